@@ -1,0 +1,112 @@
+"""Every error that a user can cause or meet, with the exit code of the command that ends in it.
+
+::
+
+    StlmKdError                1   something failed
+    ├── UsageError             2   the words on the command line
+    ├── RecipeError            3   the recipe is wrong, or contradicts what it names
+    ├── ModelError             3   a model or tokenizer cannot play the part that it was given
+    ├── EnvironmentFault       5   a file, a download or a package is not there
+    ├── DataError              1   text that cannot be used
+    ├── CheckpointError        1   a checkpoint or result folder that cannot be used
+    ├── NonFiniteError         1   a loss or gradient became NaN or infinite
+    ├── Preempted             75   stopped by SIGTERM, after saving
+    └── Interrupted          130   stopped by Ctrl-C, after saving
+
+A message names the place, what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class StlmKdError(Exception):
+    """Something failed; the message says what, where and what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(StlmKdError):
+    """The words on the command line are wrong."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault of a recipe: the dotted place, what is wrong there, and the line where it is known."""
+
+    place: str
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.place} (line {self.line})" if self.line is not None else self.place
+        return f"{where}: {self.message}" if where else self.message
+
+
+class RecipeError(StlmKdError):
+    """A recipe is wrong, or contradicts what it names; holds all faults that were found at once."""
+
+    exit_code = 3
+
+    def __init__(self, origin: str, faults: Sequence[Fault]) -> None:
+        self.origin = origin
+        self.faults = tuple(faults)
+        count = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}"
+        super().__init__("\n".join([f"{origin}: {count}", *(f"  {fault}" for fault in self.faults)]))
+
+
+class ModelError(StlmKdError):
+    """A model or a tokenizer cannot play the part that it was given."""
+
+    exit_code = 3
+
+
+class EnvironmentFault(StlmKdError):
+    """A file, a download or a package that is needed is not there."""
+
+    exit_code = 5
+
+
+class DataError(StlmKdError):
+    """Text that cannot be used: empty, malformed or too short."""
+
+
+class CheckpointError(StlmKdError):
+    """A checkpoint or a result folder that cannot be used."""
+
+
+class NonFiniteError(StlmKdError):
+    """A loss or a gradient became NaN or infinite before an optimizer step."""
+
+
+class Preempted(StlmKdError):  # noqa: N818 - an ending, not a fault
+    """Stopped by SIGTERM after a checkpoint was saved."""
+
+    exit_code = 75
+
+
+class Interrupted(StlmKdError):  # noqa: N818 - an ending, not a fault
+    """Stopped by Ctrl-C after a checkpoint was saved."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A suffix such as `` (did you mean temperature?)``, or the list of known names where none is near.
+
+    >>> did_you_mean("temprature", ["temperature", "weight"])
+    ' (did you mean temperature?)'
+    >>> did_you_mean("qqq", ["b", "a"])
+    '; known: a, b'
+    """
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    if near:
+        return f" (did you mean {near[0]}?)"
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,0 +1,1 @@
+"""Losses as pure functions per token; the objective masks, weighs and reduces them."""

@@ -1,0 +1,1 @@
+"""Recipes: the outside text, checked once and turned into typed values."""

@@ -1,0 +1,1 @@
+"""What each command does: the only modules that know recipes and parts."""

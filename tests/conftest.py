@@ -1,0 +1,19 @@
+"""What the tests share: where the real data lies, and offline mode throughout."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data and vocabularies that ``STLM_KD_DATA`` names."""
+    folder = os.environ.get("STLM_KD_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("STLM_KD_DATA does not name a folder of real data")
+    return Path(folder).resolve()
