@@ -85,13 +85,13 @@ class NonFiniteError(StlmKdError):
     """A loss or a gradient became NaN or infinite before an optimizer step."""
 
 
-class Preempted(StlmKdError):  # noqa: N818 - an ending, not a fault
+class Preempted(StlmKdError):
     """Stopped by SIGTERM after a checkpoint was saved."""
 
     exit_code = 75
 
 
-class Interrupted(StlmKdError):  # noqa: N818 - an ending, not a fault
+class Interrupted(StlmKdError):
     """Stopped by Ctrl-C after a checkpoint was saved."""
 
     exit_code = 130
