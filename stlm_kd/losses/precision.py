@@ -1,0 +1,11 @@
+"""The precision in which losses are computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half precision raised to float32; float64 stays. Sums over a vocabulary lose too much in 8 bits of mantissa."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -1,0 +1,120 @@
+"""Load causal language models from folders and the Hub, trusting nothing, and save them whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from stlm_kd.errors import EnvironmentFault, ModelError
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a folder or Hub id, without its weights.
+
+    Raises:
+        EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
+        ModelError: It needs code of its own and ``trust_remote_code`` is off, or is not understood.
+    """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise EnvironmentFault(f"{name}: a folder without config.json; expected a Hugging Face model folder")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OfflineModeIsEnabled, HFValidationError, OSError) as error:
+        raise _absent(name, error) from error
+    except ValueError as error:
+        raise _refused(name, error) from error
+    assert isinstance(config, PretrainedConfig)
+    return config
+
+
+def load_causal_lm(
+    name: str, *, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, sdpa attention, from safetensors only.
+
+    Raises:
+        EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
+        ModelError: It needs remote code, has no safetensors weights, has missing weights, or is not causal.
+    """
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OfflineModeIsEnabled, OSError) as error:
+        raise _absent(name, error) from error
+    except SafetensorError as error:
+        raise ModelError(f"{name}: the weights cannot be read ({error}); fetch or copy them again") from error
+    except (ValueError, RuntimeError) as error:
+        raise _refused(name, error) from error
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if missing:
+        raise ModelError(
+            f"{name}: {len(missing)} weights are missing or of another shape than config.json says "
+            f"(first: {missing[0]}); the folder does not hold a whole {config.model_type} language model"
+        )
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise ModelError(f"{name}: a {config.model_type} model without a linear vocabulary head")
+    return model.eval()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer as one Hugging Face folder; the folder appears whole or not at all."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+
+
+def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def _absent(name: str, error: Exception) -> EnvironmentFault:
+    if "trust_remote_code" in str(error):
+        return _remote_code(name)  # type: ignore[return-value]
+    if Path(name).is_dir():
+        return EnvironmentFault(
+            f"{name}: {_first_line(error)}; only safetensors weights are read, never pickled ones"
+        )
+    return EnvironmentFault(
+        f"{name}: neither a folder nor in the Hub's cache, and the Hub gave no such model "
+        f"({_first_line(error)}); check the name, download it first (hf download {name}), or give a folder"
+    )
+
+
+def _refused(name: str, error: Exception) -> ModelError:
+    if "trust_remote_code" in str(error):
+        return _remote_code(name)
+    return ModelError(
+        f"{name}: not a causal language model that transformers can load ({_first_line(error)})"
+    )
+
+
+def _remote_code(name: str) -> ModelError:
+    return ModelError(
+        f"{name}: the model brings code of its own, which is not run; read it, and if you trust it, "
+        "say --trust-remote-code"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,165 @@
+"""Make a student: from fields of a configuration, or from some of a teacher's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.errors import ModelError, did_you_mean
+from stlm_kd.models.load import count_parameters
+
+LARGEST_STUDENT = 150_000_000
+"""Parameters that a student may have at most."""
+
+LayerChoice = Literal["every-other", "first", "last", "spread"] | Sequence[int]
+
+
+def student_from_fields(
+    fields: Mapping[str, int | float | str | bool],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int,
+    seed: int,
+) -> PreTrainedModel:
+    """A freshly initialised causal model over the tokenizer's vocabulary.
+
+    Args:
+        fields: ``model_type`` and fields of its configuration (a preset or a recipe's ``architecture``).
+        tokenizer: Decides the vocabulary's size and the special ids.
+        context: Positions that the data needs; the model gets at least so many.
+        seed: Of the initial weights alone.
+
+    Raises:
+        ModelError: Unknown type or field, a configuration that does not build, or too many parameters.
+    """
+    given = dict(fields)
+    model_type = str(given.pop("model_type", ""))
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"student.architecture.model_type: {model_type or 'nothing'} given"
+            f"{did_you_mean(model_type, ARCHITECTURES)}; expected a model type of transformers"
+        )
+    known = AutoConfig.for_model(model_type)
+    names = set(known.to_dict()) | set(known.attribute_map)
+    for field in given:
+        if field not in names:
+            raise ModelError(
+                f"student.architecture.{field}: not a field of {model_type}{did_you_mean(field, names)}"
+            )
+    given["max_position_embeddings"] = max(int(given.get("max_position_embeddings", 0)), context)
+    config = AutoConfig.for_model(
+        model_type,
+        **given,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ModelError(
+                f"student.architecture: {model_type} cannot be built from it: {error}"
+            ) from error
+    return check_size(model)
+
+
+def student_from_layers(teacher: PreTrainedModel, layers: LayerChoice, *, place: str) -> PreTrainedModel:
+    """A copy of the teacher that keeps only the chosen blocks, in ascending order.
+
+    Args:
+        teacher: Of a family that ``architectures.py`` lists; left untouched.
+        layers: ``every-other`` (0, 2, 4, …), ``first`` and ``last`` (half of them), ``spread`` (half of them,
+            evenly, both ends included), or explicit 0-based indices.
+        place: Where the recipe says so, for messages.
+
+    Raises:
+        ModelError: The family has no row, or a layer does not exist.
+    """
+    model_type = teacher.config.model_type
+    if model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"{place}: the layers of {model_type} are not known; known: {', '.join(ARCHITECTURES)}"
+        )
+    chosen = choose_layers(teacher.config.num_hidden_layers, layers, place=place)
+    config = type(teacher.config).from_dict(teacher.config.to_dict())
+    config.num_hidden_layers = len(chosen)
+    layer_types = getattr(teacher.config, "layer_types", None)
+    if layer_types is not None:
+        config.layer_types = [layer_types[i] for i in chosen]
+    student = type(teacher)._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    path = ARCHITECTURES[model_type].blocks
+    source, target = _state(teacher.base_model), _state(student.base_model)
+    with torch.no_grad():
+        for name, value in target.items():
+            value.copy_(source[_source_name(name, path, chosen)])
+        old_head, new_head = teacher.get_output_embeddings(), student.get_output_embeddings()
+        assert isinstance(old_head, nn.Linear) and isinstance(new_head, nn.Linear)
+        new_head.weight.copy_(old_head.weight)
+        if new_head.bias is not None:
+            new_head.bias.copy_(old_head.bias)
+    return check_size(student.eval())
+
+
+def choose_layers(num_layers: int, layers: LayerChoice, *, place: str) -> list[int]:
+    """The 0-based teacher layers that a choice names, ascending.
+
+    >>> choose_layers(12, "every-other", place="")
+    [0, 2, 4, 6, 8, 10]
+    >>> choose_layers(12, "spread", place="")
+    [0, 2, 4, 7, 9, 11]
+    >>> choose_layers(5, "last", place="")
+    [3, 4]
+    """
+    half = max(1, num_layers // 2)
+    if layers == "every-other":
+        return list(range(0, num_layers, 2))
+    if layers == "first":
+        return list(range(half))
+    if layers == "last":
+        return list(range(num_layers - half, num_layers))
+    if layers == "spread":
+        return [round(i * (num_layers - 1) / (half - 1)) if half > 1 else 0 for i in range(half)]
+    assert not isinstance(layers, str)
+    if not layers or any(not 0 <= i < num_layers for i in layers) or sorted(set(layers)) != list(layers):
+        raise ModelError(
+            f"{place}: {list(layers)} given, but the teacher has {num_layers} layers; "
+            f"use different indices 0 to {num_layers - 1} in ascending order"
+        )
+    return list(layers)
+
+
+def check_size(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, refused when it is larger than what this tool calls tiny."""
+    size = count_parameters(model)
+    if size > LARGEST_STUDENT:
+        raise ModelError(
+            f"student: {size:,} parameters; a student has at most {LARGEST_STUDENT:,}. "
+            "Choose fewer layers, a smaller width or a smaller vocabulary"
+        )
+    return model
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        **dict(model.named_parameters()),
+        **{k: v for k, v in model.named_buffers() if k in model.state_dict()},
+    }
+
+
+def _source_name(name: str, path: str, chosen: Sequence[int]) -> str:
+    """The teacher's name of a student's tensor: the block's number is replaced, the rest stays."""
+    prefix = f"{path}."
+    if not name.startswith(prefix):
+        return name
+    index, rest = name[len(prefix) :].split(".", 1)
+    return f"{prefix}{chosen[int(index)]}.{rest}"
