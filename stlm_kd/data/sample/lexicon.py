@@ -1,0 +1,217 @@
+"""The words: eight classes of nouns, and the verbs and adjectives that each class selects.
+
+A verb or an adjective goes with the nouns of its class alone ("the willow wilts", never "the wagon wilts"),
+so every stem carries facts that only enough text teaches. Within a list the first word is the most frequent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Gender(Enum):
+    """What a pronoun shows of a noun."""
+
+    MASCULINE = "he"
+    FEMININE = "she"
+    NEUTER = "it"
+
+
+@dataclass(frozen=True, slots=True)
+class NounClass:
+    """Nouns that the same words select. All stems are in their base form."""
+
+    name: str
+    nouns: tuple[str, ...]
+    intransitive: tuple[str, ...]  # verbs whose subject is of this class
+    transitive: tuple[str, ...]  # verbs whose object is of this class
+    adjectives: tuple[str, ...]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+CLASSES = (
+    NounClass(
+        "person",
+        _words(
+            "king sister uncle mother boy queen waiter aunt brother girl prince daughter father "
+            "grandmothernephew princess duke niece grandfather waitress son duchess"
+        ),
+        _words("laugh sing argue whisper dance pray complain"),
+        _words("greet thank advise marry teach trust invite"),
+        _words("kind clever jealous honest polite lazy brave rude wise shy generous"),
+    ),
+    NounClass(
+        "animal",
+        _words(
+            "dog horse cat rabbit goat wolf hen mouse crow donkey otter goose spider lamb badger "
+            "lizardfalcon turtle beaver squirrel"
+        ),
+        _words("growl graze howl burrow purr hibernate prowl"),
+        _words("feed chase groom tame ride hunt milk"),
+        _words("furry fierce tame hungry nimble playful timid spotted sleek feral horned"),
+    ),
+    NounClass(
+        "plant",
+        _words(
+            "tree rose bush oak fern willow daisy vine tulip reed maple thistle lily pine poppy nettle "
+            "cedarelm orchid clover"
+        ),
+        _words("bloom wither sprout blossom wilt droop ripen"),
+        _words("water plant prune pick uproot tend graft"),
+        _words("leafy lush thorny fragrant mossy shady evergreen prickly barren gnarled budding"),
+    ),
+    NounClass(
+        "food",
+        _words(
+            "cake soup pie cheese loaf stew sausage pancake biscuit pudding dumpling tart muffin "
+            "sandwichnoodle omelette pickle waffle pretzel cracker"
+        ),
+        _words("cool simmer crumble bake spoil sizzle melt"),
+        _words("eat cook taste serve chew season swallow"),
+        _words("sweet tasty salty fresh sour spicy stale crisp bitter creamy juicy"),
+    ),
+    NounClass(
+        "tool",
+        _words(
+            "hammer knife ladder saw shovel bucket broom axe needle brush rake drill wrench spade lever "
+            "clampchisel pulley mallet anvil"
+        ),
+        _words("rust clatter jam wobble clink splinter grind"),
+        _words("lift sharpen borrow grip oil wield polish"),
+        _words("rusty sharp blunt handy dented pointed greasy hefty jagged notched forged"),
+    ),
+    NounClass(
+        "vehicle",
+        _words(
+            "boat train cart truck wagon bus ferry bicycle carriage tractor tram van coach canoe raft "
+            "sledgescooter yacht barge kayak"
+        ),
+        _words("arrive rattle depart stall swerve skid accelerate"),
+        _words("drive repair load steer park board overtake"),
+        _words(
+            "noisy swift speedy sluggish punctual rickety overloaded wheeled armoured streamlineddriverless"
+        ),
+    ),
+    NounClass(
+        "building",
+        _words(
+            "house castle barn tower church cottage school mill palace inn library temple shed hut "
+            "cabinbakery chapel stable theatre prison"
+        ),
+        _words("stand collapse creak leak loom echo settle"),
+        _words("enter build guard paint rent demolish inherit"),
+        _words("tall ancient ruined spacious abandoned roomy haunted stately draughty vaulted roofless"),
+    ),
+    NounClass(
+        "garment",
+        _words(
+            "coat hat shirt dress boot scarf glove jacket cloak sock belt skirt sweater apron cap gown "
+            "ribbonrobe vest sandal"
+        ),
+        _words("fade shrink flutter dangle wrinkle fray unravel"),
+        _words("wear sew fold mend iron knit button"),
+        _words("woollen striped ragged silken tight baggy knitted fashionable threadbare checkedembroidered"),
+    ),
+)
+PERSON, ANIMAL = CLASSES[0], CLASSES[1]
+CLASS_OF_NOUN = {noun: cls for cls in CLASSES for noun in cls.nouns}
+
+# What an animal can do to something; a person can do everything.
+ANIMAL_DOES = frozenset(
+    {"trust", "chase", "feed", "hunt", "uproot", "eat", "taste", "chew", "swallow", "guard", "enter"}
+)
+
+FEMININE = frozenset(
+    _words("sister mother queen aunt girl daughter grandmother princess niece waitress duchess")
+)
+WOMEN = _words("Anna Clara Ruth Nora Ella Vera Ida Mabel")
+MEN = _words("Tom Oscar Henry Paul Felix Victor Hugo Amos")
+TOWNS = _words("Oakford Westmere Redhaven Stonewick Elmsby Kingsdale Farrow Millport")
+
+SINGULAR_DETERMINERS = ("the", "a", "this", "every", "that", "each", "one")
+PLURAL_DETERMINERS = (
+    "the",
+    "some",
+    "these",
+    "many",
+    "two",
+    "those",
+    "few",
+    "most",
+    "all",
+    "three",
+    "several",
+)
+# Determiners that can follow "there is" and "there are", and those that cannot.
+WEAK_SINGULAR, STRONG_SINGULAR = ("a", "no", "one"), ("every", "each")
+WEAK_PLURAL, STRONG_PLURAL = ("some", "many", "two", "no", "few", "three", "several"), ("most", "all")
+
+PREPOSITIONS = ("near", "behind", "beside", "above", "below")
+FREQUENCY = ("often", "always", "rarely", "usually", "sometimes", "seldom")
+MANNER = ("slowly", "quietly", "again", "today", "suddenly", "outside")
+REPORTING = ("say", "think", "know", "believe", "hope", "claim")
+
+_IRREGULAR_PLURALS = {
+    "wolf": "wolves", "mouse": "mice", "goose": "geese", "loaf": "loaves", "knife": "knives",
+    "scarf": "scarves",
+}  # fmt: skip
+_IRREGULAR_VERBS = {"be": "is", "have": "has", "do": "does"}
+
+
+def _with_s(stem: str) -> str:
+    if stem.endswith(("s", "x", "z", "ch", "sh")) or stem == "echo":
+        return stem + "es"
+    if stem.endswith("y") and stem[-2] not in "aeou":
+        return stem[:-1] + "ies"
+    return stem + "s"
+
+
+# Written out once: the generator looks a form up for every word.
+_PLURAL = {noun: _IRREGULAR_PLURALS.get(noun, _with_s(noun)) for cls in CLASSES for noun in cls.nouns}
+_THIRD_PERSON = {
+    verb: _IRREGULAR_VERBS.get(verb, _with_s(verb))
+    for verbs in (
+        *((*cls.intransitive, *cls.transitive) for cls in CLASSES),
+        REPORTING,
+        tuple(_IRREGULAR_VERBS),
+    )
+    for verb in verbs
+}
+
+
+def noun_form(noun: str, *, plural: bool) -> str:
+    """The noun in the singular or the plural.
+
+    >>> noun_form("daisy", plural=True), noun_form("mouse", plural=True)
+    ('daisies', 'mice')
+    """
+    return _PLURAL[noun] if plural else noun
+
+
+def verb_form(verb: str, *, plural: bool) -> str:
+    """The verb in the present tense, third person.
+
+    >>> verb_form("marry", plural=False), verb_form("be", plural=True)
+    ('marries', 'are')
+    """
+    if plural:
+        return "are" if verb == "be" else verb
+    return _THIRD_PERSON[verb]
+
+
+def gender_of(noun: str) -> Gender:
+    """The gender that a pronoun or a reflexive for the noun has in the singular."""
+    if CLASS_OF_NOUN[noun] is not PERSON:
+        return Gender.NEUTER
+    return Gender.FEMININE if noun in FEMININE else Gender.MASCULINE
+
+
+def with_article(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words with a leading "a" turned to "an" before a vowel."""
+    if words[0] == "a" and words[1][0] in "aeiou":
+        return ("an", *words[1:])
+    return words

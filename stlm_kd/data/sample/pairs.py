@@ -1,0 +1,160 @@
+"""Minimal pairs: two sentences that differ in one word, of which the grammar accepts the first alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stlm_kd.data.sample import grammar, lexicon
+from stlm_kd.data.sample.draw import Draws
+from stlm_kd.data.sample.grammar import Predicate, Words
+from stlm_kd.data.sample.lexicon import ANIMAL, CLASSES, PERSON, Gender, NounClass
+
+
+@dataclass(frozen=True, slots=True)
+class MinimalPair:
+    """A sentence of the grammar, one that breaks a single rule of it, and the name of the rule."""
+
+    good: str
+    bad: str
+    phenomenon: str
+
+
+Maker = Callable[[Draws], tuple[Words, Words]]
+
+
+def minimal_pairs(count: int, *, seed: int = 0) -> list[MinimalPair]:
+    """``count`` synthetic minimal pairs, the phenomena in turn.
+
+    >>> [pair.phenomenon for pair in minimal_pairs(2)]
+    ['agreement_across_attractor', 'anaphor_agreement']
+    """
+    pairs = []
+    for index in range(count):
+        phenomenon = PHENOMENA[index % len(PHENOMENA)]
+        good, bad = _MAKERS[phenomenon](Draws(f"pairs {seed} {index}"))
+        pairs.append(MinimalPair(grammar.sentence(good), grammar.sentence(bad), phenomenon))
+    return pairs
+
+
+def _any_class(draws: Draws) -> NounClass:
+    return draws.uniform(CLASSES)
+
+
+def _other_class(draws: Draws, *excluded: NounClass) -> NounClass:
+    return draws.uniform([cls for cls in CLASSES if cls not in excluded])
+
+
+def _actor(draws: Draws) -> NounClass:
+    return draws.uniform((PERSON, ANIMAL))
+
+
+def _subject_verb_agreement(draws: Draws) -> tuple[Words, Words]:
+    subject = grammar.noun_phrase(draws, grammar.draw_noun(draws, _any_class(draws)), determiner="the")
+    said = grammar.predicate(draws, subject)
+    while said.after and said.after[-1] == subject.reflexive():  # which would give the number away
+        said = grammar.predicate(draws, subject)
+    return grammar.clause(subject, said), (*subject.words, *said.words(plural=not subject.plural))
+
+
+def _agreement_across_attractor(draws: Draws) -> tuple[Words, Words]:
+    plural = draws.chance(0.5)
+    head = grammar.noun_phrase(
+        draws, grammar.draw_noun(draws, _any_class(draws), plural=plural), determiner="the", adjective=0.0
+    )
+    other = grammar.noun_phrase(
+        draws, grammar.draw_noun(draws, _any_class(draws), plural=not plural), determiner="the", adjective=0.0
+    )
+    words = (*head.words, draws.zipf(lexicon.PREPOSITIONS), *other.words)
+    said = grammar.intransitive(draws, head.noun_class)
+    return (*words, *said.words(plural=plural)), (*words, *said.words(plural=not plural))
+
+
+def _anaphor_agreement(draws: Draws) -> tuple[Words, Words]:
+    noun_class = _actor(draws)
+    subject = grammar.noun_phrase(draws, grammar.draw_noun(draws, noun_class), determiner="the")
+    verb = draws.zipf(grammar.transitive_verbs(noun_class, noun_class))
+    wrong = [
+        form
+        for form in (*(grammar.reflexive(gender, plural=False) for gender in Gender), "themselves")
+        if form != subject.reflexive()
+    ]
+    good = grammar.clause(subject, Predicate((), verb, (subject.reflexive(),)))
+    return good, (*good[:-1], draws.uniform(wrong))
+
+
+def _determiner_noun_agreement(draws: Draws) -> tuple[Words, Words]:
+    """The noun is in object position, so that no verb shows its number."""
+    target, plural = _any_class(draws), draws.chance(0.5)
+    determiner = draws.uniform(("these", "those", "many") if plural else ("this", "that", "every"))
+    noun = draws.zipf(target.nouns)
+    actor = grammar.noun_phrase(draws, grammar.draw_noun(draws, PERSON), determiner="the", adjective=0.0)
+    start = grammar.clause(actor, Predicate((), draws.zipf(target.transitive), (determiner,)))
+    good, bad = (lexicon.noun_form(noun, plural=number) for number in (plural, not plural))
+    return (*start, good), (*start, bad)
+
+
+def _selection_of_subject(draws: Draws) -> tuple[Words, Words]:
+    verb_class = _any_class(draws)
+    said = grammar.intransitive(draws, verb_class)
+    return _swap_noun(draws, verb_class, _other_class(draws, verb_class), said, subject=True)
+
+
+def _selection_of_object(draws: Draws) -> tuple[Words, Words]:
+    target = _any_class(draws)
+    said = Predicate((), draws.zipf(target.transitive), ())
+    return _swap_noun(draws, target, _other_class(draws, target), said, subject=False)
+
+
+def _selection_of_adjective(draws: Draws) -> tuple[Words, Words]:
+    """The adjective changes and the noun stays, so that the nouns' frequencies decide nothing."""
+    noun_class = _any_class(draws)
+    subject = grammar.noun_phrase(
+        draws, grammar.draw_noun(draws, noun_class), determiner="the", adjective=0.0
+    )
+    good = grammar.clause(subject, grammar.copular(draws, noun_class))
+    bad = grammar.clause(subject, grammar.copular(draws, _other_class(draws, noun_class)))
+    return good, bad
+
+
+def _swap_noun(
+    draws: Draws, right: NounClass, wrong: NounClass, said: Predicate, *, subject: bool
+) -> tuple[Words, Words]:
+    """The clause with a noun of the right class, and with one of the wrong class in the same rank."""
+    plural = draws.chance(0.4)
+    rank = draws.zipf(range(min(len(right.nouns), len(wrong.nouns))))
+    phrases = [("the", lexicon.noun_form(cls.nouns[rank], plural=plural)) for cls in (right, wrong)]
+    if subject:
+        verb = said.words(plural=plural)
+        return (*phrases[0], *verb), (*phrases[1], *verb)
+    actor = grammar.clause(grammar.named_person(draws), said)
+    return (*actor, *phrases[0]), (*actor, *phrases[1])
+
+
+def _quantifier_after_there(draws: Draws) -> tuple[Words, Words]:
+    noun = grammar.draw_noun(draws, _any_class(draws))
+    weak = draws.uniform(lexicon.WEAK_PLURAL if noun.plural else ("no", "one"))
+    strong = draws.uniform(lexicon.STRONG_PLURAL if noun.plural else lexicon.STRONG_SINGULAR)
+    good = grammar.existential(draws, noun, determiner=weak)
+    return good, (*good[:2], strong, *good[3:])
+
+
+def _quantifier_before_ever(draws: Draws) -> tuple[Words, Words]:
+    noun = grammar.draw_noun(draws, _any_class(draws))
+    good = grammar.never(draws, noun)
+    wrong = draws.uniform(("the", "some", "all", "most") if noun.plural else ("the", "every", "this", "each"))
+    return good, (wrong, *good[1:])
+
+
+_MAKERS: dict[str, Maker] = {
+    "agreement_across_attractor": _agreement_across_attractor,
+    "anaphor_agreement": _anaphor_agreement,
+    "determiner_noun_agreement": _determiner_noun_agreement,
+    "quantifier_after_there": _quantifier_after_there,
+    "quantifier_before_ever": _quantifier_before_ever,
+    "selection_of_adjective": _selection_of_adjective,
+    "selection_of_object": _selection_of_object,
+    "selection_of_subject": _selection_of_subject,
+    "subject_verb_agreement": _subject_verb_agreement,
+}
+PHENOMENA = tuple(_MAKERS)
