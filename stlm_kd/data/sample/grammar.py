@@ -154,7 +154,7 @@ def predicate(draws: Draws, subject: NounPhrase, cast: Sequence[Noun] = ()) -> P
 
 
 def with_modifier(draws: Draws, head: NounPhrase, cast: Sequence[Noun] = ()) -> NounPhrase:
-    """The phrase with a second noun before its verb: "the dogs near the barn", "the dogs that chase the hen"."""
+    """The phrase with a second noun before its verb: "the dogs near the barn", "the dogs that chase hens"."""
     if _TARGETS[head.noun_class.name] and draws.chance(0.4):
         relative = transitive(draws, head.noun_class, cast).words(plural=head.plural)
         return NounPhrase((*head.words, "that", *relative), head.noun_class, head.plural, head.gender)

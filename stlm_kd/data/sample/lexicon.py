@@ -38,7 +38,7 @@ CLASSES = (
         "person",
         _words(
             "king sister uncle mother boy queen waiter aunt brother girl prince daughter father "
-            "grandmothernephew princess duke niece grandfather waitress son duchess"
+            "grandmother nephew princess duke niece grandfather waitress son duchess"
         ),
         _words("laugh sing argue whisper dance pray complain"),
         _words("greet thank advise marry teach trust invite"),
@@ -48,7 +48,7 @@ CLASSES = (
         "animal",
         _words(
             "dog horse cat rabbit goat wolf hen mouse crow donkey otter goose spider lamb badger "
-            "lizardfalcon turtle beaver squirrel"
+            "lizard falcon turtle beaver squirrel"
         ),
         _words("growl graze howl burrow purr hibernate prowl"),
         _words("feed chase groom tame ride hunt milk"),
@@ -58,7 +58,7 @@ CLASSES = (
         "plant",
         _words(
             "tree rose bush oak fern willow daisy vine tulip reed maple thistle lily pine poppy nettle "
-            "cedarelm orchid clover"
+            "cedar elm orchid clover"
         ),
         _words("bloom wither sprout blossom wilt droop ripen"),
         _words("water plant prune pick uproot tend graft"),
@@ -68,7 +68,7 @@ CLASSES = (
         "food",
         _words(
             "cake soup pie cheese loaf stew sausage pancake biscuit pudding dumpling tart muffin "
-            "sandwichnoodle omelette pickle waffle pretzel cracker"
+            "sandwich noodle omelette pickle waffle pretzel cracker"
         ),
         _words("cool simmer crumble bake spoil sizzle melt"),
         _words("eat cook taste serve chew season swallow"),
@@ -78,7 +78,7 @@ CLASSES = (
         "tool",
         _words(
             "hammer knife ladder saw shovel bucket broom axe needle brush rake drill wrench spade lever "
-            "clampchisel pulley mallet anvil"
+            "clamp chisel pulley mallet anvil"
         ),
         _words("rust clatter jam wobble clink splinter grind"),
         _words("lift sharpen borrow grip oil wield polish"),
@@ -88,19 +88,19 @@ CLASSES = (
         "vehicle",
         _words(
             "boat train cart truck wagon bus ferry bicycle carriage tractor tram van coach canoe raft "
-            "sledgescooter yacht barge kayak"
+            "sledge scooter yacht barge kayak"
         ),
         _words("arrive rattle depart stall swerve skid accelerate"),
         _words("drive repair load steer park board overtake"),
         _words(
-            "noisy swift speedy sluggish punctual rickety overloaded wheeled armoured streamlineddriverless"
+            "noisy swift speedy sluggish punctual rickety overloaded wheeled armoured streamlined driverless"
         ),
     ),
     NounClass(
         "building",
         _words(
             "house castle barn tower church cottage school mill palace inn library temple shed hut "
-            "cabinbakery chapel stable theatre prison"
+            "cabin bakery chapel stable theatre prison"
         ),
         _words("stand collapse creak leak loom echo settle"),
         _words("enter build guard paint rent demolish inherit"),
@@ -110,11 +110,13 @@ CLASSES = (
         "garment",
         _words(
             "coat hat shirt dress boot scarf glove jacket cloak sock belt skirt sweater apron cap gown "
-            "ribbonrobe vest sandal"
+            "ribbon robe vest sandal"
         ),
         _words("fade shrink flutter dangle wrinkle fray unravel"),
         _words("wear sew fold mend iron knit button"),
-        _words("woollen striped ragged silken tight baggy knitted fashionable threadbare checkedembroidered"),
+        _words(
+            "woollen striped ragged silken tight baggy knitted fashionable threadbare checked embroidered"
+        ),
     ),
 )
 PERSON, ANIMAL = CLASSES[0], CLASSES[1]
