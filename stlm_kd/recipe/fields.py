@@ -1,0 +1,220 @@
+"""What the parts of a recipe are made of: strict field types, and a base that names every fault of a part."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import Self
+
+from stlm_kd.errors import did_you_mean
+
+UNKNOWN_KEY = "unknown_key"
+"""The type of a fault that leaves the rest of its part intact."""
+
+LENIENT = "lenient"
+"""Validation context under which unknown keys are passed over, to look for further faults behind them."""
+
+_SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMmBb])")
+
+
+def fault(message: str) -> PydanticCustomError:
+    """A fault at the place where a validator raises it."""
+    return PydanticCustomError("fault", message.replace("{", "{{").replace("}", "}}"))  # type: ignore[arg-type]
+
+
+def parse_count(value: object) -> object:
+    """A count as a whole number, where it is written as one: ``200M``, ``8k``, ``1.5B``, ``1e6``.
+
+    >>> parse_count("1.5B"), parse_count("8k"), parse_count(1e6)
+    (1500000000, 8000, 1000000)
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    match = _COUNT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    suffix = match[2].upper() if match[2] not in "kK" else "k"
+    number = float(match[1]) * _SUFFIXES[suffix]
+    return int(number) if math.isfinite(number) and number.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Strict(), Field(ge=1)]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Positive = Annotated[float, Strict(), Field(allow_inf_nan=False, gt=0)]
+NotNegative = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0)]
+Share = Annotated[float, Strict(), Field(gt=0, le=1)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Part(BaseModel):
+    """A mapping of a recipe: frozen, no unknown keys, every fault in words and with the nearest name.
+
+    Attributes:
+        label: What the part is called in messages.
+        one_of: Keys of which exactly one is given.
+        one_of_optional: Whether none of them may be given as well.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    label: ClassVar[str] = "a recipe"
+    one_of: ClassVar[tuple[str, ...]] = ()
+    one_of_optional: ClassVar[bool] = False
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _every_fault(
+        cls, given: object, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        """Validate with near-miss keys put right, so that their values are checked too; say all faults."""
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, Mapping):
+            raise fault(f"{show(given)} found; expected a mapping: {', '.join(cls.model_fields)}")
+        repaired, found = _repair(given, cls)
+        try:
+            part = handler(repaired)
+        except ValidationError as error:
+            originals = {near: key for key, near in _renamed(given, repaired, cls).items()}
+            found += [_in_words(line, cls, originals) for line in error.errors(include_url=False)]
+            part = None
+        found += [] if cls._may_lack(repaired) else _exclusive(repaired, cls)
+        if found and (part is None or not _only_unknown(found) or not _lenient(info)):
+            raise ValidationError.from_exception_data(cls.__name__, found)
+        assert part is not None
+        return part
+
+    @classmethod
+    def _may_lack(cls, given: Mapping[str, object]) -> bool:
+        return not cls.one_of or (cls.one_of_optional and all(given.get(key) is None for key in cls.one_of))
+
+
+def show(value: object) -> str:
+    """A value as a person wrote it, short, with its kind where that is what is wrong."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the text {_short(value)!r}"
+    if isinstance(value, Mapping):
+        return f"a mapping ({_short(', '.join(map(str, value)))})"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    return _short(str(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _repair(given: Mapping[Any, Any], cls: type[Part]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
+    """Known keys, near misses under the key that was meant, and a fault for each unknown key."""
+    known = list(cls.model_fields)
+    repaired = {key: value for key, value in given.items() if key in known}
+    faults = []
+    for key, value in given.items():
+        if key in known:
+            continue
+        near = get_close_matches(str(key), known, n=1)
+        if near and near[0] not in repaired:
+            repaired[near[0]] = value
+        message = f"not {cls.label}{did_you_mean(str(key), known)}"
+        error = PydanticCustomError(UNKNOWN_KEY, message)  # type: ignore[arg-type]
+        faults.append(InitErrorDetails(type=error, loc=(str(key),), input=value))
+    return repaired, faults
+
+
+def _renamed(given: Mapping[Any, Any], repaired: Mapping[str, Any], cls: type[Part]) -> dict[str, str]:
+    """Near misses: the key as it was written → the key that was meant."""
+    known = list(cls.model_fields)
+    return {
+        str(key): near[0]
+        for key in given
+        if key not in known and (near := get_close_matches(str(key), known, n=1)) and near[0] not in given
+    }
+
+
+def _exclusive(repaired: Mapping[str, object], cls: type[Part]) -> list[InitErrorDetails]:
+    names = [key for key in cls.one_of if repaired.get(key) is not None]
+    if len(names) == 1:
+        return []
+    found = " and ".join(names) if names else "none"
+    message = f"{found} given; expected exactly one of {', '.join(cls.one_of)}"
+    return [InitErrorDetails(type=fault(message), loc=(), input=None)]
+
+
+def _only_unknown(found: list[InitErrorDetails]) -> bool:
+    return all(isinstance(e["type"], PydanticCustomError) and e["type"].type == UNKNOWN_KEY for e in found)
+
+
+def _lenient(info: ValidationInfo) -> bool:
+    return bool(info.context and info.context.get(LENIENT))
+
+
+def _in_words(line: Any, cls: type[Part], originals: Mapping[str, str]) -> InitErrorDetails:
+    """One line of a validation error as a fault in words; those of parts further in are in words already."""
+    loc = tuple(line["loc"])
+    if loc and loc[0] in originals:
+        loc = (originals[str(loc[0])], *loc[1:])
+    kind, found = line["type"], line["input"]
+    if kind in ("fault", UNKNOWN_KEY):
+        error = PydanticCustomError(kind, line["msg"].replace("{", "{{").replace("}", "}}"))
+    elif kind == "missing":
+        error = fault("not given, and there is no default")
+    else:
+        error = fault(f"{show(found)} found; {_expected(kind, line.get('ctx', {}), found)}")
+    return InitErrorDetails(type=error, loc=loc, input=found)
+
+
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "bool_type": "expected true or false",
+    "string_type": "expected text",
+    "string_too_short": "expected text that is not empty",
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+    "dict_type": "expected a mapping",
+    "mapping_type": "expected a mapping",
+    "too_long": "that is too many",
+    "too_short": "that is too few",
+    "string_pattern_mismatch": "expected letters, digits, dots, dashes and underscores, at most 64",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def _expected(kind: str, ctx: Mapping[str, Any], found: object) -> str:
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        return f"expected {words} {ctx[key]:g}"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", ctx["expected"])
+        near = get_close_matches(str(found), choices, n=1)
+        return f"expected one of {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else "")
+    return _EXPECTED.get(kind, f"expected another kind of value ({kind})")
