@@ -1,6 +1,6 @@
 """Where each model family keeps its parts: one row each.
 
-A family needs a row when a student is initialised from its layers. Everything that transformers answers itself
+A family needs a row when a student is initialised from its layers. What transformers answers itself
 (embeddings, head, base model, configuration aliases) has no column here.
 """
 

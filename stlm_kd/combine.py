@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Protocol
+from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -12,14 +12,11 @@ from torch import Tensor
 
 from stlm_kd.registry import Registry
 
+Combiner = Callable[..., Tensor]
+"""``combiner(log_probs_nV by teacher, label_n, /, **options)`` → log-probabilities of the mixture, (n, V).
 
-class Combiner(Protocol):
-    """Teachers' log-probabilities by name, (n, V) each, and the labels (n,) → log-probabilities (n, V)."""
-
-    def __call__(self, log_probs_nV: Mapping[str, Tensor], label_n: Tensor, /) -> Tensor:
-        """Log-probabilities of the mixture, shape (n, V); the teachers are already softened."""
-        ...
-
+It sees one chunk of rows over the full vocabulary; each teacher is already softened by the temperature.
+"""
 
 COMBINERS: Registry[Combiner] = Registry("way to combine teachers")
 
@@ -45,7 +42,7 @@ def weighted(
 
 
 def _mixture(log_probs_nV: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """log Σ wₜ pₜ with the weights scaled to one, without leaving log space."""
+    """Log of Σ wₜ pₜ with the weights scaled to one, without leaving log space."""
     total = sum(weights[name] for name in log_probs_nV)
     mixed_nV: Tensor | None = None
     for name, log_nV in log_probs_nV.items():

@@ -1,7 +1,7 @@
 """Losses as pure functions per token; the objective masks, weighs and reduces them.
 
-A new loss is one function decorated with ``LOSSES.register``; its keyword-only arguments become its options in
-recipes.
+A new loss is one function decorated with ``LOSSES.register``; its keyword-only arguments become its options
+in recipes.
 """
 
 from stlm_kd.losses.cross_entropy import cross_entropy

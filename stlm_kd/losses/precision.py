@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Half precision raised to float32; float64 stays. Sums over a vocabulary lose too much in 8 bits of mantissa."""
+    """Half precision raised to float32, since sums over a vocabulary lose too much in it; float64 stays."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

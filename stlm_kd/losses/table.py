@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from collections.abc import Callable
+from typing import Annotated
 
 from annotated_types import Gt
 from torch import Tensor
@@ -12,13 +13,11 @@ from stlm_kd.registry import Registry
 Temperature = Annotated[float, Gt(0)]
 
 
-class Loss(Protocol):
-    """One value per token from logits (N, C) and a target: logits (N, C), or for ``labels`` ids (N,)."""
+Loss = Callable[..., Tensor]
+"""``loss(student_NC, target, /, **options)`` → one value per token (N,), not reduced.
 
-    def __call__(self, student_NC: Tensor, target: Tensor, /) -> Tensor:
-        """One value per token, shape (N,), in nats, not reduced."""
-        ...
-
+The target is a teacher's logits (N, C), or for ``labels`` the label of each token (N,).
+"""
 
 LOSSES: Registry[Loss] = Registry("loss")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
@@ -46,7 +47,7 @@ def load_causal_lm(
     """
     config = load_config(name, trust_remote_code=trust_remote_code)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
             dtype=dtype,
@@ -60,6 +61,8 @@ def load_causal_lm(
         raise ModelError(f"{name}: the weights cannot be read ({error}); fetch or copy them again") from error
     except (ValueError, RuntimeError) as error:
         raise _refused(name, error) from error
+    model, info = loaded
+    assert isinstance(model, PreTrainedModel)
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if missing:
         raise ModelError(
@@ -68,7 +71,8 @@ def load_causal_lm(
         )
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise ModelError(f"{name}: a {config.model_type} model without a linear vocabulary head")
-    return model.eval()
+    model.eval()
+    return model
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

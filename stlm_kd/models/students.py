@@ -7,8 +7,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.architectures import ARCHITECTURES
@@ -41,7 +40,7 @@ def student_from_fields(
     """
     given = dict(fields)
     model_type = str(given.pop("model_type", ""))
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"student.architecture.model_type: {model_type or 'nothing'} given"
             f"{did_you_mean(model_type, ARCHITECTURES)}; expected a model type of transformers"

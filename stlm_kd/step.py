@@ -1,0 +1,70 @@
+"""One optimizer step's work on one micro-batch: everything that is trained, behind a single ``forward``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stlm_kd.data.batch import Batch
+from stlm_kd.losses import LABELS
+from stlm_kd.models.forward import head_of, last_hidden
+from stlm_kd.objective import Combination, Term, reduce_terms, term_mask
+from stlm_kd.teachers import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one micro-batch gives; nothing in it is reduced across ranks.
+
+    Attributes:
+        loss: Scalar to call ``backward`` on: Σ over terms of weight · sum / denominator.
+        sums: By term, the sum over its tokens, in nats, detached, unweighted.
+        counts: By term, the tokens that it counts.
+    """
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+    counts: dict[str, int]
+
+
+class StepModule(nn.Module):
+    """The student and its objectives. Engines wrap this module, so whatever it holds is trained together.
+
+    ``labels`` is measured in every step, with weight 0 where the recipe does not ask for it: it is the number
+    that runs are compared by, and costs one pass over logits that are there anyway.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        terms: Sequence[Term],
+        *,
+        teachers: Mapping[str, Teacher] | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        measured = any(term.loss == LABELS for term in terms)
+        self.terms = [*terms] if measured else [*terms, Term(LABELS, LABELS, weight=0.0)]
+        self.combination = combination or Combination()
+        self._teachers: dict[str, Teacher] = dict(teachers or {})
+
+    def count(self, batch: Batch) -> dict[str, int]:
+        """By term, the tokens of the batch that it counts."""
+        return {term.name: int(term_mask(term, batch).sum()) for term in self.terms}
+
+    def forward(self, batch: Batch, denominators: Mapping[str, float]) -> StepOutput:
+        """Run teachers and student on the batch.
+
+        Args:
+            batch: B rows of T positions.
+            denominators: By term, the tokens that it counts in the whole optimizer step.
+        """
+        answers = {name: teacher(batch) for name, teacher in self._teachers.items()}
+        hidden_BTD = last_hidden(self.student, batch)
+        head = head_of(self.student)
+        reduced = reduce_terms(self.terms, self.combination, batch, hidden_BTD, head, answers, denominators)
+        return StepOutput(reduced.loss, reduced.sums, self.count(batch))

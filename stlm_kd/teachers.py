@@ -1,0 +1,95 @@
+"""Teachers: frozen models that answer a batch with hidden states and the head to project them with.
+
+Shapes: B rows, T positions, N tokens, D the teacher's width, V outcomes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from stlm_kd.data.batch import Batch
+from stlm_kd.losses.precision import at_least_float32
+from stlm_kd.models.forward import Head, head_of, last_hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A distribution over the vocabulary at each token, not yet projected.
+
+    Attributes:
+        hidden: (B, T, D), or (N, D) once the tokens that count are chosen.
+        head: What projects it.
+        vocabulary: The tokenizer's size; rows of the head beyond it are padding and mean nothing.
+    """
+
+    hidden: Tensor
+    head: Head
+    vocabulary: int
+
+    def rows(self, mask_BT: Tensor) -> Dense:
+        """The tokens under the mask, as (N, D)."""
+        return Dense(self.hidden[mask_BT], self.head, self.vocabulary)
+
+    def logits(self, chunk: slice, outcomes: int) -> Tensor:
+        """Logits (n, outcomes) of a chunk of tokens; -inf for outcomes beyond the tokenizer's vocabulary."""
+        real = min(self.vocabulary, outcomes)
+        bias = None if self.head.bias is None else self.head.bias[:real]
+        logits_nV = at_least_float32(functional.linear(self.hidden[chunk], self.head.weight[:real], bias))
+        return functional.pad(logits_nV, (0, outcomes - real), value=float("-inf"))
+
+
+class Teacher(Protocol):
+    """Answers a batch. It hangs outside the engine: nothing of it is trained, wrapped or saved."""
+
+    def __call__(self, batch: Batch) -> Dense:
+        """Hidden states (B, T, D) of the batch with the head."""
+        ...
+
+
+class LiveTeacher:
+    """Runs the model on every batch."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.vocabulary = vocabulary
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Dense:
+        """Hidden states (B, T, D) of the batch with the head."""
+        if self.model.device != batch.input_ids.device:
+            self.model.to(batch.input_ids.device)
+        return Dense(last_hidden(self.model, batch), head_of(self.model), self.vocabulary)
+
+
+class RememberingTeacher:
+    """Runs the model on rows it has not met, and remembers the hidden states of those it has.
+
+    Rows are known by ``example_ids``, so one instance serves one data set. For data that is read many times
+    and fits in memory: rows × T × D numbers.
+    """
+
+    def __init__(self, teacher: LiveTeacher, num_rows: int) -> None:
+        self.teacher = teacher
+        self.known = torch.zeros(num_rows, dtype=torch.bool)
+        self.states: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Dense:
+        """Hidden states (B, T, D) of the batch with the head."""
+        ids = batch.example_ids.cpu()
+        if not bool(self.known[ids].all()):
+            answer = self.teacher(batch)
+            if self.states is None:
+                self.states = answer.hidden.new_zeros((len(self.known), *answer.hidden.shape[1:]))
+            self.states[ids] = answer.hidden
+            self.known[ids] = True
+            return answer
+        assert self.states is not None
+        head = head_of(self.teacher.model)
+        return Dense(self.states[ids.to(self.states.device)], head, self.teacher.vocabulary)
