@@ -34,7 +34,8 @@ class StepModule(nn.Module):
     """The student and its objectives. Engines wrap this module, so whatever it holds is trained together.
 
     ``labels`` is measured in every step, with weight 0 where the recipe does not ask for it: it is the number
-    that runs are compared by, and costs one pass over logits that are there anyway.
+    that runs are compared by, and costs one pass over logits that are there anyway. In evaluation mode it is
+    the only term, and no teacher is asked.
     """
 
     def __init__(
@@ -47,10 +48,15 @@ class StepModule(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        measured = any(term.loss == LABELS for term in terms)
-        self.terms = [*terms] if measured else [*terms, Term(LABELS, LABELS, weight=0.0)]
+        measured = any(term.name == LABELS for term in terms)
+        self._terms = [*terms] if measured else [*terms, Term(LABELS, LABELS, weight=0.0)]
         self.combination = combination or Combination()
         self._teachers: dict[str, Teacher] = dict(teachers or {})
+
+    @property
+    def terms(self) -> list[Term]:
+        """The terms that the next forward computes."""
+        return self._terms if self.training else [Term(LABELS, LABELS)]
 
     def count(self, batch: Batch) -> dict[str, int]:
         """By term, the tokens of the batch that it counts."""
@@ -63,8 +69,10 @@ class StepModule(nn.Module):
             batch: B rows of T positions.
             denominators: By term, the tokens that it counts in the whole optimizer step.
         """
-        answers = {name: teacher(batch) for name, teacher in self._teachers.items()}
+        terms = self.terms
+        asked = self._teachers if any(term.teacher is not None for term in terms) else {}
+        answers = {name: teacher(batch) for name, teacher in asked.items()}
         hidden_BTD = last_hidden(self.student, batch)
         head = head_of(self.student)
-        reduced = reduce_terms(self.terms, self.combination, batch, hidden_BTD, head, answers, denominators)
+        reduced = reduce_terms(terms, self.combination, batch, hidden_BTD, head, answers, denominators)
         return StepOutput(reduced.loss, reduced.sums, self.count(batch))

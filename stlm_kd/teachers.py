@@ -5,6 +5,7 @@ Shapes: B rows, T positions, N tokens, D the teacher's width, V outcomes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,28 +69,21 @@ class LiveTeacher:
 
 
 class RememberingTeacher:
-    """Runs the model on rows it has not met, and remembers the hidden states of those it has.
+    """Knows the hidden states of one data set by heart: each row was run once, before the training.
 
-    Rows are known by ``example_ids``, so one instance serves one data set. For data that is read many times
-    and fits in memory: rows × T × D numbers.
+    For data that is read many times and fits in memory: rows × T × D numbers. All rows are run at the start and
+    in their own order, so that an answer does not depend on when it is asked, nor on a resume.
     """
 
-    def __init__(self, teacher: LiveTeacher, num_rows: int) -> None:
-        self.teacher = teacher
-        self.known = torch.zeros(num_rows, dtype=torch.bool)
-        self.states: Tensor | None = None
+    def __init__(self, teacher: LiveTeacher, rows: Iterable[Batch]) -> None:
+        self._teacher = teacher
+        answers = [(batch.example_ids, teacher(batch).hidden) for batch in rows]
+        ids, states = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        self._states = torch.empty_like(states)
+        self._states[ids] = states
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Dense:
         """Hidden states (B, T, D) of the batch with the head."""
-        ids = batch.example_ids.cpu()
-        if not bool(self.known[ids].all()):
-            answer = self.teacher(batch)
-            if self.states is None:
-                self.states = answer.hidden.new_zeros((len(self.known), *answer.hidden.shape[1:]))
-            self.states[ids] = answer.hidden
-            self.known[ids] = True
-            return answer
-        assert self.states is not None
-        head = head_of(self.teacher.model)
-        return Dense(self.states[ids.to(self.states.device)], head, self.teacher.vocabulary)
+        known = self._states[batch.example_ids.to(self._states.device)].to(batch.input_ids.device)
+        return Dense(known, head_of(self._teacher.model), self._teacher.vocabulary)

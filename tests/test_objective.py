@@ -179,14 +179,10 @@ def test_padded_rows_of_a_teachers_head_take_no_probability() -> None:
 
 def test_a_remembering_teacher_answers_as_the_live_one_in_any_order() -> None:
     live = LiveTeacher(pico_model("llama"), 61)
-    remembering = RememberingTeacher(live, num_rows=4)
-    remembering(part(BATCH, slice(0, 2)))
-    remembering(part(BATCH, slice(1, 4)))
+    remembering = RememberingTeacher(live, [part(BATCH, slice(2, 4)), part(BATCH, slice(0, 2))])
     shuffled = type(BATCH)(*(getattr(BATCH, n)[[3, 0, 2, 1]] for n in BATCH.__dataclass_fields__))
-    live.model = None  # type: ignore[assignment]
-    remembering.teacher.model = pico_model("llama")
     found = remembering(shuffled).hidden[shuffled.attention_mask]
-    expected = last_hidden(pico_model("llama"), shuffled)[shuffled.attention_mask]
+    expected = live(shuffled).hidden[shuffled.attention_mask]
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -241,3 +237,14 @@ def test_a_teachers_states_are_no_part_of_the_module() -> None:
     step = StepModule(pico_model(), TERMS, teachers=teachers())
     assert all(name.startswith("student.") for name in step.state_dict())
     assert isinstance(step._teachers["a"](BATCH), Dense)
+
+
+def test_in_evaluation_only_the_labels_are_measured_and_no_teacher_is_asked() -> None:
+    taught = teachers()
+    step = StepModule(pico_model("llama"), TERMS[1:], teachers=taught)
+    assert list(step.count(BATCH)) == ["kl", "rkl", "labels"]
+    for teacher in taught.values():
+        teacher.model = None  # type: ignore[assignment]
+    output = step.eval()(BATCH, step.count(BATCH))
+    assert list(output.sums) == list(output.counts) == ["labels"]
+    assert torch.allclose(output.loss.double(), output.sums["labels"] / output.counts["labels"])
