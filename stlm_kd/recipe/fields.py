@@ -36,7 +36,7 @@ _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMmBb])")
 
 def fault(message: str) -> PydanticCustomError:
     """A fault at the place where a validator raises it."""
-    return PydanticCustomError("fault", message.replace("{", "{{").replace("}", "}}"))  # type: ignore[arg-type]
+    return PydanticCustomError("fault", message)
 
 
 def parse_count(value: object) -> object:
@@ -138,7 +138,7 @@ def _repair(given: Mapping[Any, Any], cls: type[Part]) -> tuple[dict[str, Any], 
         if near and near[0] not in repaired:
             repaired[near[0]] = value
         message = f"not {cls.label}{did_you_mean(str(key), known)}"
-        error = PydanticCustomError(UNKNOWN_KEY, message)  # type: ignore[arg-type]
+        error = PydanticCustomError(UNKNOWN_KEY, message)
         faults.append(InitErrorDetails(type=error, loc=(str(key),), input=value))
     return repaired, faults
 
@@ -177,7 +177,7 @@ def _in_words(line: Any, cls: type[Part], originals: Mapping[str, str]) -> InitE
         loc = (originals[str(loc[0])], *loc[1:])
     kind, found = line["type"], line["input"]
     if kind in ("fault", UNKNOWN_KEY):
-        error = PydanticCustomError(kind, line["msg"].replace("{", "{{").replace("}", "}}"))
+        error = PydanticCustomError(kind, line["msg"])
     elif kind == "missing":
         error = fault("not given, and there is no default")
     else:

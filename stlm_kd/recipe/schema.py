@@ -163,7 +163,7 @@ class Teacher(Part):
 def _combiners() -> Registry[Any]:
     from stlm_kd.combine import COMBINERS
 
-    return COMBINERS  # type: ignore[return-value]
+    return COMBINERS
 
 
 class Combine(Part):
@@ -219,7 +219,7 @@ class Data(Part):
 def _losses() -> Registry[Any]:
     from stlm_kd.losses import LOSSES
 
-    return LOSSES  # type: ignore[return-value]
+    return LOSSES
 
 
 class Objective(Part):
@@ -241,8 +241,8 @@ class Train(Part):
     """How the student is trained. Steps are optimizer steps; null turns a thing off.
 
     ``micro_batch``: as ``effective_batch`` where null. ``validate_every`` null: at the end only.
-    ``checkpoint_every`` null: when stopped and at the end only. ``warmup``: a share of the steps. ``keep``, if
-    not given: ``best`` where there is validation text and ``validate_every``, else ``last``.
+    ``checkpoint_every`` null: when stopped and at the end only. ``warmup``: a share of the steps. ``keep``,
+    if not given: ``best`` where there is validation text and ``validate_every``, else ``last``.
     """
 
     label: ClassVar[str] = "a key of train"

@@ -1,0 +1,211 @@
+"""What the parts of a recipe demand of one another, as far as it shows without loading a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from stlm_kd.errors import did_you_mean
+from stlm_kd.recipe.schema import COMBINED, LABELS, Objective, Recipe, Source, Teacher
+
+Place: TypeAlias = tuple[str | int, ...]
+Contradiction: TypeAlias = tuple[tuple[Place, ...], str]
+"""The places that disagree, the first of which is where the message stands; and the message."""
+
+
+def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+    """Every contradiction within a recipe, and within the recipes of its teachers."""
+    yield from _student(recipe)
+    yield from _teachers(recipe)
+    yield from _combine(recipe)
+    yield from _data(recipe)
+    yield from _objectives(recipe)
+    yield from _train(recipe)
+    yield from _controls(recipe)
+
+
+def _student(recipe: Recipe) -> Iterator[Contradiction]:
+    names = [teacher.name for teacher in recipe.teachers]
+    init_from = recipe.student.init_from
+    if init_from is not None and init_from.teacher not in names:
+        place = ("student", "init_from", "teacher")
+        yield (
+            (place, ("teachers",)),
+            f"{init_from.teacher} is not a teacher of this recipe{_known(init_from.teacher, names)}",
+        )
+    if recipe.adapts_only:
+        if not any(teacher.adapt for teacher in recipe.teachers):
+            kinds = ", ".join(recipe.student.one_of)
+            message = f"nothing to do: no teacher to adapt, and no student to train; give one of {kinds}"
+            yield (("student",), ("teachers",)), message
+        return
+    if not recipe.student.has_body:
+        yield (("student",),), f"none given; expected exactly one of {', '.join(recipe.student.one_of)}"
+
+
+def _teachers(recipe: Recipe) -> Iterator[Contradiction]:
+    counts = Counter(teacher.name for teacher in recipe.teachers)
+    for i, teacher in enumerate(recipe.teachers):
+        place: Place = ("teachers", i)
+        if counts[teacher.name] > 1:
+            yield (
+                ((*place, "name"),),
+                f"{teacher.name} is the name of {counts[teacher.name]} teachers; expected one",
+            )
+        if teacher.name == COMBINED:
+            yield ((*place, "name"),), f"{COMBINED} stands for all teachers together; choose another name"
+        if teacher.adapt is not None:
+            yield from _split((*place, "adapt"), teacher.adapt.effective_batch, teacher.adapt.micro_batch)
+            if recipe.data.validation is None:
+                message = (
+                    "not given, but a teacher is adapted, which is stopped and reported by held-out text"
+                )
+                yield (("data", "validation"), (*place, "adapt")), message
+        if teacher.recipe is not None:
+            yield from _trained_teacher(teacher, (*place, "recipe"))
+
+
+def _trained_teacher(teacher: Teacher, place: Place) -> Iterator[Contradiction]:
+    assert teacher.recipe is not None
+    for places, message in contradictions(teacher.recipe):
+        yield tuple((*place, *inner) for inner in places), message
+    if teacher.recipe.adapts_only:
+        yield (
+            ((*place, "student"),),
+            "trains nothing; give it a student, objectives and steps, or name a model",
+        )
+    if len(teacher.recipe.seeds) > 1:
+        seeds = ", ".join(map(str, teacher.recipe.seeds))
+        yield ((*place, "seeds"),), f"{seeds} given; a teacher is trained once: give one seed"
+    if teacher.recipe.controls:
+        yield ((*place, "controls"),), "a teacher's recipe trains the teacher alone; remove them"
+
+
+def _combine(recipe: Recipe) -> Iterator[Contradiction]:
+    place: Place = ("combine",)
+    options = recipe.combine.options
+    if len(recipe.teachers) < 2 and recipe.combine.how != "mean":
+        message = (
+            f"{recipe.combine.how} with {len(recipe.teachers)} teachers; expected at least two, or no combine"
+        )
+        yield ((*place, "how"), ("teachers",)), message
+    weights = options.get("weights")
+    if not isinstance(weights, dict):
+        return
+    names = [teacher.name for teacher in recipe.teachers]
+    for name in weights:
+        if name not in names:
+            yield (
+                ((*place, "weights", name), ("teachers",)),
+                f"not a teacher of this recipe{_known(name, names)}",
+            )
+    missing = [name for name in names if name not in weights]
+    if missing:
+        yield ((*place, "weights"), ("teachers",)), f"no weight for {', '.join(missing)}; expected one each"
+    if weights and not any(weights.values()):
+        yield ((*place, "weights"),), "all are 0; expected at least one above 0"
+
+
+def _data(recipe: Recipe) -> Iterator[Contradiction]:
+    for i, source in enumerate(recipe.data.train):
+        yield from _source(("data", "train", i), source)
+    for i, source in enumerate(recipe.data.validation or ()):
+        yield from _source(("data", "validation", i), source)
+        if source.weight != 1.0:
+            yield (
+                (("data", "validation", i, "weight"),),
+                "held-out text is read once; weights are for training text",
+            )
+
+
+def _source(place: Place, source: Source) -> Iterator[Contradiction]:
+    hub_only = [key for key in ("name", "split", "revision") if getattr(source, key) is not None]
+    if source.hub is None:
+        for key in hub_only:
+            yield ((*place, key), (*place, "hub")), "only for text from the Hub (hub: …)"
+    elif source.split is None:
+        yield ((*place, "split"), (*place, "hub")), "not given; text from the Hub needs one, such as train"
+    if source.sample is None and source.size is not None:
+        yield ((*place, "size"), (*place, "sample")), "only for generated text (sample: …)"
+    if source.sample is not None and source.size is None:
+        yield (
+            ((*place, "size"), (*place, "sample")),
+            "not given; generated text needs its size in bytes, such as 4M",
+        )
+    if source.sample is not None and source.column != "text":
+        yield ((*place, "column"), (*place, "sample")), "only for text from files and the Hub"
+    if source.path is None and source.documents != "line":
+        yield ((*place, "documents"), (*place, "path")), "only for text from files (path: …)"
+
+
+def _objectives(recipe: Recipe) -> Iterator[Contradiction]:
+    names = [teacher.name for teacher in recipe.teachers]
+    if not recipe.objectives and not recipe.adapts_only:
+        yield (("objectives",),), f"none given; expected at least one, such as {{loss: {LABELS}}}"
+    if recipe.objectives and not any(objective.weight for objective in recipe.objectives):
+        yield (("objectives",),), "every weight is 0; expected at least one above 0"
+    for i, objective in enumerate(recipe.objectives):
+        yield from _objective(("objectives", i), objective, names)
+
+
+def _objective(place: Place, objective: Objective, teachers: list[str]) -> Iterator[Contradiction]:
+    if objective.loss == LABELS:
+        if objective.on != "labels":
+            yield ((*place, "on"),), f"{objective.on} given, but {LABELS} exists only where there are labels"
+        if objective.teacher != COMBINED:
+            yield ((*place, "teacher"),), f"{objective.teacher} given, but {LABELS} has no teacher"
+        return
+    if not teachers:
+        message = f"{objective.loss} compares the student with a teacher, and the recipe has none"
+        yield ((*place, "loss"), ("teachers",)), message
+    elif objective.teacher not in (COMBINED, *teachers):
+        known = _known(objective.teacher, [COMBINED, *teachers])
+        yield (
+            ((*place, "teacher"), ("teachers",)),
+            f"{objective.teacher} is not a teacher of this recipe{known}",
+        )
+
+
+def _train(recipe: Recipe) -> Iterator[Contradiction]:
+    train = recipe.train
+    steps: Place = ("train", "steps")
+    if train.steps is None and train.epochs is None and not recipe.adapts_only:
+        yield (("train",), steps, ("train", "epochs")), "none given; expected exactly one of steps, epochs"
+    yield from _split(("train",), train.effective_batch, train.micro_batch)
+    validation: Place = ("data", "validation")
+    every: Place = ("train", "validate_every")
+    if train.validate_every is not None and recipe.data.validation is None:
+        yield (every, validation), f"{train.validate_every} given, but data.validation names no held-out text"
+    if train.patience is not None and train.validate_every is None:
+        yield (("train", "patience"), every), "needs train.validate_every, to see whether things improve"
+    if train.keep == "best" and train.validate_every is None:
+        yield (("train", "keep"), every), "best needs train.validate_every, to know which that is"
+
+
+def _split(place: Place, effective: int, micro: int | None) -> Iterator[Contradiction]:
+    if micro is not None and effective % micro:
+        message = f"{micro} does not divide effective_batch, {effective}"
+        yield ((*place, "micro_batch"), (*place, "effective_batch")), message
+
+
+def _controls(recipe: Recipe) -> Iterator[Contradiction]:
+    for i, control in enumerate(recipe.controls):
+        place: Place = ("controls", i)
+        if recipe.controls.index(control) != i:
+            yield (place,), f"{control} given twice"
+        if not recipe.teachers:
+            yield (
+                (place, ("teachers",)),
+                f"{control} is what a student with teachers is compared with; there are none",
+            )
+    for i, seed in enumerate(recipe.seeds):
+        if recipe.seeds.index(seed) != i:
+            yield (("seeds", i),), f"{seed} given twice; two runs with one seed are one run"
+    for i, tracker in enumerate(recipe.tracking):
+        if recipe.tracking.index(tracker) != i:
+            yield (("tracking", i),), f"{tracker} given twice"
+
+
+def _known(name: str, names: list[str]) -> str:
+    return did_you_mean(name, names) or "; it has none"

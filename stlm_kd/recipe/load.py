@@ -1,0 +1,210 @@
+"""A recipe's file as a checked value, or every fault of it; and its resolved text and hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from stlm_kd.errors import Fault, RecipeError
+from stlm_kd.recipe.checks import Contradiction, Place, contradictions
+from stlm_kd.recipe.fields import LENIENT, UNKNOWN_KEY
+from stlm_kd.recipe.schema import COMBINED, Recipe
+from stlm_kd.recipe.source import Document, read
+from stlm_kd.recipe.tree import Node, Plain
+
+Found: TypeAlias = tuple[Place, str, str]
+"""Place, kind, message."""
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file or built-in name, checked, with everything resolved that needs no model.
+
+    Args:
+        name: A file, or a built-in name with or without ``.yaml``.
+        overrides: ``key.path=value``, applied in order.
+
+    Raises:
+        EnvironmentFault: There is no such recipe.
+        UsageError: An override is not of the form ``key.path=value``.
+        RecipeError: The recipe is wrong; holds all faults that were found.
+    """
+    document = read(name, overrides)
+    return checked(document)
+
+
+def from_values(values: dict[str, Plain], *, origin: str) -> Recipe:
+    """A recipe from values in place of a file; ``origin`` is what messages call it.
+
+    Raises:
+        RecipeError: As ``load``.
+    """
+    return checked(Document(origin, _tree(values), ()))
+
+
+def checked(document: Document) -> Recipe:
+    """The recipe of a document.
+
+    Raises:
+        RecipeError: It is wrong; holds all faults that were found.
+    """
+    values = document.root.plain()
+    try:
+        recipe = Recipe.model_validate(values)
+        found: list[Found] = []
+    except ValidationError as error:
+        found = [(tuple(line["loc"]), line["type"], line["msg"]) for line in error.errors(include_url=False)]
+        found = [entry for entry in found if not _reported(document.root, entry[0])]
+        salvaged = _salvage(values, found)
+        broken = [place for place, kind, _ in found if kind != UNKNOWN_KEY]
+        more = () if salvaged is None else contradictions(salvaged)
+        found += [(c[0][0], "fault", c[1]) for c in more if not _touches(c, broken)]
+    else:
+        found = [(places[0], "fault", message) for places, message in contradictions(recipe)]
+    faults = [*document.faults, *(_fault(document.root, place, message) for place, _, message in found)]
+    if faults:
+        raise RecipeError(document.origin, sorted(faults, key=lambda fault: fault.line or 0))
+    return recipe
+
+
+def plain(part: BaseModel) -> dict[str, Plain]:
+    """A part as plain values, defaults filled in; what is null by default and null here is left out."""
+    values: dict[str, Plain] = {}
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if value is not None or field.default is not None:
+            values[name] = _plain(value)
+    return values
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The recipe with all defaults filled in and the recipes of its teachers written out, as YAML."""
+    return yaml.dump(plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 in hexadecimal of what the recipe says; file names, comments, order of keys do not matter."""
+    return hash_of(plain(recipe))
+
+
+def hash_of(values: Plain) -> str:
+    """SHA-256 in hexadecimal of plain values."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def term_names(recipe: Recipe) -> tuple[str, ...]:
+    """A name for each objective: its loss, ``@teacher`` where it names one, numbered where repeated."""
+    names: list[str] = []
+    for objective in recipe.objectives:
+        name = objective.loss if objective.teacher == COMBINED else f"{objective.loss}@{objective.teacher}"
+        count = sum(1 for other in names if re.fullmatch(rf"{re.escape(name)}(_\d+)?", other))
+        names.append(f"{name}_{count + 1}" if count else name)
+    return tuple(names)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``tree.parse`` reads back as the same values."""
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+
+
+_Dumper.add_representer(float, _float)
+
+
+def _plain(value: object) -> Plain:
+    if isinstance(value, BaseModel):
+        return plain(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    assert value is None or isinstance(value, (bool, int, float, str)), f"{value!r} is not plain"
+    return value
+
+
+def _tree(values: Plain) -> Node:
+    if isinstance(values, dict):
+        return Node({key: _tree(value) for key, value in values.items()})
+    return Node([_tree(value) for value in values] if isinstance(values, list) else values)
+
+
+def _salvage(values: Plain, found: Sequence[Found]) -> Recipe | None:
+    """The recipe without the values that are wrong, to see what else is; None where too little is left."""
+    for place, kind, _ in found:
+        if kind != UNKNOWN_KEY and place:
+            values = _without(values, place)
+    try:
+        return Recipe.model_validate(values, context={LENIENT: True})
+    except ValidationError:
+        return None
+
+
+def _without(values: Plain, place: Place) -> Plain:
+    first, rest = place[0], place[1:]
+    if isinstance(values, dict) and first in values:
+        kept = {key: value for key, value in values.items() if key != first}
+        return {**kept, str(first): _without(values[str(first)], rest)} if rest else kept
+    if isinstance(values, list) and isinstance(first, int) and first < len(values) and rest:
+        return [_without(value, rest) if i == first else value for i, value in enumerate(values)]
+    return values
+
+
+def _touches(contradiction: Contradiction, broken: Sequence[Place]) -> bool:
+    """Whether a contradiction may only be there because a wrong value was taken out."""
+    return any(
+        place[: len(other)] == other or other[: len(place)] == place
+        for place in contradiction[0]
+        for other in broken
+    )
+
+
+def _reported(root: Node, place: Place) -> bool:
+    """Whether the place is the name of a teacher's recipe that could not be read, which was said already."""
+    node, known = _walk(root, place)
+    return place[-1:] == ("recipe",) and known == len(place) and isinstance(node.value, str)
+
+
+def _walk(root: Node, place: Place) -> tuple[Node, int]:
+    """The node at a place, or the last one on the way to it, and how many steps led there."""
+    node = root
+    for count, step in enumerate(place):
+        if isinstance(node.value, dict) and step in node.value:
+            node = node.value[str(step)]
+        elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+        elif step != 0 or isinstance(node.value, list):
+            return node, count
+    return node, len(place)
+
+
+def _fault(root: Node, place: Place, message: str) -> Fault:
+    node, _ = _walk(root, place)
+    shown = _shown(root, place)
+    if not node.origin:
+        return Fault(shown, message, node.line)
+    if node.line is not None:
+        return Fault(f"{shown} ({node.origin} line {node.line})", message)
+    key = node.origin.partition("=")[0]
+    same = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key) == shown
+    return Fault(node.origin if same else f"{shown} ({node.origin})", message)
+
+
+def _shown(root: Node, place: Place) -> str:
+    """The place in dotted form; the entry 0 of what was written without a list is left out."""
+    text = ""
+    for count, step in enumerate(place):
+        if isinstance(step, int):
+            parent, reached = _walk(root, place[:count])
+            if step or reached < count or isinstance(parent.value, list):
+                text += f"[{step}]"
+        else:
+            text += f".{step}" if text else step
+    return text

@@ -1,0 +1,81 @@
+"""Dotted overrides: ``train.steps=10``, ``teachers[0].model=gpt2``, ``data.train.0.path=a.txt``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from stlm_kd.errors import Fault, UsageError
+from stlm_kd.recipe.tree import Malformed, Node, parse
+
+Step = str | int
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\[\d+\]|\.(\d+|[A-Za-z_][\w-]*))*")
+_STEP = re.compile(r"\[(\d+)\]|(\d+)|([A-Za-z_][\w-]*)")
+
+
+def split(override: str) -> tuple[list[Step], Node]:
+    """The path and the value of ``key.path=value``; the value is read as YAML.
+
+    >>> split("teachers[0].model=gpt2")[0]
+    ['teachers', 0, 'model']
+
+    Raises:
+        UsageError: It is not of this form, or the value is not plain YAML.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        raise UsageError(f"{override}: expected key.path=value, for instance train.steps=10 or seeds=[1,2]")
+    path: list[Step] = [
+        int(bracketed or dotted) if bracketed or dotted else name
+        for bracketed, dotted, name in _STEP.findall(key)
+    ]
+    try:
+        return path, parse(value, origin=override, lines=False)
+    except Malformed as error:
+        raise UsageError(f"{override}: the value is not plain YAML: {error}") from error
+
+
+def apply(root: Node, override: str, expand: Callable[[Node], None]) -> Fault | None:
+    """Set one value in the tree, making the mappings that lead to it.
+
+    Args:
+        root: The recipe; changed in place.
+        override: ``key.path=value``.
+        expand: Called on a teacher's ``recipe`` before going into it, to put its content in its name's place.
+
+    Returns:
+        The fault, where there is no such place.
+    """
+    path, value = split(override)
+    node = root
+    for depth, step in enumerate(path):
+        if path[:1] == ["teachers"] and path[depth - 1] == "recipe":
+            expand(node)
+        last = depth == len(path) - 1
+        inner = _enter(node, step, value if last else None, override)
+        if isinstance(inner, str):
+            return Fault(override, inner)
+        node = inner
+    return None
+
+
+def _enter(node: Node, step: Step, value: Node | None, override: str) -> Node | str:
+    """The node that a step leads to, set to ``value`` where one is given; words where it leads nowhere."""
+    if isinstance(step, int):
+        if not isinstance(node.value, list) and step == 0 and node.value is not None:
+            node.value = [Node(node.value, node.line, node.origin)]
+        if not isinstance(node.value, list):
+            return f"there is no entry {step}; set the whole list"
+        if step >= len(node.value):
+            return f"there is no entry {step}; the list has {len(node.value)}; set the whole list to add one"
+        if value is not None:
+            node.value[step] = value
+        return node.value[step]
+    if node.value is None:
+        node.value, node.origin = {}, override
+    if not isinstance(node.value, dict):
+        kind = "a list, whose entries are [0], [1], …" if isinstance(node.value, list) else "a single value"
+        return f"no key {step} here: found {kind}; override what holds it"
+    if value is not None:
+        node.value[step] = value
+    return node.value.setdefault(step, Node(None, None, override))

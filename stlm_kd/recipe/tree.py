@@ -1,0 +1,170 @@
+"""YAML text as a tree whose every node knows where it was written; only plain data gets through.
+
+Keys and scalars follow YAML 1.2's core schema: ``on`` and ``no`` are text, ``3e-4`` is a number. Tags, anchors
+and aliases are refused, repeated keys too, and what is too large or too deep.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import yaml
+
+from stlm_kd.errors import Fault
+
+LARGEST = 256 * 1024
+"""Characters that a recipe may have at most."""
+
+DEEPEST = 32
+
+Scalar: TypeAlias = bool | int | float | str | None
+Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
+
+_INT = re.compile(r"[-+]?[0-9][0-9_]*")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Scalar] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+
+
+@dataclass(slots=True)
+class Node:
+    """A value and its origin.
+
+    Attributes:
+        value: A mapping or list of nodes, or a scalar.
+        line: Counted from 1; None in an override.
+        origin: The override that set it, or the file of another recipe that was read in; else "".
+    """
+
+    value: dict[str, Node] | list[Node] | Scalar
+    line: int | None = None
+    origin: str = ""
+
+    def plain(self) -> Plain:
+        """The value without origins."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+
+class Malformed(Exception):
+    """Text that is not one plain YAML document; holds the faults."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+        super().__init__("; ".join(map(str, faults)))
+
+
+def parse(text: str, *, origin: str = "", lines: bool = True) -> Node:
+    """The tree of one YAML document.
+
+    Args:
+        text: The document.
+        origin: Kept in every node.
+        lines: Whether the nodes keep their lines.
+
+    Raises:
+        Malformed: Bad syntax, or anything but plain data; holds every repeated key that was found.
+    """
+    if len(text) > LARGEST:
+        raise Malformed([Fault("", f"{len(text):,} characters found; expected at most {LARGEST:,}")])
+    try:
+        return _Builder(text, origin, lines=lines).document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = " ".join(part for part in (error.context, error.problem) if part)
+        raise Malformed([Fault("", f"not YAML: {problem}", mark.line + 1 if mark else None)]) from error
+    except yaml.YAMLError as error:
+        raise Malformed([Fault("", f"not YAML: {' '.join(str(error).split())}")]) from error
+
+
+def scalar(text: str) -> Scalar:
+    """What an unquoted scalar means.
+
+    >>> scalar("3e-4"), scalar("on"), scalar("1_000"), scalar("true"), scalar("200M")
+    (0.0003, 'on', 1000, True, '200M')
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text) and len(text) < 40:
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+class _Builder:
+    """Reads parser events one by one, so that a bad document is refused before it grows."""
+
+    def __init__(self, text: str, origin: str, *, lines: bool) -> None:
+        self.events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
+        self.origin = origin
+        self.lines = lines
+        self.faults: list[Fault] = []
+
+    def document(self) -> Node:
+        root: Node | None = None
+        for event in self.events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if root is not None:
+                    line = _line(event)
+                    raise Malformed([Fault("", "a second document begins; expected one", line)])
+                root = self.node(next(self.events), "", 0)
+        if self.faults:
+            raise Malformed(self.faults)
+        return root if root is not None else self.made(None, 1)
+
+    def made(self, value: dict[str, Node] | list[Node] | Scalar, line: int) -> Node:
+        return Node(value, line if self.lines else None, self.origin)
+
+    def node(self, event: yaml.Event, place: str, depth: int) -> Node:
+        line = _line(event)
+        self.refuse_tricks(event, place, line)
+        if depth > DEEPEST:
+            raise Malformed([Fault("", f"nested more than {DEEPEST} deep", line)])
+        if isinstance(event, yaml.MappingStartEvent):
+            return self.made(self.mapping(place, depth), line)
+        if isinstance(event, yaml.SequenceStartEvent):
+            entries: list[Node] = []
+            while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+                entries.append(self.node(event, f"{place}[{len(entries)}]", depth + 1))
+            return self.made(entries, line)
+        assert isinstance(event, yaml.ScalarEvent)
+        return self.made(event.value if event.style else scalar(event.value), line)
+
+    def mapping(self, place: str, depth: int) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            line = _line(event)
+            self.refuse_tricks(event, place, line)
+            if not isinstance(event, yaml.ScalarEvent):
+                raise Malformed([Fault(place, "a key that is a list or mapping; expected text", line)])
+            key = event.value
+            inner = f"{place}.{key}" if place else key
+            node = self.node(next(self.events), inner, depth + 1)
+            if key in entries:
+                self.faults.append(Fault(inner, f"given twice; first in line {entries[key].line}", line))
+            else:
+                entries[key] = self.made(node.value, line)
+        return entries
+
+    def refuse_tricks(self, event: yaml.Event, place: str, line: int) -> None:
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise Malformed([Fault(place, "anchors and aliases are not read; write the value out", line)])
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise Malformed([Fault(place, f"the tag {tag} is not read; write plain data", line)])
+
+
+def _line(event: yaml.Event) -> int:
+    assert event.start_mark is not None, "events of a text carry marks"
+    return event.start_mark.line + 1
