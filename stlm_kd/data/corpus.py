@@ -1,0 +1,118 @@
+"""From sources and a tokenizer to token stores, each built once and found again by what it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stlm_kd.data.batches import PackedRows, require_one_context
+from stlm_kd.data.sources import Source, documents, fingerprint
+from stlm_kd.data.tokenizers import tokenizer_hash
+from stlm_kd.data.tokens import FORMAT_VERSION, TokenStore, build_store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_SHARE_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSource:
+    """A source's tokens, with the domain and the weight that the source has."""
+
+    store: TokenStore
+    domain: str
+    weight: float
+
+
+def prepare(
+    sources: Sequence[Source], tokenizer: PreTrainedTokenizerFast, folder: Path, *, fraction: float = 1.0
+) -> tuple[PreparedSource, ...]:
+    """The token store of each source, built in ``folder`` unless it is already there.
+
+    A store's folder is named by a hash of the source's content, the tokenizer, the fraction and the format,
+    and appears only when it is whole: the same text is never tokenised twice, and never taken for another.
+
+    Raises:
+        EnvironmentFault, DataError: As ``documents`` and ``TokenStore.open``.
+        ModelError: The tokenizer has no eos.
+    """
+    tokens_by = tokenizer_hash(tokenizer)
+    return tuple(
+        PreparedSource(
+            _store(source, tokenizer, folder / f"tokens-{_address(source, tokens_by, fraction)}", fraction),
+            source.domain,
+            source.weight,
+        )
+        for source in sources
+    )
+
+
+def _address(source: Source, tokens_by: str, fraction: float) -> str:
+    facts = [fingerprint(source), tokens_by, float(fraction), _SHARE_SEED, FORMAT_VERSION]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
+    if folder.exists():
+        return TokenStore.open(folder)
+    return build_store(share(lambda: documents(source), fraction), tokenizer, folder)
+
+
+def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:
+    """The documents of all sources, one after the other: of each the same share as ``prepare`` takes."""
+    for source in sources:
+        yield from share(lambda source=source: documents(source), fraction)  # type: ignore[misc]
+
+
+def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:
+    """A random share of the documents that ``read`` streams, measured in UTF-8 bytes, in their order.
+
+    The documents are drawn in an order that is always the same, until the share is reached; the last one is
+    cut after a word where it would go beyond. So a smaller share is part of a greater one. The text is read
+    twice: for the lengths, then for the share.
+    """
+    assert 0 < fraction <= 1
+    if fraction == 1:
+        yield from read()
+        return
+    lengths = np.array([len(text.encode()) for text in read()], np.int64)
+    kept = _kept_bytes(lengths, fraction)
+    for text, length, keep in zip(read(), lengths.tolist(), kept.tolist(), strict=True):
+        if keep == length:
+            yield text
+        elif keep and (cut := _first_words(text, keep)):
+            yield cut
+
+
+def _kept_bytes(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], fraction: float) -> np.ndarray:
+    order = np.random.default_rng(_SHARE_SEED).permutation(len(lengths))
+    budget = round(fraction * int(lengths.sum()))
+    before = np.cumsum(lengths[order]) - lengths[order]
+    kept = np.empty_like(lengths)
+    kept[order] = np.clip(budget - before, 0, lengths[order])
+    return kept
+
+
+def _first_words(text: str, num_bytes: int) -> str:
+    """As many whole words as fit."""
+    start = text.encode()[:num_bytes].decode(errors="ignore")
+    words = start.rsplit(maxsplit=1)
+    return words[0] if len(words) == 2 else ""
+
+
+def pack_sources(prepared: Sequence[PreparedSource], context: int) -> tuple[PackedRows, ...]:
+    """Each source's documents packed into rows of ``context`` positions.
+
+    Raises:
+        DataError: All together do not fill one row.
+    """
+    parts = tuple(PackedRows(p.store, context, domain=p.domain, weight=p.weight) for p in prepared)
+    require_one_context(parts)
+    return parts

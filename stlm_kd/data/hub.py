@@ -1,0 +1,87 @@
+"""Text columns of data sets on the Hugging Face Hub, through the ``datasets`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from stlm_kd.data.files import missing_column, text_value
+from stlm_kd.errors import DataError, EnvironmentFault, StlmKdError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder
+
+T = TypeVar("T")
+
+
+def column(dataset: str, *, name: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
+    """The texts of one column of one split, from the Hub or its cache.
+
+    The library keeps the data set as a memory-mapped file in its own cache, read a thousand rows at a time.
+
+    Raises:
+        EnvironmentFault: Not on the Hub, or the Hub cannot be reached and the data set is not in the cache.
+        DataError: No such configuration, split or column, or a value that is not text.
+    """
+    rows = _load(dataset, name=name, split=split, revision=revision)
+    if column not in rows.column_names:
+        raise DataError(missing_column(f"{dataset}, split {split}", column, rows.column_names))
+    number = 0
+    for batch in rows.select_columns([column]).iter(batch_size=1000):
+        for value in batch[column]:
+            number += 1
+            yield from text_value(value, f"{dataset}, split {split}: row {number}, column {column}")
+
+
+def version(dataset: str, *, name: str | None, revision: str | None) -> str:
+    """What the library knows a data set's state by: a commit, or a hash of its files.
+
+    Raises:
+        EnvironmentFault: As ``column``.
+        DataError: No such configuration.
+    """
+
+    def build() -> DatasetBuilder:
+        from datasets import load_dataset_builder
+
+        return load_dataset_builder(dataset, name, revision=revision)
+
+    return str(_asked(build, dataset).hash)
+
+
+def _load(dataset: str, *, name: str | None, split: str, revision: str | None) -> Dataset:
+    def load() -> Dataset:
+        from datasets import load_dataset
+
+        return load_dataset(dataset, name, split=split, revision=revision)
+
+    return _asked(load, dataset)
+
+
+def _asked(ask: Callable[[], T], dataset: str) -> T:
+    """The library's answer, or our error in place of its own."""
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    try:
+        return ask()
+    except (DatasetNotFoundError, FileNotFoundError) as error:
+        raise EnvironmentFault(
+            f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
+        ) from error
+    except ConnectionError as error:
+        raise _unreachable(dataset) from error
+    except OSError as error:
+        raise _unreachable(dataset) from error
+    except (ValueError, DatasetGenerationError) as error:
+        raise DataError(f"{dataset}: {_first_line(error)}") from error
+
+
+def _unreachable(dataset: str) -> StlmKdError:
+    return EnvironmentFault(
+        f"{dataset}: the Hub cannot be reached and the data set is not in its cache; "
+        "go online once, or give the path of a local copy"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

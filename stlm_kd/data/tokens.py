@@ -1,0 +1,243 @@
+"""A corpus as token ids on disk: tokenised once, then read through a memory map.
+
+A document is ``[start] + ids of its text + [eos]``, where start is the tokenizer's bos or, where it has none,
+its eos. The folder holds
+
+- ``tokens.bin``: the ids of all documents in a row, little-endian uint16, or uint32 for a vocabulary of more
+  than 65,536;
+- ``offsets.bin``: int64, where each document begins, and the end of the last;
+- ``bytes.bin``: int64, the UTF-8 bytes of each document's text;
+- ``manifest.json``: what these files must hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stlm_kd.data.tokenizers import document_ends
+from stlm_kd.errors import DataError, EnvironmentFault
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FORMAT_VERSION = 1
+"""Goes up when the same text and tokenizer would give other files."""
+
+_BATCH_CHARACTERS = 1 << 20
+_BATCH_DOCUMENTS = 2048
+_LENGTHS = np.dtype("<i8")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a store's files must hold; ``dtype`` is that of the ids."""
+
+    format_version: int
+    dtype: str
+    vocab_size: int
+    eos_id: int
+    documents: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStore:
+    """Documents as ids, memory-mapped read-only.
+
+    Attributes:
+        folder: Where the files lie.
+        tokens: Ids of all documents in a row, (tokens,) uint16 or uint32.
+        offsets: Where each document begins in ``tokens``, and the end of the last, (documents + 1,) int64.
+        document_bytes: UTF-8 bytes of each document's text, (documents,) int64.
+        vocab_size: Ids are below it.
+        eos_id: The id that ends every document.
+    """
+
+    folder: Path
+    tokens: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+    offsets: npt.NDArray[np.int64]
+    document_bytes: npt.NDArray[np.int64]
+    vocab_size: int
+    eos_id: int
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the store."""
+        return len(self.document_bytes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids in the store, each document's start and eos counted."""
+        return len(self.tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        return int(self.document_bytes.sum())
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenStore:
+        """The store in a folder.
+
+        Raises:
+            DataError: No store, one of another version, or one whose files are not whole.
+        """
+        manifest = _read_manifest(folder)
+        tokens = _mapped(folder / "tokens.bin", manifest.dtype, manifest.tokens)
+        offsets = _mapped(folder / "offsets.bin", _LENGTHS, manifest.documents + 1)
+        document_bytes = _mapped(folder / "bytes.bin", _LENGTHS, manifest.documents)
+        if offsets[0] != 0 or offsets[-1] != manifest.tokens or (np.diff(offsets) < 2).any():
+            raise _broken(folder, "offsets.bin does not divide tokens.bin into documents")
+        return cls(folder, tokens, offsets, document_bytes, manifest.vocab_size, manifest.eos_id)
+
+    def document(self, index: int) -> npt.NDArray[np.integer]:
+        """The ids of one document, its start and eos included."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+def build_store(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenStore:
+    """Tokenise texts into a new folder, which appears when it is whole.
+
+    Texts are read as they come and ids written as they are made, about a million characters at a time. A
+    special token that is spelt out in a text becomes its id, as everywhere in ``transformers``.
+
+    Raises:
+        ModelError: The tokenizer has no eos.
+        DataError: No text.
+        EnvironmentFault: The files cannot be written.
+    """
+    ends = document_ends(tokenizer)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        manifest = _write(texts, tokenizer, ends, unfinished)
+        if manifest.documents == 0:
+            raise DataError(f"{folder}: no text to tokenise")
+        _write_json(unfinished / "manifest.json", asdict(manifest))
+        _put_in_place(unfinished, folder)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return TokenStore.open(folder)
+
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    """Rename; another process that has just built the same folder is not disturbed."""
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not (folder / "manifest.json").is_file():
+            raise
+
+
+def _write(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, ends: tuple[int, int], folder: Path
+) -> Manifest:
+    vocab_size = len(tokenizer)
+    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    documents = tokens = num_bytes = 0
+    with (
+        (folder / "tokens.bin").open("wb") as tokens_file,
+        (folder / "offsets.bin").open("wb") as offsets_file,
+        (folder / "bytes.bin").open("wb") as bytes_file,
+    ):
+        offsets_file.write(np.zeros(1, _LENGTHS).tobytes())
+        for batch in _batches(texts):
+            ids = [[ends[0], *row, ends[1]] for row in _encode(tokenizer, batch)]
+            document_bytes = [len(text.encode()) for text in batch]
+            for row in ids:
+                tokens_file.write(np.array(row, dtype).tobytes())
+            offsets = tokens + np.cumsum([len(row) for row in ids], dtype=_LENGTHS)
+            offsets_file.write(offsets.astype(_LENGTHS).tobytes())
+            bytes_file.write(np.array(document_bytes, _LENGTHS).tobytes())
+            documents, tokens, num_bytes = (
+                documents + len(ids),
+                int(offsets[-1]),
+                num_bytes + sum(document_bytes),
+            )
+        _flush(tokens_file, offsets_file, bytes_file)
+    return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], documents, tokens, num_bytes)
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _flush(*files: IO[bytes]) -> None:
+    """Have the data on the disk before the rename, or a crash could leave a whole folder of empty files."""
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    with path.open("wb") as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
+        _flush(file)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / "manifest.json"
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder}: no token store there (no manifest.json); build it from the text"
+        ) from error
+    except ValueError as error:
+        raise _broken(folder, f"manifest.json is not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise _broken(folder, f"manifest.json is not of format version {FORMAT_VERSION}")
+    fields = Manifest.__dataclass_fields__
+    sound = set(content) == set(fields) and all(
+        isinstance(content[name], str if field.type == "str" else int) for name, field in fields.items()
+    )
+    if not sound or content["dtype"] not in ("<u2", "<u4") or content["documents"] < 1:
+        raise _broken(folder, "manifest.json does not say what the files hold")
+    return Manifest(**content)
+
+
+def _mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:
+    expected = length * np.dtype(dtype).itemsize
+    found = path.stat().st_size if path.is_file() else 0
+    if found != expected:
+        raise _broken(path.parent, f"{path.name} has {found:,} bytes, expected {expected:,}")
+    # A plain array over the map: indexing numpy's memmap class itself costs more for every small slice.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(length,)))
+
+
+def _broken(folder: Path, what: str) -> DataError:
+    return DataError(f"{folder}: {what}; delete the folder to have it built again")
