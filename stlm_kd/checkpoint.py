@@ -1,0 +1,269 @@
+"""Checkpoints on disk: written whole or not at all, checked when read, nothing pickled.
+
+::
+
+    checkpoints/step-00000300/
+    ├── model.safetensors        trained parameters and persistent buffers
+    ├── optimizer.safetensors    the optimizer's state by parameter name
+    ├── state.json               TrainingState
+    └── checksums.json           SHA-256 of the three
+
+A folder is written under a temporary name, flushed to disk and renamed. The last two are kept, and the best
+one that each of them names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stlm_kd.errors import CheckpointError
+
+FORMAT = 1
+KEPT = 2
+_PREFIX = "step-"
+_CHECKSUMS = "checksums.json"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The validation losses after ``step`` optimizer steps, each per valid token."""
+
+    step: int
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """Where a training run stands, apart from its tensors.
+
+    Random numbers need no state: they are drawn anew from the seed and the step's number at each step.
+
+    Attributes:
+        step: Optimizer steps done.
+        tokens: Positions without padding seen so far, over all processes.
+        seconds: Time spent so far.
+        best_step: The step with the least validation loss, None before the first validation.
+        best_loss: That loss.
+        history: Every validation so far.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_loss: float | None = None
+    history: tuple[Validation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The newest whole checkpoint, if any, and a word on each newer one that was passed over."""
+
+    state: TrainingState | None
+    notes: tuple[str, ...] = ()
+
+
+class CheckpointStore:
+    """The checkpoints of one training run.
+
+    Args:
+        folder: Holds one folder per checkpoint; need not exist.
+        fingerprint: Identifies what is trained, on what and how; a checkpoint of another one is refused.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint
+
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint after ``step`` optimizer steps."""
+        return self.folder / f"{_PREFIX}{step:08d}"
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are on disk, ascending."""
+        names = [path.name.removeprefix(_PREFIX) for path in self.folder.glob(f"{_PREFIX}*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def clear(self) -> None:
+        """Delete all checkpoints."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def save(
+        self, state: TrainingState, *, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+    ) -> None:
+        """Write a checkpoint, then delete those that are no longer needed.
+
+        Raises:
+            CheckpointError: it could not be written (a full disk); the earlier ones are untouched.
+        """
+        target = self.path(state.step)
+        temporary = self.folder / f".new-{target.name}"
+        try:
+            self._write(temporary, state, {"model": model, "optimizer": optimizer})
+            self._put_in_place(temporary, target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = self.steps()
+            last = (
+                f"the last one on disk, {self.path(kept[-1]).name}, is whole"
+                if kept
+                else "none is on disk yet"
+            )
+            raise CheckpointError(
+                f"{target}: the checkpoint could not be written ({error}); {last}. "
+                "Free some space, then resume"
+            ) from error
+        self._prune()
+
+    def newest(self) -> Found:
+        """The newest checkpoint whose files have the checksums they were written with.
+
+        Raises:
+            CheckpointError: it is of another fingerprint, or there are checkpoints and none is whole.
+        """
+        self._recover()
+        notes: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                return Found(self.verified_state(step), tuple(notes))
+            except _Damaged as damage:
+                notes.append(f"{self.path(step).name} is damaged ({damage}); trying the one before it")
+        if notes:
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint is whole: {'; '.join(notes)}. Start afresh, without resuming"
+            )
+        return Found(None)
+
+    def verified_state(self, step: int) -> TrainingState:
+        """The state of a checkpoint after its checksums were compared.
+
+        Raises:
+            CheckpointError: it is damaged, or of another fingerprint or format.
+        """
+        path = self.path(step)
+        _verify(path)
+        raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
+            if raw[key] != expected:
+                raise CheckpointError(
+                    f"{path}: {key} {raw[key]} found, expected {expected}: it was made by another recipe or "
+                    "version. Use another output folder, or start afresh without resuming"
+                )
+        return _parse(raw)
+
+    def tensors(self, step: int, name: str) -> dict[str, Tensor]:
+        """The tensors of one file ("model" or "optimizer"), on the CPU.
+
+        Raises:
+            CheckpointError: the file is not there or cannot be read.
+        """
+        path = self.path(step) / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error}); start afresh without resuming"
+            ) from error
+
+    def _write(self, folder: Path, state: TrainingState, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, tensors in parts.items():
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                folder / f"{name}.safetensors",
+            )
+        described = {"format": FORMAT, "fingerprint": self.fingerprint, **asdict(state)}
+        (folder / _STATE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        checksums = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+        (folder / _CHECKSUMS).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
+        for path in (*folder.iterdir(), folder):
+            _flush(path)
+
+    def _put_in_place(self, temporary: Path, target: Path) -> None:
+        old = self.folder / f".old-{target.name}"
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _flush(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Finish or undo what a killed process left between two renames."""
+        for old in self.folder.glob(f".old-{_PREFIX}*"):
+            target = self.folder / old.name.removeprefix(".old-")
+            if target.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(target)
+        for new in self.folder.glob(f".new-{_PREFIX}*"):
+            shutil.rmtree(new)
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        kept = set(steps[-KEPT:])
+        for step in steps[-KEPT:]:
+            with _reading(self.path(step)):
+                best = _parse(json.loads((self.path(step) / _STATE).read_text(encoding="utf-8"))).best_step
+                kept |= {best} if best is not None else set()
+        for step in set(steps) - kept:
+            shutil.rmtree(self.path(step))
+
+
+class _Damaged(CheckpointError):
+    """A checkpoint whose files are not what was written."""
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _verify(path: Path) -> None:
+    with _reading(path):
+        checksums = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
+        for name, expected in checksums.items():
+            if sha256(path / name) != expected:
+                raise _Damaged(f"{name} does not have the checksum it was written with")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a damaged folder does to its reader into one error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"{path.name}: {error}") from error
+
+
+def _parse(raw: Mapping[str, object]) -> TrainingState:
+    history = raw["history"]
+    assert isinstance(history, Sequence)
+    fields = {name: raw[name] for name in ("step", "tokens", "seconds", "best_step", "best_loss")}
+    validations = tuple(Validation(entry["step"], entry["losses"]) for entry in history)
+    return TrainingState(**fields, history=validations)  # type: ignore[arg-type]
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,269 @@
+"""``fit``: the one training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from stlm_kd.checkpoint import CheckpointStore, TrainingState, Validation
+from stlm_kd.data.batch import Batch
+from stlm_kd.engine.processes import Processes
+from stlm_kd.engine.protocols import BatchSource, FitResult, FitSettings, TrainStep
+from stlm_kd.engine.signals import StopFlags, StopSignals, stopped
+from stlm_kd.engine.update import Updater, UpdateReport
+from stlm_kd.engine.validating import validate
+from stlm_kd.engine.weights import load_model_tensors, model_tensors
+from stlm_kd.optim import load_optimizer_tensors, optimizer_tensors
+from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
+
+Batches = Callable[[], Iterable[Batch]]
+
+
+def fit(
+    step: TrainStep,
+    batches: BatchSource,
+    settings: FitSettings,
+    *,
+    folder: Path,
+    validation: Batches | None,
+    tracker: Tracker,
+    resume: bool,
+    fingerprint: str,
+) -> FitResult:
+    """Train what has ``requires_grad`` in ``step``; afterwards the module holds the best or the last weights.
+
+    On a CPU with the same number of threads and processes, an interrupted and resumed run ends bit for bit
+    like an uninterrupted one. Any split of a step's batches into micro-batches and processes gives the same
+    gradient.
+
+    Args:
+        step: Moved to the device of ``current_device``. Its frozen parameters are neither changed nor saved.
+        batches: This process's share of the training batches.
+        settings: How to train.
+        folder: Holds ``checkpoints/``; on a file system that all processes see.
+        validation: Gives this process's share of the held-out batches, anew at each call.
+        tracker: Hears of each logged step and each validation; a mute one on all but the first process.
+        resume: Go on from the newest whole checkpoint, if there is one. False: delete those in ``folder``.
+        fingerprint: Identifies the model, the data and the settings.
+
+    Raises:
+        NonFiniteError: a loss or gradient is NaN or infinite; nothing was changed by it.
+        CheckpointError: a checkpoint cannot be written, read, or is of another fingerprint.
+        DataError: the validation data has no labelled token.
+        Interrupted: SIGINT came; a checkpoint was saved.
+        Preempted: SIGTERM came; a checkpoint was saved.
+    """
+    assert isinstance(step, nn.Module)
+    assert settings.steps >= 1 and settings.log_every >= 1
+    assert validation is not None or (settings.keep == "last" and settings.patience is None)
+    processes = Processes()
+    was_training = step.training
+    try:
+        with StopSignals() as signals:
+            store = CheckpointStore(folder / "checkpoints", fingerprint)
+            training = _Training(step, batches, settings, validation, tracker, processes, signals, store)
+            return training.run(resume)
+    finally:
+        step.train(was_training)
+        step.zero_grad(set_to_none=True)
+        processes.accelerator.free_memory()
+
+
+class _Training:
+    """One ``fit``: ``run`` alternates what is due between two optimizer steps with one such step."""
+
+    def __init__(
+        self,
+        step: TrainStep,
+        batches: BatchSource,
+        settings: FitSettings,
+        validation: Batches | None,
+        tracker: Tracker,
+        processes: Processes,
+        signals: StopSignals,
+        store: CheckpointStore,
+    ) -> None:
+        assert isinstance(step, nn.Module)
+        self.step = step
+        self.batches = batches
+        self.settings = settings
+        self.validation = validation
+        self.tracker = tracker
+        self.processes = processes
+        self.signals = signals
+        self.store = store
+        self.updater = Updater(step, settings, processes)
+        self.state = TrainingState()
+        self.saved_step: int | None = None
+        self.pace = _Pace()
+        self.started = time.monotonic()
+
+    def run(self, resume: bool) -> FitResult:
+        """From the newest checkpoint or the beginning to the end."""
+        self._begin(resume)
+        self.step.train()
+        while True:
+            validated = self._validation_is_due() and self._validate()
+            ended = self._ended()
+            if self._checkpoint_is_due(ended) and (validated or self.saved_step != self.state.step):
+                self._save()
+            if ended is not None:
+                return self._finish(ended)
+            self._train_step()
+
+    def _begin(self, resume: bool) -> None:
+        step = self.processes.on_first(lambda: self._find(resume))
+        if step > 0:
+            self.state = self.store.verified_state(step)
+            load_model_tensors(self.step, self.store.tensors(step, "model"), place=self.store.path(step))
+            load_optimizer_tensors(self.updater.optimizer, self.step, self.store.tensors(step, "optimizer"))
+            self.saved_step = step
+        self.started = time.monotonic() - self.state.seconds
+        self.tracker.rewind(self.state.step)
+        if self.state.history and self.state.history[-1].step == self.state.step:
+            self._report_validation(self.state.history[-1])
+
+    def _find(self, resume: bool) -> int:
+        """On the first process: the step to go on from, 0 to begin."""
+        if not resume:
+            self.store.clear()
+            return 0
+        found = self.store.newest()
+        for note in found.notes:
+            self.tracker.note(note)
+        return found.state.step if found.state is not None else 0
+
+    def _train_step(self) -> None:
+        began = time.monotonic()
+        report = self.updater.update(
+            self.state.step, self.batches.step(self.state.step), stop=self.signals.flags
+        )
+        self.state = replace(self.state, step=self.state.step + 1, tokens=self.state.tokens + report.tokens)
+        self.pace.add(report.tokens, time.monotonic() - began)
+        if self.state.step % self.settings.log_every == 0 or self.state.step in (1, self.settings.steps):
+            self._log(report)
+        if any(report.stop):
+            self._stop(report.stop)
+
+    def _log(self, report: UpdateReport) -> None:
+        tokens_per_second, seconds_per_step = self.pace.read()
+        self.tracker.step(
+            StepMetrics(
+                step=self.state.step,
+                steps=self.settings.steps,
+                loss=report.loss,
+                losses=report.losses,
+                learning_rate=report.learning_rate,
+                grad_norm=report.grad_norm,
+                tokens=self.state.tokens,
+                tokens_per_second=tokens_per_second,
+                seconds=time.monotonic() - self.started,
+                seconds_left=seconds_per_step * (self.settings.steps - self.state.step),
+            )
+        )
+
+    def _validation_is_due(self) -> bool:
+        if self.validation is None or self.state.step == 0:
+            return False
+        if self.state.history and self.state.history[-1].step == self.state.step:
+            return False
+        every = self.settings.validate_every
+        return self.state.step == self.settings.steps or (every is not None and self.state.step % every == 0)
+
+    def _validate(self) -> bool:
+        assert self.validation is not None
+        losses = validate(
+            self.step,
+            self.validation(),
+            precision=self.settings.precision,
+            processes=self.processes,
+            signals=self.signals,
+        )
+        if losses is None:
+            self._stop(self.signals.flags)
+        assert losses is not None
+        result = Validation(self.state.step, losses)
+        self.state = replace(self.state, history=(*self.state.history, result))
+        if self.state.best_loss is None or losses["labels"] < self.state.best_loss:
+            self.state = replace(self.state, best_step=self.state.step, best_loss=losses["labels"])
+        self._report_validation(result)
+        return True
+
+    def _report_validation(self, result: Validation) -> None:
+        is_best = self.state.best_step == result.step
+        self.tracker.validation(ValidationMetrics(result.step, self.settings.steps, result.losses, is_best))
+
+    def _ended(self) -> Literal["done", "early-stop"] | None:
+        if self.state.step >= self.settings.steps:
+            return "done"
+        since_best = sum(result.step > (self.state.best_step or 0) for result in self.state.history)
+        return (
+            "early-stop"
+            if self.settings.patience is not None and since_best >= self.settings.patience
+            else None
+        )
+
+    def _checkpoint_is_due(self, ended: str | None) -> bool:
+        if self.state.step == 0:
+            return False
+        every = self.settings.checkpoint_every
+        improved = self.settings.keep == "best" and self.state.best_step == self.state.step
+        return ended is not None or improved or (every is not None and self.state.step % every == 0)
+
+    def _save(self) -> None:
+        self.state = replace(self.state, seconds=time.monotonic() - self.started)
+
+        def save() -> int:
+            optimizer = optimizer_tensors(self.updater.optimizer, self.step)
+            self.store.save(self.state, model=model_tensors(self.step), optimizer=optimizer)
+            return self.state.step
+
+        self.saved_step = self.processes.on_first(save)
+
+    def _stop(self, flags: StopFlags) -> None:
+        if self.saved_step != self.state.step:
+            self._save()
+        raise stopped(flags, self.state.step, str(self.store.path(self.state.step)))
+
+    def _finish(self, why: Literal["done", "early-stop"]) -> FitResult:
+        best = self.state.best_step
+        if self.settings.keep == "best" and best is not None and best != self.state.step:
+            self.store.verified_state(best)
+            load_model_tensors(self.step, self.store.tensors(best, "model"), place=self.store.path(best))
+        return FitResult(
+            steps=self.state.step,
+            tokens=self.state.tokens,
+            best_step=best,
+            best_loss=self.state.best_loss,
+            validation_history=self.state.history,
+            seconds=self.state.seconds,
+            stopped=why,
+        )
+
+
+class _Pace:
+    """Tokens and seconds of training alone, without validation and checkpoints."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = 0.0
+        self.recent_tokens = 0
+        self.recent_seconds = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """One optimizer step."""
+        self.steps += 1
+        self.seconds += seconds
+        self.recent_tokens += tokens
+        self.recent_seconds += seconds
+
+    def read(self) -> tuple[float, float]:
+        """Tokens per second since the last call, and seconds per step since the beginning."""
+        tokens_per_second = self.recent_tokens / max(self.recent_seconds, 1e-9)
+        self.recent_tokens, self.recent_seconds = 0, 0.0
+        return tokens_per_second, self.seconds / max(self.steps, 1)

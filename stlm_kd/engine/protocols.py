@@ -1,0 +1,123 @@
+"""What the one training loop is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from stlm_kd.checkpoint import Validation
+from stlm_kd.data.batch import Batch
+from stlm_kd.optim import Schedule
+
+
+class StepOutput(Protocol):
+    """What one micro-batch gave.
+
+    Attributes:
+        loss: Scalar to call ``backward`` on: over all terms, weight x sum over valid tokens / denominator.
+        sums: Per term, the unweighted sum over the valid tokens of this micro-batch, scalar without gradient.
+        counts: Per term, the valid tokens of this micro-batch.
+    """
+
+    @property
+    def loss(self) -> Tensor:
+        """See above."""
+
+    @property
+    def sums(self) -> Mapping[str, Tensor]:
+        """See above."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """See above."""
+
+
+class TrainStep(Protocol):
+    """A ``torch.nn.Module`` that holds all that is trained; one ``forward`` is a micro-batch's whole work.
+
+    What has ``requires_grad`` is trained, clipped, saved and resumed. In evaluation mode ``sums`` and
+    ``counts`` also hold "labels": nats, and labelled tokens.
+    """
+
+    def count(self, batch: Batch) -> Mapping[str, int]:
+        """The valid tokens of each term; the same terms for every batch. The batch lies on the CPU."""
+
+    def __call__(self, batch: Batch, denominators: dict[str, float]) -> StepOutput:
+        """One forward; ``denominators`` has what to divide each term's sum by, never 0."""
+
+
+class BatchSource(Protocol):
+    """Training batches as a pure function of the step's number, so that resuming needs no state."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+
+    def step(self, index: int) -> Sequence[Batch]:
+        """The micro-batches of optimizer step ``index`` (from 0) for this process; as many on each."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How to train.
+
+    Attributes:
+        steps: Optimizer steps in all.
+        learning_rate: The schedule's peak.
+        schedule: How it falls after the warm-up.
+        warmup: Share of the steps in which the learning rate rises.
+        weight_decay: For matrices; norms, biases and vectors have none.
+        betas: AdamW's.
+        eps: AdamW's.
+        clip: Largest Euclidean norm of all gradients together; None: not clipped.
+        precision: "bf16" runs the forward passes under autocast; weights and optimizer stay in fp32.
+        validate_every: Optimizer steps between validations, and once at the end; None: at the end only.
+        keep: Whose weights the module holds at the end: of the least validation loss, or the last.
+        patience: Stop early after so many validations without improvement; None: never.
+        checkpoint_every: Optimizer steps between checkpoints. One is also written on a signal, at the end and
+            (to keep the best) with each improvement.
+        log_every: Optimizer steps between logged ones.
+        seed: Of dropout and whatever else draws from the global generators.
+    """
+
+    steps: int
+    learning_rate: float
+    schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    clip: float | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    validate_every: int | None = None
+    keep: Literal["best", "last"] = "last"
+    patience: int | None = None
+    checkpoint_every: int | None = None
+    log_every: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What came of it.
+
+    Attributes:
+        steps: Optimizer steps done, fewer than asked for after an early stop.
+        tokens: Positions without padding seen, over all processes.
+        best_step: The step of the least validation loss; None without validation.
+        best_loss: That loss, "labels" in nats per token.
+        validation_history: Every validation.
+        seconds: Time spent, over all interruptions and without the time between them.
+        stopped: Why it ended.
+    """
+
+    steps: int
+    tokens: int
+    best_step: int | None
+    best_loss: float | None
+    validation_history: tuple[Validation, ...]
+    seconds: float
+    stopped: Literal["done", "early-stop"]

@@ -1,0 +1,75 @@
+"""The validation losses: one pass over held-out batches, added up over processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from stlm_kd.data.batch import Batch
+from stlm_kd.engine.processes import Processes
+from stlm_kd.engine.protocols import StepOutput, TrainStep
+from stlm_kd.engine.signals import StopSignals
+from stlm_kd.engine.update import autocast
+from stlm_kd.errors import DataError, NonFiniteError
+
+
+def validate(
+    step: TrainStep, batches: Iterable[Batch], *, precision: str, processes: Processes, signals: StopSignals
+) -> dict[str, float] | None:
+    """Each term's mean over all valid tokens of all batches and processes; None when a signal cut it short.
+
+    Processes may have different numbers of batches, even none: nothing is exchanged before the end.
+
+    Raises:
+        DataError: no token is labelled.
+        NonFiniteError: a term is NaN or infinite.
+    """
+    assert isinstance(step, nn.Module)
+    was_training = step.training
+    step.eval()
+    try:
+        sums, counts = _local_sums(step, batches, precision, processes, signals)
+    finally:
+        step.train(was_training)
+    names = processes.all_names(list(sums))
+    local = [*signals.flags, *(sums.get(n, 0.0) for n in names), *(float(counts.get(n, 0)) for n in names)]
+    interrupts, preemptions, *totals = processes.sum_numbers(local)
+    if interrupts or preemptions:
+        return None
+    found, valid = totals[: len(names)], totals[len(names) :]
+    losses = {name: total / max(count, 1.0) for name, total, count in zip(names, found, valid, strict=True)}
+    _check(losses, dict(zip(names, valid, strict=True)))
+    return losses
+
+
+@torch.no_grad()
+def _local_sums(
+    step: TrainStep, batches: Iterable[Batch], precision: str, processes: Processes, signals: StopSignals
+) -> tuple[dict[str, float], dict[str, int]]:
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+    for batch in batches:
+        if any(signals.flags):
+            break
+        ones = dict.fromkeys([*step.count(batch), "labels"], 1.0)
+        with autocast(processes.device, precision):
+            output: StepOutput = step(batch.to(processes.device), ones)
+        for name, value in output.sums.items():
+            value = value.detach().to(processes.float_type)
+            sums[name] = sums[name] + value if name in sums else value
+            counts[name] = counts.get(name, 0) + output.counts[name]
+    return {name: float(value) for name, value in sums.items()}, counts
+
+
+def _check(losses: dict[str, float], valid: dict[str, float]) -> None:
+    if not valid.get("labels"):
+        raise DataError("validation: no token is labelled; give it more text, or leave it out")
+    bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
+    if bad:
+        found = ", ".join(f"{name} {value:g}" for name, value in bad.items())
+        raise NonFiniteError(
+            f"validation: {found}; the last checkpoint is kept. A smaller learning rate may help"
+        )

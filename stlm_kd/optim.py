@@ -1,0 +1,126 @@
+"""AdamW with decay where it belongs, learning-rate schedules, and the optimizer's state as named tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from stlm_kd.errors import CheckpointError
+
+Schedule = Literal["cosine", "linear", "constant"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+
+
+def learning_rate(step: int, *, peak: float, schedule: Schedule, steps: int, warmup: float) -> float:
+    """The learning rate of optimizer step ``step``, counted from 0; nothing but its arguments decides it.
+
+    The first ``W = round(warmup * steps)`` steps rise linearly, ``peak * (step + 1) / (W + 1)``, so that the
+    first step already learns and step ``W`` is the first at ``peak``. From there ``cosine`` and ``linear``
+    fall towards 0, which they would reach at ``step == steps``; ``constant`` stays.
+
+    >>> [learning_rate(s, peak=1.0, schedule="linear", steps=4, warmup=0.25) for s in range(4)]
+    [0.5, 1.0, 0.6666666666666667, 0.33333333333333337]
+    """
+    warmup_steps = round(warmup * steps)
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    if schedule == "cosine":
+        return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak * (1.0 - progress) if schedule == "linear" else peak
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name; tied ones once, under their first name."""
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def decayed_names(module: nn.Module) -> set[str]:
+    """Which trainable parameters get weight decay: matrices and up, but no norm's weight and no bias.
+
+    Norms are told by their class's name (LayerNorm, LlamaRMSNorm, …), so a norm whose weight has two
+    dimensions is spared as well.
+    """
+    norms = {
+        id(weight)
+        for part in module.modules()
+        if "norm" in type(part).__name__.lower()
+        for weight in part.parameters(recurse=False)
+    }
+    return {
+        name
+        for name, weight in trainable_parameters(module).items()
+        if weight.ndim >= 2 and id(weight) not in norms and name.rpartition(".")[2] != "bias"
+    }
+
+
+def make_optimizer(
+    module: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float], eps: float
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) over what is trained.
+
+    Two groups: those of ``decayed_names`` with ``weight_decay``, the rest without. Call it when the module is
+    on its device: the fused kernel is used where all weights are on a GPU.
+    """
+    weights = trainable_parameters(module)
+    decayed = decayed_names(module)
+    groups: list[dict[str, Any]] = [
+        {"params": [w for n, w in weights.items() if n in decayed], "weight_decay": weight_decay},
+        {"params": [w for n, w in weights.items() if n not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=learning_rate,
+        betas=betas,
+        eps=eps,
+        fused=all(weight.device.type == "cuda" for weight in weights.values()),
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The same learning rate for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as ``parameter name/key`` → tensor (``lm_head.weight/exp_avg``).
+
+    A parameter that never had a gradient has no state and is absent.
+    """
+    return {
+        f"{name}/{key}": value
+        for name, weight in trainable_parameters(module).items()
+        for key, value in optimizer.state.get(weight, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what ``optimizer_tensors`` gave, by name, whatever the order of the groups.
+
+    Raises:
+        CheckpointError: a tensor belongs to no trainable parameter, or has another shape than its parameter.
+    """
+    names = {id(weight): name for name, weight in trainable_parameters(module).items()}
+    ordered = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+    index = {name: position for position, name in enumerate(ordered)}
+    shapes = {name: weight.shape for name, weight in trainable_parameters(module).items()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in index or (tensor.ndim > 0 and tensor.shape != shapes[name]):
+            expected = (
+                f"shape {tuple(shapes[name])}" if name in index else "a trainable parameter of this model"
+            )
+            raise CheckpointError(
+                f"optimizer state {full_name}: shape {tuple(tensor.shape)} found, expected {expected}; "
+                "the checkpoint is of another model, start afresh"
+            )
+        state.setdefault(index[name], {})[key] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,20 @@
+"""What a training run says: lines or a live table on stderr, metrics.jsonl, TensorBoard, Weights & Biases."""
+
+from stlm_kd.tracking.jsonl import JsonlTracker, read_metrics
+from stlm_kd.tracking.metrics import StepMetrics, Tracker, Trackers, ValidationMetrics
+from stlm_kd.tracking.opening import BACKENDS, open_tracker
+from stlm_kd.tracking.progress import LiveProgress, PlainProgress, progress
+
+__all__ = [
+    "BACKENDS",
+    "JsonlTracker",
+    "LiveProgress",
+    "PlainProgress",
+    "StepMetrics",
+    "Tracker",
+    "Trackers",
+    "ValidationMetrics",
+    "open_tracker",
+    "progress",
+    "read_metrics",
+]

@@ -1,0 +1,110 @@
+"""metrics.jsonl: one JSON object per logged step and validation, cut back when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeAlias
+
+from stlm_kd.errors import CheckpointError
+from stlm_kd.tracking.metrics import StepMetrics, ValidationMetrics
+
+Line: TypeAlias = "dict[str, str | int | float | bool | dict[str, float]]"
+
+
+class JsonlTracker:
+    """Appends to one file. Each line has ``kind`` ("step", "validation" or "note") and its ``stage``.
+
+    Args:
+        path: The file; lines of an earlier process stay until ``rewind``.
+
+    Raises:
+        CheckpointError: from any method, when the file cannot be written (a full disk).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stage = ""
+        self._step = 0
+
+    def stage(self, name: str) -> None:
+        """The following lines carry this stage."""
+        self._stage, self._step = name, 0
+
+    def rewind(self, step: int) -> None:
+        """Drop this stage's lines after ``step``, and a line that a killed process left unfinished."""
+        self._step = step
+        if not self.path.exists():
+            return
+        kept = [line for line in _lines(self.path) if not self._is_later(line, step)]
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in kept)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Write a line of kind "step"."""
+        self._step = metrics.step
+        self._write({"kind": "step", "stage": self._stage, **_plain(asdict(metrics))})
+
+    def validation(self, metrics: ValidationMetrics) -> None:
+        """Write a line of kind "validation"."""
+        self._step = metrics.step
+        self._write({"kind": "validation", "stage": self._stage, **_plain(asdict(metrics))})
+
+    def note(self, message: str) -> None:
+        """Write a line of kind "note", placed at the last step."""
+        self._write({"kind": "note", "stage": self._stage, "step": self._step, "message": message})
+
+    def close(self) -> None:
+        """Nothing to do: every line is on disk when its method returns."""
+
+    def _is_later(self, line: Line, step: int) -> bool:
+        at = line.get("step")
+        return line.get("stage") == self._stage and isinstance(at, int) and at > step
+
+    def _write(self, line: Line) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """All lines of a metrics file but one that a killed process left unfinished; [] without a file."""
+    return list(_lines(path)) if path.exists() else []
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def _plain(values: Mapping[str, object]) -> Line:
+    plain: Line = {}
+    for name, value in values.items():
+        assert isinstance(value, str | int | float | bool | dict), name
+        plain[name] = value
+    return plain
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be written ({error.strerror or error}); free some space, then resume: "
+        "the checkpoints on disk are untouched"
+    )

@@ -1,0 +1,174 @@
+"""Progress on stderr: a live table on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
+
+
+class PlainProgress:
+    """One line per logged step, in a fixed order with units."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def stage(self, name: str) -> None:
+        """The stage's name on a line of its own."""
+        self._say(name)
+
+    def rewind(self, step: int) -> None:
+        """Say where a resumed stage goes on; nothing for one that begins."""
+        if step:
+            self._say(f"resumed after step {step}")
+
+    def step(self, metrics: StepMetrics) -> None:
+        """One line."""
+        self._say(step_line(metrics))
+
+    def validation(self, metrics: ValidationMetrics) -> None:
+        """One line."""
+        self._say(validation_line(metrics))
+
+    def note(self, message: str) -> None:
+        """The message as it is."""
+        self._say(message)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+class LiveProgress:
+    """A table that is redrawn in place; notes and stages scroll above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._stage = ""
+        self._step: StepMetrics | None = None
+        self._validation: ValidationMetrics | None = None
+
+    def stage(self, name: str) -> None:
+        """Leave the last table where it is and begin a new one."""
+        self.close()
+        self._stage, self._step, self._validation = name, None, None
+
+    def rewind(self, step: int) -> None:
+        """Say where a resumed stage goes on; nothing for one that begins."""
+        if step:
+            self.note(f"{self._stage}: resumed after step {step}")
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Redraw."""
+        self._step = metrics
+        self._draw()
+
+    def validation(self, metrics: ValidationMetrics) -> None:
+        """Redraw."""
+        self._validation = metrics
+        self._draw()
+
+    def note(self, message: str) -> None:
+        """A line above the table."""
+        self._console.print(message, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the last table on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=4)
+            self._live.start()
+        self._live.update(self._table())
+
+    def _table(self) -> Table:
+        table = Table(title=self._stage, title_justify="left", box=None, pad_edge=False)
+        for column in ("", "step", "losses", "speed", "eta"):
+            table.add_column(column, justify="left")
+        if self._step is not None:
+            at = f"{self._step.step}/{self._step.steps}"
+            speed = f"{short_number(self._step.tokens_per_second)} tok/s"
+            table.add_row("train", at, _losses(self._step), speed, duration(self._step.seconds_left))
+        if self._validation is not None:
+            best = "best so far" if self._validation.is_best else ""
+            table.add_row("validation", str(self._validation.step), _terms(self._validation), best, "")
+        return table
+
+
+def progress(stream: TextIO | None = None) -> Tracker:
+    """A live table where the stream (stderr unless given) is a terminal, plain lines where it is not."""
+    stream = sys.stderr if stream is None else stream
+    console = Console(file=stream)
+    return (
+        LiveProgress(console)
+        if console.is_terminal and not console.is_dumb_terminal
+        else PlainProgress(stream)
+    )
+
+
+def step_line(metrics: StepMetrics) -> str:
+    """The line of one training step.
+
+    >>> losses = {"labels": 4.11, "kl": 2.981}
+    >>> step_line(StepMetrics(120, 2000, 3.4123, losses, 1e-3, 1.0, 10, 41200.0, 9, 720))
+    'step 120/2000  loss 3.412 nats/tok  labels 4.110  kl 2.981  41.2k tok/s  eta 12m'
+    """
+    speed = f"{short_number(metrics.tokens_per_second)} tok/s"
+    eta = f"eta {duration(metrics.seconds_left)}"
+    return f"step {metrics.step}/{metrics.steps}  {_losses(metrics)}  {speed}  {eta}"
+
+
+def validation_line(metrics: ValidationMetrics) -> str:
+    """The line of one validation."""
+    best = "  best so far" if metrics.is_best else ""
+    return f"step {metrics.step}/{metrics.steps}  validation  {_terms(metrics)}{best}"
+
+
+def short_number(value: float) -> str:
+    """Three digits or so and a unit.
+
+    >>> [short_number(value) for value in (12.34, 999, 41_200, 3_400_000)]
+    ['12.3', '999', '41.2k', '3.4M']
+    """
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time span in its two largest units at most.
+
+    >>> [duration(seconds) for seconds in (8.2, 720, 4000, 200_000)]
+    ['8s', '12m', '1h 6m', '2d 7h']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m"
+    if whole < 86_400:
+        return f"{whole // 3600}h {whole % 3600 // 60}m"
+    return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
+
+
+def _losses(metrics: StepMetrics) -> str:
+    return f"loss {metrics.loss:.3f} nats/tok  " + "  ".join(
+        f"{n} {v:.3f}" for n, v in metrics.losses.items()
+    )
+
+
+def _terms(metrics: ValidationMetrics) -> str:
+    terms = [f"{name} {value:.3f}" for name, value in metrics.losses.items()]
+    return "  ".join(term + (" nats/tok" if term.startswith("labels ") else "") for term in terms)
