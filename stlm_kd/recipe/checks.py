@@ -125,17 +125,17 @@ def _source(place: Place, source: Source) -> Iterator[Contradiction]:
         for key in hub_only:
             yield ((*place, key), (*place, "hub")), "only for text from the Hub (hub: …)"
     elif source.split is None:
-        yield ((*place, "split"), (*place, "hub")), "not given; text from the Hub needs one, such as train"
+        yield ((*place, "split"), (*place, "hub")), "null given; text from the Hub needs one, such as train"
     if source.sample is None and source.size is not None:
         yield ((*place, "size"), (*place, "sample")), "only for generated text (sample: …)"
     if source.sample is not None and source.size is None:
         yield (
             ((*place, "size"), (*place, "sample")),
-            "not given; generated text needs its size in bytes, such as 4M",
+            "null given; generated text needs its size in bytes, such as 4M",
         )
     if source.sample is not None and source.column != "text":
         yield ((*place, "column"), (*place, "sample")), "only for text from files and the Hub"
-    if source.path is None and source.documents != "line":
+    if source.path is None and source.documents != "article":
         yield ((*place, "documents"), (*place, "path")), "only for text from files (path: …)"
 
 

@@ -31,6 +31,9 @@ from stlm_kd.registry import Registry
 COMBINED = "combined"
 """The teacher of an objective that means all teachers, combined."""
 
+SAMPLE_SIZE = 4_000_000
+"""Bytes of generated text where a recipe does not say how many."""
+
 LABELS = "labels"
 """The loss that needs no teacher."""
 
@@ -179,7 +182,11 @@ class Combine(Part):
 
 
 class Source(Part):
-    """Text from a file or folder, the Hub, or the built-in generator."""
+    """Text from a file or folder, the Hub, or the built-in generator.
+
+    A relative ``path`` starts from the current folder, also in recipes that lie elsewhere. Where they are not
+    given, ``split`` is ``train`` on the Hub, and ``size`` 4M bytes of generated text.
+    """
 
     label: ClassVar[str] = "a key of a source"
     one_of: ClassVar[tuple[str, ...]] = ("path", "hub", "sample")
@@ -190,10 +197,19 @@ class Source(Part):
     split: Text | None = None
     column: Text = "text"
     revision: Text | None = None
-    documents: Literal["line", "file", "blank-line"] = "line"
+    documents: Literal["article", "line", "blank-line", "file"] = "article"
     size: Count | None = None
     domain: Text = "default"
     weight: Positive = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_kind(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        split = {"split": "train"} if given.get("hub") is not None else {}
+        size = {"size": SAMPLE_SIZE} if given.get("sample") is not None else {}
+        return {**split, **size, **given}
 
 
 def _sources(value: object) -> object:

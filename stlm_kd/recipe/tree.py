@@ -1,7 +1,7 @@
 """YAML text as a tree whose every node knows where it was written; only plain data gets through.
 
-Keys and scalars follow YAML 1.2's core schema: ``on`` and ``no`` are text, ``3e-4`` is a number. Tags, anchors
-and aliases are refused, repeated keys too, and what is too large or too deep.
+Keys and scalars follow YAML 1.2's core schema: ``on`` and ``no`` are text, ``3e-4`` is a number. Tags,
+anchors and aliases are refused, repeated keys too, and what is too large or too deep.
 """
 
 from __future__ import annotations

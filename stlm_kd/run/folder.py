@@ -1,0 +1,294 @@
+"""A run's folder: made for one recipe, found again by its hash, refused for any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
+from stlm_kd.recipe.tree import Malformed, Plain, parse
+
+FORMAT_VERSION = 1
+RECIPE, RECORD = "recipe.yaml", "run.json"
+_PACKAGES = [
+    "stlm-kd",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "lm-eval",
+    "safetensors",
+    "numpy",
+    "pydantic",
+]
+
+Status: TypeAlias = Literal["running", "done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What ``run.json`` holds.
+
+    Attributes:
+        name: The recipe's name.
+        recipe_hash: Of what the recipe says.
+        command: As it was typed, or as near as is known.
+        status: How the run stands.
+        started: UTC, ISO 8601; of the first start.
+        finished: UTC, ISO 8601; None until it ended.
+        message: Why it failed or stopped; "" otherwise.
+        versions: Of the packages that compute, by name.
+        python: Its version.
+        platform: System, release and machine.
+        format: The version of this layout.
+    """
+
+    name: str
+    recipe_hash: str
+    command: str
+    status: Status
+    started: str
+    finished: str | None = None
+    message: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    python: str = ""
+    platform: str = ""
+    format: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's folder and its record; ``finish`` and ``restart`` write the record and give the new value."""
+
+    path: Path
+    record: Record
+
+    def restart(self, command: str) -> RunFolder:
+        """Mark the run as running, by this command and these package versions."""
+        now = _record(self.record.name, self.record.recipe_hash, command)
+        return self._write(replace(now, started=self.record.started))
+
+    def finish(self, status: Status, message: str = "") -> RunFolder:
+        """Mark how the run ended."""
+        return self._write(replace(self.record, status=status, message=message, finished=_now()))
+
+    def _write(self, record: Record) -> RunFolder:
+        write_json(self.path / RECORD, asdict(record))
+        return RunFolder(self.path, record)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One line of ``runs list``."""
+
+    path: Path
+    name: str
+    status: str
+    started: str
+    finished: str | None
+    recipe_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetails:
+    """What is known of a run: its record, its resolved recipe, and its results where it has them."""
+
+    path: Path
+    record: Record
+    recipe_yaml: str
+    table: str | None
+    models: tuple[Path, ...]
+
+
+def folder_of(recipe: Recipe, *, name: str, output_dir: Path) -> Path:
+    """Where the run of a recipe lies: ``<output_dir>/<name>-<first 8 digits of the recipe's hash>``."""
+    return output_dir / f"{file_name(name)}-{recipe_hash(recipe)[:8]}"
+
+
+def file_name(name: str) -> str:
+    """A name that is safe as a file's: letters, digits, dots, dashes and underscores, at most 64.
+
+    >>> file_name("my recipe/α")
+    'my-recipe'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:64] or "run"
+
+
+def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunFolder:
+    """The folder of a recipe's run, made with its recipe and record, or opened where it is there already.
+
+    Raises:
+        CheckpointError: The folder is that of another recipe; the message says what differs.
+        EnvironmentFault: It cannot be written.
+    """
+    path = folder_of(recipe, name=name, output_dir=output_dir)
+    if (path / RECORD).is_file():
+        return open_for(recipe, path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / RECIPE, resolved_yaml(recipe))
+        return RunFolder(path, _record(name, recipe_hash(recipe), command))._write(
+            _record(name, recipe_hash(recipe), command)
+        )
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise EnvironmentFault(
+            f"{path}: cannot be written ({reason}); choose another --output-dir"
+        ) from error
+
+
+def open_run(path: Path) -> RunFolder:
+    """A run's folder that is there.
+
+    Raises:
+        EnvironmentFault: No such folder.
+        CheckpointError: It is not a run's folder, or its record is damaged.
+    """
+    if not path.is_dir():
+        raise EnvironmentFault(f"{path}: no such run folder; see stlm-kd runs list")
+    if not (path / RECORD).is_file():
+        raise CheckpointError(
+            f"{path}: no {RECORD} in it, so it is not a run's folder; see stlm-kd runs list"
+        )
+    return RunFolder(path, _read_record(path / RECORD))
+
+
+def open_for(recipe: Recipe, path: Path) -> RunFolder:
+    """A run's folder that is there and belongs to this recipe.
+
+    Raises:
+        EnvironmentFault: No such folder.
+        CheckpointError: It is another recipe's, or is damaged; the message says what differs.
+    """
+    found = open_run(path)
+    saved = _saved_recipe(path)
+    if found.record.recipe_hash == recipe_hash(recipe) == hash_of(saved):
+        return found
+    changes = differences(saved, plain(recipe))
+    shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+    raise CheckpointError(
+        f"{path}: the run of another recipe ({shown or 'its record names another hash'}); "
+        "choose another --output-dir, or move the folder away"
+    )
+
+
+def differences(before: Plain, after: Plain, place: str = "") -> list[str]:
+    """What differs between two recipes' plain values, one phrase for each place."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        found = []
+        for key in sorted({*before, *after}):
+            inner = f"{place}.{key}" if place else key
+            found += differences(before.get(key), after.get(key), inner)
+        return found
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [phrase for i, pair in pairs for phrase in differences(*pair, f"{place}[{i}]")]
+    return [] if before == after else [f"{place} is {_short(before)} there and {_short(after)} here"]
+
+
+def list_runs(output_dir: Path) -> list[RunSummary]:
+    """The runs below a folder, the latest start first; a damaged one is listed as such."""
+    if not output_dir.is_dir():
+        return []
+    found = [_summary(path.parent) for path in sorted(output_dir.glob(f"*/{RECORD}"))]
+    return sorted(found, key=lambda run: run.started, reverse=True)
+
+
+def show_run(path: Path) -> RunDetails:
+    """What is known of a run.
+
+    Raises:
+        EnvironmentFault, CheckpointError: As ``open_run``.
+    """
+    run = open_run(path)
+    table = path / "table.txt"
+    models = sorted(folder.parent for folder in path.glob("students/*/seed-*/model/config.json"))
+    try:
+        text = (path / RECIPE).read_text(encoding="utf-8")
+        shown = table.read_text(encoding="utf-8") if table.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {RECIPE} or table.txt cannot be read ({error})") from error
+    return RunDetails(path, run.record, text, shown, tuple(models))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file appears whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that the file appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _record(name: str, digest: str, command: str) -> Record:
+    return Record(
+        name=name,
+        recipe_hash=digest,
+        command=command,
+        status="running",
+        started=_now(),
+        versions=_versions(_PACKAGES),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+    )
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("format") != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: not of format {FORMAT_VERSION}, which this version reads")
+        return Record(**values)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); move the folder away to start anew") from error
+
+
+def _saved_recipe(path: Path) -> Plain:
+    try:
+        return parse((path / RECIPE).read_text(encoding="utf-8")).plain()
+    except (OSError, UnicodeDecodeError, Malformed) as error:
+        raise CheckpointError(f"{path / RECIPE}: damaged ({error}); move the folder away") from error
+
+
+def _summary(path: Path) -> RunSummary:
+    try:
+        record = _read_record(path / RECORD)
+    except CheckpointError:
+        return RunSummary(path, path.name, "damaged", "", None, "")
+    return RunSummary(path, record.name, record.status, record.started, record.finished, record.recipe_hash)
+
+
+def _short(value: Plain) -> str:
+    text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

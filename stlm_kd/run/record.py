@@ -1,0 +1,123 @@
+"""What ``run.json`` holds: by what a run was started, when, with which versions, and how it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from stlm_kd.errors import CheckpointError
+
+FORMAT_VERSION = 1
+PACKAGES = (
+    "stlm-kd",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "lm-eval",
+    "safetensors",
+    "numpy",
+    "pydantic",
+)
+"""Packages whose versions a run's record holds."""
+
+Status: TypeAlias = Literal["running", "done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What ``run.json`` holds.
+
+    Attributes:
+        name: The recipe's name.
+        recipe_hash: Of what the recipe says.
+        command: As it was typed, or as near as is known.
+        status: How the run stands.
+        started: UTC, ISO 8601; of the first start.
+        finished: UTC, ISO 8601; None until it ended.
+        message: Why it failed or stopped; "" otherwise.
+        versions: Of the packages that compute, by name.
+        python: Its version.
+        platform: System, release and machine.
+        format: The version of this layout.
+    """
+
+    name: str
+    recipe_hash: str
+    command: str
+    status: Status
+    started: str
+    finished: str | None = None
+    message: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    python: str = ""
+    platform: str = ""
+    format: int = FORMAT_VERSION
+
+
+def new_record(name: str, digest: str, command: str) -> Record:
+    """The record of a run that starts now, by this command."""
+    return Record(
+        name=name,
+        recipe_hash=digest,
+        command=command,
+        status="running",
+        started=now(),
+        versions=_versions(PACKAGES),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+    )
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        CheckpointError: It is damaged, or of another format.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("format") != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: not of format {FORMAT_VERSION}, which this version reads")
+        return Record(**values)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); move the folder away to start anew") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file appears whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that the file appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
