@@ -3,68 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
-from importlib import metadata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
 from stlm_kd.recipe.tree import Malformed, Plain, parse
+from stlm_kd.run.record import Record, Status, new_record, now, read_record, write_json, write_text
 
-FORMAT_VERSION = 1
 RECIPE, RECORD = "recipe.yaml", "run.json"
-_PACKAGES = [
-    "stlm-kd",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "deepspeed",
-    "datasets",
-    "lm-eval",
-    "safetensors",
-    "numpy",
-    "pydantic",
-]
-
-Status: TypeAlias = Literal["running", "done", "failed", "interrupted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What ``run.json`` holds.
-
-    Attributes:
-        name: The recipe's name.
-        recipe_hash: Of what the recipe says.
-        command: As it was typed, or as near as is known.
-        status: How the run stands.
-        started: UTC, ISO 8601; of the first start.
-        finished: UTC, ISO 8601; None until it ended.
-        message: Why it failed or stopped; "" otherwise.
-        versions: Of the packages that compute, by name.
-        python: Its version.
-        platform: System, release and machine.
-        format: The version of this layout.
-    """
-
-    name: str
-    recipe_hash: str
-    command: str
-    status: Status
-    started: str
-    finished: str | None = None
-    message: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    python: str = ""
-    platform: str = ""
-    format: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +24,12 @@ class RunFolder:
 
     def restart(self, command: str) -> RunFolder:
         """Mark the run as running, by this command and these package versions."""
-        now = _record(self.record.name, self.record.recipe_hash, command)
-        return self._write(replace(now, started=self.record.started))
+        again = new_record(self.record.name, self.record.recipe_hash, command)
+        return self._write(replace(again, started=self.record.started))
 
     def finish(self, status: Status, message: str = "") -> RunFolder:
         """Mark how the run ended."""
-        return self._write(replace(self.record, status=status, message=message, finished=_now()))
+        return self._write(replace(self.record, status=status, message=message, finished=now()))
 
     def _write(self, record: Record) -> RunFolder:
         write_json(self.path / RECORD, asdict(record))
@@ -138,14 +86,14 @@ def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunF
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / RECIPE, resolved_yaml(recipe))
-        return RunFolder(path, _record(name, recipe_hash(recipe), command))._write(
-            _record(name, recipe_hash(recipe), command)
-        )
+        record = new_record(name, recipe_hash(recipe), command)
+        write_json(path / RECORD, asdict(record))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise EnvironmentFault(
             f"{path}: cannot be written ({reason}); choose another --output-dir"
         ) from error
+    return RunFolder(path, record)
 
 
 def open_run(path: Path) -> RunFolder:
@@ -161,7 +109,7 @@ def open_run(path: Path) -> RunFolder:
         raise CheckpointError(
             f"{path}: no {RECORD} in it, so it is not a run's folder; see stlm-kd runs list"
         )
-    return RunFolder(path, _read_record(path / RECORD))
+    return RunFolder(path, read_record(path / RECORD))
 
 
 def open_for(recipe: Recipe, path: Path) -> RunFolder:
@@ -222,58 +170,6 @@ def show_run(path: Path) -> RunDetails:
     return RunDetails(path, run.record, text, shown, tuple(models))
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file appears whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text so that the file appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def _record(name: str, digest: str, command: str) -> Record:
-    return Record(
-        name=name,
-        recipe_hash=digest,
-        command=command,
-        status="running",
-        started=_now(),
-        versions=_versions(_PACKAGES),
-        python=platform.python_version(),
-        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
-    )
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _read_record(path: Path) -> Record:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("format") != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: not of format {FORMAT_VERSION}, which this version reads")
-        return Record(**values)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); move the folder away to start anew") from error
-
-
 def _saved_recipe(path: Path) -> Plain:
     try:
         return parse((path / RECIPE).read_text(encoding="utf-8")).plain()
@@ -283,7 +179,7 @@ def _saved_recipe(path: Path) -> Plain:
 
 def _summary(path: Path) -> RunSummary:
     try:
-        record = _read_record(path / RECORD)
+        record = read_record(path / RECORD)
     except CheckpointError:
         return RunSummary(path, path.name, "damaged", "", None, "")
     return RunSummary(path, record.name, record.status, record.started, record.finished, record.recipe_hash)
