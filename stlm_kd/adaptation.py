@@ -1,0 +1,141 @@
+"""Rows of a new vocabulary's embedding and head, made from those of the old one.
+
+Shapes: V old vocabulary (padding included), V' new vocabulary, D width. Everything is computed in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from stlm_kd.errors import ModelError
+from stlm_kd.models.vocabulary import is_tied, vocabulary_layers
+from stlm_kd.registry import Registry
+from stlm_kd.vocab.mapping import Kind, VocabularyMapping, map_vocabulary
+
+
+class Initialiser(Protocol):
+    """Old rows (V, D), the mapping of V' tokens onto them and a CPU generator → new rows (V', D)."""
+
+    def __call__(self, old_VD: Tensor, mapping: VocabularyMapping, generator: torch.Generator, /) -> Tensor:
+        """New rows, fp32, on the device of the old ones."""
+        ...
+
+
+INITIALISERS: Registry[Initialiser] = Registry("initialiser of a vocabulary")
+
+
+@INITIALISERS.register("random")
+def random(old_VD: Tensor, mapping: VocabularyMapping, generator: torch.Generator, /) -> Tensor:
+    """Rows drawn from a normal distribution with the old rows' mean and deviation in each dimension.
+
+    The body was trained on rows of that place and size and stays as it is; a configuration's
+    ``initializer_range`` says how training began, which may be many times smaller.
+    """
+    used_VD = _used(old_VD, mapping)
+    noise_VD = torch.randn(len(mapping), old_VD.shape[1], generator=generator).to(old_VD.device)
+    return used_VD.mean(0) + noise_VD * used_VD.std(0, correction=0)
+
+
+@INITIALISERS.register("mean")
+def mean(old_VD: Tensor, mapping: VocabularyMapping, generator: torch.Generator, /) -> Tensor:
+    """Every row is the mean of the old rows."""
+    return _used(old_VD, mapping).mean(0).repeat(len(mapping), 1)
+
+
+@INITIALISERS.register("subword-mean")
+def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, generator: torch.Generator, /) -> Tensor:
+    """Each row is the mean of the old rows of its pieces; of all old rows where there is no piece.
+
+    A token that the old vocabulary holds is its own single piece, so its row is copied bit for bit.
+    """
+    sources = torch.from_numpy(mapping.sources).to(old_VD.device)
+    offsets = torch.from_numpy(mapping.offsets[:-1]).to(old_VD.device)
+    rows_VD = nn.functional.embedding_bag(sources, old_VD.float(), offsets, mode="mean")
+    lost = torch.from_numpy(mapping.ids_of(Kind.FALLBACK)).to(old_VD.device)
+    rows_VD[lost] = _used(old_VD, mapping).mean(0)
+    return rows_VD
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyInit:
+    """Rows for a new vocabulary, in the teacher's dtype.
+
+    Attributes:
+        embedding: Input rows, (V', D).
+        head: Output rows, (V', D); None where the teacher's embedding and head are one.
+        head_bias: Output bias, (V',); None where the teacher has none.
+        counts: Tokens by how they were found: ``exact``, ``pieces``, ``role``, ``fallback``.
+    """
+
+    embedding: Tensor
+    head: Tensor | None
+    head_bias: Tensor | None
+    counts: Mapping[str, int]
+
+
+def new_rows(
+    teacher: PreTrainedModel,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    student_tokenizer: PreTrainedTokenizerBase,
+    init: str,
+    *,
+    seed: int,
+) -> VocabularyInit:
+    """Embedding and head of the teacher for the student's vocabulary; the teacher is left as it is.
+
+    Special tokens get the teacher's rows of the same role whatever the initialiser. Embedding, head and bias
+    are made one after the other from one generator, so equal arguments give equal rows.
+
+    Args:
+        teacher: A model with a linear head over its own vocabulary, which may be padded.
+        teacher_tokenizer: The vocabulary that it was trained with.
+        student_tokenizer: The vocabulary that it shall get.
+        init: A name in ``INITIALISERS``.
+        seed: Of what is random in an initialiser.
+
+    Raises:
+        ModelError: A vocabulary cannot be mapped, or the teacher has fewer rows than its tokenizer has ids.
+    """
+    initialise = INITIALISERS[init]
+    embedding, head = vocabulary_layers(teacher)
+    mapping = map_vocabulary(teacher_tokenizer, student_tokenizer)
+    _check_rows(embedding, mapping, str(teacher.config.model_type))
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(old_VD: Tensor, how: VocabularyMapping) -> Tensor:
+        old_VD = old_VD.detach()
+        rows_VD = _with_roles(initialise(old_VD.float(), how, generator), old_VD.float(), how)
+        return rows_VD.to(old_VD.dtype)
+
+    rows_VD = make(embedding.weight, mapping)
+    head_VD = None if is_tied(teacher) else make(head.weight, mapping.for_output())
+    bias_V = None if head.bias is None else make(head.bias[:, None], mapping.for_output())[:, 0]
+    return VocabularyInit(rows_VD, head_VD, bias_V, mapping.counts)
+
+
+def _with_roles(rows_VD: Tensor, old_VD: Tensor, mapping: VocabularyMapping) -> Tensor:
+    ids = mapping.ids_of(Kind.ROLE)
+    sources = torch.from_numpy(mapping.sources[mapping.offsets[ids]]).to(old_VD.device)
+    rows_VD[torch.from_numpy(ids).to(old_VD.device)] = old_VD[sources]
+    return rows_VD
+
+
+def _used(old_VD: Tensor, mapping: VocabularyMapping) -> Tensor:
+    """The rows that stand for a token of the old vocabulary, fp32."""
+    return old_VD.float()[torch.from_numpy(mapping.teacher_ids).to(old_VD.device)]
+
+
+def _check_rows(embedding: nn.Embedding, mapping: VocabularyMapping, name: str) -> None:
+    needed = int(mapping.teacher_ids[-1]) + 1
+    if embedding.num_embeddings < needed:
+        raise ModelError(
+            f"teacher ({name}): its embedding has {embedding.num_embeddings} rows, but its tokenizer has ids "
+            f"up to {needed - 1}; expected the tokenizer that the model was trained with"
+        )

@@ -1,0 +1,131 @@
+"""Give a language model another vocabulary: embedding, head and special ids, in place, and nothing else.
+
+Shapes: V' new vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from stlm_kd.errors import ModelError
+from stlm_kd.vocab.spelling import vocabulary_size
+
+_OLD_IDS = (
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "decoder_start_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+)
+"""Fields of a generation configuration that hold ids of the old vocabulary."""
+
+
+def replace_vocabulary(
+    model: PreTrainedModel,
+    embedding_VD: Tensor,
+    head_VD: Tensor | None,
+    head_bias_V: Tensor | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Swap the model's embedding and head for new rows, and its special ids for the tokenizer's.
+
+    A tied model stays tied, an untied one untied. The rows are copied. ``config.pad_token_id`` stays empty
+    where padding is only another name of the end or start token: transformers never trains the embedding of
+    the padding token.
+
+    Args:
+        model: A gpt2, llama or qwen2 language model, or another one with a plain embedding and a linear head.
+        embedding_VD: Input rows, (V', D).
+        head_VD: Output rows, (V', D); None for a tied model, and for no other.
+        head_bias_V: Output bias, (V',), where the head has one.
+        tokenizer: Of the new vocabulary.
+
+    Raises:
+        ModelError: The model's embedding or head is of another kind.
+    """
+    old_embedding, old_head = vocabulary_layers(model)
+    size, width = embedding_VD.shape
+    tied = is_tied(model)
+    assert size == vocabulary_size(tokenizer) and width == old_embedding.embedding_dim, embedding_VD.shape
+    assert tied == (head_VD is None), "output rows are given for untied models alone"
+    assert (head_bias_V is None) == (old_head.bias is None), "a head keeps its bias, or its having none"
+    embedding = nn.Embedding(size, width, device="meta")
+    embedding.weight = _parameter(embedding_VD, old_embedding.weight)
+    head = nn.Linear(width, size, bias=head_bias_V is not None, device="meta")
+    head.weight = embedding.weight if head_VD is None else _parameter(head_VD, old_head.weight)
+    if head_bias_V is not None:
+        head.bias = _parameter(head_bias_V, old_head.bias)
+    model.set_input_embeddings(embedding)
+    model.set_output_embeddings(head)
+    _set_size(model, size)
+    model.config.tie_word_embeddings = tied
+    model.tie_weights()
+    _set_special_ids(model, tokenizer)
+    assert is_tied(model) == tied, "tying changed"
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether embedding and head are one parameter."""
+    embedding, head = vocabulary_layers(model)
+    return head.weight is embedding.weight
+
+
+def vocabulary_layers(model: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
+    """The model's embedding and head.
+
+    Raises:
+        ModelError: They are not plain layers (a scaled embedding, an adaptive or missing head).
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
+        raise ModelError(
+            f"{model.config.model_type}: its vocabulary cannot be replaced: found {type(embedding).__name__} "
+            f"and {type(head).__name__}; expected Embedding and Linear, as in gpt2, llama and qwen2"
+        )
+    return embedding, head
+
+
+def vocabulary_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Embedding and head: two parameters, one if they are tied, one more if the head has a bias."""
+    embedding, head = vocabulary_layers(model)
+    weights = [embedding.weight] if head.weight is embedding.weight else [embedding.weight, head.weight]
+    found = weights if head.bias is None else [*weights, head.bias]
+    return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
+
+
+def freeze_body(model: PreTrainedModel) -> None:
+    """Leave only the vocabulary's parameters trainable (not the position embeddings)."""
+    model.requires_grad_(False)
+    for parameter in vocabulary_parameters(model):
+        parameter.requires_grad_(True)
+
+
+def _parameter(rows: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(rows.detach().to(device=like.device, dtype=like.dtype, copy=True).contiguous())
+
+
+def _set_size(model: PreTrainedModel, size: int) -> None:
+    model.config.get_text_config().vocab_size = size
+    for module in (model, model.base_model):
+        if isinstance(getattr(module, "vocab_size", None), int):
+            setattr(module, "vocab_size", size)  # noqa: B010 (typed as a submodule otherwise)
+
+
+def _set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    own_pad = None if pad in (bos, eos) else pad
+    config = model.config.get_text_config()
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = bos, eos, own_pad
+    if getattr(model.base_model, "padding_idx", None) is not None:
+        setattr(model.base_model, "padding_idx", own_pad)  # noqa: B010 (typed as a submodule otherwise)
+    generation = model.generation_config
+    if generation is not None:
+        generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = bos, eos, pad
+        for field in _OLD_IDS:
+            if getattr(generation, field, None) is not None:
+                setattr(generation, field, None)

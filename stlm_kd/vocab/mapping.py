@@ -1,0 +1,142 @@
+"""For each token of a student's vocabulary, the teacher's tokens that stand for the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from stlm_kd.vocab.roles import Roles, RoleSource, map_roles, roles_of
+from stlm_kd.vocab.spelling import Vocabulary, read_vocabulary
+from stlm_kd.vocab.splitting import split_surfaces
+
+
+class Kind(IntEnum):
+    """How a student token was found in the teacher's vocabulary."""
+
+    FALLBACK = 0
+    """Not at all: the teacher cannot spell it."""
+    EXACT = 1
+    """One teacher token stands for exactly the same bytes."""
+    PIECES = 2
+    """The teacher's tokenizer splits it (or normalises it, as an uncased one does)."""
+    ROLE = 3
+    """A special token: the teacher's token that plays the same part."""
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyMapping:
+    """Teacher ids for each student id, in compressed rows.
+
+    Attributes:
+        kinds: ``Kind`` of each student id, shape (V',).
+        offsets: Where each student id's sources begin, shape (V' + 1,).
+        sources: Teacher ids, one row after the other.
+        teacher_ids: All ids that the teacher's tokenizer uses, ascending: rows of a padded embedding beyond
+            them were never trained.
+        predicted: Student ids whose *output* row has another source than their input row (one token that both
+            starts and ends documents, where the teacher has two), with that teacher id.
+    """
+
+    kinds: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    teacher_ids: NDArray[np.int64]
+    predicted: Mapping[int, int]
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def sources_of(self, student_id: int) -> list[int]:
+        """Teacher ids of one student id; empty where the teacher cannot spell it."""
+        first, last = self.offsets[student_id : student_id + 2]
+        return [int(i) for i in self.sources[first:last]]
+
+    def ids_of(self, kind: Kind) -> NDArray[np.int64]:
+        """Student ids that were found in this way, ascending."""
+        return np.flatnonzero(self.kinds == kind).astype(np.int64)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of student ids by kind: ``exact``, ``pieces``, ``role``, ``fallback``."""
+        kinds = (Kind.EXACT, Kind.PIECES, Kind.ROLE, Kind.FALLBACK)
+        return {kind.name.lower(): int((self.kinds == kind).sum()) for kind in kinds}
+
+    def for_output(self) -> VocabularyMapping:
+        """The same mapping with the sources by which tokens are predicted instead of read."""
+        sources = self.sources.copy()
+        for student_id, teacher_id in self.predicted.items():
+            sources[self.offsets[student_id]] = teacher_id
+        return VocabularyMapping(self.kinds, self.offsets, sources, self.teacher_ids, {})
+
+
+def map_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> VocabularyMapping:
+    """Find every student token in the teacher's vocabulary: exactly, in pieces, by its role, or not.
+
+    Raises:
+        ModelError: One of them is not a fast tokenizer, or its spelling is not known.
+    """
+    old, new = read_vocabulary(teacher), read_vocabulary(student)
+    old_roles, new_roles = roles_of(teacher), roles_of(student)
+    rows: list[list[int]] = [[] for _ in range(new.size)]
+    kinds = np.zeros(new.size, np.uint8)
+    predicted: dict[int, int] = {}
+    for i, role in _specials(old, new, old_roles, new_roles).items():
+        rows[i], kinds[i] = [role.read], Kind.ROLE
+        if role.predict != role.read:
+            predicted[i] = role.predict
+    for i, source in _exact(old, new).items():
+        if kinds[i] == Kind.FALLBACK:
+            rows[i], kinds[i] = [source], Kind.EXACT
+    left = [i for i, surface in enumerate(new.surfaces) if surface and kinds[i] == Kind.FALLBACK]
+    splits = split_surfaces(old, [new.surfaces[i] or b"" for i in left], unknown=old_roles.unknown)
+    for i, split in zip(left, splits, strict=True):
+        if split:
+            rows[i], kinds[i] = split, Kind.PIECES
+    offsets = np.zeros(new.size + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    sources = np.fromiter((i for row in rows for i in row), np.int64, count=int(offsets[-1]))
+    return VocabularyMapping(kinds, offsets, sources, np.array(old.used_ids, np.int64), predicted)
+
+
+def _specials(old: Vocabulary, new: Vocabulary, old_roles: Roles, new_roles: Roles) -> dict[int, RoleSource]:
+    return {i: source for i, source in map_roles(old_roles, new_roles).items() if i in new.special}
+
+
+def _exact(old: Vocabulary, new: Vocabulary) -> dict[int, int]:
+    """Student id → teacher id of the same string, or of the same bytes in another spelling.
+
+    Added tokens (special ones and others) meet by their string first; a special token stands for no bytes.
+    """
+    by_string: dict[tuple[bool, str], int] = {
+        (i in old.added, token): i for i, token in enumerate(old.tokens) if token is not None
+    }
+    by_surface = _by_surface(old)
+    found: dict[int, int] = {}
+    for i, (token, surface) in enumerate(zip(new.tokens, new.surfaces, strict=True)):
+        if token is None:
+            continue
+        same_string = by_string.get((i in new.added, token))
+        if same_string is not None and (i in new.added or old.surfaces[same_string] == surface):
+            found[i] = same_string
+        elif surface is not None and surface in by_surface:
+            found[i] = by_surface[surface]
+    return found
+
+
+def _by_surface(vocabulary: Vocabulary) -> dict[bytes, int]:
+    """The id for each surface: pieces before byte tokens, and none that the tokenizer cannot produce."""
+    index: dict[bytes, int] = {}
+    bytes_last = sorted(vocabulary.used_ids, key=set(vocabulary.byte_tokens.values()).__contains__)
+    for i in bytes_last:
+        token, surface = vocabulary.tokens[i] or "", vocabulary.surfaces[i]
+        cannot_continue = token.startswith("##") and token[2:3] in vocabulary.isolated
+        if surface is not None and not cannot_continue:
+            index.setdefault(surface, i)
+            if token in vocabulary.isolated:
+                index.setdefault(b" " + surface, i)
+    return index

@@ -1,0 +1,216 @@
+"""What a token stands for: the same bytes, whichever of three alphabets a vocabulary is spelled in.
+
+Byte-level vocabularies (GPT-2, Qwen2) spell each byte as a printable character, SentencePiece (Llama) writes
+a space as ``▁`` and rare bytes as ``<0xAB>``, WordPiece (BERT) implies the space and marks what continues a
+word by ``##``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from stlm_kd.errors import ModelError
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+
+SPACE_MARK = "\u2581"
+"""SentencePiece's visible space."""
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Spelling(Enum):
+    """The alphabet in which a vocabulary's tokens are written."""
+
+    BYTE_LEVEL = "byte-level"
+    SENTENCEPIECE = "SentencePiece"
+    WORDPIECE = "WordPiece"
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer's vocabulary, read once.
+
+    Attributes:
+        name: For messages.
+        spelling: How its tokens are written.
+        tokens: The string of each id; None where an id is not used.
+        surfaces: The bytes that each id stands for, a leading space included; None for special tokens and
+            unused ids. Not every one is valid UTF-8.
+        special: Ids of tokens that stand for no text.
+        added: Ids of the tokens that were added to the model's own, special ones included.
+        byte_tokens: Ids of SentencePiece's ``<0xAB>``, by their byte.
+        isolated: WordPiece only: the characters (punctuation, ideographs) that are words of their own, with a
+            space before them or without.
+        specification: The tokenizer's own description, as in ``tokenizer.json``.
+    """
+
+    name: str
+    spelling: Spelling
+    tokens: list[str | None]
+    surfaces: list[bytes | None]
+    special: frozenset[int]
+    added: frozenset[int]
+    byte_tokens: dict[int, int]
+    isolated: frozenset[str]
+    specification: dict[str, Json]
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id: the rows that an embedding needs."""
+        return len(self.tokens)
+
+    @property
+    def used_ids(self) -> list[int]:
+        """The ids that stand for a token, ascending."""
+        return [i for i, token in enumerate(self.tokens) if token is not None]
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding for this tokenizer needs: one more than its largest id."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """The tokenizer's vocabulary with the bytes that each token stands for.
+
+    Raises:
+        ModelError: It is not a fast tokenizer, or its spelling is none of the three known ones.
+    """
+    backend, name = backend_of(tokenizer), _name_of(tokenizer)
+    specification: dict[str, Json] = json.loads(backend.to_str())
+    spelling = _spelling_of(specification, name)
+    tokens: list[str | None] = [None] * vocabulary_size(tokenizer)
+    for token, i in tokenizer.get_vocab().items():
+        tokens[i] = token
+    special = frozenset(tokenizer.all_special_ids) | {
+        i for i, added in tokenizer.added_tokens_decoder.items() if added.special
+    }
+    added = special | set(tokenizer.added_tokens_decoder)
+    byte_tokens = _byte_tokens(tokens, specification) if spelling is Spelling.SENTENCEPIECE else {}
+    isolated = _isolated(tokens, backend) if spelling is Spelling.WORDPIECE else frozenset()
+    byte_of = {i: bytes([byte]) for byte, i in byte_tokens.items()}
+
+    def surface(i: int, token: str | None) -> bytes | None:
+        if token is None or i in special:
+            return None
+        if i in added:
+            return token.encode()
+        if i in byte_of:
+            return byte_of[i]
+        return _spelled(token, spelling, isolated=token in isolated)
+
+    surfaces = [surface(i, token) for i, token in enumerate(tokens)]
+    return Vocabulary(name, spelling, tokens, surfaces, special, added, byte_tokens, isolated, specification)
+
+
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The tokenizer's Rust half.
+
+    Raises:
+        ModelError: It has none: it is a slow tokenizer.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            f"{_name_of(tokenizer)}: a {type(tokenizer).__name__}, which is not a fast tokenizer; expected "
+            "one that can be saved as tokenizer.json: convert it to a PreTrainedTokenizerFast"
+        )
+    return tokenizer.backend_tokenizer
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable character for each byte.
+
+    >>> byte_alphabet()[ord(" ")], byte_alphabet()[ord("a")], len(set(byte_alphabet().values()))
+    ('Ġ', 'a', 256)
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+_FROM_ALPHABET = {ord(character): byte for byte, character in byte_alphabet().items()}
+_ALPHABET = frozenset(byte_alphabet().values())
+_TO_ALPHABET = str.maketrans({chr(byte): character for byte, character in byte_alphabet().items()})
+
+
+def in_byte_alphabet(data: bytes) -> str:
+    """Bytes as a byte-level vocabulary spells them.
+
+    >>> in_byte_alphabet(b" the")
+    'Ġthe'
+    """
+    return data.decode("latin-1").translate(_TO_ALPHABET)
+
+
+def nodes(node: Json) -> Iterator[dict[str, Json]]:
+    """Every typed part of a tokenizer's description, nested ones included."""
+    if isinstance(node, dict):
+        if "type" in node:
+            yield node
+        for value in node.values():
+            yield from nodes(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from nodes(value)
+
+
+def _spelled(token: str, spelling: Spelling, *, isolated: bool) -> bytes:
+    if spelling is Spelling.BYTE_LEVEL:
+        known = _ALPHABET.issuperset(token)
+        return token.translate(_FROM_ALPHABET).encode("latin-1") if known else token.encode()
+    if spelling is Spelling.SENTENCEPIECE:
+        return token.replace(SPACE_MARK, " ").encode()
+    if token.startswith("##") and len(token) > 2:
+        return token[2:].encode()
+    return token.encode() if isolated else b" " + token.encode()
+
+
+def _spelling_of(specification: dict[str, Json], name: str) -> Spelling:
+    model = specification["model"]
+    assert isinstance(model, dict)
+    parts = [specification.get("pre_tokenizer"), specification.get("decoder")]
+    types = {part["type"] for part in nodes(parts)}
+    if model["type"] == "WordPiece" and model.get("continuing_subword_prefix") == "##":
+        return Spelling.WORDPIECE
+    if "ByteLevel" in types:
+        return Spelling.BYTE_LEVEL
+    if "Metaspace" in types or SPACE_MARK in json.dumps(parts, ensure_ascii=False):
+        return Spelling.SENTENCEPIECE
+    raise ModelError(
+        f"{name}: a {model['type']} vocabulary whose spelling is not known; expected byte-level (GPT-2's), "
+        "SentencePiece (▁ and <0xAB>, as Llama's) or WordPiece (##, as BERT's); use another tokenizer"
+    )
+
+
+def _byte_tokens(tokens: list[str | None], specification: dict[str, Json]) -> dict[int, int]:
+    model = specification["model"]
+    assert isinstance(model, dict)
+    if not model.get("byte_fallback"):
+        return {}
+    found = ((i, _BYTE_TOKEN.fullmatch(token)) for i, token in enumerate(tokens) if token)
+    return {int(match.group(1), 16): i for i, match in found if match}
+
+
+def _isolated(tokens: list[str | None], backend: Tokenizer) -> frozenset[str]:
+    """Single characters that the tokenizer cuts out of the middle of a word."""
+
+    def cut_out(character: str) -> bool:
+        text = f"a{character}a"
+        text = backend.normalizer.normalize_str(text) if backend.normalizer else text
+        return backend.pre_tokenizer is not None and len(backend.pre_tokenizer.pre_tokenize_str(text)) > 1
+
+    return frozenset(token for token in tokens if token and len(token) == 1 and cut_out(token))
+
+
+def _name_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(getattr(tokenizer, "name_or_path", "") or "tokenizer")

@@ -1,0 +1,160 @@
+"""Split the bytes of a token into another vocabulary's tokens, as that one's tokenizer does amid a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from tokenizers import Tokenizer
+
+from stlm_kd.vocab.spelling import SPACE_MARK, Json, Spelling, Vocabulary, in_byte_alphabet
+
+
+def split_surfaces(
+    vocabulary: Vocabulary, surfaces: Sequence[bytes], *, unknown: int | None
+) -> list[list[int]]:
+    """The ids by which the vocabulary's tokenizer spells each surface; empty where it cannot.
+
+    Nothing is added in front: SentencePiece's dummy space appears only where the surface has a space of its
+    own. The tokenizer's own normalisation (lower-casing, NFC) is applied.
+
+    Args:
+        vocabulary: The vocabulary to spell in.
+        surfaces: Bytes, as in ``Vocabulary.surfaces``; parts that are not valid UTF-8 are spelled by byte
+            tokens, or left out where there are none.
+        unknown: The id that stands for what cannot be spelled; left out of the result.
+    """
+    pipeline = _without_dummy_prefix(vocabulary)
+    if vocabulary.spelling is Spelling.WORDPIECE:
+        return [_split_word_pieces(vocabulary, pipeline, surface) for surface in surfaces]
+    texts = [_plain_text(surface, vocabulary.spelling) for surface in surfaces]
+    whole = [text for text in texts if text is not None]
+    encodings = iter(pipeline.encode_batch_fast(whole, add_special_tokens=False))
+    odd = _split_bytes if vocabulary.spelling is Spelling.BYTE_LEVEL else _split_runs
+    ids = [
+        odd(vocabulary, pipeline, surface) if text is None else next(encodings).ids
+        for text, surface in zip(texts, surfaces, strict=True)
+    ]
+    return [[i for i in row if i != unknown] for row in ids]
+
+
+def _plain_text(surface: bytes, spelling: Spelling) -> str | None:
+    """The surface as text that means the same to the tokenizer, or None."""
+    try:
+        text = surface.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if spelling is Spelling.SENTENCEPIECE and SPACE_MARK in text else text
+
+
+def _split_bytes(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
+    """Part of a character, by the merges alone."""
+    return [token.id for token in pipeline.model.tokenize(in_byte_alphabet(surface))]
+
+
+def _split_runs(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
+    """Stretches of text by the tokenizer, stray bytes (and real ``▁``) by byte tokens."""
+    ids: list[int] = []
+    for run in _runs(surface):
+        if isinstance(run, str):
+            ids.extend(pipeline.encode(run, add_special_tokens=False).ids)
+        else:
+            ids.extend(vocabulary.byte_tokens[byte] for byte in run if byte in vocabulary.byte_tokens)
+    return ids
+
+
+def _runs(data: bytes) -> list[str | bytes]:
+    """Alternating text and stray bytes.
+
+    >>> _runs(b" a\\xe2\\x82")
+    [' a', b'\\xe2\\x82']
+    """
+    mark = SPACE_MARK.encode()
+    runs: list[str | bytes] = []
+    while data:
+        try:
+            good, bad, rest = data, b"", b""
+            data.decode()
+        except UnicodeDecodeError as error:
+            good, bad, rest = data[: error.start], data[error.start : error.end], data[error.end :]
+        head, found, tail = good.partition(mark)
+        if found:
+            good, bad, rest = head, found, tail + bad + rest
+        runs.extend([good.decode()] if good else [])
+        runs.extend([bad] if bad else [])
+        data = rest
+    return runs
+
+
+def _split_word_pieces(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
+    """Words by greedy longest match.
+
+    Text without a leading space may go on with a word or begin one (after a quote, a bracket, a line's end):
+    the spelling with fewer pieces is taken, the one inside a word if they are equal.
+    """
+    try:
+        text = surface.decode()
+    except UnicodeDecodeError:
+        return []
+    text = "a" + text  # so that the tokenizer itself says whether the text would join a word before it
+    text = pipeline.normalizer.normalize_str(text) if pipeline.normalizer else text
+    words = [word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
+    joined, token_to_id = words[0][1:], pipeline.token_to_id
+    spellings = [_longest_match(joined, token_to_id, inside=inside) for inside in (True, False)]
+    ids = min((spelling for spelling in spellings if spelling), key=len, default=[])
+    for word in words[1:]:
+        ids = ids + _longest_match(word, token_to_id, inside=False)
+    return ids
+
+
+def _longest_match(word: str, token_to_id: Callable[[str], int | None], *, inside: bool) -> list[int]:
+    """WordPiece of one word; empty where some part is not in the vocabulary."""
+    ids: list[int] = []
+    start = 0
+    while start < len(word):
+        prefix = "##" if start or inside else ""
+        ends = range(len(word), start, -1)
+        hits = ((token_to_id(prefix + word[start:end]), end) for end in ends)
+        found, start = next((hit for hit in hits if hit[0] is not None), (None, len(word)))
+        if found is None:
+            return []
+        ids.append(found)
+    return ids
+
+
+def _without_dummy_prefix(vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer, but what it adds in front of a text, cuts off it, or takes for special is left alone."""
+    specification = {
+        **vocabulary.specification,
+        "normalizer": _plain(vocabulary.specification.get("normalizer")),
+        "pre_tokenizer": _plain(vocabulary.specification.get("pre_tokenizer")),
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+    }
+    tokenizer = Tokenizer.from_str(json.dumps(specification))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+_EDGES = {"Prepend", "Strip", "WhitespaceSplit"}
+_LISTS = ("normalizers", "pretokenizers")
+
+
+def _plain(part: Json) -> Json:
+    """A normalizer or pre-tokenizer without what happens only at the edges of a text."""
+    if not isinstance(part, dict):
+        return part
+    if part["type"] in _EDGES:
+        return None
+    if part["type"] == "Sequence":
+        key = next(name for name in _LISTS if name in part)
+        inner = part[key]
+        assert isinstance(inner, list)
+        kept: list[Json] = [plain for plain in map(_plain, inner) if plain is not None]
+        return {**part, key: kept} if kept else None
+    if part["type"] == "ByteLevel":
+        return {**part, "add_prefix_space": False}
+    if part["type"] == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    return part
