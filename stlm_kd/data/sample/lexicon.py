@@ -52,7 +52,7 @@ CLASSES = (
         ),
         _words("growl graze howl burrow purr hibernate prowl"),
         _words("feed chase groom tame ride hunt milk"),
-        _words("furry fierce tame hungry nimble playful timid spotted sleek feral horned"),
+        _words("furry fierce wild hungry nimble playful timid spotted sleek feral horned"),
     ),
     NounClass(
         "plant",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from stlm_kd.data.sample import grammar, lexicon
 from stlm_kd.data.sample.draw import Draws
 from stlm_kd.data.sample.grammar import Predicate, Words
 from stlm_kd.data.sample.lexicon import ANIMAL, CLASSES, PERSON, Gender, NounClass
+from stlm_kd.errors import DataError, did_you_mean
+
+_TRIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +26,37 @@ class MinimalPair:
 Maker = Callable[[Draws], tuple[Words, Words]]
 
 
-def minimal_pairs(count: int, *, seed: int = 0) -> list[MinimalPair]:
-    """``count`` synthetic minimal pairs, the phenomena in turn.
+def minimal_pairs(count: int, *, seed: int = 0, phenomena: Sequence[str] = ()) -> list[MinimalPair]:
+    """``count`` synthetic minimal pairs, the phenomena (by default all of them) in turn.
+
+    The pairs of one phenomenon are the same whichever others are asked for.
+
+    Raises:
+        DataError: An unknown phenomenon.
 
     >>> [pair.phenomenon for pair in minimal_pairs(2)]
     ['agreement_across_attractor', 'anaphor_agreement']
     """
-    pairs = []
-    for index in range(count):
-        phenomenon = PHENOMENA[index % len(PHENOMENA)]
-        good, bad = _MAKERS[phenomenon](Draws(f"pairs {seed} {index}"))
-        pairs.append(MinimalPair(grammar.sentence(good), grammar.sentence(bad), phenomenon))
-    return pairs
+    names = tuple(phenomena) or PHENOMENA
+    for name in names:
+        if name not in _MAKERS:
+            raise DataError(f"minimal pairs: {name} is not a phenomenon{did_you_mean(name, _MAKERS)}")
+    streams = [_pairs_of(name, seed) for name in names]
+    return [next(streams[index % len(streams)]) for index in range(count)]
+
+
+def _pairs_of(phenomenon: str, seed: int) -> Iterator[MinimalPair]:
+    """Pairs without end; one that was there before comes only where new ones have become rare."""
+    draws = Draws(f"pairs {seed} {phenomenon}")
+    seen: set[tuple[Words, Words]] = set()
+    while True:
+        pair = _MAKERS[phenomenon](draws)
+        for _ in range(_TRIES):
+            if pair not in seen:
+                break
+            pair = _MAKERS[phenomenon](draws)
+        seen.add(pair)
+        yield MinimalPair(grammar.sentence(pair[0]), grammar.sentence(pair[1]), phenomenon)
 
 
 def _any_class(draws: Draws) -> NounClass:

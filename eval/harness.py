@@ -1,0 +1,189 @@
+"""Runs lm-eval, as it is, on a model and a tokenizer in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stlm_kd.eval.perplexity import evaluating
+from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
+
+# The parts of lm-eval's report that tell of the machine and the moment, not of the scores.
+_LEFT_OUT = ("samples", "pretty_env_info", "git_hash", "upper_git_hash", "date")
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 16,
+    precision: str = "fp32",
+    source: str = "auto",
+) -> SuiteResult:
+    """Scores of lm-eval's tasks with their standard errors; the options are those of the suite ``lm-eval``.
+
+    Neither the model, nor its tokenizer, nor any random generator is changed.
+
+    Raises:
+        UsageError: A task that lm-eval does not know.
+        EnvironmentFault: Rows of a task that are not there.
+    """
+    with _quiet():
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        from stlm_kd.eval import sources
+
+        built = sources.build(tasks, source=source, num_fewshot=num_fewshot)
+        with evaluating(model):
+            output: Mapping[str, Any] = simple_evaluate(
+                model=_wrapped(model, tokenizer, batch_size, precision),
+                tasks=[one.item for one in built],
+                task_manager=TaskManager(include_defaults=False),
+                num_fewshot=num_fewshot,
+                batch_size=batch_size,
+                limit=limit,
+                bootstrap_iters=0,
+                random_seed=None,
+                numpy_random_seed=None,
+                torch_random_seed=None,
+            )
+    origins = {one.name: one.origin for one in built}
+    samples: Mapping[str, Sequence[Mapping[str, Any]]] = output["samples"]
+    return SuiteResult(
+        "lm-eval",
+        tuple(_scores(output, samples, list(origins))),
+        tuple(_examples(samples, output["higher_is_better"])),
+        tuple(_notes(origins, limit)),
+        _report(output, origins),
+    )
+
+
+def _wrapped(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, precision: str
+) -> Any:  # lm-eval's model class, which has no types
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=model,
+        backend="causal",
+        tokenizer=copy.deepcopy(tokenizer),  # which is given a padding token where it has none
+        batch_size=batch_size,
+        mixed_precision_dtype=torch.bfloat16 if precision == "bf16" else None,
+        trust_remote_code=False,
+    )
+
+
+def _scores(
+    output: Mapping[str, Any], samples: Mapping[str, Sequence[Mapping[str, Any]]], asked_for: Sequence[str]
+) -> Iterator[Score]:
+    parts: Mapping[str, Sequence[str]] = output["group_subtasks"]
+    parent = {part: group for group, members in parts.items() for part in members if part != group}
+    for task, metrics in output["results"].items():
+        rows = [row for leaf in _leaves(task, parts) for row in samples.get(leaf, ())]
+        rows = list({(id(row["doc"]), row["doc_id"]): row for row in rows}.values())
+        choices = Counter(len(row["resps"]) for row in rows)
+        is_choice = all(count > 1 for count in choices)
+        for key, value in metrics.items():
+            metric, _, name_of_filter = key.partition(",")
+            if not name_of_filter or metric.endswith("_stderr"):
+                continue
+            yield Score(
+                task=task,
+                metric=metric,
+                value=float(value),
+                stderr=_finite(metrics.get(f"{metric}_stderr,{name_of_filter}")),
+                examples=len(rows),
+                higher_is_better=_higher_is_better(output, task, metric),
+                choices=choices.most_common(1)[0][0] if is_choice else None,
+                chance=math.fsum(n / size for size, n in choices.items()) / len(rows) if is_choice else None,
+                part_of=None if task in asked_for else parent.get(task),
+            )
+
+
+def _leaves(task: str, parts: Mapping[str, Sequence[str]]) -> list[str]:
+    """The tasks that a group is made of, or the task itself."""
+    members = [part for part in parts.get(task, ()) if part != task]
+    return [leaf for part in members for leaf in _leaves(part, parts)] if members else [task]
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _higher_is_better(output: Mapping[str, Any], task: str, metric: str) -> bool:
+    return output["higher_is_better"].get(task, {}).get(metric) is not False
+
+
+def _examples(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Mapping[str, object]]
+) -> Iterator[ExampleScore]:
+    for task, rows in samples.items():
+        for row in rows:
+            for metric in metrics[task]:
+                if isinstance(row.get(metric), (int, float)):
+                    yield ExampleScore(task, str(row["doc_id"]), metric, float(row[metric]))
+
+
+def _notes(origins: Mapping[str, str], limit: int | None) -> Iterator[str]:
+    local = [name for name, origin in origins.items() if origin == "local"]
+    if local:
+        yield f"{', '.join(local)}: rows from local files, with the prompts and metrics of lm-eval"
+    if "generated" in origins.values():
+        yield "sample_minimal_pairs is synthetic: made by the grammar that makes the sample text"
+    if limit is not None:
+        yield f"only the first {limit} examples of each task: a trial, not a score to report"
+
+
+def _report(output: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Json]:
+    kept = {key: value for key, value in output.items() if key not in _LEFT_OUT}
+    report: dict[str, Json] = json.loads(json.dumps(kept, default=_name))
+    report["sources"] = dict(origins)
+    return report
+
+
+def _name(value: object) -> str:
+    """A function or a type by its name: its address would differ in every run."""
+    return str(getattr(value, "__qualname__", value))
+
+
+class _WithoutBars(io.TextIOBase):
+    """Passes text on, except for progress bars."""
+
+    def __init__(self, stream: Any) -> None:  # what sys.stderr happens to be
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and "%|" not in text and text.strip():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's chatter: its log below errors, and one bar for each of a hundred tasks."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(_WithoutBars(sys.stderr)):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,284 @@
+"""Bits per byte and perplexity of text: each of its tokens scored exactly once.
+
+Dimensions: B windows in a batch, T positions, V ids of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from stlm_kd.data.tokenizers import document_ends
+from stlm_kd.errors import DataError, ModelError
+from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
+
+_MAX_LOGITS = 1 << 27
+"""Logits of one forward pass, at most (half a GiB in fp32), unless a single window has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentLoss:
+    """The loss of one document: nats over its tokens, the number of these, and the bytes of its text."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextLoss:
+    """The loss of some text.
+
+    Attributes:
+        documents: One by one, in their order; those without a token too.
+        unknown: Tokens of the text that stand for what the tokenizer cannot spell.
+        window: Tokens that the model saw at once, at most.
+        stride: Tokens by which the window moved.
+    """
+
+    documents: tuple[DocumentLoss, ...]
+    unknown: int
+    window: int
+    stride: int
+
+    @property
+    def nats(self) -> float:
+        """The sum over all tokens."""
+        return math.fsum(document.nats for document in self.documents)
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of the text; neither start nor end of a document counts."""
+        return sum(document.tokens for document in self.documents)
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        return sum(document.bytes for document in self.documents)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean nats per token; infinite where a float cannot hold it."""
+        return _exp(self.nats / self.tokens)
+
+    def as_result(self) -> SuiteResult:
+        """Both as scores, with the bits per byte of every document."""
+        bits = _ratio_stderr([(d.nats / math.log(2), d.bytes) for d in self.documents])
+        nats = _ratio_stderr([(d.nats, d.tokens) for d in self.documents])
+        count = len(self.documents)
+        notes = []
+        if self.unknown:
+            notes.append(
+                f"{self.unknown} of {self.tokens} tokens are unknown to the tokenizer: bits per byte are too "
+                "low to compare with those of a tokenizer that can spell all of the text"
+            )
+        return SuiteResult(
+            "perplexity",
+            (
+                Score("text", "bits_per_byte", self.bits_per_byte, bits, count, higher_is_better=False),
+                Score(
+                    "text",
+                    "perplexity",
+                    self.perplexity,
+                    None if nats is None else nats * self.perplexity,
+                    count,
+                    higher_is_better=False,
+                ),
+            ),
+            tuple(
+                ExampleScore(
+                    "text", str(index), "bits_per_byte", document.nats / math.log(2) / document.bytes
+                )
+                for index, document in enumerate(self.documents)
+                if document.bytes
+            ),
+            tuple(notes),
+            {
+                "nats": self.nats,
+                "tokens": self.tokens,
+                "bytes": self.bytes,
+                "documents": count,
+                "unknown_tokens": self.unknown,
+                "window": self.window,
+                "stride": self.stride,
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A piece of one document's ids: the model reads all but the last, and the last ``scored`` are scored."""
+
+    document: int
+    start: int
+    stop: int
+    scored: int
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> TextLoss:
+    """The loss of each document, read from its start token on in windows that overlap.
+
+    Within the first window a token is predicted from all before it, later from at least ``window - stride``
+    tokens. The final end token is not part of the text and not scored.
+
+    Raises:
+        DataError: No text to score.
+        ModelError: A tokenizer without a start token, or a window beyond the model's positions.
+    """
+    window = _checked_window(model.config, window)
+    stride = max(window // 2, 1) if stride is None else min(stride, window)
+    start, _ = document_ends(tokenizer)  # type: ignore[arg-type]
+    texts = [text for text in documents if text]
+    if not texts:
+        raise DataError("perplexity: no text to score; give the recipe a data.validation that is not empty")
+    ids = [[start, *row] for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+    windows = [
+        piece
+        for index, row in enumerate(ids)
+        for piece in split_into_windows(index, len(row), window, stride)
+    ]
+    if not windows:
+        raise DataError("perplexity: the tokenizer finds no token in the text")
+    nats = [0.0] * len(ids)
+    with evaluating(model), torch.inference_mode():
+        for batch in _batches(windows, batch_size, model.config.vocab_size):
+            for piece, loss in zip(batch, _losses(model, ids, batch, precision), strict=True):
+                nats[piece.document] += loss
+    unknown_id = tokenizer.unk_token_id
+    return TextLoss(
+        tuple(
+            DocumentLoss(loss, len(row) - 1, len(text.encode()))
+            for loss, row, text in zip(nats, ids, texts, strict=True)
+        ),
+        0 if unknown_id in (None, start) else sum(row.count(unknown_id) for row in ids),
+        window,
+        stride,
+    )
+
+
+def split_into_windows(document: int, length: int, window: int, stride: int) -> Iterator[Window]:
+    """Windows of at most ``window`` inputs in which each id but the first is scored once.
+
+    >>> [(piece.start, piece.stop, piece.scored) for piece in split_into_windows(0, 8, 4, 2)]
+    [(0, 5, 4), (2, 7, 2), (4, 8, 1)]
+    """
+    scored_to = 1
+    start = 0
+    while scored_to < length:
+        stop = min(start + window + 1, length)
+        yield Window(document, start, stop, stop - scored_to)
+        scored_to = stop
+        start += stride
+
+
+def _batches(windows: Sequence[Window], batch_size: int, vocab_size: int) -> Iterator[list[Window]]:
+    """The longest windows first, so that a batch is hardly padded and memory runs out at once or never."""
+    batch: list[Window] = []
+    for piece in sorted(windows, key=lambda piece: piece.start - piece.stop):
+        longest = max(batch, key=lambda first: first.stop - first.start) if batch else piece
+        logits = (len(batch) + 1) * (longest.stop - longest.start - 1) * vocab_size
+        if batch and (len(batch) == batch_size or logits > _MAX_LOGITS):
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _losses(
+    model: PreTrainedModel, ids: Sequence[Sequence[int]], batch: Sequence[Window], precision: str
+) -> list[float]:
+    """Nats of the scored tokens of each window."""
+    longest = max(piece.stop - piece.start for piece in batch) - 1
+    inputs_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+    mask_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+    labels_BT = torch.full((len(batch), longest), -100)
+    for row, piece in enumerate(batch):
+        taken = torch.tensor(ids[piece.document][piece.start : piece.stop])
+        last = len(taken) - 1
+        inputs_BT[row, :last] = taken[:-1]
+        mask_BT[row, :last] = 1
+        labels_BT[row, last - piece.scored : last] = taken[len(taken) - piece.scored :]
+    device = model.device
+    with _autocast(device, precision):
+        logits_BTV: Tensor = model(
+            input_ids=inputs_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
+        ).logits
+    losses_BT = functional.cross_entropy(
+        logits_BTV.transpose(1, 2).float(), labels_BT.to(device), reduction="none"
+    )
+    nats: list[float] = losses_BT.double().sum(1).tolist()
+    return nats
+
+
+def num_positions(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model can see at once, as its configuration says."""
+    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _checked_window(config: PreTrainedConfig, window: int | None) -> int:
+    positions = num_positions(config)
+    if window is None:
+        return positions or 1024
+    if positions is not None and window > positions:
+        raise ModelError(
+            f"perplexity: a window of {window} tokens was asked for, but the model has {positions} "
+            f"positions; use window: {positions} or less"
+        )
+    return window
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off, and as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _ratio_stderr(pairs: Sequence[tuple[float, int]]) -> float | None:
+    """Standard error of (sum of the first) / (sum of the second) over independent pairs."""
+    if len(pairs) < 2:
+        return None
+    below = sum(size for _, size in pairs)
+    ratio = math.fsum(value for value, _ in pairs) / below
+    squares = math.fsum((value - ratio * size) ** 2 for value, size in pairs)
+    return math.sqrt(squares * len(pairs) / (len(pairs) - 1)) / below
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf

@@ -1,0 +1,106 @@
+"""What every suite hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TypeAlias
+
+Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | None"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric of one task.
+
+    Attributes:
+        task: The task's name.
+        metric: The metric's name (``acc``, ``bits_per_byte``).
+        value: The metric over all examples.
+        stderr: Its standard error; None where there is no estimate (as with a single example).
+        examples: How many examples it is over.
+        higher_is_better: Which way the metric points.
+        choices: The number of answers to choose from, at most examples; None where nothing is chosen.
+        chance: What guessing scores on these examples; None where nothing is chosen.
+        part_of: The task that this one is a part of; None for a task that was asked for.
+    """
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    examples: int
+    higher_is_better: bool = True
+    choices: int | None = None
+    chance: float | None = None
+    part_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleScore:
+    """One metric of one example; ``id`` is the example's place in its task."""
+
+    task: str
+    id: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteResult:
+    """The scores of one model in one suite.
+
+    Attributes:
+        suite: The suite's name.
+        scores: All scores; those with ``part_of`` None are what was asked for.
+        examples: The scores of single examples, for paired comparisons.
+        notes: What a reader of the numbers must know, one sentence each.
+        report: The suite's own report, ready for JSON; in lm-eval's layout for ``lm-eval``.
+    """
+
+    suite: str
+    scores: tuple[Score, ...]
+    examples: tuple[ExampleScore, ...] = ()
+    notes: tuple[str, ...] = ()
+    report: Mapping[str, Json] = field(default_factory=dict)
+
+    def score(self, task: str, metric: str) -> Score:
+        """The score of a task in a metric.
+
+        Raises:
+            KeyError: The suite has no such score.
+        """
+        for score in self.scores:
+            if (score.task, score.metric) == (task, metric):
+                return score
+        raise KeyError(f"{self.suite}: no {metric} of {task}")
+
+    def to_json(self) -> dict[str, Json]:
+        """Everything, ready for ``json.dumps``; ``from_json`` reads it back."""
+        return {
+            "suite": self.suite,
+            "scores": [asdict(score) for score in self.scores],
+            "examples": [[row.task, row.id, row.metric, row.value] for row in self.examples],
+            "notes": list(self.notes),
+            "report": self.report,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Json]) -> SuiteResult:
+        """What ``to_json`` made.
+
+        >>> result = SuiteResult("toy", (Score("t", "acc", 0.5, None, 2),))
+        >>> SuiteResult.from_json(result.to_json()) == result
+        True
+        """
+        suite, scores, examples = content["suite"], content["scores"], content["examples"]
+        notes, report = content["notes"], content["report"]
+        assert isinstance(suite, str) and isinstance(scores, list) and isinstance(examples, list)
+        assert isinstance(notes, list) and isinstance(report, Mapping)
+        return cls(
+            suite,
+            tuple(Score(**row) for row in scores),
+            tuple(ExampleScore(*row) for row in examples),  # type: ignore[misc,arg-type]
+            tuple(str(note) for note in notes),
+            report,
+        )

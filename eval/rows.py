@@ -1,0 +1,118 @@
+"""Rows of local files and of the sample generator, in the layout that lm-eval's prompts expect.
+
+lm-eval calls these functions by the names that the files in ``eval/tasks`` give.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from stlm_kd.data.sample import minimal_pairs
+from stlm_kd.errors import DataError, EnvironmentFault
+
+Row = dict[str, Any]  # one line of a benchmark's file, whose columns are its own
+
+# The last piece of a text that breaks off, after the last sentence that ends.
+_FRAGMENT = re.compile(r'(?<=[.!?]) +(?=[^.!?]+$)|(?<=[.!?]["\']) +(?=[^.!?]+$)')
+
+
+def from_files(
+    *, splits: Mapping[str, str], column: str | None = None, value: str | None = None, **_metadata: object
+) -> dict[str, Dataset]:
+    """The rows of each split, or those of them that hold a value in a column.
+
+    Args:
+        splits: Split → JSON Lines file, perhaps gzipped.
+        column: Where a file holds several tasks, the column that tells them apart.
+        value: What the column says for this task.
+        **_metadata: lm-eval passes the task's metadata along; none of it matters here.
+
+    Raises:
+        EnvironmentFault: A file is missing.
+        DataError: A file has no such rows, or a line is not JSON.
+    """
+    chosen = {}
+    for split, file in splits.items():
+        rows = _read(file) if column is None else _grouped(file, column).get(str(value), [])
+        if not rows:
+            raise DataError(f"{file}: no rows" + (f" whose {column} is {value}" if column else ""))
+        chosen[split] = Dataset.from_list(rows)
+    return chosen
+
+
+def from_sample(*, phenomenon: str, pairs: int, seed: int, **_metadata: object) -> dict[str, Dataset]:
+    """Synthetic minimal pairs of one phenomenon, laid out as BLiMP's."""
+    made = minimal_pairs(pairs, seed=seed, phenomena=(phenomenon,))
+    rows = [{"sentence_good": pair.good, "sentence_bad": pair.bad, "UID": pair.phenomenon} for pair in made]
+    return {"train": Dataset.from_list(rows)}
+
+
+def hellaswag(dataset: Dataset) -> Dataset:
+    """Rows with ``query``, ``choices`` and ``label``, from text whose WikiHow marks are already removed.
+
+    In lm-eval's prompt the sentence that breaks off begins with a capital. The Hub has it in a column of its
+    own; here it is what follows the last sentence that ends.
+    """
+    if "ctx_a" in dataset.column_names:
+        from lm_eval.tasks.hellaswag.utils import process_docs
+
+        built: Dataset = process_docs(dataset)
+        return built
+    return Dataset.from_list([_hellaswag_row(row) for row in dataset])
+
+
+def _hellaswag_row(row: Row) -> Row:
+    return {
+        **row,
+        "query": f"{row['activity_label']}: {_with_capital(row['ctx'])}",
+        "choices": row["endings"],
+        "gold": int(row["label"]),
+        "label": str(row["label"]),
+    }
+
+
+def _with_capital(context: str) -> str:
+    """The text with its last, unfinished sentence capitalised as ``str.capitalize`` does.
+
+    >>> _with_capital("A man sits. he")
+    'A man sits. He'
+    """
+    place = _FRAGMENT.search(context)
+    if place is None:
+        return context
+    return context[: place.end()] + context[place.end() :].capitalize()
+
+
+@lru_cache(maxsize=8)
+def _read(file: str) -> list[Row]:
+    path = Path(file)
+    if not path.is_file():
+        raise EnvironmentFault(f"{path}: no such file; STLM_KD_DATA must name the folder that holds lm_eval/")
+    rows = []
+    with (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8") as lines
+    ):
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: not a line of JSON ({error.msg})") from error
+    return rows
+
+
+@lru_cache(maxsize=8)
+def _grouped(file: str, column: str) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in _read(file):
+        groups.setdefault(str(row[column]), []).append(row)
+    return groups

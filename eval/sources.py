@@ -1,0 +1,245 @@
+"""Where lm-eval's tasks get their rows: the Hub or its cache, local files, or the generator of sample text.
+
+A local task includes the built-in one and replaces nothing but its rows: prompts and metrics are lm-eval's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Literal, TypeAlias
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import yaml
+from lm_eval import tasks as lm_eval_tasks
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from stlm_kd.data.sample import PHENOMENA
+from stlm_kd.errors import EnvironmentFault, UsageError, did_you_mean
+
+Origin: TypeAlias = Literal["builtin", "local", "generated"]
+
+GROUPS = {"stlm": ("blimp", "hellaswag", "arc_easy", "winogrande", "mmlu")}
+"""Names of our own for several tasks."""
+
+SAMPLE = "sample_minimal_pairs"
+_LM_EVAL_TASKS = Path(str(lm_eval_tasks.__file__)).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A task or group that can be had from local files.
+
+    Attributes:
+        folder: Where lm-eval keeps it, below its own tasks.
+        hub: Its data set on the Hub and a configuration of it.
+        has_parts: Whether it is a group, with one local file for all its tasks.
+        shots: Whether the local files hold the rows that few-shot examples are taken from.
+    """
+
+    folder: str
+    hub: tuple[str, str]
+    has_parts: bool
+    shots: bool
+
+
+LOCAL = {
+    "blimp": Benchmark("blimp", ("nyu-mll/blimp", "adjunct_island"), has_parts=True, shots=True),
+    "hellaswag": Benchmark("hellaswag", ("Rowan/hellaswag", "default"), has_parts=False, shots=False),
+    "arc_easy": Benchmark("arc", ("allenai/ai2_arc", "ARC-Easy"), has_parts=False, shots=True),
+    "winogrande": Benchmark(
+        "winogrande", ("allenai/winogrande", "winogrande_xl"), has_parts=False, shots=False
+    ),
+    "mmlu": Benchmark("mmlu/default", ("cais/mmlu", "abstract_algebra"), has_parts=True, shots=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A task or group that is ready to run, by the name it was asked for, and where its rows are from."""
+
+    name: str
+    item: Task | Group
+    origin: Origin
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """The names of tasks, with our own groups spelled out and none twice.
+
+    >>> expand(["arc_easy", "stlm"])
+    ['arc_easy', 'blimp', 'hellaswag', 'winogrande', 'mmlu']
+    """
+    spelled = (part for name in names for part in GROUPS.get(name, (name,)))
+    return list(dict.fromkeys(spelled))
+
+
+def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list[Built]:
+    """The tasks, ready to run; those built before in this process are used again.
+
+    Raises:
+        UsageError: A task that lm-eval does not know.
+        EnvironmentFault: Rows that are not there.
+    """
+    return [
+        _build(name, find_origin(name, source, num_fewshot), num_fewshot, os.environ.get("STLM_KD_DATA"))
+        for name in expand(names)
+    ]
+
+
+def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origin:
+    """Where the rows of a task are to be read from.
+
+    Raises:
+        EnvironmentFault: ``source`` (or, for ``auto``, any source) does not have them.
+    """
+    if name == SAMPLE:
+        return "generated"
+    benchmark = LOCAL.get(name)
+    if source == "builtin" or (source == "auto" and (benchmark is None or on_hub_or_cached(benchmark))):
+        return "builtin"
+    if benchmark is None:
+        raise EnvironmentFault(f"{name}: no local files are known for it; use source: builtin")
+    _check_local(name, benchmark, num_fewshot)
+    return "local"
+
+
+def _check_local(name: str, benchmark: Benchmark, num_fewshot: int | None) -> None:
+    data = os.environ.get("STLM_KD_DATA")
+    if not data or not (Path(data) / "lm_eval" / name).is_dir():
+        found = f"{data} has no lm_eval/{name}" if data else "STLM_KD_DATA is not set"
+        raise EnvironmentFault(
+            f"{name}: {benchmark.hub[0]} is neither reachable on the Hub nor in its cache, and {found}; "
+            f"go online once, or set STLM_KD_DATA to a folder that holds lm_eval/{name}"
+        )
+    if num_fewshot and not benchmark.shots:
+        raise EnvironmentFault(
+            f"{name}: its few-shot examples come from the training split, which the local files lack; "
+            "use num_fewshot: 0, or go online"
+        )
+
+
+def on_hub_or_cached(benchmark: Benchmark) -> bool:
+    """Whether the ``datasets`` library can have a benchmark's rows without local files."""
+    return hub_answers() or _is_cached(*benchmark.hub)
+
+
+def _is_cached(path: str, configuration: str) -> bool:
+    import datasets
+
+    return (Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___") / configuration).is_dir()
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hub can be reached; asked once, and not at all in offline mode."""
+    import datasets
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        return True  # an answer, if not a kind one
+    except OSError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=32)
+def _build(name: str, origin: Origin, num_fewshot: int | None, data: str | None) -> Built:
+    """``num_fewshot`` and ``data`` belong to the key: a task object keeps both for good."""
+    del num_fewshot
+    if origin == "builtin":
+        return Built(name, _load_builtin(name), origin)
+    with _local_files(name, data or "") as folder:
+        return Built(name, _load(TaskManager(include_defaults=False, include_path=folder), name), origin)
+
+
+def _load_builtin(name: str) -> Task | Group:
+    benchmark = LOCAL.get(name)
+    if benchmark is None:
+        manager = _all_builtin_tasks()
+        if name not in manager.all_tasks:
+            known = (*manager.all_tasks, *LOCAL, *GROUPS, SAMPLE)
+            raise UsageError(f"lm-eval: {name} is not a known task{_near(name, known)}")
+    else:
+        manager = TaskManager(include_defaults=False, include_path=_LM_EVAL_TASKS / benchmark.folder)
+    return _load(manager, name)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """A suggestion, but not the list of the thousands that lm-eval knows."""
+    hint = did_you_mean(name, known)
+    return hint if hint.startswith(" (") else "; `lm-eval ls tasks` lists them"
+
+
+@cache
+def _all_builtin_tasks() -> TaskManager:
+    return TaskManager()
+
+
+def _load(manager: TaskManager, name: str) -> Task | Group:
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        loaded = manager.load([name])
+    except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise EnvironmentFault(
+            f"{name}: its rows could not be read ({first_line}); go online, or set STLM_KD_DATA to a folder "
+            f"that holds lm_eval/{name} and use source: local"
+        ) from error
+    groups, tasks = loaded.get("groups", {}), loaded["tasks"]
+    if name not in groups and name not in tasks:
+        raise UsageError(
+            f"lm-eval: {name} names several tasks ({', '.join(sorted(tasks))}); list those you want"
+        )
+    item: Task | Group = groups[name] if name in groups else tasks[name]
+    return item
+
+
+@contextmanager
+def _local_files(name: str, data: str) -> Iterator[Path]:
+    """A folder with one task file per part of the benchmark, made from our template for it."""
+    with tempfile.TemporaryDirectory(prefix="stlm-kd-tasks-") as made:
+        folder = Path(made)
+        if name == SAMPLE:
+            for phenomenon in PHENOMENA:
+                _fill_in(name, folder / f"{phenomenon}.yaml", {"PART": phenomenon})
+            _fill_in(f"{name}_group", folder / "group.yaml", {})
+        else:
+            places = {"LM_EVAL_TASKS": str(_LM_EVAL_TASKS), "STLM_KD_DATA": str(Path(data).absolute())}
+            if LOCAL[name].has_parts:
+                _fill_in_parts(name, folder, places)
+            else:
+                _fill_in(name, folder / f"{name}.yaml", places)
+        yield folder
+
+
+def _fill_in_parts(name: str, folder: Path, places: dict[str, str]) -> None:
+    for builtin in sorted((_LM_EVAL_TASKS / LOCAL[name].folder).glob("*.yaml")):
+        content = yaml.safe_load(builtin.read_text())
+        if "group" in content:
+            (folder / builtin.name).write_text(f"include: {json.dumps(str(builtin))}\n")
+        else:
+            part = {"FILE": builtin.name, "PART": content["dataset_name"]}
+            _fill_in(name, folder / builtin.name, places | part)
+
+
+def _fill_in(template: str, file: Path, values: dict[str, str]) -> None:
+    """Write a template of ``eval/tasks`` with its ``$NAMES``, all within double quotes, filled in."""
+    text = files("stlm_kd.eval.tasks").joinpath(f"{template}.yaml").read_text()
+    escaped = {key: json.dumps(value)[1:-1] for key, value in values.items()}
+    file.write_text(Template(text).substitute(escaped))

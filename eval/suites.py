@@ -1,0 +1,107 @@
+"""The table of suites.
+
+A new suite is one function decorated with ``SUITES.register``; its keyword-only arguments become its options
+in recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stlm_kd.eval.results import SuiteResult
+from stlm_kd.registry import Registry
+
+Suite = Callable[..., SuiteResult]
+"""``suite(model, tokenizer, documents, /, **options)``; ``documents`` is the recipe's held-out text."""
+
+SUITES: Registry[Suite] = Registry("suite")
+
+Precision = Literal["fp32", "bf16"]
+Source = Literal["auto", "local", "builtin"]
+
+
+@SUITES.register("perplexity")
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    /,
+    *,
+    window: Annotated[int, Gt(1)] | None = None,
+    stride: Annotated[int, Gt(0)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 16,
+    precision: Precision = "fp32",
+) -> SuiteResult:
+    """Bits per byte and perplexity per token of the held-out documents; see ``eval.perplexity``.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        documents: The text.
+        window: Tokens that the model sees at once; by default as many as it has positions for.
+        stride: Tokens by which the window moves; by default half a window.
+        batch_size: Windows per forward pass, at most.
+        precision: ``bf16`` runs the model under autocast.
+
+    Raises:
+        DataError: No text to score.
+        ModelError: A tokenizer without a start token, or a window beyond the model's positions.
+    """
+    from stlm_kd.eval.perplexity import measure
+
+    measured = measure(
+        model, tokenizer, documents, window=window, stride=stride, batch_size=batch_size, precision=precision
+    )
+    return measured.as_result()
+
+
+@SUITES.register("lm-eval")
+def lm_eval(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    /,
+    *,
+    tasks: tuple[str, ...] = ("stlm",),
+    limit: Annotated[int, Gt(0)] | None = None,
+    num_fewshot: Annotated[int, Ge(0)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 16,
+    precision: Precision = "fp32",
+    source: Source = "auto",
+) -> SuiteResult:
+    """lm-eval's tasks, run by lm-eval; see ``eval.harness``. The documents play no part.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        documents: Not used: the tasks bring their own text.
+        tasks: Names of tasks or groups; ``stlm`` is BLiMP, HellaSwag, ARC-Easy, WinoGrande and MMLU,
+            ``sample_minimal_pairs`` needs no download.
+        limit: At most so many examples of each task, for a trial.
+        num_fewshot: Examples in the prompt; by default what each task says (0 for those of ``stlm``).
+        batch_size: Requests per forward pass.
+        precision: ``bf16`` runs the model under autocast.
+        source: ``builtin`` reads the Hub or its cache, ``local`` the files below ``STLM_KD_DATA``, and
+            ``auto`` the first of these that is there.
+
+    Raises:
+        UsageError: A task that lm-eval does not know.
+        EnvironmentFault: The rows of a task are neither on the Hub, in its cache nor in local files.
+    """
+    from stlm_kd.eval.harness import evaluate
+
+    del documents
+    return evaluate(
+        model,
+        tokenizer,
+        tasks=tuple(tasks),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        precision=precision,
+        source=source,
+    )

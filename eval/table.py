@@ -1,0 +1,65 @@
+"""The scores of several models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from stlm_kd.eval.results import Score, SuiteResult
+
+
+def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = False) -> Table:
+    """One row per task and metric, one column per model, and the chance level beside them.
+
+    An arrow says which way a metric points. Notes of the suites stand below the table.
+
+    Args:
+        results: Name of a model → its results.
+        parts: Also the tasks that a group is made of.
+    """
+    rows = _rows(results, parts)
+    notes = dict.fromkeys(note for suites in results.values() for suite in suites for note in suite.notes)
+    table = Table(caption="\n".join(notes) or None, caption_justify="left")
+    table.add_column("task")
+    table.add_column("metric")
+    table.add_column("examples", justify="right")
+    table.add_column("choices", justify="right")
+    table.add_column("chance", justify="right")
+    for name in results:
+        table.add_column(name, justify="right")
+    for by_model in rows.values():
+        first = next(iter(by_model.values()))
+        examples = {score.examples for score in by_model.values()}
+        table.add_row(
+            f"  {first.task}" if first.part_of else first.task,
+            f"{first.metric} {'↑' if first.higher_is_better else '↓'}",
+            f"{first.examples:,}" if len(examples) == 1 else "differ",
+            "" if first.choices is None else str(first.choices),
+            "" if first.chance is None else f"{first.chance:.3f}",
+            *(format_score(by_model[name]) if name in by_model else "" for name in results),
+        )
+    return table
+
+
+def _rows(
+    results: Mapping[str, Sequence[SuiteResult]], parts: bool
+) -> dict[tuple[str, str, str], dict[str, Score]]:
+    rows: dict[tuple[str, str, str], dict[str, Score]] = {}
+    for model, suites in results.items():
+        for suite in suites:
+            for score in suite.scores:
+                if parts or score.part_of is None:
+                    rows.setdefault((suite.suite, score.task, score.metric), {})[model] = score
+    return rows
+
+
+def format_score(score: Score) -> str:
+    """The value with its standard error.
+
+    >>> format_score(Score("t", "acc", 0.5, 0.0123, 100))
+    '0.500 ± 0.012'
+    """
+    if score.stderr is None:
+        return f"{score.value:.3f}"
+    return f"{score.value:.3f} ± {score.stderr:.3f}"
