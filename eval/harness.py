@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from stlm_kd.eval.perplexity import evaluating
+from stlm_kd.eval.perplexity import evaluating, num_positions
 from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
 
 # The parts of lm-eval's report that tell of the machine and the moment, not of the scores.
 _LEFT_OUT = ("samples", "pretty_env_info", "git_hash", "upper_git_hash", "date")
+
+# Draws for the standard error of metrics that have no formula; accuracies have one.
+_BOOTSTRAPS = 1000
 
 
 def evaluate(
@@ -57,7 +61,7 @@ def evaluate(
                 num_fewshot=num_fewshot,
                 batch_size=batch_size,
                 limit=limit,
-                bootstrap_iters=0,
+                bootstrap_iters=_BOOTSTRAPS,
                 random_seed=None,
                 numpy_random_seed=None,
                 torch_random_seed=None,
@@ -66,7 +70,7 @@ def evaluate(
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = output["samples"]
     return SuiteResult(
         "lm-eval",
-        tuple(_scores(output, samples, list(origins))),
+        tuple(score for name in origins for score in _scores(output, samples, name, part_of=None)),
         tuple(_examples(samples, output["higher_is_better"])),
         tuple(_notes(origins, limit)),
         _report(output, origins),
@@ -78,41 +82,49 @@ def _wrapped(
 ) -> Any:  # lm-eval's model class, which has no types
     from lm_eval.models.huggingface import HFLM
 
+    own = copy.deepcopy(tokenizer)  # it is given a padding token where it has none
+    own.model_max_length = VERY_LARGE_INTEGER  # lm-eval cuts what is too long; no need to warn of it before
     return HFLM(
         pretrained=model,
         backend="causal",
-        tokenizer=copy.deepcopy(tokenizer),  # which is given a padding token where it has none
+        tokenizer=own,
         batch_size=batch_size,
+        max_length=num_positions(model.config),
         mixed_precision_dtype=torch.bfloat16 if precision == "bf16" else None,
         trust_remote_code=False,
     )
 
 
 def _scores(
-    output: Mapping[str, Any], samples: Mapping[str, Sequence[Mapping[str, Any]]], asked_for: Sequence[str]
+    output: Mapping[str, Any],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    task: str,
+    *,
+    part_of: str | None,
 ) -> Iterator[Score]:
+    """The scores of a task, then those of its parts."""
     parts: Mapping[str, Sequence[str]] = output["group_subtasks"]
-    parent = {part: group for group, members in parts.items() for part in members if part != group}
-    for task, metrics in output["results"].items():
-        rows = [row for leaf in _leaves(task, parts) for row in samples.get(leaf, ())]
-        rows = list({(id(row["doc"]), row["doc_id"]): row for row in rows}.values())
-        choices = Counter(len(row["resps"]) for row in rows)
-        is_choice = all(count > 1 for count in choices)
-        for key, value in metrics.items():
-            metric, _, name_of_filter = key.partition(",")
-            if not name_of_filter or metric.endswith("_stderr"):
-                continue
+    choices = Counter(len(row["resps"]) for leaf in _leaves(task, parts) for row in samples[leaf])
+    is_choice = all(count > 1 for count in choices)
+    examples = sum(choices.values())
+    metrics: Mapping[str, Any] = output["results"][task]
+    for key, value in metrics.items():
+        metric, _, name_of_filter = key.partition(",")
+        if name_of_filter and not metric.endswith("_stderr"):
             yield Score(
                 task=task,
                 metric=metric,
                 value=float(value),
                 stderr=_finite(metrics.get(f"{metric}_stderr,{name_of_filter}")),
-                examples=len(rows),
-                higher_is_better=_higher_is_better(output, task, metric),
+                examples=examples,
+                higher_is_better=output["higher_is_better"].get(task, {}).get(metric) is not False,
                 choices=choices.most_common(1)[0][0] if is_choice else None,
-                chance=math.fsum(n / size for size, n in choices.items()) / len(rows) if is_choice else None,
-                part_of=None if task in asked_for else parent.get(task),
+                chance=math.fsum(n / size for size, n in choices.items()) / examples if is_choice else None,
+                part_of=part_of,
             )
+    for part in parts.get(task, ()):
+        if part != task:
+            yield from _scores(output, samples, part, part_of=task)
 
 
 def _leaves(task: str, parts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -123,10 +135,6 @@ def _leaves(task: str, parts: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _higher_is_better(output: Mapping[str, Any], task: str, metric: str) -> bool:
-    return output["higher_is_better"].get(task, {}).get(metric) is not False
 
 
 def _examples(
@@ -150,10 +158,18 @@ def _notes(origins: Mapping[str, str], limit: int | None) -> Iterator[str]:
 
 
 def _report(output: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Json]:
+    """lm-eval's report without rows, and with ``sources``: where each task's rows are from."""
     kept = {key: value for key, value in output.items() if key not in _LEFT_OUT}
+    kept["configs"] = {task: _without_places(config) for task, config in output["configs"].items()}
     report: dict[str, Json] = json.loads(json.dumps(kept, default=_name))
     report["sources"] = dict(origins)
     return report
+
+
+def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's configuration without the temporary file it was read from and the code that read the rows."""
+    metadata = {key: value for key, value in config.get("metadata", {}).items() if key != "config_source"}
+    return {key: value for key, value in config.items() if key != "custom_dataset"} | {"metadata": metadata}
 
 
 def _name(value: object) -> str:

@@ -99,8 +99,8 @@ class SuiteResult:
         assert isinstance(notes, list) and isinstance(report, Mapping)
         return cls(
             suite,
-            tuple(Score(**row) for row in scores),
-            tuple(ExampleScore(*row) for row in examples),  # type: ignore[misc,arg-type]
+            tuple(Score(**row) for row in scores),  # type: ignore[arg-type]
+            tuple(ExampleScore(*row) for row in examples),  # type: ignore[misc]
             tuple(str(note) for note in notes),
             report,
         )
