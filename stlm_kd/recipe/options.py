@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
@@ -85,9 +86,9 @@ def strict(annotation: Any) -> Any:
     if origin is None or any(isinstance(a, (str, list, int)) for a in arguments):
         return annotation
     inner = tuple(a if a is Ellipsis or a is type(None) else strict(a) for a in arguments)
-    if type(annotation).__name__ == "UnionType":
+    if origin in (Union, types.UnionType):
         return Union[inner]  # noqa: UP007
-    return annotation.copy_with(inner) if hasattr(annotation, "copy_with") else origin[inner]
+    return origin[inner]
 
 
 def _unknown(name: str, table: Registry[Any]) -> str:

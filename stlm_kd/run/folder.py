@@ -6,12 +6,15 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
+from stlm_kd.recipe.schema import Control
 from stlm_kd.recipe.tree import Malformed, Plain, parse
 from stlm_kd.run.record import Record, Status, new_record, now, read_record, write_json, write_text
 
+CONTROLS = frozenset(get_args(Control))
 RECIPE, RECORD = "recipe.yaml", "run.json"
 
 
@@ -129,6 +132,22 @@ def open_for(recipe: Recipe, path: Path) -> RunFolder:
         f"{path}: the run of another recipe ({shown or 'its record names another hash'}); "
         "choose another --output-dir, or move the folder away"
     )
+
+
+def model_of(name: str) -> str:
+    """The model that a name on the command line means: a run's first student, else the name itself.
+
+    Students that were trained with teachers come before controls.
+
+    Raises:
+        CheckpointError: A run's folder without a finished student.
+    """
+    if not (Path(name) / RECORD).is_file():
+        return name
+    models = show_run(Path(name)).models
+    if not models:
+        raise CheckpointError(f"{name}: no finished student in this run; resume it by the same command")
+    return str(sorted(models, key=lambda path: path.parts[-3] in CONTROLS)[0])
 
 
 def differences(before: Plain, after: Plain, place: str = "") -> list[str]:

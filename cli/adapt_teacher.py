@@ -1,0 +1,139 @@
+"""``stlm-kd adapt-teacher``: a new embedding and head for another vocabulary."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stlm_kd.cli.distill import print_results
+from stlm_kd.cli.words import AsJson, OptionalRecipeName, OutputDir, TrustRemoteCode
+from stlm_kd.errors import UsageError
+
+if TYPE_CHECKING:
+    from stlm_kd.recipe import Recipe
+    from stlm_kd.recipe.tree import Plain
+
+
+def adapt_teacher(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEACHER|KEY.PATH=VALUE",
+            help="A model folder or Hub id; with -r a teacher's name in the recipe, and changes of it.",
+        ),
+    ] = None,
+    recipe: OptionalRecipeName = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The vocabulary that it gets: a folder or Hub id.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Text to train on; may be given several times.")
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="Held-out text, for early stop and the report.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="2M", help="Tokens to train on, at most.")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, mean or random.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens in a row.")] = None,
+    effective_batch: Annotated[int | None, typer.Option(help="Rows in an optimizer step.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows in memory at once.")] = None,
+    precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Of the training.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the initialiser and of the order of the data.")] = None,
+    output_dir: OutputDir = Path("runs"),
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a teacher the student's vocabulary, and report its bits per byte before and after.
+
+    Either -r RECIPE [TEACHER], or TEACHER --tokenizer T --data PATH --validation PATH. The body stays as it
+    is; a new embedding and head are initialised from the old ones and trained.
+    """
+    adapt: dict[str, Plain] = {
+        "init": init,
+        "tokens": tokens,
+        "learning_rate": learning_rate,
+        "effective_batch": effective_batch,
+        "micro_batch": micro_batch,
+        "precision": precision,
+        "seed": seed,
+    }
+    if recipe is not None:
+        given = [*adapt.values(), tokenizer, data, validation, context]
+        if any(value is not None for value in given):
+            raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
+        loaded, teacher = _of_recipe(recipe, words or ())
+        name = Path(recipe).stem
+    else:
+        loaded, teacher = _of_options(words or (), adapt, tokenizer, data, validation, context), None
+        name = f"adapt-{loaded.teachers[0].name}"
+    from stlm_kd.run.adapt import adapt_teacher as run
+
+    folder = run(
+        loaded, teacher=teacher, name=name, output_dir=output_dir, trust_remote_code=trust_remote_code
+    )
+    print_results(folder, as_json=as_json)
+    if not as_json:
+        typer.echo(f"\nFolder: {folder}")
+
+
+def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:
+    """The recipe, and the teacher that the words name, if they do."""
+    from stlm_kd.errors import did_you_mean
+    from stlm_kd.recipe import load
+
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all of them")
+    loaded = load(recipe, [word for word in words if "=" in word])
+    adapted = [teacher.name for teacher in loaded.teachers if teacher.adapt is not None]
+    if not adapted:
+        raise UsageError(f"{recipe}: none of its teachers has adapt; add for instance adapt: {{tokens: 20M}}")
+    if names and names[0] not in adapted:
+        hint = did_you_mean(names[0], adapted)
+        raise UsageError(f"{names[0]}: not a teacher that {recipe} adapts{hint}")
+    return loaded, names[0] if names else None
+
+
+def _of_options(
+    words: Sequence[str],
+    adapt: dict[str, Plain],
+    tokenizer: str | None,
+    data: list[Path] | None,
+    validation: list[Path] | None,
+    context: int | None,
+) -> Recipe:
+    """The recipe that the options amount to."""
+    from stlm_kd.recipe import from_values
+    from stlm_kd.run.folder import file_name
+
+    if len(words) != 1:
+        raise UsageError(f"{len(words)} models given; expected one TEACHER (folder or Hub id), or -r RECIPE")
+    required = {"--tokenizer": tokenizer, "--data": data, "--validation": validation}
+    missing = [flag for flag, value in required.items() if not value]
+    if missing:
+        raise UsageError(f"{', '.join(missing)}: not given; or name a recipe by -r")
+    name = file_name(Path(words[0]).name).lstrip("_")
+    values: dict[str, Plain] = {
+        "task": "clm",
+        "student": {"tokenizer": tokenizer},
+        "teachers": [
+            {
+                "name": name or "teacher",
+                "model": words[0],
+                "adapt": {key: value for key, value in adapt.items() if value is not None},
+            }
+        ],
+        "data": {
+            "train": [str(path) for path in data or ()],
+            "validation": [str(path) for path in validation or ()],
+            **({"context": context} if context is not None else {}),
+        },
+    }
+    return from_values(values, origin="the options")

@@ -1,0 +1,75 @@
+"""``stlm-kd distill``: everything that a recipe says."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stlm_kd.cli.printing import print_json
+from stlm_kd.cli.words import (
+    AsJson,
+    OutputDir,
+    Overrides,
+    RecipeName,
+    Resume,
+    TrustRemoteCode,
+    typed_command,
+)
+
+
+def distill(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output_dir: OutputDir = Path("runs"),
+    resume: Annotated[
+        Resume, typer.Option(help="Go on with an unfinished run of this recipe, or begin it anew.")
+    ] = Resume.auto,
+    seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Adapt the teachers, distil the student, evaluate it: all that the recipe says.
+
+    Finished stages are found again and reused.
+    """
+    from stlm_kd.errors import UsageError
+    from stlm_kd.recipe import load
+
+    changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
+    loaded = load(recipe, changes)
+    if loaded.adapts_only:
+        raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
+    if dry_run:
+        from stlm_kd.run.plan import describe
+
+        typer.echo(describe(loaded))
+        return
+    from stlm_kd.run.distill import distill as run
+
+    folder = run(
+        loaded,
+        name=Path(recipe).stem,
+        output_dir=output_dir,
+        resume=resume.value,
+        trust_remote_code=trust_remote_code,
+        command=typed_command(),
+    )
+    print_results(folder, as_json=as_json)
+    if not as_json:
+        quoted = shlex.quote(str(folder))
+        typer.echo(f"\nRun folder: {folder}\nTry it: stlm-kd generate {quoted} --prompt 'The'")
+
+
+def print_results(folder: Path, *, as_json: bool) -> None:
+    """The table of a folder, or its results as JSON with the folder's path."""
+    table, results = folder / "table.txt", folder / "results.json"
+    if as_json:
+        found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+        print_json({"folder": str(folder), "results": found})
+    elif table.is_file():
+        typer.echo(table.read_text(encoding="utf-8").rstrip("\n"))

@@ -1,0 +1,70 @@
+"""``stlm-kd eval``: scores of one or several models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stlm_kd.cli.printing import print_json, print_table
+from stlm_kd.cli.words import AsJson, TrustRemoteCode
+from stlm_kd.errors import UsageError
+
+if TYPE_CHECKING:
+    from stlm_kd.recipe.tree import Plain
+
+
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL|RUN", help="Run folders, model folders, Hub ids.")
+    ],
+    suite: Annotated[
+        list[str],
+        typer.Option(
+            "--suite",
+            metavar="NAME|{suite: NAME, …}",
+            help="perplexity or lm-eval; with options: '{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
+        ),
+    ],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Held-out text for perplexity; without it, that of the run's recipe."),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Examples of each task at most, for a trial.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the scores here as JSON.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score models: bits per byte, and lm-eval's tasks with standard errors and chance levels."""
+    from stlm_kd.recipe.suites import suites
+
+    options: dict[str, Plain] = {}
+    if tasks is not None:
+        options["tasks"] = [*tasks.split(",")]
+    if limit is not None:
+        options["limit"] = limit
+    chosen = suites(suite, options=options)
+    twice = sorted({model for model in models if models.count(model) > 1})
+    if twice:
+        raise UsageError(f"{', '.join(twice)}: given twice")
+    from stlm_kd.run.evaluate import evaluate as run
+
+    from stlm_kd.eval.table import score_table
+
+    results = run(
+        models,
+        suites=chosen,
+        documents=[str(path) for path in data or ()],
+        output=output,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        print_json({model: [result.to_json() for result in scores] for model, scores in results.items()})
+    else:
+        print_table(score_table(results))

@@ -1,0 +1,36 @@
+"""``stlm-kd generate``: a prompt continued."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stlm_kd.cli.printing import print_json
+from stlm_kd.cli.words import AsJson, TrustRemoteCode
+
+
+def generate(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, model folder or Hub id.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 50,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a prompt."""
+    from stlm_kd.run.generate import generate as run
+
+    text = run(
+        model,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    if as_json:
+        print_json({"model": model, "prompt": prompt, "text": text})
+    else:
+        typer.echo(text)

@@ -1,0 +1,51 @@
+"""The commands. Each parses, calls the library and prints; torch and its kin are imported inside them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stlm_kd.cli.adapt_teacher import adapt_teacher
+from stlm_kd.cli.distill import distill
+from stlm_kd.cli.evaluate import evaluate
+from stlm_kd.cli.generate import generate
+from stlm_kd.cli.group import Commands
+from stlm_kd.cli.recipes import app as recipes
+from stlm_kd.cli.runs import app as runs
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from stlm_kd import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Distil one or several large teachers into a tiny language model.
+
+    Try it offline: stlm-kd distill -r sample-two-teachers
+    """
+
+
+app.command("distill")(distill)
+app.command("adapt-teacher")(adapt_teacher)
+app.command("eval")(evaluate)
+app.command("generate")(generate)
+app.add_typer(recipes, name="recipe")
+app.add_typer(runs, name="runs")

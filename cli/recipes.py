@@ -1,0 +1,95 @@
+"""``stlm-kd recipe``: find, read, copy and check recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stlm_kd.cli.printing import print_json, print_rows
+from stlm_kd.cli.words import AsJson, Overrides
+
+app = typer.Typer(no_args_is_help=True, help="Find, read, copy and check recipes.", rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a built-in name.")]
+
+
+@app.command("list")
+def list_recipes(as_json: AsJson = False) -> None:
+    """The built-in recipes and their purposes."""
+    from stlm_kd.recipe.source import built_in
+
+    recipes = built_in()
+    if as_json:
+        print_json([{"name": r.name, "purpose": r.purpose, "path": str(r.path)} for r in recipes])
+    else:
+        print_rows(("NAME", "PURPOSE"), [(recipe.name, recipe.purpose) for recipe in recipes])
+
+
+@app.command()
+def show(
+    recipe: Name,
+    overrides: Overrides = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="With every default filled in, and changes applied.")
+    ] = False,
+) -> None:
+    """A recipe as it is written, or resolved."""
+    from stlm_kd.errors import UsageError
+    from stlm_kd.recipe.source import locate, text_of
+
+    if resolved:
+        from stlm_kd.recipe import load, resolved_yaml
+
+        typer.echo(resolved_yaml(load(recipe, overrides or ())), nl=False)
+    elif overrides:
+        raise UsageError(f"{overrides[0]}: changes show only with --resolved")
+    else:
+        typer.echo(text_of(locate(recipe)), nl=False)
+
+
+@app.command()
+def copy(
+    recipe: Name,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="[DEST]", help="A file or folder; by default ./NAME.yaml.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+) -> None:
+    """Copy a recipe, to change it."""
+    from stlm_kd.errors import EnvironmentFault, UsageError
+    from stlm_kd.recipe.source import locate, text_of
+
+    source = locate(recipe)
+    target = destination if destination is not None else Path()
+    target = target / source.name if target.is_dir() else target
+    if target.exists() and not force:
+        raise UsageError(f"{target}: exists; choose another name, or say --force to overwrite it")
+    text = text_of(source)
+    try:
+        with target.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise EnvironmentFault(f"{target}: cannot be written ({error.strerror})") from error
+    typer.echo(f"{target}\nTry it: stlm-kd recipe validate {target}")
+
+
+@app.command()
+def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a recipe and say every fault at once (exit code 3), or its hash."""
+    from stlm_kd.errors import RecipeError
+    from stlm_kd.recipe import load, recipe_hash
+
+    try:
+        digest = recipe_hash(load(recipe, overrides or ()))
+    except RecipeError as error:
+        if not as_json:
+            raise
+        faults = [{"place": f.place, "line": f.line, "message": f.message} for f in error.faults]
+        print_json({"recipe": recipe, "ok": False, "faults": faults})
+        raise typer.Exit(error.exit_code) from error
+    if as_json:
+        print_json({"recipe": recipe, "ok": True, "hash": digest})
+    else:
+        typer.echo(f"{recipe}: OK, hash {digest[:12]}")

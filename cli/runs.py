@@ -1,0 +1,57 @@
+"""``stlm-kd runs``: what was run, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stlm_kd.cli.printing import print_json, print_rows
+from stlm_kd.cli.words import AsJson, OutputDir
+
+app = typer.Typer(no_args_is_help=True, help="What was run, and what came of it.", rich_markup_mode=None)
+
+
+@app.command("list")
+def list_runs(output_dir: OutputDir = Path("runs"), as_json: AsJson = False) -> None:
+    """The runs in a folder, the latest first."""
+    from stlm_kd.run.folder import list_runs as listed
+
+    runs = listed(output_dir)
+    if as_json:
+        print_json([{**asdict(run), "path": str(run.path)} for run in runs])
+    elif not runs:
+        typer.echo(f"no runs in {output_dir}", err=True)
+    else:
+        rows = [(str(run.path), run.status, run.started, run.finished or "") for run in runs]
+        print_rows(("RUN", "STATUS", "STARTED", "FINISHED"), rows)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its name in --output-dir.")],
+    output_dir: OutputDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """A run's command, versions, results and models."""
+    from stlm_kd.run.folder import show_run
+
+    details = show_run(run if run.is_dir() else output_dir / run)
+    record = details.record
+    models = [str(path) for path in details.models]
+    if as_json:
+        print_json({"path": str(details.path), "run": asdict(record), "models": models})
+        return
+    ended = f", ended {record.finished}" if record.finished else ""
+    typer.echo(f"{details.path}: {record.status}, started {record.started}{ended}")
+    if record.message:
+        typer.echo(f"message: {record.message}")
+    typer.echo(f"command: {record.command}\nrecipe hash: {record.recipe_hash}")
+    typer.echo(f"python {record.python} on {record.platform}")
+    typer.echo("versions: " + ", ".join(f"{name} {version}" for name, version in record.versions.items()))
+    if details.table:
+        typer.echo(f"\n{details.table.rstrip()}")
+    for model in models:
+        typer.echo(f"model: {model}")

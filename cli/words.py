@@ -1,0 +1,44 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_RECIPE = typer.Option(
+    "--recipe",
+    "-r",
+    "--config",
+    "-c",
+    metavar="RECIPE",
+    help="A file, or a built-in name (stlm-kd recipe list).",
+)
+
+RecipeName = Annotated[str, _RECIPE]
+OptionalRecipeName = Annotated[str | None, _RECIPE]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Change the recipe, as in train.steps=100."),
+]
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where run folders lie.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let models run code of their own. Read it first.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
+
+
+class Resume(str, Enum):
+    """What to do with an unfinished run of the same recipe."""
+
+    auto = "auto"
+    never = "never"
+
+
+def typed_command() -> str:
+    """The command as it was typed."""
+    return shlex.join(["stlm-kd", *sys.argv[1:]])

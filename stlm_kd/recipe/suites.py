@@ -1,0 +1,56 @@
+"""Suites named on the command line, checked as those of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import TypeAdapter, ValidationError
+
+from stlm_kd.errors import Fault, RecipeError, UsageError
+from stlm_kd.recipe.load import plain
+from stlm_kd.recipe.schema import AnySuite, Suite
+from stlm_kd.recipe.tree import Malformed, Plain, parse
+
+_SUITES: TypeAdapter[tuple[Suite, ...]] = TypeAdapter(tuple[AnySuite, ...])
+
+
+def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[str, Plain]]:
+    """Each suite with its options, all of them, ready for ``stlm_kd.run.evaluate``.
+
+    Args:
+        words: A suite's name, or a mapping such as ``{suite: lm-eval, tasks: [blimp]}``.
+        options: Further options, each for the suites that have it and do not say otherwise.
+
+    Raises:
+        UsageError: A word that is neither, or an option that none of the suites has.
+        RecipeError: A name or option that is not known; holds all faults.
+    """
+    from stlm_kd.eval import SUITES
+
+    entries = [_entry(word) for word in words]
+    having = [SUITES.options(str(e["suite"])) if e.get("suite") in SUITES else dict(options) for e in entries]
+    for option in options:
+        if not any(option in names for names in having):
+            raise UsageError(f"--{option}: not an option of {', '.join(words)}")
+    entries = [
+        {**{option: value for option, value in options.items() if option in names}, **entry}
+        for entry, names in zip(entries, having, strict=True)
+    ]
+    try:
+        return [plain(suite) for suite in _SUITES.validate_python(entries)]
+    except ValidationError as error:
+        lines = error.errors(include_url=False)
+        faults = [Fault(".".join(map(str, line["loc"][1:])), line["msg"]) for line in lines]
+        raise RecipeError("--suite", faults) from error
+
+
+def _entry(word: str) -> dict[str, Plain]:
+    try:
+        value = parse(word).plain()
+    except Malformed as error:
+        raise UsageError(f"--suite {word}: not YAML: {error}") from error
+    if isinstance(value, str) and value:
+        return {"suite": value}
+    if isinstance(value, dict):
+        return value
+    raise UsageError(f"--suite {word}: expected a name, or {{suite: NAME, option: value}}")
