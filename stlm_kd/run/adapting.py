@@ -1,0 +1,203 @@
+"""Give one teacher the student's vocabulary, train its new rows, and report what that cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.adaptation import new_rows
+from stlm_kd.data.batches import BatchStream, evaluation_batches
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_hash
+from stlm_kd.engine import FitResult, FitSettings, current_device, fit
+from stlm_kd.eval.perplexity import TextLoss, measure
+from stlm_kd.losses import LABELS
+from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
+from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
+from stlm_kd.objective import Term
+from stlm_kd.recipe import Recipe, hash_of, plain
+from stlm_kd.recipe.schema import Adapt
+from stlm_kd.run.folder import write_json
+from stlm_kd.run.stages import Key, model_identity
+from stlm_kd.run.text import held_out, packed, text_key
+from stlm_kd.run.workshop import Workshop
+from stlm_kd.step import StepModule
+
+MEASURED_BYTES = 200_000
+"""Held-out text that the report's bits per byte are measured on, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationReport:
+    """What giving a teacher another vocabulary did to it. Bits per byte compare across vocabularies.
+
+    Attributes:
+        teacher: Folder or Hub id of the teacher as it was.
+        init: The initialiser.
+        old_vocabulary, new_vocabulary: Tokens of the two tokenizers.
+        tokens_by_origin: How many new tokens got their row in which way.
+        bits_per_byte_before: On held-out text, with the teacher's own vocabulary.
+        bits_per_byte_initialised: With the new rows, untrained.
+        bits_per_byte_trained: At the end.
+        held_out_bytes: Of the text that these three are measured on.
+        trained_parameters: Embedding and head.
+        tokens_seen: Positions read in training, repeats counted.
+        tokens_of_text: Positions of the training text, each once.
+        steps: Optimizer steps done.
+        seconds: Of training.
+        stopped: Why it ended: ``done`` or ``early-stop``.
+    """
+
+    teacher: str
+    init: str
+    old_vocabulary: int
+    new_vocabulary: int
+    tokens_by_origin: Mapping[str, int]
+    bits_per_byte_before: float
+    bits_per_byte_initialised: float
+    bits_per_byte_trained: float
+    held_out_bytes: int
+    trained_parameters: int
+    tokens_seen: int
+    tokens_of_text: int
+    steps: int
+    seconds: float
+    stopped: str
+
+
+def read_adaptation(folder: Path) -> AdaptationReport:
+    """The report of an adapted teacher's folder."""
+    return AdaptationReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+def adaptation_key(recipe: Recipe, adapt: Adapt, teacher: str, tokenizer: PreTrainedTokenizerFast) -> Key:
+    """Everything that decides the adapted weights; ``teacher`` is its folder or Hub id."""
+    return {
+        "teacher": model_identity(teacher),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "adapt": plain(adapt),
+        "text": text_key(recipe.data.train, _fraction(recipe, adapt)),
+        "validation": text_key(recipe.data.validation or (), 1.0),
+        "context": recipe.data.context,
+    }
+
+
+def adapt_model(
+    recipe: Recipe,
+    adapt: Adapt,
+    teacher: str,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    name: str,
+    folder: Path,
+    workshop: Workshop,
+) -> None:
+    """Fill a folder with ``model/`` (under the student's tokenizer), ``report.json`` and ``metrics.jsonl``.
+
+    Args:
+        recipe: Its text, context and trackers.
+        adapt: Its settings for this teacher.
+        teacher: Folder or Hub id.
+        tokenizer: The student's.
+        name: The teacher's name in the recipe.
+        folder: Where an interrupted adaptation finds its checkpoints again.
+        workshop: Where shared results lie.
+    """
+    model = load_causal_lm(teacher, trust_remote_code=workshop.trust_remote_code)
+    own = load_tokenizer(teacher, trust_remote_code=workshop.trust_remote_code)
+    tracker = workshop.tracker(folder, backends=recipe.tracking, stage=f"adapt {name}")
+    try:
+        texts = held_out(recipe, most_bytes=MEASURED_BYTES)
+        before = _measured(model, own, texts, recipe)
+        made = new_rows(model, own, tokenizer, adapt.init, seed=adapt.seed)
+        replace_vocabulary(model, made.embedding, made.head, made.head_bias, tokenizer=tokenizer)
+        initialised = _measured(model, tokenizer, texts, recipe)
+        tracker.note(
+            f"{name}: {before.bits_per_byte:.3f} bits per byte with its own vocabulary, "
+            f"{initialised.bits_per_byte:.3f} with new rows ({adapt.init}); training them"
+        )
+        freeze_body(model)
+        rows = packed(
+            recipe.data.train,
+            tokenizer,
+            workshop,
+            context=recipe.data.context,
+            fraction=_fraction(recipe, adapt),
+        )
+        held = packed(recipe.data.validation or (), tokenizer, workshop, context=recipe.data.context)
+        micro_batch = adapt.micro_batch or adapt.effective_batch
+        result = fit(
+            StepModule(model, [Term(LABELS, LABELS)]),
+            BatchStream(
+                rows, effective_batch=adapt.effective_batch, micro_batch=micro_batch, seed=adapt.seed
+            ),
+            _settings(adapt, recipe.data.context),
+            folder=folder,
+            validation=partial(evaluation_batches, held, micro_batch=micro_batch),
+            tracker=tracker,
+            resume=workshop.resume,
+            fingerprint=hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer))),  # type: ignore[arg-type]
+        )
+    finally:
+        tracker.close()
+    trained = _measured(model, tokenizer, texts, recipe)
+    report = AdaptationReport(
+        teacher=teacher,
+        init=adapt.init,
+        old_vocabulary=len(own),
+        new_vocabulary=len(tokenizer),
+        tokens_by_origin=made.counts,
+        bits_per_byte_before=before.bits_per_byte,
+        bits_per_byte_initialised=initialised.bits_per_byte,
+        bits_per_byte_trained=trained.bits_per_byte,
+        held_out_bytes=trained.bytes,
+        trained_parameters=count_parameters(model, trainable_only=True),
+        tokens_of_text=sum(part.num_tokens for part in rows),
+        **_taken(result),
+    )
+    save_model(model.cpu(), tokenizer, folder / "model")
+    write_json(folder / "report.json", asdict(report))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _settings(adapt: Adapt, context: int) -> FitSettings:
+    return FitSettings(
+        steps=max(1, math.ceil(adapt.tokens / (adapt.effective_batch * context))),
+        learning_rate=adapt.learning_rate,
+        schedule=adapt.schedule,
+        warmup=adapt.warmup,
+        weight_decay=0.0,
+        precision=adapt.precision,
+        validate_every=adapt.validate_every,
+        keep="best",
+        patience=adapt.patience,
+        seed=adapt.seed,
+    )
+
+
+def _taken(result: FitResult) -> dict[str, Any]:
+    return {
+        "tokens_seen": result.tokens,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "stopped": result.stopped,
+    }
+
+
+def _measured(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], recipe: Recipe
+) -> TextLoss:
+    """Bits per byte with windows of the recipe's context, which every state of the teacher can see."""
+    model.to(current_device())  # type: ignore[arg-type]
+    return measure(model, tokenizer, texts, window=recipe.data.context)
+
+
+def _fraction(recipe: Recipe, adapt: Adapt) -> float:
+    return recipe.data.fraction if adapt.fraction is None else adapt.fraction

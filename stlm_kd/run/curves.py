@@ -1,0 +1,43 @@
+"""Loss curves of several trainings in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stlm_kd.tracking import read_metrics
+
+
+def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path) -> None:
+    """A PNG with one panel: validation loss over steps, one colour for each name, one line for each seed.
+
+    Args:
+        trainings: By name, the folders that hold ``metrics.jsonl``.
+        target: The file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, (name, folders) in enumerate(trainings.items()):
+        for number, folder in enumerate(folders):
+            steps, losses = _validation(folder)
+            axes.plot(
+                steps, losses, color=f"C{index}", alpha=0.8, label=name if number == 0 else None, marker="."
+            )
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("held-out loss (nats/token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(target)
+
+
+def _validation(folder: Path) -> tuple[list[int], list[float]]:
+    points = [
+        (int(line["step"]), float(line["losses"]["labels"]))
+        for line in read_metrics(folder / "metrics.jsonl")
+        if line.get("kind") == "validation"
+    ]
+    return [step for step, _ in points], [loss for _, loss in points]

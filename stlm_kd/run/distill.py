@@ -1,0 +1,225 @@
+"""Everything that a recipe says: teachers, adaptation, students and controls, evaluation, one table."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from rich.console import Console
+
+from stlm_kd.errors import Interrupted, Preempted
+from stlm_kd.eval.results import SuiteResult
+from stlm_kd.models.load import count_parameters, load_causal_lm
+from stlm_kd.recipe import Recipe, from_values, plain
+from stlm_kd.run.adapting import read_adaptation
+from stlm_kd.run.curves import draw_curves
+from stlm_kd.run.folder import create, write_json, write_text
+from stlm_kd.run.jobs import Job, run_jobs
+from stlm_kd.run.results import Row, as_json, comparisons, result_table
+from stlm_kd.run.scoring import kept_scores
+from stlm_kd.run.teaching import ReadyTeacher, check_teachers, ready_teacher
+from stlm_kd.run.text import student_tokenizer
+from stlm_kd.run.training import Variant, read_report, train_student
+from stlm_kd.run.workshop import Workshop
+
+Values = dict[str, Any]
+"""A recipe as plain values, in which form it travels between processes."""
+
+
+def distill(
+    recipe: Recipe,
+    *,
+    name: str,
+    output_dir: Path,
+    resume: Literal["auto", "never"],
+    trust_remote_code: bool,
+    command: str,
+    jobs: int = 1,
+) -> Path:
+    """Do what the recipe says and write ``results.json``, ``table.txt`` and ``curves.png`` into its run folder.
+
+    Args:
+        recipe: A checked recipe.
+        name: The run's name.
+        output_dir: Holds all runs and what they share.
+        resume: Whether unfinished work goes on where it stopped.
+        trust_remote_code: Whether models may run code that they bring.
+        command: As typed, for the record.
+        jobs: Trainings and evaluations side by side.
+
+    Returns:
+        The run folder.
+    """
+    run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
+    workshop = Workshop(output_dir, resume == "auto", trust_remote_code)
+    try:
+        with _stoppable():
+            _work(recipe, run.path, workshop, jobs, origin=name)
+    except (Interrupted, Preempted, KeyboardInterrupt) as ending:
+        run.finish("interrupted", str(ending) or "Ctrl-C")
+        raise
+    except BaseException as error:
+        run.finish("failed", f"{type(error).__name__}: {error}")
+        raise
+    run.finish("done")
+    return run.path
+
+
+def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: str) -> None:
+    tokenizer = student_tokenizer(recipe, workshop)
+    check_teachers(recipe, tokenizer, workshop, origin=origin)
+    values = plain(recipe)
+    teachers = run_jobs(
+        [
+            Job(_teacher_job, (values, index, _named(workshop, jobs, teacher.name)))
+            for index, teacher in enumerate(recipe.teachers)
+        ],
+        workers=jobs,
+    )
+    students = [(variant, seed) for variant in variants(recipe) for seed in recipe.seeds]
+    run_jobs(
+        [
+            Job(
+                _student_job,
+                (values, variant, seed, teachers, run, _named(workshop, jobs, f"{variant} {seed}")),
+            )
+            for variant, seed in students
+        ],
+        workers=jobs,
+    )
+    _report(recipe, run, teachers, workshop, jobs)
+
+
+def variants(recipe: Recipe) -> list[Variant]:
+    """The recipe's student, then its controls."""
+    return ["student", *recipe.controls]
+
+
+def student_folder(run: Path, variant: Variant, seed: int) -> Path:
+    """Where one training of a run lies."""
+    return run / "students" / variant / f"seed-{seed}"
+
+
+def _teacher_job(values: Values, index: int, workshop: Workshop) -> ReadyTeacher:
+    recipe = from_values(values, origin="recipe")
+    tokenizer = student_tokenizer(recipe, workshop)
+    return ready_teacher(recipe, recipe.teachers[index], tokenizer, workshop)
+
+
+def _student_job(
+    values: Values,
+    variant: Variant,
+    seed: int,
+    teachers: Sequence[ReadyTeacher],
+    run: Path,
+    workshop: Workshop,
+) -> None:
+    recipe = from_values(values, origin="recipe")
+    train_student(
+        recipe,
+        variant,
+        seed,
+        teachers={teacher.name: teacher.model for teacher in teachers},
+        tokenizer=student_tokenizer(recipe, workshop),
+        folder=student_folder(run, variant, seed),
+        workshop=workshop,
+    )
+
+
+def _score_job(values: Values, model: str, workshop: Workshop) -> list[SuiteResult]:
+    return kept_scores(from_values(values, origin="recipe"), model, workshop)
+
+
+def _report(
+    recipe: Recipe, run: Path, teachers: Sequence[ReadyTeacher], workshop: Workshop, jobs: int
+) -> None:
+    students = {
+        variant: [student_folder(run, variant, seed) for seed in recipe.seeds] for variant in variants(recipe)
+    }
+    models = list(dict.fromkeys(model for teacher in teachers for model in (teacher.original, teacher.model)))
+    models += [str(folder / "model") for folders in students.values() for folder in folders]
+    scored = run_jobs(
+        [Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"))) for model in models],
+        workers=jobs,
+    )
+    by_model = {model: tuple(results) for model, results in zip(models, scored, strict=True)}
+    rows = [row for teacher in teachers for row in _teacher_rows(teacher, by_model)]
+    for variant, folders in students.items():
+        reports = [read_report(folder) for folder in folders]
+        rows.append(
+            Row(
+                name="distilled student" if variant == "student" and teachers else variant,
+                kind="student" if variant == "student" else "control",
+                parameters=reports[0].parameters,
+                tokens_of_text=reports[0].tokens_of_text,
+                tokens_seen=max(report.tokens_seen for report in reports),
+                seeds=recipe.seeds,
+                scores=tuple(by_model[str(folder / "model")] for folder in folders),
+            )
+        )
+    remarks = comparisons(rows)
+    write_json(run / "results.json", as_json(rows, remarks))
+    write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
+    draw_curves(students, run / "curves.png")
+
+
+def _teacher_rows(teacher: ReadyTeacher, scores: dict[str, tuple[SuiteResult, ...]]) -> Iterator[Row]:
+    """The teacher as it was, and as it is with the student's vocabulary."""
+    trained = read_report(teacher.training) if teacher.training is not None else None
+    yield Row(
+        name=f"teacher {teacher.name}",
+        kind="teacher",
+        parameters=trained.parameters if trained else _size(teacher.original),
+        tokens_of_text=trained.tokens_of_text if trained else None,
+        tokens_seen=trained.tokens_seen if trained else None,
+        seeds=(),
+        scores=(scores[teacher.original],),
+    )
+    if teacher.adaptation is not None:
+        adapted = read_adaptation(teacher.adaptation)
+        yield Row(
+            name=f"teacher {teacher.name}, adapted",
+            kind="adapted",
+            parameters=_size(teacher.model),
+            tokens_of_text=adapted.tokens_of_text,
+            tokens_seen=adapted.tokens_seen,
+            seeds=(),
+            scores=(scores[teacher.model],),
+        )
+
+
+def _size(model: str) -> int:
+    return count_parameters(load_causal_lm(model))
+
+
+def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
+    text = StringIO()
+    console = Console(file=text, width=160)
+    console.print(result_table(rows, title))
+    for remark in remarks:
+        console.print(remark, soft_wrap=True, highlight=False)
+    return text.getvalue()
+
+
+def _named(workshop: Workshop, jobs: int, name: str) -> Workshop:
+    return replace(workshop, quiet_name=name) if jobs > 1 else workshop
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Between trainings, SIGTERM ends the run in an orderly way too."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted("stopped by SIGTERM between trainings; what is finished is kept")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,50 @@
+"""Continue a prompt with a trained model."""
+
+from __future__ import annotations
+
+import torch
+
+from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.errors import UsageError
+from stlm_kd.models.load import load_causal_lm
+from stlm_kd.run.folder import model_of
+
+
+def generate(
+    model: str,
+    *,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    trust_remote_code: bool = False,
+) -> str:
+    """The prompt and its continuation.
+
+    Args:
+        model: A run folder (its first student), a model folder or a Hub id.
+        prompt: Text to continue; it may be empty.
+        max_new_tokens: Tokens at most; fewer where the model ends the document or its positions do.
+        temperature: 0 takes the likeliest token each time.
+        seed: Of the draws.
+        trust_remote_code: Whether the model may bring code of its own.
+
+    Raises:
+        UsageError: The prompt fills the model's positions.
+    """
+    name = model_of(model)
+    loaded = load_causal_lm(name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    room = loaded.config.max_position_embeddings - len(ids) - 1
+    if room < 1:
+        raise UsageError(
+            f"--prompt: {len(ids)} tokens, but {name} has {loaded.config.max_position_embeddings} positions"
+        )
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    output = loaded.generate(
+        torch.tensor([[start, *ids]]), max_new_tokens=min(max_new_tokens, room), **sampling
+    )
+    return str(tokenizer.decode(output[0, 1:], skip_special_tokens=True))

@@ -1,0 +1,181 @@
+"""What a run found: one row for each teacher and student, the differences that matter, and remarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from stlm_kd.eval.results import Score, SuiteResult
+from stlm_kd.run.intervals import CONFIDENCE, Estimate, estimate, paired_difference
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A teacher, or a student with all its seeds.
+
+    Attributes:
+        name: As the table calls it.
+        kind: ``teacher``, ``adapted``, ``student`` or ``control``.
+        parameters: Of the model.
+        tokens_of_text: Tokens of its training text, each once, in the vocabulary that it reads; None where a
+            model was trained elsewhere.
+        tokens_seen: Tokens read in training, repeats counted; None where a model was trained elsewhere.
+        seeds: The students' seeds; () for a teacher.
+        scores: For each seed (a teacher has one entry), what the suites said.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    tokens_of_text: int | None
+    tokens_seen: int | None
+    seeds: tuple[int, ...]
+    scores: tuple[tuple[SuiteResult, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A column of the table: one metric of one task."""
+
+    suite: str
+    task: str
+    metric: str
+    higher_is_better: bool
+
+    @property
+    def label(self) -> str:
+        """As the table's head."""
+        name = self.metric if self.suite == "perplexity" else f"{self.task} {self.metric}"
+        return f"{name} {'↑' if self.higher_is_better else '↓'}"
+
+
+def metrics_of(rows: Iterable[Row]) -> list[Metric]:
+    """The metrics that were asked for, without the parts of groups; perplexities per token are left to the JSON."""
+    found: dict[Metric, None] = {}
+    for row in rows:
+        for suites in row.scores:
+            for suite in suites:
+                for score in suite.scores:
+                    if score.part_of is None and score.metric != "perplexity":
+                        found[Metric(suite.suite, score.task, score.metric, score.higher_is_better)] = None
+    return list(found)
+
+
+def values(row: Row, metric: Metric) -> list[float]:
+    """The metric for each seed; [] where the row has no such score."""
+    scores = [_score(suites, metric) for suites in row.scores]
+    return [score.value for score in scores if score is not None]
+
+
+def result_table(rows: Sequence[Row], title: str) -> Table:
+    """All rows; behind a mean over seeds the half-width of its interval, behind a single score its standard error."""
+    metrics = metrics_of(rows)
+    seeds = sorted({len(row.seeds) for row in rows if row.seeds})
+    several = (
+        f"means over {seeds[-1]} seeds ± {CONFIDENCE:.0%} interval (Student's t); "
+        if seeds and seeds[-1] > 1
+        else ""
+    )
+    table = Table(
+        title=title,
+        caption=f"{several}single models ± standard error over examples; tokens as each row's vocabulary counts them",
+        caption_justify="left",
+    )
+    table.add_column("model")
+    for heading in ("parameters", "tokens of text", "tokens seen"):
+        table.add_column(heading, justify="right")
+    for metric in metrics:
+        table.add_column(metric.label, justify="right")
+    for row in rows:
+        counts = (row.parameters, row.tokens_of_text, row.tokens_seen)
+        shown = ["—" if count is None else f"{count:,}" for count in counts]
+        table.add_row(row.name, *shown, *(_cell(row, metric) for metric in metrics))
+    return table
+
+
+def comparisons(rows: Sequence[Row]) -> list[str]:
+    """In words: the student against each control, seed by seed, and each adapted teacher against the controls."""
+    students = [row for row in rows if row.kind == "student"]
+    controls = [row for row in rows if row.kind == "control"]
+    lines = []
+    for metric in metrics_of(rows):
+        for student in students:
+            lines += [_against(student, control, metric) for control in controls]
+    return lines + _weak_teachers(rows, controls)
+
+
+def as_json(rows: Sequence[Row], remarks: Sequence[str]) -> dict[str, Any]:
+    """Everything, ready for ``json.dumps``."""
+    metrics = metrics_of(rows)
+    return {
+        "rows": [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "parameters": row.parameters,
+                "tokens_of_text": row.tokens_of_text,
+                "tokens_seen": row.tokens_seen,
+                "seeds": list(row.seeds),
+                "estimates": {
+                    metric.label[:-2]: asdict(estimate(found))
+                    for metric in metrics
+                    if (found := values(row, metric))
+                },
+                "suites": [[suite.to_json() for suite in suites] for suites in row.scores],
+            }
+            for row in rows
+        ],
+        "remarks": list(remarks),
+    }
+
+
+def _against(student: Row, control: Row, metric: Metric) -> str:
+    ours, theirs = values(student, metric), values(control, metric)
+    difference = paired_difference(ours, theirs)
+    verdict = _verdict(difference, metric)
+    return f"{metric.label[:-2]}: {student.name} − {control.name} = {difference} over seeds: {verdict}"
+
+
+def _verdict(difference: Estimate, metric: Metric) -> str:
+    if difference.half_width is None:
+        return "one seed, no interval"
+    if abs(difference.mean) <= difference.half_width:
+        return "within noise"
+    return "better" if (difference.mean > 0) == metric.higher_is_better else "WORSE"
+
+
+def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
+    """A teacher that is no better than a student without it is worth a warning."""
+    lines = []
+    for row in rows:
+        for control in controls if row.kind == "adapted" else ():
+            for metric in metrics_of([row]):
+                own, other = values(row, metric), values(control, metric)
+                if metric.suite == "perplexity" and own and other and own[0] >= estimate(other).mean:
+                    lines.append(
+                        f"warning: {row.name} ({own[0]:.4f} {metric.metric}) is not better than {control.name} "
+                        f"({estimate(other).mean:.4f}); it has little to teach this student"
+                    )
+    return lines
+
+
+def _score(suites: Sequence[SuiteResult], metric: Metric) -> Score | None:
+    for suite in suites:
+        for score in suite.scores:
+            if (suite.suite, score.task, score.metric) == (metric.suite, metric.task, metric.metric):
+                return score
+    return None
+
+
+def _cell(row: Row, metric: Metric) -> str:
+    found = values(row, metric)
+    if not found:
+        return ""
+    if len(found) > 1:
+        return str(estimate(found))
+    score = _score(row.scores[0], metric)
+    assert score is not None
+    return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")

@@ -1,0 +1,96 @@
+"""Results that are found again by what made them, and are never half there.
+
+A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, where an interrupted build
+finds its checkpoints again, and gets its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stlm_kd.errors import CheckpointError
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Key = Mapping[str, Json]
+
+FORMATS = {"tokenizer": 1, "model": 1, "adapted": 1, "eval": 1}
+"""The version of each kind's content: raised when the same key has to give another result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """All stages below one folder. With ``resume`` off, partial builds are begun anew."""
+
+    root: Path
+    resume: bool = True
+
+    def path(self, kind: str, key: Key) -> Path:
+        """Where the stage lies once it is made."""
+        return self.root / f"{kind}-{self._digest(kind, key)[:12]}"
+
+    def make(self, kind: str, key: Key, build: Callable[[Path], None]) -> Path:
+        """The stage's folder; ``build`` fills it unless it is there.
+
+        Args:
+            kind: One of ``FORMATS``.
+            key: Everything that decides the result.
+            build: Writes into the folder that it is given, and may find its own earlier files there.
+        """
+        folder = self.path(kind, key)
+        if folder.is_dir():
+            self._check(folder, kind, key)
+            return folder
+        partial = folder.with_name(f"{folder.name}.partial")
+        if not self.resume:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        build(partial)
+        description = {"kind": kind, "format": FORMATS[kind], "key": dict(key)}
+        (partial / "stage.json").write_text(
+            json.dumps(description, indent=1, sort_keys=True), encoding="utf-8"
+        )
+        partial.rename(folder)
+        return folder
+
+    @staticmethod
+    def _digest(kind: str, key: Key) -> str:
+        text = json.dumps([kind, FORMATS[kind], key], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _check(self, folder: Path, kind: str, key: Key) -> None:
+        """A folder by this name must say that it was made by this very key."""
+        try:
+            found = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+            same = self._digest(found["kind"], found["key"]) == self._digest(kind, key)
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise CheckpointError(
+                f"{folder}: not the {kind} that its name says; delete the folder to make it anew"
+            )
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def model_identity(name: str) -> str:
+    """What a model folder holds, as a hash of its configuration, weights and tokenizer; or the Hub id itself."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".model", ".txt"}
+    )
+    text = "\n".join(f"{path.name} {file_hash(path)}" for path in files if path.name != "stage.json")
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""A recipe's text: its sources, its packed rows, the student's tokenizer, and what identifies them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from stlm_kd.data.batches import PackedRows
+from stlm_kd.data.corpus import pack_sources, prepare, texts
+from stlm_kd.data.sources import Source, documents, fingerprint
+from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema import Source as RecipeSource
+from stlm_kd.recipe.schema import TokenizerTraining
+from stlm_kd.run.stages import Json
+from stlm_kd.run.workshop import Workshop
+
+
+def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
+    """The recipe's sources as the data layer takes them; what the recipe leaves open has its default."""
+    names = [field.name for field in fields(Source)]
+    return tuple(
+        Source(**{name: value for name in names if (value := getattr(entry, name)) is not None})
+        for entry in entries
+    )
+
+
+def text_key(entries: Sequence[RecipeSource], fraction: float) -> Json:
+    """What identifies the text of some sources: content, share, weights."""
+    return [[fingerprint(source), source.weight] for source in sources(entries)] + [fraction]
+
+
+def packed(
+    entries: Sequence[RecipeSource],
+    tokenizer: PreTrainedTokenizerFast,
+    workshop: Workshop,
+    *,
+    context: int,
+    fraction: float = 1.0,
+) -> tuple[PackedRows, ...]:
+    """The text tokenised (once, on disk) and packed into rows."""
+    prepared = prepare(sources(entries), tokenizer, workshop.tokens, fraction=fraction)
+    return pack_sources(prepared, context)
+
+
+def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
+    """The recipe's validation documents, in order, up to about so many bytes; the last one is cut."""
+    kept: list[str] = []
+    room = most_bytes
+    for source in sources(recipe.data.validation or ()):
+        for text in documents(source):
+            if room is None:
+                kept.append(text)
+                continue
+            if room <= 0:
+                return kept
+            piece = text.encode()[:room].decode(errors="ignore")
+            room -= len(piece.encode())
+            kept.append(piece)
+    return kept
+
+
+def student_tokenizer(recipe: Recipe, workshop: Workshop) -> PreTrainedTokenizerFast:
+    """The student's tokenizer: loaded, or trained on the whole training text and kept as a stage."""
+    wanted = recipe.student.tokenizer
+    if not isinstance(wanted, TokenizerTraining):
+        return load_tokenizer(wanted, trust_remote_code=workshop.trust_remote_code)
+    text = recipe.data.train
+    key: dict[str, Json] = {
+        "train": wanted.train,
+        "size": wanted.size,
+        "text": [fingerprint(source) for source in sources(text)],
+    }
+
+    def build(folder: Path) -> None:
+        train_tokenizer(texts(sources(text)), wanted.train, wanted.size).save_pretrained(folder)
+
+    return load_tokenizer(str(workshop.stages.make("tokenizer", key, build)))

@@ -1,0 +1,287 @@
+"""Train one student of a recipe: from its plain values to a Hugging Face folder and a report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
+from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
+from stlm_kd.engine import FitResult, FitSettings, current_device, fit
+from stlm_kd.errors import Fault, RecipeError
+from stlm_kd.losses import LABELS
+from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
+from stlm_kd.models.presets import PRESETS
+from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
+from stlm_kd.objective import Combination, Term
+from stlm_kd.recipe import Recipe, hash_of, plain, term_names
+from stlm_kd.recipe.schema import Train
+from stlm_kd.run.folder import write_json
+from stlm_kd.run.stages import Key, model_identity
+from stlm_kd.run.text import packed, text_key
+from stlm_kd.run.workshop import Workshop
+from stlm_kd.step import StepModule
+from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
+
+Variant = Literal["student", "no-teacher", "all-data"]
+"""The recipe's own student, or one of its controls, which have no teachers and the same number of steps."""
+
+REMEMBERED_BYTES = 2**30
+"""Teachers' hidden states are computed once and kept where one teacher's take less than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What training a model took.
+
+    Attributes:
+        parameters: Of the model, shared ones once.
+        steps: Optimizer steps done.
+        tokens_seen: Positions read, repeats counted.
+        tokens_of_text: Positions of the training text, each once.
+        best_step: Whose weights were kept; None for the last.
+        best_loss: Held-out loss there, nats per token of the student's vocabulary.
+        seconds: Of training.
+        stopped: Why it ended.
+    """
+
+    parameters: int
+    steps: int
+    tokens_seen: int
+    tokens_of_text: int
+    best_step: int | None
+    best_loss: float | None
+    seconds: float
+    stopped: str
+
+
+def read_report(folder: Path) -> TrainingReport:
+    """The report of a finished training."""
+    return TrainingReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+def training_key(recipe: Recipe, variant: Variant, seed: int, teachers: Mapping[str, str]) -> Key:
+    """Everything that decides the trained weights.
+
+    Args:
+        recipe: The recipe.
+        variant: Which of its students.
+        seed: The student's seed.
+        teachers: By name, the folder of each teacher that is ready to teach.
+    """
+    trained = plain(recipe.train)
+    for name in ("log_every", "checkpoint_every"):
+        trained.pop(name, None)
+    checkpoint = recipe.student.model
+    fraction = 1.0 if variant == "all-data" else recipe.data.fraction
+    return {
+        "student": plain(recipe.student),
+        "checkpoint": model_identity(checkpoint) if checkpoint else None,
+        "teachers": {name: model_identity(folder) for name, folder in teachers.items()},
+        "combine": plain(recipe.combine),
+        "objectives": [plain(objective) for objective in recipe.objectives],
+        "train": trained,
+        "steps_from": recipe.data.fraction,
+        "text": text_key(recipe.data.train, fraction),
+        "validation": text_key(recipe.data.validation or (), 1.0),
+        "context": recipe.data.context,
+        "variant": variant,
+        "seed": seed,
+    }
+
+
+def train_student(
+    recipe: Recipe,
+    variant: Variant,
+    seed: int,
+    *,
+    teachers: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    workshop: Workshop,
+) -> None:
+    """Fill a folder with ``model/``, ``report.json`` and ``metrics.jsonl``, unless it is finished already.
+
+    Args:
+        recipe: The recipe.
+        variant: Which of its students.
+        seed: Of initial weights, order of the data and dropout.
+        teachers: By name, the folder of each teacher that is ready to teach (adapted where need be).
+        tokenizer: The student's.
+        folder: Where an interrupted training finds its checkpoints again.
+        workshop: Where shared results lie.
+    """
+    if (folder / "report.json").is_file() and workshop.resume:
+        return
+    student = initial_student(recipe, seed, teachers=teachers, tokenizer=tokenizer, workshop=workshop)
+    rows = partial(packed, tokenizer=tokenizer, workshop=workshop, context=recipe.data.context)
+    own = rows(recipe.data.train, fraction=recipe.data.fraction)
+    parts = rows(recipe.data.train) if variant == "all-data" else own
+    held = rows(recipe.data.validation) if recipe.data.validation else None
+    steps = num_steps(recipe.train, own, seed)
+    stream = _stream(recipe.train, parts, seed)
+    with_teachers = variant == "student" and bool(teachers)
+    step = StepModule(
+        student,
+        objective_terms(recipe) if variant == "student" else [Term(LABELS, LABELS)],
+        teachers=_ready(teachers, parts, steps / stream.steps_per_epoch, recipe, workshop)
+        if with_teachers
+        else {},
+        combination=Combination(recipe.combine.how, recipe.combine.options),
+    )
+    stage = f"{variant} seed {seed}"
+    tracker = workshop.tracker(folder, backends=recipe.tracking, stage=stage)
+    try:
+        result = fit(
+            step,
+            stream,
+            fit_settings(recipe.train, steps, seed),
+            folder=folder,
+            validation=partial(evaluation_batches, held, micro_batch=_micro_batch(recipe.train))
+            if held
+            else None,
+            tracker=tracker,
+            resume=workshop.resume,
+            fingerprint=hash_of(dict(training_key(recipe, variant, seed, teachers))),  # type: ignore[arg-type]
+        )
+    finally:
+        tracker.close()
+    finish(student, tokenizer, folder, result, kept_best=recipe.train.keep == "best", parts=parts)
+
+
+def initial_student(
+    recipe: Recipe,
+    seed: int,
+    *,
+    teachers: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerFast,
+    workshop: Workshop,
+) -> PreTrainedModel:
+    """The student before its training."""
+    wanted = recipe.student
+    if wanted.init_from is not None:
+        teacher = load_causal_lm(
+            teachers[wanted.init_from.teacher], trust_remote_code=workshop.trust_remote_code
+        )
+        student = student_from_layers(teacher, wanted.init_from.layers, place="student.init_from.layers")
+    elif wanted.model is not None:
+        known = load_tokenizer(wanted.model, trust_remote_code=workshop.trust_remote_code)
+        if not same_vocabulary(known, tokenizer):
+            fault = Fault("student.model", f"its vocabulary ({len(known)} tokens) is not that of student.tokenizer "
+                          f"({len(tokenizer)} tokens); name the same folder as tokenizer, or start from a preset")  # fmt: skip
+            raise RecipeError("recipe", [fault])
+        student = check_size(load_causal_lm(wanted.model, trust_remote_code=workshop.trust_remote_code))
+    else:
+        fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
+        assert fields is not None
+        student = student_from_fields(fields, tokenizer, context=recipe.data.context, seed=seed)
+    if recipe.train.gradient_checkpointing:
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return student
+
+
+def objective_terms(recipe: Recipe) -> list[Term]:
+    """The recipe's objectives as the objective module takes them."""
+    return [
+        Term(
+            name=name,
+            loss=entry.loss,
+            weight=entry.weight,
+            on=entry.on,
+            teacher=None if entry.loss == LABELS else entry.teacher,
+            options=entry.options,
+        )
+        for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
+    ]
+
+
+def fit_settings(train: Train, steps: int, seed: int) -> FitSettings:
+    """The recipe's training settings as the engine takes them."""
+    return FitSettings(
+        steps=steps,
+        learning_rate=train.learning_rate,
+        schedule=train.schedule,
+        warmup=train.warmup,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        eps=train.eps,
+        clip=train.clip,
+        precision=train.precision,
+        validate_every=train.validate_every,
+        keep=train.keep,
+        patience=train.patience,
+        checkpoint_every=train.checkpoint_every,
+        log_every=train.log_every,
+        seed=seed,
+    )
+
+
+def num_steps(train: Train, parts: Sequence[PackedRows], seed: int) -> int:
+    """Optimizer steps: as given, or as many as the epochs have."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return train.epochs * _stream(train, parts, seed).steps_per_epoch
+
+
+def finish(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    result: FitResult,
+    *,
+    kept_best: bool,
+    parts: Sequence[PackedRows],
+) -> None:
+    """Save the model, then the report that says that it is whole, and drop the checkpoints."""
+    save_model(model.cpu(), tokenizer, folder / "model")
+    report = TrainingReport(
+        parameters=count_parameters(model),
+        steps=result.steps,
+        tokens_seen=result.tokens,
+        tokens_of_text=sum(rows.num_tokens for rows in parts),
+        best_step=result.best_step if kept_best else None,
+        best_loss=result.best_loss if kept_best else None,
+        seconds=round(result.seconds, 1),
+        stopped=result.stopped,
+    )
+    write_json(folder / "report.json", asdict(report))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _micro_batch(train: Train) -> int:
+    return train.micro_batch or train.effective_batch
+
+
+def _stream(train: Train, parts: Sequence[PackedRows], seed: int) -> BatchStream:
+    return BatchStream(
+        parts, effective_batch=train.effective_batch, micro_batch=_micro_batch(train), seed=seed
+    )
+
+
+def _ready(
+    folders: Mapping[str, str], parts: Sequence[PackedRows], epochs: float, recipe: Recipe, workshop: Workshop
+) -> dict[str, Teacher]:
+    """The teachers that the objectives ask, answering from memory where the rows come often and fit in it."""
+    named = {entry.teacher for entry in recipe.objectives if entry.loss != LABELS}
+    asked = folders if "combined" in named else {name: folders[name] for name in folders if name in named}
+    ready: dict[str, Teacher] = {}
+    for name, folder in asked.items():
+        model = load_causal_lm(folder, trust_remote_code=workshop.trust_remote_code).to(current_device())  # type: ignore[arg-type]
+        vocabulary = len(load_tokenizer(folder, trust_remote_code=workshop.trust_remote_code))
+        live = LiveTeacher(model, vocabulary)
+        rows = sum(len(part) for part in parts)
+        size = rows * recipe.data.context * model.config.hidden_size * 4
+        if epochs > 1 and size <= REMEMBERED_BYTES:
+            batches = evaluation_batches(parts, micro_batch=_micro_batch(recipe.train))
+            ready[name] = RememberingTeacher(live, (batch.to(current_device()) for batch in batches))
+        else:
+            ready[name] = live
+    return ready
