@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ KEPT = 2
 _PREFIX = "step-"
 _CHECKSUMS = "checksums.json"
 _STATE = "state.json"
+_FILES = ("model.safetensors", "optimizer.safetensors", _STATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class CheckpointStore:
                 f"{target}: the checkpoint could not be written ({error}); {last}. "
                 "Free some space, then resume"
             ) from error
-        self._prune()
+        self._prune(state.step)
 
     def newest(self) -> Found:
         """The newest checkpoint whose files have the checksums they were written with.
@@ -153,13 +154,22 @@ class CheckpointStore:
         Raises:
             CheckpointError: it is damaged, or of another fingerprint or format.
         """
+        _verify(self.path(step))
+        return self.read_state(step)
+
+    def read_state(self, step: int) -> TrainingState:
+        """The state of a checkpoint whose checksums were already compared, perhaps by another process.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another fingerprint or format.
+        """
         path = self.path(step)
-        _verify(path)
-        raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        with _reading(path):
+            raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
         for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
-            if raw[key] != expected:
+            if raw.get(key) != expected:
                 raise CheckpointError(
-                    f"{path}: {key} {raw[key]} found, expected {expected}: it was made by another recipe or "
+                    f"{path}: {key} {raw.get(key)} found, expected {expected}: it was made by another recipe or "
                     "version. Use another output folder, or start afresh without resuming"
                 )
         return _parse(raw)
@@ -212,15 +222,16 @@ class CheckpointStore:
         for new in self.folder.glob(f".new-{_PREFIX}*"):
             shutil.rmtree(new)
 
-    def _prune(self) -> None:
+    def _prune(self, newest: int) -> None:
         steps = self.steps()
-        kept = set(steps[-KEPT:])
-        for step in steps[-KEPT:]:
-            with _reading(self.path(step)):
-                best = _parse(json.loads((self.path(step) / _STATE).read_text(encoding="utf-8"))).best_step
+        # A later step than the newest is a damaged one that was passed over when the run was resumed.
+        kept = set([step for step in steps if step <= newest][-KEPT:])
+        for step in sorted(kept):
+            with suppress(_Damaged):
+                best = self.read_state(step).best_step
                 kept |= {best} if best is not None else set()
         for step in set(steps) - kept:
-            shutil.rmtree(self.path(step))
+            shutil.rmtree(self.path(step), ignore_errors=True)
 
 
 class _Damaged(CheckpointError):
@@ -239,8 +250,8 @@ def sha256(path: Path) -> str:
 def _verify(path: Path) -> None:
     with _reading(path):
         checksums = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
-        for name, expected in checksums.items():
-            if sha256(path / name) != expected:
+        for name in _FILES:
+            if sha256(path / name) != checksums[name]:
                 raise _Damaged(f"{name} does not have the checksum it was written with")
 
 

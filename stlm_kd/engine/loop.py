@@ -119,7 +119,7 @@ class _Training:
     def _begin(self, resume: bool) -> None:
         step = self.processes.on_first(lambda: self._find(resume))
         if step > 0:
-            self.state = self.store.verified_state(step)
+            self.state = self.store.read_state(step)
             load_model_tensors(self.step, self.store.tensors(step, "model"), place=self.store.path(step))
             load_optimizer_tensors(self.updater.optimizer, self.step, self.store.tensors(step, "optimizer"))
             self.saved_step = step
@@ -233,7 +233,7 @@ class _Training:
     def _finish(self, why: Literal["done", "early-stop"]) -> FitResult:
         best = self.state.best_step
         if self.settings.keep == "best" and best is not None and best != self.state.step:
-            self.store.verified_state(best)
+            self.processes.on_first(lambda: self.store.verified_state(best).step)
             load_model_tensors(self.step, self.store.tensors(best, "model"), place=self.store.path(best))
         return FitResult(
             steps=self.state.step,

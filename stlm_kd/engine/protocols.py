@@ -19,7 +19,6 @@ class StepOutput(Protocol):
     Attributes:
         loss: Scalar to call ``backward`` on: over all terms, weight x sum over valid tokens / denominator.
         sums: Per term, the unweighted sum over the valid tokens of this micro-batch, scalar without gradient.
-        counts: Per term, the valid tokens of this micro-batch.
     """
 
     @property
@@ -30,20 +29,16 @@ class StepOutput(Protocol):
     def sums(self) -> Mapping[str, Tensor]:
         """See above."""
 
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """See above."""
-
 
 class TrainStep(Protocol):
     """A ``torch.nn.Module`` that holds all that is trained; one ``forward`` is a micro-batch's whole work.
 
-    What has ``requires_grad`` is trained, clipped, saved and resumed. In evaluation mode ``sums`` and
-    ``counts`` also hold "labels": nats, and labelled tokens.
+    What has ``requires_grad`` is trained, clipped, saved and resumed. In evaluation mode ``count`` and
+    ``sums`` hold "labels" as well, in nats.
     """
 
     def count(self, batch: Batch) -> Mapping[str, int]:
-        """The valid tokens of each term; the same terms for every batch. The batch lies on the CPU."""
+        """By term, its valid tokens; the same terms for every batch. The batch lies on the CPU."""
 
     def __call__(self, batch: Batch, denominators: dict[str, float]) -> StepOutput:
         """One forward; ``denominators`` has what to divide each term's sum by, never 0."""

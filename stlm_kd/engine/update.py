@@ -77,14 +77,14 @@ class Updater:
         seed_everything(self.settings.seed, index, self.processes.rank)
         self.optimizer.zero_grad(set_to_none=True)
         sums = self._backward(batches, {name: float(max(count, 1)) for name, count in counts.items()}, stop)
-        norm = self.processes.accelerator.clip_grad_norm_(
-            list(trainable_parameters(self.step).values()), self.settings.clip or math.inf
-        )
-        assert isinstance(norm, Tensor)
-        values = torch.cat([sums, norm.detach().to(sums).reshape(1)]).tolist()  # the one wait for the device
+        weights = list(trainable_parameters(self.step).values())
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        values = torch.cat([sums, norm.to(sums).reshape(1)]).tolist()  # the one wait for the device
         loss, interrupts, preemptions, *totals, grad_norm = values
         losses = {name: total / max(counts[name], 1) for name, total in zip(counts, totals, strict=True)}
         self._check_finite(index, loss, losses, grad_norm)
+        if self.settings.clip is not None:
+            nn.utils.clip_grads_with_norm_(weights, self.settings.clip, norm)
         rate = self._learning_rate(index)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()

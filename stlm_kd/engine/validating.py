@@ -54,13 +54,13 @@ def _local_sums(
     for batch in batches:
         if any(signals.flags):
             break
-        ones = dict.fromkeys([*step.count(batch), "labels"], 1.0)
+        valid = step.count(batch)  # before the batch travels: no wait for the device
         with autocast(processes.device, precision):
-            output: StepOutput = step(batch.to(processes.device), ones)
+            output: StepOutput = step(batch.to(processes.device), dict.fromkeys(valid, 1.0))
         for name, value in output.sums.items():
             value = value.detach().to(processes.float_type)
             sums[name] = sums[name] + value if name in sums else value
-            counts[name] = counts.get(name, 0) + output.counts[name]
+            counts[name] = counts.get(name, 0) + valid[name]
     return {name: float(value) for name, value in sums.items()}, counts
 
 

@@ -3,7 +3,7 @@
 from stlm_kd.tracking.jsonl import JsonlTracker, read_metrics
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, Trackers, ValidationMetrics
 from stlm_kd.tracking.opening import BACKENDS, open_tracker
-from stlm_kd.tracking.progress import LiveProgress, PlainProgress, progress
+from stlm_kd.tracking.progress import LiveProgress, PlainProgress, open_progress
 
 __all__ = [
     "BACKENDS",
@@ -14,7 +14,7 @@ __all__ = [
     "Tracker",
     "Trackers",
     "ValidationMetrics",
+    "open_progress",
     "open_tracker",
-    "progress",
     "read_metrics",
 ]

@@ -35,7 +35,10 @@ class JsonlTracker:
         self._stage, self._step = name, 0
 
     def rewind(self, step: int) -> None:
-        """Drop this stage's lines after ``step``, and a line that a killed process left unfinished."""
+        """Drop this stage's lines after ``step``, and a line that a killed process left unfinished.
+
+        The validation after ``step`` itself is dropped as well: whoever resumes tells it again.
+        """
         self._step = step
         if not self.path.exists():
             return
@@ -69,7 +72,9 @@ class JsonlTracker:
 
     def _is_later(self, line: Line, step: int) -> bool:
         at = line.get("step")
-        return line.get("stage") == self._stage and isinstance(at, int) and at > step
+        if line.get("stage") != self._stage or not isinstance(at, int):
+            return False
+        return at > step or (at == step and line.get("kind") == "validation")
 
     def _write(self, line: Line) -> None:
         try:

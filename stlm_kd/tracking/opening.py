@@ -10,7 +10,7 @@ from typing import TextIO
 from stlm_kd.errors import did_you_mean
 from stlm_kd.tracking.jsonl import JsonlTracker
 from stlm_kd.tracking.metrics import Tracker, Trackers
-from stlm_kd.tracking.progress import progress
+from stlm_kd.tracking.progress import open_progress
 from stlm_kd.tracking.tensorboard import TensorBoardTracker
 from stlm_kd.tracking.weights_and_biases import WandbTracker
 
@@ -39,7 +39,7 @@ def open_tracker(
     """
     if os.environ.get("RANK", "0") != "0":
         return Trackers()
-    trackers: list[Tracker] = [progress(stream), JsonlTracker(folder / "metrics.jsonl")]
+    trackers: list[Tracker] = [open_progress(stream), JsonlTracker(folder / "metrics.jsonl")]
     for name in backends:
         assert name in BACKENDS, f"{name} is not a tracking backend{did_you_mean(name, BACKENDS)}"
         if name == "tensorboard":

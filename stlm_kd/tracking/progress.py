@@ -106,7 +106,7 @@ class LiveProgress:
         return table
 
 
-def progress(stream: TextIO | None = None) -> Tracker:
+def open_progress(stream: TextIO | None = None) -> Tracker:
     """A live table where the stream (stderr unless given) is a terminal, plain lines where it is not."""
     stream = sys.stderr if stream is None else stream
     console = Console(file=stream)
