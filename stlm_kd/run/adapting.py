@@ -24,7 +24,7 @@ from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
 from stlm_kd.objective import Term
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.schema import Adapt
-from stlm_kd.run.folder import write_json
+from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import held_out, packed, text_key
 from stlm_kd.run.workshop import Workshop
@@ -143,7 +143,7 @@ def adapt_model(
             validation=partial(evaluation_batches, held, micro_batch=micro_batch),
             tracker=tracker,
             resume=workshop.resume,
-            fingerprint=hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer))),  # type: ignore[arg-type]
+            fingerprint=hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer))),
         )
     finally:
         tracker.close()

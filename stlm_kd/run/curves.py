@@ -35,9 +35,10 @@ def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path) -> None:
 
 
 def _validation(folder: Path) -> tuple[list[int], list[float]]:
-    points = [
-        (int(line["step"]), float(line["losses"]["labels"]))
-        for line in read_metrics(folder / "metrics.jsonl")
-        if line.get("kind") == "validation"
-    ]
-    return [step for step, _ in points], [loss for _, loss in points]
+    steps, losses = [], []
+    for line in read_metrics(folder / "metrics.jsonl"):
+        step, terms = line["step"], line.get("losses")
+        if line["kind"] == "validation" and isinstance(step, int) and isinstance(terms, dict):
+            steps.append(step)
+            losses.append(terms["labels"])
+    return steps, losses

@@ -19,8 +19,9 @@ from stlm_kd.models.load import count_parameters, load_causal_lm
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.adapting import read_adaptation
 from stlm_kd.run.curves import draw_curves
-from stlm_kd.run.folder import create, write_json, write_text
+from stlm_kd.run.folder import create
 from stlm_kd.run.jobs import Job, run_jobs
+from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.results import Row, as_json, comparisons, result_table
 from stlm_kd.run.scoring import kept_scores
 from stlm_kd.run.teaching import ReadyTeacher, check_teachers, ready_teacher
@@ -42,7 +43,7 @@ def distill(
     command: str,
     jobs: int = 1,
 ) -> Path:
-    """Do what the recipe says and write ``results.json``, ``table.txt`` and ``curves.png`` into its run folder.
+    """Do what the recipe says; ``results.json``, ``table.txt`` and ``curves.png`` tell what came of it.
 
     Args:
         recipe: A checked recipe.
@@ -139,7 +140,7 @@ def _score_job(values: Values, model: str, workshop: Workshop) -> list[SuiteResu
 def _report(
     recipe: Recipe, run: Path, teachers: Sequence[ReadyTeacher], workshop: Workshop, jobs: int
 ) -> None:
-    students = {
+    students: dict[str, list[Path]] = {
         variant: [student_folder(run, variant, seed) for seed in recipe.seeds] for variant in variants(recipe)
     }
     models = list(dict.fromkeys(model for teacher in teachers for model in (teacher.original, teacher.model)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import UsageError
 from stlm_kd.models.load import load_causal_lm
-from stlm_kd.run.folder import model_of
+from stlm_kd.run.models import model_of
 
 
 def generate(
@@ -43,8 +45,13 @@ def generate(
             f"--prompt: {len(ids)} tokens, but {name} has {loaded.config.max_position_embeddings} positions"
         )
     torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    output = loaded.generate(
-        torch.tensor([[start, *ids]]), max_new_tokens=min(max_new_tokens, room), **sampling
+    writer: Any = loaded  # transformers' types do not know that a causal model generates
+    output = writer.generate(
+        torch.tensor([[start, *ids]]),
+        attention_mask=torch.ones(1, len(ids) + 1),
+        max_new_tokens=min(max_new_tokens, room),
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else None,
+        pad_token_id=tokenizer.eos_token_id,
     )
     return str(tokenizer.decode(output[0, 1:], skip_special_tokens=True))

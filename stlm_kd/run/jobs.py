@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import TextIOBase
+from io import StringIO
 from multiprocessing import active_children, get_context
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -94,7 +94,7 @@ def _begin_worker(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-class PrefixedLines(TextIOBase):
+class PrefixedLines(StringIO):
     """Standard error for one of several jobs: whole lines, each with the job's name before it."""
 
     def __init__(self, name: str) -> None:

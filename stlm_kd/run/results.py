@@ -53,7 +53,7 @@ class Metric:
 
 
 def metrics_of(rows: Iterable[Row]) -> list[Metric]:
-    """The metrics that were asked for, without the parts of groups; perplexities per token are left to the JSON."""
+    """The metrics that were asked for, without the parts of groups and the perplexity per token."""
     found: dict[Metric, None] = {}
     for row in rows:
         for suites in row.scores:
@@ -71,17 +71,13 @@ def values(row: Row, metric: Metric) -> list[float]:
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
-    """All rows; behind a mean over seeds the half-width of its interval, behind a single score its standard error."""
+    """All rows; behind a mean over seeds its interval, behind a single model's score its standard error."""
     metrics = metrics_of(rows)
-    seeds = sorted({len(row.seeds) for row in rows if row.seeds})
-    several = (
-        f"means over {seeds[-1]} seeds ± {CONFIDENCE:.0%} interval (Student's t); "
-        if seeds and seeds[-1] > 1
-        else ""
-    )
+    seeds = max((len(row.seeds) for row in rows), default=0)
+    over_seeds = f"means over {seeds} seeds ± {CONFIDENCE:.0%} interval (Student's t); " if seeds > 1 else ""
     table = Table(
         title=title,
-        caption=f"{several}single models ± standard error over examples; tokens as each row's vocabulary counts them",
+        caption=f"{over_seeds}single models ± standard error over examples; tokens of each row's vocabulary",
         caption_justify="left",
     )
     table.add_column("model")
@@ -97,7 +93,7 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
-    """In words: the student against each control, seed by seed, and each adapted teacher against the controls."""
+    """In words: the student against each control, seed by seed, and adapted teachers that are too weak."""
     students = [row for row in rows if row.kind == "student"]
     controls = [row for row in rows if row.kind == "control"]
     lines = []
@@ -119,11 +115,7 @@ def as_json(rows: Sequence[Row], remarks: Sequence[str]) -> dict[str, Any]:
                 "tokens_of_text": row.tokens_of_text,
                 "tokens_seen": row.tokens_seen,
                 "seeds": list(row.seeds),
-                "estimates": {
-                    metric.label[:-2]: asdict(estimate(found))
-                    for metric in metrics
-                    if (found := values(row, metric))
-                },
+                "estimates": _estimates(row, metrics),
                 "suites": [[suite.to_json() for suite in suites] for suites in row.scores],
             }
             for row in rows
@@ -132,11 +124,16 @@ def as_json(rows: Sequence[Row], remarks: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _estimates(row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
+    found = {metric.label[:-2]: values(row, metric) for metric in metrics}
+    return {label: asdict(estimate(numbers)) for label, numbers in found.items() if numbers}
+
+
 def _against(student: Row, control: Row, metric: Metric) -> str:
     ours, theirs = values(student, metric), values(control, metric)
     difference = paired_difference(ours, theirs)
     verdict = _verdict(difference, metric)
-    return f"{metric.label[:-2]}: {student.name} − {control.name} = {difference} over seeds: {verdict}"
+    return f"{metric.label[:-2]}: {student.name} - {control.name} = {difference} over seeds: {verdict}"
 
 
 def _verdict(difference: Estimate, metric: Metric) -> str:
@@ -156,8 +153,8 @@ def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
                 own, other = values(row, metric), values(control, metric)
                 if metric.suite == "perplexity" and own and other and own[0] >= estimate(other).mean:
                     lines.append(
-                        f"warning: {row.name} ({own[0]:.4f} {metric.metric}) is not better than {control.name} "
-                        f"({estimate(other).mean:.4f}); it has little to teach this student"
+                        f"warning: {row.name} ({own[0]:.4f} {metric.metric}) is not better than "
+                        f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
                     )
     return lines
 

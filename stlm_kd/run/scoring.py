@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from stlm_kd.eval import SUITES
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import load_causal_lm
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.folder import write_json
-from stlm_kd.run.stages import model_identity
+from stlm_kd.run.record import write_json
+from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import held_out, text_key
 from stlm_kd.run.workshop import Workshop
 
@@ -55,7 +56,7 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
     calls = suite_calls(recipe)
     text = text_key(recipe.data.validation or (), 1.0)
     identity = model_identity(model)
-    keys = [
+    keys: list[Key] = [
         {
             "model": identity,
             "suite": call.suite,
@@ -71,11 +72,11 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
             model, [calls[i] for i in missing], held_out(recipe), trust=workshop.trust_remote_code
         )
         for index, result in zip(missing, results, strict=True):
-            workshop.stages.make("eval", keys[index], lambda folder, result=result: _write(folder, result))  # type: ignore[misc]
+            workshop.stages.make("eval", keys[index], partial(_write, result))
     return [_read(folder) for folder in folders]
 
 
-def _write(folder: Path, result: SuiteResult) -> None:
+def _write(result: SuiteResult, folder: Path) -> None:
     write_json(folder / "result.json", result.to_json())
 
 

@@ -1,7 +1,7 @@
 """Results that are found again by what made them, and are never half there.
 
-A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, where an interrupted build
-finds its checkpoints again, and gets its name when it is whole.
+A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, where an interrupted
+build finds its checkpoints again, and gets its name when it is whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stlm_kd.errors import CheckpointError
+from stlm_kd.models.load import load_config
+from stlm_kd.run.record import write_json
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Key = Mapping[str, Json]
@@ -50,10 +52,7 @@ class Stages:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
         build(partial)
-        description = {"kind": kind, "format": FORMATS[kind], "key": dict(key)}
-        (partial / "stage.json").write_text(
-            json.dumps(description, indent=1, sort_keys=True), encoding="utf-8"
-        )
+        write_json(partial / "stage.json", {"kind": kind, "format": FORMATS[kind], "key": dict(key)})
         partial.rename(folder)
         return folder
 
@@ -84,11 +83,12 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def model_identity(name: str) -> str:
-    """What a model folder holds, as a hash of its configuration, weights and tokenizer; or the Hub id itself."""
+def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
+    """What a model is: a hash of a folder's configuration, weights and tokenizer, or Hub id and commit."""
     folder = Path(name)
     if not folder.is_dir():
-        return name
+        commit = getattr(load_config(name, trust_remote_code=trust_remote_code), "_commit_hash", None)
+        return f"{name}@{commit}"
     files = sorted(
         path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".model", ".txt"}
     )

@@ -54,14 +54,14 @@ def check_teachers(
         place = f"teachers[{index}] ({teacher.name})"
         positions = _positions(teacher, workshop)
         if positions is not None and positions < recipe.data.context:
-            message = f"it has {positions} positions, but data.context is {recipe.data.context}; shorten the context"
+            message = f"it has {positions} positions, but data.context is {recipe.data.context}; shorten it"
             faults.append(Fault(place, message))
         if teacher.adapt is None:
             own = teacher_tokenizer(teacher, workshop)
             if own is not None and not same_vocabulary(own, tokenizer):
                 message = (
-                    f"its vocabulary ({len(own)} tokens) is not the student's ({len(tokenizer)} tokens), so the "
-                    "same id means different tokens; add adapt: {}, or take the teacher's tokenizer for the student"
+                    f"its vocabulary ({len(own)} tokens) is not the student's ({len(tokenizer)} tokens): "
+                    "ids mean different tokens; add adapt: {}, or give the student the teacher's tokenizer"
                 )
                 faults.append(Fault(place, message))
     if faults:

@@ -30,7 +30,8 @@ def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
 
 def text_key(entries: Sequence[RecipeSource], fraction: float) -> Json:
     """What identifies the text of some sources: content, share, weights."""
-    return [[fingerprint(source), source.weight] for source in sources(entries)] + [fraction]
+    texts: list[Json] = [[fingerprint(source), source.weight] for source in sources(entries)]
+    return [fraction, *texts]
 
 
 def packed(

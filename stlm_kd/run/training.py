@@ -23,7 +23,7 @@ from stlm_kd.models.students import check_size, student_from_fields, student_fro
 from stlm_kd.objective import Combination, Term
 from stlm_kd.recipe import Recipe, hash_of, plain, term_names
 from stlm_kd.recipe.schema import Train
-from stlm_kd.run.folder import write_json
+from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import packed, text_key
 from stlm_kd.run.workshop import Workshop
@@ -127,13 +127,12 @@ def train_student(
     held = rows(recipe.data.validation) if recipe.data.validation else None
     steps = num_steps(recipe.train, own, seed)
     stream = _stream(recipe.train, parts, seed)
+    epochs = steps / stream.steps_per_epoch
     with_teachers = variant == "student" and bool(teachers)
     step = StepModule(
         student,
         objective_terms(recipe) if variant == "student" else [Term(LABELS, LABELS)],
-        teachers=_ready(teachers, parts, steps / stream.steps_per_epoch, recipe, workshop)
-        if with_teachers
-        else {},
+        teachers=_ready(teachers, parts, epochs, recipe, workshop) if with_teachers else {},
         combination=Combination(recipe.combine.how, recipe.combine.options),
     )
     stage = f"{variant} seed {seed}"
@@ -149,7 +148,7 @@ def train_student(
             else None,
             tracker=tracker,
             resume=workshop.resume,
-            fingerprint=hash_of(dict(training_key(recipe, variant, seed, teachers))),  # type: ignore[arg-type]
+            fingerprint=hash_of(dict(training_key(recipe, variant, seed, teachers))),
         )
     finally:
         tracker.close()
@@ -165,19 +164,19 @@ def initial_student(
     workshop: Workshop,
 ) -> PreTrainedModel:
     """The student before its training."""
-    wanted = recipe.student
+    wanted, trust = recipe.student, workshop.trust_remote_code
     if wanted.init_from is not None:
-        teacher = load_causal_lm(
-            teachers[wanted.init_from.teacher], trust_remote_code=workshop.trust_remote_code
-        )
+        teacher = load_causal_lm(teachers[wanted.init_from.teacher], trust_remote_code=trust)
         student = student_from_layers(teacher, wanted.init_from.layers, place="student.init_from.layers")
     elif wanted.model is not None:
-        known = load_tokenizer(wanted.model, trust_remote_code=workshop.trust_remote_code)
+        known = load_tokenizer(wanted.model, trust_remote_code=trust)
         if not same_vocabulary(known, tokenizer):
-            fault = Fault("student.model", f"its vocabulary ({len(known)} tokens) is not that of student.tokenizer "
-                          f"({len(tokenizer)} tokens); name the same folder as tokenizer, or start from a preset")  # fmt: skip
-            raise RecipeError("recipe", [fault])
-        student = check_size(load_causal_lm(wanted.model, trust_remote_code=workshop.trust_remote_code))
+            message = (
+                f"its vocabulary ({len(known)} tokens) is not that of student.tokenizer "
+                f"({len(tokenizer)} tokens); name the same folder as tokenizer, or start from a preset"
+            )
+            raise RecipeError("recipe", [Fault("student.model", message)])
+        student = check_size(load_causal_lm(wanted.model, trust_remote_code=trust))
     else:
         fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
         assert fields is not None

@@ -1,0 +1,134 @@
+"""The command ``adapt-teacher``: a recipe's teachers in the student's vocabulary, and what that cost them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from stlm_kd.errors import Interrupted, Preempted
+from stlm_kd.eval.results import SuiteResult
+from stlm_kd.eval.table import score_table
+from stlm_kd.recipe import Recipe
+from stlm_kd.run.adapting import AdaptationReport, read_adaptation
+from stlm_kd.run.folder import create
+from stlm_kd.run.record import write_json, write_text
+from stlm_kd.run.scoring import kept_scores
+from stlm_kd.run.teaching import ReadyTeacher, check_teachers, ready_teacher
+from stlm_kd.run.text import student_tokenizer
+from stlm_kd.run.workshop import Workshop
+
+
+def adapt_teacher(
+    recipe: Recipe,
+    *,
+    teacher: str | None,
+    name: str,
+    output_dir: Path,
+    trust_remote_code: bool,
+    command: str = "",
+) -> Path:
+    """Adapt all teachers that the recipe adapts, or the named one, and report.
+
+    Args:
+        recipe: A checked recipe.
+        teacher: One teacher's name, or None.
+        name: The run's name.
+        output_dir: Holds all runs and what they share.
+        trust_remote_code: Whether models may run code that they bring.
+        command: As typed, for the record.
+
+    Returns:
+        The run folder: Hugging Face folders under ``teachers/``; ``results.json`` and ``table.txt``.
+    """
+    run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
+    workshop = Workshop(output_dir, True, trust_remote_code)
+    try:
+        _work(recipe, teacher, run.path, workshop, origin=name)
+    except (Interrupted, Preempted, KeyboardInterrupt) as ending:
+        run.finish("interrupted", str(ending) or "Ctrl-C")
+        raise
+    except BaseException as error:
+        run.finish("failed", f"{type(error).__name__}: {error}")
+        raise
+    run.finish("done")
+    return run.path
+
+
+def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, origin: str) -> None:
+    tokenizer = student_tokenizer(recipe, workshop)
+    check_teachers(recipe, tokenizer, workshop, origin=origin)
+    wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
+    ready = [ready_teacher(recipe, entry, tokenizer, workshop) for entry in wanted]
+    for teacher in ready:
+        _publish(Path(teacher.model), run / "teachers" / teacher.name)
+    reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
+    scores = _scores(recipe, ready, workshop)
+    values = {
+        "adaptations": {name: asdict(report) for name, report in reports.items()},
+        "suites": {name: [result.to_json() for result in found] for name, found in scores.items()},
+        "models": {teacher.name: str(run / "teachers" / teacher.name) for teacher in ready},
+    }
+    write_json(run / "results.json", values)
+    text = StringIO()
+    console = Console(file=text, width=140)
+    console.print(adaptation_table(reports, title=run.name))
+    if scores:
+        console.print(score_table(scores))
+    write_text(run / "table.txt", text.getvalue())
+
+
+def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
+    """Bits per byte in the three states, and what the training took."""
+    table = Table(title=title, caption="bits per byte on the same held-out text", caption_justify="left")
+    table.add_column("teacher")
+    for heading in (
+        "old → new tokens", "init", "exact", "own vocabulary", "initialised", "trained", "trained parameters",
+        "tokens seen", "seconds",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for name, report in reports.items():
+        table.add_row(
+            name,
+            f"{report.old_vocabulary:,} → {report.new_vocabulary:,}",
+            report.init,
+            f"{report.tokens_by_origin.get('exact', 0) / report.new_vocabulary:.1%}",
+            f"{report.bits_per_byte_before:.4f}",
+            f"{report.bits_per_byte_initialised:.4f}",
+            f"{report.bits_per_byte_trained:.4f}",
+            f"{report.trained_parameters:,}",
+            f"{report.tokens_seen:,}",
+            f"{report.seconds:,.0f}",
+        )
+    return table
+
+
+def _scores(
+    recipe: Recipe, ready: Sequence[ReadyTeacher], workshop: Workshop
+) -> dict[str, list[SuiteResult]]:
+    if not recipe.eval:
+        return {}
+    found = {}
+    for teacher in ready:
+        found[teacher.name] = kept_scores(recipe, teacher.original, workshop)
+        found[f"{teacher.name}, adapted"] = kept_scores(recipe, teacher.model, workshop)
+    return found
+
+
+def _publish(model: Path, target: Path) -> None:
+    """The model's files under the run, without a second copy where the file system can link."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(model, target, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,96 @@
+"""What a recipe would do, in words, without loading a model or reading text."""
+
+from __future__ import annotations
+
+from stlm_kd.models.presets import PRESETS
+from stlm_kd.recipe import Recipe, recipe_hash, term_names
+from stlm_kd.recipe.schema import Adapt, Source, Teacher, TokenizerTraining, Train
+
+
+def describe(recipe: Recipe) -> str:
+    """One line for each thing that would be done, in order."""
+    lines = [f"recipe {recipe_hash(recipe)[:8]} for {recipe.task}"]
+    lines += _text(recipe)
+    lines += [line for teacher in recipe.teachers for line in _teacher(teacher, recipe)]
+    if not recipe.adapts_only:
+        lines += _students(recipe)
+    lines += [f"evaluate by {entry.suite}{_options(entry.options)}" for entry in recipe.eval]
+    return "\n".join(lines)
+
+
+def _text(recipe: Recipe) -> list[str]:
+    data, tokenizer = recipe.data, recipe.student.tokenizer
+    if isinstance(tokenizer, TokenizerTraining):
+        words = f"trained: {tokenizer.train} of {tokenizer.size:,} tokens, on the whole training text"
+    else:
+        words = tokenizer
+    return [
+        f"tokenizer {words}",
+        *(f"train on {_source(source)}" for source in data.train),
+        *(f"validate on {_source(source)}" for source in data.validation or ()),
+        f"use {data.fraction:.2%} of the training text, in rows of {data.context} tokens",
+    ]
+
+
+def _source(source: Source) -> str:
+    place = source.path or (f"hub {source.hub}" if source.hub else f"sample {source.sample}")
+    details = {
+        name: value
+        for name in ("name", "split", "column", "revision", "documents", "size", "domain", "weight")
+        if (value := getattr(source, name)) is not None
+    }
+    return f"{place}{_options(details)}"
+
+
+def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
+    place = f"teacher {teacher.name}"
+    if teacher.recipe is not None:
+        inner = [f"    {line}" for line in describe(teacher.recipe).splitlines()]
+        lines = [f"{place} by a recipe of its own:", *inner]
+    else:
+        lines = [f"{place} from {teacher.model}"]
+    return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines
+
+
+def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:
+    fraction = recipe.data.fraction if adapt.fraction is None else adapt.fraction
+    options = {name: value for name, value in adapt if name not in ("init", "tokens", "fraction")}
+    return (
+        f"{place}: adapt to the student's vocabulary by {adapt.init}, then train embedding and head on "
+        f"{adapt.tokens:,} tokens of {fraction:.2%} of the text{_options(options)}"
+    )
+
+
+def _students(recipe: Recipe) -> list[str]:
+    student, train = recipe.student, recipe.train
+    if student.preset is not None:
+        words = f"preset {student.preset}{_options(PRESETS[student.preset])}"
+    elif student.architecture is not None:
+        words = f"architecture{_options(student.architecture)}"
+    elif student.init_from is not None:
+        words = f"layers {student.init_from.layers} of teacher {student.init_from.teacher}"
+    else:
+        words = f"checkpoint {student.model}"
+    combined = f"combine teachers by {recipe.combine.how}{_options(recipe.combine.options)}"
+    return [
+        f"student from {words}",
+        *([combined] if len(recipe.teachers) > 1 else []),
+        *(
+            f"objective {name}: {entry.weight:g} x {entry.loss} on {entry.on}"
+            f"{'' if entry.loss == 'labels' else f' of {entry.teacher}'}{_options(entry.options)}"
+            for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
+        ),
+        f"train for {_length(train)}{_options(dict(train), without=('steps', 'epochs'))}",
+        f"once for each seed of {', '.join(map(str, recipe.seeds))}; the same for the controls "
+        f"{', '.join(recipe.controls) or '(none)'}; tracked by {', '.join(('jsonl', *recipe.tracking))}",
+    ]
+
+
+def _length(train: Train) -> str:
+    return f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs} epochs"
+
+
+def _options(values: object, without: tuple[str, ...] = ()) -> str:
+    assert hasattr(values, "items")
+    shown = [f"{name} {value}" for name, value in values.items() if name not in without]
+    return f" ({', '.join(shown)})" if shown else ""
