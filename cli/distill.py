@@ -29,6 +29,7 @@ def distill(
         Resume, typer.Option(help="Go on with an unfinished run of this recipe, or begin it anew.")
     ] = Resume.auto,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings and evaluations side by side.")] = 1,
     trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     as_json: AsJson = False,
@@ -58,6 +59,7 @@ def distill(
         resume=resume.value,
         trust_remote_code=trust_remote_code,
         command=typed_command(),
+        jobs=jobs,
     )
     print_results(folder, as_json=as_json)
     if not as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -45,14 +44,12 @@ def _student(recipe: Recipe) -> Iterator[Contradiction]:
 
 
 def _teachers(recipe: Recipe) -> Iterator[Contradiction]:
-    counts = Counter(teacher.name for teacher in recipe.teachers)
+    names = [teacher.name for teacher in recipe.teachers]
     for i, teacher in enumerate(recipe.teachers):
         place: Place = ("teachers", i)
-        if counts[teacher.name] > 1:
-            yield (
-                ((*place, "name"),),
-                f"{teacher.name} is the name of {counts[teacher.name]} teachers; expected one",
-            )
+        if names.index(teacher.name) != i:
+            first = names.index(teacher.name)
+            yield ((*place, "name"),), f"{teacher.name} is the name of teachers[{first}] too; choose another"
         if teacher.name == COMBINED:
             yield ((*place, "name"),), f"{COMBINED} stands for all teachers together; choose another name"
         if teacher.adapt is not None:

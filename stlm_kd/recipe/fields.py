@@ -74,7 +74,7 @@ class Part(BaseModel):
         one_of_optional: Whether none of them may be given as well.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     label: ClassVar[str] = "a recipe"
     one_of: ClassVar[tuple[str, ...]] = ()
     one_of_optional: ClassVar[bool] = False

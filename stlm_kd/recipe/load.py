@@ -10,13 +10,14 @@ from typing import TypeAlias
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from stlm_kd.errors import Fault, RecipeError
 from stlm_kd.recipe.checks import Contradiction, Place, contradictions
 from stlm_kd.recipe.fields import LENIENT, UNKNOWN_KEY
 from stlm_kd.recipe.schema import COMBINED, Recipe
 from stlm_kd.recipe.source import Document, read
-from stlm_kd.recipe.tree import Node, Plain
+from stlm_kd.recipe.tree import Node, Plain, scalar
 
 Found: TypeAlias = tuple[Place, str, str]
 """Place, kind, message."""
@@ -77,7 +78,7 @@ def plain(part: BaseModel) -> dict[str, Plain]:
     values: dict[str, Plain] = {}
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
-        if value is not None or field.default is not None:
+        if value is not None or not _null_by_default(field):
             values[name] = _plain(value)
     return values
 
@@ -108,15 +109,27 @@ def term_names(recipe: Recipe) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _null_by_default(field: FieldInfo) -> bool:
+    return field.default is None and field.default_factory is None
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes what ``tree.parse`` reads back as the same values."""
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+    mantissa, e, exponent = repr(value).partition("e")
+    point = "" if "." in mantissa or not e else ".0"
+    return dumper.represent_scalar("tag:yaml.org,2002:float", f"{mantissa}{point}{e}{exponent}")
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = None if scalar(value) == value else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 _Dumper.add_representer(float, _float)
+_Dumper.add_representer(str, _text)
 
 
 def _plain(value: object) -> Plain:

@@ -30,7 +30,9 @@ def row_of(
 
     def validate(given: object, handler: Handler, info: ValidationInfo) -> Chosen:
         if isinstance(given, base):
-            return given
+            if type(given) is not base:
+                return given
+            given = given.model_dump()
         name = _value_near(given, key)
         if name is None:
             return handler(given)  # type: ignore[no-any-return]

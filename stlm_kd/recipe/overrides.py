@@ -9,6 +9,9 @@ from stlm_kd.errors import Fault, UsageError
 from stlm_kd.recipe.tree import Malformed, Node, parse
 
 Step = str | int
+_SHORT = {"data": "path", "eval": "suite"}
+"""What a text alone stands for in these parts: a source's path, a suite's name."""
+
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\[\d+\]|\.(\d+|[A-Za-z_][\w-]*))*")
 _STEP = re.compile(r"\[(\d+)\]|(\d+)|([A-Za-z_][\w-]*)")
 
@@ -52,6 +55,8 @@ def apply(root: Node, override: str, expand: Callable[[Node], None]) -> Fault | 
         if path[:1] == ["teachers"] and path[depth - 1] == "recipe":
             expand(node)
         last = depth == len(path) - 1
+        if isinstance(node.value, str) and isinstance(step, str) and path[0] in _SHORT:
+            node.value = {_SHORT[str(path[0])]: Node(node.value, node.line, node.origin)}
         inner = _enter(node, step, value if last else None, override)
         if isinstance(inner, str):
             return Fault(override, inner)

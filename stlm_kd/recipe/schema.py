@@ -326,7 +326,7 @@ class Recipe(Part):
     task: Literal["clm"]
     student: Student
     teachers: tuple[Teacher, ...] = ()
-    combine: AnyCombine = Combine()
+    combine: AnyCombine = Field(default_factory=lambda: Combine(how="mean"), validate_default=True)
     data: Data
     objectives: tuple[AnyObjective, ...] = ()
     train: Train = Train()

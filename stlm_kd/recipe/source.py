@@ -53,9 +53,11 @@ def built_in() -> list[BuiltIn]:
 
 
 def purpose(path: Path) -> str:
-    """The first sentence of a recipe's header comment, or ""."""
+    """The first line of a recipe's header comment, or ""."""
     first = path.read_text(encoding="utf-8").splitlines()[:1]
-    return first[0].lstrip("# ").strip() if first and first[0].startswith("#") else ""
+    if not first or not first[0].startswith("#"):
+        return ""
+    return first[0].lstrip("# ").removeprefix("Purpose:").strip()
 
 
 def locate(name: str, *, beside: Path | None = None) -> Path:

@@ -1,0 +1,161 @@
+"""For each field of the recipe schema a change of it, on a recipe where the field plays a part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BASES = {
+    "two-teachers": """
+task: clm
+student:
+  tokenizer: some/tokenizer
+  init_from: {teacher: a, layers: every-other}
+teachers:
+  - {name: a, model: some/model, adapt: {tokens: 1M}}
+  - {name: b, model: other/model}
+combine: {how: weighted, weights: {a: 0.5, b: 0.5}}
+data:
+  train: [{path: a.txt}, {hub: some/data, name: one}, {sample: train, size: 1M}]
+  validation: b.txt
+  context: 64
+objectives:
+  - {loss: labels, weight: 0.5}
+  - {loss: forward_kl, weight: 0.5}
+  - {loss: reverse_kl, weight: 0.5}
+train: {steps: 100, validate_every: 10}
+eval: [{suite: perplexity}, {suite: lm-eval, tasks: [blimp]}]
+""",
+    "trained": """
+task: clm
+student:
+  tokenizer: {train: bpe, size: 512}
+  preset: stlm-nano
+data: {train: a.txt}
+objectives: [{loss: labels}]
+train: {epochs: 1}
+""",
+    "teacher-by-recipe": """
+task: clm
+student: {tokenizer: some/tokenizer, preset: stlm-nano}
+teachers:
+  - name: a
+    recipe:
+      task: clm
+      student: {tokenizer: some/tokenizer, preset: stlm-2m}
+      data: {train: a.txt}
+      objectives: [{loss: labels}]
+      train: {steps: 10}
+data: {train: a.txt}
+objectives: [{loss: forward_kl}]
+train: {steps: 10}
+""",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Overrides that change one field of a base recipe (and what must change with it)."""
+
+    overrides: tuple[str, ...]
+    base: str = "two-teachers"
+
+
+def _change(*overrides: str, base: str = "two-teachers") -> Change:
+    return Change(overrides, base)
+
+
+ONE_VALUE_SO_FAR = {"Recipe.task", "TokenizerTraining.train"}
+"""Fields with a single possible value, which cannot be changed yet."""
+
+EFFECTS: dict[str, Change] = {
+    "Recipe.student": _change("student.init_from=null", "student.model=a/student"),
+    "Recipe.teachers": _change("teachers[1].name=c", "combine.weights={a: 0.5, c: 0.5}"),
+    "Recipe.combine": _change("combine={how: mean}"),
+    "Recipe.data": _change("data.context=32"),
+    "Recipe.objectives": _change("objectives=[{loss: labels}]"),
+    "Recipe.train": _change("train.steps=200"),
+    "Recipe.eval": _change("eval=[]"),
+    "Recipe.controls": _change("controls=[no-teacher]"),
+    "Recipe.seeds": _change("seeds=[1, 2]"),
+    "Recipe.tracking": _change("tracking=[]"),
+    "Student.tokenizer": _change("student.tokenizer=other/tokenizer"),
+    "Student.preset": _change("student.preset=stlm-2m", base="trained"),
+    "Student.architecture": _change(
+        "student.preset=null", "student.architecture={model_type: llama, hidden_size: 64}", base="trained"
+    ),
+    "Student.model": _change("student.preset=null", "student.model=a/student", base="trained"),
+    "Student.init_from": _change("student.init_from.layers=first"),
+    "TokenizerTraining.size": _change("student.tokenizer.size=700", base="trained"),
+    "InitFrom.teacher": _change("student.init_from.teacher=b"),
+    "InitFrom.layers": _change("student.init_from.layers=[0, 3]"),
+    "Teacher.name": _change(
+        "teachers[0].name=c", "combine.weights={c: 0.5, b: 0.5}", "student.init_from.teacher=c"
+    ),
+    "Teacher.model": _change("teachers[1].model=third/model"),
+    "Teacher.recipe": _change("teachers[0].recipe.train.steps=11", base="teacher-by-recipe"),
+    "Teacher.adapt": _change("teachers[0].adapt=null"),
+    "Adapt.init": _change("teachers[0].adapt.init=mean"),
+    "Adapt.tokens": _change("teachers[0].adapt.tokens=2M"),
+    "Adapt.learning_rate": _change("teachers[0].adapt.learning_rate=1e-3"),
+    "Adapt.effective_batch": _change("teachers[0].adapt.effective_batch=16"),
+    "Adapt.micro_batch": _change("teachers[0].adapt.micro_batch=4"),
+    "Adapt.warmup": _change("teachers[0].adapt.warmup=0"),
+    "Adapt.schedule": _change("teachers[0].adapt.schedule=linear"),
+    "Adapt.validate_every": _change("teachers[0].adapt.validate_every=5"),
+    "Adapt.patience": _change("teachers[0].adapt.patience=null"),
+    "Adapt.fraction": _change("teachers[0].adapt.fraction=0.5"),
+    "Adapt.precision": _change("teachers[0].adapt.precision=bf16"),
+    "Adapt.seed": _change("teachers[0].adapt.seed=1"),
+    "Combine.how": _change("combine.how=mean", "combine={how: mean}"),
+    "Combine[weighted].weights": _change("combine.weights.a=0.7"),
+    "Data.train": _change("data.train=c.txt"),
+    "Data.validation": _change("data.validation=c.txt"),
+    "Data.fraction": _change("data.fraction=0.5"),
+    "Data.context": _change("data.context=128"),
+    "Source.path": _change("data.train[0].path=c.txt"),
+    "Source.hub": _change("data.train[1].hub=other/data"),
+    "Source.sample": _change("data.train[2].sample=validation"),
+    "Source.name": _change("data.train[1].name=two"),
+    "Source.split": _change("data.train[1].split=test"),
+    "Source.column": _change("data.train[1].column=body"),
+    "Source.revision": _change("data.train[1].revision=abc"),
+    "Source.documents": _change("data.train[0].documents=line"),
+    "Source.size": _change("data.train[2].size=2M"),
+    "Source.domain": _change("data.train[0].domain=news"),
+    "Source.weight": _change("data.train[0].weight=2"),
+    "Objective.loss": _change("objectives[1].loss=reverse_kl"),
+    "Objective.weight": _change("objectives[1].weight=0.25"),
+    "Objective.on": _change("objectives[1].on=attended"),
+    "Objective.teacher": _change("objectives[1].teacher=a"),
+    "Objective[forward_kl].temperature": _change("objectives[1].temperature=2"),
+    "Objective[reverse_kl].temperature": _change("objectives[2].temperature=2"),
+    "Train.steps": _change("train.steps=101"),
+    "Train.epochs": _change("train.epochs=2", base="trained"),
+    "Train.effective_batch": _change("train.effective_batch=16"),
+    "Train.micro_batch": _change("train.micro_batch=4"),
+    "Train.learning_rate": _change("train.learning_rate=1e-3"),
+    "Train.schedule": _change("train.schedule=constant"),
+    "Train.warmup": _change("train.warmup=0.1"),
+    "Train.weight_decay": _change("train.weight_decay=0"),
+    "Train.betas": _change("train.betas=[0.9, 0.99]"),
+    "Train.eps": _change("train.eps=1e-6"),
+    "Train.clip": _change("train.clip=null"),
+    "Train.precision": _change("train.precision=bf16"),
+    "Train.gradient_checkpointing": _change("train.gradient_checkpointing=true"),
+    "Train.validate_every": _change("train.validate_every=20"),
+    "Train.keep": _change("train.keep=last"),
+    "Train.patience": _change("train.patience=2"),
+    "Train.checkpoint_every": _change("train.checkpoint_every=5"),
+    "Train.log_every": _change("train.log_every=1"),
+    "Suite.suite": _change("eval[0].suite=lm-eval"),
+    "Suite[perplexity].window": _change("eval[0].window=32"),
+    "Suite[perplexity].stride": _change("eval[0].stride=16"),
+    "Suite[perplexity].batch_size": _change("eval[0].batch_size=8"),
+    "Suite[perplexity].precision": _change("eval[0].precision=bf16"),
+    "Suite[lm-eval].tasks": _change("eval[1].tasks=[arc_easy]"),
+    "Suite[lm-eval].limit": _change("eval[1].limit=10"),
+    "Suite[lm-eval].num_fewshot": _change("eval[1].num_fewshot=2"),
+    "Suite[lm-eval].batch_size": _change("eval[1].batch_size=8"),
+    "Suite[lm-eval].precision": _change("eval[1].precision=bf16"),
+    "Suite[lm-eval].source": _change("eval[1].source=local"),
+}
