@@ -8,11 +8,13 @@ import io
 import json
 import logging
 import math
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
@@ -53,7 +55,7 @@ def evaluate(
         from stlm_kd.eval import sources
 
         built = sources.build(tasks, source=source, num_fewshot=num_fewshot)
-        with evaluating(model):
+        with evaluating(model), _random_states_kept():
             output: Mapping[str, Any] = simple_evaluate(
                 model=_wrapped(model, tokenizer, batch_size, precision),
                 tasks=[one.item for one in built],
@@ -62,9 +64,6 @@ def evaluate(
                 batch_size=batch_size,
                 limit=limit,
                 bootstrap_iters=_BOOTSTRAPS,
-                random_seed=None,
-                numpy_random_seed=None,
-                torch_random_seed=None,
             )
     origins = {one.name: one.origin for one in built}
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = output["samples"]
@@ -190,6 +189,18 @@ class _WithoutBars(io.TextIOBase):
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """lm-eval and its libraries draw from the global generators; what follows draws as if they had not."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class TextLoss:
     """The loss of some text.
 
     Attributes:
-        documents: One by one, in their order; those without a token too.
+        documents: One by one, in their order, but for empty ones.
         unknown: Tokens of the text that stand for what the tokenizer cannot spell.
         window: Tokens that the model saw at once, at most.
         stride: Tokens by which the window moved.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from lm_eval.tasks.hellaswag.utils import preprocess, process_docs
 
 from stlm_kd.data.sample import minimal_pairs
 from stlm_kd.errors import DataError, EnvironmentFault
@@ -59,11 +60,10 @@ def hellaswag(dataset: Dataset) -> Dataset:
     """Rows with ``query``, ``choices`` and ``label``, from text whose WikiHow marks are already removed.
 
     In lm-eval's prompt the sentence that breaks off begins with a capital. The Hub has it in a column of its
-    own; here it is what follows the last sentence that ends.
+    own; here it is what follows the last sentence that ends. One thing cannot be had again: where a mark
+    stood before an ending, lm-eval's choice begins with a second space.
     """
     if "ctx_a" in dataset.column_names:
-        from lm_eval.tasks.hellaswag.utils import process_docs
-
         built: Dataset = process_docs(dataset)
         return built
     return Dataset.from_list([_hellaswag_row(row) for row in dataset])
@@ -72,7 +72,7 @@ def hellaswag(dataset: Dataset) -> Dataset:
 def _hellaswag_row(row: Row) -> Row:
     return {
         **row,
-        "query": f"{row['activity_label']}: {_with_capital(row['ctx'])}",
+        "query": preprocess(f"{row['activity_label']}: {_with_capital(row['ctx'])}"),
         "choices": row["endings"],
         "gold": int(row["label"]),
         "label": str(row["label"]),

@@ -154,7 +154,7 @@ def test_pairs_of_a_phenomenon_are_the_same_whatever_else_is_asked_for() -> None
 
 
 def test_an_unknown_split_or_phenomenon_is_named() -> None:
-    with pytest.raises(DataError, match="trian is not a split of it .did you mean train"):
+    with pytest.raises(DataError, match=r"trian is not a split of it \(did you mean train"):
         sample_documents("trian", size=1000)
     with pytest.raises(DataError, match="anaphora"):
         minimal_pairs(1, phenomena=("anaphora",))
