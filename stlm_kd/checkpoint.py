@@ -169,8 +169,8 @@ class CheckpointStore:
         for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
             if raw.get(key) != expected:
                 raise CheckpointError(
-                    f"{path}: {key} {raw.get(key)} found, expected {expected}: it was made by another recipe or "
-                    "version. Use another output folder, or start afresh without resuming"
+                    f"{path}: {key} {raw.get(key)} found, expected {expected}: it was made by another recipe "
+                    "or version. Use another output folder, or start afresh without resuming"
                 )
         return _parse(raw)
 

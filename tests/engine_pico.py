@@ -25,7 +25,7 @@ class PicoOutput:
 
 
 class PicoStep(nn.Module):
-    """Cross-entropy on the labels, and half the mean square of the attended logits: terms of unequal counts."""
+    """Cross-entropy on the labels, and half the mean square of the attended logits: unequal counts."""
 
     def __init__(self, *, dropout: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

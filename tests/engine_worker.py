@@ -1,7 +1,8 @@
 """One process of a training run, for the tests that kill, signal or join processes.
 
-``python -m tests.engine_worker FOLDER JSON``, with ``settings`` of ``FitSettings``, ``signals`` as {step index:
-[signal, process]} to send to itself when that step's batches are asked for, ``dropout`` and ``micro_batch``.
+``python -m tests.engine_worker FOLDER JSON``, with ``settings`` of ``FitSettings``, ``signals`` as {step
+index: [signal, process]} to send to itself when that step's batches are asked for, ``dropout`` and
+``micro_batch``.
 """
 
 from __future__ import annotations

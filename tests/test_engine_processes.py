@@ -52,7 +52,10 @@ def lines(folder: Path) -> list[tuple[object, float, float]]:
     return [
         (line["kind"], line["step"], value)
         for line in read_metrics(folder / "metrics.jsonl")
-        for value in (*line["losses"].values(), line.get("loss", 0.0), line.get("tokens", 0))
+        for value in (
+            *line["losses"].values(),
+            *(line.get(name, 0.0) for name in ("loss", "tokens", "grad_norm")),
+        )
     ]
 
 
@@ -66,13 +69,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_report_the_losses_of_one(two: Path, tmp_path: Path) -> None:
+def test_two_processes_report_the_losses_and_gradient_norms_of_one(two: Path, tmp_path: Path) -> None:
     ended = launch(tmp_path, 1, {"settings": SETTINGS, "micro_batch": 6})
     assert ended[0][0] == 0, ended
     expected = lines(tmp_path)
     assert [line[:2] for line in lines(two)] == [line[:2] for line in expected]
     assert [line[2] for line in lines(two)] == pytest.approx([line[2] for line in expected], rel=1e-5)
-    assert len(expected) == 6 * 4 + 2 * 4
+    assert len(expected) == 6 * 5 + 2 * 5
 
 
 def test_both_processes_end_with_the_same_weights(two: Path) -> None:
