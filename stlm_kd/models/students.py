@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.architectures import ARCHITECTURES
@@ -53,23 +54,29 @@ def student_from_fields(
                 f"student.architecture.{field}: not a field of {model_type}{did_you_mean(field, names)}"
             )
     given["max_position_embeddings"] = max(int(given.get("max_position_embeddings", 0)), context)
-    config = AutoConfig.for_model(
-        model_type,
-        **given,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise ModelError(
-                f"student.architecture: {model_type} cannot be built from it: {error}"
-            ) from error
-    return check_size(model)
+    try:
+        config = AutoConfig.for_model(
+            model_type,
+            **given,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.device("meta"):
+            check_size(_from_config(config))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _from_config(config)
+    except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
+
+
+def _from_config(config: PretrainedConfig) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def student_from_layers(teacher: PreTrainedModel, layers: LayerChoice, *, place: str) -> PreTrainedModel:
