@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.distill import print_results
-from stlm_kd.cli.words import AsJson, OptionalRecipeName, OutputDir, TrustRemoteCode
+from stlm_kd.cli.words import AsJson, OptionalRecipeName, OutputDir, TrustRemoteCode, typed_command
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,12 @@ def adapt_teacher(
     from stlm_kd.run.adapt import adapt_teacher as run
 
     folder = run(
-        loaded, teacher=teacher, name=name, output_dir=output_dir, trust_remote_code=trust_remote_code
+        loaded,
+        teacher=teacher,
+        name=name,
+        output_dir=output_dir,
+        trust_remote_code=trust_remote_code,
+        command=typed_command(),
     )
     print_results(folder, as_json=as_json)
     if not as_json:

@@ -60,7 +60,7 @@ train: {steps: 10, schedule: cosin, micro_batch: 5}
         "data.train.weigth (line 6): not a key of a source (did you mean weight?)",
         "objectives[0].weight (line 8): the text 'high' found; expected a number",
         "objectives[1].temprature (line 10): not an option of forward_kl (did you mean temperature?)",
-        "objectives[1].teacher (line 11): c is not a teacher of this recipe ; known: a, combined",
+        "objectives[1].teacher (line 11): c is not a teacher of this recipe; known: a, combined",
         "train.schedule (line 12): the text 'cosin' found; "
         "expected one of cosine, linear, constant (did you mean cosine?)",
         "train.micro_batch (line 12): 5 does not divide effective_batch, 32",

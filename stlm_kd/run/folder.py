@@ -6,15 +6,12 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
-from stlm_kd.recipe.schema import Control
 from stlm_kd.recipe.tree import Malformed, Plain, parse
 from stlm_kd.run.record import Record, Status, new_record, now, read_record, write_json, write_text
 
-CONTROLS = frozenset(get_args(Control))
 RECIPE, RECORD = "recipe.yaml", "run.json"
 
 
@@ -134,22 +131,6 @@ def open_for(recipe: Recipe, path: Path) -> RunFolder:
     )
 
 
-def model_of(name: str) -> str:
-    """The model that a name on the command line means: a run's first student, else the name itself.
-
-    Students that were trained with teachers come before controls.
-
-    Raises:
-        CheckpointError: A run's folder without a finished student.
-    """
-    if not (Path(name) / RECORD).is_file():
-        return name
-    models = show_run(Path(name)).models
-    if not models:
-        raise CheckpointError(f"{name}: no finished student in this run; resume it by the same command")
-    return str(sorted(models, key=lambda path: path.parts[-3] in CONTROLS)[0])
-
-
 def differences(before: Plain, after: Plain, place: str = "") -> list[str]:
     """What differs between two recipes' plain values, one phrase for each place."""
     if isinstance(before, dict) and isinstance(after, dict):
@@ -180,7 +161,8 @@ def show_run(path: Path) -> RunDetails:
     """
     run = open_run(path)
     table = path / "table.txt"
-    models = sorted(folder.parent for folder in path.glob("students/*/seed-*/model/config.json"))
+    patterns = ("students/*/seed-*/model/config.json", "teachers/*/config.json")
+    models = [config.parent for pattern in patterns for config in sorted(path.glob(pattern))]
     try:
         text = (path / RECIPE).read_text(encoding="utf-8")
         shown = table.read_text(encoding="utf-8") if table.is_file() else None

@@ -1,0 +1,235 @@
+"""``distill``, ``adapt-teacher``, ``eval``, ``generate``: what they hand to the library, and how they end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from stlm_kd.cli.main import app
+from stlm_kd.errors import Interrupted, NonFiniteError, Preempted, StlmKdError
+from stlm_kd.eval.results import Score, SuiteResult
+from stlm_kd.recipe import Recipe
+
+RECIPE = """
+task: clm
+student: {tokenizer: t, preset: stlm-nano}
+teachers: [{name: a, model: m, adapt: {tokens: 1k}}, {name: b, model: n}]
+data: {train: a.txt, validation: b.txt}
+objectives: [{loss: labels}, {loss: forward_kl}]
+train: {steps: 10}
+"""
+
+
+@dataclass
+class Calls:
+    """Stands in for the functions that do the work."""
+
+    arguments: list[dict[str, Any]] = field(default_factory=list)
+    result: Any = None
+    error: BaseException | None = None
+
+    def __call__(self, first: object, **arguments: Any) -> Any:
+        self.arguments.append({"first": first, **arguments})
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(RECIPE)
+    Path("run").mkdir()
+    Path("run/table.txt").write_text("the table\n")
+    Path("run/results.json").write_text('{"loss": 1}')
+    return CliRunner()
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, module: str, name: str, calls: Calls) -> Calls:
+    stand_in = ModuleType(f"stlm_kd.run.{module}")
+    setattr(stand_in, name, calls)
+    monkeypatch.setitem(sys.modules, f"stlm_kd.run.{module}", stand_in)
+    return calls
+
+
+def test_distill_hands_on_the_recipe_and_its_options(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = replaced(monkeypatch, "distill", "distill", Calls(result=Path("run")))
+    words = ["distill", "-c", "mine.yaml", "train.steps=3", "--seeds", "1,2", "--resume", "never"]
+    done = runner.invoke(app, [*words, "--output-dir", "out", "--jobs", "2", "--trust-remote-code"])
+    assert done.exit_code == 0, done.stderr
+    (given,) = calls.arguments
+    assert isinstance(given["first"], Recipe)
+    assert (given["first"].train.steps, given["first"].seeds) == (3, (1, 2))
+    assert (given["name"], given["output_dir"], given["resume"]) == ("mine", Path("out"), "never")
+    assert (given["jobs"], given["trust_remote_code"]) == (2, True)
+    assert "the table" in done.stdout and "stlm-kd generate run" in done.stdout
+
+
+def test_distill_prints_json_alone_on_stdout(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced(monkeypatch, "distill", "distill", Calls(result=Path("run")))
+    done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--json"])
+    assert json.loads(done.stdout) == {"folder": "run", "results": {"loss": 1}}
+
+
+def test_a_dry_run_shows_the_plan_and_runs_nothing(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replaced(monkeypatch, "distill", "distill", Calls())
+    replaced(monkeypatch, "plan", "describe", Calls(result="the plan"))
+    done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run"])
+    assert (done.exit_code, done.stdout, run.arguments) == (0, "the plan\n", [])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Interrupted("saved"), 130),
+        (Preempted("saved"), 75),
+        (NonFiniteError("loss is nan"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_ends_in_its_exit_code_without_a_traceback(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    replaced(monkeypatch, "distill", "distill", Calls(error=error))
+    done = runner.invoke(app, ["distill", "-r", "mine.yaml"])
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert done.stderr.strip() == (str(error) if isinstance(error, StlmKdError) else "interrupted")
+
+
+def test_distill_of_a_recipe_that_only_adapts_says_which_command_does(runner: CliRunner) -> None:
+    done = runner.invoke(app, ["distill", "-r", "adapt-qwen2-0.5b"])
+    assert done.exit_code == 2 and "stlm-kd adapt-teacher -r adapt-qwen2-0.5b" in done.stderr
+
+
+def test_adapt_teacher_makes_a_recipe_of_its_options(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
+    words = ["adapt-teacher", "org/model", "--tokenizer", "t", "--data", "a.txt", "--data", "c.txt"]
+    options = ["--validation", "b.txt", "--tokens", "2M", "--init", "mean", "--context", "64", "--seed", "3"]
+    done = runner.invoke(app, [*words, *options, "--learning-rate", "0.001"])
+    assert done.exit_code == 0, done.stderr
+    (given,) = calls.arguments
+    recipe = given["first"]
+    (teacher,) = recipe.teachers
+    assert (teacher.name, teacher.model, given["teacher"]) == ("model", "org/model", None)
+    assert (teacher.adapt.tokens, teacher.adapt.init, teacher.adapt.seed) == (2_000_000, "mean", 3)
+    assert teacher.adapt.learning_rate == 0.001
+    assert [source.path for source in recipe.data.train] == ["a.txt", "c.txt"]
+    assert (recipe.data.context, recipe.student.tokenizer) == (64, "t")
+
+
+def test_adapt_teacher_takes_a_recipe_and_a_teachers_name(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
+    done = runner.invoke(app, ["adapt-teacher", "-r", "mine.yaml", "a", "teachers[0].adapt.tokens=5k"])
+    assert done.exit_code == 0, done.stderr
+    (given,) = calls.arguments
+    assert (given["teacher"], given["first"].teachers[0].adapt.tokens) == ("a", 5000)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "expected one TEACHER"),
+        (["m"], 2, "--tokenizer, --data, --validation: not given"),
+        (
+            ["m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--init", "men"],
+            3,
+            "did you mean mean?",
+        ),
+        (["m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--tokens", "few"], 3, "tokens"),
+        (["-r", "mine.yaml", "--tokens", "3"], 2, "change the recipe as in"),
+        (["-r", "mine.yaml", "b"], 2, "b: not a teacher that mine.yaml adapts"),
+        (["-r", "mine.yaml", "a", "b"], 2, "expected the name of one teacher"),
+        (["-r", "mine.yaml", "teachers[0].adapt=null"], 2, "none of its teachers has adapt"),
+    ],
+)
+def test_adapt_teacher_says_what_is_missing(
+    runner: CliRunner, words: list[str], code: int, message: str
+) -> None:
+    done = runner.invoke(app, ["adapt-teacher", *words])
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert message in done.stderr
+
+
+def test_eval_hands_on_checked_suites_and_prints_a_table(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = SuiteResult("lm-eval", (Score("blimp", "acc", 0.625, 0.01, 100, choices=2, chance=0.5),))
+    calls = replaced(monkeypatch, "evaluate", "evaluate", Calls(result={"m": [result]}))
+    words = ["eval", "m", "--suite", "perplexity", "--suite", "lm-eval", "--tasks", "blimp", "--limit", "5"]
+    done = runner.invoke(app, [*words, "--data", "b.txt"])
+    assert done.exit_code == 0, done.stderr
+    (given,) = calls.arguments
+    perplexity, harness = given["suites"]
+    assert (perplexity["suite"], harness["suite"]) == ("perplexity", "lm-eval")
+    assert (list(harness["tasks"]), harness["limit"], "limit" in perplexity) == (["blimp"], 5, False)
+    assert (given["first"], given["documents"], given["output"]) == (["m"], ["b.txt"], None)
+    assert "0.625 ± 0.010" in done.stdout and "0.500" in done.stdout
+    machine = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
+    assert machine["m"][0]["scores"][0]["value"] == 0.625
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["m", "--suite", "perplexty"], 3, "did you mean perplexity?"),
+        (["m", "--suite", "{suite: perplexity, strid: 3}"], 3, "did you mean stride?"),
+        (["m", "--suite", "perplexity", "--limit", "3"], 2, "--limit: not an option of perplexity"),
+        (["m", "--suite", "[1"], 2, "not YAML"),
+        (["m", "m", "--suite", "perplexity"], 2, "m: given twice"),
+        (["m"], 2, "--suite"),
+    ],
+)
+def test_eval_refuses_what_it_does_not_know(
+    runner: CliRunner, words: list[str], code: int, message: str
+) -> None:
+    done = runner.invoke(app, ["eval", *words])
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert message in done.stderr
+
+
+def test_generate_prints_the_text(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = replaced(monkeypatch, "generate", "generate", Calls(result="The end."))
+    done = runner.invoke(app, ["generate", "run", "--prompt", "The", "--temperature", "0", "--seed", "4"])
+    assert done.stdout == "The end.\n"
+    assert calls.arguments == [
+        {
+            "first": "run",
+            "prompt": "The",
+            "max_new_tokens": 50,
+            "temperature": 0.0,
+            "seed": 4,
+            "trust_remote_code": False,
+        }
+    ]
+
+
+@pytest.mark.parametrize("module", ["distill", "plan", "adapt", "evaluate", "generate"])
+def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None:
+    import importlib
+    import inspect
+
+    name = {"plan": "describe", "adapt": "adapt_teacher"}.get(module, module)
+    given = {
+        "distill": "name output_dir resume jobs trust_remote_code command",
+        "plan": "",
+        "adapt": "teacher name output_dir trust_remote_code command",
+        "evaluate": "suites documents output trust_remote_code",
+        "generate": "prompt max_new_tokens temperature seed trust_remote_code",
+    }[module]
+    function = getattr(importlib.import_module(f"stlm_kd.run.{module}"), name)
+    inspect.signature(function).bind(object(), **dict.fromkeys(given.split()))

@@ -1,0 +1,105 @@
+"""A run's folder: one recipe each, written whole, refused for others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.recipe import Recipe, from_values, load, recipe_hash
+from stlm_kd.run.folder import RECIPE, RECORD, create, differences, file_name, list_runs, open_for, open_run
+
+
+def recipe(steps: int = 10) -> Recipe:
+    return from_values(
+        {
+            "task": "clm",
+            "student": {"tokenizer": "t", "preset": "stlm-nano"},
+            "data": {"train": "a.txt"},
+            "objectives": [{"loss": "labels"}],
+            "train": {"steps": steps},
+        },
+        origin="a test",
+    )
+
+
+def test_the_folder_holds_the_resolved_recipe_its_hash_and_the_versions(tmp_path: Path) -> None:
+    run = create(recipe(), name="a run", output_dir=tmp_path, command="stlm-kd distill -r x")
+    assert run.path.name == f"a-run-{recipe_hash(recipe())[:8]}"
+    assert load(str(run.path / RECIPE)) == recipe()
+    record = json.loads((run.path / RECORD).read_text())
+    assert record["recipe_hash"] == recipe_hash(recipe())
+    assert record["command"] == "stlm-kd distill -r x"
+    assert record["status"] == "running" and record["finished"] is None
+    assert {"torch", "transformers", "pydantic"} <= set(record["versions"])
+
+
+def test_the_same_recipe_finds_its_folder_again_with_its_first_start(tmp_path: Path) -> None:
+    first = create(recipe(), name="x", output_dir=tmp_path, command="one").finish("interrupted", "Ctrl-C")
+    again = create(recipe(), name="x", output_dir=tmp_path, command="two")
+    assert again.record == first.record
+    running = again.restart("two")
+    assert (running.record.status, running.record.command) == ("running", "two")
+    assert (running.record.started, running.record.message) == (first.record.started, "")
+    assert open_run(first.path).record == running.record
+
+
+def test_the_folder_of_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
+    run = create(recipe(), name="x", output_dir=tmp_path, command="")
+    with pytest.raises(CheckpointError, match=r"train\.steps is 10 there and 20 here") as caught:
+        open_for(recipe(20), run.path)
+    assert caught.value.exit_code == 1
+
+
+def test_a_folder_whose_recipe_was_edited_is_refused(tmp_path: Path) -> None:
+    run = create(recipe(), name="x", output_dir=tmp_path, command="")
+    text = (run.path / RECIPE).read_text()
+    (run.path / RECIPE).write_text(text.replace("steps: 10", "steps: 11"))
+    with pytest.raises(CheckpointError, match=r"train\.steps is 11 there and 10 here"):
+        create(recipe(), name="x", output_dir=tmp_path, command="")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1, "nonsense": 2}'])
+def test_a_damaged_record_is_said_and_listed_as_damaged(tmp_path: Path, text: str) -> None:
+    run = create(recipe(), name="x", output_dir=tmp_path, command="")
+    (run.path / RECORD).write_text(text)
+    with pytest.raises(CheckpointError, match=r"run\.json: (damaged|not of format)"):
+        open_run(run.path)
+    assert [summary.status for summary in list_runs(tmp_path)] == ["damaged"]
+
+
+def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        create(recipe(), name="x", output_dir=tmp_path / "file", command="")
+
+
+def test_no_unfinished_file_is_left(tmp_path: Path) -> None:
+    run = create(recipe(), name="x", output_dir=tmp_path, command="").finish("done")
+    assert sorted(path.name for path in run.path.iterdir()) == [RECIPE, RECORD]
+
+
+def test_other_folders_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    assert list_runs(tmp_path) == []
+    assert list_runs(tmp_path / "nowhere") == []
+    with pytest.raises(CheckpointError, match="not a run's folder"):
+        open_run(tmp_path / "stages")
+
+
+def test_differences_name_every_place() -> None:
+    before = {"a": {"b": 1}, "c": [1, 2], "d": [1], "e": "same"}
+    after = {"a": {"b": 2}, "c": [1, 3], "d": [1, 2], "e": "same", "f": True}
+    assert differences(before, after) == [
+        "a.b is 1 there and 2 here",
+        "c[1] is 2 there and 3 here",
+        "d is [1] there and [1, 2] here",
+        "f is not given there and true here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"), [("a b/c", "a-b-c"), ("../..", "run"), ("", "run"), ("x" * 99, "x" * 64)]
+)
+def test_names_become_safe_file_names(name: str, safe: str) -> None:
+    assert file_name(name) == safe
