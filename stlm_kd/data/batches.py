@@ -7,6 +7,7 @@ same data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ class PackedRows:
         self.context = context
         self.domain = domain
         self.weight = weight
-        self._begins, self._lengths, self._last = _chunks(store.offsets, context)
+        self._begins, self._lengths, self._labels_after = _chunks(store, context)
         self._rows = pack(self._lengths, context)
         self.useful_fraction = self._rows.useful_fraction(self._lengths, context)
 
@@ -56,77 +57,105 @@ class PackedRows:
 
     def batch(self, rows: Sequence[int] | Integers) -> Batch:
         """These rows in this order; ``example_ids`` are their numbers."""
-        arrays = _Arrays(len(rows), self.context)
         numbers = np.asarray(rows, np.int64)
-        self.write(numbers, arrays, np.arange(len(numbers)), first_id=0)
-        return arrays.batch()
+        return self.arrays(numbers).batch(numbers)
 
-    def write(self, rows: Integers, arrays: _Arrays, places: Integers, *, first_id: int) -> None:
-        """Write rows into a batch's rows ``places``; their example ids count from ``first_id``."""
-        starts = self._rows.starts
-        counts = starts[rows + 1] - starts[rows]
-        chunks = self._rows.chunks[_ranges(starts[rows], counts)]
-        lengths = self._lengths[chunks]
-        first = np.cumsum(counts) - counts  # each row's first chunk
-        before = np.cumsum(lengths) - lengths  # positions before each chunk
-        in_row = before - np.repeat(before[first], counts)
-        begins = np.repeat(places, counts) * self.context + in_row
-        source = _ranges(self._begins[chunks], lengths)
-        target = _ranges(begins, lengths)
-        tokens = self.store.tokens
-        arrays.input_ids[target] = tokens[source]
-        source += 1
-        np.minimum(source, len(tokens) - 1, out=source)
-        arrays.labels[target] = tokens[source]
-        last = self._last[chunks]
-        arrays.labels[(begins + lengths - 1)[last]] = IGNORED
-        number_in_row = np.arange(1, len(chunks) + 1) - np.repeat(first, counts)
-        arrays.document_ids[target] = np.repeat(number_in_row, lengths)
-        arrays.position_ids[target] = target - np.repeat(begins, lengths)
-        arrays.attention_mask[target] = True
-        arrays.example_ids[places] = rows + first_id
+    def arrays(self, rows: Integers) -> _Arrays:
+        """The rows, where the free space at a row's end counts as one more chunk, of document 0."""
+        begins, lengths, labels_after, numbers = self._segments(rows)
+        ends = np.cumsum(lengths)
+        position_ids = np.arange(len(rows) * self.context) - np.repeat(ends - lengths, lengths)
+        places = position_ids + np.repeat(begins, lengths)
+        # Clipped for the free space alone, which may be longer than the store.
+        input_ids = self.store.tokens.take(places, mode="clip").astype(np.int64)
+        labels = np.empty_like(input_ids)
+        labels[:-1] = input_ids[1:]
+        filled = lengths > 0
+        labels[ends[filled] - 1] = labels_after[filled]
+        document_ids = np.repeat(numbers, lengths)
+        arrays = _Arrays(self.context, input_ids, labels, document_ids, position_ids)
+        if not numbers[filled].all():
+            arrays.clear(document_ids == 0, pad_id=self.store.eos_id)
+        return arrays
+
+    def _segments(self, rows: Integers) -> tuple[Integers, Integers, Integers, Integers]:
+        """Chunks and free spaces in order: begin in the store, length, last label, number in the row or 0."""
+        first = self._rows.starts[rows]
+        counts = self._rows.starts[rows + 1] - first
+        ends = np.cumsum(counts + 1)  # in segments: each row's chunks and its free space
+        number = np.arange(1, ends[-1] + 1) - np.repeat(ends - counts - 1, counts + 1)
+        is_chunk = np.ones(len(number), np.bool_)
+        is_chunk[ends - 1] = False
+        chunks = self._rows.chunks[(number - 1 + np.repeat(first, counts + 1))[is_chunk]]
+        begins, lengths, labels_after = np.zeros((3, len(number)), np.int64)
+        begins[is_chunk] = self._begins[chunks]
+        lengths[is_chunk] = self._lengths[chunks]
+        labels_after[is_chunk] = self._labels_after[chunks]
+        lengths[ends - 1] = self.context - np.add.reduceat(lengths, ends - counts - 1)
+        return begins, lengths, labels_after, number * is_chunk
 
 
+@dataclass(frozen=True, slots=True)
 class _Arrays:
-    """The flat arrays of a batch under construction: all padding, to be written over."""
+    """The flat arrays of rows of ``context`` positions; as in ``Batch``."""
 
-    def __init__(self, rows: int, context: int, *, pad_id: int = 0) -> None:
-        self.shape = (rows, context)
-        size = rows * context
-        self.input_ids = np.full(size, pad_id, np.int64)
-        self.labels = np.full(size, IGNORED, np.int64)
-        self.document_ids = np.zeros(size, np.int64)
-        self.position_ids = np.zeros(size, np.int64)
-        self.attention_mask = np.zeros(size, np.bool_)
-        self.example_ids = np.full(rows, -1, np.int64)
+    context: int
+    input_ids: Integers
+    labels: Integers
+    document_ids: Integers
+    position_ids: Integers
 
-    def batch(self) -> Batch:
+    @classmethod
+    def padding(cls, rows: int, context: int, pad_id: int) -> _Arrays:
+        """Rows without a token."""
+        arrays = cls(context, *np.zeros((4, rows * context), np.int64))
+        arrays.clear(slice(None), pad_id=pad_id)
+        return arrays
+
+    def clear(self, places: npt.NDArray[np.bool_] | slice, *, pad_id: int) -> None:
+        """Make these positions padding."""
+        self.input_ids[places] = pad_id
+        self.labels[places] = IGNORED
+        self.document_ids[places] = 0
+        self.position_ids[places] = 0
+
+    def put(self, rows: Integers, other: _Arrays) -> None:
+        """Write another's rows into these rows, in order."""
+        for mine, theirs in (
+            (self.input_ids, other.input_ids),
+            (self.labels, other.labels),
+            (self.document_ids, other.document_ids),
+            (self.position_ids, other.position_ids),
+        ):
+            mine.reshape(-1, self.context)[rows] = theirs.reshape(-1, self.context)
+
+    def batch(self, example_ids: Integers) -> Batch:
+        """As tensors, which share the memory."""
+        shape = (len(example_ids), self.context)
+        document_ids = torch.from_numpy(self.document_ids).view(shape)
         return Batch(
-            input_ids=torch.from_numpy(self.input_ids).view(self.shape),
-            attention_mask=torch.from_numpy(self.attention_mask).view(self.shape),
-            labels=torch.from_numpy(self.labels).view(self.shape),
-            document_ids=torch.from_numpy(self.document_ids).view(self.shape),
-            position_ids=torch.from_numpy(self.position_ids).view(self.shape),
-            example_ids=torch.from_numpy(self.example_ids),
+            input_ids=torch.from_numpy(self.input_ids).view(shape),
+            attention_mask=document_ids > 0,
+            labels=torch.from_numpy(self.labels).view(shape),
+            document_ids=document_ids,
+            position_ids=torch.from_numpy(self.position_ids).view(shape),
+            example_ids=torch.from_numpy(example_ids),
         )
 
 
-def _chunks(offsets: Integers, context: int) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
-    """Where each chunk begins in the store, its length, and whether its document ends with it."""
-    lengths = np.diff(offsets)
+def _chunks(store: TokenStore, context: int) -> tuple[Integers, Integers, Integers]:
+    """Where each chunk begins in the store, its length, and the label of its last position."""
+    lengths = np.diff(store.offsets)
     counts = -(-lengths // context)
     first = np.cumsum(counts) - counts
     index = np.arange(counts.sum()) - np.repeat(first, counts)
-    begins = np.repeat(offsets[:-1], counts) + index * context
-    ends = np.repeat(offsets[1:], counts)
-    return begins, np.minimum(context, ends - begins), begins + context >= ends
-
-
-def _ranges(begins: Integers, lengths: Integers) -> Integers:
-    """``begins[i], begins[i] + 1, …`` for ``lengths[i]`` numbers, one i after the other."""
-    before = np.cumsum(lengths) - lengths
-    ranges: Integers = np.arange(lengths.sum()) + np.repeat(begins - before, lengths)
-    return ranges
+    begins = np.repeat(store.offsets[:-1], counts) + index * context
+    document_ends = np.repeat(store.offsets[1:], counts)
+    ends = np.minimum(begins + context, document_ends)
+    labels_after = np.full(len(begins), IGNORED)
+    goes_on = ends < document_ends
+    labels_after[goes_on] = store.tokens[ends[goes_on]]
+    return begins, ends - begins, labels_after
 
 
 def require_one_context(parts: Sequence[PackedRows]) -> None:
@@ -155,13 +184,18 @@ class _Corpus:
 
     def batch(self, rows: Integers) -> Batch:
         """These rows in this order; one row of padding where there are none."""
-        arrays = _Arrays(max(1, len(rows)), self.parts[0].context, pad_id=self.parts[0].store.eos_id)
+        context, pad_id = self.parts[0].context, self.parts[0].store.eos_id
+        if not len(rows):
+            return _Arrays.padding(1, context, pad_id).batch(np.array([-1]))
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
-        for index in np.unique(part_of).tolist():
+        present: list[int] = np.unique(part_of).tolist()
+        if len(present) == 1:
+            return self.parts[present[0]].arrays(rows - self.starts[present[0]]).batch(rows)
+        arrays = _Arrays.padding(len(rows), context, pad_id)
+        for index in present:
             places = np.flatnonzero(part_of == index)
-            first_id = int(self.starts[index])
-            self.parts[index].write(rows[places] - first_id, arrays, places, first_id=first_id)
-        return arrays.batch()
+            arrays.put(places, self.parts[index].arrays(rows[places] - self.starts[index]))
+        return arrays.batch(rows)
 
     def micro_batches(self, rows: Integers, size: int, rank: int, world_size: int) -> list[Batch]:
         """The rank's every ``world_size``-th row, ``size`` at a time; as many batches on every rank."""

@@ -103,6 +103,8 @@ def _kept_bytes(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], fraction: f
 def _first_words(text: str, num_bytes: int) -> str:
     """As many whole words as fit."""
     start = text.encode()[:num_bytes].decode(errors="ignore")
+    if start[-1:].isspace() or text[len(start) : len(start) + 1].isspace():
+        return start.rstrip()
     words = start.rsplit(maxsplit=1)
     return words[0] if len(words) == 2 else ""
 

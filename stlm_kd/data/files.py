@@ -17,8 +17,8 @@ from stlm_kd.errors import DataError, EnvironmentFault
 Documents = Literal["article", "line", "blank-line", "file"]
 """How a plain text file is cut into documents; see ``cut``."""
 
-MAX_CHARACTERS = 1 << 26
-"""The longest line and the longest document that are read into memory: 64 Mi characters."""
+MAX_CHARACTERS = 1 << 24
+"""The longest line and the longest document of a text file that are read into memory: 16 Mi characters."""
 
 _KINDS = {".txt": "text", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 _OPENERS: dict[str, Callable[..., IO[str]]] = {
@@ -35,9 +35,13 @@ def text_files(path: Path) -> list[Path]:
         EnvironmentFault: Nothing is there.
         DataError: A file of an unknown kind, or a folder without a file of a known kind.
     """
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not exists:
         raise EnvironmentFault(
-            f"{path}: no such file or folder; give a path that exists (now in {Path.cwd()})"
+            f"{path}: no such file or folder (seen from {Path.cwd()}); give one that exists"
         )
     if path.is_file():
         if kind_of(path) is None:
@@ -147,7 +151,9 @@ def _lines(path: Path) -> Iterator[str]:
             while line := file.readline(MAX_CHARACTERS + 1):
                 number += 1
                 if len(line) > MAX_CHARACTERS:
-                    raise DataError(f"{path}:{number}: a line of more than {MAX_CHARACTERS:,} characters")
+                    raise DataError(
+                        f"{path}:{number}: a line of more than {MAX_CHARACTERS:,} characters; split it"
+                    )
                 yield line
     except UnicodeDecodeError as error:
         raise DataError(
@@ -195,7 +201,7 @@ def _parquet_column(path: Path, column: str) -> Iterator[str]:
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a whole Parquet file ({error}); fetch it again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error}); fetch it again") from error
+        raise EnvironmentFault(f"{path}: cannot be read ({error})") from error
 
 
 def missing_column(place: str, column: str, found: Iterable[str]) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from stlm_kd.data.files import missing_column, text_value
-from stlm_kd.errors import DataError, EnvironmentFault, StlmKdError
+from stlm_kd.errors import DataError, EnvironmentFault
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
 
 T = TypeVar("T")
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def column(dataset: str, *, name: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
@@ -23,7 +25,7 @@ def column(dataset: str, *, name: str | None, split: str, column: str, revision:
         EnvironmentFault: Not on the Hub, or the Hub cannot be reached and the data set is not in the cache.
         DataError: No such configuration, split or column, or a value that is not text.
     """
-    rows = _load(dataset, name=name, split=split, revision=revision)
+    rows = _rows(_builder(dataset, name=name, revision=revision), dataset, split)
     if column not in rows.column_names:
         raise DataError(missing_column(f"{dataset}, split {split}", column, rows.column_names))
     number = 0
@@ -40,22 +42,34 @@ def version(dataset: str, *, name: str | None, revision: str | None) -> str:
         EnvironmentFault: As ``column``.
         DataError: No such configuration.
     """
+    return str(_builder(dataset, name=name, revision=revision).hash)
 
-    def build() -> DatasetBuilder:
+
+def _builder(dataset: str, *, name: str | None, revision: str | None) -> DatasetBuilder:
+    """The library's builder, at the commit that was asked for: offline it takes any that is in the cache."""
+
+    def ask() -> DatasetBuilder:
         from datasets import load_dataset_builder
 
         return load_dataset_builder(dataset, name, revision=revision)
 
-    return str(_asked(build, dataset).hash)
+    builder = _asked(ask, dataset)
+    if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
+        raise EnvironmentFault(
+            f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
+            "go online once, or name that one"
+        )
+    return builder
 
 
-def _load(dataset: str, *, name: str | None, split: str, revision: str | None) -> Dataset:
-    def load() -> Dataset:
-        from datasets import load_dataset
+def _rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
+    """A split's rows, downloaded first where the cache does not have them."""
 
-        return load_dataset(dataset, name, split=split, revision=revision)
+    def ask() -> Dataset:
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
 
-    return _asked(load, dataset)
+    return _asked(ask, dataset)
 
 
 def _asked(ask: Callable[[], T], dataset: str) -> T:
@@ -69,18 +83,14 @@ def _asked(ask: Callable[[], T], dataset: str) -> T:
             f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
         ) from error
     except ConnectionError as error:
-        raise _unreachable(dataset) from error
+        raise EnvironmentFault(
+            f"{dataset}: the Hub cannot be reached and the data set is not in its cache; "
+            "go online once, or give the path of a local copy"
+        ) from error
     except OSError as error:
-        raise _unreachable(dataset) from error
-    except (ValueError, DatasetGenerationError) as error:
+        raise EnvironmentFault(f"{dataset}: cannot be read ({_first_line(error)})") from error
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:
         raise DataError(f"{dataset}: {_first_line(error)}") from error
-
-
-def _unreachable(dataset: str) -> StlmKdError:
-    return EnvironmentFault(
-        f"{dataset}: the Hub cannot be reached and the data set is not in its cache; "
-        "go online once, or give the path of a local copy"
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stlm_kd.data import hub
 from stlm_kd.data.files import Documents, expanded, read, text_files
-from stlm_kd.errors import DataError
+from stlm_kd.errors import DataError, EnvironmentFault
 
 SAMPLE_SIZE = 4_000_000
 """Bytes of text in a sample whose size is not given."""
@@ -137,9 +137,12 @@ def fingerprint(source: Source) -> str:
 
 def _file_hash(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()
 
 

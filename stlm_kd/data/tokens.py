@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,18 +114,20 @@ def build_store(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder
 
     Raises:
         ModelError: The tokenizer has no eos.
-        DataError: No text.
+        DataError: No text, or the folder is there already.
         EnvironmentFault: The files cannot be written.
     """
     ends = document_ends(tokenizer)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    if folder.exists():
+        raise DataError(f"{folder}: there already; open it, or delete it to have it built again")
+    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
+        unfinished.mkdir(parents=True)
         manifest = _write(texts, tokenizer, ends, unfinished)
         if manifest.documents == 0:
             raise DataError(f"{folder}: no text to tokenise")
         _write_json(unfinished / "manifest.json", asdict(manifest))
-        _put_in_place(unfinished, folder)
+        _put_in_place(unfinished, folder, manifest)
     except OSError as error:
         raise EnvironmentFault(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -133,12 +135,12 @@ def build_store(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder
     return TokenStore.open(folder)
 
 
-def _put_in_place(unfinished: Path, folder: Path) -> None:
-    """Rename; another process that has just built the same folder is not disturbed."""
+def _put_in_place(unfinished: Path, folder: Path, manifest: Manifest) -> None:
+    """Rename, unless another process has just built the same store, which stays."""
     try:
         unfinished.rename(folder)
     except OSError:
-        if not (folder / "manifest.json").is_file():
+        if not folder.exists() or _read_manifest(folder) != manifest:
             raise
 
 
@@ -213,7 +215,7 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder}: no token store there (no manifest.json); build it from the text"
         ) from error
@@ -225,7 +227,11 @@ def _read_manifest(folder: Path) -> Manifest:
     sound = set(content) == set(fields) and all(
         isinstance(content[name], str if field.type == "str" else int) for name, field in fields.items()
     )
-    if not sound or content["dtype"] not in ("<u2", "<u4") or content["documents"] < 1:
+    if (
+        not sound
+        or content["dtype"] not in ("<u2", "<u4")
+        or min(content["documents"], content["tokens"]) < 1
+    ):
         raise _broken(folder, "manifest.json does not say what the files hold")
     return Manifest(**content)
 

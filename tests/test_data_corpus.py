@@ -1,0 +1,146 @@
+"""From sources to packed rows: shares of the text, and stores that are built once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from stlm_kd.data import corpus
+from stlm_kd.data.corpus import pack_sources, prepare, share, texts
+from stlm_kd.data.sources import Source
+from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.errors import DataError
+
+WORDS = ["the", "quiet", "otter", "saw", "a", "lantern", "near", "an", "old", "mill", "and", "slept", "again"]
+Words = st.lists(st.sampled_from([*WORDS, "naïve", "日本"]), min_size=1, max_size=30).map(" ".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(WORDS, size=270)
+
+
+def source_of(path: Path, documents: int = 20) -> Source:
+    lines = [" ".join(WORDS[i % 7 :]) for i in range(documents)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return Source(path=str(path), documents="line")
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the folders that were built."""
+    built: list[str] = []
+    build = corpus.build_store
+
+    def counted(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> object:
+        built.append(folder.name)
+        return build(texts, tokenizer, folder)
+
+    monkeypatch.setattr(corpus, "build_store", counted)
+    return built
+
+
+def test_the_same_text_is_tokenised_once(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, builds: list[str]
+) -> None:
+    source = source_of(tmp_path / "a.txt")
+    first = prepare([source], tokenizer, tmp_path / "stages")
+    (tmp_path / "a.txt").rename(tmp_path / "moved.txt")
+    moved = Source(path=str(tmp_path / "moved.txt"), documents="line", domain="news", weight=2.0)
+    again = prepare([moved], train_tokenizer(WORDS, size=270), tmp_path / "stages")
+    assert len(builds) == 1
+    assert first[0].store.folder == again[0].store.folder
+    assert (again[0].domain, again[0].weight) == ("news", 2.0)
+
+
+def test_another_text_tokenizer_or_share_gets_another_store(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, builds: list[str]
+) -> None:
+    one, other = source_of(tmp_path / "a.txt"), source_of(tmp_path / "b.txt", documents=21)
+    prepare([one, other], tokenizer, tmp_path / "stages")
+    prepare([one], train_tokenizer(WORDS, size=271), tmp_path / "stages")
+    prepare([one], tokenizer, tmp_path / "stages", fraction=0.5)
+    assert len(set(builds)) == 4
+
+
+def test_a_half_written_store_is_never_used(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(tmp_path / "a.txt")
+    # As after the power went: nothing is cleaned up, and the folder has not got its name.
+    with monkeypatch.context() as patch:
+        patch.setattr("stlm_kd.data.tokens.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("stlm_kd.data.tokens._put_in_place", lambda *_: None)
+        with pytest.raises(DataError, match="no token store"):
+            prepare([source], tokenizer, tmp_path / "stages")
+    assert len(list((tmp_path / "stages").iterdir())) == 1
+    assert prepare([source], tokenizer, tmp_path / "stages")[0].store.num_documents == 20
+
+
+def test_a_damaged_store_is_reported_with_what_to_do(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = source_of(tmp_path / "a.txt")
+    folder = prepare([source], tokenizer, tmp_path / "stages")[0].store.folder
+    (folder / "tokens.bin").write_bytes(b"")
+    with pytest.raises(DataError, match="delete the folder to have it built again"):
+        prepare([source], tokenizer, tmp_path / "stages")
+
+
+def test_packed_sources_keep_domain_and_weight(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = source_of(tmp_path / "a.txt").path
+    prepared = prepare([Source(path=path, domain="tales", weight=0.5)], tokenizer, tmp_path / "stages")
+    (part,) = pack_sources(prepared, 64)
+    assert (part.domain, part.weight, part.context) == ("tales", 0.5, 64)
+    assert part.num_tokens == prepared[0].store.num_tokens
+
+
+def test_text_shorter_than_one_context_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    prepared = prepare([source_of(tmp_path / "a.txt", documents=1)], tokenizer, tmp_path / "stages")
+    tokens = prepared[0].store.num_tokens
+    with pytest.raises(DataError, match=rf"only {tokens} tokens, but one row of data\.context has 4096"):
+        pack_sources(prepared, 4096)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(Words, min_size=1, max_size=12), st.floats(0.01, 1))
+def test_a_share_is_that_part_of_the_bytes_up_to_a_word(documents: list[str], fraction: float) -> None:
+    taken = list(share(lambda: iter(documents), fraction))
+    total = sum(len(text.encode()) for text in documents)
+    bytes_taken = sum(len(text.encode()) for text in taken)
+    longest = max(len(word.encode()) for word in [*WORDS, "naïve", "日本"])
+    assert bytes_taken <= round(fraction * total)
+    assert bytes_taken >= round(fraction * total) - longest - 1
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(Words, min_size=1, max_size=12), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_smaller_share_is_part_of_a_greater(documents: list[str], a: float, b: float) -> None:
+    smaller, greater = (list(share(lambda: iter(documents), f)) for f in sorted((a, b)))
+    rest = iter(greater)
+    assert all(any(text.startswith(part) for text in rest) for part in smaller)
+
+
+def test_the_whole_share_is_the_text_as_it_is() -> None:
+    assert list(share(lambda: iter(["a  b", " c "]), 1.0)) == ["a  b", " c "]
+
+
+def test_texts_are_those_that_are_tokenised(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    sources = [source_of(tmp_path / "a.txt"), source_of(tmp_path / "b.txt", documents=5)]
+    streamed = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts(sources, fraction=0.3)
+    ]
+    stores = [p.store for p in prepare(sources, tokenizer, tmp_path / "stages", fraction=0.3)]
+    stored = [store.document(i).tolist()[1:-1] for store in stores for i in range(store.num_documents)]
+    assert streamed == stored
+
+
+def test_wikitext_packs_into_rows_that_are_nearly_full(
+    shared_data: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = Source(path=str(shared_data / "lm" / "wikitext-2" / "valid.txt.gz"))
+    (part,) = pack_sources(prepare([source], tokenizer, tmp_path / "stages"), 512)
+    assert part.useful_fraction >= 0.99

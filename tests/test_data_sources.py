@@ -1,0 +1,301 @@
+"""Reading text: every format gives the same documents, and every fault is named with its place."""
+
+import doctest
+import gzip
+import json
+import lzma
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stlm_kd.data import files, hub, packing
+from stlm_kd.data.files import Documents
+from stlm_kd.data.sources import Source, documents, fingerprint
+from stlm_kd.errors import DataError, EnvironmentFault
+
+TEXTS = ["The otter slept .", "naïve 日本 \n\n text", " leading and trailing "]
+ARTICLES = " \n = Du Fu = \n \n A poet . \n \n = = Life = = \n \n Born . \n \n = York = \n \n A city . \n"
+
+
+def jsonl(texts: list[str], column: str = "text") -> str:
+    return "".join(json.dumps({"id": i, column: text}) + "\n" for i, text in enumerate(texts))
+
+
+def write_parquet(path: Path, texts: list[str | None], column: str = "text") -> None:
+    pq.write_table(pa.table({"id": list(range(len(texts))), column: texts}), path)
+
+
+def written(path: Path, content: str) -> Source:
+    openers: dict[str, Callable[..., object]] = {".gz": gzip.open, ".xz": lzma.open}
+    with openers.get(path.suffix, open)(path, "wt", encoding="utf-8") as file:  # type: ignore[attr-defined]
+        file.write(content)
+    return Source(path=str(path))
+
+
+def read(source: Source) -> list[str]:
+    return list(documents(source))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.ndjson", "A.JSONL"])
+def test_json_lines_keep_each_text_as_it_is(tmp_path: Path, name: str) -> None:
+    assert read(written(tmp_path / name, jsonl(TEXTS))) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.xz"])
+def test_plain_text_is_read_compressed_or_not(tmp_path: Path, name: str) -> None:
+    assert read(written(tmp_path / name, ARTICLES))[1] == "= York = \n \n A city ."
+
+
+def test_parquet_keeps_each_text_and_skips_nulls(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [TEXTS[0], None, *TEXTS[1:], "  "], column="body")
+    assert read(Source(path=str(tmp_path / "a.parquet"), column="body")) == TEXTS
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    written(tmp_path / "b" / "1.jsonl", jsonl(["third"]))
+    written(tmp_path / "c.txt.xz", "fourth")
+    written(tmp_path / "a.txt", "first")
+    written(tmp_path / "README.md", "not text to train on")
+    written(tmp_path / ".hidden" / "z.txt", "hidden")
+    write_parquet(tmp_path / "b" / "0.parquet", ["second"])
+    assert read(Source(path=str(tmp_path))) == ["first", "second", "third", "fourth"]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("article", ["= Du Fu = \n \n A poet . \n \n = = Life = = \n \n Born .", "= York = \n \n A city ."]),
+        ("line", ["= Du Fu =", "A poet .", "= = Life = =", "Born .", "= York =", "A city ."]),
+        ("blank-line", ["= Du Fu =", "A poet .", "= = Life = =", "Born .", "= York =", "A city ."]),
+        ("file", [ARTICLES.strip()]),
+    ],
+)
+def test_plain_text_is_cut_as_asked(tmp_path: Path, how: Documents, expected: list[str]) -> None:
+    path = written(tmp_path / "a.txt", ARTICLES).path
+    assert read(Source(path=path, documents=how)) == expected
+
+
+def test_a_paragraph_may_have_several_lines(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", "one\ntwo\n\n\nthree\n").path
+    assert read(Source(path=path, documents="blank-line")) == ["one\ntwo", "three"]
+
+
+def test_text_without_titles_is_one_document_by_default(tmp_path: Path) -> None:
+    novel = "CHAPTER I\n\nIt rained.\n a = b = c\n= x = \nIt stopped."
+    assert read(written(tmp_path / "a.txt", novel)) == [novel]
+
+
+def test_line_ends_and_a_byte_order_mark_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert read(Source(path=str(tmp_path / "a.txt"))) == ["one\ntwo"]
+
+
+def test_variables_in_a_path_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "a.txt", "text")
+    monkeypatch.setenv("SOME_FOLDER", str(tmp_path))
+    assert read(Source(path="$SOME_FOLDER/a.txt")) == ["text"]
+    monkeypatch.delenv("SOME_FOLDER")
+    with pytest.raises(EnvironmentFault, match="variable SOME_FOLDER is not set"):
+        read(Source(path="${SOME_FOLDER}/a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut', r"a\.jsonl:2: not JSON"),
+        ('["a"]', r"a\.jsonl:2: list found, expected a JSON object with a text field"),
+        ('{"body": "x", "id": 1}', r"a\.jsonl:2: no column text; found: body, id"),
+        ('{"text": 3}', r"a\.jsonl:2, column text: int found, expected text"),
+        ('{"text": "é\\ud800"}', r"a\.jsonl:2, column text: half of a surrogate pair at character 1"),
+        ("[" * 100_000, r"a\.jsonl:2: not JSON"),
+    ],
+)
+def test_a_bad_json_line_is_named_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(written(tmp_path / "a.jsonl", f'{{"text": "good"}}\n{line}\n'))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.xz"])
+def test_a_compressed_file_cut_short_is_refused(tmp_path: Path, name: str) -> None:
+    source = written(tmp_path / name, "".join(f"line {number * 7919}\n" for number in range(5000)))
+    whole = (tmp_path / name).read_bytes()
+    for broken in (
+        whole[: len(whole) // 2],
+        b"not compressed at all",
+        whole[:40] + b"\xff" * 40 + whole[80:],
+    ):
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(DataError, match="broken or cut short"):
+            read(source)
+
+
+def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n\xff\xfe\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read(Source(path=str(tmp_path / "a.txt")))
+
+
+def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", ["text"] * 100)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for broken in (whole[:-20], b"PAR1", whole[:30]):
+        (tmp_path / "a.parquet").write_bytes(broken)
+        with pytest.raises(DataError, match="not a whole Parquet file"):
+            read(Source(path=str(tmp_path / "a.parquet")))
+
+
+def test_a_missing_parquet_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", ["text"], column="body")
+    with pytest.raises(DataError, match="no column text; found: body, id"):
+        read(Source(path=str(tmp_path / "a.parquet")))
+
+
+def test_a_line_or_document_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_CHARACTERS", 100)
+    with pytest.raises(DataError, match=r"a\.txt:1: a line of more than 100"):
+        read(written(tmp_path / "a.txt", "x" * 101))
+    with pytest.raises(DataError, match=r"more than 100 characters.*line or blank-line"):
+        read(written(tmp_path / "b.txt", "some words\n" * 20))
+    assert len(read(Source(path=str(tmp_path / "b.txt"), documents="line"))) == 20
+
+
+def test_a_missing_file_is_an_environment_fault(tmp_path: Path) -> None:
+    for ask in (read, fingerprint):
+        with pytest.raises(EnvironmentFault, match=r"nothing\.txt: no such file"):
+            ask(Source(path=str(tmp_path / "nothing.txt")))
+
+
+def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("x")
+    with pytest.raises(DataError, match="unknown kind of file; known: txt, jsonl"):
+        read(Source(path=str(tmp_path / "a.pdf")))
+    with pytest.raises(DataError, match="1 files, but none of a known kind"):
+        read(Source(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", ["", " \n\n \n"])
+def test_empty_text_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError, match="no text in it"):
+        read(written(tmp_path / "a.txt", content))
+    with pytest.raises(DataError, match="no text in it"):
+        read(written(tmp_path / "a.jsonl", jsonl([content])))
+
+
+def test_a_source_is_exactly_one_of_three() -> None:
+    for make in (lambda: Source(), lambda: Source(path="a.txt", hub="a/b")):
+        with pytest.raises(DataError, match="exactly one of path, hub and sample"):
+            make()
+    with pytest.raises(DataError, match="not a split of the sample"):
+        Source(sample="trian")
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(DataError, match="expected 0 or more"):
+            Source(path="a.txt", weight=weight)
+    with pytest.raises(DataError, match="positive number of bytes"):
+        Source(sample="train", size=0)
+
+
+def test_a_fingerprint_is_of_content_and_of_how_it_is_read(tmp_path: Path) -> None:
+    source = written(tmp_path / "a.txt", "text")
+    moved = written(tmp_path / "b.txt", "text")
+    assert fingerprint(source) == fingerprint(moved)
+    assert fingerprint(Source(path=source.path, domain="news", weight=2.0)) == fingerprint(source)
+    others = [
+        written(tmp_path / "c.txt", "texts"),
+        written(tmp_path / "a.jsonl", "text"),
+        Source(path=source.path, documents="line"),
+        Source(path=source.path, column="body"),
+        Source(path=str(tmp_path)),
+    ]
+    assert len({fingerprint(other) for other in [source, *others]}) == 6
+
+
+def test_the_sample_is_read_by_split_and_size() -> None:
+    sources = [Source(sample="train", size=3000), Source(sample="validation", size=3000)]
+    texts = [read(source) for source in sources]
+    assert all(0 < sum(map(len, some)) <= 3000 for some in texts)
+    assert texts[0] != texts[1]
+    sources.append(Source(sample="train", size=4000))
+    assert len({fingerprint(source) for source in sources}) == 3
+    assert fingerprint(Source(sample="train", size=3000)) == fingerprint(sources[0])
+
+
+@pytest.fixture
+def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the ``datasets`` library, in which nobody/notes lies as if it came from the Hub."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    written(folder / "train.jsonl", jsonl(TEXTS, "body"))
+    written(folder / "test.jsonl", jsonl(["held out"], "body"))
+    datasets.load_dataset(str(folder), cache_dir=str(cache))
+    (made,) = [path.parent for path in cache.rglob("dataset_info.json")]
+    shutil.move(made, cache / "nobody___notes" / "default" / "0.0.0" / COMMIT)
+    shutil.rmtree(folder)
+    return cache
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_hub_data_set_is_read_by_split_and_column(dataset_cache: Path) -> None:
+    assert read(Source(hub="nobody/notes", column="body")) == TEXTS
+    assert read(Source(hub="nobody/notes", split="test", column="body")) == ["held out"]
+
+
+def test_a_hub_fingerprint_holds_the_commit(dataset_cache: Path) -> None:
+    source = Source(hub="nobody/notes", column="body")
+    before = fingerprint(source)
+    assert fingerprint(source) == before
+    assert fingerprint(Source(hub="nobody/notes", column="body", split="test")) != before
+    folder = dataset_cache / "nobody___notes" / "default" / "0.0.0"
+    (folder / COMMIT).rename(folder / COMMIT[::-1])
+    assert fingerprint(source) != before
+
+
+def test_another_commit_than_the_cached_one_is_refused_offline(dataset_cache: Path) -> None:
+    assert read(Source(hub="nobody/notes", column="body", revision=COMMIT)) == TEXTS
+    with pytest.raises(EnvironmentFault, match=f"the cache has {COMMIT}"):
+        read(Source(hub="nobody/notes", column="body", revision="f" * 40))
+
+
+def test_an_unknown_split_column_or_configuration_is_refused(dataset_cache: Path) -> None:
+    with pytest.raises(DataError, match="no column text; found: body, id"):
+        read(Source(hub="nobody/notes"))
+    with pytest.raises(DataError, match="dev"):
+        read(Source(hub="nobody/notes", split="dev", column="body"))
+    with pytest.raises(DataError, match="other"):
+        read(Source(hub="nobody/notes", name="other", column="body"))
+
+
+def test_what_is_not_cached_is_said_in_one_line_when_offline(dataset_cache: Path) -> None:
+    for ask in (read, fingerprint):
+        with pytest.raises(EnvironmentFault, match=r"nobody/nothing.*go online once") as caught:
+            ask(Source(hub="nobody/nothing"))
+        assert "\n" not in str(caught.value)
+
+
+def test_wikitext_has_as_many_articles_as_its_authors_say(shared_data: Path) -> None:
+    # Merity et al., "Pointer Sentinel Mixture Models" (2017), table 1.
+    for split, articles in (("train", 600), ("valid", 60), ("test", 60)):
+        path = shared_data / "lm" / "wikitext-2" / f"{split}.txt.gz"
+        assert len(read(Source(path=str(path)))) == articles
+
+
+def test_novels_come_one_by_one(shared_data: Path) -> None:
+    texts = read(Source(path=str(shared_data / "lm" / "english_novels" / "valid.jsonl.xz")))
+    assert len(texts) == 4 and min(map(len, texts)) > 100_000
+
+
+@pytest.mark.parametrize("module", [files, hub, packing])
+def test_examples_in_docstrings_hold(module: object) -> None:
+    assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0  # type: ignore[arg-type]
