@@ -22,12 +22,10 @@ class StepOutput:
     Attributes:
         loss: Scalar to call ``backward`` on: Σ over terms of weight · sum / denominator.
         sums: By term, the sum over its tokens, in nats, detached, unweighted.
-        counts: By term, the tokens that it counts.
     """
 
     loss: Tensor
     sums: dict[str, Tensor]
-    counts: dict[str, int]
 
 
 class StepModule(nn.Module):
@@ -59,7 +57,7 @@ class StepModule(nn.Module):
         return self._terms if self.training else [Term(LABELS, LABELS)]
 
     def count(self, batch: Batch) -> dict[str, int]:
-        """By term, the tokens of the batch that it counts."""
+        """By term, the tokens of the batch that it counts (for a batch on the CPU: elsewhere it would wait)."""
         return {term.name: int(term_mask(term, batch).sum()) for term in self.terms}
 
     def forward(self, batch: Batch, denominators: Mapping[str, float]) -> StepOutput:
@@ -75,4 +73,4 @@ class StepModule(nn.Module):
         hidden_BTD = last_hidden(self.student, batch)
         head = head_of(self.student)
         reduced = reduce_terms(terms, self.combination, batch, hidden_BTD, head, answers, denominators)
-        return StepOutput(reduced.loss, reduced.sums, self.count(batch))
+        return StepOutput(reduced.loss, reduced.sums)

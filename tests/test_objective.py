@@ -245,6 +245,7 @@ def test_in_evaluation_only_the_labels_are_measured_and_no_teacher_is_asked() ->
     assert list(step.count(BATCH)) == ["kl", "rkl", "labels"]
     for teacher in taught.values():
         teacher.model = None  # type: ignore[assignment]
-    output = step.eval()(BATCH, step.count(BATCH))
-    assert list(output.sums) == list(output.counts) == ["labels"]
-    assert torch.allclose(output.loss.double(), output.sums["labels"] / output.counts["labels"])
+    step.eval()
+    output = step(BATCH, step.count(BATCH))
+    assert list(output.sums) == list(step.count(BATCH)) == ["labels"]
+    assert torch.allclose(output.loss.double(), output.sums["labels"] / step.count(BATCH)["labels"])

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from stlm_kd.errors import CheckpointError, NonFiniteError
+from stlm_kd.eval.results import Score, SuiteResult
+from stlm_kd.run.intervals import estimate, paired_difference
+from stlm_kd.run.jobs import Job, run_jobs
+from stlm_kd.run.results import Row, comparisons
+from stlm_kd.run.stages import Stages, model_identity
+
+
+def test_a_stage_is_built_once_for_a_key_and_again_for_another(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    built = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "result").write_text(str(len(built)))
+
+    first = stages.make("eval", {"a": 1, "b": [2]}, build)
+    again = stages.make("eval", {"b": [2], "a": 1}, build)
+    other = stages.make("eval", {"a": 1, "b": [3]}, build)
+    assert first == again != other
+    assert len(built) == 2
+    assert (first / "result").read_text() == "1"
+
+
+def test_an_interrupted_build_finds_its_files_again_and_the_stage_is_not_there(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+
+    def interrupted(folder: Path) -> None:
+        (folder / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.make("model", {"a": 1}, interrupted)
+    assert not stages.path("model", {"a": 1}).exists()
+    seen = []
+    stages.make("model", {"a": 1}, lambda folder: seen.extend(path.name for path in folder.iterdir()))
+    assert seen == ["checkpoint"]
+
+
+def test_without_resume_a_build_begins_anew(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, resume=False)
+    partial = stages.path("model", {"a": 1}).with_name(stages.path("model", {"a": 1}).name + ".partial")
+    partial.mkdir(parents=True)
+    (partial / "checkpoint").write_text("old")
+    seen = []
+    stages.make("model", {"a": 1}, lambda folder: seen.extend(folder.iterdir()))
+    assert seen == []
+
+
+def test_a_folder_that_only_has_the_name_of_a_stage_is_refused(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    folder = stages.make("eval", {"a": 1}, lambda folder: None)
+    (folder / "stage.json").write_text('{"kind": "eval", "key": {"a": 2}}')
+    with pytest.raises(CheckpointError, match="delete the folder"):
+        stages.make("eval", {"a": 1}, lambda folder: None)
+
+
+def test_a_models_identity_is_its_content(tmp_path: Path) -> None:
+    for name, text in (("one", "x"), ("same", "x"), ("other", "y")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+        (tmp_path / name / "notes.md").write_text(name)
+    one, same, other = (model_identity(str(tmp_path / name)) for name in ("one", "same", "other"))
+    assert one == same != other
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8))
+@settings(deadline=None, max_examples=30)
+def test_an_interval_is_scipys(values: list[float]) -> None:
+    found = estimate(values)
+    if np.std(values) > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert math.isclose(found.mean - found.half_width, low, rel_tol=1e-6, abs_tol=1e-6)
+        assert math.isclose(found.mean + found.half_width, high, rel_tol=1e-6, abs_tol=1e-6)
+
+
+def test_a_paired_difference_is_narrower_than_the_two_intervals_where_seeds_move_together() -> None:
+    first, second = [1.0, 2.0, 3.0], [0.9, 1.9, 2.9]
+    assert math.isclose(paired_difference(first, second).mean, 0.1)
+    assert paired_difference(first, second).half_width < 1e-9 < estimate(first).half_width
+
+
+def row(name: str, kind: str, values: list[float]) -> Row:
+    suites = tuple(
+        (SuiteResult("perplexity", (Score("text", "bits_per_byte", value, None, 1, False),)),)
+        for value in values
+    )
+    return Row(name, kind, 1, 1, 1, tuple(range(len(values))) if len(values) > 1 else (), suites)
+
+
+def test_a_comparison_says_better_worse_or_within_noise() -> None:
+    control = row("no-teacher", "control", [1.40, 1.41, 1.42])
+    for values, verdict in (
+        ([1.00, 1.01, 1.03], "better"),
+        ([1.60, 1.61, 1.63], "WORSE"),
+        ([1.30, 1.41, 1.52], "within noise"),
+    ):
+        (line,) = comparisons([row("distilled student", "student", values), control])
+        assert line.endswith(verdict)
+
+
+def test_an_adapted_teacher_that_is_no_better_than_the_control_is_reported() -> None:
+    rows = [row("teacher t, adapted", "adapted", [1.5]), row("no-teacher", "control", [1.40, 1.41, 1.42])]
+    (line,) = comparisons(rows)
+    assert line.startswith("warning: teacher t, adapted (1.5000 bits_per_byte) is not better than no-teacher")
+    rows[0] = row("teacher t, adapted", "adapted", [1.2])
+    assert comparisons(rows) == []
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def fail(message: str) -> int:
+    raise NonFiniteError(message)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_give_their_results_in_order_and_pass_errors_on(workers: int) -> None:
+    assert run_jobs([Job(square, (n,)) for n in range(4)], workers=workers) == [0, 1, 4, 9]
+    with pytest.raises(NonFiniteError, match="labels"):
+        run_jobs([Job(square, (1,)), Job(fail, ("labels",))], workers=workers)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_to_the_first_process_ends_the_jobs_with_its_own_code(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    program = textwrap.dedent(
+        f"""
+        import sys, time
+        from pathlib import Path
+        from stlm_kd.errors import StlmKdError
+        from stlm_kd.run.jobs import Job, run_jobs
+
+        def wait(name):
+            Path({str(tmp_path)!r}, name).touch()
+            time.sleep(60)
+
+        if __name__ == "__main__":
+            try:
+                run_jobs([Job(wait, ("a",)), Job(wait, ("b",)), Job(wait, ("c",))], workers=2)
+            except StlmKdError as error:
+                sys.exit(error.exit_code)
+        """
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while not (tmp_path / "a").exists() or not (tmp_path / "b").exists():
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+    finally:
+        process.kill()
+    assert not (tmp_path / "c").exists()
