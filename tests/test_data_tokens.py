@@ -38,6 +38,15 @@ def test_a_store_holds_what_the_tokenizer_says_between_start_and_eos(
     assert (store.vocab_size, store.eos_id) == (280, 0)
 
 
+def test_truncation_and_padding_that_a_tokenizer_has_set_do_not_count(
+    store: TokenStore, tmp_path: Path
+) -> None:
+    cutting = train_tokenizer(TEXTS, size=280)
+    cutting(TEXTS, truncation=True, max_length=3, padding="max_length")
+    assert cutting.backend_tokenizer.truncation and cutting.backend_tokenizer.padding
+    assert np.array_equal(build_store(TEXTS, cutting, tmp_path / "other").tokens, store.tokens)
+
+
 def test_batches_of_texts_change_nothing(
     store: TokenStore,
     tokenizer: PreTrainedTokenizerFast,

@@ -147,8 +147,8 @@ def _put_in_place(unfinished: Path, folder: Path, manifest: Manifest) -> None:
 def _write(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, ends: tuple[int, int], folder: Path
 ) -> Manifest:
-    vocab_size = len(tokenizer)
-    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
+    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     documents = tokens = num_bytes = 0
     with (
         (folder / "tokens.bin").open("wb") as tokens_file,
@@ -157,32 +157,41 @@ def _write(
     ):
         offsets_file.write(np.zeros(1, _LENGTHS).tobytes())
         for batch in _batches(texts):
-            ids = [[ends[0], *row, ends[1]] for row in _encode(tokenizer, batch)]
-            document_bytes = [len(text.encode()) for text in batch]
-            for row in ids:
-                tokens_file.write(np.array(row, dtype).tobytes())
-            offsets = tokens + np.cumsum([len(row) for row in ids], dtype=_LENGTHS)
+            rows = _tokenised(batch, tokenizer, ends, dtype)
+            sizes = np.array([len(text.encode()) for text in batch], _LENGTHS)
+            offsets = tokens + np.cumsum([len(row) for row in rows], dtype=_LENGTHS)
+            tokens_file.writelines(row.tobytes() for row in rows)
             offsets_file.write(offsets.astype(_LENGTHS).tobytes())
-            bytes_file.write(np.array(document_bytes, _LENGTHS).tobytes())
-            documents, tokens, num_bytes = (
-                documents + len(ids),
-                int(offsets[-1]),
-                num_bytes + sum(document_bytes),
-            )
+            bytes_file.write(sizes.tobytes())
+            documents += len(rows)
+            tokens = int(offsets[-1])
+            num_bytes += int(sizes.sum())
         _flush(tokens_file, offsets_file, bytes_file)
     return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], documents, tokens, num_bytes)
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+def _tokenised(
+    texts: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    ends: tuple[int, int],
+    dtype: np.dtype[np.unsignedinteger[Any]],
+) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
+    """Each text's document, as ``tokenizer(text, add_special_tokens=False)`` between its ends.
+
+    Asks the ``tokenizers`` library directly, which then leaves out where in the text each token stands: a
+    third less time.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
+    documents = []
+    for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
+        ids = encoding.ids
+        document = np.empty(len(ids) + 2, dtype)
+        document[0], document[1:-1], document[-1] = ends[0], ids, ends[1]
+        documents.append(document)
+    return documents
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
