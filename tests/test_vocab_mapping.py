@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 
@@ -22,8 +23,14 @@ from tests.vocab_pico import (
     word_piece,
 )
 
-SPELL_ANYTHING = ("gpt2", "qwen2", "llama-2", "phi-3-mini", "stories260K")
-MOST_PER_DIRECTION = 6000
+SPELL_ANYTHING = ("gpt2", "qwen2", "llama-2", "stories260K")
+DIRECTIONS = [*permutations(SPELL_ANYTHING, 2), ("gpt2", "phi-3-mini"), ("phi-3-mini", "gpt2")]
+MOST_PER_DIRECTION = 4000
+
+
+@cache
+def mapped(data: Path, teacher: str, student: str) -> VocabularyMapping:
+    return map_vocabulary(real_tokenizer(data, teacher), real_tokenizer(data, student))
 
 
 def decoded_after_a_word(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]]) -> list[str]:
@@ -42,8 +49,7 @@ def some_ids(mapping: VocabularyMapping, *kinds: Kind) -> list[int]:
 
 @pytest.mark.parametrize("name", REAL)
 def test_every_vocabulary_is_mapped_onto_itself_token_by_token(shared_data: Path, name: str) -> None:
-    tokenizer = real_tokenizer(shared_data, name)
-    mapping = map_vocabulary(tokenizer, tokenizer)
+    tokenizer, mapping = real_tokenizer(shared_data, name), mapped(shared_data, name, name)
     assert [mapping.sources_of(i) for i in range(len(mapping))] == [[i] for i in range(len(tokenizer))]
     assert mapping.counts["fallback"] == mapping.counts["pieces"] == 0 and not mapping.predicted
 
@@ -55,12 +61,12 @@ def test_every_kind_of_vocabulary_is_mapped_onto_itself(make: Callable[[], PreTr
     assert [mapping.sources_of(i) for i in range(len(mapping))] == [[i] for i in range(len(tokenizer))]
 
 
-@pytest.mark.parametrize(("teacher", "student"), list(permutations(SPELL_ANYTHING, 2)))
+@pytest.mark.parametrize(("teacher", "student"), DIRECTIONS)
 def test_in_a_sentence_the_teachers_tokens_read_as_the_students_token(
     shared_data: Path, teacher: str, student: str
 ) -> None:
     old, new = real_tokenizer(shared_data, teacher), real_tokenizer(shared_data, student)
-    mapping = map_vocabulary(old, new)
+    mapping = mapped(shared_data, teacher, student)
     ids = some_ids(mapping, Kind.EXACT, Kind.PIECES)
     wanted = decoded_after_a_word(new, [[i] for i in ids])
     found = decoded_after_a_word(old, [mapping.sources_of(i) for i in ids])
@@ -77,11 +83,12 @@ def test_two_byte_level_vocabularies_share_the_strings_that_both_hold(shared_dat
     gpt2, qwen2 = real_tokenizer(shared_data, "gpt2"), real_tokenizer(shared_data, "qwen2")
     shared = (set(gpt2.get_vocab()) & set(qwen2.get_vocab())) - {"<|endoftext|>"}
     assert len(shared) == 42_256
-    there, back = map_vocabulary(qwen2, gpt2), map_vocabulary(gpt2, qwen2)
+    there, back = mapped(shared_data, "qwen2", "gpt2"), mapped(shared_data, "gpt2", "qwen2")
     assert there.counts == {"exact": 42_256, "pieces": 8_000, "role": 1, "fallback": 0}
     assert back.counts == {"exact": 42_256, "pieces": 109_387, "role": 1, "fallback": 2}
-    for i in there.ids_of(Kind.EXACT):
-        assert back.sources_of(there.sources_of(int(i))[0]) == [i], "there and back is the same token"
+    exact = there.ids_of(Kind.EXACT)
+    away = there.sources[there.offsets[exact]]
+    assert (back.sources[back.offsets[away]] == exact).all(), "there and back is the same token"
 
 
 def test_byte_level_and_sentencepiece_share_the_tokens_of_equal_bytes(shared_data: Path) -> None:
@@ -91,7 +98,8 @@ def test_byte_level_and_sentencepiece_share_the_tokens_of_equal_bytes(shared_dat
     pieces = {t.replace("▁", " ").encode() for t, i in llama.get_vocab().items() if i >= 259}
     both = gpt2_bytes & pieces
     bytes_only = {bytes([byte]) for byte in range(256)} - pieces
-    to_gpt2, to_llama = map_vocabulary(llama, gpt2).counts, map_vocabulary(gpt2, llama).counts
+    to_gpt2 = mapped(shared_data, "llama-2", "gpt2").counts
+    to_llama = mapped(shared_data, "gpt2", "llama-2").counts
     assert to_gpt2["exact"] == len(both) + len(gpt2_bytes & bytes_only) == 18_207
     assert to_llama["exact"] == len(both) + 256 == 18_303, "each byte token is a byte of GPT-2's, too"
     assert (to_gpt2["pieces"], to_gpt2["role"], to_gpt2["fallback"]) == (32_049, 1, 0)
@@ -104,11 +112,11 @@ def test_word_pieces_spell_plain_words_in_the_teachers_case(
     shared_data: Path, teacher: str, student: str
 ) -> None:
     old, new = real_tokenizer(shared_data, teacher), real_tokenizer(shared_data, student)
-    mapping = map_vocabulary(old, new)
+    mapping = mapped(shared_data, teacher, student)
     ids = some_ids(mapping, Kind.EXACT, Kind.PIECES)
     words = dict(zip(ids, decoded_after_a_word(new, [[i] for i in ids]), strict=True))
     words = {i: text for i, text in words.items() if re.fullmatch(" ?[A-Za-z]+", text)}
-    assert len(words) > 3000
+    assert len(words) > 2500
     for i, text in words.items():
         pieces = old.convert_ids_to_tokens(mapping.sources_of(i))
         plain = text.strip().lower() if teacher == "bert-base-uncased" else text.strip()
@@ -119,7 +127,7 @@ def test_word_pieces_spell_plain_words_in_the_teachers_case(
 
 def test_word_pieces_are_read_as_words_with_a_space_and_what_continues_without(shared_data: Path) -> None:
     bert, gpt2 = real_tokenizer(shared_data, "bert-base-cased"), real_tokenizer(shared_data, "gpt2")
-    mapping = map_vocabulary(gpt2, bert)
+    mapping = mapped(shared_data, "gpt2", "bert-base-cased")
     text = {token: gpt2.decode(mapping.sources_of(i)) for token, i in bert.get_vocab().items()}
     for token in ("the", "Hernandez", "##ing", "##s", ".", "(", "café"):
         spaced = token[2:] if token.startswith("##") else token if len(token) == 1 else f" {token}"
@@ -128,7 +136,7 @@ def test_word_pieces_are_read_as_words_with_a_space_and_what_continues_without(s
 
 def test_punctuation_is_one_word_piece_with_a_space_or_without(shared_data: Path) -> None:
     bert, gpt2 = real_tokenizer(shared_data, "bert-base-uncased"), real_tokenizer(shared_data, "gpt2")
-    mapping = map_vocabulary(bert, gpt2)
+    mapping = mapped(shared_data, "bert-base-uncased", "gpt2")
     ids = gpt2.convert_tokens_to_ids(["Ġ.", ".", "Ġ(", "Ċ", "ing", "ĠParis"])
     pieces = [bert.convert_ids_to_tokens(mapping.sources_of(i)) for i in ids]
     assert pieces == [["."], ["."], ["("], [], ["##ing"], ["paris"]]
@@ -158,7 +166,7 @@ def test_special_tokens_are_mapped_by_what_they_do(
     shared_data: Path, teacher: str, student: str, token: str, read: str | None, predicted: str | None
 ) -> None:
     old, new = real_tokenizer(shared_data, teacher), real_tokenizer(shared_data, student)
-    mapping = map_vocabulary(old, new)
+    mapping = mapped(shared_data, teacher, student)
     i = new.convert_tokens_to_ids(token)
     assert old.convert_ids_to_tokens(mapping.sources_of(i)) == ([] if read is None else [read])
     output = mapping.for_output().sources_of(i)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from stlm_kd.vocab.roles import Roles, RoleSource, map_roles, roles_of
+from stlm_kd.vocab.roles import map_roles, roles_of
 from stlm_kd.vocab.spelling import Vocabulary, read_vocabulary
 from stlm_kd.vocab.splitting import split_surfaces
 
@@ -82,29 +82,21 @@ def map_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenize
     """
     old, new = read_vocabulary(teacher), read_vocabulary(student)
     old_roles, new_roles = roles_of(teacher), roles_of(student)
-    rows: list[list[int]] = [[] for _ in range(new.size)]
+    roles = {i: role for i, role in map_roles(old_roles, new_roles).items() if i in new.special}
+    exact = {i: [source] for i, source in _exact(old, new).items() if i not in roles}
+    left = {i: text for i, text in enumerate(new.surfaces) if text and i not in roles and i not in exact}
+    splits = split_surfaces(old, list(left.values()), unknown=old_roles.unknown)
+    pieces = {i: row for i, row in zip(left, splits, strict=True) if row}
+    found = {i: [role.read] for i, role in roles.items()} | exact | pieces
     kinds = np.zeros(new.size, np.uint8)
-    predicted: dict[int, int] = {}
-    for i, role in _specials(old, new, old_roles, new_roles).items():
-        rows[i], kinds[i] = [role.read], Kind.ROLE
-        if role.predict != role.read:
-            predicted[i] = role.predict
-    for i, source in _exact(old, new).items():
-        if kinds[i] == Kind.FALLBACK:
-            rows[i], kinds[i] = [source], Kind.EXACT
-    left = [i for i, surface in enumerate(new.surfaces) if surface and kinds[i] == Kind.FALLBACK]
-    splits = split_surfaces(old, [new.surfaces[i] or b"" for i in left], unknown=old_roles.unknown)
-    for i, split in zip(left, splits, strict=True):
-        if split:
-            rows[i], kinds[i] = split, Kind.PIECES
+    for kind, ids in ((Kind.ROLE, roles), (Kind.EXACT, exact), (Kind.PIECES, pieces)):
+        kinds[list(ids)] = kind
+    rows = [found.get(i, []) for i in range(new.size)]
     offsets = np.zeros(new.size + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     sources = np.fromiter((i for row in rows for i in row), np.int64, count=int(offsets[-1]))
+    predicted = {i: role.predict for i, role in roles.items() if role.predict != role.read}
     return VocabularyMapping(kinds, offsets, sources, np.array(old.used_ids, np.int64), predicted)
-
-
-def _specials(old: Vocabulary, new: Vocabulary, old_roles: Roles, new_roles: Roles) -> dict[int, RoleSource]:
-    return {i: source for i, source in map_roles(old_roles, new_roles).items() if i in new.special}
 
 
 def _exact(old: Vocabulary, new: Vocabulary) -> dict[int, int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -51,7 +51,9 @@ class Vocabulary:
         byte_tokens: Ids of SentencePiece's ``<0xAB>``, by their byte.
         isolated: WordPiece only: the characters (punctuation, ideographs) that are words of their own, with a
             space before them or without.
-        specification: The tokenizer's own description, as in ``tokenizer.json``.
+        backend: The tokenizer's Rust half.
+        steps: What it does to a text around the model: ``normalizer``, ``pre_tokenizer`` and ``decoder`` as
+            ``tokenizer.json`` has them.
     """
 
     name: str
@@ -62,7 +64,8 @@ class Vocabulary:
     added: frozenset[int]
     byte_tokens: dict[int, int]
     isolated: frozenset[str]
-    specification: dict[str, Json]
+    backend: Tokenizer
+    steps: dict[str, Json]
 
     @property
     def size(self) -> int:
@@ -87,16 +90,17 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         ModelError: It is not a fast tokenizer, or its spelling is none of the three known ones.
     """
     backend, name = backend_of(tokenizer), _name_of(tokenizer)
-    specification: dict[str, Json] = json.loads(backend.to_str())
-    spelling = _spelling_of(specification, name)
-    tokens: list[str | None] = [None] * vocabulary_size(tokenizer)
-    for token, i in tokenizer.get_vocab().items():
+    steps = _steps(backend)
+    spelling = _spelling_of(backend, steps, name)
+    ids = tokenizer.get_vocab()
+    tokens: list[str | None] = [None] * (max(ids.values()) + 1)
+    for token, i in ids.items():
         tokens[i] = token
     special = frozenset(tokenizer.all_special_ids) | {
         i for i, added in tokenizer.added_tokens_decoder.items() if added.special
     }
     added = special | set(tokenizer.added_tokens_decoder)
-    byte_tokens = _byte_tokens(tokens, specification) if spelling is Spelling.SENTENCEPIECE else {}
+    byte_tokens = _byte_tokens(tokens) if spelling is Spelling.SENTENCEPIECE else {}
     isolated = _isolated(tokens, backend) if spelling is Spelling.WORDPIECE else frozenset()
     byte_of = {i: bytes([byte]) for byte, i in byte_tokens.items()}
 
@@ -110,7 +114,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         return _spelled(token, spelling, isolated=token in isolated)
 
     surfaces = [surface(i, token) for i, token in enumerate(tokens)]
-    return Vocabulary(name, spelling, tokens, surfaces, special, added, byte_tokens, isolated, specification)
+    return Vocabulary(name, spelling, tokens, surfaces, special, added, byte_tokens, isolated, backend, steps)
 
 
 def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -152,16 +156,16 @@ def in_byte_alphabet(data: bytes) -> str:
     return data.decode("latin-1").translate(_TO_ALPHABET)
 
 
-def nodes(node: Json) -> Iterator[dict[str, Json]]:
+def _nodes(node: Json) -> Iterator[dict[str, Json]]:
     """Every typed part of a tokenizer's description, nested ones included."""
     if isinstance(node, dict):
         if "type" in node:
             yield node
         for value in node.values():
-            yield from nodes(value)
+            yield from _nodes(value)
     elif isinstance(node, list):
         for value in node:
-            yield from nodes(value)
+            yield from _nodes(value)
 
 
 def _spelled(token: str, spelling: Spelling, *, isolated: bool) -> bytes:
@@ -175,30 +179,37 @@ def _spelled(token: str, spelling: Spelling, *, isolated: bool) -> bytes:
     return token.encode() if isolated else b" " + token.encode()
 
 
-def _spelling_of(specification: dict[str, Json], name: str) -> Spelling:
-    model = specification["model"]
-    assert isinstance(model, dict)
-    parts = [specification.get("pre_tokenizer"), specification.get("decoder")]
-    types = {part["type"] for part in nodes(parts)}
-    if model["type"] == "WordPiece" and model.get("continuing_subword_prefix") == "##":
+def _steps(backend: Tokenizer) -> dict[str, Json]:
+    """The tokenizer's steps around the model, without writing out the vocabulary, which takes a second."""
+    shell = Tokenizer(models.BPE())
+    for step in ("normalizer", "pre_tokenizer", "decoder"):
+        if getattr(backend, step) is not None:
+            setattr(shell, step, getattr(backend, step))
+    steps: dict[str, Json] = json.loads(shell.to_str())
+    return steps
+
+
+def _spelling_of(backend: Tokenizer, steps: dict[str, Json], name: str) -> Spelling:
+    model = backend.model
+    parts = [steps.get("pre_tokenizer"), steps.get("decoder")]
+    types = {part["type"] for part in _nodes(parts)}
+    if isinstance(model, models.WordPiece) and model.continuing_subword_prefix == "##":
         return Spelling.WORDPIECE
     if "ByteLevel" in types:
         return Spelling.BYTE_LEVEL
     if "Metaspace" in types or SPACE_MARK in json.dumps(parts, ensure_ascii=False):
         return Spelling.SENTENCEPIECE
     raise ModelError(
-        f"{name}: a {model['type']} vocabulary whose spelling is not known; expected byte-level (GPT-2's), "
-        "SentencePiece (▁ and <0xAB>, as Llama's) or WordPiece (##, as BERT's); use another tokenizer"
+        f"{name}: a {type(model).__name__} vocabulary whose spelling is not known; expected byte-level (as "
+        "GPT-2's), SentencePiece (▁ and <0xAB>, as Llama's) or WordPiece (##, as BERT's); choose another one"
     )
 
 
-def _byte_tokens(tokens: list[str | None], specification: dict[str, Json]) -> dict[int, int]:
-    model = specification["model"]
-    assert isinstance(model, dict)
-    if not model.get("byte_fallback"):
-        return {}
+def _byte_tokens(tokens: list[str | None]) -> dict[int, int]:
+    """The id of each byte's token, where all 256 are there."""
     found = ((i, _BYTE_TOKEN.fullmatch(token)) for i, token in enumerate(tokens) if token)
-    return {int(match.group(1), 16): i for i, match in found if match}
+    ids = {int(match.group(1), 16): i for i, match in found if match}
+    return ids if len(ids) == 256 else {}
 
 
 def _isolated(tokens: list[str | None], backend: Tokenizer) -> frozenset[str]:

@@ -123,16 +123,20 @@ def _longest_match(word: str, token_to_id: Callable[[str], int | None], *, insid
 
 
 def _without_dummy_prefix(vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer, but what it adds in front of a text, cuts off it, or takes for special is left alone."""
-    specification = {
-        **vocabulary.specification,
-        "normalizer": _plain(vocabulary.specification.get("normalizer")),
-        "pre_tokenizer": _plain(vocabulary.specification.get("pre_tokenizer")),
-        "post_processor": None,
-        "truncation": None,
-        "padding": None,
-    }
-    tokenizer = Tokenizer.from_str(json.dumps(specification))
+    """The tokenizer, but what it adds in front of a text, cuts off it, or takes for special is left alone.
+
+    The model is shared with the original, not copied.
+    """
+    plain = {step: _plain(vocabulary.steps.get(step)) for step in ("normalizer", "pre_tokenizer")}
+    steps = Tokenizer.from_str(json.dumps({**vocabulary.steps, **plain}))
+    tokenizer = Tokenizer(vocabulary.backend.model)
+    if steps.normalizer is not None:
+        tokenizer.normalizer = steps.normalizer
+    if steps.pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = steps.pre_tokenizer
+    for i, added in sorted(vocabulary.backend.get_added_tokens_decoder().items()):
+        tokenizer.add_tokens([added])
+        assert tokenizer.token_to_id(added.content) == i, f"{vocabulary.name}: {added.content} has another id"
     tokenizer.encode_special_tokens = True
     return tokenizer
 
