@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from stlm_kd.data.files import expanded
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    place = str(Path(name_or_folder).expanduser())
+    place = str(expanded(name_or_folder))
     name = place if Path(place).exists() else name_or_folder
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

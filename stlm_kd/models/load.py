@@ -17,21 +17,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from stlm_kd.data.files import expanded
 from stlm_kd.errors import EnvironmentFault, ModelError
 
 if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # or deepspeed writes a warning to stdout when it is imported
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or deepspeed, once imported, writes a warning to stdout
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a folder or Hub id, without its weights.
+    """The configuration of a folder (``~`` and ``$VARIABLES`` filled in) or Hub id, without its weights.
 
     Raises:
         EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
         ModelError: It needs code of its own and ``trust_remote_code`` is off, or is not understood.
     """
+    name = str(expanded(name))
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise EnvironmentFault(f"{name}: a folder without config.json; expected a Hugging Face model folder")
     try:
@@ -53,6 +53,7 @@ def load_causal_lm(
         EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
         ModelError: It needs remote code, has no safetensors weights, has missing weights, or is not causal.
     """
+    name = str(expanded(name))
     config = load_config(name, trust_remote_code=trust_remote_code)
     try:
         with _without_bars(local=Path(name).is_dir()):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stlm_kd.data.files import expanded
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.load import load_config
 from stlm_kd.run.record import write_json
@@ -85,7 +86,7 @@ def file_hash(path: Path) -> str:
 
 def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
     """What a model is: a hash of a folder's configuration, weights and tokenizer, or Hub id and commit."""
-    folder = Path(name)
+    folder = expanded(name)
     if not folder.is_dir():
         commit = getattr(load_config(name, trust_remote_code=trust_remote_code), "_commit_hash", None)
         return f"{name}@{commit}"
