@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -102,6 +103,16 @@ def test_a_student_of_some_layers_runs_just_these(family: str) -> None:
         block_attention.layer_idx = position
     teacher.config.num_hidden_layers = 2
     assert torch.allclose(logits(student), logits(teacher), atol=1e-6)
+
+
+def test_an_end_token_that_also_pads_is_trained(tokenizer: PreTrainedTokenizerFast) -> None:
+    shared = copy.deepcopy(tokenizer)
+    shared.pad_token = shared.eos_token
+    model = student_from_fields(PRESETS["stlm-nano"], shared, context=64, seed=0)
+    end = shared.eos_token_id
+    model(input_ids=torch.tensor([[end, 5]])).logits.sum().backward()
+    assert model.get_input_embeddings().weight.grad[end].abs().sum() > 0
+    assert model.get_input_embeddings().padding_idx is None
 
 
 @pytest.mark.parametrize("layers", [[0, 5], [1, 1], [2, 1], [-1]])

@@ -61,7 +61,7 @@ def student_from_fields(
             vocab_size=len(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=_own_padding(tokenizer),
         )
         with torch.device("meta"):
             check_size(_from_config(config))
@@ -71,6 +71,12 @@ def student_from_fields(
     except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
+
+
+def _own_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The padding id, unless it is only another name of the end or the start: padding is never trained."""
+    pad = tokenizer.pad_token_id
+    return None if pad in (tokenizer.eos_token_id, tokenizer.bos_token_id) else pad
 
 
 def _from_config(config: PretrainedConfig) -> PreTrainedModel:
