@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from io import StringIO
@@ -12,15 +10,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from stlm_kd.errors import Interrupted, Preempted
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.adapting import AdaptationReport, read_adaptation
+from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.folder import create
 from stlm_kd.run.record import write_json, write_text
+from stlm_kd.run.recording import recorded
 from stlm_kd.run.scoring import kept_scores
-from stlm_kd.run.teaching import ReadyTeacher, check_teachers, ready_teacher
+from stlm_kd.run.stages import link_folder
+from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.workshop import Workshop
 
@@ -49,25 +49,18 @@ def adapt_teacher(
     """
     run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
     workshop = Workshop(output_dir, True, trust_remote_code)
-    try:
+    with recorded(run):
         _work(recipe, teacher, run.path, workshop, origin=name)
-    except (Interrupted, Preempted, KeyboardInterrupt) as ending:
-        run.finish("interrupted", str(ending) or "Ctrl-C")
-        raise
-    except BaseException as error:
-        run.finish("failed", f"{type(error).__name__}: {error}")
-        raise
-    run.finish("done")
     return run.path
 
 
 def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, origin: str) -> None:
     tokenizer = student_tokenizer(recipe, workshop)
-    check_teachers(recipe, tokenizer, workshop, origin=origin)
+    check_recipe(recipe, tokenizer, workshop, origin=origin)
     wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
     ready = [ready_teacher(recipe, entry, tokenizer, workshop) for entry in wanted]
     for teacher in ready:
-        _publish(Path(teacher.model), run / "teachers" / teacher.name)
+        link_folder(Path(teacher.model), run / "teachers" / teacher.name)
     reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
     scores = _scores(recipe, ready, workshop)
     values = {
@@ -119,16 +112,3 @@ def _scores(
         found[teacher.name] = kept_scores(recipe, teacher.original, workshop)
         found[f"{teacher.name}, adapted"] = kept_scores(recipe, teacher.model, workshop)
     return found
-
-
-def _publish(model: Path, target: Path) -> None:
-    """The model's files under the run, without a second copy where the file system can link."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(model, target, copy_function=_link_or_copy)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,7 +25,8 @@ from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.schema import Adapt
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Key, model_identity
-from stlm_kd.run.text import held_out, packed, text_key
+from stlm_kd.run.text import held_out, held_out_rows, text_key, training_rows
+from stlm_kd.run.training import tenth
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.step import StepModule
 
@@ -77,12 +77,14 @@ def read_adaptation(folder: Path) -> AdaptationReport:
     return AdaptationReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 
-def adaptation_key(recipe: Recipe, adapt: Adapt, teacher: str, tokenizer: PreTrainedTokenizerFast) -> Key:
+def adaptation_key(
+    recipe: Recipe, adapt: Adapt, teacher: str, tokenizer: PreTrainedTokenizerFast, *, trust: bool
+) -> Key:
     """Everything that decides the adapted weights; ``teacher`` is its folder or Hub id."""
     return {
-        "teacher": model_identity(teacher),
+        "teacher": model_identity(teacher, trust_remote_code=trust),
         "tokenizer": tokenizer_hash(tokenizer),
-        "adapt": plain(adapt),
+        "adapt": {**plain(adapt), "fraction": None},
         "text": text_key(recipe.data.train, _fraction(recipe, adapt)),
         "validation": text_key(recipe.data.validation or (), 1.0),
         "context": recipe.data.context,
@@ -110,8 +112,9 @@ def adapt_model(
         folder: Where an interrupted adaptation finds its checkpoints again.
         workshop: Where shared results lie.
     """
-    model = load_causal_lm(teacher, trust_remote_code=workshop.trust_remote_code)
-    own = load_tokenizer(teacher, trust_remote_code=workshop.trust_remote_code)
+    trust = workshop.trust_remote_code
+    model = load_causal_lm(teacher, trust_remote_code=trust)
+    own = load_tokenizer(teacher, trust_remote_code=trust)
     tracker = workshop.tracker(folder, backends=recipe.tracking, stage=f"adapt {name}")
     try:
         texts = held_out(recipe, most_bytes=MEASURED_BYTES)
@@ -124,26 +127,20 @@ def adapt_model(
             f"{initialised.bits_per_byte:.3f} with new rows ({adapt.init}); training them"
         )
         freeze_body(model)
-        rows = packed(
-            recipe.data.train,
-            tokenizer,
-            workshop,
-            context=recipe.data.context,
-            fraction=_fraction(recipe, adapt),
-        )
-        held = packed(recipe.data.validation or (), tokenizer, workshop, context=recipe.data.context)
+        rows = training_rows(recipe, tokenizer, workshop, fraction=adapt.fraction)
+        held = held_out_rows(recipe, tokenizer, workshop)
         micro_batch = adapt.micro_batch or adapt.effective_batch
         result = fit(
             StepModule(model, [Term(LABELS, LABELS)]),
             BatchStream(
                 rows, effective_batch=adapt.effective_batch, micro_batch=micro_batch, seed=adapt.seed
             ),
-            _settings(adapt, recipe.data.context),
+            adaptation_settings(adapt, recipe.data.context),
             folder=folder,
             validation=partial(evaluation_batches, held, micro_batch=micro_batch),
             tracker=tracker,
             resume=workshop.resume,
-            fingerprint=hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer))),
+            fingerprint=hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust))),
         )
     finally:
         tracker.close()
@@ -164,12 +161,13 @@ def adapt_model(
     )
     save_model(model.cpu(), tokenizer, folder / "model")
     write_json(folder / "report.json", asdict(report))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _settings(adapt: Adapt, context: int) -> FitSettings:
+def adaptation_settings(adapt: Adapt, context: int) -> FitSettings:
+    """The adaptation's settings as the engine takes them; ``tokens`` is rounded up to whole steps."""
+    steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * context)))
     return FitSettings(
-        steps=max(1, math.ceil(adapt.tokens / (adapt.effective_batch * context))),
+        steps=steps,
         learning_rate=adapt.learning_rate,
         schedule=adapt.schedule,
         warmup=adapt.warmup,
@@ -178,6 +176,7 @@ def _settings(adapt: Adapt, context: int) -> FitSettings:
         validate_every=adapt.validate_every,
         keep="best",
         patience=adapt.patience,
+        checkpoint_every=tenth(steps),
         seed=adapt.seed,
     )
 

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.errors import Interrupted, Preempted
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import count_parameters, load_causal_lm
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.adapting import read_adaptation
+from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.curves import draw_curves
 from stlm_kd.run.folder import create
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.record import write_json, write_text
+from stlm_kd.run.recording import recorded
 from stlm_kd.run.results import Row, as_json, comparisons, result_table
 from stlm_kd.run.scoring import kept_scores
-from stlm_kd.run.teaching import ReadyTeacher, check_teachers, ready_teacher
+from stlm_kd.run.stages import link_folder
+from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
-from stlm_kd.run.training import Variant, read_report, train_student
+from stlm_kd.run.training import Variant, read_report, train_student, training_key
 from stlm_kd.run.workshop import Workshop
 
 Values = dict[str, Any]
@@ -59,22 +59,14 @@ def distill(
     """
     run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
     workshop = Workshop(output_dir, resume == "auto", trust_remote_code)
-    try:
-        with _stoppable():
-            _work(recipe, run.path, workshop, jobs, origin=name)
-    except (Interrupted, Preempted, KeyboardInterrupt) as ending:
-        run.finish("interrupted", str(ending) or "Ctrl-C")
-        raise
-    except BaseException as error:
-        run.finish("failed", f"{type(error).__name__}: {error}")
-        raise
-    run.finish("done")
+    with recorded(run):
+        _work(recipe, run.path, workshop, jobs, origin=name)
     return run.path
 
 
 def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: str) -> None:
     tokenizer = student_tokenizer(recipe, workshop)
-    check_teachers(recipe, tokenizer, workshop, origin=origin)
+    check_recipe(recipe, tokenizer, workshop, origin=origin)
     values = plain(recipe)
     teachers = run_jobs(
         [
@@ -107,6 +99,33 @@ def student_folder(run: Path, variant: Variant, seed: int) -> Path:
     return run / "students" / variant / f"seed-{seed}"
 
 
+def share_student(
+    recipe: Recipe,
+    variant: Variant,
+    seed: int,
+    teachers: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    workshop: Workshop,
+) -> None:
+    """Train a student in its run's folder, and share it: another run that wants the very same gets it."""
+    stages = workshop.stages
+    key = training_key(
+        recipe, variant, seed, teachers=teachers, tokenizer=tokenizer, trust=workshop.trust_remote_code
+    )
+    if stages.holds(folder, "model", key):
+        return
+
+    def build(stage: Path) -> None:
+        train_student(
+            recipe, variant, seed, teachers=teachers, tokenizer=tokenizer, folder=folder, workshop=workshop,
+            label=f"{variant} seed {seed}",
+        )  # fmt: skip
+        link_folder(folder, stage)
+
+    link_folder(stages.make("model", key, build), folder)
+
+
 def _teacher_job(values: Values, index: int, workshop: Workshop) -> ReadyTeacher:
     recipe = from_values(values, origin="recipe")
     tokenizer = student_tokenizer(recipe, workshop)
@@ -122,15 +141,9 @@ def _student_job(
     workshop: Workshop,
 ) -> None:
     recipe = from_values(values, origin="recipe")
-    train_student(
-        recipe,
-        variant,
-        seed,
-        teachers={teacher.name: teacher.model for teacher in teachers},
-        tokenizer=student_tokenizer(recipe, workshop),
-        folder=student_folder(run, variant, seed),
-        workshop=workshop,
-    )
+    tokenizer = student_tokenizer(recipe, workshop)
+    models = {teacher.name: teacher.model for teacher in teachers}
+    share_student(recipe, variant, seed, models, tokenizer, student_folder(run, variant, seed), workshop)
 
 
 def _score_job(values: Values, model: str, workshop: Workshop) -> list[SuiteResult]:
@@ -149,8 +162,9 @@ def _report(
         [Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"))) for model in models],
         workers=jobs,
     )
+    trust = workshop.trust_remote_code
     by_model = {model: tuple(results) for model, results in zip(models, scored, strict=True)}
-    rows = [row for teacher in teachers for row in _teacher_rows(teacher, by_model)]
+    rows = [row for teacher in teachers for row in _teacher_rows(teacher, by_model, trust)]
     for variant, folders in students.items():
         reports = [read_report(folder) for folder in folders]
         rows.append(
@@ -170,13 +184,15 @@ def _report(
     draw_curves(students, run / "curves.png")
 
 
-def _teacher_rows(teacher: ReadyTeacher, scores: dict[str, tuple[SuiteResult, ...]]) -> Iterator[Row]:
+def _teacher_rows(
+    teacher: ReadyTeacher, scores: dict[str, tuple[SuiteResult, ...]], trust: bool
+) -> Iterator[Row]:
     """The teacher as it was, and as it is with the student's vocabulary."""
     trained = read_report(teacher.training) if teacher.training is not None else None
     yield Row(
         name=f"teacher {teacher.name}",
         kind="teacher",
-        parameters=trained.parameters if trained else _size(teacher.original),
+        parameters=trained.parameters if trained else _size(teacher.original, trust),
         tokens_of_text=trained.tokens_of_text if trained else None,
         tokens_seen=trained.tokens_seen if trained else None,
         seeds=(),
@@ -187,7 +203,7 @@ def _teacher_rows(teacher: ReadyTeacher, scores: dict[str, tuple[SuiteResult, ..
         yield Row(
             name=f"teacher {teacher.name}, adapted",
             kind="adapted",
-            parameters=_size(teacher.model),
+            parameters=_size(teacher.model, trust),
             tokens_of_text=adapted.tokens_of_text,
             tokens_seen=adapted.tokens_seen,
             seeds=(),
@@ -195,8 +211,8 @@ def _teacher_rows(teacher: ReadyTeacher, scores: dict[str, tuple[SuiteResult, ..
         )
 
 
-def _size(model: str) -> int:
-    return count_parameters(load_causal_lm(model))
+def _size(model: str, trust: bool) -> int:
+    return count_parameters(load_causal_lm(model, trust_remote_code=trust))
 
 
 def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
@@ -210,17 +226,3 @@ def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
 
 def _named(workshop: Workshop, jobs: int, name: str) -> Workshop:
     return replace(workshop, quiet_name=name) if jobs > 1 else workshop
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Between trainings, SIGTERM ends the run in an orderly way too."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted("stopped by SIGTERM between trainings; what is finished is kept")
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

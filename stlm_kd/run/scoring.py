@@ -55,7 +55,7 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
     """The recipe's suites on a model, each as a stage."""
     calls = suite_calls(recipe)
     text = text_key(recipe.data.validation or (), 1.0)
-    identity = model_identity(model)
+    identity = model_identity(model, trust_remote_code=workshop.trust_remote_code)
     keys: list[Key] = [
         {
             "model": identity,

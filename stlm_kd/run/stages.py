@@ -1,17 +1,21 @@
 """Results that are found again by what made them, and are never half there.
 
 A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, where an interrupted
-build finds its checkpoints again, and gets its name when it is whole.
+build finds its checkpoints again, and gets its name when it is whole. Of several processes that want the same
+stage one builds it, and the others wait.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from stlm_kd.data.files import expanded
 from stlm_kd.errors import CheckpointError
@@ -23,6 +27,9 @@ Key = Mapping[str, Json]
 
 FORMATS = {"tokenizer": 1, "model": 1, "adapted": 1, "eval": 1}
 """The version of each kind's content: raised when the same key has to give another result."""
+
+STAGE = "stage.json"
+"""Says of what kind a folder is, and of which key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +52,60 @@ class Stages:
             build: Writes into the folder that it is given, and may find its own earlier files there.
         """
         folder = self.path(kind, key)
-        if folder.is_dir():
-            self._check(folder, kind, key)
-            return folder
+        if not folder.is_dir():
+            locks = self.root / ".locks"
+            locks.mkdir(parents=True, exist_ok=True)
+            with FileLock(locks / folder.name):
+                if not folder.is_dir():
+                    self._build(folder, kind, key, build)
+        if not self.holds(folder, kind, key):
+            raise CheckpointError(
+                f"{folder}: not the {kind} that its name says; delete the folder to make it anew"
+            )
+        return folder
+
+    def holds(self, folder: Path, kind: str, key: Key) -> bool:
+        """Whether a folder is this stage, or a copy of it, by its own word."""
+        try:
+            found = json.loads((folder / STAGE).read_text(encoding="utf-8"))
+            return self._digest(found["kind"], found["key"]) == self._digest(kind, key)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _build(self, folder: Path, kind: str, key: Key, build: Callable[[Path], None]) -> None:
         partial = folder.with_name(f"{folder.name}.partial")
         if not self.resume:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
         build(partial)
-        write_json(partial / "stage.json", {"kind": kind, "format": FORMATS[kind], "key": dict(key)})
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+        write_json(partial / STAGE, {"kind": kind, "format": FORMATS[kind], "key": dict(key)})
         partial.rename(folder)
-        return folder
 
     @staticmethod
     def _digest(kind: str, key: Key) -> str:
         text = json.dumps([kind, FORMATS[kind], key], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _check(self, folder: Path, kind: str, key: Key) -> None:
-        """A folder by this name must say that it was made by this very key."""
-        try:
-            found = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-            same = self._digest(found["kind"], found["key"]) == self._digest(kind, key)
-        except (OSError, ValueError, KeyError, TypeError):
-            same = False
-        if not same:
-            raise CheckpointError(
-                f"{folder}: not the {kind} that its name says; delete the folder to make it anew"
-            )
+
+def link_folder(source: Path, target: Path) -> None:
+    """The same files under another folder, which appears whole; without a second copy where links can be.
+
+    What was in ``target`` is gone, and checkpoints stay behind.
+    """
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    left = shutil.ignore_patterns("checkpoints")
+    shutil.copytree(source, unfinished, copy_function=_link_or_copy, ignore=left)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def file_hash(path: Path) -> str:
@@ -93,5 +126,5 @@ def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
     files = sorted(
         path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".model", ".txt"}
     )
-    text = "\n".join(f"{path.name} {file_hash(path)}" for path in files if path.name != "stage.json")
+    text = "\n".join(f"{path.name} {file_hash(path)}" for path in files if path.name != STAGE)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,9 +9,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import PackedRows
-from stlm_kd.data.corpus import pack_sources, prepare, texts
+from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare, texts
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Source as RecipeSource
 from stlm_kd.recipe.schema import TokenizerTraining
@@ -34,17 +35,34 @@ def text_key(entries: Sequence[RecipeSource], fraction: float) -> Json:
     return [fraction, *texts]
 
 
-def packed(
-    entries: Sequence[RecipeSource],
+def training_rows(
+    recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
     workshop: Workshop,
     *,
-    context: int,
-    fraction: float = 1.0,
+    fraction: float | None = None,
 ) -> tuple[PackedRows, ...]:
-    """The text tokenised (once, on disk) and packed into rows."""
-    prepared = prepare(sources(entries), tokenizer, workshop.tokens, fraction=fraction)
-    return pack_sources(prepared, context)
+    """The training text, or as much of it as the recipe says, tokenised (once, on disk) and packed."""
+    share = recipe.data.fraction if fraction is None else fraction
+    prepared = prepare(sources(recipe.data.train), tokenizer, workshop.tokens, fraction=share)
+    return _packed(prepared, recipe, "data.train")
+
+
+def held_out_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> tuple[PackedRows, ...]:
+    """The validation text tokenised and packed; () where the recipe names none."""
+    if not recipe.data.validation:
+        return ()
+    prepared = prepare(sources(recipe.data.validation), tokenizer, workshop.tokens)
+    return _packed(prepared, recipe, "data.validation")
+
+
+def _packed(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> tuple[PackedRows, ...]:
+    try:
+        return pack_sources(prepared, recipe.data.context)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:

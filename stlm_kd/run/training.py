@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,19 +13,18 @@ from typing import Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
-from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_hash
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
-from stlm_kd.errors import Fault, RecipeError
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
-from stlm_kd.objective import Combination, Term
+from stlm_kd.objective import COMBINED, Combination, Term
 from stlm_kd.recipe import Recipe, hash_of, plain, term_names
 from stlm_kd.recipe.schema import Train
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Key, model_identity
-from stlm_kd.run.text import packed, text_key
+from stlm_kd.run.text import held_out_rows, text_key, training_rows
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
@@ -67,34 +66,63 @@ def read_report(folder: Path) -> TrainingReport:
     return TrainingReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 
-def training_key(recipe: Recipe, variant: Variant, seed: int, teachers: Mapping[str, str]) -> Key:
-    """Everything that decides the trained weights.
+def training_key(
+    recipe: Recipe,
+    variant: Variant,
+    seed: int,
+    *,
+    teachers: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerFast,
+    trust: bool = False,
+) -> Key:
+    """Everything that decides the trained weights, and nothing else.
 
     Args:
         recipe: The recipe.
         variant: Which of its students.
         seed: The student's seed.
         teachers: By name, the folder of each teacher that is ready to teach.
+        tokenizer: The student's.
+        trust: Whether models may run code that they bring.
     """
-    trained = plain(recipe.train)
+    student, train = plain(recipe.student), plain(recipe.train)
+    for name in ("tokenizer", "model"):
+        student.pop(name, None)
     for name in ("log_every", "checkpoint_every"):
-        trained.pop(name, None)
+        train.pop(name, None)
+    asks = variant == "student" and bool(teachers)
     checkpoint = recipe.student.model
     fraction = 1.0 if variant == "all-data" else recipe.data.fraction
     return {
-        "student": plain(recipe.student),
-        "checkpoint": model_identity(checkpoint) if checkpoint else None,
-        "teachers": {name: model_identity(folder) for name, folder in teachers.items()},
-        "combine": plain(recipe.combine),
-        "objectives": [plain(objective) for objective in recipe.objectives],
-        "train": trained,
-        "steps_from": recipe.data.fraction,
+        "student": student,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "checkpoint": model_identity(checkpoint, trust_remote_code=trust) if checkpoint else None,
+        "teachers": {
+            name: model_identity(teachers[name], trust_remote_code=trust)
+            for name in sorted(used_teachers(recipe, variant))
+        },
+        "combine": plain(recipe.combine) if asks else None,
+        "objectives": [plain(objective) for objective in recipe.objectives] if asks else None,
+        "train": train,
+        "steps_from": recipe.data.fraction if recipe.train.epochs else None,
         "text": text_key(recipe.data.train, fraction),
         "validation": text_key(recipe.data.validation or (), 1.0),
         "context": recipe.data.context,
-        "variant": variant,
         "seed": seed,
     }
+
+
+def used_teachers(recipe: Recipe, variant: Variant) -> set[str]:
+    """The teachers that decide the result, by name: those that are asked, and the one that gives layers."""
+    used = asked_teachers(recipe) if variant == "student" else set()
+    init_from = recipe.student.init_from
+    return used if init_from is None else used | {init_from.teacher}
+
+
+def asked_teachers(recipe: Recipe) -> set[str]:
+    """The names of the teachers that the objectives ask."""
+    named = {entry.teacher for entry in recipe.objectives if entry.loss != LABELS}
+    return {teacher.name for teacher in recipe.teachers} if COMBINED in named else named
 
 
 def train_student(
@@ -106,8 +134,9 @@ def train_student(
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     workshop: Workshop,
+    label: str,
 ) -> None:
-    """Fill a folder with ``model/``, ``report.json`` and ``metrics.jsonl``, unless it is finished already.
+    """Fill a folder with ``model/``, ``report.json`` and ``metrics.jsonl``; its checkpoints stay in it too.
 
     Args:
         recipe: The recipe.
@@ -117,26 +146,26 @@ def train_student(
         tokenizer: The student's.
         folder: Where an interrupted training finds its checkpoints again.
         workshop: Where shared results lie.
+        label: What progress calls this training.
     """
-    if (folder / "report.json").is_file() and workshop.resume:
-        return
     student = initial_student(recipe, seed, teachers=teachers, tokenizer=tokenizer, workshop=workshop)
-    rows = partial(packed, tokenizer=tokenizer, workshop=workshop, context=recipe.data.context)
-    own = rows(recipe.data.train, fraction=recipe.data.fraction)
-    parts = rows(recipe.data.train) if variant == "all-data" else own
-    held = rows(recipe.data.validation) if recipe.data.validation else None
+    own = training_rows(recipe, tokenizer, workshop)
+    parts = training_rows(recipe, tokenizer, workshop, fraction=1.0) if variant == "all-data" else own
+    held = held_out_rows(recipe, tokenizer, workshop)
     steps = num_steps(recipe.train, own, seed)
     stream = _stream(recipe.train, parts, seed)
     epochs = steps / stream.steps_per_epoch
-    with_teachers = variant == "student" and bool(teachers)
+    asks = variant == "student" and bool(teachers)
     step = StepModule(
         student,
         objective_terms(recipe) if variant == "student" else [Term(LABELS, LABELS)],
-        teachers=_ready(teachers, parts, epochs, recipe, workshop) if with_teachers else {},
+        teachers=_ready(teachers, parts, epochs, recipe, workshop) if asks else {},
         combination=Combination(recipe.combine.how, recipe.combine.options),
     )
-    stage = f"{variant} seed {seed}"
-    tracker = workshop.tracker(folder, backends=recipe.tracking, stage=stage)
+    key = training_key(
+        recipe, variant, seed, teachers=teachers, tokenizer=tokenizer, trust=workshop.trust_remote_code
+    )
+    tracker = workshop.tracker(folder, backends=recipe.tracking, stage=label)
     try:
         result = fit(
             step,
@@ -148,7 +177,7 @@ def train_student(
             else None,
             tracker=tracker,
             resume=workshop.resume,
-            fingerprint=hash_of(dict(training_key(recipe, variant, seed, teachers))),
+            fingerprint=hash_of(dict(key)),
         )
     finally:
         tracker.close()
@@ -169,13 +198,6 @@ def initial_student(
         teacher = load_causal_lm(teachers[wanted.init_from.teacher], trust_remote_code=trust)
         student = student_from_layers(teacher, wanted.init_from.layers, place="student.init_from.layers")
     elif wanted.model is not None:
-        known = load_tokenizer(wanted.model, trust_remote_code=trust)
-        if not same_vocabulary(known, tokenizer):
-            message = (
-                f"its vocabulary ({len(known)} tokens) is not that of student.tokenizer "
-                f"({len(tokenizer)} tokens); name the same folder as tokenizer, or start from a preset"
-            )
-            raise RecipeError("recipe", [Fault("student.model", message)])
         student = check_size(load_causal_lm(wanted.model, trust_remote_code=trust))
     else:
         fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
@@ -216,10 +238,15 @@ def fit_settings(train: Train, steps: int, seed: int) -> FitSettings:
         validate_every=train.validate_every,
         keep=train.keep,
         patience=train.patience,
-        checkpoint_every=train.checkpoint_every,
+        checkpoint_every=train.checkpoint_every or tenth(steps),
         log_every=train.log_every,
         seed=seed,
     )
+
+
+def tenth(steps: int) -> int:
+    """Steps between checkpoints where nothing else is said: a crash costs a tenth of the work at most."""
+    return max(1, math.ceil(steps / 10))
 
 
 def num_steps(train: Train, parts: Sequence[PackedRows], seed: int) -> int:
@@ -239,7 +266,7 @@ def finish(
     kept_best: bool,
     parts: Sequence[PackedRows],
 ) -> None:
-    """Save the model, then the report that says that it is whole, and drop the checkpoints."""
+    """Save the model, then the report that says that it is whole."""
     save_model(model.cpu(), tokenizer, folder / "model")
     report = TrainingReport(
         parameters=count_parameters(model),
@@ -252,7 +279,6 @@ def finish(
         stopped=result.stopped,
     )
     write_json(folder / "report.json", asdict(report))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _micro_batch(train: Train) -> int:
@@ -269,8 +295,8 @@ def _ready(
     folders: Mapping[str, str], parts: Sequence[PackedRows], epochs: float, recipe: Recipe, workshop: Workshop
 ) -> dict[str, Teacher]:
     """The teachers that the objectives ask, answering from memory where the rows come often and fit in it."""
-    named = {entry.teacher for entry in recipe.objectives if entry.loss != LABELS}
-    asked = folders if "combined" in named else {name: folders[name] for name in folders if name in named}
+    names = asked_teachers(recipe)
+    asked = {name: folder for name, folder in folders.items() if name in names}
     ready: dict[str, Teacher] = {}
     for name, folder in asked.items():
         model = load_causal_lm(folder, trust_remote_code=workshop.trust_remote_code).to(current_device())  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""What can be refused before anything is trained: text, teachers and students that do not fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
+from stlm_kd.errors import Fault, RecipeError
+from stlm_kd.models.load import load_config
+from stlm_kd.models.students import choose_layers
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema import Teacher
+from stlm_kd.run.text import held_out_rows, student_tokenizer, training_rows
+from stlm_kd.run.training import initial_student
+from stlm_kd.run.workshop import Workshop
+
+
+def check_recipe(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop, *, origin: str
+) -> None:
+    """Refuse a recipe whose parts do not fit together, and the recipes of its teachers likewise.
+
+    Args:
+        recipe: Its teachers, text and student are looked at.
+        tokenizer: The student's.
+        workshop: Where tokenised text is kept: what is read here need not be read again.
+        origin: What messages call the recipe.
+
+    Raises:
+        RecipeError: A vocabulary that differs without ``adapt``, or too few positions; all of them at once.
+        DataError, EnvironmentFault: Text that is not there, or too short.
+        ModelError: A model that cannot be loaded or built.
+    """
+    for teacher in recipe.teachers:
+        if teacher.recipe is not None:
+            own = student_tokenizer(teacher.recipe, workshop)
+            check_recipe(teacher.recipe, own, workshop, origin=f"{origin}, recipe of teacher {teacher.name}")
+    faults = [
+        fault
+        for index, teacher in enumerate(recipe.teachers)
+        for fault in _teacher_faults(
+            f"teachers[{index}] ({teacher.name})", teacher, recipe, tokenizer, workshop
+        )
+    ]
+    faults += _student_faults(recipe, tokenizer, workshop)
+    if faults:
+        raise RecipeError(origin, faults)
+    _try_student(recipe, tokenizer, workshop)
+    training_rows(recipe, tokenizer, workshop)
+    held_out_rows(recipe, tokenizer, workshop)
+
+
+def _teacher_faults(
+    place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> Iterator[Fault]:
+    config = _config(teacher, workshop)
+    own = _tokenizer(teacher, workshop)
+    yield from _positions_fault(place, config, recipe)
+    if teacher.model is not None:
+        yield from _rows_fault(place, config, own)
+    if teacher.adapt is None and not same_vocabulary(own, tokenizer):
+        message = (
+            f"its vocabulary ({len(own)} tokens) is not the student's ({len(tokenizer)} tokens): "
+            "ids mean different tokens; add adapt: {}, or give the student the teacher's tokenizer"
+        )
+        yield Fault(place, message)
+
+
+def _student_faults(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> Iterator[Fault]:
+    name, trust = recipe.student.model, workshop.trust_remote_code
+    if name is None:
+        return
+    config = load_config(name, trust_remote_code=trust)
+    known = load_tokenizer(name, trust_remote_code=trust)
+    yield from _positions_fault("student.model", config, recipe)
+    yield from _rows_fault("student.model", config, known)
+    if not same_vocabulary(known, tokenizer):
+        message = (
+            f"its vocabulary ({len(known)} tokens) is not that of student.tokenizer "
+            f"({len(tokenizer)} tokens); name the same folder as tokenizer, or start from a preset"
+        )
+        yield Fault("student.model", message)
+
+
+def _positions_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[Fault]:
+    positions, context = getattr(config, "max_position_embeddings", None), recipe.data.context
+    if isinstance(positions, int) and positions < context:
+        yield Fault(place, f"it has {positions} positions, but data.context is {context}; shorten it")
+
+
+def _rows_fault(place: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[Fault]:
+    rows = getattr(config, "vocab_size", None)
+    if isinstance(rows, int) and rows < len(tokenizer):
+        message = (
+            f"its embedding has {rows} rows, but its tokenizer {len(tokenizer)} tokens; "
+            "use the tokenizer that it was trained with"
+        )
+        yield Fault(place, message)
+
+
+def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
+    """Build the student once, or look whether its teacher has the layers."""
+    init_from = recipe.student.init_from
+    if init_from is not None:
+        (teacher,) = (teacher for teacher in recipe.teachers if teacher.name == init_from.teacher)
+        layers = _config(teacher, workshop).num_hidden_layers
+        choose_layers(layers, init_from.layers, place="student.init_from.layers")
+    elif recipe.student.has_body:
+        initial_student(recipe, recipe.seeds[0], teachers={}, tokenizer=tokenizer, workshop=workshop)
+
+
+def _tokenizer(teacher: Teacher, workshop: Workshop) -> PreTrainedTokenizerFast:
+    """The teacher's own tokenizer."""
+    if teacher.recipe is not None:
+        return student_tokenizer(teacher.recipe, workshop)
+    assert teacher.model is not None
+    return load_tokenizer(teacher.model, trust_remote_code=workshop.trust_remote_code)
+
+
+def _config(teacher: Teacher, workshop: Workshop) -> PretrainedConfig:
+    """The teacher's configuration, or the one that it will have once its recipe has made it."""
+    if teacher.recipe is None:
+        assert teacher.model is not None
+        return load_config(teacher.model, trust_remote_code=workshop.trust_remote_code)
+    recipe = teacher.recipe
+    init_from = recipe.student.init_from
+    if init_from is None:
+        tokenizer = student_tokenizer(recipe, workshop)
+        student = initial_student(recipe, 0, teachers={}, tokenizer=tokenizer, workshop=workshop)
+        return student.config
+    (source,) = (entry for entry in recipe.teachers if entry.name == init_from.teacher)
+    config = deepcopy(_config(source, workshop))
+    chosen = choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
+    config.num_hidden_layers = len(chosen)
+    return config

@@ -1,0 +1,49 @@
+"""A run's record while it runs: how it ended is written down, whatever ended it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from stlm_kd.errors import Interrupted, Preempted
+from stlm_kd.run.folder import RunFolder
+
+
+@contextmanager
+def recorded(run: RunFolder) -> Iterator[None]:
+    """Mark the run as done, interrupted or failed when the block ends.
+
+    Raises:
+        Interrupted, Preempted: Ctrl-C or SIGTERM came, between trainings or within one.
+    """
+    try:
+        with _stoppable():
+            yield
+    except (Interrupted, Preempted) as ending:
+        run.finish("interrupted", str(ending))
+        raise
+    except KeyboardInterrupt as ending:
+        run.finish("interrupted", "Ctrl-C")
+        raise Interrupted(
+            "stopped by Ctrl-C between trainings; the same command goes on from there"
+        ) from ending
+    except BaseException as error:
+        run.finish("failed", f"{type(error).__name__}: {error}")
+        raise
+    run.finish("done")
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Between trainings, SIGTERM ends the run in an orderly way too."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted("stopped by SIGTERM between trainings; the same command goes on from there")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
