@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def evaluate(
         from stlm_kd.eval import sources
 
         built = sources.build(tasks, source=source, num_fewshot=num_fewshot)
-        with evaluating(model), _random_states_kept():
+        with evaluating(model), _random_states_kept(), _environment_unasked():
             output: Mapping[str, Any] = simple_evaluate(
                 model=_wrapped(model, tokenizer, batch_size, precision),
                 tasks=[one.item for one in built],
@@ -201,6 +202,16 @@ def _random_states_kept() -> Iterator[None]:
     finally:
         random.setstate(state)
         np.random.set_state(numpy_state)
+
+
+def _environment_unasked() -> contextlib.AbstractContextManager[object]:
+    """Without lm-eval's questions to git, shell and driver: seconds for lines that are left out here."""
+    return mock.patch.multiple(
+        "lm_eval.evaluator",
+        get_git_commit_hash=lambda: None,
+        add_env_info=lambda storage: None,
+        create=True,
+    )
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ class StepModule(nn.Module):
         return self._terms if self.training else [Term(LABELS, LABELS)]
 
     def count(self, batch: Batch) -> dict[str, int]:
-        """By term, the tokens of the batch that it counts (for a batch on the CPU: elsewhere it would wait)."""
+        """By term, the tokens of the batch that it counts (which lies on the CPU)."""
         return {term.name: int(term_mask(term, batch).sum()) for term in self.terms}
 
     def forward(self, batch: Batch, denominators: Mapping[str, float]) -> StepOutput:

@@ -71,8 +71,8 @@ class LiveTeacher:
 class RememberingTeacher:
     """Knows the hidden states of one data set by heart: each row was run once, before the training.
 
-    For data that is read many times and fits in memory: rows × T × D numbers. All rows are run at the start and
-    in their own order, so that an answer does not depend on when it is asked, nor on a resume.
+    For data that is read many times and fits in memory: rows × T × D numbers. All rows are run at the start
+    and in their own order, so that an answer does not depend on when it is asked, nor on a resume.
     """
 
     def __init__(self, teacher: LiveTeacher, rows: Iterable[Batch]) -> None:

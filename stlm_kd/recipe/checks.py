@@ -77,6 +77,9 @@ def _trained_teacher(teacher: Teacher, place: Place) -> Iterator[Contradiction]:
         yield ((*place, "seeds"),), f"{seeds} given; a teacher is trained once: give one seed"
     if teacher.recipe.controls:
         yield ((*place, "controls"),), "a teacher's recipe trains the teacher alone; remove them"
+    if teacher.recipe.eval:
+        message = "a teacher is scored by the eval of the recipe that it teaches in; remove it"
+        yield ((*place, "eval"),), message
 
 
 def _combine(recipe: Recipe) -> Iterator[Contradiction]:

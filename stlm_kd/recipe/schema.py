@@ -257,8 +257,9 @@ class Train(Part):
     """How the student is trained. Steps are optimizer steps; null turns a thing off.
 
     ``micro_batch``: as ``effective_batch`` where null. ``validate_every`` null: at the end only.
-    ``checkpoint_every`` null: when stopped and at the end only. ``warmup``: a share of the steps. ``keep``,
-    if not given: ``best`` where there is validation text and ``validate_every``, else ``last``.
+    ``checkpoint_every`` null: every tenth of the steps; besides, one is written with each improvement where
+    the best is kept, when stopped, and at the end. ``warmup``: a share of the steps. ``keep``, if not given:
+    ``best`` where there is validation text and ``validate_every``, else ``last``.
     """
 
     label: ClassVar[str] = "a key of train"

@@ -21,11 +21,11 @@ from stlm_kd.run.folder import create
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded
-from stlm_kd.run.results import Row, as_json, comparisons, result_table
+from stlm_kd.run.results import Row, as_json, comparisons, result_table, text_remark
 from stlm_kd.run.scoring import kept_scores
 from stlm_kd.run.stages import link_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
-from stlm_kd.run.text import student_tokenizer
+from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.training import Variant, read_report, train_student, training_key
 from stlm_kd.run.workshop import Workshop
 
@@ -160,7 +160,7 @@ def _report(
     models += [str(folder / "model") for folders in students.values() for folder in folders]
     scored = run_jobs(
         [Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"))) for model in models],
-        workers=jobs,
+        workers=jobs if recipe.eval else 1,
     )
     trust = workshop.trust_remote_code
     by_model = {model: tuple(results) for model, results in zip(models, scored, strict=True)}
@@ -178,8 +178,9 @@ def _report(
                 scores=tuple(by_model[str(folder / "model")] for folder in folders),
             )
         )
-    remarks = comparisons(rows)
-    write_json(run / "results.json", as_json(rows, remarks))
+    domains = tokens_by_domain(recipe, student_tokenizer(recipe, workshop), workshop)
+    remarks = [*comparisons(rows), *text_remark(domains)]
+    write_json(run / "results.json", as_json(rows, remarks, domains))
     write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
     draw_curves(students, run / "curves.png")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,14 +32,16 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
 
     Args:
         jobs: Independent of each other.
-        workers: Processes at once; 1 works in this process. Each gets its share of the machine's cores.
+        workers: Processes at once; 1 works in this process. Each gets its share of the threads.
 
     Raises:
         Interrupted, Preempted: SIGINT or SIGTERM came; what was running had time to save.
     """
     if workers == 1 or len(jobs) < 2:
         return [job.function(*job.arguments) for job in jobs]
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    import torch
+
+    threads = max(1, torch.get_num_threads() // workers)
     with ProcessPoolExecutor(
         min(workers, len(jobs)),
         mp_context=get_context("spawn"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,7 +103,17 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
     return lines + _weak_teachers(rows, controls)
 
 
-def as_json(rows: Sequence[Row], remarks: Sequence[str]) -> dict[str, Any]:
+def text_remark(tokens_by_domain: Mapping[str, int]) -> list[str]:
+    """What the training text is made of, where it is of several domains."""
+    if len(tokens_by_domain) < 2:
+        return []
+    parts = (f"{name} {tokens:,}" for name, tokens in tokens_by_domain.items())
+    return [f"tokens of the student's text by domain: {', '.join(parts)}"]
+
+
+def as_json(
+    rows: Sequence[Row], remarks: Sequence[str], tokens_by_domain: Mapping[str, int]
+) -> dict[str, Any]:
     """Everything, ready for ``json.dumps``."""
     metrics = metrics_of(rows)
     return {
@@ -121,6 +131,7 @@ def as_json(rows: Sequence[Row], remarks: Sequence[str]) -> dict[str, Any]:
             for row in rows
         ],
         "remarks": list(remarks),
+        "tokens_of_text_by_domain": dict(tokens_by_domain),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -46,6 +47,16 @@ def training_rows(
     share = recipe.data.fraction if fraction is None else fraction
     prepared = prepare(sources(recipe.data.train), tokenizer, workshop.tokens, fraction=share)
     return _packed(prepared, recipe, "data.train")
+
+
+def tokens_by_domain(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> dict[str, int]:
+    """Tokens of the student's training text, each once, for each domain that the recipe names."""
+    tokens: Counter[str] = Counter()
+    for part in training_rows(recipe, tokenizer, workshop):
+        tokens[part.domain] += part.num_tokens
+    return dict(tokens)
 
 
 def held_out_rows(
