@@ -204,7 +204,9 @@ def initial_student(
         assert fields is not None
         student = student_from_fields(fields, tokenizer, context=recipe.data.context, seed=seed)
     if recipe.train.gradient_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Named anew within version 5 of transformers, where the old name warns.
+        renamed = getattr(student, "activation_checkpointing_enable", None)
+        (renamed or student.gradient_checkpointing_enable)({"use_reentrant": False})
     return student
 
 
