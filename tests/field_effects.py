@@ -15,7 +15,7 @@ teachers:
   - {name: b, model: other/model}
 combine: {how: weighted, weights: {a: 0.5, b: 0.5}}
 data:
-  train: [{path: a.txt}, {hub: some/data, name: one}, {sample: train, size: 1M}]
+  train: [{path: a.txt}, {hub: some/data, name: one}, {sample: train, size: 20k}]
   validation: b.txt
   context: 64
 objectives:
@@ -120,7 +120,7 @@ EFFECTS: dict[str, Change] = {
     "Source.column": _change("data.train[1].column=body"),
     "Source.revision": _change("data.train[1].revision=abc"),
     "Source.documents": _change("data.train[0].documents=line"),
-    "Source.size": _change("data.train[2].size=2M"),
+    "Source.size": _change("data.train[2].size=30k"),
     "Source.domain": _change("data.train[0].domain=news"),
     "Source.weight": _change("data.train[0].weight=2"),
     "Objective.loss": _change("objectives[1].loss=reverse_kl"),

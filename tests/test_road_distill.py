@@ -87,6 +87,22 @@ def test_seeds_differ_and_share_the_adapted_teachers(whole: Path) -> None:
     assert kinds(set(built(whole.parent)))["adapted"] == 2
 
 
+def test_tracking_is_each_recipes_own(whole: Path) -> None:
+    found = {}
+    for folder in (whole.parent / "stages").glob("model-*"):
+        architecture = json.loads((folder / "stage.json").read_text())["key"]["student"]["architecture"]
+        found[architecture["model_type"]] = (folder / "tensorboard").exists()
+    assert found == {"gpt2": False, "llama": True}
+
+
+def test_steps_are_logged_as_often_as_asked_for(place: Path, tmp_path: Path) -> None:
+    for every, steps in ((2, [1, 2, 4, 6]), (6, [1, 6])):
+        folder = tmp_path / str(every)
+        run = distilled("plain", f"train.log_every={every}", output_dir=folder)
+        lines = map(json.loads, (student(run) / "metrics.jsonl").read_text().splitlines())
+        assert [line["step"] for line in lines if line["kind"] == "step"] == steps
+
+
 def test_controls_do_not_depend_on_teachers_or_objectives(whole: Path) -> None:
     key = json.loads((student(whole, "no-teacher") / "stage.json").read_text())["key"]
     assert (key["teachers"], key["objectives"], key["combine"]) == ({}, None, None)

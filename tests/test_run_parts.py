@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.run.intervals import estimate, paired_difference
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.results import Row, comparisons
-from stlm_kd.run.stages import Stages, model_identity
+from stlm_kd.run.stages import Stages, link_folder, model_identity
 
 
 def test_a_stage_is_built_once_for_a_key_and_again_for_another(tmp_path: Path) -> None:
@@ -36,6 +38,33 @@ def test_a_stage_is_built_once_for_a_key_and_again_for_another(tmp_path: Path) -
     assert first == again != other
     assert len(built) == 2
     assert (first / "result").read_text() == "1"
+
+
+def test_of_several_that_want_a_stage_at_once_one_builds_it(tmp_path: Path) -> None:
+    built = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        time.sleep(0.2)
+        (folder / "result").write_text("whole")
+
+    def wanted(_: int) -> str:
+        return (Stages(tmp_path).make("model", {"a": 1}, build) / "result").read_text()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(wanted, range(4))) == ["whole"] * 4
+    assert len(built) == 1
+
+
+def test_a_linked_folder_is_whole_and_leaves_checkpoints_behind(tmp_path: Path) -> None:
+    (tmp_path / "source" / "checkpoints" / "step").mkdir(parents=True)
+    (tmp_path / "source" / "model").mkdir()
+    (tmp_path / "source" / "model" / "weights").write_text("1")
+    (tmp_path / "target" / "old").mkdir(parents=True)
+    link_folder(tmp_path / "source", tmp_path / "target")
+    assert [path.name for path in sorted((tmp_path / "target").rglob("*"))] == ["model", "weights"]
+    assert (tmp_path / "target/model/weights").samefile(tmp_path / "source/model/weights")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
 
 
 def test_an_interrupted_build_finds_its_files_again_and_the_stage_is_not_there(tmp_path: Path) -> None:

@@ -1,0 +1,215 @@
+"""No option does nothing: a change of any field changes the plan, and what reaches the engine or a user.
+
+What reaches the engine is caught at its door, ``fit``: models, batches, terms and settings. Two trainings
+that differ there must have different keys, or one would be taken for the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from stlm_kd.data import hub
+from stlm_kd.data.sample import sample_documents
+from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
+from stlm_kd.models.load import save_model
+from stlm_kd.recipe import Recipe, load
+from stlm_kd.run import adapting, scoring, training
+from stlm_kd.run.distill import variants
+from stlm_kd.run.plan import describe
+from stlm_kd.run.text import student_tokenizer, tokens_by_domain
+from stlm_kd.run.workshop import Workshop
+from tests.field_effects import BASES, EFFECTS
+from tests.pico import pico_model
+
+Values = dict[str, Any]
+SIDE = {"log_every", "checkpoint_every"}
+"""Settings that leave the trained weights as they are."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that the base recipes name, and what their changes name."""
+    folder = tmp_path_factory.mktemp("world")
+    texts = list(sample_documents("train", size=40_000, seed=1))
+    parts = {"a.txt": texts[::2], "b.txt": texts[1::4], "c.txt": texts[3::4]}
+    for name, documents in parts.items():
+        (folder / name).write_text("\n\n".join(documents), encoding="utf-8")
+    own, other = (train_tokenizer(texts, size=size) for size in (300, 310))
+    own.save_pretrained(folder / "some/tokenizer")
+    other.save_pretrained(folder / "other/tokenizer")
+    for seed, name in enumerate(("some/model", "other/model", "third/model", "a/student")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_model(pico_model("llama", vocabulary=320, layers=4, seed=seed), own, folder / name)
+    for name, text in BASES.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the world's folder, with a Hub whose texts tell how they were asked for, and unmeasured teachers."""
+    monkeypatch.chdir(world)
+
+    unmeasured = TextLoss((DocumentLoss(1.0, 1, 1),), 0, 1, 1)
+
+    def column(dataset: str, **asked: str | None) -> Iterator[str]:
+        yield from [f"{dataset} {asked} {number}" for number in range(20)]
+
+    monkeypatch.setattr(hub, "column", column)
+    monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
+    monkeypatch.setattr(adapting, "measure", lambda *asked, **named: unmeasured)
+
+
+class Caught(Exception):
+    """Raised at the door of the engine, with what came there."""
+
+
+def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, workshop: Workshop) -> Values:
+    """All that a recipe brings about: trainings, adaptations, evaluations, and those of its teachers."""
+    for module in (training, adapting):
+        monkeypatch.setattr(module, "fit", caught)
+    tokenizer = student_tokenizer(recipe, workshop)
+    models = {teacher.name: teacher.model or "some/model" for teacher in recipe.teachers}
+    fits, adaptations = {}, {}
+    for variant, seed in ((variant, seed) for variant in variants(recipe) for seed in recipe.seeds):
+        asked = {"teachers": models, "tokenizer": tokenizer}
+        with pytest.raises(Caught) as door:
+            training.train_student(
+                recipe, variant, seed, **asked, folder=workshop.output_dir / "student", workshop=workshop,
+                label="",
+            )  # fmt: skip
+        key = training.training_key(recipe, variant, seed, **asked)
+        fits[variant, seed] = {**door.value.args[0], "key": key}
+    for teacher in recipe.teachers:
+        if teacher.adapt is not None:
+            with pytest.raises(Caught) as door:
+                adapting.adapt_model(
+                    recipe, teacher.adapt, models[teacher.name], tokenizer, name=teacher.name,
+                    folder=workshop.output_dir / "teacher", workshop=workshop,
+                )  # fmt: skip
+            given = (recipe, teacher.adapt, models[teacher.name], tokenizer)
+            key = adapting.adaptation_key(*given, trust=False)
+            adaptations[teacher.name] = {**door.value.args[0], "key": key}
+    nested = [teacher.recipe for teacher in recipe.teachers if teacher.recipe is not None]
+    return {
+        "fits": fits,
+        "adaptations": adaptations,
+        "suites": suites(monkeypatch, recipe),
+        "domains": tokens_by_domain(recipe, tokenizer, workshop),
+        "nested": [reached(monkeypatch, inner, workshop) for inner in nested],
+    }
+
+
+def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
+    """Stands in for ``fit``."""
+    parts = [(part.weight, part.context, digest(part.store.tokens)) for part in batches._corpus.parts]
+    held = named["validation"]() if named["validation"] is not None else ()
+    raise Caught(
+        {
+            "student": (step.student.config.to_dict(), weights(step.student)),
+            "saves_memory": any(
+                getattr(part, "gradient_checkpointing", False) for part in step.student.modules()
+            ),
+            "terms": step.terms,
+            "combination": step.combination,
+            "teachers": {
+                name: weights(getattr(teacher, "_teacher", teacher).model)
+                for name, teacher in step._teachers.items()
+            },
+            "batches": (batches._effective_batch, batches._micro_batch, batches._seed, parts),
+            "held_out": [digest(batch.input_ids.numpy()) for batch in held],
+            "settings": asdict(settings),
+            "trackers": [type(tracker).__name__ for tracker in named["tracker"].trackers],
+        }
+    )
+
+
+def digest(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def weights(model: nn.Module) -> list[tuple[str, bool, str]]:
+    named = model.named_parameters()
+    return [(name, value.requires_grad, digest(value.detach().numpy())) for name, value in named]
+
+
+def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, Values]]:
+    """The suites that are called, with what they are given."""
+    calls: list[tuple[str, Values]] = []
+
+    def spy(name: str) -> Any:
+        return lambda model, tokenizer, documents, **options: calls.append((name, options))
+
+    monkeypatch.setattr(scoring, "SUITES", {name: spy(name) for name in ("perplexity", "lm-eval")})
+    scoring.score("some/model", scoring.suite_calls(recipe), [], trust=False)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, Values]:
+    """What the base recipes bring about, once it was looked at."""
+    return {}
+
+
+@pytest.mark.parametrize("field", sorted(EFFECTS))
+def test_a_change_of_any_field_changes_what_is_done(
+    field: str, world: Path, known: dict[str, Values], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    change = EFFECTS[field]
+    workshop = Workshop(world / "runs")
+    recipes = [load(f"{change.base}.yaml", overrides) for overrides in ((), change.overrides)]
+    if change.base not in known:
+        known[change.base] = reached(monkeypatch, recipes[0], workshop)
+    before, after = known[change.base], reached(monkeypatch, recipes[1], workshop)
+    assert without_keys(before) != without_keys(after)
+    for kind in ("fits", "adaptations"):
+        for name in before[kind].keys() & after[kind].keys():
+            one, two = before[kind][name], after[kind][name]
+            assert one["key"] != two["key"] or decisive(one) == decisive(two)
+
+
+def without_keys(found: Values) -> Values:
+    trainings = {
+        kind: {name: {**one, "key": None} for name, one in found[kind].items()}
+        for kind in ("fits", "adaptations")
+    }
+    return {**found, **trainings, "nested": [without_keys(inner) for inner in found["nested"]]}
+
+
+def decisive(one: Values) -> Values:
+    """What decides the trained weights."""
+    settings = {name: value for name, value in one["settings"].items() if name not in SIDE}
+    return {**one, "settings": settings, "trackers": None, "key": None}
+
+
+@pytest.mark.parametrize("field", sorted(EFFECTS))
+def test_a_change_of_any_field_changes_the_plan(field: str, world: Path) -> None:
+    change = EFFECTS[field]
+    plans = [describe(load(f"{change.base}.yaml", given)) for given in ((), change.overrides)]
+    told = [[line for line in plan.splitlines() if "recipe" not in line] for plan in plans]
+    assert told[0] != told[1]
+
+
+def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
+    recipe = load("two-teachers.yaml", EFFECTS["Train.steps"].overrides)
+    written = recipe.train.model_dump()
+    given = asdict(training.fit_settings(recipe.train, 101, 7))
+    shared = written.keys() & given.keys() - SIDE
+    assert len(shared) == 12
+    assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
+    assert (given["checkpoint_every"], given["seed"]) == (11, 7)
+    adapt = recipe.teachers[0].adapt
+    assert adapt is not None
+    written, given = adapt.model_dump(), asdict(adapting.adaptation_settings(adapt, 64))
+    shared = written.keys() & given.keys()
+    assert len(shared) == 7
+    assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
+    assert given["steps"] * adapt.effective_batch * 64 >= adapt.tokens
