@@ -77,6 +77,19 @@ def evaluate(
     )
 
 
+def check(*, tasks: Sequence[str], source: str = "auto", num_fewshot: int | None = None) -> None:
+    """Look whether the tasks and their rows are there, long before a model is.
+
+    Raises:
+        UsageError: A task that lm-eval does not know.
+        EnvironmentFault: Rows of a task that are not there.
+    """
+    with _quiet():
+        from stlm_kd.eval import sources
+
+        sources.build(tasks, source=source, num_fewshot=num_fewshot)
+
+
 def _wrapped(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, precision: str
 ) -> Any:  # lm-eval's model class, which has no types

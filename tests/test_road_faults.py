@@ -60,6 +60,9 @@ BAD_RECIPES = [
     ("taught", ["data.validation=null", "train.validate_every=null", "teachers[0].adapt={}"], 3,
      "data.validation", "a teacher is adapted"),
     ("taught", ["objectives[1].teacher=c"], 3, "objectives[1].teacher", "c is not a teacher"),
+    ("plain", ["data.validation=null", "train.validate_every=null", "eval=[perplexity]"], 3, "eval[0]",
+     "measured on data.validation"),
+    ("plain", ["eval=[{suite: lm-eval, tasks: [no_task]}]"], 2, "no_task", "lm-eval"),
     # files
     ("taught", ["data.train=no.txt"], 5, "no.txt", "no such file"),
     ("plain", ["data.validation=no.txt"], 5, "no.txt", "no such file"),
@@ -193,6 +196,15 @@ def test_wrong_words_on_the_command_line_are_one_message(
     result = stlm_kd(*words, *own)
     assert result.exit_code == code, f"{result.output}{result.exception!r}"
     assert_one_message(result.stderr, said)
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = stlm_kd("distill", "-r", "plain.yaml", "--output-dir", str(tmp_path))
+    assert result.exit_code == 5
+    assert_one_message(result.stderr, "WORLD_SIZE", "--jobs")
 
 
 def test_the_run_that_failed_is_listed_with_its_reason(bad: Path, place: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _teachers(recipe)
     yield from _combine(recipe)
     yield from _data(recipe)
+    yield from _eval(recipe)
     yield from _objectives(recipe)
     yield from _train(recipe)
     yield from _controls(recipe)
@@ -137,6 +138,15 @@ def _source(place: Place, source: Source) -> Iterator[Contradiction]:
         yield ((*place, "column"), (*place, "sample")), "only for text from files and the Hub"
     if source.path is None and source.documents != "article":
         yield ((*place, "documents"), (*place, "path")), "only for text from files (path: …)"
+
+
+def _eval(recipe: Recipe) -> Iterator[Contradiction]:
+    for i, entry in enumerate(recipe.eval):
+        if entry.suite == "perplexity" and recipe.data.validation is None:
+            yield (
+                (("eval", i), ("data", "validation")),
+                "perplexity is measured on data.validation; name some",
+            )
 
 
 def _objectives(recipe: Recipe) -> Iterator[Contradiction]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
-from stlm_kd.errors import Fault, RecipeError
+from stlm_kd.errors import EnvironmentFault, Fault, RecipeError
+from stlm_kd.eval.harness import check as check_tasks
 from stlm_kd.models.load import load_config
 from stlm_kd.models.students import choose_layers
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher
+from stlm_kd.run.scoring import suite_calls
 from stlm_kd.run.text import held_out_rows, student_tokenizer, training_rows
 from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.tracking.weights_and_biases import WandbTracker
 
 
 def check_recipe(
@@ -31,9 +36,11 @@ def check_recipe(
 
     Raises:
         RecipeError: A vocabulary that differs without ``adapt``, or too few positions; all of them at once.
-        DataError, EnvironmentFault: Text that is not there, or too short.
+        DataError, EnvironmentFault: Text that is not there, or too short; more than one process.
         ModelError: A model that cannot be loaded or built.
+        UsageError: A task that lm-eval does not know.
     """
+    _one_process()
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             own = student_tokenizer(teacher.recipe, workshop)
@@ -49,8 +56,19 @@ def check_recipe(
     if faults:
         raise RecipeError(origin, faults)
     _try_student(recipe, tokenizer, workshop)
+    _try_tools(recipe)
     training_rows(recipe, tokenizer, workshop)
     held_out_rows(recipe, tokenizer, workshop)
+
+
+def _one_process() -> None:
+    """Several processes would all write the same folders, and wait for each other's stages forever."""
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched != "1":
+        raise EnvironmentFault(
+            f"WORLD_SIZE: {launched} processes were launched, but this command is a single one; start it "
+            "without a launcher (--jobs does several trainings side by side)"
+        )
 
 
 def _teacher_faults(
@@ -112,6 +130,16 @@ def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: W
         choose_layers(layers, init_from.layers, place="student.init_from.layers")
     elif recipe.student.has_body:
         initial_student(recipe, recipe.seeds[0], teachers={}, tokenizer=tokenizer, workshop=workshop)
+
+
+def _try_tools(recipe: Recipe) -> None:
+    """Look for what is needed at the end, or by trackers: tasks and their rows, packages."""
+    if "wandb" in recipe.tracking:
+        WandbTracker(Path(), "")
+    for call in suite_calls(recipe):
+        if call.suite == "lm-eval":
+            given = {name: call.options[name] for name in ("tasks", "source", "num_fewshot")}
+            check_tasks(**given)
 
 
 def _tokenizer(teacher: Teacher, workshop: Workshop) -> PreTrainedTokenizerFast:

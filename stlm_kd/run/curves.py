@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from stlm_kd.tracking import read_metrics
 
 
 def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path) -> None:
-    """A PNG with one panel: validation loss over steps, one colour for each name, one line for each seed.
+    """A PNG with one panel: loss on the labels over steps, one colour for each name, one line for each seed.
+
+    It is the loss on held-out text, or on the training text where none of the trainings has any other.
 
     Args:
         trainings: By name, the folders that hold ``metrics.jsonl``.
@@ -21,24 +24,25 @@ def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path) -> None:
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    kind = "validation" if any(_losses(f, "validation")[0] for f in chain(*trainings.values())) else "step"
     for index, (name, folders) in enumerate(trainings.items()):
         for number, folder in enumerate(folders):
-            steps, losses = _validation(folder)
+            steps, losses = _losses(folder, kind)
             axes.plot(
                 steps, losses, color=f"C{index}", alpha=0.8, label=name if number == 0 else None, marker="."
             )
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("held-out loss (nats/token)")
+    axes.set_ylabel(f"{'held-out' if kind == 'validation' else 'training'} loss (nats/token)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(target)
 
 
-def _validation(folder: Path) -> tuple[list[int], list[float]]:
+def _losses(folder: Path, kind: str) -> tuple[list[int], list[float]]:
     steps, losses = [], []
     for line in read_metrics(folder / "metrics.jsonl"):
         step, terms = line["step"], line.get("losses")
-        if line["kind"] == "validation" and isinstance(step, int) and isinstance(terms, dict):
+        if line["kind"] == kind and isinstance(step, int) and isinstance(terms, dict):
             steps.append(step)
             losses.append(terms["labels"])
     return steps, losses
