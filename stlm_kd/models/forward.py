@@ -5,13 +5,15 @@ Shapes: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stlm_kd.data.batch import Batch
+from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +66,69 @@ def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
     return torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device).masked_fill(
         ~allowed, forbidden
     )
+
+
+@torch.no_grad()
+def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
+    """Refuse a model that says something else when it is run up to its head than when it is run whole.
+
+    Such are models that scale or cap their logits or transform what meets the head, that look both ways, that
+    look back less far than ``context`` (a sliding window), or that carry a state over to the next document.
+
+    Args:
+        model: As loaded or built.
+        context: Positions of a row of the data.
+        name: What messages call it.
+
+    Raises:
+        ModelError: It is one of these.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        row = _random_row(model, [context])
+        whole = model(input_ids=row.input_ids, use_cache=False).logits.float()
+        head = head_of(model)
+        try:
+            parts = nn.functional.linear(last_hidden(model, row), head.weight, head.bias).float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"{name}: this {model.config.model_type} model cannot be told which positions see each other "
+                f"({error}); use a model with attention alone"
+            ) from error
+        if not torch.allclose(parts, whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
+            raise ModelError(
+                f"{name}: this {model.config.model_type} model's logits are not its head applied to its last "
+                f"hidden state over {context} tokens (it may scale them, look both ways, or have a sliding "
+                "window below data.context); use another model or a shorter context"
+            )
+        two = _random_row(model, [context // 2, context - context // 2])
+        other_ids = two.input_ids.clone()
+        other_ids[:, : context // 2] = other_ids[:, : context // 2].flip(1)
+        other = replace(two, input_ids=other_ids)
+        second = slice(context // 2, context)
+        before, after = last_hidden(model, two)[:, second], last_hidden(model, other)[:, second]
+        if not torch.allclose(before, after, rtol=0, atol=1e-4 * float(before.abs().max())):
+            raise ModelError(
+                f"{name}: in this {model.config.model_type} model a document sees the one before it in its "
+                "row; only models with attention alone keep packed documents apart"
+            )
+    finally:
+        model.train(was_training)
+
+
+def _random_row(model: PreTrainedModel, lengths: Sequence[int]) -> Batch:
+    """One row of random documents, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    size = model.get_input_embeddings().num_embeddings
+    ids_1T = torch.randint(0, size, (1, sum(lengths)), generator=generator)
+    documents = torch.cat([torch.full((n,), number) for number, n in enumerate(lengths, start=1)])
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    return Batch(
+        input_ids=ids_1T,
+        attention_mask=torch.ones_like(ids_1T, dtype=torch.bool),
+        labels=torch.full_like(ids_1T, IGNORED),
+        document_ids=documents[None],
+        position_ids=positions[None],
+        example_ids=torch.zeros(1, dtype=torch.int64),
+    ).to(model.device)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from stlm_kd.errors import ModelError
+from stlm_kd.models import forward
+from stlm_kd.models.forward import check_forward
+from tests.pico import FAMILIES, pico_model
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+def built(family: str, **changes: object) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](**{**SIZES, **changes})
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("context", [2, 32])
+def test_the_families_of_this_tool_are_accepted_and_left_as_they_were(
+    family: str, attention: str, context: int
+) -> None:
+    model = pico_model(family, attention=attention).train()
+    check_forward(model, context=context, name="teacher")
+    assert model.training
+
+
+def test_a_sliding_window_is_refused_where_it_is_shorter_than_the_context() -> None:
+    model = built("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=0)
+    check_forward(model, context=16, name="teacher")
+    with pytest.raises(ModelError, match="sliding window"):
+        check_forward(model, context=32, name="teacher")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("cohere", {"logit_scale": 0.0625}), ("granite", {"logits_scaling": 8.0})],
+)
+def test_a_model_that_scales_its_logits_is_refused(family: str, changes: dict[str, float]) -> None:
+    with pytest.raises(ModelError, match="not its head applied"):
+        check_forward(built(family, **changes), context=16, name="teacher")
+
+
+@pytest.mark.filterwarnings("ignore:If you want to use")
+def test_a_model_that_looks_both_ways_is_refused() -> None:
+    with pytest.raises(ModelError, match="look both ways"):
+        check_forward(built("bert"), context=16, name="student")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_knows_no_mask_is_refused() -> None:
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING["mamba"](vocab_size=61, hidden_size=16, num_hidden_layers=2, state_size=4)
+    with pytest.raises(ModelError, match="which positions see each other"):
+        check_forward(AutoModelForCausalLM.from_config(config), context=16, name="teacher")
+
+
+def test_a_model_in_which_documents_see_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        forward, "attention_mask", lambda batch, model: torch.ones(1, 1, 16, 16, dtype=torch.bool).tril()
+    )
+    with pytest.raises(ModelError, match="a document sees the one before it"):
+        check_forward(pico_model("llama"), context=16, name="teacher")
