@@ -14,6 +14,7 @@ import torch
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.engine import FitSettings
+from stlm_kd.engine.signals import StopSignals
 from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError
 from tests.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, pico_fit
 from tests.test_checkpoint import files_of_at_most
@@ -177,3 +178,19 @@ def test_nothing_outlives_a_run(tmp_path: Path) -> None:
         del step, batches
     gc.collect()
     assert [reference() for reference in watched] == [None] * 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_too_late_for_the_loop_is_not_lost(number: int) -> None:
+    heard: list[int] = []
+    before = signal.signal(number, lambda found, frame: heard.append(found))
+    try:
+        with StopSignals():
+            os.kill(os.getpid(), number)
+        assert heard == [number]
+        with pytest.raises(Interrupted), StopSignals():
+            os.kill(os.getpid(), number)
+            raise Interrupted("acted on")
+        assert heard == [number]
+    finally:
+        signal.signal(number, before)

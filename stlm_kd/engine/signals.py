@@ -17,8 +17,8 @@ StopFlags: TypeAlias = tuple[float, float]
 class StopSignals:
     """While it is entered, the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once.
 
-    The handlers before it are put back at the end. Outside the main thread it does nothing, since only
-    the main thread may set handlers.
+    The handlers before it are put back at the end; a signal that came too late for the loop to act on is then
+    sent to them. Outside the main thread it does nothing, since only the main thread may set handlers.
     """
 
     def __init__(self) -> None:
@@ -37,6 +37,8 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        if kind is None and self._received:
+            signal.raise_signal(min(self._received))
 
     @property
     def flags(self) -> StopFlags:

@@ -120,8 +120,9 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
 def _random_row(model: PreTrainedModel, lengths: Sequence[int]) -> Batch:
     """One row of random documents, always the same."""
     generator = torch.Generator().manual_seed(0)
-    size = model.get_input_embeddings().num_embeddings
-    ids_1T = torch.randint(0, size, (1, sum(lengths)), generator=generator)
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding), "checked when the model is loaded"
+    ids_1T = torch.randint(0, embedding.num_embeddings, (1, sum(lengths)), generator=generator)
     documents = torch.cat([torch.full((n,), number) for number, n in enumerate(lengths, start=1)])
     positions = torch.cat([torch.arange(n) for n in lengths])
     return Batch(
