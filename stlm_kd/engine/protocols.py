@@ -47,10 +47,6 @@ class TrainStep(Protocol):
 class BatchSource(Protocol):
     """Training batches as a pure function of the step's number, so that resuming needs no state."""
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over the data."""
-
     def step(self, index: int) -> Sequence[Batch]:
         """The micro-batches of optimizer step ``index`` (from 0) for this process; as many on each."""
 
