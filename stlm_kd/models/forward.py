@@ -83,12 +83,17 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
     Raises:
         ModelError: It is one of these.
     """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"{name}: this {model.config.model_type} model has no embedding of tokens with a linear head "
+            f"({type(embedding).__name__}, {type(head).__name__} found); use another model"
+        )
     was_training = model.training
     model.eval()
     try:
         row = _random_row(model, [context])
         whole = model(input_ids=row.input_ids, use_cache=False).logits.float()
-        head = head_of(model)
         try:
             parts = nn.functional.linear(last_hidden(model, row), head.weight, head.bias).float()
         except (TypeError, ValueError, RuntimeError) as error:

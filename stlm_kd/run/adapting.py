@@ -18,6 +18,7 @@ from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_hash
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.eval.perplexity import TextLoss, measure
 from stlm_kd.losses import LABELS
+from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
 from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
 from stlm_kd.objective import Term
@@ -111,9 +112,14 @@ def adapt_model(
         name: The teacher's name in the recipe.
         folder: Where an interrupted adaptation finds its checkpoints again.
         workshop: Where shared results lie.
+
+    Raises:
+        ModelError: The teacher is of a kind that cannot be run on packed rows, or of another vocabulary than
+            its tokenizer's.
     """
     trust = workshop.trust_remote_code
     model = load_causal_lm(teacher, trust_remote_code=trust)
+    check_forward(model, context=recipe.data.context, name=f"teacher {name}")
     own = load_tokenizer(teacher, trust_remote_code=trust)
     tracker = workshop.tracker(folder, backends=recipe.tracking, stage=f"adapt {name}")
     try:

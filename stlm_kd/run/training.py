@@ -16,6 +16,7 @@ from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_hash
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.losses import LABELS
+from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
@@ -192,7 +193,11 @@ def initial_student(
     tokenizer: PreTrainedTokenizerFast,
     workshop: Workshop,
 ) -> PreTrainedModel:
-    """The student before its training."""
+    """The student before its training.
+
+    Raises:
+        ModelError: It cannot be built, is too large, or is of a kind that cannot be trained on packed rows.
+    """
     wanted, trust = recipe.student, workshop.trust_remote_code
     if wanted.init_from is not None:
         teacher = load_causal_lm(teachers[wanted.init_from.teacher], trust_remote_code=trust)
@@ -203,6 +208,7 @@ def initial_student(
         fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
         assert fields is not None
         student = student_from_fields(fields, tokenizer, context=recipe.data.context, seed=seed)
+    check_forward(student, context=recipe.data.context, name="student")
     if recipe.train.gradient_checkpointing:
         # Named anew within version 5 of transformers, where the old name warns.
         renamed = getattr(student, "activation_checkpointing_enable", None)
@@ -302,6 +308,7 @@ def _ready(
     ready: dict[str, Teacher] = {}
     for name, folder in asked.items():
         model = load_causal_lm(folder, trust_remote_code=workshop.trust_remote_code).to(current_device())  # type: ignore[arg-type]
+        check_forward(model, context=recipe.data.context, name=f"teacher {name}")
         vocabulary = len(load_tokenizer(folder, trust_remote_code=workshop.trust_remote_code))
         live = LiveTeacher(model, vocabulary)
         rows = sum(len(part) for part in parts)
