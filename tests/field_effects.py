@@ -159,3 +159,11 @@ EFFECTS: dict[str, Change] = {
     "Suite[lm-eval].precision": _change("eval[1].precision=bf16"),
     "Suite[lm-eval].source": _change("eval[1].source=local"),
 }
+
+WITHOUT_TEACHERS: dict[str, Change] = {
+    "Recipe.objectives, without teachers": _change(
+        "objectives=[{loss: labels}, {loss: labels, weight: 0.5}]", base="trained"
+    ),
+    "Objective.weight, without teachers": _change("objectives[0].weight=1e-7", base="trained"),
+}
+"""The same fields on a recipe that has only labels to learn from."""

@@ -13,6 +13,7 @@ from stlm_kd.data.tokenizers import (
     load_tokenizer,
     same_vocabulary,
     tokenizer_hash,
+    tokenizer_identity,
     train_tokenizer,
 )
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError
@@ -81,6 +82,14 @@ def test_the_hash_sees_steps_and_ends_but_no_truncation(tokenizer: PreTrainedTok
     other = train_tokenizer(TEXTS, size=320)
     other.eos_token = "<|pad|>"
     assert tokenizer_hash(other) != before
+
+
+@pytest.mark.parametrize("role", ["unk", "pad", "sep", "cls", "mask"])
+def test_a_role_is_in_the_identity_and_not_in_the_hash_of_documents(role: str) -> None:
+    one, other = (train_tokenizer(TEXTS, size=320) for _ in range(2))
+    setattr(other, f"{role}_token", None if role == "pad" else "a")
+    assert tokenizer_hash(one) == tokenizer_hash(other)
+    assert tokenizer_identity(one) != tokenizer_identity(other)
 
 
 def test_a_document_starts_with_bos_or_else_eos() -> None:

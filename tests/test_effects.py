@@ -17,19 +17,22 @@ from torch import nn
 
 from stlm_kd.data import hub
 from stlm_kd.data.sample import sample_documents
-from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
 from stlm_kd.models.load import save_model
+from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run import adapting, scoring, training
 from stlm_kd.run.distill import variants
 from stlm_kd.run.plan import describe
+from stlm_kd.run.stages import Key
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.workshop import Workshop
-from tests.field_effects import BASES, EFFECTS
+from tests.field_effects import BASES, EFFECTS, WITHOUT_TEACHERS
 from tests.pico import pico_model
 
 Values = dict[str, Any]
+CHANGES = {**EFFECTS, **WITHOUT_TEACHERS}
 SIDE = {"log_every", "checkpoint_every"}
 """Settings that leave the trained weights as they are."""
 
@@ -159,11 +162,11 @@ def known() -> dict[str, Values]:
     return {}
 
 
-@pytest.mark.parametrize("field", sorted(EFFECTS))
+@pytest.mark.parametrize("field", sorted(CHANGES))
 def test_a_change_of_any_field_changes_what_is_done(
     field: str, world: Path, known: dict[str, Values], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    change = EFFECTS[field]
+    change = CHANGES[field]
     workshop = Workshop(world / "runs")
     recipes = [load(f"{change.base}.yaml", overrides) for overrides in ((), change.overrides)]
     if change.base not in known:
@@ -213,3 +216,67 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     assert len(shared) == 7
     assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
     assert given["steps"] * adapt.effective_batch * 64 >= adapt.tokens
+
+
+def key_of(variant: training.Variant, *overrides: str, base: str = "two-teachers") -> Key:
+    recipe = load(f"{base}.yaml", overrides)
+    teachers = {teacher.name: "some/model" for teacher in recipe.teachers}
+    own = load_tokenizer("some/tokenizer")
+    return training.training_key(recipe, variant, 1, teachers=teachers, tokenizer=own)
+
+
+NANO = "{" + ", ".join(f"{name}: {value}" for name, value in PRESETS["stlm-nano"].items()) + "}"
+
+
+@pytest.mark.parametrize("variant", ["no-teacher", "all-data"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("teachers[1].model=third/model",),
+        ("teachers[0].name=c", "combine.weights={c: 0.5, b: 0.5}", "student.init_from.teacher=c"),
+        ("combine={how: mean}",),
+        ("objectives=[{loss: labels}]",),
+        ("objectives[1].temperature=2",),
+    ],
+)
+def test_a_controls_key_does_not_depend_on_teachers_and_objectives(
+    variant: training.Variant, changes: tuple[str, ...], world: Path
+) -> None:
+    assert key_of(variant, *changes) == key_of(variant)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("objectives=[{loss: labels}, {loss: forward_kl, teacher: a}, {loss: reverse_kl, teacher: b}]",),
+        ("teachers=[{name: a, model: some/model}]", "combine={how: mean}"),
+    ],
+)
+def test_a_way_to_combine_that_is_not_used_is_not_in_the_key(changes: tuple[str, ...], world: Path) -> None:
+    assert key_of("student")["combine"] is not None
+    assert key_of("student", *changes)["combine"] is None
+
+
+def test_a_preset_is_in_the_key_by_its_fields(world: Path) -> None:
+    written = ("student.preset=null", f"student.architecture={NANO}")
+    assert key_of("student", *written, base="trained") == key_of("student", base="trained")
+
+
+def test_a_student_of_labels_alone_is_the_control_without_teachers(world: Path) -> None:
+    assert key_of("student", base="trained") == key_of("no-teacher", base="trained")
+
+
+def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
+    """Padding decides a row that is not trained, and every role which rows are mapped to which."""
+    recipe = load("two-teachers.yaml")
+    adapt = recipe.teachers[0].adapt
+    assert adapt is not None
+    own, other = load_tokenizer("some/tokenizer"), load_tokenizer("some/tokenizer")
+    other.pad_token = None
+    models = {"a": "some/model", "b": "some/model"}
+    trained = [
+        training.training_key(recipe, "student", 1, teachers=models, tokenizer=t) for t in (own, other)
+    ]
+    adapted = [adapting.adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
+    assert trained[0] != trained[1]
+    assert adapted[0] != adapted[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import train_tokenizer
@@ -31,8 +32,8 @@ def test_the_47m_student_has_exactly_the_parameters_of_the_study() -> None:
         bos_token_id = eos_token_id = 50256
         pad_token_id = None
 
-        def __len__(self) -> int:
-            return 50257
+        def get_vocab(self) -> dict[str, int]:
+            return {"<|endoftext|>": 50256}
 
     with torch.device("meta"):
         model = student_from_fields(PRESETS["stlm-47m"], Gpt2Sized(), context=512, seed=0)
@@ -59,6 +60,16 @@ def test_the_same_seed_gives_the_same_student_and_leaves_the_global_generator_al
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(logits(first), logits(same))
     assert not torch.equal(logits(first), logits(other))
+
+
+def test_a_vocabulary_with_gaps_gets_a_row_for_its_largest_id() -> None:
+    words = {"<|endoftext|>": 0, "the": 1, "cat": 2, "sat": 9}
+    gaps = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="the")), eos_token="<|endoftext|>"
+    )
+    student = student_from_fields(PRESETS["stlm-nano"], gaps, context=64, seed=0)
+    assert len(gaps) == 4
+    assert student(input_ids=torch.tensor([[0, 9]])).logits.shape == (1, 2, 10)
 
 
 def test_a_student_gets_the_positions_that_the_data_needs(tokenizer: PreTrainedTokenizerFast) -> None:

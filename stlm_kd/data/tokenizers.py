@@ -169,3 +169,13 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     steps.pop("padding", None)
     content = json.dumps([steps, tokenizer.bos_token_id, tokenizer.eos_token_id], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash (hex) of what ``tokenizer_hash`` counts and of every special token's role.
+
+    Roles change no document, but they decide which rows of a model are mapped to which, and which is padding.
+    """
+    roles = {role: getattr(tokenizer, f"{role}_id") for role in _ROLES}
+    content = json.dumps([tokenizer_hash(tokenizer), roles, sorted(tokenizer.all_special_ids)])
+    return hashlib.sha256(content.encode()).hexdigest()

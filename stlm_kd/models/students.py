@@ -14,6 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import ModelError, did_you_mean
 from stlm_kd.models.load import count_parameters
+from stlm_kd.vocab.spelling import vocabulary_size
 
 LARGEST_STUDENT = 150_000_000
 """Parameters that a student may have at most."""
@@ -58,7 +59,7 @@ def student_from_fields(
         config = AutoConfig.for_model(
             model_type,
             **given,
-            vocab_size=len(tokenizer),
+            vocab_size=vocabulary_size(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=_own_padding(tokenizer),

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.adaptation import new_rows
 from stlm_kd.data.batches import BatchStream, evaluation_batches
-from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_hash
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.eval.perplexity import TextLoss, measure
 from stlm_kd.losses import LABELS
@@ -84,7 +84,7 @@ def adaptation_key(
     """Everything that decides the adapted weights; ``teacher`` is its folder or Hub id."""
     return {
         "teacher": model_identity(teacher, trust_remote_code=trust),
-        "tokenizer": tokenizer_hash(tokenizer),
+        "tokenizer": tokenizer_identity(tokenizer),
         "adapt": {**plain(adapt), "fraction": None},
         "text": text_key(recipe.data.train, _fraction(recipe, adapt)),
         "validation": text_key(recipe.data.validation or (), 1.0),

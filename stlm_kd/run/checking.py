@@ -21,6 +21,7 @@ from stlm_kd.run.text import held_out_rows, student_tokenizer, training_rows
 from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.tracking.weights_and_biases import WandbTracker
+from stlm_kd.vocab.spelling import vocabulary_size
 
 
 def check_recipe(
@@ -112,10 +113,10 @@ def _positions_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> It
 
 
 def _rows_fault(place: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[Fault]:
-    rows = getattr(config, "vocab_size", None)
-    if isinstance(rows, int) and rows < len(tokenizer):
+    rows, needed = getattr(config, "vocab_size", None), vocabulary_size(tokenizer)
+    if isinstance(rows, int) and rows < needed:
         message = (
-            f"its embedding has {rows} rows, but its tokenizer {len(tokenizer)} tokens; "
+            f"its embedding has {rows} rows, but its tokenizer ids up to {needed - 1}; "
             "use the tokenizer that it was trained with"
         )
         yield Fault(place, message)

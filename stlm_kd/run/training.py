@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
-from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_hash
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.losses import LABELS
 from stlm_kd.models.forward import check_forward
@@ -24,11 +24,12 @@ from stlm_kd.objective import COMBINED, Combination, Term
 from stlm_kd.recipe import Recipe, hash_of, plain, term_names
 from stlm_kd.recipe.schema import Train
 from stlm_kd.run.record import write_json
-from stlm_kd.run.stages import Key, model_identity
+from stlm_kd.run.stages import Json, Key, model_identity
 from stlm_kd.run.text import held_out_rows, text_key, training_rows
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
+from stlm_kd.vocab.spelling import vocabulary_size
 
 Variant = Literal["student", "no-teacher", "all-data"]
 """The recipe's own student, or one of its controls, which have no teachers and the same number of steps."""
@@ -76,7 +77,10 @@ def training_key(
     tokenizer: PreTrainedTokenizerFast,
     trust: bool = False,
 ) -> Key:
-    """Everything that decides the trained weights, and nothing else.
+    """Everything that decides the trained weights.
+
+    What the variant does not use is left out: other teachers, objectives or ways to combine leave a control's
+    key as it is, and a preset counts by its fields.
 
     Args:
         recipe: The recipe.
@@ -86,24 +90,19 @@ def training_key(
         tokenizer: The student's.
         trust: Whether models may run code that they bring.
     """
-    student, train = plain(recipe.student), plain(recipe.train)
-    for name in ("tokenizer", "model"):
-        student.pop(name, None)
+    train = plain(recipe.train)
     for name in ("log_every", "checkpoint_every"):
         train.pop(name, None)
-    asks = variant == "student" and bool(teachers)
-    checkpoint = recipe.student.model
+    identify = cache(partial(model_identity, trust_remote_code=trust))
+    asked = asked_teachers(recipe) if variant == "student" else set()
+    combines = len(asked) > 1 and COMBINED in {term.teacher for term in variant_terms(recipe, variant)}
     fraction = 1.0 if variant == "all-data" else recipe.data.fraction
     return {
-        "student": student,
-        "tokenizer": tokenizer_hash(tokenizer),
-        "checkpoint": model_identity(checkpoint, trust_remote_code=trust) if checkpoint else None,
-        "teachers": {
-            name: model_identity(teachers[name], trust_remote_code=trust)
-            for name in sorted(used_teachers(recipe, variant))
-        },
-        "combine": plain(recipe.combine) if asks else None,
-        "objectives": [plain(objective) for objective in recipe.objectives] if asks else None,
+        "student": _body_key(recipe, teachers, identify),
+        "tokenizer": tokenizer_identity(tokenizer),
+        "teachers": {name: identify(teachers[name]) for name in sorted(asked)},
+        "combine": plain(recipe.combine) if combines else None,
+        "objectives": [asdict(term) for term in variant_terms(recipe, variant)],
         "train": train,
         "steps_from": recipe.data.fraction if recipe.train.epochs else None,
         "text": text_key(recipe.data.train, fraction),
@@ -113,11 +112,15 @@ def training_key(
     }
 
 
-def used_teachers(recipe: Recipe, variant: Variant) -> set[str]:
-    """The teachers that decide the result, by name: those that are asked, and the one that gives layers."""
-    used = asked_teachers(recipe) if variant == "student" else set()
-    init_from = recipe.student.init_from
-    return used if init_from is None else used | {init_from.teacher}
+def _body_key(recipe: Recipe, teachers: Mapping[str, str], identify: Callable[[str], str]) -> Json:
+    """What the student is made of: some layers of a model, a whole one, or fields of a configuration."""
+    wanted = recipe.student
+    if wanted.init_from is not None:
+        source = teachers[wanted.init_from.teacher]
+        return {"layers": plain(wanted.init_from)["layers"], "of": identify(source)}
+    if wanted.model is not None:
+        return {"model": identify(wanted.model)}
+    return {"fields": dict(_fields(recipe))}
 
 
 def asked_teachers(recipe: Recipe) -> set[str]:
@@ -159,7 +162,7 @@ def train_student(
     asks = variant == "student" and bool(teachers)
     step = StepModule(
         student,
-        objective_terms(recipe) if variant == "student" else [Term(LABELS, LABELS)],
+        variant_terms(recipe, variant),
         teachers=_ready(teachers, parts, epochs, recipe, workshop) if asks else {},
         combination=Combination(recipe.combine.how, recipe.combine.options),
     )
@@ -205,9 +208,7 @@ def initial_student(
     elif wanted.model is not None:
         student = check_size(load_causal_lm(wanted.model, trust_remote_code=trust))
     else:
-        fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
-        assert fields is not None
-        student = student_from_fields(fields, tokenizer, context=recipe.data.context, seed=seed)
+        student = student_from_fields(_fields(recipe), tokenizer, context=recipe.data.context, seed=seed)
     check_forward(student, context=recipe.data.context, name="student")
     if recipe.train.gradient_checkpointing:
         # Named anew within version 5 of transformers, where the old name warns.
@@ -216,8 +217,18 @@ def initial_student(
     return student
 
 
-def objective_terms(recipe: Recipe) -> list[Term]:
-    """The recipe's objectives as the objective module takes them."""
+def _fields(recipe: Recipe) -> Mapping[str, int | float | str | bool]:
+    """The student's configuration, where it is built from nothing."""
+    wanted = recipe.student
+    fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
+    assert fields is not None
+    return fields
+
+
+def variant_terms(recipe: Recipe, variant: Variant) -> list[Term]:
+    """What a variant is trained on: the recipe's objectives, or in a control the labels alone."""
+    if variant != "student":
+        return [Term(LABELS, LABELS)]
     return [
         Term(
             name=name,
@@ -309,7 +320,7 @@ def _ready(
     for name, folder in asked.items():
         model = load_causal_lm(folder, trust_remote_code=workshop.trust_remote_code).to(current_device())  # type: ignore[arg-type]
         check_forward(model, context=recipe.data.context, name=f"teacher {name}")
-        vocabulary = len(load_tokenizer(folder, trust_remote_code=workshop.trust_remote_code))
+        vocabulary = vocabulary_size(load_tokenizer(folder, trust_remote_code=workshop.trust_remote_code))
         live = LiveTeacher(model, vocabulary)
         rows = sum(len(part) for part in parts)
         size = rows * recipe.data.context * model.config.hidden_size * 4
