@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.losses.precision import at_least_float32
+from stlm_kd.losses.precision import at_least_float32, compute_dtype
 from stlm_kd.models.forward import Head, head_of, last_hidden
 
 
@@ -34,8 +34,9 @@ class Dense:
     vocabulary: int
 
     def rows(self, mask_BT: Tensor) -> Dense:
-        """The tokens under the mask, as (N, D)."""
-        return Dense(self.hidden[mask_BT], self.head, self.vocabulary)
+        """The tokens under the mask, as (N, D), in the type that the calling code computes in."""
+        compute = compute_dtype(self.head.weight)
+        return Dense(self.hidden[mask_BT].to(compute), self.head.to(compute), self.vocabulary)
 
     def logits(self, chunk: slice, outcomes: int) -> Tensor:
         """Logits (n, outcomes) of a chunk of tokens; -inf for outcomes beyond the tokenizer's vocabulary."""
@@ -75,14 +76,23 @@ class RememberingTeacher:
 
     For data that is read many times and fits in memory: rows × T × D numbers. All rows are run at the start
     and in their own order, so that an answer does not depend on when it is asked, nor on a resume.
+
+    Args:
+        teacher: Asked here, in the precision that surrounds this call.
+        batches: At least one; each row of the data in exactly one of them.
+        rows: How many rows there are; ``example_ids`` are below it.
     """
 
-    def __init__(self, teacher: LiveTeacher, rows: Iterable[Batch]) -> None:
+    def __init__(self, teacher: LiveTeacher, batches: Iterable[Batch], *, rows: int) -> None:
         self._teacher = teacher
-        answers = [(batch.example_ids, teacher(batch).hidden) for batch in rows]
-        ids, states = (torch.cat(parts) for parts in zip(*answers, strict=True))
-        self._states = torch.empty_like(states)
-        self._states[ids] = states
+        states: Tensor | None = None
+        for batch in batches:
+            hidden_BTD = teacher(batch).hidden
+            if states is None:
+                states = hidden_BTD.new_empty(rows, *hidden_BTD.shape[1:])
+            states[batch.example_ids] = hidden_BTD
+        assert states is not None
+        self._states = states
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Dense:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from stlm_kd.data import hub
@@ -26,8 +27,9 @@ from stlm_kd.run import adapting, scoring, training
 from stlm_kd.run.distill import variants
 from stlm_kd.run.plan import describe
 from stlm_kd.run.stages import Key
-from stlm_kd.run.text import student_tokenizer, tokens_by_domain
+from stlm_kd.run.text import student_tokenizer, tokens_by_domain, training_rows
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.teachers import RememberingTeacher
 from tests.field_effects import BASES, EFFECTS, WITHOUT_TEACHERS
 from tests.pico import pico_model
 
@@ -280,3 +282,37 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
     adapted = [adapting.adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
     assert trained[0] != trained[1]
     assert adapted[0] != adapted[1]
+
+
+def ready(*overrides: str) -> dict[str, Any]:
+    recipe = load("two-teachers.yaml", ("data.train=a.txt", *overrides))
+    workshop = Workshop(Path("runs"))
+    rows = training_rows(recipe, student_tokenizer(recipe, workshop), workshop)
+    folders = {"a": "some/model", "b": "other/model"}
+    return {"rows": rows, "teachers": training._ready(folders, rows, 2.0, recipe, workshop)}
+
+
+@pytest.mark.parametrize(("room", "remembered"), [(0.9, []), (1.0, ["a"]), (1.9, ["a"]), (2.0, ["a", "b"])])
+def test_the_memory_of_all_teachers_together_is_limited(
+    room: float, remembered: list[str], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = sum(len(part) for part in ready()["rows"])
+    monkeypatch.setattr(training, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
+    teachers = ready()["teachers"]
+    assert [name for name, one in teachers.items() if isinstance(one, RememberingTeacher)] == remembered
+
+
+def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ready("train.precision=bf16")
+    batch = found["rows"][0].batch([0, 1])
+    monkeypatch.setattr(training, "REMEMBERED_BYTES", 0)
+    live = ready("train.precision=bf16")["teachers"]["a"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, remembered = live(batch).hidden, found["teachers"]["a"](batch).hidden
+    exact = live(batch).hidden
+    error = (expected - exact).abs().max()
+    assert remembered.dtype == expected.dtype
+    assert error > 1e-3
+    assert (remembered - expected).abs().max() < error / 10

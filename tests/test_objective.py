@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from stlm_kd.data.batch import IGNORED
+from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.losses import chunked, forward_kl
 from stlm_kd.models.forward import Head, head_of, last_hidden
 from stlm_kd.objective import COMBINED, Combination, Term, reduce_terms
@@ -29,6 +32,10 @@ def teachers(seed: int = 5) -> dict[str, LiveTeacher]:
         "a": LiveTeacher(pico_model("gpt2", width=24, seed=seed).double(), 61),
         "b": LiveTeacher(pico_model("llama", width=8, tied=False, seed=seed + 1).double(), 61),
     }
+
+
+def teachers_in_float32() -> dict[str, LiveTeacher]:
+    return {name: LiveTeacher(teacher.model.float(), 61) for name, teacher in teachers().items()}
 
 
 def dense_total(student, taught, batch) -> torch.Tensor:
@@ -179,11 +186,63 @@ def test_padded_rows_of_a_teachers_head_take_no_probability() -> None:
 
 def test_a_remembering_teacher_answers_as_the_live_one_in_any_order() -> None:
     live = LiveTeacher(pico_model("llama"), 61)
-    remembering = RememberingTeacher(live, [part(BATCH, slice(2, 4)), part(BATCH, slice(0, 2))])
+    remembering = RememberingTeacher(live, [part(BATCH, slice(2, 4)), part(BATCH, slice(0, 2))], rows=4)
     shuffled = type(BATCH)(*(getattr(BATCH, n)[[3, 0, 2, 1]] for n in BATCH.__dataclass_fields__))
     found = remembering(shuffled).hidden[shuffled.attention_mask]
     expected = live(shuffled).hidden[shuffled.attention_mask]
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_remembering_teacher_holds_its_states_once_while_it_learns_them() -> None:
+    live = LiveTeacher(pico_model("llama"), 61)
+    answers: list[weakref.ref[torch.Tensor]] = []
+
+    def noted(batch: Batch) -> Dense:
+        answer = live(batch)
+        answers.append(weakref.ref(answer.hidden))
+        return answer
+
+    def batches() -> Iterator[Batch]:
+        for row in range(4):
+            gc.collect()
+            assert sum(answer() is not None for answer in answers) <= 1
+            yield part(BATCH, slice(row, row + 1))
+
+    RememberingTeacher(noted, batches(), rows=4)  # type: ignore[arg-type]
+    assert len(answers) == 4
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_a_teachers_head_runs_in_the_type_of_the_students(
+    dtype: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projected: list[torch.dtype] = []
+    linear = functional.linear
+
+    def noted(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if weight.shape[0] == 61:
+            projected.append(weight.dtype)
+        return linear(hidden, weight, bias)
+
+    step = StepModule(pico_model("llama"), TERMS, teachers=teachers_in_float32())
+    monkeypatch.setattr(functional, "linear", noted)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+        output = step(BATCH, {name: float(count) for name, count in step.count(BATCH).items()})
+    assert len(projected) == 4  # the student, a, and b at two temperatures
+    assert set(projected) == {expected}
+    exact = StepModule(pico_model("llama").double(), TERMS, teachers=teachers())
+    whole = exact(BATCH, {name: float(count) for name, count in exact.count(BATCH).items()})
+    assert torch.allclose(output.loss.double(), whole.loss, rtol=0.02 if dtype == "bf16" else 1e-5)
+
+
+def test_a_gradient_of_the_gradient_fails_instead_of_being_left_out() -> None:
+    hidden = torch.randn(1, 12, 16, requires_grad=True)
+    head = Head(torch.randn(61, 16, requires_grad=True), None)
+    terms = [Term("labels", "labels")]
+    batch = packed_batch([[12]], length=12)
+    loss = reduce_terms(terms, Combination(), batch, hidden, head, {}, {"labels": 1.0}).loss
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
 
 
 def test_a_term_of_weight_zero_is_measured_and_has_no_gradient() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stlm_kd.losses.precision import at_least_float32
+from stlm_kd.losses.precision import at_least_float32, compute_dtype
 
 CHUNK_ELEMENTS = 2**21
 """Logits alive at once: 8 MiB in float32, which stays near a processor's caches."""
@@ -53,7 +53,7 @@ class _ChunkedLosses(torch.autograd.Function):
         loss_sums: LossSums,
         scales: Sequence[float],
     ) -> tuple[Tensor, Tensor]:
-        compute = _compute_dtype(weight_VD)
+        compute = compute_dtype(weight_VD)
         projection = _Projection(hidden_ND.to(compute), weight_VD.to(compute), bias_V, ctx.needs_input_grad)
         sums = torch.zeros(len(scales), dtype=torch.float64, device=hidden_ND.device)
         chunk_rows = _chunk_rows(weight_VD)
@@ -67,6 +67,8 @@ class _ChunkedLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # the gradients below are numbers without a graph of their own
+            raise RuntimeError("create_graph: the gradient of chunked losses cannot be differentiated again")
         grads, ctx.grads = ctx.grads, None  # scaled in place below: a second backward must fail, not lie
         return (*(None if g is None else g.mul_(grad_total.to(g.dtype)) for g in grads), None, None)
 
@@ -119,9 +121,3 @@ class _Projection:
 def _chunk_rows(weight_VD: Tensor) -> int:
     elements = CHUNK_ELEMENTS if weight_VD.device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
     return max(16, elements // weight_VD.shape[0])
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """What the surrounding code multiplies matrices in: autocast's type, or the weight's own."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -28,6 +28,10 @@ class Head:
         """Number of outcomes, padded entries included."""
         return int(self.weight.shape[0])
 
+    def to(self, dtype: torch.dtype) -> Head:
+        """The same head in a type; itself where it has that already."""
+        return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
 
 def head_of(model: PreTrainedModel) -> Head:
     """The model's own vocabulary projection (not a copy: gradients reach the parameters)."""

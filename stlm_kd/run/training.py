@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
+from stlm_kd.engine.update import autocast
 from stlm_kd.losses import LABELS
-from stlm_kd.models.forward import check_forward
+from stlm_kd.models.forward import check_forward, head_of
 from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
@@ -35,7 +36,7 @@ Variant = Literal["student", "no-teacher", "all-data"]
 """The recipe's own student, or one of its controls, which have no teachers and the same number of steps."""
 
 REMEMBERED_BYTES = 2**30
-"""Teachers' hidden states are computed once and kept where one teacher's take less than this."""
+"""Teachers' hidden states are computed once and kept, of as many teachers as this holds together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +160,10 @@ def train_student(
     steps = num_steps(recipe.train, own, seed)
     stream = _stream(recipe.train, parts, seed)
     epochs = steps / stream.steps_per_epoch
-    asks = variant == "student" and bool(teachers)
     step = StepModule(
         student,
         variant_terms(recipe, variant),
-        teachers=_ready(teachers, parts, epochs, recipe, workshop) if asks else {},
+        teachers=_ready(teachers, parts, epochs, recipe, workshop) if variant == "student" else {},
         combination=Combination(recipe.combine.how, recipe.combine.options),
     )
     key = training_key(
@@ -314,19 +314,20 @@ def _ready(
     folders: Mapping[str, str], parts: Sequence[PackedRows], epochs: float, recipe: Recipe, workshop: Workshop
 ) -> dict[str, Teacher]:
     """The teachers that the objectives ask, answering from memory where the rows come often and fit in it."""
-    names = asked_teachers(recipe)
-    asked = {name: folder for name, folder in folders.items() if name in names}
+    context, device = recipe.data.context, current_device()
+    rows, left = sum(len(part) for part in parts), REMEMBERED_BYTES
     ready: dict[str, Teacher] = {}
-    for name, folder in asked.items():
-        model = load_causal_lm(folder, trust_remote_code=workshop.trust_remote_code).to(current_device())  # type: ignore[arg-type]
-        check_forward(model, context=recipe.data.context, name=f"teacher {name}")
-        vocabulary = vocabulary_size(load_tokenizer(folder, trust_remote_code=workshop.trust_remote_code))
-        live = LiveTeacher(model, vocabulary)
-        rows = sum(len(part) for part in parts)
-        size = rows * recipe.data.context * model.config.hidden_size * 4
-        if epochs > 1 and size <= REMEMBERED_BYTES:
+    for name in sorted(asked_teachers(recipe)):
+        model = load_causal_lm(folders[name], trust_remote_code=workshop.trust_remote_code).to(device)  # type: ignore[arg-type]
+        check_forward(model, context=context, name=f"teacher {name}")
+        tokenizer = load_tokenizer(folders[name], trust_remote_code=workshop.trust_remote_code)
+        live = LiveTeacher(model, vocabulary_size(tokenizer))
+        size = rows * context * int(head_of(model).weight.shape[1]) * 4
+        if epochs > 1 and size <= left:
+            left -= size
             batches = evaluation_batches(parts, micro_batch=_micro_batch(recipe.train))
-            ready[name] = RememberingTeacher(live, (batch.to(current_device()) for batch in batches))
+            with autocast(device, recipe.train.precision):
+                ready[name] = RememberingTeacher(live, (batch.to(device) for batch in batches), rows=rows)
         else:
             ready[name] = live
     return ready
