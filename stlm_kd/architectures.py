@@ -15,15 +15,13 @@ class Architecture:
 
     Attributes:
         blocks: The ModuleList of transformer blocks.
-        final_norm: The norm after the last block.
     """
 
     blocks: str
-    final_norm: str
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(blocks="h", final_norm="ln_f"),
-    "llama": Architecture(blocks="layers", final_norm="norm"),
-    "qwen2": Architecture(blocks="layers", final_norm="norm"),
+    "gpt2": Architecture(blocks="h"),
+    "llama": Architecture(blocks="layers"),
+    "qwen2": Architecture(blocks="layers"),
 }

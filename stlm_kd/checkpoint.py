@@ -14,7 +14,6 @@ one that each of them names.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stlm_kd.data.files import sha256
 from stlm_kd.errors import CheckpointError
 
 FORMAT = 1
@@ -236,15 +236,6 @@ class CheckpointStore:
 
 class _Damaged(CheckpointError):
     """A checkpoint whose files are not what was written."""
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _verify(path: Path) -> None:

@@ -4,6 +4,7 @@ import doctest
 import gzip
 import json
 import lzma
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,24 @@ def test_the_sample_is_read_by_split_and_size() -> None:
     sources.append(Source(sample="train", size=4000))
     assert len({fingerprint(source) for source in sources}) == 3
     assert fingerprint(Source(sample="train", size=3000)) == fingerprint(sources[0])
+
+
+def test_a_file_is_hashed_once_for_each_of_its_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    real = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: (hashed.append(path), real(path))[1])
+    source = written(tmp_path / "a.txt", "One text .\n")
+    first = [fingerprint(source) for _ in range(3)]
+    assert len(set(first)) == len(hashed) == 1
+    written(tmp_path / "a.txt", "Two texts .\n")
+    assert fingerprint(source) != first[0]
+    written(tmp_path / "b.txt", "Ten texts .\n")
+    shutil.copyfile(tmp_path / "b.txt", tmp_path / "a.txt")
+    os.utime(tmp_path / "a.txt", ns=(2, 2))
+    assert fingerprint(source) == fingerprint(Source(path=str(tmp_path / "b.txt")))
+    assert len(hashed) == 4
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from stlm_kd.data import hub
-from stlm_kd.data.files import Documents, expanded, read, text_files
+from stlm_kd.data.files import Documents, expanded, known_sha256, read, text_files
 from stlm_kd.errors import DataError, EnvironmentFault
 
 SAMPLE_SIZE = 4_000_000
@@ -136,16 +137,13 @@ def fingerprint(source: Source) -> str:
 
 
 def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return known_sha256(path)
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
-    return digest.hexdigest()
 
 
+@cache
 def _generator_hash() -> str:
     """Of the generator's code, so that text from another version of it is never taken for this one's."""
     import stlm_kd.data.sample as generator

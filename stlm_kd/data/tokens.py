@@ -178,8 +178,7 @@ def _tokenised(
 ) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
     """Each text's document, as ``tokenizer(text, add_special_tokens=False)`` between its ends.
 
-    Asks the ``tokenizers`` library directly, which then leaves out where in the text each token stands: a
-    third less time.
+    Asks the ``tokenizers`` library directly, which then leaves out where in the text each token stands.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
