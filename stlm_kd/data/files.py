@@ -1,4 +1,4 @@
-"""Files: the texts in them (plain text cut into documents, JSON lines, Parquet, also compressed), and hashes."""
+"""Text files: what is in them (plain text cut into documents, JSON lines, Parquet), and their hashes."""
 
 from __future__ import annotations
 

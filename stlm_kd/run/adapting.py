@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typing_extensions import Self
 
 from stlm_kd.adaptation import new_rows
 from stlm_kd.data.batches import BatchStream, evaluation_batches
@@ -71,6 +72,16 @@ class AdaptationReport:
     steps: int
     seconds: float
     stopped: str
+
+
+class AdaptationStep(StepModule):
+    """Trains the new rows of a model whose frozen body runs as it will when it teaches: without dropout."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any step, but the model stays in evaluation mode."""
+        super().train(mode)
+        self.student.eval()
+        return self
 
 
 def read_adaptation(folder: Path) -> AdaptationReport:
@@ -137,7 +148,7 @@ def adapt_model(
         held = held_out_rows(recipe, tokenizer, workshop)
         micro_batch = adapt.micro_batch or adapt.effective_batch
         result = fit(
-            StepModule(model, [Term(LABELS, LABELS)]),
+            AdaptationStep(model, [Term(LABELS, LABELS)]),
             BatchStream(
                 rows, effective_batch=adapt.effective_batch, micro_batch=micro_batch, seed=adapt.seed
             ),

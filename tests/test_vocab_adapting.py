@@ -1,0 +1,54 @@
+"""A teacher's body stays as it is while its new rows are trained: dropout is off, and still configured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.models.load import save_model
+from stlm_kd.run import adapting
+from tests.pico import pico_model
+from tests.road import ADAPT, stlm_kd
+
+DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+
+
+@pytest.fixture(scope="module")
+def teacher(road: Path) -> Path:
+    """A gpt2 that was trained with dropout, under another tokenizer than the student's."""
+    other = load_tokenizer(str(road / "gpt2"))
+    model = pico_model("gpt2", vocabulary=len(other))
+    for name, value in DROPOUT.items():
+        setattr(model.config, name, value)
+    save_model(model, other, road / "with-dropout")
+    return road / "with-dropout"
+
+
+def test_a_body_is_run_without_dropout_in_training_and_keeps_it_in_its_configuration(
+    teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, seen = adapting.fit, []
+
+    def watched(step: Any, batches: Any, settings: Any, **named: Any) -> Any:
+        step.train()
+        (batch,) = batches.step(0)
+        losses = [step(batch, step.count(batch)).loss.item() for _ in range(2)]
+        seen.append((step.training, losses[0] == losses[1], step.student.transformer.drop.p))
+        trained = fit(step, batches, settings, **named)
+        assert not any(part.training for part in step.student.modules())
+        return trained
+
+    monkeypatch.setattr(adapting, "fit", watched)
+    torch.manual_seed(0)
+    teachers = f"teachers=[{{name: g, model: {teacher}, adapt: {ADAPT}}}]"
+    result = stlm_kd("adapt-teacher", "-r", "adapts.yaml", teachers, "--output-dir", str(tmp_path))
+    assert result.exit_code == 0, f"{result.output}{result.exception!r}"
+    assert seen == [(True, True, 0.1)]
+    (saved,) = tmp_path.glob("*/teachers/g")
+    config = AutoConfig.from_pretrained(saved)
+    assert {name: getattr(config, name) for name in DROPOUT} == DROPOUT
