@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -87,11 +88,25 @@ def test_seeds_differ_and_share_the_adapted_teachers(whole: Path) -> None:
     assert kinds(set(built(whole.parent)))["adapted"] == 2
 
 
+def test_a_runs_model_can_be_edited_without_a_change_of_the_shared_one(place: Path, tmp_path: Path) -> None:
+    run = distilled("plain", output_dir=tmp_path)
+    before = built(tmp_path)
+    config = student(run) / "model" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert built(tmp_path) == before
+    again = stlm_kd("distill", "-r", "plain.yaml", "--output-dir", str(tmp_path))
+    assert again.exit_code == 1
+    assert "config.json: changed since this model was completed" in again.stderr
+    shutil.rmtree(student(run))
+    distilled("plain", output_dir=tmp_path)
+    assert built(tmp_path) == before
+
+
 def test_tracking_is_each_recipes_own(whole: Path) -> None:
     found = {}
     for folder in (whole.parent / "stages").glob("model-*"):
-        architecture = json.loads((folder / "stage.json").read_text())["key"]["student"]["architecture"]
-        found[architecture["model_type"]] = (folder / "tensorboard").exists()
+        fields = json.loads((folder / "stage.json").read_text())["key"]["student"]["fields"]
+        found[fields["model_type"]] = (folder / "tensorboard").exists()
     assert found == {"gpt2": False, "llama": True}
 
 
@@ -105,7 +120,8 @@ def test_steps_are_logged_as_often_as_asked_for(place: Path, tmp_path: Path) -> 
 
 def test_controls_do_not_depend_on_teachers_or_objectives(whole: Path) -> None:
     key = json.loads((student(whole, "no-teacher") / "stage.json").read_text())["key"]
-    assert (key["teachers"], key["objectives"], key["combine"]) == ({}, None, None)
+    assert (key["teachers"], key["combine"]) == ({}, None)
+    assert [term["loss"] for term in key["objectives"]] == ["labels"]
 
 
 def test_the_same_command_again_builds_nothing(whole: Path, place: Path) -> None:

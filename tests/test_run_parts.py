@@ -21,7 +21,7 @@ from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.run.intervals import estimate, paired_difference
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.results import Row, comparisons
-from stlm_kd.run.stages import Stages, link_folder, model_identity
+from stlm_kd.run.stages import Stages, copy_folder, model_identity
 
 
 def test_a_stage_is_built_once_for_a_key_and_again_for_another(tmp_path: Path) -> None:
@@ -56,15 +56,42 @@ def test_of_several_that_want_a_stage_at_once_one_builds_it(tmp_path: Path) -> N
     assert len(built) == 1
 
 
-def test_a_linked_folder_is_whole_and_leaves_checkpoints_behind(tmp_path: Path) -> None:
+def test_a_copied_folder_is_whole_shares_only_weights_and_leaves_checkpoints_behind(tmp_path: Path) -> None:
     (tmp_path / "source" / "checkpoints" / "step").mkdir(parents=True)
     (tmp_path / "source" / "model").mkdir()
-    (tmp_path / "source" / "model" / "weights").write_text("1")
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "source" / "model" / name).write_text("1")
     (tmp_path / "target" / "old").mkdir(parents=True)
-    link_folder(tmp_path / "source", tmp_path / "target")
-    assert [path.name for path in sorted((tmp_path / "target").rglob("*"))] == ["model", "weights"]
-    assert (tmp_path / "target/model/weights").samefile(tmp_path / "source/model/weights")
+    copy_folder(tmp_path / "source", tmp_path / "target")
+    copies = {path.name: path for path in (tmp_path / "target").rglob("*") if path.is_file()}
+    assert sorted(copies) == ["config.json", "model.safetensors"]
+    assert copies["model.safetensors"].samefile(tmp_path / "source/model/model.safetensors")
+    assert copies["model.safetensors"].stat().st_mode & 0o222 == 0
+    copies["config.json"].write_text("2")
+    assert (tmp_path / "source/model/config.json").read_text() == "1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "model/model.safetensors"])
+def test_a_stage_that_was_changed_is_refused(tmp_path: Path, name: str) -> None:
+    stages = Stages(tmp_path)
+
+    def build(folder: Path) -> None:
+        (folder / "model").mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (folder / "model" / file).write_text("as it was")
+
+    folder = stages.make("model", {"a": 1}, build)
+    assert stages.make("model", {"a": 1}, build) == folder
+    (folder / "notes.txt").write_text("a file more does no harm")
+    copy_folder(folder, tmp_path / "copy")
+    assert stages.holds(tmp_path / "copy", "model", {"a": 1})
+    (folder / name).write_text("as it is!")
+    with pytest.raises(CheckpointError, match=f"{name}: changed since .* delete {folder}"):
+        stages.make("model", {"a": 1}, build)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}: gone since"):
+        stages.make("model", {"a": 1}, build)
 
 
 def test_an_interrupted_build_finds_its_files_again_and_the_stage_is_not_there(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from stlm_kd.run.folder import create
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded
 from stlm_kd.run.scoring import kept_scores
-from stlm_kd.run.stages import link_folder
+from stlm_kd.run.stages import copy_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.workshop import Workshop
@@ -60,7 +60,7 @@ def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, or
     wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
     ready = [ready_teacher(recipe, entry, tokenizer, workshop) for entry in wanted]
     for teacher in ready:
-        link_folder(Path(teacher.model), run / "teachers" / teacher.name)
+        copy_folder(Path(teacher.model), run / "teachers" / teacher.name)
     reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
     scores = _scores(recipe, ready, workshop)
     values = {

@@ -23,7 +23,7 @@ from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded
 from stlm_kd.run.results import Row, as_json, comparisons, result_table, text_remark
 from stlm_kd.run.scoring import kept_scores
-from stlm_kd.run.stages import link_folder
+from stlm_kd.run.stages import copy_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.training import Variant, read_report, train_student, training_key
@@ -121,9 +121,9 @@ def share_student(
             recipe, variant, seed, teachers=teachers, tokenizer=tokenizer, folder=folder, workshop=workshop,
             label=f"{variant} seed {seed}",
         )  # fmt: skip
-        link_folder(folder, stage)
+        copy_folder(folder, stage)
 
-    link_folder(stages.make("model", key, build), folder)
+    copy_folder(stages.make("model", key, build), folder)
 
 
 def _teacher_job(values: Values, index: int, workshop: Workshop) -> ReadyTeacher:

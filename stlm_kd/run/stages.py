@@ -1,8 +1,8 @@
-"""Results that are found again by what made them, and are never half there.
+"""Results that are found again by what made them, are never half there, and are not changed unnoticed.
 
 A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, where an interrupted
-build finds its checkpoints again, and gets its name when it is whole. Of several processes that want the same
-stage one builds it, and the others wait.
+build finds its checkpoints again, and gets its name when it is whole, with the hashes of all its files. Of
+several processes that want the same stage one builds it, and the others wait.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -29,7 +30,9 @@ FORMATS = {"tokenizer": 1, "model": 1, "adapted": 1, "eval": 1}
 """The version of each kind's content: raised when the same key has to give another result."""
 
 STAGE = "stage.json"
-"""Says of what kind a folder is, and of which key."""
+"""Says of what kind a folder is, of which key, and which files it was completed with."""
+
+WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,9 @@ class Stages:
             kind: One of ``FORMATS``.
             key: Everything that decides the result.
             build: Writes into the folder that it is given, and may find its own earlier files there.
+
+        Raises:
+            CheckpointError: What lies there is not this stage, or was changed since it was completed.
         """
         folder = self.path(kind, key)
         if not folder.is_dir():
@@ -65,12 +71,20 @@ class Stages:
         return folder
 
     def holds(self, folder: Path, kind: str, key: Key) -> bool:
-        """Whether a folder is this stage, or a copy of it, by its own word."""
+        """Whether a folder is this stage, or a copy of it, by its own word.
+
+        Raises:
+            CheckpointError: It is, but a file is no longer what it was.
+        """
         try:
             found = json.loads((folder / STAGE).read_text(encoding="utf-8"))
-            return self._digest(found["kind"], found["key"]) == self._digest(kind, key)
+            same = self._digest(found["kind"], found["key"]) == self._digest(kind, key)
+            files = dict(found.get("files", {}))
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        if same:
+            _check_files(folder, kind, files)
+        return same
 
     def _build(self, folder: Path, kind: str, key: Key, build: Callable[[Path], None]) -> None:
         partial = folder.with_name(f"{folder.name}.partial")
@@ -79,7 +93,8 @@ class Stages:
         partial.mkdir(parents=True, exist_ok=True)
         build(partial)
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
-        write_json(partial / STAGE, {"kind": kind, "format": FORMATS[kind], "key": dict(key)})
+        content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "files": _hashes(partial)}
+        write_json(partial / STAGE, content)
         partial.rename(folder)
 
     @staticmethod
@@ -88,28 +103,57 @@ class Stages:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def link_folder(source: Path, target: Path) -> None:
-    """The same files under another folder, which appears whole; without a second copy where links can be.
+def _hashes(folder: Path) -> dict[str, str]:
+    """The hash of each file by its place in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / STAGE)
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+
+
+def _check_files(folder: Path, kind: str, files: Mapping[str, str]) -> None:
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file() or file_hash(path) != digest:
+            what = "changed" if path.is_file() else "gone"
+            raise CheckpointError(
+                f"{path}: {what} since this {kind} was completed; put the file back, or delete {folder} to "
+                "make it anew (to work with changed models, copy the folder to another place)"
+            )
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """The same files under another folder, which appears whole; weights are read-only links where can be.
 
     What was in ``target`` is gone, and checkpoints stay behind.
     """
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     left = shutil.ignore_patterns("checkpoints")
-    shutil.copytree(source, unfinished, copy_function=_link_or_copy, ignore=left)
+    shutil.copytree(source, unfinished, copy_function=_copy, ignore=left)
     shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
 
 
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _copy(source: str, target: str) -> None:
+    """Weights are large, and programs replace them rather than write into them; everything else is copied."""
+    if source.endswith(WEIGHTS):
+        try:
+            os.link(source, target)
+        except OSError:
+            pass
+        else:
+            Path(target).chmod(0o444)
+            return
+    shutil.copy2(source, target)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex."""
+    """SHA-256 of a file's bytes, hex; a file that has not changed is not read again."""
+    state = path.stat()
+    return _hash_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: Path, *state: int) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
