@@ -60,6 +60,10 @@ class RecipeError(StlmKdError):
         count = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}"
         super().__init__("\n".join([f"{origin}: {count}", *(f"  {fault}" for fault in self.faults)]))
 
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[str, tuple[Fault, ...]]]:
+        """An error is sent between processes by its arguments, of which this one's message is none."""
+        return type(self), (self.origin, self.faults)
+
 
 class ModelError(StlmKdError):
     """A model or a tokenizer cannot play the part that it was given."""

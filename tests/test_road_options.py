@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import load_causal_lm, save_model
+from stlm_kd.recipe import load
+from stlm_kd.run.distill import distill
 from tests.pico import pico_model
 from tests.road import distilled, done, stlm_kd, student, weights
 
@@ -201,3 +204,10 @@ def test_the_weights_of_the_best_validation_are_saved(place: Path, tmp_path: Pat
     lines = [json.loads(line) for line in (student(run) / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["losses"]["labels"] for line in lines if line["kind"] == "validation"}
     assert losses[best["best_step"]] == best["best_loss"] == min(losses.values())
+
+
+def test_a_recipe_is_distilled_outside_the_main_thread(place: Path, tmp_path: Path) -> None:
+    options = {"output_dir": tmp_path, "resume": "auto", "trust_remote_code": False, "command": ""}
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(distill, load("plain.yaml"), name="plain", **options).result()
+    assert (run / "table.txt").is_file()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from stlm_kd.errors import CheckpointError, NonFiniteError
+from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.run.intervals import estimate, paired_difference
 from stlm_kd.run.jobs import Job, run_jobs
@@ -189,9 +190,56 @@ def fail(message: str) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_give_their_results_in_order_and_pass_errors_on(workers: int) -> None:
-    assert run_jobs([Job(square, (n,)) for n in range(4)], workers=workers) == [0, 1, 4, 9]
+    with ThreadPoolExecutor(1) as pool:  # not in the main thread, which alone may handle signals
+        squares = pool.submit(run_jobs, [Job(square, (n,)) for n in range(4)], workers=workers)
+    assert squares.result() == [0, 1, 4, 9]
     with pytest.raises(NonFiniteError, match="labels"):
         run_jobs([Job(square, (1,)), Job(fail, ("labels",))], workers=workers)
+
+
+def touch(path: Path) -> None:
+    path.touch()
+
+
+def appear(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def outlast_a_failure(folder: Path) -> None:
+    touch(folder / "running")
+    appear(folder / "failing")
+    time.sleep(0.5)
+    touch(folder / "ended")
+
+
+def divide(folder: Path) -> None:
+    appear(folder / "running")
+    touch(folder / "failing")
+    raise ZeroDivisionError("by nothing")
+
+
+def end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_after_any_error_no_job_begins_and_those_that_run_end(tmp_path: Path) -> None:
+    jobs = [Job(outlast_a_failure, (tmp_path,)), Job(divide, (tmp_path,))]
+    jobs += [Job(touch, (tmp_path / f"waiting-{n}",)) for n in range(4)]
+    with pytest.raises(ZeroDivisionError, match="by nothing"):
+        run_jobs(jobs, workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "failing", "running"]
+
+
+def test_a_recipes_faults_come_whole_from_another_process() -> None:
+    error = RecipeError("a recipe", [Fault("train.steps", "too few", 3)])
+    sent = pickle.loads(pickle.dumps(error))
+    assert (str(sent), sent.origin, sent.faults) == (str(error), error.origin, error.faults)
+
+
+def test_a_killed_worker_is_one_message_that_says_what_to_do() -> None:
+    with pytest.raises(StlmKdError, match=r"killed, probably because memory ran out; use fewer --jobs"):
+        run_jobs([Job(end, ()), Job(end, ())], workers=2)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,10 @@ class Job(Generic[R]):
 
 
 def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
-    """The results in the order of the jobs; the first failure is raised after the running jobs have ended.
+    """The results in the order of the jobs.
+
+    Once a job fails, whatever its error, no further one begins; the error is raised when those that were
+    running have ended.
 
     Args:
         jobs: Independent of each other.
@@ -36,50 +40,77 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
 
     Raises:
         Interrupted, Preempted: SIGINT or SIGTERM came; what was running had time to save.
+        StlmKdError: A worker was killed.
     """
     if workers == 1 or len(jobs) < 2:
         return [job.function(*job.arguments) for job in jobs]
     import torch
 
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)),
-        mp_context=get_context("spawn"),
-        initializer=_begin_worker,
-        initargs=(threads,),
-    ) as pool:
-        futures = [pool.submit(job.function, *job.arguments) for job in jobs]
-        with _passing_signals_on(futures) as received:
-            return _results(futures, received)
-
-
-def _results(futures: Sequence[Future[R]], received: list[int]) -> list[R]:
-    try:
-        return [future.result() for future in futures]
-    except (StlmKdError, BrokenProcessPool, CancelledError) as error:
-        for future in futures:
-            future.cancel()
-        if not received:
+    with (
+        ProcessPoolExecutor(
+            min(workers, len(jobs)),
+            mp_context=get_context("spawn"),
+            initializer=_begin_worker,
+            initargs=(threads,),
+        ) as pool,
+        _passing_signals_on() as received,
+    ):
+        try:
+            return _results(pool, jobs, workers, received)
+        except BaseException as error:
+            if received:
+                ending = Preempted if received[0] == signal.SIGTERM else Interrupted
+                raise ending(
+                    "stopped; what was being trained is saved, and the same command goes on from there"
+                ) from error
+            if isinstance(error, BrokenProcessPool):
+                raise StlmKdError(
+                    "a worker process was killed, probably because memory ran out; use fewer --jobs or a "
+                    "smaller train.micro_batch; the same command goes on from what was saved"
+                ) from error
             raise
-        ending = Preempted if received[0] == signal.SIGTERM else Interrupted
-        raise ending(
-            "stopped; what was being trained is saved, and the same command goes on from there"
-        ) from error
+
+
+def _results(
+    pool: ProcessPoolExecutor, jobs: Sequence[Job[R]], workers: int, received: Sequence[int]
+) -> list[R]:
+    """No more jobs are handed out than there are workers: what the pool holds cannot be taken back."""
+    futures: list[Future[R]] = []
+    running: set[Future[R]] = set()
+    failed: Future[R] | None = None
+    while running or (len(futures) < len(jobs) and not failed and not received):
+        while len(running) < workers and len(futures) < len(jobs) and not failed and not received:
+            job = jobs[len(futures)]
+            futures.append(pool.submit(job.function, *job.arguments))
+            running.add(futures[-1])
+        ended, running = wait(running, return_when=FIRST_COMPLETED)
+        failed = failed or next((future for future in ended if future.exception() is not None), None)
+    if failed is not None:
+        failed.result()
+    if received:
+        raise CancelledError
+    return [future.result() for future in futures]
 
 
 @contextmanager
-def _passing_signals_on(futures: Sequence[Future[Any]]) -> Iterator[list[int]]:
-    """While it is entered, SIGINT and SIGTERM reach the workers as SIGTERM, which makes a training save."""
+def _passing_signals_on() -> Iterator[list[int]]:
+    """While it is entered, SIGINT and SIGTERM reach the workers as SIGTERM, which makes a training save.
+
+    Outside the main thread it does nothing, since only the main thread may set handlers.
+    """
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for future in futures:
-            future.cancel()
         for child in active_children():
             child.terminate()
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = (
+        {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread()
+        else {}
+    )
     try:
         yield received
     finally:

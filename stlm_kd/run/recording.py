@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,7 +38,13 @@ def recorded(run: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Between trainings, SIGTERM ends the run in an orderly way too."""
+    """Between trainings, SIGTERM ends the run in an orderly way too.
+
+    Outside the main thread it does nothing, since only the main thread may set handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Preempted("stopped by SIGTERM between trainings; the same command goes on from there")
