@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.distill import print_results
-from stlm_kd.cli.words import AsJson, OptionalRecipeName, OutputDir, TrustRemoteCode, typed_command
+from stlm_kd.cli.words import (
+    AsJson,
+    OptionalRecipeName,
+    OutputDir,
+    Resume,
+    ResumeOption,
+    TrustRemoteCode,
+    typed_command,
+)
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +55,7 @@ def adapt_teacher(
     precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Of the training.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the initialiser and of the order of the data.")] = None,
     output_dir: OutputDir = Path("runs"),
+    resume: ResumeOption = Resume.auto,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -80,6 +89,7 @@ def adapt_teacher(
         teacher=teacher,
         name=name,
         output_dir=output_dir,
+        resume=resume.value,
         trust_remote_code=trust_remote_code,
         command=typed_command(),
     )

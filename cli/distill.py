@@ -16,6 +16,7 @@ from stlm_kd.cli.words import (
     Overrides,
     RecipeName,
     Resume,
+    ResumeOption,
     TrustRemoteCode,
     typed_command,
 )
@@ -25,9 +26,7 @@ def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
     output_dir: OutputDir = Path("runs"),
-    resume: Annotated[
-        Resume, typer.Option(help="Go on with an unfinished run of this recipe, or begin it anew.")
-    ] = Resume.auto,
+    resume: ResumeOption = Resume.auto,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trainings and evaluations side by side.")] = 1,
     trust_remote_code: TrustRemoteCode = False,

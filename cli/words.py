@@ -39,6 +39,11 @@ class Resume(str, Enum):
     never = "never"
 
 
+ResumeOption = Annotated[
+    Resume, typer.Option("--resume", help="Go on with an unfinished run of this recipe, or begin it anew.")
+]
+
+
 def typed_command() -> str:
     """The command as it was typed."""
     return shlex.join(["stlm-kd", *sys.argv[1:]])

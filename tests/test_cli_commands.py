@@ -134,10 +134,12 @@ def test_adapt_teacher_takes_a_recipe_and_a_teachers_name(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
-    done = runner.invoke(app, ["adapt-teacher", "-r", "mine.yaml", "a", "teachers[0].adapt.tokens=5k"])
+    words = ["adapt-teacher", "-r", "mine.yaml", "a", "teachers[0].adapt.tokens=5k", "--resume", "never"]
+    done = runner.invoke(app, words)
     assert done.exit_code == 0, done.stderr
     (given,) = calls.arguments
     assert (given["teacher"], given["first"].teachers[0].adapt.tokens) == ("a", 5000)
+    assert given["resume"] == "never"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
     given = {
         "distill": "name output_dir resume jobs trust_remote_code command",
         "plan": "",
-        "adapt": "teacher name output_dir trust_remote_code command",
+        "adapt": "teacher name output_dir resume trust_remote_code command",
         "evaluate": "suites documents output trust_remote_code",
         "generate": "prompt max_new_tokens temperature seed trust_remote_code",
     }[module]

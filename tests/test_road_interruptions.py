@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.road import distilled, done, started, student, weights
+from tests.road import distilled, done, started, stlm_kd, student, weights
 
 LONG = ("train.keep=last", "train.steps=240", "train.validate_every=60")
 
@@ -61,7 +61,8 @@ def test_a_killed_training_goes_on_and_ends_bit_for_bit_like_one_that_was_not(
         assert process.wait(60) == -signal.SIGKILL
     left = [int(path.parent.name.removeprefix("step-")) for path in killed.glob(files)]
     assert left and max(left) < 240
-    assert only_run(killed)["status"] == "running"
+    assert only_run(killed)["status"] == "killed"
+    assert ": killed, started" in stlm_kd("runs", "show", only_run(killed)["path"]).stdout
     again = distilled("plain", *LONG, output_dir=killed)
     whole = distilled("plain", *LONG, output_dir=tmp_path / "whole")
     assert weights(again) == weights(whole)
@@ -73,6 +74,22 @@ def test_a_killed_training_goes_on_and_ends_bit_for_bit_like_one_that_was_not(
         for run in (again, whole)
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_second_command_in_the_same_folder_is_refused_and_the_first_one_goes_on(
+    place: Path, tmp_path: Path
+) -> None:
+    with running(*command(tmp_path, *LONG), until=tmp_path, pattern="*/students/*/*/metrics.jsonl") as first:
+        before = only_run(tmp_path)
+        second = stlm_kd(*command(tmp_path, *LONG))
+        assert first.poll() is None
+        assert only_run(tmp_path) == before and before["status"] == "running"
+        assert second.exit_code == 1
+        (message,) = second.stderr.splitlines()
+        assert message.startswith(f"{before['path']}: another process works in this run's folder")
+        _, stderr = first.communicate(timeout=60)
+    assert first.returncode == 0, stderr
+    assert only_run(tmp_path)["status"] == "done"
 
 
 def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(place: Path, tmp_path: Path) -> None:

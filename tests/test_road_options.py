@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from stlm_kd.models.load import load_causal_lm, save_model
 from stlm_kd.recipe import load
 from stlm_kd.run.distill import distill
 from tests.pico import pico_model
-from tests.road import distilled, done, stlm_kd, student, weights
+from tests.road import ADAPT, LLAMA, TEXT, TRAIN, distilled, done, stlm_kd, student, weights
 
 STILL = ("train.steps=1", "train.learning_rate=1e-30", "train.weight_decay=0", "train.validate_every=null")
 """A training that leaves the weights as they were."""
@@ -140,6 +141,36 @@ def test_adapting_by_recipe_reports_three_states_for_each_teacher(place: Path, t
 def test_one_of_a_recipes_teachers_can_be_adapted(place: Path, tmp_path: Path) -> None:
     found = done("adapt-teacher", "-r", "adapts.yaml", "q", "eval=[]", "--output-dir", str(tmp_path))
     assert list(found["results"]["adaptations"]) == ["q"]
+
+
+def test_adapting_leaves_a_distillation_and_other_teachers_as_they_are(place: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "both.yaml"
+    teachers = ", ".join(f"{{name: {name}, model: {name}, adapt: {ADAPT}}}" for name in ("gpt2", "qwen2"))
+    body = f"task: clm\nstudent: {{tokenizer: own, architecture: {LLAMA}}}\nteachers: [{teachers}]\n"
+    recipe.write_text(f"{body}{TEXT}\nobjectives: [{{loss: labels}}, {{loss: forward_kl}}]\n{TRAIN}\n")
+    words = ["-r", str(recipe), "--output-dir", str(tmp_path)]
+    commands = [["distill"], ["adapt-teacher"], ["adapt-teacher", "gpt2"], ["adapt-teacher", "qwen2"]]
+    found = [done(command, *words, *names) for command, *names in commands]
+    assert len({one["folder"] for one in found}) == 4
+    for one in found:
+        assert json.loads(Path(one["folder"], "results.json").read_text()) == one["results"]
+    assert [list(one["results"].get("adaptations", ())) for one in found] == [
+        [], ["gpt2", "qwen2"], ["gpt2"], ["qwen2"],
+    ]  # fmt: skip
+    assert Path(found[1]["folder"]).name.startswith("both-adapt-")
+
+
+def test_an_adaptation_is_begun_anew_where_it_is_not_to_be_resumed(place: Path, tmp_path: Path) -> None:
+    words = ["adapt-teacher", "-r", "adapts.yaml", "g", "eval=[]", "--output-dir", str(tmp_path)]
+    done(*words)
+    (stage,) = (tmp_path / "stages").glob("adapted-*")
+    for resume, left in (("auto", True), ("never", False)):
+        shutil.rmtree(stage, ignore_errors=True)
+        partial = stage.with_name(f"{stage.name}.partial")
+        partial.mkdir()
+        (partial / "left").touch()
+        done(*words, "--resume", resume)
+        assert (stage / "left").exists() == left
 
 
 def test_adapting_by_options_needs_no_recipe(place: Path, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from scipy import stats
 
 from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
 from stlm_kd.eval.results import Score, SuiteResult
+from stlm_kd.run import workshop
 from stlm_kd.run.intervals import estimate, paired_difference
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.results import Row, comparisons
 from stlm_kd.run.stages import Stages, copy_folder, model_identity
+from stlm_kd.tracking import Trackers
 
 
 def test_a_stage_is_built_once_for_a_key_and_again_for_another(tmp_path: Path) -> None:
@@ -275,3 +277,18 @@ def test_a_signal_to_the_first_process_ends_the_jobs_with_its_own_code(
     finally:
         process.kill()
     assert not (tmp_path / "c").exists()
+
+
+def test_trackers_group_a_runs_stages_by_the_runs_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+
+    def opened(folder: Path, **options: object) -> Trackers:
+        given.update(options)
+        return Trackers()
+
+    monkeypatch.setattr(workshop, "open_tracker", opened)
+    place = workshop.Workshop(tmp_path, run_name="tiny-1a2b3c4d")
+    place.tracker(tmp_path, backends=("wandb",), stage="no-teacher seed 1")
+    assert given["run_name"] == "tiny-1a2b3c4d"

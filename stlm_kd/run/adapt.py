@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,7 @@ from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.adapting import AdaptationReport, read_adaptation
 from stlm_kd.run.checking import check_recipe
-from stlm_kd.run.folder import create
+from stlm_kd.run.folder import file_name
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded
 from stlm_kd.run.scoring import kept_scores
@@ -31,6 +32,7 @@ def adapt_teacher(
     teacher: str | None,
     name: str,
     output_dir: Path,
+    resume: Literal["auto", "never"] = "auto",
     trust_remote_code: bool,
     command: str = "",
 ) -> Path:
@@ -39,19 +41,31 @@ def adapt_teacher(
     Args:
         recipe: A checked recipe.
         teacher: One teacher's name, or None.
-        name: The run's name.
+        name: The recipe's name, of which the run's is made.
         output_dir: Holds all runs and what they share.
+        resume: Whether unfinished work goes on where it stopped.
         trust_remote_code: Whether models may run code that they bring.
         command: As typed, for the record.
 
     Returns:
         The run folder: Hugging Face folders under ``teachers/``; ``results.json`` and ``table.txt``.
     """
-    run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
-    workshop = Workshop(output_dir, True, trust_remote_code)
-    with recorded(run):
-        _work(recipe, teacher, run.path, workshop, origin=name)
-    return run.path
+    with recorded(
+        recipe, name=_run_name(recipe, name, teacher), output_dir=output_dir, command=command
+    ) as run:
+        workshop = Workshop(output_dir, resume == "auto", trust_remote_code, run_name=run.name)
+        _work(recipe, teacher, run, workshop, origin=name)
+    return run
+
+
+def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
+    """Apart from the recipe's distillation, and from the adaptation of its other teachers.
+
+    A folder's name has 64 characters, so that a long name is cut where it does not tell folders apart.
+    """
+    if teacher is not None:
+        return f"{file_name(name)[:24]}-adapt-{teacher}"
+    return name if recipe.adapts_only else f"{file_name(name)[:58]}-adapt"
 
 
 def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, origin: str) -> None:

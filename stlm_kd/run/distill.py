@@ -17,7 +17,6 @@ from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.adapting import read_adaptation
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.curves import draw_curves
-from stlm_kd.run.folder import create
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded
@@ -57,11 +56,10 @@ def distill(
     Returns:
         The run folder.
     """
-    run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
-    workshop = Workshop(output_dir, resume == "auto", trust_remote_code)
-    with recorded(run):
-        _work(recipe, run.path, workshop, jobs, origin=name)
-    return run.path
+    with recorded(recipe, name=name, output_dir=output_dir, command=command) as run:
+        workshop = Workshop(output_dir, resume == "auto", trust_remote_code, run_name=run.name)
+        _work(recipe, run, workshop, jobs, origin=name)
+    return run
 
 
 def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: str) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
 from stlm_kd.recipe.tree import Malformed, Plain, parse
 from stlm_kd.run.record import Record, Status, new_record, now, read_record, write_json, write_text
 
-RECIPE, RECORD = "recipe.yaml", "run.json"
+RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
+_PATIENCE = 1.0
+"""Seconds that a command waits for the lock, which those that list runs hold for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +89,58 @@ def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunF
     path = folder_of(recipe, name=name, output_dir=output_dir)
     if (path / RECORD).is_file():
         return open_for(recipe, path)
-    try:
+    record = new_record(name, recipe_hash(recipe), command)
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / RECIPE, resolved_yaml(recipe))
-        record = new_record(name, recipe_hash(recipe), command)
         write_json(path / RECORD, asdict(record))
+    return RunFolder(path, record)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Work in a run's folder, which is made if need be, with no other command in it; a crash lets it go.
+
+    Raises:
+        CheckpointError: Another command works there.
+        EnvironmentFault: It cannot be written.
+    """
+    lock = FileLock(path / LOCK, timeout=_PATIENCE)
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(
+                f"{path}: another process works in this run's folder; wait until it has ended, or stop it, "
+                "and give the command again"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise EnvironmentFault(
             f"{path}: cannot be written ({reason}); choose another --output-dir"
         ) from error
-    return RunFolder(path, record)
+
+
+def _seen(path: Path, record: Record) -> Record:
+    """The record, unless it still says that a run is running whose process is gone."""
+    if record.status != "running" or not (path / LOCK).is_file():
+        return record
+    try:
+        with FileLock(path / LOCK, timeout=0):
+            return replace(record, status="killed")
+    except (Timeout, OSError):  # held, or in a place where one may only read
+        return record
 
 
 def open_run(path: Path) -> RunFolder:
@@ -168,7 +215,7 @@ def show_run(path: Path) -> RunDetails:
         shown = table.read_text(encoding="utf-8") if table.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {RECIPE} or table.txt cannot be read ({error})") from error
-    return RunDetails(path, run.record, text, shown, tuple(models))
+    return RunDetails(path, _seen(path, run.record), text, shown, tuple(models))
 
 
 def _saved_recipe(path: Path) -> Plain:
@@ -180,7 +227,7 @@ def _saved_recipe(path: Path) -> Plain:
 
 def _summary(path: Path) -> RunSummary:
     try:
-        record = read_record(path / RECORD)
+        record = _seen(path, read_record(path / RECORD))
     except CheckpointError:
         return RunSummary(path, path.name, "damaged", "", None, "")
     return RunSummary(path, record.name, record.status, record.started, record.finished, record.recipe_hash)

@@ -30,7 +30,7 @@ PACKAGES = (
 )
 """Packages whose versions a run's record holds."""
 
-Status: TypeAlias = Literal["running", "done", "failed", "interrupted"]
+Status: TypeAlias = Literal["running", "done", "failed", "interrupted", "killed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Record:
         name: The recipe's name.
         recipe_hash: Of what the recipe says.
         command: As it was typed, or as near as is known.
-        status: How the run stands.
+        status: How the run stands; ``killed`` is never written, but seen where the process is gone.
         started: UTC, ISO 8601; of the first start.
         finished: UTC, ISO 8601; None until it ended.
         message: Why it failed or stopped; "" otherwise.

@@ -6,19 +6,38 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from stlm_kd.errors import Interrupted, Preempted
-from stlm_kd.run.folder import RunFolder
+from stlm_kd.recipe import Recipe
+from stlm_kd.run.folder import RunFolder, create, folder_of, held
 
 
 @contextmanager
-def recorded(run: RunFolder) -> Iterator[None]:
-    """Mark the run as done, interrupted or failed when the block ends.
+def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> Iterator[Path]:
+    """The folder of a recipe's run, for this command alone; when the block ends, its record says how.
+
+    Args:
+        recipe: The recipe.
+        name: The run's name.
+        output_dir: Holds all runs.
+        command: As typed, for the record.
 
     Raises:
+        CheckpointError: Another command works there, or the folder is another recipe's.
+        EnvironmentFault: It cannot be written.
         Interrupted, Preempted: Ctrl-C or SIGTERM came, between trainings or within one.
     """
+    with held(folder_of(recipe, name=name, output_dir=output_dir)):
+        run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
+        with _ending_recorded(run):
+            yield run.path
+
+
+@contextmanager
+def _ending_recorded(run: RunFolder) -> Iterator[None]:
+    """Mark the run as done, interrupted or failed when the block ends."""
     try:
         with _stoppable():
             yield

@@ -17,12 +17,14 @@ class Workshop:
         output_dir: Holds the runs, and ``stages/``, which all runs share.
         resume: Whether unfinished work is continued.
         trust_remote_code: Whether models may run code that they bring.
+        run_name: Of the run that the work is for.
         quiet_name: Where several jobs run side by side: the prefix of this one's progress lines.
     """
 
     output_dir: Path
     resume: bool = True
     trust_remote_code: bool = False
+    run_name: str = ""
     quiet_name: str | None = None
 
     @property
@@ -40,6 +42,6 @@ class Workshop:
         from stlm_kd.run.jobs import PrefixedLines
 
         stream = PrefixedLines(self.quiet_name) if self.quiet_name else None
-        tracker = open_tracker(folder, backends=backends, run_name=stage, stream=stream)
+        tracker = open_tracker(folder, backends=backends, run_name=self.run_name, stream=stream)
         tracker.stage(stage)
         return tracker
