@@ -12,7 +12,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
@@ -22,6 +22,9 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from stlm_kd.eval.perplexity import evaluating, num_positions
 from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
+
+if TYPE_CHECKING:
+    from stlm_kd.eval.sources import Origin
 
 # The parts of lm-eval's report that tell of the machine and the moment, not of the scores.
 _LEFT_OUT = ("samples", "pretty_env_info", "git_hash", "upper_git_hash", "date")
@@ -77,8 +80,8 @@ def evaluate(
     )
 
 
-def check(*, tasks: Sequence[str], source: str = "auto", num_fewshot: int | None = None) -> None:
-    """Look whether the tasks and their rows are there, long before a model is.
+def check(*, tasks: Sequence[str], source: str = "auto", num_fewshot: int | None = None) -> dict[str, Origin]:
+    """Look whether the tasks and their rows are there, long before a model is; where each task's are from.
 
     Raises:
         UsageError: A task that lm-eval does not know.
@@ -87,7 +90,8 @@ def check(*, tasks: Sequence[str], source: str = "auto", num_fewshot: int | None
     with _quiet():
         from stlm_kd.eval import sources
 
-        sources.build(tasks, source=source, num_fewshot=num_fewshot)
+        built = sources.build(tasks, source=source, num_fewshot=num_fewshot)
+    return {one.name: one.origin for one in built}
 
 
 def _wrapped(

@@ -56,6 +56,7 @@ class SuiteResult:
         examples: The scores of single examples, for paired comparisons.
         notes: What a reader of the numbers must know, one sentence each.
         report: The suite's own report, ready for JSON; in lm-eval's layout for ``lm-eval``.
+        label: What tells it apart where one suite is asked for several times, as in ``window 64``.
     """
 
     suite: str
@@ -63,6 +64,7 @@ class SuiteResult:
     examples: tuple[ExampleScore, ...] = ()
     notes: tuple[str, ...] = ()
     report: Mapping[str, Json] = field(default_factory=dict)
+    label: str = ""
 
     def score(self, task: str, metric: str) -> Score:
         """The score of a task in a metric.
@@ -83,6 +85,7 @@ class SuiteResult:
             "examples": [[row.task, row.id, row.metric, row.value] for row in self.examples],
             "notes": list(self.notes),
             "report": self.report,
+            "label": self.label,
         }
 
     @classmethod
@@ -103,4 +106,5 @@ class SuiteResult:
             tuple(ExampleScore(*row) for row in examples),  # type: ignore[misc]
             tuple(str(note) for note in notes),
             report,
+            str(content.get("label", "")),
         )

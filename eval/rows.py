@@ -91,11 +91,21 @@ def _with_capital(context: str) -> str:
     return context[: place.end()] + context[place.end() :].capitalize()
 
 
-@lru_cache(maxsize=8)
 def _read(file: str) -> list[Row]:
+    return _read_once(Path(file), _time_of_change(file))
+
+
+def _time_of_change(file: str) -> int:
+    """In nanoseconds: a file that was changed is read again."""
     path = Path(file)
     if not path.is_file():
         raise EnvironmentFault(f"{path}: no such file; STLM_KD_DATA must name the folder that holds lm_eval/")
+    return path.stat().st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, changed: int) -> list[Row]:
+    del changed
     rows = []
     with (
         gzip.open(path, "rt", encoding="utf-8")
@@ -110,8 +120,13 @@ def _read(file: str) -> list[Row]:
     return rows
 
 
-@lru_cache(maxsize=8)
 def _grouped(file: str, column: str) -> dict[str, list[Row]]:
+    return _grouped_once(file, column, _time_of_change(file))
+
+
+@lru_cache(maxsize=8)
+def _grouped_once(file: str, column: str, changed: int) -> dict[str, list[Row]]:
+    del changed
     groups: dict[str, list[Row]] = {}
     for row in _read(file):
         groups.setdefault(str(row[column]), []).append(row)

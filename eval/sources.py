@@ -26,6 +26,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from stlm_kd.data.sample import PHENOMENA
+from stlm_kd.data.sources import Source, fingerprint
 from stlm_kd.errors import EnvironmentFault, UsageError, did_you_mean
 
 Origin: TypeAlias = Literal["builtin", "local", "generated"]
@@ -91,10 +92,24 @@ def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list
         UsageError: A task that lm-eval does not know.
         EnvironmentFault: Rows that are not there.
     """
+    data = os.environ.get("STLM_KD_DATA", "")
     return [
-        _build(name, find_origin(name, source, num_fewshot), num_fewshot, os.environ.get("STLM_KD_DATA"))
+        _build(name, origin, num_fewshot, data, local_version(name, data) if origin == "local" else "")
         for name in expand(names)
+        for origin in [find_origin(name, source, num_fewshot)]
     ]
+
+
+def local_version(name: str, data: str) -> str:
+    """A hash of the local files that hold a task's rows."""
+    return fingerprint(Source(path=str(Path(data).absolute() / "lm_eval" / name)))
+
+
+def data_sets(built: Built) -> dict[str, str | None]:
+    """The data sets that a task's rows are from, each with one of the configurations that are read."""
+    tasks = built.item.get_all_tasks() if isinstance(built.item, Group) else [built.item]
+    configs = [task.config for task in tasks]
+    return {config.dataset_path: config.dataset_name for config in configs if config.dataset_path}
 
 
 def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origin:
@@ -158,12 +173,12 @@ def hub_answers() -> bool:
 
 
 @lru_cache(maxsize=32)
-def _build(name: str, origin: Origin, num_fewshot: int | None, data: str | None) -> Built:
-    """``num_fewshot`` and ``data`` belong to the key: a task object keeps both for good."""
-    del num_fewshot
+def _build(name: str, origin: Origin, num_fewshot: int | None, data: str, version: str) -> Built:
+    """All arguments belong to the key: a task object keeps its shots, its place and its rows for good."""
+    del num_fewshot, version
     if origin == "builtin":
         return Built(name, _load_builtin(name), origin)
-    with _local_files(name, data or "") as folder:
+    with _local_files(name, data) as folder:
         return Built(name, _load(TaskManager(include_defaults=False, include_path=folder), name), origin)
 
 

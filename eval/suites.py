@@ -1,7 +1,7 @@
 """The table of suites.
 
 A new suite is one function decorated with ``SUITES.register``; its keyword-only arguments become its options
-in recipes.
+in recipes. If its scores depend on something else than the held-out text, it has a row in ``IDENTITIES`` too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stlm_kd.eval.identity import Identity, of_lm_eval
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.registry import Registry
 
@@ -19,6 +20,9 @@ Suite = Callable[..., SuiteResult]
 """``suite(model, tokenizer, documents, /, **options)``; ``documents`` is the recipe's held-out text."""
 
 SUITES: Registry[Suite] = Registry("suite")
+
+IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval}
+"""What decides the scores of a suite that does not read the held-out text, beside model and options."""
 
 Precision = Literal["fp32", "bf16"]
 Source = Literal["auto", "local", "builtin"]

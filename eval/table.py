@@ -28,12 +28,12 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
     table.add_column("chance", justify="right")
     for name in results:
         table.add_column(name, justify="right")
-    for by_model in rows.values():
+    for (_, label, _, _), by_model in rows.items():
         first = next(iter(by_model.values()))
         examples = {score.examples for score in by_model.values()}
         table.add_row(
             f"  {first.task}" if first.part_of else first.task,
-            f"{first.metric} {'↑' if first.higher_is_better else '↓'}",
+            f"{first.metric}{f' ({label})' if label else ''} {'↑' if first.higher_is_better else '↓'}",
             f"{first.examples:,}" if len(examples) == 1 else "differ",
             "" if first.choices is None else str(first.choices),
             "" if first.chance is None else f"{first.chance:.3f}",
@@ -44,13 +44,13 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
 
 def _rows(
     results: Mapping[str, Sequence[SuiteResult]], parts: bool
-) -> dict[tuple[str, str, str], dict[str, Score]]:
-    rows: dict[tuple[str, str, str], dict[str, Score]] = {}
+) -> dict[tuple[str, str, str, str], dict[str, Score]]:
+    rows: dict[tuple[str, str, str, str], dict[str, Score]] = {}
     for model, suites in results.items():
         for suite in suites:
             for score in suite.scores:
                 if parts or score.part_of is None:
-                    rows.setdefault((suite.suite, score.task, score.metric), {})[model] = score
+                    rows.setdefault((suite.suite, suite.label, score.task, score.metric), {})[model] = score
     return rows
 
 

@@ -21,7 +21,7 @@ from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded
 from stlm_kd.run.results import Row, as_json, comparisons, result_table, text_remark
-from stlm_kd.run.scoring import kept_scores
+from stlm_kd.run.scoring import kept_scores, write_reports
 from stlm_kd.run.stages import copy_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
@@ -164,6 +164,8 @@ def _report(
     by_model = {model: tuple(results) for model, results in zip(models, scored, strict=True)}
     rows = [row for teacher in teachers for row in _teacher_rows(teacher, by_model, trust)]
     for variant, folders in students.items():
+        for folder in folders:
+            write_reports(by_model[str(folder / "model")], folder)
         reports = [read_report(folder) for folder in folders]
         rows.append(
             Row(

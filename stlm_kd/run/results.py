@@ -38,9 +38,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A column of the table: one metric of one task."""
+    """A column of the table: one metric of one task; ``entry`` is the label of the suite's result."""
 
     suite: str
+    entry: str
     task: str
     metric: str
     higher_is_better: bool
@@ -49,6 +50,7 @@ class Metric:
     def label(self) -> str:
         """As the table's head."""
         name = self.metric if self.suite == "perplexity" else f"{self.task} {self.metric}"
+        name += f" ({self.entry})" if self.entry else ""
         return f"{name} {'↑' if self.higher_is_better else '↓'}"
 
 
@@ -60,8 +62,12 @@ def metrics_of(rows: Iterable[Row]) -> list[Metric]:
             for suite in suites:
                 for score in suite.scores:
                     if score.part_of is None and score.metric != "perplexity":
-                        found[Metric(suite.suite, score.task, score.metric, score.higher_is_better)] = None
+                        found[_metric(suite, score)] = None
     return list(found)
+
+
+def _metric(suite: SuiteResult, score: Score) -> Metric:
+    return Metric(suite.suite, suite.label, score.task, score.metric, score.higher_is_better)
 
 
 def values(row: Row, metric: Metric) -> list[float]:
@@ -173,7 +179,7 @@ def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
 def _score(suites: Sequence[SuiteResult], metric: Metric) -> Score | None:
     for suite in suites:
         for score in suite.scores:
-            if (suite.suite, score.task, score.metric) == (metric.suite, metric.task, metric.metric):
+            if _metric(suite, score) == metric:
                 return score
     return None
 

@@ -1,24 +1,29 @@
-"""Score a model with a recipe's suites; a score is kept and found again by model, text and options."""
+"""Score a model with a recipe's suites; a score is kept and found again by all that decides it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
-from stlm_kd.eval import SUITES
+from stlm_kd.eval import IDENTITIES, SUITES
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import load_causal_lm
 from stlm_kd.recipe import Recipe
+from stlm_kd.run.folder import file_name
 from stlm_kd.run.record import write_json
-from stlm_kd.run.stages import Key, model_identity
+from stlm_kd.run.stages import model_identity
 from stlm_kd.run.text import held_out, text_key
 from stlm_kd.run.workshop import Workshop
+
+LM_EVAL = "lm-eval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,26 @@ def suite_calls(recipe: Recipe) -> list[SuiteCall]:
     return [SuiteCall(entry.suite, entry.options) for entry in recipe.eval]
 
 
+def labels(calls: Sequence[SuiteCall]) -> list[str]:
+    """What tells each call from the others of its suite: the options in which they differ.
+
+    ``tasks`` are left out, since scores bear their names.
+
+    >>> labels([SuiteCall("perplexity", {"window": size, "stride": 8}) for size in (None, 64)])
+    ['window default', 'window 64']
+    """
+    return [", ".join(_differences(call, [c for c in calls if c.suite == call.suite])) for call in calls]
+
+
+def _differences(call: SuiteCall, others: Sequence[SuiteCall]) -> list[str]:
+    names = dict.fromkeys(name for other in others for name in other.options if name != "tasks")
+    values = {name: [other.options.get(name) for other in others] for name in names}
+    own = {
+        name: call.options.get(name) for name, found in values.items() if found.count(found[0]) < len(found)
+    }
+    return [f"{name} {'default' if value is None else value}" for name, value in own.items()]
+
+
 def score(
     model: str, calls: Sequence[SuiteCall], documents: Sequence[str], *, trust: bool
 ) -> list[SuiteResult]:
@@ -45,39 +70,62 @@ def score(
         documents: Held-out text.
         trust: Whether the model may run code that it brings.
     """
-    loaded = load_causal_lm(model, trust_remote_code=trust)
-    loaded.to(current_device())  # type: ignore[arg-type]
-    tokenizer = load_tokenizer(model, trust_remote_code=trust)
-    return [SUITES[call.suite](loaded, tokenizer, documents, **call.options) for call in calls]
+    loaded = _load(model, trust)
+    results = [_asked(call, loaded, documents) for call in calls]
+    return _labelled(results, calls)
 
 
 def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteResult]:
-    """The recipe's suites on a model, each as a stage."""
+    """The recipe's suites on a model, each as a stage; the model is loaded if a score is not there yet."""
     calls = suite_calls(recipe)
+    trust = workshop.trust_remote_code
     text = text_key(recipe.data.validation or (), 1.0)
-    identity = model_identity(model, trust_remote_code=workshop.trust_remote_code)
-    keys: list[Key] = [
-        {
-            "model": identity,
+    of_model = model_identity(model, trust_remote_code=trust)
+    loaded, documents = cache(partial(_load, model, trust)), cache(partial(held_out, recipe))
+    results = []
+    for call in calls:
+
+        def build(folder: Path, call: SuiteCall = call) -> None:
+            _write(_asked(call, loaded(), documents()), folder)
+
+        key = {
+            "model": of_model,
             "suite": call.suite,
             "options": json.loads(json.dumps(call.options)),
-            "text": text,
+            "of": IDENTITIES[call.suite](call.options) if call.suite in IDENTITIES else text,
         }
-        for call in calls
-    ]
-    folders = [workshop.stages.path("eval", key) for key in keys]
-    missing = [index for index, folder in enumerate(folders) if not folder.is_dir()]
-    if missing:
-        results = score(
-            model, [calls[i] for i in missing], held_out(recipe), trust=workshop.trust_remote_code
-        )
-        for index, result in zip(missing, results, strict=True):
-            workshop.stages.make("eval", keys[index], partial(_write, result))
-    return [_read(folder) for folder in folders]
+        results.append(_read(workshop.stages.make("eval", key, build)))
+    return _labelled(results, calls)
+
+
+def write_reports(results: Sequence[SuiteResult], folder: Path) -> None:
+    """Write each report of lm-eval, in its own layout, as a file of a folder, unless it is there already."""
+    for result in results:
+        if result.suite == LM_EVAL:
+            path = folder / f"{file_name(f'{LM_EVAL} {result.label}')}.json"
+            if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != result.report:
+                write_json(path, result.report)
+
+
+def _load(model: str, trust: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    loaded = load_causal_lm(model, trust_remote_code=trust)
+    loaded.to(current_device())  # type: ignore[arg-type]
+    return loaded, load_tokenizer(model, trust_remote_code=trust)
+
+
+def _asked(
+    call: SuiteCall, loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast], documents: Sequence[str]
+) -> SuiteResult:
+    return SUITES[call.suite](*loaded, documents, **call.options)
+
+
+def _labelled(results: Sequence[SuiteResult], calls: Sequence[SuiteCall]) -> list[SuiteResult]:
+    return [replace(result, label=label) for result, label in zip(results, labels(calls), strict=True)]
 
 
 def _write(result: SuiteResult, folder: Path) -> None:
     write_json(folder / "result.json", result.to_json())
+    write_reports([result], folder)
 
 
 def _read(folder: Path) -> SuiteResult:

@@ -26,7 +26,7 @@ from stlm_kd.run.record import write_json
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Key = Mapping[str, Json]
 
-FORMATS = {"tokenizer": 1, "model": 1, "adapted": 1, "eval": 1}
+FORMATS = {"tokenizer": 1, "model": 1, "adapted": 1, "eval": 2}
 """The version of each kind's content: raised when the same key has to give another result."""
 
 STAGE = "stage.json"

@@ -1,0 +1,64 @@
+"""What decides a suite's scores beside the model and the suite's options."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from stlm_kd.errors import DataError, EnvironmentFault
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Identity = Callable[[Mapping[str, Any]], Json]
+"""``identity(options)``: equal where the suite's scores of a model would be."""
+
+
+def of_lm_eval(options: Mapping[str, Any]) -> Json:
+    """lm-eval's version, and for each task where its rows are from and which state they are in.
+
+    Raises:
+        UsageError, EnvironmentFault: As ``harness.check``.
+    """
+    from stlm_kd.eval import harness
+
+    given = {name: options[name] for name in ("tasks", "source", "num_fewshot")}
+    origins = harness.check(**given)
+    return {
+        "lm-eval": metadata.version("lm-eval"),
+        "tasks": {name: [origin, _rows(name, origin, given)] for name, origin in origins.items()},
+    }
+
+
+def _rows(name: str, origin: str, given: Mapping[str, Any]) -> Json:
+    from stlm_kd.data.sources import Source, fingerprint
+    from stlm_kd.eval import sources
+
+    if origin == "builtin":
+        (built,) = sources.build([name], source=given["source"], num_fewshot=given["num_fewshot"])
+        return {path: _state(path, config) for path, config in sorted(sources.data_sets(built).items())}
+    if origin == "generated":
+        return [_ours(name, f"{name}_group"), fingerprint(Source(sample="train"))]  # of the generator's code
+    return [_ours(name), sources.local_version(name, os.environ["STLM_KD_DATA"])]
+
+
+def _ours(*templates: str) -> str:
+    """A hash of the templates of a task and of the code that lays out its rows."""
+    texts = [files("stlm_kd.eval.tasks").joinpath(f"{name}.yaml").read_bytes() for name in templates]
+    code = Path(__file__).with_name("rows.py").read_bytes()
+    return hashlib.sha256(b"\0".join([*texts, code])).hexdigest()
+
+
+@cache
+def _state(path: str, configuration: str | None) -> str | None:
+    """The commit of a data set, or None where the library knows none."""
+    from stlm_kd.data import hub
+
+    try:
+        return hub.version(path, name=configuration, revision=None)
+    except (EnvironmentFault, DataError):
+        return None
