@@ -20,6 +20,7 @@ from stlm_kd.data import hub
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
+from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import save_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load
@@ -151,7 +152,11 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, V
     calls: list[tuple[str, Values]] = []
 
     def spy(name: str) -> Any:
-        return lambda model, tokenizer, documents, **options: calls.append((name, options))
+        def suite(model: Any, tokenizer: Any, documents: Any, **options: Any) -> SuiteResult:
+            calls.append((name, options))
+            return SuiteResult(name, ())
+
+        return suite
 
     monkeypatch.setattr(scoring, "SUITES", {name: spy(name) for name in ("perplexity", "lm-eval")})
     scoring.score("some/model", scoring.suite_calls(recipe), [], trust=False)
