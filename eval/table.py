@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from stlm_kd.eval.results import Score, SuiteResult
 
@@ -20,20 +21,20 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
     """
     rows = _rows(results, parts)
     notes = dict.fromkeys(note for suites in results.values() for suite in suites for note in suite.notes)
-    table = Table(caption="\n".join(notes) or None, caption_justify="left")
+    table = Table(caption=Text("\n".join(notes), "table.caption") if notes else None, caption_justify="left")
     table.add_column("task")
     table.add_column("metric")
     table.add_column("examples", justify="right")
     table.add_column("choices", justify="right")
     table.add_column("chance", justify="right")
     for name in results:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     for (_, label, _, _), by_model in rows.items():
         first = next(iter(by_model.values()))
         examples = {score.examples for score in by_model.values()}
         table.add_row(
-            f"  {first.task}" if first.part_of else first.task,
-            f"{first.metric}{f' ({label})' if label else ''} {'↑' if first.higher_is_better else '↓'}",
+            Text(f"  {first.task}" if first.part_of else first.task),
+            Text(f"{first.metric}{f' ({label})' if label else ''} {'↑' if first.higher_is_better else '↓'}"),
             f"{first.examples:,}" if len(examples) == 1 else "differ",
             "" if first.choices is None else str(first.choices),
             "" if first.chance is None else f"{first.chance:.3f}",

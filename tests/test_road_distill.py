@@ -36,6 +36,7 @@ def test_the_table_has_a_row_for_each_teacher_student_and_control(whole: Path) -
         "teacher g", "teacher g, adapted", "teacher l", "teacher l, adapted",
         "distilled student", "no-teacher", "all-data",
     ]  # fmt: skip
+    assert [row["variant"] for row in results["rows"]] == [None] * 4 + list(VARIANTS)
     table = (whole / "table.txt").read_text()
     for name, row in rows.items():
         assert name in table
@@ -63,6 +64,14 @@ def test_the_results_say_how_many_tokens_each_domain_has(whole: Path) -> None:
     assert set(domains) == {"tales", "made"}
     assert sum(domains.values()) == json.loads((student(whole) / "report.json").read_text())["tokens_of_text"]
     assert f"tales {domains['tales']:,}" in (whole / "table.txt").read_text()
+
+
+def test_a_domains_name_is_shown_as_it_is(place: Path, tmp_path: Path) -> None:
+    text = (
+        "data.train=[{path: train.txt, domain: '[/news]'}, {sample: train, size: 20k, domain: ':smile: [b]'}]"
+    )
+    table = (distilled("plain", text, output_dir=tmp_path) / "table.txt").read_text()
+    assert "by domain: [/news] " in table and ", :smile: [b] " in table
 
 
 def test_the_curves_are_a_picture(whole: Path) -> None:

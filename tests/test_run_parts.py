@@ -15,16 +15,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy import stats
 
 from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
 from stlm_kd.eval.results import Score, SuiteResult
+from stlm_kd.eval.table import score_table
 from stlm_kd.run import workshop
+from stlm_kd.run.adapt import adaptation_table
+from stlm_kd.run.adapting import AdaptationReport
+from stlm_kd.run.distill import parameters_of
 from stlm_kd.run.intervals import estimate, paired_difference
 from stlm_kd.run.jobs import Job, run_jobs
-from stlm_kd.run.results import Row, comparisons
+from stlm_kd.run.results import Row, comparisons, result_table
 from stlm_kd.run.stages import Stages, copy_folder, model_identity
 from stlm_kd.tracking import Trackers
+from tests.pico import FAMILIES, pico_model
 
 
 def test_a_stage_is_built_once_for_a_key_and_again_for_another(tmp_path: Path) -> None:
@@ -155,12 +161,14 @@ def test_a_paired_difference_is_narrower_than_the_two_intervals_where_seeds_move
     assert paired_difference(first, second).half_width < 1e-9 < estimate(first).half_width
 
 
-def row(name: str, kind: str, values: list[float]) -> Row:
+def row(
+    name: str, kind: str, values: list[float], *, suite: str = "perplexity", teaches: bool = False
+) -> Row:
     suites = tuple(
-        (SuiteResult("perplexity", (Score("text", "bits_per_byte", value, None, 1, False),)),)
-        for value in values
+        (SuiteResult(suite, (Score("text", "bits_per_byte", value, None, 1, False),)),) for value in values
     )
-    return Row(name, kind, 1, 1, 1, tuple(range(len(values))) if len(values) > 1 else (), suites)
+    seeds = tuple(range(len(values))) if len(values) > 1 else ()
+    return Row(name, kind, 1, 1, 1, seeds, suites, teaches=teaches)
 
 
 def test_a_comparison_says_better_worse_or_within_noise() -> None:
@@ -174,12 +182,55 @@ def test_a_comparison_says_better_worse_or_within_noise() -> None:
         assert line.endswith(verdict)
 
 
-def test_an_adapted_teacher_that_is_no_better_than_the_control_is_reported() -> None:
-    rows = [row("teacher t, adapted", "adapted", [1.5]), row("no-teacher", "control", [1.40, 1.41, 1.42])]
+@pytest.mark.parametrize(("name", "kind"), [("teacher t, adapted", "adapted"), ("teacher t", "teacher")])
+def test_a_teacher_that_is_no_better_than_the_control_is_reported(name: str, kind: str) -> None:
+    rows = [row(name, kind, [1.5], teaches=True), row("no-teacher", "control", [1.40, 1.41, 1.42])]
     (line,) = comparisons(rows)
-    assert line.startswith("warning: teacher t, adapted (1.5000 bits_per_byte) is not better than no-teacher")
-    rows[0] = row("teacher t, adapted", "adapted", [1.2])
+    assert line.startswith(f"warning: {name} (1.5000 bits_per_byte) is not better than no-teacher (1.4100)")
+    rows[0] = row(name, kind, [1.2], teaches=True)
     assert comparisons(rows) == []
+    rows[0] = row(name, kind, [1.5], teaches=False)
+    assert comparisons(rows) == []
+
+
+def test_teachers_that_cannot_be_judged_are_one_remark_where_there_are_controls() -> None:
+    teachers = [row(f"teacher {n}", "teacher", [0.5], suite="lm-eval", teaches=True) for n in "ab"]
+    control = row("no-teacher", "control", [0.5], suite="lm-eval")
+    (line,) = comparisons([*teachers, control])
+    assert line.endswith("is not known: eval has no perplexity")
+    assert comparisons(teachers) == comparisons([control]) == []
+
+
+def printed(*parts: object) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(*parts)
+    return capture.get()
+
+
+STRANGE = "[/news] [bold]x[/] :smile: [link=a]"
+
+
+def test_names_from_outside_are_shown_as_they_are() -> None:
+    scores = (SuiteResult(STRANGE, (Score(STRANGE, "acc", 0.5, None, 1),), label=STRANGE, notes=(STRANGE,)),)
+    table = printed(result_table([Row(STRANGE, "student", 1, 1, 1, (1,), (scores,))], STRANGE))
+    assert table.count(STRANGE) == 4
+    assert printed(score_table({STRANGE: scores})).count(STRANGE) == 4
+    counts = dict.fromkeys(("old_vocabulary", "new_vocabulary", "held_out_bytes", "trained_parameters"), 1)
+    counts |= dict.fromkeys(("tokens_seen", "tokens_of_text", "steps", "seconds"), 1)
+    bits = dict.fromkeys([f"bits_per_byte_{when}" for when in ("before", "initialised", "trained")], 1.0)
+    report = AdaptationReport(
+        teacher=STRANGE, init=STRANGE, tokens_by_origin={}, stopped="done", **counts, **bits
+    )
+    assert printed(adaptation_table({STRANGE: report}, STRANGE)).count(STRANGE) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_counted_without_reading_weights(family: str, tied: bool, tmp_path: Path) -> None:
+    model = pico_model(family, tied=tied)
+    model.config.save_pretrained(tmp_path)
+    assert parameters_of(str(tmp_path), False) == sum(p.numel() for p in model.parameters())
 
 
 def square(number: int) -> int:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.table import score_table
@@ -93,7 +94,11 @@ def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, or
 
 def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
     """Bits per byte in the three states, and what the training took."""
-    table = Table(title=title, caption="bits per byte on the same held-out text", caption_justify="left")
+    table = Table(
+        title=Text(title, "table.title"),
+        caption="bits per byte on the same held-out text",
+        caption_justify="left",
+    )
     table.add_column("teacher")
     for heading in (
         "old → new tokens", "init", "exact", "own vocabulary", "initialised", "trained", "trained parameters",
@@ -102,9 +107,9 @@ def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
         table.add_column(heading, justify="right")
     for name, report in reports.items():
         table.add_row(
-            name,
+            Text(name),
             f"{report.old_vocabulary:,} → {report.new_vocabulary:,}",
-            report.init,
+            Text(report.init),
             f"{report.tokens_by_origin.get('exact', 0) / report.new_vocabulary:.1%}",
             f"{report.bits_per_byte_before:.4f}",
             f"{report.bits_per_byte_initialised:.4f}",

@@ -8,11 +8,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerFast
+from rich.text import Text
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stlm_kd.eval.results import SuiteResult
-from stlm_kd.models.load import count_parameters, load_causal_lm
+from stlm_kd.models.load import count_parameters, load_config
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.adapting import read_adaptation
 from stlm_kd.run.checking import check_recipe
@@ -171,6 +173,7 @@ def _report(
             Row(
                 name="distilled student" if variant == "student" and teachers else variant,
                 kind="student" if variant == "student" else "control",
+                variant=variant,
                 parameters=reports[0].parameters,
                 tokens_of_text=reports[0].tokens_of_text,
                 tokens_seen=max(report.tokens_seen for report in reports),
@@ -193,7 +196,8 @@ def _teacher_rows(
     yield Row(
         name=f"teacher {teacher.name}",
         kind="teacher",
-        parameters=trained.parameters if trained else _size(teacher.original, trust),
+        teaches=teacher.adaptation is None,
+        parameters=trained.parameters if trained else parameters_of(teacher.original, trust),
         tokens_of_text=trained.tokens_of_text if trained else None,
         tokens_seen=trained.tokens_seen if trained else None,
         seeds=(),
@@ -204,7 +208,8 @@ def _teacher_rows(
         yield Row(
             name=f"teacher {teacher.name}, adapted",
             kind="adapted",
-            parameters=_size(teacher.model, trust),
+            teaches=True,
+            parameters=parameters_of(teacher.model, trust),
             tokens_of_text=adapted.tokens_of_text,
             tokens_seen=adapted.tokens_seen,
             seeds=(),
@@ -212,8 +217,11 @@ def _teacher_rows(
         )
 
 
-def _size(model: str, trust: bool) -> int:
-    return count_parameters(load_causal_lm(model, trust_remote_code=trust))
+def parameters_of(model: str, trust: bool) -> int:
+    """The parameters that a model has by its configuration; its weights are not read."""
+    config = load_config(model, trust_remote_code=trust)
+    with torch.device("meta"):
+        return count_parameters(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
 
 
 def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
@@ -221,7 +229,7 @@ def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
     console = Console(file=text, width=160)
     console.print(result_table(rows, title))
     for remark in remarks:
-        console.print(remark, soft_wrap=True, highlight=False)
+        console.print(Text(remark), soft_wrap=True)
     return text.getvalue()
 
 

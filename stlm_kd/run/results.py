@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.run.intervals import CONFIDENCE, Estimate, estimate, paired_difference
@@ -19,6 +20,8 @@ class Row:
     Attributes:
         name: As the table calls it.
         kind: ``teacher``, ``adapted``, ``student`` or ``control``.
+        variant: Of a student or control, the name of its folder; None for a teacher.
+        teaches: Whether the student learns from this very model.
         parameters: Of the model.
         tokens_of_text: Tokens of its training text, each once, in the vocabulary that it reads; None where a
             model was trained elsewhere.
@@ -34,6 +37,8 @@ class Row:
     tokens_seen: int | None
     seeds: tuple[int, ...]
     scores: tuple[tuple[SuiteResult, ...], ...]
+    variant: str | None = None
+    teaches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +86,22 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
     metrics = metrics_of(rows)
     seeds = max((len(row.seeds) for row in rows), default=0)
     over_seeds = f"means over {seeds} seeds ± {CONFIDENCE:.0%} interval (Student's t); " if seeds > 1 else ""
-    table = Table(
-        title=title,
-        caption=f"{over_seeds}single models ± standard error over examples; tokens of each row's vocabulary",
-        caption_justify="left",
-    )
+    caption = f"{over_seeds}single models ± standard error over examples; tokens of each row's vocabulary"
+    table = Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
     table.add_column("model")
     for heading in ("parameters", "tokens of text", "tokens seen"):
         table.add_column(heading, justify="right")
     for metric in metrics:
-        table.add_column(metric.label, justify="right")
+        table.add_column(Text(metric.label), justify="right")
     for row in rows:
         counts = (row.parameters, row.tokens_of_text, row.tokens_seen)
         shown = ["—" if count is None else f"{count:,}" for count in counts]
-        table.add_row(row.name, *shown, *(_cell(row, metric) for metric in metrics))
+        table.add_row(Text(row.name), *shown, *(_cell(row, metric) for metric in metrics))
     return table
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
-    """In words: the student against each control, seed by seed, and adapted teachers that are too weak."""
+    """In words: the student against each control, seed by seed, and teachers that are too weak."""
     students = [row for row in rows if row.kind == "student"]
     controls = [row for row in rows if row.kind == "control"]
     lines = []
@@ -127,6 +129,7 @@ def as_json(
             {
                 "name": row.name,
                 "kind": row.kind,
+                "variant": row.variant,
                 "parameters": row.parameters,
                 "tokens_of_text": row.tokens_of_text,
                 "tokens_seen": row.tokens_seen,
@@ -163,14 +166,18 @@ def _verdict(difference: Estimate, metric: Metric) -> str:
 
 def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
     """A teacher that is no better than a student without it is worth a warning."""
+    teachers = [row for row in rows if row.teaches]
+    metrics = [metric for metric in metrics_of(rows) if metric.suite == "perplexity"]
+    if teachers and controls and not metrics:
+        return ["whether the teachers are better than the controls is not known: eval has no perplexity"]
     lines = []
-    for row in rows:
-        for control in controls if row.kind == "adapted" else ():
-            for metric in metrics_of([row]):
+    for row in teachers:
+        for control in controls:
+            for metric in metrics:
                 own, other = values(row, metric), values(control, metric)
-                if metric.suite == "perplexity" and own and other and own[0] >= estimate(other).mean:
+                if own and other and own[0] >= estimate(other).mean:
                     lines.append(
-                        f"warning: {row.name} ({own[0]:.4f} {metric.metric}) is not better than "
+                        f"warning: {row.name} ({own[0]:.4f} {metric.label[:-2]}) is not better than "
                         f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
                     )
     return lines
