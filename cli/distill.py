@@ -45,6 +45,8 @@ def distill(
     if loaded.adapts_only:
         raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
     if dry_run:
+        if as_json:
+            raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
         from stlm_kd.run.plan import describe
 
         typer.echo(describe(loaded))
@@ -62,8 +64,11 @@ def distill(
     )
     print_results(folder, as_json=as_json)
     if not as_json:
-        quoted = shlex.quote(str(folder))
-        typer.echo(f"\nRun folder: {folder}\nTry it: stlm-kd generate {quoted} --prompt 'The'")
+        from stlm_kd.run.models import model_of
+
+        typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
+        typer.echo(f"Model: {model_of(str(folder))}")
+        typer.echo(f"Try it: stlm-kd generate {shlex.quote(str(folder))} --prompt 'The'")
 
 
 def print_results(folder: Path, *, as_json: bool) -> None:

@@ -40,7 +40,11 @@ class Resume(str, Enum):
 
 
 ResumeOption = Annotated[
-    Resume, typer.Option("--resume", help="Go on with an unfinished run of this recipe, or begin it anew.")
+    Resume,
+    typer.Option(
+        "--resume",
+        help="Go on with unfinished trainings, or begin these anew; finished ones are found again.",
+    ),
 ]
 
 

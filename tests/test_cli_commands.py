@@ -87,6 +87,8 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(
     replaced(monkeypatch, "plan", "describe", Calls(result="the plan"))
     done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run"])
     assert (done.exit_code, done.stdout, run.arguments) == (0, "the plan\n", [])
+    refused = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run", "--json"])
+    assert refused.exit_code == 2
 
 
 @pytest.mark.parametrize(
