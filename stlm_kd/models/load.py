@@ -116,9 +116,9 @@ def _without_bars(*, local: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _absent(name: str, error: Exception) -> EnvironmentFault:
+def _absent(name: str, error: Exception) -> EnvironmentFault | ModelError:
     if "trust_remote_code" in str(error):
-        return _remote_code(name)  # type: ignore[return-value]
+        return _remote_code(name)
     if Path(name).is_dir():
         return EnvironmentFault(
             f"{name}: {_first_line(error)}; only safetensors weights are read, never pickled ones"
