@@ -2,15 +2,16 @@
 
 import pytest
 
-from stlm_kd.recipe import load
+from stlm_kd.recipe import from_values, load, plain
 from stlm_kd.recipe.source import built_in, locate, text_of
 
 NAMES = [recipe.name for recipe in built_in()]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_built_in_recipe_is_valid(name: str) -> None:
-    load(name)
+def test_every_built_in_recipe_is_valid_and_says_the_same_when_it_is_written_out(name: str) -> None:
+    recipe = load(name)
+    assert from_values(plain(recipe), origin=name) == recipe
 
 
 @pytest.mark.parametrize("name", NAMES)
