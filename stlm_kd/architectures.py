@@ -1,27 +1,44 @@
-"""Where each model family keeps its parts: one row each.
+"""What each model family is for and where it keeps its parts: one row each.
 
-A family needs a row when a student is initialised from its layers. What transformers answers itself
-(embeddings, head, base model, configuration aliases) has no column here.
+What transformers answers itself (embeddings, head, base model, configuration aliases) has no column here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["clm", "mlm"]
+"""What a language model predicts: the next token, or tokens that were masked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Paths below ``model.base_model``.
+    """One family. Paths are below ``model.base_model``.
 
     Attributes:
+        task: What its language models predict.
         blocks: The ModuleList of transformer blocks.
+        norm: The norm after the last block; None where each block ends in its own.
+        positions: Where absolute positions are counted from: 0, or the padding id + 1.
     """
 
+    task: Task
     blocks: str
+    norm: str | None = None
+    positions: Literal["from-zero", "after-padding"] = "from-zero"
 
+
+_DECODER = Architecture("clm", blocks="layers", norm="norm")
+_ENCODER = Architecture("mlm", blocks="encoder.layer")
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(blocks="h"),
-    "llama": Architecture(blocks="layers"),
-    "qwen2": Architecture(blocks="layers"),
+    "gpt2": Architecture("clm", blocks="h", norm="ln_f"),
+    "llama": _DECODER,
+    "mobillama": _DECODER,
+    "qwen2": _DECODER,
+    "phi3": _DECODER,
+    "bert": _ENCODER,
+    "distilbert": Architecture("mlm", blocks="transformer.layer"),
+    "roberta": Architecture("mlm", blocks="encoder.layer", positions="after-padding"),
 }

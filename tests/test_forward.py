@@ -48,19 +48,25 @@ def test_a_sliding_window_is_refused_where_it_is_shorter_than_the_context() -> N
         check_forward(model, context=32, name="teacher")
 
 
+def test_a_model_that_caps_its_logits_is_refused() -> None:
+    with pytest.raises(ModelError, match="not its head applied"):
+        check_forward(built("gemma2", final_logit_softcapping=0.1, head_dim=8), context=16, name="teacher")
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [("cohere", {"logit_scale": 0.0625}), ("granite", {"logits_scaling": 8.0})],
 )
-def test_a_model_that_scales_its_logits_is_refused(family: str, changes: dict[str, float]) -> None:
-    with pytest.raises(ModelError, match="not its head applied"):
-        check_forward(built(family, **changes), context=16, name="teacher")
+def test_where_logits_are_scaled_the_state_that_meets_the_head_is(
+    family: str, changes: dict[str, float]
+) -> None:
+    check_forward(built(family, **changes), context=16, name="teacher")
 
 
 @pytest.mark.filterwarnings("ignore:If you want to use")
 def test_a_model_that_looks_both_ways_is_refused() -> None:
     with pytest.raises(ModelError, match="look both ways"):
-        check_forward(built("bert"), context=16, name="student")
+        check_forward(built("electra", embedding_size=16), context=16, name="student")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
-from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
+from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.models.students import choose_layers, student_from_fields, student_from_layers
 from tests.pico import FAMILIES, pico_model
@@ -36,7 +36,7 @@ def test_the_47m_student_has_exactly_the_parameters_of_the_study() -> None:
             return {"<|endoftext|>": 50256}
 
     with torch.device("meta"):
-        model = student_from_fields(PRESETS["stlm-47m"], Gpt2Sized(), context=512, seed=0)
+        model = student_from_fields(PRESETS["stlm-47m"], Gpt2Sized(), task="clm", context=512, seed=0)
     assert count_parameters(model) == 47_203_328
 
 
@@ -44,7 +44,7 @@ def test_the_47m_student_has_exactly_the_parameters_of_the_study() -> None:
 def test_every_preset_builds_and_is_named_after_its_size(
     preset: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    model = student_from_fields(PRESETS[preset], tokenizer, context=64, seed=0)
+    model = student_from_fields(PRESETS[preset], tokenizer, task="clm", context=64, seed=0)
     assert logits(model).shape == (1, 8, len(tokenizer))
 
 
@@ -55,7 +55,8 @@ def test_the_same_seed_gives_the_same_student_and_leaves_the_global_generator_al
     expected = torch.rand(3)
     torch.manual_seed(7)
     first, same, other = (
-        student_from_fields(PRESETS["stlm-nano"], tokenizer, context=64, seed=seed) for seed in (1, 1, 2)
+        student_from_fields(PRESETS["stlm-nano"], tokenizer, task="clm", context=64, seed=seed)
+        for seed in (1, 1, 2)
     )
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(logits(first), logits(same))
@@ -67,14 +68,17 @@ def test_a_vocabulary_with_gaps_gets_a_row_for_its_largest_id() -> None:
     gaps = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="the")), eos_token="<|endoftext|>"
     )
-    student = student_from_fields(PRESETS["stlm-nano"], gaps, context=64, seed=0)
+    student = student_from_fields(PRESETS["stlm-nano"], gaps, task="clm", context=64, seed=0)
     assert len(gaps) == 4
     assert student(input_ids=torch.tensor([[0, 9]])).logits.shape == (1, 2, 10)
 
 
 def test_a_student_gets_the_positions_that_the_data_needs(tokenizer: PreTrainedTokenizerFast) -> None:
     fields = {**PRESETS["stlm-nano"], "max_position_embeddings": 16}
-    assert student_from_fields(fields, tokenizer, context=64, seed=0).config.max_position_embeddings == 64
+    assert (
+        student_from_fields(fields, tokenizer, task="clm", context=64, seed=0).config.max_position_embeddings
+        == 64
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_a_wrong_architecture_is_refused_with_what_is_wrong(
     fields: dict[str, str | int], message: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        student_from_fields(fields, tokenizer, context=64, seed=0)
+        student_from_fields(fields, tokenizer, task="clm", context=64, seed=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,7 +123,7 @@ def test_a_student_of_some_layers_runs_just_these(family: str) -> None:
 def test_an_end_token_that_also_pads_is_trained(tokenizer: PreTrainedTokenizerFast) -> None:
     shared = copy.deepcopy(tokenizer)
     shared.pad_token = shared.eos_token
-    model = student_from_fields(PRESETS["stlm-nano"], shared, context=64, seed=0)
+    model = student_from_fields(PRESETS["stlm-nano"], shared, task="clm", context=64, seed=0)
     end = shared.eos_token_id
     model(input_ids=torch.tensor([[end, 5]])).logits.sum().backward()
     assert model.get_input_embeddings().weight.grad[end].abs().sum() > 0
@@ -145,10 +149,10 @@ def test_a_saved_model_is_loaded_by_plain_transformers(
 
 def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="neither a folder nor in the Hub's cache"):
-        load_causal_lm("nobody/nothing-of-that-name")
+        load_language_model("nobody/nothing-of-that-name", "clm")
     (tmp_path / "empty").mkdir()
     with pytest.raises(EnvironmentFault, match=r"without config\.json"):
-        load_causal_lm(str(tmp_path / "empty"))
+        load_language_model(str(tmp_path / "empty"), "clm")
 
 
 def saved(folder: Path) -> Path:
@@ -161,7 +165,7 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(EnvironmentFault, match="only safetensors"):
-        load_causal_lm(str(folder))
+        load_language_model(str(folder), "clm")
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
@@ -169,14 +173,14 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError, match="cannot be read"):
-        load_causal_lm(str(folder))
+        load_language_model(str(folder), "clm")
 
 
 def test_weights_that_do_not_match_the_configuration_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     save_file({"something.else": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="weights are missing"):
-        load_causal_lm(str(folder))
+        load_language_model(str(folder), "clm")
 
 
 def test_a_model_that_brings_code_is_refused_without_the_flag(tmp_path: Path) -> None:
@@ -187,4 +191,4 @@ def test_a_model_that_brings_code_is_refused_without_the_flag(tmp_path: Path) ->
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text("raise SystemExit('the code ran')")
     with pytest.raises(ModelError, match="--trust-remote-code"):
-        load_causal_lm(str(folder))
+        load_language_model(str(folder), "clm")

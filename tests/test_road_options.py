@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.models.load import load_causal_lm, save_model
+from stlm_kd.models.load import load_language_model, save_model
 from stlm_kd.recipe import load
 from stlm_kd.run.distill import distill
 from tests.pico import pico_model
@@ -35,9 +35,9 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 
 
 def test_rows_that_pad_a_teachers_embedding_change_nothing(place: Path, tmp_path: Path) -> None:
     own = load_tokenizer("own")
-    padded = load_causal_lm("padded")
+    padded = load_language_model("padded", "clm")
     assert padded.config.vocab_size == 320 > len(own) == 300
-    trimmed = load_causal_lm("padded")
+    trimmed = load_language_model("padded", "clm")
     trimmed.resize_token_embeddings(300)
     save_model(trimmed, own, tmp_path / "trimmed")
     one = ("teachers=[{name: a, model: padded}]", f"teachers=[{{name: a, model: {tmp_path}/trimmed}}]")
@@ -133,7 +133,11 @@ def test_adapting_by_recipe_reports_three_states_for_each_teacher(place: Path, t
         assert report["trained_parameters"] == 300 * 16
         assert 4_000 * 0.9 < report["tokens_seen"] < 4_000 * 1.2
         folder = Path(found["folder"], "teachers", name)
-        assert load_causal_lm(str(folder)).config.vocab_size == len(load_tokenizer(str(folder))) == 300
+        assert (
+            load_language_model(str(folder), "clm").config.vocab_size
+            == len(load_tokenizer(str(folder)))
+            == 300
+        )
         suite = found["results"]["suites"][f"{name}, adapted"][0]
         assert {score["metric"] for score in suite["scores"]} >= {"bits_per_byte"}
 

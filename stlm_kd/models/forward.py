@@ -1,17 +1,19 @@
-"""Run a causal model up to its last hidden state, documents kept apart, and find its head.
+"""Run a language model up to the state that meets its head, documents kept apart, and find that head.
 
 Shapes: B rows, T positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.errors import ModelError
 
@@ -40,30 +42,68 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(layer.weight, layer.bias)
 
 
+def task_of(model: PreTrainedModel) -> Task:
+    """What a language model predicts: the next token, looking back, or masked tokens, looking both ways."""
+    row = ARCHITECTURES.get(model.config.model_type)
+    if row is not None:
+        return row.task
+    return "mlm" if type(model).__name__.endswith("ForMaskedLM") else "clm"
+
+
 def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The state that meets the head (after the final norm), shape (B, T, D)."""
-    output = model.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=attention_mask(batch, model),
-        position_ids=batch.position_ids,
-        use_cache=False,
-    )
-    hidden = output.last_hidden_state
+    """The state that meets the head (after the final norm, or BERT's transform), shape (B, T, D)."""
+    given = {} if task_of(model) == "mlm" else {"use_cache": False}
+    with bypassed_head(model):
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=attention_mask(batch, model),
+            position_ids=position_ids(batch, model),
+            **given,
+        )
+    hidden = output.logits
     assert isinstance(hidden, Tensor)
     return hidden
 
 
+@contextmanager
+def bypassed_head(model: PreTrainedModel) -> Iterator[None]:
+    """While it is entered, the model's head is the identity: its ``logits`` are what the head would meet.
+
+    So the model's own code runs whatever its family does between the last block and the head.
+    """
+    head: nn.Module = model.get_output_embeddings()
+    head.forward = _identity
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _identity(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def position_ids(batch: Batch, model: PreTrainedModel) -> Tensor:
+    """The batch's positions as the model's family counts them, (B, T)."""
+    row = ARCHITECTURES.get(model.config.model_type)
+    if row is None or row.positions == "from-zero":
+        return batch.position_ids
+    first: int = model.config.pad_token_id + 1
+    return batch.position_ids + first
+
+
 def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
-    """Who may look at whom, (B, 1, T, T): earlier positions of the same document and oneself.
+    """Who may look at whom, (B, 1, T, T): the same document, for a causal model its earlier positions.
 
     Padding counts as a document of its own (0), so that no row of the mask is empty. sdpa takes booleans,
     eager attention numbers to add.
     """
     documents_BT = batch.document_ids
     length = documents_BT.shape[1]
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    causal_TT = torch.ones(length, length, dtype=torch.bool, device=documents_BT.device).tril()
-    allowed = (same_BTT & causal_TT)[:, None]
+    allowed_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    if task_of(model) == "clm":
+        allowed_BTT &= torch.ones(length, length, dtype=torch.bool, device=documents_BT.device).tril()
+    allowed = allowed_BTT[:, None]
     if model.config._attn_implementation != "eager":
         return allowed
     forbidden = torch.finfo(model.dtype).min
@@ -76,8 +116,8 @@ def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
 def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
     """Refuse a model that says something else when it is run up to its head than when it is run whole.
 
-    Such are models that scale or cap their logits or transform what meets the head, that look both ways, that
-    look back less far than ``context`` (a sliding window), or that carry a state over to the next document.
+    Such are models that cap their logits, causal ones that look both ways or look back less far than
+    ``context`` (a sliding window), and models that carry a state over to the next document.
 
     Args:
         model: As loaded or built.
@@ -97,7 +137,7 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
     model.eval()
     try:
         row = _random_row(model, [context])
-        whole = model(input_ids=row.input_ids, use_cache=False).logits
+        whole = model(input_ids=row.input_ids).logits
         try:
             parts = nn.functional.linear(last_hidden(model, row), head.weight, head.bias)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -108,7 +148,7 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
         if not _close(parts, whole, tolerance=1e-3):
             raise ModelError(
                 f"{name}: this {model.config.model_type} model's logits are not its head applied to its last "
-                f"hidden state over {context} tokens (it may scale them, look both ways, or have a sliding "
+                f"hidden state over {context} tokens (it may cap them, look both ways, or have a sliding "
                 "window below data.context); use another model or a shorter context"
             )
         two = _random_row(model, [context // 2, context - context // 2])

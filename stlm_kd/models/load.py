@@ -1,4 +1,4 @@
-"""Load causal language models from folders and the Hub, trusting nothing, and save them whole."""
+"""Load language models from folders and the Hub, trusting nothing, and save them whole."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ import torch
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.data.files import expanded
 from stlm_kd.errors import EnvironmentFault, ModelError
 
@@ -44,20 +51,94 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     return config
 
 
-def load_causal_lm(
-    name: str, *, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
+def load_language_model(
+    name: str,
+    task: Task | None,
+    *,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
+    head_seed: int | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, sdpa attention, from safetensors only.
+    """A language model in evaluation mode, sdpa attention, from safetensors only.
+
+    Args:
+        name: Folder or Hub id.
+        task: What it has to predict; None: whatever its configuration says.
+        trust_remote_code: Whether it may run code that it brings.
+        dtype: Of its weights.
+        head_seed: Where the folder holds a body without a head: the seed of a new one. None refuses that.
 
     Raises:
         EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
-        ModelError: It needs remote code, has no safetensors weights, has missing weights, or is not causal.
+        ModelError: It needs remote code, has no safetensors weights, has missing weights, or another task.
     """
     name = str(expanded(name))
     config = load_config(name, trust_remote_code=trust_remote_code)
+    task = task or declared_task(config)
+    check_task(config, task, place=name)
+    model, info = _loaded(name, config, task, trust_remote_code, dtype, head_seed)
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if head_seed is not None:
+        missing = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+    if missing:
+        raise ModelError(
+            f"{name}: {len(missing)} weights are missing or of another shape than config.json says "
+            f"(first: {missing[0]}); the folder does not hold a whole {config.model_type} language model"
+        )
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise ModelError(f"{name}: a {config.model_type} model without a linear vocabulary head")
+    model.eval()
+    return model
+
+
+def declared_task(config: PretrainedConfig) -> Task:
+    """What a configuration's language model predicts; causal where it does not say."""
+    row = ARCHITECTURES.get(config.model_type)
+    if row is not None:
+        return row.task
+    return "mlm" if any(name.endswith("ForMaskedLM") for name in config.architectures or ()) else "clm"
+
+
+def check_task(config: PretrainedConfig, task: Task, *, place: str) -> None:
+    """Refuse a model whose family predicts something else than the task asks for.
+
+    Raises:
+        ModelError: It does; the message says why that cannot be mended by training.
+    """
+    row = ARCHITECTURES.get(config.model_type)
+    if row is None or row.task == task:
+        return
+    if task == "clm":
+        raise ModelError(
+            f"{place}: {config.model_type} is a masked language model, but the task is clm: it says what "
+            "stands at a position after seeing both sides of it, which a causal model must not; only its "
+            "hidden states (features) could be taught from. Use a causal model, or task: mlm"
+        )
+    raise ModelError(
+        f"{place}: {config.model_type} is a causal language model, but the task is mlm: it never looks at "
+        "what follows a masked position, so it has no distribution for it; only its hidden states (features) "
+        "could be taught from. Use a masked language model such as bert, or task: clm"
+    )
+
+
+def model_class(task: Task) -> type[AutoModelForCausalLM] | type[AutoModelForMaskedLM]:
+    """The class of transformers that builds and loads models of a task."""
+    return AutoModelForCausalLM if task == "clm" else AutoModelForMaskedLM
+
+
+def _loaded(
+    name: str,
+    config: PretrainedConfig,
+    task: Task,
+    trust_remote_code: bool,
+    dtype: torch.dtype,
+    head_seed: int | None,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what of it was not in its files."""
     try:
-        with _without_bars(local=Path(name).is_dir()):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+        with _without_bars(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(head_seed or 0)
+            loaded: Any = model_class(task).from_pretrained(
                 name,
                 config=config,
                 dtype=dtype,
@@ -73,16 +154,7 @@ def load_causal_lm(
         raise _refused(name, error) from error
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
-    if missing:
-        raise ModelError(
-            f"{name}: {len(missing)} weights are missing or of another shape than config.json says "
-            f"(first: {missing[0]}); the folder does not hold a whole {config.model_type} language model"
-        )
-    if not isinstance(model.get_output_embeddings(), nn.Linear):
-        raise ModelError(f"{name}: a {config.model_type} model without a linear vocabulary head")
-    model.eval()
-    return model
+    return model, info
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -132,9 +204,7 @@ def _absent(name: str, error: Exception) -> EnvironmentFault | ModelError:
 def _refused(name: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return _remote_code(name)
-    return ModelError(
-        f"{name}: not a causal language model that transformers can load ({_first_line(error)})"
-    )
+    return ModelError(f"{name}: not a language model that transformers can load ({_first_line(error)})")
 
 
 def _remote_code(name: str) -> ModelError:

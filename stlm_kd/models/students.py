@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.errors import ModelError, did_you_mean
-from stlm_kd.models.load import count_parameters
+from stlm_kd.models.load import check_task, count_parameters, model_class
 from stlm_kd.vocab.spelling import vocabulary_size
 
 LARGEST_STUDENT = 150_000_000
@@ -26,19 +26,22 @@ def student_from_fields(
     fields: Mapping[str, int | float | str | bool],
     tokenizer: PreTrainedTokenizerBase,
     *,
+    task: Task,
     context: int,
     seed: int,
 ) -> PreTrainedModel:
-    """A freshly initialised causal model over the tokenizer's vocabulary.
+    """A freshly initialised language model over the tokenizer's vocabulary.
 
     Args:
         fields: ``model_type`` and fields of its configuration (a preset or a recipe's ``architecture``).
         tokenizer: Decides the vocabulary's size and the special ids.
+        task: What it will predict.
         context: Positions that the data needs; the model gets at least so many.
         seed: Of the initial weights alone.
 
     Raises:
-        ModelError: Unknown type or field, a configuration that does not build, or too many parameters.
+        ModelError: Unknown type or field, a type of another task, a configuration that does not build, or too
+            many parameters.
     """
     given = dict(fields)
     model_type = str(given.pop("model_type", ""))
@@ -48,6 +51,7 @@ def student_from_fields(
             f"{did_you_mean(model_type, ARCHITECTURES)}; expected a model type of transformers"
         )
     known = AutoConfig.for_model(model_type)
+    check_task(known, task, place="student.architecture")
     names = set(known.to_dict()) | set(known.attribute_map)
     for field in given:
         if field not in names:
@@ -65,10 +69,10 @@ def student_from_fields(
             pad_token_id=_own_padding(tokenizer),
         )
         with torch.device("meta"):
-            check_size(_from_config(config))
+            check_size(_from_config(config, task))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _from_config(config)
+            return _from_config(config, task)
     except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
@@ -80,8 +84,9 @@ def _own_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if pad in (tokenizer.eos_token_id, tokenizer.bos_token_id) else pad
 
 
-def _from_config(config: PretrainedConfig) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+def _from_config(config: PretrainedConfig, task: Task) -> PreTrainedModel:
+    build: Any = model_class(task)  # whose method transformers leaves without types
+    model = build.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     assert isinstance(model, PreTrainedModel)
     return model
 

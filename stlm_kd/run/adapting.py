@@ -20,7 +20,7 @@ from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.eval.perplexity import TextLoss, measure
 from stlm_kd.losses import LABELS
 from stlm_kd.models.forward import check_forward
-from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
+from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
 from stlm_kd.objective import Term
 from stlm_kd.recipe import Recipe, hash_of, plain
@@ -129,7 +129,7 @@ def adapt_model(
             its tokenizer's.
     """
     trust = workshop.trust_remote_code
-    model = load_causal_lm(teacher, trust_remote_code=trust)
+    model = load_language_model(teacher, recipe.task, trust_remote_code=trust)
     check_forward(model, context=recipe.data.context, name=f"teacher {name}")
     own = load_tokenizer(teacher, trust_remote_code=trust)
     tracker = workshop.tracker(folder, backends=recipe.tracking, stage=f"adapt {name}")

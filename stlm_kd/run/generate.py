@@ -8,7 +8,7 @@ import torch
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import UsageError
-from stlm_kd.models.load import load_causal_lm
+from stlm_kd.models.load import load_language_model
 from stlm_kd.run.models import model_of
 
 
@@ -35,7 +35,7 @@ def generate(
         UsageError: The prompt fills the model's positions.
     """
     name = model_of(model)
-    loaded = load_causal_lm(name, trust_remote_code=trust_remote_code)
+    loaded = load_language_model(name, "clm", trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

@@ -15,7 +15,7 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
 from stlm_kd.eval import IDENTITIES, SUITES
 from stlm_kd.eval.results import SuiteResult
-from stlm_kd.models.load import load_causal_lm
+from stlm_kd.models.load import load_language_model
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.record import write_json
@@ -108,7 +108,7 @@ def write_reports(results: Sequence[SuiteResult], folder: Path) -> None:
 
 
 def _load(model: str, trust: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    loaded = load_causal_lm(model, trust_remote_code=trust)
+    loaded = load_language_model(model, None, trust_remote_code=trust)
     loaded.to(current_device())  # type: ignore[arg-type]
     return loaded, load_tokenizer(model, trust_remote_code=trust)
 

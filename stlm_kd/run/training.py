@@ -18,7 +18,7 @@ from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.update import autocast
 from stlm_kd.losses import LABELS
 from stlm_kd.models.forward import check_forward, head_of
-from stlm_kd.models.load import count_parameters, load_causal_lm, save_model
+from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
 from stlm_kd.objective import COMBINED, Combination, Term
@@ -203,12 +203,16 @@ def initial_student(
     """
     wanted, trust = recipe.student, workshop.trust_remote_code
     if wanted.init_from is not None:
-        teacher = load_causal_lm(teachers[wanted.init_from.teacher], trust_remote_code=trust)
+        teacher = load_language_model(
+            teachers[wanted.init_from.teacher], recipe.task, trust_remote_code=trust
+        )
         student = student_from_layers(teacher, wanted.init_from.layers, place="student.init_from.layers")
     elif wanted.model is not None:
-        student = check_size(load_causal_lm(wanted.model, trust_remote_code=trust))
+        student = check_size(load_language_model(wanted.model, recipe.task, trust_remote_code=trust))
     else:
-        student = student_from_fields(_fields(recipe), tokenizer, context=recipe.data.context, seed=seed)
+        student = student_from_fields(
+            _fields(recipe), tokenizer, task=recipe.task, context=recipe.data.context, seed=seed
+        )
     check_forward(student, context=recipe.data.context, name="student")
     if recipe.train.gradient_checkpointing:
         # Named anew within version 5 of transformers, where the old name warns.
@@ -318,7 +322,8 @@ def _ready(
     rows, left = sum(len(part) for part in parts), REMEMBERED_BYTES
     ready: dict[str, Teacher] = {}
     for name in sorted(asked_teachers(recipe)):
-        model = load_causal_lm(folders[name], trust_remote_code=workshop.trust_remote_code).to(device)  # type: ignore[arg-type]
+        model = load_language_model(folders[name], recipe.task, trust_remote_code=workshop.trust_remote_code)
+        model.to(device)  # type: ignore[arg-type]
         check_forward(model, context=context, name=f"teacher {name}")
         tokenizer = load_tokenizer(folders[name], trust_remote_code=workshop.trust_remote_code)
         live = LiveTeacher(model, vocabulary_size(tokenizer))
