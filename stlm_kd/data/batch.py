@@ -1,11 +1,15 @@
-"""One micro-batch of token ids, and how attention is confined to its documents."""
+"""Rows of token ids: one micro-batch as tensors, and the flat arrays that it is made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Integers = npt.NDArray[np.int64]
 
 IGNORED = -100
 """The label of a position that predicts nothing."""
@@ -18,8 +22,9 @@ class Batch:
     Attributes:
         input_ids: Token ids, (B, T) int64. Padding positions hold any valid id.
         attention_mask: (B, T) bool, False on padding.
-        labels: (B, T) int64, what *this* position has to predict (the next token of the same document for
-            causal models: already shifted, nothing shifts later), or ``IGNORED``.
+        labels: (B, T) int64, what *this* position has to predict, or ``IGNORED``: the next token of the same
+            document for causal models (already shifted, nothing shifts later), the token that stood there
+            for masked ones.
         document_ids: (B, T) int64, which document of its row a position belongs to, counted from 1;
             0 on padding. No position attends to another document.
         position_ids: (B, T) int64, counted from 0 at each document's first position of the row.
@@ -40,3 +45,61 @@ class Batch:
     def num_tokens(self) -> int:
         """Positions that are not padding."""
         return int(self.attention_mask.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class FlatRows:
+    """Rows of ``context`` positions, one after the other: (rows * context,) int64 each, as in ``Batch``."""
+
+    context: int
+    input_ids: Integers
+    labels: Integers
+    document_ids: Integers
+    position_ids: Integers
+
+    @classmethod
+    def padding(cls, rows: int, context: int, pad_id: int) -> FlatRows:
+        """Rows without a token."""
+        arrays = cls(context, *np.zeros((4, rows * context), np.int64))
+        arrays.clear(slice(None), pad_id=pad_id)
+        return arrays
+
+    def clear(self, places: npt.NDArray[np.bool_] | slice, *, pad_id: int) -> None:
+        """Make these positions padding."""
+        self.input_ids[places] = pad_id
+        self.labels[places] = IGNORED
+        self.document_ids[places] = 0
+        self.position_ids[places] = 0
+
+    def put(self, rows: Integers, other: FlatRows) -> None:
+        """Write another's rows into these rows, in order."""
+        for mine, theirs in (
+            (self.input_ids, other.input_ids),
+            (self.labels, other.labels),
+            (self.document_ids, other.document_ids),
+            (self.position_ids, other.position_ids),
+        ):
+            mine.reshape(-1, self.context)[rows] = theirs.reshape(-1, self.context)
+
+    def select(self, rows: Integers) -> FlatRows:
+        """A copy of these rows, in this order."""
+
+        def of(mine: Integers) -> Integers:
+            return mine.reshape(-1, self.context)[rows].reshape(-1)
+
+        return FlatRows(
+            self.context, of(self.input_ids), of(self.labels), of(self.document_ids), of(self.position_ids)
+        )
+
+    def batch(self, example_ids: Integers) -> Batch:
+        """As tensors, which share the memory."""
+        shape = (len(example_ids), self.context)
+        document_ids = torch.from_numpy(self.document_ids).view(shape)
+        return Batch(
+            input_ids=torch.from_numpy(self.input_ids).view(shape),
+            attention_mask=document_ids > 0,
+            labels=torch.from_numpy(self.labels).view(shape),
+            document_ids=document_ids,
+            position_ids=torch.from_numpy(self.position_ids).view(shape),
+            example_ids=torch.from_numpy(example_ids),
+        )

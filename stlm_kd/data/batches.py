@@ -7,42 +7,55 @@ same data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.data.packing import pack
+from stlm_kd.data.batch import IGNORED, Batch, FlatRows, Integers
+from stlm_kd.data.masking import Masking
+from stlm_kd.data.packing import cut, pack
 from stlm_kd.data.tokens import TokenStore
 from stlm_kd.errors import DataError
 
-Integers = npt.NDArray[np.int64]
-_ORDER, _SHARE = 0, 1  # what a random generator is for
+_ORDER, _SHARE, _MASKS, _EVALUATION_MASKS = range(4)  # what a random generator is for
 
 
 class PackedRows:
     """A token store cut into chunks of at most ``context`` positions and packed into rows of ``context``.
 
-    A document longer than a row goes on in another: the last position of a chunk has the first token of the
-    next as its label, so no prediction is lost; only the eos that ends a document predicts nothing. Whatever
-    shares a row is told apart by ``document_ids``.
+    A document longer than a row goes on in another. For causal models, the last position of a chunk has the
+    first token of the next as its label, so no prediction is lost; only the eos that ends a document predicts
+    nothing. For masked models, which look both ways, every chunk stands between the start and the end of a
+    document, and has labels only once it is masked. Whatever shares a row is told apart by ``document_ids``.
+
+    Args:
+        store: The text.
+        context: Positions of a row, at least 2; at least 3 where chunks are wrapped.
+        domain, weight: Those of the text's source.
+        wrapped: Whether every chunk, not only every document, has a start and an end.
 
     Attributes:
-        domain, weight: Those of the text's source.
         useful_fraction: Positions that hold a token, of all positions.
     """
 
     def __init__(
-        self, store: TokenStore, context: int, *, domain: str = "default", weight: float = 1.0
+        self,
+        store: TokenStore,
+        context: int,
+        *,
+        domain: str = "default",
+        weight: float = 1.0,
+        wrapped: bool = False,
     ) -> None:
-        assert context >= 2 and weight >= 0
+        assert context >= 2 + wrapped and weight >= 0
         self.store = store
         self.context = context
         self.domain = domain
         self.weight = weight
-        self._begins, self._lengths, self._labels_after = _chunks(store, context)
+        self.wrapped = wrapped
+        # A wrapped chunk's start and end lie over a token of the chunk before and of the chunk after.
+        self._begins, self._lengths, goes_on = cut(store.offsets, context, overlap=2 * wrapped)
+        self._labels_after = np.full(len(self._begins), IGNORED)
+        self._labels_after[goes_on] = store.tokens[(self._begins + self._lengths)[goes_on]]
         self._rows = pack(self._lengths, context)
         self.useful_fraction = self._rows.useful_fraction(self._lengths, context)
 
@@ -53,14 +66,14 @@ class PackedRows:
     @property
     def num_tokens(self) -> int:
         """Positions that hold a token, over all rows."""
-        return self.store.num_tokens
+        return int(self._lengths.sum())
 
     def batch(self, rows: Sequence[int] | Integers) -> Batch:
         """These rows in this order; ``example_ids`` are their numbers."""
         numbers = np.asarray(rows, np.int64)
         return self.arrays(numbers).batch(numbers)
 
-    def arrays(self, rows: Integers) -> _Arrays:
+    def arrays(self, rows: Integers) -> FlatRows:
         """The rows, where the free space at a row's end counts as one more chunk, of document 0."""
         begins, lengths, labels_after, numbers = self._segments(rows)
         ends = np.cumsum(lengths)
@@ -68,12 +81,17 @@ class PackedRows:
         places = position_ids + np.repeat(begins, lengths)
         # Clipped for the free space alone, which may be longer than the store.
         input_ids = self.store.tokens.take(places, mode="clip").astype(np.int64)
-        labels = np.empty_like(input_ids)
-        labels[:-1] = input_ids[1:]
         filled = lengths > 0
-        labels[ends[filled] - 1] = labels_after[filled]
+        if self.wrapped:
+            input_ids[(ends - lengths)[filled]] = self.store.start_id
+            input_ids[(ends - 1)[filled]] = self.store.eos_id
+            labels = np.full_like(input_ids, IGNORED)
+        else:
+            labels = np.empty_like(input_ids)
+            labels[:-1] = input_ids[1:]
+            labels[ends[filled] - 1] = labels_after[filled]
         document_ids = np.repeat(numbers, lengths)
-        arrays = _Arrays(self.context, input_ids, labels, document_ids, position_ids)
+        arrays = FlatRows(self.context, input_ids, labels, document_ids, position_ids)
         if not numbers[filled].all():
             arrays.clear(document_ids == 0, pad_id=self.store.eos_id)
         return arrays
@@ -93,69 +111,6 @@ class PackedRows:
         labels_after[is_chunk] = self._labels_after[chunks]
         lengths[ends - 1] = self.context - np.add.reduceat(lengths, ends - counts - 1)
         return begins, lengths, labels_after, number * is_chunk
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrays:
-    """The flat arrays of rows of ``context`` positions; as in ``Batch``."""
-
-    context: int
-    input_ids: Integers
-    labels: Integers
-    document_ids: Integers
-    position_ids: Integers
-
-    @classmethod
-    def padding(cls, rows: int, context: int, pad_id: int) -> _Arrays:
-        """Rows without a token."""
-        arrays = cls(context, *np.zeros((4, rows * context), np.int64))
-        arrays.clear(slice(None), pad_id=pad_id)
-        return arrays
-
-    def clear(self, places: npt.NDArray[np.bool_] | slice, *, pad_id: int) -> None:
-        """Make these positions padding."""
-        self.input_ids[places] = pad_id
-        self.labels[places] = IGNORED
-        self.document_ids[places] = 0
-        self.position_ids[places] = 0
-
-    def put(self, rows: Integers, other: _Arrays) -> None:
-        """Write another's rows into these rows, in order."""
-        for mine, theirs in (
-            (self.input_ids, other.input_ids),
-            (self.labels, other.labels),
-            (self.document_ids, other.document_ids),
-            (self.position_ids, other.position_ids),
-        ):
-            mine.reshape(-1, self.context)[rows] = theirs.reshape(-1, self.context)
-
-    def batch(self, example_ids: Integers) -> Batch:
-        """As tensors, which share the memory."""
-        shape = (len(example_ids), self.context)
-        document_ids = torch.from_numpy(self.document_ids).view(shape)
-        return Batch(
-            input_ids=torch.from_numpy(self.input_ids).view(shape),
-            attention_mask=document_ids > 0,
-            labels=torch.from_numpy(self.labels).view(shape),
-            document_ids=document_ids,
-            position_ids=torch.from_numpy(self.position_ids).view(shape),
-            example_ids=torch.from_numpy(example_ids),
-        )
-
-
-def _chunks(store: TokenStore, context: int) -> tuple[Integers, Integers, Integers]:
-    """Where each chunk begins in the store, its length, and the label of its last position."""
-    lengths = np.diff(store.offsets)
-    counts = -(-lengths // context)
-    first = np.cumsum(counts) - counts
-    index = np.arange(counts.sum()) - np.repeat(first, counts)
-    begins = np.repeat(store.offsets[:-1], counts) + index * context
-    document_ends = np.repeat(store.offsets[1:], counts)
-    ends = np.minimum(begins + context, document_ends)
-    labels_after = np.full(len(begins), IGNORED)
-    goes_on = ends < document_ends
-    labels_after[goes_on] = store.tokens[ends[goes_on]]
-    return begins, ends - begins, labels_after
 
 
 def require_one_context(parts: Sequence[PackedRows]) -> None:
@@ -182,26 +137,31 @@ class _Corpus:
         self.parts = tuple(parts)
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
 
-    def batch(self, rows: Integers) -> Batch:
-        """These rows in this order; one row of padding where there are none."""
-        context, pad_id = self.parts[0].context, self.parts[0].store.eos_id
-        if not len(rows):
-            return _Arrays.padding(1, context, pad_id).batch(np.array([-1]))
+    def arrays(self, rows: Integers) -> FlatRows:
+        """These rows in this order."""
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
         present: list[int] = np.unique(part_of).tolist()
         if len(present) == 1:
-            return self.parts[present[0]].arrays(rows - self.starts[present[0]]).batch(rows)
-        arrays = _Arrays.padding(len(rows), context, pad_id)
+            return self.parts[present[0]].arrays(rows - self.starts[present[0]])
+        arrays = self._padding(len(rows))
         for index in present:
             places = np.flatnonzero(part_of == index)
             arrays.put(places, self.parts[index].arrays(rows[places] - self.starts[index]))
-        return arrays.batch(rows)
+        return arrays
 
-    def micro_batches(self, rows: Integers, size: int, rank: int, world_size: int) -> list[Batch]:
-        """The rank's every ``world_size``-th row, ``size`` at a time; as many batches on every rank."""
-        most = -(-len(rows) // world_size)
-        own = rows[rank::world_size]
-        return [self.batch(own[begin : begin + size]) for begin in range(0, most, size)]
+    def batch(self, rows: Integers, arrays: FlatRows) -> Batch:
+        """The arrays of these rows as tensors; one row of padding where there are none."""
+        return arrays.batch(rows) if len(rows) else self._padding(1).batch(np.array([-1]))
+
+    def _padding(self, rows: int) -> FlatRows:
+        return FlatRows.padding(rows, self.parts[0].context, self.parts[0].store.eos_id)
+
+
+def _dealt(num_rows: int, size: int, rank: int, world_size: int) -> list[Integers]:
+    """The rank's every ``world_size``-th row, ``size`` at a time; as many micro-batches on every rank."""
+    most = -(-num_rows // world_size)
+    own = np.arange(rank, num_rows, world_size)
+    return [own[begin : begin + size] for begin in range(0, most, size)]
 
 
 class BatchStream:
@@ -212,13 +172,18 @@ class BatchStream:
     epoch has what is left, so no row is lost or repeated. ``example_ids`` number the rows of all parts, one
     part after the other; -1 is a row of padding, which a rank gets that has no row when others have one.
 
+    With a masking, the masks of an optimizer step are a function of the seed, the step's number and its rows.
+    They are drawn over all its rows before these are dealt out to ranks and micro-batches, so that any split
+    trains on the same.
+
     Args:
         parts: At least one, of one context.
         effective_batch: Rows of an optimizer step, over all ranks and micro-batches.
         micro_batch: Most rows of one forward on one rank.
-        seed: Of the order, 0 or more.
+        seed: Of the order and the masks, 0 or more.
         rank: This process, of ``world_size``.
         world_size: Processes that share the rows of a step.
+        masking: For masked language models.
 
     Raises:
         DataError: Fewer tokens than one row has positions, or no row because all weights are 0.
@@ -233,6 +198,7 @@ class BatchStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        masking: Masking | None = None,
     ) -> None:
         assert effective_batch >= 1 and micro_batch >= 1 and seed >= 0 and 0 <= rank < world_size
         self._corpus = _Corpus(parts)
@@ -240,6 +206,7 @@ class BatchStream:
         self._micro_batch = micro_batch
         self._seed = seed
         self._rank, self._world_size = rank, world_size
+        self._masking = masking
         self._order: tuple[int, Integers] = (0, self._shuffled(0))
         self.rows_per_epoch = len(self._order[1])
         if not self.rows_per_epoch:
@@ -253,7 +220,12 @@ class BatchStream:
             self._order = (epoch, self._shuffled(epoch))
         begin = step * self._effective_batch
         rows = self._order[1][begin : begin + self._effective_batch]
-        return self._corpus.micro_batches(rows, self._micro_batch, self._rank, self._world_size)
+        dealt = _dealt(len(rows), self._micro_batch, self._rank, self._world_size)
+        if self._masking is None:
+            return [self._corpus.batch(rows[own], self._corpus.arrays(rows[own])) for own in dealt]
+        generator = np.random.default_rng([self._seed, index, _MASKS])
+        arrays = self._masking.together(self._corpus.arrays(rows), generator)
+        return [self._corpus.batch(rows[own], arrays.select(own)) for own in dealt]
 
     def _shuffled(self, epoch: int) -> Integers:
         rows = np.concatenate([self._drawn(index, epoch) for index in range(len(self._corpus.parts))])
@@ -270,9 +242,17 @@ class BatchStream:
 
 
 def evaluation_batches(
-    parts: Sequence[PackedRows], *, micro_batch: int, rank: int = 0, world_size: int = 1
+    parts: Sequence[PackedRows],
+    *,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    masking: Masking | None = None,
+    seed: int = 0,
 ) -> Iterator[Batch]:
     """Every row once, in order, whatever the weights; as many batches on every rank.
+
+    With a masking, each row is masked for itself, by the seed and the row's number alone.
 
     Raises:
         DataError: Fewer tokens than one row has positions, at once.
@@ -280,8 +260,16 @@ def evaluation_batches(
     corpus = _Corpus(parts)
     rows = np.arange(corpus.starts[-1])
     stride = micro_batch * world_size
+
+    def batch(rows: Integers) -> Batch:
+        arrays = corpus.arrays(rows)
+        if masking is not None:
+            seeds = ([seed, row, _EVALUATION_MASKS] for row in rows.tolist())
+            arrays = masking.apart(arrays, map(np.random.default_rng, seeds))
+        return corpus.batch(rows, arrays)
+
     return (
-        batch
-        for begin in range(0, len(rows), stride)
-        for batch in corpus.micro_batches(rows[begin : begin + stride], micro_batch, rank, world_size)
+        batch(step[own])
+        for step in (rows[begin : begin + stride] for begin in range(0, len(rows), stride))
+        for own in _dealt(len(step), micro_batch, rank, world_size)
     )

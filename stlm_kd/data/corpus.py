@@ -41,7 +41,7 @@ def prepare(
 
     Raises:
         EnvironmentFault, DataError: As ``documents`` and ``TokenStore.open``.
-        ModelError: The tokenizer has no eos.
+        ModelError: The tokenizer has neither eos nor sep.
     """
     tokens_by = tokenizer_hash(tokenizer)
     return tuple(
@@ -109,12 +109,16 @@ def _first_words(text: str, num_bytes: int) -> str:
     return words[0] if len(words) == 2 else ""
 
 
-def pack_sources(prepared: Sequence[PreparedSource], context: int) -> tuple[PackedRows, ...]:
-    """Each source's documents packed into rows of ``context`` positions.
+def pack_sources(
+    prepared: Sequence[PreparedSource], context: int, *, wrapped: bool = False
+) -> tuple[PackedRows, ...]:
+    """Each source's documents packed into rows of ``context`` positions; ``wrapped`` for masked models.
 
     Raises:
         DataError: All together do not fill one row.
     """
-    parts = tuple(PackedRows(p.store, context, domain=p.domain, weight=p.weight) for p in prepared)
+    parts = tuple(
+        PackedRows(p.store, context, domain=p.domain, weight=p.weight, wrapped=wrapped) for p in prepared
+    )
     require_one_context(parts)
     return parts

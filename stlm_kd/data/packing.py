@@ -1,4 +1,4 @@
-"""Which pieces of documents share a row: best-fit-decreasing bin packing, by counting lengths."""
+"""How documents are cut, and which pieces share a row: best-fit-decreasing packing, by counting lengths."""
 
 from __future__ import annotations
 
@@ -28,6 +28,28 @@ class Rows:
     def useful_fraction(self, lengths: Integers, context: int) -> float:
         """Positions that hold a token, of all positions."""
         return float(lengths.sum() / (len(self) * context))
+
+
+def cut(
+    offsets: Integers, context: int, *, overlap: int = 0
+) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
+    """Chunks of at most ``context`` positions: where each begins, its length, whether its document goes on.
+
+    Each begins ``overlap`` positions before the end of the one before. Documents are longer than the overlap
+    or just as long.
+
+    >>> begins, lengths, goes_on = cut(np.array([0, 7, 9]), context=4, overlap=2)
+    >>> begins.tolist(), lengths.tolist(), goes_on.tolist()
+    ([0, 2, 4, 7], [4, 4, 3, 2], [True, True, False, False])
+    """
+    step = context - overlap
+    counts = np.maximum(-(-(np.diff(offsets) - overlap) // step), 1)
+    first = np.cumsum(counts) - counts
+    index = np.arange(counts.sum()) - np.repeat(first, counts)
+    begins = np.repeat(offsets[:-1], counts) + index * step
+    document_ends = np.repeat(offsets[1:], counts)
+    ends = np.minimum(begins + context, document_ends)
+    return begins, ends - begins, ends < document_ends
 
 
 def pack(lengths: npt.NDArray[np.integer], context: int) -> Rows:

@@ -12,11 +12,12 @@ from stlm_kd.data.files import expanded
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
+START, END, MASK = "<|start|>", "<|end|>", "<|mask|>"
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _NUM_BYTES = 256
 
@@ -92,24 +93,31 @@ def _unusable(name: str, error: Exception) -> str:
 
 
 def train_tokenizer(
-    texts: Iterable[str], kind: Literal["bpe"] = "bpe", size: int = 8192
+    texts: Iterable[str], kind: Literal["bpe"] = "bpe", size: int = 8192, *, masked: bool = False
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of exactly ``size`` tokens, trained on texts as they come.
 
-    Ids 0 and 1 are ``<|endoftext|>`` (bos, eos) and ``<|pad|>``, then come the 256 bytes, so every text can
-    be spelt, then the merges in the order in which they were found (Sennrich et al., "Neural Machine
-    Translation of Rare Words with Subword Units", 2016; on bytes as in GPT-2). The same texts give the same
-    tokenizer.
+    First come the special tokens, then the 256 bytes, so every text can be spelt, then the merges in the
+    order in which they were found (Sennrich et al., "Neural Machine Translation of Rare Words with Subword
+    Units", 2016; on bytes as in GPT-2). The same texts give the same tokenizer.
+
+    Args:
+        texts: Read once.
+        kind: How words are split.
+        size: Tokens, special ones included.
+        masked: For a causal model, ids 0 and 1 are ``<|endoftext|>`` (bos, eos) and ``<|pad|>``. For a masked
+            one, ids 0 to 3 are ``<|start|>`` (cls), ``<|end|>`` (sep), ``<|pad|>`` and ``<|mask|>``, and the
+            tokenizer puts a text between start and end, unless asked not to.
 
     Raises:
         ModelError: ``size`` has no room for the bytes.
         DataError: The text has too few different words for so many tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     assert kind == "bpe", kind
-    smallest = _NUM_BYTES + 2
+    special: list[str | AddedToken] = list(_special_tokens(masked))
+    smallest = _NUM_BYTES + len(special)
     if size < smallest:
         raise ModelError(f"a tokenizer of {size} tokens: a byte-level BPE needs at least {smallest}")
     tokenizer = Tokenizer(models.BPE())
@@ -117,7 +125,7 @@ def train_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[END_OF_TEXT, PAD],
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -127,11 +135,50 @@ def train_tokenizer(
             f"a tokenizer of {size} tokens: the text yields only {tokenizer.get_vocab_size()}; "
             "ask for fewer tokens or give more text"
         )
+    return _for_masked_models(tokenizer) if masked else _for_causal_models(tokenizer)
+
+
+def _special_tokens(masked: bool) -> tuple[str | AddedToken, ...]:
+    """In the order of their ids, from 0."""
+    return (START, END, PAD, _mask_token()) if masked else (END_OF_TEXT, PAD)
+
+
+def _mask_token() -> AddedToken:
+    """Takes the place of a word together with the space before it, as when ids are masked in training."""
+    from tokenizers import AddedToken
+
+    return AddedToken(MASK, lstrip=True, normalized=False, special=True)
+
+
+def _for_causal_models(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _for_masked_models(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        pair=f"{START} $A {END} $B {END}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (START, END)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        cls_token=START,
+        sep_token=END,
+        pad_token=PAD,
+        mask_token=_mask_token(),
+        # Not every masked model takes token_type_ids.
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 
@@ -143,32 +190,45 @@ def same_vocabulary(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> b
 
 
 def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """The ids before and after a document: bos, or eos where there is no bos, and eos.
+    """The ids before and after a document.
+
+    Before it stands bos, or cls where there is no bos; after it eos, or sep where there is no eos, which is
+    also before it where there is neither bos nor cls.
 
     Raises:
-        ModelError: No eos.
+        ModelError: Neither eos nor sep.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
+    start, end = _named_ends(tokenizer)
+    if end is None:
         name = tokenizer.name_or_path or "the tokenizer"
         raise ModelError(
-            f"{name}: no eos token, which a causal language model needs at the end of a document; "
-            "set eos_token in its tokenizer_config.json"
+            f"{name}: no eos token and no sep token, one of which has to stand at the end of a document; "
+            "set eos_token (sep_token for a masked language model) in its tokenizer_config.json"
         )
-    start = tokenizer.bos_token_id
-    return int(eos if start is None else start), int(eos)
+    return end if start is None else start, end
+
+
+def _named_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int | None, int | None]:
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return (
+        tokenizer.cls_token_id if start is None else start,
+        tokenizer.sep_token_id if end is None else end,
+    )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash (hex) of all that decides the ids of a document: steps, vocabulary, bos and eos.
+    """A hash (hex) of all that decides the ids of a document: steps, vocabulary, and the ids at its ends.
 
-    Truncation and padding, which every call sets anew, do not count.
+    Whether a special token that is spelt out in a text is split counts too. Truncation and padding, which
+    every call sets anew, do not.
     """
     steps = json.loads(tokenizer.backend_tokenizer.to_str())
     steps.pop("truncation", None)
     steps.pop("padding", None)
-    content = json.dumps([steps, tokenizer.bos_token_id, tokenizer.eos_token_id], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    facts = [steps, *_named_ends(tokenizer)]
+    if tokenizer.split_special_tokens:
+        facts.append("special tokens are split")
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -1,7 +1,7 @@
 """A corpus as token ids on disk: tokenised once, then read through a memory map.
 
-A document is ``[start] + ids of its text + [eos]``, where start is the tokenizer's bos or, where it has none,
-its eos. The folder holds
+A document is ``[start] + ids of its text + [end]``, with the ends that ``document_ends`` names, such as bos
+and eos, or cls and sep. The folder holds
 
 - ``tokens.bin``: the ids of all documents in a row, little-endian uint16, or uint32 for a vocabulary of more
   than 65,536;
@@ -61,7 +61,7 @@ class TokenStore:
         offsets: Where each document begins in ``tokens``, and the end of the last, (documents + 1,) int64.
         document_bytes: UTF-8 bytes of each document's text, (documents,) int64.
         vocab_size: Ids are below it.
-        eos_id: The id that ends every document.
+        eos_id: The id that ends every document, eos or sep.
     """
 
     folder: Path
@@ -72,13 +72,18 @@ class TokenStore:
     eos_id: int
 
     @property
+    def start_id(self) -> int:
+        """The id that begins every document."""
+        return int(self.tokens[0])
+
+    @property
     def num_documents(self) -> int:
         """Documents in the store."""
         return len(self.document_bytes)
 
     @property
     def num_tokens(self) -> int:
-        """Ids in the store, each document's start and eos counted."""
+        """Ids in the store, each document's start and end counted."""
         return len(self.tokens)
 
     @property
@@ -102,7 +107,7 @@ class TokenStore:
         return cls(folder, tokens, offsets, document_bytes, manifest.vocab_size, manifest.eos_id)
 
     def document(self, index: int) -> npt.NDArray[np.integer]:
-        """The ids of one document, its start and eos included."""
+        """The ids of one document, its start and end included."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
@@ -113,7 +118,7 @@ def build_store(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder
     special token that is spelt out in a text becomes its id, as everywhere in ``transformers``.
 
     Raises:
-        ModelError: The tokenizer has no eos.
+        ModelError: The tokenizer has neither eos nor sep.
         DataError: No text, or the folder is there already.
         EnvironmentFault: The files cannot be written.
     """

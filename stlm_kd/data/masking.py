@@ -1,0 +1,142 @@
+"""Which tokens a masked language model has to find again, and what it sees in their place.
+
+As in DistilBERT's training code (Sanh et al., "DistilBERT, a distilled version of BERT", 2019): BERT's
+masking, but rare tokens are drawn more often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stlm_kd.data.batch import IGNORED, FlatRows, Integers
+from stlm_kd.data.tokens import TokenStore
+from stlm_kd.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from stlm_kd.data.batches import PackedRows
+
+Floats = npt.NDArray[np.float64]
+
+_SMOOTHING = 0.7
+_MASKED, _REPLACED = 0.8, 0.1  # of the drawn; the others stay as they are
+_BLOCK = 1 << 22  # ids counted at once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masking:
+    """How tokens are drawn.
+
+    Attributes:
+        weights: How readily each id is drawn, (V,), 0 for never.
+        mask_id: Stands in most of the drawn places.
+        share: Positions that are drawn, of all that are not padding.
+    """
+
+    weights: Floats
+    mask_id: int
+    share: float = 0.15
+
+    def together(self, rows: FlatRows, generator: np.random.Generator) -> FlatRows:
+        """The rows, their positions drawn from all of them at once."""
+        input_ids, labels = self.apply(rows.input_ids, rows.document_ids > 0, generator)
+        return replace(rows, input_ids=input_ids, labels=labels)
+
+    def apart(self, rows: FlatRows, generators: Iterable[np.random.Generator]) -> FlatRows:
+        """The rows, each masked for itself by a generator of its own."""
+        masked = replace(rows, input_ids=rows.input_ids.copy(), labels=rows.labels.copy())
+        for row, generator in enumerate(generators):
+            place = np.array([row])
+            masked.put(place, self.together(rows.select(place), generator))
+        return masked
+
+    def apply(
+        self, input_ids: Integers, attended: npt.NDArray[np.bool_], generator: np.random.Generator
+    ) -> tuple[Integers, Integers]:
+        """What the model sees, and the labels: the id that stood there at drawn positions, else ``IGNORED``.
+
+        Of all attended positions together, a share (rounded up) is drawn without replacement, with
+        probabilities proportional to the weights of the ids that are left; fewer where fewer have a weight.
+        Each drawn id independently becomes the mask (0.8), any id of the vocabulary (0.1), or stays (0.1).
+
+        Args:
+            input_ids: Any shape; not changed.
+            attended: The same shape, False on padding.
+            generator: Its state moves on.
+        """
+        tokens = input_ids[attended]
+        drawn = _draw(self.weights[tokens], math.ceil(self.share * len(tokens)), generator)
+        seen, labels = tokens.copy(), np.full_like(tokens, IGNORED)
+        labels[drawn] = tokens[drawn]
+        seen[drawn] = self._in_place_of(tokens[drawn], generator)
+        return _spread(seen, input_ids, attended), _spread(labels, np.full_like(input_ids, IGNORED), attended)
+
+    def _in_place_of(self, tokens: Integers, generator: np.random.Generator) -> Integers:
+        fate = generator.random(len(tokens))
+        any_id = generator.integers(len(self.weights), size=len(tokens))
+        replaced = np.where(fate < _MASKED + _REPLACED, any_id, tokens)
+        return np.where(fate < _MASKED, self.mask_id, replaced)
+
+
+def _draw(weights: Floats, count: int, generator: np.random.Generator) -> npt.NDArray[np.intp]:
+    """At most ``count`` places, in order: one after the other, by the weights of those that are left.
+
+    Where each place waits an exponentially distributed time with its weight as the rate, the first to come
+    are such a sample (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006).
+    """
+    possible = np.flatnonzero(weights)
+    if len(possible) <= count:
+        return possible
+    times = generator.standard_exponential(len(possible)) / weights[possible]
+    # Sorted, since the order in which argpartition leaves them depends on the processor.
+    return np.sort(possible[np.argpartition(times, count)[:count]])
+
+
+def _spread(values: Integers, around: Integers, places: npt.NDArray[np.bool_]) -> Integers:
+    """A copy of ``around`` with the values at these places, in order."""
+    result = around.copy()
+    result[places] = values
+    return result
+
+
+def masking_for(tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows]) -> Masking:
+    """The masking by how often the tokens occur in these parts' text, which this tokenizer made.
+
+    Raises:
+        ModelError: The tokenizer has no mask token.
+    """
+    mask_id = tokenizer.mask_token_id
+    if mask_id is None:
+        name = tokenizer.name_or_path or "the tokenizer"
+        raise ModelError(
+            f"{name}: no mask token, which training a masked language model needs; "
+            "set mask_token in its tokenizer_config.json, or take the tokenizer of a masked language model"
+        )
+    counts_V = token_counts((part.store for part in parts), parts[0].store.vocab_size)
+    return Masking(masking_weights(counts_V, tokenizer.all_special_ids), int(mask_id))
+
+
+def token_counts(stores: Iterable[TokenStore], vocabulary: int) -> Integers:
+    """How often each id below ``vocabulary`` occurs in all stores together, (V,)."""
+    counts_V = np.zeros(vocabulary, np.int64)
+    for store in stores:
+        for begin in range(0, store.num_tokens, _BLOCK):
+            counts_V += np.bincount(store.tokens[begin : begin + _BLOCK], minlength=vocabulary)
+    return counts_V
+
+
+def masking_weights(counts_V: Integers, special_ids: Sequence[int]) -> Floats:
+    """How readily each id is drawn, (V,): its count to the power of -0.7, and 0 for special ones.
+
+    An id that never occurs counts as if it occurred once.
+    """
+    weights_V = np.maximum(counts_V, 1).astype(np.float64) ** -_SMOOTHING
+    weights_V[list(special_ids)] = 0
+    return weights_V
