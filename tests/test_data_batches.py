@@ -64,6 +64,16 @@ def expected_pieces(bodies: list[list[int]], context: int) -> list[Piece]:
     return pieces
 
 
+def expected_wrapped_pieces(bodies: list[list[int]], context: int) -> list[Piece]:
+    """Every stretch of at most ``context - 2`` of a body's tokens between start and end, without labels."""
+    pieces = []
+    for body in bodies:
+        for i in range(0, max(len(body), 1), context - 2):
+            piece = (START, *body[i : i + context - 2], EOS)
+            pieces.append((piece, (IGNORED,) * len(piece)))
+    return pieces
+
+
 def all_rows(part: PackedRows) -> Batch:
     return part.batch(range(len(part)))
 
@@ -107,6 +117,43 @@ def test_positions_count_from_each_documents_first_position_in_the_row(
         # Documents stand side by side, in order, from the left; padding is on the right.
         ids = batch.document_ids[row][batch.attention_mask[row]].tolist()
         assert ids == sorted(ids) and batch.document_ids[row].tolist()[: len(ids)] == ids
+
+
+@settings(deadline=None, max_examples=80)
+@given(Bodies, st.integers(3, 20))
+def test_wrapped_rows_hold_each_chunk_once_between_start_and_end_without_labels(
+    bodies: list[list[int]], context: int
+) -> None:
+    part = PackedRows(store_of(bodies), context, wrapped=True)
+    batch = all_rows(part)
+    expected = expected_wrapped_pieces(bodies, context)
+    assert Counter(pieces_of(batch)) == Counter(expected)
+    assert part.num_tokens == batch.num_tokens() == sum(len(ids) for ids, _ in expected)
+    assert (batch.labels == IGNORED).all() and (batch.input_ids[~batch.attention_mask] == EOS).all()
+    assert part.useful_fraction == pytest.approx(batch.attention_mask.double().mean().item())
+
+
+def test_positions_of_a_long_wrapped_document_count_from_each_chunks_start() -> None:
+    batch = all_rows(PackedRows(store_of([[10, 11, 12, 13, 14]]), 4, wrapped=True))
+    assert sorted(batch.input_ids.tolist()) == [
+        [START, 10, 11, EOS],
+        [START, 12, 13, EOS],
+        [START, 14, EOS, EOS],
+    ]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 0]]
+
+
+@settings(deadline=None, max_examples=40)
+@given(Bodies, st.integers(3, 12), st.booleans(), st.data())
+def test_rows_read_together_are_those_read_one_by_one(
+    bodies: list[list[int]], context: int, wrapped: bool, data: st.DataObject
+) -> None:
+    part = PackedRows(store_of(bodies), context, wrapped=wrapped)
+    rows = data.draw(st.lists(st.integers(0, len(part) - 1), min_size=1, max_size=8))
+    together = part.batch(rows)
+    for place, row in enumerate(rows):
+        for name in ("input_ids", "labels", "document_ids", "position_ids"):
+            assert torch.equal(getattr(together, name)[place], getattr(part.batch([row]), name)[0])
 
 
 def test_rows_come_in_the_order_asked_for_with_their_numbers() -> None:

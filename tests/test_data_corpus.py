@@ -66,6 +66,18 @@ def test_another_text_tokenizer_or_share_gets_another_store(
     assert len(set(builds)) == 4
 
 
+def test_a_tokenizer_that_splits_special_tokens_gets_a_store_of_its_own(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "a.txt").write_text("an <|pad|> otter")
+    splitting = train_tokenizer(WORDS, size=270)
+    splitting.split_special_tokens = True
+    source = Source(path=str(tmp_path / "a.txt"))
+    stores = [prepare([source], t, tmp_path / "stages")[0].store for t in (tokenizer, splitting)]
+    pad = tokenizer.pad_token_id
+    assert [pad in store.tokens.tolist() for store in stores] == [True, False]
+
+
 def test_a_half_written_store_is_never_used(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +108,17 @@ def test_packed_sources_keep_domain_and_weight(tmp_path: Path, tokenizer: PreTra
     (part,) = pack_sources(prepared, 64)
     assert (part.domain, part.weight, part.context) == ("tales", 0.5, 64)
     assert part.num_tokens == prepared[0].store.num_tokens
+
+
+def test_sources_packed_for_masked_models_wrap_every_chunk(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(WORDS, size=270, masked=True)
+    prepared = prepare([source_of(tmp_path / "a.txt", documents=2)], tokenizer, tmp_path / "stages")
+    (part,) = pack_sources(prepared, 8, wrapped=True)
+    batch = part.batch(range(len(part)))
+    chunks = int(batch.document_ids.amax(1).sum())
+    assert chunks > prepared[0].store.num_documents
+    for end in (tokenizer.cls_token_id, tokenizer.sep_token_id):
+        assert int((batch.input_ids == end)[batch.attention_mask].sum()) == chunks
 
 
 def test_text_shorter_than_one_context_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.data.packing import pack
+from stlm_kd.data.packing import cut, pack
 
 CONTEXT = 24
 Lengths = st.lists(st.integers(1, CONTEXT), max_size=200).map(lambda lengths: np.array(lengths, np.int64))
@@ -29,6 +29,22 @@ def best_fit_decreasing(lengths: list[int], context: int) -> list[int]:
         else:
             sums.append(length)
     return sorted(sums)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=20), st.integers(3, 12), st.integers(0, 2))
+def test_documents_are_cut_where_a_loop_cuts_them(lengths: list[int], context: int, overlap: int) -> None:
+    offsets = np.cumsum([0, *lengths])
+    expected = []
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        while end - begin > context:
+            expected.append((begin, context, True))
+            begin += context - overlap
+        expected.append((begin, end - begin, False))
+    assert (
+        list(zip(*(array.tolist() for array in cut(offsets, context, overlap=overlap)), strict=True))
+        == expected
+    )
 
 
 @settings(deadline=None, max_examples=200)

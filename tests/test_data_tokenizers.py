@@ -59,9 +59,62 @@ def test_a_trained_tokenizer_is_saved_and_loaded_whole(
             "<|endoftext|>", "<|endoftext|>", "<|pad|>")  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def masked() -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS, size=320, masked=True)
+
+
+def test_a_tokenizer_for_masked_models_has_four_special_tokens_at_the_front(
+    masked: PreTrainedTokenizerFast, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    roles = (masked.cls_token, masked.sep_token, masked.pad_token, masked.mask_token)
+    assert roles == ("<|start|>", "<|end|>", "<|pad|>", "<|mask|>")
+    assert sorted(masked.all_special_ids) == masked.convert_tokens_to_ids(list(roles)) == [0, 1, 2, 3]
+    assert sorted(masked.get_vocab().values()) == list(range(320))
+    # Then come the bytes and the merges of the causal one, as many as there is room for.
+    assert masked.convert_ids_to_tokens(range(4, 320)) == tokenizer.convert_ids_to_tokens(range(2, 318))
+
+
+def test_training_for_masked_models_twice_gives_the_same_tokenizer(masked: PreTrainedTokenizerFast) -> None:
+    again = train_tokenizer(iter(TEXTS), size=320, masked=True)
+    assert tokenizer_identity(again) == tokenizer_identity(masked)
+
+
+@pytest.mark.parametrize("text", ["The otter", " two  spaces\n\ttab ", "日本語 naïve 🦊", "\x00\x7f", ""])
+def test_a_tokenizer_for_masked_models_puts_any_text_between_start_and_end(
+    masked: PreTrainedTokenizerFast, text: str
+) -> None:
+    start, *ids, end = masked(text)["input_ids"]
+    assert (start, end) == (masked.cls_token_id, masked.sep_token_id)
+    assert ids == masked(text, add_special_tokens=False)["input_ids"]
+    assert masked.decode(ids) == text
+    pair = masked(text, "saw")["input_ids"]
+    assert pair == [start, *ids, end, *masked("saw")["input_ids"][1:]]
+
+
+def test_a_mask_in_a_text_takes_the_place_of_a_word_and_its_space(masked: PreTrainedTokenizerFast) -> None:
+    ids = masked("The otter saw")["input_ids"]
+    word = masked(" otter", add_special_tokens=False)["input_ids"]
+    begin = ids.index(word[0])
+    expected = [*ids[:begin], masked.mask_token_id, *ids[begin + len(word) :]]
+    assert masked("The <|mask|> saw")["input_ids"] == expected
+
+
+def test_a_tokenizer_for_masked_models_is_saved_and_loaded_whole(
+    masked: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    masked.save_pretrained(tmp_path)
+    for loaded in (load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)):
+        assert tokenizer_identity(loaded) == tokenizer_identity(masked)
+        assert loaded("The <|mask|> saw", "it").data == masked("The <|mask|> saw", "it").data
+        assert set(loaded("The otter")) == {"input_ids", "attention_mask"}
+
+
 def test_a_size_without_room_for_the_bytes_is_refused() -> None:
     with pytest.raises(ModelError, match="at least 258"):
         train_tokenizer(TEXTS, size=257)
+    with pytest.raises(ModelError, match="at least 260"):
+        train_tokenizer(TEXTS, size=259, masked=True)
 
 
 def test_too_little_text_for_the_size_is_refused() -> None:
@@ -92,20 +145,52 @@ def test_a_role_is_in_the_identity_and_not_in_the_hash_of_documents(role: str) -
     assert tokenizer_identity(one) != tokenizer_identity(other)
 
 
-def test_a_document_starts_with_bos_or_else_eos() -> None:
-    tokenizer = train_tokenizer(TEXTS, size=300)
-    assert document_ends(tokenizer) == (0, 0)
-    tokenizer.eos_token = "<|pad|>"
-    assert document_ends(tokenizer) == (0, 1)
-    tokenizer.bos_token = None
-    assert document_ends(tokenizer) == (1, 1)
+@pytest.mark.parametrize(
+    ("roles", "ends"),
+    [
+        ({"bos": "a", "eos": "b", "cls": "c", "sep": "d"}, "ab"),
+        ({"eos": "b", "cls": "c", "sep": "d"}, "cb"),
+        ({"bos": "a", "sep": "d"}, "ad"),
+        ({"cls": "c", "sep": "d"}, "cd"),
+        ({"eos": "b"}, "bb"),
+        ({"sep": "d"}, "dd"),
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_a_document_stands_between_bos_or_cls_and_eos_or_sep(roles: dict[str, str], ends: str) -> None:
+    tokenizer = with_roles(roles)
+    assert document_ends(tokenizer) == tuple(tokenizer.convert_tokens_to_ids(list(ends)))
 
 
-def test_a_tokenizer_without_eos_is_refused() -> None:
+@pytest.mark.parametrize(
+    "roles", [{}, {"bos": "a"}, {"cls": "c", "mask": "e"}], ids=lambda roles: "-".join(roles)
+)
+def test_a_tokenizer_without_eos_and_sep_is_refused(roles: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match=r"no eos token and no sep token.*set eos_token \(sep_token for"):
+        document_ends(with_roles(roles))
+
+
+@pytest.mark.parametrize("role", ["cls", "sep"])
+def test_the_hash_sees_cls_and_sep_where_they_are_a_documents_ends(role: str) -> None:
+    without = with_roles({"eos": "b"} if role == "cls" else {"bos": "a"})
+    before = tokenizer_hash(without)
+    setattr(without, f"{role}_token", "c")
+    first = tokenizer_hash(without)
+    setattr(without, f"{role}_token", "d")
+    assert len({before, first, tokenizer_hash(without)}) == 3
+
+
+def test_the_hash_sees_whether_special_tokens_in_a_text_are_split() -> None:
+    one, other = (train_tokenizer(TEXTS, size=300) for _ in range(2))
+    other.split_special_tokens = True
+    assert tokenizer_hash(one) != tokenizer_hash(other)
+
+
+def with_roles(roles: dict[str, str]) -> PreTrainedTokenizerFast:
     tokenizer = train_tokenizer(TEXTS, size=300)
-    tokenizer.eos_token = None
-    with pytest.raises(ModelError, match="no eos token"):
-        document_ends(tokenizer)
+    for role in ("bos", "eos", "cls", "sep", "mask"):
+        setattr(tokenizer, f"{role}_token", roles.get(role))
+    return tokenizer
 
 
 def test_a_missing_folder_is_said_in_one_line(tmp_path: Path) -> None:
@@ -163,3 +248,10 @@ def test_a_llama_class_does_not_override_the_file(shared_data: Path, tmp_path: P
         == filed.encode(text, add_special_tokens=False).ids
     )
     assert document_ends(loaded) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["bert-base-cased", "bert-base-uncased"])
+def test_berts_documents_stand_between_cls_and_sep(shared_data: Path, name: str) -> None:
+    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / name))
+    ids = tokenizer("The otter slept .")["input_ids"]
+    assert document_ends(tokenizer) == (ids[0], ids[-1]) == (101, 102)

@@ -38,6 +38,14 @@ def test_a_store_holds_what_the_tokenizer_says_between_start_and_eos(
     assert (store.vocab_size, store.eos_id) == (280, 0)
 
 
+def test_a_store_for_masked_models_holds_documents_between_cls_and_sep(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, size=280, masked=True)
+    store = build_store(TEXTS, tokenizer, tmp_path / "store")
+    for index, text in enumerate(TEXTS):
+        assert store.document(index).tolist() == tokenizer(text)["input_ids"]
+    assert (store.start_id, store.eos_id) == (tokenizer.cls_token_id, tokenizer.sep_token_id) == (0, 1)
+
+
 def test_truncation_and_padding_that_a_tokenizer_has_set_do_not_count(
     store: TokenStore, tmp_path: Path
 ) -> None:
@@ -190,7 +198,7 @@ def test_a_folder_that_cannot_be_made_is_reported(tokenizer: PreTrainedTokenizer
         build_store(TEXTS, tokenizer, tmp_path / "file" / "store")
 
 
-def test_a_tokenizer_without_eos_cannot_build(tmp_path: Path) -> None:
+def test_a_tokenizer_without_eos_and_sep_cannot_build(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, size=270)
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no eos"):
