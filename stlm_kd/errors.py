@@ -10,6 +10,8 @@
     ├── DataError              1   text that cannot be used
     ├── CheckpointError        1   a checkpoint or result folder that cannot be used
     ├── NonFiniteError         1   a loss or gradient became NaN or infinite
+    ├── DivergedError          1   the processes of one training hold different weights
+    ├── Elsewhere              as  another process failed, and says why
     ├── Preempted             75   stopped by SIGTERM, after saving
     └── Interrupted          130   stopped by Ctrl-C, after saving
 
@@ -21,13 +23,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import ClassVar
 
 
 class StlmKdError(Exception):
     """Something failed; the message says what, where and what to do."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class UsageError(StlmKdError):
@@ -87,6 +88,21 @@ class CheckpointError(StlmKdError):
 
 class NonFiniteError(StlmKdError):
     """A loss or a gradient became NaN or infinite before an optimizer step."""
+
+
+class DivergedError(StlmKdError):
+    """The processes of one training hold different weights."""
+
+
+class Elsewhere(StlmKdError):
+    """Another process failed and says why; this one ends with the same exit code and need say nothing."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return "another process failed; its message says why"
 
 
 class Preempted(StlmKdError):

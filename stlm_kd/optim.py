@@ -107,20 +107,30 @@ def load_optimizer_tensors(
     Raises:
         CheckpointError: a tensor belongs to no trainable parameter, or has another shape than its parameter.
     """
+    check_optimizer_tensors(module, tensors)
     names = {id(weight): name for name, weight in trainable_parameters(module).items()}
     ordered = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
     index = {name: position for position, name in enumerate(ordered)}
-    shapes = {name: weight.shape for name, weight in trainable_parameters(module).items()}
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
-        if name not in index or (tensor.ndim > 0 and tensor.shape != shapes[name]):
-            expected = (
-                f"shape {tuple(shapes[name])}" if name in index else "a trainable parameter of this model"
-            )
-            raise CheckpointError(
-                f"optimizer state {full_name}: shape {tuple(tensor.shape)} found, expected {expected}; "
-                "the checkpoint is of another model, start afresh"
-            )
         state.setdefault(index[name], {})[key] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_optimizer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """See that each tensor of ``optimizer_tensors`` belongs to a parameter of the module.
+
+    Raises:
+        CheckpointError: a tensor belongs to no trainable parameter, or has another shape than its parameter.
+    """
+    shapes = {name: weight.shape for name, weight in trainable_parameters(module).items()}
+    for full_name, tensor in tensors.items():
+        name = full_name.rpartition("/")[0]
+        if name in shapes and (tensor.ndim == 0 or tensor.shape == shapes[name]):
+            continue
+        expected = f"shape {tuple(shapes[name])}" if name in shapes else "a trainable parameter of this model"
+        raise CheckpointError(
+            f"optimizer state {full_name}: shape {tuple(tensor.shape)} found, expected {expected}; "
+            "the checkpoint is of another model, start afresh"
+        )

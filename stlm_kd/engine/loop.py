@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,13 +13,15 @@ from torch import nn
 
 from stlm_kd.checkpoint import CheckpointStore, TrainingState, Validation
 from stlm_kd.data.batch import Batch
-from stlm_kd.engine.processes import Processes
-from stlm_kd.engine.protocols import BatchSource, FitResult, FitSettings, TrainStep
+from stlm_kd.engine.launched import first_process_runs
+from stlm_kd.engine.plain import PlainEngine
+from stlm_kd.engine.processes import Processes, plain_accelerator
+from stlm_kd.engine.protocols import BatchSource, Engine, FitResult, FitSettings, TrainStep
 from stlm_kd.engine.signals import StopFlags, StopSignals, stopped
 from stlm_kd.engine.update import Updater, UpdateReport
 from stlm_kd.engine.validating import validate
 from stlm_kd.engine.weights import load_model_tensors, model_tensors
-from stlm_kd.optim import load_optimizer_tensors, optimizer_tensors
+from stlm_kd.optim import trainable_parameters
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
 Batches = Callable[[], Iterable[Batch]]
@@ -53,6 +56,8 @@ def fit(
 
     Raises:
         NonFiniteError: a loss or gradient is NaN or infinite; nothing was changed by it.
+        DivergedError: when a checkpoint is due, the processes hold different weights.
+        EnvironmentFault: the processes cannot meet, or DeepSpeed is asked for and not there.
         CheckpointError: a checkpoint cannot be written, read, or is of another fingerprint.
         DataError: the validation data has no labelled token.
         Interrupted: SIGINT came; a checkpoint was saved.
@@ -61,17 +66,33 @@ def fit(
     assert isinstance(step, nn.Module)
     assert settings.steps >= 1 and settings.log_every >= 1
     assert validation is not None or (settings.keep == "last" and settings.patience is None)
-    processes = Processes()
     was_training = step.training
-    try:
-        with StopSignals() as signals:
-            store = CheckpointStore(folder / "checkpoints", fingerprint)
-            training = _Training(step, batches, settings, validation, tracker, processes, signals, store)
+    with StopSignals() as signals, _engine(step, settings) as (processes, engine):
+        store = CheckpointStore(folder / "checkpoints", fingerprint)
+        training = _Training(step, batches, settings, validation, tracker, processes, engine, signals, store)
+        try:
             return training.run(resume)
+        finally:
+            step.train(was_training)
+
+
+@contextmanager
+def _engine(step: nn.Module, settings: FitSettings) -> Iterator[tuple[Processes, Engine]]:
+    """The processes and what moves the weights in them; afterwards the module is as it was before."""
+    engine: Engine
+    if settings.zero is None:
+        processes = Processes(plain_accelerator())
+        engine = PlainEngine(step, settings, processes)
+    else:
+        from stlm_kd.engine.deepspeed import DeepSpeedEngine, deepspeed_accelerator
+
+        processes = Processes(deepspeed_accelerator(step, settings))
+        engine = DeepSpeedEngine(step, settings, processes)
+    try:
+        yield processes, engine
     finally:
-        step.train(was_training)
         step.zero_grad(set_to_none=True)
-        processes.accelerator.free_memory()
+        engine.close()
 
 
 class _Training:
@@ -85,6 +106,7 @@ class _Training:
         validation: Batches | None,
         tracker: Tracker,
         processes: Processes,
+        engine: Engine,
         signals: StopSignals,
         store: CheckpointStore,
     ) -> None:
@@ -97,7 +119,8 @@ class _Training:
         self.processes = processes
         self.signals = signals
         self.store = store
-        self.updater = Updater(step, settings, processes)
+        self.engine = engine
+        self.updater = Updater(step, settings, processes, engine)
         self.state = TrainingState()
         self.saved_step: int | None = None
         self.pace = _Pace()
@@ -117,16 +140,20 @@ class _Training:
             self._train_step()
 
     def _begin(self, resume: bool) -> None:
-        step = self.processes.on_first(lambda: self._find(resume))
+        step = first_process_runs(lambda: self._find(resume))
         if step > 0:
             self.state = self.store.read_state(step)
-            load_model_tensors(self.step, self.store.tensors(step, "model"), place=self.store.path(step))
-            load_optimizer_tensors(self.updater.optimizer, self.step, self.store.tensors(step, "optimizer"))
+            self._load_weights(step)
+            self.engine.load_optimizer_tensors(self.store.tensors(step, "optimizer"))
             self.saved_step = step
         self.started = time.monotonic() - self.state.seconds
         self.tracker.rewind(self.state.step)
         if self.state.history and self.state.history[-1].step == self.state.step:
             self._report_validation(self.state.history[-1])
+
+    def _load_weights(self, step: int) -> None:
+        load_model_tensors(self.step, self.store.tensors(step, "model"), place=self.store.path(step))
+        self.engine.weights_were_loaded()
 
     def _find(self, resume: bool) -> int:
         """On the first process: the step to go on from, 0 to begin."""
@@ -217,13 +244,12 @@ class _Training:
 
     def _save(self) -> None:
         self.state = replace(self.state, seconds=time.monotonic() - self.started)
-
-        def save() -> int:
-            optimizer = optimizer_tensors(self.updater.optimizer, self.step)
-            self.store.save(self.state, model=model_tensors(self.step), optimizer=optimizer)
-            return self.state.step
-
-        self.saved_step = self.processes.on_first(save)
+        self.processes.check_same(trainable_parameters(self.step))
+        optimizer = self.engine.optimizer_tensors()
+        first_process_runs(
+            lambda: self.store.save(self.state, model=model_tensors(self.step), optimizer=optimizer)
+        )
+        self.saved_step = self.state.step
 
     def _stop(self, flags: StopFlags) -> None:
         if self.saved_step != self.state.step:
@@ -233,8 +259,8 @@ class _Training:
     def _finish(self, why: Literal["done", "early-stop"]) -> FitResult:
         best = self.state.best_step
         if self.settings.keep == "best" and best is not None and best != self.state.step:
-            self.processes.on_first(lambda: self.store.verified_state(best).step)
-            load_model_tensors(self.step, self.store.tensors(best, "model"), place=self.store.path(best))
+            first_process_runs(lambda: self.store.verified_state(best).step)
+            self._load_weights(best)
         return FitResult(
             steps=self.state.step,
             tokens=self.state.tokens,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,24 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
-from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.engine.launched import (
+    end_processes,
+    first_process_runs,
+    join_processes,
+    launched_processes,
+    process_rank,
+)
+from stlm_kd.errors import DivergedError, EnvironmentFault
+
+__all__ = [
+    "Processes",
+    "current_device",
+    "end_processes",
+    "first_process_runs",
+    "join_processes",
+    "launched_processes",
+    "process_rank",
+]
 
 
 def current_device() -> torch.device:
@@ -32,32 +50,23 @@ class Processes:
     several trainings of different precision can follow each other in one process: Accelerate's state is
     shared by the whole process and refuses to change its precision.
 
+    Args:
+        accelerator: What prepares the module and adds up.
+
     Raises:
         EnvironmentFault: more processes were launched than Accelerate sees.
     """
 
-    def __init__(self) -> None:
-        on_cpu = current_device().type == "cpu"
-        distributed = DistributedDataParallelKwargs(find_unused_parameters=True)
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        # Without a named backend several CPU processes may pass for one; with one, a single process fails.
-        needs_backend = on_cpu and launched > 1
-        handlers = [distributed, InitProcessGroupKwargs(backend="gloo")] if needs_backend else [distributed]
-        self.accelerator = Accelerator(
-            cpu=on_cpu,
-            mixed_precision="no",
-            # The plugin, not the number: an environment variable would override the number.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-            kwargs_handlers=handlers,
-        )
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
         self.device: torch.device = self.accelerator.device
         self.count: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
         self.is_first: bool = self.rank == 0
-        if self.count != launched:
+        if self.count != launched_processes():
             raise EnvironmentFault(
-                f"WORLD_SIZE: {launched} processes were launched, but they are {self.count} for Accelerate; "
-                "launch with torchrun, which sets RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT"
+                f"WORLD_SIZE: {launched_processes()} processes were launched, but they are {self.count} for "
+                "Accelerate; launch with torchrun, which sets RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT"
             )
 
     @property
@@ -78,7 +87,7 @@ class Processes:
         if self.count == 1:
             return [float(value) for value in values]
         total: list[float] = self.sum(
-            torch.tensor(values, dtype=self.float_type, device=self.device)
+            torch.tensor(list(values), dtype=self.float_type, device=self.device)
         ).tolist()
         return total
 
@@ -86,22 +95,47 @@ class Processes:
         """The names that any process has, sorted."""
         return sorted(set(gather_object(list(names)) if self.count > 1 else names))
 
-    def on_first(self, work: Callable[[], int]) -> int:
-        """Run ``work`` on the first process alone and give its number to all; they fail together.
+    def check_same(self, tensors: Mapping[str, Tensor]) -> None:
+        """See that all processes hold the same numbers, bit for bit.
 
         Raises:
-            CheckpointError: the first process raised it.
+            DivergedError: they do not; the error names the tensors.
         """
-        error: CheckpointError | None = None
-        number = 0
-        if self.is_first:
-            try:
-                number = work()
-            except CheckpointError as raised:
-                error = raised
-        failed, agreed = self.sum_numbers([float(error is not None), float(number)])
-        if error is not None:
-            raise error
-        if failed:
-            raise CheckpointError("the first process could not use its checkpoints; its message says why")
-        return int(agreed)
+        if self.count == 1 or not tensors:
+            return
+        found = [float(_checksum(tensor)) for tensor in tensors.values()]
+        totals = self.sum_numbers(found)
+        # One process may hold the mean of the others, so all hear of what any of them sees.
+        differs = self.sum_numbers(
+            [float(total != own * self.count) for own, total in zip(found, totals, strict=True)]
+        )
+        names = [name for name, processes in zip(tensors, differs, strict=True) if processes]
+        if names:
+            raise DivergedError(
+                f"{len(names)} of {len(tensors)} trained tensors differ between the {self.count} processes: "
+                f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}; their gradients were not shared. "
+                "Each must be a registered parameter that every process uses alike"
+            )
+
+
+def plain_accelerator() -> Accelerator:
+    """One process by itself, or DDP over several, whatever ``ACCELERATE_USE_DEEPSPEED`` says."""
+    join_processes()
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    on_cpu = current_device().type == "cpu"
+    distributed = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # Without a named backend several CPU processes may pass for one; with one, a single process fails.
+    needs_backend = on_cpu and launched_processes() > 1
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision="no",
+        # The plugin, not the number: an environment variable would override the number.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        kwargs_handlers=[distributed, InitProcessGroupKwargs(backend="gloo")]
+        if needs_backend
+        else [distributed],
+    )
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -51,6 +51,46 @@ class BatchSource(Protocol):
         """The micro-batches of optimizer step ``index`` (from 0) for this process; as many on each."""
 
 
+class Engine(Protocol):
+    """What moves the weights of a step module, in all processes together.
+
+    One optimizer step is ``begin_step``, ``accumulate`` for each micro-batch, ``gradient_norm`` and
+    ``end_step``. Every method is called by all processes.
+    """
+
+    def begin_step(self) -> None:
+        """Forget the gradients of the step before."""
+
+    def accumulate(
+        self, batch: Batch, denominators: dict[str, float], *, is_last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One forward and backward, its loss and sums; the batch lies on the device.
+
+        After the last one the gradients are the sums over all micro-batches and processes.
+        """
+
+    def gradient_norm(self) -> Tensor:
+        """The Euclidean norm of all gradients together, a scalar on the device; not finite if any is not."""
+
+    def gradients_not_finite(self) -> list[str]:
+        """The parameters with a NaN or an infinity in their gradients."""
+
+    def end_step(self, learning_rate: float) -> None:
+        """Clip, then let the optimizer move the weights."""
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The whole optimizer state as ``parameter name/key`` → tensor."""
+
+    def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``optimizer_tensors`` of any engine with any number of processes gave."""
+
+    def weights_were_loaded(self) -> None:
+        """Other weights were copied into the module's tensors: take them over."""
+
+    def close(self) -> None:
+        """Leave the module as it would be without an engine, and let go of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class FitSettings:
     """How to train.
@@ -72,6 +112,8 @@ class FitSettings:
             (to keep the best) with each improvement.
         log_every: Optimizer steps between logged ones.
         seed: Of dropout and whatever else draws from the global generators.
+        zero: None: one process by itself, or DDP over several. 0, 1 or 2: DeepSpeed, which keeps everything
+            in every process, or divides the optimizer's state (1) and the gradients as well (2).
     """
 
     steps: int
@@ -89,6 +131,7 @@ class FitSettings:
     checkpoint_every: int | None = None
     log_every: int = 10
     seed: int = 0
+    zero: Literal[0, 1, 2] | None = None
 
 
 @dataclass(frozen=True, slots=True)

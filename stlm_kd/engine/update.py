@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stlm_kd.data.batch import Batch
+from stlm_kd.engine.plain import autocast
 from stlm_kd.engine.processes import Processes
-from stlm_kd.engine.protocols import FitSettings, TrainStep
+from stlm_kd.engine.protocols import Engine, FitSettings, TrainStep
 from stlm_kd.engine.signals import StopFlags
 from stlm_kd.errors import NonFiniteError
-from stlm_kd.optim import learning_rate, make_optimizer, set_learning_rate, trainable_parameters
+from stlm_kd.optim import learning_rate
+
+__all__ = ["UpdateReport", "Updater", "autocast", "seed_everything"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +34,21 @@ class UpdateReport:
     stop: StopFlags
 
 
-class _MicroBatch(nn.Module):
-    """One forward as plain tensors: DDP finds the loss in tuples and dictionaries, not in dataclasses."""
-
-    def __init__(self, step: nn.Module) -> None:
-        super().__init__()
-        self.step = step
-
-    def forward(self, batch: Batch, denominators: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.step(batch, denominators)
-        return output.loss, dict(output.sums)
-
-
 class Updater:
-    """Owns the optimizer; ``update`` changes the trained weights once.
+    """Counts, checks and reports; ``update`` changes the trained weights once.
 
     Args:
-        step: Moved to the device of ``processes``.
+        step: What is trained.
         settings: How to train.
         processes: Who trains together.
+        engine: Moves the weights.
     """
 
-    def __init__(self, step: TrainStep, settings: FitSettings, processes: Processes) -> None:
-        assert isinstance(step, nn.Module)
+    def __init__(self, step: TrainStep, settings: FitSettings, processes: Processes, engine: Engine) -> None:
         self.step = step
         self.settings = settings
         self.processes = processes
-        self.forward = processes.accelerator.prepare_model(_MicroBatch(step))
-        self.optimizer = make_optimizer(
-            step,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
-        )
+        self.engine = engine
 
     def update(self, index: int, batches: Sequence[Batch], stop: StopFlags) -> UpdateReport:
         """Optimizer step ``index``, counted from 0.
@@ -75,19 +58,15 @@ class Updater:
         """
         counts, tokens = self._counts(batches)
         seed_everything(self.settings.seed, index, self.processes.rank)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.begin_step()
         sums = self._backward(batches, {name: float(max(count, 1)) for name, count in counts.items()}, stop)
-        weights = list(trainable_parameters(self.step).values())
-        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        norm = self.engine.gradient_norm()
         values = torch.cat([sums, norm.to(sums).reshape(1)]).tolist()  # the one wait for the device
         loss, interrupts, preemptions, *totals, grad_norm = values
         losses = {name: total / max(counts[name], 1) for name, total in zip(counts, totals, strict=True)}
         self._check_finite(index, loss, losses, grad_norm)
-        if self.settings.clip is not None:
-            nn.utils.clip_grads_with_norm_(weights, self.settings.clip, norm)
         rate = self._learning_rate(index)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
+        self.engine.end_step(rate)
         return UpdateReport(loss, losses, rate, grad_norm, tokens, (interrupts, preemptions))
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, int], int]:
@@ -104,17 +83,13 @@ class Updater:
     def _backward(self, batches: Sequence[Batch], denominators: dict[str, float], stop: StopFlags) -> Tensor:
         """Accumulate the gradients; loss, stop flags and the terms' sums over all processes, on the device.
 
-        The denominators are global, so gradients only have to be added up: over micro-batches they are, and
-        over processes DDP divides by their number, which is multiplied back here.
+        The denominators are global, so gradients only have to be added up.
         """
         device, float_type = self.processes.device, self.processes.float_type
         sums = torch.tensor([0.0, *stop, *[0.0] * len(denominators)], dtype=float_type, device=device)
         for position, batch in enumerate(batches):
             is_last = position == len(batches) - 1
-            with nullcontext() if is_last else self.processes.accelerator.no_sync(self.forward):
-                with autocast(device, self.settings.precision):
-                    loss, terms = self.forward(batch.to(device), denominators)
-                self.processes.accelerator.backward(loss * self.processes.count)
+            loss, terms = self.engine.accumulate(batch.to(device), denominators, is_last=is_last)
             zero = loss.new_zeros(())
             parts = [loss, zero, zero, *(terms[name] for name in denominators)]
             sums += torch.stack([part.detach().to(sums).reshape(()) for part in parts])
@@ -135,11 +110,7 @@ class Updater:
             return
         found = ", ".join(f"{name} {value:g}" for name, value in values.items())
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        where = [
-            name
-            for name, weight in trainable_parameters(self.step).items()
-            if weight.grad is not None and not bool(torch.isfinite(weight.grad).all())
-        ]
+        where = self.engine.gradients_not_finite()
         culprits = (
             f"; gradients not finite: {', '.join(where[:3])}{' …' if len(where) > 3 else ''}" if where else ""
         )
@@ -147,11 +118,6 @@ class Updater:
             f"step {index + 1}: {', '.join(bad)} not finite ({found}{culprits}); stopped before the weights "
             "changed, the last checkpoint is kept. A smaller learning rate, clipping or fp32 may help"
         )
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass: bf16 where asked for; it does nothing for fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def seed_everything(seed: int, index: int, rank: int) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from stlm_kd.data.batch import Batch
+from stlm_kd.engine.plain import autocast
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import StepOutput, TrainStep
 from stlm_kd.engine.signals import StopSignals
-from stlm_kd.engine.update import autocast
 from stlm_kd.errors import DataError, NonFiniteError
 
 

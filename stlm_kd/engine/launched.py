@@ -1,0 +1,98 @@
+"""The processes that one command was launched as, before and outside any training.
+
+With one process nothing here imports or initialises anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar, cast
+
+from stlm_kd.errors import Elsewhere, EnvironmentFault, StlmKdError
+
+T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(days=7)
+"""Tokenising may take the first process hours. A launcher ends the others when one of them dies."""
+
+
+def launched_processes() -> int:
+    """How many processes the launcher started for this command; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_rank() -> int:
+    """The number of this process among them, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def join_processes() -> None:
+    """Initialise ``torch.distributed`` where several processes were launched and nobody did so before.
+
+    Accelerate and DeepSpeed use what they find.
+
+    Raises:
+        EnvironmentFault: the launcher did not say where the processes meet.
+    """
+    if launched_processes() == 1:
+        return
+    import torch
+    from torch import distributed
+
+    if distributed.is_initialized():
+        return
+    missing = [n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+    if missing:
+        raise EnvironmentFault(
+            f"WORLD_SIZE: {launched_processes()} processes were launched, but {', '.join(missing)} "
+            "is not set; launch with torchrun, which sets them all"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=LONGEST_WAIT)
+
+
+def first_process_runs(work: Callable[[], T]) -> T:
+    """What ``work`` gives on the first process, which alone runs it; the others wait for as long as it takes.
+
+    Called by all processes, in the same order. The result is pickled, so it should be small.
+
+    Raises:
+        StlmKdError: the first process raised it.
+        Elsewhere: in the other processes, with the exit code of that error.
+    """
+    if launched_processes() == 1:
+        return work()
+    join_processes()
+    from torch import distributed
+
+    error: StlmKdError | None = None
+    told: list[object] = [None, None]  # an exit code or a result
+    if process_rank() == 0:
+        try:
+            told = [None, work()]
+        except StlmKdError as raised:
+            error, told = raised, [raised.exit_code, None]
+    try:
+        distributed.broadcast_object_list(told, src=0)
+    except RuntimeError as lost:  # the first process ended in another way, and so said nothing
+        raise error or Elsewhere(StlmKdError.exit_code) from lost
+    if error is not None:
+        raise error
+    if isinstance(told[0], int):
+        raise Elsewhere(told[0])
+    return cast("T", told[1])
+
+
+def end_processes() -> None:
+    """Leave the process group at the end of a command; without it a process may abort while it exits."""
+    if launched_processes() == 1 or "torch.distributed" not in sys.modules:
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,109 @@
+"""What moves the weights: one process by itself, or several under DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from stlm_kd.data.batch import Batch
+from stlm_kd.engine.processes import Processes
+from stlm_kd.engine.protocols import FitSettings
+from stlm_kd.optim import (
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    set_learning_rate,
+    trainable_parameters,
+)
+
+
+class MicroBatch(nn.Module):
+    """One forward as plain tensors: engines find the loss in tuples and dictionaries, not in dataclasses.
+
+    Autocast is entered here, inside the engine: DeepSpeed switches off what it finds outside.
+    """
+
+    def __init__(self, step: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.step = step
+        self.precision = precision
+
+    def forward(self, batch: Batch, denominators: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and the terms' sums."""
+        with autocast(batch.input_ids.device, self.precision):
+            output = self.step(batch, denominators)
+        return output.loss, dict(output.sums)
+
+
+class PlainEngine:
+    """Plain PyTorch, or DDP where there are several processes; see ``protocols.Engine``."""
+
+    def __init__(self, step: nn.Module, settings: FitSettings, processes: Processes) -> None:
+        self.step = step
+        self.clip = settings.clip
+        self.processes = processes
+        self.model = processes.accelerator.prepare_model(MicroBatch(step, settings.precision))
+        self.optimizer = make_optimizer(
+            step,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+            eps=settings.eps,
+        )
+
+    def begin_step(self) -> None:
+        """See ``Engine``."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def accumulate(
+        self, batch: Batch, denominators: dict[str, float], *, is_last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Engine``. DDP divides by the number of processes, which is multiplied back here."""
+        with nullcontext() if is_last else self.processes.accelerator.no_sync(self.model):
+            loss, terms = self.model(batch, denominators)
+            self.processes.accelerator.backward(loss * self.processes.count)
+        return loss.detach(), terms
+
+    def gradient_norm(self) -> Tensor:
+        """See ``Engine``."""
+        weights = trainable_parameters(self.step).values()
+        self.norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        return self.norm
+
+    def gradients_not_finite(self) -> list[str]:
+        """See ``Engine``."""
+        return [
+            name
+            for name, weight in trainable_parameters(self.step).items()
+            if weight.grad is not None and not bool(torch.isfinite(weight.grad).all())
+        ]
+
+    def end_step(self, learning_rate: float) -> None:
+        """See ``Engine``."""
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(trainable_parameters(self.step).values(), self.clip, self.norm)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """See ``Engine``."""
+        return optimizer_tensors(self.optimizer, self.step)
+
+    def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """See ``Engine``."""
+        load_optimizer_tensors(self.optimizer, self.step, tensors)
+
+    def weights_were_loaded(self) -> None:
+        """See ``Engine``: the optimizer moves the module's own tensors."""
+
+    def close(self) -> None:
+        """See ``Engine``."""
+        self.processes.accelerator.free_memory()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass: bf16 where asked for; it does nothing for fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
