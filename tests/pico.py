@@ -6,18 +6,33 @@ from collections.abc import Sequence
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    DistilBertConfig,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
-    LlamaForCausalLM,
+    Phi3Config,
+    PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
-    Qwen2ForCausalLM,
+    RobertaConfig,
 )
 
+from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.models import mobillama
+from stlm_kd.models.mobillama import MobiLlamaConfig
+
+mobillama.register()
 
 FAMILIES = ("gpt2", "llama", "qwen2")
+CAUSAL = tuple(name for name, row in ARCHITECTURES.items() if row.task == "clm")
+MASKED = tuple(name for name, row in ARCHITECTURES.items() if row.task == "mlm")
+ALL_FAMILIES = CAUSAL + MASKED
+
+_DECODERS = {"llama": LlamaConfig, "mobillama": MobiLlamaConfig, "qwen2": Qwen2Config, "phi3": Phi3Config}
+_ENCODERS = {"bert": BertConfig, "roberta": RobertaConfig}
 
 
 def pico_model(
@@ -30,25 +45,50 @@ def pico_model(
     seed: int = 0,
     attention: str = "sdpa",
 ) -> PreTrainedModel:
-    """A causal model with weights wide enough that mistakes show."""
+    """A language model with weights wide enough that mistakes show, biases and norms too."""
     torch.manual_seed(seed)
+    config = _pico_config(family, vocabulary=vocabulary, width=width, layers=layers, tied=tied)
+    kind = AutoModelForMaskedLM if family in MASKED else AutoModelForCausalLM
+    model = kind.from_config(config, attn_implementation=attention)
+    if family in MASKED or family == "phi3":
+        _disturb(model)
+    return model
+
+
+def _pico_config(family: str, *, vocabulary: int, width: int, layers: int, tied: bool) -> PretrainedConfig:
     common = {"vocab_size": vocabulary, "tie_word_embeddings": tied, "initializer_range": 0.2}
     special = {"bos_token_id": 0, "eos_token_id": 0}
     if family == "gpt2":
-        config = GPT2Config(
+        return GPT2Config(
             n_embd=width, n_layer=layers, n_head=2, n_positions=64, **common, **special,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         )  # fmt: skip
-        return GPT2LMHeadModel._from_config(config, attn_implementation=attention)
+    if family == "distilbert":
+        return DistilBertConfig(
+            dim=width, hidden_dim=2 * width, n_layers=layers, n_heads=2, max_position_embeddings=64,
+            dropout=0.0, attention_dropout=0.0, **common,
+        )  # fmt: skip
     sizes = {
         "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+        "num_attention_heads": 2, "max_position_embeddings": 64,
     }  # fmt: skip
-    if family == "llama":
-        config = LlamaConfig(**sizes, **common, **special)
-        return LlamaForCausalLM._from_config(config, attn_implementation=attention)
-    config = Qwen2Config(**sizes, **common, **special)
-    return Qwen2ForCausalLM._from_config(config, attn_implementation=attention)
+    if family in _ENCODERS:
+        config = _ENCODERS[family](
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes, **common
+        )
+        config.max_position_embeddings += 2 if family == "roberta" else 0
+        return config
+    heads = 2 if family == "mobillama" else 1
+    padding = {"pad_token_id": None} if family == "phi3" else {}
+    return _DECODERS[family](num_key_value_heads=heads, **sizes, **common, **special, **padding)
+
+
+@torch.no_grad()
+def _disturb(model: PreTrainedModel) -> None:
+    """Biases and norms away from 0 and 1, at which they begin."""
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(0.2 * torch.randn_like(parameter))
 
 
 def packed_batch(rows: Sequence[Sequence[int]], *, length: int, vocabulary: int = 61, seed: int = 0) -> Batch:

@@ -54,15 +54,19 @@ def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The state that meets the head (after the final norm, or BERT's transform), shape (B, T, D)."""
     given = {} if task_of(model) == "mlm" else {"use_cache": False}
     with bypassed_head(model):
-        output = model(
-            input_ids=batch.input_ids,
-            attention_mask=attention_mask(batch, model),
-            position_ids=position_ids(batch, model),
-            **given,
-        )
+        output = model(**model_inputs(batch, model), **given)
     hidden = output.logits
     assert isinstance(hidden, Tensor)
     return hidden
+
+
+def model_inputs(batch: Batch, model: PreTrainedModel) -> dict[str, Tensor]:
+    """What to call the model with for a batch, by name, so that its documents are kept apart."""
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": attention_mask(batch, model),
+        "position_ids": position_ids(batch, model),
+    }
 
 
 @contextmanager

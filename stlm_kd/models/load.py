@@ -26,6 +26,10 @@ from transformers.utils import logging
 from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.data.files import expanded
 from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.models import mobillama
+from stlm_kd.models.recognition import recognised
+
+mobillama.register()
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or deepspeed, once imported, writes a warning to stdout
@@ -33,6 +37,9 @@ if not torch.cuda.is_available():
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of a folder (``~`` and ``$VARIABLES`` filled in) or Hub id, without its weights.
+
+    A MobiLlama that calls itself a Llama is recognised where its weights are on this machine
+    (``recognition.recognised``).
 
     Raises:
         EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
@@ -48,7 +55,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     except ValueError as error:
         raise _refused(name, error) from error
     assert isinstance(config, PretrainedConfig)
-    return config
+    return recognised(name, config)
 
 
 def load_language_model(
@@ -73,7 +80,7 @@ def load_language_model(
         ModelError: It needs remote code, has no safetensors weights, has missing weights, or another task.
     """
     name = str(expanded(name))
-    config = load_config(name, trust_remote_code=trust_remote_code)
+    config = recognised(name, load_config(name, trust_remote_code=trust_remote_code), fetch=True)
     task = task or declared_task(config)
     check_task(config, task, place=name)
     model, info = _loaded(name, config, task, trust_remote_code, dtype, head_seed)

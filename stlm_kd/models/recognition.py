@@ -1,0 +1,117 @@
+"""Tell a MobiLlama whose configuration calls it a Llama, as its authors' code writes it, by its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import LlamaConfig, PretrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from stlm_kd.models.mobillama import MobiLlamaConfig
+
+_MLP = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+
+
+def recognised(name: str, config: PretrainedConfig, *, fetch: bool = False) -> PretrainedConfig:
+    """The configuration, a MobiLlama's where it is called a Llama's but the weights say otherwise.
+
+    They do when there are several layers, and either only layer 0 has a feed-forward network in the
+    safetensors files, or all layers' networks are equal there, number by number. ``num_key_value_heads`` is
+    then what the rows of the key projection make: the authors' code attends with all heads whatever its
+    configuration says.
+
+    Args:
+        name: Folder or Hub id.
+        config: What its config.json says.
+        fetch: Whether weights may be downloaded for it; else only those that are there are looked at.
+    """
+    if type(config) is not LlamaConfig or config.num_hidden_layers < 2:
+        return config
+    files = _weight_files(name, fetch=fetch)
+    stamps = tuple((file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files)
+    key_rows = _key_rows_of_shared(stamps, config.num_hidden_layers)
+    if key_rows is None or config.head_dim is None:
+        return config
+    fields: dict[str, Any] = config.to_dict()
+    for field in ("model_type", "architectures", "auto_map"):
+        fields.pop(field, None)
+    fields["num_key_value_heads"] = key_rows // config.head_dim
+    found = MobiLlamaConfig(**fields)
+    found.name_or_path = name
+    found._commit_hash = getattr(config, "_commit_hash", None)
+    return found
+
+
+def _weight_files(name: str, *, fetch: bool) -> list[str]:
+    """The safetensors files of a folder or Hub id that can be had; none where there are none."""
+    index = _file(name, SAFE_WEIGHTS_INDEX_NAME, fetch=fetch)
+    names = [SAFE_WEIGHTS_NAME]
+    if index is not None:
+        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    found = [_file(name, file, fetch=fetch) for file in names]
+    whole = [file for file in found if file is not None]
+    return whole if len(whole) == len(names) else []
+
+
+def _file(name: str, file: str, *, fetch: bool) -> str | None:
+    path = cached_file(
+        name,
+        file,
+        local_files_only=not fetch,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    assert path is None or isinstance(path, str)
+    return path
+
+
+@lru_cache(maxsize=64)
+def _key_rows_of_shared(stamps: tuple[tuple[str, int, int], ...], num_layers: int) -> int | None:
+    """Rows of layer 0's key projection if one feed-forward network serves all layers, else None.
+
+    The stamps name the files and tell one state of them from another. What is damaged, loading reports.
+    """
+    places: dict[str, str] = {}
+    try:
+        for file, _, _ in stamps:
+            with safe_open(file, framework="pt") as opened:
+                places |= dict.fromkeys(opened.keys(), file)
+        if not _is_shared(places, num_layers):
+            return None
+        name = "model.layers.0.self_attn.k_proj.weight"
+        return None if name not in places else int(_rows(places, name).shape[0])
+    except (SafetensorError, OSError):
+        return None
+
+
+def _is_shared(places: Mapping[str, str], num_layers: int) -> bool:
+    names = [[f"model.layers.{i}.mlp.{part}" for part in _MLP] for i in range(num_layers)]
+    first, later = names[0], names[1:]
+    if not all(name in places for name in first):
+        return False
+    if not any(name in places for layer in later for name in layer):
+        return True
+    if not all(name in places for layer in later for name in layer):
+        return False
+    pairs = [pair for layer in later for pair in zip(first, layer, strict=True)]
+    alike = all(_equal(places, *pair, rows=1) for pair in pairs)  # so that a Llama need not be read whole
+    return alike and all(_equal(places, *pair) for pair in pairs)
+
+
+def _equal(places: Mapping[str, str], a: str, b: str, *, rows: int | None = None) -> bool:
+    return torch.equal(_rows(places, a, rows), _rows(places, b, rows))
+
+
+def _rows(places: Mapping[str, str], name: str, rows: int | None = None) -> Tensor:
+    with safe_open(places[name], framework="pt") as opened:
+        tensor: Tensor = opened.get_slice(name)[:rows]
+    return tensor
