@@ -4,12 +4,17 @@
 * ``suites``: the table of suites; the keyword-only arguments of a suite are its options in recipes.
 * ``identity``: what decides a suite's scores beside the model, so that they can be kept.
 * ``perplexity``: bits per byte and perplexity per token, each token of the text scored once.
+* ``pseudo_perplexity``: the same for masked language models, each token predicted from both sides.
+* ``masked_loss``: the loss that masked language models are trained on, and how many tokens they find.
+* ``masked``: text in windows for these two, and what a model says at masked positions.
+* ``likelihood``: the likelihood of pieces of text as scores with standard errors.
+* ``running``: for which task, in which mode and precision, over how many positions a model is run.
 * ``harness``: runs lm-eval on a model in memory.
 * ``sources``: where lm-eval's tasks get their rows: the Hub, local files, or the generator of sample text.
 * ``rows``: the local files, in the layout that lm-eval's own prompts expect.
 * ``table``: the scores of several models side by side.
 """
 
-from stlm_kd.eval.suites import IDENTITIES, SUITES
+from stlm_kd.eval.suites import IDENTITIES, NEEDS_TEXT, SUITES, TASK_OF_SUITE
 
-__all__ = ["IDENTITIES", "SUITES"]
+__all__ = ["IDENTITIES", "NEEDS_TEXT", "SUITES", "TASK_OF_SUITE"]

@@ -20,8 +20,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from stlm_kd.eval.perplexity import evaluating, num_positions
 from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
+from stlm_kd.eval.running import evaluating, num_positions, require_task
 
 if TYPE_CHECKING:
     from stlm_kd.eval.sources import Origin
@@ -49,9 +49,11 @@ def evaluate(
     Neither the model, nor its tokenizer, nor any random generator is changed.
 
     Raises:
+        ModelError: A masked language model.
         UsageError: A task that lm-eval does not know.
         EnvironmentFault: Rows of a task that are not there.
     """
+    require_task(model, "clm", suite="lm-eval")
     with _quiet():
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +15,10 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stlm_kd.data.tokenizers import document_ends
-from stlm_kd.errors import DataError, ModelError
-from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
+from stlm_kd.errors import DataError
+from stlm_kd.eval import likelihood
+from stlm_kd.eval.results import ExampleScore, SuiteResult
+from stlm_kd.eval.running import autocast, check_window, evaluating, num_positions, require_task
 
 _MAX_LOGITS = 1 << 27
 """Logits of one forward pass, at most (half a GiB in fp32), unless a single window has more."""
@@ -66,50 +67,36 @@ class TextLoss:
     @property
     def bits_per_byte(self) -> float:
         """Comparable between tokenizers."""
-        return self.nats / math.log(2) / self.bytes
+        return likelihood.bits_per_byte(self.nats, self.bytes)
 
     @property
     def perplexity(self) -> float:
         """The exponential of the mean nats per token; infinite where a float cannot hold it."""
-        return _exp(self.nats / self.tokens)
+        return likelihood.perplexity(self.nats, self.tokens)
 
     def as_result(self) -> SuiteResult:
         """Both as scores, with the bits per byte of every document."""
-        bits = _ratio_stderr([(d.nats / math.log(2), d.bytes) for d in self.documents])
-        nats = _ratio_stderr([(d.nats, d.tokens) for d in self.documents])
-        count = len(self.documents)
-        notes = []
-        if self.unknown:
-            notes.append(
-                f"{self.unknown} of {self.tokens} tokens are unknown to the tokenizer: bits per byte are too "
-                "low to compare with those of a tokenizer that can spell all of the text"
-            )
+        pieces = [(document.nats, document.tokens, document.bytes) for document in self.documents]
+        notes = (likelihood.unknown_note(self.unknown, self.tokens),) if self.unknown else ()
         return SuiteResult(
             "perplexity",
-            (
-                Score("text", "bits_per_byte", self.bits_per_byte, bits, count, higher_is_better=False),
-                Score(
-                    "text",
-                    "perplexity",
-                    self.perplexity,
-                    None if nats is None else nats * self.perplexity,
-                    count,
-                    higher_is_better=False,
-                ),
-            ),
+            likelihood.likelihood_scores(pieces),
             tuple(
                 ExampleScore(
-                    "text", str(index), "bits_per_byte", document.nats / math.log(2) / document.bytes
+                    "text",
+                    str(index),
+                    "bits_per_byte",
+                    likelihood.bits_per_byte(document.nats, document.bytes),
                 )
                 for index, document in enumerate(self.documents)
                 if document.bytes
             ),
-            tuple(notes),
+            notes,
             {
                 "nats": self.nats,
                 "tokens": self.tokens,
                 "bytes": self.bytes,
-                "documents": count,
+                "documents": len(self.documents),
                 "unknown_tokens": self.unknown,
                 "window": self.window,
                 "stride": self.stride,
@@ -144,8 +131,10 @@ def measure(
 
     Raises:
         DataError: No text to score.
-        ModelError: A tokenizer without a start token, or a window beyond the model's positions.
+        ModelError: A masked language model, a tokenizer without a start token, or a window beyond the
+            model's positions.
     """
+    require_task(model, "clm", suite="perplexity")
     window = _checked_window(model.config, window)
     stride = max(window // 2, 1) if stride is None else min(stride, window)
     start, _ = document_ends(tokenizer)  # type: ignore[arg-type]
@@ -221,7 +210,7 @@ def _losses(
         mask_BT[row, :last] = 1
         labels_BT[row, last - piece.scored : last] = taken[len(taken) - piece.scored :]
     device = model.device
-    with _autocast(device, precision):
+    with autocast(device, precision):
         logits_BTV: Tensor = model(
             input_ids=inputs_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
         ).logits
@@ -232,53 +221,8 @@ def _losses(
     return nats
 
 
-def num_positions(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model can see at once, as its configuration says."""
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
 def _checked_window(config: PreTrainedConfig, window: int | None) -> int:
-    positions = num_positions(config)
     if window is None:
-        return positions or 1024
-    if positions is not None and window > positions:
-        raise ModelError(
-            f"perplexity: a window of {window} tokens was asked for, but the model has {positions} "
-            f"positions; use window: {positions} or less"
-        )
+        return num_positions(config) or 1024
+    check_window(config, window, suite="perplexity")
     return window
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, and as it was afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def _ratio_stderr(pairs: Sequence[tuple[float, int]]) -> float | None:
-    """Standard error of (sum of the first) / (sum of the second) over independent pairs."""
-    if len(pairs) < 2:
-        return None
-    below = sum(size for _, size in pairs)
-    ratio = math.fsum(value for value, _ in pairs) / below
-    squares = math.fsum((value - ratio * size) ** 2 for value, size in pairs)
-    return math.sqrt(squares * len(pairs) / (len(pairs) - 1)) / below
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 709 else math.inf

@@ -1,0 +1,76 @@
+"""How a suite runs a model: for which task, in which mode and precision, over how many positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from stlm_kd.architectures import ARCHITECTURES, Task
+from stlm_kd.errors import ModelError
+from stlm_kd.models.forward import task_of
+
+
+def require_task(model: PreTrainedModel, task: Task, *, suite: str) -> None:
+    """Refuse a model that does not predict what a suite asks it for.
+
+    Raises:
+        ModelError: It does not; the message names the suites that can score it.
+    """
+    if task_of(model) == task:
+        return
+    family = model.config.model_type
+    if task == "clm":
+        raise ModelError(
+            f"{suite}: this {family} model is a masked language model, which has no probability of a token "
+            "after those before it alone; use pseudo-perplexity or masked-loss"
+        )
+    raise ModelError(
+        f"{suite}: this {family} model is a causal language model, which does not look at what follows a "
+        "masked token; use perplexity"
+    )
+
+
+def num_positions(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model can see at once, as its configuration says."""
+    row = ARCHITECTURES.get(config.model_type)
+    unused = config.pad_token_id + 1 if row is not None and row.positions == "after-padding" else 0
+    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > unused:
+            return value - unused
+    return None
+
+
+def check_window(config: PreTrainedConfig, window: int, *, suite: str) -> None:
+    """Refuse a window that is longer than what the model can see.
+
+    Raises:
+        ModelError: It is.
+    """
+    positions = num_positions(config)
+    if positions is not None and window > positions:
+        raise ModelError(
+            f"{suite}: a window of {window} tokens was asked for, but the model has {positions} "
+            f"positions; use window: {positions} or less"
+        )
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The precision in which the model runs: ``bf16`` is autocast, anything else its own."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off, and as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
