@@ -1,7 +1,8 @@
 """The table of suites.
 
 A new suite is one function decorated with ``SUITES.register``; its keyword-only arguments become its options
-in recipes. If its scores depend on something else than the held-out text, it has a row in ``IDENTITIES`` too.
+in recipes. If it reads the held-out text, it is named in ``NEEDS_TEXT``; if its scores depend on something
+else, it has a row in ``IDENTITIES``.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stlm_kd.architectures import Task
 from stlm_kd.eval.identity import Identity, of_lm_eval
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.registry import Registry
@@ -23,6 +25,17 @@ SUITES: Registry[Suite] = Registry("suite")
 
 IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval}
 """What decides the scores of a suite that does not read the held-out text, beside model and options."""
+
+NEEDS_TEXT = frozenset({"perplexity", "pseudo-perplexity", "masked-loss"})
+"""The suites that read the held-out text, and cannot be asked for where there is none."""
+
+TASK_OF_SUITE: dict[str, Task] = {
+    "perplexity": "clm",
+    "lm-eval": "clm",
+    "pseudo-perplexity": "mlm",
+    "masked-loss": "mlm",
+}
+"""What a model has to predict for a suite to score it; a suite that is not named here scores any."""
 
 Precision = Literal["fp32", "bf16"]
 Source = Literal["auto", "local", "builtin"]
@@ -53,12 +66,107 @@ def perplexity(
 
     Raises:
         DataError: No text to score.
-        ModelError: A tokenizer without a start token, or a window beyond the model's positions.
+        ModelError: A masked language model, a tokenizer without a start token, or a window beyond the
+            model's positions.
     """
     from stlm_kd.eval.perplexity import measure
 
     measured = measure(
         model, tokenizer, documents, window=window, stride=stride, batch_size=batch_size, precision=precision
+    )
+    return measured.as_result()
+
+
+@SUITES.register("pseudo-perplexity")
+def pseudo_perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    /,
+    *,
+    window: Annotated[int, Gt(2)] | None = None,
+    tokens: Annotated[int, Gt(0)] | None = 4096,
+    seed: Annotated[int, Ge(0)] = 0,
+    batch_size: Annotated[int, Gt(0)] = 64,
+    precision: Precision = "fp32",
+) -> SuiteResult:
+    """Pseudo-perplexity and pseudo-bits per byte of the held-out text; see ``eval.pseudo_perplexity``.
+
+    Args:
+        model: A masked language model.
+        tokenizer: Its tokenizer.
+        documents: The text.
+        window: Positions of a row, start and end included; by default 128, or as many as the model has if
+            that is fewer.
+        tokens: About so many tokens are scored, in whole windows drawn from all of the text, since each
+            costs a row; null: all. The windows are the same for all models of a tokenizer and a window.
+        seed: Of the draw.
+        batch_size: Rows per forward pass.
+        precision: ``bf16`` runs the model under autocast.
+
+    Raises:
+        DataError: No text to score.
+        ModelError: A causal model, a tokenizer without mask or ends, or a window beyond the model's
+            positions.
+    """
+    from stlm_kd.eval.pseudo_perplexity import measure
+
+    measured = measure(
+        model,
+        tokenizer,
+        documents,
+        window=window,
+        tokens=tokens,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    return measured.as_result()
+
+
+@SUITES.register("masked-loss")
+def masked_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    /,
+    *,
+    share: Annotated[float, Gt(0), Le(1)] = 0.15,
+    seed: Annotated[int, Ge(0)] = 0,
+    window: Annotated[int, Gt(2)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 16,
+    precision: Precision = "fp32",
+) -> SuiteResult:
+    """Nats per masked token of the held-out text, and how many of them are found; see ``eval.masked_loss``.
+
+    Args:
+        model: A masked language model.
+        tokenizer: Its tokenizer.
+        documents: The text.
+        share: Of the tokens that are not special, so many are masked, drawn uniformly. They are the same for
+            all models of a tokenizer and a window.
+        seed: Of the draw.
+        window: Positions of a row, start and end included; by default 128, or as many as the model has if
+            that is fewer.
+        batch_size: Rows per forward pass.
+        precision: ``bf16`` runs the model under autocast.
+
+    Raises:
+        DataError: No text to score.
+        ModelError: A causal model, a tokenizer without mask or ends, or a window beyond the model's
+            positions.
+    """
+    from stlm_kd.eval.masked_loss import measure
+
+    measured = measure(
+        model,
+        tokenizer,
+        documents,
+        share=share,
+        seed=seed,
+        window=window,
+        batch_size=batch_size,
+        precision=precision,
     )
     return measured.as_result()
 
@@ -93,6 +201,7 @@ def lm_eval(
             ``auto`` the first of these that is there.
 
     Raises:
+        ModelError: A masked language model.
         UsageError: A task that lm-eval does not know.
         EnvironmentFault: The rows of a task are neither on the Hub, in its cache nor in local files.
     """

@@ -1,0 +1,133 @@
+"""The loss that masked language models are trained on, on held-out text.
+
+BERT's masking (Devlin et al., "BERT", 2019, section 3.1): a share of the tokens is drawn, and what the model
+sees in their place is the mask (0.8), any token (0.1) or the token itself (0.1). They are drawn uniformly,
+not by the weights that training may use, which depend on the training text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stlm_kd.data.batch import IGNORED
+from stlm_kd.data.masking import Masking
+from stlm_kd.errors import DataError
+from stlm_kd.eval.likelihood import ratio_stderr
+from stlm_kd.eval.masked import Found, MaskedRow, WindowedText, find_tokens, windowed_text
+from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
+
+SUITE = "masked-loss"
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedLoss:
+    """What a model says of the drawn tokens.
+
+    Attributes:
+        text: All windows.
+        masked: For each window, how many of its tokens were drawn.
+        found: For each window.
+        candidates: Tokens that could be drawn: all but special ones.
+        share: Of these, so many were.
+        seed: Decided which, and what stood in their place.
+    """
+
+    text: WindowedText
+    masked: tuple[int, ...]
+    found: tuple[Found, ...]
+    candidates: int
+    share: float
+    seed: int
+
+    def as_result(self) -> SuiteResult:
+        """Loss and accuracy with standard errors over the windows, and the loss of every window."""
+        drawn = {index: count for index, count in enumerate(self.masked) if count}
+        unknown = self.text.unknown(self.text.windows)
+        total = sum(drawn.values())
+        nats = [(self.found[index].nats, count) for index, count in drawn.items()]
+        right = [(float(self.found[index].right), count) for index, count in drawn.items()]
+        loss = math.fsum(value for value, _ in nats) / total
+        accuracy = sum(self.found[index].right for index in drawn) / total
+        return SuiteResult(
+            SUITE,
+            (
+                Score("text", "masked_loss", loss, ratio_stderr(nats), len(drawn), higher_is_better=False),
+                Score("text", "masked_accuracy", accuracy, ratio_stderr(right), len(drawn)),
+            ),
+            tuple(
+                ExampleScore("text", str(index), "masked_loss", self.found[index].nats / count)
+                for index, count in drawn.items()
+            ),
+            (f"{unknown} tokens of the text are unknown to the tokenizer and never masked",)
+            if unknown
+            else (),
+            {
+                "nats": math.fsum(value for value, _ in nats),
+                "masked_tokens": total,
+                "tokens": self.candidates,
+                "scored_windows": len(drawn),
+                "windows": len(self.text.windows),
+                "documents": self.text.documents,
+                "unknown_tokens": unknown,
+                "window": self.text.window,
+                "share": self.share,
+                "seed": self.seed,
+            },
+        )
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    share: float = 0.15,
+    seed: int = 0,
+    window: int | None = None,
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> MaskedLoss:
+    """The loss of tokens drawn from all documents together; the options are those of the suite.
+
+    Raises:
+        DataError, ModelError: As ``masked.windowed_text``; DataError also where all tokens are special.
+    """
+    text = windowed_text(model, tokenizer, documents, window=window, suite=SUITE)
+    rows, candidates = corrupted_rows(text, tokenizer, share=share, seed=seed)
+    if not candidates:
+        raise DataError(f"{SUITE}: the tokenizer finds none but special tokens in the text")
+    longest_first = sorted(
+        (index for index, row in enumerate(rows) if row.places), key=lambda index: -len(rows[index].ids)
+    )
+    told = find_tokens(
+        model, (rows[index] for index in longest_first), batch_size=batch_size, precision=precision
+    )
+    found = [Found(0.0, 0)] * len(rows)
+    for index, one in zip(longest_first, told, strict=True):
+        found[index] = one
+    return MaskedLoss(text, tuple(len(row.places) for row in rows), tuple(found), candidates, share, seed)
+
+
+def corrupted_rows(
+    text: WindowedText, tokenizer: PreTrainedTokenizerBase, *, share: float, seed: int
+) -> tuple[list[MaskedRow], int]:
+    """Each window as the model sees it, with the drawn tokens as targets; and the number that could be drawn.
+
+    The share (rounded up) is drawn of all tokens of the text together, special ones left out.
+    """
+    vocabulary = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
+    ids = np.concatenate([np.array(window.ids, np.int64) for window in text.windows])
+    candidates = ~np.isin(ids, [*text.ends, *tokenizer.all_special_ids])
+    masking = Masking(np.ones(vocabulary), text.mask_id, share)
+    seen, labels = masking.apply(ids, candidates, np.random.default_rng(seed))
+    cuts = np.cumsum([len(window.ids) for window in text.windows])[:-1]
+    rows = []
+    for seen_T, label_T in zip(np.split(seen, cuts), np.split(labels, cuts), strict=True):
+        places = np.flatnonzero(label_T != IGNORED)
+        rows.append(MaskedRow(seen_T.tolist(), places.tolist(), label_T[places].tolist()))
+    return rows, int(candidates.sum())

@@ -1,0 +1,134 @@
+"""Pseudo-perplexity of text under a masked language model: each token predicted from all others around it.
+
+Each scored token is replaced by the mask token, alone, and predicted from both sides; the log-probabilities
+are summed (Salazar et al., "Masked Language Model Scoring", ACL 2020, section 2). That sum is no probability
+of the text, so these scores compare masked language models with each other, not with causal ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stlm_kd.eval.likelihood import bits_per_byte, likelihood_scores, unknown_note
+from stlm_kd.eval.masked import MaskedRow, TextWindow, WindowedText, find_tokens, windowed_text
+from stlm_kd.eval.results import ExampleScore, SuiteResult
+
+SUITE = "pseudo-perplexity"
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoLoss:
+    """The pseudo-log-likelihood of some windows of a text.
+
+    Attributes:
+        text: All windows.
+        drawn: The places of the scored windows among them, in order.
+        nats: Over all tokens of each scored window.
+        seed: Decided which were drawn.
+    """
+
+    text: WindowedText
+    drawn: tuple[int, ...]
+    nats: tuple[float, ...]
+    seed: int
+
+    def as_result(self) -> SuiteResult:
+        """Both scores with standard errors over the windows, and the bits per byte of every scored window."""
+        scored = [self.text.windows[index] for index in self.drawn]
+        pieces = [(nats, each.tokens, each.bytes) for nats, each in zip(self.nats, scored, strict=True)]
+        tokens, scored_tokens = _tokens(self.text.windows), _tokens(scored)
+        unknown = self.text.unknown(scored)
+        notes = [unknown_note(unknown, scored_tokens)] if unknown else []
+        if len(scored) < len(self.text.windows):
+            notes.append(
+                f"pseudo-perplexity of {scored_tokens} of {tokens} tokens: {len(scored)} of "
+                f"{len(self.text.windows)} windows, drawn at random"
+            )
+        return SuiteResult(
+            SUITE,
+            likelihood_scores(pieces, prefix="pseudo_"),
+            tuple(
+                ExampleScore("text", str(index), "pseudo_bits_per_byte", bits_per_byte(nats, size))
+                for index, (nats, _, size) in zip(self.drawn, pieces, strict=True)
+                if size
+            ),
+            tuple(notes),
+            {
+                "nats": math.fsum(self.nats),
+                "scored_tokens": scored_tokens,
+                "tokens": tokens,
+                "scored_bytes": sum(size for _, _, size in pieces),
+                "bytes": sum(each.bytes for each in self.text.windows),
+                "scored_windows": len(scored),
+                "windows": len(self.text.windows),
+                "documents": self.text.documents,
+                "unknown_tokens": unknown,
+                "window": self.text.window,
+                "seed": self.seed,
+            },
+        )
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    *,
+    window: int | None = None,
+    tokens: int | None = 4096,
+    seed: int = 0,
+    batch_size: int = 64,
+    precision: str = "fp32",
+) -> PseudoLoss:
+    """The pseudo-log-likelihood of windows drawn from the documents; the options are those of the suite.
+
+    Whole windows are drawn, so that nats, tokens and bytes are of the same text.
+
+    Raises:
+        DataError, ModelError: As ``masked.windowed_text``.
+    """
+    text = windowed_text(model, tokenizer, documents, window=window, suite=SUITE)
+    drawn = draw_windows(text.windows, tokens=tokens, seed=seed)
+    longest_first = sorted(drawn, key=lambda index: -text.windows[index].tokens)
+    rows = (row for index in longest_first for row in _rows(text.windows[index], text.mask_id))
+    found = iter(find_tokens(model, rows, batch_size=batch_size, precision=precision))
+    nats = {
+        index: math.fsum(next(found).nats for _ in range(text.windows[index].tokens))
+        for index in longest_first
+    }
+    return PseudoLoss(text, drawn, tuple(nats[index] for index in drawn), seed)
+
+
+def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int) -> tuple[int, ...]:
+    """Places of windows, in order: drawn one after the other until they have so many tokens; None: all.
+
+    The window that reaches the number is kept: were it left out, long windows would be drawn too rarely. Of
+    two numbers the larger one's windows include the smaller one's.
+    """
+    if tokens is None:
+        return tuple(range(len(windows)))
+    drawn: list[int] = []
+    num_tokens = num_bytes = 0
+    for index in np.random.default_rng(seed).permutation(len(windows)).tolist():
+        if num_tokens >= tokens and num_bytes:
+            break
+        drawn.append(index)
+        num_tokens += windows[index].tokens
+        num_bytes += windows[index].bytes
+    return tuple(sorted(drawn))
+
+
+def _rows(window: TextWindow, mask_id: int) -> Iterator[MaskedRow]:
+    """One for each token, in which that token alone is masked."""
+    for place in range(1, len(window.ids) - 1):
+        seen = (*window.ids[:place], mask_id, *window.ids[place + 1 :])
+        yield MaskedRow(seen, (place,), (window.ids[place],))
+
+
+def _tokens(windows: Sequence[TextWindow]) -> int:
+    return sum(window.tokens for window in windows)
