@@ -55,8 +55,11 @@ def test_models_scored_on_other_examples_are_not_passed_off_as_comparable() -> N
 
 
 def test_the_options_of_the_suites_are_known_to_the_recipe() -> None:
-    assert list(SUITES) == ["lm-eval", "perplexity"]
+    assert list(SUITES) == ["lm-eval", "masked-loss", "perplexity", "pseudo-perplexity"]
     assert list(SUITES.options("perplexity")) == ["window", "stride", "batch_size", "precision"]
+    pseudo = SUITES.options("pseudo-perplexity")
+    assert list(pseudo) == ["window", "tokens", "seed", "batch_size", "precision"]
+    assert list(SUITES.options("masked-loss")) == ["share", "seed", "window", "batch_size", "precision"]
     options = SUITES.options("lm-eval")
     assert list(options) == ["tasks", "limit", "num_fewshot", "batch_size", "precision", "source"]
     assert options["batch_size"][1] == 16
