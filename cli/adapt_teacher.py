@@ -14,9 +14,12 @@ from stlm_kd.cli.words import (
     AsJson,
     OptionalRecipeName,
     OutputDir,
+    Processes,
     Resume,
     ResumeOption,
     TrustRemoteCode,
+    is_first_process,
+    launched_again,
     typed_command,
 )
 from stlm_kd.errors import UsageError
@@ -49,6 +52,10 @@ def adapt_teacher(
         str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, mean or random.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="clm|mlm", help="What the teacher predicts; as its family where not given."),
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens in a row.")] = None,
     effective_batch: Annotated[int | None, typer.Option(help="Rows in an optimizer step.")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows in memory at once.")] = None,
@@ -56,6 +63,7 @@ def adapt_teacher(
     seed: Annotated[int | None, typer.Option(help="Of the initialiser and of the order of the data.")] = None,
     output_dir: OutputDir = Path("runs"),
     resume: ResumeOption = Resume.auto,
+    processes: Processes = 1,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,14 +82,18 @@ def adapt_teacher(
         "seed": seed,
     }
     if recipe is not None:
-        given = [*adapt.values(), tokenizer, data, validation, context]
+        given = [*adapt.values(), tokenizer, data, validation, context, task]
         if any(value is not None for value in given):
             raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
         loaded, teacher = _of_recipe(recipe, words or ())
         name = Path(recipe).stem
     else:
-        loaded, teacher = _of_options(words or (), adapt, tokenizer, data, validation, context), None
-        name = f"adapt-{loaded.teachers[0].name}"
+        model = _only_model(words or ())
+        task = task or _task_of(model, trust_remote_code)
+        loaded = _of_options(model, task, adapt, tokenizer, data, validation, context)
+        teacher, name = None, f"adapt-{loaded.teachers[0].name}"
+    if launched_again(processes):
+        return
     from stlm_kd.run.adapt import adapt_teacher as run
 
     folder = run(
@@ -93,6 +105,8 @@ def adapt_teacher(
         trust_remote_code=trust_remote_code,
         command=typed_command(),
     )
+    if not is_first_process():
+        return
     print_results(folder, as_json=as_json)
     if not as_json:
         typer.echo(f"\nFolder: {folder}")
@@ -116,8 +130,21 @@ def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:
     return loaded, names[0] if names else None
 
 
+def _only_model(words: Sequence[str]) -> str:
+    if len(words) != 1:
+        raise UsageError(f"{len(words)} models given; expected one TEACHER (folder or Hub id), or -r RECIPE")
+    return words[0]
+
+
+def _task_of(model: str, trust_remote_code: bool) -> str:
+    from stlm_kd.models.load import declared_task, load_config
+
+    return declared_task(load_config(model, trust_remote_code=trust_remote_code))
+
+
 def _of_options(
-    words: Sequence[str],
+    model: str,
+    task: str,
     adapt: dict[str, Plain],
     tokenizer: str | None,
     data: list[Path] | None,
@@ -128,20 +155,18 @@ def _of_options(
     from stlm_kd.recipe import from_values
     from stlm_kd.run.folder import file_name
 
-    if len(words) != 1:
-        raise UsageError(f"{len(words)} models given; expected one TEACHER (folder or Hub id), or -r RECIPE")
     required = {"--tokenizer": tokenizer, "--data": data, "--validation": validation}
     missing = [flag for flag, value in required.items() if not value]
     if missing:
         raise UsageError(f"{', '.join(missing)}: not given; or name a recipe by -r")
-    name = file_name(Path(words[0]).name).lstrip("_")
+    name = file_name(Path(model).name).lstrip("_")
     values: dict[str, Plain] = {
-        "task": "clm",
+        "task": task,
         "student": {"tokenizer": tokenizer},
         "teachers": [
             {
                 "name": name or "teacher",
-                "model": words[0],
+                "model": model,
                 "adapt": {key: value for key, value in adapt.items() if value is not None},
             }
         ],

@@ -14,10 +14,13 @@ from stlm_kd.cli.words import (
     AsJson,
     OutputDir,
     Overrides,
+    Processes,
     RecipeName,
     Resume,
     ResumeOption,
     TrustRemoteCode,
+    is_first_process,
+    launched_again,
     typed_command,
 )
 
@@ -29,6 +32,7 @@ def distill(
     resume: ResumeOption = Resume.auto,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trainings and evaluations side by side.")] = 1,
+    processes: Processes = 1,
     trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     as_json: AsJson = False,
@@ -51,6 +55,8 @@ def distill(
 
         typer.echo(describe(loaded))
         return
+    if launched_again(processes):
+        return
     from stlm_kd.run.distill import distill as run
 
     folder = run(
@@ -62,13 +68,21 @@ def distill(
         command=typed_command(),
         jobs=jobs,
     )
+    if not is_first_process():
+        return
     print_results(folder, as_json=as_json)
     if not as_json:
         from stlm_kd.run.models import model_of
 
         typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
         typer.echo(f"Model: {model_of(str(folder))}")
-        typer.echo(f"Try it: stlm-kd generate {shlex.quote(str(folder))} --prompt 'The'")
+        place = shlex.quote(str(folder))
+        trial = (
+            f"generate {place} --prompt 'The'"
+            if loaded.task == "clm"
+            else f"eval {place} --suite masked-loss"
+        )
+        typer.echo(f"Try it: stlm-kd {trial}")
 
 
 def print_results(folder: Path, *, as_json: bool) -> None:

@@ -48,6 +48,47 @@ ResumeOption = Annotated[
 ]
 
 
+Processes = Annotated[
+    int,
+    typer.Option(min=1, help="Processes that train together on this node, one for each GPU if it has any."),
+]
+
+
 def typed_command() -> str:
     """The command as it was typed."""
     return shlex.join(["stlm-kd", *sys.argv[1:]])
+
+
+def launched_again(processes: int) -> bool:
+    """Whether the command was run in several processes, as it was typed but for ``--processes``."""
+    if processes == 1:
+        return False
+    from stlm_kd.run.launching import launch
+
+    code = launch(_without_processes(sys.argv[1:]), processes)
+    if code:
+        raise typer.Exit(code)
+    return True
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for the command."""
+    from stlm_kd.engine.launched import process_rank
+
+    return process_rank() == 0
+
+
+def _without_processes(words: list[str]) -> list[str]:
+    """The words without ``--processes N`` and ``--processes=N``.
+
+    >>> _without_processes(["distill", "--processes", "2", "-r", "x", "--processes=2"])
+    ['distill', '-r', 'x']
+    """
+    kept = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--processes":
+            next(rest, None)
+        elif not word.startswith("--processes="):
+            kept.append(word)
+    return kept

@@ -25,6 +25,7 @@ from stlm_kd.models.load import save_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run import adapting, scoring, training
+from stlm_kd.run.assignment import Assignment, Variant
 from stlm_kd.run.distill import variants
 from stlm_kd.run.plan import describe
 from stlm_kd.run.stages import Key
@@ -86,14 +87,10 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, workshop: Workshop)
     models = {teacher.name: teacher.model or "some/model" for teacher in recipe.teachers}
     fits, adaptations = {}, {}
     for variant, seed in ((variant, seed) for variant in variants(recipe) for seed in recipe.seeds):
-        asked = {"teachers": models, "tokenizer": tokenizer}
+        assignment = Assignment(recipe, variant, seed, models, tokenizer, workshop)
         with pytest.raises(Caught) as door:
-            training.train_student(
-                recipe, variant, seed, **asked, folder=workshop.output_dir / "student", workshop=workshop,
-                label="",
-            )  # fmt: skip
-        key = training.training_key(recipe, variant, seed, **asked)
-        fits[variant, seed] = {**door.value.args[0], "key": key}
+            training.train_student(assignment, workshop.output_dir / "student", label="")
+        fits[variant, seed] = {**door.value.args[0], "key": assignment.key()}
     for teacher in recipe.teachers:
         if teacher.adapt is not None:
             with pytest.raises(Caught) as door:
@@ -225,11 +222,11 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     assert given["steps"] * adapt.effective_batch * 64 >= adapt.tokens
 
 
-def key_of(variant: training.Variant, *overrides: str, base: str = "two-teachers") -> Key:
+def key_of(variant: Variant, *overrides: str, base: str = "two-teachers") -> Key:
     recipe = load(f"{base}.yaml", overrides)
     teachers = {teacher.name: "some/model" for teacher in recipe.teachers}
     own = load_tokenizer("some/tokenizer")
-    return training.training_key(recipe, variant, 1, teachers=teachers, tokenizer=own)
+    return Assignment(recipe, variant, 1, teachers, own, Workshop(Path("runs"))).key()
 
 
 NANO = "{" + ", ".join(f"{name}: {value}" for name, value in PRESETS["stlm-nano"].items()) + "}"
@@ -247,7 +244,7 @@ NANO = "{" + ", ".join(f"{name}: {value}" for name, value in PRESETS["stlm-nano"
     ],
 )
 def test_a_controls_key_does_not_depend_on_teachers_and_objectives(
-    variant: training.Variant, changes: tuple[str, ...], world: Path
+    variant: Variant, changes: tuple[str, ...], world: Path
 ) -> None:
     assert key_of(variant, *changes) == key_of(variant)
 
@@ -281,9 +278,8 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
     own, other = load_tokenizer("some/tokenizer"), load_tokenizer("some/tokenizer")
     other.pad_token = None
     models = {"a": "some/model", "b": "some/model"}
-    trained = [
-        training.training_key(recipe, "student", 1, teachers=models, tokenizer=t) for t in (own, other)
-    ]
+    workshop = Workshop(Path("runs"))
+    trained = [Assignment(recipe, "student", 1, models, t, workshop).key() for t in (own, other)]
     adapted = [adapting.adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
     assert trained[0] != trained[1]
     assert adapted[0] != adapted[1]
@@ -292,9 +288,11 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
 def ready(*overrides: str) -> dict[str, Any]:
     recipe = load("two-teachers.yaml", ("data.train=a.txt", *overrides))
     workshop = Workshop(Path("runs"))
-    rows = training_rows(recipe, student_tokenizer(recipe, workshop), workshop)
+    tokenizer = student_tokenizer(recipe, workshop)
+    rows = training_rows(recipe, tokenizer, workshop)
     folders = {"a": "some/model", "b": "other/model"}
-    return {"rows": rows, "teachers": training._ready(folders, rows, 2.0, recipe, workshop)}
+    assignment = Assignment(recipe, "student", 1, folders, tokenizer, workshop)
+    return {"rows": rows, "teachers": training._ready(assignment, rows, epochs=2.0)}
 
 
 @pytest.mark.parametrize(("room", "remembered"), [(0.9, []), (1.0, ["a"]), (1.9, ["a"]), (2.0, ["a", "b"])])

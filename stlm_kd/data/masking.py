@@ -106,11 +106,33 @@ def _spread(values: Integers, around: Integers, places: npt.NDArray[np.bool_]) -
     return result
 
 
-def masking_for(tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows]) -> Masking:
+def masking_for(
+    tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows], *, share: float = 0.15
+) -> Masking:
     """The masking by how often the tokens occur in these parts' text, which this tokenizer made.
 
     Raises:
         ModelError: The tokenizer has no mask token.
+    """
+    counts_V = token_counts((part.store for part in parts), parts[0].store.vocab_size)
+    return Masking(masking_weights(counts_V, tokenizer.all_special_ids), mask_id_of(tokenizer), share)
+
+
+def even_masking(tokenizer: PreTrainedTokenizerFast, *, share: float = 0.15) -> Masking:
+    """The masking that draws every token alike, as BERT's, and special ones never.
+
+    Raises:
+        ModelError: The tokenizer has no mask token.
+    """
+    counts_V = np.ones(max(tokenizer.get_vocab().values()) + 1, np.int64)
+    return Masking(masking_weights(counts_V, tokenizer.all_special_ids), mask_id_of(tokenizer), share)
+
+
+def mask_id_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id that stands for a hidden token.
+
+    Raises:
+        ModelError: There is none.
     """
     mask_id = tokenizer.mask_token_id
     if mask_id is None:
@@ -119,8 +141,7 @@ def masking_for(tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows])
             f"{name}: no mask token, which training a masked language model needs; "
             "set mask_token in its tokenizer_config.json, or take the tokenizer of a masked language model"
         )
-    counts_V = token_counts((part.store for part in parts), parts[0].store.vocab_size)
-    return Masking(masking_weights(counts_V, tokenizer.all_special_ids), int(mask_id))
+    return int(mask_id)
 
 
 def token_counts(stores: Iterable[TokenStore], vocabulary: int) -> Integers:

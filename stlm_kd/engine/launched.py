@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
 """Tokenising may take the first process hours. A launcher ends the others when one of them dies."""
+
+_alone = False
 
 
 def launched_processes() -> int:
@@ -59,13 +62,14 @@ def join_processes() -> None:
 def first_process_runs(work: Callable[[], T]) -> T:
     """What ``work`` gives on the first process, which alone runs it; the others wait for as long as it takes.
 
-    Called by all processes, in the same order. The result is pickled, so it should be small.
+    Called by all processes, in the same order; within ``work`` it just runs what it is given, as if there
+    were one process. The result is pickled, so it should be small.
 
     Raises:
         StlmKdError: the first process raised it.
         Elsewhere: in the other processes, with the exit code of that error.
     """
-    if launched_processes() == 1:
+    if launched_processes() == 1 or _alone:
         return work()
     join_processes()
     from torch import distributed
@@ -74,7 +78,8 @@ def first_process_runs(work: Callable[[], T]) -> T:
     told: list[object] = [None, None]  # an exit code or a result
     if process_rank() == 0:
         try:
-            told = [None, work()]
+            with _others_waiting():
+                told = [None, work()]
         except StlmKdError as raised:
             error, told = raised, [raised.exit_code, None]
     try:
@@ -86,6 +91,17 @@ def first_process_runs(work: Callable[[], T]) -> T:
     if isinstance(told[0], int):
         raise Elsewhere(told[0])
     return cast("T", told[1])
+
+
+@contextmanager
+def _others_waiting() -> Iterator[None]:
+    """While it is entered, the other processes do nothing together with this one."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 def end_processes() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeAlias
 
+from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import did_you_mean
-from stlm_kd.recipe.schema import COMBINED, LABELS, Objective, Recipe, Source, Teacher
+from stlm_kd.recipe.schema import COMBINED, LABELS, Engine, Objective, Recipe, Source, Teacher
 
 Place: TypeAlias = tuple[str | int, ...]
 Contradiction: TypeAlias = tuple[tuple[Place, ...], str]
@@ -15,6 +16,7 @@ Contradiction: TypeAlias = tuple[tuple[Place, ...], str]
 
 def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     """Every contradiction within a recipe, and within the recipes of its teachers."""
+    yield from _task(recipe)
     yield from _student(recipe)
     yield from _teachers(recipe)
     yield from _combine(recipe)
@@ -25,7 +27,32 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _controls(recipe)
 
 
+def _task(recipe: Recipe) -> Iterator[Contradiction]:
+    """What the task decides: kinds of models, how text is read, and how it is scored."""
+    from stlm_kd.eval import SUITES, TASK_OF_SUITE
+    from stlm_kd.models.presets import PRESETS
+
+    task: Place = ("task",)
+    student = recipe.student
+    fields = PRESETS.get(student.preset or "", student.architecture or {})
+    row = ARCHITECTURES.get(str(fields.get("model_type")))
+    if row is not None and row.task != recipe.task:
+        place = ("student", "preset" if student.preset is not None else "architecture")
+        message = f"{fields['model_type']} is for task {row.task}, but the task is {recipe.task}"
+        yield (place, task), message
+    if recipe.task == "clm" and recipe.data.masked_share is not None:
+        yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
+    for i, entry in enumerate(recipe.eval):
+        needed = TASK_OF_SUITE.get(entry.suite, recipe.task)
+        if needed != recipe.task:
+            others = [name for name in SUITES if TASK_OF_SUITE.get(name, recipe.task) == recipe.task]
+            message = f"{entry.suite} is for task {needed}; expected for {recipe.task}: {', '.join(others)}"
+            yield (("eval", i), task), message
+
+
 def _student(recipe: Recipe) -> Iterator[Contradiction]:
+    if recipe.student.new_head and recipe.student.model is None:
+        yield (("student", "new_head"), ("student", "model")), "only for a student.model that has no head"
     names = [teacher.name for teacher in recipe.teachers]
     init_from = recipe.student.init_from
     if init_from is not None and init_from.teacher not in names:
@@ -61,10 +88,10 @@ def _teachers(recipe: Recipe) -> Iterator[Contradiction]:
                 )
                 yield (("data", "validation"), (*place, "adapt")), message
         if teacher.recipe is not None:
-            yield from _trained_teacher(teacher, (*place, "recipe"))
+            yield from _trained_teacher(recipe, teacher, (*place, "recipe"))
 
 
-def _trained_teacher(teacher: Teacher, place: Place) -> Iterator[Contradiction]:
+def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator[Contradiction]:
     assert teacher.recipe is not None
     for places, message in contradictions(teacher.recipe):
         yield tuple((*place, *inner) for inner in places), message
@@ -76,6 +103,17 @@ def _trained_teacher(teacher: Teacher, place: Place) -> Iterator[Contradiction]:
     if len(teacher.recipe.seeds) > 1:
         seeds = ", ".join(map(str, teacher.recipe.seeds))
         yield ((*place, "seeds"),), f"{seeds} given; a teacher is trained once: give one seed"
+    if teacher.recipe.task != recipe.task:
+        message = (
+            f"{teacher.recipe.task} given, but it teaches for task {recipe.task}: what it predicts "
+            "cannot be compared with what the student predicts; only its hidden states (features) could be"
+        )
+        yield ((*place, "task"), ("task",)), message
+    if teacher.recipe.engine != Engine():
+        yield (
+            ((*place, "engine"),),
+            "a teacher is trained by the engine of the recipe that it teaches in; remove it",
+        )
     if teacher.recipe.controls:
         yield ((*place, "controls"),), "a teacher's recipe trains the teacher alone; remove them"
     if teacher.recipe.eval:
@@ -141,11 +179,13 @@ def _source(place: Place, source: Source) -> Iterator[Contradiction]:
 
 
 def _eval(recipe: Recipe) -> Iterator[Contradiction]:
+    from stlm_kd.eval import NEEDS_TEXT
+
     for i, entry in enumerate(recipe.eval):
-        if entry.suite == "perplexity" and recipe.data.validation is None:
+        if entry.suite in NEEDS_TEXT and recipe.data.validation is None:
             yield (
                 (("eval", i), ("data", "validation")),
-                "perplexity is measured on data.validation; name some",
+                f"{entry.suite} is measured on data.validation; name some",
             )
 
 

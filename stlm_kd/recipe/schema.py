@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, WrapValidator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    WrapValidator,
+    model_validator,
+)
 
+from stlm_kd.architectures import Task
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.fields import (
     Count,
@@ -33,6 +41,9 @@ COMBINED = "combined"
 
 SAMPLE_SIZE = 4_000_000
 """Bytes of generated text where a recipe does not say how many."""
+
+MASKED_SHARE = 0.15
+"""Positions that a masked language model has to predict, of all, where a recipe does not say."""
 
 LABELS = "labels"
 """The loss that needs no teacher."""
@@ -77,10 +88,11 @@ def _layers(value: object) -> object:
 
 
 class InitFrom(Part):
-    """A student made of some of a teacher's layers."""
+    """A student made of some of a teacher's layers; ``model_type``: of another family, where that can be."""
 
     label: ClassVar[str] = "a key of init_from"
     teacher: Text
+    model_type: Text | None = None
     layers: Annotated[Layers | tuple[int, ...], BeforeValidator(_layers)] = "every-other"
 
 
@@ -106,7 +118,10 @@ def _config_fields(value: object) -> object:
 
 
 class Student(Part):
-    """The model to train and its vocabulary; a recipe that only adapts teachers names the tokenizer alone."""
+    """The model to train and its vocabulary; a recipe that only adapts teachers names the tokenizer alone.
+
+    ``new_head``: ``model`` is a body without a head, and gets a fresh one.
+    """
 
     label: ClassVar[str] = "a key of student"
     one_of: ClassVar[tuple[str, ...]] = ("preset", "architecture", "model", "init_from")
@@ -115,6 +130,7 @@ class Student(Part):
     preset: Annotated[Text | None, BeforeValidator(_preset)] = None
     architecture: Annotated[dict[str, Any] | None, BeforeValidator(_config_fields)] = None
     model: Text | None = None
+    new_head: Flag = False
     init_from: InitFrom | None = None
 
     @property
@@ -223,13 +239,18 @@ def _sources(value: object) -> object:
 
 
 class Data(Part):
-    """The text; ``fraction`` is the share of the training text that the student sees."""
+    """The text; ``fraction`` is the share of the training text that the student sees.
+
+    ``masked_share``: of the positions of a step, those that a masked language model has to predict; 0.15
+    where it is not given.
+    """
 
     label: ClassVar[str] = "a key of data"
     train: Annotated[tuple[Source, ...], BeforeValidator(_sources)]
     validation: Annotated[tuple[Source, ...] | None, BeforeValidator(_sources)] = None
     fraction: Share = 1.0
     context: Annotated[Count, Field(ge=2)] = 512
+    masked_share: Share | None = None
 
 
 def _losses() -> Registry[Any]:
@@ -285,6 +306,26 @@ class Train(Part):
     log_every: Count = 10
 
 
+def _stage(value: object) -> object:
+    if type(value) is not int:  # True passes for 1 otherwise
+        raise fault(f"{show(value)} found; expected one of 0, 1, 2")
+    return value
+
+
+class DeepSpeed(Part):
+    """DeepSpeed's ZeRO: what is divided among processes: nothing, the optimizer, its gradients too."""
+
+    label: ClassVar[str] = "a key of deepspeed"
+    zero: Annotated[Literal[0, 1, 2], BeforeValidator(_stage)] = 2
+
+
+class Engine(Part):
+    """What runs the trainings; it changes their speed and memory, not their results."""
+
+    label: ClassVar[str] = "a key of engine"
+    deepspeed: DeepSpeed | None = None
+
+
 def _suites() -> Registry[Any]:
     from stlm_kd.eval import SUITES
 
@@ -324,13 +365,14 @@ class Recipe(Part):
     """What one command does, from teachers to evaluation. A recipe without a student's body only adapts."""
 
     label: ClassVar[str] = "a key of a recipe"
-    task: Literal["clm"]
+    task: Task
     student: Student
     teachers: tuple[Teacher, ...] = ()
     combine: AnyCombine = Field(default_factory=lambda: Combine(how="mean"), validate_default=True)
     data: Data
     objectives: tuple[AnyObjective, ...] = ()
     train: Train = Train()
+    engine: Engine = Engine()
     eval: tuple[AnySuite, ...] = ()
     controls: tuple[Control, ...] = ()
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_seeds)] = (1,)
@@ -340,6 +382,16 @@ class Recipe(Part):
     def adapts_only(self) -> bool:
         """Whether it says how to adapt teachers and nothing about a student's training."""
         return not self.student.has_body and not self.objectives
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_the_usual_share(cls, given: object) -> object:
+        if not isinstance(given, dict) or given.get("task") != "mlm":
+            return given
+        data = given.get("data")
+        if not isinstance(data, Mapping) or data.get("masked_share") is not None:
+            return given
+        return {**given, "data": {**data, "masked_share": MASKED_SHARE}}
 
     @model_validator(mode="before")
     @classmethod

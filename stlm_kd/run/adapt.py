@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import Recipe
@@ -19,12 +20,12 @@ from stlm_kd.run.adapting import AdaptationReport, read_adaptation
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.record import write_json, write_text
-from stlm_kd.run.recording import recorded
+from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.scoring import kept_scores
 from stlm_kd.run.stages import copy_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
-from stlm_kd.run.workshop import Workshop
+from stlm_kd.run.workshop import Workshop, workshop_for
 
 
 def adapt_teacher(
@@ -51,10 +52,16 @@ def adapt_teacher(
     Returns:
         The run folder: Hugging Face folders under ``teachers/``; ``results.json`` and ``table.txt``.
     """
-    with recorded(
+    with recorded_once(
         recipe, name=_run_name(recipe, name, teacher), output_dir=output_dir, command=command
     ) as run:
-        workshop = Workshop(output_dir, resume == "auto", trust_remote_code, run_name=run.name)
+        workshop = workshop_for(
+            recipe,
+            output_dir,
+            resume=resume == "auto",
+            trust_remote_code=trust_remote_code,
+            run_name=run.name,
+        )
         _work(recipe, teacher, run, workshop, origin=name)
     return run
 
@@ -71,9 +78,13 @@ def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
 
 def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, origin: str) -> None:
     tokenizer = student_tokenizer(recipe, workshop)
-    check_recipe(recipe, tokenizer, workshop, origin=origin)
+    first_process_runs(lambda: check_recipe(recipe, tokenizer, workshop, origin=origin))
     wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
     ready = [ready_teacher(recipe, entry, tokenizer, workshop) for entry in wanted]
+    first_process_runs(lambda: _report(recipe, ready, run, workshop))
+
+
+def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: Workshop) -> None:
     for teacher in ready:
         copy_folder(Path(teacher.model), run / "teachers" / teacher.name)
     reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
@@ -94,9 +105,10 @@ def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, or
 
 def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
     """Bits per byte in the three states, and what the training took."""
+    kind = "pseudo-bits" if any(report.task == "mlm" for report in reports.values()) else "bits"
     table = Table(
         title=Text(title, "table.title"),
-        caption="bits per byte on the same held-out text",
+        caption=f"{kind} per byte on the same held-out text",
         caption_justify="left",
     )
     table.add_column("teacher")

@@ -14,10 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typing_extensions import Self
 
 from stlm_kd.adaptation import new_rows
-from stlm_kd.data.batches import BatchStream, evaluation_batches
+from stlm_kd.data.batches import BatchStream
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
-from stlm_kd.eval.perplexity import TextLoss, measure
+from stlm_kd.engine.launched import first_process_runs, launched_processes, process_rank
+from stlm_kd.eval.perplexity import measure
+from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
 from stlm_kd.losses import LABELS
 from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
@@ -27,21 +29,31 @@ from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.schema import Adapt
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Key, model_identity
-from stlm_kd.run.text import held_out, held_out_rows, text_key, training_rows
-from stlm_kd.run.training import tenth
-from stlm_kd.run.workshop import Workshop
+from stlm_kd.run.text import (
+    held_out,
+    held_out_masking,
+    held_out_rows,
+    text_key,
+    training_masking,
+    training_rows,
+)
+from stlm_kd.run.training import held_out_batches, tenth
+from stlm_kd.run.workshop import Workshop, Zero
 from stlm_kd.step import StepModule
 
-MEASURED_BYTES = 200_000
-"""Held-out text that the report's bits per byte are measured on, at most."""
+MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
+"""Bytes of held-out text that the report measures, at most; a masked model needs a row for each token."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptationReport:
     """What giving a teacher another vocabulary did to it. Bits per byte compare across vocabularies.
 
+    Those of a masked language model are pseudo-bits per byte (``eval.pseudo_perplexity``).
+
     Attributes:
         teacher: Folder or Hub id of the teacher as it was.
+        task: What it predicts, and so which bits per byte these are.
         init: The initialiser.
         old_vocabulary, new_vocabulary: Tokens of the two tokenizers.
         tokens_by_origin: How many new tokens got their row in which way.
@@ -58,6 +70,7 @@ class AdaptationReport:
     """
 
     teacher: str
+    task: str
     init: str
     old_vocabulary: int
     new_vocabulary: int
@@ -100,6 +113,8 @@ def adaptation_key(
         "text": text_key(recipe.data.train, _fraction(recipe, adapt)),
         "validation": text_key(recipe.data.validation or (), 1.0),
         "context": recipe.data.context,
+        "task": recipe.task,
+        "masked_share": recipe.data.masked_share,
     }
 
 
@@ -134,7 +149,7 @@ def adapt_model(
     own = load_tokenizer(teacher, trust_remote_code=trust)
     tracker = workshop.tracker(folder, backends=recipe.tracking, stage=f"adapt {name}")
     try:
-        texts = held_out(recipe, most_bytes=MEASURED_BYTES)
+        texts = held_out(recipe, most_bytes=MEASURED_BYTES[recipe.task])
         before = _measured(model, own, texts, recipe)
         made = new_rows(model, own, tokenizer, adapt.init, seed=adapt.seed)
         replace_vocabulary(model, made.embedding, made.head, made.head_bias, tokenizer=tokenizer)
@@ -150,11 +165,17 @@ def adapt_model(
         result = fit(
             AdaptationStep(model, [Term(LABELS, LABELS)]),
             BatchStream(
-                rows, effective_batch=adapt.effective_batch, micro_batch=micro_batch, seed=adapt.seed
+                rows,
+                effective_batch=adapt.effective_batch,
+                micro_batch=micro_batch,
+                seed=adapt.seed,
+                rank=process_rank(),
+                world_size=launched_processes(),
+                masking=training_masking(recipe, tokenizer, rows),
             ),
-            adaptation_settings(adapt, recipe.data.context),
+            adaptation_settings(adapt, recipe.data.context, zero=workshop.zero),
             folder=folder,
-            validation=partial(evaluation_batches, held, micro_batch=micro_batch),
+            validation=partial(held_out_batches, held, micro_batch, held_out_masking(recipe, tokenizer)),
             tracker=tracker,
             resume=workshop.resume,
             fingerprint=hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust))),
@@ -164,6 +185,7 @@ def adapt_model(
     trained = _measured(model, tokenizer, texts, recipe)
     report = AdaptationReport(
         teacher=teacher,
+        task=recipe.task,
         init=adapt.init,
         old_vocabulary=len(own),
         new_vocabulary=len(tokenizer),
@@ -176,11 +198,17 @@ def adapt_model(
         tokens_of_text=sum(part.num_tokens for part in rows),
         **_taken(result),
     )
+    first_process_runs(lambda: _save(model, tokenizer, report, folder))
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: AdaptationReport, folder: Path
+) -> None:
     save_model(model.cpu(), tokenizer, folder / "model")
     write_json(folder / "report.json", asdict(report))
 
 
-def adaptation_settings(adapt: Adapt, context: int) -> FitSettings:
+def adaptation_settings(adapt: Adapt, context: int, *, zero: Zero) -> FitSettings:
     """The adaptation's settings as the engine takes them; ``tokens`` is rounded up to whole steps."""
     steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * context)))
     return FitSettings(
@@ -195,6 +223,7 @@ def adaptation_settings(adapt: Adapt, context: int) -> FitSettings:
         patience=adapt.patience,
         checkpoint_every=tenth(steps),
         seed=adapt.seed,
+        zero=zero,
     )
 
 
@@ -207,12 +236,31 @@ def _taken(result: FitResult) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The loss of some text, and its size in UTF-8 bytes."""
+
+    bits_per_byte: float
+    bytes: int
+
+
 def _measured(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], recipe: Recipe
-) -> TextLoss:
-    """Bits per byte with windows of the recipe's context, which every state of the teacher can see."""
+) -> _Measured:
+    """By the first process, with windows of the recipe's context, which every state of the teacher sees."""
     model.to(current_device())  # type: ignore[arg-type]
-    return measure(model, tokenizer, texts, window=recipe.data.context)
+
+    def measured() -> _Measured:
+        context = recipe.data.context
+        if recipe.task == "clm":
+            loss = measure(model, tokenizer, texts, window=context)
+            return _Measured(loss.bits_per_byte, loss.bytes)
+        pseudo = measure_pseudo(model, tokenizer, texts, window=context, tokens=None).as_result()
+        size = pseudo.report["scored_bytes"]
+        assert isinstance(size, int)
+        return _Measured(pseudo.score("text", "pseudo_bits_per_byte").value, size)
+
+    return first_process_runs(measured)
 
 
 def _fraction(recipe: Recipe, adapt: Adapt) -> float:

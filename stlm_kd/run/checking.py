@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
-from stlm_kd.errors import EnvironmentFault, Fault, RecipeError
+from stlm_kd.engine.launched import launched_processes
+from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
 from stlm_kd.eval.harness import check as check_tasks
-from stlm_kd.models.load import load_config
+from stlm_kd.eval.running import num_positions
+from stlm_kd.models.load import check_task, load_config
 from stlm_kd.models.students import choose_layers
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher
+from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.scoring import suite_calls
 from stlm_kd.run.text import held_out_rows, student_tokenizer, training_rows
 from stlm_kd.run.training import initial_student
@@ -36,12 +39,12 @@ def check_recipe(
         origin: What messages call the recipe.
 
     Raises:
-        RecipeError: A vocabulary that differs without ``adapt``, or too few positions; all of them at once.
-        DataError, EnvironmentFault: Text that is not there, or too short; more than one process.
+        RecipeError: A vocabulary that differs without ``adapt``, a model of another task, too few positions,
+            or batches that the processes cannot share; all of them at once.
+        DataError, EnvironmentFault: Text that is not there, or too short.
         ModelError: A model that cannot be loaded or built.
         UsageError: A task that lm-eval does not know.
     """
-    _one_process()
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
             own = student_tokenizer(teacher.recipe, workshop)
@@ -53,22 +56,42 @@ def check_recipe(
             f"teachers[{index}] ({teacher.name})", teacher, recipe, tokenizer, workshop
         )
     ]
+    faults += _process_faults(recipe)
+    faults += _tokenizer_fault(tokenizer, recipe)
     faults += _student_faults(recipe, tokenizer, workshop)
     if faults:
         raise RecipeError(origin, faults)
     _try_student(recipe, tokenizer, workshop)
     _try_tools(recipe)
-    training_rows(recipe, tokenizer, workshop)
+    _check_rows(training_rows(recipe, tokenizer, workshop), "data.train")
     held_out_rows(recipe, tokenizer, workshop)
 
 
-def _one_process() -> None:
-    """Several processes would all write the same folders, and wait for each other's stages forever."""
-    launched = os.environ.get("WORLD_SIZE", "1")
-    if launched != "1":
-        raise EnvironmentFault(
-            f"WORLD_SIZE: {launched} processes were launched, but this command is a single one; start it "
-            "without a launcher (--jobs does several trainings side by side)"
+def _process_faults(recipe: Recipe) -> Iterator[Fault]:
+    """Rows of an optimizer step that cannot be dealt out evenly."""
+    processes = launched_processes()
+    batches = {"train.effective_batch": recipe.train.effective_batch}
+    for index, teacher in enumerate(recipe.teachers):
+        if teacher.adapt is not None:
+            batches[f"teachers[{index}].adapt.effective_batch"] = teacher.adapt.effective_batch
+    if recipe.adapts_only:
+        del batches["train.effective_batch"]
+    for place, size in batches.items():
+        if size % processes:
+            message = (
+                f"{size} rows cannot be shared evenly by {processes} processes; "
+                f"use {size - size % processes or processes} or {size - size % processes + processes}, "
+                "or another number of processes"
+            )
+            yield Fault(place, message)
+
+
+def _check_rows(rows: Sequence[PackedRows], place: str) -> None:
+    found = sum(len(part) for part in rows)
+    if found < launched_processes():
+        raise DataError(
+            f"{place}: {found} rows of text for {launched_processes()} processes, each of which needs one; "
+            "use fewer processes, more text or a shorter data.context"
         )
 
 
@@ -77,6 +100,7 @@ def _teacher_faults(
 ) -> Iterator[Fault]:
     config = _config(teacher, workshop)
     own = _tokenizer(teacher, workshop)
+    yield from _task_fault(place, config, recipe)
     yield from _positions_fault(place, config, recipe)
     if teacher.model is not None:
         yield from _rows_fault(place, config, own)
@@ -96,6 +120,7 @@ def _student_faults(
         return
     config = load_config(name, trust_remote_code=trust)
     known = load_tokenizer(name, trust_remote_code=trust)
+    yield from _task_fault("student.model", config, recipe)
     yield from _positions_fault("student.model", config, recipe)
     yield from _rows_fault("student.model", config, known)
     if not same_vocabulary(known, tokenizer):
@@ -106,9 +131,22 @@ def _student_faults(
         yield Fault("student.model", message)
 
 
+def _task_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[Fault]:
+    try:
+        check_task(config, recipe.task, place=place)
+    except ModelError as error:
+        yield Fault(place, str(error).removeprefix(f"{place}: "))
+
+
+def _tokenizer_fault(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[Fault]:
+    if recipe.task == "mlm" and tokenizer.mask_token_id is None:
+        message = "it has no mask token, which a masked language model needs; take that of such a model"
+        yield Fault("student.tokenizer", message)
+
+
 def _positions_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[Fault]:
-    positions, context = getattr(config, "max_position_embeddings", None), recipe.data.context
-    if isinstance(positions, int) and positions < context:
+    positions, context = num_positions(config), recipe.data.context
+    if positions is not None and positions < context:
         yield Fault(place, f"it has {positions} positions, but data.context is {context}; shorten it")
 
 
@@ -130,7 +168,7 @@ def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: W
         layers = _config(teacher, workshop).num_hidden_layers
         choose_layers(layers, init_from.layers, place="student.init_from.layers")
     elif recipe.student.has_body:
-        initial_student(recipe, recipe.seeds[0], teachers={}, tokenizer=tokenizer, workshop=workshop)
+        initial_student(Assignment(recipe, "student", recipe.seeds[0], {}, tokenizer, workshop))
 
 
 def _try_tools(recipe: Recipe) -> None:
@@ -160,7 +198,7 @@ def _config(teacher: Teacher, workshop: Workshop) -> PretrainedConfig:
     init_from = recipe.student.init_from
     if init_from is None:
         tokenizer = student_tokenizer(recipe, workshop)
-        student = initial_student(recipe, 0, teachers={}, tokenizer=tokenizer, workshop=workshop)
+        student = initial_student(Assignment(recipe, "student", 0, {}, tokenizer, workshop))
         return student.config
     (source,) = (entry for entry in recipe.teachers if entry.name == init_from.teacher)
     config = deepcopy(_config(source, workshop))

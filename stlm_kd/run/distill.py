@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -11,24 +11,26 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from stlm_kd.engine.launched import first_process_runs, launched_processes
+from stlm_kd.errors import UsageError
 from stlm_kd.eval.results import SuiteResult
-from stlm_kd.models.load import count_parameters, load_config
+from stlm_kd.models.load import count_parameters, declared_task, load_config, model_class
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.adapting import read_adaptation
+from stlm_kd.run.assignment import Assignment, Variant
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.curves import draw_curves
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.record import write_json, write_text
-from stlm_kd.run.recording import recorded
+from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.results import Row, as_json, comparisons, result_table, text_remark
 from stlm_kd.run.scoring import kept_scores, write_reports
 from stlm_kd.run.stages import copy_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
-from stlm_kd.run.training import Variant, read_report, train_student, training_key
-from stlm_kd.run.workshop import Workshop
+from stlm_kd.run.training import read_report, train_student
+from stlm_kd.run.workshop import Workshop, workshop_for
 
 Values = dict[str, Any]
 """A recipe as plain values, in which form it travels between processes."""
@@ -58,15 +60,26 @@ def distill(
     Returns:
         The run folder.
     """
-    with recorded(recipe, name=name, output_dir=output_dir, command=command) as run:
-        workshop = Workshop(output_dir, resume == "auto", trust_remote_code, run_name=run.name)
+    if jobs > 1 and launched_processes() > 1:
+        raise UsageError(
+            f"--jobs {jobs} with {launched_processes()} processes: trainings run either side by side or in "
+            "several processes each; leave one of them out"
+        )
+    with recorded_once(recipe, name=name, output_dir=output_dir, command=command) as run:
+        workshop = workshop_for(
+            recipe,
+            output_dir,
+            resume=resume == "auto",
+            trust_remote_code=trust_remote_code,
+            run_name=run.name,
+        )
         _work(recipe, run, workshop, jobs, origin=name)
     return run
 
 
 def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: str) -> None:
     tokenizer = student_tokenizer(recipe, workshop)
-    check_recipe(recipe, tokenizer, workshop, origin=origin)
+    first_process_runs(lambda: check_recipe(recipe, tokenizer, workshop, origin=origin))
     values = plain(recipe)
     teachers = run_jobs(
         [
@@ -86,7 +99,7 @@ def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: s
         ],
         workers=jobs,
     )
-    _report(recipe, run, teachers, workshop, jobs)
+    first_process_runs(lambda: _report(recipe, run, teachers, workshop, jobs))
 
 
 def variants(recipe: Recipe) -> list[Variant]:
@@ -99,31 +112,18 @@ def student_folder(run: Path, variant: Variant, seed: int) -> Path:
     return run / "students" / variant / f"seed-{seed}"
 
 
-def share_student(
-    recipe: Recipe,
-    variant: Variant,
-    seed: int,
-    teachers: Mapping[str, str],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    workshop: Workshop,
-) -> None:
+def share_student(assignment: Assignment, folder: Path) -> None:
     """Train a student in its run's folder, and share it: another run that wants the very same gets it."""
-    stages = workshop.stages
-    key = training_key(
-        recipe, variant, seed, teachers=teachers, tokenizer=tokenizer, trust=workshop.trust_remote_code
-    )
-    if stages.holds(folder, "model", key):
+    stages, key = assignment.workshop.stages, assignment.key()
+    if first_process_runs(lambda: stages.holds(folder, "model", key)):
         return
 
     def build(stage: Path) -> None:
-        train_student(
-            recipe, variant, seed, teachers=teachers, tokenizer=tokenizer, folder=folder, workshop=workshop,
-            label=f"{variant} seed {seed}",
-        )  # fmt: skip
-        copy_folder(folder, stage)
+        train_student(assignment, folder, label=f"{assignment.variant} seed {assignment.seed}")
+        first_process_runs(lambda: copy_folder(folder, stage))
 
-    copy_folder(stages.make("model", key, build), folder)
+    shared = stages.make("model", key, build, together=True)
+    first_process_runs(lambda: copy_folder(shared, folder))
 
 
 def _teacher_job(values: Values, index: int, workshop: Workshop) -> ReadyTeacher:
@@ -143,7 +143,8 @@ def _student_job(
     recipe = from_values(values, origin="recipe")
     tokenizer = student_tokenizer(recipe, workshop)
     models = {teacher.name: teacher.model for teacher in teachers}
-    share_student(recipe, variant, seed, models, tokenizer, student_folder(run, variant, seed), workshop)
+    assignment = Assignment(recipe, variant, seed, models, tokenizer, workshop)
+    share_student(assignment, student_folder(run, variant, seed))
 
 
 def _score_job(values: Values, model: str, workshop: Workshop) -> list[SuiteResult]:
@@ -221,7 +222,8 @@ def parameters_of(model: str, trust: bool) -> int:
     """The parameters that a model has by its configuration; its weights are not read."""
     config = load_config(model, trust_remote_code=trust)
     with torch.device("meta"):
-        return count_parameters(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+        build: Any = model_class(declared_task(config))
+        return count_parameters(build.from_config(config, trust_remote_code=trust))
 
 
 def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from stlm_kd.data.sources import Source
 from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import UsageError
+from stlm_kd.eval import NEEDS_TEXT
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.recipe import load
 from stlm_kd.run.folder import RECIPE, RECORD
@@ -31,18 +32,18 @@ def evaluate(
     Args:
         models: Runs, model folders or Hub ids.
         suites: Each ``{"suite": name, **options}``.
-        documents: Files of held-out text for the perplexity; none: each run's own validation text.
+        documents: Files of held-out text for the suites that read it; none: each run's own validation text.
         output: A JSON file for all results, or None.
         trust_remote_code: Whether models may run code that they bring.
 
     Raises:
-        UsageError: A perplexity without text.
+        UsageError: A suite that reads text, without any.
     """
     calls = [
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
         for entry in suites
     ]
-    needs_text = any(call.suite == "perplexity" for call in calls)
+    needs_text = any(call.suite in NEEDS_TEXT for call in calls)
     texts = _read(documents)
     results = {}
     for name in models:
@@ -66,5 +67,5 @@ def _of_run(name: str) -> list[str]:
             if found:
                 return found
     raise UsageError(
-        f"{name}: perplexity needs held-out text, and this is no run that has some; give --data FILE"
+        f"{name}: the suites need held-out text, and this is no run that has some; give --data FILE"
     )

@@ -14,6 +14,8 @@ def describe(recipe: Recipe) -> str:
     lines += [line for teacher in recipe.teachers for line in _teacher(teacher, recipe)]
     if not recipe.adapts_only:
         lines += _students(recipe)
+    if recipe.engine.deepspeed is not None:
+        lines.append(f"train by DeepSpeed, ZeRO stage {recipe.engine.deepspeed.zero}")
     lines += [f"evaluate by {entry.suite}{_options(entry.options)}" for entry in recipe.eval]
     return "\n".join(lines)
 
@@ -29,6 +31,7 @@ def _text(recipe: Recipe) -> list[str]:
         *(f"train on {_source(source)}" for source in data.train),
         *(f"validate on {_source(source)}" for source in data.validation or ()),
         f"use {data.fraction:.2%} of the training text, in rows of {data.context} tokens",
+        *([] if data.masked_share is None else [f"mask {data.masked_share:.0%} of the tokens"]),
     ]
 
 
@@ -69,8 +72,9 @@ def _students(recipe: Recipe) -> list[str]:
         words = f"architecture{_options(student.architecture)}"
     elif student.init_from is not None:
         words = f"layers {student.init_from.layers} of teacher {student.init_from.teacher}"
+        words += f" as {student.init_from.model_type}" if student.init_from.model_type else ""
     else:
-        words = f"checkpoint {student.model}"
+        words = f"checkpoint {student.model}{' with a new head' if student.new_head else ''}"
     combined = f"combine teachers by {recipe.combine.how}{_options(recipe.combine.options)}"
     return [
         f"student from {words}",

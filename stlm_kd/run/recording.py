@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.errors import Interrupted, Preempted
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.folder import RunFolder, create, folder_of, held
@@ -33,6 +34,14 @@ def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> It
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
         with _ending_recorded(run):
             yield run.path
+
+
+@contextmanager
+def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> Iterator[Path]:
+    """The same where several processes run the command together: the first of them keeps the record."""
+    with ExitStack() as held:
+        record = recorded(recipe, name=name, output_dir=output_dir, command=command)
+        yield first_process_runs(lambda: held.enter_context(record))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from stlm_kd.data.files import expanded
+from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.load import load_config
 from stlm_kd.run.record import write_json
@@ -26,7 +28,7 @@ from stlm_kd.run.record import write_json
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Key = Mapping[str, Json]
 
-FORMATS = {"tokenizer": 1, "model": 1, "adapted": 1, "eval": 2}
+FORMATS = {"tokenizer": 1, "model": 1, "adapted": 2, "eval": 2}
 """The version of each kind's content: raised when the same key has to give another result."""
 
 STAGE = "stage.json"
@@ -46,28 +48,25 @@ class Stages:
         """Where the stage lies once it is made."""
         return self.root / f"{kind}-{self._digest(kind, key)[:12]}"
 
-    def make(self, kind: str, key: Key, build: Callable[[Path], None]) -> Path:
+    def make(self, kind: str, key: Key, build: Callable[[Path], None], *, together: bool = False) -> Path:
         """The stage's folder; ``build`` fills it unless it is there.
 
         Args:
             kind: One of ``FORMATS``.
             key: Everything that decides the result.
             build: Writes into the folder that it is given, and may find its own earlier files there.
+            together: All processes of the command call this, and build what they build together.
 
         Raises:
             CheckpointError: What lies there is not this stage, or was changed since it was completed.
         """
         folder = self.path(kind, key)
-        if not folder.is_dir():
-            locks = self.root / ".locks"
-            locks.mkdir(parents=True, exist_ok=True)
-            with FileLock(locks / folder.name):
-                if not folder.is_dir():
-                    self._build(folder, kind, key, build)
-        if not self.holds(folder, kind, key):
-            raise CheckpointError(
-                f"{folder}: not the {kind} that its name says; delete the folder to make it anew"
-            )
+        first: Callable[[Callable[[], bool]], bool] = first_process_runs if together else _here
+        with ExitStack() as held:
+            if first(lambda: self._begin(folder, held)):
+                build(_partial(folder))
+                first(lambda: self._complete(folder, kind, key))
+        first(lambda: self._verify(folder, kind, key))
         return folder
 
     def holds(self, folder: Path, kind: str, key: Key) -> bool:
@@ -86,21 +85,47 @@ class Stages:
             _check_files(folder, kind, files)
         return same
 
-    def _build(self, folder: Path, kind: str, key: Key, build: Callable[[Path], None]) -> None:
-        partial = folder.with_name(f"{folder.name}.partial")
+    def _begin(self, folder: Path, held: ExitStack) -> bool:
+        """Whether the stage has to be built; its lock is held then until ``held`` ends."""
+        if folder.is_dir():
+            return False
+        locks = self.root / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        held.enter_context(FileLock(locks / folder.name))
+        if folder.is_dir():
+            return False
         if not self.resume:
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
-        build(partial)
+            shutil.rmtree(_partial(folder), ignore_errors=True)
+        _partial(folder).mkdir(parents=True, exist_ok=True)
+        return True
+
+    def _complete(self, folder: Path, kind: str, key: Key) -> bool:
+        partial = _partial(folder)
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "files": _hashes(partial)}
         write_json(partial / STAGE, content)
         partial.rename(folder)
+        return True
+
+    def _verify(self, folder: Path, kind: str, key: Key) -> bool:
+        if not self.holds(folder, kind, key):
+            raise CheckpointError(
+                f"{folder}: not the {kind} that its name says; delete the folder to make it anew"
+            )
+        return True
 
     @staticmethod
     def _digest(kind: str, key: Key) -> str:
         text = json.dumps([kind, FORMATS[kind], key], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _here(work: Callable[[], bool]) -> bool:
+    return work()
 
 
 def _hashes(folder: Path) -> dict[str, str]:

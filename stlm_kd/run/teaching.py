@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.adapting import adapt_model, adaptation_key
+from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.text import student_tokenizer
-from stlm_kd.run.training import train_student, training_key
+from stlm_kd.run.training import train_student
 from stlm_kd.run.workshop import Workshop
 
 
@@ -52,7 +53,8 @@ def ready_teacher(
         adapt_model(recipe, adapt, original, tokenizer, name=teacher.name, folder=folder, workshop=workshop)
 
     key = adaptation_key(recipe, adapt, original, tokenizer, trust=workshop.trust_remote_code)
-    return ReadyTeacher(teacher.name, original, training, workshop.stages.make("adapted", key, build))
+    adapted = workshop.stages.make("adapted", key, build, together=True)
+    return ReadyTeacher(teacher.name, original, training, adapted)
 
 
 def _trained(recipe: Recipe, name: str, workshop: Workshop) -> Path:
@@ -61,13 +63,9 @@ def _trained(recipe: Recipe, name: str, workshop: Workshop) -> Path:
     teachers = {t.name: ready_teacher(recipe, t, tokenizer, workshop).model for t in recipe.teachers}
     (seed,) = recipe.seeds
 
-    def build(folder: Path) -> None:
-        train_student(
-            recipe, "student", seed, teachers=teachers, tokenizer=tokenizer, folder=folder, workshop=workshop,
-            label=f"teacher {name}",
-        )  # fmt: skip
+    assignment = Assignment(recipe, "student", seed, teachers, tokenizer, workshop)
 
-    key = training_key(
-        recipe, "student", seed, teachers=teachers, tokenizer=tokenizer, trust=workshop.trust_remote_code
-    )
-    return workshop.stages.make("model", key, build)
+    def build(folder: Path) -> None:
+        train_student(assignment, folder, label=f"teacher {name}")
+
+    return workshop.stages.make("model", assignment.key(), build, together=True)

@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare, texts
+from stlm_kd.data.masking import Masking, even_masking, masking_for
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Source as RecipeSource
@@ -45,7 +47,7 @@ def training_rows(
 ) -> tuple[PackedRows, ...]:
     """The training text, or as much of it as the recipe says, tokenised (once, on disk) and packed."""
     share = recipe.data.fraction if fraction is None else fraction
-    prepared = prepare(sources(recipe.data.train), tokenizer, workshop.tokens, fraction=share)
+    prepared = _prepared(recipe.data.train, tokenizer, workshop, fraction=share)
     return _packed(prepared, recipe, "data.train")
 
 
@@ -65,15 +67,45 @@ def held_out_rows(
     """The validation text tokenised and packed; () where the recipe names none."""
     if not recipe.data.validation:
         return ()
-    prepared = prepare(sources(recipe.data.validation), tokenizer, workshop.tokens)
+    prepared = _prepared(recipe.data.validation, tokenizer, workshop, fraction=1.0)
     return _packed(prepared, recipe, "data.validation")
+
+
+def _prepared(
+    entries: Sequence[RecipeSource],
+    tokenizer: PreTrainedTokenizerFast,
+    workshop: Workshop,
+    *,
+    fraction: float,
+) -> tuple[PreparedSource, ...]:
+    """The text tokenised: by the first of several processes, so that the others find it on disk."""
+
+    def tokenised() -> tuple[PreparedSource, ...]:
+        return prepare(sources(entries), tokenizer, workshop.tokens, fraction=fraction)
+
+    if launched_processes() > 1:
+        first_process_runs(lambda: len(tokenised()))
+    return tokenised()
 
 
 def _packed(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> tuple[PackedRows, ...]:
     try:
-        return pack_sources(prepared, recipe.data.context)
+        return pack_sources(prepared, recipe.data.context, wrapped=recipe.task == "mlm")
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
+
+
+def training_masking(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows]
+) -> Masking | None:
+    """What a masked language model does not see of its training text: rare tokens are drawn more often."""
+    share = recipe.data.masked_share
+    return None if share is None else masking_for(tokenizer, parts, share=share)
+
+
+def held_out_masking(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Masking | None:
+    """The same for held-out text: every token alike, so that models of any training text can be compared."""
+    return None if recipe.data.masked_share is None else even_masking(tokenizer)
 
 
 def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
@@ -100,12 +132,15 @@ def student_tokenizer(recipe: Recipe, workshop: Workshop) -> PreTrainedTokenizer
         return load_tokenizer(wanted, trust_remote_code=workshop.trust_remote_code)
     text = recipe.data.train
     key: dict[str, Json] = {
+        "task": recipe.task,
         "train": wanted.train,
         "size": wanted.size,
         "text": [fingerprint(source) for source in sources(text)],
     }
 
     def build(folder: Path) -> None:
-        train_tokenizer(texts(sources(text)), wanted.train, wanted.size).save_pretrained(folder)
+        made = train_tokenizer(texts(sources(text)), wanted.train, wanted.size, masked=recipe.task == "mlm")
+        made.save_pretrained(folder)
 
-    return load_tokenizer(str(workshop.stages.make("tokenizer", key, build)))
+    place = first_process_runs(lambda: workshop.stages.make("tokenizer", key, build))
+    return load_tokenizer(str(place))

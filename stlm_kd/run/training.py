@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.data.batch import Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
-from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.data.masking import Masking
+from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
+from stlm_kd.engine.launched import first_process_runs, launched_processes, process_rank
 from stlm_kd.engine.update import autocast
-from stlm_kd.losses import LABELS
 from stlm_kd.models.forward import check_forward, head_of
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
-from stlm_kd.models.presets import PRESETS
 from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
-from stlm_kd.objective import COMBINED, Combination, Term
-from stlm_kd.recipe import Recipe, hash_of, plain, term_names
+from stlm_kd.objective import Combination
+from stlm_kd.recipe import hash_of
 from stlm_kd.recipe.schema import Train
+from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.record import write_json
-from stlm_kd.run.stages import Json, Key, model_identity
-from stlm_kd.run.text import held_out_rows, text_key, training_rows
-from stlm_kd.run.workshop import Workshop
+from stlm_kd.run.text import held_out_masking, held_out_rows, training_masking, training_rows
+from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
 from stlm_kd.vocab.spelling import vocabulary_size
-
-Variant = Literal["student", "no-teacher", "all-data"]
-"""The recipe's own student, or one of its controls, which have no teachers and the same number of steps."""
 
 REMEMBERED_BYTES = 2**30
 """Teachers' hidden states are computed once and kept, of as many teachers as this holds together."""
@@ -69,149 +66,94 @@ def read_report(folder: Path) -> TrainingReport:
     return TrainingReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 
-def training_key(
-    recipe: Recipe,
-    variant: Variant,
-    seed: int,
-    *,
-    teachers: Mapping[str, str],
-    tokenizer: PreTrainedTokenizerFast,
-    trust: bool = False,
-) -> Key:
-    """Everything that decides the trained weights.
-
-    What the variant does not use is left out: other teachers, objectives or ways to combine leave a control's
-    key as it is, and a preset counts by its fields.
-
-    Args:
-        recipe: The recipe.
-        variant: Which of its students.
-        seed: The student's seed.
-        teachers: By name, the folder of each teacher that is ready to teach.
-        tokenizer: The student's.
-        trust: Whether models may run code that they bring.
-    """
-    train = plain(recipe.train)
-    for name in ("log_every", "checkpoint_every"):
-        train.pop(name, None)
-    identify = cache(partial(model_identity, trust_remote_code=trust))
-    asked = asked_teachers(recipe) if variant == "student" else set()
-    combines = len(asked) > 1 and COMBINED in {term.teacher for term in variant_terms(recipe, variant)}
-    fraction = 1.0 if variant == "all-data" else recipe.data.fraction
-    return {
-        "student": _body_key(recipe, teachers, identify),
-        "tokenizer": tokenizer_identity(tokenizer),
-        "teachers": {name: identify(teachers[name]) for name in sorted(asked)},
-        "combine": plain(recipe.combine) if combines else None,
-        "objectives": [asdict(term) for term in variant_terms(recipe, variant)],
-        "train": train,
-        "steps_from": recipe.data.fraction if recipe.train.epochs else None,
-        "text": text_key(recipe.data.train, fraction),
-        "validation": text_key(recipe.data.validation or (), 1.0),
-        "context": recipe.data.context,
-        "seed": seed,
-    }
-
-
-def _body_key(recipe: Recipe, teachers: Mapping[str, str], identify: Callable[[str], str]) -> Json:
-    """What the student is made of: some layers of a model, a whole one, or fields of a configuration."""
-    wanted = recipe.student
-    if wanted.init_from is not None:
-        source = teachers[wanted.init_from.teacher]
-        return {"layers": plain(wanted.init_from)["layers"], "of": identify(source)}
-    if wanted.model is not None:
-        return {"model": identify(wanted.model)}
-    return {"fields": dict(_fields(recipe))}
-
-
-def asked_teachers(recipe: Recipe) -> set[str]:
-    """The names of the teachers that the objectives ask."""
-    named = {entry.teacher for entry in recipe.objectives if entry.loss != LABELS}
-    return {teacher.name for teacher in recipe.teachers} if COMBINED in named else named
-
-
-def train_student(
-    recipe: Recipe,
-    variant: Variant,
-    seed: int,
-    *,
-    teachers: Mapping[str, str],
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    workshop: Workshop,
-    label: str,
-) -> None:
+def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     """Fill a folder with ``model/``, ``report.json`` and ``metrics.jsonl``; its checkpoints stay in it too.
 
     Args:
-        recipe: The recipe.
-        variant: Which of its students.
-        seed: Of initial weights, order of the data and dropout.
-        teachers: By name, the folder of each teacher that is ready to teach (adapted where need be).
-        tokenizer: The student's.
+        assignment: What to train.
         folder: Where an interrupted training finds its checkpoints again.
-        workshop: Where shared results lie.
         label: What progress calls this training.
     """
-    student = initial_student(recipe, seed, teachers=teachers, tokenizer=tokenizer, workshop=workshop)
+    recipe, tokenizer, workshop = assignment.recipe, assignment.tokenizer, assignment.workshop
+    student = initial_student(assignment)
     own = training_rows(recipe, tokenizer, workshop)
-    parts = training_rows(recipe, tokenizer, workshop, fraction=1.0) if variant == "all-data" else own
-    held = held_out_rows(recipe, tokenizer, workshop)
-    steps = num_steps(recipe.train, own, seed)
-    stream = _stream(recipe.train, parts, seed)
-    epochs = steps / stream.steps_per_epoch
+    parts = training_rows(recipe, tokenizer, workshop, fraction=assignment.fraction)
+    steps = num_steps(recipe.train, own, assignment.seed)
+    stream = BatchStream(
+        parts,
+        effective_batch=recipe.train.effective_batch,
+        micro_batch=_micro_batch(recipe.train),
+        seed=assignment.seed,
+        rank=process_rank(),
+        world_size=launched_processes(),
+        masking=training_masking(recipe, tokenizer, parts),
+    )
     step = StepModule(
         student,
-        variant_terms(recipe, variant),
-        teachers=_ready(teachers, parts, epochs, recipe, workshop) if variant == "student" else {},
+        assignment.terms,
+        teachers=_ready(assignment, parts, epochs=steps / stream.steps_per_epoch),
         combination=Combination(recipe.combine.how, recipe.combine.options),
     )
-    key = training_key(
-        recipe, variant, seed, teachers=teachers, tokenizer=tokenizer, trust=workshop.trust_remote_code
-    )
+    held = held_out_rows(recipe, tokenizer, workshop)
+    masking = held_out_masking(recipe, tokenizer)
     tracker = workshop.tracker(folder, backends=recipe.tracking, stage=label)
     try:
         result = fit(
             step,
             stream,
-            fit_settings(recipe.train, steps, seed),
+            fit_settings(recipe.train, steps, assignment.seed, zero=workshop.zero),
             folder=folder,
-            validation=partial(evaluation_batches, held, micro_batch=_micro_batch(recipe.train))
-            if held
-            else None,
+            validation=partial(held_out_batches, held, _micro_batch(recipe.train), masking) if held else None,
             tracker=tracker,
             resume=workshop.resume,
-            fingerprint=hash_of(dict(key)),
+            fingerprint=hash_of(dict(assignment.key())),
         )
     finally:
         tracker.close()
-    finish(student, tokenizer, folder, result, kept_best=recipe.train.keep == "best", parts=parts)
+    kept_best = recipe.train.keep == "best"
+    first_process_runs(lambda: finish(student, tokenizer, folder, result, kept_best=kept_best, parts=parts))
 
 
-def initial_student(
-    recipe: Recipe,
-    seed: int,
-    *,
-    teachers: Mapping[str, str],
-    tokenizer: PreTrainedTokenizerFast,
-    workshop: Workshop,
-) -> PreTrainedModel:
+def held_out_batches(
+    parts: Sequence[PackedRows], micro_batch: int, masking: Masking | None
+) -> Iterator[Batch]:
+    """The held-out batches of this process."""
+    return evaluation_batches(
+        parts,
+        micro_batch=micro_batch,
+        rank=process_rank(),
+        world_size=launched_processes(),
+        masking=masking,
+    )
+
+
+def initial_student(assignment: Assignment) -> PreTrainedModel:
     """The student before its training.
 
     Raises:
         ModelError: It cannot be built, is too large, or is of a kind that cannot be trained on packed rows.
     """
-    wanted, trust = recipe.student, workshop.trust_remote_code
+    recipe, seed = assignment.recipe, assignment.seed
+    wanted, trust = recipe.student, assignment.workshop.trust_remote_code
     if wanted.init_from is not None:
-        teacher = load_language_model(
-            teachers[wanted.init_from.teacher], recipe.task, trust_remote_code=trust
+        source = assignment.teachers[wanted.init_from.teacher]
+        student = student_from_layers(
+            load_language_model(source, recipe.task, trust_remote_code=trust),
+            wanted.init_from.layers,
+            model_type=wanted.init_from.model_type,
+            place="student.init_from.layers",
         )
-        student = student_from_layers(teacher, wanted.init_from.layers, place="student.init_from.layers")
     elif wanted.model is not None:
-        student = check_size(load_language_model(wanted.model, recipe.task, trust_remote_code=trust))
+        head_seed = seed if wanted.new_head else None
+        student = load_language_model(wanted.model, recipe.task, trust_remote_code=trust, head_seed=head_seed)
+        check_size(student)
     else:
         student = student_from_fields(
-            _fields(recipe), tokenizer, task=recipe.task, context=recipe.data.context, seed=seed
+            assignment.fields,
+            assignment.tokenizer,
+            task=recipe.task,
+            context=recipe.data.context,
+            seed=seed,
         )
     check_forward(student, context=recipe.data.context, name="student")
     if recipe.train.gradient_checkpointing:
@@ -221,32 +163,7 @@ def initial_student(
     return student
 
 
-def _fields(recipe: Recipe) -> Mapping[str, int | float | str | bool]:
-    """The student's configuration, where it is built from nothing."""
-    wanted = recipe.student
-    fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
-    assert fields is not None
-    return fields
-
-
-def variant_terms(recipe: Recipe, variant: Variant) -> list[Term]:
-    """What a variant is trained on: the recipe's objectives, or in a control the labels alone."""
-    if variant != "student":
-        return [Term(LABELS, LABELS)]
-    return [
-        Term(
-            name=name,
-            loss=entry.loss,
-            weight=entry.weight,
-            on=entry.on,
-            teacher=None if entry.loss == LABELS else entry.teacher,
-            options=entry.options,
-        )
-        for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
-    ]
-
-
-def fit_settings(train: Train, steps: int, seed: int) -> FitSettings:
+def fit_settings(train: Train, steps: int, seed: int, *, zero: Zero) -> FitSettings:
     """The recipe's training settings as the engine takes them."""
     return FitSettings(
         steps=steps,
@@ -264,6 +181,7 @@ def fit_settings(train: Train, steps: int, seed: int) -> FitSettings:
         checkpoint_every=train.checkpoint_every or tenth(steps),
         log_every=train.log_every,
         seed=seed,
+        zero=zero,
     )
 
 
@@ -277,7 +195,10 @@ def num_steps(train: Train, parts: Sequence[PackedRows], seed: int) -> int:
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
-    return train.epochs * _stream(train, parts, seed).steps_per_epoch
+    stream = BatchStream(
+        parts, effective_batch=train.effective_batch, micro_batch=_micro_batch(train), seed=seed
+    )
+    return train.epochs * stream.steps_per_epoch
 
 
 def finish(
@@ -308,27 +229,23 @@ def _micro_batch(train: Train) -> int:
     return train.micro_batch or train.effective_batch
 
 
-def _stream(train: Train, parts: Sequence[PackedRows], seed: int) -> BatchStream:
-    return BatchStream(
-        parts, effective_batch=train.effective_batch, micro_batch=_micro_batch(train), seed=seed
-    )
+def _ready(assignment: Assignment, parts: Sequence[PackedRows], *, epochs: float) -> dict[str, Teacher]:
+    """The teachers that the objectives ask, answering from memory where the rows come often and fit in it.
 
-
-def _ready(
-    folders: Mapping[str, str], parts: Sequence[PackedRows], epochs: float, recipe: Recipe, workshop: Workshop
-) -> dict[str, Teacher]:
-    """The teachers that the objectives ask, answering from memory where the rows come often and fit in it."""
+    What a masked language model reads is masked anew each time, so that nothing can be remembered of it.
+    """
+    recipe, trust = assignment.recipe, assignment.workshop.trust_remote_code
     context, device = recipe.data.context, current_device()
     rows, left = sum(len(part) for part in parts), REMEMBERED_BYTES
     ready: dict[str, Teacher] = {}
-    for name in sorted(asked_teachers(recipe)):
-        model = load_language_model(folders[name], recipe.task, trust_remote_code=workshop.trust_remote_code)
+    for name in sorted(assignment.asked):
+        place = assignment.teachers[name]
+        model = load_language_model(place, recipe.task, trust_remote_code=trust)
         model.to(device)  # type: ignore[arg-type]
         check_forward(model, context=context, name=f"teacher {name}")
-        tokenizer = load_tokenizer(folders[name], trust_remote_code=workshop.trust_remote_code)
-        live = LiveTeacher(model, vocabulary_size(tokenizer))
+        live = LiveTeacher(model, vocabulary_size(load_tokenizer(place, trust_remote_code=trust)))
         size = rows * context * int(head_of(model).weight.shape[1]) * 4
-        if epochs > 1 and size <= left:
+        if recipe.task == "clm" and epochs > 1 and size <= left:
             left -= size
             batches = evaluation_batches(parts, micro_batch=_micro_batch(recipe.train))
             with autocast(device, recipe.train.precision):

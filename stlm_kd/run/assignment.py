@@ -1,0 +1,119 @@
+"""One model to train: which of a recipe's, with which seed, and everything that decides its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from typing import Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from stlm_kd.data.tokenizers import tokenizer_identity
+from stlm_kd.losses import LABELS
+from stlm_kd.models.presets import PRESETS
+from stlm_kd.objective import COMBINED, Term
+from stlm_kd.recipe import Recipe, plain, term_names
+from stlm_kd.run.stages import Json, Key, model_identity
+from stlm_kd.run.text import text_key
+from stlm_kd.run.workshop import Workshop
+
+Variant = Literal["student", "no-teacher", "all-data"]
+"""The recipe's own student, or one of its controls, which have no teachers and the same number of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What to train.
+
+    Attributes:
+        recipe: The recipe.
+        variant: Which of its students.
+        seed: Of initial weights, order of the data, masks and dropout.
+        teachers: By name, the folder of each teacher that is ready to teach (adapted where need be).
+        tokenizer: The student's.
+        workshop: Where shared results lie.
+    """
+
+    recipe: Recipe
+    variant: Variant
+    seed: int
+    teachers: Mapping[str, str]
+    tokenizer: PreTrainedTokenizerFast
+    workshop: Workshop
+
+    @property
+    def fraction(self) -> float:
+        """The share of the training text that is read."""
+        return 1.0 if self.variant == "all-data" else self.recipe.data.fraction
+
+    @property
+    def asked(self) -> set[str]:
+        """The names of the teachers that the objectives ask."""
+        if self.variant != "student":
+            return set()
+        named = {entry.teacher for entry in self.recipe.objectives if entry.loss != LABELS}
+        return {teacher.name for teacher in self.recipe.teachers} if COMBINED in named else named
+
+    @property
+    def terms(self) -> list[Term]:
+        """What is trained on: the recipe's objectives, or in a control the labels alone."""
+        if self.variant != "student":
+            return [Term(LABELS, LABELS)]
+        return [
+            Term(
+                name=name,
+                loss=entry.loss,
+                weight=entry.weight,
+                on=entry.on,
+                teacher=None if entry.loss == LABELS else entry.teacher,
+                options=entry.options,
+            )
+            for name, entry in zip(term_names(self.recipe), self.recipe.objectives, strict=True)
+        ]
+
+    @property
+    def fields(self) -> Mapping[str, int | float | str | bool]:
+        """The student's configuration, where it is built from nothing."""
+        wanted = self.recipe.student
+        fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
+        assert fields is not None
+        return fields
+
+    def key(self) -> Key:
+        """Everything that decides the trained weights.
+
+        What the variant does not use is left out: other teachers, objectives or ways to combine leave a
+        control's key as it is, and a preset counts by its fields.
+        """
+        recipe, asked = self.recipe, self.asked
+        train = plain(recipe.train)
+        for name in ("log_every", "checkpoint_every"):
+            train.pop(name, None)
+        identify = cache(partial(model_identity, trust_remote_code=self.workshop.trust_remote_code))
+        combines = len(asked) > 1 and COMBINED in {term.teacher for term in self.terms}
+        return {
+            "task": recipe.task,
+            "student": self._body_key(identify),
+            "tokenizer": tokenizer_identity(self.tokenizer),
+            "teachers": {name: identify(self.teachers[name]) for name in sorted(asked)},
+            "combine": plain(recipe.combine) if combines else None,
+            "objectives": [asdict(term) for term in self.terms],
+            "train": train,
+            "steps_from": recipe.data.fraction if recipe.train.epochs else None,
+            "text": text_key(recipe.data.train, self.fraction),
+            "validation": text_key(recipe.data.validation or (), 1.0),
+            "context": recipe.data.context,
+            "masked_share": recipe.data.masked_share,
+            "seed": self.seed,
+        }
+
+    def _body_key(self, identify: Callable[[str], str]) -> Json:
+        """What the student is made of: some layers of a model, a whole one, or fields of a configuration."""
+        wanted = self.recipe.student
+        if wanted.init_from is not None:
+            source = self.teachers[wanted.init_from.teacher]
+            return {**plain(wanted.init_from), "teacher": identify(source)}
+        if wanted.model is not None:
+            return {"model": identify(wanted.model), "new_head": wanted.new_head}
+        return {"fields": dict(self.fields)}
