@@ -30,7 +30,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_the_47m_student_has_exactly_the_parameters_of_the_study() -> None:
     class Gpt2Sized:
         bos_token_id = eos_token_id = 50256
-        pad_token_id = None
+        cls_token_id = sep_token_id = mask_token_id = unk_token_id = pad_token_id = None
 
         def get_vocab(self) -> dict[str, int]:
             return {"<|endoftext|>": 50256}

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.errors import ModelError
+from stlm_kd.models.positions import first_position
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,7 @@ def _identity(hidden: Tensor) -> Tensor:
 
 def position_ids(batch: Batch, model: PreTrainedModel) -> Tensor:
     """The batch's positions as the model's family counts them, (B, T)."""
-    row = ARCHITECTURES.get(model.config.model_type)
-    if row is None or row.positions == "from-zero":
-        return batch.position_ids
-    first: int = model.config.pad_token_id + 1
-    return batch.position_ids + first
+    return batch.position_ids + first_position(model.config)
 
 
 def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:

@@ -7,13 +7,22 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    BertForMaskedLM,
+    DistilBertForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.errors import ModelError, did_you_mean
+from stlm_kd.models.distilbert import copy_bert, distilbert_config
 from stlm_kd.models.load import check_task, count_parameters, model_class
+from stlm_kd.models.positions import first_position
+from stlm_kd.models.vocabulary import required_padding
 from stlm_kd.vocab.spelling import vocabulary_size
 
 LARGEST_STUDENT = 150_000_000
@@ -58,7 +67,12 @@ def student_from_fields(
             raise ModelError(
                 f"student.architecture.{field}: not a field of {model_type}{did_you_mean(field, names)}"
             )
-    given["max_position_embeddings"] = max(int(given.get("max_position_embeddings", 0)), context)
+    given = _by_own_names(given, known)
+    padding = required_padding(model_type, tokenizer, place="student.architecture")
+    positions = known.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    known.pad_token_id = padding
+    needed = context + first_position(known)
+    given[positions] = max(int(given.get(positions, 0)), needed)
     try:
         config = AutoConfig.for_model(
             model_type,
@@ -66,7 +80,7 @@ def student_from_fields(
             vocab_size=vocabulary_size(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=_own_padding(tokenizer),
+            pad_token_id=padding,
         )
         with torch.device("meta"):
             check_size(_from_config(config, task))
@@ -78,10 +92,19 @@ def student_from_fields(
         raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
 
 
-def _own_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The padding id, unless it is only another name of the end or the start: padding is never trained."""
-    pad = tokenizer.pad_token_id
-    return None if pad in (tokenizer.eos_token_id, tokenizer.bos_token_id) else pad
+def _by_own_names(
+    fields: Mapping[str, int | float | str | bool], known: PretrainedConfig
+) -> dict[str, int | float | str | bool]:
+    """The fields by the names that the family gives them: ``n_layer`` for ``num_hidden_layers``."""
+    found: dict[str, int | float | str | bool] = {}
+    for field, value in fields.items():
+        name = known.attribute_map.get(field, field)
+        if name in found:
+            raise ModelError(
+                f"student.architecture.{field}: given twice, also by another name; use {name} alone"
+            )
+        found[name] = value
+    return found
 
 
 def _from_config(config: PretrainedConfig, task: Task) -> PreTrainedModel:
@@ -91,41 +114,74 @@ def _from_config(config: PretrainedConfig, task: Task) -> PreTrainedModel:
     return model
 
 
-def student_from_layers(teacher: PreTrainedModel, layers: LayerChoice, *, place: str) -> PreTrainedModel:
-    """A copy of the teacher that keeps only the chosen blocks, in ascending order.
+def student_from_layers(
+    teacher: PreTrainedModel, layers: LayerChoice, *, place: str, model_type: str | None = None
+) -> PreTrainedModel:
+    """A copy of the teacher that keeps only the chosen blocks, in ascending order, and all around them.
 
     Args:
         teacher: Of a family that ``architectures.py`` lists; left untouched.
         layers: ``every-other`` (0, 2, 4, …), ``first`` and ``last`` (half of them), ``spread`` (half of them,
             evenly, both ends included), or explicit 0-based indices.
         place: Where the recipe says so, for messages.
+        model_type: The student's family: the teacher's own by default; distilbert for a bert.
 
     Raises:
-        ModelError: The family has no row, or a layer does not exist.
+        ModelError: The family has no row or cannot become the other, a layer does not exist, or too many
+            parameters are left.
     """
-    model_type = teacher.config.model_type
-    if model_type not in ARCHITECTURES:
-        raise ModelError(
-            f"{place}: the layers of {model_type} are not known; known: {', '.join(ARCHITECTURES)}"
-        )
+    own = str(teacher.config.model_type)
+    if own not in ARCHITECTURES:
+        raise ModelError(f"{place}: the layers of {own} are not known; known: {', '.join(ARCHITECTURES)}")
+    check_family(own, model_type or own, place=place)
     chosen = choose_layers(teacher.config.num_hidden_layers, layers, place=place)
+    if model_type in (None, own):
+        return _of_some_blocks(teacher, chosen)
+    assert isinstance(teacher, BertForMaskedLM), "bert's language model"
+    student = _sized(DistilBertForMaskedLM, distilbert_config(teacher.config, len(chosen)))
+    assert isinstance(student, DistilBertForMaskedLM)
+    copy_bert(student, teacher, chosen)
+    return student
+
+
+def check_family(own: str, wanted: str, *, place: str) -> None:
+    """Refuse a student of a family that the layers of this family cannot become.
+
+    Raises:
+        ModelError: It is such a one; the message lists those that are possible.
+    """
+    possible = (own, "distilbert") if own == "bert" else (own,)
+    if wanted not in possible:
+        raise ModelError(
+            f"{place}: a {wanted} student cannot be made of the layers of a {own} teacher; "
+            f"possible: {', '.join(possible)}"
+        )
+
+
+def _of_some_blocks(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedModel:
+    """The teacher with these of its blocks alone, in fp32."""
     config = type(teacher.config).from_dict(teacher.config.to_dict())
     config.num_hidden_layers = len(chosen)
     layer_types = getattr(teacher.config, "layer_types", None)
     if layer_types is not None:
         config.layer_types = [layer_types[i] for i in chosen]
-    student = type(teacher)._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-    path = ARCHITECTURES[model_type].blocks
-    source, target = _state(teacher.base_model), _state(student.base_model)
+    student = _sized(type(teacher), config)
+    prefix = f"{teacher.base_model_prefix}.{ARCHITECTURES[config.model_type].blocks}."
+    source = teacher.state_dict()
     with torch.no_grad():
-        for name, value in target.items():
-            value.copy_(source[_source_name(name, path, chosen)])
-        old_head, new_head = teacher.get_output_embeddings(), student.get_output_embeddings()
-        assert isinstance(old_head, nn.Linear) and isinstance(new_head, nn.Linear)
-        new_head.weight.copy_(old_head.weight)
-        if new_head.bias is not None:
-            new_head.bias.copy_(old_head.bias)
-    return check_size(student.eval())
+        for name, value in student.state_dict().items():
+            value.copy_(source[_source_name(name, prefix, chosen)])
+    return student
+
+
+def _sized(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """A model with any weights, fp32, evaluation mode; refused for its size before it takes memory."""
+    with torch.device("meta"):
+        check_size(kind._from_config(config, dtype=torch.float32))
+    model = kind._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    assert isinstance(model, PreTrainedModel)
+    model.eval()
+    return model
 
 
 def choose_layers(num_layers: int, layers: LayerChoice, *, place: str) -> list[int]:
@@ -167,17 +223,9 @@ def check_size(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        **dict(model.named_parameters()),
-        **{k: v for k, v in model.named_buffers() if k in model.state_dict()},
-    }
-
-
-def _source_name(name: str, path: str, chosen: Sequence[int]) -> str:
+def _source_name(name: str, prefix: str, chosen: Sequence[int]) -> str:
     """The teacher's name of a student's tensor: the block's number is replaced, the rest stays."""
-    prefix = f"{path}."
     if not name.startswith(prefix):
         return name
-    index, rest = name[len(prefix) :].split(".", 1)
+    index, rest = name.removeprefix(prefix).split(".", 1)
     return f"{prefix}{chosen[int(index)]}.{rest}"

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import ModelError
+from stlm_kd.models.positions import count_from_padding
+from stlm_kd.vocab.roles import roles_of
 from stlm_kd.vocab.spelling import vocabulary_size
 
 _OLD_IDS = (
@@ -35,18 +38,20 @@ def replace_vocabulary(
     """Swap the model's embedding and head for new rows, and its special ids for the tokenizer's.
 
     A tied model stays tied, an untied one untied. The rows are copied. ``config.pad_token_id`` stays empty
-    where padding is only another name of the end or start token: transformers never trains the embedding of
-    the padding token.
+    where padding is only another name of a token that stands for something (``own_padding``). What lies
+    between the last block and the head (BERT's transform) stays as it is. Where positions are counted from
+    the padding id (RoBERTa), their embeddings are moved so that every text keeps its own.
 
     Args:
-        model: A gpt2, llama or qwen2 language model, or another one with a plain embedding and a linear head.
+        model: A language model with a plain embedding and a linear head.
         embedding_VD: Input rows, (V', D).
         head_VD: Output rows, (V', D); None for a tied model, and for no other.
         head_bias_V: Output bias, (V',), where the head has one.
         tokenizer: Of the new vocabulary.
 
     Raises:
-        ModelError: The model's embedding or head is of another kind.
+        ModelError: The model's embedding or head is of another kind, or its positions are counted from a
+            padding token of its own, which the tokenizer does not have.
     """
     old_embedding, old_head = vocabulary_layers(model)
     size, width = embedding_VD.shape
@@ -54,7 +59,8 @@ def replace_vocabulary(
     assert size == vocabulary_size(tokenizer) and width == old_embedding.embedding_dim, embedding_VD.shape
     assert tied == (head_VD is None), "output rows are given for untied models alone"
     assert (head_bias_V is None) == (old_head.bias is None), "a head keeps its bias, or its having none"
-    embedding = nn.Embedding(size, width, device="meta")
+    padding = required_padding(model.config.model_type, tokenizer, place=_name_of(tokenizer))
+    embedding = nn.Embedding(size, width, padding_idx=padding, device="meta")
     embedding.weight = _parameter(embedding_VD, old_embedding.weight)
     head = nn.Linear(width, size, bias=head_bias_V is not None, device="meta")
     head.weight = embedding.weight if head_VD is None else _parameter(head_VD, old_head.weight)
@@ -62,9 +68,12 @@ def replace_vocabulary(
         head.bias = _parameter(head_bias_V, old_head.bias)
     model.set_input_embeddings(embedding)
     model.set_output_embeddings(head)
+    _set_other_bias(model, head, tied=tied)
     _set_size(model, size)
     model.config.tie_word_embeddings = tied
     model.tie_weights()
+    if _counts_from_padding(model.config.model_type) and padding is not None:
+        count_from_padding(model, padding)
     _set_special_ids(model, tokenizer)
     assert is_tied(model) == tied, "tying changed"
 
@@ -85,7 +94,7 @@ def vocabulary_layers(model: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
     if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
         raise ModelError(
             f"{model.config.model_type}: its vocabulary cannot be replaced: found {type(embedding).__name__} "
-            f"and {type(head).__name__}; expected Embedding and Linear, as in gpt2, llama and qwen2"
+            f"and {type(head).__name__}; expected Embedding and Linear, as in {', '.join(ARCHITECTURES)}"
         )
     return embedding, head
 
@@ -99,10 +108,52 @@ def vocabulary_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def freeze_body(model: PreTrainedModel) -> None:
-    """Leave only the vocabulary's parameters trainable (not the position embeddings)."""
+    """Leave only the vocabulary's parameters trainable: not position embeddings, nor a head's transform."""
     model.requires_grad_(False)
     for parameter in vocabulary_parameters(model):
         parameter.requires_grad_(True)
+
+
+def own_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The padding id, or None where it is only another name of a token that stands for something.
+
+    transformers never trains the embedding of ``config.pad_token_id``, which an end token must not be.
+    """
+    return roles_of(tokenizer).padding
+
+
+def required_padding(model_type: str, tokenizer: PreTrainedTokenizerBase, *, place: str) -> int | None:
+    """``own_padding``, refused where it is missing and the family counts positions from it.
+
+    Raises:
+        ModelError: It is; ``place`` begins the message.
+    """
+    padding = own_padding(tokenizer)
+    if padding is None and _counts_from_padding(model_type):
+        raise ModelError(
+            f"{place}: {model_type} counts positions from its padding token, but the tokenizer has no token "
+            "that is for padding alone; use another tokenizer, or add a pad_token to this one"
+        )
+    return padding
+
+
+def _counts_from_padding(model_type: str) -> bool:
+    row = ARCHITECTURES.get(model_type)
+    return row is not None and row.positions == "after-padding"
+
+
+def _set_other_bias(model: PreTrainedModel, head: nn.Linear, *, tied: bool) -> None:
+    """BERT and RoBERTa hold the head's bias a second time: the same parameter where the model is tied."""
+    name = next(name for name, module in model.named_modules() if module is head)
+    other = (model._tied_weights_keys or {}).get(f"{name}.bias")
+    if other is not None:
+        owner, _, attribute = other.rpartition(".")
+        bias = head.bias if tied else _parameter(head.bias, head.bias)
+        setattr(model.get_submodule(owner), attribute, bias)
+
+
+def _name_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(getattr(tokenizer, "name_or_path", "") or "tokenizer")
 
 
 def _parameter(rows: Tensor, like: Tensor) -> nn.Parameter:
@@ -118,13 +169,13 @@ def _set_size(model: PreTrainedModel, size: int) -> None:
 
 def _set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    own_pad = None if pad in (bos, eos) else pad
+    own_pad = own_padding(tokenizer)
     config = model.config.get_text_config()
     config.bos_token_id, config.eos_token_id, config.pad_token_id = bos, eos, own_pad
     if getattr(model.base_model, "padding_idx", None) is not None:
         setattr(model.base_model, "padding_idx", own_pad)  # noqa: B010 (typed as a submodule otherwise)
-    generation = model.generation_config
-    if generation is not None:
+    if model.can_generate():
+        generation = model.generation_config
         generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = bos, eos, pad
         for field in _OLD_IDS:
             if getattr(generation, field, None) is not None:

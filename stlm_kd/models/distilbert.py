@@ -1,0 +1,77 @@
+"""A DistilBERT out of a BERT: which tensor becomes which, and what of the teacher has no place in it.
+
+The map is that of Sanh et al., "DistilBERT, a distilled version of BERT", 2019. DistilBERT knows no token
+types: its positions take type 0's embedding up, so that word embeddings and a tied head stay the teacher's.
+Its norms have a fixed epsilon of 1e-12, as BERT's published ones have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+
+_BLOCK = {
+    "attention.q_lin": "attention.self.query",
+    "attention.k_lin": "attention.self.key",
+    "attention.v_lin": "attention.self.value",
+    "attention.out_lin": "attention.output.dense",
+    "sa_layer_norm": "attention.output.LayerNorm",
+    "ffn.lin1": "intermediate.dense",
+    "ffn.lin2": "output.dense",
+    "output_layer_norm": "output.LayerNorm",
+}
+_HEAD = {
+    "vocab_transform": "cls.predictions.transform.dense",
+    "vocab_layer_norm": "cls.predictions.transform.LayerNorm",
+    "vocab_projector": "cls.predictions.decoder",
+}
+
+
+def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
+    """A DistilBERT of the teacher's sizes with so many layers."""
+    return DistilBertConfig(
+        vocab_size=teacher.vocab_size,
+        max_position_embeddings=teacher.max_position_embeddings,
+        n_layers=num_layers,
+        n_heads=teacher.num_attention_heads,
+        dim=teacher.hidden_size,
+        hidden_dim=teacher.intermediate_size,
+        dropout=teacher.hidden_dropout_prob,
+        attention_dropout=teacher.attention_probs_dropout_prob,
+        activation=teacher.hidden_act,
+        initializer_range=teacher.initializer_range,
+        pad_token_id=teacher.pad_token_id,
+        bos_token_id=teacher.bos_token_id,
+        eos_token_id=teacher.eos_token_id,
+        tie_word_embeddings=teacher.tie_word_embeddings,
+    )
+
+
+def bert_name(name: str, layers: Sequence[int]) -> str:
+    """The BERT's name of a DistilBERT's tensor, whose layers are these of the BERT.
+
+    >>> bert_name("distilbert.transformer.layer.1.ffn.lin2.bias", [0, 2])
+    'bert.encoder.layer.2.output.dense.bias'
+    >>> bert_name("vocab_projector.weight", [0, 2])
+    'cls.predictions.decoder.weight'
+    """
+    module, _, kind = name.rpartition(".")
+    if module in _HEAD:
+        return f"{_HEAD[module]}.{kind}"
+    prefix = "distilbert.transformer.layer."
+    if not module.startswith(prefix):
+        return f"{module.replace('distilbert', 'bert', 1)}.{kind}"
+    index, _, part = module.removeprefix(prefix).partition(".")
+    return f"bert.encoder.layer.{layers[int(index)]}.{_BLOCK[part]}.{kind}"
+
+
+@torch.no_grad()
+def copy_bert(student: DistilBertForMaskedLM, teacher: BertForMaskedLM, layers: Sequence[int]) -> None:
+    """Write the teacher's tensors, with these of its layers, into the student's."""
+    source = teacher.state_dict()
+    for name, value in student.state_dict().items():
+        value.copy_(source[bert_name(name, layers)])
+    positions_PD = student.distilbert.embeddings.position_embeddings.weight
+    positions_PD.add_(teacher.bert.embeddings.token_type_embeddings.weight[0].to(positions_PD))

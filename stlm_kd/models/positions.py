@@ -1,0 +1,52 @@
+"""Where a model counts positions from, and how many a document may have.
+
+RoBERTa's first position is its padding id + 1: positions up to there belong to no text.
+
+Shapes: P rows of position embeddings, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stlm_kd.architectures import ARCHITECTURES
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """The number that the model gives to a document's first position."""
+    row = ARCHITECTURES.get(config.model_type)
+    if row is None or row.positions == "from-zero":
+        return 0
+    assert config.pad_token_id is not None, "its positions are counted from it"
+    return int(config.pad_token_id) + 1
+
+
+def num_positions(config: PretrainedConfig) -> int | None:
+    """The longest document that the model can read, in tokens; None where its configuration does not say."""
+    rows = getattr(config, "max_position_embeddings", None)
+    return rows - first_position(config) if isinstance(rows, int) else None
+
+
+@torch.no_grad()
+def count_from_padding(model: PreTrainedModel, padding: int) -> None:
+    """Shift the position embeddings of a model that counts them from its padding id to a new padding id.
+
+    Each position of a text keeps its row, and padding its own; the table grows or shrinks by the difference.
+    """
+    embeddings = model.base_model.get_submodule("embeddings")
+    table = embeddings.get_submodule("position_embeddings")
+    assert isinstance(table, nn.Embedding)
+    old_PD, old_padding = table.weight, first_position(model.config) - 1
+    unused_PD = old_PD.new_zeros(padding, old_PD.shape[1])
+    weight = nn.Parameter(torch.cat([unused_PD, old_PD[old_padding:]]), requires_grad=old_PD.requires_grad)
+    rows = len(weight)
+    moved = nn.Embedding(rows, table.embedding_dim, padding_idx=padding, device="meta")
+    moved.weight = weight
+    numbers = torch.arange(rows, device=weight.device)[None]
+    embeddings.add_module("position_embeddings", moved)
+    embeddings.register_buffer("position_ids", numbers, persistent=False)
+    embeddings.register_buffer("token_type_ids", torch.zeros_like(numbers), persistent=False)
+    setattr(embeddings, "padding_idx", padding)  # noqa: B010 (typed as a submodule otherwise)
+    model.config.max_position_embeddings = rows
