@@ -138,7 +138,7 @@ def mask_id_of(tokenizer: PreTrainedTokenizerFast) -> int:
     if mask_id is None:
         name = tokenizer.name_or_path or "the tokenizer"
         raise ModelError(
-            f"{name}: no mask token, which training a masked language model needs; "
+            f"{name}: no mask token, which a masked language model needs; "
             "set mask_token in its tokenizer_config.json, or take the tokenizer of a masked language model"
         )
     return int(mask_id)
