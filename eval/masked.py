@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval.running import autocast, check_window, evaluating, num_positions, require_task
@@ -97,7 +98,7 @@ class Found:
 
 def windowed_text(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[str],
     *,
     window: int | None,
@@ -118,9 +119,8 @@ def windowed_text(
             does not have; a window beyond the model's positions.
     """
     require_task(model, "mlm", suite=suite)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(f"{suite}: {type(tokenizer).__name__} found, expected one with a tokenizer.json")
-    mask_id = _mask_id(model, tokenizer, suite)
+    mask_id = mask_id_of(tokenizer)
+    _check_vocabulary(model, tokenizer, suite)
     window = _checked_window(model.config, window, suite)
     texts = [text for text in documents if text]
     if not texts:
@@ -145,8 +145,7 @@ def split_document(
     ids: list[int] = encoded["input_ids"]
     firsts = range(0, max(len(ids), 1), window - 2)
     begins = [0, *(encoded["offset_mapping"][first][0] for first in firsts[1:]), len(text)]
-    # Never backwards, whatever a normaliser does, or the bytes would not add up.
-    for first, (begin, end) in zip(firsts, pairwise(accumulate(begins, max)), strict=True):
+    for first, (begin, end) in zip(firsts, pairwise(begins), strict=True):
         tokens = ids[first : first + window - 2]
         yield TextWindow((ends[0], *tokens, ends[1]), len(text[begin:end].encode()))
 
@@ -201,21 +200,13 @@ def _against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tupl
     return torch.cat(nats), torch.cat(right)
 
 
-def _mask_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: str) -> int:
-    mask_id: int | None = tokenizer.mask_token_id
-    name = tokenizer.name_or_path or "the tokenizer"
-    if mask_id is None:
-        raise ModelError(
-            f"{suite}: {name} has no mask token; set mask_token in its tokenizer_config.json, or take the "
-            "tokenizer of a masked language model"
-        )
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: str) -> None:
     highest, size = max(tokenizer.get_vocab().values()), head_of(model).size
     if highest >= size:
         raise ModelError(
-            f"{suite}: {name} has ids up to {highest}, but the model has a vocabulary of {size}; "
+            f"{suite}: the tokenizer has ids up to {highest}, but the model has a vocabulary of {size}; "
             "give the model the tokenizer that it was trained with"
         )
-    return mask_id
 
 
 def _checked_window(config: PreTrainedConfig, window: int | None, suite: str) -> int:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.data.masking import Masking
+from stlm_kd.data.masking import even_masking
 from stlm_kd.errors import DataError
 from stlm_kd.eval.likelihood import ratio_stderr
 from stlm_kd.eval.masked import Found, MaskedRow, WindowedText, find_tokens, windowed_text
@@ -83,7 +83,7 @@ class MaskedLoss:
 
 def measure(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[str],
     *,
     share: float = 0.15,
@@ -114,16 +114,15 @@ def measure(
 
 
 def corrupted_rows(
-    text: WindowedText, tokenizer: PreTrainedTokenizerBase, *, share: float, seed: int
+    text: WindowedText, tokenizer: PreTrainedTokenizerFast, *, share: float, seed: int
 ) -> tuple[list[MaskedRow], int]:
     """Each window as the model sees it, with the drawn tokens as targets; and the number that could be drawn.
 
     The share (rounded up) is drawn of all tokens of the text together, special ones left out.
     """
-    vocabulary = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
     ids = np.concatenate([np.array(window.ids, np.int64) for window in text.windows])
     candidates = ~np.isin(ids, [*text.ends, *tokenizer.all_special_ids])
-    masking = Masking(np.ones(vocabulary), text.mask_id, share)
+    masking = even_masking(tokenizer, share=share)
     seen, labels = masking.apply(ids, candidates, np.random.default_rng(seed))
     cuts = np.cumsum([len(window.ids) for window in text.windows])[:-1]
     rows = []

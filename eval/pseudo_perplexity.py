@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.eval.likelihood import bits_per_byte, likelihood_scores, unknown_note
 from stlm_kd.eval.masked import MaskedRow, TextWindow, WindowedText, find_tokens, windowed_text
@@ -76,7 +76,7 @@ class PseudoLoss:
 
 def measure(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[str],
     *,
     window: int | None = None,

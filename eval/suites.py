@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stlm_kd.architectures import Task
 from stlm_kd.eval.identity import Identity, of_lm_eval
@@ -80,7 +80,7 @@ def perplexity(
 @SUITES.register("pseudo-perplexity")
 def pseudo_perplexity(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[str],
     /,
     *,
@@ -127,7 +127,7 @@ def pseudo_perplexity(
 @SUITES.register("masked-loss")
 def masked_loss(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[str],
     /,
     *,
