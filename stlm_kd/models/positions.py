@@ -39,6 +39,8 @@ def count_from_padding(model: PreTrainedModel, padding: int) -> None:
     table = embeddings.get_submodule("position_embeddings")
     assert isinstance(table, nn.Embedding)
     old_PD, old_padding = table.weight, first_position(model.config) - 1
+    if padding == old_padding:
+        return
     unused_PD = old_PD.new_zeros(padding, old_PD.shape[1])
     weight = nn.Parameter(torch.cat([unused_PD, old_PD[old_padding:]]), requires_grad=old_PD.requires_grad)
     rows = len(weight)

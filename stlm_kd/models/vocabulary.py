@@ -73,7 +73,7 @@ def replace_vocabulary(
     model.config.tie_word_embeddings = tied
     model.tie_weights()
     if _counts_from_padding(model.config.model_type) and padding is not None:
-        count_from_padding(model, padding)
+        count_from_padding(model, padding)  # before the configuration forgets the old padding
     _set_special_ids(model, tokenizer)
     assert is_tied(model) == tied, "tying changed"
 
