@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
-from stlm_kd.eval.running import evaluating, num_positions, require_task
+from stlm_kd.eval.running import evaluating, require_task
+from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
     from stlm_kd.eval.sources import Origin

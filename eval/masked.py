@@ -17,10 +17,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
-from stlm_kd.eval.running import autocast, check_window, evaluating, num_positions, require_task
+from stlm_kd.eval.running import autocast, check_window, evaluating, require_task
 from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head, bypassed_head, head_of
+from stlm_kd.models.positions import num_positions
 
 DEFAULT_WINDOW = 128
 """Positions of a window, unless the model has fewer: the same for nearly all models, so that their scores on

@@ -18,7 +18,8 @@ from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError
 from stlm_kd.eval import likelihood
 from stlm_kd.eval.results import ExampleScore, SuiteResult
-from stlm_kd.eval.running import autocast, check_window, evaluating, num_positions, require_task
+from stlm_kd.eval.running import autocast, check_window, evaluating, require_task
+from stlm_kd.models.positions import num_positions
 
 _MAX_LOGITS = 1 << 27
 """Logits of one forward pass, at most (half a GiB in fp32), unless a single window has more."""

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from stlm_kd.architectures import ARCHITECTURES, Task
+from stlm_kd.architectures import Task
 from stlm_kd.errors import ModelError
 from stlm_kd.models.forward import task_of
+from stlm_kd.models.positions import num_positions
 
 
 def require_task(model: PreTrainedModel, task: Task, *, suite: str) -> None:
@@ -31,17 +32,6 @@ def require_task(model: PreTrainedModel, task: Task, *, suite: str) -> None:
         f"{suite}: this {family} model is a causal language model, which does not look at what follows a "
         "masked token; use perplexity"
     )
-
-
-def num_positions(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model can see at once, as its configuration says."""
-    row = ARCHITECTURES.get(config.model_type)
-    unused = config.pad_token_id + 1 if row is not None and row.positions == "after-padding" else 0
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > unused:
-            return value - unused
-    return None
 
 
 def check_window(config: PreTrainedConfig, window: int, *, suite: str) -> None:

@@ -32,8 +32,8 @@ from stlm_kd.data.tokenizers import END_OF_TEXT, PAD, load_tokenizer
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval import NEEDS_TEXT, SUITES, TASK_OF_SUITE, masked, masked_loss, pseudo_perplexity
 from stlm_kd.eval.masked import TextWindow, split_document, windowed_text
-from stlm_kd.eval.running import num_positions
 from stlm_kd.models.load import save_model
+from stlm_kd.models.positions import num_positions
 from tests.pico import pico_model
 
 TEXTS = [
