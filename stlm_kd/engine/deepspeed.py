@@ -7,26 +7,18 @@ own part. ``_hp_mapping`` of a parameter says which piece of it, if any, lies wh
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from functools import partial
 
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin
-from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.engine.launched import join_processes
+from stlm_kd.engine.deepspeed_setup import deprecations_ignored, environment
 from stlm_kd.engine.plain import MicroBatch
-from stlm_kd.engine.processes import Processes, current_device
+from stlm_kd.engine.processes import Processes, forget_deepspeed
 from stlm_kd.engine.protocols import FitSettings
-from stlm_kd.errors import EnvironmentFault
 from stlm_kd.optim import (
     check_optimizer_tensors,
     load_optimizer_tensors,
@@ -35,46 +27,6 @@ from stlm_kd.optim import (
     set_learning_rate,
     trainable_parameters,
 )
-
-LARGEST_BUCKET = 2**27
-"""Elements that are reduced at once; DeepSpeed allocates a whole bucket, however small the model."""
-
-
-def deepspeed_accelerator(step: nn.Module, settings: FitSettings) -> Accelerator:
-    """Accelerate, set up to make DeepSpeed engines for ``step``.
-
-    Raises:
-        EnvironmentFault: there is no DeepSpeed, or none for this device.
-    """
-    device = current_device()
-    if device.type == "mps":
-        raise EnvironmentFault("zero: DeepSpeed does not train on MPS; leave zero out")
-    _import_deepspeed(device)
-    _join_or_be_alone(device)
-    # Accelerate's state is shared by the whole process and refuses another kind of training.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    backend = "gloo" if device.type == "cpu" else "nccl"
-    return Accelerator(
-        mixed_precision="no",
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_config(step, settings)),
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
-    )
-
-
-def deepspeed_config(step: nn.Module, settings: FitSettings) -> dict[str, object]:
-    """DeepSpeed's configuration: it divides, casts and schedules nothing by itself."""
-    elements = sum(weight.numel() for weight in trainable_parameters(step).values())
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # must be there; nothing reads it
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.clip or 0.0,  # always: left out, it is 1.0
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": settings.zero,
-            "reduce_bucket_size": min(elements, LARGEST_BUCKET),
-        },
-    }
 
 
 class DeepSpeedEngine:
@@ -101,12 +53,12 @@ class DeepSpeedEngine:
             id(w): index for index, group in enumerate(optimizer.param_groups) for w in group["params"]
         }
         self.group_of = {name: indices[id(weight)] for name, weight in self.weights.items()}
-        with _environment("LOCAL_RANK", os.environ.get("LOCAL_RANK", "0")), _deprecations_ignored():
+        with environment("LOCAL_RANK", os.environ.get("LOCAL_RANK", "0")), deprecations_ignored():
             self.engine, _ = processes.accelerator.prepare(MicroBatch(step, settings.precision), optimizer)
         self.optimizer = self.engine.optimizer
         self.is_divided = settings.zero != 0
         self.touched: set[str] = set()
-        self.ever_touched: set[str] = set()
+        self.moves: dict[str, int] = {}
         self.hooks = [
             weight.register_post_accumulate_grad_hook(partial(self._touch, name))  # type: ignore[no-untyped-call]
             for name, weight in self.weights.items()
@@ -147,12 +99,11 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def end_step(self, learning_rate: float) -> None:
         """See ``Engine``."""
-        self.ever_touched |= self.touched
         set_learning_rate(self.optimizer, learning_rate)
         idle = sorted(self.weights.keys() - self.touched) if self.is_divided else []
         before = {name: self.weights[name].detach().clone() for name in idle}
-        state = self._gathered([name for name in idle if name in self.ever_touched])
-        with _deprecations_ignored():
+        state = self._gathered([name for name in idle if name in self.moves])
+        with deprecations_ignored():
             self.engine.step()
         for name, weight in before.items():
             self.weights[name].copy_(weight)
@@ -161,25 +112,31 @@ class DeepSpeedEngine:
             name, _, key = full_name.rpartition("/")
             if tensor.ndim > 0:
                 self._put(name, tensor, self.adamw.state[self._part(name)][key])
+        self.moves |= {name: self.moves.get(name, 0) + 1 for name in self.touched}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """See ``Engine``."""
         if not self.is_divided:
             return optimizer_tensors(self.optimizer, self.step)
-        return self._gathered([name for name in self.weights if name in self.ever_touched])
+        tensors: dict[str, Tensor] = {}
+        for name in (name for name in self.weights if name in self.moves):
+            found = self._gathered([name])
+            if self.processes.is_first:  # one parameter at a time: the whole would not fit where parts do
+                tensors |= {key: tensor.cpu() for key, tensor in found.items()}
+        return tensors
 
     @torch.no_grad()
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """See ``Engine``.
 
-        The parameters of a part share their count of steps; where a checkpoint of plain training has
-        different ones, because some had no gradient at times, the largest is taken.
+        Under ZeRO 1 and 2 the parameters of a group share the count of steps that corrects AdamW's bias.
+        Where a checkpoint has different ones, because some had no gradient at times, the largest is taken.
         """
         if not self.is_divided:
             load_optimizer_tensors(self.optimizer, self.step, tensors)
             return
         check_optimizer_tensors(self.step, tensors)
-        self.ever_touched = {name.rpartition("/")[0] for name in tensors}
+        self.moves = {n.removesuffix("/step"): int(t) for n, t in tensors.items() if n.endswith("/step")}
         self.adamw.load_state_dict(
             {
                 "state": {
@@ -208,8 +165,7 @@ class DeepSpeedEngine:
         for name, weight in self.weights.items():
             for attribute in vars(weight).keys() - self.attributes[name]:
                 delattr(weight, attribute)
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_deepspeed()
 
     def _touch(self, name: str, weight: Tensor) -> None:
         self.touched.add(name)
@@ -237,8 +193,8 @@ class DeepSpeedEngine:
         tensors = {}
         for name in names:
             for key, value in self.adamw.state[self._part(name)].items():
-                whole = value.clone() if value.ndim == 0 else self._whole(name, value)
-                tensors[f"{name}/{key}"] = whole
+                count = torch.full_like(value, self.moves[name]) if value.ndim == 0 else None
+                tensors[f"{name}/{key}"] = self._whole(name, value) if count is None else count
         return tensors
 
     def _whole(self, name: str, part: Tensor) -> Tensor:
@@ -261,53 +217,3 @@ class DeepSpeedEngine:
                 part = state.setdefault(key, torch.zeros_like(self._part(name)))
                 self._put(name, tensor, part)
         return state
-
-
-def _import_deepspeed(device: torch.device) -> None:
-    """Import it without a word on stdout, where its logger would write for as long as the process lives."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        with redirect_stdout(sys.stderr):
-            import deepspeed.ops
-    except ImportError as error:
-        raise EnvironmentFault(f"zero: DeepSpeed cannot be imported ({error}); install deepspeed") from error
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Else each new machine compiles an operator for CPUs, for which it needs a C++ compiler and a minute.
-    compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
-    if device.type == "cpu" and isinstance(compatible, dict):
-        compatible["deepspeed_shm_comm"] = False
-
-
-def _join_or_be_alone(device: torch.device) -> None:
-    """DeepSpeed wants a process group even of one."""
-    join_processes()
-    if not distributed.is_initialized():
-        from torch.distributed import HashStore  # type: ignore[attr-defined]
-
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-
-
-@contextmanager
-def _deprecations_ignored() -> Iterator[None]:
-    """DeepSpeed calls collectives, and imports parts of PyTorch, that newer PyTorch warns of."""
-    with warnings.catch_warnings():
-        for part, category in (("distributed", FutureWarning), ("jit", DeprecationWarning)):
-            message = rf"`torch\.{part}\.\w+` is deprecated"
-            warnings.filterwarnings("ignore", message=message, category=category)
-        yield
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

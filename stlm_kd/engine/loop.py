@@ -84,7 +84,8 @@ def _engine(step: nn.Module, settings: FitSettings) -> Iterator[tuple[Processes,
         processes = Processes(plain_accelerator())
         engine = PlainEngine(step, settings, processes)
     else:
-        from stlm_kd.engine.deepspeed import DeepSpeedEngine, deepspeed_accelerator
+        from stlm_kd.engine.deepspeed import DeepSpeedEngine
+        from stlm_kd.engine.deepspeed_setup import deepspeed_accelerator
 
         processes = Processes(deepspeed_accelerator(step, settings))
         engine = DeepSpeedEngine(step, settings, processes)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
@@ -121,7 +122,7 @@ class Processes:
 def plain_accelerator() -> Accelerator:
     """One process by itself, or DDP over several, whatever ``ACCELERATE_USE_DEEPSPEED`` says."""
     join_processes()
-    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    forget_deepspeed()
     on_cpu = current_device().type == "cpu"
     distributed = DistributedDataParallelKwargs(find_unused_parameters=True)
     # Without a named backend several CPU processes may pass for one; with one, a single process fails.
@@ -135,6 +136,16 @@ def plain_accelerator() -> Accelerator:
         if needs_backend
         else [distributed],
     )
+
+
+def forget_deepspeed() -> None:
+    """After a training under DeepSpeed, let the next one be of any kind.
+
+    Accelerate keeps its state for the whole process, in class attributes and in the environment, and refuses
+    to change it. Its own tests reset it in this way.
+    """
+    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", None) is not None:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -79,7 +79,7 @@ class Engine(Protocol):
         """Clip, then let the optimizer move the weights."""
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The whole optimizer state as ``parameter name/key`` → tensor."""
+        """On the first process, the whole optimizer state as ``parameter name/key`` → tensor."""
 
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what ``optimizer_tensors`` of any engine with any number of processes gave."""

@@ -1,0 +1,111 @@
+"""DeepSpeed imported, configured and handed to Accelerate so that it is quiet and decides nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch import distributed, nn
+
+from stlm_kd.engine.launched import join_processes
+from stlm_kd.engine.processes import current_device
+from stlm_kd.engine.protocols import FitSettings
+from stlm_kd.errors import EnvironmentFault
+from stlm_kd.optim import trainable_parameters
+
+LARGEST_BUCKET = 2**27
+"""Elements that are reduced at once; DeepSpeed allocates a whole bucket, however small the model."""
+
+
+def deepspeed_accelerator(step: nn.Module, settings: FitSettings) -> Accelerator:
+    """Accelerate, set up to make DeepSpeed engines for ``step``.
+
+    Raises:
+        EnvironmentFault: there is no DeepSpeed, or none for this device.
+    """
+    device = current_device()
+    if device.type == "mps":
+        raise EnvironmentFault("zero: DeepSpeed does not train on MPS; leave zero out")
+    _import_deepspeed(device)
+    _join_or_be_alone(device)
+    AcceleratorState._reset_state(reset_partial_state=True)  # see forget_deepspeed
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    return Accelerator(
+        mixed_precision="no",
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_config(step, settings)),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+    )
+
+
+def deepspeed_config(step: nn.Module, settings: FitSettings) -> dict[str, object]:
+    """DeepSpeed's configuration: it divides, casts and schedules nothing by itself."""
+    elements = sum(weight.numel() for weight in trainable_parameters(step).values())
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # must be there; nothing reads it
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.clip or 0.0,  # always: left out, it is 1.0
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": settings.zero,
+            "reduce_bucket_size": min(elements, LARGEST_BUCKET),
+        },
+    }
+
+
+def _import_deepspeed(device: torch.device) -> None:
+    """Import it without a word on stdout, where its logger would write for as long as the process lives."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        with redirect_stdout(sys.stderr):
+            import deepspeed.ops
+    except ImportError as error:
+        raise EnvironmentFault(f"zero: DeepSpeed cannot be imported ({error}); install deepspeed") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Else each new machine compiles an operator for CPUs, for which it needs a C++ compiler and a minute.
+    compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
+    if device.type == "cpu" and isinstance(compatible, dict):
+        compatible["deepspeed_shm_comm"] = False
+
+
+def _join_or_be_alone(device: torch.device) -> None:
+    """DeepSpeed wants a process group even of one."""
+    join_processes()
+    if not distributed.is_initialized():
+        from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+
+
+@contextmanager
+def deprecations_ignored() -> Iterator[None]:
+    """DeepSpeed calls collectives, and imports parts of PyTorch, that newer PyTorch warns of."""
+    with warnings.catch_warnings():
+        for part, category in (("distributed", FutureWarning), ("jit", DeprecationWarning)):
+            message = rf"`torch\.{part}\.\w+` is deprecated"
+            warnings.filterwarnings("ignore", message=message, category=category)
+        yield
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

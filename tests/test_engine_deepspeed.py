@@ -1,0 +1,301 @@
+"""DeepSpeed in two real processes, and in one, against plain PyTorch in one.
+
+All of it is two launches of ``tests.engine_fleet`` and a few runs in this process.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from stlm_kd.engine import FitSettings
+from stlm_kd.engine.processes import first_process_runs
+from stlm_kd.errors import EnvironmentFault
+from stlm_kd.tracking import read_metrics
+from tests.engine_fleet import Run, train
+from tests.engine_pico import PicoStep, pico_fit
+
+Line = tuple[str, int, str]
+Told = list[dict[str, dict[str, Any]]]
+ROOT = Path(__file__).parent.parent
+BF16 = {"precision": "bf16", "clip": None}
+STOP_BOTH = {"2": [signal.SIGTERM, 1]}
+TWO = [
+    Run("zero-2", zero=2),
+    Run("ddp"),
+    Run("zero-1", zero=1),
+    Run("zero-0", zero=0),
+    Run("free", zero=2, settings={"clip": None, "weight_decay": 0.5}),
+    Run("bf16", zero=2, settings=BF16),
+    Run("sometimes-2", zero=2, step="sometimes"),
+    Run("sometimes-0", zero=0, step="sometimes"),
+    Run("tied", zero=2, step="tied"),
+    Run("best", zero=2, step="rising", settings={"validate_every": 1, "keep": "best"}),
+    Run("poisoned-2", zero=2, step="poisoned"),
+    Run("poisoned-1", zero=1, step="poisoned"),
+    Run("poisoned-0", zero=0, step="poisoned"),
+    Run("stopped", zero=2, signals=STOP_BOTH),
+    Run("as-zero-2", zero=2, begins_as="stopped"),
+    Run("as-zero-1", zero=1, begins_as="stopped"),
+    Run("as-zero-0", zero=0, begins_as="stopped"),
+    Run("as-ddp", begins_as="stopped"),
+    Run("stopped-ddp", signals=STOP_BOTH),
+    Run("ddp-as-zero-2", zero=2, begins_as="stopped-ddp"),
+    Run("llama", zero=2, step="llama"),
+    Run("hidden", zero=2, step="hidden"),
+    Run("means", zero=2, step="means"),
+    Run("alone-ddp", step="alone"),
+    Run("alone-0", zero=0, step="alone"),
+]
+
+
+def launch(folder: Path, processes: int, runs: Sequence[Run]) -> Told:
+    """What each process told; nothing may have been said on stdout."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = [sys.executable, "-W", "error", "-m", "tests.engine_fleet", str(folder)]
+    running = [
+        subprocess.Popen(
+            [*words, json.dumps([asdict(run) for run in runs])],
+            cwd=ROOT,
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        said = [process.communicate(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0] * processes, said
+    assert [out for out, _ in said] == [""] * processes
+    assert all("WARNING" not in text and "INFO" not in text for _, text in said)
+    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fleet")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Told:
+    """Steps of 6, 6 and 4 rows, dealt to two processes, in micro-batches of 2: 2 + 1 rows, then 2."""
+    return launch(folder, 2, TWO)
+
+
+@pytest.fixture(scope="module")
+def one(two: Told, folder: Path) -> Path:
+    """In this process and in one micro-batch, by plain PyTorch where the name does not say otherwise."""
+    runs = [
+        Run("plain"),
+        Run("zero-2", zero=2),
+        Run("again"),
+        Run("as-plain", begins_as="../stopped"),
+        Run("as-zero-2", zero=2, begins_as="../stopped"),
+        Run("free", settings={"clip": None, "weight_decay": 0.5}),
+        Run("bf16", settings=BF16),
+        Run("sometimes", step="sometimes"),
+        Run("tied", step="tied"),
+        Run("llama", step="llama"),
+        Run("hidden", step="hidden"),
+        Run("means", step="means"),
+    ]
+    for run in runs:
+        told = train(folder / "one", Run(**{**asdict(run), "micro_batch": 6}))
+        assert told["error"] is None and told["remains"] == [] and told["freed"] == [True, True]
+    return folder / "one"
+
+
+def lines(folder: Path) -> dict[Line, float]:
+    """Losses, gradient norms, learning rates and tokens by step and name."""
+    return {
+        (line["kind"], line["step"], name): value
+        for line in read_metrics(folder / "metrics.jsonl")
+        if line["kind"] != "note"
+        for name, value in {**line, **line["losses"]}.items()
+        if name in ("loss", "labels", "size", "grad_norm", "learning_rate", "tokens")
+    }
+
+
+def agree(found: Mapping[Line, float], expected: Mapping[Line, float]) -> bool:
+    """What all comparisons of this file rest on; the controls below show that it can fail."""
+    assert found.keys() == expected.keys()
+    return found == pytest.approx(dict(expected), rel=1e-5)
+
+
+def saved(folder: Path, name: str, step: int = 6) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
+
+
+def largest_difference(found: Path, expected: Path) -> float:
+    """Between the weights and optimizer states that two runs saved last, relative to a tensor's largest."""
+    differences = []
+    for name in ("model", "optimizer"):
+        ours, theirs = saved(found, name), saved(expected, name)
+        assert ours.keys() == theirs.keys()
+        for key in theirs.keys() - {"forwards"}:  # it counts micro-batches
+            tensor = theirs[key]
+            scale = tensor.double().abs().max().clamp(min=1e-12)
+            differences.append(float((ours[key].double() - tensor.double()).abs().max() / scale))
+    return max(differences)
+
+
+@pytest.mark.parametrize("name", ["zero-2", "zero-1", "zero-0", "ddp", "one/zero-2"])
+def test_any_engine_reports_the_losses_norms_and_rates_of_plain_pytorch(
+    one: Path, folder: Path, name: str
+) -> None:
+    expected = lines(one / "plain")
+    assert agree(lines(folder / name), expected)
+    assert len({value for (*_, name), value in expected.items() if name == "learning_rate"}) == 6
+    assert sum(value > 0.3 for (*_, name), value in expected.items() if name == "grad_norm") >= 3
+
+
+@pytest.mark.parametrize("name", ["zero-2", "zero-1", "zero-0", "ddp", "one/zero-2"])
+def test_any_engine_saves_the_weights_and_optimizer_state_of_plain_pytorch(
+    one: Path, folder: Path, name: str
+) -> None:
+    assert largest_difference(folder / name, one / "plain") < 1e-5
+    state = saved(folder / name, "optimizer")
+    assert {value.item() for key, value in state.items() if key.endswith("/step")} == {6}
+    assert not any(key.startswith(("idle", "frozen")) for key in state)
+
+
+def test_without_clipping_and_with_more_decay_they_agree_as_well(one: Path, folder: Path) -> None:
+    assert agree(lines(folder / "free"), lines(one / "free"))
+    assert largest_difference(folder / "free", one / "free") < 1e-5
+    assert not agree(lines(folder / "free"), lines(one / "plain"))
+
+
+def test_bf16_is_autocast_inside_the_engine(one: Path, folder: Path) -> None:
+    found, plain = lines(folder / "bf16"), lines(one / "bf16")
+    losses = [key for key in plain if key[2] == "loss"]
+    assert [found[key] for key in losses] == pytest.approx([plain[key] for key in losses], rel=5e-3)
+    assert found["step", 1, "loss"] != pytest.approx(lines(one / "plain")["step", 1, "loss"], rel=1e-6)
+    assert {tensor.dtype for tensor in saved(folder / "bf16", "optimizer").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["sometimes-2", "sometimes-0"])
+def test_a_parameter_without_gradient_stays_as_it_is(one: Path, folder: Path, name: str) -> None:
+    assert largest_difference(folder / name, one / "sometimes") < 1e-5
+    early, late = (saved(folder / name, kind, step) for kind, step in (("model", 4), ("model", 6)))
+    assert torch.equal(early["idle.weight"], late["idle.weight"])
+    assert not torch.equal(early["head.weight"], late["head.weight"])
+    early, late = (saved(folder / name, "optimizer", step) for step in (4, 6))
+    assert torch.equal(early["idle.weight/exp_avg"], late["idle.weight/exp_avg"])
+    assert (late["idle.weight/step"], late["head.weight/step"]) == (2, 6)
+
+
+def test_tied_weights_stay_tied(one: Path, folder: Path) -> None:
+    assert "head.weight" not in saved(folder / "tied", "model")
+    assert largest_difference(folder / "tied", one / "tied") < 1e-5
+
+
+def test_both_processes_end_with_the_same_weights_in_a_module_free_of_the_engine(two: Told) -> None:
+    for run in TWO:
+        told = [rank[run.name] for rank in two]
+        if run.step not in ("hidden", "alone"):
+            assert told[0]["digest"] == told[1]["digest"], run.name
+        assert [rank["remains"] for rank in told] == [[], []], run.name
+        assert [rank["freed"] for rank in told] == [[True, True]] * 2, run.name
+
+
+def test_an_interrupted_run_of_zero_2_ends_bit_for_bit_like_an_uninterrupted_one(
+    two: Told, folder: Path
+) -> None:
+    for rank in two:
+        name, code, text = rank["stopped"]["error"]
+        assert (name, code) == ("Preempted", 75) and "after step 3" in text
+        assert rank["as-zero-2"]["digest"] == rank["zero-2"]["digest"]
+    assert largest_difference(folder / "as-zero-2", folder / "zero-2") == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["as-zero-1", "as-zero-0", "as-ddp", "ddp-as-zero-2", "one/as-plain", "one/as-zero-2"]
+)
+def test_a_checkpoint_of_any_engine_and_any_number_of_processes_goes_on_under_any_other(
+    one: Path, folder: Path, name: str
+) -> None:
+    assert largest_difference(folder / name, one / "plain") < 1e-5
+    found, expected = lines(folder / name), lines(one / "plain")
+    later = [key for key in expected if key[1] > 3]
+    assert agree({key: found[key] for key in later}, {key: expected[key] for key in later})
+
+
+@pytest.mark.parametrize("zero", [2, 1, 0])
+def test_what_is_not_finite_in_one_process_stops_all_before_the_weights_change(two: Told, zero: int) -> None:
+    for rank in two:
+        name, code, text = rank[f"poisoned-{zero}"]["error"]
+        assert (name, code) == ("NonFiniteError", 1)
+        assert "step 2: gradient norm not finite" in text and "gradients not finite: head.bias)" in text
+    last = two[1][f"poisoned-{zero}"]
+    assert last["digest"] == last["before"]
+
+
+def test_the_best_weights_are_in_the_module_at_the_end(two: Told, folder: Path) -> None:
+    result = two[0]["best"]["result"]
+    best = saved(folder / "best", "model", result["best_step"])
+    assert (result["steps"], result["stopped"]) == (6, "done") and result["best_step"] < 6
+    assert two[0]["best"]["weights"] == {name: float(best[name].double().sum()) for name in best}
+
+
+def test_a_trained_model_is_saved_by_its_own_library(one: Path, folder: Path) -> None:
+    assert agree(lines(folder / "llama"), lines(one / "llama"))
+    found, expected = (AutoModelForCausalLM.from_pretrained(at / "llama" / "model") for at in (folder, one))
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+    for name, weight in expected.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("control", ["hidden", "means"])
+def test_the_comparison_notices_what_the_engine_cannot_see_and_a_mean_of_means(
+    one: Path, folder: Path, control: str
+) -> None:
+    assert not agree(lines(folder / control), lines(one / control))
+
+
+@pytest.mark.parametrize("name", ["alone-ddp", "alone-0"])
+def test_processes_whose_weights_differ_are_told_which(two: Told, name: str) -> None:
+    for rank in two:
+        kind, _, text = rank[name]["error"]
+        assert kind == "DivergedError" and "1 of 7" in text and ": head.bias;" in text
+
+
+def test_the_first_process_works_for_all_and_fails_for_all(two: Told) -> None:
+    assert [rank["ranks"] for rank in two] == [[0, 0], [0, 1]]
+    assert [rank["failed"] for rank in two] == [["DataError", 1], ["Elsewhere", 1]]
+
+
+def test_a_run_of_other_kinds_between_changes_nothing(one: Path) -> None:
+    assert largest_difference(one / "again", one / "plain") == 0
+
+
+def test_processes_that_cannot_meet_are_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(EnvironmentFault, match=r"2 processes .* RANK, LOCAL_RANK, MASTER_ADDR is not set"):
+        first_process_runs(lambda: 1)
+
+
+def test_without_deepspeed_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(EnvironmentFault, match=r"zero: DeepSpeed cannot be imported .* install deepspeed"):
+        pico_fit(PicoStep(), tmp_path, FitSettings(steps=1, learning_rate=1e-2, zero=1))
+    assert pico_fit(PicoStep(), tmp_path, FitSettings(steps=1, learning_rate=1e-2)).steps == 1
