@@ -7,6 +7,8 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -114,6 +116,25 @@ def test_states_overwritten_and_kept_are_those_of_a_whole_run_with_hooks(
     assert torch.equal(finish(model, last, inputs).logits[kept], expected[kept])
     assert all(torch.equal(found[i][kept], states[i][kept]) for i in range(LAYERS))
     assert torch.equal(last, found[LAYERS - 1])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mobillama", "bert"])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_any_blocks_may_be_overwritten_kept_and_stopped_at(family: str, data: st.DataObject) -> None:
+    model = built(family)
+    inputs = inputs_of(model, "packed")
+    blocks = st.sets(st.integers(0, LAYERS - 1))
+    overwrite = dict.fromkeys(data.draw(blocks), change)
+    keep, k = data.draw(blocks), data.draw(st.integers(0, LAYERS))
+    _, states = hooked(model, inputs, overwrite)
+    prepared = prepare(model, inputs)
+    hidden, first = prepared.run(stop=k, overwrite=overwrite, keep=keep)
+    last, second = prepared.run(hidden, start=k, overwrite=overwrite, keep=keep)
+    assert set(first) == {i for i in keep if i < k} and set(second) == {i for i in keep if i >= k}
+    assert all(torch.equal(state, states[i]) for i, state in (first | second).items())
+    assert torch.equal(last, states[LAYERS - 1])
+    assert torch.equal(hidden, states[k - 1] if k else prepared.embedded)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")

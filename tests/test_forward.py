@@ -6,8 +6,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from stlm_kd.errors import ModelError
 from stlm_kd.models import forward
-from stlm_kd.models.forward import check_forward
-from tests.pico import FAMILIES, pico_model
+from stlm_kd.models.forward import check_forward, head_of, last_hidden
+from tests.pico import ALL_FAMILIES, packed_batch, pico_model
 
 SIZES = {
     "vocab_size": 61,
@@ -30,7 +30,7 @@ def built(family: str, *, attention: str = "sdpa", **changes: object) -> PreTrai
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("context", [2, 32])
 def test_the_families_of_this_tool_are_accepted_and_left_as_they_were(
@@ -39,6 +39,22 @@ def test_the_families_of_this_tool_are_accepted_and_left_as_they_were(
     model = pico_model(family, attention=attention).train()
     check_forward(model, context=context, name="teacher")
     assert model.training
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_a_document_in_a_packed_row_is_read_as_if_it_stood_alone(family: str, attention: str) -> None:
+    """Also by a model that looks both ways, and by one that counts its positions from its padding id."""
+    model = pico_model(family, attention=attention).eval()
+    head = head_of(model)
+    packed = packed_batch([[5, 7, 3], [9]], length=16)
+    hidden_BTD = last_hidden(model, packed)
+    for row, documents in enumerate(packed.document_ids):
+        for number in set(documents.tolist()) - {0}:
+            here = documents == number
+            alone = model(input_ids=packed.input_ids[row, here][None]).logits[0]
+            found = torch.nn.functional.linear(hidden_BTD[row, here], head.weight, head.bias)
+            assert torch.allclose(found, alone, atol=2e-5)
 
 
 def test_a_sliding_window_is_refused_where_it_is_shorter_than_the_context() -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
@@ -21,6 +22,11 @@ from tests.pico import FAMILIES, pico_model
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(["the cat sat on the mat and the dog sat on the log"] * 3, "bpe", 262)
+
+
+@pytest.fixture(scope="module")
+def masked_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["the cat sat on the mat and the dog sat on the log"] * 3, "bpe", 266, masked=True)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -42,10 +48,17 @@ def test_the_47m_student_has_exactly_the_parameters_of_the_study() -> None:
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "stlm-47m"])
 def test_every_preset_builds_and_is_named_after_its_size(
-    preset: str, tokenizer: PreTrainedTokenizerFast
+    preset: str, tokenizer: PreTrainedTokenizerFast, masked_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    model = student_from_fields(PRESETS[preset], tokenizer, task="clm", context=64, seed=0)
-    assert logits(model).shape == (1, 8, len(tokenizer))
+    task = ARCHITECTURES[PRESETS[preset]["model_type"]].task
+    own = masked_tokenizer if task == "mlm" else tokenizer
+    model = student_from_fields(PRESETS[preset], own, task=task, context=64, seed=0)
+    assert logits(model).shape == (1, 8, len(own))
+    said = {"stlm-nano": 0.14e6, "stlm-bert-nano": 0.17e6, "stlm-2m": 1.8e6, "stlm-6m": 6.5e6}[preset]
+    tokens = 700 if preset.endswith("nano") else 8192
+    row = model.config.hidden_size + (task == "mlm")
+    size = count_parameters(model) + (tokens - len(own)) * row
+    assert size == pytest.approx(said, rel=0.04)
 
 
 def test_the_same_seed_gives_the_same_student_and_leaves_the_global_generator_alone(

@@ -51,4 +51,16 @@ PRESETS: Final[dict[str, ConfigFields]] = {
         "max_position_embeddings": 256,
         "tie_word_embeddings": True,
     },
+    # 0.17M parameters with 700 tokens: the same for masked language models.
+    "stlm-bert-nano": {
+        "model_type": "bert",
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "tie_word_embeddings": True,
+    },
 }

@@ -82,6 +82,7 @@ def student_from_fields(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=padding,
         )
+        _check_heads(config)
         with torch.device("meta"):
             check_size(_from_config(config, task))
         with torch.random.fork_rng(devices=[]):
@@ -90,6 +91,14 @@ def student_from_fields(
     except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
+
+
+def _check_heads(config: PretrainedConfig) -> None:
+    """What transformers does not check until the model is run."""
+    names = ("num_attention_heads", "num_key_value_heads")
+    heads, groups = (getattr(config, name, None) for name in names)
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups != 0:
+        raise ValueError(f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({groups})")
 
 
 def _by_own_names(
