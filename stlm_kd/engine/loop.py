@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,8 +13,8 @@ from torch import nn
 from stlm_kd.checkpoint import CheckpointStore, TrainingState, Validation
 from stlm_kd.data.batch import Batch
 from stlm_kd.engine.launched import first_process_runs
-from stlm_kd.engine.plain import PlainEngine
-from stlm_kd.engine.processes import Processes, plain_accelerator
+from stlm_kd.engine.opening import open_engine
+from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import BatchSource, Engine, FitResult, FitSettings, TrainStep
 from stlm_kd.engine.signals import StopFlags, StopSignals, stopped
 from stlm_kd.engine.update import Updater, UpdateReport
@@ -40,9 +39,9 @@ def fit(
 ) -> FitResult:
     """Train what has ``requires_grad`` in ``step``; afterwards the module holds the best or the last weights.
 
-    On a CPU with the same number of threads and processes, an interrupted and resumed run ends bit for bit
-    like an uninterrupted one. Any split of a step's batches into micro-batches and processes gives the same
-    gradient.
+    On a CPU with the same engine and number of threads and processes, an interrupted and resumed run ends
+    bit for bit like an uninterrupted one. Any split of a step's batches into micro-batches and processes
+    gives the same gradient.
 
     Args:
         step: Moved to the device of ``current_device``. Its frozen parameters are neither changed nor saved.
@@ -52,13 +51,15 @@ def fit(
         validation: Gives this process's share of the held-out batches, anew at each call.
         tracker: Hears of each logged step and each validation; a mute one on all but the first process.
         resume: Go on from the newest whole checkpoint, if there is one. False: delete those in ``folder``.
-        fingerprint: Identifies the model, the data and the settings.
+        fingerprint: Identifies the model, the data and the settings. Not ``zero`` and the number of
+            processes: a checkpoint of any engine goes on under any other.
 
     Raises:
         NonFiniteError: a loss or gradient is NaN or infinite; nothing was changed by it.
         DivergedError: when a checkpoint is due, the processes hold different weights.
         EnvironmentFault: the processes cannot meet, or DeepSpeed is asked for and not there.
         CheckpointError: a checkpoint cannot be written, read, or is of another fingerprint.
+        Elsewhere: in the other processes, when the first one met a ``CheckpointError``.
         DataError: the validation data has no labelled token.
         Interrupted: SIGINT came; a checkpoint was saved.
         Preempted: SIGTERM came; a checkpoint was saved.
@@ -67,33 +68,13 @@ def fit(
     assert settings.steps >= 1 and settings.log_every >= 1
     assert validation is not None or (settings.keep == "last" and settings.patience is None)
     was_training = step.training
-    with StopSignals() as signals, _engine(step, settings) as (processes, engine):
+    with StopSignals() as signals, open_engine(step, settings) as (processes, engine):
         store = CheckpointStore(folder / "checkpoints", fingerprint)
         training = _Training(step, batches, settings, validation, tracker, processes, engine, signals, store)
         try:
             return training.run(resume)
         finally:
             step.train(was_training)
-
-
-@contextmanager
-def _engine(step: nn.Module, settings: FitSettings) -> Iterator[tuple[Processes, Engine]]:
-    """The processes and what moves the weights in them; afterwards the module is as it was before."""
-    engine: Engine
-    if settings.zero is None:
-        processes = Processes(plain_accelerator())
-        engine = PlainEngine(step, settings, processes)
-    else:
-        from stlm_kd.engine.deepspeed import DeepSpeedEngine
-        from stlm_kd.engine.deepspeed_setup import deepspeed_accelerator
-
-        processes = Processes(deepspeed_accelerator(step, settings))
-        engine = DeepSpeedEngine(step, settings, processes)
-    try:
-        yield processes, engine
-    finally:
-        step.zero_grad(set_to_none=True)
-        engine.close()
 
 
 class _Training:

@@ -1,0 +1,32 @@
+"""The choice between the engines, and the end of the one chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from stlm_kd.engine.plain import PlainEngine
+from stlm_kd.engine.processes import Processes, plain_accelerator
+from stlm_kd.engine.protocols import Engine, FitSettings
+
+
+@contextmanager
+def open_engine(step: nn.Module, settings: FitSettings) -> Iterator[tuple[Processes, Engine]]:
+    """The processes and what moves the weights in them; afterwards the module is as it was before."""
+    engine: Engine
+    if settings.zero is None:
+        processes = Processes(plain_accelerator())
+        engine = PlainEngine(step, settings, processes)
+    else:
+        from stlm_kd.engine.deepspeed import DeepSpeedEngine
+        from stlm_kd.engine.deepspeed_setup import deepspeed_accelerator
+
+        processes = Processes(deepspeed_accelerator(step, settings))
+        engine = DeepSpeedEngine(step, settings, processes)
+    try:
+        yield processes, engine
+    finally:
+        step.zero_grad(set_to_none=True)
+        engine.close()
