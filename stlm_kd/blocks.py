@@ -63,8 +63,8 @@ class Prepared:
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """The state after block ``stop - 1``, and the states after the blocks of ``keep``, all (B, T, D).
 
-        Blocks count from 0. Each pass must be over in the forward in which the model was prepared: under an
-        engine that shards weights, in its one forward.
+        Blocks count from 0. Under an engine that wraps the model, ``prepare`` and all runs belong in its one
+        forward, where it sees them.
 
         Args:
             hidden: What block ``start`` meets; None: the embedded input.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
@@ -170,6 +171,40 @@ def whole_loss(student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch)
         target = (teacher(**model_inputs(batch, teacher)).logits[counted] / 2).log_softmax(-1)
     said = (student(**model_inputs(batch, student)).logits[counted] / 2).log_softmax(-1)
     return 4 * functional.kl_div(said, target, log_target=True, reduction="batchmean")
+
+
+def published_names(family: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the first checkpoints of the family name their tensors, with what language models leave unused."""
+    if family == "gpt2":
+        without_head = {n: t for n, t in tensors.items() if n != "lm_head.weight"}
+        mask = torch.ones(1, 1, 64, 64).tril()
+        bodies = {name.removeprefix("transformer."): tensor for name, tensor in without_head.items()}
+        return {**bodies, "h.0.attn.bias": mask, "h.1.attn.bias": mask.clone()}
+    own = {n: t for n, t in tensors.items() if ".decoder." not in n}
+    if family == "roberta":
+        return {**own, "roberta.embeddings.position_ids": torch.arange(66)[None]}
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for new_name, old_name in old.items():
+        own = {name.replace(new_name, old_name): tensor for name, tensor in own.items()}
+    unused = {
+        "bert.pooler.dense.weight": torch.ones(16, 16),
+        "cls.seq_relationship.weight": torch.ones(2, 16),
+    }
+    return {**own, **unused}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta"])
+def test_checkpoints_with_the_names_of_the_first_ones_are_loaded_whole(family: str, tmp_path: Path) -> None:
+    model = pico_model(family).eval()
+    model.config.save_pretrained(tmp_path)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = published_names(family, tensors)
+    assert not set(weights) >= set(tensors)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_language_model(str(tmp_path), ARCHITECTURES[family].task)
+    given = {"input_ids": torch.arange(3, 11)[None], "attention_mask": torch.ones(1, 8, dtype=torch.int64)}
+    assert torch.equal(logits(loaded, given), logits(model, given))
+    assert is_tied(loaded)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.engine.weights import load_model_tensors, model_tensors
+from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models.load import count_parameters, load_config, load_language_model, save_model
 from stlm_kd.models.mobillama import MobiLlamaConfig, MobiLlamaForCausalLM
 from tests.pico import pico_model
@@ -73,6 +75,25 @@ def test_parameters_are_counted_once() -> None:
         == model.num_parameters()
         == 61 * 16 + LAYERS * (4 * 16 * 16 + 2 * 16) + 3 * 16 * 32 + 16
     )
+
+
+def test_a_checkpoint_of_training_holds_the_network_once_and_restores_it() -> None:
+    model, other = pico_model("mobillama", layers=LAYERS), pico_model("mobillama", layers=LAYERS, seed=1)
+    tensors = {name: tensor.detach().clone() for name, tensor in model_tensors(model).items()}
+    assert sum(".mlp." in name for name in tensors) == 3
+    load_model_tensors(other, tensors, place=Path("checkpoint"))
+    assert is_shared(other)
+    assert torch.equal(logits(other.eval()), logits(model.eval()))
+
+
+def test_it_writes_what_it_would_write_without_remembering() -> None:
+    model = pico_model("mobillama", layers=LAYERS).eval()
+    ids = start = torch.arange(4)[None]
+    for _ in range(5):
+        with torch.no_grad():
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+    mask, settings = torch.ones_like(start), {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(model.generate(start, attention_mask=mask, pad_token_id=0, **settings), ids)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -207,18 +228,38 @@ def test_a_llama_of_one_layer_stays_a_llama(tmp_path: Path) -> None:
     assert type(load_language_model(str(tmp_path), "clm")) is LlamaForCausalLM
 
 
-def test_a_checkpoint_in_the_hubs_cache_is_recognised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = pico_model("mobillama", layers=LAYERS).eval()
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of somebody/mobillama in an otherwise empty cache of the Hub."""
     repository = tmp_path / "models--somebody--mobillama"
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
-    write_original(snapshot, model)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
-    config = load_config("somebody/mobillama")
-    assert config.model_type == "mobillama"
+    return snapshot
+
+
+def test_a_checkpoint_in_the_hubs_cache_is_recognised(snapshot: Path) -> None:
+    model = pico_model("mobillama", layers=LAYERS).eval()
+    write_original(snapshot, model)
+    assert load_config("somebody/mobillama").model_type == "mobillama"
     assert torch.equal(logits(load_language_model("somebody/mobillama", "clm")), logits(model))
+
+
+def test_a_configuration_whose_weights_are_not_there_says_no_more_than_it_can(snapshot: Path) -> None:
+    write_original(snapshot, pico_model("mobillama", layers=LAYERS))
+    (snapshot / "model.safetensors").unlink()
+    assert load_config("somebody/mobillama").model_type == "llama"
+    with pytest.raises(EnvironmentFault, match="somebody/mobillama"):
+        load_language_model("somebody/mobillama", "clm")
+
+
+def test_damaged_weights_are_refused_when_they_are_loaded(tmp_path: Path) -> None:
+    write_original(tmp_path, pico_model("mobillama", layers=LAYERS))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert load_config(str(tmp_path)).model_type == "llama"
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_language_model(str(tmp_path), "clm")

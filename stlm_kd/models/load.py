@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers.utils import logging
 
 from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.data.files import expanded
+from stlm_kd.disk import written_whole
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models import mobillama
 from stlm_kd.models.recognition import recognised
@@ -165,16 +165,16 @@ def _loaded(
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer as one Hugging Face folder; the folder appears whole or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    with _without_bars(local=True):
-        model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
+    """Write model and tokenizer as one Hugging Face folder; the folder appears whole or not at all.
+
+    Raises:
+        OSError: It cannot be written (a full disk).
+    """
+    with written_whole(folder) as unfinished:
+        unfinished.mkdir(parents=True)
+        with _without_bars(local=True):
+            model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:

@@ -145,7 +145,8 @@ def _counts_from_padding(model_type: str) -> bool:
 def _set_other_bias(model: PreTrainedModel, head: nn.Linear, *, tied: bool) -> None:
     """BERT and RoBERTa hold the head's bias a second time: the same parameter where the model is tied."""
     name = next(name for name, module in model.named_modules() if module is head)
-    other = (model._tied_weights_keys or {}).get(f"{name}.bias")
+    ties = model._tied_weights_keys
+    other = ties.get(f"{name}.bias") if isinstance(ties, dict) else None  # a list in code for transformers 4
     if other is not None:
         owner, _, attribute = other.rpartition(".")
         bias = head.bias if tied else _parameter(head.bias, head.bias)
