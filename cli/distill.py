@@ -55,7 +55,7 @@ def distill(
 
         typer.echo(describe(loaded))
         return
-    if launched_again(processes):
+    if launched_again(processes, jobs=jobs):
         return
     from stlm_kd.run.distill import distill as run
 

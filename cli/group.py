@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -9,6 +10,9 @@ import typer
 from typer.core import TyperGroup
 
 from stlm_kd.errors import Elsewhere, Interrupted, StlmKdError
+
+PATIENCE_S = 10.0
+"""Seconds that the other processes wait for the first one to meet the same error and to say it."""
 
 
 class Commands(TyperGroup):
@@ -21,11 +25,22 @@ class Commands(TyperGroup):
         except Elsewhere as error:
             raise typer.Exit(error.exit_code) from error
         except StlmKdError as error:
-            typer.echo(str(error), err=True)
+            if _is_to_say_it():
+                typer.echo(str(error), err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted", err=True)
+            if os.environ.get("RANK", "0") == "0":
+                typer.echo("interrupted", err=True)
             raise typer.Exit(Interrupted.exit_code) from error
         finally:
             if "stlm_kd.engine.launched" in sys.modules:
                 sys.modules["stlm_kd.engine.launched"].end_processes()
+
+
+def _is_to_say_it() -> bool:
+    """Whether this process says what went wrong: the first one, or one that met it alone."""
+    if os.environ.get("RANK", "0") == "0":
+        return True
+    from stlm_kd.run.launching import first_process_ends
+
+    return not first_process_ends(PATIENCE_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from enum import Enum
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from stlm_kd.errors import UsageError
 
 _RECIPE = typer.Option(
     "--recipe",
@@ -55,15 +58,27 @@ Processes = Annotated[
 
 
 def typed_command() -> str:
-    """The command as it was typed."""
-    return shlex.join(["stlm-kd", *sys.argv[1:]])
+    """The command as it was typed, and in how many processes it runs."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    several = [f"WORLD_SIZE={processes}"] if processes != "1" else []
+    return shlex.join([*several, "stlm-kd", *sys.argv[1:]])
 
 
-def launched_again(processes: int) -> bool:
-    """Whether the command was run in several processes, as it was typed but for ``--processes``."""
+def launched_again(processes: int, *, jobs: int = 1) -> bool:
+    """Whether the command was run in several processes, as it was typed but for ``--processes``.
+
+    Raises:
+        UsageError: Its trainings are to run side by side as well.
+    """
     if processes == 1:
         return False
     from stlm_kd.run.launching import launch
+
+    if jobs > 1:
+        raise UsageError(
+            f"--jobs {jobs} with --processes {processes}: trainings run either side by side or in several "
+            "processes each; leave one of them out"
+        )
 
     code = launch(_without_processes(sys.argv[1:]), processes)
     if code:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from stlm_kd.engine.launched import first_process_runs
-from stlm_kd.errors import Interrupted, Preempted
+from stlm_kd.disk import full_disk_told
+from stlm_kd.engine.launched import first_process_runs, launched_processes, process_rank
+from stlm_kd.errors import Elsewhere, Interrupted, Preempted, StlmKdError
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.folder import RunFolder, create, folder_of, held
+
+_PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe")
+"""How Gloo says that another process ended."""
 
 
 @contextmanager
@@ -30,18 +34,38 @@ def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> It
         EnvironmentFault: It cannot be written.
         Interrupted, Preempted: Ctrl-C or SIGTERM came, between trainings or within one.
     """
-    with held(folder_of(recipe, name=name, output_dir=output_dir)):
+    path = folder_of(recipe, name=name, output_dir=output_dir)
+    with held(path), full_disk_told(path):
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
-        with _ending_recorded(run):
+        with _ending_recorded(run), full_disk_told(path):
             yield run.path
 
 
 @contextmanager
 def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> Iterator[Path]:
-    """The same where several processes run the command together: the first of them keeps the record."""
-    with ExitStack() as held:
+    """The same where several processes run the command together: the first of them keeps the record.
+
+    Between trainings signals are the first one's to act on; it takes the others with it.
+
+    Raises:
+        Elsewhere: Another process ended, and says why.
+    """
+    with _losses_named(), ExitStack() as held:
+        if process_rank() > 0:
+            held.enter_context(_deaf())
         record = recorded(recipe, name=name, output_dir=output_dir, command=command)
         yield first_process_runs(lambda: held.enter_context(record))
+
+
+@contextmanager
+def _losses_named() -> Iterator[None]:
+    """What a process meets that shared its work with one that is no more."""
+    try:
+        yield
+    except RuntimeError as error:
+        if launched_processes() > 1 and any(words in str(error) for words in _PEER_GONE):
+            raise Elsewhere(StlmKdError.exit_code) from error
+        raise
 
 
 @contextmanager
@@ -59,9 +83,23 @@ def _ending_recorded(run: RunFolder) -> Iterator[None]:
             "stopped by Ctrl-C between trainings; the same command goes on from there"
         ) from ending
     except BaseException as error:
-        run.finish("failed", f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # on a full disk the record stays as it is, and the error is told
+            run.finish("failed", f"{type(error).__name__}: {error}")
         raise
     run.finish("done")
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """While it is entered, SIGINT and SIGTERM are ignored but in trainings, which all stop alike."""
+    in_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
