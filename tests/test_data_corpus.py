@@ -78,7 +78,7 @@ def test_a_tokenizer_that_splits_special_tokens_gets_a_store_of_its_own(
     assert [pad in store.tokens.tolist() for store in stores] == [True, False]
 
 
-def test_a_half_written_store_is_never_used(
+def test_a_half_written_store_is_never_used_and_goes_when_it_is_built_again(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = source_of(tmp_path / "a.txt")
@@ -88,8 +88,9 @@ def test_a_half_written_store_is_never_used(
         patch.setattr("stlm_kd.data.tokens._put_in_place", lambda *_: None)
         with pytest.raises(DataError, match="no token store"):
             prepare([source], tokenizer, tmp_path / "stages")
-    assert len(list((tmp_path / "stages").iterdir())) == 1
+    (left,) = (tmp_path / "stages").glob(".tokens-*")
     assert prepare([source], tokenizer, tmp_path / "stages")[0].store.num_documents == 20
+    assert not left.exists()
 
 
 def test_a_damaged_store_is_reported_with_what_to_do(

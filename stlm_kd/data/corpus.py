@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock
 
 from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.data.tokens import FORMAT_VERSION, TokenStore, build_store
+from stlm_kd.disk import remove
+from stlm_kd.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,7 +66,30 @@ def _address(source: Source, tokens_by: str, fraction: float) -> str:
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
     if folder.exists():
         return TokenStore.open(folder)
-    return build_store(share(lambda: documents(source), fraction), tokenizer, folder)
+    with _alone(folder):
+        if folder.exists():
+            return TokenStore.open(folder)
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            remove(left)
+        return build_store(share(lambda: documents(source), fraction), tokenizer, folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While it is entered, no other process builds this store; so what is unfinished, a killed one left."""
+    locks = folder.parent / ".locks"
+    lock = FileLock(locks / folder.name)
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another place"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:

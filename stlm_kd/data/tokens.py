@@ -134,7 +134,9 @@ def build_store(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder
         _write_json(unfinished / "manifest.json", asdict(manifest))
         _put_in_place(unfinished, folder, manifest)
     except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise EnvironmentFault(
+            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another place"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return TokenStore.open(folder)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from stlm_kd.disk import written_whole
 from stlm_kd.tracking import read_metrics
 
 
@@ -35,7 +36,8 @@ def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path) -> None:
     axes.set_ylabel(f"{'held-out' if kind == 'validation' else 'training'} loss (nats/token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(target)
+    with written_whole(target) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def _losses(folder: Path, kind: str) -> tuple[list[int], list[float]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from stlm_kd.disk import clear_unfinished
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
 from stlm_kd.recipe.tree import Malformed, Plain, parse
@@ -116,6 +117,7 @@ def held(path: Path) -> Iterator[None]:
                 "and give the command again"
             ) from error
     try:
+        clear_unfinished(path)
         yield
     finally:
         lock.release()

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from stlm_kd.disk import written_whole
 from stlm_kd.errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -115,9 +116,7 @@ def write_json(path: Path, value: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text so that the file appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from stlm_kd.data.files import expanded
+from stlm_kd.disk import clear_unfinished, full_disk_told, written_whole
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.load import load_config
@@ -35,6 +36,7 @@ STAGE = "stage.json"
 """Says of what kind a folder is, of which key, and which files it was completed with."""
 
 WEIGHTS = ".safetensors"
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Stages:
         """
         folder = self.path(kind, key)
         first: Callable[[Callable[[], bool]], bool] = first_process_runs if together else _here
-        with ExitStack() as held:
+        with full_disk_told(folder), ExitStack() as held:
             if first(lambda: self._begin(folder, held)):
                 build(_partial(folder))
                 first(lambda: self._complete(folder, kind, key))
@@ -88,23 +90,26 @@ class Stages:
     def _begin(self, folder: Path, held: ExitStack) -> bool:
         """Whether the stage has to be built; its lock is held then until ``held`` ends."""
         if folder.is_dir():
+            _drop_checkpoints(folder)
             return False
         locks = self.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         held.enter_context(FileLock(locks / folder.name))
         if folder.is_dir():
             return False
+        clear_unfinished(self.root, _partial(folder).name)
         if not self.resume:
             shutil.rmtree(_partial(folder), ignore_errors=True)
         _partial(folder).mkdir(parents=True, exist_ok=True)
+        clear_unfinished(_partial(folder))
         return True
 
     def _complete(self, folder: Path, kind: str, key: Key) -> bool:
         partial = _partial(folder)
-        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "files": _hashes(partial)}
         write_json(partial / STAGE, content)
         partial.rename(folder)
+        _drop_checkpoints(folder)
         return True
 
     def _verify(self, folder: Path, kind: str, key: Key) -> bool:
@@ -124,6 +129,11 @@ def _partial(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.partial")
 
 
+def _drop_checkpoints(folder: Path) -> None:
+    """Once the stage is whole: until then, half of them deleted would be damaged ones to whoever resumes."""
+    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+
+
 def _here(work: Callable[[], bool]) -> bool:
     return work()
 
@@ -131,7 +141,8 @@ def _here(work: Callable[[], bool]) -> bool:
 def _hashes(folder: Path) -> dict[str, str]:
     """The hash of each file by its place in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / STAGE)
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+    names = {path.relative_to(folder): path for path in files}
+    return {name.as_posix(): file_hash(path) for name, path in names.items() if name.parts[0] != _CHECKPOINTS}
 
 
 def _check_files(folder: Path, kind: str, files: Mapping[str, str]) -> None:
@@ -150,12 +161,9 @@ def copy_folder(source: Path, target: Path) -> None:
 
     What was in ``target`` is gone, and checkpoints stay behind.
     """
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    left = shutil.ignore_patterns("checkpoints")
-    shutil.copytree(source, unfinished, copy_function=_copy, ignore=left)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    left = shutil.ignore_patterns(_CHECKPOINTS)
+    with written_whole(target) as unfinished:
+        shutil.copytree(source, unfinished, copy_function=_copy, ignore=left)
 
 
 def _copy(source: str, target: str) -> None:

@@ -14,6 +14,7 @@ from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare, texts
 from stlm_kd.data.masking import Masking, even_masking, masking_for
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.disk import system_errors
 from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
@@ -140,7 +141,8 @@ def student_tokenizer(recipe: Recipe, workshop: Workshop) -> PreTrainedTokenizer
 
     def build(folder: Path) -> None:
         made = train_tokenizer(texts(sources(text)), wanted.train, wanted.size, masked=recipe.task == "mlm")
-        made.save_pretrained(folder)
+        with system_errors(folder):
+            made.save_pretrained(folder)
 
     place = first_process_runs(lambda: workshop.stages.make("tokenizer", key, build))
     return load_tokenizer(str(place))
