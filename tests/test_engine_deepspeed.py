@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +301,23 @@ def test_without_deepspeed_the_message_says_so(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(EnvironmentFault, match=r"zero: DeepSpeed cannot be imported .* install deepspeed"):
         pico_fit(PicoStep(), tmp_path, FitSettings(steps=1, learning_rate=1e-2, zero=1))
     assert pico_fit(PicoStep(), tmp_path, FitSettings(steps=1, learning_rate=1e-2)).steps == 1
+
+
+def test_what_the_environment_asks_of_deepspeed_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = FitSettings(steps=2, learning_rate=1e-2, eps=1e-3, clip=None)
+    expected, divided, plain = PicoStep(), PicoStep(), PicoStep()
+    pico_fit(expected, tmp_path / "a", plan)
+    for name, value in {
+        "USE_DEEPSPEED": "true",
+        "DEEPSPEED_ZERO_STAGE": "3",
+        "GRADIENT_ACCUMULATION_STEPS": "7",
+        "GRADIENT_CLIPPING": "0.001",
+        "MIXED_PRECISION": "bf16",
+    }.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    pico_fit(plain, tmp_path / "b", plan)
+    pico_fit(divided, tmp_path / "c", replace(plan, zero=2))
+    assert torch.equal(plain.head.weight, expected.head.weight)
+    torch.testing.assert_close(divided.head.weight, expected.head.weight)

@@ -8,7 +8,9 @@ own part. ``_hp_mapping`` of a parameter says which piece of it, if any, lies wh
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from functools import partial
 
 import torch
@@ -53,7 +55,8 @@ class DeepSpeedEngine:
             id(w): index for index, group in enumerate(optimizer.param_groups) for w in group["params"]
         }
         self.group_of = {name: indices[id(weight)] for name, weight in self.weights.items()}
-        with environment("LOCAL_RANK", os.environ.get("LOCAL_RANK", "0")), deprecations_ignored():
+        local_rank = os.environ.get("LOCAL_RANK", "0")  # DeepSpeed wants one even of a process by itself
+        with environment("LOCAL_RANK", local_rank), redirect_stdout(sys.stderr), deprecations_ignored():
             self.engine, _ = processes.accelerator.prepare(MicroBatch(step, settings.precision), optimizer)
         self.optimizer = self.engine.optimizer
         self.is_divided = settings.zero != 0
