@@ -205,3 +205,19 @@ def test_a_model_that_brings_code_is_refused_without_the_flag(tmp_path: Path) ->
     (folder / "evil.py").write_text("raise SystemExit('the code ran')")
     with pytest.raises(ModelError, match="--trust-remote-code"):
         load_language_model(str(folder), "clm")
+
+
+def test_weights_outside_the_folder_are_not_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "other.safetensors")
+    names = pico_model("llama", tied=False).state_dict()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../other.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"names \.\./other\.safetensors"):
+        load_language_model(str(folder), "clm")
+
+
+def test_a_model_with_a_head_gets_no_other(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    with pytest.raises(ModelError, match="it has a head already"):
+        load_language_model(str(folder), "clm", head_seed=0)

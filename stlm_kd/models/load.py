@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.data.files import expanded
@@ -83,10 +84,14 @@ def load_language_model(
     config = recognised(name, load_config(name, trust_remote_code=trust_remote_code), fetch=True)
     task = task or declared_task(config)
     check_task(config, task, place=name)
+    _check_index(Path(name) / SAFE_WEIGHTS_INDEX_NAME)
     model, info = _loaded(name, config, task, trust_remote_code, dtype, head_seed)
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if head_seed is not None:
-        missing = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+        of_body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+        if missing == of_body:
+            raise ModelError(f"{name}: it has a head already; leave the new one out")
+        missing = of_body
     if missing:
         raise ModelError(
             f"{name}: {len(missing)} weights are missing or of another shape than config.json says "
@@ -143,7 +148,7 @@ def _loaded(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what of it was not in its files."""
     try:
-        with _without_bars(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
+        with _quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
             torch.manual_seed(head_seed or 0)
             loaded: Any = model_class(task).from_pretrained(
                 name,
@@ -172,7 +177,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """
     with written_whole(folder) as unfinished:
         unfinished.mkdir(parents=True)
-        with _without_bars(local=True):
+        with _quietly(local=True):
             model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
 
@@ -182,15 +187,34 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
+def _check_index(path: Path) -> None:
+    """Refuse a folder whose index of weights names files elsewhere.
+
+    Raises:
+        ModelError: It does, or is no index.
+    """
+    if not path.is_file():
+        return
+    try:
+        named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        outside = sorted(name for name in named if Path(name).name != name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not an index of weights ({error}); fetch or copy it again") from error
+    if outside:
+        raise ModelError(f"{path}: names {outside[0]}, which is not a file of that folder; it is not read")
+
+
 @contextmanager
-def _without_bars(*, local: bool) -> Iterator[None]:
-    """Reading or writing a folder is quick and needs no progress bar; a download keeps its own."""
-    shown = logging.is_progress_bar_enabled()
+def _quietly(*, local: bool) -> Iterator[None]:
+    """No report of what is missing, which is judged here; no progress bar, unless something is downloaded."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.set_verbosity_error()
     if local:
         logging.disable_progress_bar()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if local and shown:
             logging.enable_progress_bar()
 

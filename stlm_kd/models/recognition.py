@@ -55,7 +55,8 @@ def _weight_files(name: str, *, fetch: bool) -> list[str]:
     index = _file(name, SAFE_WEIGHTS_INDEX_NAME, fetch=fetch)
     names = [SAFE_WEIGHTS_NAME]
     if index is not None:
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        named = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        names = sorted(name for name in named if Path(name).name == name)  # of others, loading reports
     found = [_file(name, file, fetch=fetch) for file in names]
     whole = [file for file in found if file is not None]
     return whole if len(whole) == len(names) else []

@@ -18,11 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
+from huggingface_hub import try_to_load_from_cache
 
 from stlm_kd.data.files import expanded
 from stlm_kd.disk import clear_unfinished, full_disk_told, written_whole
 from stlm_kd.engine.launched import first_process_runs
-from stlm_kd.errors import CheckpointError
+from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.models.load import load_config
 from stlm_kd.run.record import write_json
 
@@ -194,12 +195,20 @@ def _hash_of(path: Path, *state: int) -> str:
     return digest.hexdigest()
 
 
+def _commit(name: str) -> str:
+    """The revision of a Hub model's configuration in the cache, by whose name its folder is called."""
+    config = try_to_load_from_cache(name, "config.json")
+    if not isinstance(config, str):
+        raise EnvironmentFault(f"{name}: config.json is not in the Hub's cache, so its revision is not known")
+    return Path(config).parent.name
+
+
 def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
     """What a model is: a hash of a folder's configuration, weights and tokenizer, or Hub id and commit."""
     folder = expanded(name)
     if not folder.is_dir():
-        commit = getattr(load_config(name, trust_remote_code=trust_remote_code), "_commit_hash", None)
-        return f"{name}@{commit}"
+        load_config(name, trust_remote_code=trust_remote_code)  # so that it is in the cache
+        return f"{name}@{_commit(name)}"
     files = sorted(
         path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".model", ".txt"}
     )
