@@ -43,7 +43,7 @@ def test_a_causal_student_that_looks_both_ways_is_refused_before_anything_is_tra
     change = f"student={{tokenizer: own, architecture: {{model_type: bert, {SIZES}}}}}"
     result = stlm_kd("distill", "-r", "plain.yaml", change, "--output-dir", str(tmp_path))
     assert result.exit_code == 3, result.output
-    assert "student.architecture: bert is a masked language model, but the task is clm" in result.stderr
+    assert "bert is for task mlm, but the task is clm" in result.stderr
     assert not list(tmp_path.rglob("checkpoints"))
 
 
