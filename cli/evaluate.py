@@ -24,12 +24,13 @@ def evaluate(
         typer.Option(
             "--suite",
             metavar="NAME|{suite: NAME, …}",
-            help="perplexity or lm-eval; with options: '{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
+            help="perplexity or lm-eval; pseudo-perplexity or masked-loss for masked models; with options: "
+            "'{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
         ),
     ],
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Held-out text for perplexity; without it, that of the run's recipe."),
+        typer.Option(help="Held-out text for all suites but lm-eval; without it, that of the run's recipe."),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
@@ -41,7 +42,7 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score models: bits per byte, and lm-eval's tasks with standard errors and chance levels."""
+    """Score models, with standard errors: bits per byte, losses at masked tokens, lm-eval's tasks."""
     from stlm_kd.recipe.suites import suites
 
     options: dict[str, Plain] = {}

@@ -162,11 +162,15 @@ def test_a_paired_difference_is_narrower_than_the_two_intervals_where_seeds_move
 
 
 def row(
-    name: str, kind: str, values: list[float], *, suite: str = "perplexity", teaches: bool = False
+    name: str,
+    kind: str,
+    values: list[float],
+    *,
+    suite: str = "perplexity",
+    metric: str = "bits_per_byte",
+    teaches: bool = False,
 ) -> Row:
-    suites = tuple(
-        (SuiteResult(suite, (Score("text", "bits_per_byte", value, None, 1, False),)),) for value in values
-    )
+    suites = tuple((SuiteResult(suite, (Score("text", metric, value, None, 1, False),)),) for value in values)
     seeds = tuple(range(len(values))) if len(values) > 1 else ()
     return Row(name, kind, 1, 1, 1, seeds, suites, teaches=teaches)
 
@@ -193,11 +197,25 @@ def test_a_teacher_that_is_no_better_than_the_control_is_reported(name: str, kin
     assert comparisons(rows) == []
 
 
+@pytest.mark.parametrize(
+    ("suite", "metric"),
+    [("pseudo-perplexity", "pseudo_bits_per_byte"), ("masked-loss", "masked_loss")],
+)
+def test_a_masked_teacher_is_judged_by_what_measures_text_for_it(suite: str, metric: str) -> None:
+    control = row("no-teacher", "control", [1.4, 1.42], suite=suite, metric=metric)
+    weak, strong = (
+        row("teacher t", "teacher", [value], suite=suite, metric=metric, teaches=True) for value in (1.5, 1.3)
+    )
+    (line,) = comparisons([weak, control])
+    assert line.startswith(f"warning: teacher t (1.5000 {metric}) is not better than no-teacher (1.4100)")
+    assert comparisons([strong, control]) == []
+
+
 def test_teachers_that_cannot_be_judged_are_one_remark_where_there_are_controls() -> None:
     teachers = [row(f"teacher {n}", "teacher", [0.5], suite="lm-eval", teaches=True) for n in "ab"]
     control = row("no-teacher", "control", [0.5], suite="lm-eval")
     (line,) = comparisons([*teachers, control])
-    assert line.endswith("is not known: eval has no perplexity")
+    assert line.endswith("is not known: eval has none of perplexity, pseudo-perplexity, masked-loss")
     assert comparisons(teachers) == comparisons([control]) == []
 
 
@@ -214,13 +232,13 @@ STRANGE = "[/news] [bold]x[/] :smile: [link=a]"
 def test_names_from_outside_are_shown_as_they_are() -> None:
     scores = (SuiteResult(STRANGE, (Score(STRANGE, "acc", 0.5, None, 1),), label=STRANGE, notes=(STRANGE,)),)
     table = printed(result_table([Row(STRANGE, "student", 1, 1, 1, (1,), (scores,))], STRANGE))
-    assert table.count(STRANGE) == 4
+    assert table.count(STRANGE) == 5
     assert printed(score_table({STRANGE: scores})).count(STRANGE) == 4
     counts = dict.fromkeys(("old_vocabulary", "new_vocabulary", "held_out_bytes", "trained_parameters"), 1)
     counts |= dict.fromkeys(("tokens_seen", "tokens_of_text", "steps", "seconds"), 1)
     bits = dict.fromkeys([f"bits_per_byte_{when}" for when in ("before", "initialised", "trained")], 1.0)
     report = AdaptationReport(
-        teacher=STRANGE, init=STRANGE, tokens_by_origin={}, stopped="done", **counts, **bits
+        teacher=STRANGE, task="clm", init=STRANGE, tokens_by_origin={}, stopped="done", **counts, **bits
     )
     assert printed(adaptation_table({STRANGE: report}, STRANGE)).count(STRANGE) == 3
 

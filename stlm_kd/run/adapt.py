@@ -16,7 +16,7 @@ from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.adapting import AdaptationReport, read_adaptation
+from stlm_kd.run.adapting import BITS, AdaptationReport, read_adaptation
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.record import write_json, write_text
@@ -105,10 +105,10 @@ def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: 
 
 def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
     """Bits per byte in the three states, and what the training took."""
-    kind = "pseudo-bits" if any(report.task == "mlm" for report in reports.values()) else "bits"
+    kinds = " / ".join(dict.fromkeys(BITS[report.task] for report in reports.values()))
     table = Table(
         title=Text(title, "table.title"),
-        caption=f"{kind} per byte on the same held-out text",
+        caption=f"{kinds} per byte on the same held-out text",
         caption_justify="left",
     )
     table.add_column("teacher")

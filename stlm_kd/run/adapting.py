@@ -44,6 +44,9 @@ from stlm_kd.step import StepModule
 MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
 """Bytes of held-out text that the report measures, at most; a masked model needs a row for each token."""
 
+BITS: dict[str, str] = {"clm": "bits", "mlm": "pseudo-bits"}
+"""What the size of a text under a model of each task is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptationReport:
@@ -154,8 +157,9 @@ def adapt_model(
         made = new_rows(model, own, tokenizer, adapt.init, seed=adapt.seed)
         replace_vocabulary(model, made.embedding, made.head, made.head_bias, tokenizer=tokenizer)
         initialised = _measured(model, tokenizer, texts, recipe)
+        bits = BITS[recipe.task]
         tracker.note(
-            f"{name}: {before.bits_per_byte:.3f} bits per byte with its own vocabulary, "
+            f"{name}: {before.bits_per_byte:.3f} {bits} per byte with its own vocabulary, "
             f"{initialised.bits_per_byte:.3f} with new rows ({adapt.init}); training them"
         )
         freeze_body(model)

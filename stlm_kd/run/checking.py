@@ -13,8 +13,8 @@ from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
 from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
 from stlm_kd.eval.harness import check as check_tasks
-from stlm_kd.eval.running import num_positions
 from stlm_kd.models.load import check_task, load_config
+from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import choose_layers
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.errors import UsageError
-from stlm_kd.models.load import load_language_model
+from stlm_kd.errors import ModelError, UsageError
+from stlm_kd.models.load import declared_task, load_config, load_language_model
 from stlm_kd.run.models import model_of
 
 
@@ -32,9 +34,11 @@ def generate(
         trust_remote_code: Whether the model may bring code of its own.
 
     Raises:
+        ModelError: A masked language model, which does not continue text.
         UsageError: The prompt fills the model's positions.
     """
     name = model_of(model)
+    _check_continues(name, load_config(name, trust_remote_code=trust_remote_code))
     loaded = load_language_model(name, "clm", trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -55,3 +59,11 @@ def generate(
         pad_token_id=tokenizer.eos_token_id,
     )
     return str(tokenizer.decode(output[0, 1:], skip_special_tokens=True))
+
+
+def _check_continues(name: str, config: PretrainedConfig) -> None:
+    if declared_task(config) == "mlm":
+        raise ModelError(
+            f"{name}: {config.model_type} is a masked language model, which fills gaps in text and does not "
+            f"continue it; score it instead: stlm-kd eval {shlex.quote(name)} --suite masked-loss --data FILE"
+        )

@@ -12,6 +12,16 @@ from rich.text import Text
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.run.intervals import CONFIDENCE, Estimate, estimate, paired_difference
 
+MEASURES_TEXT = {
+    "perplexity": "bits_per_byte",
+    "pseudo-perplexity": "pseudo_bits_per_byte",
+    "masked-loss": "masked_loss",
+}
+"""The suites that say how well a model predicts the held-out text, and in which metric."""
+
+PER_TOKEN = {"perplexity", "pseudo_perplexity"}
+"""Metrics that no table shows, since they do not compare across vocabularies and bits per byte do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -54,19 +64,19 @@ class Metric:
     @property
     def label(self) -> str:
         """As the table's head."""
-        name = self.metric if self.suite == "perplexity" else f"{self.task} {self.metric}"
+        name = self.metric if self.suite in MEASURES_TEXT else f"{self.task} {self.metric}"
         name += f" ({self.entry})" if self.entry else ""
         return f"{name} {'↑' if self.higher_is_better else '↓'}"
 
 
 def metrics_of(rows: Iterable[Row]) -> list[Metric]:
-    """The metrics that were asked for, without the parts of groups and the perplexity per token."""
+    """The metrics that were asked for, without the parts of groups and the perplexities per token."""
     found: dict[Metric, None] = {}
     for row in rows:
         for suites in row.scores:
             for suite in suites:
                 for score in suite.scores:
-                    if score.part_of is None and score.metric != "perplexity":
+                    if score.part_of is None and score.metric not in PER_TOKEN:
                         found[_metric(suite, score)] = None
     return list(found)
 
@@ -82,11 +92,17 @@ def values(row: Row, metric: Metric) -> list[float]:
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
-    """All rows; behind a mean over seeds its interval, behind a single model's score its standard error."""
+    """All rows; behind a mean over seeds its interval, behind a single model's score its standard error.
+
+    Notes of the suites stand below the table.
+    """
     metrics = metrics_of(rows)
     seeds = max((len(row.seeds) for row in rows), default=0)
     over_seeds = f"means over {seeds} seeds ± {CONFIDENCE:.0%} interval (Student's t); " if seeds > 1 else ""
-    caption = f"{over_seeds}single models ± standard error over examples; tokens of each row's vocabulary"
+    per_token = ", and losses per token," if any(m.metric == "masked_loss" for m in metrics) else ""
+    single = "single models ± standard error over examples"
+    means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary"
+    caption = Text("\n".join([means, *_notes(rows)]), "table.caption")
     table = Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
     table.add_column("model")
     for heading in ("parameters", "tokens of text", "tokens seen"):
@@ -98,6 +114,11 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
         shown = ["—" if count is None else f"{count:,}" for count in counts]
         table.add_row(Text(row.name), *shown, *(_cell(row, metric) for metric in metrics))
     return table
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    suites = (suite for row in rows for results in row.scores for suite in results)
+    return list(dict.fromkeys(note for suite in suites for note in suite.notes))
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
@@ -165,11 +186,15 @@ def _verdict(difference: Estimate, metric: Metric) -> str:
 
 
 def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
-    """A teacher that is no better than a student without it is worth a warning."""
+    """A teacher that is no better than a student without it is worth a warning.
+
+    Those that teach have the student's vocabulary, so that losses per token compare too.
+    """
     teachers = [row for row in rows if row.teaches]
-    metrics = [metric for metric in metrics_of(rows) if metric.suite == "perplexity"]
+    metrics = _text_metrics(rows)
     if teachers and controls and not metrics:
-        return ["whether the teachers are better than the controls is not known: eval has no perplexity"]
+        suites = ", ".join(MEASURES_TEXT)
+        return [f"whether the teachers are better than the controls is not known: eval has none of {suites}"]
     lines = []
     for row in teachers:
         for control in controls:
@@ -181,6 +206,16 @@ def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
                         f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
                     )
     return lines
+
+
+def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
+    """How well the held-out text is predicted, by the first suite that says so."""
+    metrics = metrics_of(rows)
+    for suite, name in MEASURES_TEXT.items():
+        found = [metric for metric in metrics if (metric.suite, metric.metric) == (suite, name)]
+        if found:
+            return found
+    return []
 
 
 def _score(suites: Sequence[SuiteResult], metric: Metric) -> Score | None:
