@@ -24,6 +24,10 @@ LLAMA = (
     "num_attention_heads: 2, num_key_value_heads: 1}"
 )
 GPT2 = "{model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2}"
+ROBERTA = (
+    "{model_type: roberta, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
+    "num_attention_heads: 2}"
+)
 TEXT = """
 data: {train: train.txt, validation: valid.txt, context: 64}
 """
@@ -80,6 +84,28 @@ objectives: [{{loss: labels}}, {{loss: reverse_kl}}]
 {TRAIN}
 tracking: []
 """,
+    "masked": f"""
+task: mlm
+student: {{tokenizer: own-masked, init_from: {{teacher: b, layers: every-other}}}}
+teachers:
+  - {{name: b, model: bert, adapt: {ADAPT}}}
+  - {{name: d, model: distilbert}}
+{TEXT}
+objectives: [{{loss: labels, weight: 0.5}}, {{loss: forward_kl, weight: 0.5, temperature: 2}}]
+{TRAIN}
+eval: [{{suite: pseudo-perplexity, tokens: 200}}, masked-loss]
+controls: [no-teacher]
+seeds: [1, 2]
+tracking: []
+""",
+    "filling": f"""
+task: mlm
+student: {{tokenizer: own-masked, architecture: {ROBERTA}}}
+{TEXT}
+objectives: [{{loss: labels}}]
+{TRAIN}
+tracking: []
+""",
     "adapts": f"""
 task: clm
 student: {{tokenizer: own}}
@@ -94,7 +120,7 @@ eval: [perplexity]
 
 
 def build(folder: Path) -> None:
-    """Write text, two tokenizers (``own`` and another), teachers of three families, and the recipes."""
+    """Write text, two tokenizers for each task (``own``, ``own-masked``, others), teachers, and recipes."""
     train, valid = (list(sample_documents(split, size=size, seed=0)) for split, size in SIZES.items())
     (folder / "train.txt").write_text("\n".join(train), encoding="utf-8")
     (folder / "valid.txt").write_text("\n".join(valid), encoding="utf-8")
@@ -104,6 +130,11 @@ def build(folder: Path) -> None:
     model_folder(folder / "qwen2", "qwen2", other)
     model_folder(folder / "same", "llama", own, seed=1)
     model_folder(folder / "padded", "gpt2", own, rows=320, seed=2)
+    masked, unlike = (train_tokenizer(train, size=size, masked=True) for size in (300, 320))
+    masked.save_pretrained(folder / "own-masked")
+    model_folder(folder / "bert", "bert", unlike, layers=4)
+    model_folder(folder / "distilbert", "distilbert", masked)
+    model_folder(folder / "roberta", "roberta", masked)
     for name, text in RECIPES.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
 
@@ -112,10 +143,17 @@ SIZES = {"train": 80_000, "validation": 5_000}
 
 
 def model_folder(
-    folder: Path, family: str, tokenizer: PreTrainedTokenizerFast, *, rows: int | None = None, seed: int = 0
+    folder: Path,
+    family: str,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    rows: int | None = None,
+    layers: int = 2,
+    seed: int = 0,
 ) -> None:
     """A random pico model with a tokenizer, saved; ``rows`` of the embedding where there are more."""
-    save_model(pico_model(family, vocabulary=rows or len(tokenizer), seed=seed), tokenizer, folder)
+    model = pico_model(family, vocabulary=rows or len(tokenizer), layers=layers, seed=seed)
+    save_model(model, tokenizer, folder)
 
 
 def stlm_kd(*words: str) -> Result:
