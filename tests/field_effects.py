@@ -36,12 +36,20 @@ train: {epochs: 1}
 """,
     "masked": """
 task: mlm
-student: {tokenizer: masked/tokenizer, model: a/body, new_head: true}
+student: {tokenizer: masked/tokenizer, init_from: {teacher: a, model_type: distilbert}}
 teachers: [{name: a, model: masked/model}]
-data: {train: a.txt, context: 64}
+data: {train: a.txt, validation: b.txt, context: 64}
 objectives: [{loss: labels}, {loss: forward_kl, on: attended}]
 train: {steps: 10}
+engine: {deepspeed: {zero: 1}}
 eval: [{suite: pseudo-perplexity}, {suite: masked-loss}]
+""",
+    "new-head": """
+task: mlm
+student: {tokenizer: masked/tokenizer, model: a/body, new_head: true}
+data: {train: a.txt, context: 64}
+objectives: [{loss: labels}]
+train: {steps: 10}
 """,
     "teacher-by-recipe": """
 task: clm
@@ -77,6 +85,15 @@ ONE_VALUE_SO_FAR = {"TokenizerTraining.train"}
 """Fields with a single possible value, which cannot be changed yet."""
 
 EFFECTS: dict[str, Change] = {
+    "Recipe.task": _change(
+        "task=mlm",
+        "student={tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_size: 16, "
+        "intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}",
+        base="trained",
+    ),
+    "Recipe.engine": _change("engine={}", base="masked"),
+    "Engine.deepspeed": _change("engine.deepspeed=null", base="masked"),
+    "DeepSpeed.zero": _change("engine.deepspeed.zero=2", base="masked"),
     "Recipe.student": _change("student.init_from=null", "student.model=a/student"),
     "Recipe.teachers": _change("teachers[1].name=c", "combine.weights={a: 0.5, c: 0.5}"),
     "Recipe.combine": _change("combine={how: mean}"),
@@ -94,9 +111,11 @@ EFFECTS: dict[str, Change] = {
     ),
     "Student.model": _change("student.preset=null", "student.model=a/student", base="trained"),
     "Student.init_from": _change("student.init_from.layers=first"),
+    "Student.new_head": _change("student.model=masked/model", "student.new_head=false", base="new-head"),
     "TokenizerTraining.size": _change("student.tokenizer.size=700", base="trained"),
     "InitFrom.teacher": _change("student.init_from.teacher=b"),
     "InitFrom.layers": _change("student.init_from.layers=[0, 3]"),
+    "InitFrom.model_type": _change("student.init_from.model_type=bert", base="masked"),
     "Teacher.name": _change(
         "teachers[0].name=c", "combine.weights={c: 0.5, b: 0.5}", "student.init_from.teacher=c"
     ),
@@ -121,6 +140,7 @@ EFFECTS: dict[str, Change] = {
     "Data.validation": _change("data.validation=c.txt"),
     "Data.fraction": _change("data.fraction=0.5"),
     "Data.context": _change("data.context=128"),
+    "Data.masked_share": _change("data.masked_share=0.3", base="masked"),
     "Source.path": _change("data.train[0].path=c.txt"),
     "Source.hub": _change("data.train[1].hub=other/data"),
     "Source.sample": _change("data.train[2].sample=validation"),
@@ -167,6 +187,16 @@ EFFECTS: dict[str, Change] = {
     "Suite[lm-eval].batch_size": _change("eval[1].batch_size=8"),
     "Suite[lm-eval].precision": _change("eval[1].precision=bf16"),
     "Suite[lm-eval].source": _change("eval[1].source=local"),
+    "Suite[pseudo-perplexity].window": _change("eval[0].window=32", base="masked"),
+    "Suite[pseudo-perplexity].tokens": _change("eval[0].tokens=64", base="masked"),
+    "Suite[pseudo-perplexity].seed": _change("eval[0].seed=1", base="masked"),
+    "Suite[pseudo-perplexity].batch_size": _change("eval[0].batch_size=8", base="masked"),
+    "Suite[pseudo-perplexity].precision": _change("eval[0].precision=bf16", base="masked"),
+    "Suite[masked-loss].share": _change("eval[1].share=0.3", base="masked"),
+    "Suite[masked-loss].seed": _change("eval[1].seed=1", base="masked"),
+    "Suite[masked-loss].window": _change("eval[1].window=32", base="masked"),
+    "Suite[masked-loss].batch_size": _change("eval[1].batch_size=8", base="masked"),
+    "Suite[masked-loss].precision": _change("eval[1].precision=bf16", base="masked"),
 }
 
 WITHOUT_TEACHERS: dict[str, Change] = {

@@ -19,6 +19,7 @@ from torch import nn
 from stlm_kd.data import hub
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.eval import SUITES
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import save_model
@@ -30,14 +31,14 @@ from stlm_kd.run.distill import variants
 from stlm_kd.run.plan import describe
 from stlm_kd.run.stages import Key
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain, training_rows
-from stlm_kd.run.workshop import Workshop
+from stlm_kd.run.workshop import Workshop, workshop_for
 from stlm_kd.teachers import RememberingTeacher
 from tests.field_effects import BASES, EFFECTS, WITHOUT_TEACHERS
 from tests.pico import pico_model
 
 Values = dict[str, Any]
 CHANGES = {**EFFECTS, **WITHOUT_TEACHERS}
-SIDE = {"log_every", "checkpoint_every"}
+SIDE = {"log_every", "checkpoint_every", "zero"}
 """Settings that leave the trained weights as they are."""
 
 
@@ -55,6 +56,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("some/model", "other/model", "third/model", "a/student")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_model(pico_model("llama", vocabulary=320, layers=4, seed=seed), own, folder / name)
+    masked = train_tokenizer(texts, size=300, masked=True)
+    masked.save_pretrained(folder / "masked/tokenizer")
+    bert = pico_model("bert", vocabulary=300, layers=4)
+    save_model(bert, masked, folder / "masked/model")
+    save_model(bert.base_model, masked, folder / "a/body")
     for name, text in BASES.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
@@ -77,6 +83,11 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Caught(Exception):
     """Raised at the door of the engine, with what came there."""
+
+
+def working_for(recipe: Recipe, world: Path) -> Workshop:
+    """As the commands make it."""
+    return workshop_for(recipe, world / "runs", resume=True, trust_remote_code=False, run_name="")
 
 
 def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, workshop: Workshop) -> Values:
@@ -128,6 +139,7 @@ def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
                 for name, teacher in step._teachers.items()
             },
             "batches": (batches._effective_batch, batches._micro_batch, batches._seed, parts),
+            "masked_share": None if batches._masking is None else batches._masking.share,
             "held_out": [digest(batch.input_ids.numpy()) for batch in held],
             "settings": asdict(settings),
             "trackers": [type(tracker).__name__ for tracker in named["tracker"].trackers],
@@ -155,7 +167,7 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, V
 
         return suite
 
-    monkeypatch.setattr(scoring, "SUITES", {name: spy(name) for name in ("perplexity", "lm-eval")})
+    monkeypatch.setattr(scoring, "SUITES", {name: spy(name) for name in SUITES})
     scoring.score("some/model", scoring.suite_calls(recipe), [], trust=False)
     return calls
 
@@ -171,11 +183,10 @@ def test_a_change_of_any_field_changes_what_is_done(
     field: str, world: Path, known: dict[str, Values], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     change = CHANGES[field]
-    workshop = Workshop(world / "runs")
     recipes = [load(f"{change.base}.yaml", overrides) for overrides in ((), change.overrides)]
     if change.base not in known:
-        known[change.base] = reached(monkeypatch, recipes[0], workshop)
-    before, after = known[change.base], reached(monkeypatch, recipes[1], workshop)
+        known[change.base] = reached(monkeypatch, recipes[0], working_for(recipes[0], world))
+    before, after = known[change.base], reached(monkeypatch, recipes[1], working_for(recipes[1], world))
     assert without_keys(before) != without_keys(after)
     for kind in ("fits", "adaptations"):
         for name in before[kind].keys() & after[kind].keys():
@@ -208,18 +219,28 @@ def test_a_change_of_any_field_changes_the_plan(field: str, world: Path) -> None
 def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     recipe = load("two-teachers.yaml", EFFECTS["Train.steps"].overrides)
     written = recipe.train.model_dump()
-    given = asdict(training.fit_settings(recipe.train, 101, 7))
+    given = asdict(training.fit_settings(recipe.train, 101, 7, zero=None))
     shared = written.keys() & given.keys() - SIDE
     assert len(shared) == 12
     assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
     assert (given["checkpoint_every"], given["seed"]) == (11, 7)
     adapt = recipe.teachers[0].adapt
     assert adapt is not None
-    written, given = adapt.model_dump(), asdict(adapting.adaptation_settings(adapt, 64))
+    written, given = adapt.model_dump(), asdict(adapting.adaptation_settings(adapt, 64, zero=None))
     shared = written.keys() & given.keys()
     assert len(shared) == 7
     assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
     assert given["steps"] * adapt.effective_batch * 64 >= adapt.tokens
+
+
+@pytest.mark.parametrize("field", ["Recipe.engine", "Engine.deepspeed", "DeepSpeed.zero"])
+def test_the_engine_reaches_the_training_and_leaves_its_key(
+    field: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = [load("masked.yaml", overrides) for overrides in ((), EFFECTS[field].overrides)]
+    fits = [reached(monkeypatch, one, working_for(one, world))["fits"]["student", 1] for one in recipes]
+    assert fits[0]["settings"]["zero"] == 1 != fits[1]["settings"]["zero"]
+    assert fits[0]["key"] == fits[1]["key"]
 
 
 def key_of(variant: Variant, *overrides: str, base: str = "two-teachers") -> Key:
