@@ -42,6 +42,9 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
         yield (place, task), message
     if recipe.task == "clm" and recipe.data.masked_share is not None:
         yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
+    if recipe.task == "mlm" and recipe.data.context < 3:
+        message = f"{recipe.data.context} found; expected at least 3 for mlm: a token between start and end"
+        yield (("data", "context"), task), message
     for i, entry in enumerate(recipe.eval):
         needed = TASK_OF_SUITE.get(entry.suite, recipe.task)
         if needed != recipe.task:

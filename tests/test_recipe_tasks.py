@@ -1,0 +1,133 @@
+"""What the task of a recipe decides: kinds of models, what is masked, and which suites there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.errors import RecipeError
+from stlm_kd.eval import SUITES, TASK_OF_SUITE
+from stlm_kd.models.presets import PRESETS
+from stlm_kd.recipe import Recipe, load, recipe_hash
+from stlm_kd.run.plan import describe
+
+RECIPES = {
+    "clm": """
+task: clm
+student: {tokenizer: t, architecture: {model_type: llama}}
+teachers: [{name: a, model: m}]
+data: {train: a.txt, validation: b.txt}
+objectives: [{loss: labels}, {loss: forward_kl}]
+train: {steps: 10}
+""",
+    "mlm": """
+task: mlm
+student: {tokenizer: t, architecture: {model_type: bert}}
+teachers: [{name: a, model: m}]
+data: {train: a.txt, validation: b.txt}
+objectives: [{loss: labels}, {loss: forward_kl}]
+train: {steps: 10}
+""",
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """The recipes as files."""
+    for name, text in RECIPES.items():
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return {name: str(tmp_path / f"{name}.yaml") for name in RECIPES}
+
+
+def faults(file: str, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load(file, overrides)
+    places = [re.split(r"=| \(", fault.place)[0] for fault in caught.value.faults]  # without the override
+    return [f"{place}: {fault.message}" for place, fault in zip(places, caught.value.faults, strict=True)]
+
+
+def other(task: str) -> str:
+    return {"clm": "mlm", "mlm": "clm"}[task]
+
+
+def test_a_masked_recipe_masks_15_percent_and_says_so_when_written_out(files: dict[str, str]) -> None:
+    recipe, written = load(files["mlm"]), load(files["mlm"], ("data.masked_share=0.15",))
+    assert recipe.data.masked_share == 0.15
+    assert recipe_hash(recipe) == recipe_hash(written)
+    assert "mask 15% of the tokens" in describe(recipe)
+    assert load(files["clm"]).data.masked_share is None
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "-0.1", "some"])
+def test_a_share_that_is_none_is_refused(files: dict[str, str], share: str) -> None:
+    (found,) = faults(files["mlm"], f"data.masked_share={share}")
+    assert found.startswith("data.masked_share: ")
+
+
+def test_a_causal_recipe_masks_nothing(files: dict[str, str]) -> None:
+    assert faults(files["clm"], "data.masked_share=0.15") == [
+        "data.masked_share: only for masked language models (task: mlm)"
+    ]
+
+
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_a_suite_is_for_its_task_alone(files: dict[str, str], suite: str) -> None:
+    task = TASK_OF_SUITE[suite]
+    entry = f"eval=[{{suite: {suite}{', tasks: [blimp]' if suite == 'lm-eval' else ''}}}]"
+    assert load(files[task], (entry,)).eval[0].suite == suite
+    (found,) = faults(files[other(task)], entry)
+    assert found.startswith(f"eval[0]: {suite} is for task {task}; expected for {other(task)}: ")
+    named = found.rpartition(": ")[2].split(", ")
+    assert named == [name for name in SUITES if TASK_OF_SUITE[name] == other(task)]
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_a_family_is_for_its_task_alone(files: dict[str, str], family: str) -> None:
+    task = ARCHITECTURES[family].task
+    change = f"student.architecture={{model_type: {family}}}"
+    recipe: Recipe = load(files[task], (change,))
+    assert recipe.student.architecture == {"model_type": family}
+    assert faults(files[other(task)], change) == [
+        f"student.architecture: {family} is for task {task}, but the task is {other(task)}"
+    ]
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_preset_is_for_its_task_alone(files: dict[str, str], preset: str) -> None:
+    task = ARCHITECTURES[str(PRESETS[preset]["model_type"])].task
+    changes = ("student.architecture=null", f"student.preset={preset}")
+    assert load(files[task], changes).student.preset == preset
+    (found,) = faults(files[other(task)], *changes)
+    assert found.startswith("student.preset: ") and f"is for task {task}" in found
+
+
+@pytest.mark.parametrize("task", ["clm", "mlm"])
+def test_a_teacher_of_the_other_task_could_teach_features_only(files: dict[str, str], task: str) -> None:
+    inner = f"{{task: {task}, student: {{tokenizer: t, model: m}}, data: {{train: a.txt}}, "
+    inner += "objectives: [{loss: labels}], train: {steps: 2}}"
+    teachers = f"teachers=[{{name: a, recipe: {inner}}}]"
+    assert load(files[task], (teachers,)).teachers[0].recipe is not None
+    (found,) = faults(files[other(task)], teachers)
+    assert found.startswith(f"teachers[0].recipe.task: {task} given, but it teaches for task {other(task)}")
+    assert "only its hidden states (features) could be" in found
+
+
+def test_a_new_head_is_for_a_model_that_is_named(files: dict[str, str]) -> None:
+    assert faults(files["mlm"], "student.new_head=true") == [
+        "student.new_head: only for a student.model that has no head"
+    ]
+
+
+def test_rows_of_a_masked_model_hold_a_token_between_their_ends(files: dict[str, str]) -> None:
+    assert load(files["mlm"], ("data.context=3",)).data.context == 3
+    (found,) = faults(files["mlm"], "data.context=2")
+    assert found.startswith("data.context: 2 found; expected at least 3")
+
+
+@pytest.mark.parametrize("zero", ["3", "true", "one", "-1"])
+def test_a_stage_of_zero_that_there_is_not_is_refused(files: dict[str, str], zero: str) -> None:
+    (found,) = faults(files["clm"], f"engine={{deepspeed: {{zero: {zero}}}}}")
+    assert found.startswith("engine.deepspeed.zero: ")
