@@ -198,13 +198,13 @@ def test_wrong_words_on_the_command_line_are_one_message(
     assert_one_message(result.stderr, said)
 
 
-def test_a_launcher_of_several_processes_is_refused(
+def test_a_launcher_that_does_not_say_where_to_meet_is_refused(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = stlm_kd("distill", "-r", "plain.yaml", "--output-dir", str(tmp_path))
     assert result.exit_code == 5
-    assert_one_message(result.stderr, "WORLD_SIZE", "--jobs")
+    assert_one_message(result.stderr, "WORLD_SIZE: 2 processes", "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT")
 
 
 def test_the_run_that_failed_is_listed_with_its_reason(bad: Path, place: Path, tmp_path: Path) -> None:
