@@ -6,16 +6,18 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+import torch
+from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
 from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
 from stlm_kd.eval.harness import check as check_tasks
-from stlm_kd.models.load import check_task, load_config
+from stlm_kd.models.distilbert import distilbert_config
+from stlm_kd.models.load import check_task, load_config, load_language_model
 from stlm_kd.models.positions import num_positions
-from stlm_kd.models.students import choose_layers
+from stlm_kd.models.students import check_family, choose_layers
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.assignment import Assignment
@@ -61,6 +63,7 @@ def check_recipe(
     faults += _student_faults(recipe, tokenizer, workshop)
     if faults:
         raise RecipeError(origin, faults)
+    _try_teachers(recipe, workshop)
     _try_student(recipe, tokenizer, workshop)
     _try_tools(recipe)
     _check_rows(training_rows(recipe, tokenizer, workshop), "data.train")
@@ -99,8 +102,11 @@ def _teacher_faults(
     place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
 ) -> Iterator[Fault]:
     config = _config(teacher, workshop)
+    other_task = list(_task_fault(place, config, recipe))
+    if other_task:
+        yield from other_task
+        return
     own = _tokenizer(teacher, workshop)
-    yield from _task_fault(place, config, recipe)
     yield from _positions_fault(place, config, recipe)
     if teacher.model is not None:
         yield from _rows_fault(place, config, own)
@@ -119,8 +125,11 @@ def _student_faults(
     if name is None:
         return
     config = load_config(name, trust_remote_code=trust)
+    other_task = list(_task_fault("student.model", config, recipe))
+    if other_task:
+        yield from other_task
+        return
     known = load_tokenizer(name, trust_remote_code=trust)
-    yield from _task_fault("student.model", config, recipe)
     yield from _positions_fault("student.model", config, recipe)
     yield from _rows_fault("student.model", config, known)
     if not same_vocabulary(known, tokenizer):
@@ -160,13 +169,23 @@ def _rows_fault(place: str, config: PretrainedConfig, tokenizer: PreTrainedToken
         yield Fault(place, message)
 
 
+def _try_teachers(recipe: Recipe, workshop: Workshop) -> None:
+    """Load each once, so that a damaged one is found before others are adapted for hours."""
+    for teacher in recipe.teachers:
+        if teacher.model is not None:
+            trust = workshop.trust_remote_code
+            load_language_model(teacher.model, recipe.task, trust_remote_code=trust, dtype=torch.bfloat16)
+
+
 def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
     """Build the student once, or look whether its teacher has the layers."""
     init_from = recipe.student.init_from
     if init_from is not None:
         (teacher,) = (teacher for teacher in recipe.teachers if teacher.name == init_from.teacher)
-        layers = _config(teacher, workshop).num_hidden_layers
-        choose_layers(layers, init_from.layers, place="student.init_from.layers")
+        config = _config(teacher, workshop)
+        if init_from.model_type is not None:
+            check_family(config.model_type, init_from.model_type, place="student.init_from.model_type")
+        choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
     elif recipe.student.has_body:
         initial_student(Assignment(recipe, "student", recipe.seeds[0], {}, tokenizer, workshop))
 
@@ -203,5 +222,7 @@ def _config(teacher: Teacher, workshop: Workshop) -> PretrainedConfig:
     (source,) = (entry for entry in recipe.teachers if entry.name == init_from.teacher)
     config = deepcopy(_config(source, workshop))
     chosen = choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
+    if isinstance(config, BertConfig) and init_from.model_type == "distilbert":
+        return distilbert_config(config, len(chosen))
     config.num_hidden_layers = len(chosen)
     return config
