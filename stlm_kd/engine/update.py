@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.engine.plain import autocast
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import Engine, FitSettings, TrainStep
 from stlm_kd.engine.signals import StopFlags
 from stlm_kd.errors import NonFiniteError
 from stlm_kd.optim import learning_rate
-
-__all__ = ["UpdateReport", "Updater", "autocast", "seed_everything"]
 
 
 @dataclass(frozen=True, slots=True)

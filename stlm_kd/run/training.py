@@ -17,7 +17,7 @@ from stlm_kd.data.masking import Masking
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.launched import first_process_runs, launched_processes, process_rank
-from stlm_kd.engine.update import autocast
+from stlm_kd.engine.plain import autocast
 from stlm_kd.models.forward import check_forward, head_of
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
