@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,7 @@ def adapt_teacher(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give a teacher the student's vocabulary, and report its bits per byte before and after.
+    """Give a teacher the student's vocabulary, and report its (pseudo-)bits per byte before and after.
 
     Either -r RECIPE [TEACHER], or TEACHER --tokenizer T --data PATH --validation PATH. The body stays as it
     is; a new embedding and head are initialised from the old ones and trained.
@@ -89,8 +90,10 @@ def adapt_teacher(
         name = Path(recipe).stem
     else:
         model = _only_model(words or ())
-        task = task or _task_of(model, trust_remote_code)
-        loaded = _of_options(model, task, adapt, tokenizer, data, validation, context)
+        of_task = partial(_of_options, model, adapt, tokenizer, data, validation, context)
+        loaded = of_task(task or "clm")  # tells faults of the options, before the model is looked for
+        if task is None:
+            loaded = of_task(_task_of(model, trust_remote_code))
         teacher, name = None, f"adapt-{loaded.teachers[0].name}"
     if launched_again(processes):
         return
@@ -144,12 +147,12 @@ def _task_of(model: str, trust_remote_code: bool) -> str:
 
 def _of_options(
     model: str,
-    task: str,
     adapt: dict[str, Plain],
     tokenizer: str | None,
     data: list[Path] | None,
     validation: list[Path] | None,
     context: int | None,
+    task: str,
 ) -> Recipe:
     """The recipe that the options amount to."""
     from stlm_kd.recipe import from_values

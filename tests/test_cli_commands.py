@@ -120,7 +120,7 @@ def test_adapt_teacher_makes_a_recipe_of_its_options(
     calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
     words = ["adapt-teacher", "org/model", "--tokenizer", "t", "--data", "a.txt", "--data", "c.txt"]
     options = ["--validation", "b.txt", "--tokens", "2M", "--init", "mean", "--context", "64", "--seed", "3"]
-    done = runner.invoke(app, [*words, *options, "--learning-rate", "0.001"])
+    done = runner.invoke(app, [*words, *options, "--learning-rate", "0.001", "--task", "clm"])
     assert done.exit_code == 0, done.stderr
     (given,) = calls.arguments
     recipe = given["first"]
