@@ -19,7 +19,7 @@ from stlm_kd.errors import Interrupted, Preempted, StlmKdError, UsageError
 
 PROGRAM: Sequence[str] = (sys.executable, "-m", "stlm_kd")
 
-GRACE_S = 60.0
+GRACE_S = 30.0
 """Seconds that the other processes have to end by themselves once one has ended."""
 
 _HOST = "127.0.0.1"

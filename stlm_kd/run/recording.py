@@ -68,6 +68,10 @@ def _losses_named() -> Iterator[None]:
         raise
 
 
+class _Terminated(BaseException):
+    """SIGTERM came; like ``KeyboardInterrupt`` it passes by what catches every exception."""
+
+
 @contextmanager
 def _ending_recorded(run: RunFolder) -> Iterator[None]:
     """Mark the run as done, interrupted or failed when the block ends."""
@@ -77,6 +81,10 @@ def _ending_recorded(run: RunFolder) -> Iterator[None]:
     except (Interrupted, Preempted) as ending:
         run.finish("interrupted", str(ending))
         raise
+    except _Terminated as ending:
+        message = "stopped by SIGTERM between trainings; the same command goes on from there"
+        run.finish("interrupted", message)
+        raise Preempted(message) from ending
     except KeyboardInterrupt as ending:
         run.finish("interrupted", "Ctrl-C")
         raise Interrupted(
@@ -113,7 +121,7 @@ def _stoppable() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted("stopped by SIGTERM between trainings; the same command goes on from there")
+        raise _Terminated
 
     previous = signal.signal(signal.SIGTERM, stop)
     try:
