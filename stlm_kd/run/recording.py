@@ -51,10 +51,11 @@ def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) 
         Elsewhere: Another process ended, and says why.
     """
     with _losses_named(), ExitStack() as held:
-        if process_rank() > 0:
-            held.enter_context(_deaf())
         record = recorded(recipe, name=name, output_dir=output_dir, command=command)
-        yield first_process_runs(lambda: held.enter_context(record))
+        path = first_process_runs(lambda: held.enter_context(record))
+        if process_rank() > 0:  # not before the first one is there to listen
+            held.enter_context(_deaf())
+        yield path
 
 
 @contextmanager
