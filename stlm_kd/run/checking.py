@@ -81,10 +81,11 @@ def _process_faults(recipe: Recipe) -> Iterator[Fault]:
         del batches["train.effective_batch"]
     for place, size in batches.items():
         if size % processes:
+            less = size - size % processes
+            fitting = f"{less} or {less + processes}" if less else f"{processes}"
             message = (
                 f"{size} rows cannot be shared evenly by {processes} processes; "
-                f"use {size - size % processes or processes} or {size - size % processes + processes}, "
-                "or another number of processes"
+                f"use {fitting}, or another number of processes"
             )
             yield Fault(place, message)
 
