@@ -42,6 +42,7 @@ def wrong(road: Path) -> Iterator[Path]:
     ):
         altered(road / source, folder / f"{name}-wide", **{width: 32})
         altered(road / source, folder / f"{name}-deep", **{layers: 3})
+        altered(road / source, folder / f"{name}-shallow", **{layers: 1})
         altered(road / source, folder / f"{name}-vocabulary", vocab_size=310)
         weights = (road / source / "model.safetensors").read_bytes()
         damaged(road / source, folder / f"{name}-cut", "model.safetensors", weights[: len(weights) // 2])
@@ -147,12 +148,13 @@ PARTS = [
     ("plain", "student={tokenizer: own, model: wrong/llama-%s}", "wrong/llama-%s"),
 ]
 DAMAGES = [
-    ("wide", 3, ""),
+    ("wide", 3, "of another shape than config.json says"),
     ("deep", 3, "weights are missing"),
-    ("vocabulary", 3, ""),
+    ("shallow", 3, "are of layers beyond the 1 that config.json has"),
+    ("vocabulary", 3, "of another shape than config.json says"),
     ("cut", 3, "the weights cannot be read"),
     ("garbage", 3, "the weights cannot be read"),
-    ("json", 5, "config.json"),
+    ("json", 3, "config.json: not valid JSON"),
 ]
 
 

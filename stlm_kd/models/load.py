@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OfflineModeIsEnabled, HFValidationError, OSError) as error:
+        if Path(name).is_dir() and "valid JSON" in str(error):
+            raise ModelError(f"{name}/config.json: not valid JSON; fetch or copy it again") from error
         raise _absent(name, error) from error
     except ValueError as error:
         raise _refused(name, error) from error
@@ -86,7 +89,7 @@ def load_language_model(
     check_task(config, task, place=name)
     _check_index(Path(name) / SAFE_WEIGHTS_INDEX_NAME)
     model, info = _loaded(name, config, task, trust_remote_code, dtype, head_seed)
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
+    missing = sorted(info["missing_keys"])
     if head_seed is not None:
         of_body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
         if missing == of_body:
@@ -94,13 +97,36 @@ def load_language_model(
         missing = of_body
     if missing:
         raise ModelError(
-            f"{name}: {len(missing)} weights are missing or of another shape than config.json says "
-            f"(first: {missing[0]}); the folder does not hold a whole {config.model_type} language model"
+            f"{name}: {len(missing)} weights are missing (first: {missing[0]}); "
+            f"the folder does not hold a whole {config.model_type} language model"
         )
+    _check_shapes(name, model.config, info)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise ModelError(f"{name}: a {config.model_type} model without a linear vocabulary head")
     model.eval()
     return model
+
+
+def _check_shapes(name: str, config: PretrainedConfig, info: Mapping[str, Any]) -> None:
+    """Refuse weights of other shapes or of more layers than the configuration has."""
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        key, found, expected = mismatched[0]
+        raise ModelError(
+            f"{name}: {len(mismatched)} weights are of another shape than config.json says (first: {key} is "
+            f"{list(found)}, not {list(expected)}); take the config.json and the weights of one model"
+        )
+    row = ARCHITECTURES.get(config.model_type)
+    if row is None:
+        return
+    block = re.compile(rf"(?:^|\.){re.escape(row.blocks)}\.(\d+)\.")
+    told = [(key, block.search(key)) for key in sorted(info["unexpected_keys"])]
+    beyond = [key for key, match in told if match and int(match[1]) >= config.num_hidden_layers]
+    if beyond:
+        raise ModelError(
+            f"{name}: {len(beyond)} weights are of layers beyond the {config.num_hidden_layers} that "
+            f"config.json has (first: {beyond[0]}); take the config.json and the weights of one model"
+        )
 
 
 def declared_task(config: PretrainedConfig) -> Task:
@@ -157,6 +183,7 @@ def _loaded(
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told by output_loading_info, and refused
             )
     except (OfflineModeIsEnabled, OSError) as error:
         raise _absent(name, error) from error
