@@ -19,21 +19,19 @@ class Architecture:
     Attributes:
         task: What its language models predict.
         blocks: The ModuleList of transformer blocks.
-        norm: The norm after the last block; None where each block ends in its own.
         positions: Where absolute positions are counted from: 0, or the padding id + 1.
     """
 
     task: Task
     blocks: str
-    norm: str | None = None
     positions: Literal["from-zero", "after-padding"] = "from-zero"
 
 
-_DECODER = Architecture("clm", blocks="layers", norm="norm")
+_DECODER = Architecture("clm", blocks="layers")
 _ENCODER = Architecture("mlm", blocks="encoder.layer")
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture("clm", blocks="h", norm="ln_f"),
+    "gpt2": Architecture("clm", blocks="h"),
     "llama": _DECODER,
     "mobillama": _DECODER,
     "qwen2": _DECODER,

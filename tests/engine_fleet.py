@@ -20,7 +20,7 @@ from torch import nn
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.engine import FitSettings, fit
-from stlm_kd.engine.processes import (
+from stlm_kd.engine.launched import (
     end_processes,
     first_process_runs,
     launched_processes,

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from stlm_kd.data import hub
+from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.eval import SUITES
@@ -30,9 +31,9 @@ from stlm_kd.run.assignment import Assignment, Variant
 from stlm_kd.run.distill import variants
 from stlm_kd.run.plan import describe
 from stlm_kd.run.stages import Key
-from stlm_kd.run.text import student_tokenizer, tokens_by_domain, training_rows
+from stlm_kd.run.text import held_out_masking, student_tokenizer, tokens_by_domain, training_rows
 from stlm_kd.run.workshop import Workshop, workshop_for
-from stlm_kd.teachers import RememberingTeacher
+from stlm_kd.teachers import LiveTeacher, RememberingTeacher
 from tests.field_effects import BASES, EFFECTS, WITHOUT_TEACHERS
 from tests.pico import pico_model
 
@@ -340,3 +341,27 @@ def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
     assert remembered.dtype == expected.dtype
     assert error > 1e-3
     assert (remembered - expected).abs().max() < error / 10
+
+
+def test_nothing_is_remembered_of_what_masked_models_read_since_it_differs_each_time(world: Path) -> None:
+    recipe, workshop = load("masked.yaml"), Workshop(Path("runs"))
+    tokenizer = student_tokenizer(recipe, workshop)
+    assignment = Assignment(recipe, "student", 1, {"a": "masked/model"}, tokenizer, workshop)
+    rows = training_rows(recipe, tokenizer, workshop)
+    teachers = training._ready(assignment, rows, epochs=5.0)
+    assert [type(one) for one in teachers.values()] == [LiveTeacher]
+
+
+def test_held_out_text_is_masked_evenly_and_to_the_usual_share(world: Path) -> None:
+    recipe, workshop = load("masked.yaml", ("data.masked_share=0.4",)), Workshop(Path("runs"))
+    tokenizer = student_tokenizer(recipe, workshop)
+    rows = training_rows(recipe, tokenizer, workshop)
+    masking = held_out_masking(recipe, tokenizer)
+    labelled = attended = 0
+    for batch in training.held_out_batches(rows, 8, masking):
+        per_row = (batch.labels != IGNORED).sum(1)
+        assert torch.equal(per_row, (batch.attention_mask.sum(1) * 0.15).ceil().long())
+        labelled, attended = labelled + int(per_row.sum()), attended + batch.num_tokens()
+    assert labelled / attended == pytest.approx(0.15, abs=0.01)
+    assert masking is not None
+    assert set(masking.weights.tolist()) == {0.0, 1.0}

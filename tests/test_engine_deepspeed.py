@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from stlm_kd.engine import FitSettings
-from stlm_kd.engine.processes import first_process_runs
+from stlm_kd.engine import FitSettings, deepspeed_setup, launched
+from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.tracking import read_metrics
 from tests.engine_fleet import Run, train
@@ -321,3 +321,14 @@ def test_what_the_environment_asks_of_deepspeed_changes_nothing(
     pico_fit(divided, tmp_path / "c", replace(plan, zero=2))
     assert torch.equal(plain.head.weight, expected.head.weight)
     torch.testing.assert_close(divided.head.weight, expected.head.weight)
+
+
+def test_a_deepspeed_that_trains_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_setup.metadata, "version", lambda name: "0.18.2")
+    with pytest.raises(EnvironmentFault, match=r"deepspeed 0\.18\.2 found, expected 0\.19\.8 or newer"):
+        deepspeed_setup._import_deepspeed(torch.device("cpu"))
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused() -> None:
+    with pytest.raises(EnvironmentFault, match="process 1 of this node has no GPU, of which there are 1"):
+        launched._take_device(1, 1)

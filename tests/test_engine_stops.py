@@ -15,8 +15,9 @@ import torch
 from stlm_kd.data.batch import Batch
 from stlm_kd.engine import FitSettings
 from stlm_kd.engine.signals import StopSignals
+from stlm_kd.engine.validating import validate
 from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError
-from tests.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, pico_fit
+from tests.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, held_out, pico_fit
 from tests.test_checkpoint import files_of_at_most
 
 PLAN = FitSettings(steps=6, learning_rate=1e-2, checkpoint_every=2, log_every=1)
@@ -194,3 +195,23 @@ def test_a_signal_that_comes_too_late_for_the_loop_is_not_lost(number: int) -> N
         assert heard == [number]
     finally:
         signal.signal(number, before)
+
+
+class SignalElsewhere:
+    """The processes of a training, of which another one got SIGTERM."""
+
+    device, float_type = torch.device("cpu"), torch.float64
+
+    def all_names(self, names: Sequence[str]) -> list[str]:
+        return list(names)
+
+    def sum_numbers(self, values: Sequence[float]) -> list[float]:
+        return [values[0], values[1] + 1.0, *values[2:]]
+
+
+def test_a_signal_to_another_process_during_validation_is_told_as_what_it_is() -> None:
+    with StopSignals() as signals:
+        found = validate(
+            PicoStep(), held_out(), precision="fp32", processes=SignalElsewhere(), signals=signals
+        )  # fmt: skip
+    assert found == (0.0, 1.0)

@@ -361,3 +361,13 @@ def test_trackers_group_a_runs_stages_by_the_runs_name(
     place = workshop.Workshop(tmp_path, run_name="tiny-1a2b3c4d")
     place.tracker(tmp_path, backends=("wandb",), stage="no-teacher seed 1")
     assert given["run_name"] == "tiny-1a2b3c4d"
+
+
+def test_code_that_a_model_brings_is_part_of_it_where_it_is_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    told = []
+    for code in ("one", "other"):
+        (tmp_path / "modeling.py").write_text(code)
+        told.append([model_identity(str(tmp_path), trust_remote_code=trust) for trust in (False, True)])
+    assert told[0][0] == told[1][0]
+    assert told[0][1] != told[1][1]

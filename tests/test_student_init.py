@@ -156,3 +156,10 @@ def test_a_student_that_is_too_large_is_refused_before_it_is_built() -> None:
         teacher = pico_model("llama", layers=2, width=4096)
         with pytest.raises(ModelError, match="a student has at most 150,000,000"):
             student_from_layers(teacher, [0, 1], place="here")
+
+
+def test_a_bert_whose_norms_a_distilbert_cannot_have_is_refused() -> None:
+    teacher = pico_model("bert")
+    teacher.config.layer_norm_eps = 1e-5
+    with pytest.raises(ModelError, match="layer_norm_eps is 1e-05"):
+        student_from_layers(teacher, "first", place="student", model_type="distilbert")

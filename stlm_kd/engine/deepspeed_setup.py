@@ -8,11 +8,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib import metadata
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from packaging.version import Version
 from torch import distributed, nn
 
 from stlm_kd.engine.launched import join_processes
@@ -20,6 +22,9 @@ from stlm_kd.engine.processes import current_device
 from stlm_kd.engine.protocols import FitSettings
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.optim import trainable_parameters
+
+OLDEST = Version("0.19.8")
+"""Agrees with plain PyTorch; 0.18.2 accumulates wrongly at ZeRO 2, 0.19.4 lets infinite gradients pass."""
 
 LARGEST_BUCKET = 2**27
 """Elements that are reduced at once; DeepSpeed allocates a whole bucket, however small the model."""
@@ -70,6 +75,12 @@ def _import_deepspeed(device: torch.device) -> None:
             import deepspeed.ops
     except ImportError as error:
         raise EnvironmentFault(f"zero: DeepSpeed cannot be imported ({error}); install deepspeed") from error
+    found = Version(metadata.version("deepspeed"))
+    if found < OLDEST:
+        raise EnvironmentFault(
+            f"zero: deepspeed {found} found, expected {OLDEST} or newer: older ones train wrong weights at "
+            "ZeRO 2 with several micro-batches, or miss infinite gradients; pip install -U deepspeed"
+        )
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Else each new machine compiles an operator for CPUs, for which it needs a C++ compiler and a minute.
     compatible = getattr(deepspeed.ops, "__compatible_ops__", None)

@@ -10,9 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar, cast
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from stlm_kd.errors import Elsewhere, EnvironmentFault, StlmKdError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
@@ -54,9 +58,20 @@ def join_processes() -> None:
             "is not set; launch with torchrun, which sets them all"
         )
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=LONGEST_WAIT)
+        _take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+    # The usual timeouts, so that a training whose other process hangs ends some time.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _take_device(local_rank: int, devices: int) -> None:
+    import torch
+
+    if local_rank >= devices:
+        raise EnvironmentFault(
+            f"LOCAL_RANK: process {local_rank} of this node has no GPU, of which there are {devices}; "
+            f"launch {devices} processes on a node, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPUs"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def first_process_runs(work: Callable[[], T]) -> T:
@@ -72,6 +87,7 @@ def first_process_runs(work: Callable[[], T]) -> T:
     if launched_processes() == 1 or _alone:
         return work()
     join_processes()
+    import torch
     from torch import distributed
 
     error: StlmKdError | None = None
@@ -83,7 +99,7 @@ def first_process_runs(work: Callable[[], T]) -> T:
         except StlmKdError as raised:
             error, told = raised, [raised.exit_code, None]
     try:
-        distributed.broadcast_object_list(told, src=0)
+        distributed.broadcast_object_list(told, src=0, group=_waiting_group(), device=torch.device("cpu"))
     except RuntimeError as lost:  # the first process ended in another way, and so said nothing
         raise error or Elsewhere(StlmKdError.exit_code) from lost
     if error is not None:
@@ -91,6 +107,15 @@ def first_process_runs(work: Callable[[], T]) -> T:
     if isinstance(told[0], int):
         raise Elsewhere(told[0])
     return cast("T", told[1])
+
+
+@cache
+def _waiting_group() -> ProcessGroup | None:
+    """A group of all processes in which one may wait for long, on the CPU; made by the first such wait."""
+    from torch import distributed
+
+    group: ProcessGroup | None = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    return group
 
 
 @contextmanager
@@ -112,3 +137,4 @@ def end_processes() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    _waiting_group.cache_clear()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from torch import nn
 
@@ -41,7 +41,7 @@ def fit(
 
     On a CPU with the same engine and number of threads and processes, an interrupted and resumed run ends
     bit for bit like an uninterrupted one. Any split of a step's batches into micro-batches and processes
-    gives the same gradient.
+    gives the same gradient, but for dropout, which each process draws for itself.
 
     Args:
         step: Moved to the device of ``current_device``. Its frozen parameters are neither changed nor saved.
@@ -186,20 +186,19 @@ class _Training:
 
     def _validate(self) -> bool:
         assert self.validation is not None
-        losses = validate(
+        found = validate(
             self.step,
             self.validation(),
             precision=self.settings.precision,
             processes=self.processes,
             signals=self.signals,
         )
-        if losses is None:
-            self._stop(self.signals.flags)
-        assert losses is not None
-        result = Validation(self.state.step, losses)
+        if isinstance(found, tuple):
+            self._stop(found)
+        result = Validation(self.state.step, found)
         self.state = replace(self.state, history=(*self.state.history, result))
-        if self.state.best_loss is None or losses["labels"] < self.state.best_loss:
-            self.state = replace(self.state, best_step=self.state.step, best_loss=losses["labels"])
+        if self.state.best_loss is None or found["labels"] < self.state.best_loss:
+            self.state = replace(self.state, best_step=self.state.step, best_loss=found["labels"])
         self._report_validation(result)
         return True
 
@@ -233,7 +232,7 @@ class _Training:
         )
         self.saved_step = self.state.step
 
-    def _stop(self, flags: StopFlags) -> None:
+    def _stop(self, flags: StopFlags) -> NoReturn:
         if self.saved_step != self.state.step:
             self._save()
         raise stopped(flags, self.state.step, str(self.store.path(self.state.step)))

@@ -17,24 +17,8 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
-from stlm_kd.engine.launched import (
-    end_processes,
-    first_process_runs,
-    join_processes,
-    launched_processes,
-    process_rank,
-)
+from stlm_kd.engine.launched import join_processes, launched_processes
 from stlm_kd.errors import DivergedError, EnvironmentFault
-
-__all__ = [
-    "Processes",
-    "current_device",
-    "end_processes",
-    "first_process_runs",
-    "join_processes",
-    "launched_processes",
-    "process_rank",
-]
 
 
 def current_device() -> torch.device:

@@ -12,14 +12,14 @@ from stlm_kd.data.batch import Batch
 from stlm_kd.engine.plain import autocast
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import StepOutput, TrainStep
-from stlm_kd.engine.signals import StopSignals
+from stlm_kd.engine.signals import StopFlags, StopSignals
 from stlm_kd.errors import DataError, NonFiniteError
 
 
 def validate(
     step: TrainStep, batches: Iterable[Batch], *, precision: str, processes: Processes, signals: StopSignals
-) -> dict[str, float] | None:
-    """Each term's mean over all valid tokens of all batches and processes; None when a signal cut it short.
+) -> dict[str, float] | StopFlags:
+    """Each term's mean over all valid tokens of all batches and processes; or the signals that cut it short.
 
     Processes may have different numbers of batches, even none: nothing is exchanged before the end.
 
@@ -38,7 +38,7 @@ def validate(
     local = [*signals.flags, *(sums.get(n, 0.0) for n in names), *(float(counts.get(n, 0)) for n in names)]
     interrupts, preemptions, *totals = processes.sum_numbers(local)
     if interrupts or preemptions:
-        return None
+        return interrupts, preemptions
     found, valid = totals[: len(names)], totals[len(names) :]
     losses = {name: total / max(count, 1.0) for name, total, count in zip(names, found, valid, strict=True)}
     _check(losses, dict(zip(names, valid, strict=True)))

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
+from stlm_kd.errors import ModelError
+
 _BLOCK = {
     "attention.q_lin": "attention.self.query",
     "attention.k_lin": "attention.self.key",
@@ -22,6 +24,8 @@ _BLOCK = {
     "ffn.lin2": "output.dense",
     "output_layer_norm": "output.LayerNorm",
 }
+_NORM_EPSILON = 1e-12
+
 _HEAD = {
     "vocab_transform": "cls.predictions.transform.dense",
     "vocab_layer_norm": "cls.predictions.transform.LayerNorm",
@@ -30,7 +34,16 @@ _HEAD = {
 
 
 def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
-    """A DistilBERT of the teacher's sizes with so many layers."""
+    """A DistilBERT of the teacher's sizes with so many layers.
+
+    Raises:
+        ModelError: The teacher's norms have another epsilon than DistilBERT's can have.
+    """
+    if teacher.layer_norm_eps != _NORM_EPSILON:
+        raise ModelError(
+            f"student.init_from.model_type: the teacher's layer_norm_eps is {teacher.layer_norm_eps:g}, "
+            f"but distilbert has {_NORM_EPSILON:g} built in and would compute something else; leave it out"
+        )
     return DistilBertConfig(
         vocab_size=teacher.vocab_size,
         max_position_embeddings=teacher.max_position_embeddings,

@@ -179,6 +179,9 @@ def _random_row(model: PreTrainedModel, lengths: Sequence[int]) -> Batch:
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding), "checked when the model is loaded"
     ids_1T = torch.randint(0, embedding.num_embeddings, (1, sum(lengths)), generator=generator)
+    padding = model.config.get_text_config().pad_token_id
+    if padding is not None:  # from which RoBERTa tells positions, where it is not given them
+        ids_1T[ids_1T == padding] = (padding + 1) % embedding.num_embeddings
     documents = torch.cat([torch.full((n,), number) for number, n in enumerate(lengths, start=1)])
     positions = torch.cat([torch.arange(n) for n in lengths])
     return Batch(

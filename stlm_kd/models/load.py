@@ -51,7 +51,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise EnvironmentFault(f"{name}: a folder without config.json; expected a Hugging Face model folder")
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        trusted = trust_remote_code and not _is_known_here(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
     except (OfflineModeIsEnabled, HFValidationError, OSError) as error:
         if Path(name).is_dir() and "valid JSON" in str(error):
             raise ModelError(f"{name}/config.json: not valid JSON; fetch or copy it again") from error
@@ -60,6 +61,12 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         raise _refused(name, error) from error
     assert isinstance(config, PretrainedConfig)
     return recognised(name, config)
+
+
+def _is_known_here(name: str) -> bool:
+    """Whether a folder or Hub id is of a family whose code is this package's own; a copy in it is not run."""
+    fields, _ = PretrainedConfig.get_config_dict(name)
+    return fields.get("model_type") == mobillama.MobiLlamaConfig.model_type
 
 
 def load_language_model(
@@ -180,7 +187,7 @@ def _loaded(
                 name,
                 config=config,
                 dtype=dtype,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=trust_remote_code and not _is_known_here(name),
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # told by output_loading_info, and refused

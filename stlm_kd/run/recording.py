@@ -64,7 +64,8 @@ def _losses_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if launched_processes() > 1 and any(words in str(error) for words in _PEER_GONE):
+        nccl = type(error).__name__ == "DistBackendError"
+        if launched_processes() > 1 and (nccl or any(words in str(error) for words in _PEER_GONE)):
             raise Elsewhere(StlmKdError.exit_code) from error
         raise
 

@@ -204,13 +204,15 @@ def _commit(name: str) -> str:
 
 
 def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
-    """What a model is: a hash of a folder's configuration, weights and tokenizer, or Hub id and commit."""
+    """What a model is: a hash of a folder's configuration, weights and tokenizer, or Hub id and commit.
+
+    Code that the folder brings counts where it is trusted, and so run.
+    """
     folder = expanded(name)
     if not folder.is_dir():
         load_config(name, trust_remote_code=trust_remote_code)  # so that it is in the cache
         return f"{name}@{_commit(name)}"
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".model", ".txt"}
-    )
+    read = {WEIGHTS, ".json", ".model", ".txt"} | ({".py"} if trust_remote_code else set())
+    files = sorted(path for path in folder.iterdir() if path.suffix in read)
     text = "\n".join(f"{path.name} {file_hash(path)}" for path in files if path.name != STAGE)
     return hashlib.sha256(text.encode()).hexdigest()
