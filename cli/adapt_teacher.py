@@ -75,7 +75,7 @@ def adapt_teacher(
     """
     adapt: dict[str, Plain] = {
         "init": init,
-        "tokens": tokens,
+        "tokens": None if tokens is None else _count(tokens),
         "learning_rate": learning_rate,
         "effective_batch": effective_batch,
         "micro_batch": micro_batch,
@@ -95,7 +95,7 @@ def adapt_teacher(
         if task is None:
             loaded = of_task(_task_of(model, trust_remote_code))
         teacher, name = None, f"adapt-{loaded.teachers[0].name}"
-    if launched_again(processes):
+    if launched_again(processes, loaded, origin=recipe or "the options"):
         return
     from stlm_kd.run.adapt import adapt_teacher as run
 
@@ -131,6 +131,17 @@ def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:
         hint = did_you_mean(names[0], adapted)
         raise UsageError(f"{names[0]}: not a teacher that {recipe} adapts{hint}")
     return loaded, names[0] if names else None
+
+
+def _count(words: str) -> Plain:
+    """The number that is written as 40000, 40k or 2M."""
+    from stlm_kd.recipe.fields import parse_count
+    from stlm_kd.recipe.tree import scalar
+
+    found = parse_count(scalar(words))
+    if type(found) is not int or found < 1:
+        raise UsageError(f"--tokens {words}: expected a whole number above 0, such as 40000, 40k or 2M")
+    return found
 
 
 def _only_model(words: Sequence[str]) -> str:

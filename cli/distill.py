@@ -55,7 +55,7 @@ def distill(
 
         typer.echo(describe(loaded))
         return
-    if launched_again(processes, jobs=jobs):
+    if launched_again(processes, loaded, origin=recipe, jobs=jobs):
         return
     from stlm_kd.run.distill import distill as run
 

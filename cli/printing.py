@@ -31,5 +31,5 @@ def print_table(table: Table) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(console.measure(table).maximum, 40))
+        console = Console(width=max(Console(width=1000).measure(table).maximum, 40))
     console.print(table)

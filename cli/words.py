@@ -7,11 +7,14 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlm_kd.errors import UsageError
+from stlm_kd.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from stlm_kd.recipe import Recipe
 
 _RECIPE = typer.Option(
     "--recipe",
@@ -64,14 +67,16 @@ def typed_command() -> str:
     return shlex.join([*several, "stlm-kd", *sys.argv[1:]])
 
 
-def launched_again(processes: int, *, jobs: int = 1) -> bool:
+def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1) -> bool:
     """Whether the command was run in several processes, as it was typed but for ``--processes``.
 
     Raises:
         UsageError: Its trainings are to run side by side as well.
+        RecipeError: They cannot share the batches of the recipe.
     """
     if processes == 1:
         return False
+    from stlm_kd.recipe.checks import uneven_batches
     from stlm_kd.run.launching import launch
 
     if jobs > 1:
@@ -79,7 +84,8 @@ def launched_again(processes: int, *, jobs: int = 1) -> bool:
             f"--jobs {jobs} with --processes {processes}: trainings run either side by side or in several "
             "processes each; leave one of them out"
         )
-
+    if faults := list(uneven_batches(recipe, processes)):
+        raise RecipeError(origin, faults)
     code = launch(_without_processes(sys.argv[1:]), processes)
     if code:
         raise typer.Exit(code)

@@ -20,7 +20,12 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
         parts: Also the tasks that a group is made of.
     """
     rows = _rows(results, parts)
-    notes = dict.fromkeys(note for suites in results.values() for suite in suites for note in suite.notes)
+    notes = dict.fromkeys(
+        f"{name}: {note}" if len(results) > 1 else note
+        for name, suites in results.items()
+        for suite in suites
+        for note in suite.notes
+    )
     table = Table(caption=Text("\n".join(notes), "table.caption") if notes else None, caption_justify="left")
     table.add_column("task")
     table.add_column("metric")

@@ -154,7 +154,11 @@ def test_adapt_teacher_takes_a_recipe_and_a_teachers_name(
             3,
             "did you mean mean?",
         ),
-        (["m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--tokens", "few"], 3, "tokens"),
+        (
+            ["m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--tokens", "few"],
+            2,
+            "such as 40000",
+        ),
         (["-r", "mine.yaml", "--tokens", "3"], 2, "change the recipe as in"),
         (["-r", "mine.yaml", "b"], 2, "b: not a teacher that mine.yaml adapts"),
         (["-r", "mine.yaml", "a", "b"], 2, "expected the name of one teacher"),
@@ -237,3 +241,14 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
     }[module]
     function = getattr(importlib.import_module(f"stlm_kd.run.{module}"), name)
     inspect.signature(function).bind(object(), **dict.fromkeys(given.split()))
+
+
+@pytest.mark.parametrize(("written", "tokens"), [("40000", 40_000), ("4k", 4_000), ("1e6", 1_000_000)])
+def test_tokens_are_written_as_in_a_recipe(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, written: str, tokens: int
+) -> None:
+    calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
+    words = ["adapt-teacher", "m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--task", "clm"]
+    done = runner.invoke(app, [*words, "--tokens", written])
+    assert done.exit_code == 0, done.stderr
+    assert calls.arguments[0]["first"].teachers[0].adapt.tokens == tokens

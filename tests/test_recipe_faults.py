@@ -87,7 +87,8 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("task=mlm", "expected one of clm"),
+        ("task=nlp", "expected one of clm, mlm"),
+        ("engine={deepspeed: {zero: 3}}", "3 found; expected one of 0, 1, 2"),
         ("student={preset: stlm-nano}", "student.tokenizer"),
         (
             "student={tokenizer: t, preset: stlm-nano, model: m}",

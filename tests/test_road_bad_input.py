@@ -112,6 +112,9 @@ SAID = [
     ("masked", ["student.init_from.layers=[2, 0]"], 3, "student.init_from.layers", "in ascending order"),
     ("masked", ["student.init_from.teacher=x"], 3, "student.init_from.teacher", "x is not a teacher"),
     ("masked", ["student.init_from.model_type=bart"], 3, "student.init_from.model_type",
+     "bart is not a known family (did you mean bert?)"),
+    ("masked", ["student.init_from.model_type=gpt2"], 3, "student.init_from.model_type", "is for task clm"),
+    ("masked", ["student.init_from.model_type=roberta"], 3, "student.init_from.model_type",
      "possible: bert, distilbert"),
     ("masked", ["student.init_from.model_type=roberta"], 3, "student.init_from.model_type",
      "a roberta student cannot be made of the layers of a bert teacher"),
@@ -120,7 +123,7 @@ SAID = [
     ("filling", ["student.new_head=true"], 3, "student.new_head", "only for a student.model"),
     ("filling", ["student={tokenizer: own-masked, model: roberta, new_head: true}"], 3, "roberta",
      "it has a head already"),
-    ("filling", ["student={tokenizer: bert, model: wrong/body}"], 3, "wrong/body", "weights are missing"),
+    ("filling", ["student={tokenizer: bert, model: wrong/body}"], 3, "wrong/body", "student.new_head: true"),
     ("filling", ["student={tokenizer: own-masked, model: roberta}", "data.context=65"], 3, "student.model",
      "64 positions, but data.context is 65"),
 ]  # fmt: skip

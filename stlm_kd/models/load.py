@@ -97,8 +97,13 @@ def load_language_model(
     _check_index(Path(name) / SAFE_WEIGHTS_INDEX_NAME)
     model, info = _loaded(name, config, task, trust_remote_code, dtype, head_seed)
     missing = sorted(info["missing_keys"])
+    of_body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+    if head_seed is None and missing and not of_body:
+        raise ModelError(
+            f"{name}: a {config.model_type} body without a head (missing: {missing[0]}, …); as a "
+            "student.model it gets one by student.new_head: true, and then it can teach and be scored"
+        )
     if head_seed is not None:
-        of_body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
         if missing == of_body:
             raise ModelError(f"{name}: it has a head already; leave the new one out")
         missing = of_body

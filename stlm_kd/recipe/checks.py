@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.errors import did_you_mean
+from stlm_kd.errors import Fault, did_you_mean
 from stlm_kd.recipe.schema import COMBINED, LABELS, Engine, Objective, Recipe, Source, Teacher
 
 Place: TypeAlias = tuple[str | int, ...]
@@ -40,6 +40,8 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
         place = ("student", "preset" if student.preset is not None else "architecture")
         message = f"{fields['model_type']} is for task {row.task}, but the task is {recipe.task}"
         yield (place, task), message
+    if student.init_from is not None and student.init_from.model_type is not None:
+        yield from _made_into(student.init_from.model_type, recipe)
     if recipe.task == "clm" and recipe.data.masked_share is not None:
         yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
     if recipe.task == "mlm" and recipe.data.context < 3:
@@ -51,6 +53,16 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
             others = [name for name in SUITES if TASK_OF_SUITE.get(name, recipe.task) == recipe.task]
             message = f"{entry.suite} is for task {needed}; expected for {recipe.task}: {', '.join(others)}"
             yield (("eval", i), task), message
+
+
+def _made_into(model_type: str, recipe: Recipe) -> Iterator[Contradiction]:
+    """What a teacher's layers are made into."""
+    place: Place = ("student", "init_from", "model_type")
+    row = ARCHITECTURES.get(model_type)
+    if row is None:
+        yield (place,), f"{model_type} is not a known family{did_you_mean(model_type, ARCHITECTURES)}"
+    elif row.task != recipe.task:
+        yield (place, ("task",)), f"{model_type} is for task {row.task}, but the task is {recipe.task}"
 
 
 def _student(recipe: Recipe) -> Iterator[Contradiction]:
@@ -240,6 +252,25 @@ def _split(place: Place, effective: int, micro: int | None) -> Iterator[Contradi
     if micro is not None and effective % micro:
         message = f"{micro} does not divide effective_batch, {effective}"
         yield ((*place, "micro_batch"), (*place, "effective_batch")), message
+
+
+def uneven_batches(recipe: Recipe, processes: int) -> Iterator[Fault]:
+    """Optimizer steps whose rows so many processes cannot share evenly."""
+    batches = {"train.effective_batch": recipe.train.effective_batch}
+    for index, teacher in enumerate(recipe.teachers):
+        if teacher.adapt is not None:
+            batches[f"teachers[{index}].adapt.effective_batch"] = teacher.adapt.effective_batch
+    if recipe.adapts_only:
+        del batches["train.effective_batch"]
+    for place, size in batches.items():
+        if size % processes:
+            less = size - size % processes
+            fitting = f"{less} or {less + processes}" if less else f"{processes}"
+            message = (
+                f"{size} rows cannot be shared evenly by {processes} processes; "
+                f"use {fitting}, or another number of processes"
+            )
+            yield Fault(place, message)
 
 
 def _controls(recipe: Recipe) -> Iterator[Contradiction]:

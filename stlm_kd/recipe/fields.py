@@ -214,7 +214,7 @@ def _expected(kind: str, ctx: Mapping[str, Any], found: object) -> str:
         key, words = _BOUNDS[kind]
         return f"expected {words} {ctx[key]:g}"
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", ctx["expected"])
+        choices = [text or number for text, number in re.findall(r"'([^']*)'|(\d+)", ctx["expected"])]
         near = get_close_matches(str(found), choices, n=1)
         return f"expected one of {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else "")
     return _EXPECTED.get(kind, f"expected another kind of value ({kind})")

@@ -19,6 +19,7 @@ from stlm_kd.models.load import check_task, load_config, load_language_model
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import check_family, choose_layers
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.checks import uneven_batches
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.scoring import suite_calls
@@ -58,7 +59,7 @@ def check_recipe(
             f"teachers[{index}] ({teacher.name})", teacher, recipe, tokenizer, workshop
         )
     ]
-    faults += _process_faults(recipe)
+    faults += uneven_batches(recipe, launched_processes())
     faults += _tokenizer_fault(tokenizer, recipe)
     faults += _student_faults(recipe, tokenizer, workshop)
     if faults:
@@ -68,26 +69,6 @@ def check_recipe(
     _try_tools(recipe)
     _check_rows(training_rows(recipe, tokenizer, workshop), "data.train")
     held_out_rows(recipe, tokenizer, workshop)
-
-
-def _process_faults(recipe: Recipe) -> Iterator[Fault]:
-    """Rows of an optimizer step that cannot be dealt out evenly."""
-    processes = launched_processes()
-    batches = {"train.effective_batch": recipe.train.effective_batch}
-    for index, teacher in enumerate(recipe.teachers):
-        if teacher.adapt is not None:
-            batches[f"teachers[{index}].adapt.effective_batch"] = teacher.adapt.effective_batch
-    if recipe.adapts_only:
-        del batches["train.effective_batch"]
-    for place, size in batches.items():
-        if size % processes:
-            less = size - size % processes
-            fitting = f"{less} or {less + processes}" if less else f"{processes}"
-            message = (
-                f"{size} rows cannot be shared evenly by {processes} processes; "
-                f"use {fitting}, or another number of processes"
-            )
-            yield Fault(place, message)
 
 
 def _check_rows(rows: Sequence[PackedRows], place: str) -> None:
