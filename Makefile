@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/stlm-kd distill -r sample-two-teachers --jobs 2
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

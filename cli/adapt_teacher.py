@@ -55,7 +55,7 @@ def adapt_teacher(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     task: Annotated[
         str | None,
-        typer.Option(metavar="clm|mlm", help="What the teacher predicts; as its family where not given."),
+        typer.Option(metavar="clm|mlm", help="What the teacher predicts; else what its configuration says."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens in a row.")] = None,
     effective_batch: Annotated[int | None, typer.Option(help="Rows in an optimizer step.")] = None,

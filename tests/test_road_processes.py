@@ -468,7 +468,7 @@ def test_batches_of_training_and_adaptation_that_cannot_be_shared_are_said_at_on
 ) -> None:
     changes = ("train.effective_batch=7", "train.micro_batch=1", "teachers[0].adapt.effective_batch=1")
     code, _, lines = begin(*two(*distil("clm", *changes, output_dir=tmp_path))).ended()
-    assert code == 3 and lines[0] == "clm: 2 faults" and len(lines) == 3, lines
+    assert code == 3 and lines[0] == "clm.yaml: 2 faults" and len(lines) == 3, lines
     assert "train.effective_batch: 7 rows" in lines[1] and "use 6 or 8" in lines[1]
     assert "teachers[0].adapt.effective_batch: 1 rows" in lines[2] and "use 2, or" in lines[2]
 

@@ -49,14 +49,14 @@ def join_processes() -> None:
     import torch
     from torch import distributed
 
-    if distributed.is_initialized():
-        return
     missing = [n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
     if missing:
         raise EnvironmentFault(
             f"WORLD_SIZE: {launched_processes()} processes were launched, but {', '.join(missing)} "
             "is not set; launch with torchrun, which sets them all"
         )
+    if distributed.is_initialized():
+        return
     if torch.cuda.is_available():
         _take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
     # The usual timeouts, so that a training whose other process hangs ends some time.
