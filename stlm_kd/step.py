@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from stlm_kd.data.batch import Batch
 from stlm_kd.losses import LABELS
 from stlm_kd.models.forward import head_of, last_hidden
-from stlm_kd.objective import Combination, Term, reduce_terms, term_mask
+from stlm_kd.objective import reduce_terms, term_mask
 from stlm_kd.teachers import Teacher
+from stlm_kd.terms import Combination, Term
 
 
 @dataclass(frozen=True, slots=True)

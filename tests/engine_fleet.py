@@ -28,8 +28,8 @@ from stlm_kd.engine.launched import (
 )
 from stlm_kd.engine.weights import model_tensors
 from stlm_kd.errors import DataError, StlmKdError
-from stlm_kd.objective import Term
 from stlm_kd.step import StepModule
+from stlm_kd.terms import Term
 from stlm_kd.tracking import open_tracker
 from tests.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out
 from tests.engine_worker import SignallingBatches

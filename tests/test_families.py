@@ -29,9 +29,9 @@ from stlm_kd.models.load import load_config, load_language_model, model_class, s
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import student_from_fields, student_from_layers
 from stlm_kd.models.vocabulary import is_tied, replace_vocabulary
-from stlm_kd.objective import Term
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher
+from stlm_kd.terms import Term
 from tests.pico import ALL_FAMILIES, CAUSAL, MASKED, packed_batch, pico_model
 from tests.vocab_pico import real_tokenizer
 

@@ -14,9 +14,10 @@ from torch.nn import functional
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.losses import chunked, forward_kl
 from stlm_kd.models.forward import Head, head_of, last_hidden
-from stlm_kd.objective import COMBINED, Combination, Term, reduce_terms
+from stlm_kd.objective import reduce_terms
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import Dense, LiveTeacher, RememberingTeacher
+from stlm_kd.terms import COMBINED, Combination, Term
 from tests.pico import packed_batch, part, pico_model
 
 BATCH = packed_batch([[5, 7], [12], [3, 3, 4], [2]], length=12)

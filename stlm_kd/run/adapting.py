@@ -24,7 +24,6 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
-from stlm_kd.objective import Term
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.schema import Adapt
 from stlm_kd.run.record import write_json
@@ -40,6 +39,7 @@ from stlm_kd.run.text import (
 from stlm_kd.run.training import held_out_batches, tenth
 from stlm_kd.run.workshop import Workshop, Zero
 from stlm_kd.step import StepModule
+from stlm_kd.terms import Term
 
 MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
 """Bytes of held-out text that the report measures, at most; a masked model needs a row for each token."""

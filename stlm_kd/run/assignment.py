@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from stlm_kd.data.tokenizers import tokenizer_identity
 from stlm_kd.losses import LABELS
 from stlm_kd.models.presets import PRESETS
-from stlm_kd.objective import COMBINED, Term
 from stlm_kd.recipe import Recipe, plain, term_names
 from stlm_kd.run.stages import Json, Key, model_identity
 from stlm_kd.run.text import text_key
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.terms import COMBINED, Term
 
 Variant = Literal["student", "no-teacher", "all-data"]
 """The recipe's own student, or one of its controls, which have no teachers and the same number of steps."""

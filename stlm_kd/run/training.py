@@ -21,7 +21,6 @@ from stlm_kd.engine.plain import autocast
 from stlm_kd.models.forward import check_forward, head_of
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
-from stlm_kd.objective import Combination
 from stlm_kd.recipe import hash_of
 from stlm_kd.recipe.schema import Train
 from stlm_kd.run.assignment import Assignment
@@ -30,6 +29,7 @@ from stlm_kd.run.text import held_out_masking, held_out_rows, training_masking, 
 from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
+from stlm_kd.terms import Combination
 from stlm_kd.vocab.spelling import vocabulary_size
 
 REMEMBERED_BYTES = 2**30
