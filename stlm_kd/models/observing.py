@@ -1,0 +1,147 @@
+"""Read a model's states and attention maps in one run, which goes no deeper than what is asked of it.
+
+Shapes: B rows, T positions, D width, H heads, V outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from stlm_kd.alignment import Site
+from stlm_kd.blocks import Inputs, finish, prepare
+from stlm_kd.models.attention import kept_maps
+from stlm_kd.models.forward import bypassed_head, task_of
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What to read of a model; needs of several readers are joined by ``|``.
+
+    Attributes:
+        head_input: The state that meets a language model's head.
+        logits: What the model's own head says of it.
+        sites: States.
+        maps: Layers whose attention maps to read.
+    """
+
+    head_input: bool = False
+    logits: bool = False
+    sites: frozenset[Site] = frozenset()
+    maps: frozenset[int] = frozenset()
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            head_input=self.head_input or other.head_input,
+            logits=self.logits or other.logits,
+            sites=self.sites | other.sites,
+            maps=self.maps | other.maps,
+        )
+
+    @property
+    def last_block(self) -> int | None:
+        """The deepest block that has to run: -1 for none, None where the body must run to its end."""
+        if self.head_input or self.logits or "last" in self.sites:
+            return None
+        return max([-1, *self.maps, *(site for site in self.sites if isinstance(site, int))])
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was read of a model.
+
+    Attributes:
+        head_input: (B, T, D).
+        logits: The model's own: (B, T, V) of a language model, (B, V) of a classifier; a span's start and
+            end, (B, T, 2), where a model answers questions.
+        states: (B, T, D) each.
+        maps: Log-probabilities, (B, H, T, T) each; see ``kept_maps``.
+    """
+
+    head_input: Tensor | None = None
+    logits: Tensor | None = None
+    states: Mapping[Site, Tensor] = field(default_factory=dict)
+    maps: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+def observe(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
+    """What is asked for, of one run of the model.
+
+    A run that needs neither the head nor the last state ends after the deepest block that it needs. Dropout,
+    gradients and gradient checkpointing are as in the model's own forward. Under an engine that wraps the
+    model this belongs in its one forward.
+
+    Args:
+        model: Of a family that ``architectures.py`` lists, with whatever head; ``head_input`` is a language
+            model's.
+        inputs: What it is called with, by name.
+        needs: What to read; layers that the model has.
+
+    Raises:
+        ModelError: The family has no row, or its attention cannot be read.
+    """
+    if needs.last_block is not None or needs.maps or needs.sites - {"last"}:
+        return _in_parts(model, inputs, needs)
+    given: dict[str, object] = {**inputs, **({} if task_of(model) == "mlm" else {"use_cache": False})}
+    return _end(model, needs, lambda part: part(**given))
+
+
+def _in_parts(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
+    last = needs.last_block
+    prepared = prepare(model, inputs)
+    with kept_maps(model, needs.maps) as maps:
+        hidden, kept = prepared.run(
+            stop=None if last is None else last + 1,
+            keep={site for site in needs.sites if isinstance(site, int)},
+        )
+    states: dict[Site, Tensor] = dict(kept.items())
+    if "embeddings" in needs.sites:
+        states["embeddings"] = prepared.embedded
+    if last is not None:
+        return Observed(states=states, maps=maps)
+    end = _end(model, needs, lambda part: finish(part, hidden, inputs))
+    return Observed(end.head_input, end.logits, {**states, **end.states}, maps)
+
+
+def _end(model: PreTrainedModel, needs: Needs, run: Callable[[PreTrainedModel], ModelOutput]) -> Observed:
+    """What lies behind the last block; ``run`` gives the output of the model or of its body."""
+    if not needs.head_input and not needs.logits:
+        body = model.base_model
+        assert isinstance(body, PreTrainedModel)
+        return Observed(states={"last": run(body)["last_hidden_state"]})
+    noted: dict[str, Tensor] = {}
+
+    def note_last(_body: nn.Module, _args: object, output: ModelOutput) -> None:
+        noted["last"] = output["last_hidden_state"]
+
+    def note_head_input(_head: nn.Module, args: tuple[Tensor]) -> None:
+        noted["head_input"] = args[0]
+
+    hooks = [model.base_model.register_forward_hook(note_last)]
+    if needs.head_input:
+        hooks.append(model.get_output_embeddings().register_forward_pre_hook(note_head_input))
+    try:
+        with nullcontext() if needs.logits else bypassed_head(model):
+            output = run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Observed(
+        head_input=noted.get("head_input"),
+        logits=_logits(output) if needs.logits else None,
+        states={"last": noted["last"]} if "last" in needs.sites else {},
+    )
+
+
+def _logits(output: ModelOutput) -> Tensor:
+    logits = output.get("logits")
+    if logits is None:
+        logits = torch.stack([output["start_logits"], output["end_logits"]], dim=-1)
+    assert isinstance(logits, Tensor)
+    return logits
