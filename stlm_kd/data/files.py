@@ -1,7 +1,8 @@
-"""Text files: what is in them (plain text cut into documents, JSON lines, Parquet), and their hashes."""
+"""Text files: what is in them (documents of plain text, rows of JSON lines, CSV, Parquet), and hashes."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
@@ -9,7 +10,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Literal, cast
@@ -22,7 +23,19 @@ Documents = Literal["article", "line", "blank-line", "file"]
 MAX_CHARACTERS = 1 << 24
 """The longest line and the longest document of a text file that are read into memory: 16 Mi characters."""
 
-_KINDS = {".txt": "text", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+Kinds = Mapping[str, str]
+"""What is in a file, by how its name ends."""
+
+_TABLES: Kinds = {".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+TEXTS: Kinds = {".txt": "text", **_TABLES}
+"""Files that hold texts."""
+
+ROWS: Kinds = {**_TABLES, ".csv": "csv", ".tsv": "tsv"}
+"""Files that hold rows of named columns."""
+
+Row = Mapping[str, object]
+"""One row of a table: what stands in each column."""
+
 _OPENERS: dict[str, Callable[..., IO[str]]] = {
     ".gz": cast("Callable[..., IO[str]]", gzip.open),
     ".xz": cast("Callable[..., IO[str]]", lzma.open),
@@ -30,8 +43,8 @@ _OPENERS: dict[str, Callable[..., IO[str]]] = {
 _TITLE = re.compile(r"^ ?= [^=].* = ?$")
 
 
-def text_files(path: Path) -> list[Path]:
-    """The file itself, or the text files below a folder in the order of their names; hidden ones left out.
+def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
+    """The file itself, or the files of these kinds below a folder by their names; hidden ones left out.
 
     Raises:
         EnvironmentFault: Nothing is there.
@@ -46,28 +59,30 @@ def text_files(path: Path) -> list[Path]:
             f"{path}: no such file or folder (seen from {Path.cwd()}); give one that exists"
         )
     if path.is_file():
-        if kind_of(path) is None:
-            raise DataError(f"{path}: unknown kind of file; known: {_known_kinds()}")
+        if kind_of(path, kinds=kinds) is None:
+            raise DataError(f"{path}: unknown kind of file; known: {_listed(kinds)}")
         return [path]
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     shown = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
-    found = sorted((file for file in shown if kind_of(file)), key=lambda file: file.as_posix())
+    found = sorted((file for file in shown if kind_of(file, kinds=kinds)), key=lambda file: file.as_posix())
     if not found:
-        raise DataError(f"{path}: {len(shown)} files, but none of a known kind; known: {_known_kinds()}")
+        raise DataError(f"{path}: {len(shown)} files, but none of a known kind; known: {_listed(kinds)}")
     return [path / file for file in found]
 
 
-def kind_of(path: Path) -> str | None:
-    """What a file's name says that it holds: ``text``, ``json``, ``parquet``, or None where it is unknown."""
+def kind_of(path: Path, *, kinds: Kinds = TEXTS) -> str | None:
+    """What a file's name says that it holds: ``text``, ``json``, ``parquet``, …; None where it is unknown."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _OPENERS:
-        inner = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
+        inner = kinds.get(suffixes[-2]) if len(suffixes) > 1 else None
         return inner if inner != "parquet" else None
-    return _KINDS.get(suffixes[-1]) if suffixes else None
+    return kinds.get(suffixes[-1]) if suffixes else None
 
 
-def _known_kinds() -> str:
-    return "txt, jsonl and ndjson (each also .gz or .xz), parquet"
+def _listed(kinds: Kinds) -> str:
+    """As in "txt, jsonl and ndjson (each also .gz or .xz), parquet"."""
+    names = [ending.removeprefix(".") for ending in kinds if ending != ".parquet"]
+    return f"{', '.join(names[:-1])} and {names[-1]} (each also .gz or .xz), parquet"
 
 
 def read(path: Path, *, column: str, documents: Documents) -> Iterator[str]:
@@ -169,7 +184,39 @@ def _lines(path: Path) -> Iterator[str]:
         raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def read_rows(
+    path: Path, *, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Row]]:
+    """Each row of one table with the place where it stands, for messages.
+
+    A row of JSON lines or of a .csv or .tsv file may have other columns besides. A .csv or .tsv file begins
+    with the names of its columns; in a .csv file quotes may hold commas and ends of lines, in a .tsv file
+    they mean nothing.
+
+    Args:
+        path: Of a kind in ``ROWS``.
+        columns: Every row must have these.
+        optional: These are read where they are there.
+
+    Raises:
+        DataError: Malformed or truncated content, not UTF-8, or a column that is not there; names the line.
+        EnvironmentFault: The file cannot be opened.
+    """
+    kind = kind_of(path, kinds=ROWS)
+    if kind == "json":
+        yield from _json_rows(path, columns)
+    elif kind == "parquet":
+        yield from _parquet_rows(path, columns, optional)
+    else:
+        yield from _table_rows(path, columns, tabs=kind == "tsv")
+
+
 def _json_column(path: Path, column: str) -> Iterator[str]:
+    for place, row in _json_rows(path, [column]):
+        yield from text_value(row[column], f"{place}, column {column}")
+
+
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -180,37 +227,71 @@ def _json_column(path: Path, column: str) -> Iterator[str]:
             raise DataError(f"{place}: not JSON ({error}); each line must be one JSON object") from error
         if not isinstance(row, dict):
             raise DataError(
-                f"{place}: {type(row).__name__} found, expected a JSON object with a {column} field"
+                f"{place}: {type(row).__name__} found, expected a JSON object with a {columns[0]} field"
             )
-        if column not in row:
-            raise DataError(missing_column(place, column, row))
-        yield from text_value(row[column], f"{place}, column {column}")
+        require_columns(place, columns, row)
+        yield place, row
+
+
+def _table_rows(path: Path, columns: Sequence[str], *, tabs: bool) -> Iterator[tuple[str, Row]]:
+    lines = _lines(path)
+    if tabs:
+        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        rows = csv.reader(lines, strict=True)
+    try:
+        header = next(rows, [])
+        require_columns(f"{path}:1", columns, header)
+        for values in rows:
+            place = f"{path}:{rows.line_num}"
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise DataError(
+                    f"{place}: {len(values)} values found, but line 1 names {len(header)} columns"
+                )
+            yield place, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}:{rows.line_num}: not a row of a table ({error})") from error
 
 
 def _parquet_column(path: Path, column: str) -> Iterator[str]:
+    for place, row in _parquet_rows(path, [column]):
+        yield from text_value(row[column], f"{place}, column {column}")
+
+
+def _parquet_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Row]]:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise DataError(missing_column(str(path), column, file.schema_arrow.names))
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
+            names = file.schema_arrow.names
+            require_columns(str(path), columns, names)
+            wanted = [name for name in names if name in (*columns, *optional)]
+            for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                for row in batch.to_pylist():
                     number += 1
-                    yield from text_value(value, f"{path}: row {number}, column {column}")
+                    yield f"{path}: row {number}", row
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a whole Parquet file ({error}); fetch it again") from error
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read ({error})") from error
 
 
-def missing_column(place: str, column: str, found: Iterable[str]) -> str:
-    """The message for a column that is not there, with those that are."""
-    return (
-        f"{place}: no column {column}; found: {', '.join(sorted(found)) or 'none'}; set column to one of them"
-    )
+def require_columns(place: str, columns: Iterable[str], found: Collection[str]) -> None:
+    """Refuse a table without one of these columns, and say which it has.
+
+    Raises:
+        DataError: One is not there.
+    """
+    for column in columns:
+        if column not in found:
+            listed = ", ".join(sorted(found)) or "none"
+            raise DataError(f"{place}: no column {column}; found: {listed}; set column to one of them")
 
 
 def text_value(value: object, place: str) -> Iterator[str]:

@@ -1,12 +1,12 @@
-"""Text columns of data sets on the Hugging Face Hub, through the ``datasets`` library."""
+"""Texts and rows of data sets on the Hugging Face Hub, through the ``datasets`` library."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from stlm_kd.data.files import missing_column, text_value
+from stlm_kd.data.files import Row, require_columns, text_value
 from stlm_kd.errors import DataError, EnvironmentFault
 
 if TYPE_CHECKING:
@@ -25,14 +25,33 @@ def column(dataset: str, *, name: str | None, split: str, column: str, revision:
         EnvironmentFault: Not on the Hub, or the Hub cannot be reached and the data set is not in the cache.
         DataError: No such configuration, split or column, or a value that is not text.
     """
-    rows = _rows(_builder(dataset, name=name, revision=revision), dataset, split)
-    if column not in rows.column_names:
-        raise DataError(missing_column(f"{dataset}, split {split}", column, rows.column_names))
+    for place, row in rows(dataset, name=name, split=split, columns=[column], revision=revision):
+        yield from text_value(row[column], f"{place}, column {column}")
+
+
+def rows(
+    dataset: str,
+    *,
+    name: str | None,
+    split: str,
+    columns: Sequence[str],
+    revision: str | None,
+    optional: Sequence[str] = (),
+) -> Iterator[tuple[str, Row]]:
+    """Each row of one split with the place where it stands, as ``stlm_kd.data.files.read_rows``.
+
+    Raises:
+        EnvironmentFault: As ``column``.
+        DataError: No such configuration, split or column.
+    """
+    table = _rows(_builder(dataset, name=name, revision=revision), dataset, split)
+    require_columns(f"{dataset}, split {split}", columns, table.column_names)
+    wanted = [known for known in table.column_names if known in (*columns, *optional)]
     number = 0
-    for batch in rows.select_columns([column]).iter(batch_size=1000):
-        for value in batch[column]:
+    for batch in table.select_columns(wanted).iter(batch_size=1000):
+        for values in zip(*(batch[known] for known in wanted), strict=True):
             number += 1
-            yield from text_value(value, f"{dataset}, split {split}: row {number}, column {column}")
+            yield f"{dataset}, split {split}: row {number}", dict(zip(wanted, values, strict=True))
 
 
 def version(dataset: str, *, name: str | None, revision: str | None) -> str:

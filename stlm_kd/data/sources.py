@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -124,15 +124,32 @@ def fingerprint(source: Source) -> str:
         DataError: As ``documents``, where the fault can be seen without reading.
     """
     if source.sample is not None:
-        facts: list[object] = ["sample", source.sample, source.size, _SAMPLE_SEED, _generator_hash()]
+        facts = sample_facts(source.sample, source.size, _SAMPLE_SEED)
     elif source.hub is not None:
         version = hub.version(source.hub, name=source.name, revision=source.revision)
         facts = ["hub", source.hub, source.name, source.split, source.column, version]
     else:
         assert source.path is not None
-        paths = text_files(expanded(source.path))
-        parts = [["".join(path.suffixes[-2:]).lower(), _file_hash(path)] for path in paths]
-        facts = ["files", parts, source.column, source.documents]
+        facts = [*file_facts(text_files(expanded(source.path))), source.column, source.documents]
+    return hash_of(facts)
+
+
+def sample_facts(*arguments: object) -> list[object]:
+    """What the generator makes is known by its arguments and its code."""
+    return ["sample", *arguments, _generator_hash()]
+
+
+def file_facts(paths: Sequence[Path]) -> list[object]:
+    """What files hold is known by their content and by their kind, which says how they are read.
+
+    Raises:
+        EnvironmentFault: One cannot be read.
+    """
+    return ["files", [["".join(path.suffixes[-2:]).lower(), _file_hash(path)] for path in paths]]
+
+
+def hash_of(facts: Sequence[object]) -> str:
+    """A hash (hex) of facts that JSON can hold."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
