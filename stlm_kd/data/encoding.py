@@ -1,0 +1,204 @@
+"""Texts and pairs of texts as one tokenizer reads them, tokenised once and padded by the batch.
+
+Shapes: B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stlm_kd.data.batch import Integers
+from stlm_kd.data.tokenizers import document_ends
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerFast
+
+MULTIPLE = 8
+"""Rows are padded to a multiple of so many positions, which accelerators are quicker with."""
+
+_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """B texts, padded on the right.
+
+    Attributes:
+        input_ids: (B, T) int64. Padding positions hold the padding token, or the end token without one.
+        attention_mask: (B, T) bool, False on padding. A row without a text is read as one token of padding,
+            since attention to nothing is not a number.
+        token_type_ids: (B, T) int64: 1 on the second text of a pair; None where all are 0.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor | None
+
+    def to(self, device: torch.device) -> Encoded:
+        """The same rows on a device."""
+        types = self.token_type_ids
+        return Encoded(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            None if types is None else types.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTexts:
+    """The tokens of all texts, one after the other.
+
+    Attributes:
+        tokens: Token ids.
+        types: Token types; None where all are 0.
+        offsets: Where each text begins, and where the last one ends.
+        context: The most tokens that a text has.
+        padding: What fills rows.
+        truncated: How many texts had more tokens than ``context``.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    types: npt.NDArray[np.int8] | None
+    offsets: Integers
+    context: int
+    padding: int
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def lengths(self) -> Integers:
+        """Tokens of each text, special ones included."""
+        return np.diff(self.offsets)
+
+    def padded(self, lengths: Integers) -> Integers:
+        """Positions of rows that texts of these lengths are the longest of."""
+        return np.minimum(-(-lengths // MULTIPLE) * MULTIPLE, self.context)
+
+    def rows(self, places: Integers) -> Encoded:
+        """These texts in this order; one row of padding where there are none."""
+        if not len(places):
+            return self._no_text()
+        begins = self.offsets[places]
+        lengths_B = self.offsets[places + 1] - begins
+        positions_T = np.arange(int(self.padded(lengths_B.max())))
+        filled_BT = positions_T < lengths_B[:, None]
+        sources_BT = begins[:, None] + positions_T
+        ids_BT = np.where(filled_BT, self.tokens.take(sources_BT, mode="clip"), self.padding)
+        types_BT = None
+        if self.types is not None:
+            types_BT = np.where(filled_BT, self.types.take(sources_BT, mode="clip"), 0)
+        return Encoded(
+            torch.from_numpy(ids_BT.astype(np.int64)),
+            torch.from_numpy(filled_BT),
+            None if types_BT is None else torch.from_numpy(types_BT.astype(np.int64)),
+        )
+
+    def _no_text(self) -> Encoded:
+        ids = torch.full((1, min(MULTIPLE, self.context)), self.padding)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        mask[:, 0] = True
+        return Encoded(ids, mask, None if self.types is None else torch.zeros_like(ids))
+
+
+def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that fills rows: the padding token, or without one what ends a document.
+
+    Raises:
+        ModelError: The tokenizer has neither.
+    """
+    padding = tokenizer.pad_token_id
+    return document_ends(tokenizer)[1] if padding is None else int(padding)
+
+
+def encode_texts(
+    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, *, context: int
+) -> EncodedTexts:
+    """The texts with the tokenizer's special tokens, cut to ``context`` tokens.
+
+    Of a pair, the longer text is cut first. A tokenizer that puts nothing between the texts of a pair gets
+    what ends a document there. An empty text without special tokens is that token alone.
+
+    Raises:
+        ModelError: The tokenizer has neither a padding token nor one that ends a document.
+    """
+    assert texts and context >= 4
+    separated = len(texts[0]) == 1 or _separates(tokenizer)
+    ids: list[npt.NDArray[np.int32]] = []
+    types: list[npt.NDArray[np.int8]] = []
+    truncated = 0
+    encodings = _encodings(texts, tokenizer, context) if separated else _joined(texts, tokenizer, context)
+    for own_ids, own_types, is_cut in encodings:
+        ids.append(np.array(own_ids or [document_ends(tokenizer)[1]], np.int32))
+        types.append(np.array(own_types or [0], np.int8))
+        truncated += is_cut
+    types_together = np.concatenate(types)
+    return EncodedTexts(
+        tokens=np.concatenate(ids),
+        types=types_together if types_together.any() else None,
+        offsets=np.cumsum([0, *map(len, ids)]),
+        context=context,
+        padding=padding_id(tokenizer),
+        truncated=truncated,
+    )
+
+
+Reading = tuple[list[int], list[int], bool]
+"""Token ids, token types, and whether the text was cut."""
+
+
+def _separates(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer shows where the second text of a pair begins."""
+    alone, pair = (int(tokenizer.num_special_tokens_to_add(pair=pair)) for pair in (False, True))
+    return pair > alone
+
+
+def _encodings(
+    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int
+) -> Iterator[Reading]:
+    for encoding in _batches(texts, tokenizer, context):
+        yield encoding.ids, encoding.type_ids, bool(encoding.overflowing)
+
+
+def _batches(
+    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int | None
+) -> Iterator[Encoding]:
+    """As the tokenizer itself reads them; without special tokens and uncut where there is no context."""
+    for begin in range(0, len(texts), _AT_ONCE):
+        columns = [list(column) for column in zip(*texts[begin : begin + _AT_ONCE], strict=True)]
+        found = tokenizer(
+            *columns,
+            add_special_tokens=context is not None,
+            truncation="longest_first" if context is not None else False,
+            max_length=context,
+            padding=False,
+            verbose=False,
+        )
+        assert found.encodings is not None
+        yield from found.encodings
+
+
+def _joined(
+    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int
+) -> Iterator[Reading]:
+    """Pairs with the token that ends a document in between, and the special tokens of a text around."""
+    end = document_ends(tokenizer)[1]
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    own = [place for place, special in enumerate(probe["special_tokens_mask"]) if not special]
+    before, after = probe["input_ids"][: own[0]], probe["input_ids"][own[-1] + 1 :]
+    free = context - len(before) - len(after) - 1
+    first, second = ([(text[side],) for text in texts] for side in (0, 1))
+    pairs = zip(_batches(first, tokenizer, None), _batches(second, tokenizer, None), strict=True)
+    for a, b in pairs:
+        keep_a = min(len(a.ids), max(free - len(b.ids), free - free // 2))
+        keep_b = min(len(b.ids), free - keep_a)
+        ids = [*before, *a.ids[:keep_a], end, *b.ids[:keep_b], *after]
+        yield ids, [0] * len(ids), keep_a + keep_b < len(a.ids) + len(b.ids)
