@@ -11,6 +11,9 @@ from typing import Literal
 Task = Literal["clm", "mlm"]
 """What a language model predicts: the next token, or tokens that were masked."""
 
+Goal = Literal["clm", "mlm", "classification", "regression"]
+"""What a model is trained for: the task of a language model, or the class of a text, or a number for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:

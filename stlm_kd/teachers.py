@@ -1,101 +1,132 @@
-"""Teachers: frozen models that answer a batch with hidden states and the head to project them with.
+"""Teachers: frozen models that answer a batch with a distribution, hidden states and attention maps.
 
-Shapes: B rows, T positions, N tokens, D the teacher's width, V outcomes.
+Shapes: B rows, T positions, D the teacher's width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from stlm_kd.data.batch import Batch
-from stlm_kd.losses.precision import at_least_float32, compute_dtype
-from stlm_kd.models.forward import Head, head_of, last_hidden
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distributions import Dense, Distribution, Logits
+from stlm_kd.models.forward import head_of, inputs_of
+from stlm_kd.models.observing import Needs, Observed, observe
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
-    """A distribution over the vocabulary at each token, not yet projected.
+class TeacherOutput:
+    """What a teacher says of a batch.
 
     Attributes:
-        hidden: (B, T, D), or (N, D) once the tokens that count are chosen.
-        head: What projects it.
-        vocabulary: The tokenizer's size; rows of the head beyond it are padding and mean nothing.
+        distribution: Over the outcomes at each token; None where it was not needed.
+        observed: States and maps, and what its distribution was made from.
     """
 
-    hidden: Tensor
-    head: Head
-    vocabulary: int
-
-    def rows(self, mask_BT: Tensor) -> Dense:
-        """The tokens under the mask, as (N, D), in the type that the calling code computes in."""
-        compute = compute_dtype(self.head.weight)
-        return Dense(self.hidden[mask_BT].to(compute), self.head.to(compute), self.vocabulary)
-
-    def logits(self, chunk: slice, outcomes: int) -> Tensor:
-        """Logits (n, outcomes) of a chunk of tokens; -inf for outcomes beyond the tokenizer's vocabulary."""
-        real = min(self.vocabulary, outcomes)
-        bias = None if self.head.bias is None else self.head.bias[:real]
-        logits_nV = at_least_float32(functional.linear(self.hidden[chunk], self.head.weight[:real], bias))
-        if real == outcomes:  # padding by nothing would copy
-            return logits_nV
-        return functional.pad(logits_nV, (0, outcomes - real), value=float("-inf"))
+    distribution: Distribution | None
+    observed: Observed
 
 
 class Teacher(Protocol):
     """Answers a batch. It hangs outside the engine: nothing of it is trained, wrapped or saved."""
 
-    def __call__(self, batch: Batch) -> Dense:
-        """Hidden states (B, T, D) of the batch with the head."""
+    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+        """What is needed of the batch, (B, T, …) each; the head's input stands for a distribution."""
         ...
 
 
 class LiveTeacher:
-    """Runs the model on every batch."""
+    """Runs the model on every batch, no deeper than what is needed.
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int) -> None:
+    Args:
+        model: A language model, or a classifier.
+        vocabulary: The size of a language model's tokenizer, beyond which its head is padding.
+        name: By which examples hold what its own tokenizer reads.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None, *, name: str = "") -> None:
         self.model = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
+        self.name = name
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Dense:
-        """Hidden states (B, T, D) of the batch with the head."""
+    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+        """See ``Teacher``."""
         if self.model.device != batch.input_ids.device:
             self.model.to(batch.input_ids.device)
-        return Dense(last_hidden(self.model, batch), head_of(self.model), self.vocabulary)
+        return self.output(observe(self.model, inputs_of(batch, self.model, reader=self.name), needs))
+
+    def output(self, observed: Observed) -> TeacherOutput:
+        """What was observed of the model, with its head."""
+        if observed.head_input is not None:
+            assert self.vocabulary is not None
+            dense = Dense(observed.head_input, head_of(self.model), self.vocabulary)
+            return TeacherOutput(dense, observed)
+        return TeacherOutput(None if observed.logits is None else Logits(observed.logits), observed)
 
 
 class RememberingTeacher:
-    """Knows the hidden states of one data set by heart: each row was run once, before the training.
+    """Knows its answers for one data set by heart: each row was run once, before the training.
 
-    For data that is read many times and fits in memory: rows × T × D numbers. All rows are run at the start
-    and in their own order, so that an answer does not depend on when it is asked, nor on a resume.
+    For data that is read many times and fits in memory. All rows are run at the start and in their own order,
+    so that an answer does not depend on when it is asked, nor on a resume.
 
     Args:
         teacher: Asked here, in the precision that surrounds this call.
         batches: At least one; each row of the data in exactly one of them.
         rows: How many rows there are; ``example_ids`` are below it.
+        needs: All that will ever be asked for.
     """
 
-    def __init__(self, teacher: LiveTeacher, batches: Iterable[Batch], *, rows: int) -> None:
+    def __init__(self, teacher: LiveTeacher, batches: Iterable[AnyBatch], *, rows: int, needs: Needs) -> None:
         self._teacher = teacher
-        states: Tensor | None = None
+        kept: Observed | None = None
         for batch in batches:
-            hidden_BTD = teacher(batch).hidden
-            if states is None:
-                states = hidden_BTD.new_empty(rows, *hidden_BTD.shape[1:])
-            states[batch.example_ids] = hidden_BTD
-        assert states is not None
-        self._states = states
+            found = teacher(batch, needs).observed
+            if kept is None:
+                kept = _each(found, lambda part: part.new_empty(rows, *part.shape[1:]))
+            for target, part in zip(_parts(kept), _parts(found), strict=True):
+                target[batch.example_ids] = part
+        assert kept is not None
+        self._known = kept
+
+    @staticmethod
+    def row_bytes(teacher: LiveTeacher, batch: AnyBatch, needs: Needs) -> int:
+        """What one row's answer takes in memory, after asking for a batch."""
+        return _bytes(teacher(batch, needs).observed) // len(batch.example_ids)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all it knows takes in memory."""
+        return _bytes(self._known)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Dense:
-        """Hidden states (B, T, D) of the batch with the head."""
-        known = self._states[batch.example_ids.to(self._states.device)].to(batch.input_ids.device)
-        return Dense(known, head_of(self._teacher.model), self._teacher.vocabulary)
+    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+        """See ``Teacher``; all that is known is given."""
+        device = batch.input_ids.device
+        known = _each(self._known, lambda part: part[batch.example_ids.to(part.device)].to(device))
+        return self._teacher.output(known)
+
+
+def _each(observed: Observed, change: Callable[[Tensor], Tensor]) -> Observed:
+    """The same with every tensor changed."""
+    return Observed(
+        head_input=None if observed.head_input is None else change(observed.head_input),
+        logits=None if observed.logits is None else change(observed.logits),
+        states={site: change(state) for site, state in observed.states.items()},
+        maps={layer: change(maps) for layer, maps in observed.maps.items()},
+    )
+
+
+def _parts(observed: Observed) -> list[Tensor]:
+    single = [part for part in (observed.head_input, observed.logits) if part is not None]
+    return [*single, *observed.states.values(), *observed.maps.values()]
+
+
+def _bytes(observed: Observed) -> int:
+    return sum(part.numel() * part.element_size() for part in _parts(observed))

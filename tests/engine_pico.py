@@ -39,6 +39,9 @@ class PicoStep(nn.Module):
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
         self.to(dtype)
 
+    def begin(self, index: int, steps: int) -> None:
+        pass
+
     def count(self, batch: Batch) -> dict[str, int]:
         return {"labels": int((batch.labels != IGNORED).sum()), "size": int(batch.attention_mask.sum())}
 

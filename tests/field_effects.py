@@ -34,6 +34,19 @@ data: {train: a.txt}
 objectives: [{loss: labels}]
 train: {epochs: 1}
 """,
+    "features": """
+task: clm
+student: {tokenizer: some/tokenizer, preset: stlm-nano}
+teachers: [{name: a, model: some/model}, {name: b, model: other/model}]
+data: {train: a.txt}
+objectives:
+  - {loss: hint, weight: {schedule: linear, values: [1, 0.5]}, teacher: a, sites: full}
+  - {loss: attention_mse, weight: {schedule: step-wise, values: [1, 0.5], at: [0.3]}, teacher: a, sites: {0: 1}}
+  - {loss: jensen_shannon}
+  - {loss: skew_forward_kl}
+  - {loss: logit_mse}
+train: {steps: 10}
+""",
     "masked": """
 task: mlm
 student: {tokenizer: masked/tokenizer, init_from: {teacher: a, model_type: distilbert}}
@@ -154,10 +167,20 @@ EFFECTS: dict[str, Change] = {
     "Source.weight": _change("data.train[0].weight=2"),
     "Objective.loss": _change("objectives[1].loss=reverse_kl"),
     "Objective.weight": _change("objectives[1].weight=0.25"),
-    "Objective.on": _change("objectives[1].on=attended"),
+    "Response.on": _change("objectives[1].on=attended"),
     "Objective.teacher": _change("objectives[1].teacher=a"),
-    "Objective[forward_kl].temperature": _change("objectives[1].temperature=2"),
-    "Objective[reverse_kl].temperature": _change("objectives[2].temperature=2"),
+    "Response[forward_kl].temperature": _change("objectives[1].temperature=2"),
+    "Response[reverse_kl].temperature": _change("objectives[2].temperature=2"),
+    "Feature.on": _change("objectives[0].on=labels", base="features"),
+    "Feature.sites": _change("objectives[0].sites=[last, {0: 3}]", base="features"),
+    "Feature.projection": _change("objectives[0].projection=linear", base="features"),
+    "MapFeature.on": _change("objectives[1].on=labels", base="features"),
+    "MapFeature.sites": _change("objectives[1].sites=first", base="features"),
+    "Schedule.schedule": _change("objectives[0].weight.schedule=cosine", base="features"),
+    "Schedule.values": _change("objectives[0].weight.values=[1, 0.2]", base="features"),
+    "Schedule.between": _change("objectives[0].weight.between=[0.1, 0.5]", base="features"),
+    "Schedule.at": _change("objectives[1].weight.at=[0.5]", base="features"),
+    "Engine.vocabulary_loss": _change("engine.vocabulary_loss=dense", base="masked"),
     "Train.steps": _change("train.steps=101"),
     "Train.epochs": _change("train.epochs=2", base="trained"),
     "Train.effective_batch": _change("train.effective_batch=16"),

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.distributions import Dense
+from stlm_kd.features import Projections
 from stlm_kd.losses import chunked, forward_kl
 from stlm_kd.models.forward import Head, head_of, last_hidden
-from stlm_kd.objective import reduce_terms
+from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.objective import Sides, reduce_terms
 from stlm_kd.step import StepModule
-from stlm_kd.teachers import Dense, LiveTeacher, RememberingTeacher
+from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher, TeacherOutput
 from stlm_kd.terms import COMBINED, Combination, Term
 from tests.pico import packed_batch, part, pico_model
 
@@ -33,6 +36,21 @@ def teachers(seed: int = 5) -> dict[str, LiveTeacher]:
         "a": LiveTeacher(pico_model("gpt2", width=24, seed=seed).double(), 61),
         "b": LiveTeacher(pico_model("llama", width=8, tied=False, seed=seed + 1).double(), 61),
     }
+
+
+HEAD = Needs(head_input=True)
+
+
+def dense_of(teacher: Teacher, batch: Batch) -> Dense:
+    """The teacher's distribution, not yet projected."""
+    found = teacher(batch, HEAD).distribution
+    assert isinstance(found, Dense)
+    return found
+
+
+def alone(hidden: torch.Tensor, head: Head) -> Sides:
+    """A student without teachers."""
+    return Sides(Observed(hidden), head, {}, Projections())
 
 
 def teachers_in_float32() -> dict[str, LiveTeacher]:
@@ -177,7 +195,7 @@ def test_a_packed_document_gets_the_states_that_it_gets_alone() -> None:
 def test_padded_rows_of_a_teachers_head_take_no_probability() -> None:
     teacher = pico_model("llama", vocabulary=64)
     batch = packed_batch([[5, 7]], length=12)
-    answer = LiveTeacher(teacher, 61)(batch).rows(batch.attention_mask)
+    answer = dense_of(LiveTeacher(teacher, 61), batch).rows(batch.attention_mask)
     logits = answer.logits(slice(0, 12), outcomes=66)
     whole = teacher(input_ids=batch.input_ids[:, :5]).logits[0]
     assert logits.shape == (12, 66)
@@ -187,10 +205,12 @@ def test_padded_rows_of_a_teachers_head_take_no_probability() -> None:
 
 def test_a_remembering_teacher_answers_as_the_live_one_in_any_order() -> None:
     live = LiveTeacher(pico_model("llama"), 61)
-    remembering = RememberingTeacher(live, [part(BATCH, slice(2, 4)), part(BATCH, slice(0, 2))], rows=4)
+    remembering = RememberingTeacher(
+        live, [part(BATCH, slice(2, 4)), part(BATCH, slice(0, 2))], rows=4, needs=HEAD
+    )
     shuffled = type(BATCH)(*(getattr(BATCH, n)[[3, 0, 2, 1]] for n in BATCH.__dataclass_fields__))
-    found = remembering(shuffled).hidden[shuffled.attention_mask]
-    expected = live(shuffled).hidden[shuffled.attention_mask]
+    found = dense_of(remembering, shuffled).hidden[shuffled.attention_mask]
+    expected = dense_of(live, shuffled).hidden[shuffled.attention_mask]
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -198,9 +218,9 @@ def test_a_remembering_teacher_holds_its_states_once_while_it_learns_them() -> N
     live = LiveTeacher(pico_model("llama"), 61)
     answers: list[weakref.ref[torch.Tensor]] = []
 
-    def noted(batch: Batch) -> Dense:
-        answer = live(batch)
-        answers.append(weakref.ref(answer.hidden))
+    def noted(batch: Batch, needs: Needs) -> TeacherOutput:
+        answer = live(batch, needs)
+        answers.append(weakref.ref(answer.observed.head_input))
         return answer
 
     def batches() -> Iterator[Batch]:
@@ -209,7 +229,7 @@ def test_a_remembering_teacher_holds_its_states_once_while_it_learns_them() -> N
             assert sum(answer() is not None for answer in answers) <= 1
             yield part(BATCH, slice(row, row + 1))
 
-    RememberingTeacher(noted, batches(), rows=4)  # type: ignore[arg-type]
+    RememberingTeacher(noted, batches(), rows=4, needs=HEAD)  # type: ignore[arg-type]
     assert len(answers) == 4
 
 
@@ -241,7 +261,7 @@ def test_a_gradient_of_the_gradient_fails_instead_of_being_left_out() -> None:
     head = Head(torch.randn(61, 16, requires_grad=True), None)
     terms = [Term("labels", "labels")]
     batch = packed_batch([[12]], length=12)
-    loss = reduce_terms(terms, Combination(), batch, hidden, head, {}, {"labels": 1.0}).loss
+    loss = reduce_terms(terms, Combination(), batch, alone(hidden, head), {"labels": 1.0}).loss
     with pytest.raises(RuntimeError, match="create_graph"):
         torch.autograd.grad(loss, hidden, create_graph=True)
 
@@ -250,15 +270,16 @@ def test_a_term_of_weight_zero_is_measured_and_has_no_gradient() -> None:
     student = pico_model("llama").double()
     taught = teachers()
     hidden = last_hidden(student, BATCH).detach().requires_grad_()
-    answers = {name: teacher(BATCH) for name, teacher in taught.items()}
+    answers = {name: teacher(BATCH, HEAD) for name, teacher in taught.items()}
     terms = [Term("kl", "forward_kl", weight=0.0, teacher="a")]
-    reduced = reduce_terms(terms, Combination(), BATCH, hidden, head_of(student), answers, {"kl": 1.0})
+    sides = Sides(Observed(hidden), head_of(student), answers, Projections())
+    reduced = reduce_terms(terms, Combination(), BATCH, sides, {"kl": 1.0})
     reduced.loss.backward()
     assert reduced.loss.item() == 0
     assert hidden.grad.abs().sum() == 0
     labelled = BATCH.labels != IGNORED
     logits = functional.linear(hidden, student.get_output_embeddings().weight)[labelled]
-    expected = forward_kl(logits, answers["a"].rows(labelled).logits(slice(0, None), 61)).sum()
+    expected = forward_kl(logits, answers["a"].distribution.rows(labelled).logits(slice(0, None), 61)).sum()
     assert torch.allclose(reduced.sums["kl"], expected, atol=1e-10)
 
 
@@ -272,9 +293,8 @@ def test_bf16_autocast_sums_the_heads_gradient_in_float32() -> None:
                         ("document_ids", "position_ids", "example_ids")))  # fmt: skip
     term = [Term("labels", "labels")]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = reduce_terms(
-            term, Combination(), batch, hidden[None], Head(weight, None), {}, {"labels": 200.0}
-        )
+        sides = alone(hidden[None], Head(weight, None))
+        loss = reduce_terms(term, Combination(), batch, sides, {"labels": 200.0})
     loss.loss.backward()
     exact = weight.detach().double().requires_grad_()
     functional.cross_entropy(hidden.detach().double() @ exact.T, labels[0]).backward()
@@ -287,7 +307,7 @@ def test_a_second_backward_fails_instead_of_scaling_twice() -> None:
     head = Head(torch.randn(61, 16, requires_grad=True), None)
     batch = packed_batch([[12]], length=12)
     terms = [Term("labels", "labels")]
-    loss = reduce_terms(terms, Combination(), batch, hidden, head, {}, {"labels": 1.0}).loss
+    loss = reduce_terms(terms, Combination(), batch, alone(hidden, head), {"labels": 1.0}).loss
     loss.backward(retain_graph=True)
     with pytest.raises(TypeError):
         loss.backward()
@@ -296,7 +316,7 @@ def test_a_second_backward_fails_instead_of_scaling_twice() -> None:
 def test_a_teachers_states_are_no_part_of_the_module() -> None:
     step = StepModule(pico_model(), TERMS, teachers=teachers())
     assert all(name.startswith("student.") for name in step.state_dict())
-    assert isinstance(step._teachers["a"](BATCH), Dense)
+    assert isinstance(dense_of(step._teachers["a"], BATCH), Dense)
 
 
 def test_in_evaluation_only_the_labels_are_measured_and_no_teacher_is_asked() -> None:

@@ -12,21 +12,49 @@ from hypothesis import strategies as st
 from stlm_kd.combine import COMBINERS
 from stlm_kd.eval import SUITES
 from stlm_kd.losses import LOSSES
-from stlm_kd.recipe import Recipe, from_values, load, plain, recipe_hash, resolved_yaml, schema, term_names
+from stlm_kd.losses.maps import MAP_LOSSES
+from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.recipe import (
+    Recipe,
+    data,
+    from_values,
+    load,
+    objectives,
+    plain,
+    recipe_hash,
+    resolved_yaml,
+    schema,
+    student,
+    term_names,
+    training,
+)
 from stlm_kd.recipe.fields import Part
 from stlm_kd.recipe.load import _Dumper
 from stlm_kd.recipe.options import with_options
 from stlm_kd.recipe.tree import parse
 from tests.field_effects import BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
 
+PARTS = {
+    name: part
+    for module in (schema, student, data, objectives, training)
+    for name, part in vars(module).items()
+    if isinstance(part, type) and issubclass(part, Part) and part is not Part
+}
+TABLES = (
+    (objectives.Combine, COMBINERS),
+    (objectives.Response, LOSSES),
+    (objectives.Feature, STATE_LOSSES),
+    (objectives.MapFeature, MAP_LOSSES),
+    (schema.Suite, SUITES),
+)
+
 
 def every_field() -> Iterator[str]:
-    parts = [
-        p for p in vars(schema).values() if isinstance(p, type) and issubclass(p, Part) and p is not Part
-    ]
-    for part in parts:
-        yield from (f"{part.__name__}.{field}" for field in part.model_fields)
-    for base, table in ((schema.Combine, COMBINERS), (schema.Objective, LOSSES), (schema.Suite, SUITES)):
+    for part in PARTS.values():
+        yield from (
+            f"{part.__name__}.{field}" for field in part.__annotations__ if field in part.model_fields
+        )
+    for base, table in TABLES:
         for name in table:
             extended = with_options(base, name, table)
             yield from (
@@ -47,7 +75,7 @@ def test_every_field_of_the_schema_has_an_entry_and_every_entry_a_field() -> Non
 def test_fields_said_to_have_one_value_have_one() -> None:
     for name in ONE_VALUE_SO_FAR:
         part, field = name.split(".")
-        assert len(get_args(getattr(schema, part).model_fields[field].annotation)) == 1
+        assert len(get_args(PARTS[part].model_fields[field].annotation)) == 1
 
 
 @pytest.mark.parametrize("field", sorted(EFFECTS))

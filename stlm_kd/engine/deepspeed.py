@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.data.batch import Batch
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine.deepspeed_setup import deprecations_ignored, environment
 from stlm_kd.engine.plain import MicroBatch
 from stlm_kd.engine.processes import Processes, forget_deepspeed
@@ -72,7 +72,7 @@ class DeepSpeedEngine:
         self.touched.clear()
 
     def accumulate(
-        self, batch: Batch, denominators: dict[str, float], *, is_last: bool
+        self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Engine``. DeepSpeed divides by the number of processes, which is multiplied back here."""
         self.engine.set_gradient_accumulation_boundary(is_last)

@@ -11,7 +11,7 @@ from typing import Literal, NoReturn
 from torch import nn
 
 from stlm_kd.checkpoint import CheckpointStore, TrainingState, Validation
-from stlm_kd.data.batch import Batch
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.opening import open_engine
 from stlm_kd.engine.processes import Processes
@@ -23,7 +23,7 @@ from stlm_kd.engine.weights import load_model_tensors, model_tensors
 from stlm_kd.optim import trainable_parameters
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
-Batches = Callable[[], Iterable[Batch]]
+Batches = Callable[[], Iterable[AnyBatch]]
 
 
 def fit(

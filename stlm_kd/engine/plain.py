@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.data.batch import Batch
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import FitSettings
 from stlm_kd.optim import (
@@ -31,7 +31,7 @@ class MicroBatch(nn.Module):
         self.step = step
         self.precision = precision
 
-    def forward(self, batch: Batch, denominators: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: AnyBatch, denominators: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and the terms' sums."""
         with autocast(batch.input_ids.device, self.precision):
             output = self.step(batch, denominators)
@@ -59,7 +59,7 @@ class PlainEngine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def accumulate(
-        self, batch: Batch, denominators: dict[str, float], *, is_last: bool
+        self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Engine``. DDP divides by the number of processes, which is multiplied back here."""
         with nullcontext() if is_last else self.processes.accelerator.no_sync(self.model):

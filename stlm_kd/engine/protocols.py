@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from stlm_kd.checkpoint import Validation
-from stlm_kd.data.batch import Batch
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.optim import Schedule
 
 
@@ -37,17 +37,20 @@ class TrainStep(Protocol):
     ``sums`` hold "labels" as well, in nats.
     """
 
-    def count(self, batch: Batch) -> Mapping[str, int]:
-        """By term, its valid tokens; the same terms for every batch. The batch lies on the CPU."""
+    def begin(self, index: int, steps: int) -> None:
+        """Optimizer step ``index`` (from 0) of ``steps`` is next, which schedules follow."""
 
-    def __call__(self, batch: Batch, denominators: dict[str, float]) -> StepOutput:
+    def count(self, batch: AnyBatch) -> Mapping[str, int]:
+        """By term, its valid tokens; the same terms for every batch of a step. The batch lies on the CPU."""
+
+    def __call__(self, batch: AnyBatch, denominators: dict[str, float]) -> StepOutput:
         """One forward; ``denominators`` has what to divide each term's sum by, never 0."""
 
 
 class BatchSource(Protocol):
     """Training batches as a pure function of the step's number, so that resuming needs no state."""
 
-    def step(self, index: int) -> Sequence[Batch]:
+    def step(self, index: int) -> Sequence[AnyBatch]:
         """The micro-batches of optimizer step ``index`` (from 0) for this process; as many on each."""
 
 
@@ -62,7 +65,7 @@ class Engine(Protocol):
         """Forget the gradients of the step before."""
 
     def accumulate(
-        self, batch: Batch, denominators: dict[str, float], *, is_last: bool
+        self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One forward and backward, its loss and sums; the batch lies on the device.
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.data.batch import Batch
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import Engine, FitSettings, TrainStep
 from stlm_kd.engine.signals import StopFlags
@@ -47,12 +47,13 @@ class Updater:
         self.processes = processes
         self.engine = engine
 
-    def update(self, index: int, batches: Sequence[Batch], stop: StopFlags) -> UpdateReport:
+    def update(self, index: int, batches: Sequence[AnyBatch], stop: StopFlags) -> UpdateReport:
         """Optimizer step ``index``, counted from 0.
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; the weights are as before.
         """
+        self.step.begin(index, self.settings.steps)
         counts, tokens = self._counts(batches)
         seed_everything(self.settings.seed, index, self.processes.rank)
         self.engine.begin_step()
@@ -66,7 +67,7 @@ class Updater:
         self.engine.end_step(rate)
         return UpdateReport(loss, losses, rate, grad_norm, tokens, (interrupts, preemptions))
 
-    def _counts(self, batches: Sequence[Batch]) -> tuple[dict[str, int], int]:
+    def _counts(self, batches: Sequence[AnyBatch]) -> tuple[dict[str, int], int]:
         """The valid tokens per term and the tokens in all, over all micro-batches and processes."""
         assert batches, "an optimizer step without a micro-batch"
         each = [self.step.count(batch) for batch in batches]
@@ -77,7 +78,9 @@ class Updater:
         assert micro_batches == len(batches) * self.processes.count, "processes differ in their micro-batches"
         return {name: int(total) for name, total in zip(names, totals, strict=True)}, int(all_tokens)
 
-    def _backward(self, batches: Sequence[Batch], denominators: dict[str, float], stop: StopFlags) -> Tensor:
+    def _backward(
+        self, batches: Sequence[AnyBatch], denominators: dict[str, float], stop: StopFlags
+    ) -> Tensor:
         """Accumulate the gradients; loss, stop flags and the terms' sums over all processes, on the device.
 
         The denominators are global, so gradients only have to be added up.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from stlm_kd.data.batch import Batch
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine.plain import autocast
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import StepOutput, TrainStep
@@ -17,7 +17,12 @@ from stlm_kd.errors import DataError, NonFiniteError
 
 
 def validate(
-    step: TrainStep, batches: Iterable[Batch], *, precision: str, processes: Processes, signals: StopSignals
+    step: TrainStep,
+    batches: Iterable[AnyBatch],
+    *,
+    precision: str,
+    processes: Processes,
+    signals: StopSignals,
 ) -> dict[str, float] | StopFlags:
     """Each term's mean over all valid tokens of all batches and processes; or the signals that cut it short.
 
@@ -47,7 +52,7 @@ def validate(
 
 @torch.no_grad()
 def _local_sums(
-    step: TrainStep, batches: Iterable[Batch], precision: str, processes: Processes, signals: StopSignals
+    step: TrainStep, batches: Iterable[AnyBatch], precision: str, processes: Processes, signals: StopSignals
 ) -> tuple[dict[str, float], dict[str, int]]:
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.errors import ModelError
 from stlm_kd.models.positions import first_position
 
@@ -43,6 +44,11 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(layer.weight, layer.bias)
 
 
+def vocabulary_head(model: PreTrainedModel) -> Head | None:
+    """As ``head_of``; None of a model that predicts no tokens, a classifier."""
+    return head_of(model) if isinstance(model.get_output_embeddings(), nn.Linear) else None
+
+
 def task_of(model: PreTrainedModel) -> Task:
     """What a language model predicts: the next token, looking back, or masked tokens, looking both ways."""
     row = ARCHITECTURES.get(model.config.model_type)
@@ -68,6 +74,20 @@ def model_inputs(batch: Batch, model: PreTrainedModel) -> dict[str, Tensor]:
         "attention_mask": attention_mask(batch, model),
         "position_ids": position_ids(batch, model),
     }
+
+
+def inputs_of(batch: AnyBatch, model: PreTrainedModel, *, reader: str = "") -> dict[str, Tensor]:
+    """What to call a model with, by name: ``model_inputs``, or examples as the reader's tokenizer reads them.
+
+    Token types are left out where the model knows none.
+    """
+    if isinstance(batch, Batch):
+        return model_inputs(batch, model)
+    encoded = batch.reading(reader)
+    inputs = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+    if encoded.token_type_ids is not None and getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = encoded.token_type_ids
+    return inputs
 
 
 @contextmanager

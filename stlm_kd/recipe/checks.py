@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
 
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import Fault, did_you_mean
-from stlm_kd.recipe.schema import COMBINED, LABELS, Engine, Objective, Recipe, Source, Teacher
-
-Place: TypeAlias = tuple[str | int, ...]
-Contradiction: TypeAlias = tuple[tuple[Place, ...], str]
-"""The places that disagree, the first of which is where the message stands; and the message."""
+from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
+from stlm_kd.recipe.data import LABELLED_SAMPLES, Source
+from stlm_kd.recipe.objective_checks import objective_contradictions
+from stlm_kd.recipe.schema import Recipe, Teacher
+from stlm_kd.recipe.training import Engine
+from stlm_kd.terms import COMBINED
 
 
 def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
@@ -22,7 +22,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _combine(recipe)
     yield from _data(recipe)
     yield from _eval(recipe)
-    yield from _objectives(recipe)
+    yield from objective_contradictions(recipe)
     yield from _train(recipe)
     yield from _controls(recipe)
 
@@ -36,13 +36,13 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
     student = recipe.student
     fields = PRESETS.get(student.preset or "", student.architecture or {})
     row = ARCHITECTURES.get(str(fields.get("model_type")))
-    if row is not None and row.task != recipe.task:
+    if row is not None and recipe.language_task not in (None, row.task):
         place = ("student", "preset" if student.preset is not None else "architecture")
         message = f"{fields['model_type']} is for task {row.task}, but the task is {recipe.task}"
         yield (place, task), message
     if student.init_from is not None and student.init_from.model_type is not None:
         yield from _made_into(student.init_from.model_type, recipe)
-    if recipe.task == "clm" and recipe.data.masked_share is not None:
+    if recipe.task != "mlm" and recipe.data.masked_share is not None:
         yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
     if recipe.task == "mlm" and recipe.data.context < 3:
         message = f"{recipe.data.context} found; expected at least 3 for mlm: a token between start and end"
@@ -61,7 +61,7 @@ def _made_into(model_type: str, recipe: Recipe) -> Iterator[Contradiction]:
     row = ARCHITECTURES.get(model_type)
     if row is None:
         yield (place,), f"{model_type} is not a known family{did_you_mean(model_type, ARCHITECTURES)}"
-    elif row.task != recipe.task:
+    elif recipe.language_task not in (None, row.task):
         yield (place, ("task",)), f"{model_type} is for task {row.task}, but the task is {recipe.task}"
 
 
@@ -74,7 +74,7 @@ def _student(recipe: Recipe) -> Iterator[Contradiction]:
         place = ("student", "init_from", "teacher")
         yield (
             (place, ("teachers",)),
-            f"{init_from.teacher} is not a teacher of this recipe{_known(init_from.teacher, names)}",
+            f"{init_from.teacher} is not a teacher of this recipe{known_names(init_from.teacher, names)}",
         )
     if recipe.adapts_only:
         if not any(teacher.adapt for teacher in recipe.teachers):
@@ -152,7 +152,7 @@ def _combine(recipe: Recipe) -> Iterator[Contradiction]:
         if name not in names:
             yield (
                 ((*place, "weights", name), ("teachers",)),
-                f"not a teacher of this recipe{_known(name, names)}",
+                f"not a teacher of this recipe{known_names(name, names)}",
             )
     missing = [name for name in names if name not in weights]
     if missing:
@@ -162,10 +162,13 @@ def _combine(recipe: Recipe) -> Iterator[Contradiction]:
 
 
 def _data(recipe: Recipe) -> Iterator[Contradiction]:
+    labelled = recipe.language_task is None
+    if recipe.data.labels is not None:
+        yield from _labels(recipe, recipe.data.labels)
     for i, source in enumerate(recipe.data.train):
-        yield from _source(("data", "train", i), source)
+        yield from _source(("data", "train", i), source, labelled=labelled)
     for i, source in enumerate(recipe.data.validation or ()):
-        yield from _source(("data", "validation", i), source)
+        yield from _source(("data", "validation", i), source, labelled=labelled)
         if source.weight != 1.0:
             yield (
                 (("data", "validation", i, "weight"),),
@@ -173,24 +176,61 @@ def _data(recipe: Recipe) -> Iterator[Contradiction]:
             )
 
 
-def _source(place: Place, source: Source) -> Iterator[Contradiction]:
-    hub_only = [key for key in ("name", "split", "revision") if getattr(source, key) is not None]
-    if source.hub is None:
-        for key in hub_only:
+def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Contradiction]:
+    yield from _of_its_task(place, source, labelled=labelled)
+    for key in ("name", "revision"):
+        if source.hub is None and getattr(source, key) is not None:
             yield ((*place, key), (*place, "hub")), "only for text from the Hub (hub: …)"
-    elif source.split is None:
+    has_splits = source.hub is not None or source.sample in LABELLED_SAMPLES
+    if not has_splits and source.split is not None:
+        yield ((*place, "split"), (*place, "hub")), "only for text from the Hub (hub: …)"
+    if has_splits and source.split is None:
         yield ((*place, "split"), (*place, "hub")), "null given; text from the Hub needs one, such as train"
+    if source.sample in LABELLED_SAMPLES and source.split not in (None, "train", "validation"):
+        message = f"{source.split} found; a sample has the splits train and validation"
+        yield ((*place, "split"), (*place, "sample")), message
     if source.sample is None and source.size is not None:
         yield ((*place, "size"), (*place, "sample")), "only for generated text (sample: …)"
-    if source.sample is not None and source.size is None:
-        yield (
-            ((*place, "size"), (*place, "sample")),
-            "null given; generated text needs its size in bytes, such as 4M",
-        )
+    if source.sample in ("train", "validation") and source.size is None:
+        message = "null given; generated text needs its size in bytes, such as 4M"
+        yield ((*place, "size"), (*place, "sample")), message
     if source.sample is not None and source.column != "text":
         yield ((*place, "column"), (*place, "sample")), "only for text from files and the Hub"
     if source.path is None and source.documents != "article":
         yield ((*place, "documents"), (*place, "path")), "only for text from files (path: …)"
+
+
+def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Contradiction]:
+    """Keys that say something of text alone, or of labelled examples alone."""
+    task: Place = ("task",)
+    if labelled:
+        text_only = {"column": "text", "documents": "article", "domain": "default", "weight": 1.0}
+        for key, default in text_only.items():
+            if getattr(source, key) != default:
+                yield ((*place, key), task), "only for language models; labelled examples have text and label"
+        if source.sample in ("train", "validation"):
+            message = f"{source.sample} has no labels; expected one of {', '.join(LABELLED_SAMPLES)}"
+            yield ((*place, "sample"), task), message
+        if source.text is not None and len(source.text) > 2:
+            yield ((*place, "text"),), f"{len(source.text)} columns found; expected one, or two for pairs"
+        return
+    for key in ("text", "label"):
+        if getattr(source, key) is not None:
+            yield ((*place, key), task), "only for classification and regression; the text is in column"
+    if source.sample in LABELLED_SAMPLES:
+        message = f"{source.sample} has labels, which no language model reads; use train or validation"
+        yield ((*place, "sample"), task), message
+
+
+def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Contradiction]:
+    place: Place = ("data", "labels")
+    if recipe.task != "classification":
+        yield (place, ("task",)), f"only for classification, but the task is {recipe.task}"
+    elif len(labels) < 2:
+        yield (place,), f"{len(labels)} class found; expected at least two"
+    for i, label in enumerate(labels):
+        if labels.index(label) != i:
+            yield ((*place, i),), f"{label} given twice"
 
 
 def _eval(recipe: Recipe) -> Iterator[Contradiction]:
@@ -202,34 +242,6 @@ def _eval(recipe: Recipe) -> Iterator[Contradiction]:
                 (("eval", i), ("data", "validation")),
                 f"{entry.suite} is measured on data.validation; name some",
             )
-
-
-def _objectives(recipe: Recipe) -> Iterator[Contradiction]:
-    names = [teacher.name for teacher in recipe.teachers]
-    if not recipe.objectives and not recipe.adapts_only:
-        yield (("objectives",),), f"none given; expected at least one, such as {{loss: {LABELS}}}"
-    if recipe.objectives and not any(objective.weight for objective in recipe.objectives):
-        yield (("objectives",),), "every weight is 0; expected at least one above 0"
-    for i, objective in enumerate(recipe.objectives):
-        yield from _objective(("objectives", i), objective, names)
-
-
-def _objective(place: Place, objective: Objective, teachers: list[str]) -> Iterator[Contradiction]:
-    if objective.loss == LABELS:
-        if objective.on != "labels":
-            yield ((*place, "on"),), f"{objective.on} given, but {LABELS} exists only where there are labels"
-        if objective.teacher != COMBINED:
-            yield ((*place, "teacher"),), f"{objective.teacher} given, but {LABELS} has no teacher"
-        return
-    if not teachers:
-        message = f"{objective.loss} compares the student with a teacher, and the recipe has none"
-        yield ((*place, "loss"), ("teachers",)), message
-    elif objective.teacher not in (COMBINED, *teachers):
-        known = _known(objective.teacher, [COMBINED, *teachers])
-        yield (
-            ((*place, "teacher"), ("teachers",)),
-            f"{objective.teacher} is not a teacher of this recipe{known}",
-        )
 
 
 def _train(recipe: Recipe) -> Iterator[Contradiction]:
@@ -289,7 +301,3 @@ def _controls(recipe: Recipe) -> Iterator[Contradiction]:
     for i, tracker in enumerate(recipe.tracking):
         if recipe.tracking.index(tracker) != i:
             yield (("tracking", i),), f"{tracker} given twice"
-
-
-def _known(name: str, names: list[str]) -> str:
-    return did_you_mean(name, names) or "; it has none"

@@ -69,13 +69,13 @@ class Part(BaseModel):
     """A mapping of a recipe: frozen, no unknown keys, every fault in words and with the nearest name.
 
     Attributes:
-        label: What the part is called in messages.
+        called: What the part is called in messages.
         one_of: Keys of which exactly one is given.
         one_of_optional: Whether none of them may be given as well.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    label: ClassVar[str] = "a recipe"
+    called: ClassVar[str] = "a recipe"
     one_of: ClassVar[tuple[str, ...]] = ()
     one_of_optional: ClassVar[bool] = False
 
@@ -101,6 +101,11 @@ class Part(BaseModel):
             raise ValidationError.from_exception_data(cls.__name__, found)
         assert part is not None
         return part
+
+    @classmethod
+    def of_option(cls, annotation: Any) -> Any:
+        """The type of a field for an option of a table's row, whose own type is given."""
+        return annotation
 
     @classmethod
     def _may_lack(cls, given: Mapping[str, object]) -> bool:
@@ -137,7 +142,7 @@ def _repair(given: Mapping[Any, Any], cls: type[Part]) -> tuple[dict[str, Any], 
         near = get_close_matches(str(key), known, n=1)
         if near and near[0] not in repaired:
             repaired[near[0]] = value
-        message = f"not {cls.label}{did_you_mean(str(key), known)}"
+        message = f"not {cls.called}{did_you_mean(str(key), known)}"
         error = PydanticCustomError(UNKNOWN_KEY, message)
         faults.append(InitErrorDetails(type=error, loc=(str(key),), input=value))
     return repaired, faults

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from stlm_kd.errors import Fault, RecipeError
-from stlm_kd.recipe.checks import Contradiction, Place, contradictions
+from stlm_kd.recipe.checks import contradictions
+from stlm_kd.recipe.contradiction import Contradiction, Place
 from stlm_kd.recipe.fields import LENIENT, UNKNOWN_KEY
-from stlm_kd.recipe.schema import COMBINED, Recipe
+from stlm_kd.recipe.schema import Recipe
 from stlm_kd.recipe.source import Document, read
 from stlm_kd.recipe.tree import Node, Plain, scalar
+from stlm_kd.terms import COMBINED
 
 Found: TypeAlias = tuple[Place, str, str]
 """Place, kind, message."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
 
@@ -20,15 +20,25 @@ Handler: TypeAlias = Callable[[object], Any]
 _CLASSES: dict[tuple[type[Part], str, object], type[Part]] = {}
 
 
-def row_of(
-    base: type[Chosen], key: str, table: Callable[[], Registry[Any]]
-) -> Callable[[object, Handler, ValidationInfo], Chosen]:
-    """A wrap validator: the part is ``base`` with the options of the row that ``given[key]`` names.
+Rows: TypeAlias = Sequence[tuple[type[Chosen], Registry[Any]]]
+"""Tables, and the part whose fields every row of a table has beside its options."""
 
-    A name that is not in the table is judged with the options of the nearest one, so that their faults show.
+
+def row_of(
+    base: type[Chosen], key: str, tables: Callable[[], Rows[Chosen]]
+) -> Callable[[object, Handler, ValidationInfo], Chosen]:
+    """A wrap validator: the part of the row that ``given[key]`` names, with the options of that row.
+
+    A name that is in no table is judged with the options of the nearest one, so that their faults show.
+
+    Args:
+        base: What all these parts are.
+        key: The field that holds the row's name.
+        tables: Asked when something is validated.
     """
 
     def validate(given: object, handler: Handler, info: ValidationInfo) -> Chosen:
+        rows = tables()
         if isinstance(given, base):
             if type(given) is not base:
                 return given
@@ -36,14 +46,21 @@ def row_of(
         name = _value_near(given, key)
         if name is None:
             return handler(given)  # type: ignore[no-any-return]
-        rows = table()
-        near = [name] if name in rows else get_close_matches(name, list(rows), n=1)
+        known = {row: (part, table) for part, table in rows for row in table}
+        near = [name] if name in known else get_close_matches(name, list(known), n=1)
         if not near:
-            unknown = InitErrorDetails(type=fault(_unknown(name, rows)), loc=(key,), input=name)
+            unknown = InitErrorDetails(type=fault(_unknown(name, rows[0][1])), loc=(key,), input=name)
             raise ValidationError.from_exception_data(base.__name__, [unknown])
-        return with_options(base, near[0], rows).model_validate(given, context=info.context)
+        part, table = known[near[0]]
+        return with_options(part, near[0], table).model_validate(given, context=info.context)
 
     return validate
+
+
+def added_options(part: Part, *bases: type[Part]) -> dict[str, Any]:
+    """The options that the row of a table adds to its part, with defaults filled in."""
+    fixed = {name for base in bases for name in base.model_fields}
+    return {name: getattr(part, name) for name in type(part).model_fields if name not in fixed}
 
 
 def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Chosen]:
@@ -54,11 +71,14 @@ def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Ch
         taken = sorted(set(options) & set(base.model_fields))
         assert not taken, f"{table.kind} {name}: {taken} are fields of every {table.kind}"
         fields: dict[str, Any] = {
-            option: (strict(annotation), ... if default is inspect.Parameter.empty else default)
+            option: (
+                base.of_option(strict(annotation)),
+                ... if default is inspect.Parameter.empty else default,
+            )
             for option, (annotation, default) in options.items()
         }
         made = create_model(f"{base.__name__}[{name}]", __base__=base, **fields)
-        made.label = f"an option of {name}"
+        made.called = f"an option of {name}"
         _CLASSES[identity] = made
     return _CLASSES[identity]  # type: ignore[return-value]
 

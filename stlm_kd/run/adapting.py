@@ -25,7 +25,7 @@ from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
 from stlm_kd.recipe import Recipe, hash_of, plain
-from stlm_kd.recipe.schema import Adapt
+from stlm_kd.recipe.student import Adapt
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import (

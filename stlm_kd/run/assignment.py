@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import tokenizer_identity
 from stlm_kd.losses import LABELS
 from stlm_kd.models.presets import PRESETS
-from stlm_kd.recipe import Recipe, plain, term_names
+from stlm_kd.recipe import Recipe, plain
+from stlm_kd.recipe.objectives import Objective
 from stlm_kd.run.stages import Json, Key, model_identity
+from stlm_kd.run.terms import terms_of, weight_of
 from stlm_kd.run.text import text_key
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.schedules import is_ever_above_zero
 from stlm_kd.terms import COMBINED, Term
 
 Variant = Literal["student", "no-teacher", "all-data"]
@@ -52,25 +55,19 @@ class Assignment:
         """The names of the teachers that the objectives ask."""
         if self.variant != "student":
             return set()
-        named = {entry.teacher for entry in self.recipe.objectives if entry.loss != LABELS}
+        named = {entry.teacher for entry in self._objectives if entry.loss != LABELS}
         return {teacher.name for teacher in self.recipe.teachers} if COMBINED in named else named
 
-    @property
-    def terms(self) -> list[Term]:
+    def terms(self, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]) -> list[Term]:
         """What is trained on: the recipe's objectives, or in a control the labels alone."""
-        if self.variant != "student":
-            return [Term(LABELS, LABELS)]
-        return [
-            Term(
-                name=name,
-                loss=entry.loss,
-                weight=entry.weight,
-                on=entry.on,
-                teacher=None if entry.loss == LABELS else entry.teacher,
-                options=entry.options,
-            )
-            for name, entry in zip(term_names(self.recipe), self.recipe.objectives, strict=True)
-        ]
+        return (
+            [Term(LABELS, LABELS)] if self.variant != "student" else terms_of(self.recipe, student, teachers)
+        )
+
+    @property
+    def _objectives(self) -> list[Objective]:
+        """The objectives that the training follows at some time."""
+        return [entry for entry in self.recipe.objectives if is_ever_above_zero(weight_of(entry))]
 
     @property
     def fields(self) -> Mapping[str, int | float | str | bool]:
@@ -91,14 +88,15 @@ class Assignment:
         for name in ("log_every", "checkpoint_every"):
             train.pop(name, None)
         identify = cache(partial(model_identity, trust_remote_code=self.workshop.trust_remote_code))
-        combines = len(asked) > 1 and COMBINED in {term.teacher for term in self.terms}
+        own = self._objectives if self.variant == "student" else []
+        combines = len(asked) > 1 and COMBINED in {entry.teacher for entry in own if entry.loss != LABELS}
         return {
             "task": recipe.task,
             "student": self._body_key(identify),
             "tokenizer": tokenizer_identity(self.tokenizer),
             "teachers": {name: identify(self.teachers[name]) for name in sorted(asked)},
             "combine": plain(recipe.combine) if combines else None,
-            "objectives": [asdict(term) for term in self.terms],
+            "objectives": [plain(entry) for entry in own],
             "train": train,
             "steps_from": recipe.data.fraction if recipe.train.epochs else None,
             "text": text_key(recipe.data.train, self.fraction),

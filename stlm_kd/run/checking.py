@@ -20,9 +20,11 @@ from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import check_family, choose_layers
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.checks import uneven_batches
+from stlm_kd.recipe.objectives import Feature, MapFeature
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.scoring import suite_calls
+from stlm_kd.run.terms import feature_faults
 from stlm_kd.run.text import held_out_rows, student_tokenizer, training_rows
 from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
@@ -64,6 +66,7 @@ def check_recipe(
     faults += _student_faults(recipe, tokenizer, workshop)
     if faults:
         raise RecipeError(origin, faults)
+    _check_features(recipe, workshop, origin)
     _try_teachers(recipe, workshop)
     _try_student(recipe, tokenizer, workshop)
     _try_tools(recipe)
@@ -195,16 +198,32 @@ def _config(teacher: Teacher, workshop: Workshop) -> PretrainedConfig:
     if teacher.recipe is None:
         assert teacher.model is not None
         return load_config(teacher.model, trust_remote_code=workshop.trust_remote_code)
-    recipe = teacher.recipe
-    init_from = recipe.student.init_from
-    if init_from is None:
+    return _student_config(teacher.recipe, workshop)
+
+
+def _student_config(recipe: Recipe, workshop: Workshop) -> PretrainedConfig:
+    """The configuration of a recipe's student."""
+    wanted, trust = recipe.student, workshop.trust_remote_code
+    if wanted.model is not None:
+        return load_config(wanted.model, trust_remote_code=trust)
+    if wanted.init_from is None:
         tokenizer = student_tokenizer(recipe, workshop)
-        student = initial_student(Assignment(recipe, "student", 0, {}, tokenizer, workshop))
-        return student.config
-    (source,) = (entry for entry in recipe.teachers if entry.name == init_from.teacher)
+        return initial_student(Assignment(recipe, "student", 0, {}, tokenizer, workshop)).config
+    (source,) = (entry for entry in recipe.teachers if entry.name == wanted.init_from.teacher)
     config = deepcopy(_config(source, workshop))
-    chosen = choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
-    if isinstance(config, BertConfig) and init_from.model_type == "distilbert":
+    chosen = choose_layers(
+        config.num_hidden_layers, wanted.init_from.layers, place="student.init_from.layers"
+    )
+    if isinstance(config, BertConfig) and wanted.init_from.model_type == "distilbert":
         return distilbert_config(config, len(chosen))
     config.num_hidden_layers = len(chosen)
     return config
+
+
+def _check_features(recipe: Recipe, workshop: Workshop, origin: str) -> None:
+    if not any(isinstance(entry, (Feature, MapFeature)) for entry in recipe.objectives):
+        return
+    teachers = {teacher.name: _config(teacher, workshop) for teacher in recipe.teachers}
+    faults = list(feature_faults(recipe, _student_config(recipe, workshop), teachers))
+    if faults:
+        raise RecipeError(origin, faults)

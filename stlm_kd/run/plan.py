@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
-from stlm_kd.recipe.schema import Adapt, Source, Teacher, TokenizerTraining, Train
+from stlm_kd.recipe.data import Source
+from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
+from stlm_kd.recipe.schema import Teacher
+from stlm_kd.recipe.student import Adapt, TokenizerTraining
+from stlm_kd.recipe.training import Train
 
 
 def describe(recipe: Recipe) -> str:
@@ -80,14 +84,38 @@ def _students(recipe: Recipe) -> list[str]:
         f"student from {words}",
         *([combined] if len(recipe.teachers) > 1 else []),
         *(
-            f"objective {name}: {entry.weight:g} x {entry.loss} on {entry.on}"
-            f"{'' if entry.loss == 'labels' else f' of {entry.teacher}'}{_options(entry.options)}"
+            f"objective {name}: {_objective(entry)}"
             for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
         ),
         f"train for {_length(train)}{_options(dict(train), without=('steps', 'epochs'))}",
         f"once for each seed of {', '.join(map(str, recipe.seeds))}; the same for the controls "
         f"{', '.join(recipe.controls) or '(none)'}; tracked by {', '.join(('jsonl', *recipe.tracking))}",
     ]
+
+
+def _objective(entry: Objective) -> str:
+    assert isinstance(entry, (Response, Feature, MapFeature))
+    words = f"{_number(entry.weight)} x {entry.loss} on {entry.on}"
+    if entry.loss != LABELS:
+        words += f" of {entry.teacher}"
+    if isinstance(entry, (Feature, MapFeature)):
+        words += f" at {', '.join(map(str, entry.sites))}"
+    if isinstance(entry, Feature):
+        words += f" with projections: {entry.projection}"
+    return words + _options({name: _number(value) for name, value in entry.options.items()})
+
+
+def _number(value: object) -> object:
+    """A number or another option; a schedule in words."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if not isinstance(value, Schedule):
+        return value
+    given = " to ".join(f"{number:g}" for number in value.values)
+    if value.between is not None:
+        begin, end = value.between
+        return f"{value.schedule} {given} from {begin:.0%} to {end:.0%} of the steps"
+    return f"{given} at {', '.join(f'{share:.0%}' for share in value.at or ())} of the steps"
 
 
 def _length(train: Train) -> str:

@@ -18,8 +18,8 @@ from stlm_kd.disk import system_errors
 from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema import Source as RecipeSource
-from stlm_kd.recipe.schema import TokenizerTraining
+from stlm_kd.recipe.data import Source as RecipeSource
+from stlm_kd.recipe.student import TokenizerTraining
 from stlm_kd.run.stages import Json
 from stlm_kd.run.workshop import Workshop
 

@@ -18,16 +18,18 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.launched import first_process_runs, launched_processes, process_rank
 from stlm_kd.engine.plain import autocast
-from stlm_kd.models.forward import check_forward, head_of
+from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
+from stlm_kd.models.observing import Needs
 from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
-from stlm_kd.recipe import hash_of
-from stlm_kd.recipe.schema import Train
+from stlm_kd.recipe import Recipe, hash_of
+from stlm_kd.recipe.training import Train
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.record import write_json
+from stlm_kd.run.terms import projections_of
 from stlm_kd.run.text import held_out_masking, held_out_rows, training_masking, training_rows
 from stlm_kd.run.workshop import Zero
-from stlm_kd.step import StepModule
+from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
 from stlm_kd.terms import Combination
 from stlm_kd.vocab.spelling import vocabulary_size
@@ -82,18 +84,13 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     stream = BatchStream(
         parts,
         effective_batch=recipe.train.effective_batch,
-        micro_batch=_micro_batch(recipe.train),
+        micro_batch=micro_batch_of(recipe.train),
         seed=assignment.seed,
         rank=process_rank(),
         world_size=launched_processes(),
         masking=training_masking(recipe, tokenizer, parts),
     )
-    step = StepModule(
-        student,
-        assignment.terms,
-        teachers=_ready(assignment, parts, epochs=steps / stream.steps_per_epoch),
-        combination=Combination(recipe.combine.how, recipe.combine.options),
-    )
+    step = _step(assignment, student, parts, epochs=steps / stream.steps_per_epoch)
     held = held_out_rows(recipe, tokenizer, workshop)
     masking = held_out_masking(recipe, tokenizer)
     tracker = workshop.tracker(folder, backends=recipe.tracking, stage=label)
@@ -103,7 +100,9 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
             stream,
             fit_settings(recipe.train, steps, assignment.seed, zero=workshop.zero),
             folder=folder,
-            validation=partial(held_out_batches, held, _micro_batch(recipe.train), masking) if held else None,
+            validation=partial(held_out_batches, held, micro_batch_of(recipe.train), masking)
+            if held
+            else None,
             tracker=tracker,
             resume=workshop.resume,
             fingerprint=hash_of(dict(assignment.key())),
@@ -196,7 +195,7 @@ def num_steps(train: Train, parts: Sequence[PackedRows], seed: int) -> int:
         return train.steps
     assert train.epochs is not None
     stream = BatchStream(
-        parts, effective_batch=train.effective_batch, micro_batch=_micro_batch(train), seed=seed
+        parts, effective_batch=train.effective_batch, micro_batch=micro_batch_of(train), seed=seed
     )
     return train.epochs * stream.steps_per_epoch
 
@@ -225,31 +224,63 @@ def finish(
     write_json(folder / "report.json", asdict(report))
 
 
-def _micro_batch(train: Train) -> int:
+def micro_batch_of(train: Train) -> int:
+    """Rows of one forward."""
     return train.micro_batch or train.effective_batch
 
 
-def _ready(assignment: Assignment, parts: Sequence[PackedRows], *, epochs: float) -> dict[str, Teacher]:
-    """The teachers that the objectives ask, answering from memory where the rows come often and fit in it.
+def _step(
+    assignment: Assignment, student: PreTrainedModel, parts: Sequence[PackedRows], *, epochs: float
+) -> StepModule:
+    """The student with its objectives, their projections, and the teachers that they ask."""
+    recipe = assignment.recipe
+    models = {name: _teacher_model(assignment, name) for name in sorted(assignment.asked)}
+    configs = {name: model.config for name, (model, _) in models.items()}
+    terms = assignment.terms(student.config, configs)
+    teachers: dict[str, Teacher] = {}
+    left = REMEMBERED_BYTES
+    for name, needs in teacher_needs(terms, list(models), classes=recipe.language_task is None).items():
+        live = LiveTeacher(*models[name])
+        ready = (
+            live if recipe.task != "clm" or epochs <= 1 else _remembering(live, needs, recipe, parts, left)
+        )
+        left -= ready.num_bytes if isinstance(ready, RememberingTeacher) else 0
+        teachers[name] = ready
+    return StepModule(
+        student,
+        terms,
+        teachers=teachers,
+        combination=Combination(recipe.combine.how, recipe.combine.options),
+        projections=projections_of(recipe, terms, student.config, configs, seed=assignment.seed)
+        if teachers
+        else None,
+        vocabulary_loss=recipe.engine.vocabulary_loss,
+    )
+
+
+def _teacher_model(assignment: Assignment, name: str) -> tuple[PreTrainedModel, int]:
+    """A teacher on its device, and the size of its vocabulary."""
+    recipe, trust, place = assignment.recipe, assignment.workshop.trust_remote_code, assignment.teachers[name]
+    model = load_language_model(place, recipe.task, trust_remote_code=trust)
+    model.to(current_device())  # type: ignore[arg-type]
+    check_forward(model, context=recipe.data.context, name=f"teacher {name}")
+    return model, vocabulary_size(load_tokenizer(place, trust_remote_code=trust))
+
+
+def _remembering(
+    live: LiveTeacher, needs: Needs, recipe: Recipe, parts: Sequence[PackedRows], room: int
+) -> LiveTeacher | RememberingTeacher:
+    """The teacher answering from memory, where the rows come often and its answers fit in it.
 
     What a masked language model reads is masked anew each time, so that nothing can be remembered of it.
     """
-    recipe, trust = assignment.recipe, assignment.workshop.trust_remote_code
-    context, device = recipe.data.context, current_device()
-    rows, left = sum(len(part) for part in parts), REMEMBERED_BYTES
-    ready: dict[str, Teacher] = {}
-    for name in sorted(assignment.asked):
-        place = assignment.teachers[name]
-        model = load_language_model(place, recipe.task, trust_remote_code=trust)
-        model.to(device)  # type: ignore[arg-type]
-        check_forward(model, context=context, name=f"teacher {name}")
-        live = LiveTeacher(model, vocabulary_size(load_tokenizer(place, trust_remote_code=trust)))
-        size = rows * context * int(head_of(model).weight.shape[1]) * 4
-        if recipe.task == "clm" and epochs > 1 and size <= left:
-            left -= size
-            batches = evaluation_batches(parts, micro_batch=_micro_batch(recipe.train))
-            with autocast(device, recipe.train.precision):
-                ready[name] = RememberingTeacher(live, (batch.to(device) for batch in batches), rows=rows)
-        else:
-            ready[name] = live
-    return ready
+    rows, device = sum(len(part) for part in parts), current_device()
+
+    def batches() -> Iterator[Batch]:
+        own = evaluation_batches(parts, micro_batch=micro_batch_of(recipe.train))
+        return (batch.to(device) for batch in own)
+
+    with autocast(device, recipe.train.precision):
+        if rows * RememberingTeacher.row_bytes(live, next(batches()), needs) > room:
+            return live
+        return RememberingTeacher(live, batches(), rows=rows, needs=needs)

@@ -1,0 +1,104 @@
+"""What objectives demand of the rest of a recipe, as far as it shows without loading a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
+from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
+from stlm_kd.recipe.schema import Recipe
+from stlm_kd.terms import COMBINED
+
+
+def objective_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+    """What is wrong with the objectives, given the teachers, the student and the task."""
+    if not recipe.objectives and not recipe.adapts_only:
+        yield (("objectives",),), f"none given; expected at least one, such as {{loss: {LABELS}}}"
+    if recipe.objectives and not any(_weighs(objective) for objective in recipe.objectives):
+        yield (("objectives",),), "every weight is 0; expected at least one above 0"
+    for i, objective in enumerate(recipe.objectives):
+        yield from _objective(("objectives", i), objective, recipe)
+        yield from _for_task(("objectives", i), objective, recipe)
+
+
+def _weighs(objective: Objective) -> bool:
+    weight = objective.weight
+    return any(weight.values) if isinstance(weight, Schedule) else bool(weight)
+
+
+def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:
+    teachers = [teacher.name for teacher in recipe.teachers]
+    if objective.loss == LABELS:
+        if isinstance(objective, Response) and objective.on != "labels":
+            yield ((*place, "on"),), f"{objective.on} given, but {LABELS} exists only where there are labels"
+        if objective.teacher != COMBINED:
+            yield ((*place, "teacher"),), f"{objective.teacher} given, but {LABELS} has no teacher"
+        return
+    if not teachers:
+        message = f"{objective.loss} compares the student with a teacher, and the recipe has none"
+        yield ((*place, "loss"), ("teachers",)), message
+    elif objective.teacher not in (COMBINED, *teachers):
+        known = known_names(objective.teacher, [COMBINED, *teachers])
+        yield (
+            ((*place, "teacher"), ("teachers",)),
+            f"{objective.teacher} is not a teacher of this recipe{known}",
+        )
+    elif isinstance(objective, (Feature, MapFeature)):
+        yield from _feature(place, objective, recipe)
+
+
+def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> Iterator[Contradiction]:
+    """What looks into one teacher and the student, as far as their layers are known from the recipe."""
+    teachers = {teacher.name: teacher for teacher in recipe.teachers}
+    if objective.teacher == COMBINED and len(teachers) > 1:
+        message = f"not given, but inner states cannot be combined; name one of {', '.join(teachers)}"
+        yield ((*place, "teacher"), ("teachers",)), message
+        return
+    name = objective.teacher if objective.teacher != COMBINED else next(iter(teachers))
+    inner = teachers[name].recipe
+    for who, layers, chosen in (
+        ("the student", _layers_given(recipe), _student_layers(objective)),
+        (f"teacher {name}", None if inner is None else _layers_given(inner), _teacher_layers(objective)),
+    ):
+        if layers is not None and (beyond := [layer for layer in chosen if layer >= layers]):
+            message = f"layer {beyond[0]} given, but {who} has {layers}; use layers 0 to {layers - 1}"
+            yield ((*place, "sites"), ("student",), ("teachers",)), message
+
+
+def _layers_given(recipe: Recipe) -> int | None:
+    """The layers of a student that is made from fields; None where it takes a model to know."""
+    from stlm_kd.models.presets import PRESETS
+
+    student = recipe.student
+    fields = PRESETS.get(student.preset or "", student.architecture or {})
+    given = [fields[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if key in fields]
+    return given[0] if given and type(given[0]) is int else None
+
+
+def _student_layers(objective: Feature | MapFeature) -> list[int]:
+    return [int(layer) for site in objective.sites if isinstance(site, dict) for layer in site]
+
+
+def _teacher_layers(objective: Feature | MapFeature) -> list[int]:
+    given = [layers for site in objective.sites if isinstance(site, dict) for layers in site.values()]
+    return [n for layers in given for n in (layers if isinstance(layers, tuple) else (layers,))]
+
+
+def _for_task(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:
+    task: Place = ("task",)
+    if recipe.language_task is not None:
+        return
+    if isinstance(objective, Response):
+        if objective.on != "labels":
+            message = f"{objective.on} given, but a {recipe.task} counts examples, each of which has a label"
+            yield ((*place, "on"), task), message
+    elif isinstance(objective, (Feature, MapFeature)) and objective.on == "labels":
+        message = f"labels given, but no position of a {recipe.task}'s text has one; expected attended"
+        yield ((*place, "on"), task), message
+    if recipe.task == "regression" and isinstance(objective, Response) and objective.loss != LABELS:
+        if objective.loss != "logit_mse":
+            message = f"{objective.loss} compares distributions, and a regression has none; use logit_mse"
+            yield ((*place, "loss"), task), message
+        elif objective.options["centred"]:
+            message = "true, but a regression has one output, of which nothing is left; use centred: false"
+            yield ((*place, "centred"), task), message
