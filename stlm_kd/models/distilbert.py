@@ -2,15 +2,24 @@
 
 The map is that of Sanh et al., "DistilBERT, a distilled version of BERT", 2019. DistilBERT knows no token
 types: its positions take type 0's embedding up, so that word embeddings and a tied head stay the teacher's.
-Its norms have a fixed epsilon of 1e-12, as BERT's published ones have.
+Its norms have a fixed epsilon of 1e-12, as BERT's published ones have. Of a classifier, the pooler becomes
+the layer before the classifier, whose activation is another one: ReLU in place of tanh.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+)
 
 from stlm_kd.errors import ModelError
 
@@ -30,6 +39,8 @@ _HEAD = {
     "vocab_transform": "cls.predictions.transform.dense",
     "vocab_layer_norm": "cls.predictions.transform.LayerNorm",
     "vocab_projector": "cls.predictions.decoder",
+    "pre_classifier": "bert.pooler.dense",
+    "classifier": "classifier",
 }
 
 
@@ -44,6 +55,7 @@ def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
             f"student.init_from.model_type: the teacher's layer_norm_eps is {teacher.layer_norm_eps:g}, "
             f"but distilbert has {_NORM_EPSILON:g} built in and would compute something else; leave it out"
         )
+    of_head = teacher.classifier_dropout
     return DistilBertConfig(
         vocab_size=teacher.vocab_size,
         max_position_embeddings=teacher.max_position_embeddings,
@@ -59,6 +71,10 @@ def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
         bos_token_id=teacher.bos_token_id,
         eos_token_id=teacher.eos_token_id,
         tie_word_embeddings=teacher.tie_word_embeddings,
+        seq_classif_dropout=teacher.hidden_dropout_prob if of_head is None else of_head,
+        id2label=copy(teacher.id2label),
+        label2id=copy(teacher.label2id),
+        problem_type=teacher.problem_type,
     )
 
 
@@ -81,7 +97,11 @@ def bert_name(name: str, layers: Sequence[int]) -> str:
 
 
 @torch.no_grad()
-def copy_bert(student: DistilBertForMaskedLM, teacher: BertForMaskedLM, layers: Sequence[int]) -> None:
+def copy_bert(
+    student: DistilBertForMaskedLM | DistilBertForSequenceClassification,
+    teacher: BertForMaskedLM | BertForSequenceClassification,
+    layers: Sequence[int],
+) -> None:
     """Write the teacher's tensors, with these of its layers, into the student's."""
     source = teacher.state_dict()
     for name, value in student.state_dict().items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -32,6 +33,10 @@ from stlm_kd.models import mobillama
 from stlm_kd.models.recognition import recognised
 
 mobillama.register()
+
+LanguageModels = type[AutoModelForCausalLM] | type[AutoModelForMaskedLM]
+Kind = LanguageModels | type[AutoModelForSequenceClassification]
+"""The class of transformers that builds and loads models of a kind."""
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or deepspeed, once imported, writes a warning to stdout
@@ -90,12 +95,12 @@ def load_language_model(
         EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
         ModelError: It needs remote code, has no safetensors weights, has missing weights, or another task.
     """
-    name = str(expanded(name))
-    config = recognised(name, load_config(name, trust_remote_code=trust_remote_code), fetch=True)
+    name, config = config_to_load(name, trust_remote_code=trust_remote_code)
     task = task or declared_task(config)
     check_task(config, task, place=name)
-    _check_index(Path(name) / SAFE_WEIGHTS_INDEX_NAME)
-    model, info = _loaded(name, config, task, trust_remote_code, dtype, head_seed)
+    model, info = load_weights(
+        name, config, model_class(task), trust_remote_code=trust_remote_code, dtype=dtype, seed=head_seed
+    )
     missing = sorted(info["missing_keys"])
     of_body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if head_seed is None and missing and not of_body:
@@ -107,21 +112,55 @@ def load_language_model(
         if missing == of_body:
             raise ModelError(f"{name}: it has a head already; leave the new one out")
         missing = of_body
-    if missing:
-        raise ModelError(
-            f"{name}: {len(missing)} weights are missing (first: {missing[0]}); "
-            f"the folder does not hold a whole {config.model_type} language model"
-        )
-    _check_shapes(name, model.config, info)
+    require_all(name, config, missing, what="language model")
+    check_shapes(name, model.config, info)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise ModelError(f"{name}: a {config.model_type} model without a linear vocabulary head")
     model.eval()
     return model
 
 
-def _check_shapes(name: str, config: PretrainedConfig, info: Mapping[str, Any]) -> None:
-    """Refuse weights of other shapes or of more layers than the configuration has."""
-    mismatched = sorted(info["mismatched_keys"])
+def config_to_load(name: str, *, trust_remote_code: bool) -> tuple[str, PretrainedConfig]:
+    """A model's name with its variables filled in, and its configuration, for which weights may be fetched.
+
+    Raises:
+        EnvironmentFault: As ``load_config``.
+        ModelError: As ``load_config``, or an index of weights that names files elsewhere.
+    """
+    name = str(expanded(name))
+    config = recognised(name, load_config(name, trust_remote_code=trust_remote_code), fetch=True)
+    _check_index(Path(name) / SAFE_WEIGHTS_INDEX_NAME)
+    return name, config
+
+
+def require_all(name: str, config: PretrainedConfig, missing: Sequence[str], *, what: str) -> None:
+    """Refuse a model without these weights, if there are any.
+
+    Raises:
+        ModelError: There are.
+    """
+    if missing:
+        raise ModelError(
+            f"{name}: {len(missing)} weights are missing (first: {missing[0]}); "
+            f"the folder does not hold a whole {config.model_type} {what}"
+        )
+
+
+def check_shapes(
+    name: str, config: PretrainedConfig, info: Mapping[str, Any], *, replaced: Collection[str] = ()
+) -> None:
+    """Refuse weights of other shapes or of more layers than the configuration has.
+
+    Args:
+        name: What messages call the model.
+        config: Its configuration.
+        info: What transformers reports of loading it.
+        replaced: Weights that were to be made anew.
+
+    Raises:
+        ModelError: It has such weights.
+    """
+    mismatched = sorted(row for row in info["mismatched_keys"] if row[0] not in replaced)
     if mismatched:
         key, found, expected = mismatched[0]
         raise ModelError(
@@ -171,31 +210,37 @@ def check_task(config: PretrainedConfig, task: Task, *, place: str) -> None:
     )
 
 
-def model_class(task: Task) -> type[AutoModelForCausalLM] | type[AutoModelForMaskedLM]:
+def model_class(task: Task) -> LanguageModels:
     """The class of transformers that builds and loads models of a task."""
     return AutoModelForCausalLM if task == "clm" else AutoModelForMaskedLM
 
 
-def _loaded(
+def load_weights(
     name: str,
     config: PretrainedConfig,
-    task: Task,
+    kind: Kind,
+    *,
     trust_remote_code: bool,
     dtype: torch.dtype,
-    head_seed: int | None,
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and what of it was not in its files."""
+    seed: int | None,
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """The model from safetensors alone, and what transformers reports of it; what is missing is drawn.
+
+    Raises:
+        EnvironmentFault: The weights are not there, or not as safetensors.
+        ModelError: They cannot be read, or the model brings code that is not trusted.
+    """
     try:
         with _quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(head_seed or 0)
-            loaded: Any = model_class(task).from_pretrained(
+            torch.manual_seed(seed or 0)
+            loaded: Any = kind.from_pretrained(
                 name,
                 config=config,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code and not _is_known_here(name),
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told by output_loading_info, and refused
+                ignore_mismatched_sizes=True,  # told by output_loading_info, and judged
             )
     except (OfflineModeIsEnabled, OSError) as error:
         raise _absent(name, error) from error

@@ -11,7 +11,9 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -20,7 +22,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.errors import ModelError, did_you_mean
 from stlm_kd.models.distilbert import copy_bert, distilbert_config
-from stlm_kd.models.load import check_task, count_parameters, model_class
+from stlm_kd.models.load import Kind, check_task, count_parameters, model_class
 from stlm_kd.models.positions import first_position
 from stlm_kd.models.vocabulary import required_padding
 from stlm_kd.vocab.spelling import vocabulary_size
@@ -52,15 +54,35 @@ def student_from_fields(
         ModelError: Unknown type or field, a type of another task, a configuration that does not build, or too
             many parameters.
     """
-    given = dict(fields)
-    model_type = str(given.pop("model_type", ""))
-    if model_type not in CONFIG_MAPPING:
-        raise ModelError(
-            f"student.architecture.model_type: {model_type or 'nothing'} given"
-            f"{did_you_mean(model_type, ARCHITECTURES)}; expected a model type of transformers"
-        )
-    known = AutoConfig.for_model(model_type)
-    check_task(known, task, place="student.architecture")
+    check_task(_configuration(fields), task, place="student.architecture")
+    return model_from_fields(fields, tokenizer, kind=model_class(task), context=context, seed=seed)
+
+
+def model_from_fields(
+    fields: Mapping[str, int | float | str | bool],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    kind: Kind,
+    context: int,
+    seed: int,
+    id2label: Mapping[int, str] | None = None,
+) -> PreTrainedModel:
+    """As ``student_from_fields``, for any kind of model.
+
+    Args:
+        fields: As there.
+        tokenizer: As there.
+        kind: The class of transformers that builds it.
+        context: As there.
+        seed: As there.
+        id2label: Of a classifier: the names of its classes.
+
+    Raises:
+        ModelError: As there.
+    """
+    known = _configuration(fields)
+    model_type = known.model_type
+    given = {name: value for name, value in fields.items() if name != "model_type"}
     names = set(known.to_dict()) | set(known.attribute_map)
     for field in given:
         if field not in names:
@@ -81,16 +103,30 @@ def student_from_fields(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=padding,
+            **({} if id2label is None else {"id2label": dict(id2label)}),
         )
         _check_heads(config)
         with torch.device("meta"):
-            check_size(_from_config(config, task))
+            check_size(_from_config(config, kind))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _from_config(config, task)
+            return _from_config(config, kind)
     except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
+
+
+def _configuration(fields: Mapping[str, int | float | str | bool]) -> PretrainedConfig:
+    """The configuration of the fields' model type, with all else as its family has it by default."""
+    model_type = str(fields.get("model_type", ""))
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"student.architecture.model_type: {model_type or 'nothing'} given"
+            f"{did_you_mean(model_type, ARCHITECTURES)}; expected a model type of transformers"
+        )
+    known = AutoConfig.for_model(model_type)
+    assert isinstance(known, PretrainedConfig)
+    return known
 
 
 def _check_heads(config: PretrainedConfig) -> None:
@@ -116,8 +152,8 @@ def _by_own_names(
     return found
 
 
-def _from_config(config: PretrainedConfig, task: Task) -> PreTrainedModel:
-    build: Any = model_class(task)  # whose method transformers leaves without types
+def _from_config(config: PretrainedConfig, kind: Kind) -> PreTrainedModel:
+    build: Any = kind  # whose method transformers leaves without types
     model = build.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     assert isinstance(model, PreTrainedModel)
     return model
@@ -129,7 +165,8 @@ def student_from_layers(
     """A copy of the teacher that keeps only the chosen blocks, in ascending order, and all around them.
 
     Args:
-        teacher: Of a family that ``architectures.py`` lists; left untouched.
+        teacher: Of a family that ``architectures.py`` lists: a language model or a classifier, as the student
+            will be; left untouched.
         layers: ``every-other`` (0, 2, 4, …), ``first`` and ``last`` (half of them), ``spread`` (half of them,
             evenly, both ends included), or explicit 0-based indices.
         place: Where the recipe says so, for messages.
@@ -146,9 +183,12 @@ def student_from_layers(
     chosen = choose_layers(teacher.config.num_hidden_layers, layers, place=place)
     if model_type in (None, own):
         return _of_some_blocks(teacher, chosen)
-    assert isinstance(teacher, BertForMaskedLM), "bert's language model"
-    student = _sized(DistilBertForMaskedLM, distilbert_config(teacher.config, len(chosen)))
-    assert isinstance(student, DistilBertForMaskedLM)
+    assert isinstance(teacher, (BertForMaskedLM, BertForSequenceClassification)), "loaded as one of them"
+    kind = (
+        DistilBertForMaskedLM if isinstance(teacher, BertForMaskedLM) else DistilBertForSequenceClassification
+    )
+    student = _sized(kind, distilbert_config(teacher.config, len(chosen)))
+    assert isinstance(student, (DistilBertForMaskedLM, DistilBertForSequenceClassification))
     copy_bert(student, teacher, chosen)
     return student
 
@@ -175,6 +215,7 @@ def _of_some_blocks(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrain
     if layer_types is not None:
         config.layer_types = [layer_types[i] for i in chosen]
     student = _sized(type(teacher), config)
+    student.get_input_embeddings().padding_idx = teacher.get_input_embeddings().padding_idx
     prefix = f"{teacher.base_model_prefix}.{ARCHITECTURES[config.model_type].blocks}."
     source = teacher.state_dict()
     with torch.no_grad():

@@ -6,10 +6,11 @@ Shapes: V' new vocabulary, D width.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.data.encoding import padding_id
 from stlm_kd.errors import ModelError
 from stlm_kd.models.positions import count_from_padding
 from stlm_kd.vocab.roles import roles_of
@@ -60,8 +61,7 @@ def replace_vocabulary(
     assert tied == (head_VD is None), "output rows are given for untied models alone"
     assert (head_bias_V is None) == (old_head.bias is None), "a head keeps its bias, or its having none"
     padding = required_padding(model.config.model_type, tokenizer, place=_name_of(tokenizer))
-    embedding = nn.Embedding(size, width, padding_idx=padding, device="meta")
-    embedding.weight = _parameter(embedding_VD, old_embedding.weight)
+    embedding = _new_embedding(embedding_VD, old_embedding, padding)
     head = nn.Linear(width, size, bias=head_bias_V is not None, device="meta")
     head.weight = embedding.weight if head_VD is None else _parameter(head_VD, old_head.weight)
     if head_bias_V is not None:
@@ -69,13 +69,78 @@ def replace_vocabulary(
     model.set_input_embeddings(embedding)
     model.set_output_embeddings(head)
     _set_other_bias(model, head, tied=tied)
-    _set_size(model, size)
     model.config.tie_word_embeddings = tied
     model.tie_weights()
-    if _counts_from_padding(model.config.model_type) and padding is not None:
-        count_from_padding(model, padding)  # before the configuration forgets the old padding
-    _set_special_ids(model, tokenizer)
+    _set_size_and_ids(model, tokenizer, size=size, padding=padding)
     assert is_tied(model) == tied, "tying changed"
+
+
+def replace_embedding(
+    model: PreTrainedModel, embedding_VD: Tensor, *, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Swap a classifier's embedding for new rows, and its special ids for the tokenizer's; nothing else.
+
+    The rows are copied. Positions that are counted from padding are moved as in ``replace_vocabulary``; what
+    fills rows is set as by ``set_padding``.
+
+    Args:
+        model: A model with a plain embedding and without a vocabulary head.
+        embedding_VD: Input rows, (V', D).
+        tokenizer: Of the new vocabulary.
+
+    Raises:
+        ModelError: The embedding is of another kind, or positions are counted from a padding token that the
+            tokenizer does not have.
+    """
+    assert model.get_output_embeddings() is None, "a language model's head changes with its embedding"
+    old = plain_embedding(model)
+    size, width = embedding_VD.shape
+    assert size == vocabulary_size(tokenizer) and width == old.embedding_dim, embedding_VD.shape
+    padding = required_padding(model.config.model_type, tokenizer, place=_name_of(tokenizer))
+    model.set_input_embeddings(_new_embedding(embedding_VD, old, padding))
+    _set_size_and_ids(model, tokenizer, size=size, padding=padding)
+    set_padding(model, tokenizer)
+
+
+def freeze_all_but_embedding(model: PreTrainedModel) -> None:
+    """Leave only the embedding of tokens trainable: neither positions nor body nor the classifier's head."""
+    model.requires_grad_(False)
+    plain_embedding(model).weight.requires_grad_(True)
+
+
+def plain_embedding(model: PreTrainedModel) -> nn.Embedding:
+    """The embedding of a model's tokens.
+
+    Raises:
+        ModelError: It is not a plain one (it scales, for instance).
+    """
+    embedding = model.get_input_embeddings()
+    if type(embedding) is not nn.Embedding:
+        raise ModelError(
+            f"{model.config.model_type}: its vocabulary cannot be replaced: "
+            f"found {type(embedding).__name__}; expected Embedding, as in {', '.join(ARCHITECTURES)}"
+        )
+    return embedding
+
+
+def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Tell a classifier what fills rows, so that a decoder finds the last token that does not.
+
+    Where that is only another name of a token that stands for something, its embedding is trained all the
+    same, which transformers would not do.
+
+    Raises:
+        ModelError: Positions are counted from another padding token, or there is none, nor an end.
+    """
+    filling = padding_id(tokenizer)
+    config = model.config.get_text_config()
+    if _counts_from_padding(config.model_type) and filling != config.pad_token_id:
+        raise ModelError(
+            f"{_name_of(tokenizer)}: its padding token is {filling}, but this {config.model_type} model "
+            f"counts positions from {config.pad_token_id}; use the model's own tokenizer"
+        )
+    config.pad_token_id = filling
+    plain_embedding(model).padding_idx = own_padding(tokenizer)
 
 
 def is_tied(model: PreTrainedModel) -> bool:
@@ -157,8 +222,24 @@ def _name_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(getattr(tokenizer, "name_or_path", "") or "tokenizer")
 
 
+def _new_embedding(rows_VD: Tensor, old: nn.Embedding, padding: int | None) -> nn.Embedding:
+    size, width = rows_VD.shape
+    embedding = nn.Embedding(size, width, padding_idx=padding, device="meta")
+    embedding.weight = _parameter(rows_VD, old.weight)
+    return embedding
+
+
 def _parameter(rows: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(rows.detach().to(device=like.device, dtype=like.dtype, copy=True).contiguous())
+
+
+def _set_size_and_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, size: int, padding: int | None
+) -> None:
+    _set_size(model, size)
+    if _counts_from_padding(model.config.model_type) and padding is not None:
+        count_from_padding(model, padding)  # before the configuration forgets the old padding
+    _set_special_ids(model, tokenizer)
 
 
 def _set_size(model: PreTrainedModel, size: int) -> None:

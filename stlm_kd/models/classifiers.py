@@ -1,0 +1,254 @@
+"""Models that tell the class of a text, or a number for it: loaded, given a head, built, checked.
+
+A classifier of chosen layers of another is made by ``stlm_kd.models.students.student_from_layers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from stlm_kd.data.examples import ExampleBatch
+from stlm_kd.errors import ModelError
+from stlm_kd.models.forward import inputs_of
+from stlm_kd.models.load import check_shapes, config_to_load, load_weights, require_all
+from stlm_kd.models.positions import num_positions
+from stlm_kd.models.students import model_from_fields
+from stlm_kd.models.vocabulary import set_padding
+
+_MULTIPLE_CLASSES = "multi_label_classification"
+
+
+def load_classifier(
+    name: str,
+    labels: Sequence[str] | None,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
+    head_seed: int | None = None,
+) -> PreTrainedModel:
+    """A sequence classification model in evaluation mode, sdpa attention, from safetensors only.
+
+    Args:
+        name: Folder or Hub id: of a classifier, or with ``head_seed`` of any model of a family that has one.
+        labels: The names of the classes, in order; empty for a number; None: whatever the model was made for.
+        tokenizer: Reads its texts; says what fills rows.
+        trust_remote_code: Whether it may run code that it brings.
+        dtype: Of its weights.
+        head_seed: The seed of a new head, where the folder holds a body, a language model, or a head for
+            another number of classes. None refuses these.
+
+    Raises:
+        EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
+        ModelError: It needs remote code, has no safetensors weights, has missing weights, has no head or one
+            for other classes, or has one that a new one would replace to no purpose.
+    """
+    assert labels is not None or head_seed is None, "a new head is for given labels"
+    name, config = config_to_load(name, trust_remote_code=trust_remote_code)
+    _check_family(config, place=name)
+    if head_seed is None:
+        _check_labels(name, config, labels)
+    if labels is not None:
+        set_labels(config, labels)
+    model, info = load_weights(
+        name,
+        config,
+        AutoModelForSequenceClassification,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        seed=head_seed,
+    )
+    check_shapes(
+        name, model.config, info, replaced=_judged_head(name, model, info, is_new=head_seed is not None)
+    )
+    set_padding(model, tokenizer)
+    model.eval()
+    return model
+
+
+def _judged_head(name: str, model: PreTrainedModel, info: Mapping[str, Any], *, is_new: bool) -> list[str]:
+    """Weights of the head that are drawn though the files have others; refuses what was not asked for."""
+    missing = sorted(info["missing_keys"])
+    of_head = [key for key in missing if _is_of_head(key, model)]
+    require_all(name, model.config, [key for key in missing if key not in of_head], what="model")
+    replaced = sorted(row[0] for row in info["mismatched_keys"] if _is_of_head(row[0], model))
+    if not is_new:
+        if of_head:
+            raise ModelError(
+                f"{name}: a {model.config.model_type} model without a head for classes (missing: "
+                f"{of_head[0]}, …); as a student.model it gets one by student.new_head: true, and once it is "
+                "trained it can teach and be scored"
+            )
+        return []
+    if not of_head and not replaced:
+        raise ModelError(f"{name}: it has a head for so many classes already; leave the new one out")
+    return replaced
+
+
+def _is_of_head(key: str, model: PreTrainedModel) -> bool:
+    """Whether a weight lies behind the body; BERT's pooler does, which its language models do not have."""
+    return not key.startswith(f"{model.base_model_prefix}.") or ".pooler." in key
+
+
+def _check_family(config: PretrainedConfig, *, place: str) -> None:
+    brought = getattr(config, "auto_map", None) or {}
+    if AutoModelForSequenceClassification.__name__ in brought:
+        return
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"{place}: transformers has no classifier of family {config.model_type}; use another, such as "
+            "bert, distilbert, roberta, gpt2 or llama"
+        )
+
+
+def _check_labels(name: str, config: PretrainedConfig, labels: Sequence[str] | None) -> None:
+    """Refuse a classifier for other classes, or for the same in another order, as far as it names them.
+
+    Raises:
+        ModelError: It is such a one.
+    """
+    if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
+        return  # which the missing weights will tell
+    if config.problem_type == _MULTIPLE_CLASSES:
+        raise ModelError(
+            f"{name}: it may give a text several classes, which is not supported; use another model"
+        )
+    if labels is None:
+        return
+    own = class_names(config)
+    if len(own) != max(1, len(labels)):
+        raise ModelError(
+            f"{name}: its head is for {_told(own)}, but the data has {_told(labels)}; as a student.model "
+            "it gets a new one by student.new_head: true"
+        )
+    known, wanted = ([label.lower() for label in names] for names in (own, labels))
+    if known != wanted and sorted(known) == sorted(wanted):
+        raise ModelError(
+            f"{name}: its classes are {', '.join(own)} in this order, but those of the data are "
+            f"{', '.join(labels)}; give labels in the model's order"
+        )
+
+
+def _told(labels: Sequence[str]) -> str:
+    return f"{len(labels)} classes ({', '.join(labels)})" if len(labels) > 1 else "a number"
+
+
+def class_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """The names of a classifier's classes in order, ``LABEL_0`` and so on where it has none."""
+    assert config.id2label is not None, "made up by transformers where it is not given"
+    return tuple(str(label) for _, label in sorted(config.id2label.items()))
+
+
+def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
+    """Write into a classifier's configuration what it tells: these classes, or without any a number."""
+    id2label = _id2label(labels)
+    config.id2label = id2label
+    config.label2id = {label: place for place, label in id2label.items()}
+    config.problem_type = "single_label_classification" if labels else "regression"
+
+
+def _id2label(labels: Sequence[str]) -> dict[int, str]:
+    return dict(enumerate(labels or ("LABEL_0",)))
+
+
+def classifier_from_fields(
+    fields: Mapping[str, int | float | str | bool],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    labels: Sequence[str],
+    context: int,
+    seed: int,
+) -> PreTrainedModel:
+    """A freshly initialised classifier over the tokenizer's vocabulary.
+
+    Args:
+        fields: As of ``stlm_kd.models.students.student_from_fields``.
+        tokenizer: As there.
+        labels: The names of its classes; empty for a number.
+        context: As there.
+        seed: As there.
+
+    Raises:
+        ModelError: As there, or a family without a classifier.
+    """
+    model = model_from_fields(
+        fields,
+        tokenizer,
+        kind=AutoModelForSequenceClassification,
+        context=context,
+        seed=seed,
+        id2label=_id2label(labels),
+    )
+    set_labels(model.config, labels)
+    set_padding(model, tokenizer)
+    return model
+
+
+@torch.no_grad()
+def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None:
+    """Refuse a classifier that cannot read so long a text, or that says something else when a row is padded.
+
+    Args:
+        model: As loaded or built.
+        context: The most tokens of a text.
+        name: What messages call it.
+
+    Raises:
+        ModelError: It is one of these.
+    """
+    longest = num_positions(model.config)
+    if longest is not None and longest < context:
+        raise ModelError(
+            f"{name}: it reads at most {longest} tokens, but data.context is {context}; "
+            "give a shorter context"
+        )
+    was_training = model.training
+    model.eval()
+    try:
+        ids_1T = _random_text(model, context // 2)
+        filling_1T = torch.full((1, context - context // 2), model.config.get_text_config().pad_token_id)
+        padded_1T = torch.cat([ids_1T, filling_1T.to(ids_1T.device)], 1)
+        alone, padded = (_logits(model, row, context // 2) for row in (ids_1T, padded_1T))
+    finally:
+        model.train(was_training)
+    if alone.shape != (1, model.config.num_labels):
+        raise ModelError(
+            f"{name}: its logits for a text have shape {list(alone.shape[1:])}, but it has "
+            f"{model.config.num_labels} labels; use a model for single labels of whole texts"
+        )
+    scale = float(torch.nan_to_num(alone).abs().max())
+    if not torch.allclose(padded, alone, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+        raise ModelError(
+            f"{name}: this {model.config.model_type} classifier says something else of a text when its row "
+            "is padded; use another model"
+        )
+
+
+def _random_text(model: PreTrainedModel, length: int) -> Tensor:
+    """One row of random tokens, always the same, none of them padding."""
+    generator = torch.Generator().manual_seed(0)
+    config = model.config.get_text_config()
+    ids_1T = torch.randint(0, config.vocab_size - 1, (1, length), generator=generator)
+    not_padding_1T: Tensor = ids_1T + (ids_1T >= config.pad_token_id)
+    return not_padding_1T.to(model.device)
+
+
+def _logits(model: PreTrainedModel, ids_1T: Tensor, length: int) -> Tensor:
+    """The logits of one text of so many tokens, (1, C)."""
+    mask = torch.arange(ids_1T.shape[1], device=ids_1T.device)[None] < length
+    nothing = torch.zeros(1, dtype=torch.int64, device=ids_1T.device)
+    batch = ExampleBatch(ids_1T, mask, None, labels=nothing, example_ids=nothing)
+    logits = model(**inputs_of(batch, model)).logits
+    assert isinstance(logits, Tensor)
+    return logits.float()
