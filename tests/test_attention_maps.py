@@ -151,6 +151,28 @@ def test_query_heads_that_share_a_key_have_maps_of_their_own() -> None:
     assert not torch.allclose(found[:, 0].exp(), found[:, 1].exp(), atol=1e-2)
 
 
+@pytest.mark.parametrize("family", ["llama", "mobillama", "qwen2", "phi3"])
+def test_each_query_head_looks_with_its_own_key_head(family: str) -> None:
+    """Four query heads on two key heads: which share one is not seen with a single one."""
+    found = {}
+    for backend in ("sdpa", "eager"):
+        config = pico_model(family, layers=LAYERS).config
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 4
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=backend).eval()
+        inputs = inputs_of(model, "packed")
+        if backend == "eager":
+            found[backend] = model(**inputs, use_cache=False, output_attentions=True).attentions[1]
+        else:
+            before = model(**inputs).logits
+            found[backend] = maps_of(model, inputs, (1,))[1].exp()
+            torch.testing.assert_close(model(**inputs).logits, before, rtol=1e-5, atol=2e-5)
+    assert found["sdpa"].shape == (2, 4, 8, 8)
+    kept = real("packed")
+    sdpa, eager = (found[backend].transpose(1, 2)[kept] for backend in ("sdpa", "eager"))
+    torch.testing.assert_close(sdpa, eager, rtol=1e-4, atol=1e-6)
+
+
 def test_log_probabilities_are_exact_where_probabilities_underflow() -> None:
     model = built("bert")
     with torch.no_grad():

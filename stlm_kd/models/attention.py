@@ -11,9 +11,10 @@ Shapes: B rows, H query heads, G key heads, T queries, K keys, E width of a head
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,17 @@ _NAME = "stlm_kd_maps"
 _CHANGES_SCORES = ("softcap", "position_bias", "s_aux")
 """What some families hand to their attention and ours does not compute."""
 
-_kept: ContextVar[dict[nn.Module, Tensor] | None] = ContextVar("_kept", default=None)
-"""The maps of the run that is going on, by attention module; None outside of ``kept_maps``.
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The layers whose maps are wanted, by attention module, and the maps so far."""
+
+    layers: Mapping[nn.Module, int]
+    maps: dict[int, Tensor]
+
+
+_reading: ContextVar[_Reading | None] = ContextVar("_reading", default=None)
+"""What ``kept_maps`` is reading; None outside of it.
 
 A backward pass that runs blocks again lies outside, computes the same and keeps nothing.
 """
@@ -58,26 +68,23 @@ def install_maps(model: PreTrainedModel, layers: Iterable[int]) -> None:
 
 
 @contextmanager
-def kept_maps(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+def kept_maps(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
     """While it is entered, the model's runs keep the maps of these layers.
 
-    On leaving, the dictionary holds the log-probabilities (B, H, T, K) of each layer that ran: after rotary
-    embeddings and under the model's mask, before dropout, for each query head, in float32 or better; -inf
-    where a query may not look, and throughout a query that may look nowhere.
+    The dictionary gets the log-probabilities (B, H, T, K) of each layer that runs: after rotary embeddings
+    and under the model's mask, before dropout, for each query head, in float32 or better; -inf where a query
+    may not look, and throughout a query that may look nowhere.
 
     Raises:
         ModelError: The attention of one of them cannot be read.
     """
-    modules = {layer: _attention(model, layer) for layer in layers}
-    install_maps(model, modules)
-    kept: dict[nn.Module, Tensor] = {}
-    maps: dict[int, Tensor] = {}
-    token = _kept.set(kept)
+    install_maps(model, layers)
+    reading = _Reading({_attention(model, layer): layer for layer in layers}, {})
+    token = _reading.set(reading)
     try:
-        yield maps
+        yield reading.maps
     finally:
-        _kept.reset(token)
-    maps |= {layer: kept[module] for layer, module in modules.items() if module in kept}
+        _reading.reset(token)
 
 
 def _attention(model: PreTrainedModel, layer: int) -> nn.Module:
@@ -119,9 +126,9 @@ def _attention_with_maps(
         scores_BHTK = at_least_float32(query_BHTE) @ at_least_float32(key_BHKE).transpose(2, 3) * scale
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         log_BHTK = _log_probabilities(scores_BHTK, attention_mask, causal=causal)
-    kept = _kept.get()
-    if kept is not None:
-        kept[module] = log_BHTK
+    reading = _reading.get()
+    if reading is not None and module in reading.layers:
+        reading.maps[reading.layers[module]] = log_BHTK
     mixed_by_BHTK = log_BHTK.exp().to(value_BHKE.dtype)
     mixed_by_BHTK = functional.dropout(mixed_by_BHTK, p=dropout, training=module.training)
     return (mixed_by_BHTK @ value_BHKE).transpose(1, 2).contiguous(), mixed_by_BHTK
@@ -142,7 +149,7 @@ def _log_probabilities(scores_BHTK: Tensor, mask: Tensor | None, *, causal: bool
     else:
         allowed = mask > torch.finfo(mask.dtype).min / 2
         scores_BHTK = scores_BHTK + mask.masked_fill(~allowed, 0.0)
-    # A finite number first, so that a query without a key has no NaN in its gradient.
+    # A finite number first: a query without a key would be NaN, on the way there and back.
     lowest = torch.finfo(scores_BHTK.dtype).min
     log_BHTK = functional.log_softmax(scores_BHTK.masked_fill(~allowed, lowest), dim=-1)
     return log_BHTK.masked_fill(~allowed, float("-inf"))
