@@ -1,0 +1,224 @@
+"""How well a classifier, or a model of numbers, does on labelled examples: GLUE's metrics and more.
+
+Accuracy and the mean squared error are means over examples, whose standard errors have a formula. Of F1 and
+the correlations, Matthews' too, the standard error is the standard deviation over ``RESAMPLES`` data sets
+drawn from the examples with replacement (Efron, "Bootstrap methods", 1979), always the same ones.
+
+Shapes: N examples, C classes, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from stlm_kd.errors import DataError
+from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
+
+RESAMPLES = 1000
+_SEED = 0
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+def classification_scores(
+    logits_NC: npt.ArrayLike, labels_N: npt.ArrayLike, *, task: str, ids: Sequence[str], suite: str
+) -> SuiteResult:
+    """Accuracy, F1 averaged over the classes, Matthews' correlation; of two classes also the second's F1.
+
+    A class that neither occurs nor is predicted does not count in the average; of a class that is never
+    found, F1 is 0, and where all examples get one prediction, Matthews' correlation is. What guessing scores
+    in accuracy is the share of the most frequent class.
+
+    Args:
+        logits_NC: Of each example, what is the largest for the predicted class; of equal ones the first is.
+        labels_N: The classes, from 0.
+        task: What it is called in the result.
+        ids: What each example is called.
+        suite: The suite's name.
+
+    Raises:
+        DataError: A logit is not finite.
+    """
+    logits = _finite(logits_NC)
+    labels = np.asarray(labels_N, np.int64)
+    num_classes = logits.shape[1]
+    assert logits.shape == (len(labels), num_classes) and len(ids) == len(labels) > 0 and num_classes > 1
+    predicted = logits.argmax(1)
+    right = (predicted == labels).astype(np.float64)
+    confusion_CC = _confusion(labels, predicted, num_classes)
+    metrics: dict[str, Callable[[Floats], Floats]] = {"macro_f1": macro_f1, "matthews": matthews}
+    if num_classes == 2:
+        metrics = {"f1": _f1_of_second, **metrics}
+    resampled = _resampled_confusions(confusion_CC)
+    scores = [
+        Score(
+            task,
+            name,
+            float(metric(confusion_CC[None])[0]),
+            _deviation(metric(resampled), len(labels)),
+            len(labels),
+        )
+        for name, metric in metrics.items()
+    ]
+    chance = float(confusion_CC.sum(1).max()) / len(labels)
+    accuracy = Score(
+        task, "accuracy", float(right.mean()), _stderr(right), len(labels), choices=num_classes, chance=chance
+    )
+    return SuiteResult(
+        suite,
+        (accuracy, *scores),
+        tuple(
+            ExampleScore(task, name, "accuracy", value)
+            for name, value in zip(ids, right.tolist(), strict=True)
+        ),
+        report={
+            "task": task,
+            "confusion": [[int(count) for count in row] for row in confusion_CC],
+            "predictions": {name: int(found) for name, found in zip(ids, predicted, strict=True)},
+        },
+    )
+
+
+def regression_scores(
+    predicted_N: npt.ArrayLike, labels_N: npt.ArrayLike, *, task: str, ids: Sequence[str], suite: str
+) -> SuiteResult:
+    """Pearson's and Spearman's correlation and the mean squared error.
+
+    A correlation with something that is the same for all examples is 0, and a note says so.
+
+    Args:
+        predicted_N: One number for each example.
+        labels_N: What it should be.
+        task: What it is called in the result.
+        ids: What each example is called.
+        suite: The suite's name.
+
+    Raises:
+        DataError: A prediction is not finite.
+    """
+    predicted = _finite(predicted_N).reshape(-1)
+    labels = np.asarray(labels_N, np.float64).reshape(-1)
+    size = len(labels)
+    assert len(predicted) == size == len(ids) > 0
+    squares = (predicted - labels) ** 2
+    resampled: dict[str, list[float]] = {"pearson": [], "spearman": []}
+    for chosen in _resampled_places(size):
+        resampled["pearson"].append(pearson(predicted[chosen], labels[chosen]))
+        resampled["spearman"].append(spearman(predicted[chosen], labels[chosen]))
+    whole = {"pearson": pearson(predicted, labels), "spearman": spearman(predicted, labels)}
+    notes = tuple(
+        f"{task}: the {what} are the same for all examples, so there is no correlation; 0 is shown"
+        for what, values in (("predictions", predicted), ("labels", labels))
+        if np.ptp(values) == 0
+    )
+    return SuiteResult(
+        suite,
+        (
+            *(
+                Score(task, name, value, _deviation(np.array(resampled[name]), size), size)
+                for name, value in whole.items()
+            ),
+            Score(
+                task,
+                "mean_squared_error",
+                float(squares.mean()),
+                _stderr(squares),
+                size,
+                higher_is_better=False,
+            ),
+        ),
+        tuple(
+            ExampleScore(task, name, "mean_squared_error", value)
+            for name, value in zip(ids, squares.tolist(), strict=True)
+        ),
+        notes,
+        {"task": task, "predictions": dict(zip(ids, predicted.tolist(), strict=True))},
+    )
+
+
+def _confusion(labels_N: Integers, predicted_N: Integers, num_classes: int) -> Floats:
+    """How many examples of each class (row) were given each class (column), (C, C)."""
+    counts = np.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.float64)
+
+
+def macro_f1(confusion_RCC: Floats) -> Floats:
+    """The mean F1 over the classes that occur or are predicted, (R,); rows are labels."""
+    found_RC = np.diagonal(confusion_RCC, axis1=1, axis2=2)
+    sizes_RC = confusion_RCC.sum(1) + confusion_RCC.sum(2)
+    f1_RC = 2 * found_RC / np.maximum(sizes_RC, 1)
+    mean: Floats = f1_RC.sum(1) / (sizes_RC > 0).sum(1)
+    return mean
+
+
+def _f1_of_second(confusion_RCC: Floats) -> Floats:
+    sizes_R = confusion_RCC[:, 1].sum(1) + confusion_RCC[:, :, 1].sum(1)
+    f1: Floats = 2 * confusion_RCC[:, 1, 1] / np.maximum(sizes_R, 1)
+    return f1
+
+
+def matthews(confusion_RCC: Floats) -> Floats:
+    """Matthews' correlation coefficient, (R,), for any number of classes.
+
+    Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004.
+    """
+    labels_RC, predicted_RC = confusion_RCC.sum(2), confusion_RCC.sum(1)
+    total_R = labels_RC.sum(1)
+    right_R = np.trace(confusion_RCC, axis1=1, axis2=2)
+    covariance = right_R * total_R - (labels_RC * predicted_RC).sum(1)
+    spread = (total_R**2 - (labels_RC**2).sum(1)) * (total_R**2 - (predicted_RC**2).sum(1))
+    coefficient: Floats = np.where(spread > 0, covariance / np.sqrt(np.maximum(spread, 1)), 0.0)
+    return coefficient
+
+
+def pearson(a_N: Floats, b_N: Floats) -> float:
+    """Pearson's correlation; 0 where either is the same throughout."""
+    if np.ptp(a_N) == 0 or np.ptp(b_N) == 0:
+        return 0.0
+    a, b = (values - values.mean() for values in (a_N, b_N))
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()  # so that no square is too small for a float
+    return float(np.clip(a @ b / math.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
+
+
+def spearman(a_N: Floats, b_N: Floats) -> float:
+    """Pearson's correlation of the ranks, equal values having their mean rank."""
+    return pearson(rankdata(a_N), rankdata(b_N))
+
+
+def _finite(values: npt.ArrayLike) -> Floats:
+    found = np.asarray(values, np.float64)
+    broken = ~np.isfinite(found).reshape(len(found), -1).all(1)
+    if broken.any():
+        raise DataError(
+            f"{int(broken.sum())} of {len(found)} examples have predictions that are not finite (first: "
+            f"number {int(broken.argmax())}); the model's weights or its precision are at fault"
+        )
+    return found
+
+
+def _resampled_confusions(confusion_CC: Floats) -> Floats:
+    """Confusion matrices of data sets drawn with replacement, (R, C, C)."""
+    total = int(confusion_CC.sum())
+    shares = confusion_CC.reshape(-1) / total
+    drawn = np.random.default_rng(_SEED).multinomial(total, shares, size=RESAMPLES)
+    return drawn.reshape(RESAMPLES, *confusion_CC.shape).astype(np.float64)
+
+
+def _resampled_places(size: int) -> Sequence[Integers]:
+    generator = np.random.default_rng(_SEED)
+    return [generator.integers(size, size=size) for _ in range(RESAMPLES)]
+
+
+def _deviation(resampled_R: Floats, examples: int) -> float | None:
+    return float(resampled_R.std(ddof=1)) if examples > 1 else None
+
+
+def _stderr(values_N: Floats) -> float | None:
+    """The standard error of a mean."""
+    return float(values_N.std(ddof=1)) / math.sqrt(len(values_N)) if len(values_N) > 1 else None
