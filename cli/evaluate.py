@@ -24,14 +24,22 @@ def evaluate(
         typer.Option(
             "--suite",
             metavar="NAME|{suite: NAME, …}",
-            help="perplexity or lm-eval; pseudo-perplexity or masked-loss for masked models; with options: "
-            "'{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
+            help="perplexity or lm-eval; pseudo-perplexity or masked-loss for masked models; classification "
+            "or regression; with options: '{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
         ),
     ],
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Held-out text for all suites but lm-eval; without it, that of the run's recipe."),
+        typer.Option(
+            help="Held-out text, or labelled examples, for all suites but lm-eval; without it, that of the "
+            "run's recipe."
+        ),
     ] = None,
+    text: Annotated[
+        str,
+        typer.Option(metavar="A[,B]", help="Labelled examples: the column of the text, or two of a pair."),
+    ] = "sentence",
+    label: Annotated[str, typer.Option(help="Labelled examples: the column of the label.")] = "label",
     tasks: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
     ] = None,
@@ -42,7 +50,7 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score models, with standard errors: bits per byte, losses at masked tokens, lm-eval's tasks."""
+    """Score models, with standard errors: bits per byte, losses at masked tokens, lm-eval's tasks, labels."""
     from stlm_kd.recipe.suites import suites
 
     options: dict[str, Plain] = {}
@@ -60,7 +68,9 @@ def evaluate(
     results = run(
         models,
         suites=chosen,
-        documents=[str(path) for path in data or ()],
+        data=[str(path) for path in data or ()],
+        text=text.split(","),
+        label=label,
         output=output,
         trust_remote_code=trust_remote_code,
     )

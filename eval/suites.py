@@ -13,27 +13,30 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from stlm_kd.architectures import Task
+from stlm_kd.architectures import Goal
+from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.identity import Identity, of_lm_eval
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.registry import Registry
 
 Suite = Callable[..., SuiteResult]
-"""``suite(model, tokenizer, documents, /, **options)``; ``documents`` is the recipe's held-out text."""
+"""``suite(model, tokenizer, held_out, /, **options)``: the recipe's held-out documents, or its examples."""
 
 SUITES: Registry[Suite] = Registry("suite")
 
 IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval}
 """What decides the scores of a suite that does not read the held-out text, beside model and options."""
 
-NEEDS_TEXT = frozenset({"perplexity", "pseudo-perplexity", "masked-loss"})
-"""The suites that read the held-out text, and cannot be asked for where there is none."""
+NEEDS_TEXT = frozenset({"perplexity", "pseudo-perplexity", "masked-loss", "classification", "regression"})
+"""The suites that read the held-out text or examples, and cannot be asked for where there are none."""
 
-TASK_OF_SUITE: dict[str, Task] = {
+TASK_OF_SUITE: dict[str, Goal] = {
     "perplexity": "clm",
     "lm-eval": "clm",
     "pseudo-perplexity": "mlm",
     "masked-loss": "mlm",
+    "classification": "classification",
+    "regression": "regression",
 }
 """What a model has to predict for a suite to score it; a suite that is not named here scores any."""
 
@@ -218,3 +221,36 @@ def lm_eval(
         precision=precision,
         source=source,
     )
+
+
+def _examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Examples,
+    /,
+    *,
+    context: Annotated[int, Gt(3)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 64,
+    precision: Precision = "fp32",
+) -> SuiteResult:
+    """Accuracy, F1 and Matthews' correlation of classes, or correlations of numbers; see ``eval.examples``.
+
+    Args:
+        model: A classifier of the examples' classes, or a model of numbers.
+        tokenizer: What it reads by.
+        examples: Labelled ones.
+        context: Tokens of an example at most; by default 512, or as many as the model has positions for if
+            that is fewer.
+        batch_size: Examples of one forward pass.
+        precision: ``bf16`` runs the model under autocast.
+
+    Raises:
+        DataError: A logit is not finite.
+    """
+    from stlm_kd.eval.examples import measure
+
+    return measure(model, tokenizer, examples, context=context, batch_size=batch_size, precision=precision)
+
+
+for _task in ("classification", "regression"):
+    SUITES.register(_task)(_examples)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.errors import ModelError
-from stlm_kd.models.vocabulary import is_tied, vocabulary_layers
+from stlm_kd.models.vocabulary import is_tied, plain_embedding, vocabulary_layers
 from stlm_kd.registry import Registry
 from stlm_kd.vocab.mapping import Kind, VocabularyMapping, map_vocabulary
 
@@ -69,7 +69,7 @@ class VocabularyInit:
 
     Attributes:
         embedding: Input rows, (V', D).
-        head: Output rows, (V', D); None where the teacher's embedding and head are one.
+        head: Output rows, (V', D); None where the teacher's embedding and head are one, and of a classifier.
         head_bias: Output bias, (V',); None where the teacher has none.
         counts: Tokens by how they were found: ``exact``, ``pieces``, ``role``, ``fallback``.
     """
@@ -94,7 +94,7 @@ def new_rows(
     are made one after the other from one generator, so equal arguments give equal rows.
 
     Args:
-        teacher: A model with a linear head over its own vocabulary, which may be padded.
+        teacher: A classifier, or a model with a linear head over its own vocabulary, which may be padded.
         teacher_tokenizer: The vocabulary that it was trained with.
         student_tokenizer: The vocabulary that it shall get.
         init: A name in ``INITIALISERS``.
@@ -104,7 +104,8 @@ def new_rows(
         ModelError: A vocabulary cannot be mapped, or the teacher has fewer rows than its tokenizer has ids.
     """
     initialise = INITIALISERS[init]
-    embedding, head = vocabulary_layers(teacher)
+    is_classifier = teacher.get_output_embeddings() is None
+    embedding = plain_embedding(teacher) if is_classifier else vocabulary_layers(teacher)[0]
     mapping = map_vocabulary(teacher_tokenizer, student_tokenizer)
     _check_rows(embedding, mapping, str(teacher.config.model_type))
     generator = torch.Generator().manual_seed(seed)
@@ -115,6 +116,9 @@ def new_rows(
         return rows_VD.to(old_VD.dtype)
 
     rows_VD = make(embedding.weight, mapping)
+    if is_classifier:
+        return VocabularyInit(rows_VD, None, None, mapping.counts)
+    head = vocabulary_layers(teacher)[1]
     head_VD = None if is_tied(teacher) else make(head.weight, mapping.for_output())
     bias_V = None if head.bias is None else make(head.bias[:, None], mapping.for_output())[:, 0]
     return VocabularyInit(rows_VD, head_VD, bias_V, mapping.counts)

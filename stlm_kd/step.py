@@ -15,6 +15,7 @@ from stlm_kd.features import Projections
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.models.attention import install_maps
 from stlm_kd.models.forward import inputs_of, vocabulary_head
 from stlm_kd.models.observing import Needs, observe
 from stlm_kd.objective import Sides, reduce_terms, term_mask
@@ -64,6 +65,8 @@ class StepModule(nn.Module):
         self.combination = combination or Combination()
         self.vocabulary_loss = vocabulary_loss
         self._teachers: dict[str, Teacher] = dict(teachers or {})
+        # Of all terms and at once, or a term that rests would change by rounding what a resumed run says.
+        install_maps(student, student_needs(self._all, classes=vocabulary_head(student) is None).maps)
 
     def begin(self, index: int, steps: int) -> None:
         """Optimizer step ``index`` (from 0) of ``steps`` is next: schedules follow it."""

@@ -234,7 +234,7 @@ def test_names_from_outside_are_shown_as_they_are() -> None:
     table = printed(result_table([Row(STRANGE, "student", 1, 1, 1, (1,), (scores,))], STRANGE))
     assert table.count(STRANGE) == 5
     assert printed(score_table({STRANGE: scores})).count(STRANGE) == 4
-    counts = dict.fromkeys(("old_vocabulary", "new_vocabulary", "held_out_bytes", "trained_parameters"), 1)
+    counts = dict.fromkeys(("old_vocabulary", "new_vocabulary", "held_out", "trained_parameters"), 1)
     counts |= dict.fromkeys(("tokens_seen", "tokens_of_text", "steps", "seconds"), 1)
     bits = dict.fromkeys([f"bits_per_byte_{when}" for when in ("before", "initialised", "trained")], 1.0)
     report = AdaptationReport(

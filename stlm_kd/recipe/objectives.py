@@ -7,7 +7,7 @@ further fields its objective has.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args, get_origin
 
 from pydantic import (
@@ -23,17 +23,15 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from stlm_kd.alignment import ALIGNMENTS
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.fields import NotNegative, Part, Real, Text, fault, show
-from stlm_kd.recipe.options import added_options, known_name, row_of
+from stlm_kd.recipe.options import added_options, known_name, row_of, with_options
 from stlm_kd.registry import Registry
 from stlm_kd.terms import COMBINED
 
 LABELS = "labels"
 """The loss that needs no teacher."""
-
-ALIGNMENTS = ("full", "middle", "late", "first", "last")
-"""Names of maps from the student's layers to the teacher's."""
 
 Moment = Annotated[Real, Field(ge=0, le=1)]
 
@@ -203,14 +201,14 @@ def _layer_map(value: Mapping[Any, Any]) -> LayerMap:
     return found
 
 
-def _sites(value: object, names: tuple[str, ...]) -> Sites:
+def _sites(value: object, names: Sequence[str]) -> Sites:
     entries = list(value) if isinstance(value, (list, tuple)) else [value]
     if not entries:
         raise fault("an empty list found; expected at least one site")
     return tuple(_site(entry, names) for entry in entries)
 
 
-def _site(value: object, names: tuple[str, ...]) -> str | LayerMap:
+def _site(value: object, names: Sequence[str]) -> str | LayerMap:
     if isinstance(value, Mapping):
         return _layer_map(value)
     if isinstance(value, str) and value in names:
@@ -220,7 +218,7 @@ def _site(value: object, names: tuple[str, ...]) -> str | LayerMap:
     raise fault(f"{show(value)} found; expected one of {choices}, or layers such as {{0: 1, 1: 3}}{hint}")
 
 
-STATE_SITES = ("last", "embeddings", "full", "middle", "late", "first")
+STATE_SITES = ("embeddings", *ALIGNMENTS)
 
 
 class Feature(Objective):
@@ -251,6 +249,12 @@ AnyObjective = Annotated[
     SerializeAsAny[Objective],
     WrapValidator(row_of(Objective, "loss", tables)),
 ]
+
+
+def labels_alone() -> Objective:
+    """The one objective of a student without teachers."""
+    made: Objective = with_options(Response, LABELS, losses()).model_validate({"loss": LABELS})
+    return made
 
 
 class Combine(Part):

@@ -16,7 +16,7 @@ from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.adapting import BITS, AdaptationReport, read_adaptation
+from stlm_kd.run.adapting import MEASURES, AdaptationReport, read_adaptation
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.record import write_json, write_text
@@ -104,11 +104,11 @@ def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: 
 
 
 def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
-    """Bits per byte in the three states, and what the training took."""
-    kinds = " / ".join(dict.fromkeys(BITS[report.task] for report in reports.values()))
+    """How good each is in the three states, and what the training took."""
+    kinds = " / ".join(dict.fromkeys(MEASURES[report.task] for report in reports.values()))
     table = Table(
         title=Text(title, "table.title"),
-        caption=f"{kinds} per byte on the same held-out text",
+        caption=f"{kinds} on the same held-out data",
         caption_justify="left",
     )
     table.add_column("teacher")
@@ -123,9 +123,9 @@ def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
             f"{report.old_vocabulary:,} → {report.new_vocabulary:,}",
             Text(report.init),
             f"{report.tokens_by_origin.get('exact', 0) / report.new_vocabulary:.1%}",
-            f"{report.bits_per_byte_before:.4f}",
-            f"{report.bits_per_byte_initialised:.4f}",
-            f"{report.bits_per_byte_trained:.4f}",
+            f"{report.before:.4f}",
+            f"{report.initialised:.4f}",
+            f"{report.trained:.4f}",
             f"{report.trained_parameters:,}",
             f"{report.tokens_seen:,}",
             f"{report.seconds:,.0f}",

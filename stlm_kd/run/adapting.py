@@ -4,67 +4,82 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typing_extensions import Self
 
-from stlm_kd.adaptation import new_rows
-from stlm_kd.data.batches import BatchStream
+from stlm_kd.adaptation import VocabularyInit, new_rows
+from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
-from stlm_kd.engine.launched import first_process_runs, launched_processes, process_rank
+from stlm_kd.engine.launched import first_process_runs
+from stlm_kd.eval.examples import measure as measure_examples
 from stlm_kd.eval.perplexity import measure
 from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
 from stlm_kd.losses import LABELS
-from stlm_kd.models.forward import check_forward
-from stlm_kd.models.load import count_parameters, load_language_model, save_model
-from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
+from stlm_kd.models.load import count_parameters, save_model
+from stlm_kd.models.vocabulary import (
+    freeze_all_but_embedding,
+    freeze_body,
+    replace_embedding,
+    replace_vocabulary,
+)
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.student import Adapt
+from stlm_kd.run.loading import check_model, load_model
+from stlm_kd.run.material import (
+    BatchSizes,
+    HeldOut,
+    Material,
+    data_key,
+    held_out_key,
+    held_out_of_recipe,
+    material_of,
+)
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Key, model_identity
-from stlm_kd.run.text import (
-    held_out,
-    held_out_masking,
-    held_out_rows,
-    text_key,
-    training_masking,
-    training_rows,
-)
-from stlm_kd.run.training import held_out_batches, tenth
+from stlm_kd.run.training import held_out_of, tenth
 from stlm_kd.run.workshop import Workshop, Zero
 from stlm_kd.step import StepModule
+from stlm_kd.teachers import LiveTeacher
 from stlm_kd.terms import Term
 
 MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
 """Bytes of held-out text that the report measures, at most; a masked model needs a row for each token."""
 
-BITS: dict[str, str] = {"clm": "bits", "mlm": "pseudo-bits"}
-"""What the size of a text under a model of each task is called."""
+MEASURES: dict[str, str] = {
+    "clm": "bits per byte",
+    "mlm": "pseudo-bits per byte",
+    "classification": "accuracy",
+    "regression": "Pearson's correlation",
+}
+"""What says how good a teacher is before and after, by task."""
+
+ORIGINAL = "original"
+"""What a classifier's own self, as it was, is called while it teaches."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptationReport:
-    """What giving a teacher another vocabulary did to it. Bits per byte compare across vocabularies.
-
-    Those of a masked language model are pseudo-bits per byte (``eval.pseudo_perplexity``).
+    """What giving a teacher another vocabulary did to it.
 
     Attributes:
         teacher: Folder or Hub id of the teacher as it was.
-        task: What it predicts, and so which bits per byte these are.
+        task: What it predicts, and so how it is measured: by ``MEASURES``, on held-out text or examples. Bits
+            per byte compare across vocabularies.
         init: The initialiser.
         old_vocabulary, new_vocabulary: Tokens of the two tokenizers.
         tokens_by_origin: How many new tokens got their row in which way.
-        bits_per_byte_before: On held-out text, with the teacher's own vocabulary.
-        bits_per_byte_initialised: With the new rows, untrained.
-        bits_per_byte_trained: At the end.
-        held_out_bytes: Of the text that these three are measured on.
-        trained_parameters: Embedding and head.
+        before: With the teacher's own vocabulary.
+        initialised: With the new rows, untrained.
+        trained: At the end.
+        held_out: Bytes, or examples, that these three are measured on.
+        trained_parameters: Embedding and head; a classifier's embedding.
         tokens_seen: Positions read in training, repeats counted.
         tokens_of_text: Positions of the training text, each once.
         steps: Optimizer steps done.
@@ -78,10 +93,10 @@ class AdaptationReport:
     old_vocabulary: int
     new_vocabulary: int
     tokens_by_origin: Mapping[str, int]
-    bits_per_byte_before: float
-    bits_per_byte_initialised: float
-    bits_per_byte_trained: float
-    held_out_bytes: int
+    before: float
+    initialised: float
+    trained: float
+    held_out: int
     trained_parameters: int
     tokens_seen: int
     tokens_of_text: int
@@ -113,8 +128,8 @@ def adaptation_key(
         "teacher": model_identity(teacher, trust_remote_code=trust),
         "tokenizer": tokenizer_identity(tokenizer),
         "adapt": {**plain(adapt), "fraction": None},
-        "text": text_key(recipe.data.train, _fraction(recipe, adapt)),
-        "validation": text_key(recipe.data.validation or (), 1.0),
+        "text": data_key(recipe, _fraction(recipe, adapt)),
+        "validation": held_out_key(recipe),
         "context": recipe.data.context,
         "task": recipe.task,
         "masked_share": recipe.data.masked_share,
@@ -147,46 +162,42 @@ def adapt_model(
             its tokenizer's.
     """
     trust = workshop.trust_remote_code
-    model = load_language_model(teacher, recipe.task, trust_remote_code=trust)
-    check_forward(model, context=recipe.data.context, name=f"teacher {name}")
     own = load_tokenizer(teacher, trust_remote_code=trust)
+    model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
+    check_model(model, recipe, name=f"teacher {name}")
     tracker = workshop.tracker(folder, backends=recipe.tracking, stage=f"adapt {name}")
     try:
-        texts = held_out(recipe, most_bytes=MEASURED_BYTES[recipe.task])
-        before = _measured(model, own, texts, recipe)
+        measured = _measurer(recipe)
+        before = measured(model, own)
+        original = deepcopy(model) if recipe.language_task is None else None
         made = new_rows(model, own, tokenizer, adapt.init, seed=adapt.seed)
-        replace_vocabulary(model, made.embedding, made.head, made.head_bias, tokenizer=tokenizer)
-        initialised = _measured(model, tokenizer, texts, recipe)
-        bits = BITS[recipe.task]
+        _give(model, made, tokenizer)
+        initialised = measured(model, tokenizer)
         tracker.note(
-            f"{name}: {before.bits_per_byte:.3f} {bits} per byte with its own vocabulary, "
-            f"{initialised.bits_per_byte:.3f} with new rows ({adapt.init}); training them"
+            f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "
+            f"{initialised.value:.3f} with new rows ({adapt.init}); training them"
         )
-        freeze_body(model)
-        rows = training_rows(recipe, tokenizer, workshop, fraction=adapt.fraction)
-        held = held_out_rows(recipe, tokenizer, workshop)
-        micro_batch = adapt.micro_batch or adapt.effective_batch
+        material = material_of(
+            recipe,
+            tokenizer,
+            workshop,
+            fraction=adapt.fraction,
+            seed=adapt.seed,
+            readers={} if original is None else {ORIGINAL: own},
+        )
         result = fit(
-            AdaptationStep(model, [Term(LABELS, LABELS)]),
-            BatchStream(
-                rows,
-                effective_batch=adapt.effective_batch,
-                micro_batch=micro_batch,
-                seed=adapt.seed,
-                rank=process_rank(),
-                world_size=launched_processes(),
-                masking=training_masking(recipe, tokenizer, rows),
-            ),
-            adaptation_settings(adapt, recipe.data.context, zero=workshop.zero),
+            _step(model, original, recipe),
+            material.stream(_batches(adapt), seed=adapt.seed),
+            adaptation_settings(adapt, material, zero=workshop.zero),
             folder=folder,
-            validation=partial(held_out_batches, held, micro_batch, held_out_masking(recipe, tokenizer)),
+            validation=held_out_of(material, _batches(adapt).micro),
             tracker=tracker,
             resume=workshop.resume,
             fingerprint=hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust))),
         )
     finally:
         tracker.close()
-    trained = _measured(model, tokenizer, texts, recipe)
+    trained = measured(model, tokenizer)
     report = AdaptationReport(
         teacher=teacher,
         task=recipe.task,
@@ -194,15 +205,41 @@ def adapt_model(
         old_vocabulary=len(own),
         new_vocabulary=len(tokenizer),
         tokens_by_origin=made.counts,
-        bits_per_byte_before=before.bits_per_byte,
-        bits_per_byte_initialised=initialised.bits_per_byte,
-        bits_per_byte_trained=trained.bits_per_byte,
-        held_out_bytes=trained.bytes,
+        before=before.value,
+        initialised=initialised.value,
+        trained=trained.value,
+        held_out=trained.size,
         trained_parameters=count_parameters(model, trainable_only=True),
-        tokens_of_text=sum(part.num_tokens for part in rows),
+        tokens_of_text=material.num_tokens,
         **_taken(result),
     )
     first_process_runs(lambda: _save(model, tokenizer, report, folder))
+
+
+def _give(model: PreTrainedModel, made: VocabularyInit, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The model with the new rows, and nothing else of it trainable."""
+    if model.get_output_embeddings() is None:
+        replace_embedding(model, made.embedding, tokenizer=tokenizer)
+        freeze_all_but_embedding(model)
+    else:
+        replace_vocabulary(model, made.embedding, made.head, made.head_bias, tokenizer=tokenizer)
+        freeze_body(model)
+
+
+def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Recipe) -> AdaptationStep:
+    """A language model learns from the labels, a classifier what it said of the same examples before."""
+    if original is None:
+        return AdaptationStep(model, [Term(LABELS, LABELS)])
+    original.to(current_device())  # type: ignore[arg-type]
+    if recipe.task == "regression":
+        term = Term("logit_mse", "logit_mse", teacher=ORIGINAL, options={"centred": False})
+    else:
+        term = Term("forward_kl", "forward_kl", teacher=ORIGINAL)
+    return AdaptationStep(model, [term], teachers={ORIGINAL: LiveTeacher(original, name=ORIGINAL)})
+
+
+def _batches(adapt: Adapt) -> BatchSizes:
+    return BatchSizes(adapt.effective_batch, adapt.micro_batch or adapt.effective_batch)
 
 
 def _save(
@@ -212,9 +249,9 @@ def _save(
     write_json(folder / "report.json", asdict(report))
 
 
-def adaptation_settings(adapt: Adapt, context: int, *, zero: Zero) -> FitSettings:
+def adaptation_settings(adapt: Adapt, material: Material, *, zero: Zero) -> FitSettings:
     """The adaptation's settings as the engine takes them; ``tokens`` is rounded up to whole steps."""
-    steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * context)))
+    steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * material.row_tokens)))
     return FitSettings(
         steps=steps,
         learning_rate=adapt.learning_rate,
@@ -242,29 +279,39 @@ def _taken(result: FitResult) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """The loss of some text, and its size in UTF-8 bytes."""
+    """How good a model is on held-out text or examples, and how much that is, in bytes or examples."""
 
-    bits_per_byte: float
-    bytes: int
+    value: float
+    size: int
+
+
+def _measurer(recipe: Recipe) -> Callable[[PreTrainedModel, PreTrainedTokenizerFast], _Measured]:
+    """Measures a model with its tokenizer, by the first process; what is held out is read once."""
+    held = held_out_of_recipe(recipe, most_bytes=MEASURED_BYTES.get(recipe.task))
+
+    def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> _Measured:
+        model.to(current_device())  # type: ignore[arg-type]
+        return first_process_runs(lambda: _measured(model, tokenizer, held, recipe))
+
+    return measured
 
 
 def _measured(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], recipe: Recipe
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut, recipe: Recipe
 ) -> _Measured:
-    """By the first process, with windows of the recipe's context, which every state of the teacher sees."""
-    model.to(current_device())  # type: ignore[arg-type]
-
-    def measured() -> _Measured:
-        context = recipe.data.context
-        if recipe.task == "clm":
-            loss = measure(model, tokenizer, texts, window=context)
-            return _Measured(loss.bits_per_byte, loss.bytes)
-        pseudo = measure_pseudo(model, tokenizer, texts, window=context, tokens=None).as_result()
-        size = pseudo.report["scored_bytes"]
-        assert isinstance(size, int)
-        return _Measured(pseudo.score("text", "pseudo_bits_per_byte").value, size)
-
-    return first_process_runs(measured)
+    """Text with windows of the recipe's context, which every state of the teacher sees."""
+    context = recipe.data.context
+    if isinstance(held, Examples):
+        result = measure_examples(model, tokenizer, held, context=context)
+        metric = "pearson" if held.is_regression else "accuracy"
+        return _Measured(result.score("examples", metric).value, len(held))
+    if recipe.task == "clm":
+        loss = measure(model, tokenizer, held, window=context)
+        return _Measured(loss.bits_per_byte, loss.bytes)
+    pseudo = measure_pseudo(model, tokenizer, held, window=context, tokens=None).as_result()
+    size = pseudo.report["scored_bytes"]
+    assert isinstance(size, int)
+    return _Measured(pseudo.score("text", "pseudo_bits_per_byte").value, size)
 
 
 def _fraction(recipe: Recipe, adapt: Adapt) -> float:

@@ -9,14 +9,14 @@ from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.data.tokenizers import tokenizer_identity
+from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary, tokenizer_identity
 from stlm_kd.losses import LABELS
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, plain
-from stlm_kd.recipe.objectives import Objective
+from stlm_kd.recipe.objectives import Objective, labels_alone
+from stlm_kd.run.material import Material, data_key, held_out_key, material_of
 from stlm_kd.run.stages import Json, Key, model_identity
 from stlm_kd.run.terms import terms_of, weight_of
-from stlm_kd.run.text import text_key
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.schedules import is_ever_above_zero
 from stlm_kd.terms import COMBINED, Term
@@ -64,6 +64,25 @@ class Assignment:
             [Term(LABELS, LABELS)] if self.variant != "student" else terms_of(self.recipe, student, teachers)
         )
 
+    def material(self, fraction: float) -> Material:
+        """What is read, of this share of the training text."""
+        return material_of(
+            self.recipe,
+            self.tokenizer,
+            self.workshop,
+            fraction=fraction,
+            seed=self.seed,
+            readers=self._readers(),
+        )
+
+    def _readers(self) -> dict[str, PreTrainedTokenizerFast]:
+        """Of the classifiers that are asked, the tokenizers that are not the student's."""
+        if self.recipe.language_task is not None:
+            return {}
+        trust = self.workshop.trust_remote_code
+        found = {name: load_tokenizer(self.teachers[name], trust_remote_code=trust) for name in self.asked}
+        return {name: own for name, own in sorted(found.items()) if not same_vocabulary(own, self.tokenizer)}
+
     @property
     def _objectives(self) -> list[Objective]:
         """The objectives that the training follows at some time."""
@@ -88,7 +107,7 @@ class Assignment:
         for name in ("log_every", "checkpoint_every"):
             train.pop(name, None)
         identify = cache(partial(model_identity, trust_remote_code=self.workshop.trust_remote_code))
-        own = self._objectives if self.variant == "student" else []
+        own = self._objectives if self.variant == "student" else [labels_alone()]
         combines = len(asked) > 1 and COMBINED in {entry.teacher for entry in own if entry.loss != LABELS}
         return {
             "task": recipe.task,
@@ -99,8 +118,8 @@ class Assignment:
             "objectives": [plain(entry) for entry in own],
             "train": train,
             "steps_from": recipe.data.fraction if recipe.train.epochs else None,
-            "text": text_key(recipe.data.train, self.fraction),
-            "validation": text_key(recipe.data.validation or (), 1.0),
+            "text": data_key(recipe, self.fraction),
+            "validation": held_out_key(recipe),
             "context": recipe.data.context,
             "masked_share": recipe.data.masked_share,
             "seed": self.seed,

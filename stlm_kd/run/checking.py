@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
 from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
 from stlm_kd.eval.harness import check as check_tasks
 from stlm_kd.models.distilbert import distilbert_config
-from stlm_kd.models.load import check_task, load_config, load_language_model
+from stlm_kd.models.load import check_task, load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import check_family, choose_layers
 from stlm_kd.recipe import Recipe
@@ -23,9 +22,11 @@ from stlm_kd.recipe.checks import uneven_batches
 from stlm_kd.recipe.objectives import Feature, MapFeature
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.loading import load_model
+from stlm_kd.run.material import material_of
 from stlm_kd.run.scoring import suite_calls
-from stlm_kd.run.terms import feature_faults
-from stlm_kd.run.text import held_out_rows, student_tokenizer, training_rows
+from stlm_kd.run.terms import feature_faults, teacher_of
+from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.tracking.weights_and_biases import WandbTracker
@@ -70,15 +71,17 @@ def check_recipe(
     _try_teachers(recipe, workshop)
     _try_student(recipe, tokenizer, workshop)
     _try_tools(recipe)
-    _check_rows(training_rows(recipe, tokenizer, workshop), "data.train")
-    held_out_rows(recipe, tokenizer, workshop)
+    _check_data(recipe, tokenizer, workshop)
 
 
-def _check_rows(rows: Sequence[PackedRows], place: str) -> None:
-    found = sum(len(part) for part in rows)
+def _check_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
+    """Read all of it: the text is tokenised on the way, and examples are drawn as for the first seed."""
+    place, seed = "data.train", recipe.seeds[0]
+    material = material_of(recipe, tokenizer, workshop, fraction=None, seed=seed, readers={})
+    found = material.num_rows
     if found < launched_processes():
         raise DataError(
-            f"{place}: {found} rows of text for {launched_processes()} processes, each of which needs one; "
+            f"{place}: {found} rows for {launched_processes()} processes, each of which needs one; "
             "use fewer processes, more text or a shorter data.context"
         )
 
@@ -95,12 +98,30 @@ def _teacher_faults(
     yield from _positions_fault(place, config, recipe)
     if teacher.model is not None:
         yield from _rows_fault(place, config, own)
-    if teacher.adapt is None and not same_vocabulary(own, tokenizer):
+    if (
+        teacher.adapt is None
+        and not same_vocabulary(own, tokenizer)
+        and _reads_as_the_student(teacher, recipe)
+    ):
         message = (
             f"its vocabulary ({len(own)} tokens) is not the student's ({len(tokenizer)} tokens): "
             "ids mean different tokens; add adapt: {}, or give the student the teacher's tokenizer"
         )
         yield Fault(place, message)
+
+
+def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
+    """Whether the teacher must have the student's vocabulary: any that predicts tokens or is looked into.
+
+    Of a classifier's responses only the classes count, so that it may read an example by its own tokenizer.
+    """
+    if recipe.language_task is not None:
+        return True
+    init_from = recipe.student.init_from
+    looked_into = {
+        teacher_of(entry, recipe) for entry in recipe.objectives if isinstance(entry, (Feature, MapFeature))
+    }
+    return teacher.name in looked_into or (init_from is not None and init_from.teacher == teacher.name)
 
 
 def _student_faults(
@@ -127,7 +148,8 @@ def _student_faults(
 
 def _task_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[Fault]:
     try:
-        check_task(config, recipe.task, place=place)
+        if recipe.language_task is not None:
+            check_task(config, recipe.language_task, place=place)
     except ModelError as error:
         yield Fault(place, str(error).removeprefix(f"{place}: "))
 
@@ -158,8 +180,13 @@ def _try_teachers(recipe: Recipe, workshop: Workshop) -> None:
     """Load each once, so that a damaged one is found before others are adapted for hours."""
     for teacher in recipe.teachers:
         if teacher.model is not None:
-            trust = workshop.trust_remote_code
-            load_language_model(teacher.model, recipe.task, trust_remote_code=trust, dtype=torch.bfloat16)
+            load_model(
+                teacher.model,
+                recipe,
+                tokenizer=_tokenizer(teacher, workshop),
+                trust_remote_code=workshop.trust_remote_code,
+                dtype=torch.bfloat16,
+            )
 
 
 def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.text import Text
+from transformers import AutoModelForSequenceClassification
 
 from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.errors import UsageError
@@ -182,7 +183,9 @@ def _report(
                 scores=tuple(by_model[str(folder / "model")] for folder in folders),
             )
         )
-    domains = tokens_by_domain(recipe, student_tokenizer(recipe, workshop), workshop)
+    domains = {}
+    if recipe.language_task is not None:
+        domains = tokens_by_domain(recipe, student_tokenizer(recipe, workshop), workshop)
     remarks = [*comparisons(rows), *text_remark(domains)]
     write_json(run / "results.json", as_json(rows, remarks, domains))
     write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
@@ -221,8 +224,9 @@ def _teacher_rows(
 def parameters_of(model: str, trust: bool) -> int:
     """The parameters that a model has by its configuration; its weights are not read."""
     config = load_config(model, trust_remote_code=trust)
+    classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
     with torch.device("meta"):
-        build: Any = model_class(declared_task(config))
+        build: Any = AutoModelForSequenceClassification if classifies else model_class(declared_task(config))
         return count_parameters(build.from_config(config, trust_remote_code=trust))
 
 

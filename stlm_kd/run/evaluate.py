@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stlm_kd.data.labelled import LabelledSource, read_examples
 from stlm_kd.data.sources import Source
 from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import UsageError
-from stlm_kd.eval import NEEDS_TEXT
+from stlm_kd.eval import NEEDS_TEXT, TASK_OF_SUITE
 from stlm_kd.eval.results import SuiteResult
+from stlm_kd.models.classifiers import class_names
+from stlm_kd.models.load import load_config
 from stlm_kd.recipe import load
 from stlm_kd.run.folder import RECIPE, RECORD
+from stlm_kd.run.material import HeldOut, held_out_of_recipe
 from stlm_kd.run.models import model_of
 from stlm_kd.run.record import write_json
 from stlm_kd.run.scoring import SuiteCall, score
-from stlm_kd.run.text import held_out
+
+LABELLED = {"classification", "regression"}
+"""The tasks of labelled examples."""
 
 
 def evaluate(
     models: Sequence[str],
     *,
     suites: Sequence[Mapping[str, Any]],
-    documents: Sequence[str],
+    data: Sequence[str],
+    text: Sequence[str],
+    label: str,
     output: Path | None,
     trust_remote_code: bool,
 ) -> dict[str, list[SuiteResult]]:
@@ -32,7 +40,10 @@ def evaluate(
     Args:
         models: Runs, model folders or Hub ids.
         suites: Each ``{"suite": name, **options}``.
-        documents: Files of held-out text for the suites that read it; none: each run's own validation text.
+        data: Files of held-out text, or of labelled examples, for the suites that read them; none: each run's
+            own.
+        text: Of labelled examples, the columns of the text.
+        label: Of labelled examples, the column of the label.
         output: A JSON file for all results, or None.
         trust_remote_code: Whether models may run code that they bring.
 
@@ -43,11 +54,17 @@ def evaluate(
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
         for entry in suites
     ]
-    needs_text = any(call.suite in NEEDS_TEXT for call in calls)
-    texts = _read(documents)
+    needed = {TASK_OF_SUITE.get(call.suite) for call in calls if call.suite in NEEDS_TEXT}
+    labelled = needed & LABELLED
+    if (labelled and needed != labelled) or len(labelled) > 1:
+        raise UsageError(
+            "--suite: suites of text, of classes and of numbers score different models; ask apart"
+        )
+    columns = (tuple(text), label) if labelled else None
     results = {}
     for name in models:
-        held = texts or (_of_run(name) if needs_text else [])
+        held: HeldOut = _read(data, columns, name, labelled) if data else []
+        held = held or (_of_run(name) if needed else [])
         results[name] = score(model_of(name), calls, held, trust=trust_remote_code)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -55,17 +72,29 @@ def evaluate(
     return results
 
 
-def _read(files: Sequence[str]) -> list[str]:
-    return [text for file in files for text in read_documents(Source(path=file))]
+def _read(
+    files: Sequence[str],
+    columns: tuple[tuple[str, ...], str] | None,
+    model: str,
+    tasks: Collection[str | None],
+) -> HeldOut:
+    """Documents; or examples with these columns, whose classes are the model's."""
+    if columns is None:
+        return [text for file in files for text in read_documents(Source(path=file))]
+    sources = [LabelledSource(path=file, text=columns[0], label=columns[1]) for file in files]
+    if "regression" in tasks:
+        return read_examples(*sources, regression=True)
+    names = class_names(load_config(model_of(model)))
+    return read_examples(*sources, labels=() if names[0] == "LABEL_0" else names)
 
 
-def _of_run(name: str) -> list[str]:
-    """The validation text of the run that a model belongs to."""
+def _of_run(name: str) -> HeldOut:
+    """The validation text or examples of the run that a model belongs to."""
     for folder in (Path(name), *Path(name).resolve().parents):
         if (folder / RECORD).is_file():
-            found = held_out(load(str(folder / RECIPE)))
+            found = held_out_of_recipe(load(str(folder / RECIPE)))
             if found:
                 return found
     raise UsageError(
-        f"{name}: the suites need held-out text, and this is no run that has some; give --data FILE"
+        f"{name}: the suites need held-out data, and this is no run that has some; give --data FILE"
     )

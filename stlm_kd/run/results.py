@@ -16,8 +16,10 @@ MEASURES_TEXT = {
     "perplexity": "bits_per_byte",
     "pseudo-perplexity": "pseudo_bits_per_byte",
     "masked-loss": "masked_loss",
+    "classification": "accuracy",
+    "regression": "pearson",
 }
-"""The suites that say how well a model predicts the held-out text, and in which metric."""
+"""The suites that say how well a model does on the held-out text or examples, and in which metric."""
 
 PER_TOKEN = {"perplexity", "pseudo_perplexity"}
 """Metrics that no table shows, since they do not compare across vocabularies and bits per byte do."""
@@ -200,12 +202,16 @@ def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
         for control in controls:
             for metric in metrics:
                 own, other = values(row, metric), values(control, metric)
-                if own and other and own[0] >= estimate(other).mean:
+                if own and other and not _is_better(own[0], estimate(other).mean, metric):
                     lines.append(
                         f"warning: {row.name} ({own[0]:.4f} {metric.label[:-2]}) is not better than "
                         f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
                     )
     return lines
+
+
+def _is_better(value: float, other: float, metric: Metric) -> bool:
+    return value > other if metric.higher_is_better else value < other
 
 
 def _text_metrics(rows: Sequence[Row]) -> list[Metric]:

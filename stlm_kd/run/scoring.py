@@ -11,16 +11,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
 from stlm_kd.eval import IDENTITIES, SUITES
 from stlm_kd.eval.results import SuiteResult
+from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
 from stlm_kd.recipe import Recipe
+from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.folder import file_name
+from stlm_kd.run.material import HeldOut, held_out_key, held_out_of_recipe
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import model_identity
-from stlm_kd.run.text import held_out, text_key
 from stlm_kd.run.workshop import Workshop
 
 LM_EVAL = "lm-eval"
@@ -59,19 +62,17 @@ def _differences(call: SuiteCall, others: Sequence[SuiteCall]) -> list[str]:
     return [f"{name} {'default' if value is None else value}" for name, value in own.items()]
 
 
-def score(
-    model: str, calls: Sequence[SuiteCall], documents: Sequence[str], *, trust: bool
-) -> list[SuiteResult]:
+def score(model: str, calls: Sequence[SuiteCall], held: HeldOut, *, trust: bool) -> list[SuiteResult]:
     """What each suite says of a model, which is loaded once.
 
     Args:
         model: Folder or Hub id.
         calls: Suites with their options.
-        documents: Held-out text.
+        held: Held-out text, or labelled examples for classifiers.
         trust: Whether the model may run code that it brings.
     """
-    loaded = _load(model, trust)
-    results = [_asked(call, loaded, documents) for call in calls]
+    loaded = _load(model, held.label_names if isinstance(held, Examples) else None, trust)
+    results = [_asked(call, loaded, held) for call in calls]
     return _labelled(results, calls)
 
 
@@ -79,14 +80,16 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
     """The recipe's suites on a model, each as a stage; the model is loaded if a score is not there yet."""
     calls = suite_calls(recipe)
     trust = workshop.trust_remote_code
-    text = text_key(recipe.data.validation or (), 1.0)
+    text = held_out_key(recipe)
     of_model = model_identity(model, trust_remote_code=trust)
-    loaded, documents = cache(partial(_load, model, trust)), cache(partial(held_out, recipe))
+    held = cache(partial(held_out_of_recipe, recipe))
+    labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
+    loaded = cache(lambda: _load(model, labels(), trust))
     results = []
     for call in calls:
 
         def build(folder: Path, call: SuiteCall = call) -> None:
-            _write(_asked(call, loaded(), documents()), folder)
+            _write(_asked(call, loaded(), held()), folder)
 
         key = {
             "model": of_model,
@@ -107,16 +110,23 @@ def write_reports(results: Sequence[SuiteResult], folder: Path) -> None:
                 write_json(path, result.report)
 
 
-def _load(model: str, trust: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    loaded = load_language_model(model, None, trust_remote_code=trust)
+def _load(
+    model: str, labels: Sequence[str] | None, trust: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A language model, or where there are labels (none of a regression) a model of them."""
+    tokenizer = load_tokenizer(model, trust_remote_code=trust)
+    if labels is None:
+        loaded = load_language_model(model, None, trust_remote_code=trust)
+    else:
+        loaded = load_classifier(model, labels, tokenizer=tokenizer, trust_remote_code=trust)
     loaded.to(current_device())  # type: ignore[arg-type]
-    return loaded, load_tokenizer(model, trust_remote_code=trust)
+    return loaded, tokenizer
 
 
 def _asked(
-    call: SuiteCall, loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast], documents: Sequence[str]
+    call: SuiteCall, loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast], held: HeldOut
 ) -> SuiteResult:
-    return SUITES[call.suite](*loaded, documents, **call.options)
+    return SUITES[call.suite](*loaded, held, **call.options)
 
 
 def _labelled(results: Sequence[SuiteResult], calls: Sequence[SuiteCall]) -> list[SuiteResult]:

@@ -133,7 +133,7 @@ def feature_faults(
         try:
             pairs_of(entry, student, teachers[name])
         except ModelError as error:
-            yield Fault(f"{place}.sites", str(error).removeprefix("sites: "))
+            yield Fault(f"{place}.sites", str(error))
         if (
             isinstance(entry, Feature)
             and entry.projection == "none"

@@ -20,6 +20,7 @@ from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.data import Source as RecipeSource
 from stlm_kd.recipe.student import TokenizerTraining
+from stlm_kd.run.examples import all_examples, examples_key
 from stlm_kd.run.stages import Json
 from stlm_kd.run.workshop import Workshop
 
@@ -131,16 +132,20 @@ def student_tokenizer(recipe: Recipe, workshop: Workshop) -> PreTrainedTokenizer
     wanted = recipe.student.tokenizer
     if not isinstance(wanted, TokenizerTraining):
         return load_tokenizer(wanted, trust_remote_code=workshop.trust_remote_code)
-    text = recipe.data.train
+    entries, labelled = recipe.data.train, recipe.language_task is None
     key: dict[str, Json] = {
-        "task": recipe.task,
+        "task": "clm" if recipe.task == "clm" else "mlm",
         "train": wanted.train,
         "size": wanted.size,
-        "text": [fingerprint(source) for source in sources(text)],
+        "text": [fingerprint(source) for source in sources(entries)]
+        if not labelled
+        else examples_key(entries, recipe),
     }
 
     def build(folder: Path) -> None:
-        made = train_tokenizer(texts(sources(text)), wanted.train, wanted.size, masked=recipe.task == "mlm")
+        read = (text for example in all_examples(recipe).texts for text in example)
+        own = read if labelled else texts(sources(entries))
+        made = train_tokenizer(own, wanted.train, wanted.size, masked=recipe.task != "clm")
         with system_errors(folder):
             made.save_pretrained(folder)
 

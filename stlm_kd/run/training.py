@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.data.batch import Batch
-from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
-from stlm_kd.data.masking import Masking
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
-from stlm_kd.engine.launched import first_process_runs, launched_processes, process_rank
+from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
-from stlm_kd.models.forward import check_forward
-from stlm_kd.models.load import count_parameters, load_language_model, save_model
+from stlm_kd.models.attention import install_maps
+from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.observing import Needs
-from stlm_kd.models.students import check_size, student_from_fields, student_from_layers
+from stlm_kd.models.students import check_size, student_from_layers
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.training import Train
 from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.loading import check_model, load_model, model_from_recipe
+from stlm_kd.run.material import Material, batch_sizes
 from stlm_kd.run.record import write_json
 from stlm_kd.run.terms import projections_of
-from stlm_kd.run.text import held_out_masking, held_out_rows, training_masking, training_rows
 from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
@@ -78,21 +76,13 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     """
     recipe, tokenizer, workshop = assignment.recipe, assignment.tokenizer, assignment.workshop
     student = initial_student(assignment)
-    own = training_rows(recipe, tokenizer, workshop)
-    parts = training_rows(recipe, tokenizer, workshop, fraction=assignment.fraction)
+    own = assignment.material(recipe.data.fraction)
+    is_own = assignment.fraction == recipe.data.fraction
+    material = own if is_own else assignment.material(assignment.fraction)
     steps = num_steps(recipe.train, own, assignment.seed)
-    stream = BatchStream(
-        parts,
-        effective_batch=recipe.train.effective_batch,
-        micro_batch=micro_batch_of(recipe.train),
-        seed=assignment.seed,
-        rank=process_rank(),
-        world_size=launched_processes(),
-        masking=training_masking(recipe, tokenizer, parts),
-    )
-    step = _step(assignment, student, parts, epochs=steps / stream.steps_per_epoch)
-    held = held_out_rows(recipe, tokenizer, workshop)
-    masking = held_out_masking(recipe, tokenizer)
+    sizes = batch_sizes(recipe.train)
+    stream = material.stream(sizes, seed=assignment.seed)
+    step = step_of(assignment, student, material, epochs=steps / stream.steps_per_epoch)
     tracker = workshop.tracker(folder, backends=recipe.tracking, stage=label)
     try:
         result = fit(
@@ -100,9 +90,7 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
             stream,
             fit_settings(recipe.train, steps, assignment.seed, zero=workshop.zero),
             folder=folder,
-            validation=partial(held_out_batches, held, micro_batch_of(recipe.train), masking)
-            if held
-            else None,
+            validation=held_out_of(material, sizes.micro),
             tracker=tracker,
             resume=workshop.resume,
             fingerprint=hash_of(dict(assignment.key())),
@@ -110,20 +98,22 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     finally:
         tracker.close()
     kept_best = recipe.train.keep == "best"
-    first_process_runs(lambda: finish(student, tokenizer, folder, result, kept_best=kept_best, parts=parts))
-
-
-def held_out_batches(
-    parts: Sequence[PackedRows], micro_batch: int, masking: Masking | None
-) -> Iterator[Batch]:
-    """The held-out batches of this process."""
-    return evaluation_batches(
-        parts,
-        micro_batch=micro_batch,
-        rank=process_rank(),
-        world_size=launched_processes(),
-        masking=masking,
+    first_process_runs(
+        lambda: finish(student, tokenizer, folder, result, kept_best=kept_best, material=material)
     )
+
+
+def held_out_of(material: Material, micro_batch: int) -> Callable[[], Iterator[AnyBatch]] | None:
+    """Gives the held-out batches of this process, anew each time; None where there are none."""
+    if material.held_out(micro_batch) is None:
+        return None
+
+    def batches() -> Iterator[AnyBatch]:
+        found = material.held_out(micro_batch)
+        assert found is not None
+        return found
+
+    return batches
 
 
 def initial_student(assignment: Assignment) -> PreTrainedModel:
@@ -132,33 +122,36 @@ def initial_student(assignment: Assignment) -> PreTrainedModel:
     Raises:
         ModelError: It cannot be built, is too large, or is of a kind that cannot be trained on packed rows.
     """
-    recipe, seed = assignment.recipe, assignment.seed
+    recipe = assignment.recipe
+    student = _built(assignment)
+    check_model(student, recipe, name="student")
+    if recipe.train.gradient_checkpointing:
+        # Named anew within version 5 of transformers, where the old name warns.
+        renamed = getattr(student, "activation_checkpointing_enable", None)
+        (renamed or student.gradient_checkpointing_enable)({"use_reentrant": False})
+    return student
+
+
+def _built(assignment: Assignment) -> PreTrainedModel:
+    """The student of a teacher's layers, of a checkpoint, or of fields."""
+    recipe, seed, tokenizer = assignment.recipe, assignment.seed, assignment.tokenizer
     wanted, trust = recipe.student, assignment.workshop.trust_remote_code
     if wanted.init_from is not None:
         source = assignment.teachers[wanted.init_from.teacher]
         student = student_from_layers(
-            load_language_model(source, recipe.task, trust_remote_code=trust),
+            load_model(source, recipe, tokenizer=None, trust_remote_code=trust),
             wanted.init_from.layers,
             model_type=wanted.init_from.model_type,
             place="student.init_from.layers",
         )
     elif wanted.model is not None:
         head_seed = seed if wanted.new_head else None
-        student = load_language_model(wanted.model, recipe.task, trust_remote_code=trust, head_seed=head_seed)
+        student = load_model(
+            wanted.model, recipe, tokenizer=tokenizer, trust_remote_code=trust, head_seed=head_seed
+        )
         check_size(student)
     else:
-        student = student_from_fields(
-            assignment.fields,
-            assignment.tokenizer,
-            task=recipe.task,
-            context=recipe.data.context,
-            seed=seed,
-        )
-    check_forward(student, context=recipe.data.context, name="student")
-    if recipe.train.gradient_checkpointing:
-        # Named anew within version 5 of transformers, where the old name warns.
-        renamed = getattr(student, "activation_checkpointing_enable", None)
-        (renamed or student.gradient_checkpointing_enable)({"use_reentrant": False})
+        student = model_from_recipe(assignment.fields, recipe, tokenizer, seed=seed)
     return student
 
 
@@ -189,15 +182,12 @@ def tenth(steps: int) -> int:
     return max(1, math.ceil(steps / 10))
 
 
-def num_steps(train: Train, parts: Sequence[PackedRows], seed: int) -> int:
-    """Optimizer steps: as given, or as many as the epochs have."""
+def num_steps(train: Train, own: Material, seed: int) -> int:
+    """Optimizer steps: as given, or as many as the epochs of the student's own data have."""
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
-    stream = BatchStream(
-        parts, effective_batch=train.effective_batch, micro_batch=micro_batch_of(train), seed=seed
-    )
-    return train.epochs * stream.steps_per_epoch
+    return train.epochs * own.stream(batch_sizes(train), seed=seed).steps_per_epoch
 
 
 def finish(
@@ -207,7 +197,7 @@ def finish(
     result: FitResult,
     *,
     kept_best: bool,
-    parts: Sequence[PackedRows],
+    material: Material,
 ) -> None:
     """Save the model, then the report that says that it is whole."""
     save_model(model.cpu(), tokenizer, folder / "model")
@@ -215,7 +205,7 @@ def finish(
         parameters=count_parameters(model),
         steps=result.steps,
         tokens_seen=result.tokens,
-        tokens_of_text=sum(rows.num_tokens for rows in parts),
+        tokens_of_text=material.num_tokens,
         best_step=result.best_step if kept_best else None,
         best_loss=result.best_loss if kept_best else None,
         seconds=round(result.seconds, 1),
@@ -224,63 +214,63 @@ def finish(
     write_json(folder / "report.json", asdict(report))
 
 
-def micro_batch_of(train: Train) -> int:
-    """Rows of one forward."""
-    return train.micro_batch or train.effective_batch
-
-
-def _step(
-    assignment: Assignment, student: PreTrainedModel, parts: Sequence[PackedRows], *, epochs: float
+def step_of(
+    assignment: Assignment, student: PreTrainedModel, material: Material, *, epochs: float
 ) -> StepModule:
     """The student with its objectives, their projections, and the teachers that they ask."""
     recipe = assignment.recipe
-    models = {name: _teacher_model(assignment, name) for name in sorted(assignment.asked)}
-    configs = {name: model.config for name, (model, _) in models.items()}
+    models = {name: _teacher(assignment, name) for name in sorted(assignment.asked)}
+    configs = {name: live.model.config for name, live in models.items()}
     terms = assignment.terms(student.config, configs)
     teachers: dict[str, Teacher] = {}
     left = REMEMBERED_BYTES
-    for name, needs in teacher_needs(terms, list(models), classes=recipe.language_task is None).items():
-        live = LiveTeacher(*models[name])
-        ready = (
-            live if recipe.task != "clm" or epochs <= 1 else _remembering(live, needs, recipe, parts, left)
-        )
+    asked = teacher_needs(terms, list(models), classes=recipe.language_task is None)
+    for name, needs in asked.items():
+        install_maps(models[name].model, needs.maps)
+        ready = _ready(models[name], needs, recipe, material, epochs=epochs, room=left)
         left -= ready.num_bytes if isinstance(ready, RememberingTeacher) else 0
         teachers[name] = ready
+    seed = assignment.seed
     return StepModule(
         student,
         terms,
         teachers=teachers,
         combination=Combination(recipe.combine.how, recipe.combine.options),
-        projections=projections_of(recipe, terms, student.config, configs, seed=assignment.seed)
-        if teachers
-        else None,
+        projections=projections_of(recipe, terms, student.config, configs, seed=seed) if teachers else None,
         vocabulary_loss=recipe.engine.vocabulary_loss,
     )
 
 
-def _teacher_model(assignment: Assignment, name: str) -> tuple[PreTrainedModel, int]:
-    """A teacher on its device, and the size of its vocabulary."""
+def _teacher(assignment: Assignment, name: str) -> LiveTeacher:
+    """A teacher on its device."""
     recipe, trust, place = assignment.recipe, assignment.workshop.trust_remote_code, assignment.teachers[name]
-    model = load_language_model(place, recipe.task, trust_remote_code=trust)
+    tokenizer = load_tokenizer(place, trust_remote_code=trust)
+    model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust)
     model.to(current_device())  # type: ignore[arg-type]
-    check_forward(model, context=recipe.data.context, name=f"teacher {name}")
-    return model, vocabulary_size(load_tokenizer(place, trust_remote_code=trust))
+    check_model(model, recipe, name=f"teacher {name}")
+    return LiveTeacher(model, vocabulary_size(tokenizer), name=name)
 
 
-def _remembering(
-    live: LiveTeacher, needs: Needs, recipe: Recipe, parts: Sequence[PackedRows], room: int
+def _ready(
+    live: LiveTeacher, needs: Needs, recipe: Recipe, material: Material, *, epochs: float, room: int
 ) -> LiveTeacher | RememberingTeacher:
     """The teacher answering from memory, where the rows come often and its answers fit in it.
 
-    What a masked language model reads is masked anew each time, so that nothing can be remembered of it.
+    Args:
+        live: The teacher.
+        needs: All that it will be asked for.
+        recipe: Its batches and precision.
+        material: What the student reads.
+        epochs: How often each row comes.
+        room: Bytes that are left.
     """
-    rows, device = sum(len(part) for part in parts), current_device()
-
-    def batches() -> Iterator[Batch]:
-        own = evaluation_batches(parts, micro_batch=micro_batch_of(recipe.train))
-        return (batch.to(device) for batch in own)
-
+    of_one_length = recipe.language_task is not None or not (needs.sites or needs.maps)
+    if epochs <= 1 or not material.is_always_the_same or not of_one_length:
+        return live
+    device, micro_batch = current_device(), batch_sizes(recipe.train).micro
     with autocast(device, recipe.train.precision):
-        if rows * RememberingTeacher.row_bytes(live, next(batches()), needs) > room:
+        first = next(material.in_order(micro_batch)).to(device)
+        if material.num_rows * RememberingTeacher.row_bytes(live, first, needs) > room:
             return live
-        return RememberingTeacher(live, batches(), rows=rows, needs=needs)
+        batches = (batch.to(device) for batch in material.in_order(micro_batch))
+        return RememberingTeacher(live, batches, rows=material.num_rows, needs=needs)

@@ -1,0 +1,59 @@
+"""Score a classifier, or a model of numbers, on labelled examples."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.data.encoding import encode_texts
+from stlm_kd.data.examples import EncodedExamples, example_evaluation_batches
+from stlm_kd.data.labelled import Examples
+from stlm_kd.eval.classification import classification_scores, regression_scores
+from stlm_kd.eval.results import SuiteResult
+from stlm_kd.eval.running import autocast, evaluating
+from stlm_kd.models.forward import inputs_of
+from stlm_kd.models.positions import num_positions
+
+LONGEST = 512
+"""Tokens of an example at most, where nothing else is said and the model has positions for more."""
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Examples,
+    *,
+    context: int | None = None,
+    batch_size: int = 64,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> SuiteResult:
+    """The scores of ``eval.classification`` under the task name ``examples``.
+
+    Args:
+        model: A classifier of the examples' classes, or a model of numbers.
+        tokenizer: What it reads by.
+        examples: At least one.
+        context: Tokens of an example at most; by default ``LONGEST``, or as many as the model has positions
+            for if that is fewer.
+        batch_size: Examples of one forward pass.
+        precision: ``bf16`` runs the model under autocast.
+
+    Raises:
+        DataError: A logit is not finite.
+    """
+    most = num_positions(model.config) or LONGEST
+    encoded = encode_texts(examples.texts, tokenizer, context=context or min(most, LONGEST))
+    logits_NC = np.zeros((len(examples), int(model.config.num_labels or 1)))
+    with torch.no_grad(), evaluating(model), autocast(model.device, precision):
+        for batch in example_evaluation_batches(
+            EncodedExamples(examples.labels, encoded), micro_batch=batch_size
+        ):
+            found = model(**inputs_of(batch.to(model.device), model)).logits
+            logits_NC[batch.example_ids.numpy()] = found.to(torch.float64).cpu().numpy()
+    ids, suite = examples.ids, "regression" if examples.is_regression else "classification"
+    if examples.is_regression:
+        return regression_scores(logits_NC[:, 0], examples.labels, task="examples", ids=ids, suite=suite)
+    return classification_scores(logits_NC, examples.labels, task="examples", ids=ids, suite=suite)

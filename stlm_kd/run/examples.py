@@ -1,0 +1,73 @@
+"""A recipe's labelled examples: its sources, the names of its classes, and what identifies them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
+from stlm_kd.errors import DataError
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.data import Source
+from stlm_kd.run.stages import Json
+
+_FIELDS = ("path", "hub", "sample", "text", "label", "name", "split", "revision", "size")
+
+
+def labelled_sources(entries: Sequence[Source]) -> tuple[LabelledSource, ...]:
+    """The recipe's sources as the data layer takes them; what the recipe leaves open has its default."""
+    return tuple(
+        LabelledSource(**{name: value for name in _FIELDS if (value := getattr(entry, name)) is not None})
+        for entry in entries
+    )
+
+
+def examples_key(entries: Sequence[Source], recipe: Recipe) -> Json:
+    """What identifies the examples of some sources: content, and the names of the classes."""
+    found: list[Json] = [fingerprint(source) for source in labelled_sources(entries)]
+    return [list(recipe.data.labels or ()), recipe.task, *found]
+
+
+def all_examples(recipe: Recipe) -> Examples:
+    """All training examples, whatever the fraction that is trained on.
+
+    Raises:
+        EnvironmentFault, DataError: As ``read_examples``; the message names ``data.train``.
+    """
+    return _read(recipe, recipe.data.train, recipe.data.labels or (), "data.train")
+
+
+def training_examples(recipe: Recipe, fraction: float, *, seed: int) -> Examples:
+    """The training examples: the share of each class that the seed draws.
+
+    Raises:
+        EnvironmentFault, DataError: As ``all_examples``, or a share that leaves a class without an example.
+    """
+    found = all_examples(recipe)
+    return found if fraction == 1.0 else draw_fraction(found, fraction, seed=seed)
+
+
+def class_names_of(recipe: Recipe) -> tuple[str, ...]:
+    """The names of the classes, given or found among the training examples; none of a regression."""
+    if recipe.task == "regression":
+        return ()
+    return recipe.data.labels or all_examples(recipe).label_names
+
+
+def held_out_examples(recipe: Recipe) -> Examples | None:
+    """The validation examples, with the classes of the training examples; None where there are none.
+
+    Raises:
+        EnvironmentFault, DataError: As ``read_examples``; the message names ``data.validation``.
+    """
+    if not recipe.data.validation:
+        return None
+    return _read(recipe, recipe.data.validation, class_names_of(recipe), "data.validation")
+
+
+def _read(recipe: Recipe, entries: Sequence[Source], labels: Sequence[str], place: str) -> Examples:
+    try:
+        return read_examples(
+            *labelled_sources(entries), labels=labels, regression=recipe.task == "regression"
+        )
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error

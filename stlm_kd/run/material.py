@@ -1,0 +1,282 @@
+"""What a student reads: packed rows of text, or labelled examples; in training and held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerFast
+
+from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
+from stlm_kd.data.encoding import EncodedTexts, encode_texts
+from stlm_kd.data.examples import AnyBatch, EncodedExamples, ExampleStream, example_evaluation_batches
+from stlm_kd.data.labelled import Examples
+from stlm_kd.data.masking import Masking
+from stlm_kd.engine.launched import launched_processes, process_rank
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.training import Train
+from stlm_kd.run.examples import examples_key, held_out_examples, training_examples
+from stlm_kd.run.stages import Json
+from stlm_kd.run.text import (
+    held_out,
+    held_out_masking,
+    held_out_rows,
+    text_key,
+    training_masking,
+    training_rows,
+)
+from stlm_kd.run.workshop import Workshop
+
+
+class Stream(Protocol):
+    """The training batches of this process."""
+
+    steps_per_epoch: int
+
+    def step(self, index: int) -> Sequence[AnyBatch]:
+        """The micro-batches of an optimizer step, counted from 0 over all epochs."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizes:
+    """Rows of an optimizer step over all processes, and of one forward in one of them, at most."""
+
+    effective: int
+    micro: int
+
+
+HeldOut = list[str] | Examples
+"""Held-out documents, or labelled examples."""
+
+
+class Material(Protocol):
+    """What a student reads."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the training text, each once."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions of the training text that hold a token, each once."""
+
+    @property
+    def row_tokens(self) -> float:
+        """Positions that a row has, on average; of packed text those that are free as well."""
+
+    @property
+    def is_always_the_same(self) -> bool:
+        """Whether a row reads the same each time, so that what a teacher says of it can be remembered."""
+
+    def stream(self, sizes: BatchSizes, *, seed: int) -> Stream:
+        """The training batches of this process."""
+
+    def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
+        """Each training row once, in all processes alike."""
+
+    def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
+        """The held-out batches of this process; None where there are none."""
+
+
+@dataclass(frozen=True)
+class TextMaterial:
+    """Packed rows of text, of which a masked language model reads some tokens masked.
+
+    Attributes:
+        parts: The training text.
+        held: The held-out text.
+        masking: Of the training text; None for causal models.
+        held_masking: Of the held-out text.
+    """
+
+    parts: Sequence[PackedRows]
+    held: Sequence[PackedRows]
+    masking: Masking | None
+    held_masking: Masking | None
+
+    @property
+    def num_rows(self) -> int:
+        """See ``Material``."""
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def num_tokens(self) -> int:
+        """See ``Material``."""
+        return sum(part.num_tokens for part in self.parts)
+
+    @property
+    def row_tokens(self) -> float:
+        """See ``Material``."""
+        return self.parts[0].context
+
+    @property
+    def is_always_the_same(self) -> bool:
+        """See ``Material``: what is masked differs each time."""
+        return self.masking is None
+
+    def stream(self, sizes: BatchSizes, *, seed: int) -> BatchStream:
+        """See ``Material``."""
+        return BatchStream(
+            self.parts,
+            effective_batch=sizes.effective,
+            micro_batch=sizes.micro,
+            seed=seed,
+            rank=process_rank(),
+            world_size=launched_processes(),
+            masking=self.masking,
+        )
+
+    def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
+        """See ``Material``."""
+        return evaluation_batches(self.parts, micro_batch=micro_batch)
+
+    def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
+        """See ``Material``."""
+        if not self.held:
+            return None
+        return evaluation_batches(
+            self.held,
+            micro_batch=micro_batch,
+            rank=process_rank(),
+            world_size=launched_processes(),
+            masking=self.held_masking,
+        )
+
+
+@dataclass(frozen=True)
+class ExampleMaterial:
+    """Labelled examples, as the student's tokenizer reads them and those of teachers that read otherwise.
+
+    Attributes:
+        examples: To train on.
+        held: Held out.
+        tokenizer: The student's.
+        readers: By teacher, a tokenizer that is not the student's.
+        context: The most tokens of an example.
+    """
+
+    examples: Examples
+    held: Examples | None
+    tokenizer: PreTrainedTokenizerFast
+    readers: Mapping[str, PreTrainedTokenizerFast]
+    context: int
+
+    @property
+    def num_rows(self) -> int:
+        """See ``Material``."""
+        return len(self.examples)
+
+    @property
+    def num_tokens(self) -> int:
+        """See ``Material``."""
+        return int(self._encoded.own.lengths().sum())
+
+    @property
+    def row_tokens(self) -> float:
+        """See ``Material``."""
+        return self.num_tokens / self.num_rows
+
+    @property
+    def is_always_the_same(self) -> bool:
+        """See ``Material``."""
+        return True
+
+    def stream(self, sizes: BatchSizes, *, seed: int) -> ExampleStream:
+        """See ``Material``."""
+        return ExampleStream(
+            self._encoded,
+            effective_batch=sizes.effective,
+            micro_batch=sizes.micro,
+            seed=seed,
+            rank=process_rank(),
+            world_size=launched_processes(),
+        )
+
+    def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
+        """See ``Material``."""
+        return example_evaluation_batches(self._encoded, micro_batch=micro_batch)
+
+    def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
+        """See ``Material``."""
+        if self._held is None:
+            return None
+        return example_evaluation_batches(
+            self._held, micro_batch=micro_batch, rank=process_rank(), world_size=launched_processes()
+        )
+
+    @cached_property
+    def _encoded(self) -> EncodedExamples:
+        others = {name: self._read(self.examples, reader) for name, reader in self.readers.items()}
+        return EncodedExamples(self.examples.labels, self._read(self.examples, self.tokenizer), others)
+
+    @cached_property
+    def _held(self) -> EncodedExamples | None:
+        held = self.held
+        return None if held is None else EncodedExamples(held.labels, self._read(held, self.tokenizer))
+
+    def _read(self, examples: Examples, tokenizer: PreTrainedTokenizerFast) -> EncodedTexts:
+        return encode_texts(examples.texts, tokenizer, context=self.context)
+
+
+def material_of(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    workshop: Workshop,
+    *,
+    fraction: float | None,
+    seed: int,
+    readers: Mapping[str, PreTrainedTokenizerFast],
+) -> Material:
+    """What a student of the recipe reads.
+
+    Args:
+        recipe: Its data.
+        tokenizer: The student's.
+        workshop: Where tokenised text is kept.
+        fraction: The share of the training text; ``data.fraction`` where None.
+        seed: Draws the examples of the share. The share of a text is the same for all seeds.
+        readers: By teacher, a tokenizer that is not the student's.
+    """
+    fraction = recipe.data.fraction if fraction is None else fraction
+    if recipe.language_task is None:
+        return ExampleMaterial(
+            training_examples(recipe, fraction, seed=seed),
+            held_out_examples(recipe),
+            tokenizer,
+            readers,
+            recipe.data.context,
+        )
+    parts = training_rows(recipe, tokenizer, workshop, fraction=fraction)
+    return TextMaterial(
+        parts,
+        held_out_rows(recipe, tokenizer, workshop),
+        training_masking(recipe, tokenizer, parts),
+        held_out_masking(recipe, tokenizer),
+    )
+
+
+def data_key(recipe: Recipe, fraction: float) -> Json:
+    """What identifies a share of the training text or examples."""
+    if recipe.language_task is None:
+        return [fraction, examples_key(recipe.data.train, recipe)]
+    return text_key(recipe.data.train, fraction)
+
+
+def held_out_key(recipe: Recipe) -> Json:
+    """What identifies the held-out text or examples."""
+    entries = recipe.data.validation or ()
+    return examples_key(entries, recipe) if recipe.language_task is None else text_key(entries, 1.0)
+
+
+def batch_sizes(train: Train) -> BatchSizes:
+    """Those of a student's training."""
+    return BatchSizes(train.effective_batch, train.micro_batch or train.effective_batch)
+
+
+def held_out_of_recipe(recipe: Recipe, *, most_bytes: int | None = None) -> HeldOut:
+    """The validation text, up to about so many bytes, or all validation examples; [] where none is named."""
+    if recipe.language_task is not None:
+        return held_out(recipe, most_bytes=most_bytes)
+    return held_out_examples(recipe) or []
