@@ -1,11 +1,46 @@
 """Losses as pure functions per token; the objective masks, weighs and reduces them.
 
 A new loss is one function decorated with ``LOSSES.register``; its keyword-only arguments become its options
-in recipes.
+in recipes. Over many outcomes an analytic gradient, decorated with ``SLOPES.register``, saves time and
+memory.
 """
 
 from stlm_kd.losses.cross_entropy import cross_entropy
-from stlm_kd.losses.divergences import forward_kl, reverse_kl
-from stlm_kd.losses.table import LABELS, LOSSES, Loss, Temperature
+from stlm_kd.losses.divergences import forward_kl, jensen_shannon, reverse_kl, skew_forward_kl
+from stlm_kd.losses.regression import logit_mse
+from stlm_kd.losses.slopes import cross_entropy_slope
+from stlm_kd.losses.softened import Softened
+from stlm_kd.losses.sparse import Sparse, sparse_forward_kl
+from stlm_kd.losses.table import (
+    LABELS,
+    LOSSES,
+    SLOPES,
+    SPARSE_LOSSES,
+    SPARSE_SLOPES,
+    Loss,
+    Slope,
+    Temperature,
+    TemperatureScaling,
+)
 
-__all__ = ["LABELS", "LOSSES", "Loss", "Temperature", "cross_entropy", "forward_kl", "reverse_kl"]
+__all__ = [
+    "LABELS",
+    "LOSSES",
+    "SLOPES",
+    "SPARSE_LOSSES",
+    "SPARSE_SLOPES",
+    "Loss",
+    "Slope",
+    "Softened",
+    "Sparse",
+    "Temperature",
+    "TemperatureScaling",
+    "cross_entropy",
+    "cross_entropy_slope",
+    "forward_kl",
+    "jensen_shannon",
+    "logit_mse",
+    "reverse_kl",
+    "skew_forward_kl",
+    "sparse_forward_kl",
+]

@@ -1,15 +1,17 @@
 """Losses over a vocabulary without a vocabulary-sized tensor for every token.
 
 The projection to the vocabulary, the losses on it and their gradient are computed for one chunk of tokens
-after the other, all during the forward pass, so that never more than one chunk of logits is alive.
+after the other, all during the forward pass, so that never more than one chunk of logits is alive. What is
+left for the backward pass are the gradients of the states and of the head, of which the head's is by far the
+largest tensor.
 
 Shapes: N tokens, n tokens of one chunk, D width, V outcomes, K losses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,19 +19,45 @@ from torch.nn import functional
 
 from stlm_kd.losses.precision import at_least_float32, compute_dtype
 
-CHUNK_ELEMENTS = 2**21
-"""Logits alive at once: 8 MiB in float32, which stays near a processor's caches."""
+CHUNK_ELEMENTS = 3 * 2**21
+"""Logits of a chunk, the student's or a teacher's: 24 MiB in float32. Of a vocabulary of 50,000, this is the
+125 tokens from which on matrix products are fast."""
+
+BLOCK_ELEMENTS = 2**19
+"""Of these, how many a loss looks at in one go: 2 MiB, which a processor's caches hold, and the allocator."""
 
 ACCELERATOR_CHUNK_ELEMENTS = 2**25
 """The same where kernels are wide: 128 MiB in float32. A chunk must have hundreds of tokens there, or adding
 to the head's gradient, which every chunk reads and writes whole, takes longer than the matrix products."""
 
-LossSums = Callable[[Tensor, slice], Sequence[Tensor]]
-"""Student logits (n, V) of a chunk, and which tokens these are → K sums over the chunk's tokens."""
+ACCELERATOR_BLOCK_ELEMENTS = 2**24
+"""Large enough that launching kernels takes no time beside them."""
+
+
+class ChunkLosses(Protocol):
+    """K losses of some tokens, given their logits."""
+
+    def __call__(
+        self, logits_nV: Tensor, chunk: slice, *, differentiate: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Each loss's sum over the tokens, (K,) in float64, and the derivative of their weighted total.
+
+        Args:
+            logits_nV: The student's, in float32 or better; they may be written over, by the derivative too.
+            chunk: Which tokens these are.
+            differentiate: The derivative by the logits, (n, V), is wanted; None says that it is 0.
+        """
+        ...
 
 
 def chunked_losses(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, loss_sums: LossSums, scales: Sequence[float]
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    losses: ChunkLosses,
+    scales: Sequence[float],
+    *,
+    share: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Σ scales · sums, a scalar with its gradient; and the K sums themselves, detached, in float64.
 
@@ -37,10 +65,12 @@ def chunked_losses(
         hidden_ND: States to project, (N, D).
         weight_VD: The head's weight.
         bias_V: The head's bias.
-        loss_sums: Called once for each chunk, under autograd; must be made of sums over tokens.
-        scales: K factors. A loss of factor 0 is measured only.
+        losses: Called once for each chunk.
+        scales: K factors, the same by which ``losses`` weighs the total that it differentiates.
+        share: Of the usual size of a chunk, for losses that hold more tensors of that size than usual.
     """
-    return _ChunkedLosses.apply(hidden_ND, weight_VD, bias_V, loss_sums, scales)  # type: ignore[no-any-return, no-untyped-call]
+    rows = chunk_rows(weight_VD, share)
+    return _ChunkedLosses.apply(hidden_ND, weight_VD, bias_V, losses, scales, rows)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ChunkedLosses(torch.autograd.Function):
@@ -50,16 +80,16 @@ class _ChunkedLosses(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        loss_sums: LossSums,
+        losses: ChunkLosses,
         scales: Sequence[float],
+        rows: int,
     ) -> tuple[Tensor, Tensor]:
         compute = compute_dtype(weight_VD)
         projection = _Projection(hidden_ND.to(compute), weight_VD.to(compute), bias_V, ctx.needs_input_grad)
         sums = torch.zeros(len(scales), dtype=torch.float64, device=hidden_ND.device)
-        chunk_rows = _chunk_rows(weight_VD)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            for start in range(0, hidden_ND.shape[0], chunk_rows):
-                projection.add(slice(start, start + chunk_rows), loss_sums, scales, sums)
+            for start in range(0, hidden_ND.shape[0], rows):
+                sums += projection.add(slice(start, start + rows), losses)
         ctx.grads = projection.gradients(hidden_ND.dtype, weight_VD.dtype)
         ctx.mark_non_differentiable(sums)
         total = (sums * torch.tensor(scales, dtype=torch.float64, device=sums.device)).sum()
@@ -70,7 +100,7 @@ class _ChunkedLosses(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradients below are numbers without a graph of their own
             raise RuntimeError("create_graph: the gradient of chunked losses cannot be differentiated again")
         grads, ctx.grads = ctx.grads, None  # scaled in place below: a second backward must fail, not lie
-        return (*(None if g is None else g.mul_(grad_total.to(g.dtype)) for g in grads), None, None)
+        return (*(None if g is None else g.mul_(grad_total.to(g.dtype)) for g in grads), None, None, None)
 
 
 class _Projection:
@@ -87,19 +117,15 @@ class _Projection:
             for tensor, want in zip((hidden_ND, weight_VD, bias_V), wanted[:3], strict=True)
         )
 
-    def add(self, chunk: slice, loss_sums: LossSums, scales: Sequence[float], sums: Tensor) -> None:
-        """Add a chunk's losses to ``sums`` and their weighted gradient to the gradients."""
+    def add(self, chunk: slice, losses: ChunkLosses) -> Tensor:
+        """A chunk's losses; their gradient is added to the gradients."""
         logits_nV = at_least_float32(functional.linear(self.hidden_ND[chunk], self.weight_VD, self.bias_V))
         wanted = any(grad is not None for grad in (self.grad_ND, self.grad_VD, self.grad_V))
-        with torch.set_grad_enabled(wanted):
-            logits_nV.requires_grad_(wanted)
-            losses = loss_sums(logits_nV, chunk)
-            sums += torch.stack([loss.detach().double() for loss in losses])
-            weighted = [loss * scale for loss, scale in zip(losses, scales, strict=True) if scale != 0]
-            if not wanted or not weighted:
-                return
-            (slope_nV,) = torch.autograd.grad(torch.stack(weighted).sum(), logits_nV)
-        self._chain(slope_nV.to(self.weight_VD.dtype), chunk)
+        sums, slope_nV = losses(logits_nV, chunk, differentiate=wanted)
+        del logits_nV
+        if slope_nV is not None:
+            self._chain(slope_nV.to(self.weight_VD.dtype), chunk)
+        return sums
 
     def _chain(self, slope_nV: Tensor, chunk: slice) -> None:
         if self.grad_ND is not None:
@@ -118,6 +144,13 @@ class _Projection:
         return [None if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
 
 
-def _chunk_rows(weight_VD: Tensor) -> int:
+def chunk_rows(weight_VD: Tensor, share: float = 1.0) -> int:
+    """Tokens of a chunk."""
     elements = CHUNK_ELEMENTS if weight_VD.device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
-    return max(16, elements // weight_VD.shape[0])
+    return max(16, int(elements * share) // weight_VD.shape[0])
+
+
+def block_rows(logits_nV: Tensor) -> int:
+    """Tokens that a loss looks at in one go."""
+    elements = BLOCK_ELEMENTS if logits_nV.device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS
+    return max(4, elements // logits_nV.shape[1])

@@ -1,44 +1,66 @@
 """Divergences between the teacher's and the student's distribution at each token.
 
-The factor temperature squared keeps the gradient's size independent of the temperature (Hinton et al.,
-"Distilling the Knowledge in a Neural Network", 2015, section 2).
+All are in nats and softened by a temperature. Under ``temperature_scaling`` ``t2`` they are multiplied by its
+square, which keeps the gradient's size independent of the temperature (Hinton et al., "Distilling the
+Knowledge in a Neural Network", 2015, section 2). A teacher's logit of -inf marks an outcome that it rules
+out, as a padded vocabulary entry.
+
+Shapes: N tokens, C outcomes. Every function returns one value per token, (N,), not reduced.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Le, Lt
 from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.losses.precision import at_least_float32
-from stlm_kd.losses.table import LOSSES, Temperature
+from stlm_kd.losses.table import LOSSES, Temperature, TemperatureScaling, temperature_factor
+
+TeacherShare = Annotated[float, Ge(0), Le(1)]
+
+Skew = Annotated[float, Ge(0), Lt(1)]
 
 
 @LOSSES.register("forward_kl")
-def forward_kl(student_NC: Tensor, teacher_NC: Tensor, /, *, temperature: Temperature = 1.0) -> Tensor:
-    """KL(teacher || student) at each token, in nats, times temperature squared.
+def forward_kl(
+    student_NC: Tensor,
+    teacher_NC: Tensor,
+    /,
+    *,
+    temperature: Temperature = 1.0,
+    temperature_scaling: TemperatureScaling = "t2",
+) -> Tensor:
+    """KL(teacher || student) at each token, in nats.
 
     It asks the student to cover whatever the teacher holds possible. For the mode-seeking direction see
     ``reverse_kl``.
 
     Args:
         student_NC: Student logits, shape (N, C).
-        teacher_NC: Teacher logits over the same outcomes, shape (N, C). -inf marks an outcome that the
-            teacher rules out: it gets no probability and the student's mass there is pushed away.
+        teacher_NC: Teacher logits over the same outcomes, shape (N, C). An outcome at -inf gets no
+            probability, and the student's mass there is pushed away.
         temperature: Both distributions are softened by it.
-
-    Returns:
-        One value per token, shape (N,), not reduced. The objective masks and averages.
+        temperature_scaling: ``t2`` multiplies by the temperature squared.
     """
-    student_log_NC = functional.log_softmax(at_least_float32(student_NC) / temperature, dim=-1)
-    teacher_log_NC = functional.log_softmax(at_least_float32(teacher_NC) / temperature, dim=-1)
-    ruled_out_NC = teacher_log_NC.isneginf()
-    ratio_NC = (teacher_log_NC - student_log_NC).masked_fill(ruled_out_NC, 0.0)
-    return temperature**2 * (teacher_log_NC.exp() * ratio_NC).sum(-1)
+    student_log_NC, teacher_log_NC = _softened(student_NC, temperature), _softened(teacher_NC, temperature)
+    return temperature_factor(temperature, temperature_scaling) * _kl(teacher_log_NC, student_log_NC)
 
 
 @LOSSES.register("reverse_kl")
-def reverse_kl(student_NC: Tensor, teacher_NC: Tensor, /, *, temperature: Temperature = 1.0) -> Tensor:
-    """KL(student || teacher) at each token, in nats, times temperature squared.
+def reverse_kl(
+    student_NC: Tensor,
+    teacher_NC: Tensor,
+    /,
+    *,
+    temperature: Temperature = 1.0,
+    temperature_scaling: TemperatureScaling = "t2",
+) -> Tensor:
+    """KL(student || teacher) at each token, in nats.
 
     It asks the student to stay within what the teacher holds likely (Gu et al., "MiniLLM", 2024). Where the
     teacher rules an outcome out the divergence would be infinite, so the student's distribution is taken
@@ -48,13 +70,83 @@ def reverse_kl(student_NC: Tensor, teacher_NC: Tensor, /, *, temperature: Temper
         student_NC: Student logits, shape (N, C).
         teacher_NC: Teacher logits over the same outcomes, shape (N, C); -inf marks an outcome ruled out.
         temperature: Both distributions are softened by it.
-
-    Returns:
-        One value per token, shape (N,), not reduced. The objective masks and averages.
+        temperature_scaling: ``t2`` multiplies by the temperature squared.
     """
-    teacher_log_NC = functional.log_softmax(at_least_float32(teacher_NC) / temperature, dim=-1)
-    ruled_out_NC = teacher_log_NC.isneginf()
-    allowed_NC = at_least_float32(student_NC).masked_fill(ruled_out_NC, float("-inf"))
-    student_log_NC = functional.log_softmax(allowed_NC / temperature, dim=-1)
-    ratio_NC = (student_log_NC - teacher_log_NC).masked_fill(ruled_out_NC, 0.0)
-    return temperature**2 * (student_log_NC.exp() * ratio_NC).sum(-1)
+    teacher_log_NC = _softened(teacher_NC, temperature)
+    allowed_NC = student_NC.masked_fill(teacher_log_NC.isneginf(), -torch.inf)
+    student_log_NC = _softened(allowed_NC, temperature)
+    return temperature_factor(temperature, temperature_scaling) * _kl(student_log_NC, teacher_log_NC)
+
+
+@LOSSES.register("jensen_shannon")
+def jensen_shannon(
+    student_NC: Tensor,
+    teacher_NC: Tensor,
+    /,
+    *,
+    beta: TeacherShare = 0.5,
+    temperature: Temperature = 1.0,
+    temperature_scaling: TemperatureScaling = "t2",
+) -> Tensor:
+    """The generalised Jensen-Shannon divergence at each token, in nats.
+
+    That is beta · KL(teacher || m) + (1 - beta) · KL(student || m) with the mixture m = beta · teacher + (1 -
+    beta) · student (GKD, Agarwal et al., "On-Policy Distillation of Language Models", 2024, equation 1),
+    bounded where the KL divergences are not. By that equation it vanishes at both ends; there, as in TRL, it
+    is the KL divergence that it tends to once divided by beta (forward, at 0) or by 1 - beta (reverse, at 1).
+    So values near an end and at it differ in scale.
+
+    Args:
+        student_NC: Student logits, shape (N, C).
+        teacher_NC: Teacher logits over the same outcomes, shape (N, C). The student's mass on an outcome at
+            -inf is pushed away; at beta 1 it does not count, as in ``reverse_kl``.
+        beta: The teacher's share of the mixture; 0 is ``forward_kl``, 1 is ``reverse_kl``.
+        temperature: Both distributions are softened by it.
+        temperature_scaling: ``t2`` multiplies by the temperature squared.
+    """
+    if beta in (0, 1):
+        end = reverse_kl if beta else forward_kl
+        return end(student_NC, teacher_NC, temperature=temperature, temperature_scaling=temperature_scaling)
+    student_log_NC, teacher_log_NC = _softened(student_NC, temperature), _softened(teacher_NC, temperature)
+    mixed_log_NC = torch.logaddexp(teacher_log_NC + math.log(beta), student_log_NC + math.log1p(-beta))
+    divergence_N = beta * _kl(teacher_log_NC, mixed_log_NC) + (1 - beta) * _kl(student_log_NC, mixed_log_NC)
+    return temperature_factor(temperature, temperature_scaling) * divergence_N
+
+
+@LOSSES.register("skew_forward_kl")
+def skew_forward_kl(
+    student_NC: Tensor,
+    teacher_NC: Tensor,
+    /,
+    *,
+    alpha: Skew = 0.1,
+    temperature: Temperature = 1.0,
+    temperature_scaling: TemperatureScaling = "t2",
+) -> Tensor:
+    """KL(teacher || alpha · teacher + (1 - alpha) · student) at each token, in nats.
+
+    The teacher's share bounds the gradient where the student has almost no mass (Ko et al., "DistiLLM", 2024,
+    section 3.1).
+
+    Args:
+        student_NC: Student logits, shape (N, C).
+        teacher_NC: Teacher logits over the same outcomes, shape (N, C). An outcome at -inf gets no
+            probability, and the student's mass there is pushed away.
+        alpha: The teacher's share of the mixture; at 0 this is ``forward_kl``.
+        temperature: Both distributions are softened by it.
+        temperature_scaling: ``t2`` multiplies by the temperature squared.
+    """
+    student_log_NC, teacher_log_NC = _softened(student_NC, temperature), _softened(teacher_NC, temperature)
+    log_alpha = math.log(alpha) if alpha else -math.inf
+    mixed_log_NC = torch.logaddexp(teacher_log_NC + log_alpha, student_log_NC + math.log1p(-alpha))
+    return temperature_factor(temperature, temperature_scaling) * _kl(teacher_log_NC, mixed_log_NC)
+
+
+def _softened(logits_NC: Tensor, temperature: float) -> Tensor:
+    return functional.log_softmax(at_least_float32(logits_NC) / temperature, dim=-1)
+
+
+def _kl(log_NC: Tensor, other_log_NC: Tensor) -> Tensor:
+    """Σ p (log p - log q), where nothing is added by outcomes with p = 0."""
+    ratio_NC = (log_NC - other_log_NC).masked_fill(log_NC.isneginf(), 0.0)
+    return (log_NC.exp() * ratio_NC).sum(-1)

@@ -1,0 +1,69 @@
+"""What a teacher says at each token: states to project to the vocabulary, logits, or a sparse target.
+
+Shapes: B rows, T positions, N tokens, n tokens chosen of these, D the teacher's width, V outcomes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stlm_kd.losses.precision import at_least_float32, compute_dtype
+from stlm_kd.losses.sparse import Sparse
+from stlm_kd.models.forward import Head
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A distribution over the vocabulary at each token, not yet projected.
+
+    Attributes:
+        hidden: (B, T, D), or (N, D) once the tokens that count are chosen.
+        head: What projects it.
+        vocabulary: The tokenizer's size; rows of the head beyond it are padding and mean nothing.
+    """
+
+    hidden: Tensor
+    head: Head
+    vocabulary: int
+
+    def rows(self, chosen: Tensor | slice) -> Dense:
+        """The tokens under a mask or at indices, as (N, D), in the type that the calling code computes in."""
+        compute = compute_dtype(self.head.weight)
+        return Dense(self.hidden[chosen].to(compute), self.head.to(compute), self.vocabulary)
+
+    def logits(self, chosen: Tensor | slice, outcomes: int) -> Tensor:
+        """Logits (n, outcomes) of some tokens; -inf for outcomes beyond the tokenizer's vocabulary."""
+        real = min(self.vocabulary, outcomes)
+        bias = None if self.head.bias is None else self.head.bias[:real]
+        logits_nV = at_least_float32(functional.linear(self.hidden[chosen], self.head.weight[:real], bias))
+        return _padded(logits_nV, outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """A distribution that is given as logits, as a classifier's: (B, V), (B, T, V), or (N, V) once chosen."""
+
+    values: Tensor
+
+    def rows(self, chosen: Tensor | slice) -> Logits:
+        """The rows or tokens under a mask, at indices, or of a slice."""
+        return Logits(self.values[chosen])
+
+    def logits(self, chosen: Tensor | slice, outcomes: int) -> Tensor:
+        """Logits (n, outcomes) of some tokens, copied; -inf for outcomes that were not given."""
+        return _padded(at_least_float32(self.values[chosen].clone())[:, :outcomes], outcomes)
+
+
+Distribution = Dense | Logits | Sparse
+"""What a teacher says; ``rows`` chooses among its tokens."""
+
+
+def _padded(logits_nV: Tensor, outcomes: int) -> Tensor:
+    missing = outcomes - logits_nV.shape[-1]
+    if not missing:  # padding by nothing would copy
+        return logits_nV
+    return functional.pad(logits_nV, (0, missing), value=-torch.inf)

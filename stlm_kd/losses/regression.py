@@ -1,0 +1,45 @@
+"""Logits matched as numbers, without a softmax. Shapes: N tokens, C outcomes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stlm_kd.losses.precision import at_least_float32
+from stlm_kd.losses.table import LOSSES
+
+
+@LOSSES.register("logit_mse")
+def logit_mse(student_NC: Tensor, teacher_NC: Tensor, /, *, centred: bool = False) -> Tensor:
+    """Squared difference of the logits at each token, averaged over the outcomes.
+
+    Ba and Caruana ("Do Deep Nets Really Need to be Deep?", 2014, section 2.2) and Kim et al. ("Comparing
+    Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation", 2021, section 3) match
+    the logits themselves, so a constant added to one side counts, and they sum over the outcomes: C times
+    this value, which is a mean so that a weight serves vocabularies of any size.
+
+    Centred, it is twice what KL times temperature squared tends to as the temperature grows (Hinton et al.,
+    2015, section 2.1). Only this form suits targets known up to a constant: teachers combined, or sparse
+    ones.
+
+    Args:
+        student_NC: Student logits, shape (N, C).
+        teacher_NC: Teacher logits over the same outcomes, shape (N, C). Outcomes at -inf are left out.
+        centred: Take the mean over the outcomes off both sides first.
+
+    Returns:
+        One value per token, shape (N,), not reduced.
+    """
+    gap_NC, counted_N1 = logit_gap(
+        at_least_float32(student_NC), at_least_float32(teacher_NC), centred=centred
+    )
+    return gap_NC.square().sum(-1) / counted_N1.squeeze(-1)
+
+
+def logit_gap(student_NC: Tensor, teacher_NC: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """Student minus teacher, (N, C), 0 where the teacher rules out; and how many outcomes count, (N, 1)."""
+    ruled_out_NC = teacher_NC.isneginf()
+    gap_NC = (student_NC - teacher_NC).masked_fill(ruled_out_NC, 0.0)
+    counted_N1 = (~ruled_out_NC).sum(-1, keepdim=True).clamp(min=1)
+    if centred:
+        gap_NC = (gap_NC - gap_NC.sum(-1, keepdim=True) / counted_N1).masked_fill(ruled_out_NC, 0.0)
+    return gap_NC, counted_N1

@@ -1,0 +1,141 @@
+"""Analytic gradients of losses by the student's logits, for losses over many outcomes.
+
+With p the teacher's and q the student's probabilities at temperature T, and the loss f not yet scaled, the
+derivative by a logit is 1/T · q_j (f'_j - Σ q f'), f'_j being the derivative by q_j.
+
+Shapes: N tokens, C outcomes. A tensor of (N, C) is large: as few as can be, written over once they are read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stlm_kd.losses.divergences import Skew, TeacherShare
+from stlm_kd.losses.regression import logit_gap
+from stlm_kd.losses.softened import Softened
+from stlm_kd.losses.table import LABELS, SLOPES, Temperature, TemperatureScaling, temperature_factor
+
+_LEAST = -1e30
+"""In place of -inf, whose product with a probability of 0 is NaN."""
+
+
+@SLOPES.register(LABELS)
+def cross_entropy_slope(student: Softened, label_N: Tensor, /) -> tuple[Tensor, Tensor]:
+    """Of ``cross_entropy``: q less one at the label."""
+    log_NC, label_N1 = student.log_probs(1.0), label_N[:, None]
+    slope_NC = log_NC.exp()
+    slope_NC.scatter_add_(-1, label_N1, slope_NC.new_full(label_N1.shape, -1.0))
+    return -log_NC.gather(-1, label_N1).squeeze(-1), slope_NC
+
+
+@SLOPES.register("forward_kl")
+def forward_kl_slope(
+    student: Softened,
+    teacher: Softened,
+    /,
+    *,
+    temperature: Temperature = 1.0,
+    temperature_scaling: TemperatureScaling = "t2",
+) -> tuple[Tensor, Tensor]:
+    """Of ``forward_kl``: q - p."""
+    student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
+    gap_NC = (teacher_log_NC - student_log_NC).clamp_(min=_LEAST)
+    teacher_NC = teacher_log_NC.exp()
+    values_N = gap_NC.mul_(teacher_NC).sum(-1)
+    slope_NC = torch.exp(student_log_NC, out=gap_NC).sub_(teacher_NC)
+    return _scaled(values_N, slope_NC, temperature, temperature_scaling)
+
+
+@SLOPES.register("reverse_kl")
+def reverse_kl_slope(
+    student: Softened,
+    teacher: Softened,
+    /,
+    *,
+    temperature: Temperature = 1.0,
+    temperature_scaling: TemperatureScaling = "t2",
+) -> tuple[Tensor, Tensor]:
+    """Of ``reverse_kl``: q (log q/p - KL), q given what the teacher allows."""
+    student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
+    ruled_out_NC = teacher_log_NC.isneginf()
+    if bool(ruled_out_NC.any()):
+        allowed_NC = student_log_NC.masked_fill(ruled_out_NC, -torch.inf)
+        student_log_NC = functional.log_softmax(allowed_NC, dim=-1)
+        gap_NC = (student_log_NC - teacher_log_NC).masked_fill_(ruled_out_NC, 0.0)
+    else:
+        gap_NC = student_log_NC - teacher_log_NC
+    student_NC = student_log_NC.exp()
+    values_N = torch.linalg.vecdot(student_NC, gap_NC)
+    slope_NC = gap_NC.sub_(values_N[:, None]).mul_(student_NC)
+    return _scaled(values_N, slope_NC, temperature, temperature_scaling)
+
+
+@SLOPES.register("jensen_shannon")
+def jensen_shannon_slope(
+    student: Softened,
+    teacher: Softened,
+    /,
+    *,
+    beta: TeacherShare = 0.5,
+    temperature: Temperature = 1.0,
+    temperature_scaling: TemperatureScaling = "t2",
+) -> tuple[Tensor, Tensor]:
+    """Of ``jensen_shannon``: (1 - beta) q (log q/m - KL(student || m))."""
+    if beta in (0, 1):
+        end = reverse_kl_slope if beta else forward_kl_slope
+        return end(student, teacher, temperature=temperature, temperature_scaling=temperature_scaling)
+    student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
+    student_NC, teacher_NC = student_log_NC.exp(), teacher_log_NC.exp()
+    # below the smallest number p or q is 0 and nothing is counted, whatever the logarithm
+    mixed_log_NC = torch.lerp(student_NC, teacher_NC, beta)
+    mixed_log_NC.clamp_(min=torch.finfo(mixed_log_NC.dtype).tiny).log_()
+    gap_NC = (teacher_log_NC - mixed_log_NC).clamp_(min=_LEAST)
+    from_teacher_N = gap_NC.mul_(teacher_NC).sum(-1)
+    gap_NC = torch.sub(student_log_NC, mixed_log_NC, out=gap_NC)
+    from_student_N = torch.linalg.vecdot(student_NC, gap_NC)
+    slope_NC = gap_NC.sub_(from_student_N[:, None]).mul_(student_NC.mul_(1 - beta))
+    values_N = beta * from_teacher_N + (1 - beta) * from_student_N
+    return _scaled(values_N, slope_NC, temperature, temperature_scaling)
+
+
+@SLOPES.register("skew_forward_kl")
+def skew_forward_kl_slope(
+    student: Softened,
+    teacher: Softened,
+    /,
+    *,
+    alpha: Skew = 0.1,
+    temperature: Temperature = 1.0,
+    temperature_scaling: TemperatureScaling = "t2",
+) -> tuple[Tensor, Tensor]:
+    """Of ``skew_forward_kl``: (1 - alpha) (q Σ p q/m - p q/m)."""
+    student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
+    log_alpha = math.log(alpha) if alpha else -math.inf
+    mixed_log_NC = torch.logaddexp(teacher_log_NC + log_alpha, student_log_NC + math.log1p(-alpha))
+    teacher_NC = teacher_log_NC.exp()
+    values_N = (teacher_log_NC - mixed_log_NC).clamp_(min=_LEAST).mul_(teacher_NC).sum(-1)
+    pull_NC = torch.sub(student_log_NC, mixed_log_NC, out=mixed_log_NC).exp_().mul_(teacher_NC)
+    student_NC = torch.exp(student_log_NC, out=teacher_NC)
+    slope_NC = student_NC.mul_(pull_NC.sum(-1, keepdim=True)).sub_(pull_NC).mul_(1 - alpha)
+    return _scaled(values_N, slope_NC, temperature, temperature_scaling)
+
+
+@SLOPES.register("logit_mse")
+def logit_mse_slope(
+    student: Softened, teacher: Softened, /, *, centred: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Of ``logit_mse``: twice the difference over the number of outcomes."""
+    gap_NC, counted_N1 = logit_gap(student.logits, teacher.logits, centred=centred)
+    values_N = torch.linalg.vecdot(gap_NC, gap_NC) / counted_N1.squeeze(-1)
+    return values_N, gap_NC.mul_(2).div_(counted_N1)
+
+
+def _scaled(
+    values_N: Tensor, slope_NC: Tensor, temperature: float, scaling: TemperatureScaling
+) -> tuple[Tensor, Tensor]:
+    factor = temperature_factor(temperature, scaling)
+    return values_N * factor, slope_NC if factor == temperature else slope_NC.mul_(factor / temperature)
