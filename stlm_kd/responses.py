@@ -126,11 +126,9 @@ class _ChunkTerms:
     def __call__(
         self, logits_nV: Tensor, chunk: slice, *, differentiate: bool
     ) -> tuple[Tensor, Tensor | None]:
-        groups = [_Group(self.rows, own, chunk, logits_nV) for own in self.groups]
         sums = torch.zeros(len(self.scales), dtype=torch.float64, device=logits_nV.device)
         total_nV: Tensor | None = None
-        # whose logits are the chunk's own comes first, as all others hold copies
-        for group in sorted(groups, key=lambda group: group.within is not None):
+        for group in self._groups(chunk, logits_nV):
             weighted = [i for i in group.own if differentiate and self.scales[i] != 0]
             for rows_of_block, block in group.blocks():
                 with torch.no_grad():  # measured first, while the block's logits are still logits
@@ -142,6 +140,17 @@ class _ChunkTerms:
             if weighted:
                 total_nV = group.add_to(total_nV, logits_nV)
         return sums, total_nV
+
+    def _groups(self, chunk: slice, logits_nV: Tensor) -> list[_Group]:
+        """The groups of the chunk. One at most counts all its tokens: it comes first, and has no copy."""
+        everything: list[int] = []
+        parts: list[_Group] = []
+        for own in self.groups:
+            if bool(self.rows.masks[own[0]][chunk].all()):
+                everything += own
+            else:
+                parts.append(_Group(self.rows, own, chunk, logits_nV))
+        return [_Group(self.rows, everything, chunk, logits_nV), *parts] if everything else parts
 
     def _slope(self, block: _Block, weighted: Sequence[int], sums: Tensor) -> Tensor | None:
         """The derivative of a block's weighted total, whose terms it adds to the sums."""
