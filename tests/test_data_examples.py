@@ -120,6 +120,14 @@ def test_a_tokenizer_without_padding_pads_with_its_end(shared_data: Path) -> Non
     assert int(found.input_ids[1, 0]) == gpt2.eos_token_id
 
 
+def test_rows_are_as_long_as_a_multiple_takes(masked: PreTrainedTokenizerFast) -> None:
+    whole = [len(masked(text)["input_ids"]) for text in TEXTS]
+    for multiple, expected in ((1, max(whole)), (8, -(-max(whole) // 8) * 8), (1000, 64)):
+        texts = encode_texts([(text,) for text in TEXTS], masked, context=64, multiple=multiple)
+        assert texts.rows(np.arange(4)).input_ids.shape == (4, expected)
+        assert texts.rows(np.arange(0)).input_ids.shape == (1, min(64, multiple))
+
+
 def test_what_is_cut_is_counted(masked: PreTrainedTokenizerFast) -> None:
     texts = encode_texts([(text,) for text in TEXTS], masked, context=8)
     whole = [len(masked(text)["input_ids"]) for text in TEXTS]

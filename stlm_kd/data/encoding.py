@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MULTIPLE = 8
-"""Rows are padded to a multiple of so many positions, which accelerators are quicker with."""
+"""Rows are padded to a multiple of so many positions: GPUs are quicker with 8, a CPU with 1."""
 
 _AT_ONCE = 4096
 
@@ -63,6 +63,7 @@ class EncodedTexts:
         context: The most tokens that a text has.
         padding: What fills rows.
         truncated: How many texts had more tokens than ``context``.
+    multiple: Rows are padded to a multiple of so many positions, at most to ``context``.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -71,6 +72,7 @@ class EncodedTexts:
     context: int
     padding: int
     truncated: int
+    multiple: int = MULTIPLE
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -81,7 +83,7 @@ class EncodedTexts:
 
     def padded(self, lengths: Integers) -> Integers:
         """Positions of rows that texts of these lengths are the longest of."""
-        return np.minimum(-(-lengths // MULTIPLE) * MULTIPLE, self.context)
+        return np.minimum(-(-lengths // self.multiple) * self.multiple, self.context)
 
     def rows(self, places: Integers) -> Encoded:
         """These texts in this order; one row of padding where there are none."""
@@ -103,7 +105,7 @@ class EncodedTexts:
         )
 
     def _no_text(self) -> Encoded:
-        ids = torch.full((1, min(MULTIPLE, self.context)), self.padding)
+        ids = torch.full((1, min(self.multiple, self.context)), self.padding)
         mask = torch.zeros_like(ids, dtype=torch.bool)
         mask[:, 0] = True
         return Encoded(ids, mask, None if self.types is None else torch.zeros_like(ids))
@@ -120,7 +122,11 @@ def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def encode_texts(
-    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, *, context: int
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    context: int,
+    multiple: int = MULTIPLE,
 ) -> EncodedTexts:
     """The texts with the tokenizer's special tokens, cut to ``context`` tokens.
 
@@ -130,7 +136,7 @@ def encode_texts(
     Raises:
         ModelError: The tokenizer has neither a padding token nor one that ends a document.
     """
-    assert texts and context >= 4
+    assert texts and context >= 4 and multiple >= 1
     separated = len(texts[0]) == 1 or _separates(tokenizer)
     ids: list[npt.NDArray[np.int32]] = []
     types: list[npt.NDArray[np.int8]] = []
@@ -148,6 +154,7 @@ def encode_texts(
         context=context,
         padding=padding_id(tokenizer),
         truncated=truncated,
+        multiple=multiple,
     )
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.data.batch import IGNORED, Integers
+from stlm_kd.data.batch import IGNORED, Batch, Integers
 from stlm_kd.data.encoding import Encoded, EncodedTexts
 from stlm_kd.data.labelled import Labels
 
-FORWARD_COST = 64
-"""What a pass forward and back costs besides its positions, in positions: on a CPU; thousands on a GPU."""
+FORWARD_COST = 100
+"""What a pass forward and back costs besides its positions, in positions, on a CPU; on a GPU, thousands."""
 
 _ORDER = 0  # what a random generator is for
 
@@ -70,6 +70,10 @@ class ExampleBatch:
     def num_tokens(self) -> int:
         """Positions of the student's reading that are not padding."""
         return int(self.attention_mask[self.example_ids >= 0].sum())
+
+
+AnyBatch = Batch | ExampleBatch
+"""One micro-batch of whatever a student reads."""
 
 
 @dataclass(frozen=True, slots=True)
