@@ -77,11 +77,10 @@ def distill(
         typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
         typer.echo(f"Model: {model_of(str(folder))}")
         place = shlex.quote(str(folder))
-        trial = (
-            f"generate {place} --prompt 'The'"
-            if loaded.task == "clm"
-            else f"eval {place} --suite masked-loss"
-        )
+        suite = "masked-loss" if loaded.task == "mlm" else loaded.task
+        trial = f"eval {place} --suite {suite}"
+        if loaded.task == "clm":
+            trial = f"generate {place} --prompt 'The'"
         typer.echo(f"Try it: stlm-kd {trial}")
 
 

@@ -17,14 +17,23 @@ Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a built-i
 
 @app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
-    """The built-in recipes and their purposes."""
-    from stlm_kd.recipe.source import built_in
+    """The built-in recipes and lists of objectives, and their purposes."""
+    from stlm_kd.recipe.source import built_in, built_in_objectives
 
-    recipes = built_in()
+    found = {"recipe": built_in(), "objectives": built_in_objectives()}
     if as_json:
-        print_json([{"name": r.name, "purpose": r.purpose, "path": str(r.path)} for r in recipes])
+        print_json(
+            [
+                {"name": entry.name, "kind": kind, "purpose": entry.purpose, "path": str(entry.path)}
+                for kind, entries in found.items()
+                for entry in entries
+            ]
+        )
     else:
-        print_rows(("NAME", "PURPOSE"), [(recipe.name, recipe.purpose) for recipe in recipes])
+        print_rows(("NAME", "PURPOSE"), [(recipe.name, recipe.purpose) for recipe in found["recipe"]])
+        typer.echo("")
+        rows = [(f"objectives: {entry.name}", entry.purpose) for entry in found["objectives"]]
+        print_rows(("IN A RECIPE", "PURPOSE"), rows)
 
 
 @app.command()

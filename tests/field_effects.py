@@ -5,6 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BASES = {
+    "classes": """
+task: classification
+student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_size: 16, intermediate_size: 32,
+  num_hidden_layers: 1, num_attention_heads: 2}}
+data:
+  train: [{path: pairs.jsonl, text: [one, two], label: judged}]
+  labels: ["0", "1"]
+  validation: {path: pairs.jsonl, text: [one, two], label: judged}
+  context: 32
+objectives: [{loss: labels}]
+train: {steps: 10}
+eval: [classification]
+""",
+    "numbers": """
+task: regression
+student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_size: 16, intermediate_size: 32,
+  num_hidden_layers: 1, num_attention_heads: 2}}
+data:
+  train: {path: pairs.jsonl, text: [one, two], label: judged}
+  validation: {path: pairs.jsonl, text: [one, two], label: judged}
+  context: 32
+objectives: [{loss: labels}]
+train: {steps: 10}
+eval: [regression]
+""",
     "two-teachers": """
 task: clm
 student:
@@ -41,10 +66,10 @@ teachers: [{name: a, model: some/model}, {name: b, model: other/model}]
 data: {train: a.txt}
 objectives:
   - {loss: hint, weight: {schedule: linear, values: [1, 0.5]}, teacher: a, sites: full}
-  - {loss: attention_mse, weight: {schedule: step-wise, values: [1, 0.5], at: [0.3]}, teacher: a, sites: {0: 1}}
+  - {loss: attention_mse, weight: {schedule: step-wise, values: [1, 0.5], at: [0.3]}, teacher: a, sites: first}
   - {loss: jensen_shannon}
   - {loss: skew_forward_kl}
-  - {loss: logit_mse}
+  - {loss: logit_mse, centred: true}
 train: {steps: 10}
 """,
     "masked": """
@@ -167,10 +192,34 @@ EFFECTS: dict[str, Change] = {
     "Source.weight": _change("data.train[0].weight=2"),
     "Objective.loss": _change("objectives[1].loss=reverse_kl"),
     "Objective.weight": _change("objectives[1].weight=0.25"),
+    "Source.text": _change("data.train[0].text=[two, one]", base="classes"),
+    "Source.label": _change("data.train[0].label=other", base="classes"),
+    "Data.labels": _change("data.labels=[no, yes]", base="classes"),
+    "Suite[classification].context": _change("eval[0].context=16", base="classes"),
+    "Suite[classification].batch_size": _change("eval[0].batch_size=8", base="classes"),
+    "Suite[classification].precision": _change("eval[0].precision=bf16", base="classes"),
+    "Suite[regression].context": _change("eval[0].context=16", base="numbers"),
+    "Suite[regression].batch_size": _change("eval[0].batch_size=8", base="numbers"),
+    "Suite[regression].precision": _change("eval[0].precision=bf16", base="numbers"),
     "Response.on": _change("objectives[1].on=attended"),
     "Objective.teacher": _change("objectives[1].teacher=a"),
     "Response[forward_kl].temperature": _change("objectives[1].temperature=2"),
     "Response[reverse_kl].temperature": _change("objectives[2].temperature=2"),
+    "Response[forward_kl].temperature_scaling": _change("objectives[1].temperature_scaling=none"),
+    "Response[reverse_kl].temperature_scaling": _change("objectives[2].temperature_scaling=none"),
+    "Response[jensen_shannon].temperature": _change("objectives[2].temperature=2", base="features"),
+    "Response[jensen_shannon].temperature_scaling": _change(
+        "objectives[2].temperature_scaling=none", base="features"
+    ),
+    "Response[skew_forward_kl].temperature": _change("objectives[3].temperature=2", base="features"),
+    "Response[skew_forward_kl].temperature_scaling": _change(
+        "objectives[3].temperature_scaling=none", base="features"
+    ),
+    "Response[jensen_shannon].beta": _change("objectives[2].beta=0.2", base="features"),
+    "Response[skew_forward_kl].alpha": _change("objectives[3].alpha=0.3", base="features"),
+    "Response[logit_mse].centred": _change(
+        "objectives[4].centred=false", "objectives[4].teacher=a", base="features"
+    ),
     "Feature.on": _change("objectives[0].on=labels", base="features"),
     "Feature.sites": _change("objectives[0].sites=[last, {0: 3}]", base="features"),
     "Feature.projection": _change("objectives[0].projection=linear", base="features"),

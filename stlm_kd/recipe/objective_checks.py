@@ -19,6 +19,7 @@ def objective_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     for i, objective in enumerate(recipe.objectives):
         yield from _objective(("objectives", i), objective, recipe)
         yield from _for_task(("objectives", i), objective, recipe)
+        yield from _several(("objectives", i), objective, recipe)
 
 
 def _weighs(objective: Objective) -> bool:
@@ -82,6 +83,22 @@ def _student_layers(objective: Feature | MapFeature) -> list[int]:
 def _teacher_layers(objective: Feature | MapFeature) -> list[int]:
     given = [layers for site in objective.sites if isinstance(site, dict) for layers in site.values()]
     return [n for layers in given for n in (layers if isinstance(layers, tuple) else (layers,))]
+
+
+def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:
+    """What cannot be asked of several teachers together."""
+    if len(recipe.teachers) < 2 or objective.teacher != COMBINED or objective.loss == LABELS:
+        return
+    names = ", ".join(teacher.name for teacher in recipe.teachers)
+    if recipe.task == "regression":
+        message = f"not given, but there is no distribution over numbers to combine; name one of {names}"
+        yield ((*place, "teacher"), ("teachers",)), message
+    elif objective.loss == "logit_mse" and not objective.options["centred"]:
+        message = (
+            "false, but teachers are combined by probabilities, which tell logits up to a constant; "
+            f"use centred: true, or name one of {names} as teacher"
+        )
+        yield ((*place, "centred"), ("teachers",)), message
 
 
 def _for_task(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:

@@ -13,8 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
 from stlm_kd.architectures import Goal, Task
+from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.data import MASKED_SHARE, Data
-from stlm_kd.recipe.fields import Part, Seed, Text, fault
+from stlm_kd.recipe.fields import Part, Seed, Text, fault, show
 from stlm_kd.recipe.objectives import AnyCombine, AnyObjective, Combine
 from stlm_kd.recipe.options import added_options, known_name, row_of
 from stlm_kd.recipe.student import Adapt, Student
@@ -65,6 +66,16 @@ AnySuite = Annotated[
 ]
 
 
+def _objectives(value: object) -> object:
+    from stlm_kd.recipe.source import built_in_objectives
+
+    if isinstance(value, str):  # one that is known was read in with the recipe
+        names = [entry.name for entry in built_in_objectives()]
+        hint = did_you_mean(value, names)
+        raise fault(f"{show(value)} is not a known list of objectives{hint}; known: {', '.join(names)}")
+    return value
+
+
 def _seeds(value: object) -> object:
     if isinstance(value, (list, tuple)) and not value:
         raise fault("an empty list found; expected at least one seed")
@@ -80,7 +91,7 @@ class Recipe(Part):
     teachers: tuple[Teacher, ...] = ()
     combine: AnyCombine = Field(default_factory=lambda: Combine(how="mean"), validate_default=True)
     data: Data
-    objectives: tuple[AnyObjective, ...] = ()
+    objectives: Annotated[tuple[AnyObjective, ...], BeforeValidator(_objectives)] = ()
     train: Train = Train()
     engine: Engine = Engine()
     eval: tuple[AnySuite, ...] = ()

@@ -52,6 +52,12 @@ def built_in() -> list[BuiltIn]:
     return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(folder().glob("*.yaml"))]
 
 
+def built_in_objectives() -> list[BuiltIn]:
+    """The lists of objectives that come with the package, which a recipe may name (``objectives: NAME``)."""
+    place = folder() / "objectives"
+    return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(place.glob("*.yaml"))]
+
+
 def purpose(path: Path) -> str:
     """The first line of a recipe's header comment, or ""."""
     first = path.read_text(encoding="utf-8").splitlines()[:1]
@@ -96,9 +102,11 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
     except Malformed as error:
         raise RecipeError(_shown(path), error.faults) from error
     for override in overrides:
+        reader.expand_objectives(root)
         found = dotted.apply(root, override, reader.expand)
         if found is not None:
             reader.faults.append(found)
+    reader.expand_objectives(root)
     reader.expand_teachers(root, path, (path.resolve(),))
     return Document(_shown(path), root, tuple(reader.faults))
 
@@ -148,6 +156,14 @@ class _Reader:
             if named is not None:
                 self._expand(named, f"{place}teachers[{i}].recipe", path.parent, chain)
 
+    def expand_objectives(self, node: Node) -> None:
+        """Put the list in place of its name; a name that is not known stays, and is told when judged."""
+        named = node.value.get("objectives") if isinstance(node.value, dict) else None
+        known = {entry.name: entry.path for entry in built_in_objectives()}
+        if named is not None and isinstance(named.value, str) and named.value in known:
+            path = known[named.value]
+            named.value = parse(text_of(path), origin=_shown(path)).value
+
     def _expand(self, node: Node, place: str, beside: Path, chain: tuple[Path, ...]) -> None:
         if not isinstance(node.value, str):
             return
@@ -159,6 +175,7 @@ class _Reader:
                 self.faults.append(Fault(place, f"{node.value} {problem}", node.line))
                 return
             node.value = parse(text_of(path), origin=_shown(path)).value
+            self.expand_objectives(node)
         except EnvironmentFault as error:
             self.faults.append(Fault(place, str(error), node.line))
         except (Malformed, RecipeError) as error:

@@ -165,7 +165,7 @@ def adapt_model(
     own = load_tokenizer(teacher, trust_remote_code=trust)
     model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
     check_model(model, recipe, name=f"teacher {name}")
-    tracker = workshop.tracker(folder, backends=recipe.tracking, stage=f"adapt {name}")
+    tracker = workshop.tracker(folder, recipe=recipe, stage=f"adapt {name}")
     try:
         measured = _measurer(recipe)
         before = measured(model, own)

@@ -10,7 +10,7 @@ from stlm_kd.disk import written_whole
 from stlm_kd.tracking import read_metrics
 
 
-def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path) -> None:
+def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path, *, unit: str) -> None:
     """A PNG with one panel: loss on the labels over steps, one colour for each name, one line for each seed.
 
     It is the loss on held-out text, or on the training text where none of the trainings has any other.
@@ -18,6 +18,7 @@ def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path) -> None:
     Args:
         trainings: By name, the folders that hold ``metrics.jsonl``.
         target: The file to write.
+        unit: Of the loss.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def draw_curves(trainings: Mapping[str, Sequence[Path]], target: Path) -> None:
                 steps, losses, color=f"C{index}", alpha=0.8, label=name if number == 0 else None, marker="."
             )
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel(f"{'held-out' if kind == 'validation' else 'training'} loss (nats/token)")
+    axes.set_ylabel(f"{'held-out' if kind == 'validation' else 'training'} loss ({unit})")
     axes.grid(alpha=0.3)
     axes.legend()
     with written_whole(target) as unfinished:

@@ -31,7 +31,7 @@ from stlm_kd.run.stages import copy_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.training import read_report, train_student
-from stlm_kd.run.workshop import Workshop, workshop_for
+from stlm_kd.run.workshop import UNITS, Workshop, workshop_for
 
 Values = dict[str, Any]
 """A recipe as plain values, in which form it travels between processes."""
@@ -189,7 +189,7 @@ def _report(
     remarks = [*comparisons(rows), *text_remark(domains)]
     write_json(run / "results.json", as_json(rows, remarks, domains))
     write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
-    draw_curves(students, run / "curves.png")
+    draw_curves(students, run / "curves.png", unit=UNITS[recipe.task])
 
 
 def _teacher_rows(

@@ -83,7 +83,7 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     sizes = batch_sizes(recipe.train)
     stream = material.stream(sizes, seed=assignment.seed)
     step = step_of(assignment, student, material, epochs=steps / stream.steps_per_epoch)
-    tracker = workshop.tracker(folder, backends=recipe.tracking, stage=label)
+    tracker = workshop.tracker(folder, recipe=recipe, stage=label)
     try:
         result = fit(
             step,

@@ -13,6 +13,14 @@ from stlm_kd.tracking import Trackers, open_tracker
 
 Zero = Literal[0, 1, 2] | None
 
+UNITS: dict[str, str] = {
+    "clm": "nats/tok",
+    "mlm": "nats/tok",
+    "classification": "nats/example",
+    "regression": "squared error",
+}
+"""The unit of the loss on labels, by task."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
@@ -44,14 +52,20 @@ class Workshop:
         """Where tokenised text is kept."""
         return self.output_dir / "stages" / "tokens"
 
-    def tracker(self, folder: Path, *, backends: tuple[str, ...], stage: str) -> Trackers:
+    def tracker(self, folder: Path, *, recipe: Recipe, stage: str) -> Trackers:
         """Progress and metrics of one training; only the first process tells them."""
         if process_rank() > 0:
             return Trackers()
         from stlm_kd.run.jobs import PrefixedLines
 
         stream = PrefixedLines(self.quiet_name) if self.quiet_name else None
-        tracker = open_tracker(folder, backends=backends, run_name=self.run_name, stream=stream)
+        tracker = open_tracker(
+            folder,
+            backends=recipe.tracking,
+            run_name=self.run_name,
+            stream=stream,
+            unit=UNITS[recipe.task],
+        )
         tracker.stage(stage)
         return tracker
 

@@ -10,7 +10,7 @@ from typing import TextIO
 from stlm_kd.errors import did_you_mean
 from stlm_kd.tracking.jsonl import JsonlTracker
 from stlm_kd.tracking.metrics import Tracker, Trackers
-from stlm_kd.tracking.progress import open_progress
+from stlm_kd.tracking.progress import PER_TOKEN, open_progress
 from stlm_kd.tracking.tensorboard import TensorBoardTracker
 from stlm_kd.tracking.weights_and_biases import WandbTracker
 
@@ -23,6 +23,7 @@ def open_tracker(
     backends: Sequence[str] = (),
     run_name: str = "",
     stream: TextIO | None = None,
+    unit: str = PER_TOKEN,
 ) -> Trackers:
     """Progress on ``stream`` (stderr unless given), ``folder/metrics.jsonl``, and the backends asked for.
 
@@ -33,13 +34,14 @@ def open_tracker(
         backends: Of ``BACKENDS``.
         run_name: What Weights & Biases groups the stages by; the folder's name unless given.
         stream: For tests and for other front ends.
+        unit: Of the loss on labels.
 
     Raises:
         EnvironmentFault: a backend's package is not installed.
     """
     if os.environ.get("RANK", "0") != "0":
         return Trackers()
-    trackers: list[Tracker] = [open_progress(stream), JsonlTracker(folder / "metrics.jsonl")]
+    trackers: list[Tracker] = [open_progress(stream, unit=unit), JsonlTracker(folder / "metrics.jsonl")]
     for name in backends:
         assert name in BACKENDS, f"{name} is not a tracking backend{did_you_mean(name, BACKENDS)}"
         if name == "tensorboard":

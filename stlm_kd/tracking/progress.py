@@ -11,12 +11,16 @@ from rich.table import Table
 
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
+PER_TOKEN = "nats/tok"
+"""The unit of a language model's loss."""
+
 
 class PlainProgress:
     """One line per logged step, in a fixed order with units."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, unit: str = PER_TOKEN) -> None:
         self._stream = stream
+        self._unit = unit
 
     def stage(self, name: str) -> None:
         """The stage's name on a line of its own."""
@@ -29,11 +33,11 @@ class PlainProgress:
 
     def step(self, metrics: StepMetrics) -> None:
         """One line."""
-        self._say(step_line(metrics))
+        self._say(step_line(metrics, self._unit))
 
     def validation(self, metrics: ValidationMetrics) -> None:
         """One line."""
-        self._say(validation_line(metrics))
+        self._say(validation_line(metrics, self._unit))
 
     def note(self, message: str) -> None:
         """The message as it is."""
@@ -49,8 +53,9 @@ class PlainProgress:
 class LiveProgress:
     """A table that is redrawn in place; notes and stages scroll above it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, unit: str = PER_TOKEN) -> None:
         self._console = console
+        self._unit = unit
         self._live: Live | None = None
         self._stage = ""
         self._step: StepMetrics | None = None
@@ -99,25 +104,32 @@ class LiveProgress:
         if self._step is not None:
             at = f"{self._step.step}/{self._step.steps}"
             speed = f"{short_number(self._step.tokens_per_second)} tok/s"
-            table.add_row("train", at, _losses(self._step), speed, duration(self._step.seconds_left))
+            table.add_row(
+                "train", at, _losses(self._step, self._unit), speed, duration(self._step.seconds_left)
+            )
         if self._validation is not None:
             best = "best so far" if self._validation.is_best else ""
-            table.add_row("validation", str(self._validation.step), _terms(self._validation), best, "")
+            table.add_row(
+                "validation", str(self._validation.step), _terms(self._validation, self._unit), best, ""
+            )
         return table
 
 
-def open_progress(stream: TextIO | None = None) -> Tracker:
-    """A live table where the stream (stderr unless given) is a terminal, plain lines where it is not."""
+def open_progress(stream: TextIO | None = None, *, unit: str = PER_TOKEN) -> Tracker:
+    """A live table where the stream (stderr unless given) is a terminal, plain lines where it is not.
+
+    ``unit`` is that of the loss on labels.
+    """
     stream = sys.stderr if stream is None else stream
     console = Console(file=stream)
     return (
-        LiveProgress(console)
+        LiveProgress(console, unit)
         if console.is_terminal and not console.is_dumb_terminal
-        else PlainProgress(stream)
+        else PlainProgress(stream, unit)
     )
 
 
-def step_line(metrics: StepMetrics) -> str:
+def step_line(metrics: StepMetrics, unit: str = PER_TOKEN) -> str:
     """The line of one training step.
 
     >>> losses = {"labels": 4.11, "kl": 2.981}
@@ -126,13 +138,13 @@ def step_line(metrics: StepMetrics) -> str:
     """
     speed = f"{short_number(metrics.tokens_per_second)} tok/s"
     eta = f"eta {duration(metrics.seconds_left)}"
-    return f"step {metrics.step}/{metrics.steps}  {_losses(metrics)}  {speed}  {eta}"
+    return f"step {metrics.step}/{metrics.steps}  {_losses(metrics, unit)}  {speed}  {eta}"
 
 
-def validation_line(metrics: ValidationMetrics) -> str:
+def validation_line(metrics: ValidationMetrics, unit: str = PER_TOKEN) -> str:
     """The line of one validation."""
     best = "  best so far" if metrics.is_best else ""
-    return f"step {metrics.step}/{metrics.steps}  validation  {_terms(metrics)}{best}"
+    return f"step {metrics.step}/{metrics.steps}  validation  {_terms(metrics, unit)}{best}"
 
 
 def short_number(value: float) -> str:
@@ -163,12 +175,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
 
 
-def _losses(metrics: StepMetrics) -> str:
-    return f"loss {metrics.loss:.3f} nats/tok  " + "  ".join(
-        f"{n} {v:.3f}" for n, v in metrics.losses.items()
-    )
+def _losses(metrics: StepMetrics, unit: str) -> str:
+    return f"loss {metrics.loss:.3f} {unit}  " + "  ".join(f"{n} {v:.3f}" for n, v in metrics.losses.items())
 
 
-def _terms(metrics: ValidationMetrics) -> str:
+def _terms(metrics: ValidationMetrics, unit: str) -> str:
     terms = [f"{name} {value:.3f}" for name, value in metrics.losses.items()]
-    return "  ".join(term + (" nats/tok" if term.startswith("labels ") else "") for term in terms)
+    return "  ".join(term + (f" {unit}" if term.startswith("labels ") else "") for term in terms)
