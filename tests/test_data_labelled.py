@@ -114,6 +114,8 @@ def test_labels_become_places_among_the_names(
         ([0, " "], (), "expected the name or number"),
         ([0, 0.5], (), r"0\.5 found, expected the name or number of a class"),
         ([1, 1], (), "every label is 1"),
+        ([1, 1], ("1",), "labels: 1 found; expected at least two different names"),
+        ([0, 1], ("a", "b", "a"), "labels: a, b, a found; expected at least two different"),
         ([], (), "no example in it"),
     ],
 )

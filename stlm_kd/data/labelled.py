@@ -147,6 +147,10 @@ def read_examples(*sources: LabelledSource, labels: Sequence[str] = (), regressi
             missing, hidden (-1, as in GLUE's test sets) or not one of the given, or no example at all.
     """
     assert sources and not (labels and regression)
+    if len(labels) == 1 or len(set(labels)) < len(labels):
+        raise DataError(
+            f"labels: {', '.join(labels)} found; expected at least two different names of classes"
+        )
     if len({len(source.text) for source in sources}) > 1:
         raise DataError("sources of single texts and of pairs together; give text the same number of columns")
     texts: list[tuple[str, ...]] = []

@@ -7,9 +7,11 @@ Everything that comes from it is synthetic and is to be called so wherever its n
 * ``grammar``: noun phrases, predicates and clauses, and how they agree.
 * ``documents``: paragraphs about a few recurring things, in two disjoint streams.
 * ``pairs``: pairs of sentences of which the grammar accepts one.
+* ``tasks``: sentences with a label: whether the grammar accepts them, whether they praise or blame.
 """
 
 from stlm_kd.data.sample.documents import SPLITS, sample_documents
 from stlm_kd.data.sample.pairs import PHENOMENA, MinimalPair, minimal_pairs
+from stlm_kd.data.sample.tasks import TASKS, sample_rows
 
-__all__ = ["PHENOMENA", "SPLITS", "MinimalPair", "minimal_pairs", "sample_documents"]
+__all__ = ["PHENOMENA", "SPLITS", "TASKS", "MinimalPair", "minimal_pairs", "sample_documents", "sample_rows"]
