@@ -1,7 +1,10 @@
 """The terms over outcomes, a vocabulary or classes: teachers combined, losses per token masked and added up.
 
-Shapes: N tokens that some term needs, n tokens of one chunk, m of these that a term counts, D width, V
-outcomes of the student's head.
+The tokens of a chunk are taken apart by the terms that count them (``_Group``), and each group into blocks
+that stay in a processor's caches (``_Block``): products with heads want many tokens, everything else few.
+
+Shapes: N tokens that some term needs, n tokens of one chunk, m of these in a group or block, b in a block,
+D width, V outcomes of the student's head.
 """
 
 from __future__ import annotations
@@ -105,13 +108,11 @@ def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tup
         logits_NC: The student's.
         scales: A factor for each term; of factor 0 it is measured only.
     """
-    blocks = {
-        i: block
-        for own in rows.groups()
-        for block in [_Group(rows, own, slice(0, None), logits_NC).whole()]
-        for i in own
-    }
-    sums = [blocks[i].values(term).sum() for i, term in enumerate(rows.terms)]
+    found: dict[int, Tensor] = {}
+    for own in rows.groups():
+        block = _Group(rows, own, slice(0, None), logits_NC).whole()
+        found.update({i: block.values(rows.terms[i]).sum() for i in own})
+    sums = [found[i] for i in range(len(rows.terms))]
     weighted = [value * scale for value, scale in zip(sums, scales, strict=True) if scale != 0]
     total = torch.stack(weighted).sum() if weighted else at_least_float32(logits_NC[:0]).sum()
     return total, torch.stack([value.detach().double() for value in sums])

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -116,6 +116,7 @@ def test_many_terms_together_are_their_sum() -> None:
 
 
 @given(size=st.integers(1, 64), block=st.integers(1, 64))
+@example(size=1, block=1)  # several masks cover a chunk
 @settings(deadline=None, max_examples=8)
 def test_the_size_of_chunks_and_blocks_changes_nothing(size: int, block: int) -> None:
     terms, masks, scales = mixed_terms()
