@@ -10,10 +10,17 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
-from stlm_kd.data.encoding import EncodedTexts, encode_texts
-from stlm_kd.data.examples import AnyBatch, EncodedExamples, ExampleStream, example_evaluation_batches
+from stlm_kd.data.encoding import MULTIPLE, EncodedTexts, encode_texts
+from stlm_kd.data.examples import (
+    FORWARD_COST,
+    AnyBatch,
+    EncodedExamples,
+    ExampleStream,
+    example_evaluation_batches,
+)
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.masking import Masking
+from stlm_kd.engine import current_device
 from stlm_kd.engine.launched import launched_processes, process_rank
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.training import Train
@@ -28,6 +35,9 @@ from stlm_kd.run.text import (
     training_rows,
 )
 from stlm_kd.run.workshop import Workshop
+
+ACCELERATOR_FORWARD_COST = 4000
+"""What a pass costs besides its positions, in positions, where kernels are wide; an estimate."""
 
 
 class Stream(Protocol):
@@ -65,6 +75,10 @@ class Material(Protocol):
     @property
     def row_tokens(self) -> float:
         """Positions that a row has, on average; of packed text those that are free as well."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the training text."""
 
     @property
     def is_always_the_same(self) -> bool:
@@ -110,6 +124,11 @@ class TextMaterial:
     def row_tokens(self) -> float:
         """See ``Material``."""
         return self.parts[0].context
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Material``."""
+        return ()
 
     @property
     def is_always_the_same(self) -> bool:
@@ -179,6 +198,14 @@ class ExampleMaterial:
         return self.num_tokens / self.num_rows
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Material``."""
+        cut = self._encoded.own.truncated
+        if not cut:
+            return ()
+        return (f"{cut} of {self.num_rows} training examples are longer than {self.context} tokens and cut",)
+
+    @property
     def is_always_the_same(self) -> bool:
         """See ``Material``."""
         return True
@@ -192,6 +219,7 @@ class ExampleMaterial:
             seed=seed,
             rank=process_rank(),
             world_size=launched_processes(),
+            forward_cost=FORWARD_COST if current_device().type == "cpu" else ACCELERATOR_FORWARD_COST,
         )
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
@@ -217,7 +245,8 @@ class ExampleMaterial:
         return None if held is None else EncodedExamples(held.labels, self._read(held, self.tokenizer))
 
     def _read(self, examples: Examples, tokenizer: PreTrainedTokenizerFast) -> EncodedTexts:
-        return encode_texts(examples.texts, tokenizer, context=self.context)
+        multiple = 1 if current_device().type == "cpu" else MULTIPLE
+        return encode_texts(examples.texts, tokenizer, context=self.context, multiple=multiple)
 
 
 def material_of(

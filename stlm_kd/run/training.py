@@ -84,6 +84,8 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     stream = material.stream(sizes, seed=assignment.seed)
     step = step_of(assignment, student, material, epochs=steps / stream.steps_per_epoch)
     tracker = workshop.tracker(folder, recipe=recipe, stage=label)
+    for note in material.notes:
+        tracker.note(note)
     try:
         result = fit(
             step,
