@@ -6,7 +6,7 @@ Shapes: B rows, T positions, N tokens or examples that some term needs, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distributions import Dense, Distribution, Logits
 from stlm_kd.features import Projections, map_term_sum, state_term_sum
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
@@ -41,12 +42,30 @@ class Sides:
         head: The student's; None of a classifier.
         teachers: By name; those that some term asks.
         projections: From the student's widths to the teachers'.
+        after: By intervention, what both said after it.
     """
 
     student: Observed
     head: Head | None
     teachers: Mapping[str, TeacherOutput]
     projections: Projections
+    after: Mapping[str, Changed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What both sides said of a batch after an intervention on it.
+
+    Attributes:
+        student: As in ``Sides``.
+        teachers: As in ``Sides``.
+        touched: What the intervention may have changed: (B, T) bool, or (B,) of examples. Elsewhere
+            outcomes are those without it.
+    """
+
+    student: Observed
+    teachers: Mapping[str, TeacherOutput]
+    touched: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,41 +118,124 @@ def _responses(
     scales: Mapping[str, float],
     method: Literal["chunked", "dense"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    masks = [term_mask(term, batch) for term in terms]
-    needed = torch.stack(masks).any(0)
-    said = {name: output.distribution for name, output in sides.teachers.items()}
-    student = sides.student.logits if sides.head is None else sides.student.head_input
-    assert student is not None
+    parts = _parts(terms, batch, sides)
+    student = _joined([_outcomes(part.student, sides.head)[part.needed] for part in parts])
     rows = Rows(
         terms=terms,
         combination=combination,
-        labels=batch.labels[needed],
-        masks=[mask[needed] for mask in masks],
-        teachers={name: found.rows(needed) for name, found in said.items() if found is not None},
+        labels=_joined([batch.labels[part.needed] for part in parts]),
+        masks=[_joined([part.masks[i][part.needed] for part in parts]) for i in range(len(terms))],
+        teachers=_said(parts),
         outcomes=student.shape[-1] if sides.head is None else sides.head.size,
     )
     weights = [scales[term.name] for term in terms]
     if sides.head is None:
-        loss, sums = direct_losses(rows, student[needed], weights)
+        loss, sums = direct_losses(rows, student, weights)
     else:
-        loss, sums = projected_losses(rows, student[needed], sides.head, weights, method=method)
+        loss, sums = projected_losses(rows, student, sides.head, weights, method=method)
     return loss, {term.name: sums[i] for i, term in enumerate(terms)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The tokens of one run of the models: the base, or after an intervention.
+
+    Attributes:
+        student: What was read of the student.
+        teachers: What the teachers said.
+        masks: By term, the tokens that it counts here.
+        needed: The tokens that some term counts here.
+    """
+
+    student: Observed
+    teachers: Mapping[str, TeacherOutput]
+    masks: Sequence[Tensor]
+    needed: Tensor
+
+
+def _parts(terms: Sequence[Term], batch: AnyBatch, sides: Sides) -> list[_Part]:
+    """The base and the interventions; a term on an intervention counts what it left untouched in the base."""
+    masks = [term_mask(term, batch) for term in terms]
+    nothing = torch.zeros_like(masks[0])
+    names = [None if term.intervention is None else term.intervention.name for term in terms]
+    own = [
+        mask if name is None else mask & ~sides.after[name].touched
+        for mask, name in zip(masks, names, strict=True)
+    ]
+    parts = [_Part(sides.student, sides.teachers, own, torch.stack(own).any(0))]
+    for name, changed in sides.after.items():
+        touched = [
+            mask & changed.touched if name == other else nothing
+            for mask, other in zip(masks, names, strict=True)
+        ]
+        parts.append(_Part(changed.student, changed.teachers, touched, torch.stack(touched).any(0)))
+    return parts
+
+
+def _outcomes(student: Observed, head: Head | None) -> Tensor:
+    """A classifier's logits, or the state that meets a language model's head."""
+    found = student.logits if head is None else student.head_input
+    assert found is not None
+    return found
+
+
+def _said(parts: Sequence[_Part]) -> dict[str, Distribution]:
+    """What each teacher says of the needed tokens of all parts.
+
+    Where it was not asked, nothing is counted: zeros stand there.
+    """
+    names = dict.fromkeys(
+        name for part in parts for name, said in part.teachers.items() if said.distribution is not None
+    )
+    return {name: _joined_said([_of_part(part, name) for part in parts]) for name in names}
+
+
+def _of_part(part: _Part, name: str) -> Distribution | int:
+    """What a teacher says of the needed tokens, or their number where it was not asked."""
+    said = part.teachers[name].distribution if name in part.teachers else None
+    return int(part.needed.sum()) if said is None else said.rows(part.needed)
+
+
+def _joined_said(found: Sequence[Distribution | int]) -> Distribution:
+    """One distribution of several parts."""
+    if len(found) == 1 and not isinstance(found[0], int):
+        return found[0]
+    (first, *_) = (said for said in found if not isinstance(said, int))
+    assert isinstance(first, (Dense, Logits)), "a teacher that is asked after an intervention is there to run"
+    values = [_values(said, like=first) for said in found]
+    if isinstance(first, Dense):
+        return Dense(_joined(values), first.head, first.vocabulary)
+    return Logits(_joined(values))
+
+
+def _values(said: Distribution | int, *, like: Dense | Logits) -> Tensor:
+    known = like.hidden if isinstance(like, Dense) else like.values
+    if isinstance(said, int):
+        return known.new_zeros(said, known.shape[-1])
+    assert isinstance(said, (Dense, Logits))
+    return said.hidden if isinstance(said, Dense) else said.values
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat([*parts])
 
 
 def _feature(term: Term, batch: AnyBatch, sides: Sides) -> Tensor:
     """The sum of a term on states or maps over the positions that it counts."""
     assert term.teacher is not None
-    teacher = sides.teachers[term.teacher].observed
+    said: Sides | Changed = sides if term.intervention is None else sides.after[term.intervention.name]
+    teacher = said.teachers[term.teacher].observed
     mask_BT = term_mask(term, batch)
     if term.loss in STATE_LOSSES:
         return state_term_sum(
             term.loss,
             term.pairs,
-            sides.student,
+            said.student,
             teacher,
             mask_BT,
             sides.projections.of(term.name),
             term.options,
         )
     layers = [(own, other) for own, other in term.pairs if isinstance(own, int) and isinstance(other, int)]
-    return map_term_sum(term.loss, layers, sides.student, teacher, mask_BT, term.options)
+    return map_term_sum(term.loss, layers, said.student, teacher, mask_BT, term.options)

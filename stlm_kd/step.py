@@ -12,15 +12,16 @@ from transformers import PreTrainedModel
 from stlm_kd.alignment import Site
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.features import Projections
-from stlm_kd.losses import LABELS
+from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
+from stlm_kd.losses import LABELS, LOSSES
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.attention import install_maps
-from stlm_kd.models.forward import inputs_of, vocabulary_head
+from stlm_kd.models.forward import inputs_of, task_of, vocabulary_head
 from stlm_kd.models.observing import Needs, observe
-from stlm_kd.objective import Sides, reduce_terms, term_mask
+from stlm_kd.objective import Changed, Sides, reduce_terms, term_mask
 from stlm_kd.schedules import is_ever_above_zero
-from stlm_kd.teachers import Teacher
+from stlm_kd.teachers import LiveTeacher, Teacher
 from stlm_kd.terms import COMBINED, Combination, Term
 
 
@@ -54,6 +55,7 @@ class StepModule(nn.Module):
         combination: Combination | None = None,
         projections: Projections | None = None,
         vocabulary_loss: Literal["chunked", "dense"] = "chunked",
+        supplies: Supplies | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -61,7 +63,8 @@ class StepModule(nn.Module):
         self._all = [term for term in terms if term.name == LABELS or is_ever_above_zero(term.weight)]
         if not any(term.name == LABELS for term in terms):
             self._all.append(Term(LABELS, LABELS, weight=0.0))
-        self._progress = 0.0
+        self._index, self._steps = 0, 1
+        self._supplies = supplies or Supplies()
         self.combination = combination or Combination()
         self.vocabulary_loss = vocabulary_loss
         self._teachers: dict[str, Teacher] = dict(teachers or {})
@@ -70,7 +73,7 @@ class StepModule(nn.Module):
 
     def begin(self, index: int, steps: int) -> None:
         """Optimizer step ``index`` (from 0) of ``steps`` is next: schedules follow it."""
-        self._progress = index / steps
+        self._index, self._steps = index, steps
 
     @property
     def terms(self) -> list[Term]:
@@ -83,29 +86,84 @@ class StepModule(nn.Module):
         """By term, the tokens of the batch that it counts (which lies on the CPU)."""
         return {term.name: int(term_mask(term, batch).sum()) for term in self.terms}
 
-    def forward(self, batch: AnyBatch, denominators: Mapping[str, float]) -> StepOutput:
+    def forward(
+        self,
+        batch: AnyBatch,
+        denominators: Mapping[str, float],
+        plans: Mapping[str, Plan] | None = None,
+    ) -> StepOutput:
         """Run teachers and student on the batch.
 
         Args:
             batch: B rows of T positions.
             denominators: By term, the tokens that it counts in the whole optimizer step.
+            plans: By intervention, what is exchanged; None: what the seed, the step and the batch say.
         """
-        terms, head = self.terms, vocabulary_head(self.student)
-        inputs = inputs_of(batch, self.student)
-        asked = teacher_needs(terms, list(self._teachers), classes=head is None)
-        sides = Sides(
-            student=observe(self.student, inputs, student_needs(terms, classes=head is None)),
-            head=head,
-            teachers={name: self._teachers[name](batch, needs) for name, needs in asked.items()},
-            projections=self.projections,
-        )
+        terms = self.terms
+        sides = self.ask(batch, self.drawn(batch) if plans is None else plans)
         reduced = reduce_terms(
             terms, self.combination, batch, sides, denominators, method=self.vocabulary_loss
         )
         return StepOutput(reduced.loss + self._idle(terms), reduced.sums)
 
+    def drawn(self, batch: AnyBatch) -> dict[str, Plan]:
+        """What this step exchanges in the batch, by intervention."""
+        interventions = {
+            t.intervention.name: t.intervention for t in self.terms if t.intervention is not None
+        }
+        causal = task_of(self.student) == "clm"
+        return {
+            name: draw_plan(
+                intervention, batch, self._supplies, index=self._index, steps=self._steps, causal=causal
+            )
+            for name, intervention in interventions.items()
+        }
+
+    def ask(self, batch: AnyBatch, plans: Mapping[str, Plan]) -> Sides:
+        """What student and teachers say of the batch, and after each intervention on it.
+
+        Args:
+            batch: B rows of T positions.
+            plans: For each intervention of the terms.
+        """
+        terms, head = self.terms, vocabulary_head(self.student)
+        classes, names = head is None, list(self._teachers)
+        own = {name: self._own_part(plan) for name, plan in plans.items()}
+        needs = student_needs(terms, classes=classes)
+        asked = teacher_needs(terms, names, classes=classes, causal=task_of(self.student) == "clm")
+        theirs: dict[tuple[str, str], tuple[Rerun, Needs]] = {}
+        for name, plan in plans.items():
+            needs |= own[name].needs()
+            for teacher, wanted in teacher_needs(terms, names, classes=classes, after=name).items():
+                part = self._live(teacher).part(plan, plan.teacher_layers[teacher])
+                theirs[name, teacher] = (part, wanted)
+                asked[teacher] |= part.needs()
+        student = observe(self.student, inputs_of(batch, self.student), needs)
+        teachers = {name: self._teachers[name](batch, needs) for name, needs in asked.items()}
+        changed = {
+            name: Changed(
+                student=own[name].after(batch, student, student_needs(terms, classes=classes, after=name)),
+                teachers={
+                    teacher: self._live(teacher).after(batch, teachers[teacher], part, wanted)
+                    for (intervention, teacher), (part, wanted) in theirs.items()
+                    if intervention == name
+                },
+                touched=plan.touched,
+            )
+            for name, plan in plans.items()
+        }
+        return Sides(student, head, teachers, self.projections, changed)
+
+    def _own_part(self, plan: Plan) -> Rerun:
+        return Rerun(self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout)
+
+    def _live(self, name: str) -> LiveTeacher:
+        teacher = self._teachers[name]
+        assert isinstance(teacher, LiveTeacher), "what was stored beforehand answers no intervention"
+        return teacher
+
     def _now(self) -> list[Term]:
-        return [term.at(self._progress) for term in self._all]
+        return [term.at(self._index / self._steps) for term in self._all]
 
     def _idle(self, terms: Sequence[Term]) -> Tensor | float:
         """0, by way of the projections of scheduled terms that rest: every process must reach all weights."""
@@ -115,24 +173,52 @@ class StepModule(nn.Module):
         return self.projections.nothing([term.name for term in self._all if term.name not in running])
 
 
-def student_needs(terms: Sequence[Term], *, classes: bool) -> Needs:
-    """What terms look at in the student; what it predicts (``classes``: of an example) is always asked."""
+def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> Needs:
+    """What terms look at in the student; what it predicts (``classes``: of an example) is always asked.
+
+    Args:
+        terms: With plain numbers or schedules.
+        classes: Whether it predicts classes of an example, not tokens.
+        after: The intervention after which they look; None: of those without any.
+    """
     needs = Needs(head_input=not classes, logits=classes)
     for term in terms:
-        needs |= _needs(term, [student for student, _ in term.pairs], classes=classes)
+        if _intervention(term) == after:
+            needs |= _needs(term, [student for student, _ in term.pairs], classes=classes)
     return needs
 
 
-def teacher_needs(terms: Sequence[Term], teachers: Sequence[str], *, classes: bool) -> dict[str, Needs]:
-    """What terms look at in each teacher; those that no term asks are left out."""
+def teacher_needs(
+    terms: Sequence[Term],
+    teachers: Sequence[str],
+    *,
+    classes: bool,
+    after: str | None = None,
+    causal: bool = False,
+) -> dict[str, Needs]:
+    """What terms look at in each teacher; those that no term asks are left out.
+
+    Args:
+        terms: As in ``student_needs``.
+        teachers: The names of all.
+        classes: As in ``student_needs``.
+        after: As in ``student_needs``; of the others, None lists the teachers as well.
+        causal: Whether what an intervention leaves untouched is read without it.
+    """
     found: dict[str, Needs] = {}
     for term in terms:
-        if term.teacher is None:
+        if term.teacher is None or after not in (None, _intervention(term)):
             continue
-        for name in teachers if term.teacher == COMBINED else [term.teacher]:
+        needs = Needs(head_input=causal and not classes and term.loss in LOSSES)
+        if _intervention(term) == after:
             needs = _needs(term, [teacher for _, teacher in term.pairs], classes=classes)
+        for name in teachers if term.teacher == COMBINED else [term.teacher]:
             found[name] = found.get(name, Needs()) | needs
     return found
+
+
+def _intervention(term: Term) -> str | None:
+    return None if term.intervention is None else term.intervention.name
 
 
 def _needs(term: Term, sites: Sequence[Site], *, classes: bool) -> Needs:

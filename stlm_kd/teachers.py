@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributions import Dense, Distribution, Logits
+from stlm_kd.interventions import Plan, Rerun
 from stlm_kd.models.forward import head_of, inputs_of
 from stlm_kd.models.observing import Needs, Observed, observe
 
@@ -60,6 +61,22 @@ class LiveTeacher:
         if self.model.device != batch.input_ids.device:
             self.model.to(batch.input_ids.device)
         return self.output(observe(self.model, inputs_of(batch, self.model, reader=self.name), needs))
+
+    def part(self, plan: Plan, layers: tuple[int, ...]) -> Rerun:
+        """Its part in an intervention on these of its layers."""
+        return Rerun(self.model, layers, plan, reader=self.name)
+
+    @torch.no_grad()
+    def after(self, batch: AnyBatch, base: TeacherOutput, part: Rerun, needs: Needs) -> TeacherOutput:
+        """What it says of a batch after an intervention.
+
+        Args:
+            batch: The base.
+            base: What it said of it, with what its part needs.
+            part: Its own, as ``part`` made it.
+            needs: What to read.
+        """
+        return self.output(part.after(batch, base.observed, needs))
 
     def output(self, observed: Observed) -> TeacherOutput:
         """What was observed of the model, with its head."""

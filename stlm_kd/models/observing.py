@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from stlm_kd.alignment import Site
-from stlm_kd.blocks import Inputs, finish, prepare
+from stlm_kd.blocks import Inputs, Prepared, finish, prepare
 from stlm_kd.models.attention import kept_maps
 from stlm_kd.models.forward import bypassed_head, task_of
+from stlm_kd.models.keys import Keys, noting_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,16 @@ class Needs:
         logits: What the model's own head says of it.
         sites: States.
         maps: Layers whose attention maps to read.
+        resume: The block after which the model will be run again; None: it will not.
+        keys: Whether it will be from a later position on, as a causal model can.
     """
 
     head_input: bool = False
     logits: bool = False
     sites: frozenset[Site] = frozenset()
     maps: frozenset[int] = frozenset()
+    resume: int | None = None
+    keys: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -42,6 +47,8 @@ class Needs:
             logits=self.logits or other.logits,
             sites=self.sites | other.sites,
             maps=self.maps | other.maps,
+            resume=min((n for n in (self.resume, other.resume) if n is not None), default=None),
+            keys=self.keys or other.keys,
         )
 
     @property
@@ -62,12 +69,16 @@ class Observed:
             end, (B, T, 2), where a model answers questions.
         states: (B, T, D) each.
         maps: Log-probabilities, (B, H, T, T) each; see ``kept_maps``.
+        prepared: With what its blocks were run, to run them again.
+        keys: Those of the blocks after ``Needs.resume``.
     """
 
     head_input: Tensor | None = None
     logits: Tensor | None = None
     states: Mapping[Site, Tensor] = field(default_factory=dict)
     maps: Mapping[int, Tensor] = field(default_factory=dict)
+    prepared: Prepared | None = None
+    keys: Keys | None = None
 
 
 def observe(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
@@ -86,27 +97,36 @@ def observe(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
     Raises:
         ModelError: The family has no row, or its attention cannot be read.
     """
-    if needs.last_block is not None or needs.maps or needs.sites - {"last"}:
+    if needs.last_block is not None or needs.maps or needs.sites - {"last"} or needs.resume is not None:
         return _in_parts(model, inputs, needs)
     given: dict[str, object] = {**inputs, **({} if task_of(model) == "mlm" else {"use_cache": False})}
     return _end(model, needs, lambda part: part(**given))
 
 
+def conclude(model: PreTrainedModel, inputs: Inputs, hidden: Tensor, needs: Needs) -> Observed:
+    """What is asked for that lies behind the last block, from the state after it, (B, T, D)."""
+    return _end(model, needs, lambda part: finish(part, hidden, inputs))
+
+
 def _in_parts(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
     last = needs.last_block
-    prepared = prepare(model, inputs)
+    prepared, keys = prepare(model, inputs), None
+    running = prepared
+    if needs.keys and needs.resume is not None:
+        running, keys = noting_keys(prepared, start=needs.resume + 1)
     with kept_maps(model, needs.maps) as maps:
-        hidden, kept = prepared.run(
+        hidden, kept = running.run(
             stop=None if last is None else last + 1,
             keep={site for site in needs.sites if isinstance(site, int)},
         )
     states: dict[Site, Tensor] = dict(kept.items())
     if "embeddings" in needs.sites:
         states["embeddings"] = prepared.embedded
+    again = None if needs.resume is None else prepared
     if last is not None:
-        return Observed(states=states, maps=maps)
-    end = _end(model, needs, lambda part: finish(part, hidden, inputs))
-    return Observed(end.head_input, end.logits, {**states, **end.states}, maps)
+        return Observed(states=states, maps=maps, prepared=again, keys=keys)
+    end = conclude(model, inputs, hidden, needs)
+    return Observed(end.head_input, end.logits, {**states, **end.states}, maps, again, keys)
 
 
 def _end(model: PreTrainedModel, needs: Needs, run: Callable[[PreTrainedModel], ModelOutput]) -> Observed:

@@ -1,0 +1,10 @@
+"""Interchange interventions: what is exchanged between two texts within a model, and what it says then."""
+
+from stlm_kd.interventions.draw import Pool, Supplies
+from stlm_kd.interventions.lexicon import Lexicon
+from stlm_kd.interventions.passes import Rerun
+from stlm_kd.interventions.plan import Places, Plan
+from stlm_kd.interventions.planning import draw_plan
+from stlm_kd.interventions.sources import SOURCES
+
+__all__ = ["SOURCES", "Lexicon", "Places", "Plan", "Pool", "Rerun", "Supplies", "draw_plan"]

@@ -1,0 +1,217 @@
+"""What a model says after an intervention: its later half, run again with some states overwritten.
+
+Nothing is run that is known: the run begins again from the base's own state after the first overwritten
+block; a source's run ends after the deepest block that is aligned; states of the base batch's own rows need
+no run; and a causal model's positions before the first place stay as they are.
+
+Shapes: B rows, T positions, P places, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stlm_kd.alignment import Site
+from stlm_kd.blocks import Change, Inputs, Prepared, prepare
+from stlm_kd.data.batch import Batch
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Plan, Tokens
+from stlm_kd.models.forward import inputs_of, task_of
+from stlm_kd.models.keys import prepare_from
+from stlm_kd.models.observing import Needs, Observed, conclude, observe
+
+States = Mapping[Site, Tensor]
+"""States of a batch, (B, T, D) each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """One model's part in an intervention.
+
+    Attributes:
+        model: The student or a teacher.
+        layers: The blocks whose outputs are overwritten, ascending.
+        plan: At which places, and by what.
+        reader: By which examples hold what a teacher's own tokenizer reads.
+        fresh_dropout: Whether no run shares its dropout with another, at the full price.
+    """
+
+    model: PreTrainedModel
+    layers: tuple[int, ...]
+    plan: Plan
+    reader: str = ""
+    fresh_dropout: bool = False
+
+    def needs(self) -> Needs:
+        """What to read of the base, so that ``after`` can go on from there."""
+        source = self.plan.source
+        if isinstance(source, Tokens):
+            return Needs()
+        sites = self._noise_sites(source) if isinstance(source, Noise) else set[Site]()
+        if self.fresh_dropout:
+            return Needs(sites=frozenset(sites))
+        if isinstance(source, OwnStates):
+            sites |= {self._source_site(layer) for layer in self.layers}
+        later = self._goes_on_later
+        if later:
+            sites.add(self._num_blocks - 1)
+        return Needs(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0], keys=later)
+
+    def after(self, batch: AnyBatch, base: Observed, needs: Needs) -> Observed:
+        """What is needed of the model after the intervention: what its head meets, logits, the last state.
+
+        Args:
+            batch: The base.
+            base: What was read of it, by ``needs`` and whatever else.
+            needs: What to read.
+        """
+        inputs = inputs_of(batch, self.model, reader=self.reader)
+        if isinstance(self.plan.source, Tokens):
+            return observe(self.model, self._with_tokens(inputs, self.plan.source), needs)
+        writes = self._writes(batch, base, self._source_states(inputs, base))
+        if self.fresh_dropout:
+            hidden, _ = prepare(self.model, inputs).run(
+                overwrite={layer: write.at(0) for layer, write in writes.items()}
+            )
+        elif self._goes_on_later and base.keys is not None:
+            hidden = self._later_positions(inputs, base, writes)
+        else:
+            assert base.prepared is not None
+            hidden = self._on(base.prepared, base.states[self.layers[0]], writes, offset=0)
+        return conclude(self.model, inputs, hidden, needs)
+
+    @property
+    def _num_blocks(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def _goes_on_later(self) -> bool:
+        """Whether only positions from the first place on are run: of packed rows, in a causal model.
+
+        Blocks that checkpoint their gradients take no keys from elsewhere.
+        """
+        checkpoints = self.model.training and _checkpoints(self.model)
+        packed = self.plan.touched.dim() == 2
+        return (
+            packed
+            and task_of(self.model) == "clm"
+            and not checkpoints
+            and 0 < self.plan.first < self.plan.touched.shape[1]
+        )
+
+    def _source_site(self, layer: int) -> Site:
+        """Where the source's state is read that is put in the place of a block's output."""
+        if self.plan.source_site == "block-output":
+            return layer
+        return layer - 1 if layer else "embeddings"
+
+    def _noise_sites(self, noise: Noise) -> set[Site]:
+        """States of the base from which random ones are made."""
+        sites: set[Site] = set()
+        if noise.noise == "matched":
+            sites.update(self.layers)
+        if noise.map == "residual":
+            sites.update(site for layer in self.layers[1:] for site in (layer - 1, layer))
+        return sites
+
+    def _source_states(self, inputs: Inputs, base: Observed) -> States:
+        """The source's states that are put in, of all its places; none where they are random."""
+        source, sites = self.plan.source, frozenset(self._source_site(layer) for layer in self.layers)
+        if isinstance(source, OtherStates):
+            read = inputs_of(source.batch, self.model, reader=self.reader)
+            return observe(self.model, read, Needs(sites=sites)).states
+        if isinstance(source, OwnStates) and self.fresh_dropout:
+            return observe(self.model, inputs, Needs(sites=sites)).states
+        return base.states
+
+    def _writes(self, batch: AnyBatch, base: Observed, states: States) -> dict[int, _Write]:
+        """By block, what overwrites its output."""
+        source, places = self.plan.source, self.plan.base
+        if isinstance(source, Noise):
+            return {
+                layer: _Write(self.plan, self._noise(source, layer, batch, base), source.shares)
+                for layer in self.layers
+            }
+        assert isinstance(source, (OwnStates, OtherStates))
+        rows, positions = source.places.rows, source.places.positions
+        assert len(rows) == len(places)
+        return {
+            layer: _Write(self.plan, states[self._source_site(layer)][rows, positions])
+            for layer in self.layers
+        }
+
+    @torch.no_grad()
+    def _noise(self, noise: Noise, layer: int, batch: AnyBatch, base: Observed) -> Tensor:
+        """What is mixed in at each place, (P, D)."""
+        first, rows, positions = self.layers[0], self.plan.base.rows, self.plan.base.positions
+        embedding = self.model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        if noise.noise == "token-embedding":
+            value_PD = embedding[noise.tokens]
+        else:
+            value_PD = noise.draw(embedding.shape[1]).to(embedding)
+        if noise.noise == "matched":
+            state_ND = base.states[layer][self._attended(batch)]
+            value_PD = state_ND.mean(0) + state_ND.std(0, correction=0) * value_PD
+        if noise.map == "residual" and layer != first:
+            added_BTD = base.states[layer] - base.states[layer - 1]
+            value_PD = value_PD + added_BTD[rows, positions]
+        return value_PD
+
+    def _attended(self, batch: AnyBatch) -> Tensor:
+        """The positions that are not padding, (B, T)."""
+        if isinstance(batch, Batch):
+            return batch.attention_mask
+        return batch.reading(self.reader).attention_mask & (batch.example_ids >= 0)[:, None]
+
+    def _with_tokens(self, inputs: Inputs, tokens: Tokens) -> Inputs:
+        """The same with other tokens at the places."""
+        places = (self.plan.base.rows, self.plan.base.positions)
+        return {**inputs, "input_ids": inputs["input_ids"].index_put(places, tokens.ids)}
+
+    def _on(self, prepared: Prepared, hidden: Tensor, writes: Mapping[int, _Write], *, offset: int) -> Tensor:
+        """The state after the last block, from the base's state after the first overwritten one."""
+        first, *others = self.layers
+        hidden = writes[first].at(offset)(hidden)
+        overwrite = {layer: writes[layer].at(offset) for layer in others}
+        return prepared.run(hidden, start=first + 1, overwrite=overwrite)[0]
+
+    def _later_positions(self, inputs: Inputs, base: Observed, writes: Mapping[int, _Write]) -> Tensor:
+        """The same of a causal model: the base's own before the first place, run again from there on."""
+        assert base.keys is not None
+        first, start = self.plan.first, self.layers[0] + 1
+        prepared = prepare_from(self.model, inputs, first, base.keys, start=start)
+        later = self._on(prepared, base.states[self.layers[0]][:, first:], writes, offset=first)
+        return torch.cat([base.states[self._num_blocks - 1][:, :first], later], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """Puts values, (P, D), in the places of a plan, mixed with what is there by shares (P,)."""
+
+    plan: Plan
+    values: Tensor
+    shares: Tensor | None = None
+
+    def at(self, offset: int) -> Change:
+        """As a change of states whose first ``offset`` positions are left out."""
+        rows, positions = self.plan.base.rows, self.plan.base.positions - offset
+
+        def change(state_BTD: Tensor) -> Tensor:
+            values_PD = self.values
+            if self.shares is not None:
+                shares_P1 = self.shares.to(state_BTD)[:, None]
+                values_PD = shares_P1 * state_BTD[rows, positions] + (1 - shares_P1) * values_PD
+            return state_BTD.index_put((rows, positions), values_PD.to(state_BTD.dtype))
+
+        return change
+
+
+def _checkpoints(model: PreTrainedModel) -> bool:
+    """Whether some part of the model computes its states anew for the gradient."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

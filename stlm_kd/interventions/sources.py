@@ -1,0 +1,173 @@
+"""Where the states come from that are put in the place of the base's.
+
+A new source is one function decorated with ``SOURCES.register``; its keyword-only arguments are its options.
+The student and its teachers get the same places and the same rows, each with states of its own.
+
+Shapes: P places, D width of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stlm_kd.data.batch import Integers
+from stlm_kd.interventions.draw import Document, Draw, Pool, documents_of, places_of
+from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Places, Source, Tokens
+from stlm_kd.registry import Registry
+
+CounterfactualSource = Callable[..., tuple[Places, Source]]
+"""``source(draw, /, **options)`` → places of the base, and what they get."""
+
+SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source")
+
+Pairing = Literal["batch", "independent"]
+"""Another row of the micro-batch, whose states are there anyway; or any other row of the training text."""
+
+
+@SOURCES.register("other-example")
+def other_example(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places, Source]:
+    """States of another text, as in the paper (Wu et al., 2022, section 3).
+
+    Each document gets those of one document of the other row. Rows of a micro-batch are paired so that none
+    is its own source; where there is one row only, its source is any other row of the training text.
+    """
+    return _exchanged(draw, pairing)
+
+
+@SOURCES.register("input-tokens")
+def input_tokens(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places, Source]:
+    """No states but tokens of another text, as an ablation: both sides read the changed text."""
+    base, states = _exchanged(draw, pairing)
+    batch, places = (
+        (states.batch, states.places) if isinstance(states, OtherStates) else (draw.batch, states.places)
+    )
+    return base, Tokens(batch.input_ids[places.rows, places.positions])
+
+
+@SOURCES.register("in-context-random")
+def in_context_random(draw: Draw, /) -> tuple[Places, Source]:
+    """States of the base itself, in which other tokens stand at just the places that are overwritten.
+
+    From Starshak's few-shot study of causal distillation ("in-context" interventions).
+    """
+    return in_context(draw, lambda _, generator: int(generator.choice(draw.lexicon().ids)))
+
+
+@SOURCES.register("mixup")
+def mixup(
+    draw: Draw,
+    /,
+    *,
+    mixup_map: Literal["same", "residual"] = "same",
+    mixup_noise: Literal["normal", "matched", "token-embedding"] = "normal",
+) -> tuple[Places, Source]:
+    """The base's states mixed with random ones, in a random proportion at each place: no source is run.
+
+    From the few-shot study, h ← λh + (1 - λ)y, λ uniform, y standard normal. The student and all teachers
+    have the same λ, and the same y where they are as wide.
+
+    Args:
+        draw: The base.
+        mixup_map: Where several of a teacher's layers are aligned: all get y; or the later ones get y and
+            what their block adds to the base there (its output minus its input; in post-norm families the
+            norms are in that difference).
+        mixup_noise: y is standard normal; or has the mean and deviation, for each dimension, of the batch's
+            states at that layer; or is the embedding of a random token.
+    """
+    base = _within(draw)
+    shares = [draw.generator("shares", row).random(len(own)) for row, own in base]
+    tokens: list[Integers] = []
+    if mixup_noise == "token-embedding":
+        tokens = [draw.generator("noise", row).choice(draw.lexicon().ids, len(own)) for row, own in base]
+    return places_of(base), Noise(
+        shares=torch.from_numpy(np.concatenate([np.zeros(0), *shares])),
+        map=mixup_map,
+        noise=mixup_noise,
+        draw=partial(_normal, draw, [(row, len(own)) for row, own in base]),
+        tokens=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *tokens])),
+    )
+
+
+def in_context(draw: Draw, replaced: Callable[[int, np.random.Generator], int]) -> tuple[Places, OtherStates]:
+    """States of the base with its own tokens replaced at the places.
+
+    Args:
+        draw: The base.
+        replaced: The id that stands for an id.
+    """
+    base = _within(draw)
+    ids_BT = draw.batch.input_ids.clone()
+    for row, own in base:
+        generator = draw.generator("tokens", row)
+        for position in own.tolist():
+            ids_BT[row, position] = replaced(int(ids_BT[row, position]), generator)
+    places = places_of(base)
+    return places, OtherStates(replace(draw.batch, input_ids=ids_BT), places)
+
+
+def _exchanged(draw: Draw, pairing: Pairing) -> tuple[Places, OwnStates | OtherStates]:
+    rows = draw.rows
+    if pairing == "batch" and len(rows) != 1:
+        return _from_batch(draw, rows)
+    return _from_pool(draw, rows)
+
+
+def _from_batch(draw: Draw, rows: list[int]) -> tuple[Places, OwnStates]:
+    """Each row from the row after it in a random circle of all rows."""
+    circle = draw.generator("pairing", *rows).permutation(rows).tolist()
+    others = dict(zip(circle, circle[1:] + circle[:1], strict=True))
+    base, source = _paired(draw, [(row, draw.documents[others[row]]) for row in rows])
+    return places_of(base), OwnStates(places_of(source))
+
+
+def _from_pool(draw: Draw, rows: list[int]) -> tuple[Places, OtherStates]:
+    """Each row of the batch from any row of the training text that is another."""
+    pool = draw.pool()
+    chosen = [_another(pool, draw.ids[row], draw.generator("pairing", row)) for row in rows]
+    batch = pool.batch(chosen, [draw.generator("masks", row) for row in rows])
+    base, source = _paired(draw, list(zip(rows, documents_of(batch), strict=True)))
+    return places_of(base), OtherStates(batch, places_of(source))
+
+
+def _another(pool: Pool, own: int, generator: np.random.Generator) -> int:
+    """The place of a row that is not this one; any is as likely."""
+    place = int(generator.integers(len(pool)))
+    while pool.number(place) == own:
+        place = int(generator.integers(len(pool)))
+    return place
+
+
+def _paired(
+    draw: Draw, sources: list[tuple[int, list[Document]]]
+) -> tuple[list[tuple[int, Integers]], list[tuple[int, Integers]]]:
+    """Positions of each document of the rows, and as many of one of the source's documents."""
+    base, source = [], []
+    for row, others in sources:
+        generator = draw.generator("positions", row)
+        for document in draw.documents[row]:
+            other = others[int(generator.integers(len(others)))]
+            own, theirs = draw.across(document, other, generator)
+            base.append((row, own))
+            source.append((other.row, theirs))
+    return base, source
+
+
+def _within(draw: Draw) -> list[tuple[int, Integers]]:
+    """Positions of each row, of all its documents together."""
+    found = []
+    for row in draw.rows:
+        generator = draw.generator("positions", row)
+        found.append((row, np.concatenate([draw.within(one, generator) for one in draw.documents[row]])))
+    return found
+
+
+def _normal(draw: Draw, counts: list[tuple[int, int]], width: int) -> Tensor:
+    numbers = [draw.generator("noise", row).standard_normal((count, width)) for row, count in counts]
+    return torch.from_numpy(np.concatenate([np.zeros((0, width)), *numbers]))
