@@ -61,7 +61,8 @@ train: {epochs: 1}
 """,
     "features": """
 task: clm
-student: {tokenizer: some/tokenizer, preset: stlm-nano}
+student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16, intermediate_size: 32,
+  num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1}}
 teachers: [{name: a, model: some/model}, {name: b, model: other/model}]
 data: {train: a.txt}
 objectives:
@@ -224,7 +225,7 @@ EFFECTS: dict[str, Change] = {
     "Feature.sites": _change("objectives[0].sites=[last, {0: 3}]", base="features"),
     "Feature.projection": _change("objectives[0].projection=linear", base="features"),
     "MapFeature.on": _change("objectives[1].on=labels", base="features"),
-    "MapFeature.sites": _change("objectives[1].sites=first", base="features"),
+    "MapFeature.sites": _change("objectives[1].sites=last", base="features"),
     "Schedule.schedule": _change("objectives[0].weight.schedule=cosine", base="features"),
     "Schedule.values": _change("objectives[0].weight.values=[1, 0.2]", base="features"),
     "Schedule.between": _change("objectives[0].weight.between=[0.1, 0.5]", base="features"),

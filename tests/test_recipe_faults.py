@@ -241,8 +241,9 @@ def test_keep_is_best_only_where_there_is_something_to_judge_by(good: Path) -> N
 def test_options_of_a_loss_come_with_their_defaults(good: Path) -> None:
     labels, kl = loaded(good).objectives
     assert labels.options == {}
-    assert kl.options == {"temperature": 1.0}
-    assert loaded(good, "objectives[1].temperature=2").objectives[1].options == {"temperature": 2.0}
+    assert kl.options == {"temperature": 1.0, "temperature_scaling": "t2"}
+    changed = loaded(good, "objectives[1].temperature=2").objectives[1].options
+    assert changed == {"temperature": 2.0, "temperature_scaling": "t2"}
 
 
 TEACHER = """

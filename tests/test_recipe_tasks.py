@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -14,23 +15,19 @@ from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load, recipe_hash
 from stlm_kd.run.plan import describe
 
+FAMILY = {"clm": "llama", "mlm": "bert", "classification": "bert", "regression": "bert"}
+"""Each task, and a family of models for it."""
+
 RECIPES = {
-    "clm": """
-task: clm
-student: {tokenizer: t, architecture: {model_type: llama}}
-teachers: [{name: a, model: m}]
-data: {train: a.txt, validation: b.txt}
-objectives: [{loss: labels}, {loss: forward_kl}]
-train: {steps: 10}
-""",
-    "mlm": """
-task: mlm
-student: {tokenizer: t, architecture: {model_type: bert}}
-teachers: [{name: a, model: m}]
-data: {train: a.txt, validation: b.txt}
-objectives: [{loss: labels}, {loss: forward_kl}]
-train: {steps: 10}
-""",
+    task: f"""
+task: {task}
+student: {{tokenizer: t, architecture: {{model_type: {family}}}}}
+teachers: [{{name: a, model: m}}]
+data: {{train: a.txt, validation: b.txt}}
+objectives: [{{loss: labels}}, {{loss: {"forward_kl" if task != "regression" else "logit_mse, centred: false"}}}]
+train: {{steps: 10}}
+"""
+    for task, family in FAMILY.items()
 }
 
 
@@ -67,21 +64,24 @@ def test_a_share_that_is_none_is_refused(files: dict[str, str], share: str) -> N
     assert found.startswith("data.masked_share: ")
 
 
-def test_a_causal_recipe_masks_nothing(files: dict[str, str]) -> None:
-    assert faults(files["clm"], "data.masked_share=0.15") == [
+@pytest.mark.parametrize("task", ["clm", "classification", "regression"])
+def test_only_masked_models_mask(files: dict[str, str], task: str) -> None:
+    assert faults(files[task], "data.masked_share=0.15") == [
         "data.masked_share: only for masked language models (task: mlm)"
     ]
 
 
+@pytest.mark.parametrize("task", FAMILY)
 @pytest.mark.parametrize("suite", sorted(SUITES))
-def test_a_suite_is_for_its_task_alone(files: dict[str, str], suite: str) -> None:
-    task = TASK_OF_SUITE[suite]
+def test_a_suite_is_for_its_task_alone(files: dict[str, str], suite: str, task: str) -> None:
     entry = f"eval=[{{suite: {suite}{', tasks: [blimp]' if suite == 'lm-eval' else ''}}}]"
-    assert load(files[task], (entry,)).eval[0].suite == suite
-    (found,) = faults(files[other(task)], entry)
-    assert found.startswith(f"eval[0]: {suite} is for task {task}; expected for {other(task)}: ")
+    if TASK_OF_SUITE[suite] == task:
+        assert load(files[task], (entry,)).eval[0].suite == suite
+        return
+    (found,) = faults(files[task], entry)
+    assert found.startswith(f"eval[0]: {suite} is for task {TASK_OF_SUITE[suite]}; expected for {task}: ")
     named = found.rpartition(": ")[2].split(", ")
-    assert named == [name for name in SUITES if TASK_OF_SUITE[name] == other(task)]
+    assert named == [name for name in SUITES if TASK_OF_SUITE[name] == task]
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
@@ -95,6 +95,14 @@ def test_a_family_is_for_its_task_alone(files: dict[str, str], family: str) -> N
     ]
 
 
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_any_family_may_be_a_classifier(files: dict[str, str], family: str, task: str) -> None:
+    recipe = load(files[task], (f"student.architecture={{model_type: {family}}}",))
+    assert recipe.student.architecture == {"model_type": family}
+    assert recipe.language_task is None
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_a_preset_is_for_its_task_alone(files: dict[str, str], preset: str) -> None:
     task = ARCHITECTURES[str(PRESETS[preset]["model_type"])].task
@@ -104,14 +112,16 @@ def test_a_preset_is_for_its_task_alone(files: dict[str, str], preset: str) -> N
     assert found.startswith("student.preset: ") and f"is for task {task}" in found
 
 
-@pytest.mark.parametrize("task", ["clm", "mlm"])
-def test_a_teacher_of_the_other_task_could_teach_features_only(files: dict[str, str], task: str) -> None:
+@pytest.mark.parametrize(("task", "other"), [*permutations(["clm", "mlm", "classification", "regression"], 2)])
+def test_a_teacher_of_another_task_could_teach_features_only(
+    files: dict[str, str], task: str, other: str
+) -> None:
     inner = f"{{task: {task}, student: {{tokenizer: t, model: m}}, data: {{train: a.txt}}, "
     inner += "objectives: [{loss: labels}], train: {steps: 2}}"
     teachers = f"teachers=[{{name: a, recipe: {inner}}}]"
     assert load(files[task], (teachers,)).teachers[0].recipe is not None
-    (found,) = faults(files[other(task)], teachers)
-    assert found.startswith(f"teachers[0].recipe.task: {task} given, but it teaches for task {other(task)}")
+    (found,) = faults(files[other], teachers)
+    assert found.startswith(f"teachers[0].recipe.task: {task} given, but it teaches for task {other}")
     assert "only its hidden states (features) could be" in found
 
 

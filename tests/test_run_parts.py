@@ -21,6 +21,7 @@ from scipy import stats
 from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.eval.table import score_table
+from stlm_kd.recipe import load
 from stlm_kd.run import workshop
 from stlm_kd.run.adapt import adaptation_table
 from stlm_kd.run.adapting import AdaptationReport
@@ -215,7 +216,8 @@ def test_teachers_that_cannot_be_judged_are_one_remark_where_there_are_controls(
     teachers = [row(f"teacher {n}", "teacher", [0.5], suite="lm-eval", teaches=True) for n in "ab"]
     control = row("no-teacher", "control", [0.5], suite="lm-eval")
     (line,) = comparisons([*teachers, control])
-    assert line.endswith("is not known: eval has none of perplexity, pseudo-perplexity, masked-loss")
+    suites = "perplexity, pseudo-perplexity, masked-loss, classification, regression"
+    assert line.endswith(f"is not known: eval has none of {suites}")
     assert comparisons(teachers) == comparisons([control]) == []
 
 
