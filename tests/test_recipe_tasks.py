@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.errors import RecipeError
 from stlm_kd.eval import SUITES, TASK_OF_SUITE
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load, recipe_hash
 from stlm_kd.run.plan import describe
+from tests.recipes import faults
 
 FAMILY = {"clm": "llama", "mlm": "bert", "classification": "bert", "regression": "bert"}
 """Each task, and a family of models for it."""
@@ -37,13 +36,6 @@ def files(tmp_path: Path) -> dict[str, str]:
     for name, text in RECIPES.items():
         (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
     return {name: str(tmp_path / f"{name}.yaml") for name in RECIPES}
-
-
-def faults(file: str, *overrides: str) -> list[str]:
-    with pytest.raises(RecipeError) as caught:
-        load(file, overrides)
-    places = [re.split(r"=| \(", fault.place)[0] for fault in caught.value.faults]  # without the override
-    return [f"{place}: {fault.message}" for place, fault in zip(places, caught.value.faults, strict=True)]
 
 
 def other(task: str) -> str:
@@ -112,7 +104,9 @@ def test_a_preset_is_for_its_task_alone(files: dict[str, str], preset: str) -> N
     assert found.startswith("student.preset: ") and f"is for task {task}" in found
 
 
-@pytest.mark.parametrize(("task", "other"), [*permutations(["clm", "mlm", "classification", "regression"], 2)])
+@pytest.mark.parametrize(
+    ("task", "other"), [*permutations(["clm", "mlm", "classification", "regression"], 2)]
+)
 def test_a_teacher_of_another_task_could_teach_features_only(
     files: dict[str, str], task: str, other: str
 ) -> None:

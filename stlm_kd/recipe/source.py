@@ -107,8 +107,9 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
         if found is not None:
             reader.faults.append(found)
     reader.expand_objectives(root)
-    reader.expand_teachers(root, path, (path.resolve(),))
-    return Document(_shown(path), root, tuple(reader.faults))
+    reader.expand_teachers(root, path.parent, (path.resolve(),))
+    once = {(found.message, found.line): found for found in reader.faults}  # also where it was read again
+    return Document(_shown(path), root, tuple(once.values()))
 
 
 def text_of(path: Path) -> str:
@@ -147,14 +148,14 @@ class _Reader:
         """Read the recipe that a node of the file itself names."""
         self._expand(node, "teachers[].recipe", self.path.parent, (self.path.resolve(),))
 
-    def expand_teachers(self, node: Node, path: Path, chain: tuple[Path, ...], place: str = "") -> None:
+    def expand_teachers(self, node: Node, beside: Path, chain: tuple[Path, ...], place: str = "") -> None:
         """Read every recipe that a recipe's teachers name; those that cannot be read keep their names."""
         teachers = node.value.get("teachers") if isinstance(node.value, dict) else None
         entries = teachers.value if teachers is not None and isinstance(teachers.value, list) else []
         for i, entry in enumerate(entries):
             named = entry.value.get("recipe") if isinstance(entry.value, dict) else None
             if named is not None:
-                self._expand(named, f"{place}teachers[{i}].recipe", path.parent, chain)
+                self._expand(named, f"{place}teachers[{i}].recipe", beside, chain)
 
     def expand_objectives(self, node: Node) -> None:
         """Put the list in place of its name; a name that is not known stays, and is told when judged."""
@@ -165,7 +166,9 @@ class _Reader:
             named.value = parse(text_of(path), origin=_shown(path)).value
 
     def _expand(self, node: Node, place: str, beside: Path, chain: tuple[Path, ...]) -> None:
-        if not isinstance(node.value, str):
+        if not isinstance(node.value, str):  # written out, or read in before
+            self.expand_objectives(node)
+            self.expand_teachers(node, beside, chain, f"{place}.")
             return
         try:
             path = locate(node.value, beside=None if node.line is None else beside)
@@ -181,4 +184,4 @@ class _Reader:
         except (Malformed, RecipeError) as error:
             self.faults += [Fault(place, f"{node.value}: {found}", node.line) for found in error.faults]
         else:
-            self.expand_teachers(node, path, (*chain, path.resolve()), f"{place}.")
+            self.expand_teachers(node, path.parent, (*chain, path.resolve()), f"{place}.")

@@ -18,6 +18,8 @@ def describe(recipe: Recipe) -> str:
     lines += [line for teacher in recipe.teachers for line in _teacher(teacher, recipe)]
     if not recipe.adapts_only:
         lines += _students(recipe)
+    if recipe.engine.vocabulary_loss == "dense":
+        lines.append("hold the logits of all tokens at once")
     if recipe.engine.deepspeed is not None:
         lines.append(f"train by DeepSpeed, ZeRO stage {recipe.engine.deepspeed.zero}")
     lines += [f"evaluate by {entry.suite}{_options(entry.options)}" for entry in recipe.eval]
@@ -32,21 +34,32 @@ def _text(recipe: Recipe) -> list[str]:
         words = tokenizer
     return [
         f"tokenizer {words}",
-        *(f"train on {_source(source)}" for source in data.train),
-        *(f"validate on {_source(source)}" for source in data.validation or ()),
-        f"use {data.fraction:.2%} of the training text, in rows of {data.context} tokens",
+        *(f"train on {_source(source, recipe)}" for source in data.train),
+        *(f"validate on {_source(source, recipe)}" for source in data.validation or ()),
+        _read(recipe),
         *([] if data.masked_share is None else [f"mask {data.masked_share:.0%} of the tokens"]),
+        *([] if data.labels is None else [f"tell {', '.join(data.labels)} apart"]),
     ]
 
 
-def _source(source: Source) -> str:
+def _read(recipe: Recipe) -> str:
+    data = recipe.data
+    if recipe.language_task is not None:
+        return f"use {data.fraction:.2%} of the training text, in rows of {data.context} tokens"
+    return f"use {data.fraction:.2%} of the training examples, of at most {data.context} tokens each"
+
+
+def _source(source: Source, recipe: Recipe) -> str:
     place = source.path or (f"hub {source.hub}" if source.hub else f"sample {source.sample}")
-    details = {
-        name: value
-        for name in ("name", "split", "column", "revision", "documents", "size", "domain", "weight")
-        if (value := getattr(source, name)) is not None
-    }
+    names: tuple[str, ...] = ("name", "split", "column", "revision", "documents", "size", "domain", "weight")
+    if recipe.language_task is None:
+        names = ("name", "split", "text", "label", "revision", "size")
+    details = {name: _listed(value) for name in names if (value := getattr(source, name)) is not None}
     return f"{place}{_options(details)}"
+
+
+def _listed(value: object) -> object:
+    return " and ".join(value) if isinstance(value, tuple) else value
 
 
 def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:

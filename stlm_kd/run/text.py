@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -143,11 +143,16 @@ def student_tokenizer(recipe: Recipe, workshop: Workshop) -> PreTrainedTokenizer
     }
 
     def build(folder: Path) -> None:
-        read = (text for example in all_examples(recipe).texts for text in example)
-        own = read if labelled else texts(sources(entries))
+        own = _of_examples(recipe) if labelled else texts(sources(entries))
         made = train_tokenizer(own, wanted.train, wanted.size, masked=recipe.task != "clm")
         with system_errors(folder):
             made.save_pretrained(folder)
 
     place = first_process_runs(lambda: workshop.stages.make("tokenizer", key, build))
     return load_tokenizer(str(place))
+
+
+def _of_examples(recipe: Recipe) -> Iterator[str]:
+    """The texts of all training examples, both of each pair."""
+    for example in all_examples(recipe).texts:
+        yield from example
