@@ -1,4 +1,4 @@
-"""What tests of recipes share: what is wrong with a recipe, in words that do not depend on how it was given."""
+"""What tests of recipes share: what is wrong with a recipe, whatever way it was given."""
 
 from __future__ import annotations
 

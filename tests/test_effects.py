@@ -7,6 +7,7 @@ that differ there must have different keys, or one would be taken for the other.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,23 +18,29 @@ import torch
 from torch import nn
 
 from stlm_kd.data import hub
-from stlm_kd.data.batch import IGNORED
+from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.examples import ExampleStream
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
 from stlm_kd.eval.results import SuiteResult
+from stlm_kd.models.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
+from stlm_kd.models.observing import Needs
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run import adapting, scoring, training
 from stlm_kd.run.assignment import Assignment, Variant
 from stlm_kd.run.distill import variants
+from stlm_kd.run.material import ExampleMaterial, TextMaterial
 from stlm_kd.run.plan import describe
 from stlm_kd.run.stages import Key
-from stlm_kd.run.text import held_out_masking, student_tokenizer, tokens_by_domain, training_rows
+from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.workshop import Workshop, workshop_for
-from stlm_kd.teachers import LiveTeacher, RememberingTeacher
+from stlm_kd.step import StepModule
+from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
+from stlm_kd.terms import Term
 from tests.field_effects import BASES, EFFECTS, WITHOUT_TEACHERS
 from tests.pico import pico_model
 
@@ -41,6 +48,16 @@ Values = dict[str, Any]
 CHANGES = {**EFFECTS, **WITHOUT_TEACHERS}
 SIDE = {"log_every", "checkpoint_every", "zero"}
 """Settings that leave the trained weights as they are."""
+SHARES = range(20)
+"""Twentieths of a training at which its terms are looked at."""
+WIDE: dict[str, str | int] = {
+    "model_type": "bert",
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+"""A teacher that is wider and deeper than the students."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +68,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = {"a.txt": texts[::2], "b.txt": texts[1::4], "c.txt": texts[3::4]}
     for name, documents in parts.items():
         (folder / name).write_text("\n\n".join(documents), encoding="utf-8")
+    pairs = [
+        {"one": one, "two": two, "judged": i % 2, "other": i // 2 % 2}
+        for i, (one, two) in enumerate(zip(texts[:40], texts[40:80], strict=True))
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     own, other = (train_tokenizer(texts, size=size) for size in (300, 310))
     own.save_pretrained(folder / "some/tokenizer")
     other.save_pretrained(folder / "other/tokenizer")
@@ -62,6 +84,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bert = pico_model("bert", vocabulary=300, layers=4)
     save_model(bert, masked, folder / "masked/model")
     save_model(bert.base_model, masked, folder / "a/body")
+    judge = classifier_from_fields(WIDE, masked, labels=("0", "1"), context=32, seed=2)
+    save_model(judge, masked, folder / "masked/classifier")
     for name, text in BASES.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
@@ -118,14 +142,13 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, workshop: Workshop)
         "fits": fits,
         "adaptations": adaptations,
         "suites": suites(monkeypatch, recipe),
-        "domains": tokens_by_domain(recipe, tokenizer, workshop),
+        "domains": tokens_by_domain(recipe, tokenizer, workshop) if recipe.language_task else None,
         "nested": [reached(monkeypatch, inner, workshop) for inner in nested],
     }
 
 
 def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
     """Stands in for ``fit``."""
-    parts = [(part.weight, part.context, digest(part.store.tokens)) for part in batches._corpus.parts]
     held = named["validation"]() if named["validation"] is not None else ()
     raise Caught(
         {
@@ -133,19 +156,39 @@ def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
             "saves_memory": any(
                 getattr(part, "gradient_checkpointing", False) for part in step.student.modules()
             ),
-            "terms": step.terms,
+            "terms": terms(step),
             "combination": step.combination,
+            "projections": weights(step.projections),
+            "vocabulary_loss": step.vocabulary_loss,
             "teachers": {
                 name: weights(getattr(teacher, "_teacher", teacher).model)
                 for name, teacher in step._teachers.items()
             },
-            "batches": (batches._effective_batch, batches._micro_batch, batches._seed, parts),
-            "masked_share": None if batches._masking is None else batches._masking.share,
+            "batches": (batches._effective_batch, batches._micro_batch, batches._seed, read(batches)),
             "held_out": [digest(batch.input_ids.numpy()) for batch in held],
             "settings": asdict(settings),
             "trackers": [type(tracker).__name__ for tracker in named["tracker"].trackers],
         }
     )
+
+
+def terms(step: StepModule) -> list[list[Term]]:
+    """What the step computes at some moments of the training."""
+    step.train()
+    found = []
+    for share in SHARES:
+        step.begin(share, len(SHARES))
+        found.append(step.terms)
+    return found
+
+
+def read(batches: Any) -> list[Any]:
+    """What is read, and how much of it is masked."""
+    if isinstance(batches, ExampleStream):
+        examples = batches._examples
+        return [digest(examples.labels), digest(examples.own.tokens), digest(examples.own.offsets)]
+    parts = [(part.weight, part.context, digest(part.store.tokens)) for part in batches._corpus.parts]
+    return [parts, None if batches._masking is None else batches._masking.share]
 
 
 def digest(array: Any) -> str:
@@ -206,7 +249,7 @@ def without_keys(found: Values) -> Values:
 def decisive(one: Values) -> Values:
     """What decides the trained weights."""
     settings = {name: value for name, value in one["settings"].items() if name not in SIDE}
-    return {**one, "settings": settings, "trackers": None, "key": None}
+    return {**one, "settings": settings, "trackers": None, "vocabulary_loss": None, "key": None}
 
 
 @pytest.mark.parametrize("field", sorted(EFFECTS))
@@ -227,20 +270,24 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     assert (given["checkpoint_every"], given["seed"]) == (11, 7)
     adapt = recipe.teachers[0].adapt
     assert adapt is not None
-    written, given = adapt.model_dump(), asdict(adapting.adaptation_settings(adapt, 64, zero=None))
+    material = Assignment(recipe, "student", 1, {}, load_tokenizer("some/tokenizer"), home()).material(1.0)
+    written, given = adapt.model_dump(), asdict(adapting.adaptation_settings(adapt, material, zero=None))
     shared = written.keys() & given.keys()
     assert len(shared) == 7
     assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
     assert given["steps"] * adapt.effective_batch * 64 >= adapt.tokens
 
 
-@pytest.mark.parametrize("field", ["Recipe.engine", "Engine.deepspeed", "DeepSpeed.zero"])
+@pytest.mark.parametrize(
+    "field", ["Recipe.engine", "Engine.deepspeed", "DeepSpeed.zero", "Engine.vocabulary_loss"]
+)
 def test_the_engine_reaches_the_training_and_leaves_its_key(
     field: str, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipes = [load("masked.yaml", overrides) for overrides in ((), EFFECTS[field].overrides)]
     fits = [reached(monkeypatch, one, working_for(one, world))["fits"]["student", 1] for one in recipes]
-    assert fits[0]["settings"]["zero"] == 1 != fits[1]["settings"]["zero"]
+    told = [(one["settings"]["zero"], one["vocabulary_loss"]) for one in fits]
+    assert told[0] == (1, "chunked") != told[1]
     assert fits[0]["key"] == fits[1]["key"]
 
 
@@ -248,7 +295,7 @@ def key_of(variant: Variant, *overrides: str, base: str = "two-teachers") -> Key
     recipe = load(f"{base}.yaml", overrides)
     teachers = {teacher.name: "some/model" for teacher in recipe.teachers}
     own = load_tokenizer("some/tokenizer")
-    return Assignment(recipe, variant, 1, teachers, own, Workshop(Path("runs"))).key()
+    return Assignment(recipe, variant, 1, teachers, own, home()).key()
 
 
 NANO = "{" + ", ".join(f"{name}: {value}" for name, value in PRESETS["stlm-nano"].items()) + "}"
@@ -300,68 +347,120 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
     own, other = load_tokenizer("some/tokenizer"), load_tokenizer("some/tokenizer")
     other.pad_token = None
     models = {"a": "some/model", "b": "some/model"}
-    workshop = Workshop(Path("runs"))
+    workshop = home()
     trained = [Assignment(recipe, "student", 1, models, t, workshop).key() for t in (own, other)]
     adapted = [adapting.adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
     assert trained[0] != trained[1]
     assert adapted[0] != adapted[1]
 
 
-def ready(*overrides: str) -> dict[str, Any]:
-    recipe = load("two-teachers.yaml", ("data.train=a.txt", *overrides))
-    workshop = Workshop(Path("runs"))
-    tokenizer = student_tokenizer(recipe, workshop)
-    rows = training_rows(recipe, tokenizer, workshop)
-    folders = {"a": "some/model", "b": "other/model"}
-    assignment = Assignment(recipe, "student", 1, folders, tokenizer, workshop)
-    return {"rows": rows, "teachers": training._ready(assignment, rows, epochs=2.0)}
+def home() -> Workshop:
+    return Workshop(Path("runs"))
+
+
+def assignment(base: str, teachers: dict[str, str], *overrides: str) -> Assignment:
+    """The student of a base recipe, whose teachers lie in these folders."""
+    recipe = load(f"{base}.yaml", overrides)
+    return Assignment(recipe, "student", 1, teachers, student_tokenizer(recipe, home()), home())
+
+
+def step_of(work: Assignment, *, epochs: float) -> StepModule:
+    """The step that trains the student."""
+    student = training.initial_student(work)
+    return training.step_of(work, student, work.material(1.0), epochs=epochs)
+
+
+def taught(*overrides: str) -> Assignment:
+    return assignment("two-teachers", {"a": "some/model", "b": "other/model"}, "data.train=a.txt", *overrides)
 
 
 @pytest.mark.parametrize(("room", "remembered"), [(0.9, []), (1.0, ["a"]), (1.9, ["a"]), (2.0, ["a", "b"])])
 def test_the_memory_of_all_teachers_together_is_limited(
     room: float, remembered: list[str], world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = sum(len(part) for part in ready()["rows"])
+    rows = taught().material(1.0).num_rows
     monkeypatch.setattr(training, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
-    teachers = ready()["teachers"]
+    teachers = step_of(taught(), epochs=2.0)._teachers
     assert [name for name, one in teachers.items() if isinstance(one, RememberingTeacher)] == remembered
+
+
+@pytest.mark.parametrize(("sites", "times"), [("last", 2), ("[embeddings, last]", 3)])
+def test_states_that_are_compared_take_their_part_of_the_memory(
+    sites: str, times: int, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a teacher that is asked for its head's input too."""
+    objectives = f"objectives=[{{loss: forward_kl, teacher: a}}, {{loss: hint, teacher: a, sites: {sites}}}]"
+    rows = taught().material(1.0).num_rows
+    for room, kind in ((times - 0.1, LiveTeacher), (times, RememberingTeacher)):
+        monkeypatch.setattr(training, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
+        (teacher,) = step_of(taught(objectives), epochs=2.0)._teachers.values()
+        assert type(teacher) is kind
 
 
 def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = ready("train.precision=bf16")
-    batch = found["rows"][0].batch([0, 1])
+    work = taught("train.precision=bf16")
+    batch = next(work.material(1.0).in_order(2))
+    assert isinstance(batch, Batch)
+
+    def says(teacher: Teacher) -> torch.Tensor:
+        found = teacher(batch, Needs(head_input=True)).observed.head_input
+        assert found is not None
+        return found
+
+    remembering = step_of(work, epochs=2.0)._teachers["a"]
     monkeypatch.setattr(training, "REMEMBERED_BYTES", 0)
-    live = ready("train.precision=bf16")["teachers"]["a"]
+    live = step_of(work, epochs=2.0)._teachers["a"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected, remembered = live(batch).hidden, found["teachers"]["a"](batch).hidden
-    exact = live(batch).hidden
-    error = (expected - exact).abs().max()
+        expected, remembered = says(live), says(remembering)
+    error = (expected - says(live)).abs().max()
+    assert isinstance(remembering, RememberingTeacher) and isinstance(live, LiveTeacher)
     assert remembered.dtype == expected.dtype
     assert error > 1e-3
     assert (remembered - expected).abs().max() < error / 10
 
 
 def test_nothing_is_remembered_of_what_masked_models_read_since_it_differs_each_time(world: Path) -> None:
-    recipe, workshop = load("masked.yaml"), Workshop(Path("runs"))
-    tokenizer = student_tokenizer(recipe, workshop)
-    assignment = Assignment(recipe, "student", 1, {"a": "masked/model"}, tokenizer, workshop)
-    rows = training_rows(recipe, tokenizer, workshop)
-    teachers = training._ready(assignment, rows, epochs=5.0)
-    assert [type(one) for one in teachers.values()] == [LiveTeacher]
+    work = assignment("masked", {"a": "masked/model"})
+    assert [type(one) for one in step_of(work, epochs=5.0)._teachers.values()] == [LiveTeacher]
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [("forward_kl", RememberingTeacher), ("hint", LiveTeacher), ("attention_mse", LiveTeacher)],
+)
+def test_of_examples_whose_rows_differ_in_length_only_responses_are_remembered(
+    loss: str, kind: type, world: Path
+) -> None:
+    taught_by = "teachers=[{name: c, model: masked/classifier}]"
+    work = assignment(
+        "classes", {"c": "masked/classifier"}, taught_by, f"objectives=[{{loss: labels}}, {{loss: {loss}}}]"
+    )
+    assert [type(one) for one in step_of(work, epochs=5.0)._teachers.values()] == [kind]
 
 
 def test_held_out_text_is_masked_evenly_and_to_the_usual_share(world: Path) -> None:
-    recipe, workshop = load("masked.yaml", ("data.masked_share=0.4",)), Workshop(Path("runs"))
-    tokenizer = student_tokenizer(recipe, workshop)
-    rows = training_rows(recipe, tokenizer, workshop)
-    masking = held_out_masking(recipe, tokenizer)
+    work = assignment("masked", {"a": "masked/model"}, "data.masked_share=0.4")
+    material = work.material(1.0)
+    assert isinstance(material, TextMaterial) and material.masking is not None
+    assert material.masking.share == 0.4
     labelled = attended = 0
-    for batch in training.held_out_batches(rows, 8, masking):
+    for batch in material.held_out(8) or ():
+        assert isinstance(batch, Batch)
         per_row = (batch.labels != IGNORED).sum(1)
         assert torch.equal(per_row, (batch.attention_mask.sum(1) * 0.15).ceil().long())
         labelled, attended = labelled + int(per_row.sum()), attended + batch.num_tokens()
     assert labelled / attended == pytest.approx(0.15, abs=0.01)
+    masking = material.held_masking
     assert masking is not None
     assert set(masking.weights.tolist()) == {0.0, 1.0}
+
+
+def test_a_teacher_that_reads_by_another_tokenizer_gets_its_own_reading(world: Path) -> None:
+    taught_by = "teachers=[{name: c, model: masked/classifier}]"
+    changes = (taught_by, "student.tokenizer=other/tokenizer", "objectives=[{loss: forward_kl}]")
+    for extra, readers in ((), {"c"}), (("student.tokenizer=masked/tokenizer",), set()):
+        material = assignment("classes", {"c": "masked/classifier"}, *changes, *extra).material(1.0)
+        assert isinstance(material, ExampleMaterial)
+        assert material.readers.keys() == readers
