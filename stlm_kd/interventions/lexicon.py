@@ -19,11 +19,13 @@ class Lexicon:
         ids: Every token that stands for text; none that is special or unused.
         words: The tokens that begin a word and are letters alone, which are whole words if no token that goes
             on follows.
+        continuations: The tokens that go on with a word.
         name: Of the vocabulary, for messages.
     """
 
     ids: Integers
     words: Mapping[int, str]
+    continuations: frozenset[int] = frozenset()
     name: str = "the vocabulary"
 
     @classmethod
@@ -34,6 +36,7 @@ class Lexicon:
         return cls(
             ids=np.array([number for number, _ in told], np.int64),
             words={number: word for number, word in spelled if word is not None},
+            continuations=frozenset(number for number, text in told if _goes_on(text)),
             name=vocabulary.name,
         )
 
@@ -45,3 +48,9 @@ def _word(surface: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text[1:] if text.startswith(" ") and text[1:].isalpha() else None
+
+
+def _goes_on(surface: bytes) -> bool:
+    """Whether a token begins with a letter, and so goes on with the word before it."""
+    text = surface.decode(errors="replace")
+    return text[:1].isalpha()

@@ -20,6 +20,7 @@ from torch import Tensor
 from stlm_kd.data.batch import Integers
 from stlm_kd.interventions.draw import Document, Draw, Pool, documents_of, places_of
 from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Places, Source, Tokens
+from stlm_kd.interventions.wordnet import Relation, thesaurus
 from stlm_kd.registry import Registry
 
 CounterfactualSource = Callable[..., tuple[Places, Source]]
@@ -57,7 +58,31 @@ def in_context_random(draw: Draw, /) -> tuple[Places, Source]:
 
     From Starshak's few-shot study of causal distillation ("in-context" interventions).
     """
-    return in_context(draw, lambda _, generator: int(generator.choice(draw.lexicon().ids)))
+    return _in_context(draw, lambda _, generator: int(generator.choice(draw.lexicon().ids)))
+
+
+@SOURCES.register("synonym")
+def synonym(draw: Draw, /) -> tuple[Places, Source]:
+    """As ``in-context-random``, but the tokens are synonyms by WordNet, and random where a word has none."""
+    return _related(draw, "synonym")
+
+
+@SOURCES.register("antonym")
+def antonym(draw: Draw, /) -> tuple[Places, Source]:
+    """As ``synonym``, of words that mean the contrary."""
+    return _related(draw, "antonym")
+
+
+@SOURCES.register("meronym")
+def meronym(draw: Draw, /) -> tuple[Places, Source]:
+    """As ``synonym``, of words for a part, a substance or a member of what the word stands for."""
+    return _related(draw, "meronym")
+
+
+@SOURCES.register("holonym")
+def holonym(draw: Draw, /) -> tuple[Places, Source]:
+    """As ``synonym``, of words for what has it as a part, a substance or a member."""
+    return _related(draw, "holonym")
 
 
 @SOURCES.register("mixup")
@@ -95,19 +120,35 @@ def mixup(
     )
 
 
-def in_context(draw: Draw, replaced: Callable[[int, np.random.Generator], int]) -> tuple[Places, OtherStates]:
+def _related(draw: Draw, relation: Relation) -> tuple[Places, Source]:
+    lexicon = draw.lexicon()
+    known = thesaurus(lexicon, relation)
+
+    def replaced(tokens: list[int], generator: np.random.Generator) -> int:
+        token, *following = tokens
+        whole = not following or following[0] not in lexicon.continuations
+        choices = known.of(token) if whole else ()
+        return int(generator.choice(choices or lexicon.ids))
+
+    return _in_context(draw, replaced)
+
+
+def _in_context(
+    draw: Draw, replaced: Callable[[list[int], np.random.Generator], int]
+) -> tuple[Places, OtherStates]:
     """States of the base with its own tokens replaced at the places.
 
     Args:
         draw: The base.
-        replaced: The id that stands for an id.
+        replaced: The id that stands for the first of some ids; the second, if there is one, comes after it.
     """
     base = _within(draw)
     ids_BT = draw.batch.input_ids.clone()
     for row, own in base:
         generator = draw.generator("tokens", row)
+        before: list[int] = draw.batch.input_ids[row].tolist()
         for position in own.tolist():
-            ids_BT[row, position] = replaced(int(ids_BT[row, position]), generator)
+            ids_BT[row, position] = replaced(before[position : position + 2], generator)
     places = places_of(base)
     return places, OtherStates(replace(draw.batch, input_ids=ids_BT), places)
 

@@ -134,9 +134,23 @@ def map_losses() -> Registry[Any]:
     return MAP_LOSSES
 
 
+def interchange_losses() -> Registry[Any]:
+    """The losses after an intervention on hidden states."""
+    from stlm_kd.interventions.losses import INTERCHANGE_LOSSES
+
+    return INTERCHANGE_LOSSES
+
+
 def tables() -> list[tuple[type[Objective], Registry[Any]]]:
     """Each table of losses, with what their objectives have beside the options of the loss."""
-    return [(Response, losses()), (Feature, state_losses()), (MapFeature, map_losses())]
+    from stlm_kd.recipe.interchange import Interchange
+
+    return [
+        (Response, losses()),
+        (Feature, state_losses()),
+        (MapFeature, map_losses()),
+        (Interchange, interchange_losses()),
+    ]
 
 
 def _loss(value: object) -> object:
@@ -184,7 +198,7 @@ def _layer(value: object) -> int | None:
     return int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,4}", value) else None
 
 
-def _layer_map(value: Mapping[Any, Any]) -> LayerMap:
+def layer_map(value: Mapping[Any, Any]) -> LayerMap:
     """Layers of the student, as text, by which YAML knows its keys → one or several layers of the teacher."""
     found: LayerMap = {}
     for key, layers in value.items():
@@ -210,7 +224,7 @@ def _sites(value: object, names: Sequence[str]) -> Sites:
 
 def _site(value: object, names: Sequence[str]) -> str | LayerMap:
     if isinstance(value, Mapping):
-        return _layer_map(value)
+        return layer_map(value)
     if isinstance(value, str) and value in names:
         return value
     hint = did_you_mean(value, names) if isinstance(value, str) else ""

@@ -16,9 +16,8 @@ from stlm_kd.recipe import Recipe, plain
 from stlm_kd.recipe.objectives import Objective, labels_alone
 from stlm_kd.run.material import Material, data_key, held_out_key, material_of
 from stlm_kd.run.stages import Json, Key, model_identity
-from stlm_kd.run.terms import terms_of, weight_of
+from stlm_kd.run.terms import is_followed, terms_of
 from stlm_kd.run.workshop import Workshop
-from stlm_kd.schedules import is_ever_above_zero
 from stlm_kd.terms import COMBINED, Term
 
 Variant = Literal["student", "no-teacher", "all-data"]
@@ -86,7 +85,7 @@ class Assignment:
     @property
     def _objectives(self) -> list[Objective]:
         """The objectives that the training follows at some time."""
-        return [entry for entry in self.recipe.objectives if is_ever_above_zero(weight_of(entry))]
+        return [entry for entry in self.recipe.objectives if is_followed(entry)]
 
     @property
     def fields(self) -> Mapping[str, int | float | str | bool]:

@@ -19,13 +19,13 @@ from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import check_family, choose_layers
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.checks import uneven_batches
-from stlm_kd.recipe.objectives import Feature, MapFeature
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.interchange import check_sources
 from stlm_kd.run.loading import load_model
 from stlm_kd.run.material import material_of
 from stlm_kd.run.scoring import suite_calls
-from stlm_kd.run.terms import feature_faults, teacher_of
+from stlm_kd.run.terms import feature_faults, looked_into
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
@@ -68,6 +68,7 @@ def check_recipe(
     if faults:
         raise RecipeError(origin, faults)
     _check_features(recipe, workshop, origin)
+    check_sources(recipe, tokenizer)
     _try_teachers(recipe, workshop)
     _try_student(recipe, tokenizer, workshop)
     _try_tools(recipe)
@@ -118,10 +119,9 @@ def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
     if recipe.language_task is not None:
         return True
     init_from = recipe.student.init_from
-    looked_into = {
-        teacher_of(entry, recipe) for entry in recipe.objectives if isinstance(entry, (Feature, MapFeature))
-    }
-    return teacher.name in looked_into or (init_from is not None and init_from.teacher == teacher.name)
+    return teacher.name in looked_into(recipe) or (
+        init_from is not None and init_from.teacher == teacher.name
+    )
 
 
 def _student_faults(
@@ -248,7 +248,7 @@ def _student_config(recipe: Recipe, workshop: Workshop) -> PretrainedConfig:
 
 
 def _check_features(recipe: Recipe, workshop: Workshop, origin: str) -> None:
-    if not any(isinstance(entry, (Feature, MapFeature)) for entry in recipe.objectives):
+    if not looked_into(recipe):
         return
     teachers = {teacher.name: _config(teacher, workshop) for teacher in recipe.teachers}
     faults = list(feature_faults(recipe, _student_config(recipe, workshop), teachers))

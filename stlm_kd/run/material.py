@@ -22,6 +22,8 @@ from stlm_kd.data.labelled import Examples
 from stlm_kd.data.masking import Masking
 from stlm_kd.engine import current_device
 from stlm_kd.engine.launched import launched_processes, process_rank
+from stlm_kd.interventions import Pool
+from stlm_kd.interventions.pool import ExamplePool, TextPool
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.training import Train
 from stlm_kd.run.examples import examples_key, held_out_examples, training_examples
@@ -93,6 +95,9 @@ class Material(Protocol):
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
         """The held-out batches of this process; None where there are none."""
 
+    def pool(self) -> Pool:
+        """All training rows, to draw sources of interventions from."""
+
 
 @dataclass(frozen=True)
 class TextMaterial:
@@ -162,6 +167,10 @@ class TextMaterial:
             world_size=launched_processes(),
             masking=self.held_masking,
         )
+
+    def pool(self) -> TextPool:
+        """See ``Material``."""
+        return TextPool(self.parts, self.masking)
 
 
 @dataclass(frozen=True)
@@ -233,6 +242,10 @@ class ExampleMaterial:
         return example_evaluation_batches(
             self._held, micro_batch=micro_batch, rank=process_rank(), world_size=launched_processes()
         )
+
+    def pool(self) -> ExamplePool:
+        """See ``Material``."""
+        return ExamplePool(self._encoded)
 
     @cached_property
     def _encoded(self) -> EncodedExamples:

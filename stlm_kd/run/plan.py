@@ -5,6 +5,7 @@ from __future__ import annotations
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
 from stlm_kd.recipe.data import Source
+from stlm_kd.recipe.interchange import Interchange
 from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.recipe.student import Adapt, TokenizerTraining
@@ -107,7 +108,7 @@ def _students(recipe: Recipe) -> list[str]:
 
 
 def _objective(entry: Objective) -> str:
-    assert isinstance(entry, (Response, Feature, MapFeature))
+    assert isinstance(entry, (Response, Feature, MapFeature, Interchange))
     words = f"{_number(entry.weight)} x {entry.loss} on {entry.on}"
     if entry.loss != LABELS:
         words += f" of {entry.teacher}"
@@ -115,7 +116,15 @@ def _objective(entry: Objective) -> str:
         words += f" at {', '.join(map(str, entry.sites))}"
     if isinstance(entry, Feature):
         words += f" with projections: {entry.projection}"
+    if isinstance(entry, Interchange):
+        words += f" after exchanging states ({_interchange(entry)})"
     return words + _options({name: _number(value) for name, value in entry.options.items()})
+
+
+def _interchange(entry: Interchange) -> str:
+    known = set(Objective.model_fields) | {"on", "temperature"}
+    given = {name: getattr(entry, name) for name in Interchange.model_fields if name not in known}
+    return ", ".join(f"{name} {_number(value)}" for name, value in given.items() if value is not None)
 
 
 def _number(value: object) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import cast
 
 from transformers import PretrainedConfig
 
@@ -12,10 +11,14 @@ from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import Fault, ModelError
 from stlm_kd.features import Projections, TermProjections
 from stlm_kd.losses import LABELS
+from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.recipe import Recipe, term_names
-from stlm_kd.recipe.objectives import Feature, MapFeature, Objective, Response, Schedule
-from stlm_kd.schedules import Ramp, Steps
-from stlm_kd.terms import COMBINED, Option, Term
+from stlm_kd.recipe.interchange import Interchange
+from stlm_kd.recipe.objectives import Feature, MapFeature, Objective, Response
+from stlm_kd.run.interchange import asked_of, interchange_faults, interchange_terms
+from stlm_kd.run.numbers import num_layers, number, option, width
+from stlm_kd.schedules import Ramp, Steps, is_ever_above_zero
+from stlm_kd.terms import COMBINED, Term
 
 
 def terms_of(
@@ -26,8 +29,15 @@ def terms_of(
     Raises:
         ModelError: A site that one of them does not have; see ``feature_faults``, which names the place.
     """
-    named = zip(term_names(recipe), recipe.objectives, strict=True)
-    return [_term(name, entry, recipe, student, teachers) for name, entry in named]
+    return [
+        term
+        for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
+        for term in (
+            interchange_terms(name, entry, recipe, student, teachers)
+            if isinstance(entry, Interchange)
+            else [_term(name, entry, recipe, student, teachers)]
+        )
+    ]
 
 
 def _term(
@@ -49,9 +59,20 @@ def _term(
         weight=weight_of(entry),
         on=entry.on,
         teacher=teacher,
-        options={key: _option(value) for key, value in entry.options.items()},
+        options={key: option(value) for key, value in entry.options.items()},
         pairs=pairs,
     )
+
+
+def looked_into(recipe: Recipe) -> set[str]:
+    """The teachers of whose inside an objective reads something."""
+    found: set[str] = set()
+    for entry in recipe.objectives:
+        if isinstance(entry, (Feature, MapFeature)):
+            found.add(teacher_of(entry, recipe))
+        elif isinstance(entry, Interchange):
+            found.update(asked_of(entry, recipe))
+    return found
 
 
 def teacher_of(entry: Feature | MapFeature, recipe: Recipe) -> str:
@@ -78,16 +99,6 @@ def pairs_of(
     return tuple(choose(sites, num_layers(student), num_layers(teacher)))
 
 
-def num_layers(config: PretrainedConfig) -> int:
-    """Blocks of a model."""
-    return int(config.get_text_config().num_hidden_layers)
-
-
-def width(config: PretrainedConfig) -> int:
-    """Numbers in each of a model's hidden states."""
-    return int(config.get_text_config().hidden_size)
-
-
 def projections_of(
     recipe: Recipe,
     terms: list[Term],
@@ -97,18 +108,21 @@ def projections_of(
     seed: int,
 ) -> Projections:
     """The projections of all terms on states."""
+    entries = dict(zip(term_names(recipe), recipe.objectives, strict=True))
     made = {}
-    for term, entry in zip(terms, recipe.objectives, strict=True):
-        if isinstance(entry, Feature):
-            assert term.teacher is not None
-            made[term.name] = TermProjections(
-                term.pairs,
-                width(student),
-                width(teachers[term.teacher]),
-                how=entry.projection,
-                term=term.name,
-                seed=seed,
-            )
+    for term in terms:
+        if term.loss not in STATE_LOSSES:
+            continue
+        assert term.teacher is not None
+        entry = entries.get(term.name)
+        made[term.name] = TermProjections(
+            term.pairs,
+            width(student),
+            width(teachers[term.teacher]),
+            how=entry.projection if isinstance(entry, Feature) else "auto",
+            term=term.name,
+            seed=seed,
+        )
     return Projections(made)
 
 
@@ -117,6 +131,8 @@ def feature_faults(
 ) -> Iterator[Fault]:
     """Sites that a model does not have, families whose parts are not known, widths without a projection."""
     for index, entry in enumerate(recipe.objectives):
+        if isinstance(entry, Interchange):
+            yield from interchange_faults(f"objectives[{index}]", entry, recipe, student, teachers)
         if not isinstance(entry, (Feature, MapFeature)):
             continue
         place, name = f"objectives[{index}]", teacher_of(entry, recipe)
@@ -148,18 +164,12 @@ def feature_faults(
 
 def weight_of(entry: Objective) -> float | Ramp | Steps:
     """How much an objective weighs, and when."""
-    return _number(entry.weight)
+    return number(entry.weight)
 
 
-def _number(value: float | Schedule) -> float | Ramp | Steps:
-    if not isinstance(value, Schedule):
-        return value
-    if value.schedule == "step-wise":
-        return Steps(tuple(zip((0.0, *(value.at or ())), value.values, strict=True)))
-    assert value.between is not None
-    first, last = value.values
-    return Ramp(value.schedule, first, last, *value.between)
-
-
-def _option(value: object) -> Option | Ramp | Steps:
-    return _number(value) if isinstance(value, Schedule) else cast(Option, value)
+def is_followed(entry: Objective) -> bool:
+    """Whether an objective weighs anything at some time."""
+    weights = [entry.weight]
+    if isinstance(entry, Interchange):
+        weights.append(entry.causal_cosine_weight)
+    return any(is_ever_above_zero(number(weight)) for weight in weights)

@@ -22,6 +22,7 @@ from stlm_kd.models.students import check_size, student_from_layers
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.training import Train
 from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.interchange import supplies_of
 from stlm_kd.run.loading import check_model, load_model, model_from_recipe
 from stlm_kd.run.material import Material, batch_sizes
 from stlm_kd.run.record import write_json
@@ -29,7 +30,7 @@ from stlm_kd.run.terms import projections_of
 from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
-from stlm_kd.terms import Combination
+from stlm_kd.terms import COMBINED, Combination
 from stlm_kd.vocab.spelling import vocabulary_size
 
 REMEMBERED_BYTES = 2**30
@@ -224,12 +225,15 @@ def step_of(
     models = {name: _teacher(assignment, name) for name in sorted(assignment.asked)}
     configs = {name: live.model.config for name, live in models.items()}
     terms = assignment.terms(student.config, configs)
+    exchanged = {term.teacher for term in terms if term.intervention is not None}
     teachers: dict[str, Teacher] = {}
     left = REMEMBERED_BYTES
     asked = teacher_needs(terms, list(models), classes=recipe.language_task is None)
     for name, needs in asked.items():
         install_maps(models[name].model, needs.maps)
-        ready = _ready(models[name], needs, recipe, material, epochs=epochs, room=left)
+        ready: LiveTeacher | RememberingTeacher = models[name]
+        if not exchanged & {name, COMBINED}:  # what is remembered answers no intervention
+            ready = _ready(models[name], needs, recipe, material, epochs=epochs, room=left)
         left -= ready.num_bytes if isinstance(ready, RememberingTeacher) else 0
         teachers[name] = ready
     seed = assignment.seed
@@ -240,6 +244,7 @@ def step_of(
         combination=Combination(recipe.combine.how, recipe.combine.options),
         projections=projections_of(recipe, terms, student.config, configs, seed=seed) if teachers else None,
         vocabulary_loss=recipe.engine.vocabulary_loss,
+        supplies=supplies_of(material, assignment.tokenizer, seed=seed) if exchanged else None,
     )
 
 

@@ -1,0 +1,151 @@
+"""Words that stand in a relation to a word, as tokens of a vocabulary.
+
+The relations are WordNet's (Miller, "WordNet: A Lexical Database for English", 1995), read through NLTK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, Literal
+
+from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.interventions.lexicon import Lexicon
+
+Relation = Literal["synonym", "antonym", "meronym", "holonym"]
+
+RELATIONS: tuple[Relation, ...] = ("synonym", "antonym", "meronym", "holonym")
+
+_ENDINGS = {"n": ("s",), "v": ("ing", "ed", "s"), "a": ("est", "er"), "r": ()}
+"""By part of speech, endings of inflected words; WordNet lists lemmas alone."""
+
+
+class Thesaurus:
+    """One relation between the words of a vocabulary.
+
+    Args:
+        lexicon: The vocabulary's tokens.
+        relation: Which.
+
+    Raises:
+        EnvironmentFault: NLTK or WordNet is not there.
+    """
+
+    def __init__(self, lexicon: Lexicon, relation: Relation) -> None:
+        self._lexicon, self._relation = lexicon, relation
+        self._ids: dict[str, int] = {}
+        for number, word in lexicon.words.items():
+            self._ids.setdefault(word, number)
+        self._known: dict[int, tuple[int, ...]] = {}
+        self._wordnet = _wordnet()
+
+    def of(self, token: int) -> tuple[int, ...]:
+        """The tokens that are words in this relation to a token's word; none where there is no such word.
+
+        A word in another form than its lemma gives words in that form where they are single tokens, and else
+        their lemmas; a capital letter is kept where it can be.
+        """
+        if token not in self._known:
+            word = self._lexicon.words.get(token)
+            found = [] if word is None else [self._token(other, word) for other in self._words(word.lower())]
+            self._known[token] = tuple(dict.fromkeys(n for n in found if n is not None and n != token))
+        return self._known[token]
+
+    def has_any(self) -> bool:
+        """Whether some word of the vocabulary has one."""
+        return any(self.of(token) for token in self._lexicon.words)
+
+    def _words(self, word: str) -> Iterator[str]:
+        """Related words in every part of speech that the word may be."""
+        for part, endings in _ENDINGS.items():
+            lemma = self._wordnet.morphy(word, part)
+            if lemma is None:
+                continue
+            for other in self._lemmas(lemma, part):
+                forms = () if word == lemma else self._inflected(other, part, word, endings)
+                yield next((form for form in forms if form in self._ids), other)
+
+    def _lemmas(self, lemma: str, part: str) -> Iterable[str]:
+        """Related lemmas of one word, other than itself, each once."""
+        found: dict[str, None] = {}
+        for synset in self._wordnet.synsets(lemma, part):
+            own = [entry for entry in synset.lemmas() if entry.name().lower() == lemma]
+            if self._relation == "synonym":
+                entries = synset.lemmas()
+            elif self._relation == "antonym":
+                entries = [other for entry in own for other in entry.antonyms()]
+            else:
+                entries = [entry for other in _parts(synset, self._relation) for entry in other.lemmas()]
+            found |= dict.fromkeys(entry.name().lower() for entry in entries if "_" not in entry.name())
+        found.pop(lemma, None)
+        return found
+
+    def _inflected(self, lemma: str, part: str, like: str, endings: tuple[str, ...]) -> Iterator[str]:
+        """Spellings of a lemma with the ending of another word that WordNet leads back to the lemma."""
+        ending = next((ending for ending in endings if like.endswith(ending)), None)
+        if ending is None:
+            return
+        stems = [
+            lemma,
+            lemma + lemma[-1],
+            lemma.removesuffix("e"),
+            lemma + "e",
+            lemma.removesuffix("y") + "i",
+        ]
+        stems += [lemma.removesuffix("y") + "ie"]
+        for stem in stems:
+            if self._wordnet.morphy(stem + ending, part) == lemma:
+                yield stem + ending
+
+    def _token(self, word: str, like: str) -> int | None:
+        """The token of a word, with a capital where the other has one and there is such a token."""
+        shaped = word.capitalize() if like[0].isupper() else word
+        return self._ids.get(shaped, self._ids.get(word))
+
+
+@lru_cache(maxsize=8)
+def thesaurus(lexicon: Lexicon, relation: Relation) -> Thesaurus:
+    """The relation between a vocabulary's words, read once.
+
+    Raises:
+        EnvironmentFault: NLTK or WordNet is not there.
+    """
+    return Thesaurus(lexicon, relation)
+
+
+def check_relation(lexicon: Lexicon, relation: Relation) -> None:
+    """Refuse a vocabulary none of whose words has the relation.
+
+    Raises:
+        ModelError: It is one.
+        EnvironmentFault: NLTK or WordNet is not there.
+    """
+    if not thesaurus(lexicon, relation).has_any():
+        raise ModelError(
+            f"{lexicon.name}: no word of this vocabulary has a {relation} in WordNet that is one token; "
+            "use in-context-random, or a vocabulary with more whole words"
+        )
+
+
+def _parts(synset: Any, relation: Relation) -> list[Any]:
+    """What belongs to a thing (meronyms), or what it belongs to (holonyms)."""
+    kinds = ("part", "substance", "member")
+    return [other for kind in kinds for other in getattr(synset, f"{kind}_{relation}s")()]
+
+
+def _wordnet() -> Any:
+    """NLTK's WordNet, loaded; it has no types."""
+    try:
+        from nltk.corpus import wordnet
+    except ImportError as error:
+        raise EnvironmentFault(
+            "WordNet is read through NLTK, which is not installed; pip install 'stlm-kd[wordnet]'"
+        ) from error
+    try:
+        wordnet.ensure_loaded()
+    except LookupError as error:
+        raise EnvironmentFault(
+            "WordNet is not there; run python -m nltk.downloader wordnet, or set NLTK_DATA to a folder that "
+            "has corpora/wordnet.zip"
+        ) from error
+    return wordnet

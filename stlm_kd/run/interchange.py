@@ -1,0 +1,129 @@
+"""From a recipe's objectives on interventions to what a training needs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from stlm_kd.alignment import aligned
+from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.errors import Fault, ModelError
+from stlm_kd.interventions import Lexicon, Supplies
+from stlm_kd.interventions.losses import INTERCHANGE_LOSSES
+from stlm_kd.interventions.wordnet import RELATIONS, check_relation
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.interchange import Interchange
+from stlm_kd.run.material import Material
+from stlm_kd.run.numbers import num_layers, number, option
+from stlm_kd.terms import COMBINED, Intervention, Term
+from stlm_kd.vocab.spelling import read_vocabulary
+
+
+def asked_of(entry: Interchange, recipe: Recipe) -> list[str]:
+    """The names of the teachers whose states are exchanged."""
+    return [teacher.name for teacher in recipe.teachers if entry.teacher in (COMBINED, teacher.name)]
+
+
+def interchange_terms(
+    name: str,
+    entry: Interchange,
+    recipe: Recipe,
+    student: PretrainedConfig,
+    teachers: Mapping[str, PretrainedConfig],
+) -> list[Term]:
+    """The terms of an objective, which share one intervention.
+
+    Raises:
+        ModelError: The models have no layers in common; see ``interchange_faults``, which names the place.
+    """
+    intervention = Intervention(
+        name=name,
+        layers=_layers(entry, recipe, student, teachers),
+        layer_schedule=entry.layer_schedule,
+        positions=entry.positions,
+        fraction=entry.fraction,
+        max_tokens=entry.max_tokens,
+        source=entry.source,
+        options=entry.source_options,
+        source_site=entry.source_site,
+        exact_dropout=entry.exact_dropout,
+    )
+    template = Term(
+        name=name,
+        loss=entry.loss,
+        weight=number(entry.weight),
+        on=entry.on,
+        teacher=entry.teacher,
+        options={key: option(value) for key, value in entry.options.items()},
+        intervention=intervention,
+    )
+    first = asked_of(entry, recipe)[0]
+    return INTERCHANGE_LOSSES[entry.loss](template, first, number(entry.causal_cosine_weight))
+
+
+def _layers(
+    entry: Interchange,
+    recipe: Recipe,
+    student: PretrainedConfig,
+    teachers: Mapping[str, PretrainedConfig],
+) -> dict[str, dict[int, tuple[int, ...]]]:
+    """By teacher, the student's layers that may be drawn and the teacher's layers of each."""
+    own = num_layers(student)
+    found: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name in asked_of(entry, recipe):
+        alignment = aligned(entry.alignment_of(name), own, num_layers(teachers[name]))
+        dropped = {own - 1} if entry.exclude_last else set()
+        found[name] = {layer: theirs for layer, theirs in alignment.items() if layer not in dropped}
+        if not found[name]:
+            raise ModelError("exclude_last leaves no layer of the student; use another alignment")
+    if not set.intersection(*(set(layers) for layers in found.values())):
+        given = "; ".join(f"{name} with {', '.join(map(str, layers))}" for name, layers in found.items())
+        raise ModelError(f"no layer of the student is aligned with every teacher: {given}")
+    return found
+
+
+def interchange_faults(
+    place: str,
+    entry: Interchange,
+    recipe: Recipe,
+    student: PretrainedConfig,
+    teachers: Mapping[str, PretrainedConfig],
+) -> Iterator[Fault]:
+    """Families whose blocks are not known, and layers that a model does not have."""
+    models = [
+        ("the student", student),
+        *((f"teacher {name}", teachers[name]) for name in asked_of(entry, recipe)),
+    ]
+    unknown = [
+        f"{who} is a {config.model_type}" for who, config in models if config.model_type not in ARCHITECTURES
+    ]
+    if unknown:
+        known = ", ".join(ARCHITECTURES)
+        yield Fault(
+            f"{place}.loss",
+            f"{entry.loss} exchanges states within models, and {' and '.join(unknown)}; it knows {known}",
+        )
+        return
+    try:
+        _layers(entry, recipe, student, teachers)
+    except ModelError as error:
+        yield Fault(f"{place}.alignment", str(error))
+
+
+def supplies_of(material: Material, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Supplies:
+    """What the interventions of a training draw from."""
+    return Supplies(seed, material.pool(), Lexicon.of(read_vocabulary(tokenizer)))
+
+
+def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse sources that cannot be had.
+
+    Raises:
+        EnvironmentFault: WordNet is needed, and it is not there.
+        ModelError: No word of the vocabulary has the relation that a source asks for.
+    """
+    asked = {entry.source for entry in recipe.objectives if isinstance(entry, Interchange)}
+    for relation in RELATIONS:
+        if relation in asked:
+            check_relation(Lexicon.of(read_vocabulary(tokenizer)), relation)

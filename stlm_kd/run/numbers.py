@@ -1,0 +1,37 @@
+"""Numbers as recipes and configurations say them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from transformers import PretrainedConfig
+
+from stlm_kd.recipe.objectives import Schedule
+from stlm_kd.schedules import Number, Ramp, Steps
+from stlm_kd.terms import Option
+
+
+def number(value: float | Schedule) -> Number:
+    """A number, or one that changes while a model is trained."""
+    if not isinstance(value, Schedule):
+        return value
+    if value.schedule == "step-wise":
+        return Steps(tuple(zip((0.0, *(value.at or ())), value.values, strict=True)))
+    assert value.between is not None
+    first, last = value.values
+    return Ramp(value.schedule, first, last, *value.between)
+
+
+def option(value: object) -> Option | Ramp | Steps:
+    """An option of a loss."""
+    return number(value) if isinstance(value, Schedule) else cast(Option, value)
+
+
+def num_layers(config: PretrainedConfig) -> int:
+    """Blocks of a model."""
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def width(config: PretrainedConfig) -> int:
+    """Numbers in each of a model's hidden states."""
+    return int(config.get_text_config().hidden_size)
