@@ -67,6 +67,16 @@ def test_cross_entropy_is_the_negative_log_probability_of_the_label() -> None:
     assert torch.allclose(cross_entropy(student, labels), expected, rtol=0, atol=1e-12)
 
 
+def test_labels_that_are_numbers_are_missed_by_the_square_of_the_difference() -> None:
+    student, labels = torch.tensor([[1.5], [-2.0], [0.25]]), torch.tensor([1.0, 1.0, 0.25])
+    assert LOSSES[LABELS](student, labels).tolist() == [0.25, 9.0, 0.0]
+    assert torch.equal(LOSSES[LABELS](student.bfloat16(), labels), LOSSES[LABELS](student, labels))
+    classes = torch.tensor([1, 0, 1])
+    assert torch.equal(
+        LOSSES[LABELS](student.repeat(1, 2), classes), cross_entropy(student.repeat(1, 2), classes)
+    )
+
+
 @pytest.mark.parametrize("name", list(FORMULAS))
 @given(seed=st.integers(0, 1000), temperature=st.floats(0.3, 20))
 @settings(deadline=None, max_examples=20)
