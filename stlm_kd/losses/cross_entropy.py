@@ -17,19 +17,15 @@ def label_loss(student_NC: Tensor, label_N: Tensor, /) -> Tensor:
 
 
 def cross_entropy(student_NC: Tensor, label_N: Tensor, /) -> Tensor:
-    """Negative log-likelihood of each label, in nats; of a label that is a number, the squared error.
-
-    The latter is the former, up to constants, of a normal distribution around what the student says.
+    """Negative log-likelihood of each label, in nats.
 
     Args:
-        student_NC: Student logits, shape (N, C); (N, 1) for numbers.
-        label_N: The right outcome of each token, shape (N,), each in [0, C); or float numbers.
+        student_NC: Student logits, shape (N, C).
+        label_N: The right outcome of each token, shape (N,), each in [0, C).
 
     Returns:
         One value per token, shape (N,), not reduced.
     """
-    if label_N.is_floating_point():
-        return (at_least_float32(student_NC).squeeze(-1) - label_N).square()
     return functional.cross_entropy(at_least_float32(student_NC), label_N, reduction="none")
 
 
