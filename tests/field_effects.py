@@ -73,6 +73,17 @@ objectives:
   - {loss: logit_mse, centred: true}
 train: {steps: 10}
 """,
+    "interchange": """
+task: clm
+student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16, intermediate_size: 32,
+  num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1}}
+teachers: [{name: a, model: some/model}]
+data: {train: a.txt}
+objectives:
+  - {loss: diito, causal_cosine_weight: 0.1}
+  - {loss: diito, source: mixup}
+train: {steps: 10}
+""",
     "masked": """
 task: mlm
 student: {tokenizer: masked/tokenizer, init_from: {teacher: a, model_type: distilbert}}
@@ -226,6 +237,22 @@ EFFECTS: dict[str, Change] = {
     "Feature.projection": _change("objectives[0].projection=linear", base="features"),
     "MapFeature.on": _change("objectives[1].on=labels", base="features"),
     "MapFeature.sites": _change("objectives[1].sites=last", base="features"),
+    "Interchange.weight": _change("objectives[0].weight=0.5", base="interchange"),
+    "Interchange.on": _change("objectives[0].on=labels", base="interchange"),
+    "Interchange.temperature": _change("objectives[0].temperature=1", base="interchange"),
+    "Interchange.causal_cosine_weight": _change("objectives[0].causal_cosine_weight=0.2", base="interchange"),
+    "Interchange.alignment": _change("objectives[0].alignment=last", base="interchange"),
+    "Interchange.layer_schedule": _change("objectives[0].layer_schedule=top-down", base="interchange"),
+    "Interchange.exclude_last": _change("objectives[0].exclude_last=true", base="interchange"),
+    "Interchange.positions": _change("objectives[0].positions=random", base="interchange"),
+    "Interchange.fraction": _change("objectives[0].fraction=0.5", base="interchange"),
+    "Interchange.max_tokens": _change("objectives[0].max_tokens=3", base="interchange"),
+    "Interchange.source": _change("objectives[0].source=in-context-random", base="interchange"),
+    "Interchange.pairing": _change("objectives[0].pairing=independent", base="interchange"),
+    "Interchange.mixup_map": _change("objectives[1].mixup_map=residual", base="interchange"),
+    "Interchange.mixup_noise": _change("objectives[1].mixup_noise=matched", base="interchange"),
+    "Interchange.source_site": _change("objectives[0].source_site=block-input", base="interchange"),
+    "Interchange.exact_dropout": _change("objectives[0].exact_dropout=true", base="interchange"),
     "Schedule.schedule": _change("objectives[0].weight.schedule=cosine", base="features"),
     "Schedule.values": _change("objectives[0].weight.values=[1, 0.2]", base="features"),
     "Schedule.between": _change("objectives[0].weight.between=[0.1, 0.5]", base="features"),

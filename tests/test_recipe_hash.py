@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stlm_kd.combine import COMBINERS
 from stlm_kd.eval import SUITES
+from stlm_kd.interventions.losses import INTERCHANGE_LOSSES
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
@@ -18,6 +19,7 @@ from stlm_kd.recipe import (
     Recipe,
     data,
     from_values,
+    interchange,
     load,
     objectives,
     plain,
@@ -36,7 +38,7 @@ from tests.field_effects import BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
 
 PARTS = {
     name: part
-    for module in (schema, student, data, objectives, training)
+    for module in (schema, student, data, objectives, interchange, training)
     for name, part in vars(module).items()
     if isinstance(part, type) and issubclass(part, Part) and part is not Part
 }
@@ -45,6 +47,7 @@ TABLES = (
     (objectives.Response, LOSSES),
     (objectives.Feature, STATE_LOSSES),
     (objectives.MapFeature, MAP_LOSSES),
+    (interchange.Interchange, INTERCHANGE_LOSSES),
     (schema.Suite, SUITES),
 )
 
