@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli.adapt_teacher import adapt_teacher
+from stlm_kd.cli.agreement import agreement
+from stlm_kd.cli.compare import compare
 from stlm_kd.cli.distill import distill
 from stlm_kd.cli.evaluate import evaluate
 from stlm_kd.cli.generate import generate
@@ -46,6 +48,8 @@ def root(
 app.command("distill")(distill)
 app.command("adapt-teacher")(adapt_teacher)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
+app.command("agreement")(agreement)
 app.command("generate")(generate)
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -12,7 +16,7 @@ from stlm_kd.data.encoding import encode_texts
 from stlm_kd.data.examples import EncodedExamples, example_evaluation_batches
 from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.classification import classification_scores, regression_scores
-from stlm_kd.eval.results import SuiteResult
+from stlm_kd.eval.results import Json, SuiteResult
 from stlm_kd.eval.running import autocast, evaluating
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.positions import num_positions
@@ -32,6 +36,9 @@ def measure(
 ) -> SuiteResult:
     """The scores of ``eval.classification`` under the task name ``examples``.
 
+    The report also holds each example's label and a hash of all texts, by which results of other models are
+    known to be of the same examples.
+
     Args:
         model: A classifier of the examples' classes, or a model of numbers.
         tokenizer: What it reads by.
@@ -44,6 +51,31 @@ def measure(
     Raises:
         DataError: A logit is not finite.
     """
+    logits_NC = logits_of(
+        model, tokenizer, examples, context=context, batch_size=batch_size, precision=precision
+    )
+    ids, labels = examples.ids, examples.labels
+    if examples.is_regression:
+        result = regression_scores(logits_NC[:, 0], labels, task="examples", ids=ids, suite="regression")
+    else:
+        result = classification_scores(logits_NC, labels, task="examples", ids=ids, suite="classification")
+    known: dict[str, Json] = {
+        "labels": dict(zip(ids, labels.tolist(), strict=True)),
+        "texts": hash_of_texts(examples),
+    }
+    return replace(result, report={**result.report, **known})
+
+
+def logits_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Examples,
+    *,
+    context: int | None = None,
+    batch_size: int = 64,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> npt.NDArray[np.float64]:
+    """What the model says of each example, (N, C), in their order; the arguments are those of ``measure``."""
     most = num_positions(model.config) or LONGEST
     encoded = encode_texts(examples.texts, tokenizer, context=context or min(most, LONGEST))
     logits_NC = np.zeros((len(examples), int(model.config.num_labels or 1)))
@@ -53,7 +85,10 @@ def measure(
         ):
             found = model(**inputs_of(batch.to(model.device), model)).logits
             logits_NC[batch.example_ids.numpy()] = found.to(torch.float64).cpu().numpy()
-    ids, suite = examples.ids, "regression" if examples.is_regression else "classification"
-    if examples.is_regression:
-        return regression_scores(logits_NC[:, 0], examples.labels, task="examples", ids=ids, suite=suite)
-    return classification_scores(logits_NC, examples.labels, task="examples", ids=ids, suite=suite)
+    return logits_NC
+
+
+def hash_of_texts(examples: Examples) -> str:
+    """SHA-256 (hex) of the ids and texts, whatever their order."""
+    rows = sorted(zip(examples.ids, examples.texts, strict=True))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -63,8 +63,8 @@ def evaluate(
     columns = (tuple(text), label) if labelled else None
     results = {}
     for name in models:
-        held: HeldOut = _read(data, columns, name, labelled) if data else []
-        held = held or (_of_run(name) if needed else [])
+        held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
+        held = held or (held_out_of_run(name) if needed else [])
         results[name] = score(model_of(name), calls, held, trust=trust_remote_code)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def evaluate(
     return results
 
 
-def _read(
+def read_held_out(
     files: Sequence[str],
     columns: tuple[tuple[str, ...], str] | None,
     model: str,
@@ -88,8 +88,12 @@ def _read(
     return read_examples(*sources, labels=() if names[0] == "LABEL_0" else names)
 
 
-def _of_run(name: str) -> HeldOut:
-    """The validation text or examples of the run that a model belongs to."""
+def held_out_of_run(name: str) -> HeldOut:
+    """The validation text or examples of the run that a model belongs to.
+
+    Raises:
+        UsageError: It belongs to none that has some.
+    """
     for folder in (Path(name), *Path(name).resolve().parents):
         if (folder / RECORD).is_file():
             found = held_out_of_recipe(load(str(folder / RECIPE)))

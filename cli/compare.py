@@ -1,0 +1,55 @@
+"""``stlm-kd compare``: runs and scores side by side, and which differences are more than noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stlm_kd.cli.printing import print_json, print_table
+from stlm_kd.cli.words import AsJson
+
+
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|SCORES", help="Run folders, or JSON files written by stlm-kd eval --output."
+        ),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW",
+            help="What the others are compared with: a row's name or variant. By default the first run's "
+            "control, or its student where it has no teachers.",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare this metric alone, as accuracy; may be repeated. By default all; every "
+            "comparison makes the correction for many comparisons stronger."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the comparison here as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare students, controls and teachers: means over seeds, paired tests, and a verdict.
+
+    A difference is better or worse only where seeds and examples, corrected for all comparisons, say so.
+    """
+    from stlm_kd.run.compare import compare as run
+    from stlm_kd.run.comparison_table import as_json as plain
+    from stlm_kd.run.comparison_table import differences_table, means_table
+    from stlm_kd.run.output import write_output
+
+    comparison = run(sources, baseline=baseline, only=metric or ())
+    if output is not None:
+        write_output(output, plain(comparison))
+    if as_json:
+        print_json(plain(comparison))
+    else:
+        print_table(means_table(comparison))
+        print_table(differences_table(comparison))

@@ -1,0 +1,249 @@
+"""How alike a teacher and a student classify: the same classes, the same mistakes, the same confidence.
+
+Examples are joined by their ids. Results that are merely in the same order cannot be compared here: put in
+another order, two classifiers agree by chance alone, and κ is near 0.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stlm_kd.errors import DataError
+from stlm_kd.eval.predictions import Kappa, calibration_error, cohen_kappa, jensen_shannon, kl_divergence
+from stlm_kd.eval.statistics import CONFIDENCE, Difference, McNemar, mcnemar, paired_bootstrap
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What one classifier says of N examples.
+
+    Attributes:
+        name: The model's.
+        ids: What each example is called; all different.
+        labels: The right classes, (N,).
+        logits: (N, C), finite.
+        classes: Their names, C.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    labels: Integers
+    logits: Floats
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        size = len(self.ids)
+        if len(set(self.ids)) < size:
+            raise DataError(f"{self.name}: {size - len(set(self.ids))} examples have the id of another")
+        assert self.labels.shape == (size,) and self.logits.shape == (size, len(self.classes)) and size > 1
+        broken = int((~np.isfinite(self.logits)).any(1).sum())
+        if broken:
+            raise DataError(f"{self.name}: its logits of {broken} of {size} examples are not finite")
+
+    @property
+    def predicted(self) -> Integers:
+        """The class of each example, (N,)."""
+        return np.asarray(self.logits.argmax(1), np.int64)
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """Where the predicted class is the right one, (N,)."""
+        return np.asarray(self.predicted == self.labels)
+
+    def ordered(self, ids: Sequence[str]) -> Predictions:
+        """The same examples in another order."""
+        place = {name: index for index, name in enumerate(self.ids)}
+        order = np.array([place[name] for name in ids])
+        return Predictions(self.name, tuple(ids), self.labels[order], self.logits[order], self.classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over examples with its standard error."""
+
+    value: float
+    stderr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Who errs where.
+
+    Attributes:
+        both: Examples that both have wrong.
+        same: Of these, those to which both give the same class.
+        only_teacher: Examples that the teacher alone has wrong.
+        only_student: Examples that the student alone has wrong.
+        overlap: ``both`` as a share of the examples that either has wrong; None where neither errs.
+        by_chance: The overlap to expect if they erred independently, as often as they do.
+        consistency: κ of being right or wrong ("error consistency": Geirhos, Meding and Wichmann, "Beyond
+            accuracy", 2020).
+    """
+
+    both: int
+    same: int
+    only_teacher: int
+    only_student: int
+    overlap: float | None
+    by_chance: float | None
+    consistency: Kappa
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """An example that teacher and student classify differently, with the names of the classes."""
+
+    id: str
+    label: str
+    teacher: str
+    student: str
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A student beside its teacher on the same examples.
+
+    Attributes:
+        teacher: Its name.
+        student: Its name.
+        examples: N.
+        teacher_accuracy: With its standard error.
+        student_accuracy: With its standard error.
+        difference: The student's accuracy minus the teacher's, by the paired bootstrap.
+        test: McNemar's, of the student against the teacher.
+        top1: The share of examples to which both give the same class.
+        kappa: Of the two classifications.
+        kl: KL(teacher || student), in nats.
+        js: The Jensen-Shannon divergence, in nats.
+        teacher_calibration: Its expected calibration error.
+        student_calibration: Its expected calibration error.
+        errors: Who errs where.
+        flips: The examples that they classify differently, in the teacher's order.
+        notes: What a reader of the numbers must know.
+    """
+
+    teacher: str
+    student: str
+    examples: int
+    teacher_accuracy: Mean
+    student_accuracy: Mean
+    difference: Difference
+    test: McNemar
+    top1: Mean
+    kappa: Kappa
+    kl: Mean
+    js: Mean
+    teacher_calibration: float
+    student_calibration: float
+    errors: Errors
+    flips: tuple[Flip, ...]
+    notes: tuple[str, ...]
+
+
+def agreement(teacher: Predictions, student: Predictions) -> Agreement:
+    """How alike two classifiers are, joined by the examples' ids.
+
+    Raises:
+        DataError: Other examples, labels or classes; the message says what differs.
+    """
+    require_same_examples(teacher, student)
+    student = student.ordered(teacher.ids)
+    same = teacher.predicted == student.predicted
+    return Agreement(
+        teacher=teacher.name,
+        student=student.name,
+        examples=len(teacher.ids),
+        teacher_accuracy=_mean(teacher.right),
+        student_accuracy=_mean(student.right),
+        difference=paired_bootstrap(student.right, teacher.right),
+        test=mcnemar(student.right, teacher.right),
+        top1=_mean(same),
+        kappa=cohen_kappa(teacher.predicted, student.predicted),
+        kl=_mean(kl_divergence(teacher.logits, student.logits)),
+        js=_mean(jensen_shannon(teacher.logits, student.logits)),
+        teacher_calibration=calibration_error(teacher.logits, teacher.labels),
+        student_calibration=calibration_error(student.logits, student.labels),
+        errors=_errors(teacher, student),
+        flips=tuple(_flips(teacher, student)),
+        notes=tuple(_notes(teacher, student, bool(same.all()))),
+    )
+
+
+def require_same_examples(teacher: Predictions, student: Predictions) -> None:
+    """Refuse what cannot be joined.
+
+    Raises:
+        DataError: Other classes, ids, or labels; the message says what differs.
+    """
+    between = f"{teacher.name} and {student.name} cannot be compared"
+    if teacher.classes != student.classes:
+        raise DataError(
+            f"{between}: their classes are {', '.join(teacher.classes)} and {', '.join(student.classes)}"
+        )
+    own, other = set(teacher.ids), set(student.ids)
+    if own != other:
+        example = min(own ^ other)
+        raise DataError(
+            f"{between}: {len(own & other)} of {len(own)} and {len(other)} ids of examples are shared "
+            f"({example!r} is one that is not); score both on the same examples"
+        )
+    labels = student.ordered(teacher.ids).labels
+    unlike = np.flatnonzero(labels != teacher.labels)
+    if len(unlike):
+        raise DataError(
+            f"{between}: {len(unlike)} of {len(own)} examples have other labels (first: "
+            f"{teacher.ids[unlike[0]]!r}); score both on the same examples"
+        )
+
+
+def _errors(teacher: Predictions, student: Predictions) -> Errors:
+    wrong_teacher, wrong_student = ~teacher.right, ~student.right
+    both = wrong_teacher & wrong_student
+    either = int((wrong_teacher | wrong_student).sum())
+    shares = float(wrong_teacher.mean()), float(wrong_student.mean())
+    product = shares[0] * shares[1]
+    return Errors(
+        both=int(both.sum()),
+        same=int((both & (teacher.predicted == student.predicted)).sum()),
+        only_teacher=int((wrong_teacher & ~wrong_student).sum()),
+        only_student=int((wrong_student & ~wrong_teacher).sum()),
+        overlap=int(both.sum()) / either if either else None,
+        by_chance=product / (sum(shares) - product) if either else None,
+        consistency=cohen_kappa(wrong_teacher, wrong_student),
+    )
+
+
+def _flips(teacher: Predictions, student: Predictions) -> Iterator[Flip]:
+    names = teacher.classes
+    own, other = teacher.predicted, student.predicted
+    for place in np.flatnonzero(own != other):
+        label = names[teacher.labels[place]]
+        yield Flip(teacher.ids[place], label, names[own[place]], names[other[place]])
+
+
+def _notes(teacher: Predictions, student: Predictions, is_same: bool) -> Iterator[str]:
+    size = len(teacher.ids)
+    for one in (teacher, student):
+        if len(set(one.predicted.tolist())) == 1:
+            yield f"{one.name} gives all {size} examples one class, so that κ can tell nothing"
+    if is_same:
+        most = 1 - (1 - CONFIDENCE) ** (1 / size)
+        yield (
+            f"{student.name} agrees on all {size} examples: the interval of κ cannot tell how sure that is; "
+            f"elsewhere it may differ on up to {most:.1%} (95 %)"
+        )
+
+
+def _mean(values_N: npt.ArrayLike) -> Mean:
+    values = np.asarray(values_N, np.float64)
+    return Mean(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)))

@@ -1,0 +1,120 @@
+"""Measures on what classifiers predict: Cohen's κ, divergences of distributions, calibration.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax, logsumexp
+from scipy.stats import norm
+
+from stlm_kd.eval.statistics import CONFIDENCE
+
+CALIBRATION_BINS = 15
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Kappa:
+    """Cohen's κ with its standard error and 95 % interval; None where chance alone agrees on everything."""
+
+    value: float | None
+    stderr: float | None
+    low: float | None
+    high: float | None
+
+
+def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
+    """Agreement beyond chance of two classifications of the same examples: 1 at best, 0 at chance.
+
+    The standard error is the large-sample one that does not presuppose κ = 0 (Fleiss, Cohen and Everitt,
+    "Large sample standard errors of kappa and weighted kappa", 1969, equation 13); the interval is κ ± 1.96
+    of them, within -1 and 1. Where both give all examples one and the same class, κ is 0/0, and None.
+
+    Args:
+        first_N: Classes, (N,).
+        second_N: The other's, in the same order.
+    """
+    first, second = (np.asarray(values, np.int64) for values in (first_N, second_N))
+    assert first.shape == second.shape and first.ndim == 1 and len(first)
+    table_CC = _joint(first, second)
+    rows_C, columns_C = table_CC.sum(1), table_CC.sum(0)
+    observed, expected = float(np.trace(table_CC)), float(rows_C @ columns_C)
+    if 1 - expected < 1e-12:
+        return Kappa(None, None, None, None)
+    kappa = (observed - expected) / (1 - expected)
+    # of example (row i, column j), the weights of column i and of row j
+    weights_CC = columns_C[:, None] + rows_C[None, :]
+    agreeing = np.diagonal(table_CC) @ (1 - np.diagonal(weights_CC) * (1 - kappa)) ** 2
+    others_CC = table_CC * weights_CC**2
+    differing = (1 - kappa) ** 2 * (others_CC.sum() - np.trace(others_CC))
+    chance = (kappa - expected * (1 - kappa)) ** 2
+    spread = max(float(agreeing + differing - chance), 0.0)
+    stderr = math.sqrt(spread / len(first)) / (1 - expected)
+    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * stderr
+    return Kappa(kappa, stderr, max(kappa - half, -1.0), min(kappa + half, 1.0))
+
+
+def kl_divergence(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
+    """KL(first || second) of each example, (N,), in nats.
+
+    Args:
+        first_NC: Logits, (N, C), finite.
+        second_NC: The other's.
+    """
+    first, second = (_log_probabilities(logits) for logits in (first_NC, second_NC))
+    found: Floats = np.maximum((np.exp(first) * (first - second)).sum(1), 0.0)  # rounding can go below
+    return found
+
+
+def jensen_shannon(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
+    """The Jensen-Shannon divergence of each example, (N,), in nats: 0 to log 2, whichever comes first.
+
+    Args:
+        first_NC: Logits, (N, C), finite.
+        second_NC: The other's.
+    """
+    first, second = (_log_probabilities(logits) for logits in (first_NC, second_NC))
+    middle = logsumexp(np.stack([first, second]), axis=0) - math.log(2)
+    found: Floats = sum((np.exp(each) * (each - middle)).sum(1) for each in (first, second)) / 2
+    return np.clip(found, 0.0, math.log(2))
+
+
+def calibration_error(logits_NC: npt.ArrayLike, labels_N: npt.ArrayLike) -> float:
+    """The expected calibration error: how far confidence is from accuracy, 0 at best.
+
+    Over ``CALIBRATION_BINS`` bins of the predicted class's probability, equally wide, the differences between
+    the bin's mean probability and its accuracy, weighted by its examples (Guo et al., "On Calibration of
+    Modern Neural Networks", 2017, section 2). With few examples it is above 0 for a calibrated model too.
+
+    Args:
+        logits_NC: (N, C), finite.
+        labels_N: The classes, (N,).
+    """
+    probabilities = np.exp(_log_probabilities(logits_NC))
+    confidence_N = probabilities.max(1)
+    right_N = probabilities.argmax(1) == np.asarray(labels_N)
+    bins_N = np.clip(np.ceil(confidence_N * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins_N, weights=confidence_N - right_N, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum()) / len(confidence_N)
+
+
+def _joint(first_N: Integers, second_N: Integers) -> Floats:
+    """The share of examples with each pair of classes, (C, C)."""
+    size = 1 + max(int(first_N.max()), int(second_N.max()))
+    counts = np.bincount(first_N * size + second_N, minlength=size * size)
+    return counts.reshape(size, size) / len(first_N)
+
+
+def _log_probabilities(logits_NC: npt.ArrayLike) -> Floats:
+    logits = np.asarray(logits_NC, np.float64)
+    assert logits.ndim == 2
+    found: Floats = log_softmax(logits, axis=1)
+    return found

@@ -1,0 +1,220 @@
+"""The command ``compare``: which of several models are better than one of them, and which only seem so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from stlm_kd.errors import DataError, UsageError, did_you_mean
+from stlm_kd.eval.statistics import CONFIDENCE, holm
+from stlm_kd.run.contenders import Contender, metrics_of, read_contenders
+from stlm_kd.run.differing import Evidence, Side, difference_between
+from stlm_kd.run.joining import Apart, Joined, Resampled, faults_of, join
+from stlm_kd.run.results import Metric
+
+Verdict = Literal["better", "worse", "within noise", "not known"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One row against the baseline in one metric.
+
+    Attributes:
+        name: The row's name.
+        metric: Which.
+        seeds: How many, and whether they are paired.
+        evidence: The row minus the baseline, before correction.
+        corrected_p: After Holm's correction for all comparisons of the table.
+        verdict: ``better`` or ``worse`` where the corrected p is below .05, by which way the metric points;
+            ``not known`` where nothing tells how large the noise is.
+    """
+
+    name: str
+    metric: Metric
+    seeds: str
+    evidence: Evidence
+    corrected_p: float | None = None
+    verdict: Verdict = "not known"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All rows, their metrics, how each differs from the baseline, and what a reader must know."""
+
+    contenders: tuple[Contender, ...]
+    metrics: tuple[Metric, ...]
+    baseline: str
+    compared: tuple[Compared, ...]
+    notes: tuple[str, ...]
+
+
+def compare(sources: Sequence[str], *, baseline: str | None = None, only: Collection[str] = ()) -> Comparison:
+    """All rows of runs and files of scores against one of them.
+
+    Args:
+        sources: Run folders, or JSON files that ``stlm-kd eval --output`` wrote.
+        baseline: A row by its name, or its variant where one row alone has it. By default the first run's
+            control (``no-teacher`` if there is one), or its student if that has no teachers; then the next
+            run's; then whatever student or model comes first.
+        only: Metrics, as ``accuracy`` or ``blimp acc``; by default all that there are. The correction is for
+            all comparisons that are made, so that asking for fewer finds more.
+
+    Raises:
+        UsageError: A source given twice, a baseline or metric that is not there, or nothing to compare with.
+        EnvironmentFault, CheckpointError: As ``read_contenders``.
+        DataError: Results of other examples, or of which none compares; the message says what differs.
+    """
+    contenders = read_contenders(sources)
+    if len(contenders) < 2:
+        raise UsageError(f"{', '.join(sources)}: one row ({contenders[0].name}); name a second to compare")
+    base = _baseline(contenders, baseline)
+    metrics = _chosen(metrics_of(contenders), only)
+    pairs = [
+        (other, metric)
+        for other in contenders
+        if other is not base
+        for metric in metrics
+        if other.values(metric) and base.values(metric)
+    ]
+    _require_same_examples(pairs, base)
+    notes: dict[str, None] = {}
+    found = [one for other, metric in pairs if (one := _compared(other, base, metric, notes))]
+    if not found:
+        raise DataError("\n".join([_nothing_shared(contenders, base), *notes]))
+    return Comparison(tuple(contenders), tuple(metrics), base.name, _corrected(found), tuple(notes))
+
+
+def _baseline(contenders: Sequence[Contender], name: str | None) -> Contender:
+    if name is not None:
+        named = [one for one in contenders if one.name == name]
+        named = named or [one for one in contenders if name in (one.variant, one.source)]
+        if len(named) != 1:
+            known = [one.name for one in named or contenders]
+            what = "several rows" if named else f"no such row{did_you_mean(name, known)}"
+            raise UsageError(f"--baseline {name}: {what}; give one of: {', '.join(known)}")
+        return named[0]
+    for source in dict.fromkeys(one.source for one in contenders):
+        rows = [one for one in contenders if one.source == source]
+        controls = [one for one in rows if one.kind == "control"]
+        controls.sort(key=lambda one: one.variant != "no-teacher")
+        untaught = [one for one in rows if one.kind == "student" and not one.taught]
+        if controls or untaught:
+            return (controls + untaught)[0]
+    return next((one for one in contenders if one.kind in ("student", "model")), contenders[0])
+
+
+def _chosen(metrics: Sequence[Metric], names: Collection[str]) -> list[Metric]:
+    known = {name for metric in metrics for name in (metric.label[:-2], metric.metric)}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--metric {name}: no run or file has it{did_you_mean(name, known)}")
+    return [one for one in metrics if not names or {one.label[:-2], one.metric} & set(names)]
+
+
+def _require_same_examples(pairs: Sequence[tuple[Contender, Metric]], base: Contender) -> None:
+    """Refuse results of other examples.
+
+    Raises:
+        DataError: There are some; one message names all.
+    """
+    faults: dict[tuple[str, str], list[str]] = {}
+    for other, metric in pairs:
+        own, others = (_side(one, metric).results for one in (base, other))
+        if found := faults_of(others, own, metric):
+            faults.setdefault((other.name, f"{metric.suite} {metric.task}".strip()), found)
+    if faults:
+        lines = [f"  {name}, {task}: {'; '.join(found)}" for (name, task), found in faults.items()]
+        raise DataError(
+            f"not the same examples as those of {base.name}, so nothing can be compared:\n"
+            + "\n".join(lines)
+            + "\nScore them on the same data: stlm-kd eval MODEL … --suite … --data FILE --output FILE. "
+            "For text, bits per byte (--suite perplexity, pseudo-perplexity) compare between tokenizers"
+        )
+
+
+def _compared(other: Contender, base: Contender, metric: Metric, notes: dict[str, None]) -> Compared | None:
+    """One comparison before correction; None, and a note, where the metric does not compare."""
+    shared = [seed for seed in other.seeds if seed in base.seeds]
+    are_paired = len(shared) > 1 or (shared != [] and len(other.scores) == len(base.scores) == 1)
+    first, second = (_side(one, metric, shared if are_paired else None) for one in (other, base))
+    label = metric.label[:-2]
+    if not all(map(math.isfinite, (*first.values, *second.values))):
+        notes[f"{label}: {other.name} or {base.name} has a score that is not finite"] = None
+        return None
+    joined = join(first.results, second.results, metric)
+    if isinstance(joined, Apart) and not joined.is_comparable:
+        notes[
+            f"{label}: {other.name} and {base.name} are not compared: {joined.reason}; bits per byte compare "
+            "(--suite perplexity, or pseudo-perplexity for masked models)"
+        ] = None
+        return None
+    notes.update(
+        dict.fromkeys(_notes(other, base, metric, joined, paired=len(shared) if are_paired else None))
+    )
+    found = difference_between(first, second, joined, metric, are_paired=are_paired)
+    seeds = f"{len(shared)} paired" if are_paired else _told(other, base)
+    return Compared(other.name, metric, seeds, found)
+
+
+def _notes(
+    other: Contender,
+    base: Contender,
+    metric: Metric,
+    joined: Joined | Resampled | Apart,
+    *,
+    paired: int | None,
+) -> Iterator[str]:
+    """What a reader of this comparison must know; ``paired``: over so many shared seeds."""
+    label = metric.label[:-2]
+    if isinstance(joined, Apart):
+        yield (
+            f"{label}: where examples are not paired ({joined.reason}), models count as if they erred "
+            "independently, which makes intervals too wide"
+        )
+    elif isinstance(joined, Joined) and not joined.is_mean:
+        yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
+    windows = [result.report.get("window") for one in (other, base) for result in _side(one, metric).results]
+    if any(window != windows[0] for window in windows):
+        yield f"{label}: {other.name} and {base.name} saw windows of other lengths at once"
+    for one in (other, base):
+        if len(one.scores) == 1 and one.seeds:
+            yield f"{one.name} has one seed: what another seed would change is not counted"
+        if paired is not None and paired < len(one.seeds):
+            yield f"{one.name}: differences are over the {paired} seeds that both have"
+
+
+def _side(one: Contender, metric: Metric, seeds: Sequence[int] | None = None) -> Side:
+    """Some seeds' values (None: all), and the results behind them."""
+    places = range(len(one.scores)) if seeds is None else [one.seeds.index(seed) for seed in seeds]
+    values, results = one.values(metric), one.results(metric)
+    return Side(
+        tuple(values[place] for place in places),
+        tuple(result for place in places for result in results[place]),
+    )
+
+
+def _corrected(found: Sequence[Compared]) -> tuple[Compared, ...]:
+    known = [one.evidence.difference for one in found if one.evidence.difference is not None]
+    corrected = iter(holm([difference.p for difference in known]))
+    return tuple(one if one.evidence.difference is None else _judged(one, next(corrected)) for one in found)
+
+
+def _judged(one: Compared, p: float) -> Compared:
+    verdict: Verdict = "within noise"
+    if p < 1 - CONFIDENCE:
+        verdict = "better" if (one.evidence.mean > 0) == one.metric.higher_is_better else "worse"
+    return replace(one, corrected_p=p, verdict=verdict)
+
+
+def _told(other: Contender, base: Contender) -> str:
+    counts = [len(one.seeds) for one in (other, base)]
+    return " and ".join(str(count) if count else "—" for count in counts) if any(counts) else "—"
+
+
+def _nothing_shared(contenders: Sequence[Contender], base: Contender) -> str:
+    known = "; ".join(
+        f"{one.name}: {', '.join(metric.label[:-2] for metric in metrics_of([one]))}" for one in contenders
+    )
+    return f"nothing compares with {base.name}. What there is: {known}"

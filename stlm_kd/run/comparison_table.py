@@ -1,0 +1,175 @@
+"""A comparison as tables for people, and as JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from statistics import stdev
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from stlm_kd.eval.statistics import CONFIDENCE, deviations_wide
+from stlm_kd.run.compare import Compared, Comparison
+from stlm_kd.run.contenders import Contender
+from stlm_kd.run.intervals import estimate
+from stlm_kd.run.results import Metric
+
+ENOUGH_SEEDS = 5
+"""With fewer, the table says how wide an interval over so few is."""
+
+
+def means_table(comparison: Comparison) -> Table:
+    """One row for each contender: means over seeds with interval and deviation, or single models' scores."""
+    table = Table(caption=Text("\n".join(_caption(comparison)), "table.caption"), caption_justify="left")
+    table.add_column("model")
+    table.add_column("seeds", justify="right")
+    for metric in comparison.metrics:
+        table.add_column(Text(metric.label), justify="right")
+    for one in comparison.contenders:
+        name = f"{one.name} (baseline)" if one.name == comparison.baseline else one.name
+        cells = (Text(_cell(one, metric)) for metric in comparison.metrics)
+        table.add_row(Text(name), str(len(one.seeds) or "—"), *cells)
+    return table
+
+
+def differences_table(comparison: Comparison) -> Table:
+    """One row for each comparison with the baseline, with its verdict; the notes stand below."""
+    count = sum(one.corrected_p is not None for one in comparison.compared)
+    lines = [
+        f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: Holm's, for {count} comparisons; "
+        f"better, worse: where it is below {1 - CONFIDENCE:.2f}",
+        *comparison.notes,
+    ]
+    table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
+    table.add_column("metric")
+    table.add_column(Text(f"model - {comparison.baseline}"))
+    table.add_column("difference", justify="right")
+    for heading in ("seeds", "examples", "noise of"):
+        table.add_column(heading)
+    for heading in ("p", "corrected p", "McNemar p"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for metric in comparison.metrics:
+        for one in comparison.compared:
+            if one.metric == metric:
+                table.add_row(*map(Text, _row(one)))
+    return table
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything but the results of single examples, ready for ``json.dumps``."""
+    return {
+        "baseline": comparison.baseline,
+        "rows": [
+            {
+                "name": one.name,
+                "source": one.source,
+                "kind": one.kind,
+                "variant": one.variant,
+                "seeds": list(one.seeds),
+                "scores": {
+                    metric.label[:-2]: _summary(one, metric)
+                    for metric in comparison.metrics
+                    if one.values(metric)
+                },
+            }
+            for one in comparison.contenders
+        ],
+        "comparisons": [
+            {
+                "name": one.name,
+                "suite": one.metric.suite,
+                "metric": one.metric.label[:-2],
+                "higher_is_better": one.metric.higher_is_better,
+                "seeds": one.seeds,
+                **asdict(one.evidence),
+                "corrected_p": one.corrected_p,
+                "verdict": one.verdict,
+            }
+            for one in comparison.compared
+        ],
+        "notes": list(comparison.notes),
+    }
+
+
+def _summary(one: Contender, metric: Metric) -> dict[str, Any]:
+    values = one.values(metric)
+    score = one.score(metric)
+    assert score is not None
+    if not all(map(math.isfinite, values)):
+        return {"values": [value if math.isfinite(value) else str(value) for value in values]}
+    found = estimate(values)
+    return {
+        "mean": found.mean,
+        "deviation": stdev(values) if len(values) > 1 else None,
+        "half_width": found.half_width,
+        "stderr_of_first": score.stderr,
+        "values": list(values),
+    }
+
+
+def _cell(one: Contender, metric: Metric) -> str:
+    """A mean with its interval and deviation over seeds; a single model's score with its standard error."""
+    values = one.values(metric)
+    if not values:
+        return ""
+    if not all(map(math.isfinite, values)):
+        return "not finite"
+    if len(values) > 1:
+        return f"{estimate(values)} (sd {stdev(values):.4f})"
+    score = one.score(metric)
+    assert score is not None
+    return f"{values[0]:.4f}" + ("" if score.stderr is None else f" (se {score.stderr:.4f})")
+
+
+def _caption(comparison: Comparison) -> list[str]:
+    counts = sorted({len(one.scores) for one in comparison.contenders})
+    lines = []
+    if counts[-1] > 1:
+        lines.append(f"±: {CONFIDENCE:.0%} interval of the mean over seeds (Student's t); sd: over seeds")
+    if counts[0] == 1:
+        lines.append("se: a single model's standard error over examples, which says nothing of other seeds")
+    wide = [
+        f"{count} seeds is {deviations_wide(count):.2f} sd either way"
+        for count in counts
+        if 1 < count < ENOUGH_SEEDS
+    ]
+    if wide:
+        lines.append(
+            f"few seeds: the interval over {', over '.join(wide)}; over {ENOUGH_SEEDS} it would be "
+            f"{deviations_wide(ENOUGH_SEEDS):.2f}, over 10 {deviations_wide(10):.2f}"
+        )
+    return lines
+
+
+def _row(one: Compared) -> list[str]:
+    evidence, difference = one.evidence, one.evidence.difference
+    shown = f"{evidence.mean:+.4f}"
+    if difference is not None:
+        shown += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+    tests = sorted(test.p for test in evidence.mcnemar)
+    return [
+        one.metric.label,
+        one.name,
+        shown,
+        one.seeds,
+        f"{evidence.num_examples:,}" if evidence.num_examples else "—",
+        evidence.noise,
+        _p(difference.p if difference else None),
+        _p(one.corrected_p),
+        " to ".join(dict.fromkeys(_p(p) for p in (tests[0], tests[-1]))) if tests else "",
+        one.verdict,
+    ]
+
+
+def _p(value: float | None) -> str:
+    """A p for people.
+
+    >>> [_p(p) for p in (0.0312, 0.00001, None)]
+    ['.031', '<.001', '—']
+    """
+    if value is None:
+        return "—"
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")

@@ -1,0 +1,205 @@
+"""Two models' results on the same examples, joined by the examples' ids; others are refused.
+
+What is known of the examples beside their ids decides too: the bytes of a text, the number of its documents,
+labels, a hash of all texts, the shots and version of a task. So results of two data sets that both number
+their examples from 0 are not taken for one.
+
+Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from stlm_kd.eval.resampling import OF_CLASSES, OF_NUMBERS, resampled
+from stlm_kd.eval.results import Json, SuiteResult
+from stlm_kd.run.results import Metric
+
+Floats = npt.NDArray[np.float64]
+
+_SAME_TEXT: Mapping[str, tuple[str, ...]] = {
+    "perplexity": ("documents", "bytes"),
+    "pseudo-perplexity": ("documents",),
+    "masked-loss": ("documents",),
+}
+_SAME_READING: Mapping[str, tuple[str, ...]] = {
+    "pseudo-perplexity": ("tokens", "windows", "window", "seed", "scored_windows"),
+    "masked-loss": ("tokens", "windows", "window", "seed", "share", "masked_tokens"),
+}
+"""What is equal where two models' tokenizers and windows are, on which these suites' examples depend."""
+
+_OF_A_TASK = ("n-shot", "versions")
+"""What lm-eval's reports hold for each task, and what decides its examples."""
+
+_PER_TOKEN = {"masked_loss", "masked_accuracy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A metric of the same examples, as two contenders' models have it.
+
+    Attributes:
+        ids: The examples, N.
+        first: Of each model of the first, (M, N).
+        second: Of each model of the second, in the same order of examples.
+        is_mean: Whether a model's score is the mean over these examples.
+    """
+
+    ids: tuple[str, ...]
+    first: Floats
+    second: Floats
+    is_mean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """A metric that is no mean: the difference on drawn sets of the examples, (R,), and how many they are."""
+
+    drawn: Floats
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Why the examples are not joined; ``is_comparable``: the scores compare nevertheless."""
+
+    reason: str
+    is_comparable: bool
+
+
+def faults_of(first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric) -> list[str]:
+    """What differs between the examples of two contenders, in words; [] where they are the same."""
+    return list(
+        dict.fromkeys(fault for one, other in product(first, second) for fault in _faults(one, other, metric))
+    )
+
+
+def _faults(one: SuiteResult, other: SuiteResult, metric: Metric) -> Iterator[str]:
+    if _reads_alike(one, other):
+        yield from _unlike_ids(_ids(one, metric), _ids(other, metric))
+        counts = [result.score(metric.task, metric.metric).examples for result in (one, other)]
+        if counts[0] != counts[1]:
+            yield _unlike("examples", *counts)
+    facts = [(one.report.get(name), other.report.get(name), name) for name in _facts(one.suite)]
+    facts += [
+        (_of_task(one, name, metric.task), _of_task(other, name, metric.task), name) for name in _OF_A_TASK
+    ]
+    for own, others, name in facts:
+        if own is not None and others is not None and own != others:
+            yield _unlike(name, own, others)
+
+
+def _facts(suite: str) -> tuple[str, ...]:
+    return (*_SAME_TEXT.get(suite, ()), "labels", "texts")
+
+
+def join(
+    first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
+) -> Joined | Resampled | Apart:
+    """The examples of two contenders between which ``faults_of`` finds none.
+
+    Args:
+        first: The results that hold the metric, one of each model.
+        second: The other's.
+        metric: What is compared.
+    """
+    results = (*first, *second)
+    if not all(_reads_alike(results[0], other) for other in results):
+        if metric.metric in _PER_TOKEN:
+            return Apart("their tokens differ, and so does what a token is worth", is_comparable=False)
+        return Apart("their tokens differ, and with them the pieces of text", is_comparable=True)
+    values = [_values(result, metric) for result in results]
+    ids = tuple(values[0])
+    if len(ids) > 1 and all(found.keys() == values[0].keys() for found in values):
+        rows = np.array([[found[name] for name in ids] for found in values])
+        scores = [result.score(metric.task, metric.metric).value for result in results]
+        is_mean = bool(np.allclose(rows.mean(1), scores, rtol=1e-6, atol=1e-9))
+        return Joined(ids, rows[: len(first)], rows[len(first) :], is_mean)
+    return _resampled(first, second, metric) or Apart("no results of single examples", is_comparable=True)
+
+
+def _resampled(
+    first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
+) -> Resampled | None:
+    """By the predictions and labels in the reports; None where they are not there or tell another score."""
+    results = (*first, *second)
+    if metric.metric not in (*OF_CLASSES, *OF_NUMBERS):
+        return None
+    labels = results[0].report.get("labels")
+    if not isinstance(labels, Mapping) or len(labels) < 2:
+        return None
+    rows = []
+    for result in results:
+        predicted = result.report.get("predictions")
+        if not isinstance(predicted, Mapping) or predicted.keys() != labels.keys():
+            return None
+        rows.append([predicted[name] for name in labels])
+    whole_M, drawn_MR = resampled(metric.metric, rows, list(labels.values()))  # type: ignore[arg-type]
+    scores = [result.score(metric.task, metric.metric).value for result in results]
+    if not np.allclose(whole_M, scores, atol=1e-6):
+        return None
+    difference_R = drawn_MR[: len(first)].mean(0) - drawn_MR[len(first) :].mean(0)
+    return Resampled(np.asarray(difference_R, np.float64), len(labels))
+
+
+def _reads_alike(one: SuiteResult, other: SuiteResult) -> bool:
+    return all(one.report.get(fact) == other.report.get(fact) for fact in _SAME_READING.get(one.suite, ()))
+
+
+def _values(result: SuiteResult, metric: Metric) -> dict[str, float]:
+    """The metric of each example by id; of a group's, those of its parts. {} where one is not finite."""
+    leaves = set(_leaves(result, metric.task))
+    found = {
+        _name(row.task, row.id, metric): row.value
+        for row in result.examples
+        if row.task in leaves and row.metric == metric.metric
+    }
+    return found if all(map(math.isfinite, found.values())) else {}
+
+
+def _ids(result: SuiteResult, metric: Metric) -> set[str]:
+    """The ids of the task's examples, whatever is known of them."""
+    leaves = set(_leaves(result, metric.task))
+    return {_name(row.task, row.id, metric) for row in result.examples if row.task in leaves}
+
+
+def _name(task: str, example: str, metric: Metric) -> str:
+    return example if task == metric.task else f"{task} {example}"
+
+
+def _leaves(result: SuiteResult, task: str) -> list[str]:
+    """The tasks that a group is made of, or the task itself."""
+    parts = dict.fromkeys(score.task for score in result.scores if score.part_of == task)
+    return [leaf for part in parts for leaf in _leaves(result, part)] if parts else [task]
+
+
+def _of_task(result: SuiteResult, fact: str, task: str) -> Json:
+    found = result.report.get(fact)
+    return found.get(task) if isinstance(found, Mapping) else None
+
+
+def _unlike_ids(own: set[str], others: set[str]) -> Iterator[str]:
+    if own and others and own != others:
+        phrases = [
+            f"{min(missing)!r} is only in the {which}"
+            for which, missing in (("first", own - others), ("second", others - own))
+            if missing
+        ]
+        yield f"{len(own & others)} of {len(own)} and {len(others)} ids are shared ({'; '.join(phrases)})"
+
+
+def _unlike(fact: str, own: Json, others: Json) -> str:
+    if fact == "texts":
+        return "their texts differ"
+    if isinstance(own, Mapping) and isinstance(others, Mapping):
+        name = next((key for key in own if own[key] != others.get(key)), None)
+        if name is None:
+            return f"{fact} of {len(own)} and {len(others)} examples"
+        return f"{fact}: example {name!r} has {own[name]} in the first and {others.get(name)} in the second"
+    return f"{fact}: {own} in the first, {others} in the second"
