@@ -1,178 +1,26 @@
-"""A step with interventions against six whole runs with hooks: losses, gradients, and what is left untouched."""
+"""A step with interventions against six whole runs with hooks: losses, gradients, what is left untouched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.features import Projections, TermProjections
-from stlm_kd.interventions import Lexicon, Plan, Supplies
-from stlm_kd.models.forward import model_inputs
+from stlm_kd.alignment import Site
+from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.blocks import Inputs
+from stlm_kd.interventions import Rerun
+from stlm_kd.models.observing import Observed
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import COMBINED, Intervention, Term
-from tests.pico import packed_batch, part, pico_model
-from tests.six_passes import Run, cosine_sum, counterfactual, kl_sum, labels_sum, whole_run
-
-FAMILIES = ("bert", "distilbert", "gpt2", "llama", "mobillama", "qwen2", "phi3")
-LAST = (("last", "last"),)
-LAYOUTS = {
-    "full": [[8], [8], [8]],
-    "padded": [[8], [5], [6]],
-    "packed": [[3, 5], [4, 2], [8]],
-}
-SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
-    "batch": ("other-example", {}),
-    "pool": ("other-example", {"pairing": "independent"}),
-    "in-context": ("in-context-random", {}),
-    "tokens": ("input-tokens", {}),
-    "mixup": ("mixup", {}),
-    "mixup-residual": ("mixup", {"mixup_map": "residual"}),
-    "mixup-matched": ("mixup", {"mixup_noise": "matched", "mixup_map": "residual"}),
-    "mixup-token": ("mixup", {"mixup_noise": "token-embedding"}),
-}
-
-
-class Rows:
-    """A pool of given rows."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.rows = batch
-
-    def __len__(self) -> int:
-        return len(self.rows.input_ids)
-
-    def number(self, place: int) -> int:
-        return int(self.rows.example_ids[place])
-
-    def batch(self, places: Sequence[int], generators: Sequence[np.random.Generator]) -> Batch:
-        assert len(places) == len(generators)
-        picked = [part(self.rows, slice(place, place + 1)) for place in places]
-        return Batch(
-            *(torch.cat([getattr(row, name) for row in picked]) for name in Batch.__dataclass_fields__)
-        )
-
-
-def supplies(seed: int = 0) -> Supplies:
-    more = packed_batch([[8], [3, 4], [5], [2, 2, 4]], length=8, seed=9)
-    pool = Rows(replace(more, example_ids=torch.arange(10, 14)))
-    return Supplies(seed, pool, Lexicon(np.arange(5, 61), {}))
-
-
-def base_batch(layout: str, *, masked: bool) -> Batch:
-    """Rows of documents; for masked models every third position has a label."""
-    batch = packed_batch(LAYOUTS[layout], length=8, seed=3)
-    if not masked:
-        return batch
-    drawn_BT = batch.attention_mask & (torch.arange(8) % 3 == 1)
-    return replace(batch, labels=batch.input_ids.masked_fill(~drawn_BT, IGNORED))
-
-
-@dataclass
-class Case:
-    """A student and a teacher with all objectives."""
-
-    step: StepModule
-    batch: Batch
-    temperature: float = 2.0
-
-    @property
-    def teacher(self) -> LiveTeacher:
-        teacher = self.step._teachers["t"]
-        assert isinstance(teacher, LiveTeacher)
-        return teacher
-
-    def plan(self) -> Plan:
-        return self.step.drawn(self.batch)["diito"]
-
-    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        self.step.zero_grad()
-        loss.backward()
-        return {n: p.grad.clone() for n, p in self.step.named_parameters() if p.grad is not None}
-
-    def ours(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        counts = {name: float(count) for name, count in self.step.count(self.batch).items()}
-        output = self.step(self.batch, counts)
-        return {n: float(v) / counts[n] for n, v in output.sums.items()}, self.gradients(output.loss)
-
-    def plainly(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        plan, batch, mask_BT = self.plan(), self.batch, self.batch.attention_mask
-        student, teacher = self.step.student, self.teacher.model
-        own, own_after = both(student, batch, plan, (plan.student_layer,))
-        with torch.no_grad():
-            other, other_after = both(teacher, batch, plan, plan.teacher_layers["t"])
-        projections = self.step.projections.of("cos")
-        projected = projections(own_after.last.flatten(0, 1), ("last", "last")).view(other.last.shape)
-        labelled_BT = batch.labels != IGNORED
-        losses = {
-            "labels": labels_sum(own.logits, batch) / labelled_BT.sum(),
-            "kl": kl_sum(own.logits, other.logits, labelled_BT, 1.0) / labelled_BT.sum(),
-            "diito": kl_sum(own_after.logits, other_after.logits, mask_BT, self.temperature) / mask_BT.sum(),
-            "cos": cosine_sum(projected, other_after.last, mask_BT) / mask_BT.sum(),
-        }
-        total = sum(losses.values(), torch.zeros(()))
-        return {n: float(v.detach()) for n, v in losses.items()}, self.gradients(total)
-
-
-def both(model: nn.Module, batch: Batch, plan: Plan, layers: tuple[int, ...]) -> tuple[Run, Run]:
-    return whole_run(model, model_inputs(batch, model)), counterfactual(model, batch, plan, layers)
-
-
-def case_of(
-    student: str,
-    teacher: str,
-    layout: str,
-    intervention: Intervention,
-    *,
-    attention: str = "sdpa",
-    width: int = 16,
-    layers: tuple[int, int] = (2, 4),
-    checkpointing: bool = False,
-) -> Case:
-    made = pico_model(student, layers=layers[0], attention=attention, seed=1).double()
-    other = pico_model(teacher, layers=layers[1], attention=attention, width=width, seed=2).double()
-    if checkpointing:
-        made.gradient_checkpointing_enable({"use_reentrant": False})
-    options = {"temperature": 2.0}
-    terms = [
-        Term("labels", "labels"),
-        Term("kl", "forward_kl", teacher=COMBINED),
-        Term(
-            "diito", "forward_kl", on="attended", teacher=COMBINED, options=options, intervention=intervention
-        ),
-        Term("cos", "cosine", on="attended", teacher="t", pairs=LAST, intervention=intervention),
-    ]
-    step = StepModule(
-        made,
-        terms,
-        teachers={"t": LiveTeacher(other, 61, name="t")},
-        projections=Projections({"cos": TermProjections(LAST, 16, width, term="cos", seed=0)}).double(),
-        supplies=supplies(),
-    ).train()
-    step.begin(3, 10)
-    return Case(step, base_batch(layout, masked=student in ("bert", "distilbert")))
-
-
-def assert_same(case: Case) -> None:
-    losses, slopes = case.ours()
-    expected, slopes_expected = case.plainly()
-    assert losses == pytest.approx(expected, rel=1e-6)
-    assert slopes.keys() == slopes_expected.keys()
-    largest = max(float(slope.abs().max()) for slope in slopes_expected.values())
-    for name, slope in slopes_expected.items():
-        assert float((slopes[name] - slope).abs().max()) < 1e-6 * largest, name
-
-
-MAPS = [{0: (0, 1), 1: (2, 3)}, {0: (1,)}, {0: (0, 2)}, {1: (1, 3)}]
+from stlm_kd.terms import COMBINED, Combination, Intervention, Term
+from tests.interchange_case import FAMILIES, LAYOUTS, MAPS, SOURCES, Case, assert_same, case_of, supplies
+from tests.pico import pico_model
+from tests.six_passes import counterfactual
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -202,3 +50,154 @@ def test_a_step_is_six_whole_runs(family: str, attention: str, data: st.DataObje
         width=data.draw(st.sampled_from([16, 24])),
     )
     assert_same(case)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("source", ["batch", "pool", "mixup"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_is_six_whole_runs_when_gradients_are_checkpointed(family: str, source: str) -> None:
+    name, options = SOURCES[source]
+    intervention = Intervention("diito", {"t": MAPS[0]}, source=name, options=options)
+    assert_same(case_of(family, family, "packed", intervention, checkpointing=True))
+
+
+CAUSAL = ("gpt2", "llama", "mobillama", "qwen2", "phi3")
+
+
+def seen_lengths(case: Case) -> list[int]:
+    """The positions that each block of the student runs, in order of its runs."""
+    lengths: list[int] = []
+    path = ARCHITECTURES[case.step.student.config.model_type].blocks
+    for block in case.step.student.base_model.get_submodule(path):
+        block.register_forward_pre_hook(lambda _b, args: lengths.append(args[0].shape[1]))
+    case.step.ask(case.batch, case.step.drawn(case.batch))
+    return lengths
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", CAUSAL)
+def test_only_later_positions_are_run_and_earlier_ones_stay_as_they_are(family: str, attention: str) -> None:
+    intervention = Intervention("diito", {"t": {0: (0, 1)}})
+    case = case_of(family, family, "full", intervention, attention=attention)
+    for index in range(20):
+        case.step.begin(index, 20)
+        plan = case.plan()
+        if plan.first > 1:
+            break
+    assert plan.first > 1
+    sides = case.step.ask(case.batch, {"diito": plan})
+    after = sides.after["diito"]
+    for before, changed in (
+        (sides.student.head_input, after.student.head_input),
+        (sides.teachers["t"].observed.head_input, after.teachers["t"].observed.head_input),
+    ):
+        assert before is not None and changed is not None
+        assert torch.equal(before[:, : plan.first], changed[:, : plan.first])
+        untouched = ~plan.touched & case.batch.attention_mask
+        assert untouched[:, : plan.first].all()
+        torch.testing.assert_close(before[untouched], changed[untouched], rtol=0, atol=1e-6)
+        assert not torch.allclose(before[plan.touched], changed[plan.touched])
+    assert seen_lengths(case) == [8, 8, 8 - plan.first]
+    assert_same(case)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_source_of_its_own_is_run_to_the_deepest_aligned_block_only(family: str) -> None:
+    options = {"pairing": "independent"}
+    case = case_of(
+        family, family, "full", Intervention("diito", {"t": {0: (0, 1)}}, options=options), layers=(4, 4)
+    )
+    case.step.student.eval()
+    lengths = seen_lengths(case)
+    assert len(lengths) == 4 + 1 + 3
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("pairing", ["batch", "independent"])
+def test_the_gradient_goes_through_the_students_source(family: str, pairing: str) -> None:
+    """With states of the source cut off from the graph, the gradient would be another."""
+    intervention = Intervention("diito", {"t": {1: (2,)}}, options={"pairing": pairing})
+    case = case_of(family, family, "full", intervention)
+    _, slopes = case.ours()
+    _, expected = case.plainly()
+    read = Rerun._source_states
+
+    def detached(self: Rerun, inputs: Inputs, base: Observed) -> dict[Site, Tensor]:
+        return {site: state.detach() for site, state in read(self, inputs, base).items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rerun, "_source_states", detached)
+        _, without = case.ours()
+    largest = max(float(slope.abs().max()) for slope in expected.values())
+    apart = {
+        name: max(float((found[name] - slope).abs().max()) for name, slope in expected.items())
+        for name, found in (("with", slopes), ("without", without))
+    }
+    assert apart["with"] < 1e-6 * largest
+    assert apart["without"] > 1e-3 * largest
+
+
+def test_several_teachers_are_combined_as_the_base_distributions_are() -> None:
+    """One student, two teachers of other depths and widths; the mixture after the same intervention."""
+    intervention = Intervention("diito", {"t": {0: (0, 1)}, "u": {0: (0,)}})
+    case = case_of("llama", "gpt2", "packed", intervention)
+    other = pico_model("qwen2", layers=2, width=24, seed=7).double()
+    weights = {"t": 0.25, "u": 0.75}
+    step = StepModule(
+        case.step.student,
+        [Term("diito", "forward_kl", on="attended", teacher=COMBINED, intervention=intervention)],
+        teachers={"t": case.teacher, "u": LiveTeacher(other, 61, name="u")},
+        combination=Combination("weighted", {"weights": weights}),
+        supplies=supplies(),
+    ).train()
+    plan, batch = step.drawn(case.batch)["diito"], case.batch
+    counts = {name: float(count) for name, count in step.count(batch).items()}
+    found = float(step(batch, counts).sums["diito"])
+    with torch.no_grad():
+        said = {
+            name: counterfactual(model, batch, plan, plan.teacher_layers[name]).logits.softmax(-1)
+            for name, model in (("t", case.teacher.model), ("u", other))
+        }
+        mixture = sum(weights[name] * said[name] for name in said)
+        own = counterfactual(step.student, batch, plan, (0,)).logits.log_softmax(-1)
+    expected = (mixture * (mixture.log() - own)).sum(-1)[batch.attention_mask].sum()
+    assert found == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_teacher_asked_by_one_loss_alone_does_not_change_the_others() -> None:
+    intervention = Intervention("diito", {"t": {0: (0, 1)}})
+    case = case_of("llama", "llama", "packed", intervention)
+    other = LiveTeacher(pico_model("gpt2", layers=2, seed=7).double(), 61, name="u")
+    kl = Term("kl", "forward_kl", teacher="u")
+    diito = Term("diito", "forward_kl", on="attended", teacher="t", intervention=intervention)
+    sums = {}
+    for terms in ([kl], [diito], [kl, diito]):
+        step = StepModule(
+            case.step.student, terms, teachers={"t": case.teacher, "u": other}, supplies=supplies()
+        ).train()
+        sums[tuple(term.name for term in terms)] = step(case.batch, dict(step.count(case.batch))).sums
+    assert torch.equal(sums["kl", "diito"]["kl"], sums["kl",]["kl"])
+    torch.testing.assert_close(sums["kl", "diito"]["diito"], sums["diito",]["diito"])
+
+
+def test_a_weight_of_zero_runs_nothing() -> None:
+    case = case_of("llama", "llama", "full", Intervention("diito", {"t": {0: (0, 1)}}))
+    terms = [Term("labels", "labels"), replace(case.step.terms[2], weight=0.0)]
+    step = StepModule(case.step.student, terms, teachers={"t": case.teacher}).train()
+    ran: list[nn.Module] = []
+    for block in [*case.step.student.base_model.layers, *case.teacher.model.base_model.layers]:
+        block.register_forward_hook(lambda block, *_: ran.append(block))
+    step(case.batch, dict(step.count(case.batch)))
+    assert ran == list(case.step.student.base_model.layers)
+
+
+def test_dropout_is_shared_unless_it_must_be_exact() -> None:
+    """With dropout, the base's positions before the intervention are the same run, or runs of their own."""
+    for exact in (False, True):
+        case = case_of("gpt2", "gpt2", "full", Intervention("d", {"t": {1: (2,)}}, exact_dropout=exact))
+        for module in case.step.student.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.5
+        torch.manual_seed(0)
+        lengths = seen_lengths(case)
+        assert len(lengths) == (2 if not exact else 2 + 2 + 2)

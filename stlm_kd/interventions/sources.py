@@ -155,7 +155,7 @@ def _in_context(
 
 def _exchanged(draw: Draw, pairing: Pairing) -> tuple[Places, OwnStates | OtherStates]:
     rows = draw.rows
-    if pairing == "batch" and len(rows) != 1:
+    if not rows or (pairing == "batch" and len(rows) > 1):
         return _from_batch(draw, rows)
     return _from_pool(draw, rows)
 
