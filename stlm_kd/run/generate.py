@@ -34,7 +34,7 @@ def generate(
         trust_remote_code: Whether the model may bring code of its own.
 
     Raises:
-        ModelError: A masked language model, which does not continue text.
+        ModelError: A classifier or a masked language model, which do not continue text.
         UsageError: The prompt fills the model's positions.
     """
     name = model_of(model)
@@ -62,6 +62,11 @@ def generate(
 
 
 def _check_continues(name: str, config: PretrainedConfig) -> None:
+    if any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
+        raise ModelError(
+            f"{name}: {config.model_type} is a classifier, which does not continue text; "
+            f"score it instead: stlm-kd eval {shlex.quote(name)} --suite classification --data FILE"
+        )
     if declared_task(config) == "mlm":
         raise ModelError(
             f"{name}: {config.model_type} is a masked language model, which fills gaps in text and does not "
