@@ -11,9 +11,11 @@ import json
 import shutil
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,9 +33,11 @@ from stlm_kd.errors import DataError, StlmKdError
 from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
 from stlm_kd.tracking import open_tracker
+from tests.engine_objectives import Texts, all_objectives, held_out_texts
 from tests.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out
 from tests.engine_worker import SignallingBatches
 from tests.pico import packed_batch, pico_model
+from tests.processes import run_together
 from tests.test_engine_resume import Rising
 from tests.test_engine_stops import Poisoned, infinite_gradient
 
@@ -46,6 +50,10 @@ SETTINGS = {
     "checkpoint_every": 2,
     "log_every": 1,
 }
+
+
+Told = list[dict[str, dict[str, Any]]]
+"""By process and run, what became of it."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,11 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "poisoned": PoisonedElsewhere,
     "rising": Rising,
     "llama": llama,
+    "objectives": all_objectives,
+    "objectives-dense": partial(all_objectives, method="dense"),
+    "objectives-fp32": partial(all_objectives, dtype=torch.float32),
+    "objectives-mean": partial(all_objectives, own_means=True),
+    "objectives-shifted": partial(all_objectives, shifted=True),
 }
 
 
@@ -167,10 +180,11 @@ def train(folder: Path, run: Run) -> dict[str, object]:
     if run.begins_as is not None:
         first_process_runs(lambda: str(shutil.copytree(folder / str(run.begins_as), here)))
     step = STEPS[run.step]()
-    kind = OneText if run.step == "llama" else SignallingBatches
+    of_text = run.step.startswith("objectives")
+    kind = Texts if of_text else OneText if run.step == "llama" else SignallingBatches
     batches = kind(rank=process_rank(), world_size=launched_processes(), micro_batch=run.micro_batch)
     batches.signals = dict(run.signals)
-    rows = OneText().step(0) if run.step == "llama" else held_out()
+    rows = held_out_texts() if of_text else OneText().step(0) if run.step == "llama" else held_out()
     tracker = open_tracker(here)
     told: dict[str, object] = {"error": None}
     left_before = remains(step)
@@ -197,6 +211,16 @@ def train(folder: Path, run: Run) -> dict[str, object]:
     del step, batches
     gc.collect()
     return told | {"freed": [reference() is None for reference in watched]}
+
+
+def launch(folder: Path, processes: int, runs: Sequence[Run]) -> Told:
+    """What each process told; nothing may have been said on stdout."""
+    asked = json.dumps([asdict(run) for run in runs])
+    ended = run_together(processes, "tests.engine_fleet", str(folder), asked, options=("-W", "error"))
+    assert [process.code for process in ended] == [0] * processes, ended
+    assert [process.stdout for process in ended] == [""] * processes
+    assert all("WARNING" not in process.stderr and "INFO" not in process.stderr for process in ended)
+    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(processes)]
 
 
 def remains(step: nn.Module) -> list[str]:

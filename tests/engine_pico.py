@@ -95,10 +95,14 @@ class PicoBatches:
     def step(self, index: int) -> Sequence[Batch]:
         self.asked.append(index)
         count = self.rows - (2 if index % 3 == 2 else 0)
-        rows = pico_rows(count, 1000 + index)
+        rows = self.rows_of(index, count)
         mine = list(range(self.rank, count, self.world_size))
         most = math.ceil(math.ceil(count / self.world_size) / self.micro_batch)  # of any process
         return [take(rows, mine[at * self.micro_batch : (at + 1) * self.micro_batch]) for at in range(most)]
+
+    def rows_of(self, index: int, count: int) -> Batch:
+        """The rows of a step."""
+        return pico_rows(count, 1000 + index)
 
 
 class Memory(Trackers):

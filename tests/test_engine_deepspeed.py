@@ -3,16 +3,11 @@
 All of it is two launches of ``tests.engine_fleet`` and a few runs in this process.
 """
 
-import json
-import os
 import signal
-import socket
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,12 +18,10 @@ from stlm_kd.engine import FitSettings, deepspeed_setup, launched
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.tracking import read_metrics
-from tests.engine_fleet import Run, train
+from tests.engine_fleet import Run, Told, launch, train
 from tests.engine_pico import PicoStep, pico_fit
 
 Line = tuple[str, int, str]
-Told = list[dict[str, dict[str, Any]]]
-ROOT = Path(__file__).parent.parent
 BF16 = {"precision": "bf16", "clip": None}
 STOP_BOTH = {"2": [signal.SIGTERM, 1]}
 TWO = [
@@ -58,35 +51,6 @@ TWO = [
     Run("alone-ddp", step="alone"),
     Run("alone-0", zero=0, step="alone"),
 ]
-
-
-def launch(folder: Path, processes: int, runs: Sequence[Run]) -> Told:
-    """What each process told; nothing may have been said on stdout."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    words = [sys.executable, "-W", "error", "-m", "tests.engine_fleet", str(folder)]
-    running = [
-        subprocess.Popen(
-            [*words, json.dumps([asdict(run) for run in runs])],
-            cwd=ROOT,
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        said = [process.communicate(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0] * processes, said
-    assert [out for out, _ in said] == [""] * processes
-    assert all("WARNING" not in text and "INFO" not in text for _, text in said)
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,14 @@
 """Two real processes over gloo against one."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from stlm_kd.tracking import read_metrics
+from tests.processes import run_together
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = {
     "steps": 6,
     "learning_rate": 1e-2,
@@ -25,27 +21,8 @@ SETTINGS = {
 
 def launch(folder: Path, processes: int, options: dict[str, object]) -> list[tuple[int, str]]:
     """Exit code and stderr of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.engine_worker", str(folder), json.dumps(options)],
-            cwd=ROOT,
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        told = [process.communicate(timeout=120)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [(process.returncode, text) for process, text in zip(running, told, strict=True)]
+    ended = run_together(processes, "tests.engine_worker", str(folder), json.dumps(options))
+    return [(process.code, process.stderr) for process in ended]
 
 
 def lines(folder: Path) -> list[tuple[object, float, float]]:
