@@ -122,8 +122,8 @@ def check_relation(lexicon: Lexicon, relation: Relation) -> None:
     """
     if not thesaurus(lexicon, relation).has_any():
         raise ModelError(
-            f"{lexicon.name}: no word of this vocabulary has a {relation} in WordNet that is one token; "
-            "use in-context-random, or a vocabulary with more whole words"
+            f"{lexicon.name}: no word of this vocabulary has another as {relation} in WordNet; use "
+            "in-context-random, or a vocabulary with more whole words"
         )
 
 
