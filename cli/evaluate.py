@@ -69,7 +69,7 @@ def evaluate(
         models,
         suites=chosen,
         data=[str(path) for path in data or ()],
-        text=text.split(","),
+        text=[column.strip() for column in text.split(",")],
         label=label,
         output=output,
         trust_remote_code=trust_remote_code,

@@ -91,15 +91,19 @@ def gradients(model: PreTrainedModel, logits: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-CELLS = list(product(ALL_FAMILIES, ["eager", "sdpa"], ROWS))
+Cell = tuple[PreTrainedModel, Mapping[str, Tensor], Tensor]
+"""A model, what it is called with, and the positions that are not padding."""
 
 
-@pytest.mark.parametrize(("family", "attention", "padding"), CELLS)
-def test_running_to_a_block_and_on_from_it_is_the_whole_run_bit_for_bit(
-    family: str, attention: str, padding: str
-) -> None:
+@pytest.fixture(params=product(ALL_FAMILIES, ["eager", "sdpa"], ROWS), ids="-".join)
+def cell(request: pytest.FixtureRequest) -> Cell:
+    family, attention, padding = request.param
     model = built(family, attention=attention)
-    inputs, kept = inputs_of(model, padding), real(padding)
+    return model, inputs_of(model, padding), real(padding)
+
+
+def test_running_to_a_block_and_on_from_it_is_the_whole_run_bit_for_bit(cell: Cell) -> None:
+    model, inputs, kept = cell
     whole = model(**inputs, use_cache=False).logits[kept]
     prepared = prepare(model, inputs)
     for k in range(LAYERS + 1):
@@ -108,12 +112,8 @@ def test_running_to_a_block_and_on_from_it_is_the_whole_run_bit_for_bit(
         assert torch.equal(finish(model, last, inputs).logits[kept], whole)
 
 
-@pytest.mark.parametrize(("family", "attention", "padding"), CELLS)
-def test_states_overwritten_and_kept_are_those_of_a_whole_run_with_hooks(
-    family: str, attention: str, padding: str
-) -> None:
-    model = built(family, attention=attention)
-    inputs, kept = inputs_of(model, padding), real(padding)
+def test_states_overwritten_and_kept_are_those_of_a_whole_run_with_hooks(cell: Cell) -> None:
+    model, inputs, kept = cell
     expected, states = hooked(model, inputs, {1: change, 2: change})
     last, found = prepare(model, inputs).run(overwrite={1: change, 2: change}, keep=range(LAYERS))
     assert torch.equal(finish(model, last, inputs).logits[kept], expected[kept])

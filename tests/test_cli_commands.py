@@ -185,10 +185,19 @@ def test_eval_hands_on_checked_suites_and_prints_a_table(
     perplexity, harness = given["suites"]
     assert (perplexity["suite"], harness["suite"]) == ("perplexity", "lm-eval")
     assert (list(harness["tasks"]), harness["limit"], "limit" in perplexity) == (["blimp"], 5, False)
-    assert (given["first"], given["documents"], given["output"]) == (["m"], ["b.txt"], None)
+    assert (given["first"], given["data"], given["output"]) == (["m"], ["b.txt"], None)
+    assert (given["text"], given["label"]) == (["sentence"], "label")
     assert "0.625 ± 0.010" in done.stdout and "0.500" in done.stdout
     machine = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
     assert machine["m"][0]["scores"][0]["value"] == 0.625
+
+
+def test_eval_hands_on_the_columns_of_examples(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = replaced(monkeypatch, "evaluate", "evaluate", Calls(result={}))
+    words = ["eval", "m", "--suite", "classification", "--text", "one, two", "--label", "kind"]
+    assert runner.invoke(app, words).exit_code == 0
+    (given,) = calls.arguments
+    assert (given["text"], given["label"], given["data"]) == (["one", "two"], "kind", [])
 
 
 @pytest.mark.parametrize(
@@ -236,11 +245,12 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
         "distill": "name output_dir resume jobs trust_remote_code command",
         "plan": "",
         "adapt": "teacher name output_dir resume trust_remote_code command",
-        "evaluate": "suites documents output trust_remote_code",
+        "evaluate": "suites data text label output trust_remote_code",
         "generate": "prompt max_new_tokens temperature seed trust_remote_code",
     }[module]
     function = getattr(importlib.import_module(f"stlm_kd.run.{module}"), name)
-    inspect.signature(function).bind(object(), **dict.fromkeys(given.split()))
+    bound = inspect.signature(function).bind(object(), **dict.fromkeys(given.split()))
+    assert set(list(bound.arguments)[1:]) == set(given.split())
 
 
 @pytest.mark.parametrize(("written", "tokens"), [("40000", 40_000), ("4k", 4_000), ("1e6", 1_000_000)])

@@ -1,9 +1,7 @@
 """Batches against chunks cut one by one, and epochs against counting."""
 
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,24 +9,12 @@ from hypothesis import strategies as st
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
-from stlm_kd.data.tokens import TokenStore
 from stlm_kd.errors import DataError
+from tests.stores import END as EOS
+from tests.stores import START, store_of
 
-START, EOS = 0, 1
 Piece = tuple[tuple[int, ...], tuple[int, ...]]
 Bodies = st.lists(st.lists(st.integers(2, 60_000), max_size=40), min_size=1, max_size=25)
-
-
-def store_of(bodies: list[list[int]]) -> TokenStore:
-    documents = [[START, *body, EOS] for body in bodies]
-    return TokenStore(
-        folder=Path("memory"),
-        tokens=np.array([token for document in documents for token in document], np.uint16),
-        offsets=np.cumsum([0, *map(len, documents)]),
-        document_bytes=np.ones(len(documents), np.int64),
-        vocab_size=60_001,
-        eos_id=EOS,
-    )
 
 
 def rows_of(lengths: list[int], *, context: int = 8, weight: float = 1.0) -> PackedRows:

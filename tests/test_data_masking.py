@@ -20,27 +20,16 @@ from stlm_kd.data.corpus import pack_sources, prepare
 from stlm_kd.data.masking import Masking, masking_for, masking_weights, token_counts
 from stlm_kd.data.sources import Source
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
-from stlm_kd.data.tokens import TokenStore, build_store
+from stlm_kd.data.tokens import build_store
 from stlm_kd.errors import ModelError
+from tests.stores import END, START, store_of
 
-START, END, PAD, MASK = range(4)
+PAD, MASK = 2, 3
 SPECIAL = (START, END, PAD, MASK)
 VOCABULARY = 40
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "mlm_masking.json").read_text())
 
 Bodies = st.lists(st.lists(st.integers(4, VOCABULARY - 1), max_size=30), min_size=4, max_size=25)
-
-
-def store_of(bodies: Iterable[list[int]]) -> TokenStore:
-    documents = [[START, *body, END] for body in bodies]
-    return TokenStore(
-        folder=Path("memory"),
-        tokens=np.array([token for document in documents for token in document], np.uint16),
-        offsets=np.cumsum([0, *map(len, documents)]),
-        document_bytes=np.ones(len(documents), np.int64),
-        vocab_size=VOCABULARY,
-        eos_id=END,
-    )
 
 
 def masking_of(parts: Iterable[PackedRows], **options: float) -> Masking:

@@ -75,8 +75,10 @@ def local(name: str) -> dict[str, Task]:
     return {task.task_name: task for task in (item.get_all_tasks() if isinstance(item, Group) else [item])}
 
 
-def same_tasks(ours: Mapping[str, Task], theirs: Mapping[str, Task], shots: int = 0) -> None:
+def compared(ours: Mapping[str, Task], theirs: Mapping[str, Task], shots: int = 0) -> int:
+    """How many examples were compared; each must be asked in the same way, and scored in the same."""
     assert list(ours) == list(theirs)
+    examples = 0
     for name, task in theirs.items():
         own = ours[name]
         assert own.config.metric_list == task.config.metric_list
@@ -98,6 +100,8 @@ def same_tasks(ours: Mapping[str, Task], theirs: Mapping[str, Task], shots: int 
                 for one, one_doc in ((own, own_doc), (task, doc))
             )
             assert [request.args for request in own_requests] == [request.args for request in requests]
+            examples += 1
+    return examples
 
 
 def test_blimp_has_the_67_paradigms_of_lm_eval(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +121,7 @@ def test_blimp_has_the_67_paradigms_of_lm_eval(data: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     manager = TaskManager(include_defaults=False, include_path=BUILTIN / "blimp")
-    same_tasks(chosen, manager.load(list(chosen))["tasks"])
+    assert compared(chosen, manager.load(list(chosen))["tasks"]) == 3 * 25
 
 
 def test_arc_easy_agrees_with_lm_eval(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +129,7 @@ def test_arc_easy_agrees_with_lm_eval(data: Path, monkeypatch: pytest.MonkeyPatc
         split: Dataset.from_list(lines(data / "arc_easy" / f"{split}.jsonl.gz"))
         for split in ("train", "validation", "test")
     }
-    same_tasks(local("arc_easy"), builtin(monkeypatch, "arc_easy", splits))
+    assert compared(local("arc_easy"), builtin(monkeypatch, "arc_easy", splits)) == 25
 
 
 def test_winogrande_agrees_with_lm_eval(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +138,7 @@ def test_winogrande_agrees_with_lm_eval(data: Path, monkeypatch: pytest.MonkeyPa
         hub_columns
     )
     theirs = builtin(monkeypatch, "winogrande", {"validation": rows_of_hub, "train": rows_of_hub})
-    same_tasks(local("winogrande"), theirs)
+    assert compared(local("winogrande"), theirs) == 25
 
 
 @pytest.mark.parametrize("shots", [0, 5])
@@ -159,7 +163,8 @@ def test_mmlu_agrees_with_lm_eval(data: Path, monkeypatch: pytest.MonkeyPatch, s
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     manager = TaskManager(include_defaults=False, include_path=BUILTIN / "mmlu" / "default")
     chosen = [f"mmlu_{subject}" for subject in sorted(subjects)]
-    same_tasks({name: ours[name] for name in chosen}, manager.load(chosen)["tasks"], shots)
+    theirs = manager.load(chosen)["tasks"]
+    assert compared({name: ours[name] for name in chosen}, theirs, shots) == 2 * 25
 
 
 def test_hellaswag_in_the_layout_of_the_hub_agrees_with_lm_eval(
@@ -172,7 +177,7 @@ def test_hellaswag_in_the_layout_of_the_hub_agrees_with_lm_eval(
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     hub = Dataset.from_list(HELLASWAG_HUB)
     theirs = builtin(monkeypatch, "hellaswag", {"validation": hub, "train": hub})
-    same_tasks(local("hellaswag"), theirs)
+    assert compared(local("hellaswag"), theirs) == len(HELLASWAG_HUB)
 
 
 def test_hellaswag_in_the_local_layout_gives_the_same_prompts(
@@ -193,7 +198,7 @@ def test_hellaswag_in_the_local_layout_gives_the_same_prompts(
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     hub = Dataset.from_list(HELLASWAG_HUB)
     theirs = builtin(monkeypatch, "hellaswag", {"validation": hub, "train": hub})
-    same_tasks(local("hellaswag"), theirs)
+    assert compared(local("hellaswag"), theirs) == len(HELLASWAG_HUB)
 
 
 def test_the_local_hellaswag_is_whole_and_without_marks(data: Path) -> None:
@@ -264,7 +269,8 @@ def test_the_builtin_task_reads_the_cache_of_the_hub(
     builder.info.dataset_name, builder.info.config_name = "ai2_arc", "ARC-Easy"
     builder.download_and_prepare(str(cache))
     assert sources.find_origin("arc_easy", "auto") == "builtin"
-    same_tasks({"arc_easy": sources._load_builtin("arc_easy")}, {"arc_easy": loaded})  # type: ignore[dict-item]
+    cached = {"arc_easy": sources._load_builtin("arc_easy")}
+    assert compared(cached, {"arc_easy": loaded}) == 7  # type: ignore[arg-type]
 
 
 def test_few_shot_examples_that_the_local_files_lack_are_refused(data: Path) -> None:

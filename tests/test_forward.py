@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from stlm_kd.data.batch import Batch
 from stlm_kd.errors import ModelError
 from stlm_kd.models import forward
 from stlm_kd.models.forward import check_forward, head_of, last_hidden
@@ -28,6 +29,14 @@ def built(family: str, *, attention: str = "sdpa", **changes: object) -> PreTrai
     torch.manual_seed(0)
     config = CONFIG_MAPPING[family](**{**SIZES, **changes})
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+@torch.no_grad()
+def says_by_its_head(model: PreTrainedModel, batch: Batch, **named: torch.Tensor) -> bool:
+    """Whether the model's own logits of one document are its head applied to the state that meets it."""
+    head = head_of(model.eval())
+    found = torch.nn.functional.linear(last_hidden(model, batch), head.weight, head.bias)
+    return torch.allclose(found, model(input_ids=batch.input_ids, **named).logits, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
@@ -77,7 +86,9 @@ def test_a_model_that_caps_its_logits_is_refused() -> None:
 def test_where_logits_are_scaled_the_state_that_meets_the_head_is(
     family: str, changes: dict[str, float]
 ) -> None:
-    check_forward(built(family, **changes), context=16, name="teacher")
+    model = built(family, **changes)
+    check_forward(model, context=16, name="teacher")
+    assert says_by_its_head(model, packed_batch([[16]], length=16))
 
 
 @pytest.mark.filterwarnings("ignore:If you want to use")
@@ -107,3 +118,8 @@ def test_a_roberta_is_accepted_whatever_ids_it_is_tried_with(seed: int) -> None:
     """It tells positions from padding ids where it is not told them, and a small vocabulary draws some."""
     model = pico_model("roberta", vocabulary=20 + seed)
     check_forward(model, context=48, name="teacher")
+    padding = model.config.pad_token_id
+    batch = packed_batch([[48]], length=48, vocabulary=20)
+    assert (batch.input_ids == padding).any()
+    positions = torch.arange(48)[None] + padding + 1
+    assert says_by_its_head(model, batch, position_ids=positions)

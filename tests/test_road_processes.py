@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 
 from stlm_kd.tracking import read_metrics
 from tests.nursery import program
-from tests.road import LLAMA, built, done, stlm_kd
+from tests.road import LLAMA, RECIPES, TEXT, built, done, stlm_kd
+from tests.road import TRAIN as TRAIN_PLAIN
 from tests.test_road_faults import assert_one_message
 
 ROOT = Path(__file__).parent.parent
@@ -61,14 +62,7 @@ objectives: [{{loss: labels, weight: 0.5}}, {{loss: forward_kl, weight: 0.5, tem
 {TRAIN}
 tracking: []
 """,
-    "nested": f"""
-task: clm
-student: {{tokenizer: own, architecture: {LLAMA}}}
-{DATA}
-objectives: [{{loss: labels}}]
-{TRAIN}
-tracking: []
-""",
+    "nested": RECIPES["plain"].replace(TEXT, DATA).replace(TRAIN_PLAIN, TRAIN),
 }
 SPOKEN = re.compile(r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after")
 STEPS = range(1, 6)

@@ -211,6 +211,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None
     launcher.process.kill()
     launcher.process.communicate()
     await_(lambda: not any(lives(pid) for pid in launcher.pids))
+    assert launcher.pids and not any(lives(pid) for pid in launcher.pids)
 
 
 def test_a_launcher_within_a_launcher_is_refused(

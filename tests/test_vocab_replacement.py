@@ -35,7 +35,8 @@ def adapt(
     replace_vocabulary(model, rows.embedding, rows.head, rows.head_bias, tokenizer=new)
 
 
-def check_reload(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def check_reload(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedModel:
+    """The model as transformers loads it from a folder: the same in what is saved and in what it says."""
     tied = is_tied(model)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -53,6 +54,7 @@ def check_reload(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, fol
     for config in (loaded.config, loaded.generation_config if loaded.can_generate() else loaded.config):
         assert config.bos_token_id == tokenizer.bos_token_id
         assert config.eos_token_id == tokenizer.eos_token_id
+    return loaded
 
 
 def byte_level_for_masked_models() -> PreTrainedTokenizerFast:
@@ -101,7 +103,8 @@ def test_a_model_with_another_real_vocabulary_is_reloaded_whole(
     old, new = real_tokenizer(shared_data, teacher), real_tokenizer(shared_data, student)
     model = pico_model(family, vocabulary=len(old) + 3, width=8, layers=1, tied=tied)
     adapt(model, old, new)
-    check_reload(model, new, tmp_path)
+    loaded = check_reload(model, new, tmp_path)
+    assert loaded.get_input_embeddings().weight.shape == (len(new), 8)
 
 
 EMBEDDINGS = {
