@@ -98,9 +98,8 @@ def calibration_error(logits_NC: npt.ArrayLike, labels_N: npt.ArrayLike) -> floa
         logits_NC: (N, C), finite.
         labels_N: The classes, (N,).
     """
-    probabilities = np.exp(_log_probabilities(logits_NC))
-    confidence_N = probabilities.max(1)
-    right_N = probabilities.argmax(1) == np.asarray(labels_N)
+    confidence_N = np.exp(_log_probabilities(logits_NC)).max(1)
+    right_N = np.asarray(logits_NC).argmax(1) == np.asarray(labels_N)
     bins_N = np.clip(np.ceil(confidence_N * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
     gaps = np.bincount(bins_N, weights=confidence_N - right_N, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum()) / len(confidence_N)

@@ -15,7 +15,8 @@ from statistics import fmean, variance
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.stats import binom
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -76,12 +77,11 @@ def from_resamples(mean: float, drawn_R: Floats, *, examples: int) -> Difference
         examples: N, at least 2.
     """
     shrunk = math.sqrt((examples - 1) / examples)
-    t = stats.t(examples - 1)
-    tail = float(stats.norm.cdf(t.ppf((1 - CONFIDENCE) / 2) / shrunk))
+    tail = float(ndtr(stdtrit(examples - 1, (1 - CONFIDENCE) / 2) / shrunk))
     low, high = np.quantile(drawn_R, [tail, 1 - tail])
     beyond = 1 + min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
     share = min(beyond / (len(drawn_R) + 1), 0.5)
-    p = 2 * float(t.cdf(stats.norm.ppf(share) * shrunk))
+    p = 2 * float(stdtr(examples - 1, ndtri(share) * shrunk))
     return Difference(mean, float(low), float(high), p)
 
 
@@ -100,7 +100,7 @@ def mcnemar(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> McNemar:
     assert first.shape == second.shape and np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
     only_first, only_second = int((first > second).sum()), int((second > first).sum())
     fewer, discordant = min(only_first, only_second), only_first + only_second
-    tail = stats.binom.cdf(fewer, discordant, 0.5) - stats.binom.pmf(fewer, discordant, 0.5) / 2
+    tail = binom.cdf(fewer, discordant, 0.5) - binom.pmf(fewer, discordant, 0.5) / 2
     return McNemar(only_first, only_second, min(1.0, 2 * float(tail)))
 
 
@@ -177,7 +177,7 @@ def deviations_wide(values: int) -> float:
     >>> [round(deviations_wide(seeds), 2) for seeds in (2, 3, 5, 10)]
     [8.98, 2.48, 1.24, 0.72]
     """
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, values - 1)) / math.sqrt(values)
+    return float(stdtrit(values - 1, (1 + CONFIDENCE) / 2)) / math.sqrt(values)
 
 
 def _variances(values: Sequence[float]) -> list[tuple[float, float]]:
@@ -191,8 +191,10 @@ def _student(mean: float, parts: Sequence[tuple[float, float]]) -> tuple[float, 
     if total == 0:
         return 0.0, 1.0 if mean == 0 else 0.0
     spread = math.fsum(part**2 / degrees for part, degrees in parts)
-    t, stderr = stats.t(total**2 / spread if spread else math.inf), math.sqrt(total)
-    return float(t.ppf((1 + CONFIDENCE) / 2)) * stderr, 2 * float(t.sf(abs(mean) / stderr))
+    freedom, stderr = (total**2 / spread if spread else math.inf), math.sqrt(total)
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr, 2 * float(
+        stdtr(freedom, -abs(mean) / stderr)
+    )
 
 
 def _resampled_means(values_N: Floats, resamples: int, generator: np.random.Generator) -> Floats:

@@ -78,11 +78,12 @@ def compare(sources: Sequence[str], *, baseline: str | None = None, only: Collec
         for metric in metrics
         if other.values(metric) and base.values(metric)
     ]
+    _require_shared_tasks(contenders, base, {other.source for other, _ in pairs})
     _require_same_examples(pairs, base)
     notes: dict[str, None] = {}
     found = [one for other, metric in pairs if (one := _compared(other, base, metric, notes))]
     if not found:
-        raise DataError("\n".join([_nothing_shared(contenders, base), *notes]))
+        raise DataError("\n".join([f"nothing can be compared with {base.name}:", *notes]))
     return Comparison(tuple(contenders), tuple(metrics), base.name, _corrected(found), tuple(notes))
 
 
@@ -111,6 +112,27 @@ def _chosen(metrics: Sequence[Metric], names: Collection[str]) -> list[Metric]:
         if name not in known:
             raise UsageError(f"--metric {name}: no run or file has it{did_you_mean(name, known)}")
     return [one for one in metrics if not names or {one.label[:-2], one.metric} & set(names)]
+
+
+def _require_shared_tasks(contenders: Sequence[Contender], base: Contender, sharing: Collection[str]) -> None:
+    """Refuse a run or file of which no row has a metric of the baseline.
+
+    Raises:
+        DataError: There is one; the message names what each has.
+    """
+    sources = dict.fromkeys(one.source for one in contenders)
+    rows = {
+        source: [one for one in contenders if one.source == source and one is not base] for source in sources
+    }
+    strange = [source for source, others in rows.items() if others and source not in sharing]
+    if strange:
+        lines = [f"  {base.name}: {_told_metrics([base])}"]
+        lines += [f"  {source}: {_told_metrics(rows[source])}" for source in strange]
+        raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(lines))
+
+
+def _told_metrics(contenders: Sequence[Contender]) -> str:
+    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(contenders)) or "none"
 
 
 def _require_same_examples(pairs: Sequence[tuple[Contender, Metric]], base: Contender) -> None:
@@ -171,13 +193,13 @@ def _notes(
     if isinstance(joined, Apart):
         yield (
             f"{label}: where examples are not paired ({joined.reason}), models count as if they erred "
-            "independently, which makes intervals too wide"
+            "independently, as far as it is known how much, which makes intervals too wide"
         )
     elif isinstance(joined, Joined) and not joined.is_mean:
         yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
-    windows = [result.report.get("window") for one in (other, base) for result in _side(one, metric).results]
-    if any(window != windows[0] for window in windows):
-        yield f"{label}: {other.name} and {base.name} saw windows of other lengths at once"
+    windows = {result.report.get("window") for one in (other, base) for result in _side(one, metric).results}
+    if len(windows) > 1:
+        yield f"{label}: not all models see windows of the same length"
     for one in (other, base):
         if len(one.scores) == 1 and one.seeds:
             yield f"{one.name} has one seed: what another seed would change is not counted"
@@ -211,10 +233,3 @@ def _judged(one: Compared, p: float) -> Compared:
 def _told(other: Contender, base: Contender) -> str:
     counts = [len(one.seeds) for one in (other, base)]
     return " and ".join(str(count) if count else "—" for count in counts) if any(counts) else "—"
-
-
-def _nothing_shared(contenders: Sequence[Contender], base: Contender) -> str:
-    known = "; ".join(
-        f"{one.name}: {', '.join(metric.label[:-2] for metric in metrics_of([one]))}" for one in contenders
-    )
-    return f"nothing compares with {base.name}. What there is: {known}"

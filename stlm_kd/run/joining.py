@@ -121,7 +121,9 @@ def join(
         scores = [result.score(metric.task, metric.metric).value for result in results]
         is_mean = bool(np.allclose(rows.mean(1), scores, rtol=1e-6, atol=1e-9))
         return Joined(ids, rows[: len(first)], rows[len(first) :], is_mean)
-    return _resampled(first, second, metric) or Apart("no results of single examples", is_comparable=True)
+    return _resampled(first, second, metric) or Apart(
+        "no results of several single examples", is_comparable=True
+    )
 
 
 def _resampled(
