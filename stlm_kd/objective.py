@@ -119,12 +119,12 @@ def _responses(
     method: Literal["chunked", "dense"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     parts = _parts(terms, batch, sides)
-    student = _joined([_outcomes(part.student, sides.head)[part.needed] for part in parts])
+    student = _joined([part.tokens(_outcomes(part.student, sides.head)) for part in parts])
     rows = Rows(
         terms=terms,
         combination=combination,
-        labels=_joined([batch.labels[part.needed] for part in parts]),
-        masks=[_joined([part.masks[i][part.needed] for part in parts]) for i in range(len(terms))],
+        labels=_joined([part.tokens(batch.labels) for part in parts]),
+        masks=[_joined([part.tokens(part.masks[i]) for part in parts]) for i in range(len(terms))],
         teachers=_said(parts),
         outcomes=student.shape[-1] if sides.head is None else sides.head.size,
     )
@@ -145,12 +145,27 @@ class _Part:
         teachers: What the teachers said.
         masks: By term, the tokens that it counts here.
         needed: The tokens that some term counts here.
+        order: Another order of these tokens; None: as they come.
     """
 
     student: Observed
     teachers: Mapping[str, TeacherOutput]
     masks: Sequence[Tensor]
     needed: Tensor
+    order: Tensor | None = None
+
+    def tokens(self, values: Tensor) -> Tensor:
+        """The values of the needed tokens, one after the other."""
+        chosen = values[self.needed]
+        return chosen if self.order is None else chosen[self.order]
+
+    def said(self, name: str) -> Distribution | int:
+        """What a teacher says of the needed tokens, or their number where it was not asked."""
+        found = self.teachers[name].distribution if name in self.teachers else None
+        if found is None:
+            return int(self.needed.sum())
+        chosen = found.rows(self.needed)
+        return chosen if self.order is None else chosen.rows(self.order)
 
 
 def _parts(terms: Sequence[Term], batch: AnyBatch, sides: Sides) -> list[_Part]:
@@ -162,7 +177,7 @@ def _parts(terms: Sequence[Term], batch: AnyBatch, sides: Sides) -> list[_Part]:
         mask if name is None else mask & ~sides.after[name].touched
         for mask, name in zip(masks, names, strict=True)
     ]
-    parts = [_Part(sides.student, sides.teachers, own, torch.stack(own).any(0))]
+    parts = [_base_part(own, names, sides)]
     for name, changed in sides.after.items():
         touched = [
             mask & changed.touched if name == other else nothing
@@ -170,6 +185,19 @@ def _parts(terms: Sequence[Term], batch: AnyBatch, sides: Sides) -> list[_Part]:
         ]
         parts.append(_Part(changed.student, changed.teachers, touched, torch.stack(touched).any(0)))
     return parts
+
+
+def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: Sides) -> _Part:
+    """What is counted without an intervention, and first of it what terms on one count too.
+
+    So most chunks are counted whole by all these terms, which then share what the teachers say.
+    """
+    needed = torch.stack([*masks]).any(0)
+    untouched = [mask for mask, name in zip(masks, names, strict=True) if name is not None]
+    order = None
+    if untouched and bool(torch.stack(untouched).any()):
+        order = (~torch.stack(untouched).any(0)[needed]).to(torch.uint8).argsort(stable=True)
+    return _Part(sides.student, sides.teachers, masks, needed, order)
 
 
 def _outcomes(student: Observed, head: Head | None) -> Tensor:
@@ -187,13 +215,7 @@ def _said(parts: Sequence[_Part]) -> dict[str, Distribution]:
     names = dict.fromkeys(
         name for part in parts for name, said in part.teachers.items() if said.distribution is not None
     )
-    return {name: _joined_said([_of_part(part, name) for part in parts]) for name in names}
-
-
-def _of_part(part: _Part, name: str) -> Distribution | int:
-    """What a teacher says of the needed tokens, or their number where it was not asked."""
-    said = part.teachers[name].distribution if name in part.teachers else None
-    return int(part.needed.sum()) if said is None else said.rows(part.needed)
+    return {name: _joined_said([part.said(name) for part in parts]) for name in names}
 
 
 def _joined_said(found: Sequence[Distribution | int]) -> Distribution:

@@ -38,6 +38,8 @@ def draw_plan(
     """
     device = batch.input_ids.device
     on_cpu = batch.to(torch.device("cpu"))
+    if device.type != "cpu":
+        torch.accelerator.synchronize()  # batches move without waiting, and what is read now must have come
     draw = Draw(intervention, on_cpu, index, supplies)
     base, source = SOURCES[intervention.source](draw, **intervention.options)
     layer = layer_at(intervention, supplies.seed, index=index, steps=steps)
