@@ -49,7 +49,7 @@ def agreement(
         teacher,
         students,
         data=[str(path) for path in data or ()],
-        text=text.split(","),
+        text=[column.strip() for column in text.split(",")],
         label=label,
         context=context,
         precision=precision.value,

@@ -4,83 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from stlm_kd.errors import CheckpointError, DataError, UsageError
-from stlm_kd.eval.classification import classification_scores, regression_scores
-from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
+from stlm_kd.errors import UsageError
+from stlm_kd.eval.classification import regression_scores
 from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.run.compare import compare
 from stlm_kd.run.contenders import read_contenders
-from stlm_kd.run.record import new_record
+from tests.compared import LABELS, classified, read_text, run_folder, score_file, seeds_of, whole_run
 from tests.road import distilled, done, stlm_kd
-
-LABELS = np.random.default_rng(0).integers(2, size=300)
-Scores = Sequence[Sequence[SuiteResult]]
-
-
-def classified(accuracy: float, seed: int, *, labels: Any = LABELS, prefix: str = "") -> SuiteResult:
-    """A classifier that is right on about so large a share of the examples."""
-    right = np.random.default_rng(seed).random(len(labels)) < accuracy
-    predicted = np.where(right, labels, 1 - labels)
-    ids = [f"{prefix}{place}" for place in range(len(labels))]
-    found = classification_scores(
-        np.eye(2)[predicted], labels, task="examples", ids=ids, suite="classification"
-    )
-    known: dict[str, Json] = {"labels": dict(zip(ids, labels.tolist(), strict=True)), "texts": f"of {prefix}"}
-    return replace(found, report={**found.report, **known})
-
-
-def read_text(nats: Sequence[float], *, tokens: int = 100, size: int = 400) -> SuiteResult:
-    """Documents of some bytes, and what a model's loss on each is."""
-    return TextLoss(tuple(DocumentLoss(one, tokens, size) for one in nats), 0, 64, 32).as_result()
-
-
-def run_folder(folder: Path, rows: Mapping[str, tuple[str, Scores]], *, seeds: int = 0) -> str:
-    """A finished run: its rows by variant, or by ``teacher NAME``, with a kind and each seed's results."""
-    folder.mkdir()
-    record = replace(new_record("r", "0" * 64, "stlm-kd distill"), status="done")
-    (folder / "run.json").write_text(json.dumps(asdict(record)))
-    entries = [
-        {
-            "name": name,
-            "kind": kind,
-            "variant": None if kind == "teacher" else name,
-            "seeds": [] if kind == "teacher" else [*range(1, len(scores) + 1)],
-            "suites": [[result.to_json() for result in results] for results in scores],
-        }
-        for name, (kind, scores) in rows.items()
-    ]
-    (folder / "results.json").write_text(json.dumps({"rows": entries, "remarks": []}))
-    return str(folder)
-
-
-def score_file(path: Path, models: Mapping[str, Sequence[SuiteResult]]) -> str:
-    """As ``stlm-kd eval --output`` writes it."""
-    path.write_text(json.dumps({name: [one.to_json() for one in found] for name, found in models.items()}))
-    return str(path)
-
-
-def seeds_of(accuracy: float, first: int, count: int = 3) -> Scores:
-    return [[classified(accuracy, first + seed)] for seed in range(count)]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> str:
-    rows = {
-        "teacher t": ("teacher", seeds_of(0.97, 50, 1)),
-        "student": ("student", seeds_of(0.85, 10)),
-        "no-teacher": ("control", seeds_of(0.65, 20)),
-        "all-data": ("control", seeds_of(0.66, 30)),
-    }
-    return run_folder(tmp_path / "run", rows)
+    return whole_run(tmp_path / "run")
 
 
 def test_a_large_difference_is_better_and_a_small_one_noise(run: str) -> None:
@@ -248,94 +190,6 @@ def test_documents_of_one_text_are_joined_whatever_the_tokenizer(tmp_path: Path)
     assert one.evidence.difference is not None and one.evidence.difference.high < 0
 
 
-def masked(tokens: int, windows: Sequence[float], metric: str, suite: str) -> SuiteResult:
-    mean = float(np.mean(windows))
-    score = Score("text", metric, mean, 0.02, len(windows), higher_is_better=False)
-    rows = tuple(ExampleScore("text", str(place), metric, value) for place, value in enumerate(windows))
-    report: dict[str, Json] = {"documents": 7, "tokens": tokens, "windows": len(windows)}
-    return SuiteResult(suite, (score,), rows, report=report)
-
-
-def test_losses_per_token_of_other_tokenizers_are_refused_and_bits_per_byte_offered(tmp_path: Path) -> None:
-    losses = {name: [masked(tokens, [1.0, 2.0, 2.5], "masked_loss", "masked-loss")] for name, tokens in
-              (("a", 100), ("b", 90))}  # fmt: skip
-    with pytest.raises(DataError, match=r"masked_loss: b and a are not compared: .* bits per byte compare"):
-        compare([score_file(tmp_path / "s.json", losses)])
-    windows = [0.5, 0.6]
-    both = {
-        name: [*losses[name], masked(tokens, windows, "pseudo_bits_per_byte", "pseudo-perplexity")]
-        for name, tokens in (("a", 100), ("b", 90))
-    }
-    found = compare([score_file(tmp_path / "b.json", both)])
-    (one,) = found.compared
-    assert (one.metric.metric, one.evidence.num_examples) == ("pseudo_bits_per_byte", 0)
-    assert any("masked_loss" in note for note in found.notes)
-
-
-def with_other_ids() -> SuiteResult:
-    return classified(0.7, 2, prefix="x")
-
-
-def with_fewer() -> SuiteResult:
-    return classified(0.7, 2, labels=LABELS[:200])
-
-
-def with_other_labels() -> SuiteResult:
-    return classified(0.7, 2, labels=1 - LABELS)
-
-
-def with_other_texts() -> SuiteResult:
-    found = classified(0.7, 2)
-    return replace(found, report={**found.report, "texts": "another hash"})
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (
-            with_other_ids,
-            r"0 of 300 and 300 ids are shared \('x0' is only in the first; '0' is only in the sec",
-        ),
-        (with_fewer, r"200 of 200 and 300 ids are shared \('200' is only in the second\)"),
-        (with_other_labels, r"labels: example '0' has \d in the first and \d in the second"),
-        (with_other_texts, "their texts differ"),
-    ],
-)
-def test_results_of_other_examples_are_refused(
-    other: Callable[[], SuiteResult], message: str, tmp_path: Path
-) -> None:
-    path = score_file(tmp_path / "s.json", {"a": [classified(0.8, 1)], "b": [other()]})
-    with pytest.raises(DataError, match=message) as caught:
-        compare([path])
-    assert "b, classification examples" in str(caught.value) and "--data FILE" in str(caught.value)
-    assert stlm_kd("compare", path).exit_code == 1
-
-
-def test_another_text_of_as_many_documents_is_refused(tmp_path: Path) -> None:
-    models = {"a": [read_text([100.0, 110.0])], "b": [read_text([100.0, 110.0], size=399)]}
-    with pytest.raises(
-        DataError, match=r"(?s)bytes: 798 in the first, 800 in the second.*bits per byte"
-    ) as caught:
-        compare([score_file(tmp_path / "s.json", models)])
-    assert "\n" in str(caught.value)
-
-
-def test_tasks_with_other_shots_are_refused(tmp_path: Path) -> None:
-    models = {
-        name: [
-            SuiteResult(
-                "lm-eval",
-                (Score("t", "acc", 0.5, 0.1, 2),),
-                tuple(ExampleScore("t", str(place), "acc", float(place)) for place in range(2)),
-                report={"n-shot": {"t": shots}},
-            )
-        ]
-        for name, shots in (("a", 0), ("b", 5))
-    }
-    with pytest.raises(DataError, match="n-shot: 5 in the first, 0 in the second"):
-        compare([score_file(tmp_path / "s.json", models)])
-
-
 def test_a_group_is_joined_over_the_examples_of_its_parts(tmp_path: Path) -> None:
     def grouped(seed: int) -> list[SuiteResult]:
         values = np.random.default_rng(seed).integers(2, size=(2, 50)).astype(float)
@@ -366,53 +220,6 @@ def test_a_score_that_is_not_finite_is_shown_and_not_compared(tmp_path: Path) ->
         result.stdout.split()
     )
     assert [row["metric"] for row in done("compare", path)["comparisons"]] == ["t f1"]
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"a": 1}', '{"a": [{"suite": "s"}]}', '{"rows": [1], "remarks": []}']
-)
-def test_a_file_that_is_something_else_is_one_message(content: str, tmp_path: Path) -> None:
-    (tmp_path / "s.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"s\.json: "):
-        compare([str(tmp_path / "s.json")])
-
-
-def test_examples_that_share_an_id_are_refused(tmp_path: Path) -> None:
-    found = classified(0.8, 1)
-    broken = replace(found, examples=(*found.examples[:-1], found.examples[0]))
-    with pytest.raises(CheckpointError, match="two examples of classification have one id"):
-        compare([score_file(tmp_path / "s.json", {"a": [found], "b": [broken]})])
-
-
-def test_an_unfinished_run_and_what_is_not_there_are_told(tmp_path: Path) -> None:
-    unfinished = run_folder(tmp_path / "run", {})
-    (tmp_path / "run" / "results.json").unlink()
-    for words, code, message in (
-        ([unfinished], 1, "no results.json in it"),
-        ([str(tmp_path / "nowhere")], 5, "no such run folder or file of scores"),
-        ([str(tmp_path)], 1, "not a run's folder"),
-        ([unfinished, unfinished], 2, "given twice"),
-    ):
-        result = stlm_kd("compare", *words)
-        assert (result.exit_code, message in result.stderr) == (code, True), result.output
-
-
-def test_names_on_the_command_line_are_checked(run: str) -> None:
-    with pytest.raises(UsageError, match=r"--baseline no-techer: no such row \(did you mean no-teacher\?\)"):
-        compare([run], baseline="no-techer")
-    with pytest.raises(UsageError, match=r"--metric acuracy: .* \(did you mean accuracy\?\)"):
-        compare([run], only=["acuracy"])
-
-
-def test_one_row_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one row"):
-        compare([score_file(tmp_path / "s.json", {"a": [classified(0.8, 1)]})])
-
-
-def test_runs_of_other_tasks_are_refused(run: str, tmp_path: Path) -> None:
-    path = score_file(tmp_path / "s.json", {"a": [read_text([1.0, 2.0])]})
-    with pytest.raises(DataError, match=r"(?s)not the same tasks.*perplexity text bits_per_byte"):
-        compare([run, path])
 
 
 def test_rows_of_several_runs_bear_their_runs_names(run: str, tmp_path: Path) -> None:
