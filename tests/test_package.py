@@ -142,6 +142,7 @@ def test_the_wheel_holds_the_package_alone_and_all_of_it(wheel: Path) -> None:
     assert {
         "stlm_kd/py.typed",
         "stlm_kd/recipes/sample-two-teachers.yaml",
+        "stlm_kd/recipes/objectives/distilbert.yaml",
         "stlm_kd/eval/tasks/blimp.yaml",
     } <= held
 
@@ -173,6 +174,17 @@ def test_the_installed_package_lists_the_recipes_and_shows_one(installed: Simple
     assert [line.split()[0] for line in listed.splitlines()[1:]] == [path.stem for path in recipes]
     shown = installed.run("-m", "stlm_kd", "recipe", "show", recipes[0].stem)
     assert yaml.safe_load(shown) == yaml.safe_load(recipes[0].read_text())
+
+
+def test_the_installed_package_knows_its_lists_of_objectives(installed: SimpleNamespace) -> None:
+    lists = sorted(path.stem for path in (ROOT / "recipes" / "objectives").glob("*.yaml"))
+    program = (
+        "from stlm_kd.recipe.source import built_in_objectives; "
+        "print(*(entry.name for entry in built_in_objectives()))"
+    )
+    assert installed.run("-c", program).split() == lists
+    named = ["recipe", "validate", "sample-sentiment", "objectives=logits"]
+    assert ": OK, hash " in installed.run("-m", "stlm_kd", *named)
 
 
 def test_the_command_of_the_wheel_leads_to_the_command_line(wheel: Path) -> None:

@@ -39,6 +39,8 @@ WRITTEN = (
     f"{{task: clm, student: {{tokenizer: t, architecture: {LLAMA}}}, data: {{train: a.txt}}, "
     "objectives: logits, teachers: [{name: x, recipe: inner.yaml}], train: {steps: 2}}"
 )
+MODEL = "teachers=[{name: a, model: m}]"
+"""A teacher of which the recipe itself says nothing."""
 
 
 @pytest.fixture
@@ -176,7 +178,7 @@ def test_a_loss_decides_what_its_objective_has(file: str) -> None:
 def test_all_named_sites_and_layers_are_taken_alone_and_in_lists(file: str, loss: str) -> None:
     names = [*ALIGNMENTS, *(["embeddings"] if loss in STATE_LOSSES else [])]
     for name in names:
-        entry = load(file, (f"objectives[1]={{loss: {loss}, sites: {name}}}",)).objectives[1]
+        entry = load(file, (MODEL, f"objectives[1]={{loss: {loss}, sites: {name}}}")).objectives[1]
         assert isinstance(entry, (Feature, MapFeature)) and entry.sites == (name,)
     given = f"[{names[0]}, {{0: 1, 1: [2, 3]}}, {names[-1]}]"
     entry = load(file, (f"objectives[1]={{loss: {loss}, sites: {given}}}",)).objectives[1]
@@ -229,6 +231,40 @@ def test_a_layer_beyond_the_last_is_refused_without_a_model(
     file: str, objective: int, sites: str, who: str
 ) -> None:
     assert faults(file, f"objectives[{objective}].sites={sites}") == [f"objectives[{objective}].sites: {who}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objectives[1].sites=late"], "objectives[1].sites: late means the two layers below the last"),
+        (["objectives[2].sites={0: 3, 1: 1}"], "objectives[2].sites: student layer 0 has teacher layer 3"),
+        (["objectives[1].sites={0: [2, 1]}"], "objectives[1].sites: teacher layers 2, 1 given"),
+        (
+            ["objectives[1].projection=none", "teachers[0].recipe.student.architecture.hidden_size=32"],
+            "objectives[1].projection: none, but the student's states have 16 numbers and those of teacher a",
+        ),
+        (
+            ["teachers[0].recipe.student.architecture.model_type=opt", "objectives=[{loss: attention_mse}]"],
+            "objectives[0].loss: attention_mse looks into models, and teacher a is a opt; it knows gpt2, ",
+        ),
+    ],
+)
+def test_what_does_not_fit_by_the_recipe_itself_is_refused_without_a_model(
+    file: str, overrides: list[str], message: str
+) -> None:
+    (found,) = faults(file, *overrides)
+    assert found.startswith(message)
+
+
+def test_what_takes_a_model_to_know_is_left_to_it(file: str) -> None:
+    for change in (
+        "objectives[1].sites=late",
+        "objectives[1].projection=none",
+        "objectives[1].sites={1: 99}",
+    ):
+        assert load(file, (MODEL, change)).objectives
+    layers = "student.architecture={model_type: llama}"
+    assert load(file, (layers, "objectives[1].sites={99: 0}")).objectives
 
 
 def test_a_presets_layers_are_known(file: str) -> None:

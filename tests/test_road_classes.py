@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AlbertConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.classes import LABELS, build
 from tests.road import distilled, done, started, stlm_kd, student, weights
@@ -224,12 +224,12 @@ def test_what_looks_into_a_teacher_of_another_vocabulary_is_refused(loss: str, t
         (
             "whole",
             "{loss: hint, sites: late}",
-            "objectives[0].sites: late means the two layers below the last",
+            "late means the two layers below the last",
         ),
         (
             "whole",
             "{loss: hint, projection: none}",
-            "objectives[0].projection: none, but the student's states",
+            "none, but the student's states have 16 numbers",
         ),
         (
             "layers",
@@ -252,14 +252,16 @@ def test_sites_and_widths_that_do_not_fit_are_refused_by_configurations_alone(
 
 
 def test_a_family_whose_parts_are_not_known_is_refused_where_it_is_looked_into(tmp_path: Path) -> None:
-    albert = (
-        "student.architecture={model_type: albert, hidden_size: 16, embedding_size: 8, "
-        "intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
-    )
-    result = stlm_kd("distill", "-r", "whole.yaml", albert, "--output-dir", str(tmp_path))
+    """By its configuration: it has no weights."""
+    config = AlbertConfig(vocab_size=300, hidden_size=24, num_attention_heads=4, num_hidden_layers=2)
+    config.architectures = ["AlbertForSequenceClassification"]
+    config.save_pretrained(tmp_path / "albert")
+    AutoTokenizer.from_pretrained("own").save_pretrained(tmp_path / "albert")
+    teachers = f"teachers=[{{name: t, model: {tmp_path}/albert}}]"
+    result = stlm_kd("distill", "-r", "whole.yaml", teachers, "--output-dir", str(tmp_path))
     assert result.exit_code == 3
     for place in ("objectives[2].loss: hint", "objectives[3].loss: attention_cross_entropy"):
-        assert f"{place} looks into models, and the student is a albert; it knows gpt2, " in result.stderr
+        assert f"{place} looks into models, and teacher t is a albert; it knows gpt2, " in result.stderr
 
 
 def test_a_student_of_some_of_a_classifiers_layers_begins_as_they_are(tmp_path: Path) -> None:

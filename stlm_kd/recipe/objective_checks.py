@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
+from stlm_kd.recipe.feature_checks import LAYERS, feature_contradictions, given_number
 from stlm_kd.recipe.interchange import SOURCE_OPTIONS, Interchange, sources
 from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
 from stlm_kd.recipe.schema import Recipe
@@ -109,7 +110,8 @@ def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> I
         yield ((*place, "teacher"), ("teachers",)), message
         return
     name = objective.teacher if objective.teacher != COMBINED else next(iter(teachers))
-    yield from _beyond((*place, "sites"), objective.sites, [name], recipe)
+    beyond = list(_beyond((*place, "sites"), objective.sites, [name], recipe))
+    yield from beyond or feature_contradictions(place, objective, recipe, name, teachers[name].recipe)
 
 
 def _beyond(
@@ -124,7 +126,7 @@ def _beyond(
         *((f"teacher {name}", inner, teacher_layers) for name, inner in teachers.items()),
     ]
     for who, made, named in models:
-        layers = None if made is None else _layers_given(made)
+        layers = None if made is None else given_number(made, LAYERS)
         if layers is not None and (beyond := [layer for layer in named if layer >= layers]):
             message = f"layer {beyond[0]} given, but {who} has {layers}; use layers 0 to {layers - 1}"
             yield (place, ("student",), ("teachers",)), message
@@ -132,16 +134,6 @@ def _beyond(
 
 def _numbers(given: int | tuple[int, ...]) -> tuple[int, ...]:
     return given if isinstance(given, tuple) else (given,)
-
-
-def _layers_given(recipe: Recipe) -> int | None:
-    """The layers of a student that is made from fields; None where it takes a model to know."""
-    from stlm_kd.models.presets import PRESETS
-
-    student = recipe.student
-    fields = PRESETS.get(student.preset or "", student.architecture or {})
-    given = [fields[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if key in fields]
-    return given[0] if given and type(given[0]) is int else None
 
 
 def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:

@@ -13,6 +13,7 @@ from stlm_kd.features import Projections, TermProjections
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.recipe import Recipe, term_names
+from stlm_kd.recipe.feature_checks import site_choices
 from stlm_kd.recipe.interchange import Interchange
 from stlm_kd.recipe.objectives import Feature, MapFeature, Objective, Response
 from stlm_kd.run.interchange import asked_of, interchange_faults, interchange_terms
@@ -91,12 +92,8 @@ def pairs_of(
     Raises:
         ModelError: One of the models does not have them.
     """
-    sites = tuple(
-        {int(key): layers for key, layers in site.items()} if isinstance(site, dict) else site
-        for site in entry.sites
-    )
     choose = layer_pairs if isinstance(entry, MapFeature) else site_pairs
-    return tuple(choose(sites, num_layers(student), num_layers(teacher)))
+    return tuple(choose(site_choices(entry), num_layers(student), num_layers(teacher)))
 
 
 def projections_of(
