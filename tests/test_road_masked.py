@@ -251,7 +251,7 @@ def test_adapt_teacher_takes_the_task_from_the_model(place: Path, tmp_path: Path
     words += ["--validation", "valid.txt", "--tokens", "2k", "--context", "64", "--effective-batch", "8"]
     result = stlm_kd(*words, "--output-dir", str(tmp_path))
     assert result.exit_code == 0, f"{result.output}{result.exception!r}"
-    assert "pseudo-bits per byte on the same held-out text" in result.stdout
+    assert "pseudo-bits per byte on the same held-out data" in result.stdout
     assert "pseudo-bits per byte with its own vocabulary" in result.stderr
     (file,) = tmp_path.glob("*/results.json")
     assert json.loads(file.read_text())["adaptations"]["bert"]["task"] == "mlm"
