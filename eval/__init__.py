@@ -7,6 +7,11 @@
 * ``pseudo_perplexity``: the same for masked language models, each token predicted from both sides.
 * ``masked_loss``: the loss that masked language models are trained on, and how many tokens they find.
 * ``masked``: text in windows for these two, and what a model says at masked positions.
+* ``examples``: what a classifier, or a model of numbers, says of labelled examples.
+* ``classification``: its scores, with standard errors.
+* ``statistics``: paired tests, intervals over seeds and examples, corrections for many comparisons.
+* ``resampling``: paired bootstraps of metrics that are no means.
+* ``predictions``, ``agreement``: how far two classifiers say the same of the same examples.
 * ``likelihood``: the likelihood of pieces of text as scores with standard errors.
 * ``running``: for which task, in which mode and precision, over how many positions a model is run.
 * ``harness``: runs lm-eval on a model in memory.

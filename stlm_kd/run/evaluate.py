@@ -18,7 +18,7 @@ from stlm_kd.recipe import load
 from stlm_kd.run.folder import RECIPE, RECORD
 from stlm_kd.run.material import HeldOut, held_out_of_recipe
 from stlm_kd.run.models import model_of
-from stlm_kd.run.record import write_json
+from stlm_kd.run.output import write_output
 from stlm_kd.run.scoring import SuiteCall, score
 
 LABELLED = {"classification", "regression"}
@@ -67,8 +67,7 @@ def evaluate(
         held = held or (held_out_of_run(name) if needed else [])
         results[name] = score(model_of(name), calls, held, trust=trust_remote_code)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(output, {name: [result.to_json() for result in found] for name, found in results.items()})
+        write_output(output, {name: [result.to_json() for result in found] for name, found in results.items()})
     return results
 
 
