@@ -191,8 +191,12 @@ def _pair_name(pair: tuple[Site, Site]) -> str:
 
 
 def _module_name(term: str) -> str:
-    """A term's name as the name of a module, which has no dots."""
-    return term.replace(".", "-")
+    """A term's name as the name of a module, which has no dots; no teacher's name has what stands for them.
+
+    >>> _module_name("hint@large.v2")
+    'hint@large~v2'
+    """
+    return term.replace(".", "~")
 
 
 def _linear(inputs: int, outputs: int, *, seed: str) -> nn.Linear:

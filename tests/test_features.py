@@ -258,9 +258,10 @@ def test_checkpoints_name_a_projection_by_term_and_pair() -> None:
     names = {
         name.removesuffix(".weight") for name in all_projections().state_dict() if name.endswith("weight")
     }
-    terms, pairs = ("hint", "cosine-big-2-1"), ("layer0_to_layer2", "last_to_last")
+    terms, pairs = ("hint", "cosine~big-2~1"), ("layer0_to_layer2", "last_to_last")
     assert names == {f"{term}.{pair}" for term in terms for pair in pairs}
     assert not Projections().state_dict()
+    assert len(Projections({name: projections(4, 6, term=name) for name in ("a.b", "a-b")})) == 2
 
 
 def test_a_resting_term_gives_its_projections_a_gradient_of_nothing() -> None:

@@ -143,6 +143,18 @@ def test_terms_of_the_same_loss_have_different_names(tmp_path: Path) -> None:
     assert term_names(recipe) == ("labels", "forward_kl", "forward_kl@a", "forward_kl@a_2", "forward_kl_2")
 
 
+@pytest.mark.parametrize("order", [["a", "a", "a_2"], ["a_2", "a", "a"], ["a", "a_2", "a"]])
+def test_terms_of_teachers_whose_names_end_in_numbers_have_different_names(
+    tmp_path: Path, order: list[str]
+) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text(BASES["two-teachers"].replace("name: b", "name: a_2").replace("b: 0.5", "a_2: 0.5"))
+    entries = ", ".join(f"{{loss: forward_kl, teacher: {name}}}" for name in order)
+    names = term_names(load(str(file), [f"objectives=[{entries}]"]))
+    assert len(set(names)) == 3
+    assert all(found.startswith(f"forward_kl@{name}") for found, name in zip(names, order, strict=True))
+
+
 scalars = (
     st.none()
     | st.booleans()

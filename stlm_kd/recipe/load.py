@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -106,8 +107,8 @@ def term_names(recipe: Recipe) -> tuple[str, ...]:
     names: list[str] = []
     for objective in recipe.objectives:
         name = objective.loss if objective.teacher == COMBINED else f"{objective.loss}@{objective.teacher}"
-        count = sum(1 for other in names if re.fullmatch(rf"{re.escape(name)}(_\d+)?", other))
-        names.append(f"{name}_{count + 1}" if count else name)
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        names.append(next(one for one in itertools.chain([name], numbered) if one not in names))
     return tuple(names)
 
 
