@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from collections.abc import Iterator
@@ -142,6 +143,19 @@ def test_a_mean_of_micro_batch_means_would_be_noticed() -> None:
     means = [step(half, {k: float(v) for k, v in step.count(half).items()}).loss.item() for half in halves]
     whole = step(BATCH, {k: float(v) for k, v in step.count(BATCH).items()}).loss.item()
     assert abs(sum(means) / 2 - whole) > 1e-3
+
+
+@pytest.mark.parametrize("offset", [0, 1, -1])
+def test_labels_one_position_off_would_be_noticed(offset: int) -> None:
+    """The control of the comparison with whole logits: it holds for the labels as they are, and no others."""
+    student, taught = pico_model("gpt2").double(), teachers()
+    labelled = BATCH.labels != IGNORED
+    moved = BATCH.labels.roll(offset, dims=1).clamp(min=0).masked_fill(~labelled, IGNORED)
+    step = StepModule(student, TERMS, teachers=taught, combination=Combination("mean"))
+    shifted = dataclasses.replace(BATCH, labels=moved)
+    found = step(shifted, {name: float(count) for name, count in step.count(shifted).items()}).loss
+    gap = abs(found.item() - dense_total(student, taught, BATCH).item())
+    assert gap < 1e-12 if offset == 0 else gap > 1e-2
 
 
 def test_padding_has_no_influence_on_value_or_gradient() -> None:
