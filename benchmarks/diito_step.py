@@ -3,8 +3,8 @@
 Both sides take the same step on the same batch, places and models: labels, KL and cosine of the base, KL
 after an exchange of 30 % neighbouring positions. The plain side runs teacher and student three times each
 (base, source, base with hooks that overwrite), with the head at every position. FLOPs are counted, and
-averaged over the layers that an alignment may draw and, where they depend on the places, over ``--draws``
-steps for each of them; memory and times are of ``middle``, times in turns. Losses and gradients are compared
+averaged over the layers that an alignment may draw and, in causal models, where they depend on the places,
+over ``--draws`` steps; memory and times are of ``middle``, times in turns. Losses and gradients are compared
 before anything is counted.
 
     python benchmarks/diito_step.py bert --threads 1
@@ -82,7 +82,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pair", choices=["bert", "causal"], help="12 layers into 6")
     parser.add_argument("--width", type=int, default=768, help="of the hidden states (768)")
-    parser.add_argument("--draws", type=int, default=4, help="steps for each layer (4)")
+    parser.add_argument("--draws", type=int, default=12, help="steps that are counted (12)")
     parser.add_argument("--turns", type=int, default=5, help="turns of each side, to take times (5)")
     parser.add_argument("--threads", type=int, help="of PyTorch (its default)")
     return parser.parse_args()
@@ -265,13 +265,13 @@ def layers_of(alignment: str) -> list[dict[int, tuple[int, ...]]]:
 
 
 def steps_of(pair: Pair, alignment: str, pairing: str, draws: int) -> list[StepModule]:
-    """Ours for each layer and draw."""
-    found = []
-    for number, layers in enumerate(layers_of(alignment)):
-        for draw in range(draws):
-            step = pair.step(Intervention("diito", {"t": layers}, options={"pairing": pairing}))
-            step.begin(number * draws + draw, 1000)
-            found.append(step)
+    """Ours: so many in all, and at least one for each layer."""
+    layers, found = layers_of(alignment), []
+    for index in range(max(draws, len(layers))):
+        intervention = Intervention("diito", {"t": layers[index % len(layers)]}, options={"pairing": pairing})
+        step = pair.step(intervention)
+        step.begin(index, 1000)
+        found.append(step)
     return found
 
 
@@ -293,10 +293,15 @@ def mean_flops(pair: Pair, steps: Sequence[StepModule]) -> float:
 
 
 def show_flops(pair: Pair, alignment: str, pairing: str, plain: int, draws: int) -> None:
-    found = mean_flops(pair, steps_of(pair, alignment, pairing, draws)) / plain
+    steps = steps_of(pair, alignment, pairing, draws)
+    found = mean_flops(pair, steps) / plain
     target = TARGETS.get((pair.name, pairing), {}).get(alignment)
     wanted = f" (at most {target})" if target is not None else ""
-    print(f"FLOPs, {alignment:6}, source {pairing:11}: {found:.3f} of the plain structure{wanted}")
+    touched = statistics.mean(float(s.drawn(pair.batch)["diito"].touched.float().mean()) for s in steps)
+    print(
+        f"FLOPs, {alignment:6}, source {pairing:11}: {found:.3f} of the plain structure{wanted}; "
+        f"{touched:.0%} of the positions touched in {len(steps)} steps"
+    )
 
 
 def show_distillation(pair: Pair, draws: int) -> None:
