@@ -7,8 +7,8 @@ from dataclasses import dataclass
 BASES = {
     "classes": """
 task: classification
-student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_size: 16, intermediate_size: 32,
-  num_hidden_layers: 1, num_attention_heads: 2}}
+student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_size: 16,
+  intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
 data:
   train: [{path: pairs.jsonl, text: [one, two], label: judged}]
   labels: ["0", "1"]
@@ -20,8 +20,8 @@ eval: [classification]
 """,
     "numbers": """
 task: regression
-student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_size: 16, intermediate_size: 32,
-  num_hidden_layers: 1, num_attention_heads: 2}}
+student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_size: 16,
+  intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
 data:
   train: {path: pairs.jsonl, text: [one, two], label: judged}
   validation: {path: pairs.jsonl, text: [one, two], label: judged}
@@ -61,13 +61,16 @@ train: {epochs: 1}
 """,
     "features": """
 task: clm
-student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16, intermediate_size: 32,
-  num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1}}
+student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16,
+  intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1}}
 teachers: [{name: a, model: some/model}, {name: b, model: other/model}]
 data: {train: a.txt}
 objectives:
   - {loss: hint, weight: {schedule: linear, values: [1, 0.5]}, teacher: a, sites: full}
-  - {loss: attention_mse, weight: {schedule: step-wise, values: [1, 0.5], at: [0.3]}, teacher: a, sites: first}
+  - loss: attention_mse
+    teacher: a
+    sites: first
+    weight: {schedule: step-wise, values: [1, 0.5], at: [0.3]}
   - {loss: jensen_shannon}
   - {loss: skew_forward_kl}
   - {loss: logit_mse, centred: true}
@@ -75,8 +78,8 @@ train: {steps: 10}
 """,
     "interchange": """
 task: clm
-student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16, intermediate_size: 32,
-  num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1}}
+student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16,
+  intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1}}
 teachers: [{name: a, model: some/model}]
 data: {train: a.txt}
 objectives:

@@ -125,7 +125,7 @@ def test_adapting_by_recipe_reports_three_states_for_each_teacher(place: Path, t
     assert {name: report["init"] for name, report in reports.items()} == {"g": "subword-mean", "q": "mean"}
     table = Path(found["folder"], "table.txt").read_text()
     for name, report in reports.items():
-        states = [report[f"bits_per_byte_{state}"] for state in ("before", "initialised", "trained")]
+        states = [report[state] for state in ("before", "initialised", "trained")]
         assert len(set(states)) == 3 and states[2] < states[1]
         assert all(f"{state:.4f}" in table for state in states)
         assert (report["old_vocabulary"], report["new_vocabulary"]) == (320, 300)

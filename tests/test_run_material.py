@@ -1,0 +1,142 @@
+"""What a student reads, and which of its teachers' answers are remembered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.models.observing import Needs
+from stlm_kd.recipe import load
+from stlm_kd.run import training
+from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.material import ExampleMaterial, TextMaterial
+from stlm_kd.run.text import student_tokenizer
+from stlm_kd.step import StepModule
+from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
+from tests.effects_world import build, home
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world of the recipes whose fields have effects."""
+    place = tmp_path_factory.mktemp("world")
+    build(place)
+    return place
+
+
+@pytest.fixture
+def world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That world as the current folder."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def assignment(base: str, teachers: dict[str, str], *overrides: str) -> Assignment:
+    """The student of a base recipe, whose teachers lie in these folders."""
+    recipe = load(f"{base}.yaml", overrides)
+    return Assignment(recipe, "student", 1, teachers, student_tokenizer(recipe, home()), home())
+
+
+def step_of(work: Assignment, *, epochs: float) -> StepModule:
+    """The step that trains the student."""
+    student = training.initial_student(work)
+    return training.step_of(work, student, work.material(1.0), epochs=epochs)
+
+
+def taught(*overrides: str) -> Assignment:
+    return assignment("two-teachers", {"a": "some/model", "b": "other/model"}, "data.train=a.txt", *overrides)
+
+
+@pytest.mark.parametrize(("room", "remembered"), [(0.9, []), (1.0, ["a"]), (1.9, ["a"]), (2.0, ["a", "b"])])
+def test_the_memory_of_all_teachers_together_is_limited(
+    room: float, remembered: list[str], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = taught().material(1.0).num_rows
+    monkeypatch.setattr(training, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
+    teachers = step_of(taught(), epochs=2.0)._teachers
+    assert [name for name, one in teachers.items() if isinstance(one, RememberingTeacher)] == remembered
+
+
+@pytest.mark.parametrize(("sites", "times"), [("last", 2), ("[embeddings, last]", 3)])
+def test_states_that_are_compared_take_their_part_of_the_memory(
+    sites: str, times: int, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a teacher that is asked for its head's input too."""
+    objectives = f"objectives=[{{loss: forward_kl, teacher: a}}, {{loss: hint, teacher: a, sites: {sites}}}]"
+    rows = taught().material(1.0).num_rows
+    for room, kind in ((times - 0.1, LiveTeacher), (times, RememberingTeacher)):
+        monkeypatch.setattr(training, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
+        (teacher,) = step_of(taught(objectives), epochs=2.0)._teachers.values()
+        assert type(teacher) is kind
+
+
+def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = taught("train.precision=bf16")
+    batch = next(work.material(1.0).in_order(2))
+    assert isinstance(batch, Batch)
+
+    def says(teacher: Teacher) -> torch.Tensor:
+        found = teacher(batch, Needs(head_input=True)).observed.head_input
+        assert found is not None
+        return found
+
+    remembering = step_of(work, epochs=2.0)._teachers["a"]
+    monkeypatch.setattr(training, "REMEMBERED_BYTES", 0)
+    live = step_of(work, epochs=2.0)._teachers["a"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, remembered = says(live), says(remembering)
+    error = (expected - says(live)).abs().max()
+    assert isinstance(remembering, RememberingTeacher) and isinstance(live, LiveTeacher)
+    assert remembered.dtype == expected.dtype
+    assert error > 1e-3
+    assert (remembered - expected).abs().max() < error / 10
+
+
+def test_nothing_is_remembered_of_what_masked_models_read_since_it_differs_each_time(world: Path) -> None:
+    work = assignment("masked", {"a": "masked/model"})
+    assert [type(one) for one in step_of(work, epochs=5.0)._teachers.values()] == [LiveTeacher]
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [("forward_kl", RememberingTeacher), ("hint", LiveTeacher), ("attention_mse", LiveTeacher)],
+)
+def test_of_examples_whose_rows_differ_in_length_only_responses_are_remembered(
+    loss: str, kind: type, world: Path
+) -> None:
+    taught_by = "teachers=[{name: c, model: masked/classifier}]"
+    work = assignment(
+        "classes", {"c": "masked/classifier"}, taught_by, f"objectives=[{{loss: labels}}, {{loss: {loss}}}]"
+    )
+    assert [type(one) for one in step_of(work, epochs=5.0)._teachers.values()] == [kind]
+
+
+def test_held_out_text_is_masked_evenly_and_to_the_usual_share(world: Path) -> None:
+    work = assignment("masked", {"a": "masked/model"}, "data.masked_share=0.4")
+    material = work.material(1.0)
+    assert isinstance(material, TextMaterial) and material.masking is not None
+    assert material.masking.share == 0.4
+    labelled = attended = 0
+    for batch in material.held_out(8) or ():
+        assert isinstance(batch, Batch)
+        per_row = (batch.labels != IGNORED).sum(1)
+        assert torch.equal(per_row, (batch.attention_mask.sum(1) * 0.15).ceil().long())
+        labelled, attended = labelled + int(per_row.sum()), attended + batch.num_tokens()
+    assert labelled / attended == pytest.approx(0.15, abs=0.01)
+    masking = material.held_masking
+    assert masking is not None
+    assert set(masking.weights.tolist()) == {0.0, 1.0}
+
+
+def test_a_teacher_that_reads_by_another_tokenizer_gets_its_own_reading(world: Path) -> None:
+    taught_by = "teachers=[{name: c, model: masked/classifier}]"
+    changes = (taught_by, "student.tokenizer=other/tokenizer", "objectives=[{loss: forward_kl}]")
+    for extra, readers in ((), {"c"}), (("student.tokenizer=masked/tokenizer",), set()):
+        material = assignment("classes", {"c": "masked/classifier"}, *changes, *extra).material(1.0)
+        assert isinstance(material, ExampleMaterial)
+        assert material.readers.keys() == readers
