@@ -129,30 +129,33 @@ class StepModule(nn.Module):
         terms, head = self.terms, vocabulary_head(self.student)
         classes, names = head is None, list(self._teachers)
         own = {name: self._own_part(plan) for name, plan in plans.items()}
+        theirs = {
+            name: {
+                teacher: (self._live(teacher).part(plan, plan.teacher_layers[teacher]), wanted)
+                for teacher, wanted in teacher_needs(terms, names, classes=classes, after=name).items()
+            }
+            for name, plan in plans.items()
+        }
         needs = student_needs(terms, classes=classes)
         asked = teacher_needs(terms, names, classes=classes, causal=task_of(self.student) == "clm")
-        theirs: dict[tuple[str, str], tuple[Rerun, Needs]] = {}
-        for name, plan in plans.items():
+        for name in plans:
             needs |= own[name].needs()
-            for teacher, wanted in teacher_needs(terms, names, classes=classes, after=name).items():
-                part = self._live(teacher).part(plan, plan.teacher_layers[teacher])
-                theirs[name, teacher] = (part, wanted)
+            for teacher, (part, _) in theirs[name].items():
                 asked[teacher] |= part.needs()
         student = observe(self.student, inputs_of(batch, self.student), needs)
         teachers = {name: self._teachers[name](batch, needs) for name, needs in asked.items()}
-        changed = {
+        after = {
             name: Changed(
                 student=own[name].after(batch, student, student_needs(terms, classes=classes, after=name)),
                 teachers={
                     teacher: self._live(teacher).after(batch, teachers[teacher], part, wanted)
-                    for (intervention, teacher), (part, wanted) in theirs.items()
-                    if intervention == name
+                    for teacher, (part, wanted) in theirs[name].items()
                 },
                 touched=plan.touched,
             )
             for name, plan in plans.items()
         }
-        return Sides(student, head, teachers, self.projections, changed)
+        return Sides(student, head, teachers, self.projections, after)
 
     def _own_part(self, plan: Plan) -> Rerun:
         return Rerun(self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout)
