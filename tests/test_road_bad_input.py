@@ -15,7 +15,7 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import save_model
 from tests.road import ADAPT, LLAMA, ROBERTA, done, stlm_kd
 
-FEATURES = "only its hidden states (features) could be"
+FEATURES = "Use a "
 
 
 def altered(source: Path, folder: Path, **fields: object) -> None:

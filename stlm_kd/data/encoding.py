@@ -63,7 +63,7 @@ class EncodedTexts:
         context: The most tokens that a text has.
         padding: What fills rows.
         truncated: How many texts had more tokens than ``context``.
-    multiple: Rows are padded to a multiple of so many positions, at most to ``context``.
+        multiple: Rows are padded to a multiple of so many positions, at most to ``context``.
     """
 
     tokens: npt.NDArray[np.int32]

@@ -200,13 +200,13 @@ def check_task(config: PretrainedConfig, task: Task, *, place: str) -> None:
     if task == "clm":
         raise ModelError(
             f"{place}: {config.model_type} is a masked language model, but the task is clm: it says what "
-            "stands at a position after seeing both sides of it, which a causal model must not; only its "
-            "hidden states (features) could be taught from. Use a causal model, or task: mlm"
+            "stands at a position after seeing both sides of it, which a causal model must not. "
+            "Use a causal model, or task: mlm"
         )
     raise ModelError(
         f"{place}: {config.model_type} is a causal language model, but the task is mlm: it never looks at "
-        "what follows a masked position, so it has no distribution for it; only its hidden states (features) "
-        "could be taught from. Use a masked language model such as bert, or task: clm"
+        "what follows a masked position, so it has no distribution for it. "
+        "Use a masked language model such as bert, or task: clm"
     )
 
 

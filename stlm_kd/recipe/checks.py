@@ -9,6 +9,7 @@ from stlm_kd.errors import Fault, did_you_mean
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
 from stlm_kd.recipe.data import LABELLED_SAMPLES, Source
 from stlm_kd.recipe.objective_checks import objective_contradictions
+from stlm_kd.recipe.objectives import LABELS
 from stlm_kd.recipe.schema import Recipe, Teacher
 from stlm_kd.recipe.training import Engine
 from stlm_kd.terms import COMBINED
@@ -47,6 +48,15 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
     if recipe.task == "mlm" and recipe.data.context < 3:
         message = f"{recipe.data.context} found; expected at least 3 for mlm: a token between start and end"
         yield (("data", "context"), task), message
+    if recipe.language_task is None:
+        if recipe.data.context < 4:
+            message = (
+                f"{recipe.data.context} found; expected at least 4 for {recipe.task}: a pair and its ends"
+            )
+            yield (("data", "context"), task), message
+        if recipe.engine.vocabulary_loss != "chunked":
+            message = f"only for language models; a {recipe.task} has few outcomes, all of them at once"
+            yield (("engine", "vocabulary_loss"), task), message
     for i, entry in enumerate(recipe.eval):
         needed = TASK_OF_SUITE.get(entry.suite, recipe.task)
         if needed != recipe.task:
@@ -121,7 +131,7 @@ def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator
     if teacher.recipe.task != recipe.task:
         message = (
             f"{teacher.recipe.task} given, but it teaches for task {recipe.task}: what it predicts "
-            "cannot be compared with what the student predicts; only its hidden states (features) could be"
+            "cannot be compared with what the student predicts; give it the same task"
         )
         yield ((*place, "task"), ("task",)), message
     if teacher.recipe.engine != Engine():
@@ -144,6 +154,10 @@ def _combine(recipe: Recipe) -> Iterator[Contradiction]:
             f"{recipe.combine.how} with {len(recipe.teachers)} teachers; expected at least two, or no combine"
         )
         yield ((*place, "how"), ("teachers",)), message
+    asks = [entry for entry in recipe.objectives if entry.loss != LABELS]
+    if recipe.combine.how != "mean" and asks and all(entry.teacher != COMBINED for entry in asks):
+        message = f"{recipe.combine.how} given, but every objective names one teacher, so nothing is combined"
+        yield ((*place, "how"), ("objectives",)), message
     weights = options.get("weights")
     if not isinstance(weights, dict):
         return
@@ -163,6 +177,8 @@ def _combine(recipe: Recipe) -> Iterator[Contradiction]:
 
 def _data(recipe: Recipe) -> Iterator[Contradiction]:
     labelled = recipe.language_task is None
+    if labelled:
+        yield from _pairs(recipe)
     if recipe.data.labels is not None:
         yield from _labels(recipe, recipe.data.labels)
     for i, source in enumerate(recipe.data.train):
@@ -211,8 +227,7 @@ def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Co
         if source.sample in ("train", "validation"):
             message = f"{source.sample} has no labels; expected one of {', '.join(LABELLED_SAMPLES)}"
             yield ((*place, "sample"), task), message
-        if source.text is not None and len(source.text) > 2:
-            yield ((*place, "text"),), f"{len(source.text)} columns found; expected one, or two for pairs"
+        yield from _columns(place, source)
         return
     for key in ("text", "label"):
         if getattr(source, key) is not None:
@@ -220,6 +235,33 @@ def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Co
     if source.sample in LABELLED_SAMPLES:
         message = f"{source.sample} has labels, which no language model reads; use train or validation"
         yield ((*place, "sample"), task), message
+
+
+def _columns(place: Place, source: Source) -> Iterator[Contradiction]:
+    text = source.text or ("sentence",)
+    if source.text is not None and len(source.text) not in (1, 2):
+        yield ((*place, "text"),), f"{len(source.text)} columns found; expected one, or two for pairs"
+    elif len(set(text)) < len(text):
+        yield ((*place, "text"),), f"{text[0]} given twice; expected the columns of the two texts of a pair"
+    if (source.label or "label") in text:
+        yield ((*place, "label"), (*place, "text")), f"{source.label or 'label'} is a column of the text too"
+    if source.sample is not None and (text != ("sentence",) or source.label not in (None, "label")):
+        message = "a sample has the columns sentence and label; leave text and label out"
+        yield ((*place, "text"), (*place, "label")), message
+
+
+def _pairs(recipe: Recipe) -> Iterator[Contradiction]:
+    """All examples are single texts, or all are pairs."""
+    given = {
+        (part, i): len(source.text or ("sentence",))
+        for part, entries in (("train", recipe.data.train), ("validation", recipe.data.validation or ()))
+        for i, source in enumerate(entries)
+    }
+    first = given["train", 0]
+    for (part, i), count in given.items():
+        if count != first:
+            message = f"{count} columns of text, but data.train has {first}; expected the same number"
+            yield (("data", part, i, "text"), ("data", "train")), message
 
 
 def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Contradiction]:

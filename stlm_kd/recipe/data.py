@@ -23,6 +23,13 @@ def _columns(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _names(value: object) -> object:
+    """Classes as text: 0 and 1 are names too."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return [str(entry) if type(entry) is int else entry for entry in value]
+
+
 class Source(Part):
     """Text from a file or folder, the Hub, or the built-in generator; for classifiers, labelled examples.
 
@@ -82,4 +89,4 @@ class Data(Part):
     fraction: Share = 1.0
     context: Annotated[Count, Field(ge=2)] = 512
     masked_share: Share | None = None
-    labels: tuple[Text, ...] | None = None
+    labels: Annotated[tuple[Text, ...] | None, BeforeValidator(_names)] = None

@@ -47,7 +47,7 @@ class Schedule(Part):
     schedule: Literal["linear", "cosine", "step-wise"]
     values: tuple[Real, ...]
     between: tuple[Moment, Moment] | None = None
-    at: tuple[Moment, ...] | None = None
+    at: tuple[Annotated[Moment, Field(lt=1)], ...] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -9,14 +9,14 @@ from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary, tokenizer_identity
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.losses import LABELS
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, plain
-from stlm_kd.recipe.objectives import Objective, labels_alone
+from stlm_kd.recipe.objectives import labels_alone
 from stlm_kd.run.material import Material, data_key, held_out_key, material_of
 from stlm_kd.run.stages import Json, Key, model_identity
-from stlm_kd.run.terms import is_followed, terms_of
+from stlm_kd.run.terms import followed, looked_into, terms_of
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.terms import COMBINED, Term
 
@@ -54,7 +54,7 @@ class Assignment:
         """The names of the teachers that the objectives ask."""
         if self.variant != "student":
             return set()
-        named = {entry.teacher for entry in self._objectives if entry.loss != LABELS}
+        named = {entry.teacher for entry in followed(self.recipe).values() if entry.loss != LABELS}
         return {teacher.name for teacher in self.recipe.teachers} if COMBINED in named else named
 
     def terms(self, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]) -> list[Term]:
@@ -75,17 +75,16 @@ class Assignment:
         )
 
     def _readers(self) -> dict[str, PreTrainedTokenizerFast]:
-        """Of the classifiers that are asked, the tokenizers that are not the student's."""
+        """Of the classifiers that are asked, the tokenizers that read otherwise than the student's.
+
+        One that is looked into reads as the student, position by position, and has its vocabulary.
+        """
         if self.recipe.language_task is not None:
             return {}
-        trust = self.workshop.trust_remote_code
-        found = {name: load_tokenizer(self.teachers[name], trust_remote_code=trust) for name in self.asked}
-        return {name: own for name, own in sorted(found.items()) if not same_vocabulary(own, self.tokenizer)}
-
-    @property
-    def _objectives(self) -> list[Objective]:
-        """The objectives that the training follows at some time."""
-        return [entry for entry in self.recipe.objectives if is_followed(entry)]
+        trust, own = self.workshop.trust_remote_code, tokenizer_identity(self.tokenizer)
+        names = sorted(self.asked - looked_into(self.recipe))
+        found = {name: load_tokenizer(self.teachers[name], trust_remote_code=trust) for name in names}
+        return {name: other for name, other in found.items() if tokenizer_identity(other) != own}
 
     @property
     def fields(self) -> Mapping[str, int | float | str | bool]:
@@ -106,15 +105,15 @@ class Assignment:
         for name in ("log_every", "checkpoint_every"):
             train.pop(name, None)
         identify = cache(partial(model_identity, trust_remote_code=self.workshop.trust_remote_code))
-        own = self._objectives if self.variant == "student" else [labels_alone()]
-        combines = len(asked) > 1 and COMBINED in {entry.teacher for entry in own if entry.loss != LABELS}
+        own = followed(recipe) if self.variant == "student" else {LABELS: labels_alone()}
+        combined = {entry.teacher for entry in own.values() if entry.loss != LABELS}
         return {
             "task": recipe.task,
             "student": self._body_key(identify),
             "tokenizer": tokenizer_identity(self.tokenizer),
             "teachers": {name: identify(self.teachers[name]) for name in sorted(asked)},
-            "combine": plain(recipe.combine) if combines else None,
-            "objectives": [plain(entry) for entry in own],
+            "combine": plain(recipe.combine) if len(asked) > 1 and COMBINED in combined else None,
+            "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
             "train": train,
             "steps_from": recipe.data.fraction if recipe.train.epochs else None,
             "text": data_key(recipe, self.fraction),

@@ -67,7 +67,9 @@ def evaluate(
         held = held or (held_out_of_run(name) if needed else [])
         results[name] = score(model_of(name), calls, held, trust=trust_remote_code)
     if output is not None:
-        write_output(output, {name: [result.to_json() for result in found] for name, found in results.items()})
+        write_output(
+            output, {name: [result.to_json() for result in found] for name, found in results.items()}
+        )
     return results
 
 
@@ -84,7 +86,8 @@ def read_held_out(
     if "regression" in tasks:
         return read_examples(*sources, regression=True)
     names = class_names(load_config(model_of(model)))
-    return read_examples(*sources, labels=() if names[0] == "LABEL_0" else names)
+    unnamed = names == tuple(f"LABEL_{place}" for place in range(len(names)))
+    return read_examples(*sources, labels=[str(place) for place in range(len(names))] if unnamed else names)
 
 
 def held_out_of_run(name: str) -> HeldOut:

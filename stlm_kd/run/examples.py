@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
 from stlm_kd.errors import DataError
@@ -65,9 +66,17 @@ def held_out_examples(recipe: Recipe) -> Examples | None:
 
 
 def _read(recipe: Recipe, entries: Sequence[Source], labels: Sequence[str], place: str) -> Examples:
+    sources = labelled_sources(entries)
     try:
-        return read_examples(
-            *labelled_sources(entries), labels=labels, regression=recipe.task == "regression"
-        )
+        prints = tuple(fingerprint(source) for source in sources)
+        return _known(sources, prints, tuple(labels), recipe.task == "regression")
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _known(
+    sources: tuple[LabelledSource, ...], prints: tuple[str, ...], labels: tuple[str, ...], regression: bool
+) -> Examples:
+    """The examples of these sources, read once while their fingerprints are the same."""
+    return read_examples(*sources, labels=labels, regression=regression)

@@ -26,7 +26,7 @@ from stlm_kd.interventions import Pool
 from stlm_kd.interventions.pool import ExamplePool, TextPool
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.training import Train
-from stlm_kd.run.examples import examples_key, held_out_examples, training_examples
+from stlm_kd.run.examples import class_names_of, examples_key, held_out_examples, training_examples
 from stlm_kd.run.stages import Json
 from stlm_kd.run.text import (
     held_out,
@@ -309,7 +309,9 @@ def data_key(recipe: Recipe, fraction: float) -> Json:
 def held_out_key(recipe: Recipe) -> Json:
     """What identifies the held-out text or examples."""
     entries = recipe.data.validation or ()
-    return examples_key(entries, recipe) if recipe.language_task is None else text_key(entries, 1.0)
+    if recipe.language_task is not None:
+        return text_key(entries, 1.0)
+    return [examples_key(entries, recipe), list(class_names_of(recipe))]
 
 
 def batch_sizes(train: Train) -> BatchSizes:

@@ -19,6 +19,7 @@ from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema import Suite
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.material import HeldOut, held_out_key, held_out_of_recipe
@@ -39,7 +40,15 @@ class SuiteCall:
 
 def suite_calls(recipe: Recipe) -> list[SuiteCall]:
     """The suites of a recipe."""
-    return [SuiteCall(entry.suite, entry.options) for entry in recipe.eval]
+    return [SuiteCall(entry.suite, _options(entry, recipe)) for entry in recipe.eval]
+
+
+def _options(entry: Suite, recipe: Recipe) -> Mapping[str, Any]:
+    """As given; a classifier reads as much of an example as in its training, where nothing else is said."""
+    options = entry.options
+    if recipe.language_task is None and options.get("context", 0) is None:
+        return {**options, "context": recipe.data.context}
+    return options
 
 
 def labels(calls: Sequence[SuiteCall]) -> list[str]:

@@ -32,7 +32,7 @@ def terms_of(
     """
     return [
         term
-        for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
+        for name, entry in followed(recipe).items()
         for term in (
             interchange_terms(name, entry, recipe, student, teachers)
             if isinstance(entry, Interchange)
@@ -65,10 +65,16 @@ def _term(
     )
 
 
+def followed(recipe: Recipe) -> dict[str, Objective]:
+    """The objectives that weigh something at some time, by name, of which what they draw depends."""
+    named = zip(term_names(recipe), recipe.objectives, strict=True)
+    return {name: entry for name, entry in named if is_followed(entry)}
+
+
 def looked_into(recipe: Recipe) -> set[str]:
     """The teachers of whose inside an objective reads something."""
     found: set[str] = set()
-    for entry in recipe.objectives:
+    for entry in followed(recipe).values():
         if isinstance(entry, (Feature, MapFeature)):
             found.add(teacher_of(entry, recipe))
         elif isinstance(entry, Interchange):
@@ -105,7 +111,7 @@ def projections_of(
     seed: int,
 ) -> Projections:
     """The projections of all terms on states."""
-    entries = dict(zip(term_names(recipe), recipe.objectives, strict=True))
+    entries = followed(recipe)
     made = {}
     for term in terms:
         if term.loss not in STATE_LOSSES:
@@ -143,6 +149,13 @@ def feature_faults(
             message = f"{entry.loss} looks into models, and {' and '.join(unknown)}; it knows {known}"
             yield Fault(f"{place}.loss", message)
             continue
+        own, other = (ARCHITECTURES[config.model_type].task for config in (student, teachers[name]))
+        if isinstance(entry, MapFeature) and own != other:
+            message = (
+                f"{entry.loss} compares where positions look, but of the student ({student.model_type}) and "
+                f"teacher {name} ({teachers[name].model_type}) one looks back only and the other both ways"
+            )
+            yield Fault(f"{place}.loss", message)
         try:
             pairs_of(entry, student, teachers[name])
         except ModelError as error:
