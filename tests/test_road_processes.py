@@ -440,7 +440,7 @@ FAULTS = [
         "plain",
         ["data.train=rows.txt", "train.effective_batch=6", "--processes=3"],
         1,
-        "data.train: 2 rows of text for 3 processes",
+        "data.train: 2 rows for 3 processes",
     ),
     ("plain", TRAINED, 1, "not finite"),
     ("plain", [*TRAINED, ZERO], 1, "not finite"),
