@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
 from stlm_kd.recipe import load, recipe_hash
-from stlm_kd.recipe.source import built_in
+from stlm_kd.recipe.source import built_in, built_in_objectives
 from stlm_kd.run import folder
 
 RECIPE = """# Purpose: a test.
@@ -30,10 +30,11 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
 def test_list_shows_every_built_in_recipe_with_its_purpose(runner: CliRunner) -> None:
     done = runner.invoke(app, ["recipe", "list"])
     assert done.exit_code == 0
-    for recipe in built_in():
+    for recipe in [*built_in(), *built_in_objectives()]:
         assert recipe.name in done.stdout and recipe.purpose in done.stdout
     listed = json.loads(runner.invoke(app, ["recipe", "list", "--json"]).stdout)
-    assert [entry["name"] for entry in listed] == [recipe.name for recipe in built_in()]
+    for kind, known in (("recipe", built_in()), ("objectives", built_in_objectives())):
+        assert [entry["name"] for entry in listed if entry["kind"] == kind] == [one.name for one in known]
 
 
 def test_show_prints_the_file_as_it_is(runner: CliRunner) -> None:
