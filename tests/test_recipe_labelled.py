@@ -91,9 +91,7 @@ def test_classes_are_those_of_the_training_examples(file: str) -> None:
 
 def test_held_out_examples_of_other_classes_are_refused_by_place(file: str, tmp_path: Path) -> None:
     write(tmp_path, "valid.jsonl", [*VALID, {"sentence": "other", "label": 7}])
-    with pytest.raises(
-        DataError, match=r"^data\.validation: valid\.jsonl.*label 7 is not one of"
-    ):
+    with pytest.raises(DataError, match=r"^data\.validation: valid\.jsonl.*label 7 is not one of"):
         held_out_examples(recipe(file))
 
 
