@@ -144,7 +144,7 @@ def test_a_key_of_examples_is_their_content_and_how_they_are_read(file: str, tmp
         ("data.train={path: a.tsv, weight: 2}", "data.train.weight: only for language models"),
         ("data.train={sample: train}", "data.train.sample: train has no labels; expected one of"),
         ("data.train={path: a.tsv, text: [a, b, c]}", "data.train.text: 3 columns found; expected one"),
-        ("data.train={path: a.tsv, split: train}", "data.train.split: only for text from the Hub"),
+        ("data.train={path: a.tsv, split: train}", "data.train.split: only for data from the Hub"),
         ("data.train={path: a.tsv, size: 5}", "data.train.size: only for generated text"),
         ("data.train={sample: sentiment, split: test}", "test found; a sample has the splits"),
         ("data.train={sample: sentiment, name: x}", "data.train.name: only for text from the Hub"),

@@ -291,7 +291,7 @@ def require_columns(place: str, columns: Iterable[str], found: Collection[str]) 
     for column in columns:
         if column not in found:
             listed = ", ".join(sorted(found)) or "none"
-            raise DataError(f"{place}: no column {column}; found: {listed}; set column to one of them")
+            raise DataError(f"{place}: no column {column}; found: {listed}; name one of them")
 
 
 def text_value(value: object, place: str) -> Iterator[str]:

@@ -199,7 +199,7 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Contrad
             yield ((*place, key), (*place, "hub")), "only for text from the Hub (hub: …)"
     has_splits = source.hub is not None or source.sample in LABELLED_SAMPLES
     if not has_splits and source.split is not None:
-        yield ((*place, "split"), (*place, "hub")), "only for text from the Hub (hub: …)"
+        yield ((*place, "split"), (*place, "hub")), "only for data from the Hub (hub: …) and labelled samples"
     if has_splits and source.split is None:
         yield ((*place, "split"), (*place, "hub")), "null given; text from the Hub needs one, such as train"
     if source.sample in LABELLED_SAMPLES and source.split not in (None, "train", "validation"):
