@@ -33,6 +33,7 @@ train: {{steps: 10}}
 eval: [classification]
 """
 NUMBERS = RECIPE.replace("classification", "regression")
+PAIRS = "data.validation={path: valid.jsonl, text: [one, two]}"
 TRAIN = [{"sentence": f"text {i}", "label": i % 3} for i in range(12)]
 VALID = [{"sentence": f"held {i}", "label": i % 2} for i in range(4)]
 
@@ -62,7 +63,7 @@ def test_columns_splits_and_sizes_have_their_defaults(file: str) -> None:
     (source,) = labelled_sources(recipe(file, "data.train={sample: sentiment}").data.train)
     assert source == LabelledSource(sample="sentiment", split="train")
     given = "data.train={hub: glue, name: mrpc, text: [sentence1, sentence2], revision: abc, split: test}"
-    (source,) = labelled_sources(recipe(file, given).data.train)
+    (source,) = labelled_sources(recipe(file, given, PAIRS).data.train)
     assert (source.hub, source.name, source.text) == ("glue", "mrpc", ("sentence1", "sentence2"))
     assert (source.revision, source.split) == ("abc", "test")
 
@@ -74,7 +75,9 @@ def test_one_column_may_be_written_without_a_list(file: str) -> None:
 
 def test_the_plan_tells_columns_and_classes(file: str) -> None:
     text = describe(
-        recipe(file, "data.train={path: a.tsv, text: [one, two], label: kind}", "data.labels=[no, yes]")
+        recipe(
+            file, "data.train={path: a.tsv, text: [one, two], label: kind}", "data.labels=[no, yes]", PAIRS
+        )
     )
     assert "train on a.tsv (text one and two, label kind)" in text
     assert "tell no, yes apart" in text
@@ -130,7 +133,7 @@ def test_a_key_of_examples_is_their_content_and_how_they_are_read(file: str, tmp
     assert key("train.steps=11") == before
     assert key("data.labels=[a, b, c]") != before
     assert key(of="numbers.yaml") != before
-    assert key("data.train={path: train.jsonl, text: [sentence, label], label: other}") != before
+    assert key("data.train={path: train.jsonl, text: [sentence, label], label: other}", PAIRS) != before
     write(tmp_path, "train.jsonl", TRAIN[:-1])
     assert key() != before
 
@@ -144,6 +147,12 @@ def test_a_key_of_examples_is_their_content_and_how_they_are_read(file: str, tmp
         ("data.train={path: a.tsv, weight: 2}", "data.train.weight: only for language models"),
         ("data.train={sample: train}", "data.train.sample: train has no labels; expected one of"),
         ("data.train={path: a.tsv, text: [a, b, c]}", "data.train.text: 3 columns found; expected one"),
+        ("data.train={path: a.tsv, text: [a, a]}", "data.train.text: a given twice"),
+        ("data.train={path: a.tsv, text: label}", "data.train.label: label is a column of the text too"),
+        ("data.train={sample: sentiment, text: body}", "data.train.text: a sample has the columns"),
+        ("data.train={path: a.tsv, text: [a, b]}", "data.validation.text: 1 columns of text, but data.train"),
+        ("data.context=3", "data.context: 3 found; expected at least 4"),
+        ("engine.vocabulary_loss=dense", "engine.vocabulary_loss: only for language models"),
         ("data.train={path: a.tsv, split: train}", "data.train.split: only for data from the Hub"),
         ("data.train={path: a.tsv, size: 5}", "data.train.size: only for generated text"),
         ("data.train={sample: sentiment, split: test}", "test found; a sample has the splits"),
