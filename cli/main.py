@@ -13,6 +13,7 @@ from stlm_kd.cli.distill import distill
 from stlm_kd.cli.evaluate import evaluate
 from stlm_kd.cli.generate import generate
 from stlm_kd.cli.group import Commands
+from stlm_kd.cli.interchange import interchange
 from stlm_kd.cli.recipes import app as recipes
 from stlm_kd.cli.runs import app as runs
 
@@ -50,6 +51,7 @@ app.command("adapt-teacher")(adapt_teacher)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("agreement")(agreement)
+app.command("interchange")(interchange)
 app.command("generate")(generate)
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")

@@ -1,0 +1,302 @@
+"""What a student says where hidden states are exchanged in it and in its teacher alike.
+
+A student that has learnt the teacher's causal structure says what the teacher says after the same
+intervention ("interchange intervention accuracy": Geiger et al., "Causal Abstractions of Neural Networks",
+2021; as the aim of distillation: Wu et al., "Causal Distillation for Language Models", 2022). Counted are the
+positions that an intervention can reach: in a causal model those of its document from the first exchanged one
+on.
+
+Shapes: B rows, T positions, N counted positions, n of one chunk, D width of a model, V tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stlm_kd.alignment import Alignment
+from stlm_kd.data.batch import Batch
+from stlm_kd.distributions import Dense
+from stlm_kd.eval.likelihood import ratio_stderr
+from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
+from stlm_kd.eval.running import evaluating
+from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
+from stlm_kd.interventions.plan import Tokens
+from stlm_kd.losses.chunked import chunk_rows
+from stlm_kd.models.forward import head_of, inputs_of
+from stlm_kd.models.observing import Needs, Observed, observe
+from stlm_kd.terms import Intervention
+
+SUITE = "interchange"
+ALL = "all layers"
+TEACHER = "teacher"
+
+RATIOS = {
+    "agreement": ("same", "positions"),
+    "interchange_accuracy": ("same_of_changed", "changed"),
+    "base_agreement": ("base_same", "positions"),
+    "teacher_changes": ("changed", "positions"),
+    "teacher_effect": ("teacher_nats", "positions"),
+    "student_effect": ("student_nats", "positions"),
+}
+"""Each metric is the sum of the first over all rows by that of the second: the share of positions where both
+models have one favourite after the intervention; the same where it changes the teacher's; the same without
+intervention; where it changes the teacher's; and KL(after || before) of either model, in nats."""
+
+_SUMS = ("positions", "same", "base_same", "changed", "same_of_changed", "teacher_nats", "student_nats")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An intervention on a batch; of its plan, layers are put in by those who use it.
+
+    The same places and sources serve all layers and all students.
+    """
+
+    batch: Batch
+    plan: Plan
+
+    def at(self, student_layer: int, teacher_layers: tuple[int, ...], device: torch.device) -> Plan:
+        """The plan for a layer of a student and those that it stands for."""
+        aimed = replace(self.plan, student_layer=student_layer, teacher_layers={TEACHER: teacher_layers})
+        return aimed.to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Interchange:
+    """What a student says beside its teacher.
+
+    Attributes:
+        alignment: The layers that were exchanged; one of them where tokens were, to which no layer belongs.
+        rows: By student layer, of each row: ``_SUMS``, by name, over its counted positions.
+        ids: Of the rows.
+        last_layer: The student's.
+        of_tokens: Whether tokens were exchanged, not states.
+    """
+
+    alignment: Alignment
+    rows: Mapping[int, Sequence[Mapping[str, float]]]
+    ids: tuple[int, ...]
+    last_layer: int
+    of_tokens: bool
+
+    def as_result(self) -> SuiteResult:
+        """Every metric of all layers together and of each, with standard errors over the rows.
+
+        ``interchange_accuracy`` is left out where nothing changes the teacher's favourite.
+        """
+        together = [
+            {name: math.fsum(row[name] for row in parts) for name in _SUMS}
+            for parts in zip(*self.rows.values(), strict=True)
+        ]
+        scores = [*_scores(ALL, together, part_of=None)]
+        for layer, rows in self.rows.items():
+            if not self.of_tokens:
+                scores += _scores(f"layer {layer}", rows, part_of=ALL)
+        return SuiteResult(
+            SUITE,
+            tuple(scores),
+            tuple(self._examples(together)),
+            tuple(self._notes(scores)),
+            {
+                "alignment": {str(layer): list(theirs) for layer, theirs in self.alignment.items()},
+                "positions": int(sum(row["positions"] for row in together) / len(self.rows)),
+            },
+        )
+
+    def _examples(self, together: Sequence[Mapping[str, float]]) -> Iterator[ExampleScore]:
+        for number, row in zip(self.ids, together, strict=True):
+            for metric, (above, below) in RATIOS.items():
+                if row[below]:
+                    yield ExampleScore(ALL, str(number), metric, row[above] / row[below])
+
+    def _notes(self, scores: Sequence[Score]) -> Iterator[str]:
+        if self.of_tokens:
+            yield "tokens were exchanged, not states: no layer has a score of its own"
+        elif self.last_layer in self.alignment:
+            yield (
+                f"layer {self.last_layer} is the student's last: what is exchanged there is only put out, "
+                "so that it tells no more than agreement without intervention"
+            )
+        scored = {score.task for score in scores if score.metric == "interchange_accuracy"}
+        for task in dict.fromkeys(score.task for score in scores):
+            if task not in scored:
+                yield f"{task}: no intervention changes what the teacher holds likeliest"
+
+
+def draw_exchanges(
+    batches: Iterable[Batch],
+    *,
+    source: str,
+    positions: Literal["consecutive", "random"],
+    supplies: Supplies,
+    causal: bool,
+    fraction: float = 0.3,
+) -> list[Exchange]:
+    """An intervention for each batch, drawn from the seed of the supplies; see ``Intervention``.
+
+    Args:
+        batches: Of held-out text; their order matters.
+        source: Name in ``SOURCES``.
+        positions: Neighbours, or any.
+        supplies: Seed, further rows, tokens.
+        causal: Whether the models look back alone.
+        fraction: Of a document's positions.
+
+    Raises:
+        DataError: The source is another row, and there is none.
+    """
+    intervention = Intervention(
+        SUITE, {TEACHER: {0: (0,)}}, source=source, positions=positions, fraction=fraction
+    )
+    return [
+        Exchange(batch, draw_plan(intervention, batch, supplies, index=index, steps=index + 1, causal=causal))
+        for index, batch in enumerate(batches)
+    ]
+
+
+def measure(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    exchanges: Sequence[Exchange],
+    *,
+    alignment: Alignment,
+    vocabulary: int,
+) -> Interchange:
+    """How a student and its teacher answer the same interventions, at each aligned layer of the student.
+
+    Args:
+        teacher: A language model of a family that ``architectures.py`` lists; left in its mode.
+        student: The same, of the same vocabulary and task, on the same device.
+        exchanges: At least one, with rows that are not all padding.
+        alignment: Student layer → the teacher's layers that it stands for.
+        vocabulary: The tokenizer's size; what a head has beyond it is padding.
+    """
+    assert alignment and exchanges
+    of_tokens = any(isinstance(exchange.plan.source, Tokens) for exchange in exchanges)
+    if of_tokens:
+        alignment = dict([next(iter(alignment.items()))])
+    rows: dict[int, list[Mapping[str, float]]] = {layer: [] for layer in alignment}
+    ids: list[int] = []
+    with evaluating(teacher), evaluating(student), torch.inference_mode():
+        for exchange in exchanges:
+            found = _answers(teacher, student, exchange, alignment, vocabulary)
+            filled = exchange.batch.attention_mask.any(1).tolist()
+            ids += [
+                number
+                for number, keep in zip(exchange.batch.example_ids.tolist(), filled, strict=True)
+                if keep
+            ]
+            for layer, sums in found.items():
+                rows[layer] += [row for row, keep in zip(sums, filled, strict=True) if keep]
+    last = int(student.config.get_text_config().num_hidden_layers) - 1
+    return Interchange(alignment, rows, tuple(ids), last, of_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A model's states before its head at the counted positions: of the base, and after interventions."""
+
+    base: Dense
+    after: Mapping[int, Dense]
+
+
+def _answers(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    exchange: Exchange,
+    alignment: Alignment,
+    vocabulary: int,
+) -> dict[int, list[dict[str, float]]]:
+    """By layer, the sums of each row of a batch."""
+    device = student.device
+    batch = exchange.batch.to(device)
+    plans = {layer: exchange.at(layer, theirs, device) for layer, theirs in alignment.items()}
+    counted_BT = batch.attention_mask & exchange.plan.touched.to(device)
+    theirs = _said(teacher, TEACHER, batch, plans, counted_BT, vocabulary)
+    own = _said(student, None, batch, plans, counted_BT, vocabulary)
+    row_N = counted_BT.nonzero()[:, 0]
+    sums = {
+        layer: {name: torch.zeros(len(counted_BT), dtype=torch.float64) for name in _SUMS} for layer in plans
+    }
+    size = chunk_rows(head_of(student).weight, 0.25)  # four tensors of logits at once
+    for begin in range(0, len(row_N), size):
+        chunk = slice(begin, begin + size)
+        row_n = row_N[chunk].cpu()
+        for layer, found in _compared(theirs, own, chunk, vocabulary):
+            for name, values_n in found.items():
+                sums[layer][name].index_add_(0, row_n, values_n.double().cpu())
+    return {
+        layer: [dict(zip(_SUMS, row, strict=True)) for row in torch.stack([*found.values()], 1).tolist()]
+        for layer, found in sums.items()
+    }
+
+
+def _said(
+    model: PreTrainedModel,
+    who: str | None,
+    batch: Batch,
+    plans: Mapping[int, Plan],
+    counted_BT: Tensor,
+    vocabulary: int,
+) -> _Said:
+    """Of the teacher, by its name in the plans, or (None) of the student."""
+    head = Needs(head_input=True)
+    parts = {layer: Rerun(model, plan.layers(who), plan) for layer, plan in plans.items()}
+    needs = head
+    for part in parts.values():
+        needs |= part.needs()
+    base = observe(model, inputs_of(batch, model), needs)
+
+    def counted(observed: Observed) -> Dense:
+        assert observed.head_input is not None
+        return Dense(observed.head_input, head_of(model), vocabulary).rows(counted_BT)
+
+    return _Said(
+        counted(base), {layer: counted(part.after(batch, base, head)) for layer, part in parts.items()}
+    )
+
+
+def _compared(
+    teacher: _Said, student: _Said, chunk: slice, vocabulary: int
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """By layer, ``_SUMS`` at each position of a chunk, (n,)."""
+    theirs_nV, own_nV = (said.base.logits(chunk, vocabulary).log_softmax(-1) for said in (teacher, student))
+    theirs_n, own_n = theirs_nV.argmax(-1), own_nV.argmax(-1)
+    for layer in student.after:
+        theirs_after_nV, own_after_nV = (
+            said.after[layer].logits(chunk, vocabulary).log_softmax(-1) for said in (teacher, student)
+        )
+        same_n = theirs_after_nV.argmax(-1) == own_after_nV.argmax(-1)
+        changed_n = theirs_after_nV.argmax(-1) != theirs_n
+        yield (
+            layer,
+            {
+                "positions": torch.ones_like(theirs_n),
+                "same": same_n,
+                "base_same": theirs_n == own_n,
+                "changed": changed_n,
+                "same_of_changed": same_n & changed_n,
+                "teacher_nats": _divergence(theirs_after_nV, theirs_nV),
+                "student_nats": _divergence(own_after_nV, own_nV),
+            },
+        )
+
+
+def _divergence(after_nV: Tensor, before_nV: Tensor) -> Tensor:
+    """KL(after || before) of log-probabilities, in nats, (n,)."""
+    return (after_nV.exp() * (after_nV - before_nV)).sum(-1)
+
+
+def _scores(task: str, rows: Sequence[Mapping[str, float]], *, part_of: str | None) -> Iterator[Score]:
+    for metric, (above, below) in RATIOS.items():
+        pairs = [(row[above], int(row[below])) for row in rows if row[below]]
+        if pairs:
+            value = math.fsum(over for over, _ in pairs) / sum(under for _, under in pairs)
+            yield Score(task, metric, value, ratio_stderr(pairs), len(pairs), part_of=part_of)
