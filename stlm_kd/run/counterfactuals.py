@@ -27,7 +27,6 @@ from stlm_kd.errors import DataError, ModelError, UsageError
 from stlm_kd.eval.interchange import ALL, RATIOS, SUITE, Exchange, draw_exchanges, measure
 from stlm_kd.eval.masked import DEFAULT_WINDOW
 from stlm_kd.eval.results import Score, SuiteResult
-from stlm_kd.eval.running import check_window
 from stlm_kd.interventions import Lexicon, Supplies
 from stlm_kd.interventions.draw import named_generator
 from stlm_kd.interventions.pool import TextPool
@@ -209,8 +208,10 @@ def _context(models: Mapping[str, PreTrainedModel], wanted: int | None) -> int:
     if wanted is None:
         limits = (num_positions(model.config) for model in models.values())
         return min(DEFAULT_WINDOW, *(limit for limit in limits if limit is not None))
-    for model in models.values():
-        check_window(model.config, wanted, suite=SUITE)
+    for name, model in models.items():
+        most = num_positions(model.config)
+        if most is not None and wanted > most:
+            raise UsageError(f"--context: {wanted} tokens, but {name} has {most} positions")
     return wanted
 
 
@@ -263,7 +264,7 @@ def _exchanges(
     pool = TextPool(parts, even_masking(tokenizer) if task == "mlm" else None)
     order = named_generator(asked.seed, SUITE, "rows").permutation(len(pool))[: asked.rows]
     pieces = np.array_split(order, -(-len(order) // ROWS_OF_A_BATCH))
-    supplies = Supplies(asked.seed, pool, Lexicon.of(readvocabulary_size(tokenizer)))
+    supplies = Supplies(asked.seed, pool, Lexicon.of(read_vocabulary(tokenizer)))
     return draw_exchanges(
         (_batch(pool, piece.tolist(), asked.seed) for piece in pieces),
         source=asked.source,
