@@ -281,7 +281,10 @@ def test_a_controls_key_does_not_depend_on_teachers_and_objectives(
 @pytest.mark.parametrize(
     "changes",
     [
-        ("objectives=[{loss: labels}, {loss: forward_kl, teacher: a}, {loss: reverse_kl, teacher: b}]",),
+        (
+            "objectives=[{loss: labels}, {loss: forward_kl, teacher: a}, {loss: reverse_kl, teacher: b}]",
+            "combine={how: mean}",
+        ),
         ("teachers=[{name: a, model: some/model}]", "combine={how: mean}"),
     ],
 )

@@ -62,8 +62,8 @@ def test_a_ramp_is_over_the_whole_training_where_nothing_else_is_said(file: str)
 
 
 def test_steps_begin_with_the_first_value(file: str) -> None:
-    given = "{schedule: step-wise, values: [1, 0.5, 0], at: [0.25, 1]}"
-    assert weight(file, given) == Steps(((0.0, 1.0), (0.25, 0.5), (1.0, 0.0)))
+    given = "{schedule: step-wise, values: [1, 0.5, 0], at: [0.25, 0.9]}"
+    assert weight(file, given) == Steps(((0.0, 1.0), (0.25, 0.5), (0.9, 0.0)))
 
 
 def test_every_number_of_a_loss_may_be_scheduled_and_nothing_else(file: str) -> None:

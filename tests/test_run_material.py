@@ -69,7 +69,7 @@ def test_states_that_are_compared_take_their_part_of_the_memory(
     rows = taught().material(1.0).num_rows
     for room, kind in ((times - 0.1, LiveTeacher), (times, RememberingTeacher)):
         monkeypatch.setattr(training, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
-        (teacher,) = step_of(taught(objectives), epochs=2.0)._teachers.values()
+        (teacher,) = step_of(taught(objectives, "combine={how: mean}"), epochs=2.0)._teachers.values()
         assert type(teacher) is kind
 
 
