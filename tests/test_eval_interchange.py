@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,6 +288,33 @@ def test_a_model_beside_its_copy_agrees_everywhere(
     told = {score["metric"]: score["value"] for score in result["scores"] if score["task"] == ALL}
     assert told["agreement"] == told["interchange_accuracy"] == told["base_agreement"] == 1
     assert told["teacher_effect"] == told["student_effect"] and math.isfinite(told["teacher_effect"])
+
+
+def run_of(model: str, folder: Path, text: str) -> str:
+    """A run that has this model as its student, with validation text of its own."""
+    shutil.copytree(model, folder / "students" / "seed-1")
+    (folder / "run.json").write_text("{}")
+    (folder / "recipe.yaml").write_text(
+        "task: clm\nstudent: {preset: stlm-nano, tokenizer: {train: bpe, size: 300}}\n"
+        f"data: {{train: {text}, validation: {text}}}\nobjectives: [{{loss: labels}}]\ntrain: {{steps: 1}}\n"
+    )
+    return str(folder / "students" / "seed-1")
+
+
+def test_the_text_is_that_of_the_models_runs_if_it_is_one(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    text = models / "text.txt"
+    near, far = run_of("near", tmp_path / "a", str(text)), run_of("far", tmp_path / "b", str(text))
+    few = ["--rows", "6", "--context", "16"]
+    found = done("interchange", "teacher", near, far, *few)["students"]
+    given = done("interchange", "teacher", near, far, *few, "--data", "text.txt")["students"]
+    assert found == given
+    (tmp_path / "other.txt").write_text("another text\n\n" * 20)
+    other = run_of("far", tmp_path / "c", str(tmp_path / "other.txt"))
+    refused = stlm_kd("interchange", "teacher", near, other, *few)
+    assert refused.exit_code == 1 and "validation text of their runs is not the same" in refused.stderr
 
 
 @pytest.mark.parametrize(
