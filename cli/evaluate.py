@@ -36,10 +36,16 @@ def evaluate(
         ),
     ] = None,
     text: Annotated[
-        str,
-        typer.Option(metavar="A[,B]", help="Labelled examples: the column of the text, or two of a pair."),
-    ] = "sentence",
-    label: Annotated[str, typer.Option(help="Labelled examples: the column of the label.")] = "label",
+        str | None,
+        typer.Option(
+            metavar="A[,B]",
+            help="Labelled examples: the column of the text, or two of a pair; by default those of the run.",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Labelled examples: the column of the label; by default that of the run."),
+    ] = None,
     tasks: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
     ] = None,
@@ -69,7 +75,7 @@ def evaluate(
         models,
         suites=chosen,
         data=[str(path) for path in data or ()],
-        text=[column.strip() for column in text.split(",")],
+        text=None if text is None else [column.strip() for column in text.split(",")],
         label=label,
         output=output,
         trust_remote_code=trust_remote_code,

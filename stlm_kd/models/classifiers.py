@@ -6,7 +6,7 @@ A classifier of chosen layers of another is made by ``stlm_kd.models.students.st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -142,6 +142,13 @@ def _check_labels(name: str, config: PretrainedConfig, labels: Sequence[str] | N
 
 def _told(labels: Sequence[str]) -> str:
     return f"{len(labels)} classes ({', '.join(labels)})" if len(labels) > 1 else "a number"
+
+
+def kind_of(config: PretrainedConfig) -> Literal["classification", "regression"] | None:
+    """What a model tells of a text by its configuration; None of a language model."""
+    if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
+        return None
+    return "regression" if config.problem_type == "regression" or config.num_labels == 1 else "classification"
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:

@@ -9,12 +9,13 @@ from typing import Any
 from stlm_kd.data.labelled import LabelledSource, read_examples
 from stlm_kd.data.sources import Source
 from stlm_kd.data.sources import documents as read_documents
-from stlm_kd.errors import UsageError
+from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.eval import NEEDS_TEXT, TASK_OF_SUITE
 from stlm_kd.eval.results import SuiteResult
-from stlm_kd.models.classifiers import class_names
-from stlm_kd.models.load import load_config
+from stlm_kd.models.classifiers import class_names, kind_of
+from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.recipe import load
+from stlm_kd.run.examples import labelled_sources
 from stlm_kd.run.folder import RECIPE, RECORD
 from stlm_kd.run.material import HeldOut, held_out_of_recipe
 from stlm_kd.run.models import model_of
@@ -30,8 +31,8 @@ def evaluate(
     *,
     suites: Sequence[Mapping[str, Any]],
     data: Sequence[str],
-    text: Sequence[str],
-    label: str,
+    text: Sequence[str] | None,
+    label: str | None,
     output: Path | None,
     trust_remote_code: bool,
 ) -> dict[str, list[SuiteResult]]:
@@ -42,13 +43,14 @@ def evaluate(
         suites: Each ``{"suite": name, **options}``.
         data: Files of held-out text, or of labelled examples, for the suites that read them; none: each run's
             own.
-        text: Of labelled examples, the columns of the text.
-        label: Of labelled examples, the column of the label.
+        text: Of labelled examples, the columns of the text; those of the model's run where None.
+        label: Of labelled examples, the column of the label; that of the model's run where None.
         output: A JSON file for all results, or None.
         trust_remote_code: Whether models may run code that they bring.
 
     Raises:
-        UsageError: A suite that reads text, without any.
+        UsageError: A suite that reads text, without any; or columns that are not those of the model's run.
+        ModelError: A suite that is not for what the model does.
     """
     calls = [
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
@@ -60,9 +62,11 @@ def evaluate(
         raise UsageError(
             "--suite: suites of text, of classes and of numbers score different models; ask apart"
         )
-    columns = (tuple(text), label) if labelled else None
+    for name in models:
+        _check_kind(name, calls, trust=trust_remote_code)
     results = {}
     for name in models:
+        columns = _columns(name, text, label) if labelled else None
         held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
         held = held or (held_out_of_run(name) if needed else [])
         results[name] = score(model_of(name), calls, held, trust=trust_remote_code)
@@ -71,6 +75,46 @@ def evaluate(
             output, {name: [result.to_json() for result in found] for name, found in results.items()}
         )
     return results
+
+
+def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
+    """Refuse suites of classes or numbers on a language model, and others on a model of these."""
+    config = load_config(model_of(name), trust_remote_code=trust)
+    kind = kind_of(config)
+    for call in calls:
+        needed = TASK_OF_SUITE.get(call.suite)
+        if kind is not None and needed != kind:
+            what = "classifier" if kind == "classification" else "model of numbers"
+            raise ModelError(
+                f"{name}: a {config.model_type} {what}, which {call.suite} does not score; use {kind}"
+            )
+        if kind is None and needed in LABELLED:
+            fitting = "masked-loss" if declared_task(config) == "mlm" else "perplexity"
+            raise ModelError(
+                f"{name}: a {config.model_type} language model, which tells no {needed} of a text; "
+                f"use {fitting}, or a model that was trained for task: {needed}"
+            )
+
+
+def _columns(name: str, text: Sequence[str] | None, label: str | None) -> tuple[tuple[str, ...], str]:
+    """The columns of examples: as given, or as the recipe of the model's run names them."""
+    run = _run_of(name)
+    own = None if run is None else load(str(run / RECIPE))
+    if own is None or own.task not in LABELLED:
+        return tuple(text or ("sentence",)), label or "label"
+    (known, *_) = labelled_sources(own.data.validation or own.data.train)
+    if text is not None and len(text) != len(known.text):
+        raise UsageError(
+            f"--text {','.join(text)}: {len(text)} given, but {name} was trained on {len(known.text)} "
+            f"({','.join(known.text)}); name as many columns"
+        )
+    return tuple(text or known.text), label or known.label
+
+
+def _run_of(name: str) -> Path | None:
+    """The folder of the run that a model belongs to."""
+    folders = (Path(name), *Path(name).resolve().parents)
+    return next((folder for folder in folders if (folder / RECORD).is_file()), None)
 
 
 def read_held_out(
@@ -96,11 +140,11 @@ def held_out_of_run(name: str) -> HeldOut:
     Raises:
         UsageError: It belongs to none that has some.
     """
-    for folder in (Path(name), *Path(name).resolve().parents):
-        if (folder / RECORD).is_file():
-            found = held_out_of_recipe(load(str(folder / RECIPE)))
-            if found:
-                return found
+    run = _run_of(name)
+    if run is not None:
+        found = held_out_of_recipe(load(str(run / RECIPE)))
+        if found:
+            return found
     raise UsageError(
         f"{name}: the suites need held-out data, and this is no run that has some; give --data FILE"
     )
