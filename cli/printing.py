@@ -26,9 +26,11 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """A Rich table, as wide as it must be where stdout is not a terminal."""
+    """A Rich table, as wide as it must be where stdout is not a terminal; in a narrow one no cell is cut."""
     from rich.console import Console
 
+    for column in table.columns:
+        column.overflow = "fold"
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(Console(width=1000).measure(table).maximum, 40))

@@ -44,9 +44,9 @@ def show(
         bool, typer.Option("--resolved", help="With every default filled in, and changes applied.")
     ] = False,
 ) -> None:
-    """A recipe as it is written, or resolved."""
+    """A recipe or a list of objectives as it is written, or a recipe resolved."""
     from stlm_kd.errors import UsageError
-    from stlm_kd.recipe.source import locate, text_of
+    from stlm_kd.recipe.source import shown, text_of
 
     if resolved:
         from stlm_kd.recipe import load, resolved_yaml
@@ -55,7 +55,7 @@ def show(
     elif overrides:
         raise UsageError(f"{overrides[0]}: changes show only with --resolved")
     else:
-        typer.echo(text_of(locate(recipe)), nl=False)
+        typer.echo(text_of(shown(recipe)), nl=False)
 
 
 @app.command()

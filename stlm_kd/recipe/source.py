@@ -58,6 +58,18 @@ def built_in_objectives() -> list[BuiltIn]:
     return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(place.glob("*.yaml"))]
 
 
+def shown(name: str) -> Path:
+    """The file of what ``recipe list`` names: a recipe, as ``locate`` finds it, or a list of objectives.
+
+    Raises:
+        EnvironmentFault: There is neither.
+    """
+    lists = {entry.name: entry.path for entry in built_in_objectives()}
+    if name in lists and name not in {entry.name for entry in built_in()} and not Path(name).is_file():
+        return lists[name]
+    return locate(name)
+
+
 def purpose(path: Path) -> str:
     """The first line of a recipe's header comment, or ""."""
     first = path.read_text(encoding="utf-8").splitlines()[:1]

@@ -176,9 +176,19 @@ def duration(seconds: float) -> str:
 
 
 def _losses(metrics: StepMetrics, unit: str) -> str:
-    return f"loss {metrics.loss:.3f} {unit}  " + "  ".join(f"{n} {v:.3f}" for n, v in metrics.losses.items())
+    terms = (f"{name} {_number(value)}" for name, value in metrics.losses.items())
+    return f"loss {_number(metrics.loss)} {unit}  " + "  ".join(terms)
 
 
 def _terms(metrics: ValidationMetrics, unit: str) -> str:
-    terms = [f"{name} {value:.3f}" for name, value in metrics.losses.items()]
+    terms = [f"{name} {_number(value)}" for name, value in metrics.losses.items()]
     return "  ".join(term + (f" {unit}" if term.startswith("labels ") else "") for term in terms)
+
+
+def _number(value: float) -> str:
+    """Three decimals; of what these would show as 0 and is not, its size.
+
+    >>> _number(2.9812), _number(0.0), _number(0.00021)
+    ('2.981', '0.000', '2.1e-04')
+    """
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
