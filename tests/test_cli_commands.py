@@ -186,7 +186,7 @@ def test_eval_hands_on_checked_suites_and_prints_a_table(
     assert (perplexity["suite"], harness["suite"]) == ("perplexity", "lm-eval")
     assert (list(harness["tasks"]), harness["limit"], "limit" in perplexity) == (["blimp"], 5, False)
     assert (given["first"], given["data"], given["output"]) == (["m"], ["b.txt"], None)
-    assert (given["text"], given["label"]) == (["sentence"], "label")
+    assert (given["text"], given["label"]) == (None, None)
     assert "0.625 ± 0.010" in done.stdout and "0.500" in done.stdout
     machine = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
     assert machine["m"][0]["scores"][0]["value"] == 0.625
