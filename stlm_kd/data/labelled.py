@@ -272,7 +272,7 @@ def _numbers(found: Sequence[tuple[str, object]]) -> npt.NDArray[np.float32]:
     """The labels as numbers; a whole set of -1 is one whose labels are hidden."""
     values = np.array([_number(value, place) for place, value in found], np.float32)
     if (values == -1).all():
-        raise DataError(_hidden(found[0][0]))
+        raise DataError(_hidden(found[0][0], ""))
     return values
 
 
@@ -331,11 +331,12 @@ def _name(value: object, place: str) -> str:
     raise DataError(f"{place}: {_shown(value)} found, expected the name or number of a class")
 
 
-def _hidden(place: str) -> str:
-    return (
-        f"{place}: the label is -1, by which test sets hide their labels; use a split that has them "
-        '(if it is a class of its own, name all classes: labels: ["-1", …])'
-    )
+_IF_A_CLASS = ' (if it is a class of its own, name all classes: labels: ["-1", …])'
+
+
+def _hidden(place: str, otherwise: str = _IF_A_CLASS) -> str:
+    hint = f"; use a split that has them{otherwise}"
+    return f"{place}: the label is -1, by which test sets hide their labels{hint}"
 
 
 def _unknown(place: str, label: str, names: Sequence[str]) -> str:
