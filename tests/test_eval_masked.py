@@ -438,7 +438,9 @@ def test_no_default_window_is_longer_than_another_models() -> None:
     assert masked_loss.measure(long, BYTES, ["a" * 600]).text.window == masked.DEFAULT_WINDOW == 128
 
 
-@pytest.mark.parametrize("suite", sorted(TASK_OF_SUITE))
+@pytest.mark.parametrize(
+    "suite", [name for name, task in sorted(TASK_OF_SUITE.items()) if task in ("clm", "mlm")]
+)
 def test_a_suite_refuses_models_of_the_other_task(model: PreTrainedModel, suite: str) -> None:
     causal = TASK_OF_SUITE[suite] == "clm"
     wrong = model if causal else pico_model("gpt2", vocabulary=VOCABULARY)

@@ -55,7 +55,10 @@ def test_models_scored_on_other_examples_are_not_passed_off_as_comparable() -> N
 
 
 def test_the_options_of_the_suites_are_known_to_the_recipe() -> None:
-    assert list(SUITES) == ["lm-eval", "masked-loss", "perplexity", "pseudo-perplexity"]
+    labelled = {"classification", "regression"}
+    assert set(SUITES) == {"lm-eval", "masked-loss", "perplexity", "pseudo-perplexity"} | labelled
+    for suite in labelled:
+        assert list(SUITES.options(suite)) == ["context", "batch_size", "precision"]
     assert list(SUITES.options("perplexity")) == ["window", "stride", "batch_size", "precision"]
     pseudo = SUITES.options("pseudo-perplexity")
     assert list(pseudo) == ["window", "tokens", "seed", "batch_size", "precision"]

@@ -150,7 +150,7 @@ def test_terms_of_teachers_whose_names_end_in_numbers_have_different_names(
     file = tmp_path / "base.yaml"
     file.write_text(BASES["two-teachers"].replace("name: b", "name: a_2").replace("b: 0.5", "a_2: 0.5"))
     entries = ", ".join(f"{{loss: forward_kl, teacher: {name}}}" for name in order)
-    names = term_names(load(str(file), [f"objectives=[{entries}]"]))
+    names = term_names(load(str(file), [f"objectives=[{entries}]", "combine={how: mean}"]))
     assert len(set(names)) == 3
     assert all(found.startswith(f"forward_kl@{name}") for found, name in zip(names, order, strict=True))
 

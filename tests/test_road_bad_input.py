@@ -15,7 +15,7 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import save_model
 from tests.road import ADAPT, LLAMA, ROBERTA, done, stlm_kd
 
-FEATURES = "Use a "
+ADVICE = ("Use a causal model", "Use a masked language model", "give it the same task")
 
 
 def altered(source: Path, folder: Path, **fields: object) -> None:
@@ -95,7 +95,8 @@ def test_a_model_of_the_other_task_is_refused_and_the_message_says_why(
 ) -> None:
     code, message = refused(tmp_path, recipe, change)
     assert code == 3
-    assert where in message and what in message and FEATURES in message
+    assert where in message and what in message
+    assert any(advice in message for advice in ADVICE)
 
 
 SAID = [
@@ -191,8 +192,8 @@ def test_commands_say_what_a_model_of_the_other_task_is_for(place: Path, words: 
     ("model", "tokenizer", "task", "what"),
     [
         ("bert", "own", None, "it has no mask token"),
-        ("bert", "own-masked", "clm", FEATURES),
-        ("gpt2", "own", "mlm", FEATURES),
+        ("bert", "own-masked", "clm", ADVICE[0]),
+        ("gpt2", "own", "mlm", ADVICE[1]),
         ("gpt2", "own", "nlm", "expected one of clm, mlm"),
     ],
 )
