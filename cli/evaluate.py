@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL|RUN", help="Run folders (the first student of each), model folders, Hub ids.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL|RUN", help="Run folders (the first student of each), model folders, Hub ids."
+        ),
     ],
     suite: Annotated[
         list[str],
