@@ -146,7 +146,7 @@ def test_files_are_scored_by_their_columns(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "regression", "--label", "strength"], "which regression does not score; use classification"),
+        (["--suite", "regression", "--label", "strength"], "regression does not score; use classification"),
         (["--suite", "classification", "--suite", "perplexity"], "score different models; ask apart"),
         (["--suite", "classification", "--label", "strength"], "0.51 found, expected the name or number"),
     ],
