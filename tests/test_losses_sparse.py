@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -99,6 +100,9 @@ def test_half_precision_and_chosen_tokens_keep_their_distributions() -> None:
     target = sampled(teacher, 1.0, all_draws(teacher, 1.0, 2)[0])
     chosen = target.rows(torch.tensor([3, 1]))
     assert torch.equal(chosen.ids, target.ids[[3, 1]])
+    assert chosen.label_log_probs is None
+    labelled = replace(target, label_log_probs=-torch.arange(len(target.ids)))
+    assert labelled.rows(torch.tensor([3, 1])).label_log_probs.tolist() == [-3, -1]
     half = Sparse(chosen.ids, chosen.log_probs.half(), chosen.tail.half(), chosen.entropy, 1.0, OUTCOMES)
     assert half.masses().dtype == torch.float32
     assert torch.allclose(half.masses().double(), chosen.masses(), rtol=1e-2)

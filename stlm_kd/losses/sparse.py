@@ -39,6 +39,8 @@ class Sparse:
         entropy: Of the whole distribution, in nats, (N,).
         temperature: By which all of these were softened.
         vocabulary: Outcomes from here on are padding and have no probability.
+        label_log_probs: Log-probability of each token's label, (N,), by which teachers can be weighed; None
+            where it was not kept. Meaningless where a token has no label.
     """
 
     ids: Tensor
@@ -47,11 +49,13 @@ class Sparse:
     entropy: Tensor
     temperature: float
     vocabulary: int
+    label_log_probs: Tensor | None = None
 
     def rows(self, chosen: Tensor | slice) -> Sparse:
         """The tokens under a mask, at indices, or of a slice."""
-        names = ("ids", "log_probs", "tail", "entropy")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        names = ("ids", "log_probs", "tail", "entropy", "label_log_probs")
+        parts = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
 
     def masses(self) -> Tensor:
         """The probability that each entry of ``ids`` stands for, (N, H + M)."""
