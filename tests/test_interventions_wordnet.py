@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.interventions import Lexicon, Supplies, draw_plan, wordnet
 from stlm_kd.interventions.plan import OtherStates
-from stlm_kd.interventions.wordnet import Relation, check_relation, thesaurus
+from stlm_kd.interventions.wordnet import Relation, check_relation, thesaurus, wordnet_identity
 from stlm_kd.terms import Intervention
 from stlm_kd.vocab.spelling import read_vocabulary
 from tests.pico import packed_batch
@@ -101,6 +104,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     thesaurus.cache_clear()
     yield
     thesaurus.cache_clear()
+    wordnet_identity.cache_clear()
 
 
 def related(relation: Relation, word: str) -> set[str]:
@@ -193,6 +197,41 @@ def test_the_words_of_a_tokenizer_begin_words_and_are_letters(masked: bool) -> N
         assert number not in lexicon.continuations
     two = tokenizer(" the zzthe", add_special_tokens=False)["input_ids"]
     assert two[0] in lexicon.words and two[-1] in lexicon.continuations
+
+
+@dataclass
+class Files:
+    """A corpus as NLTK reads it, from a folder or an archive."""
+
+    root: Any
+
+    def fileids(self) -> tuple[str, ...]:
+        return ("index.noun", "data.noun")
+
+
+def identity(monkeypatch: pytest.MonkeyPatch, root: object) -> str:
+    monkeypatch.setattr(wordnet, "_wordnet", lambda: Files(root))
+    wordnet_identity.cache_clear()
+    return wordnet_identity()
+
+
+def test_another_wordnet_is_told_by_its_files_packed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nltk = pytest.importorskip("nltk")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])  # outside these it opens nothing
+    found = []
+    for name, contents in (("a", ("car n", "auto")), ("b", ("car n", "motor")), ("c", ("car nauto", ""))):
+        (tmp_path / name).mkdir()
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for file, content in zip(Files(None).fileids(), contents, strict=True):
+                (tmp_path / name / file).write_text(content)
+                archive.writestr(f"wordnet/{file}", content)
+        folder = nltk.data.FileSystemPathPointer(str(tmp_path / name))
+        packed = nltk.data.ZipFilePathPointer(str(tmp_path / f"{name}.zip"), "wordnet/")
+        found.append(identity(monkeypatch, folder))
+        assert identity(monkeypatch, packed) == found[-1]
+    assert len(set(found)) == 3
 
 
 def test_the_real_wordnet_knows_forms_of_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,30 @@ def test_the_key_holds_the_names_from_which_projections_are_drawn(
     assert keys[0] != keys[1]
 
 
+def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stlm_kd.run.assignment.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.run.assignment.tokenizer_identity", lambda _: "one")
+    (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
+
+    def keys(entry: str) -> list[object]:
+        found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
+        made = []
+        for version in ("one", "another"):
+            monkeypatch.setattr("stlm_kd.run.interchange.wordnet_identity", lambda version=version: version)
+            assignment = Assignment(found, "student", 1, {"a": "m"}, None, Workshop(tmp_path))  # type: ignore[arg-type]
+            made.append(assignment.key())
+        return made
+
+    for source, differ in (("synonym", True), ("in-context-random", False)):
+        first, second = keys(f"{{loss: diito, teacher: a, source: {source}}}")
+        assert (first != second) is differ
+    first, second = keys("{loss: diito, teacher: a, source: synonym, weight: 0}")
+    assert first == second
+
+
 def labelled(folder: Path, train: tuple[str, ...], held: tuple[str, ...]) -> Recipe:
     for name, labels in (("train", train), ("held", held)):
         rows = [json.dumps({"sentence": f"text {i}", "label": label}) for i, label in enumerate(labels)]

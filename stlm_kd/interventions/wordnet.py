@@ -5,8 +5,9 @@ The relations are WordNet's (Miller, "WordNet: A Lexical Database for English", 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 from stlm_kd.errors import EnvironmentFault, ModelError
@@ -125,6 +126,23 @@ def check_relation(lexicon: Lexicon, relation: Relation) -> None:
             f"{lexicon.name}: no word of this vocabulary has another as {relation} in WordNet; use "
             "in-context-random, or a vocabulary with more whole words"
         )
+
+
+@cache
+def wordnet_identity() -> str:
+    """Which WordNet is read: SHA-256 of its files' names and bytes, hex, packed or unpacked.
+
+    Raises:
+        EnvironmentFault: NLTK or WordNet is not there.
+    """
+    wordnet = _wordnet()
+    digest = hashlib.sha256()
+    for name in sorted(wordnet.fileids()):
+        with wordnet.root.join(name).open() as file:
+            content = file.read()
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _parts(synset: Any, relation: Relation) -> list[Any]:

@@ -14,6 +14,7 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, plain
 from stlm_kd.recipe.objectives import labels_alone
+from stlm_kd.run.interchange import wordnet_key
 from stlm_kd.run.material import Material, data_key, held_out_key, material_of
 from stlm_kd.run.stages import Json, Key, model_identity
 from stlm_kd.run.terms import followed, looked_into, terms_of
@@ -114,6 +115,7 @@ class Assignment:
             "teachers": {name: identify(self.teachers[name]) for name in sorted(asked)},
             "combine": plain(recipe.combine) if len(asked) > 1 and COMBINED in combined else None,
             "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
+            **wordnet_key(own.values()),
             "train": train,
             "steps_from": recipe.data.fraction if recipe.train.epochs else None,
             "text": data_key(recipe, self.fraction),

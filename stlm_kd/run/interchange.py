@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
@@ -11,9 +11,10 @@ from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import Fault, ModelError
 from stlm_kd.interventions import Lexicon, Supplies
 from stlm_kd.interventions.losses import INTERCHANGE_LOSSES
-from stlm_kd.interventions.wordnet import RELATIONS, check_relation
+from stlm_kd.interventions.wordnet import RELATIONS, Relation, check_relation, wordnet_identity
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.interchange import Interchange
+from stlm_kd.recipe.objectives import Objective
 from stlm_kd.run.material import Material
 from stlm_kd.run.numbers import num_layers, number, option
 from stlm_kd.terms import COMBINED, Intervention, Term
@@ -123,7 +124,20 @@ def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         EnvironmentFault: WordNet is needed, and it is not there.
         ModelError: No word of the vocabulary has the relation that a source asks for.
     """
-    asked = {entry.source for entry in recipe.objectives if isinstance(entry, Interchange)}
-    for relation in RELATIONS:
-        if relation in asked:
-            check_relation(Lexicon.of(read_vocabulary(tokenizer)), relation)
+    for relation in _relations(recipe.objectives):
+        check_relation(Lexicon.of(read_vocabulary(tokenizer)), relation)
+
+
+def wordnet_key(entries: Iterable[Objective]) -> dict[str, str]:
+    """What in a training's key says which WordNet its sources are drawn from; nothing where none is.
+
+    Raises:
+        EnvironmentFault: WordNet is needed, and it is not there.
+    """
+    return {"wordnet": wordnet_identity()} if _relations(entries) else {}
+
+
+def _relations(entries: Iterable[Objective]) -> list[Relation]:
+    """WordNet's relations that sources follow."""
+    asked = {entry.source for entry in entries if isinstance(entry, Interchange)}
+    return [relation for relation in RELATIONS if relation in asked]
