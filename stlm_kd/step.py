@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
 from stlm_kd.losses import LABELS, LOSSES
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.measures import Measure
 from stlm_kd.models.attention import install_maps
 from stlm_kd.models.forward import inputs_of, task_of, vocabulary_head
 from stlm_kd.models.observing import Needs, observe
@@ -32,10 +33,12 @@ class StepOutput:
     Attributes:
         loss: Scalar to call ``backward`` on: Σ over terms of weight · sum / denominator.
         sums: By term, the sum over its tokens, in nats, detached, unweighted.
+        measures: What was measured beside the terms, of a step that is logged.
     """
 
     loss: Tensor
     sums: dict[str, Tensor]
+    measures: dict[str, Measure] = field(default_factory=dict)
 
 
 class StepModule(nn.Module):
@@ -63,7 +66,7 @@ class StepModule(nn.Module):
         self._all = [term for term in terms if term.name == LABELS or is_ever_above_zero(term.weight)]
         if not any(term.name == LABELS for term in terms):
             self._all.append(Term(LABELS, LABELS, weight=0.0))
-        self._index, self._steps = 0, 1
+        self._index, self._steps, self._is_logged = 0, 1, False
         self._supplies = supplies or Supplies()
         self.combination = combination or Combination()
         self.vocabulary_loss = vocabulary_loss
@@ -71,9 +74,17 @@ class StepModule(nn.Module):
         # Of all terms and at once, or a term that rests would change by rounding what a resumed run says.
         install_maps(student, student_needs(self._all, classes=vocabulary_head(student) is None).maps)
 
-    def begin(self, index: int, steps: int) -> None:
-        """Optimizer step ``index`` (from 0) of ``steps`` is next: schedules follow it."""
-        self._index, self._steps = index, steps
+    def begin(self, index: int, steps: int, *, is_logged: bool = False) -> None:
+        """Optimizer step ``index`` (from 0) of ``steps`` is next: schedules follow it.
+
+        Where it is logged, more is measured than the terms.
+        """
+        self._index, self._steps, self._is_logged = index, steps, is_logged
+
+    @property
+    def measures(self) -> list[str]:
+        """What this step may measure beside its terms; its micro-batches need not tell all of it."""
+        return []
 
     @property
     def terms(self) -> list[Term]:

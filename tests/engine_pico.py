@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.engine import FitResult, FitSettings, fit
+from stlm_kd.measures import Measure
 from stlm_kd.tracking import StepMetrics, Tracker, Trackers, ValidationMetrics
 
 VOCABULARY, WIDTH, LENGTH = 13, 6, 7
@@ -22,6 +23,7 @@ VOCABULARY, WIDTH, LENGTH = 13, 6, 7
 class PicoOutput:
     loss: Tensor
     sums: dict[str, Tensor]
+    measures: dict[str, Measure] = field(default_factory=dict)
 
 
 class PicoStep(nn.Module):
@@ -37,10 +39,15 @@ class PicoStep(nn.Module):
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.idle = nn.Linear(WIDTH, WIDTH)
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
+        self.is_logged = False
         self.to(dtype)
 
-    def begin(self, index: int, steps: int) -> None:
-        pass
+    def begin(self, index: int, steps: int, *, is_logged: bool) -> None:
+        self.is_logged = is_logged
+
+    @property
+    def measures(self) -> list[str]:
+        return ["size/first", "size/rare", "size/never"] if self.is_logged else []
 
     def count(self, batch: Batch) -> dict[str, int]:
         return {"labels": int((batch.labels != IGNORED).sum()), "size": int(batch.attention_mask.sum())}
@@ -55,7 +62,18 @@ class PicoStep(nn.Module):
         )
         size = (logits.square().mean(-1) * batch.attention_mask).sum()
         loss = labels / denominators["labels"] + 0.5 * size / denominators["size"]
-        return PicoOutput(loss, {"labels": labels.detach(), "size": size.detach()})
+        sums = {"labels": labels.detach(), "size": size.detach()}
+        measures = self.is_logged and self.training
+        return PicoOutput(loss, sums, self._measured(batch, logits.detach()) if measures else {})
+
+    def _measured(self, batch: Batch, logits: Tensor) -> dict[str, Measure]:
+        """Mean squares where a row begins, and of token 0, which not all micro-batches have."""
+        size = logits.square().mean(-1)
+        chosen = {
+            "size/first": batch.attention_mask & (batch.position_ids == 0),
+            "size/rare": batch.attention_mask & (batch.input_ids == 0),
+        }
+        return {n: Measure(size[mask].sum(), mask.sum()) for n, mask in chosen.items() if bool(mask.any())}
 
 
 def pico_rows(count: int, seed: int) -> Batch:

@@ -12,7 +12,7 @@ from torch import nn
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.engine import FitSettings, fit
 from stlm_kd.optim import learning_rate
-from tests.engine_pico import Memory, PicoStep, pico_rows, take
+from tests.engine_pico import Memory, PicoStep, pico_fit, pico_rows, take
 
 ROWS, STEPS = 6, 3
 PLAN = FitSettings(STEPS, 1e-2, warmup=0, eps=1e-3, clip=0.5, log_every=1)
@@ -52,7 +52,7 @@ def trained(
     return step, memory
 
 
-def reference(dtype: torch.dtype) -> tuple[nn.Module, list[float]]:
+def reference(dtype: torch.dtype) -> tuple[nn.Module, list[float], list[dict[str, float]]]:
     """The same steps with PyTorch's own means over the whole batch and its own optimizer."""
     step = PicoStep(dtype=dtype)
     groups = [
@@ -60,12 +60,15 @@ def reference(dtype: torch.dtype) -> tuple[nn.Module, list[float]]:
         {"params": [step.norm.weight, step.norm.bias, step.head.bias], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, betas=PLAN.betas, eps=PLAN.eps)
-    losses = []
+    losses, measures = [], []
     for index in range(STEPS):
         rows = pico_rows(ROWS, index)
         hidden = step.norm(step.embedding(rows.input_ids))
         logits = step.head(hidden + step.frozen(hidden))
-        size = logits.square().mean(-1)[rows.attention_mask].mean()
+        squares = logits.square().mean(-1)
+        size = squares[rows.attention_mask].mean()
+        rare = squares[rows.attention_mask & (rows.input_ids == 0)].mean()
+        measures.append({"size/first": squares[:, 0].mean().item(), "size/rare": rare.item()})
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows.labels.flatten(), ignore_index=IGNORED)
         total = loss + 0.5 * size
         optimizer.zero_grad()
@@ -75,7 +78,7 @@ def reference(dtype: torch.dtype) -> tuple[nn.Module, list[float]]:
             group["lr"] = learning_rate(index, peak=1e-2, schedule="cosine", steps=STEPS, warmup=0)
         optimizer.step()
         losses.append(total.item())
-    return step, losses
+    return step, losses, measures
 
 
 @settings(deadline=None, max_examples=12)
@@ -84,11 +87,13 @@ def test_any_split_into_micro_batches_gives_the_weights_of_one_whole_batch(
     tmp_path_factory: pytest.TempPathFactory, cuts: set[int], dtype: torch.dtype
 ) -> None:
     step, memory = trained(tmp_path_factory.mktemp("fit"), sorted(cuts), dtype)
-    expected, losses = reference(dtype)
+    expected, losses, measures = reference(dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     for name, weight in expected.named_parameters():
         torch.testing.assert_close(dict(step.named_parameters())[name], weight, rtol=0, atol=tolerance)
     assert [metrics.loss for metrics in memory.steps] == pytest.approx(losses, rel=1e-6)
+    for metrics, means in zip(memory.steps, measures, strict=True):
+        assert metrics.measures == pytest.approx(means, rel=1e-5)
 
 
 def test_each_term_is_reported_per_valid_token_of_its_own(tmp_path: Path) -> None:
@@ -100,6 +105,20 @@ def test_each_term_is_reported_per_valid_token_of_its_own(tmp_path: Path) -> Non
     assert memory.steps[0].losses == pytest.approx({"labels": labels, "size": size}, rel=1e-12)
     assert memory.steps[0].loss == pytest.approx(labels + 0.5 * size, rel=1e-12)
     assert memory.steps[-1].tokens == sum(int(pico_rows(ROWS, i).attention_mask.sum()) for i in range(STEPS))
+
+
+def test_only_steps_that_are_logged_are_asked_for_measures(tmp_path: Path) -> None:
+    class Asked(PicoStep):
+        def begin(self, index: int, steps: int, *, is_logged: bool) -> None:
+            super().begin(index, steps, is_logged=is_logged)
+            asked.append(is_logged)
+
+    asked: list[bool] = []
+    memory = Memory()
+    plan = FitSettings(6, 1e-2, log_every=4)
+    pico_fit(Asked(), tmp_path, plan, tracker=memory, validates=False)
+    assert asked == [True, False, False, True, False, True]
+    assert [metrics.step for metrics in memory.steps if metrics.measures] == [1, 4, 6]
 
 
 def test_a_step_without_a_labelled_token_trains_the_other_terms(tmp_path: Path) -> None:

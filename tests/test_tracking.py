@@ -133,7 +133,7 @@ def test_a_line_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     tracker = open_tracker(tmp_path, backends=["tensorboard"], stream=io.StringIO())
     tracker.stage("student seed/1")
-    tracker.step(STEP)
+    tracker.step(replace(STEP, measures={"diito.agreement/layer3": 0.25}))
     tracker.validation(VALIDATION)
     tracker.close()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -142,6 +142,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     events.Reload()
     assert events.Scalars("train/kl")[0].value == pytest.approx(2.981)
     assert events.Scalars("validation/labels")[0].step == 120
+    assert events.Scalars("diito.agreement/layer3")[0].value == 0.25
     assert set(events.Tags()["scalars"]) >= {
         "train/loss",
         "optimizer/learning_rate",

@@ -20,7 +20,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine.deepspeed_setup import deprecations_ignored, environment
 from stlm_kd.engine.plain import MicroBatch
 from stlm_kd.engine.processes import Processes, forget_deepspeed
-from stlm_kd.engine.protocols import FitSettings
+from stlm_kd.engine.protocols import FitSettings, PlainOutput
 from stlm_kd.optim import (
     check_optimizer_tensors,
     load_optimizer_tensors,
@@ -71,14 +71,12 @@ class DeepSpeedEngine:
         """See ``Engine``. DeepSpeed forgets its gradients itself, after its step."""
         self.touched.clear()
 
-    def accumulate(
-        self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def accumulate(self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool) -> PlainOutput:
         """See ``Engine``. DeepSpeed divides by the number of processes, which is multiplied back here."""
         self.engine.set_gradient_accumulation_boundary(is_last)
-        loss, terms = self.engine(batch, denominators)
+        loss, terms, measures = self.engine(batch, denominators)
         self.engine.backward(loss * self.processes.count)
-        return loss.detach(), terms
+        return loss.detach(), terms, measures
 
     def gradient_norm(self) -> Tensor:
         """See ``Engine``."""

@@ -154,7 +154,7 @@ class _Training:
         )
         self.state = replace(self.state, step=self.state.step + 1, tokens=self.state.tokens + report.tokens)
         self.pace.add(report.tokens, time.monotonic() - began)
-        if self.state.step % self.settings.log_every == 0 or self.state.step in (1, self.settings.steps):
+        if self.settings.is_logged(self.state.step):
             self._log(report)
         if any(report.stop):
             self._stop(report.stop)
@@ -167,6 +167,7 @@ class _Training:
                 steps=self.settings.steps,
                 loss=report.loss,
                 losses=report.losses,
+                measures=report.measures,
                 learning_rate=report.learning_rate,
                 grad_norm=report.grad_norm,
                 tokens=self.state.tokens,

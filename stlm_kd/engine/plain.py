@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine.processes import Processes
-from stlm_kd.engine.protocols import FitSettings
+from stlm_kd.engine.protocols import FitSettings, PlainOutput
 from stlm_kd.optim import (
     load_optimizer_tensors,
     make_optimizer,
@@ -31,11 +31,11 @@ class MicroBatch(nn.Module):
         self.step = step
         self.precision = precision
 
-    def forward(self, batch: AnyBatch, denominators: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and the terms' sums."""
+    def forward(self, batch: AnyBatch, denominators: dict[str, float]) -> PlainOutput:
+        """The loss, the terms' sums, and what was measured beside them."""
         with autocast(batch.input_ids.device, self.precision):
             output = self.step(batch, denominators)
-        return output.loss, dict(output.sums)
+        return output.loss, dict(output.sums), dict(output.measures)
 
 
 class PlainEngine:
@@ -58,14 +58,12 @@ class PlainEngine:
         """See ``Engine``."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def accumulate(
-        self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def accumulate(self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool) -> PlainOutput:
         """See ``Engine``. DDP divides by the number of processes, which is multiplied back here."""
         with nullcontext() if is_last else self.processes.accelerator.no_sync(self.model):
-            loss, terms = self.model(batch, denominators)
+            loss, terms, measures = self.model(batch, denominators)
             self.processes.accelerator.backward(loss * self.processes.count)
-        return loss.detach(), terms
+        return loss.detach(), terms, measures
 
     def gradient_norm(self) -> Tensor:
         """See ``Engine``."""

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from stlm_kd.checkpoint import Validation
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.measures import Measure
 from stlm_kd.optim import Schedule
+
+PlainOutput = tuple[Tensor, dict[str, Tensor], dict[str, Measure]]
+"""Loss, sums and measures of a ``StepOutput``."""
 
 
 class StepOutput(Protocol):
@@ -19,6 +23,7 @@ class StepOutput(Protocol):
     Attributes:
         loss: Scalar to call ``backward`` on: over all terms, weight x sum over valid tokens / denominator.
         sums: Per term, the unweighted sum over the valid tokens of this micro-batch, scalar without gradient.
+        measures: Of those that the step announces; one that this micro-batch cannot tell is left out.
     """
 
     @property
@@ -29,6 +34,10 @@ class StepOutput(Protocol):
     def sums(self) -> Mapping[str, Tensor]:
         """See above."""
 
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """See above."""
+
 
 class TrainStep(Protocol):
     """A ``torch.nn.Module`` that holds all that is trained; one ``forward`` is a micro-batch's whole work.
@@ -37,8 +46,15 @@ class TrainStep(Protocol):
     ``sums`` hold "labels" as well, in nats.
     """
 
-    def begin(self, index: int, steps: int) -> None:
-        """Optimizer step ``index`` (from 0) of ``steps`` is next, which schedules follow."""
+    def begin(self, index: int, steps: int, *, is_logged: bool) -> None:
+        """Optimizer step ``index`` (from 0) of ``steps`` is next, which schedules follow.
+
+        What is measured beside the loss is wanted of those that are logged only.
+        """
+
+    @property
+    def measures(self) -> Sequence[str]:
+        """What this optimizer step may measure beside its terms, the same names in all processes."""
 
     def count(self, batch: AnyBatch) -> Mapping[str, int]:
         """By term, its valid tokens; the same terms for every batch of a step. The batch lies on the CPU."""
@@ -64,10 +80,8 @@ class Engine(Protocol):
     def begin_step(self) -> None:
         """Forget the gradients of the step before."""
 
-    def accumulate(
-        self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One forward and backward, its loss and sums; the batch lies on the device.
+    def accumulate(self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool) -> PlainOutput:
+        """One forward and backward, and what came of it; the batch lies on the device.
 
         After the last one the gradients are the sums over all micro-batches and processes.
         """
@@ -135,6 +149,10 @@ class FitSettings:
     log_every: int = 10
     seed: int = 0
     zero: Literal[0, 1, 2] | None = None
+
+    def is_logged(self, step: int) -> bool:
+        """Whether an optimizer step, counted from 1, is logged: the first and the last one always are."""
+        return step % self.log_every == 0 or step in (1, self.steps)
 
 
 @dataclass(frozen=True, slots=True)

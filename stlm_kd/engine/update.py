@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,15 +17,20 @@ from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import Engine, FitSettings, TrainStep
 from stlm_kd.engine.signals import StopFlags
 from stlm_kd.errors import NonFiniteError
+from stlm_kd.measures import Measure
 from stlm_kd.optim import learning_rate
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What one optimizer step did, over all processes; ``losses`` are per valid token."""
+    """What one optimizer step did, over all processes.
+
+    ``losses`` are per valid token; ``measures`` are means, without those of which nothing was there.
+    """
 
     loss: float
     losses: Mapping[str, float]
+    measures: Mapping[str, float]
     learning_rate: float
     grad_norm: float
     tokens: int
@@ -53,19 +59,24 @@ class Updater:
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; the weights are as before.
         """
-        self.step.begin(index, self.settings.steps)
+        self.step.begin(index, self.settings.steps, is_logged=self.settings.is_logged(index + 1))
+        measured = self.step.measures
         counts, tokens = self._counts(batches)
         seed_everything(self.settings.seed, index, self.processes.rank)
         self.engine.begin_step()
-        sums = self._backward(batches, {name: float(max(count, 1)) for name, count in counts.items()}, stop)
+        denominators = {name: float(max(count, 1)) for name, count in counts.items()}
+        sums = self._backward(batches, denominators, measured, stop)
         norm = self.engine.gradient_norm()
         values = torch.cat([sums, norm.to(sums).reshape(1)]).tolist()  # the one wait for the device
         loss, interrupts, preemptions, *totals, grad_norm = values
-        losses = {name: total / max(counts[name], 1) for name, total in zip(counts, totals, strict=True)}
+        found = iter(totals)
+        losses = {name: next(found) / denominators[name] for name in counts}
+        parts = {name: (next(found), next(found)) for name in measured}
+        measures = {name: total / count for name, (total, count) in parts.items() if count}
         self._check_finite(index, loss, losses, grad_norm)
         rate = self._learning_rate(index)
         self.engine.end_step(rate)
-        return UpdateReport(loss, losses, rate, grad_norm, tokens, (interrupts, preemptions))
+        return UpdateReport(loss, losses, measures, rate, grad_norm, tokens, (interrupts, preemptions))
 
     def _counts(self, batches: Sequence[AnyBatch]) -> tuple[dict[str, int], int]:
         """The valid tokens per term and the tokens in all, over all micro-batches and processes."""
@@ -79,19 +90,28 @@ class Updater:
         return {name: int(total) for name, total in zip(names, totals, strict=True)}, int(all_tokens)
 
     def _backward(
-        self, batches: Sequence[AnyBatch], denominators: dict[str, float], stop: StopFlags
+        self,
+        batches: Sequence[AnyBatch],
+        denominators: dict[str, float],
+        measured: Sequence[str],
+        stop: StopFlags,
     ) -> Tensor:
-        """Accumulate the gradients; loss, stop flags and the terms' sums over all processes, on the device.
+        """Accumulate the gradients; loss, stop flags, the terms' sums and the parts of all measures.
 
-        The denominators are global, so gradients only have to be added up.
+        They are over all processes and on the device. The denominators are global, so gradients only have to
+        be added up; what was measured is as long in all processes, whatever each could tell.
         """
         device, float_type = self.processes.device, self.processes.float_type
-        sums = torch.tensor([0.0, *stop, *[0.0] * len(denominators)], dtype=float_type, device=device)
+        size = len(denominators) + 2 * len(measured)
+        sums = torch.tensor([0.0, *stop, *[0.0] * size], dtype=float_type, device=device)
         for position, batch in enumerate(batches):
             is_last = position == len(batches) - 1
-            loss, terms = self.engine.accumulate(batch.to(device), denominators, is_last=is_last)
+            loss, terms, found = self.engine.accumulate(batch.to(device), denominators, is_last=is_last)
+            assert found.keys() <= set(measured), "a measure that was not announced"
             zero = loss.new_zeros(())
-            parts = [loss, zero, zero, *(terms[name] for name in denominators)]
+            nothing = Measure(zero, zero)
+            measures = chain(*(found.get(name, nothing) for name in measured))
+            parts = [loss, zero, zero, *(terms[name] for name in denominators), *measures]
             sums += torch.stack([part.detach().to(sums).reshape(()) for part in parts])
         return self.processes.sum(sums)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -22,6 +22,7 @@ class StepMetrics:
         tokens_per_second: Positions without padding per second of training since the last logged step.
         seconds: Since step 1, without the time between an interruption and its resumption.
         seconds_left: Until the last step, at the pace so far.
+        measures: What was measured at this step beside the terms, as ``group/name``.
     """
 
     step: int
@@ -34,6 +35,7 @@ class StepMetrics:
     tokens_per_second: float
     seconds: float
     seconds_left: float
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoardTracker:
-    """Writes ``train/…`` and ``validation/…`` scalars below a folder, one folder per stage."""
+    """Writes ``train/…``, ``validation/…`` and what was measured below a folder, one folder per stage."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class TensorBoardTracker:
         self._after = step
 
     def step(self, metrics: StepMetrics) -> None:
-        """The loss, its terms, the learning rate, the gradient's norm and the throughput."""
+        """The loss, its terms, the learning rate, the gradient's norm, the throughput and all measures."""
         self._scalars("train", metrics.step, {"loss": metrics.loss, **metrics.losses})
         self._scalars(
             "optimizer",
@@ -40,6 +40,8 @@ class TensorBoardTracker:
             {"learning_rate": metrics.learning_rate, "grad_norm": metrics.grad_norm},
         )
         self._scalars("speed", metrics.step, {"tokens_per_second": metrics.tokens_per_second})
+        for name, value in metrics.measures.items():
+            self._open().add_scalar(name, value, metrics.step)
 
     def validation(self, metrics: ValidationMetrics) -> None:
         """Each term."""

@@ -52,7 +52,7 @@ class WandbTracker:
         """A resumed stage is a new run in the same group; nothing is rewritten there."""
 
     def step(self, metrics: StepMetrics) -> None:
-        """The loss, its terms, the learning rate, the gradient's norm and the throughput."""
+        """The loss, its terms, the learning rate, the gradient's norm, the throughput and all measures."""
         self._open().log(
             {
                 "step": metrics.step,
@@ -61,6 +61,7 @@ class WandbTracker:
                 "optimizer/learning_rate": metrics.learning_rate,
                 "optimizer/grad_norm": metrics.grad_norm,
                 "speed/tokens_per_second": metrics.tokens_per_second,
+                **metrics.measures,
             }
         )
 
