@@ -5,7 +5,8 @@ Shapes: B rows, T positions, N tokens, n tokens chosen of these, D the teacher's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +61,32 @@ class Logits:
 
 Distribution = Dense | Logits | Sparse
 """What a teacher says; ``rows`` chooses among its tokens."""
+
+
+def joined_sparse(found: Sequence[Sparse | int], *, like: Sparse) -> Sparse:
+    """Sparse targets one after the other; where a number of tokens stands in place of one, zeros.
+
+    A cached teacher is not asked after an intervention: there nothing of it is counted.
+    """
+
+    def joined(of: Callable[[Sparse], Tensor]) -> Tensor:
+        own = of(like)
+        return torch.cat(
+            [own.new_zeros(said, *own.shape[1:]) if isinstance(said, int) else of(said) for said in found]
+        )
+
+    def labels(said: Sparse) -> Tensor:
+        assert said.label_log_probs is not None
+        return said.label_log_probs
+
+    return replace(
+        like,
+        ids=joined(lambda said: said.ids),
+        log_probs=joined(lambda said: said.log_probs),
+        tail=joined(lambda said: said.tail),
+        entropy=joined(lambda said: said.entropy),
+        label_log_probs=None if like.label_log_probs is None else joined(labels),
+    )
 
 
 def _padded(logits_nV: Tensor, outcomes: int) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.distributions import Dense, Distribution, Logits
+from stlm_kd.distributions import Dense, Distribution, Logits, joined_sparse
 from stlm_kd.features import Projections, map_term_sum, state_term_sum
-from stlm_kd.losses import LOSSES
+from stlm_kd.losses import LOSSES, Sparse
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.forward import Head
 from stlm_kd.models.observing import Observed
@@ -223,7 +223,8 @@ def _joined_said(found: Sequence[Distribution | int]) -> Distribution:
     if len(found) == 1 and not isinstance(found[0], int):
         return found[0]
     (first, *_) = (said for said in found if not isinstance(said, int))
-    assert isinstance(first, (Dense, Logits)), "a teacher that is asked after an intervention is there to run"
+    if isinstance(first, Sparse):
+        return joined_sparse([said for said in found if isinstance(said, (int, Sparse))], like=first)
     values = [_values(said, like=first) for said in found]
     if isinstance(first, Dense):
         return Dense(_joined(values), first.head, first.vocabulary)

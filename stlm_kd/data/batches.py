@@ -14,6 +14,7 @@ from stlm_kd.data.batch import IGNORED, Batch, FlatRows, Integers
 from stlm_kd.data.masking import Masking
 from stlm_kd.data.packing import cut, pack
 from stlm_kd.data.tokens import TokenStore
+from stlm_kd.data.variants import chosen_variants, variant_generators
 from stlm_kd.errors import DataError
 
 _ORDER, _SHARE, _MASKS, _EVALUATION_MASKS = range(4)  # what a random generator is for
@@ -153,6 +154,10 @@ class _Corpus:
         """The arrays of these rows as tensors; one row of padding where there are none."""
         return arrays.batch(rows) if len(rows) else self._padding(1).batch(np.array([-1]))
 
+    def masked(self, rows: Integers, variants: Integers, masking: Masking) -> Batch:
+        """These rows, each under a variant of its masks."""
+        return self.batch(rows, masking.apart(self.arrays(rows), variant_generators(rows, variants)))
+
     def _padding(self, rows: int) -> FlatRows:
         return FlatRows.padding(rows, self.parts[0].context, self.parts[0].store.eos_id)
 
@@ -174,7 +179,8 @@ class BatchStream:
 
     With a masking, the masks of an optimizer step are a function of the seed, the step's number and its rows.
     They are drawn over all its rows before these are dealt out to ranks and micro-batches, so that any split
-    trains on the same.
+    trains on the same. With ``variants`` each row has as many masks and no others, whatever the seed, which
+    draws one of them for each row and epoch.
 
     Args:
         parts: At least one, of one context.
@@ -184,6 +190,7 @@ class BatchStream:
         rank: This process, of ``world_size``.
         world_size: Processes that share the rows of a step.
         masking: For masked language models.
+        variants: Of the masks of each row; None where they are drawn anew each time.
 
     Raises:
         DataError: Fewer tokens than one row has positions, or no row because all weights are 0.
@@ -199,6 +206,7 @@ class BatchStream:
         rank: int = 0,
         world_size: int = 1,
         masking: Masking | None = None,
+        variants: int | None = None,
     ) -> None:
         assert effective_batch >= 1 and micro_batch >= 1 and seed >= 0 and 0 <= rank < world_size
         self._corpus = _Corpus(parts)
@@ -206,7 +214,7 @@ class BatchStream:
         self._micro_batch = micro_batch
         self._seed = seed
         self._rank, self._world_size = rank, world_size
-        self._masking = masking
+        self._masking, self._variants = masking, variants
         self._order: tuple[int, Integers] = (0, self._shuffled(0))
         self.rows_per_epoch = len(self._order[1])
         if not self.rows_per_epoch:
@@ -223,6 +231,10 @@ class BatchStream:
         dealt = _dealt(len(rows), self._micro_batch, self._rank, self._world_size)
         if self._masking is None:
             return [self._corpus.batch(rows[own], self._corpus.arrays(rows[own])) for own in dealt]
+        if self._variants is not None:
+            total = int(self._corpus.starts[-1])
+            chosen = chosen_variants(self._seed, epoch, rows=total, variants=self._variants)
+            return [self._corpus.masked(rows[own], chosen[rows[own]], self._masking) for own in dealt]
         generator = np.random.default_rng([self._seed, index, _MASKS])
         arrays = self._masking.together(self._corpus.arrays(rows), generator)
         return [self._corpus.batch(rows[own], arrays.select(own)) for own in dealt]
@@ -239,6 +251,16 @@ class BatchStream:
         share = round((part.weight - whole) * len(part))
         generator = np.random.default_rng([self._seed, epoch, _SHARE, index])
         return np.concatenate([np.tile(rows, whole), generator.choice(rows, share, replace=False)])
+
+
+def numbered_batch(
+    parts: Sequence[PackedRows], rows: Sequence[int], variants: Sequence[int], masking: Masking | None
+) -> Batch:
+    """Rows by their numbers over all parts, as ``BatchStream`` gives them, each under a variant of masks."""
+    corpus, numbers = _Corpus(parts), np.asarray(rows, np.int64)
+    if masking is None:
+        return corpus.batch(numbers, corpus.arrays(numbers))
+    return corpus.masked(numbers, np.asarray(variants, np.int64), masking)
 
 
 def evaluation_batches(

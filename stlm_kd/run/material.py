@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
+from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches, numbered_batch
 from stlm_kd.data.encoding import MULTIPLE, EncodedTexts, encode_texts
 from stlm_kd.data.examples import (
     FORWARD_COST,
@@ -92,6 +93,9 @@ class Material(Protocol):
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
         """Each training row once, in all processes alike."""
 
+    def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
+        """Training rows by their numbers, each under a variant of its masks where it has any."""
+
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
         """The held-out batches of this process; None where there are none."""
 
@@ -108,12 +112,14 @@ class TextMaterial:
         held: The held-out text.
         masking: Of the training text; None for causal models.
         held_masking: Of the held-out text.
+        variants: Of the masks of each training row; None where they are drawn anew each time.
     """
 
     parts: Sequence[PackedRows]
     held: Sequence[PackedRows]
     masking: Masking | None
     held_masking: Masking | None
+    variants: int | None = None
 
     @property
     def num_rows(self) -> int:
@@ -150,11 +156,16 @@ class TextMaterial:
             rank=process_rank(),
             world_size=launched_processes(),
             masking=self.masking,
+            variants=self.variants,
         )
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
         """See ``Material``."""
         return evaluation_batches(self.parts, micro_batch=micro_batch)
+
+    def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
+        """See ``Material``."""
+        return numbered_batch(self.parts, numbers, variants, self.masking)
 
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
         """See ``Material``."""
@@ -235,6 +246,10 @@ class ExampleMaterial:
         """See ``Material``."""
         return example_evaluation_batches(self._encoded, micro_batch=micro_batch)
 
+    def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
+        """See ``Material``; nothing is masked."""
+        return self._encoded.batch(np.asarray(numbers, np.int64))
+
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
         """See ``Material``."""
         if self._held is None:
@@ -270,6 +285,7 @@ def material_of(
     fraction: float | None,
     seed: int,
     readers: Mapping[str, PreTrainedTokenizerFast],
+    variants: int | None = None,
 ) -> Material:
     """What a student of the recipe reads.
 
@@ -280,6 +296,7 @@ def material_of(
         fraction: The share of the training text; ``data.fraction`` where None.
         seed: Draws the examples of the share. The share of a text is the same for all seeds.
         readers: By teacher, a tokenizer that is not the student's.
+        variants: Of the masks of each training row; None where they are drawn anew each time.
     """
     fraction = recipe.data.fraction if fraction is None else fraction
     if recipe.language_task is None:
@@ -296,6 +313,7 @@ def material_of(
         held_out_rows(recipe, tokenizer, workshop),
         training_masking(recipe, tokenizer, parts),
         held_out_masking(recipe, tokenizer),
+        variants,
     )
 
 

@@ -1,0 +1,36 @@
+"""A teacher that is not there: what it said of each row is read from its cache."""
+
+from __future__ import annotations
+
+import torch
+
+from stlm_kd.cache.reading import TeacherCache, distribution, on_device, states
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.teachers import TeacherOutput
+
+
+class CachedTeacher:
+    """Answers batches of the training data, whatever their order, size and process.
+
+    Args:
+        cache: Of the data that is trained on.
+    """
+
+    def __init__(self, cache: TeacherCache) -> None:
+        self.cache = cache
+
+    @torch.no_grad()
+    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+        """See ``Teacher``; attention maps and runs after interventions are not kept.
+
+        Raises:
+            CheckpointError: A row of the batch is not in the cache, or reads otherwise.
+        """
+        layout, device = self.cache.layout, batch.input_ids.device
+        assert not needs.maps and needs.resume is None, "refused when the recipe is read"
+        found = self.cache.find(batch.to(torch.device("cpu")))
+        kept = {site: state.to(device) for site, state in states(found, layout).items()}
+        said = on_device(distribution(found, layout), device)
+        wanted = {site: kept[str(site)] for site in needs.sites}
+        return TeacherOutput(said, Observed(states=wanted))

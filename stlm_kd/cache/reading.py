@@ -1,0 +1,192 @@
+"""A cache that is open: what the teacher said of a batch, found by the rows' numbers.
+
+Shapes: B rows, T positions, H outcomes of the head, M draws, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stlm_kd.cache.layout import Layout, Manifest, read_manifest, shard_name
+from stlm_kd.cache.shards import Array, Shard, checksums, open_shard
+from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.files import known_sha256
+from stlm_kd.distributions import Logits
+from stlm_kd.errors import CheckpointError
+from stlm_kd.losses.sparse import Sparse
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is kept of the tokens of a batch.
+
+    Attributes:
+        kept: The tokens, (B, T) bool; of examples (B,).
+        columns: By name, one entry for each of these in their order.
+    """
+
+    kept: Tensor
+    columns: Mapping[str, Array]
+
+
+class TeacherCache:
+    """A cache's files, memory-mapped.
+
+    Args:
+        folder: Where they lie.
+        manifest: What they must be.
+        shards: As they are.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, shards: list[Shard]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._shards = shards
+
+    @classmethod
+    def open(cls, folder: Path, *, every_byte: bool = True) -> TeacherCache:
+        """The cache in a folder.
+
+        Args:
+            folder: Of ``manifest.json`` and shards.
+            every_byte: Whether the shards' hashes are compared too, and not only their sizes.
+
+        Raises:
+            CheckpointError: There is none, or a shard is not what it was when the cache was completed.
+        """
+        manifest = read_manifest(folder)
+        shards = []
+        for number, record in enumerate(manifest.shards):
+            path = folder / shard_name(number)
+            size = path.stat().st_size if path.is_file() else None
+            if size != record.bytes:
+                found = "not there" if size is None else f"{size:,} bytes found"
+                raise CheckpointError(f"{path}: {found}, expected {record.bytes:,}; make the cache anew")
+            if every_byte and known_sha256(path) != record.sha256:
+                raise CheckpointError(f"{path}: changed since the cache was completed; make the cache anew")
+            begin = number * manifest.items_per_shard
+            items = min(manifest.items_per_shard, manifest.items - begin)
+            shards.append(open_shard(path, manifest.layout, items))
+        if sum(shard.tokens for shard in shards) != manifest.tokens:
+            raise CheckpointError(f"{folder}: its shards have other tokens than its manifest; make it anew")
+        return cls(folder, manifest, shards)
+
+    @property
+    def layout(self) -> Layout:
+        """What is kept of each token."""
+        return self.manifest.layout
+
+    def shards(self) -> Iterator[Shard]:
+        """All of them, in order."""
+        yield from self._shards
+
+    def find(self, batch: AnyBatch) -> Found:
+        """What is kept of a batch, which lies on the CPU, under the masks that it has.
+
+        Raises:
+            CheckpointError: A row is not there, or reads otherwise than the one that the teacher read.
+        """
+        kept = kept_positions(batch, self.layout)
+        counts = kept.reshape(len(kept), -1).sum(1).tolist()
+        slices: list[tuple[Shard, slice]] = []
+        rows = zip(batch.example_ids.tolist(), checksums(batch), counts, strict=True)
+        for row, check, count in rows:
+            if row < 0:
+                continue
+            shard, item = self._item(row, check)
+            begin, end = int(shard.ends[item]), int(shard.ends[item + 1])
+            if end - begin != count:
+                raise self._other(row, f"{end - begin} of its tokens are kept, and {count} are wanted")
+            slices.append((shard, slice(begin, end)))
+        columns = {
+            name: self._joined([shard.columns[name][own] for shard, own in slices], name)
+            for name in self.layout.columns()
+        }
+        ids = columns.get("ids")
+        if ids is not None and ids.size and int(ids.max()) >= self.layout.vocabulary:
+            raise CheckpointError(
+                f"{self.folder}: id {int(ids.max())} found, but its vocabulary has {self.layout.vocabulary}; "
+                "the cache is damaged, make it anew"
+            )
+        return Found(kept, columns)
+
+    def _joined(self, parts: list[Array], name: str) -> Array:
+        if parts:
+            return np.concatenate(parts)
+        dtype, width = self.layout.columns()[name]
+        return np.empty((0, width) if width else (0,), dtype)
+
+    def _item(self, row: int, check: int) -> tuple[Shard, int]:
+        """The row under the variant of its masks that reads as it does now."""
+        manifest = self.manifest
+        if row >= manifest.rows:
+            raise self._other(row, f"the cache has {manifest.rows} rows")
+        for item in range(row * manifest.variants, (row + 1) * manifest.variants):
+            number, place = divmod(item, manifest.items_per_shard)
+            if self._shards[number].checks[place] == check:
+                return self._shards[number], place
+        raise self._other(row, "it reads otherwise")
+
+    def _other(self, row: int, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: row {row} of the training data is not the one that was cached ({why}); "
+            "make the cache anew from this recipe"
+        )
+
+
+def kept_positions(batch: AnyBatch, layout: Layout) -> Tensor:
+    """The tokens of a batch that a cache keeps, (B, T) bool; examples, (B,)."""
+    if not isinstance(batch, Batch):
+        return batch.example_ids >= 0
+    return batch.labels != IGNORED if layout.positions == "labels" else batch.attention_mask
+
+
+def distribution(found: Found, layout: Layout) -> Sparse | Logits:
+    """What was kept as a distribution at each place of the batch; anything where nothing was kept."""
+    if layout.logits:
+        return Logits(_placed(found, "logits"))
+    log_probs, tail = _placed(found, "log_probs"), _placed(found, "tail")
+    # Half precision moves each probability by less than a thousandth of itself; their sum is set right.
+    total = torch.logaddexp(log_probs.logsumexp(-1), tail) if layout.head else tail
+    total = torch.where(found.kept, total, 0.0)
+    return Sparse(
+        ids=_placed(found, "ids"),
+        log_probs=log_probs - total[..., None],
+        tail=tail - total,
+        entropy=_placed(found, "entropy"),
+        temperature=layout.temperature,
+        vocabulary=layout.vocabulary,
+        label_log_probs=_placed(found, "label_log_probs"),
+    )
+
+
+def states(found: Found, layout: Layout) -> dict[str, Tensor]:
+    """The hidden states that were kept, (B, T, D) each."""
+    return {site: _placed(found, f"state.{site}") for site in layout.states}
+
+
+def on_device(said: Sparse | Logits, device: torch.device) -> Sparse | Logits:
+    """The same distribution on a device."""
+    if isinstance(said, Logits):
+        return Logits(said.values.to(device, non_blocking=True))
+    names = ("ids", "log_probs", "tail", "entropy", "label_log_probs")
+    moved = {name: getattr(said, name).to(device, non_blocking=True) for name in names}
+    return replace(said, **moved)
+
+
+def _placed(found: Found, name: str) -> Tensor:
+    """A column at the places of its tokens, in the type that is computed in; zeros elsewhere."""
+    column = found.columns[name]
+    dtype = torch.int64 if name == "ids" else torch.float32
+    values = torch.from_numpy(column.astype(np.int64) if name == "ids" else column).to(dtype)
+    if bool(found.kept.all()):
+        return values.reshape(*found.kept.shape, *values.shape[1:])
+    placed = values.new_zeros(*found.kept.shape, *values.shape[1:])
+    placed[found.kept] = values
+    return placed

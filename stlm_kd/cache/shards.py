@@ -1,0 +1,143 @@
+"""The files of a cache: safetensors, written whole and read through a memory map.
+
+The header is read here and not by a library, so that nothing is copied, and every number of it is judged
+before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from stlm_kd.cache.layout import Layout
+from stlm_kd.data.batch import Batch
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.disk import written_whole
+from stlm_kd.errors import CheckpointError
+
+Array = npt.NDArray[Any]
+INDEX = np.dtype("<u4")
+"""Of the tokens of an item, and of its checksum."""
+
+_NAMES = {"<u2": "U16", "<u4": "U32", "<f2": "F16", "<f4": "F32"}
+_LARGEST_HEADER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Some items in a row, memory-mapped.
+
+    Attributes:
+        ends: Where each item's tokens end, (items + 1,), from 0.
+        checks: Of what each item's row reads, (items,).
+        columns: By name, (tokens, …) each.
+    """
+
+    ends: npt.NDArray[np.int64]
+    checks: npt.NDArray[np.uint32]
+    columns: Mapping[str, Array]
+
+    @property
+    def tokens(self) -> int:
+        """That are kept."""
+        return int(self.ends[-1])
+
+
+def checksums(batch: AnyBatch) -> list[int]:
+    """A checksum of what each row reads, of its labels too where these are tokens."""
+    ids, attended = batch.input_ids.numpy(), batch.attention_mask.numpy()
+    found = [zlib.crc32(ids[row][attended[row]].tobytes()) for row in range(len(ids))]
+    if not isinstance(batch, Batch):
+        return found
+    labels = batch.labels.numpy()
+    return [zlib.crc32(labels[row][attended[row]].tobytes(), found[row]) for row in range(len(ids))]
+
+
+def write_shard(
+    path: Path, layout: Layout, lengths: Array, checks: Array, columns: Mapping[str, Array]
+) -> None:
+    """Write a shard, whole or not at all.
+
+    Args:
+        path: Its file.
+        layout: Decides the types.
+        lengths: Tokens of each item.
+        checks: As ``checksums`` gives them.
+        columns: By name, (tokens, …) each.
+    """
+    tensors = {
+        name: np.ascontiguousarray(columns[name], dtype) for name, (dtype, _) in layout.columns().items()
+    }
+    tensors["lengths"], tensors["checks"] = lengths.astype(INDEX), checks.astype(INDEX)
+    with written_whole(path) as unfinished:
+        save_file(tensors, unfinished)
+
+
+def open_shard(path: Path, layout: Layout, items: int) -> Shard:
+    """A shard of so many items.
+
+    Raises:
+        CheckpointError: It is not there, is cut short, or does not hold what the layout says.
+    """
+    try:
+        raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); make the cache anew") from error
+    header, begin = _header(path, raw)
+    index = {name: _view(path, raw[begin:], header, name, INDEX, (items,)) for name in ("lengths", "checks")}
+    ends = np.concatenate([[0], np.cumsum(index["lengths"], dtype=np.int64)])
+    tokens = int(ends[-1])
+    columns = {
+        name: _view(path, raw[begin:], header, name, dtype, (tokens, width) if width else (tokens,))
+        for name, (dtype, width) in layout.columns().items()
+    }
+    return Shard(ends, index["checks"], columns)
+
+
+def _header(path: Path, raw: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
+    """What the file says that it holds, and where the numbers begin."""
+    size = int.from_bytes(raw[:8].tobytes(), "little")
+    if len(raw) < 8 or size > min(_LARGEST_HEADER, len(raw) - 8):
+        raise _unlike(path, "its header is cut short")
+    try:
+        header = json.loads(raw[8 : 8 + size].tobytes())
+    except ValueError as error:
+        raise _unlike(path, f"its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _unlike(path, "its header is not a mapping")
+    return header, 8 + size
+
+
+def _view(
+    path: Path,
+    data: npt.NDArray[np.uint8],
+    header: Mapping[str, Any],
+    name: str,
+    dtype: np.dtype[np.generic],
+    shape: tuple[int, ...],
+) -> Array:
+    entry = header.get(name)
+    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    found = entry if isinstance(entry, dict) else {}
+    bounds = found.get("data_offsets")
+    expected = {"dtype": _NAMES[dtype.str], "shape": list(shape)}
+    if {key: found.get(key) for key in expected} != expected:
+        raise _unlike(path, f"{name} is {found or 'not there'}, expected {expected}")
+    if not isinstance(bounds, list) or len(bounds) != 2 or not all(type(b) is int for b in bounds):
+        raise _unlike(path, f"{name} lies at {bounds}")
+    begin, end = bounds
+    if not 0 <= begin <= end <= len(data) or end - begin != size:
+        raise _unlike(path, f"{name} lies at {bounds} of {len(data):,} bytes, and takes {size:,}")
+    return data[begin:end].view(dtype).reshape(shape)
+
+
+def _unlike(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {what}; the cache is damaged, make it anew")

@@ -1,0 +1,242 @@
+"""Fill a cache, shard by shard: each appears whole, and is found again by whoever goes on with the work.
+
+What a shard holds is a function of its items alone, so that it does not matter how many processes write a
+cache and how often they were killed.
+
+Shapes: B rows, T positions, n tokens, V outcomes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stlm_kd.cache.layout import Json, Layout, Manifest, ShardRecord, shard_name
+from stlm_kd.cache.reading import kept_positions
+from stlm_kd.cache.sampling import head_and_tail, uniforms
+from stlm_kd.cache.shards import Array, Shard, checksums, open_shard, write_shard
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.files import known_sha256
+from stlm_kd.distributions import Dense, Logits
+from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
+from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
+from stlm_kd.losses.sparse import Sparse
+from stlm_kd.models.observing import Needs
+from stlm_kd.teachers import Teacher
+
+SHARD_BYTES = 1 << 28
+"""About so many bytes a shard has: what a kill costs, and what several processes divide among them."""
+
+ITEM_INDEX_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be cached.
+
+    Attributes:
+        layout: What is kept of each token.
+        rows: Training rows.
+        variants: Of their masks.
+        items_per_shard: Of every shard but the last.
+        seed: Of the draws.
+        micro_batch: Rows of one run of the teacher.
+        batch: Some training rows by number, each under one variant.
+    """
+
+    layout: Layout
+    rows: int
+    variants: int
+    items_per_shard: int
+    seed: int
+    micro_batch: int
+    batch: Callable[[Sequence[int], Sequence[int]], AnyBatch]
+
+    @property
+    def items(self) -> int:
+        """Rows under all variants."""
+        return self.rows * self.variants
+
+    @property
+    def num_shards(self) -> int:
+        """Files."""
+        return -(-self.items // self.items_per_shard)
+
+    def items_of(self, shard: int) -> range:
+        """The items of a shard."""
+        begin = shard * self.items_per_shard
+        return range(begin, min(begin + self.items_per_shard, self.items))
+
+    def batches(self, shard: int) -> Iterator[tuple[range, AnyBatch]]:
+        """The items of a shard, a micro-batch at a time, the last one filled up by no others."""
+        items = self.items_of(shard)
+        for begin in range(items.start, items.stop, self.micro_batch):
+            own = range(begin, min(begin + self.micro_batch, items.stop))
+            rows, variants = zip(*(divmod(item, self.variants) for item in own), strict=True)
+            yield own, self.batch(rows, variants)
+
+
+def shard_items(layout: Layout, tokens_per_item: float) -> int:
+    """Items of a shard."""
+    return max(1, int(SHARD_BYTES / max(layout.token_bytes * tokens_per_item, 1)))
+
+
+def estimated_bytes(layout: Layout, tokens: int, items: int) -> int:
+    """Bytes of a cache of so many tokens, headers and manifest left out."""
+    return tokens * layout.token_bytes + items * ITEM_INDEX_BYTES
+
+
+def require_space(folder: Path, needed: int, *, why: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        EnvironmentFault: Fewer bytes are free than are needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise EnvironmentFault(
+            f"{folder}: {why} takes about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free; free "
+            "some space, name another --output-dir, or take fewer draws (cache: {preset: small})"
+        )
+
+
+def unwritten(folder: Path, work: Work) -> list[int]:
+    """The shards that are not there yet, or not whole."""
+    return [shard for shard in range(work.num_shards) if not _is_whole(folder, work, shard)]
+
+
+def _is_whole(folder: Path, work: Work, shard: int) -> bool:
+    path = folder / shard_name(shard)
+    try:
+        open_shard(path, work.layout, len(work.items_of(shard)))
+    except CheckpointError:
+        return False
+    return True
+
+
+def write(
+    folder: Path, work: Work, teacher: Teacher, shards: Sequence[int], *, done: Callable[[int], None]
+) -> None:
+    """Write some shards; ``done`` hears of the tokens of each micro-batch.
+
+    Raises:
+        EnvironmentFault: The disk is full.
+    """
+    for shard in shards:
+        lengths: list[int] = []
+        checks: list[int] = []
+        parts: list[Mapping[str, Array]] = []
+        for items, batch in work.batches(shard):
+            kept = kept_positions(batch, work.layout)
+            parts.append(_said(teacher, batch, kept, items, work))
+            lengths += kept.reshape(len(kept), -1).sum(1).tolist()
+            checks += checksums(batch)
+            done(int(kept.sum()))
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in work.layout.columns()}
+        path = folder / shard_name(shard)
+        write_shard(path, work.layout, np.array(lengths), np.array(checks), columns)
+
+
+def _said(teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work) -> Mapping[str, Array]:
+    """The columns of a batch's kept tokens."""
+    layout = work.layout
+    sites = frozenset(layout.sites().values())
+    needs = Needs(head_input=not layout.logits, logits=layout.logits, sites=sites)
+    output = teacher(batch, needs)
+    assert output.distribution is not None and not isinstance(output.distribution, Sparse)
+    rows = output.distribution.rows(kept.to(_device(output.distribution)))
+    if layout.logits:
+        return {"logits": rows.logits(slice(None), layout.vocabulary).cpu().numpy()}
+    states = output.observed.states
+    halves = {f"state.{name}": _half(states[site].cpu()[kept]) for name, site in layout.sites().items()}
+    return {**_sampled(rows, batch.labels[kept], kept, items, work), **halves}
+
+
+def _sampled(
+    rows: Dense | Logits, label_n: Tensor, kept_BT: Tensor, items: range, work: Work
+) -> Mapping[str, Array]:
+    """Head, tail and what goes with them of some tokens, a chunk of logits at a time."""
+    layout, device = work.layout, _device(rows)
+    places = kept_BT.nonzero().numpy()
+    numbers = uniforms(work.seed, np.asarray(items)[places[:, 0]], places[:, 1], layout.draws)
+    label_n, uniforms_nM = label_n.to(device), torch.from_numpy(numbers).to(device)
+    columns = {
+        name: np.empty((len(places), width) if width else len(places), dtype)
+        for name, (dtype, width) in layout.columns().items()
+        if not name.startswith("state.")
+    }
+    for few in _chunks(len(places), layout.vocabulary, device):
+        logits_mV = rows.logits(few, layout.vocabulary)
+        made = head_and_tail(
+            logits_mV, label_n[few], uniforms_nM[few], head=layout.head, temperature=layout.temperature
+        )
+        for name, values in made.items():
+            columns[name][few] = values.cpu().numpy()
+    return columns
+
+
+def _half(state_nD: Tensor) -> Array:
+    """A state in half precision.
+
+    Raises:
+        ModelError: It has numbers beyond that.
+    """
+    half = state_nD.half().cpu()
+    if not bool(half.isfinite().all()):
+        raise ModelError(
+            "the teacher has hidden states beyond half precision (65,504), in which a cache keeps them; "
+            "leave states out of teachers[…].cache, or leave the cache out"
+        )
+    return half.numpy()
+
+
+def _device(said: Dense | Logits) -> torch.device:
+    return said.values.device if isinstance(said, Logits) else said.hidden.device
+
+
+def _chunks(tokens: int, outcomes: int, device: torch.device) -> Iterator[slice]:
+    elements = CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
+    size = max(16, elements // outcomes)
+    return (slice(begin, begin + size) for begin in range(0, tokens, size))
+
+
+def complete(
+    folder: Path, work: Work, *, made_of: Mapping[str, Json], source: Mapping[str, Json]
+) -> Manifest:
+    """Write the manifest of a cache whose shards are all there."""
+    totals, records = np.zeros(3), []
+    for shard in range(work.num_shards):
+        path = folder / shard_name(shard)
+        totals += _summary(open_shard(path, work.layout, len(work.items_of(shard))))
+        records.append(ShardRecord(path.stat().st_size, known_sha256(path)))
+    tokens = max(totals[0], 1)
+    manifest = Manifest(
+        layout=work.layout,
+        rows=work.rows,
+        variants=work.variants,
+        items_per_shard=work.items_per_shard,
+        tokens=int(totals[0]),
+        shards=tuple(records),
+        covered=1.0 if work.layout.logits else float(totals[1] / tokens),
+        entropy=float(totals[2] / tokens),
+        made_of=made_of,
+        source=source,
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _summary(shard: Shard) -> Array:
+    """Tokens, and the sums of the head's probability and of the entropy."""
+    if "tail" not in shard.columns:
+        return np.array([shard.tokens, 0.0, 0.0])
+    tails = np.exp(shard.columns["tail"].astype(np.float64))
+    return np.array(
+        [shard.tokens, float((1 - tails).sum()), float(shard.columns["entropy"].sum(dtype=np.float64))]
+    )
