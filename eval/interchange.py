@@ -27,6 +27,7 @@ from stlm_kd.eval.likelihood import ratio_stderr
 from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
 from stlm_kd.eval.running import evaluating
 from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
+from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
 from stlm_kd.interventions.plan import Tokens
 from stlm_kd.losses.chunked import chunk_rows
 from stlm_kd.models.forward import head_of, inputs_of
@@ -36,20 +37,6 @@ from stlm_kd.terms import Intervention
 SUITE = "interchange"
 ALL = "all layers"
 TEACHER = "teacher"
-
-RATIOS = {
-    "agreement": ("same", "positions"),
-    "interchange_accuracy": ("same_of_changed", "changed"),
-    "base_agreement": ("base_same", "positions"),
-    "teacher_changes": ("changed", "positions"),
-    "teacher_effect": ("teacher_nats", "positions"),
-    "student_effect": ("student_nats", "positions"),
-}
-"""Each metric is the sum of the first over all rows by that of the second: the share of positions where both
-models have one favourite after the intervention; the same where it changes the teacher's; the same without
-intervention; where it changes the teacher's; and KL(after || before) of either model, in nats."""
-
-_SUMS = ("positions", "same", "base_same", "changed", "same_of_changed", "teacher_nats", "student_nats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +61,7 @@ class Interchange:
 
     Attributes:
         alignment: The layers that were exchanged; one of them where tokens were, to which no layer belongs.
-        rows: By student layer, of each row: ``_SUMS``, by name, over its counted positions.
+        rows: By student layer, of each row: ``SUMS``, by name, over its counted positions.
         ids: Of the rows.
         last_layer: The student's.
         of_tokens: Whether tokens were exchanged, not states.
@@ -92,7 +79,7 @@ class Interchange:
         ``interchange_accuracy`` is left out where nothing changes the teacher's favourite.
         """
         together = [
-            {name: math.fsum(row[name] for row in parts) for name in _SUMS}
+            {name: math.fsum(row[name] for row in parts) for name in SUMS}
             for parts in zip(*self.rows.values(), strict=True)
         ]
         scores = [*_scores(ALL, together, part_of=None)]
@@ -223,7 +210,7 @@ def _answers(
     own = _said(student, None, batch, plans, counted_BT, vocabulary)
     row_N = counted_BT.nonzero()[:, 0]
     sums = {
-        layer: {name: torch.zeros(len(counted_BT), dtype=torch.float64) for name in _SUMS} for layer in plans
+        layer: {name: torch.zeros(len(counted_BT), dtype=torch.float64) for name in SUMS} for layer in plans
     }
     size = chunk_rows(head_of(student).weight, 0.25)  # four tensors of logits at once
     for begin in range(0, len(row_N), size):
@@ -233,7 +220,7 @@ def _answers(
             for name, values_n in found.items():
                 sums[layer][name].index_add_(0, row_n, values_n.double().cpu())
     return {
-        layer: [dict(zip(_SUMS, row, strict=True)) for row in torch.stack([*found.values()], 1).tolist()]
+        layer: [dict(zip(SUMS, row, strict=True)) for row in torch.stack([*found.values()], 1).tolist()]
         for layer, found in sums.items()
     }
 
@@ -266,32 +253,14 @@ def _said(
 def _compared(
     teacher: _Said, student: _Said, chunk: slice, vocabulary: int
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """By layer, ``_SUMS`` at each position of a chunk, (n,)."""
-    theirs_nV, own_nV = (said.base.logits(chunk, vocabulary).log_softmax(-1) for said in (teacher, student))
-    theirs_n, own_n = theirs_nV.argmax(-1), own_nV.argmax(-1)
+    """By layer, ``SUMS`` at each position of a chunk, (n,)."""
+
+    def said(theirs: Dense, own: Dense) -> Said:
+        return Said(*(one.logits(chunk, vocabulary).log_softmax(-1) for one in (theirs, own)))
+
+    before = said(teacher.base, student.base)
     for layer in student.after:
-        theirs_after_nV, own_after_nV = (
-            said.after[layer].logits(chunk, vocabulary).log_softmax(-1) for said in (teacher, student)
-        )
-        same_n = theirs_after_nV.argmax(-1) == own_after_nV.argmax(-1)
-        changed_n = theirs_after_nV.argmax(-1) != theirs_n
-        yield (
-            layer,
-            {
-                "positions": torch.ones_like(theirs_n),
-                "same": same_n,
-                "base_same": theirs_n == own_n,
-                "changed": changed_n,
-                "same_of_changed": same_n & changed_n,
-                "teacher_nats": _divergence(theirs_after_nV, theirs_nV),
-                "student_nats": _divergence(own_after_nV, own_nV),
-            },
-        )
-
-
-def _divergence(after_nV: Tensor, before_nV: Tensor) -> Tensor:
-    """KL(after || before) of log-probabilities, in nats, (n,)."""
-    return (after_nV.exp() * (after_nV - before_nV)).sum(-1)
+        yield layer, effects(before, said(teacher.after[layer], student.after[layer]))
 
 
 def _scores(task: str, rows: Sequence[Mapping[str, float]], *, part_of: str | None) -> Iterator[Score]:

@@ -6,7 +6,7 @@ Shapes: B rows, T positions, N tokens or examples that some term needs, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -118,7 +118,47 @@ def _responses(
     scales: Mapping[str, float],
     method: Literal["chunked", "dense"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    parts = _parts(terms, batch, sides)
+    rows, student = _rows(terms, combination, batch, sides, _parts(terms, batch, sides))
+    weights = [scales[term.name] for term in terms]
+    if sides.head is None:
+        loss, sums = direct_losses(rows, student, weights)
+    else:
+        loss, sums = projected_losses(rows, student, sides.head, weights, method=method)
+    return loss, {term.name: sums[i] for i, term in enumerate(terms)}
+
+
+def before_and_after(
+    term: Term, combination: Combination, batch: AnyBatch, sides: Sides
+) -> tuple[Rows, Distribution]:
+    """What a term's target is made of, and what the student says, without an intervention and after it.
+
+    Args:
+        term: On outcomes after an intervention. The tokens are those that it counts and that are touched:
+            first all of them before, then all of them after.
+        combination: If its target is ``COMBINED``.
+        batch: Labels and masks.
+        sides: What both said.
+    """
+    assert term.intervention is not None
+    changed = sides.after[term.intervention.name]
+    chosen = term_mask(term, batch) & changed.touched
+    parts = [_Part(said.student, said.teachers, [chosen], chosen) for said in (sides, changed)]
+    rows, student = _rows([term], combination, batch, sides, parts)
+    if sides.head is None:
+        return rows, Logits(student)
+    sizes = [one.vocabulary for one in rows.teachers.values() if isinstance(one, Dense)]
+    dense = Dense(student, sides.head, min(sizes)).rows(slice(None))
+    return replace(rows, outcomes=min(sides.head.size, *sizes)), dense
+
+
+def _rows(
+    terms: Sequence[Term],
+    combination: Combination,
+    batch: AnyBatch,
+    sides: Sides,
+    parts: Sequence[_Part],
+) -> tuple[Rows, Tensor]:
+    """What the terms need of the parts' tokens, and the student's logits or what meets its head."""
     student = _joined([part.tokens(_outcomes(part.student, sides.head)) for part in parts])
     rows = Rows(
         terms=terms,
@@ -128,12 +168,7 @@ def _responses(
         teachers=_said(parts),
         outcomes=student.shape[-1] if sides.head is None else sides.head.size,
     )
-    weights = [scales[term.name] for term in terms]
-    if sides.head is None:
-        loss, sums = direct_losses(rows, student, weights)
-    else:
-        loss, sums = projected_losses(rows, student, sides.head, weights, method=method)
-    return loss, {term.name: sums[i] for i, term in enumerate(terms)}
+    return rows, student
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,22 @@ def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tup
     return total, torch.stack([value.detach().double() for value in sums])
 
 
+@torch.no_grad()
+def target_log_probs(rows: Rows, logits_nC: Tensor, chunk: slice) -> Tensor:
+    """Log-probabilities (n, C) of what the only term is compared with, not softened.
+
+    Args:
+        rows: Of a term whose target is a teacher or the teachers' mixture, and which counts all of them.
+        logits_nC: The student's of the chunk; they may be written over.
+        chunk: The tokens.
+    """
+    (term,) = rows.terms
+    plain = replace(term, options={**term.options, "temperature": 1.0})
+    target = _Group(rows, [0], chunk, logits_nC).whole().target(plain)
+    assert isinstance(target, Softened), "an intervention is answered by models that run"
+    return target.log_probs(1.0)
+
+
 class _ChunkTerms:
     """The terms' sums of a chunk and the derivative of their weighted total: ``ChunkLosses``."""
 
@@ -237,14 +253,14 @@ class _Block:
 
     def values(self, term: Term) -> Tensor:
         """The term's values (m,), differentiable by the student's logits."""
-        target = self._target(term)
+        target = self.target(term)
         loss = SPARSE_LOSSES[term.loss] if isinstance(target, Sparse) else LOSSES[term.loss]
         plain = target.logits if isinstance(target, Softened) else target
         return loss(self.student.logits, plain, **term.options)
 
     def values_and_slope(self, term: Term) -> tuple[Tensor, Tensor]:
         """The values (m,) and their derivative by the student's logits, (m, V), by formula or autograd."""
-        target = self._target(term)
+        target = self.target(term)
         slopes = SPARSE_SLOPES if isinstance(target, Sparse) else SLOPES
         if term.loss in slopes:
             with torch.no_grad():
@@ -257,7 +273,7 @@ class _Block:
         return values_m.detach(), slope_mV
 
     @torch.no_grad()
-    def _target(self, term: Term) -> Tensor | Softened | Sparse:
+    def target(self, term: Term) -> Tensor | Softened | Sparse:
         """Labels, a teacher's distribution, or the teachers' mixture."""
         if term.teacher is None:
             return self.label_m

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.alignment import Site
+from stlm_kd.counterfactuals import measure_names, measured
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.features import Projections
 from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
@@ -84,7 +85,13 @@ class StepModule(nn.Module):
     @property
     def measures(self) -> list[str]:
         """What this step may measure beside its terms; its micro-batches need not tell all of it."""
-        return []
+        if not self._measures:
+            return []
+        return measure_names(self.terms, seed=self._supplies.seed, index=self._index, steps=self._steps)
+
+    @property
+    def _measures(self) -> bool:
+        return self.training and self._is_logged
 
     @property
     def terms(self) -> list[Term]:
@@ -111,11 +118,16 @@ class StepModule(nn.Module):
             plans: By intervention, what is exchanged; None: what the seed, the step and the batch say.
         """
         terms = self.terms
-        sides = self.ask(batch, self.drawn(batch) if plans is None else plans)
+        plans = self.drawn(batch) if plans is None else plans
+        sides = self.ask(batch, plans)
+        measures: dict[str, Measure] = {}
+        if self._measures:
+            layers = {name: plan.student_layer for name, plan in plans.items()}
+            measures = measured(terms, self.combination, batch, sides, layers)
         reduced = reduce_terms(
             terms, self.combination, batch, sides, denominators, method=self.vocabulary_loss
         )
-        return StepOutput(reduced.loss + self._idle(terms), reduced.sums)
+        return StepOutput(reduced.loss + self._idle(terms), reduced.sums, measures)
 
     def drawn(self, batch: AnyBatch) -> dict[str, Plan]:
         """What this step exchanges in the batch, by intervention."""
@@ -148,7 +160,8 @@ class StepModule(nn.Module):
             for name, plan in plans.items()
         }
         needs = student_needs(terms, classes=classes)
-        asked = teacher_needs(terms, names, classes=classes, causal=task_of(self.student) == "clm")
+        causal = task_of(self.student) == "clm"
+        asked = teacher_needs(terms, names, classes=classes, base=causal or self._measures)
         for name in plans:
             needs |= own[name].needs()
             for teacher, (part, _) in theirs[name].items():
@@ -208,7 +221,7 @@ def teacher_needs(
     *,
     classes: bool,
     after: str | None = None,
-    causal: bool = False,
+    base: bool = False,
 ) -> dict[str, Needs]:
     """What terms look at in each teacher; those that no term asks are left out.
 
@@ -217,13 +230,16 @@ def teacher_needs(
         teachers: The names of all.
         classes: As in ``student_needs``.
         after: As in ``student_needs``; of the others, None lists the teachers as well.
-        causal: Whether what an intervention leaves untouched is read without it.
+        base: Whether outcomes are read without an intervention too where they are compared after it, as of
+            positions that it leaves untouched.
     """
     found: dict[str, Needs] = {}
     for term in terms:
         if term.teacher is None or after not in (None, _intervention(term)):
             continue
-        needs = Needs(head_input=causal and not classes and term.loss in LOSSES)
+        needs = Needs()
+        if base and term.loss in LOSSES:
+            needs = Needs(head_input=not classes, logits=classes)
         if _intervention(term) == after:
             needs = _needs(term, [teacher for _, teacher in term.pairs], classes=classes)
         for name in teachers if term.teacher == COMBINED else [term.teacher]:

@@ -4,7 +4,18 @@ from stlm_kd.interventions.draw import Pool, Supplies
 from stlm_kd.interventions.lexicon import Lexicon
 from stlm_kd.interventions.passes import Rerun
 from stlm_kd.interventions.plan import Places, Plan
-from stlm_kd.interventions.planning import draw_plan
-from stlm_kd.interventions.sources import SOURCES
+from stlm_kd.interventions.planning import draw_plan, layer_at
+from stlm_kd.interventions.sources import SOURCES, exchanges_tokens
 
-__all__ = ["SOURCES", "Lexicon", "Places", "Plan", "Pool", "Rerun", "Supplies", "draw_plan"]
+__all__ = [
+    "SOURCES",
+    "Lexicon",
+    "Places",
+    "Plan",
+    "Pool",
+    "Rerun",
+    "Supplies",
+    "draw_plan",
+    "exchanges_tokens",
+    "layer_at",
+]

@@ -52,6 +52,11 @@ def input_tokens(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places, 
     return base, Tokens(batch.input_ids[places.rows, places.positions])
 
 
+def exchanges_tokens(source: str) -> bool:
+    """Whether a source gives tokens, so that no layer's states are exchanged."""
+    return SOURCES[source] is input_tokens
+
+
 @SOURCES.register("in-context-random")
 def in_context_random(draw: Draw, /) -> tuple[Places, Source]:
     """States of the base itself, in which other tokens stand at just the places that are overwritten.

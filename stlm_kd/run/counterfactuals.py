@@ -24,11 +24,12 @@ from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.data.tokens import build_store
 from stlm_kd.engine import current_device
 from stlm_kd.errors import DataError, ModelError, UsageError
-from stlm_kd.eval.interchange import ALL, RATIOS, SUITE, Exchange, draw_exchanges, measure
+from stlm_kd.eval.interchange import ALL, SUITE, Exchange, draw_exchanges, measure
 from stlm_kd.eval.masked import DEFAULT_WINDOW
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.interventions import Lexicon, Supplies
 from stlm_kd.interventions.draw import named_generator
+from stlm_kd.interventions.effects import RATIOS
 from stlm_kd.interventions.pool import TextPool
 from stlm_kd.models.forward import head_of, task_of
 from stlm_kd.models.load import load_language_model

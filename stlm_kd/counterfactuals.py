@@ -1,0 +1,113 @@
+"""What the interventions of a step do to student and teachers, layer by layer: measured, not trained on.
+
+Shapes: N positions or examples that a term counts and its intervention reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distributions import Dense, Distribution, Logits
+from stlm_kd.interventions import exchanges_tokens, layer_at
+from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
+from stlm_kd.losses import LOSSES
+from stlm_kd.losses.chunked import chunk_rows
+from stlm_kd.measures import Measure
+from stlm_kd.objective import Sides, before_and_after
+from stlm_kd.responses import Rows, target_log_probs
+from stlm_kd.terms import Combination, Intervention, Term
+
+MEASURED = ("agreement", "interchange_accuracy", "teacher_effect", "student_effect")
+"""Of ``RATIOS``."""
+
+
+def counterfactual_terms(terms: Sequence[Term]) -> list[Term]:
+    """The terms that compare outcomes after an intervention, of which it is measured what it does."""
+    return [term for term in terms if term.intervention is not None and term.loss in LOSSES]
+
+
+def measure_names(terms: Sequence[Term], *, seed: int, index: int, steps: int) -> list[str]:
+    """What the interventions of optimizer step ``index`` are measured by, as ``name.metric/layer``.
+
+    Args:
+        terms: Of the step.
+        seed: By which layers are drawn.
+        index: Counted from 0.
+        steps: Of the training.
+    """
+    found = []
+    for term in counterfactual_terms(terms):
+        assert term.intervention is not None
+        layer = layer_at(term.intervention, seed, index=index, steps=steps)
+        found += [_name(term.intervention, metric, layer) for metric in MEASURED]
+    return found
+
+
+@torch.no_grad()
+def measured(
+    terms: Sequence[Term],
+    combination: Combination,
+    batch: AnyBatch,
+    sides: Sides,
+    layers: Mapping[str, int],
+) -> dict[str, Measure]:
+    """The parts of what ``measure_names`` announces, of one micro-batch.
+
+    Counted are the positions that a term counts and its intervention can reach. What is compared are plain
+    distributions, whatever the term's temperature: the student's as it trains, and the term's target.
+
+    Args:
+        terms: Of the step.
+        combination: For targets of several teachers.
+        batch: Labels and masks.
+        sides: What both said, of the teachers without an intervention too.
+        layers: By intervention, the student's layer that it overwrites.
+    """
+    found: dict[str, Measure] = {}
+    for term in counterfactual_terms(terms):
+        assert term.intervention is not None
+        sums = _sums(term, combination, batch, sides)
+        for metric in MEASURED:
+            above, below = RATIOS[metric]
+            name = _name(term.intervention, metric, layers[term.intervention.name])
+            found[name] = Measure(sums[above], sums[below])
+    return found
+
+
+def _name(intervention: Intervention, metric: str, layer: int) -> str:
+    where = "tokens" if exchanges_tokens(intervention.source) else f"layer{layer}"
+    return f"{intervention.name}.{metric}/{where}"
+
+
+def _sums(term: Term, combination: Combination, batch: AnyBatch, sides: Sides) -> dict[str, Tensor]:
+    """``SUMS`` over the N positions."""
+    rows, student = before_and_after(term, combination, batch, sides)
+    totals = torch.zeros(len(SUMS), dtype=torch.float64, device=rows.labels.device)
+    with torch.autocast(rows.labels.device.type, enabled=False):
+        for before, after in _chunks(rows, student):
+            found = effects(before, after)
+            totals += torch.stack([found[name].sum(dtype=torch.float64) for name in SUMS])
+    return dict(zip(SUMS, totals, strict=True))
+
+
+def _chunks(rows: Rows, student: Distribution) -> Iterator[tuple[Said, Said]]:
+    """What both say of a few positions at a time, before and after."""
+    number = len(rows.labels) // 2
+    size = max(number, 1)
+    if isinstance(student, Dense):  # logits of all, before and after
+        size = chunk_rows(student.head.weight, 0.5 / (1 + len(rows.teachers)))
+    for begin in range(0, number, size):
+        few = slice(begin, min(begin + size, number))
+        later = slice(few.start + number, few.stop + number)
+        yield _said(rows, student, few), _said(rows, student, later)
+
+
+def _said(rows: Rows, student: Distribution, chunk: slice) -> Said:
+    assert isinstance(student, (Dense, Logits))
+    logits_nV = student.logits(chunk, rows.outcomes)
+    own_nV = logits_nV.log_softmax(-1)
+    return Said(target_log_probs(rows, logits_nV, chunk), own_nV)
