@@ -34,9 +34,11 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from stlm_kd.combine import Mixing
+from stlm_kd.counted import Rows
 from stlm_kd.distributions import Dense
 from stlm_kd.models.forward import Head
-from stlm_kd.responses import Rows, projected_losses
+from stlm_kd.responses import projected_losses
 from stlm_kd.terms import COMBINED, Combination, Term
 
 try:
@@ -105,7 +107,7 @@ def of_library(inputs: Inputs, loss: str, method: Literal["chunked", "dense"]) -
     tokens, vocabulary = len(inputs.hidden), len(inputs.weight)
     rows = Rows(
         terms=[Term(loss, loss, teacher=COMBINED)],
-        combination=Combination(),
+        mixing=Mixing(Combination(), tuple(map(str, range(len(inputs.teachers))))),
         labels=torch.zeros(tokens, dtype=torch.int64),
         masks=[torch.ones(tokens, dtype=torch.bool)],
         teachers={

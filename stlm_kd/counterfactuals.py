@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from stlm_kd.combine import Mixing
+from stlm_kd.counted import Rows
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributions import Dense, Distribution, Logits
 from stlm_kd.interventions import exchanges_tokens, layer_at
@@ -18,8 +20,8 @@ from stlm_kd.losses import LOSSES
 from stlm_kd.losses.chunked import chunk_rows
 from stlm_kd.measures import Measure
 from stlm_kd.objective import Sides, before_and_after
-from stlm_kd.responses import Rows, target_log_probs
-from stlm_kd.terms import Combination, Intervention, Term
+from stlm_kd.responses import target_log_probs
+from stlm_kd.terms import Intervention, Term
 
 MEASURED = ("agreement", "interchange_accuracy", "teacher_effect", "student_effect")
 """Of ``RATIOS``."""
@@ -50,7 +52,7 @@ def measure_names(terms: Sequence[Term], *, seed: int, index: int, steps: int) -
 @torch.no_grad()
 def measured(
     terms: Sequence[Term],
-    combination: Combination,
+    mixing: Mixing,
     batch: AnyBatch,
     sides: Sides,
     layers: Mapping[str, int],
@@ -62,7 +64,7 @@ def measured(
 
     Args:
         terms: Of the step.
-        combination: For targets of several teachers.
+        mixing: For targets of several teachers.
         batch: Labels and masks.
         sides: What both said, of the teachers without an intervention too.
         layers: By intervention, the student's layer that it overwrites.
@@ -70,7 +72,7 @@ def measured(
     found: dict[str, Measure] = {}
     for term in counterfactual_terms(terms):
         assert term.intervention is not None
-        sums = _sums(term, combination, batch, sides)
+        sums = _sums(term, mixing, batch, sides)
         for metric in MEASURED:
             above, below = RATIOS[metric]
             name = _name(term.intervention, metric, layers[term.intervention.name])
@@ -83,9 +85,9 @@ def _name(intervention: Intervention, metric: str, layer: int) -> str:
     return f"{intervention.name}.{metric}/{where}"
 
 
-def _sums(term: Term, combination: Combination, batch: AnyBatch, sides: Sides) -> dict[str, Tensor]:
+def _sums(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) -> dict[str, Tensor]:
     """``SUMS`` over the N positions."""
-    rows, student = before_and_after(term, combination, batch, sides)
+    rows, student = before_and_after(term, mixing, batch, sides)
     totals = torch.zeros(len(SUMS), dtype=torch.float64, device=rows.labels.device)
     with torch.autocast(rows.labels.device.type, enabled=False):
         for before, after in _chunks(rows, student):

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stlm_kd.combine import Mixing
+from stlm_kd.counted import Rows
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributions import Dense, Distribution, Logits, joined_sparse
@@ -20,9 +22,9 @@ from stlm_kd.losses import LOSSES, Sparse
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.forward import Head
 from stlm_kd.models.observing import Observed
-from stlm_kd.responses import Rows, direct_losses, projected_losses
+from stlm_kd.responses import direct_losses, projected_losses
 from stlm_kd.teachers import TeacherOutput
-from stlm_kd.terms import Combination, Term
+from stlm_kd.terms import Term
 
 
 def term_mask(term: Term, batch: AnyBatch) -> Tensor:
@@ -78,7 +80,7 @@ class Reduced:
 
 def reduce_terms(
     terms: Sequence[Term],
-    combination: Combination,
+    mixing: Mixing,
     batch: AnyBatch,
     sides: Sides,
     denominators: Mapping[str, float],
@@ -89,7 +91,7 @@ def reduce_terms(
 
     Args:
         terms: What to compute, with plain numbers; one of weight 0 is measured and does not enter the total.
-        combination: For the terms whose teacher is ``COMBINED``.
+        mixing: For the terms whose teacher is ``COMBINED``; what it knows is of rows, (B,).
         batch: Labels and masks.
         sides: What student and teachers said.
         denominators: By term, the tokens that it counts in the whole optimizer step.
@@ -101,7 +103,7 @@ def reduce_terms(
     """
     scales = {term.name: term.factor / max(denominators[term.name], 1.0) for term in terms}
     responses = [term for term in terms if term.loss in LOSSES]
-    loss, found = _responses(responses, combination, batch, sides, scales, method)
+    loss, found = _responses(responses, mixing, batch, sides, scales, method)
     for term in terms:
         if term.loss not in LOSSES:
             value = _feature(term, batch, sides)
@@ -112,13 +114,13 @@ def reduce_terms(
 
 def _responses(
     terms: Sequence[Term],
-    combination: Combination,
+    mixing: Mixing,
     batch: AnyBatch,
     sides: Sides,
     scales: Mapping[str, float],
     method: Literal["chunked", "dense"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    rows, student = _rows(terms, combination, batch, sides, _parts(terms, batch, sides))
+    rows, student = _rows(terms, mixing, batch, sides, _parts(terms, batch, sides))
     weights = [scales[term.name] for term in terms]
     if sides.head is None:
         loss, sums = direct_losses(rows, student, weights)
@@ -127,15 +129,13 @@ def _responses(
     return loss, {term.name: sums[i] for i, term in enumerate(terms)}
 
 
-def before_and_after(
-    term: Term, combination: Combination, batch: AnyBatch, sides: Sides
-) -> tuple[Rows, Distribution]:
+def before_and_after(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) -> tuple[Rows, Distribution]:
     """What a term's target is made of, and what the student says, without an intervention and after it.
 
     Args:
         term: On outcomes after an intervention. The tokens are those that it counts and that are touched:
             first all of them before, then all of them after.
-        combination: If its target is ``COMBINED``.
+        mixing: If its target is ``COMBINED``.
         batch: Labels and masks.
         sides: What both said.
     """
@@ -143,7 +143,7 @@ def before_and_after(
     changed = sides.after[term.intervention.name]
     chosen = term_mask(term, batch) & changed.touched
     parts = [_Part(said.student, said.teachers, [chosen], chosen) for said in (sides, changed)]
-    rows, student = _rows([term], combination, batch, sides, parts)
+    rows, student = _rows([term], mixing, batch, sides, parts)
     if sides.head is None:
         return rows, Logits(student)
     sizes = [one.vocabulary for one in rows.teachers.values() if isinstance(one, Dense)]
@@ -153,7 +153,7 @@ def before_and_after(
 
 def _rows(
     terms: Sequence[Term],
-    combination: Combination,
+    mixing: Mixing,
     batch: AnyBatch,
     sides: Sides,
     parts: Sequence[_Part],
@@ -162,11 +162,12 @@ def _rows(
     student = _joined([part.tokens(_outcomes(part.student, sides.head)) for part in parts])
     rows = Rows(
         terms=terms,
-        combination=combination,
+        mixing=_mixing_of_tokens(mixing, batch, parts),
         labels=_joined([part.tokens(batch.labels) for part in parts]),
         masks=[_joined([part.tokens(part.masks[i]) for part in parts]) for i in range(len(terms))],
         teachers=_said(parts),
         outcomes=student.shape[-1] if sides.head is None else sides.head.size,
+        judged=_judged(parts, mixing),
     )
     return rows, student
 
@@ -233,6 +234,30 @@ def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: Side
     if untouched and bool(torch.stack(untouched).any()):
         order = (~torch.stack(untouched).any(0)[needed]).to(torch.uint8).argsort(stable=True)
     return _Part(sides.student, sides.teachers, masks, needed, order)
+
+
+def _mixing_of_tokens(mixing: Mixing, batch: AnyBatch, parts: Sequence[_Part]) -> Mixing:
+    """What is known of the rows, at the needed tokens of all parts."""
+
+    def of_tokens(value_B: Tensor | None) -> Tensor | None:
+        if value_B is None:
+            return None
+        value = value_B if batch.labels.dim() == 1 else value_B[:, None].expand_as(batch.labels)
+        return _joined([part.tokens(value) for part in parts])
+
+    return replace(mixing, domain=of_tokens(mixing.domain), drawn=of_tokens(mixing.drawn))
+
+
+def _judged(parts: Sequence[_Part], mixing: Mixing) -> dict[str, Distribution] | None:
+    """What the teachers said of the base, at the needed tokens of all parts.
+
+    What they say after an intervention is weighed as what they said before it: None where that is the same.
+    """
+    base, *others = parts
+    if not others or not mixing.weighs_distributions:
+        return None
+    mixed = {name: base.teachers[name] for name in mixing.teachers if name in base.teachers}
+    return _said([replace(part, teachers=mixed) for part in parts])
 
 
 def _outcomes(student: Observed, head: Head | None) -> Tensor:

@@ -1,74 +1,24 @@
-"""The terms over outcomes, a vocabulary or classes: teachers combined, losses per token masked and added up.
+"""The terms over outcomes, a vocabulary or classes: losses per token masked and added up.
 
-The tokens of a chunk are taken apart by the terms that count them (``_Group``), and each group into blocks
-that stay in a processor's caches (``_Block``): products with heads want many tokens, everything else few.
-
-Shapes: N tokens that some term needs, n tokens of one chunk, m of these in a group or block, b in a block,
-D width, V outcomes of the student's head.
+Shapes: N tokens that some term needs, n tokens of one chunk, b in a block, D width, V outcomes of the
+student's head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stlm_kd.combine import COMBINERS
-from stlm_kd.distributions import Distribution
-from stlm_kd.losses import LOSSES, SLOPES, SPARSE_LOSSES, SPARSE_SLOPES, Softened, Sparse
-from stlm_kd.losses.chunked import block_rows, chunked_losses
+from stlm_kd.counted import Block, Group, Rows
+from stlm_kd.losses import Softened
+from stlm_kd.losses.chunked import chunked_losses
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head
-from stlm_kd.terms import COMBINED, Combination, Term
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What the terms of N tokens need besides the student's logits.
-
-    Attributes:
-        terms: What to compute, with plain numbers only.
-        combination: For the terms whose teacher is ``COMBINED``.
-        labels: The right outcome, (N,); ``IGNORED`` or anything where no term on labels counts it.
-        masks: For each term, the tokens that it counts, (N,) bool.
-        teachers: What each teacher says of the N tokens.
-        outcomes: Outcomes of the student's head, padded ones included.
-    """
-
-    terms: Sequence[Term]
-    combination: Combination
-    labels: Tensor
-    masks: Sequence[Tensor]
-    teachers: Mapping[str, Distribution]
-    outcomes: int
-
-    def counted(self) -> Tensor:
-        """The tokens that some term counts, (N,) bool."""
-        return torch.stack([*self.masks]).any(0)
-
-    def only(self, chosen_N: Tensor) -> Rows:
-        """The same of the tokens under a mask."""
-        return replace(
-            self,
-            labels=self.labels[chosen_N],
-            masks=[mask_N[chosen_N] for mask_N in self.masks],
-            teachers={name: said.rows(chosen_N) for name, said in self.teachers.items()},
-        )
-
-    def groups(self) -> list[list[int]]:
-        """The terms by index, those together that count the same tokens: they share what is computed."""
-        groups: list[list[int]] = []
-        for i, mask_N in enumerate(self.masks):
-            same = next((own for own in groups if torch.equal(self.masks[own[0]], mask_N)), None)
-            if same is None:
-                groups.append([i])
-            else:
-                same.append(i)
-        return groups
 
 
 def projected_losses(
@@ -95,7 +45,10 @@ def projected_losses(
         rows, hidden_ND = rows.only(counted_N), hidden_ND[counted_N]
     if method == "dense":
         return direct_losses(rows, functional.linear(hidden_ND, head.weight, head.bias), scales)
-    share = 2 / (1 + max(len(rows.teachers), 1))  # logits of a chunk: the student's and each teacher's
+    again = rows.judged is not None  # one teacher at a time
+    share = 2 / (
+        1 + max(len(rows.teachers), 1) + again
+    )  # logits of a chunk: the student's and each teacher's
     losses = _ChunkTerms(rows, scales)
     return chunked_losses(hidden_ND, head.weight, head.bias, losses, scales, share=share)
 
@@ -110,7 +63,7 @@ def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tup
     """
     found: dict[int, Tensor] = {}
     for own in rows.groups():
-        block = _Group(rows, own, slice(0, None), logits_NC).whole()
+        block = Group(rows, own, slice(0, None), logits_NC).whole()
         found.update({i: block.values(rows.terms[i]).sum() for i in own})
     sums = [found[i] for i in range(len(rows.terms))]
     weighted = [value * scale for value, scale in zip(sums, scales, strict=True) if scale != 0]
@@ -129,7 +82,7 @@ def target_log_probs(rows: Rows, logits_nC: Tensor, chunk: slice) -> Tensor:
     """
     (term,) = rows.terms
     plain = replace(term, options={**term.options, "temperature": 1.0})
-    target = _Group(rows, [0], chunk, logits_nC).whole().target(plain)
+    target = Group(replace(rows, terms=[plain]), [0], chunk, logits_nC).whole().target(plain)
     assert isinstance(target, Softened), "an intervention is answered by models that run"
     return target.log_probs(1.0)
 
@@ -158,18 +111,18 @@ class _ChunkTerms:
                 total_nV = group.add_to(total_nV, logits_nV)
         return sums, total_nV
 
-    def _groups(self, chunk: slice, logits_nV: Tensor) -> list[_Group]:
+    def _groups(self, chunk: slice, logits_nV: Tensor) -> list[Group]:
         """The groups of the chunk. One at most counts all its tokens: it comes first, and has no copy."""
         everything: list[int] = []
-        parts: list[_Group] = []
+        parts: list[Group] = []
         for own in self.groups:
             if bool(self.rows.masks[own[0]][chunk].all()):
                 everything += own
             else:
-                parts.append(_Group(self.rows, own, chunk, logits_nV))
-        return [_Group(self.rows, everything, chunk, logits_nV), *parts] if everything else parts
+                parts.append(Group(self.rows, own, chunk, logits_nV))
+        return [Group(self.rows, everything, chunk, logits_nV), *parts] if everything else parts
 
-    def _slope(self, block: _Block, weighted: Sequence[int], sums: Tensor) -> Tensor | None:
+    def _slope(self, block: Block, weighted: Sequence[int], sums: Tensor) -> Tensor | None:
         """The derivative of a block's weighted total, whose terms it adds to the sums."""
         total_bV: Tensor | None = None
         for i in weighted:
@@ -178,140 +131,3 @@ class _ChunkTerms:
             slope_bV = slope_bV.mul_(self.scales[i])
             total_bV = slope_bV if total_bV is None else total_bV.add_(slope_bV)
         return total_bV
-
-
-class _Group:
-    """The tokens of a chunk that some terms count. Others are not looked at: they may hold NaN.
-
-    Args:
-        rows: Of all tokens.
-        own: The terms that count these tokens.
-        chunk: Of all tokens.
-        logits_nV: The student's of the chunk.
-    """
-
-    def __init__(self, rows: Rows, own: Sequence[int], chunk: slice, logits_nV: Tensor) -> None:
-        mask_n = rows.masks[own[0]][chunk]
-        self.rows, self.own = rows, own
-        self.within = None if bool(mask_n.all()) else mask_n.nonzero().squeeze(1)
-        self.chosen = chunk if self.within is None else self.within + chunk.start
-        self.logits_mV = logits_nV if self.within is None else logits_nV[self.within]
-
-    def whole(self) -> _Block:
-        """All of its tokens."""
-        return _Block(self.rows, self.rows.labels[self.chosen], Softened(self.logits_mV), self._said())
-
-    def blocks(self) -> Iterator[tuple[slice, _Block]]:
-        """Its tokens, so few at a time that what the losses make of them stays small."""
-        label_m, said, size = self.rows.labels[self.chosen], self._said(), block_rows(self.logits_mV)
-        for start in range(0, len(label_m), size):
-            few = slice(start, start + size)
-            part = {
-                name: one.rows(few) if isinstance(one, Sparse) else one[few] for name, one in said.items()
-            }
-            yield few, _Block(self.rows, label_m[few], Softened(self.logits_mV[few]), part)
-
-    def add_to(self, total_nV: Tensor | None, logits_nV: Tensor) -> Tensor:
-        """The chunk's derivative with this group's, which stands in the place of its logits."""
-        if self.within is None:
-            return self.logits_mV
-        total_nV = logits_nV.zero_() if total_nV is None else total_nV
-        return total_nV.index_add_(0, self.within, self.logits_mV)
-
-    @torch.no_grad()
-    def _said(self) -> dict[str, Tensor | Sparse]:
-        """What the teachers that its terms ask say: logits (m, V), or sparse targets."""
-        terms = [self.rows.terms[i] for i in self.own]
-        mixed = any(term.teacher == COMBINED for term in terms)
-        asked = self.rows.teachers if mixed else {term.teacher for term in terms}
-        said: dict[str, Tensor | Sparse] = {}
-        for name, one in self.rows.teachers.items():
-            if name in asked:
-                if isinstance(one, Sparse):
-                    said[name] = one.rows(self.chosen)
-                else:
-                    said[name] = one.logits(self.chosen, self.rows.outcomes)
-        return said
-
-
-class _Block:
-    """Some tokens, all of which the terms count, and what these terms share.
-
-    Args:
-        rows: Of all tokens.
-        label_m: These tokens' labels, (m,).
-        student: Their logits.
-        said: By teacher, logits (m, V) or sparse targets of these tokens.
-    """
-
-    def __init__(
-        self, rows: Rows, label_m: Tensor, student: Softened, said: Mapping[str, Tensor | Sparse]
-    ) -> None:
-        self.rows, self.label_m, self.student = rows, label_m, student
-        self.said = {name: one if isinstance(one, Sparse) else Softened(one) for name, one in said.items()}
-        self.targets: dict[tuple[str | None, float, bool], Softened] = {}
-
-    def values(self, term: Term) -> Tensor:
-        """The term's values (m,), differentiable by the student's logits."""
-        target = self.target(term)
-        loss = SPARSE_LOSSES[term.loss] if isinstance(target, Sparse) else LOSSES[term.loss]
-        plain = target.logits if isinstance(target, Softened) else target
-        return loss(self.student.logits, plain, **term.options)
-
-    def values_and_slope(self, term: Term) -> tuple[Tensor, Tensor]:
-        """The values (m,) and their derivative by the student's logits, (m, V), by formula or autograd."""
-        target = self.target(term)
-        slopes = SPARSE_SLOPES if isinstance(target, Sparse) else SLOPES
-        if term.loss in slopes:
-            with torch.no_grad():
-                return slopes[term.loss](self.student, target, **term.options)
-        plain = target.logits if isinstance(target, Softened) else target
-        with torch.enable_grad():
-            leaf_mV = self.student.logits.detach().requires_grad_()
-            values_m = LOSSES[term.loss](leaf_mV, plain, **term.options)
-            (slope_mV,) = torch.autograd.grad(values_m.sum(), leaf_mV)
-        return values_m.detach(), slope_mV
-
-    @torch.no_grad()
-    def target(self, term: Term) -> Tensor | Softened | Sparse:
-        """Labels, a teacher's distribution, or the teachers' mixture."""
-        if term.teacher is None:
-            return self.label_m
-        mixed = term.teacher == COMBINED and len(self.said) > 1
-        name = None if mixed else next(iter(self.said)) if term.teacher == COMBINED else term.teacher
-        if name is not None:
-            return self._of(name, term.temperature, linear=term.loss in SPARSE_LOSSES)
-        key = (None, term.temperature, self._estimated(term))
-        if key not in self.targets:
-            mixture_mV = self._mixture(term.temperature, linear=self._estimated(term))
-            self.targets[key] = Softened.of_log_probs(mixture_mV, term.temperature)
-        return self.targets[key]
-
-    def _estimated(self, term: Term) -> bool:
-        """Whether sparse targets have to be estimated without bias, since the loss is linear in them."""
-        return term.loss in SPARSE_LOSSES and any(isinstance(one, Sparse) for one in self.said.values())
-
-    def _mixture(self, temperature: float, *, linear: bool) -> Tensor:
-        """Log-probabilities (m, V) of the teachers combined."""
-        log_probs_mV: dict[str, Tensor] = {}
-        for name, one in self.said.items():
-            if isinstance(one, Sparse):
-                one.check(temperature)
-                log_probs_mV[name] = (
-                    one.estimate(self.rows.outcomes) if linear else one.spread(self.rows.outcomes)
-                )
-            else:
-                log_probs_mV[name] = one.log_probs(temperature)
-        combine = COMBINERS[self.rows.combination.how]
-        return combine(log_probs_mV, self.label_m, **self.rows.combination.options)
-
-    def _of(self, name: str, temperature: float, *, linear: bool) -> Softened | Sparse:
-        """One teacher's distribution; a sparse one stays so for a loss that is linear in it."""
-        one = self.said[name]
-        if isinstance(one, Softened) or linear:
-            return one
-        one.check(temperature)
-        key = (name, temperature, False)
-        if key not in self.targets:
-            self.targets[key] = Softened.of_log_probs(one.spread(self.rows.outcomes), temperature)
-        return self.targets[key]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.alignment import Site
+from stlm_kd.combine import Domains, Mixing, drawn_for, mixed_teachers
 from stlm_kd.counterfactuals import measure_names, measured
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.features import Projections
@@ -60,6 +61,7 @@ class StepModule(nn.Module):
         projections: Projections | None = None,
         vocabulary_loss: Literal["chunked", "dense"] = "chunked",
         supplies: Supplies | None = None,
+        domains: Domains | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -69,6 +71,7 @@ class StepModule(nn.Module):
             self._all.append(Term(LABELS, LABELS, weight=0.0))
         self._index, self._steps, self._is_logged = 0, 1, False
         self._supplies = supplies or Supplies()
+        self._domains = domains
         self.combination = combination or Combination()
         self.vocabulary_loss = vocabulary_loss
         self._teachers: dict[str, Teacher] = dict(teachers or {})
@@ -119,14 +122,12 @@ class StepModule(nn.Module):
         """
         terms = self.terms
         plans = self.drawn(batch) if plans is None else plans
-        sides = self.ask(batch, plans)
+        sides, mixing = self.ask(batch, plans), self._mixing(batch)
         measures: dict[str, Measure] = {}
         if self._measures:
             layers = {name: plan.student_layer for name, plan in plans.items()}
-            measures = measured(terms, self.combination, batch, sides, layers)
-        reduced = reduce_terms(
-            terms, self.combination, batch, sides, denominators, method=self.vocabulary_loss
-        )
+            measures = measured(terms, mixing, batch, sides, layers)
+        reduced = reduce_terms(terms, mixing, batch, sides, denominators, method=self.vocabulary_loss)
         return StepOutput(reduced.loss + self._idle(terms), reduced.sums, measures)
 
     def drawn(self, batch: AnyBatch) -> dict[str, Plan]:
@@ -150,18 +151,19 @@ class StepModule(nn.Module):
             plans: For each intervention of the terms.
         """
         terms, head = self.terms, vocabulary_head(self.student)
-        classes, names = head is None, list(self._teachers)
+        classes, mixed = head is None, self.mixed
         own = {name: self._own_part(plan) for name, plan in plans.items()}
         theirs = {
             name: {
                 teacher: (self._live(teacher).part(plan, plan.teacher_layers[teacher]), wanted)
-                for teacher, wanted in teacher_needs(terms, names, classes=classes, after=name).items()
+                for teacher, wanted in teacher_needs(terms, mixed, classes=classes, after=name).items()
             }
             for name, plan in plans.items()
         }
         needs = student_needs(terms, classes=classes)
         causal = task_of(self.student) == "clm"
-        asked = teacher_needs(terms, names, classes=classes, base=causal or self._measures)
+        base, judged = causal or self._measures, Mixing(self.combination, mixed).weighs_distributions
+        asked = teacher_needs(terms, mixed, classes=classes, base=base, judged=judged)
         for name in plans:
             needs |= own[name].needs()
             for teacher, (part, _) in theirs[name].items():
@@ -180,6 +182,24 @@ class StepModule(nn.Module):
             for name, plan in plans.items()
         }
         return Sides(student, head, teachers, self.projections, after)
+
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """The teachers of whom the mixture of the next forward is made."""
+        progress = self._index / self._steps
+        names = list(self._teachers)
+        return mixed_teachers(self.combination, names, index=self._index, progress=progress) if names else ()
+
+    def _mixing(self, batch: AnyBatch) -> Mixing:
+        """The teachers' mixture, with what is known of the batch's rows."""
+        return Mixing(
+            self.combination,
+            self.mixed,
+            progress=self._index / self._steps,
+            domains=() if self._domains is None else self._domains.names,
+            domain=None if self._domains is None else self._domains.of(batch.example_ids),
+            drawn=drawn_for(self.combination, batch.example_ids, index=self._index),
+        )
 
     def _own_part(self, plan: Plan) -> Rerun:
         return Rerun(self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout)
@@ -222,23 +242,25 @@ def teacher_needs(
     classes: bool,
     after: str | None = None,
     base: bool = False,
+    judged: bool = False,
 ) -> dict[str, Needs]:
     """What terms look at in each teacher; those that no term asks are left out.
 
     Args:
         terms: As in ``student_needs``.
-        teachers: The names of all.
+        teachers: The names of those that are combined.
         classes: As in ``student_needs``.
         after: As in ``student_needs``; of the others, None lists the teachers as well.
         base: Whether outcomes are read without an intervention too where they are compared after it, as of
             positions that it leaves untouched.
+        judged: The same of combined teachers alone, which are weighed by what they say without it.
     """
     found: dict[str, Needs] = {}
     for term in terms:
         if term.teacher is None or after not in (None, _intervention(term)):
             continue
         needs = Needs()
-        if base and term.loss in LOSSES:
+        if term.loss in LOSSES and (base or (judged and term.teacher == COMBINED)):
             needs = Needs(head_input=not classes, logits=classes)
         if _intervention(term) == after:
             needs = _needs(term, [teacher for _, teacher in term.pairs], classes=classes)

@@ -12,7 +12,7 @@ from stlm_kd.schedules import Number, Ramp, Steps, at
 COMBINED = "combined"
 """The name of the teachers' mixture among the teachers."""
 
-Option = float | int | bool | str | Mapping[str, float]
+Option = float | int | bool | str | Mapping[str, float] | Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,16 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """How several teachers become one target: a name in ``COMBINERS`` and its options."""
+    """How several teachers become one target.
+
+    Attributes:
+        how: A name in ``COMBINERS``.
+        options: Its keyword arguments.
+        teacher_dropout: With which probability each teacher is left out of an optimizer step, never all.
+        seed: Of what is drawn.
+    """
 
     how: str = "mean"
     options: Mapping[str, Option] = field(default_factory=dict)
+    teacher_dropout: float = 0.0
+    seed: int = 0

@@ -50,6 +50,15 @@ objectives:
 train: {steps: 100, validate_every: 10}
 eval: [{suite: perplexity}, {suite: lm-eval, tasks: [blimp]}]
 """,
+    "annealed": """
+task: clm
+student: {tokenizer: some/tokenizer, preset: stlm-nano}
+teachers: [{name: a, model: some/model}, {name: b, model: other/model}]
+combine: {how: annealed, first: a, last: b}
+data: {train: a.txt}
+objectives: [{loss: forward_kl}]
+train: {steps: 10}
+""",
     "trained": """
 task: clm
 student:
@@ -188,7 +197,18 @@ EFFECTS: dict[str, Change] = {
     "Adapt.precision": _change("teachers[0].adapt.precision=bf16"),
     "Adapt.seed": _change("teachers[0].adapt.seed=1"),
     "Combine.how": _change("combine.how=mean", "combine={how: mean}"),
+    "Combine.teacher_dropout": _change("combine.teacher_dropout=0.3"),
     "Combine[weighted].weights": _change("combine.weights.a=0.7"),
+    "Combine[confidence].sharpness": _change("combine={how: confidence, sharpness: 2}"),
+    "Combine[entropy].sharpness": _change("combine={how: entropy, sharpness: 2}"),
+    "Combine[label-likelihood].sharpness": _change("combine={how: label-likelihood, sharpness: 2}"),
+    "Combine[domains].weights": _change("combine={how: domains, weights: {default: {a: 1, b: 2}}}"),
+    "Combine[random].per": _change("combine={how: random, per: sequence}"),
+    "Combine[annealed].first": _change("combine.first=b", "combine.last=a", base="annealed"),
+    "Combine[annealed].last": _change("combine.last=a", "combine.first=b", base="annealed"),
+    "Combine[annealed].shape": _change("combine.shape=cosine", base="annealed"),
+    "Combine[annealed].begin": _change("combine.begin=0.1", base="annealed"),
+    "Combine[annealed].end": _change("combine.end=0.9", base="annealed"),
     "Data.train": _change("data.train=c.txt"),
     "Data.validation": _change("data.validation=c.txt"),
     "Data.fraction": _change("data.fraction=0.5"),

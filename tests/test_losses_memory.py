@@ -8,22 +8,25 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from stlm_kd.combine import Mixing
+from stlm_kd.counted import Rows
 from stlm_kd.distributions import Dense
 from stlm_kd.losses import LABELS, SLOPES, chunked
 from stlm_kd.models.forward import Head
-from stlm_kd.responses import Rows, projected_losses
+from stlm_kd.responses import projected_losses
 from stlm_kd.terms import COMBINED, Combination, Term
 
 N, D, V = 512, 8, 2048
 ONE_LOGITS = N * V * 4
 
 
-def peak_bytes(loss: str, teachers: int, method: Literal["chunked", "dense"]) -> int:
+def peak_bytes(loss: str, teachers: int, method: Literal["chunked", "dense"], how: str = "mean") -> int:
     """Of loss and gradient, beyond the inputs."""
     labels = torch.zeros(N, dtype=torch.int64)
     told = {f"{i}": Dense(torch.randn(N, D), Head(torch.randn(V, D), None), V) for i in range(teachers)}
     term = Term(loss, loss, teacher=None if loss == LABELS else COMBINED)
-    rows = Rows([term], Combination(), labels, [torch.ones(N, dtype=torch.bool)], told, V)
+    mixing = Mixing(Combination(how), tuple(told))
+    rows = Rows([term], mixing, labels, [torch.ones(N, dtype=torch.bool)], told, V)
     hidden, weight = torch.randn(N, D).requires_grad_(), torch.randn(V, D).requires_grad_()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         projected_losses(rows, hidden, Head(weight, None), [1.0], method=method)[0].backward()
@@ -49,7 +52,8 @@ def test_chunks_never_hold_one_tensor_of_all_logits_and_dense_holds_several(loss
     assert peak_bytes(loss, 1, "dense") > 3 * ONE_LOGITS
 
 
-def test_more_teachers_take_no_more_memory() -> None:
+@pytest.mark.parametrize("how", ["mean", "entropy", "label-likelihood"])
+def test_more_teachers_take_no_more_memory(how: str) -> None:
     """Beyond a few blocks for combining any number of them."""
-    one, two, four = (peak_bytes("forward_kl", teachers, "chunked") for teachers in (1, 2, 4))
+    one, two, four = (peak_bytes("forward_kl", teachers, "chunked", how) for teachers in (1, 2, 4))
     assert four < 1.05 * two < 1.3 * one

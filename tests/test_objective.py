@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from stlm_kd.combine import Mixing
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.distributions import Dense
 from stlm_kd.features import Projections
@@ -275,7 +276,7 @@ def test_a_gradient_of_the_gradient_fails_instead_of_being_left_out() -> None:
     head = Head(torch.randn(61, 16, requires_grad=True), None)
     terms = [Term("labels", "labels")]
     batch = packed_batch([[12]], length=12)
-    loss = reduce_terms(terms, Combination(), batch, alone(hidden, head), {"labels": 1.0}).loss
+    loss = reduce_terms(terms, Mixing(Combination(), ()), batch, alone(hidden, head), {"labels": 1.0}).loss
     with pytest.raises(RuntimeError, match="create_graph"):
         torch.autograd.grad(loss, hidden, create_graph=True)
 
@@ -287,7 +288,7 @@ def test_a_term_of_weight_zero_is_measured_and_has_no_gradient() -> None:
     answers = {name: teacher(BATCH, HEAD) for name, teacher in taught.items()}
     terms = [Term("kl", "forward_kl", weight=0.0, teacher="a")]
     sides = Sides(Observed(hidden), head_of(student), answers, Projections())
-    reduced = reduce_terms(terms, Combination(), BATCH, sides, {"kl": 1.0})
+    reduced = reduce_terms(terms, Mixing(Combination(), ()), BATCH, sides, {"kl": 1.0})
     reduced.loss.backward()
     assert reduced.loss.item() == 0
     assert hidden.grad.abs().sum() == 0
@@ -308,7 +309,7 @@ def test_bf16_autocast_sums_the_heads_gradient_in_float32() -> None:
     term = [Term("labels", "labels")]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         sides = alone(hidden[None], Head(weight, None))
-        loss = reduce_terms(term, Combination(), batch, sides, {"labels": 200.0})
+        loss = reduce_terms(term, Mixing(Combination(), ()), batch, sides, {"labels": 200.0})
     loss.loss.backward()
     exact = weight.detach().double().requires_grad_()
     functional.cross_entropy(hidden.detach().double() @ exact.T, labels[0]).backward()
@@ -321,7 +322,7 @@ def test_a_second_backward_fails_instead_of_scaling_twice() -> None:
     head = Head(torch.randn(61, 16, requires_grad=True), None)
     batch = packed_batch([[12]], length=12)
     terms = [Term("labels", "labels")]
-    loss = reduce_terms(terms, Combination(), batch, alone(hidden, head), {"labels": 1.0}).loss
+    loss = reduce_terms(terms, Mixing(Combination(), ()), batch, alone(hidden, head), {"labels": 1.0}).loss
     loss.backward(retain_graph=True)
     with pytest.raises(TypeError):
         loss.backward()

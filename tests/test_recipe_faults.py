@@ -123,6 +123,21 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("combine={how: weighted, weights: {a: 0, b: 0}}", "all are 0; expected at least one above 0"),
         ("combine={how: weighted, weights: {a: -1, b: 1}}", "-1 found; expected at least 0"),
         ("combine={how: mean, weights: {a: 1, b: 1}}", "not an option of mean"),
+        ("combine={how: confidense}", "is not a known way to combine teachers (did you mean confidence?)"),
+        ("combine={how: confidence, sharpness: 0}", "0 found; expected more than 0"),
+        ("combine={how: mean, teacher_dropout: 1}", "1 found; expected less than 1"),
+        ("combine={how: random, teacher_dropout: 0.1}", "random takes one teacher for each batch"),
+        ("combine={how: random, per: token}", "expected one of batch, sequence"),
+        ("combine={how: domains, weights: {default: {a: 1}}}", "no weight for b; expected one each"),
+        ("combine={how: domains, weights: {default: {a: 0, b: 0}}}", "all are 0; expected at least one"),
+        (
+            "combine={how: domains, weights: {default: {a: 1, b: 0}, new: {a: 0, b: 1}}}",
+            "no domain of data.train; known: default",
+        ),
+        ("combine={how: domains, weights: {}}", "none for the domain default; expected some for each"),
+        ("combine={how: annealed, first: a, last: c}", "c is not a teacher of this recipe; known: a, b"),
+        ("combine={how: annealed, first: a, last: a}", "a is the first teacher too"),
+        ("combine={how: annealed, first: a, last: b, begin: 0.5, end: 0.5}", "expected more than 0.5"),
         ("data.train=null", "data.train"),
         ("data.train=[]", "an empty list found; expected at least one source"),
         ("data.train={path: a.txt, hub: b}", "path and hub given; expected exactly one of path, hub, sample"),
@@ -184,6 +199,21 @@ def test_a_fault_says_what_was_expected(good: Path, override: str, message: str)
         (
             ("teachers=[{name: a, model: m}]", "combine={how: weighted, weights: {a: 1}}"),
             "weighted with 1 teachers; expected at least two, or no combine",
+        ),
+        (
+            ("teachers=[{name: a, model: m}]", "combine={how: mean, teacher_dropout: 0.1}"),
+            "teacher_dropout with 1 teachers; expected at least two, or no combine",
+        ),
+        (
+            ("objectives[1].teacher=a", "combine={how: entropy}"),
+            "entropy given, but every objective names one teacher, so nothing is combined",
+        ),
+        (
+            (
+                "teachers=[{name: a, model: m}, {name: b, model: n}, {name: c, model: o}]",
+                "combine={how: annealed, first: a, last: b}",
+            ),
+            "from a to b, and never asks c; remove what is not used",
         ),
         (("student={tokenizer: t}", "objectives=[]", "train={}"), "nothing to do: no teacher to adapt"),
     ],

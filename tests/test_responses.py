@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stlm_kd.combine import Mixing
+from stlm_kd.counted import Rows
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.distributions import Dense, Logits
 from stlm_kd.losses import LABELS, LOSSES, SLOPES, Sparse, chunked, forward_kl
 from stlm_kd.models.forward import Head
-from stlm_kd.responses import Rows, direct_losses, projected_losses
+from stlm_kd.responses import direct_losses, projected_losses
 from stlm_kd.terms import COMBINED, Combination, Term
 from tests.loss_checks import CASES, case_name
 
@@ -51,7 +53,7 @@ def rows_of(
     terms: Sequence[Term], masks: Sequence[Tensor] | None = None, how: Combination | None = None
 ) -> Rows:
     masks = [EVERY] * len(terms) if masks is None else masks
-    return Rows(terms, how or Combination(), LABELS_N, masks, TEACHERS, V)
+    return Rows(terms, Mixing(how or Combination(), tuple(TEACHERS)), LABELS_N, masks, TEACHERS, V)
 
 
 def found(
@@ -253,7 +255,8 @@ def test_direct_losses_on_few_outcomes_are_the_plain_sums() -> None:
     logits = normal(20, N, 3).requires_grad_()
     labels, told = LABELS_N % 3, normal(21, N, 3)
     terms = [Term("ce", LABELS), Term("kl", "forward_kl", teacher="t")]
-    rows = Rows(terms, Combination(), labels, [EVERY, SOME], {"t": Logits(told)}, 3)
+    mixing = Mixing(Combination(), ("t",))
+    rows = Rows(terms, mixing, labels, [EVERY, SOME], {"t": Logits(told)}, 3)
     total, sums = direct_losses(rows, logits, [0.5, 2.0])
     cross = functional.cross_entropy(logits, labels, reduction="sum")
     kl = functional.kl_div(
@@ -296,7 +299,11 @@ def test_a_sparse_target_at_another_temperature_is_refused() -> None:
     teachers = {"c": Sparse(one, zero[:, None], zero - torch.inf, zero, 2.0, V)}
     for name in ("forward_kl", "reverse_kl"):
         for teacher in ("c", COMBINED):
-            rows = replace(rows_of([term_of(name, {"temperature": 1.5}, teacher)]), teachers=teachers)
+            rows = replace(
+                rows_of([term_of(name, {"temperature": 1.5}, teacher)]),
+                teachers=teachers,
+                mixing=Mixing(Combination(), ("c",)),
+            )
             with pytest.raises(ValueError, match="temperature 2 cannot serve"):
                 found(rows, [1.0])
 
@@ -314,7 +321,8 @@ def test_no_tensor_of_all_logits_is_made() -> None:
             return made
 
     terms, masks, scales = mixed_terms()
-    rows = replace(rows_of(terms, masks), teachers={name: TEACHERS[name] for name in ("a", "b")})
+    dense = {name: TEACHERS[name] for name in ("a", "b")}
+    rows = replace(rows_of(terms, masks), teachers=dense, mixing=Mixing(Combination("entropy"), tuple(dense)))
     with Noting():
         found(rows, scales)
     assert largest <= 16 * V

@@ -10,7 +10,7 @@ from stlm_kd.losses.divergences import forward_kl, jensen_shannon, reverse_kl, s
 from stlm_kd.losses.regression import logit_mse
 from stlm_kd.losses.slopes import cross_entropy_slope
 from stlm_kd.losses.softened import Softened
-from stlm_kd.losses.sparse import Sparse, sparse_forward_kl
+from stlm_kd.losses.sparse import Sparse, SparseMixture, sparse_forward_kl
 from stlm_kd.losses.table import (
     LABELS,
     LOSSES,
@@ -33,6 +33,7 @@ __all__ = [
     "Slope",
     "Softened",
     "Sparse",
+    "SparseMixture",
     "Temperature",
     "TemperatureScaling",
     "cross_entropy",

@@ -9,6 +9,7 @@ Shapes: N tokens, H outcomes of the head, M draws from the tail, C outcomes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -93,16 +94,62 @@ class Sparse:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class SparseMixture:
+    """Σ w p of several sparse targets: the entries of all, one after the other; an outcome may come twice.
+
+    Attributes:
+        targets: M targets of one temperature.
+        weights: (N, M), summing to one at each token.
+    """
+
+    targets: Sequence[Sparse]
+    weights: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        """Outcomes, (N, entries)."""
+        return torch.cat([target.ids for target in self.targets], dim=-1)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Σ w H of the targets' entropies, (N,), in nats.
+
+        The mixture's own is not known. It is larger, by the targets' generalised Jensen-Shannon divergence,
+        which no student changes: a loss that takes this one in its place has the right gradient.
+        """
+        return sum(
+            (
+                weight_N * at_least_float32(target.entropy)
+                for target, weight_N in zip(self.targets, self.weights.unbind(-1), strict=True)
+            ),
+            self.weights.new_zeros(()),
+        )
+
+    def masses(self) -> Tensor:
+        """The probability that each entry of ``ids`` stands for, (N, entries)."""
+        pairs = zip(self.targets, self.weights.unbind(-1), strict=True)
+        return torch.cat([target.masses() * weight_N[:, None] for target, weight_N in pairs], dim=-1)
+
+    def check(self, temperature: float) -> None:
+        """As ``Sparse.check``, of each target."""
+        for target in self.targets:
+            target.check(temperature)
+
+
 @SPARSE_LOSSES.register("forward_kl")
 def sparse_forward_kl(
     student_NC: Tensor,
-    target: Sparse,
+    target: Sparse | SparseMixture,
     /,
     *,
     temperature: Temperature = 1.0,
     temperature_scaling: TemperatureScaling = "t2",
 ) -> Tensor:
     """An unbiased estimate of ``forward_kl`` at each token, (N,), in nats; below 0 where draws are unlucky.
+
+    Of a mixture, its gradient is that of KL(Σ w p || q), and its value Σ w KL(p || q), which is larger by
+    what no student changes; see ``SparseMixture.entropy``.
 
     Raises:
         ValueError: The target has another temperature.
@@ -116,7 +163,7 @@ def sparse_forward_kl(
 @SPARSE_SLOPES.register("forward_kl")
 def sparse_forward_kl_slope(
     student: Softened,
-    target: Sparse,
+    target: Sparse | SparseMixture,
     /,
     *,
     temperature: Temperature = 1.0,

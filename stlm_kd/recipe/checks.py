@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import Fault, did_you_mean
+from stlm_kd.recipe.combine_checks import combine_contradictions
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
 from stlm_kd.recipe.data import LABELLED_SAMPLES, Source
 from stlm_kd.recipe.objective_checks import objective_contradictions
-from stlm_kd.recipe.objectives import LABELS
 from stlm_kd.recipe.schema import Recipe, Teacher
 from stlm_kd.recipe.training import Engine
 from stlm_kd.terms import COMBINED
@@ -20,7 +20,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _task(recipe)
     yield from _student(recipe)
     yield from _teachers(recipe)
-    yield from _combine(recipe)
+    yield from combine_contradictions(recipe)
     yield from _data(recipe)
     yield from _eval(recipe)
     yield from objective_contradictions(recipe)
@@ -144,35 +144,6 @@ def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator
     if teacher.recipe.eval:
         message = "a teacher is scored by the eval of the recipe that it teaches in; remove it"
         yield ((*place, "eval"),), message
-
-
-def _combine(recipe: Recipe) -> Iterator[Contradiction]:
-    place: Place = ("combine",)
-    options = recipe.combine.options
-    if len(recipe.teachers) < 2 and recipe.combine.how != "mean":
-        message = (
-            f"{recipe.combine.how} with {len(recipe.teachers)} teachers; expected at least two, or no combine"
-        )
-        yield ((*place, "how"), ("teachers",)), message
-    asks = [entry for entry in recipe.objectives if entry.loss != LABELS]
-    if recipe.combine.how != "mean" and asks and all(entry.teacher != COMBINED for entry in asks):
-        message = f"{recipe.combine.how} given, but every objective names one teacher, so nothing is combined"
-        yield ((*place, "how"), ("objectives",)), message
-    weights = options.get("weights")
-    if not isinstance(weights, dict):
-        return
-    names = [teacher.name for teacher in recipe.teachers]
-    for name in weights:
-        if name not in names:
-            yield (
-                ((*place, "weights", name), ("teachers",)),
-                f"not a teacher of this recipe{known_names(name, names)}",
-            )
-    missing = [name for name in names if name not in weights]
-    if missing:
-        yield ((*place, "weights"), ("teachers",)), f"no weight for {', '.join(missing)}; expected one each"
-    if weights and not any(weights.values()):
-        yield ((*place, "weights"),), "all are 0; expected at least one above 0"
 
 
 def _data(recipe: Recipe) -> Iterator[Contradiction]:

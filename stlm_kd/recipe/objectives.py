@@ -272,10 +272,15 @@ def labels_alone() -> Objective:
 
 
 class Combine(Part):
-    """How several teachers become one; the options of ``how`` are further fields."""
+    """How several teachers become one; the options of ``how`` are further fields.
+
+    ``teacher_dropout``: with which probability each teacher is left out of an optimizer step, and not run for
+    it; one at least stays.
+    """
 
     called: ClassVar[str] = "a key of combine"
     how: Annotated[Text, BeforeValidator(lambda value: known_name(value, _combiners()))] = "mean"
+    teacher_dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.0
 
     @property
     def options(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from stlm_kd.combine import COMBINERS
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.losses import LABELS
 from stlm_kd.models.presets import PRESETS
@@ -113,7 +114,7 @@ class Assignment:
             "student": self._body_key(identify),
             "tokenizer": tokenizer_identity(self.tokenizer),
             "teachers": {name: identify(self.teachers[name]) for name in sorted(asked)},
-            "combine": plain(recipe.combine) if len(asked) > 1 and COMBINED in combined else None,
+            "combine": self._combine_key() if len(asked) > 1 and COMBINED in combined else None,
             "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
             **wordnet_key(own.values()),
             "train": train,
@@ -124,6 +125,13 @@ class Assignment:
             "masked_share": recipe.data.masked_share,
             "seed": self.seed,
         }
+
+    def _combine_key(self) -> Json:
+        """How teachers become one, and where that depends on them the domains of the sources."""
+        combine = self.recipe.combine
+        if "domain" not in COMBINERS.needs(combine.how, combine.options):
+            return plain(combine)
+        return {**plain(combine), "domains": [source.domain for source in self.recipe.data.train]}
 
     def _body_key(self, identify: Callable[[str], str]) -> Json:
         """What the student is made of: some layers of a model, a whole one, or fields of a configuration."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from stlm_kd.combine import Domains
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches, numbered_batch
 from stlm_kd.data.encoding import MULTIPLE, EncodedTexts, encode_texts
 from stlm_kd.data.examples import (
@@ -87,6 +88,10 @@ class Material(Protocol):
     def is_always_the_same(self) -> bool:
         """Whether a row reads the same each time, so that what a teacher says of it can be remembered."""
 
+    @property
+    def domains(self) -> Domains | None:
+        """Of which domain the training rows are; None of what has no domains."""
+
     def stream(self, sizes: BatchSizes, *, seed: int) -> Stream:
         """The training batches of this process."""
 
@@ -145,6 +150,11 @@ class TextMaterial:
     def is_always_the_same(self) -> bool:
         """See ``Material``: what is masked differs each time."""
         return self.masking is None
+
+    @property
+    def domains(self) -> Domains:
+        """See ``Material``."""
+        return Domains(tuple(part.domain for part in self.parts), tuple(map(len, self.parts)))
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> BatchStream:
         """See ``Material``."""
@@ -229,6 +239,10 @@ class ExampleMaterial:
     def is_always_the_same(self) -> bool:
         """See ``Material``."""
         return True
+
+    @property
+    def domains(self) -> None:
+        """See ``Material``."""
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> ExampleStream:
         """See ``Material``."""

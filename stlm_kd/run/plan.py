@@ -94,6 +94,8 @@ def _students(recipe: Recipe) -> list[str]:
     else:
         words = f"checkpoint {student.model}{' with a new head' if student.new_head else ''}"
     combined = f"combine teachers by {recipe.combine.how}{_options(recipe.combine.options)}"
+    if recipe.combine.teacher_dropout:
+        combined += f", each left out of {recipe.combine.teacher_dropout:.0%} of the steps"
     return [
         f"student from {words}",
         *([combined] if len(recipe.teachers) > 1 else []),

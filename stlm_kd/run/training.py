@@ -241,10 +241,13 @@ def step_of(
         student,
         terms,
         teachers=teachers,
-        combination=Combination(recipe.combine.how, recipe.combine.options),
+        combination=Combination(
+            recipe.combine.how, recipe.combine.options, recipe.combine.teacher_dropout, seed
+        ),
         projections=projections_of(recipe, terms, student.config, configs, seed=seed) if teachers else None,
         vocabulary_loss=recipe.engine.vocabulary_loss,
         supplies=supplies_of(material, assignment.tokenizer, seed=seed) if exchanged else None,
+        domains=material.domains,
     )
 
 

@@ -1,0 +1,24 @@
+"""Several teachers become one: a weight for each at every token, and the mixture Σ w p of probabilities.
+
+A new way is one function decorated with ``COMBINERS.weighing``, which says what it looks at; its keyword-only
+arguments become its options in recipes. Softening, chunks, cached targets and teachers that are left out are
+not its business.
+"""
+
+from stlm_kd.combine.domains import Domains
+from stlm_kd.combine.evidence import Evidence, Need, of_said
+from stlm_kd.combine.mixing import Mixing, mixture
+from stlm_kd.combine.presence import drawn_for, mixed_teachers
+from stlm_kd.combine.weightings import COMBINERS
+
+__all__ = [
+    "COMBINERS",
+    "Domains",
+    "Evidence",
+    "Mixing",
+    "Need",
+    "drawn_for",
+    "mixed_teachers",
+    "mixture",
+    "of_said",
+]

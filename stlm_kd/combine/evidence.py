@@ -1,0 +1,126 @@
+"""What ways to combine teachers look at.
+
+Shapes: n tokens, M teachers, V outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stlm_kd.data.batch import IGNORED
+from stlm_kd.losses import Softened, Sparse
+
+Need = Literal[
+    "confidence", "entropy", "label_log_prob", "progress", "domain", "step_draw", "row_draw", "gate"
+]
+"""A part of ``Evidence``; ``step_draw`` and ``row_draw`` say how ``drawn`` is drawn."""
+
+OF_DISTRIBUTIONS: frozenset[Need] = frozenset({"confidence", "entropy", "label_log_prob"})
+OF_TOKENS: frozenset[Need] = OF_DISTRIBUTIONS | {"domain", "row_draw", "gate"}
+"""What differs from token to token; without these, all tokens of a step have the same weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of n tokens and M teachers; None where it was not asked for.
+
+    Attributes:
+        teachers: Their names, in the order of the columns.
+        blank: Zeros, (n, M): the place and type of weights.
+        progress: The share of the training that is done, 0 to 1.
+        labelled: Whether there is a label, (n,) bool.
+        confidence: The largest log-probability, (n, M).
+        entropy: In nats, (n, M).
+        label_log_prob: Log-probability of the label, (n, M); meaningless where there is none.
+        domain: The place in ``domains`` of each token's domain, (n,) int64.
+        domains: Names.
+        drawn: A number from 0 to 1, below it: one for the step, or one for each row, (n,).
+        gate: What the gate says of each teacher, (n, M); its softmax are weights.
+    """
+
+    teachers: tuple[str, ...]
+    blank: Tensor
+    progress: float = 0.0
+    labelled: Tensor | None = None
+    confidence: Tensor | None = None
+    entropy: Tensor | None = None
+    label_log_prob: Tensor | None = None
+    domain: Tensor | None = None
+    domains: tuple[str, ...] = ()
+    drawn: Tensor | None = None
+    gate: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What distributions tell of themselves, as in ``Evidence``."""
+
+    confidence: Tensor | None = None
+    entropy: Tensor | None = None
+    label_log_prob: Tensor | None = None
+
+    def rows(self, chosen: Tensor | slice) -> Said:
+        """Of some tokens."""
+        return Said(*(None if part is None else part[chosen] for part in self._parts()))
+
+    @classmethod
+    def beside(cls, columns: Sequence[Said]) -> Said:
+        """Of several teachers, from what is known of each."""
+        parts = zip(*(column._parts() for column in columns), strict=True)
+        return cls(*(None if each[0] is None else torch.cat([*each], dim=-1) for each in parts))
+
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return (self.confidence, self.entropy, self.label_log_prob)
+
+
+@torch.no_grad()
+def of_said(
+    teachers: Sequence[Softened | Sparse], label_n: Tensor, needs: Collection[Need], temperature: float
+) -> Said:
+    """What the distributions of n tokens tell of themselves, softened by the temperature.
+
+    Softened, since that is what is mixed, and all that is known of a sparse target.
+
+    Args:
+        teachers: M of them.
+        label_n: ``IGNORED`` where there is none.
+        needs: Only these are computed.
+        temperature: A sparse target's own.
+
+    Raises:
+        ValueError: A sparse target has another temperature, or was kept without its labels.
+    """
+    places_n1 = label_n.masked_fill(label_n == IGNORED, 0)[:, None]
+    columns: dict[str, list[Tensor]] = {name: [] for name in OF_DISTRIBUTIONS if name in needs}
+    for teacher in teachers if columns else ():
+        if isinstance(teacher, Sparse):
+            teacher.check(temperature)
+        for name, found in columns.items():
+            if isinstance(teacher, Sparse):
+                found.append(_OF_SPARSE[name](teacher))
+            else:
+                found.append(_OF_DENSE[name](teacher.log_probs(temperature), places_n1))
+    return Said(**{name: torch.stack(found, dim=-1) for name, found in columns.items()})
+
+
+def _labels_of_sparse(teacher: Sparse) -> Tensor:
+    if teacher.label_log_probs is None:
+        raise ValueError("a sparse target without its labels' log-probabilities cannot be weighed by them")
+    return teacher.label_log_probs
+
+
+_OF_DENSE = {
+    "confidence": lambda log_nV, places_n1: log_nV.amax(-1),
+    "entropy": lambda log_nV, places_n1: torch.special.entr(log_nV.exp()).sum(-1),
+    "label_log_prob": lambda log_nV, places_n1: log_nV.gather(-1, places_n1).squeeze(-1),
+}
+_OF_SPARSE = {
+    "confidence": lambda teacher: teacher.log_probs.amax(-1),
+    "entropy": lambda teacher: teacher.entropy,
+    "label_log_prob": _labels_of_sparse,
+}

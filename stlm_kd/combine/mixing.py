@@ -1,0 +1,93 @@
+"""The mixture of several teachers at each token.
+
+Shapes: N tokens, n of these, M teachers, V outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stlm_kd.combine.evidence import OF_DISTRIBUTIONS, Evidence, Need, Said
+from stlm_kd.combine.weightings import COMBINERS
+from stlm_kd.data.batch import IGNORED
+from stlm_kd.terms import Combination
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """How the teachers of N tokens become one, and what is known of the tokens before a teacher speaks.
+
+    Attributes:
+        combination: The way.
+        teachers: Of whom the mixture is made, in this order.
+        progress: The share of the training that is done.
+        domains: Names of domains.
+        domain: As in ``Evidence``, (N,).
+        drawn: As in ``Evidence``, (N,).
+        gate: As in ``Evidence``, (N, M).
+    """
+
+    combination: Combination
+    teachers: tuple[str, ...]
+    progress: float = 0.0
+    domains: tuple[str, ...] = ()
+    domain: Tensor | None = None
+    drawn: Tensor | None = None
+    gate: Tensor | None = None
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the way looks at."""
+        return COMBINERS.needs(self.combination.how, self.combination.options)
+
+    @property
+    def weighs_distributions(self) -> bool:
+        """Whether weights depend on what the teachers say of a token."""
+        return len(self.teachers) > 1 and bool(self.needs & OF_DISTRIBUTIONS)
+
+    def rows(self, chosen: Tensor | slice) -> Mixing:
+        """Of some tokens."""
+        parts = {name: getattr(self, name) for name in ("domain", "drawn", "gate")}
+        return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
+
+    def weights(self, said: Said, label_n: Tensor, *, like: Tensor) -> Tensor:
+        """The teachers' weights at all its tokens, (n, M).
+
+        Args:
+            said: What their distributions tell of themselves, as far as ``needs`` names it.
+            label_n: The labels.
+            like: Has the place and the type of log-probabilities.
+        """
+        evidence = Evidence(
+            teachers=self.teachers,
+            blank=like.new_zeros(len(label_n), len(self.teachers)),
+            progress=self.progress,
+            labelled=label_n != IGNORED,
+            confidence=said.confidence,
+            entropy=said.entropy,
+            label_log_prob=said.label_log_prob,
+            domain=self.domain,
+            domains=self.domains,
+            drawn=self.drawn,
+            gate=self.gate,
+        )
+        return COMBINERS[self.combination.how](evidence, **self.combination.options)
+
+
+def mixture(log_probs_nV: Mapping[str, Tensor], weights_nM: Tensor) -> Tensor:
+    """Logarithms of Σ w p, (n, V), without leaving log space.
+
+    Args:
+        log_probs_nV: Of M teachers.
+        weights_nM: In the same order.
+    """
+    mixed_nV: Tensor | None = None
+    for log_nV, log_weight_n in zip(log_probs_nV.values(), weights_nM.log().unbind(-1), strict=True):
+        shifted_nV = log_nV + log_weight_n.to(log_nV.dtype)[:, None]
+        mixed_nV = shifted_nV if mixed_nV is None else torch.logaddexp(mixed_nV, shifted_nV)
+    assert mixed_nV is not None
+    return mixed_nV

@@ -1,0 +1,263 @@
+"""The tokens that terms over outcomes count, taken apart by the terms, and what these share of them.
+
+Tokens that the same terms count are a ``Group`` within a chunk, and a group comes in ``Block``s that stay in
+a processor's caches: products with heads want many tokens, everything else few.
+
+Shapes: N tokens that some term needs, n tokens of one chunk, m of these in a group or block, V outcomes of
+the student's head, M teachers that are combined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stlm_kd.combine import Mixing, mixture, of_said
+from stlm_kd.combine.evidence import Said
+from stlm_kd.distributions import Distribution
+from stlm_kd.losses import LOSSES, SLOPES, SPARSE_LOSSES, SPARSE_SLOPES, Softened, Sparse, SparseMixture
+from stlm_kd.losses.chunked import block_rows
+from stlm_kd.terms import COMBINED, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the terms of N tokens need besides the student's logits.
+
+    Attributes:
+        terms: What to compute, with plain numbers only.
+        mixing: For the terms whose teacher is ``COMBINED``.
+        labels: The right outcome, (N,); ``IGNORED`` or anything where no term on labels counts it.
+        masks: For each term, the tokens that it counts, (N,) bool.
+        teachers: What each teacher says of the N tokens.
+        outcomes: Outcomes of the student's head, padded ones included.
+        judged: By what each teacher of the mixture is weighed, where that is not what it says here but what
+            it said before an intervention.
+    """
+
+    terms: Sequence[Term]
+    mixing: Mixing
+    labels: Tensor
+    masks: Sequence[Tensor]
+    teachers: Mapping[str, Distribution]
+    outcomes: int
+    judged: Mapping[str, Distribution] | None = None
+
+    def counted(self) -> Tensor:
+        """The tokens that some term counts, (N,) bool."""
+        return torch.stack([*self.masks]).any(0)
+
+    def only(self, chosen_N: Tensor) -> Rows:
+        """The same of the tokens under a mask."""
+        return replace(
+            self,
+            mixing=self.mixing.rows(chosen_N),
+            labels=self.labels[chosen_N],
+            masks=[mask_N[chosen_N] for mask_N in self.masks],
+            teachers=_rows(self.teachers, chosen_N),
+            judged=None if self.judged is None else _rows(self.judged, chosen_N),
+        )
+
+    def groups(self) -> list[list[int]]:
+        """The terms by index, those together that count the same tokens: they share what is computed."""
+        groups: list[list[int]] = []
+        for i, mask_N in enumerate(self.masks):
+            same = next((own for own in groups if torch.equal(self.masks[own[0]], mask_N)), None)
+            if same is None:
+                groups.append([i])
+            else:
+                same.append(i)
+        return groups
+
+
+def _rows(said: Mapping[str, Distribution], chosen: Tensor | slice) -> dict[str, Distribution]:
+    return {name: one.rows(chosen) for name, one in said.items()}
+
+
+class Group:
+    """The tokens of a chunk that some terms count. Others are not looked at: they may hold NaN.
+
+    Args:
+        rows: Of all tokens.
+        own: The terms that count these tokens.
+        chunk: Of all tokens.
+        logits_nV: The student's of the chunk.
+    """
+
+    def __init__(self, rows: Rows, own: Sequence[int], chunk: slice, logits_nV: Tensor) -> None:
+        mask_n = rows.masks[own[0]][chunk]
+        self.rows, self.own = rows, own
+        self.within = None if bool(mask_n.all()) else mask_n.nonzero().squeeze(1)
+        self.chosen = chunk if self.within is None else self.within + chunk.start
+        self.logits_mV = logits_nV if self.within is None else logits_nV[self.within]
+
+    def whole(self) -> Block:
+        """All of its tokens."""
+        return self._block(slice(0, None), self._said(), self._judged())
+
+    def blocks(self) -> Iterator[tuple[slice, Block]]:
+        """Its tokens, so few at a time that what the losses make of them stays small."""
+        said, judged = self._said(), self._judged()
+        size = block_rows(self.logits_mV)
+        for start in range(0, len(self.logits_mV), size):
+            few = slice(start, start + size)
+            yield few, self._block(few, said, judged)
+
+    def add_to(self, total_nV: Tensor | None, logits_nV: Tensor) -> Tensor:
+        """The chunk's derivative with this group's, which stands in the place of its logits."""
+        if self.within is None:
+            return self.logits_mV
+        total_nV = logits_nV.zero_() if total_nV is None else total_nV
+        return total_nV.index_add_(0, self.within, self.logits_mV)
+
+    def _block(self, few: slice, said: Mapping[str, Tensor | Sparse], judged: Mapping[float, Said]) -> Block:
+        part = {name: one.rows(few) if isinstance(one, Sparse) else one[few] for name, one in said.items()}
+        return Block(
+            self.rows,
+            self.rows.labels[self.chosen][few],
+            self.rows.mixing.rows(self.chosen).rows(few),
+            Softened(self.logits_mV[few]),
+            part,
+            {temperature: one.rows(few) for temperature, one in judged.items()},
+        )
+
+    @property
+    def _terms(self) -> list[Term]:
+        return [self.rows.terms[i] for i in self.own]
+
+    @property
+    def _mixes(self) -> bool:
+        return any(term.teacher == COMBINED for term in self._terms)
+
+    @torch.no_grad()
+    def _said(self) -> dict[str, Tensor | Sparse]:
+        """What the teachers that its terms ask say: logits (m, V), or sparse targets."""
+        asked = {term.teacher for term in self._terms} | set(self.rows.mixing.teachers if self._mixes else ())
+        said: dict[str, Tensor | Sparse] = {}
+        for name, one in self.rows.teachers.items():
+            if name in asked:
+                if isinstance(one, Sparse):
+                    said[name] = one.rows(self.chosen)
+                else:
+                    said[name] = one.logits(self.chosen, self.rows.outcomes)
+        return said
+
+    @torch.no_grad()
+    def _judged(self) -> dict[float, Said]:
+        """By temperature, what the teachers' distributions before an intervention tell of themselves.
+
+        One teacher after the other is projected, and only this is kept of it.
+        """
+        mixing, judged = self.rows.mixing, self.rows.judged
+        if judged is None or not self._mixes or not mixing.weighs_distributions:
+            return {}
+        temperatures = {term.temperature for term in self._terms if term.teacher == COMBINED}
+        label_m = self.rows.labels[self.chosen]
+        found: dict[float, list[Said]] = {temperature: [] for temperature in temperatures}
+        for name in mixing.teachers:
+            one = judged[name]
+            assert not isinstance(one, Sparse), "what was stored beforehand answers no intervention"
+            logits = Softened(one.logits(self.chosen, self.rows.outcomes))
+            for temperature, columns in found.items():
+                columns.append(of_said([logits], label_m, mixing.needs, temperature))
+        return {temperature: Said.beside(columns) for temperature, columns in found.items()}
+
+
+class Block:
+    """Some tokens, all of which the terms count, and what these terms share.
+
+    Args:
+        rows: Of all tokens.
+        label_m: These tokens' labels, (m,).
+        mixing: Of these tokens.
+        student: Their logits.
+        said: By teacher, logits (m, V) or sparse targets of these tokens.
+        judged: By temperature, what teachers are weighed by where ``said`` is not.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        label_m: Tensor,
+        mixing: Mixing,
+        student: Softened,
+        said: Mapping[str, Tensor | Sparse],
+        judged: Mapping[float, Said],
+    ) -> None:
+        self.rows, self.label_m, self.mixing, self.student = rows, label_m, mixing, student
+        self.said = {name: one if isinstance(one, Sparse) else Softened(one) for name, one in said.items()}
+        self.judged = judged
+        self.targets: dict[tuple[str | None, float, bool], Softened] = {}
+
+    def values(self, term: Term) -> Tensor:
+        """The term's values (m,), differentiable by the student's logits."""
+        target = self.target(term)
+        is_sparse = isinstance(target, (Sparse, SparseMixture))
+        loss = SPARSE_LOSSES[term.loss] if is_sparse else LOSSES[term.loss]
+        plain = target.logits if isinstance(target, Softened) else target
+        return loss(self.student.logits, plain, **term.options)
+
+    def values_and_slope(self, term: Term) -> tuple[Tensor, Tensor]:
+        """The values (m,) and their derivative by the student's logits, (m, V), by formula or autograd."""
+        target = self.target(term)
+        slopes = SPARSE_SLOPES if isinstance(target, (Sparse, SparseMixture)) else SLOPES
+        if term.loss in slopes:
+            with torch.no_grad():
+                return slopes[term.loss](self.student, target, **term.options)
+        plain = target.logits if isinstance(target, Softened) else target
+        with torch.enable_grad():
+            leaf_mV = self.student.logits.detach().requires_grad_()
+            values_m = LOSSES[term.loss](leaf_mV, plain, **term.options)
+            (slope_mV,) = torch.autograd.grad(values_m.sum(), leaf_mV)
+        return values_m.detach(), slope_mV
+
+    @torch.no_grad()
+    def weights(self, temperature: float) -> Tensor:
+        """What each teacher of the mixture weighs, (m, M)."""
+        told = self.judged.get(temperature) or of_said(
+            [self.said[name] for name in self.mixing.teachers], self.label_m, self.mixing.needs, temperature
+        )
+        return self.mixing.weights(told, self.label_m, like=self.student.logits)
+
+    @torch.no_grad()
+    def target(self, term: Term) -> Tensor | Softened | Sparse | SparseMixture:
+        """Labels, a teacher's distribution, or the teachers' mixture."""
+        if term.teacher is None:
+            return self.label_m
+        names = self.mixing.teachers if term.teacher == COMBINED else (term.teacher,)
+        temperature, linear = term.temperature, term.loss in SPARSE_LOSSES
+        if len(names) == 1:
+            return self._of(names[0], temperature, linear=linear)
+        said = [self.said[name] for name in names]
+        sparse = [one for one in said if isinstance(one, Sparse)]
+        if linear and len(sparse) == len(said):
+            return SparseMixture(sparse, self.weights(temperature))
+        estimated = linear and bool(sparse)  # without bias, since the loss is linear in it
+        key = (None, temperature, estimated)
+        if key not in self.targets:
+            log_probs_mV = {name: self._log_probs(name, temperature, estimated=estimated) for name in names}
+            mixed_mV = mixture(log_probs_mV, self.weights(temperature))
+            self.targets[key] = Softened.of_log_probs(mixed_mV, temperature)
+        return self.targets[key]
+
+    def _log_probs(self, name: str, temperature: float, *, estimated: bool) -> Tensor:
+        """A teacher's log-probabilities (m, V); sparse ones estimated, or their tail spread."""
+        one = self.said[name]
+        if isinstance(one, Softened):
+            return one.log_probs(temperature)
+        one.check(temperature)
+        return one.estimate(self.rows.outcomes) if estimated else one.spread(self.rows.outcomes)
+
+    def _of(self, name: str, temperature: float, *, linear: bool) -> Softened | Sparse:
+        """One teacher's distribution; a sparse one stays so for a loss that is linear in it."""
+        one = self.said[name]
+        if isinstance(one, Softened) or linear:
+            return one
+        key = (name, temperature, False)
+        if key not in self.targets:
+            log_mV = self._log_probs(name, temperature, estimated=False)
+            self.targets[key] = Softened.of_log_probs(log_mV, temperature)
+        return self.targets[key]
