@@ -78,6 +78,11 @@ class StepModule(nn.Module):
         # Of all terms and at once, or a term that rests would change by rounding what a resumed run says.
         install_maps(student, student_needs(self._all, classes=vocabulary_head(student) is None).maps)
 
+    @property
+    def teachers(self) -> Mapping[str, Teacher]:
+        """By name."""
+        return self._teachers
+
     def begin(self, index: int, steps: int, *, is_logged: bool = False) -> None:
         """Optimizer step ``index`` (from 0) of ``steps`` is next: schedules follow it.
 

@@ -51,7 +51,7 @@ class LiveTeacher:
     """
 
     def __init__(self, model: PreTrainedModel, vocabulary: int | None = None, *, name: str = "") -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.name = name
 
@@ -59,7 +59,7 @@ class LiveTeacher:
     def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
         """See ``Teacher``."""
         if self.model.device != batch.input_ids.device:
-            self.model.to(batch.input_ids.device)
+            self.model.to(batch.input_ids.device)  # type: ignore[arg-type]
         return self.output(observe(self.model, inputs_of(batch, self.model, reader=self.name), needs))
 
     def part(self, plan: Plan, layers: tuple[int, ...]) -> Rerun:
@@ -102,6 +102,7 @@ class RememberingTeacher:
 
     def __init__(self, teacher: LiveTeacher, batches: Iterable[AnyBatch], *, rows: int, needs: Needs) -> None:
         self._teacher = teacher
+        self.num_rows = rows
         kept: Observed | None = None
         for batch in batches:
             found = teacher(batch, needs).observed
@@ -116,6 +117,11 @@ class RememberingTeacher:
     def row_bytes(teacher: LiveTeacher, batch: AnyBatch, needs: Needs) -> int:
         """What one row's answer takes in memory, after asking for a batch."""
         return _bytes(teacher(batch, needs).observed) // len(batch.example_ids)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """What was run."""
+        return self._teacher.model
 
     @property
     def num_bytes(self) -> int:

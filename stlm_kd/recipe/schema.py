@@ -22,7 +22,8 @@ from stlm_kd.recipe.student import Adapt, Student
 from stlm_kd.recipe.training import Engine, Train
 from stlm_kd.registry import Registry
 
-Control = Literal["no-teacher", "all-data"]
+Control = Literal["no-teacher", "all-data", "equal-compute"]
+"""The student without teachers: on the same data and steps, on all the data, or for as much computing."""
 Tracker = Literal["tensorboard", "wandb"]
 
 

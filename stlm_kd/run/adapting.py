@@ -31,6 +31,7 @@ from stlm_kd.models.vocabulary import (
 )
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.student import Adapt
+from stlm_kd.run.compute import reading_of, training_flops
 from stlm_kd.run.loading import check_model, load_model
 from stlm_kd.run.material import (
     BatchSizes,
@@ -85,6 +86,7 @@ class AdaptationReport:
         steps: Optimizer steps done.
         seconds: Of training.
         stopped: Why it ended: ``done`` or ``early-stop``.
+        flops: What it computed (``run.compute``); None where that was not counted.
     """
 
     teacher: str
@@ -103,6 +105,7 @@ class AdaptationReport:
     steps: int
     seconds: float
     stopped: str
+    flops: int | None = None
 
 
 class AdaptationStep(StepModule):
@@ -185,9 +188,11 @@ def adapt_model(
             seed=adapt.seed,
             readers={} if original is None else {ORIGINAL: own},
         )
+        step, stream = _step(model, original, recipe), material.stream(_batches(adapt), seed=adapt.seed)
+        reading = reading_of(recipe, material, adapt.effective_batch, steps_per_epoch=stream.steps_per_epoch)
         result = fit(
-            _step(model, original, recipe),
-            material.stream(_batches(adapt), seed=adapt.seed),
+            step,
+            stream,
             adaptation_settings(adapt, material, zero=workshop.zero),
             folder=folder,
             validation=held_out_of(material, _batches(adapt).micro),
@@ -211,6 +216,7 @@ def adapt_model(
         held_out=trained.size,
         trained_parameters=count_parameters(model, trainable_only=True),
         tokens_of_text=material.num_tokens,
+        flops=training_flops(step, reading, steps=result.steps, frozen_body=True),
         **_taken(result),
     )
     first_process_runs(lambda: _save(model, tokenizer, report, folder))

@@ -22,8 +22,16 @@ from stlm_kd.run.terms import followed, looked_into, terms_of
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.terms import COMBINED, Term
 
-Variant = Literal["student", "no-teacher", "all-data"]
-"""The recipe's own student, or one of its controls, which have no teachers and the same number of steps."""
+Variant = Literal["student", "no-teacher", "all-data", "equal-compute"]
+"""The recipe's own student, or one of its controls, which have no teachers.
+
+They have the same number of steps; ``equal-compute`` has as many as the student and its teachers computed.
+"""
+
+
+def labels_term() -> Term:
+    """What a control is trained on."""
+    return Term(LABELS, LABELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class Assignment:
         teachers: By name, the folder of each teacher that is ready to teach (adapted where need be).
         tokenizer: The student's.
         workshop: Where shared results lie.
+        flops: What the training may compute, in place of a number of steps; None but for ``equal-compute``.
     """
 
     recipe: Recipe
@@ -45,6 +54,10 @@ class Assignment:
     teachers: Mapping[str, str]
     tokenizer: PreTrainedTokenizerFast
     workshop: Workshop
+    flops: int | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.flops is not None) == (self.variant == "equal-compute")
 
     @property
     def fraction(self) -> float:
@@ -61,9 +74,7 @@ class Assignment:
 
     def terms(self, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]) -> list[Term]:
         """What is trained on: the recipe's objectives, or in a control the labels alone."""
-        return (
-            [Term(LABELS, LABELS)] if self.variant != "student" else terms_of(self.recipe, student, teachers)
-        )
+        return [labels_term()] if self.variant != "student" else terms_of(self.recipe, student, teachers)
 
     def material(self, fraction: float) -> Material:
         """What is read, of this share of the training text."""
@@ -106,6 +117,8 @@ class Assignment:
         train = plain(recipe.train)
         for name in ("log_every", "checkpoint_every"):
             train.pop(name, None)
+        if self.flops is not None:
+            train = {**train, "steps": None, "epochs": None, "flops": self.flops}
         identify = cache(partial(model_identity, trust_remote_code=self.workshop.trust_remote_code))
         own = followed(recipe) if self.variant == "student" else {LABELS: labels_alone()}
         combined = {entry.teacher for entry in own.values() if entry.loss != LABELS}
@@ -118,7 +131,7 @@ class Assignment:
             "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
             **wordnet_key(own.values()),
             "train": train,
-            "steps_from": recipe.data.fraction if recipe.train.epochs else None,
+            "steps_from": recipe.data.fraction if train.get("epochs") else None,
             "text": data_key(recipe, self.fraction),
             "validation": held_out_key(recipe),
             "context": recipe.data.context,

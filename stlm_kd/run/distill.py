@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.text import Text
 from transformers import AutoModelForSequenceClassification
 
 from stlm_kd.engine.launched import first_process_runs, launched_processes
-from stlm_kd.errors import UsageError
+from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import count_parameters, declared_task, load_config, model_class
 from stlm_kd.recipe import Recipe, from_values, plain
@@ -89,23 +89,30 @@ def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: s
         ],
         workers=jobs,
     )
-    students = [(variant, seed) for variant in variants(recipe) for seed in recipe.seeds]
-    run_jobs(
-        [
-            Job(
-                _student_job,
-                (values, variant, seed, teachers, run, _named(workshop, jobs, f"{variant} {seed}")),
-            )
-            for variant, seed in students
-        ],
-        workers=jobs,
-    )
+    for wave in _waves(variants(recipe)):
+        run_jobs(
+            [
+                Job(
+                    _student_job,
+                    (values, variant, seed, teachers, run, _named(workshop, jobs, f"{variant} {seed}")),
+                )
+                for variant in wave
+                for seed in recipe.seeds
+            ],
+            workers=jobs,
+        )
     first_process_runs(lambda: _report(recipe, run, teachers, workshop, jobs))
 
 
 def variants(recipe: Recipe) -> list[Variant]:
     """The recipe's student, then its controls."""
     return ["student", *recipe.controls]
+
+
+def _waves(wanted: Sequence[Variant]) -> list[list[Variant]]:
+    """Those that wait for no other first; then those that are given what the students computed."""
+    later: list[Variant] = [variant for variant in wanted if variant == "equal-compute"]
+    return [[variant for variant in wanted if variant not in later], *([later] if later else [])]
 
 
 def student_folder(run: Path, variant: Variant, seed: int) -> Path:
@@ -144,8 +151,26 @@ def _student_job(
     recipe = from_values(values, origin="recipe")
     tokenizer = student_tokenizer(recipe, workshop)
     models = {teacher.name: teacher.model for teacher in teachers}
-    assignment = Assignment(recipe, variant, seed, models, tokenizer, workshop)
+    flops = _flops_of_student(run, seed) if variant == "equal-compute" else None
+    assignment = Assignment(recipe, variant, seed, models, tokenizer, workshop, flops)
     share_student(assignment, student_folder(run, variant, seed))
+
+
+def _flops_of_student(run: Path, seed: int) -> int:
+    """What the student of this seed and its teachers computed while it was trained.
+
+    Raises:
+        CheckpointError: That was not counted.
+    """
+    folder = student_folder(run, "student", seed)
+    flops = read_report(folder).flops
+    if flops is None:
+        raise CheckpointError(
+            f"{folder}: its FLOPs were not counted (by an earlier version, or for an unknown family), which "
+            "the control equal-compute needs; leave the control out, or delete this folder and the model in "
+            "stages/ of which it is a copy"
+        )
+    return flops
 
 
 def _score_job(values: Values, model: str, workshop: Workshop) -> list[SuiteResult]:
@@ -179,6 +204,8 @@ def _report(
                 parameters=reports[0].parameters,
                 tokens_of_text=reports[0].tokens_of_text,
                 tokens_seen=max(report.tokens_seen for report in reports),
+                steps=max(report.steps for report in reports),
+                flops=_most(report.flops for report in reports),
                 seeds=recipe.seeds,
                 scores=tuple(by_model[str(folder / "model")] for folder in folders),
             )
@@ -204,6 +231,8 @@ def _teacher_rows(
         parameters=trained.parameters if trained else parameters_of(teacher.original, trust),
         tokens_of_text=trained.tokens_of_text if trained else None,
         tokens_seen=trained.tokens_seen if trained else None,
+        steps=trained.steps if trained else None,
+        flops=trained.flops if trained else None,
         seeds=(),
         scores=(scores[teacher.original],),
     )
@@ -216,9 +245,18 @@ def _teacher_rows(
             parameters=parameters_of(teacher.model, trust),
             tokens_of_text=adapted.tokens_of_text,
             tokens_seen=adapted.tokens_seen,
+            steps=adapted.steps,
+            flops=adapted.flops,
             seeds=(),
             scores=(scores[teacher.model],),
         )
+
+
+def _most(counts: Iterable[int | None]) -> int | None:
+    """The largest; None where one is not known."""
+    found = list(counts)
+    known = [count for count in found if count is not None]
+    return max(known) if len(known) == len(found) else None
 
 
 def parameters_of(model: str, trust: bool) -> int:

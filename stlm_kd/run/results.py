@@ -38,6 +38,9 @@ class Row:
         tokens_of_text: Tokens of its training text, each once, in the vocabulary that it reads; None where a
             model was trained elsewhere.
         tokens_seen: Tokens read in training, repeats counted; None where a model was trained elsewhere.
+        steps: Optimizer steps of its training; None where a model was trained elsewhere. Of several seeds the
+            most, as of tokens seen and FLOPs.
+        flops: What that computed, a student's teachers included (``run.compute``); None where it is unknown.
         seeds: The students' seeds; () for a teacher.
         scores: For each seed (a teacher has one entry), what the suites said.
     """
@@ -51,6 +54,8 @@ class Row:
     scores: tuple[tuple[SuiteResult, ...], ...]
     variant: str | None = None
     teaches: bool = False
+    steps: int | None = None
+    flops: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +112,14 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
     caption = Text("\n".join([means, *_notes(rows)]), "table.caption")
     table = Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
     table.add_column("model")
-    for heading in ("parameters", "tokens of text", "tokens seen"):
+    for heading in ("parameters", "tokens of text", "tokens seen", "steps", "FLOPs"):
         table.add_column(heading, justify="right")
     for metric in metrics:
         table.add_column(Text(metric.label), justify="right")
     for row in rows:
-        counts = (row.parameters, row.tokens_of_text, row.tokens_seen)
+        counts = (row.parameters, row.tokens_of_text, row.tokens_seen, row.steps)
         shown = ["—" if count is None else f"{count:,}" for count in counts]
+        shown.append("—" if row.flops is None else f"{row.flops:.2e}")
         table.add_row(Text(row.name), *shown, *(_cell(row, metric) for metric in metrics))
     return table
 
@@ -156,6 +162,8 @@ def as_json(
                 "parameters": row.parameters,
                 "tokens_of_text": row.tokens_of_text,
                 "tokens_seen": row.tokens_seen,
+                "steps": row.steps,
+                "flops": row.flops,
                 "seeds": list(row.seeds),
                 "estimates": _estimates(row, metrics),
                 "suites": [[suite.to_json() for suite in suites] for suites in row.scores],

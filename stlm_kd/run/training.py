@@ -21,7 +21,8 @@ from stlm_kd.models.observing import Needs
 from stlm_kd.models.students import check_size, student_from_layers
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.training import Train
-from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.assignment import Assignment, labels_term
+from stlm_kd.run.compute import affordable_steps, reading_of, training_flops
 from stlm_kd.run.interchange import supplies_of
 from stlm_kd.run.loading import check_model, load_model, model_from_recipe
 from stlm_kd.run.material import Material, batch_sizes
@@ -50,6 +51,7 @@ class TrainingReport:
         best_loss: Held-out loss there, nats per token of the student's vocabulary.
         seconds: Of training.
         stopped: Why it ended.
+        flops: What it computed (``run.compute``); None where that was not counted.
     """
 
     parameters: int
@@ -60,6 +62,7 @@ class TrainingReport:
     best_loss: float | None
     seconds: float
     stopped: str
+    flops: int | None = None
 
 
 def read_report(folder: Path) -> TrainingReport:
@@ -80,9 +83,12 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     own = assignment.material(recipe.data.fraction)
     is_own = assignment.fraction == recipe.data.fraction
     material = own if is_own else assignment.material(assignment.fraction)
-    steps = num_steps(recipe.train, own, assignment.seed)
     sizes = batch_sizes(recipe.train)
     stream = material.stream(sizes, seed=assignment.seed)
+    reading = reading_of(recipe, material, sizes.effective, steps_per_epoch=stream.steps_per_epoch)
+    steps = num_steps(recipe.train, own, assignment.seed)
+    if assignment.flops is not None:
+        steps = affordable_steps(StepModule(student, [labels_term()]), reading, flops=assignment.flops)
     step = step_of(assignment, student, material, epochs=steps / stream.steps_per_epoch)
     tracker = workshop.tracker(folder, recipe=recipe, stage=label)
     for note in material.notes:
@@ -101,8 +107,11 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     finally:
         tracker.close()
     kept_best = recipe.train.keep == "best"
+    flops = training_flops(step, reading, steps=result.steps, planned=steps)
     first_process_runs(
-        lambda: finish(student, tokenizer, folder, result, kept_best=kept_best, material=material)
+        lambda: finish(
+            student, tokenizer, folder, result, kept_best=kept_best, material=material, flops=flops
+        )
     )
 
 
@@ -201,6 +210,7 @@ def finish(
     *,
     kept_best: bool,
     material: Material,
+    flops: int | None,
 ) -> None:
     """Save the model, then the report that says that it is whole."""
     save_model(model.cpu(), tokenizer, folder / "model")
@@ -213,6 +223,7 @@ def finish(
         best_loss=result.best_loss if kept_best else None,
         seconds=round(result.seconds, 1),
         stopped=result.stopped,
+        flops=flops,
     )
     write_json(folder / "report.json", asdict(report))
 
