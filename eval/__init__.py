@@ -12,6 +12,9 @@
 * ``statistics``: paired tests, intervals over seeds and examples, corrections for many comparisons.
 * ``resampling``: paired bootstraps of metrics that are no means.
 * ``predictions``, ``agreement``: how far two classifiers say the same of the same examples.
+* ``explaining``: what a classifier makes of the words (``words``) of some examples (``choosing``), by LIME
+  (``lime_weights``) or integrated gradients (``gradient_weights``).
+* ``alike``: how far a teacher and a student make the same of the same words; ``attribution_page`` shows it.
 * ``likelihood``: the likelihood of pieces of text as scores with standard errors.
 * ``running``: for which task, in which mode and precision, over how many positions a model is run.
 * ``harness``: runs lm-eval on a model in memory.

@@ -76,8 +76,7 @@ def logits_of(
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> npt.NDArray[np.float64]:
     """What the model says of each example, (N, C), in their order; the arguments are those of ``measure``."""
-    most = num_positions(model.config) or LONGEST
-    encoded = encode_texts(examples.texts, tokenizer, context=context or min(most, LONGEST))
+    encoded = encode_texts(examples.texts, tokenizer, context=longest_read(model, context))
     logits_NC = np.zeros((len(examples), int(model.config.num_labels or 1)))
     with torch.no_grad(), evaluating(model), autocast(model.device, precision):
         for batch in example_evaluation_batches(
@@ -86,6 +85,11 @@ def logits_of(
             found = model(**inputs_of(batch.to(model.device), model)).logits
             logits_NC[batch.example_ids.numpy()] = found.to(torch.float64).cpu().numpy()
     return logits_NC
+
+
+def longest_read(model: PreTrainedModel, context: int | None) -> int:
+    """Tokens of an example at most: as asked for, or ``LONGEST``, or as the model has positions for."""
+    return context or min(num_positions(model.config) or LONGEST, LONGEST)
 
 
 def hash_of_texts(examples: Examples) -> str:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import entropy
+from scipy.stats import entropy, spearmanr
 
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError
@@ -275,9 +275,46 @@ def test_a_model_beside_its_copy_agrees_on_everything(
     assert not found["flips"]
 
 
+def test_the_command_explains_decisions(
+    classifiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(classifiers)
+    words = [
+        "agreement",
+        "teacher",
+        "near",
+        "far",
+        "--data",
+        "rows.jsonl",
+        "--samples",
+        "40",
+        "--examples",
+        "3",
+    ]
+    words += ["--attributions", "lime,integrated-gradients", "--top", "2", "--which", "hard"]
+    found = done(*words, "--html", str(tmp_path / "page.html"))
+    explained = [row for row in found["examples"] if "weights" in row]
+    assert len(explained) == 3 and {row["weights_for"] for row in explained} == {"good"}
+    for one in found["agreements"]:
+        for each in one["explanations"]:
+            rows = {row["id"]: row for row in each["examples"]}
+            for row in explained:
+                weights = row["weights"][each["method"]]
+                own, other = (weights[one[role]]["values"] for role in ("teacher", "student"))
+                assert len(own) == len(row["words"])
+                if len(own) > 2:
+                    correlation = spearmanr(own, other).statistic
+                    assert rows[row["id"]]["correlation"] == pytest.approx(correlation)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('class="model"') == 3 * 3 * 2
+    assert "integrated-gradients: rank correlation" in stlm_kd(*words).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (["teacher", "near", "--data", "rows.jsonl", "--html", "x.html"], 2, "--attributions lime"),
+        (["teacher", "near", "--data", "rows.jsonl", "--attributions", "limes"], 2, "did you mean lime?"),
         (["teacher", "teacher", "--data", "rows.jsonl"], 2, "teacher: given twice"),
         (["teacher", "near"], 2, "give --data FILE"),
         (["teacher", "near", "--data", "nowhere.jsonl"], 5, "nowhere.jsonl"),

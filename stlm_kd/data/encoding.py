@@ -198,14 +198,45 @@ def _joined(
 ) -> Iterator[Reading]:
     """Pairs with the token that ends a document in between, and the special tokens of a text around."""
     end = document_ends(tokenizer)[1]
-    probe = tokenizer("a", return_special_tokens_mask=True)
-    own = [place for place, special in enumerate(probe["special_tokens_mask"]) if not special]
-    before, after = probe["input_ids"][: own[0]], probe["input_ids"][own[-1] + 1 :]
-    free = context - len(before) - len(after) - 1
-    first, second = ([(text[side],) for text in texts] for side in (0, 1))
-    pairs = zip(_batches(first, tokenizer, None), _batches(second, tokenizer, None), strict=True)
-    for a, b in pairs:
-        keep_a = min(len(a.ids), max(free - len(b.ids), free - free // 2))
-        keep_b = min(len(b.ids), free - keep_a)
+    before, after = _around(tokenizer)
+    for a, keep_a, b, keep_b in _cut_pairs(texts, tokenizer, context - len(before) - len(after) - 1):
         ids = [*before, *a.ids[:keep_a], end, *b.ids[:keep_b], *after]
         yield ids, [0] * len(ids), keep_a + keep_b < len(a.ids) + len(b.ids)
+
+
+def _around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """The special tokens before and after a text."""
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    own = [place for place, special in enumerate(probe["special_tokens_mask"]) if not special]
+    return probe["input_ids"][: own[0]], probe["input_ids"][own[-1] + 1 :]
+
+
+def _cut_pairs(
+    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, free: int
+) -> Iterator[tuple[Encoding, int, Encoding, int]]:
+    """Each pair without special tokens, and how many tokens of either fit into ``free`` positions."""
+    first, second = ([(text[side],) for text in texts] for side in (0, 1))
+    for a, b in zip(_batches(first, tokenizer, None), _batches(second, tokenizer, None), strict=True):
+        keep_a = min(len(a.ids), max(free - len(b.ids), free - free // 2))
+        yield a, keep_a, b, min(len(b.ids), free - keep_a)
+
+
+Source = tuple[int, int, int]
+"""Which of an example's texts, its first character, and one after the last."""
+
+
+def token_sources(
+    texts: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, *, context: int
+) -> list[Source | None]:
+    """Where each token that ``encode_texts`` reads of one example stands in it; None of a special one."""
+    if len(texts) == 1 or _separates(tokenizer):
+        (whole,) = _batches([texts], tokenizer, context)
+        places = zip(whole.sequence_ids, whole.offsets, strict=True)
+        return [None if side is None else (side, *offsets) for side, offsets in places] or [None]
+    before, after = _around(tokenizer)
+    ((a, keep_a, b, keep_b),) = _cut_pairs([texts], tokenizer, context - len(before) - len(after) - 1)
+    first, second = (
+        [(side, *offsets) for offsets in encoding.offsets[:keep]]
+        for side, (encoding, keep) in enumerate([(a, keep_a), (b, keep_b)])
+    )
+    return [*[None] * len(before), *first, None, *second, *[None] * len(after)]

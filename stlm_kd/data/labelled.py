@@ -25,6 +25,7 @@ SAMPLE_EXAMPLES: Mapping[str, int] = {"train": 6000, "validation": 1000}
 """Examples of a sample whose size is not given."""
 
 _ID_COLUMNS = ("idx", "id")
+_SOURCE_COLUMN = "source"
 _HIDDEN = "-1"
 _SAMPLE_SEED = 0
 _INTEGER = re.compile(r"-?\d+")
@@ -102,12 +103,15 @@ class Examples:
         ids: What each is called in results: its ``idx`` or ``id`` in the source where all have a different
             one, else its place among all, from 0.
         label_names: The classes; none for numbers.
+        sources: Where each is from, as a column ``source`` says (in CoLA's: the book or article); "" where
+            there is none. Empty, in place of N of these, where no example has one.
     """
 
     texts: tuple[tuple[str, ...], ...]
     labels: Labels
     ids: tuple[str, ...]
     label_names: tuple[str, ...]
+    sources: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -128,6 +132,7 @@ class Examples:
             texts=tuple(self.texts[place] for place in places),
             labels=self.labels[places],
             ids=tuple(self.ids[place] for place in places),
+            sources=tuple(self.sources[place] for place in places) if self.sources else (),
         )
 
 
@@ -156,18 +161,21 @@ def read_examples(*sources: LabelledSource, labels: Sequence[str] = (), regressi
     texts: list[tuple[str, ...]] = []
     found: list[tuple[str, object]] = []
     own_ids: list[str | None] = []
+    origins: list[str] = []
     for source in sources:
         before = len(texts)
         for place, row in _rows(source):
             texts.append(tuple(_text(row[column], f"{place}, column {column}") for column in source.text))
             found.append((f"{place}, column {source.label}", row[source.label]))
             own_ids.append(_own_id(row))
+            origins.append(_origin(row, source))
         if len(texts) == before:
             raise DataError(f"{source.described()}: no example in it")
+    from_where = tuple(origins) if any(origins) else ()
     if regression:
-        return Examples(tuple(texts), _numbers(found), _ids(own_ids), ())
+        return Examples(tuple(texts), _numbers(found), _ids(own_ids), (), from_where)
     values, names = _classes(found, labels)
-    return Examples(tuple(texts), values, _ids(own_ids), names)
+    return Examples(tuple(texts), values, _ids(own_ids), names, from_where)
 
 
 def draw_fraction(examples: Examples, fraction: float, *, seed: int) -> Examples:
@@ -230,12 +238,12 @@ def _rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
             split=source.split,
             columns=columns,
             revision=source.revision,
-            optional=_ID_COLUMNS,
+            optional=(*_ID_COLUMNS, _SOURCE_COLUMN),
         )
     else:
         assert source.path is not None
         for path in text_files(expanded(source.path), kinds=ROWS):
-            yield from read_rows(path, columns=columns, optional=_ID_COLUMNS)
+            yield from read_rows(path, columns=columns, optional=(*_ID_COLUMNS, _SOURCE_COLUMN))
 
 
 def _of_sample(
@@ -259,6 +267,13 @@ def _own_id(row: Row) -> str | None:
         if isinstance(value, (int, str)) and not isinstance(value, bool):
             return str(value)
     return None
+
+
+def _origin(row: Row, source: LabelledSource) -> str:
+    """What the row's source is called; "" where no column says so, or the column is read otherwise."""
+    value = row.get(_SOURCE_COLUMN)
+    is_read_otherwise = _SOURCE_COLUMN in (*source.text, source.label)
+    return value if isinstance(value, str) and not is_read_otherwise else ""
 
 
 def _ids(own: Sequence[str | None]) -> tuple[str, ...]:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
-from rich.table import Table
-from rich.text import Text
+from typing import Any, get_args
 
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
-from stlm_kd.errors import DataError, UsageError
-from stlm_kd.eval.agreement import Agreement, Mean, Predictions, agreement
-from stlm_kd.eval.examples import hash_of_texts, logits_of
-from stlm_kd.eval.predictions import Kappa
+from stlm_kd.errors import DataError, UsageError, did_you_mean
+from stlm_kd.eval.alike import Compared, compared
+from stlm_kd.eval.attribution_page import attribution_page
+from stlm_kd.eval.examples import hash_of_texts
+from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading, answers_of
+from stlm_kd.eval.words import words_of
 from stlm_kd.models.classifiers import class_names, load_classifier
 from stlm_kd.models.load import load_config
 from stlm_kd.run.evaluate import held_out_of_run, read_held_out
 from stlm_kd.run.models import model_of
-
-SHOWN_FLIPS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +27,12 @@ class Agreements:
 
     Attributes:
         found: One for each student.
-        predictions: Of the teacher, then of each student.
+        answers: Of the teacher, then of each student.
         texts: Of each example by id: one or two.
     """
 
-    found: tuple[Agreement, ...]
-    predictions: tuple[Predictions, ...]
+    found: tuple[Compared, ...]
+    answers: tuple[Answers, ...]
     texts: Mapping[str, tuple[str, ...]]
 
 
@@ -48,8 +43,9 @@ def agreements(
     data: Sequence[str],
     text: Sequence[str],
     label: str,
-    context: int | None = None,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    reading: Reading,
+    explaining: Explaining,
+    top: int,
     trust_remote_code: bool = False,
 ) -> Agreements:
     """How each student agrees with the teacher; every model reads by its own tokenizer.
@@ -61,96 +57,89 @@ def agreements(
             be the same, or of the run of another where a model has none.
         text: The columns of the text, one or two.
         label: The column of the label.
-        context: Tokens of an example at most; by default 512, or as many as a model has positions for.
-        precision: ``bf16`` runs the models under autocast.
+        reading: How the models read the examples.
+        explaining: Of which examples, and how, the models' decisions are explained, if at all.
+        top: How many of the heaviest words of an explanation are compared.
         trust_remote_code: Whether models may run code that they bring.
 
     Raises:
         UsageError: A model given twice, or no examples.
-        DataError: Other examples, or numbers in place of classes.
-        ModelError, EnvironmentFault: As ``load_classifier``.
+        DataError: Other examples, numbers in place of classes, or no such examples to explain.
+        ModelError, EnvironmentFault: As ``load_classifier``; or a package is not there.
     """
     names = [teacher, *students]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)}: given twice")
     held = _of_data(names, data, tuple(text), label) if data else _of_runs(names)
-    predictions = []
+    answers: list[Answers] = []
     for name in names:
-        examples = held[name]
-        logits_NC = _logits(name, examples, context, precision, trust_remote_code)
-        predictions.append(
-            Predictions(name, examples.ids, examples.labels, logits_NC, examples.label_names)  # type: ignore[arg-type]
-        )
+        like = answers[0] if answers else None
+        answers.append(_answers(name, held[name], reading, explaining, like, trust_remote_code))
     first = held[teacher]
     return Agreements(
-        tuple(agreement(predictions[0], student) for student in predictions[1:]),
-        tuple(predictions),
+        tuple(compared(answers[0], student, top=top) for student in answers[1:]),
+        tuple(answers),
         dict(zip(first.ids, first.texts, strict=True)),
     )
 
 
+def methods_of(names: Sequence[str]) -> tuple[Method, ...]:
+    """The methods of these names.
+
+    Raises:
+        UsageError: Not one of them.
+    """
+    known = get_args(Method)
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UsageError(f"--attributions: {name} is not known{hint}; known: {', '.join(known)}")
+    return tuple(method for method in known if method in names)
+
+
+def page_of(found: Agreements) -> str:
+    """The explained examples as an HTML page."""
+    return attribution_page(found.answers, found.found, found.texts)
+
+
 def as_json(found: Agreements) -> dict[str, Any]:
     """Everything, ready for ``json.dumps``; of each example its label and what every model says of it."""
-    teacher = found.predictions[0]
+    teacher = found.answers[0].predictions
     names = teacher.classes
-    predicted = {one.name: one.ordered(teacher.ids).predicted for one in found.predictions}
+    said = [one.predictions.ordered(teacher.ids) for one in found.answers]
     return {
-        "agreements": [asdict(one) for one in found.found],
+        "agreements": [
+            {**asdict(one.agreement), "explanations": [asdict(each) for each in one.explanations]}
+            for one in found.found
+        ],
         "classes": list(names),
         "examples": [
             {
                 "id": example,
                 "text": list(found.texts[example]),
                 "label": names[teacher.labels[place]],
-                "predicted": {name: names[classes[place]] for name, classes in predicted.items()},
+                "predicted": {one.name: names[one.predicted[place]] for one in said},
+                **_explained(found, example),
             }
             for place, example in enumerate(teacher.ids)
         ],
     }
 
 
-def agreement_table(found: Agreements) -> Table:
-    """One column for each model, the teacher first; the notes stand below."""
-    notes = dict.fromkeys(note for one in found.found for note in one.notes)
-    first = found.found[0]
-    lines = [
-        f"{first.examples:,} examples; ±: standard error; […]: 95 % interval; divergences in nats",
-        *notes,
-    ]
-    table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
-    table.add_column("")
-    table.add_column(Text(f"teacher {first.teacher}"), justify="right")
-    for one in found.found:
-        table.add_column(Text(one.student), justify="right")
-    calibration = "calibration error (ECE) ↓"
-    table.add_row(
-        "accuracy ↑", _shown(first.teacher_accuracy), *(_shown(one.student_accuracy) for one in found.found)
-    )
-    table.add_row(
-        calibration,
-        f"{first.teacher_calibration:.4f}",
-        *(f"{one.student_calibration:.4f}" for one in found.found),
-    )
-    rows = [_of_student(one) for one in found.found]
-    for name in rows[0]:
-        table.add_row(Text(name), "", *(Text(row[name]) for row in rows))
-    return table
-
-
-def flip_lines(found: Agreements) -> list[str]:
-    """The first ``SHOWN_FLIPS`` examples of each student that it classifies differently from the teacher."""
-    lines = []
-    for one in found.found:
-        lines.append(
-            f"{one.student}: {len(one.flips)} flips" + (f", the first {SHOWN_FLIPS}:" if one.flips else "")
-        )
-        lines += [
-            f"  {flip.id}: {flip.teacher} → {flip.student} (label {flip.label}): "
-            f"{' | '.join(found.texts[flip.id])}"
-            for flip in one.flips[:SHOWN_FLIPS]
-        ]
-    return lines
+def _explained(found: Agreements, example: str) -> dict[str, Any]:
+    """Of an example that was: its words, the class that their weights are for, and every model's weights."""
+    teacher = found.answers[0]
+    if example not in teacher.classes:
+        return {}
+    return {
+        "words": [word.text for word in words_of(found.texts[example])],
+        "weights_for": teacher.predictions.classes[teacher.classes[example]],
+        "weights": {
+            method: {one.predictions.name: asdict(one.weights[method][example]) for one in found.answers}
+            for method in teacher.weights
+        },
+    }
 
 
 def _of_data(
@@ -188,45 +177,16 @@ def _of_run(name: str) -> Examples | None:
     return found
 
 
-def _logits(
-    name: str, examples: Examples, context: int | None, precision: Literal["fp32", "bf16"], trust: bool
-) -> npt.NDArray[np.float64]:
+def _answers(
+    name: str,
+    examples: Examples,
+    reading: Reading,
+    explaining: Explaining,
+    like: Answers | None,
+    trust: bool,
+) -> Answers:
     folder = model_of(name)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     model = load_classifier(folder, examples.label_names, tokenizer=tokenizer, trust_remote_code=trust)
     model.to(current_device())  # type: ignore[arg-type]
-    return logits_of(model, tokenizer, examples, context=context, precision=precision)
-
-
-def _of_student(one: Agreement) -> dict[str, str]:
-    """What a student has in common with the teacher, by the name of the row."""
-    errors = one.errors
-    overlap = "—"
-    if errors.overlap is not None:
-        overlap = f"{errors.overlap:.4f} ({errors.by_chance:.4f})"
-    return {
-        "accuracy - teacher's": (
-            f"{one.difference.mean:+.4f} [{one.difference.low:+.4f}, {one.difference.high:+.4f}]"
-        ),
-        "McNemar p (mid-p)": f"{one.test.p:.3g}",
-        "Cohen's κ": _of_kappa(one.kappa),
-        "same class": _shown(one.top1),
-        "KL(teacher || student)": _shown(one.kl),
-        "Jensen-Shannon": _shown(one.js),
-        "wrong: both (same class), teacher alone, student alone": (
-            f"{errors.both} ({errors.same}), {errors.only_teacher}, {errors.only_student}"
-        ),
-        "overlap of errors (if independent)": overlap,
-        "κ of errors": _of_kappa(errors.consistency),
-        "flips": str(len(one.flips)),
-    }
-
-
-def _of_kappa(kappa: Kappa) -> str:
-    if kappa.value is None:
-        return "—"
-    return f"{kappa.value:.4f} [{kappa.low:.4f}, {kappa.high:.4f}]"
-
-
-def _shown(mean: Mean) -> str:
-    return f"{mean.value:.4f} ± {mean.stderr:.4f}"
+    return answers_of(name, model, tokenizer, examples, reading, explaining, like=like)

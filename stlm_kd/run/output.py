@@ -1,11 +1,13 @@
-"""The file that ``--output`` names."""
+"""The files that ``--output`` and ``--html`` name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stlm_kd.errors import EnvironmentFault
-from stlm_kd.run.record import write_json
+from stlm_kd.run.record import write_json, write_text
 
 
 def write_output(path: Path, value: object) -> None:
@@ -14,9 +16,21 @@ def write_output(path: Path, value: object) -> None:
     Raises:
         EnvironmentFault: It cannot be written.
     """
+    with _told(path, "--output"):
+        write_json(path, value)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write HTML likewise."""
+    with _told(path, "--html"):
+        write_text(path, page)
+
+
+@contextmanager
+def _told(path: Path, option: str) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
+        yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise EnvironmentFault(f"{path}: cannot be written ({reason}); choose another --output") from error
+        raise EnvironmentFault(f"{path}: cannot be written ({reason}); choose another {option}") from error

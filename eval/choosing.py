@@ -1,0 +1,124 @@
+"""Which examples are explained: named ones, drawn ones, or those that a teacher finds easy and hard.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax
+
+from stlm_kd.data.labelled import Examples
+from stlm_kd.errors import DataError, did_you_mean
+from stlm_kd.eval.agreement import Predictions
+from stlm_kd.eval.words import words_of
+
+Which = Literal["random", "easy", "hard", "easy-and-hard"]
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which examples.
+
+    Attributes:
+        examples: So many at most.
+        ids: These and no others, where any are named.
+        which: ``random``; ``easy`` or ``hard``, where the teacher's loss on the label is lowest or highest;
+            ``easy-and-hard``, of each class as many, half of them easy and half hard (the attention study's
+            four sentences are so chosen, by annotators' opinions).
+        classes: Only examples of these; none: of all.
+        sources: Only examples whose column ``source`` says one of these (CoLA's out-of-domain sentences are
+            clc95, c-05, j_71, s_97, swb04 and w_80); none: all.
+        seed: Of a random draw.
+    """
+
+    examples: int = 100
+    ids: tuple[str, ...] = ()
+    which: Which = "random"
+    classes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def chosen(teacher: Predictions, examples: Examples, choice: Choice) -> tuple[str, ...]:
+    """The ids of the examples: random ones in their order, others the easiest or hardest first.
+
+    Examples without a word are left out.
+
+    Raises:
+        DataError: An id, class or source that is not there, or fewer than two examples.
+    """
+    if choice.ids:
+        places = np.array(list(_named(choice.ids, examples)), np.int64)
+    else:
+        places = _chosen_places(teacher.ordered(examples.ids), examples, choice)
+    if len(places) < 2:
+        raise DataError(
+            f"{len(places)} of {len(examples)} examples are of the classes and sources that were asked for, "
+            "expected at least two; ask for others"
+        )
+    return tuple(examples.ids[place] for place in places)
+
+
+def _named(ids: Sequence[str], examples: Examples) -> Iterator[int]:
+    places = {name: place for place, name in enumerate(examples.ids)}
+    for name in dict.fromkeys(ids):
+        if name not in places:
+            raise DataError(
+                f"example {name}: none of {len(examples)} examples has this id{did_you_mean(name, places)}"
+            )
+        if not words_of(examples.texts[places[name]]):
+            raise DataError(f"example {name}: its text has no word to explain it by; name another")
+        yield places[name]
+
+
+def _chosen_places(teacher: Predictions, examples: Examples, choice: Choice) -> Integers:
+    candidates = np.flatnonzero(_asked_for(examples, choice))
+    count = min(choice.examples, len(candidates))
+    if choice.which == "random":
+        drawn = np.random.default_rng(choice.seed).permutation(candidates)[:count]
+        return np.asarray(np.sort(drawn), np.int64)
+    loss_N = -log_softmax(teacher.logits, axis=1)[np.arange(len(examples)), teacher.labels]
+    ranked = candidates[np.argsort(loss_N[candidates], kind="stable")]
+    if choice.which == "easy":
+        return ranked[:count]
+    if choice.which == "hard":
+        return ranked[::-1][:count]
+    return np.array(list(_both_ends(ranked, teacher.labels, choice.examples)), np.int64)
+
+
+def _both_ends(ranked: Integers, labels_N: Integers, count: int) -> Iterator[int]:
+    """Of each class the easiest, then the hardest, ``count`` in all where there are so many."""
+    classes = np.unique(labels_N[ranked])
+    each = max(1, count // (2 * len(classes)))
+    for label in classes:
+        own = ranked[labels_N[ranked] == label]
+        yield from own[:each]
+        yield from own[::-1][: min(each, max(0, len(own) - each))]
+
+
+def _asked_for(examples: Examples, choice: Choice) -> npt.NDArray[np.bool_]:
+    """Which examples are of the classes and sources, and have words, (N,)."""
+    found_N = np.array([bool(words_of(texts)) for texts in examples.texts])
+    if choice.classes:
+        _require_known("class", choice.classes, examples.label_names)
+        wanted = [examples.label_names.index(name) for name in choice.classes]
+        found_N &= np.isin(examples.labels, wanted)
+    if choice.sources:
+        _require_known("source", choice.sources, sorted({name for name in examples.sources if name}))
+        found_N &= np.isin(np.array(examples.sources, np.str_), choice.sources)
+    return found_N
+
+
+def _require_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            there = f"known: {', '.join(known)}" if known else "they have no column of that name"
+            raise DataError(f"{what} {name}: no example is of it{did_you_mean(name, known)}; {there}")

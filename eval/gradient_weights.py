@@ -1,0 +1,158 @@
+"""Integrated gradients: what a classifier makes of each word, by its gradients on the way to it from a mask.
+
+Sundararajan, Taly and Yan, "Axiomatic attribution for deep networks", 2017, through the package ``captum``.
+In the space of the word embeddings the way leads to the text from a baseline, in which every token of a word
+is the mask, or padding where the tokenizer has no mask. Special tokens and punctuation between words are the
+same at both ends. What is attributed is the log-odds of a class.
+
+Shapes: B rows, T positions, D width of the embeddings, C classes, W words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.data.encoding import Source, encode_texts, padding_id, token_sources
+from stlm_kd.data.examples import ExampleBatch
+from stlm_kd.errors import EnvironmentFault
+from stlm_kd.eval.running import evaluating
+from stlm_kd.eval.words import Word
+from stlm_kd.models.forward import inputs_of
+
+if TYPE_CHECKING:
+    from captum.attr import IntegratedGradients
+
+ROWS_AT_ONCE = 64
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Integrated:
+    """Weights of words, and how far they are from adding up.
+
+    Attributes:
+        weights: (W,), in nats: they add up to the log-odds of the text less those of the baseline ...
+        delta: ... but for so many nats, which the steps of the integral leave.
+        change: The log-odds of the text less those of the baseline.
+    """
+
+    weights: Floats
+    delta: float
+    change: float
+
+
+def integrated_gradients(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: tuple[str, ...],
+    words: Sequence[Word],
+    target: int,
+    *,
+    steps: int,
+    context: int,
+) -> Integrated:
+    """The weight of each word for the log-odds of a class, summed over its tokens.
+
+    The model computes in its own precision. A word beyond ``context`` has no weight.
+
+    Args:
+        model: A classifier.
+        tokenizer: What it reads by.
+        texts: One or two.
+        words: Of the texts.
+        target: The class.
+        steps: Points of the integral (Gauss-Legendre).
+        context: Tokens of an example at most.
+
+    Raises:
+        EnvironmentFault: The package ``captum`` is not there.
+    """
+    row = encode_texts([texts], tokenizer, context=context, multiple=1).rows(np.zeros(1, np.int64))
+    owners_T = _owners(token_sources(texts, tokenizer, context=context), words)
+    nothing = torch.zeros(1, dtype=torch.int64)
+    batch = ExampleBatch(row.input_ids, row.attention_mask, row.token_type_ids, nothing, nothing)
+    embedded = _Embedded(model, inputs_of(batch.to(model.device), model), target)
+    is_word_T = torch.from_numpy(owners_T >= 0)
+    hidden_ids_1T = torch.where(is_word_T, _nothing_token(tokenizer), row.input_ids)
+    with evaluating(model):
+        text_1TD, baseline_1TD = (embedded.embed(ids) for ids in (row.input_ids, hidden_ids_1T))
+        found_1TD, delta_1 = _captum()(embedded).attribute(
+            text_1TD,
+            baselines=baseline_1TD,
+            n_steps=steps,
+            internal_batch_size=ROWS_AT_ONCE,
+            return_convergence_delta=True,
+        )
+        with torch.no_grad():
+            change = float(embedded(text_1TD) - embedded(baseline_1TD))
+    weights_T = found_1TD[0].detach().double().sum(1).cpu().numpy()
+    of_words_T = owners_T >= 0
+    weights_W = np.bincount(owners_T[of_words_T], weights=weights_T[of_words_T], minlength=len(words))
+    return Integrated(weights_W.astype(np.float64), float(delta_1), change)
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedded:
+    """The log-odds of a class by the embeddings of a text's tokens.
+
+    The model is told the ids of the text whatever the embeddings are, since some find the place that they
+    classify at by them.
+    """
+
+    model: PreTrainedModel
+    inputs: dict[str, Tensor]
+    target: int
+
+    @torch.no_grad()
+    def embed(self, ids_1T: Tensor) -> Tensor:
+        found: Tensor = self.model.get_input_embeddings()(ids_1T.to(self.model.device))
+        return found
+
+    def __call__(self, embeddings_BTD: Tensor) -> Tensor:
+        inputs = {name: row.expand(len(embeddings_BTD), -1) for name, row in self.inputs.items()}
+        hook = self.model.get_input_embeddings().register_forward_hook(lambda *_: embeddings_BTD)
+        try:
+            log_probs_BC = self.model(**inputs).logits.float().log_softmax(1)
+        finally:
+            hook.remove()
+        others = torch.arange(log_probs_BC.shape[1], device=log_probs_BC.device) != self.target
+        log_odds_B: Tensor = log_probs_BC[:, self.target] - log_probs_BC[:, others].logsumexp(1)
+        return log_odds_B
+
+
+def _owners(sources_T: Sequence[Source | None], words: Sequence[Word]) -> npt.NDArray[np.int64]:
+    """The word of each token, by its place, (T,): the one that it shares most characters with; -1 of none."""
+    return np.array([-1 if source is None else _owner(source, words) for source in sources_T], np.int64)
+
+
+def _owner(source: Source, words: Sequence[Word]) -> int:
+    side, begin, end = source
+    shared = [min(end, w.end) - max(begin, w.begin) if w.side == side else 0 for w in words]
+    best = max(range(len(words)), key=shared.__getitem__)
+    return best if shared[best] > 0 else -1
+
+
+def _nothing_token(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    mask = tokenizer.mask_token_id
+    return torch.tensor(padding_id(tokenizer) if mask is None else int(mask))
+
+
+def _captum() -> type[IntegratedGradients]:
+    try:
+        from captum.attr import IntegratedGradients
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(
+            "integrated-gradients: the package captum is not installed; pip install "
+            "'stlm-kd[attributions]', or leave integrated-gradients out of attributions"
+        ) from error
+    found: type[IntegratedGradients] = IntegratedGradients
+    return found

@@ -1,0 +1,331 @@
+"""What a classifier makes of words: against models whose answer is known, by hand, and against scipy."""
+
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from stlm_kd.data.encoding import encode_texts, token_sources
+from stlm_kd.data.labelled import Examples
+from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.errors import DataError
+from stlm_kd.eval.agreement import Predictions
+from stlm_kd.eval.alike import compared, rank_correlation, top_overlap
+from stlm_kd.eval.attribution_page import attribution_page
+from stlm_kd.eval.choosing import Choice, chosen
+from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
+from stlm_kd.eval.gradient_weights import integrated_gradients
+from stlm_kd.eval.lime_weights import lime_weights, perturbations
+from stlm_kd.eval.words import without, words_of
+from stlm_kd.models.classifiers import classifier_from_fields
+from tests.planted import planted
+
+PARTS = dict.fromkeys(["the", "a", "sailors", "rode", "clear", "of", "rocks", "breeze", "loose"], 0.0)
+SENTENCE = "The sailors, (rode) the breeze -- clear of the rocks."
+
+
+def examples(*texts: str, sources: tuple[str, ...] = ()) -> Examples:
+    ids = tuple(f"e{place}" for place in range(len(texts)))
+    labels = np.arange(len(texts)) % 2
+    return Examples(tuple((text,) for text in texts), labels, ids, ("bad", "good"), sources)
+
+
+def test_words_are_without_the_punctuation_around_them() -> None:
+    words = words_of([SENTENCE, "e.g. don't; … (mother-in-law)"])
+    assert [word.text for word in words if word.side == 1] == ["e.g", "don't", "mother-in-law"]
+    assert [word.text for word in words if word.side == 0] == (
+        ["The", "sailors", "rode", "the", "breeze", "clear", "of", "the", "rocks"]
+    )
+    assert [word.text for word in words_of(["?! ..."])] == ["?!", "..."]
+    assert words_of(["", " "]) == ()
+
+
+def test_a_text_without_words_keeps_its_punctuation() -> None:
+    words = words_of([SENTENCE])
+    kept = np.array([word.text not in ("The", "rode", "rocks") for word in words])
+    assert without([SENTENCE], words, kept) == ("sailors, () the breeze -- clear of the.",)
+    assert without([SENTENCE], words, np.zeros(9, np.bool_)) == (", () --.",)
+    assert without([" a  b "], words_of([" a  b "]), np.ones(2, np.bool_)) == (" a  b ",)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 11), st.integers(2, 600), st.integers(0, 5))
+def test_no_perturbation_is_repeated(num_words: int, samples: int, seed: int) -> None:
+    kept = perturbations(num_words, samples=samples, seed=seed)
+    assert len(np.unique(kept, axis=0)) == len(kept) == min(samples, 2**num_words)
+    assert kept[0].all()
+    assert (kept == perturbations(num_words, samples=samples, seed=seed)).all()
+
+
+def test_perturbations_leave_out_any_number_of_words_alike() -> None:
+    """Where hardly any draw is a repeat: as in the package, 1 to all are left out, each equally often."""
+    left_out = (~perturbations(30, samples=4000, seed=0)[1:]).sum(1)
+    share = np.bincount(left_out, minlength=31)[3:28] / 4000
+    assert share == pytest.approx(1 / 27, abs=0.012)
+
+
+@pytest.mark.parametrize("place", [1, 2, 8])
+@pytest.mark.parametrize("strength", [2.0, -1.0])
+def test_both_methods_find_the_planted_word(place: int, strength: float) -> None:
+    words = words_of([SENTENCE])
+    model, tokenizer = planted({**PARTS, words[place].text: strength})
+    asked = Explaining(("lime", "integrated-gradients"), Choice(ids=("e0", "e1")), samples=200)
+    found = answers_of("m", model, tokenizer, examples(SENTENCE, "a"), Reading(), asked)
+    for method in asked.methods:
+        weights = np.array(found.weights[method]["e0"].values)
+        assert np.abs(weights).argmax() == place
+        assert np.sign(weights[place]) == np.sign(strength)
+        others = np.delete(np.abs(weights), place)
+        assert others.max() < 0.15 * abs(weights[place])
+        assert found.weights[method]["e1"].values == pytest.approx((0.0,), abs=1e-9)
+
+
+def test_lime_is_the_weighted_ridge_regression_over_all_perturbations() -> None:
+    parts = {"a": 0.5, "b": -1.0, "c": 2.0, "d": 0.0}
+    texts = ("a b c d",)
+    words = words_of(texts)
+
+    def predict(perturbed: object) -> np.ndarray:  # type: ignore[type-arg]
+        sums = np.array([sum(parts[word] for word in text.split()) for (text,) in perturbed])  # type: ignore[attr-defined]
+        second = 1 / (1 + np.exp(-sums))
+        return np.stack([1 - second, second], 1)
+
+    kept = np.array([[place >> bit & 1 for bit in range(4)] for place in range(16)], float)
+    values = predict([(" ".join(w for w, k in zip("abcd", row, strict=True) if k),) for row in kept])[:, 1]
+    similar = np.sqrt(np.exp(-((100 * (1 - np.sqrt(kept.mean(1)))) ** 2) / 25**2))
+    centred = kept - np.average(kept, axis=0, weights=similar)
+    left = centred.T @ (similar[:, None] * centred) + np.eye(4)
+    expected = np.linalg.solve(left, centred.T @ (similar * (values - np.average(values, weights=similar))))
+    asked = {"samples": 500, "seed": 3}
+    found = lime_weights(predict, texts, words, 1, features=None, **asked)  # type: ignore[arg-type]
+    assert found == pytest.approx(expected, abs=1e-9)
+    other_class = lime_weights(predict, texts, words, 0, features=None, **asked)  # type: ignore[arg-type]
+    assert other_class == pytest.approx(-expected, abs=1e-9)
+    two = lime_weights(predict, texts, words, 1, features=2, **asked)  # type: ignore[arg-type]
+    assert list(np.flatnonzero(two)) == [1, 2]
+
+
+def test_integrated_gradients_of_a_sum_are_its_parts() -> None:
+    parts = {"a": 0.5, "b": -1.0, "c": 2.0, "d": 0.0}
+    model, tokenizer = planted(parts)
+    texts = ("b, a c a.",)
+    found = integrated_gradients(model, tokenizer, texts, words_of(texts), 1, steps=5, context=32)
+    assert found.weights == pytest.approx([-1.0, 0.5, 2.0, 0.5], abs=1e-5)
+    assert (found.change, found.delta) == pytest.approx((2.0, 0.0), abs=1e-5)
+    cut = integrated_gradients(model, tokenizer, texts, words_of(texts), 0, steps=5, context=5)
+    assert cut.weights == pytest.approx([1.0, -0.5, 0.0, 0.0], abs=1e-5)
+
+
+def test_integrated_gradients_add_up_from_the_masked_text() -> None:
+    tokenizer = train_tokenizer([SENTENCE] * 3, "bpe", 280, masked=True)
+    fields = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = classifier_from_fields(
+        {**fields, "initializer_range": 0.3}, tokenizer, labels=("x", "y", "z"), context=48, seed=0
+    ).eval()
+    texts = ("The sailors left.", "The breeze!")
+    words = words_of(texts)
+    found = integrated_gradients(model, tokenizer, texts, words, 2, steps=60, context=48)
+    row = encode_texts([texts], tokenizer, context=48, multiple=1).rows(np.zeros(1, np.int64))
+    sources = token_sources(texts, tokenizer, context=48)
+    in_words = torch.tensor(
+        [s is not None and any(c.isalpha() for c in texts[s[0]][s[1] : s[2]]) for s in sources]
+    )
+    masked = torch.where(in_words, tokenizer.mask_token_id, row.input_ids)
+    odds = []
+    for ids in (row.input_ids, masked):
+        with torch.no_grad():
+            logits = model(input_ids=ids, token_type_ids=row.token_type_ids).logits[0].double()
+        odds.append(float(logits[2] - torch.logsumexp(logits[:2], 0)))
+    assert found.change == pytest.approx(odds[0] - odds[1], abs=1e-5)
+    assert sum(found.weights) == pytest.approx(found.change + found.delta, abs=1e-5)
+    assert abs(found.delta) < 0.02 * abs(found.change)
+    assert len(in_words) > len(words) + 5, "words of several tokens"
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("texts", [("the cat sat on",), ("the cat", "a mat and a dog ran on a log")])
+def test_tokens_stand_where_their_characters_are(masked: bool, texts: tuple[str, ...]) -> None:
+    tokenizer = train_tokenizer(
+        ["the cat sat on a mat and a dog ran on a log"] * 3, "bpe", 280, masked=masked
+    )
+    for context in (32, 9):
+        ids = encode_texts([texts], tokenizer, context=context).tokens
+        sources = token_sources(texts, tokenizer, context=context)
+        assert len(sources) == len(ids)
+        for token, source in zip(ids, sources, strict=True):
+            if source is None:
+                assert int(token) in tokenizer.all_special_ids
+            else:
+                side, begin, end = source
+                assert tokenizer.decode([int(token)]).strip() == texts[side][begin:end].strip()
+
+
+def teacher(losses: list[float], labels: list[int]) -> Predictions:
+    """Of two classes, with these losses on the labels."""
+    sure = np.log(np.expm1(losses))
+    logits = np.array([[s, 0.0] if label else [0.0, s] for s, label in zip(sure, labels, strict=True)])
+    return Predictions(
+        "t", tuple(f"e{i}" for i in range(len(labels))), np.array(labels), logits, ("bad", "good")
+    )
+
+
+def test_easy_and_hard_examples_are_those_of_least_and_most_loss() -> None:
+    held = examples("a", "b", "c", "d", "e", "f", sources=("x", "x", "y", "y", "x", ""))
+    told = teacher([0.5, 0.1, 2.0, 0.9, 0.2, 3.0], held.labels.tolist())
+    assert chosen(told, held, Choice(2, which="easy")) == ("e1", "e4")
+    assert chosen(told, held, Choice(3, which="hard")) == ("e5", "e2", "e3")
+    assert chosen(told, held, Choice(4, which="easy-and-hard")) == ("e4", "e2", "e1", "e5")
+    assert chosen(told, held, Choice(which="easy", classes=("good",))) == ("e1", "e3", "e5")
+    assert chosen(told, held, Choice(which="easy", sources=("y",))) == ("e3", "e2")
+    assert chosen(told, held, Choice(ids=("e3", "e0"))) == ("e3", "e0")
+    drawn = chosen(told, held, Choice(3, seed=1))
+    assert list(drawn) == sorted(set(drawn)) and len(drawn) == 3
+    assert drawn == chosen(told, held, Choice(3, seed=1))
+    assert {chosen(told, held, Choice(3, seed=seed)) for seed in range(9)} > {drawn}
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (Choice(ids=("e0", "e9")), "example e9: none of 3 examples has this id"),
+        (Choice(ids=("e0", "e2")), "example e2: its text has no word"),
+        (
+            Choice(classes=("god",)),
+            r"class god: no example is of it \(did you mean good\?\); known: bad, good",
+        ),
+        (Choice(sources=("x",)), "source x: no example is of it; they have no column of that name"),
+        (Choice(classes=("good",)), "1 of 3 examples are of the classes and sources"),
+    ],
+)
+def test_examples_that_are_not_there_are_refused(choice: Choice, message: str) -> None:
+    held = examples("a", "b", " ")
+    with pytest.raises(DataError, match=message):
+        chosen(teacher([1.0, 1.0, 1.0], [0, 1, 0]), held, choice)
+
+
+WEIGHTS = st.lists(st.tuples(*[st.integers(-4, 4).map(float)] * 2), min_size=1, max_size=9)
+
+
+@settings(max_examples=80)
+@given(WEIGHTS)
+def test_the_rank_correlation_is_scipys(pairs: list[tuple[float, float]]) -> None:
+    first, second = (list(column) for column in zip(*pairs, strict=True))
+    found = rank_correlation(first, second)
+    if len(pairs) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
+
+
+ORDERS = st.integers(1, 8).flatmap(lambda size: st.tuples(*[st.permutations(range(1, size + 1))] * 2))
+
+
+@settings(max_examples=50)
+@given(ORDERS, st.integers(1, 4))
+def test_the_overlap_is_that_of_sorted_lists(orders: tuple[list[int], list[int]], top: int) -> None:
+    first, second = ([-size if size % 2 else size for size in order] for order in orders)
+    size = len(first)
+    found = top_overlap(first, second, top)
+    one, other = ({place for place in range(size) if order[place] > size - top} for order in orders)
+    assert found == (None if size <= top else len(one & other) / top)
+
+
+def test_words_without_weight_are_not_among_the_heaviest() -> None:
+    assert top_overlap([0, 3, 0, 0], [0, -1, 0, 0], 3) == 1
+    assert top_overlap([0, 3, 0, 0], [0, -1, 0.5, 0], 3) == 0.5
+    assert top_overlap([0, 0, 0, 0], [0, 0, 0, 0], 3) is None
+
+
+def explained(
+    parts: dict[str, float], *, features: int | None = None, like: Answers | None = None
+) -> Answers:
+    model, tokenizer = planted(parts)
+    held = examples(
+        SENTENCE,
+        "a rocks clear",
+        "the breeze rode the rocks",
+        "a of a the of sailors rode a clear a loose of",
+    )
+    asked = Explaining(("lime", "integrated-gradients"), Choice(examples=4), samples=300, features=features)
+    return answers_of("m", model, tokenizer, held, Reading(), asked, like=like)
+
+
+def test_agreement_of_explanations_is_that_of_its_examples() -> None:
+    rng = np.random.default_rng(0)
+    one, other = ({word: float(rng.normal()) for word in PARTS} for _ in range(2))
+    first = explained(one)
+    second = explained(other, like=first)
+    lime, gradients = compared(first, second, top=2).explanations
+    for found in (lime, gradients):
+        own, others = first.weights[found.method], second.weights[found.method]
+        expected = [spearmanr(own[i].values, others[i].values).statistic for i in own]
+        assert [row.correlation for row in found.examples] == pytest.approx(expected)
+        assert found.correlation is not None and found.correlation.value == pytest.approx(np.mean(expected))
+        assert found.correlation.stderr == pytest.approx(np.std(expected, ddof=1) / 2)
+        assert found.correlation.low < found.correlation.value < found.correlation.high
+        sizes = [len(weights.values) for weights in own.values()]
+        assert found.by_chance == pytest.approx(np.mean([2 / size for size in sizes]))
+    assert gradients.teacher_again is None and gradients.teacher_missing == pytest.approx(0, abs=1e-5)
+    again = {row.id: row.teacher_again for row in lime.examples}
+    assert again["e1"] == again["e2"] == 1, "all perturbations are there, so that nothing is drawn"
+    assert again["e0"] is not None and 0.5 < again["e0"] < 1
+    assert first.to_json() == explained(one).to_json()
+    itself = compared(first, explained(one, like=first), top=2).explanations[0]
+    assert itself.correlation is not None and itself.correlation.value == 1 == itself.correlation.low
+
+
+def test_the_page_shows_every_model_and_number_and_escapes_all_texts() -> None:
+    evil = '<script>alert("x")</script> & <b onload=y>rode'
+    model, tokenizer = planted({**PARTS, "rode": 2.0})
+    weaker, _ = planted({**PARTS, "rode": -1.0})
+    held = examples(evil, "the breeze of rocks", "a rode")
+    asked = Explaining(("integrated-gradients",), Choice(ids=("e0", "e1")))
+    first = answers_of("<i>teacher</i>", model, tokenizer, held, Reading(), asked)
+    second = answers_of("stud&ent", weaker, tokenizer, held, Reading(), asked, like=first)
+    found = compared(first, second, top=2)
+    texts = dict(zip(held.ids, held.texts, strict=True))
+    page = attribution_page([first, second], [found], texts)
+    parser = Seen()
+    parser.feed(page)
+    assert {"script", "b", "i"}.isdisjoint(parser.tags)
+    assert not any(name in ("src", "href", "onload") for name, _ in parser.attributes)
+    words = [text for text in parser.texts if "alert" in text]
+    assert len(words) == 3, "coloured once for each model, and once among the numbers"
+    assert "<i>teacher</i>" in parser.texts and "stud&ent" in parser.texts
+    titles = [value for name, value in parser.attributes if name == "title"]
+    assert "+2.0000" in titles and "-1.0000" in titles
+    colours = [str(value) for name, value in parser.attributes if name == "style"]
+    assert {"background:#fd8d3c", "background:#6baed6", "background:#ffffff"} == set(colours)
+    assert attribution_page([first, second], [found], texts) == page
+
+
+class Seen(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_answers_survive_json() -> None:
+    found = explained({**PARTS, "rocks": 1.0}, features=2)
+    assert max(sum(w != 0 for w in one.values) for one in found.weights["lime"].values()) == 2
+    read = Answers.from_json(found.to_json(), name="m")
+    assert read.to_json() == found.to_json()
+    assert read.weights == found.weights and math.isfinite(read.predictions.logits.sum())
