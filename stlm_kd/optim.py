@@ -1,9 +1,9 @@
-"""AdamW with decay where it belongs, learning-rate schedules, and the optimizer's state as named tensors."""
+"""AdamW and BertAdam with decay where it belongs, learning rates, and the optimizer's state by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -58,13 +58,62 @@ def decayed_names(module: nn.Module) -> set[str]:
     }
 
 
+class BertAdam(torch.optim.Optimizer):
+    """AdamW without the correction of its averages' bias, as BERT was trained (Devlin et al., 2019).
+
+    The averages begin at 0 and stay small for a while, the squares' for longer: its first step is
+    (1 - β₁) / √(1 - β₂) as large as AdamW's. The original also clips the gradient of each weight by itself;
+    here all are clipped together, as for AdamW. Its state has the names of AdamW's, ``step`` included, which
+    decides nothing.
+
+    Args:
+        groups: Weights, with ``weight_decay``.
+        lr: The learning rate.
+        betas: Of the averages of gradients and of their squares.
+        eps: Added to the root of the latter.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every weight that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._move(weight, weight.grad, group)
+
+    def _move(self, weight: Tensor, slope: Tensor, group: Mapping[str, Any]) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        first, second = group["betas"]
+        state["step"] += 1
+        state["exp_avg"].lerp_(slope, 1 - first)
+        state["exp_avg_sq"].mul_(second).addcmul_(slope, slope, value=1 - second)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        size = state["exp_avg_sq"].sqrt().add_(group["eps"])
+        weight.addcdiv_(state["exp_avg"], size, value=-group["lr"])
+
+
 def make_optimizer(
-    module: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float], eps: float
-) -> torch.optim.AdamW:
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    bias_correction: bool = True,
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) over what is trained.
 
     Two groups: those of ``decayed_names`` with ``weight_decay``, the rest without. Call it when the module is
-    on its device: the fused kernel is used where all weights are on a GPU.
+    on its device: the fused kernel is used where all weights are on a GPU. Without ``bias_correction`` it is
+    ``BertAdam``.
     """
     weights = trainable_parameters(module)
     decayed = decayed_names(module)
@@ -72,8 +121,11 @@ def make_optimizer(
         {"params": [w for n, w in weights.items() if n in decayed], "weight_decay": weight_decay},
         {"params": [w for n, w in weights.items() if n not in decayed], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if not bias_correction:
+        return BertAdam(groups, lr=learning_rate, betas=betas, eps=eps)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=learning_rate,
         betas=betas,
         eps=eps,

@@ -291,6 +291,7 @@ EFFECTS: dict[str, Change] = {
     "Train.weight_decay": _change("train.weight_decay=0"),
     "Train.betas": _change("train.betas=[0.9, 0.99]"),
     "Train.eps": _change("train.eps=1e-6"),
+    "Train.bias_correction": _change("train.bias_correction=false"),
     "Train.clip": _change("train.clip=null"),
     "Train.precision": _change("train.precision=bf16"),
     "Train.gradient_checkpointing": _change("train.gradient_checkpointing=true"),

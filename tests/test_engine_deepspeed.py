@@ -23,6 +23,7 @@ from tests.engine_pico import PicoStep, pico_fit
 
 Line = tuple[str, int, str]
 BF16 = {"precision": "bf16", "clip": None}
+BERT_ADAM = {"bias_correction": False}
 STOP_BOTH = {"2": [signal.SIGTERM, 1]}
 TWO = [
     Run("zero-2", zero=2),
@@ -42,6 +43,8 @@ TWO = [
     Run("as-zero-2", zero=2, begins_as="stopped"),
     Run("as-zero-1", zero=1, begins_as="stopped"),
     Run("as-zero-0", zero=0, begins_as="stopped"),
+    Run("stopped-bert-adam", zero=2, settings=BERT_ADAM, signals=STOP_BOTH),
+    Run("as-bert-adam", zero=2, settings=BERT_ADAM, begins_as="stopped-bert-adam"),
     Run("as-ddp", begins_as="stopped"),
     Run("stopped-ddp", signals=STOP_BOTH),
     Run("ddp-as-zero-2", zero=2, begins_as="stopped-ddp"),
@@ -75,6 +78,7 @@ def one(two: Told, folder: Path) -> Path:
         Run("as-zero-2", zero=2, begins_as="../stopped"),
         Run("free", settings={"clip": None, "weight_decay": 0.5}),
         Run("bf16", settings=BF16),
+        Run("bert-adam", settings=BERT_ADAM),
         Run("sometimes", step="sometimes"),
         Run("tied", step="tied"),
         Run("llama", step="llama"),
@@ -200,6 +204,11 @@ def test_a_checkpoint_of_any_engine_and_any_number_of_processes_goes_on_under_an
     found, expected = lines(folder / name), lines(one / "plain")
     later = [key for key in expected if key[1] > 3]
     assert agree({key: found[key] for key in later}, {key: expected[key] for key in later})
+
+
+def test_bert_adam_goes_on_under_zero_2_as_plain_pytorch_without_a_stop(one: Path, folder: Path) -> None:
+    assert largest_difference(folder / "as-bert-adam", one / "bert-adam") < 1e-5
+    assert not agree(lines(one / "bert-adam"), lines(one / "plain"))
 
 
 @pytest.mark.parametrize("zero", [2, 1, 0])

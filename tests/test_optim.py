@@ -24,8 +24,10 @@ from stlm_kd.optim import (
 from tests.pico import pico_model
 
 
-def optimizer_of(module: nn.Module, weight_decay: float = 0.1) -> torch.optim.AdamW:
-    return make_optimizer(module, learning_rate=0.01, weight_decay=weight_decay, betas=(0.9, 0.95), eps=1e-8)
+def optimizer_of(module: nn.Module, weight_decay: float = 0.1, **options: bool) -> torch.optim.Optimizer:
+    return make_optimizer(
+        module, learning_rate=0.01, weight_decay=weight_decay, betas=(0.9, 0.95), eps=1e-8, **options
+    )
 
 
 def test_examples_in_the_docstrings_hold() -> None:
@@ -82,10 +84,11 @@ def test_a_norm_with_a_matrix_does_not_decay_and_frozen_weights_are_left_out() -
     assert sum(len(group["params"]) for group in optimizer_of(module).param_groups) == 4
 
 
-def test_adamw_agrees_with_its_equations() -> None:
+@pytest.mark.parametrize("corrected", [True, False])
+def test_adamw_and_bert_adam_agree_with_their_equations(corrected: bool) -> None:
     torch.manual_seed(1)
     layer = nn.Linear(3, 2).double()
-    optimizer = optimizer_of(layer, weight_decay=0.1)
+    optimizer = optimizer_of(layer, weight_decay=0.1, bias_correction=corrected)
     expected = {name: weight.detach().numpy().copy() for name, weight in layer.named_parameters()}
     first = {name: np.zeros_like(value) for name, value in expected.items()}
     second = {name: np.zeros_like(value) for name, value in expected.items()}
@@ -99,8 +102,9 @@ def test_adamw_agrees_with_its_equations() -> None:
             second[name] = 0.95 * second[name] + 0.05 * gradient**2
             decay = 0.1 if name == "weight" else 0.0
             expected[name] *= 1 - rate * decay
-            scale = np.sqrt(second[name] / (1 - 0.95**step)) + 1e-8
-            expected[name] -= rate * (first[name] / (1 - 0.9**step)) / scale
+            missing = (0.9**step, 0.95**step) if corrected else (0.0, 0.0)
+            scale = np.sqrt(second[name] / (1 - missing[1])) + 1e-8
+            expected[name] -= rate * (first[name] / (1 - missing[0])) / scale
         optimizer.step()
     for name, weight in layer.named_parameters():
         np.testing.assert_allclose(weight.detach().numpy(), expected[name], rtol=0, atol=1e-14)
@@ -112,10 +116,11 @@ def train_once(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def test_optimizer_state_moves_by_name_and_skips_what_had_no_gradient() -> None:
+@pytest.mark.parametrize("corrected", [True, False])
+def test_optimizer_state_moves_by_name_and_skips_what_had_no_gradient(corrected: bool) -> None:
     torch.manual_seed(0)
     module, other = (nn.ModuleDict({"idle": nn.Linear(2, 2), "a": nn.Linear(2, 2)}) for _ in range(2))
-    optimizer = optimizer_of(module)
+    optimizer = optimizer_of(module, bias_correction=corrected)
     train_once(module, optimizer)
     tensors = optimizer_tensors(optimizer, module)
     assert set(tensors) == {
@@ -123,7 +128,7 @@ def test_optimizer_state_moves_by_name_and_skips_what_had_no_gradient() -> None:
     }
 
     other.load_state_dict(module.state_dict())
-    resumed = optimizer_of(other)
+    resumed = optimizer_of(other, bias_correction=corrected)
     load_optimizer_tensors(resumed, other, tensors)
     train_once(module, optimizer)
     train_once(other, resumed)

@@ -49,8 +49,9 @@ class DeepSpeedEngine:
             weight_decay=settings.weight_decay,
             betas=settings.betas,
             eps=settings.eps,
+            bias_correction=settings.bias_correction,
         )
-        self.adamw = optimizer
+        self.wrapped = optimizer
         indices = {
             id(w): index for index, group in enumerate(optimizer.param_groups) for w in group["params"]
         }
@@ -112,7 +113,7 @@ class DeepSpeedEngine:
         for full_name, tensor in state.items():
             name, _, key = full_name.rpartition("/")
             if tensor.ndim > 0:
-                self._put(name, tensor, self.adamw.state[self._part(name)][key])
+                self._put(name, tensor, self.wrapped.state[self._part(name)][key])
         self.moves |= {name: self.moves.get(name, 0) + 1 for name in self.touched}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
@@ -138,13 +139,13 @@ class DeepSpeedEngine:
             return
         check_optimizer_tensors(self.step, tensors)
         self.moves = {n.removesuffix("/step"): int(t) for n, t in tensors.items() if n.endswith("/step")}
-        self.adamw.load_state_dict(
+        self.wrapped.load_state_dict(
             {
                 "state": {
                     index: self._divided_state(index, tensors)
-                    for index in range(len(self.adamw.param_groups))
+                    for index in range(len(self.wrapped.param_groups))
                 },
-                "param_groups": self.adamw.state_dict()["param_groups"],
+                "param_groups": self.wrapped.state_dict()["param_groups"],
             }
         )
 
@@ -173,7 +174,7 @@ class DeepSpeedEngine:
 
     def _part(self, name: str) -> Tensor:
         """The weights that this process keeps of the group that ``name`` is in, flat."""
-        part = self.adamw.param_groups[self.group_of[name]]["params"][0]
+        part = self.wrapped.param_groups[self.group_of[name]]["params"][0]
         assert isinstance(part, Tensor)
         return part
 
@@ -193,7 +194,7 @@ class DeepSpeedEngine:
         """The optimizer's state of some parameters, whole; called by all processes."""
         tensors = {}
         for name in names:
-            for key, value in self.adamw.state[self._part(name)].items():
+            for key, value in self.wrapped.state[self._part(name)].items():
                 count = torch.full_like(value, self.moves[name]) if value.ndim == 0 else None
                 tensors[f"{name}/{key}"] = self._whole(name, value) if count is None else count
         return tensors

@@ -52,6 +52,7 @@ class PlainEngine:
             weight_decay=settings.weight_decay,
             betas=settings.betas,
             eps=settings.eps,
+            bias_correction=settings.bias_correction,
         )
 
     def begin_step(self) -> None:

@@ -120,6 +120,7 @@ class FitSettings:
         weight_decay: For matrices; norms, biases and vectors have none.
         betas: AdamW's.
         eps: AdamW's.
+        bias_correction: Whether AdamW corrects the bias of its averages; BertAdam does not.
         clip: Largest Euclidean norm of all gradients together; None: not clipped.
         precision: "bf16" runs the forward passes under autocast; weights and optimizer stay in fp32.
         validate_every: Optimizer steps between validations, and once at the end; None: at the end only.
@@ -140,6 +141,7 @@ class FitSettings:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    bias_correction: bool = True
     clip: float | None = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     validate_every: int | None = None

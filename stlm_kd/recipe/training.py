@@ -19,7 +19,8 @@ class Train(Part):
 
     ``micro_batch``: as ``effective_batch`` where null. ``validate_every`` null: at the end only.
     ``checkpoint_every`` null: every tenth of the steps; besides, one is written with each improvement where
-    the best is kept, when stopped, and at the end. ``warmup``: a share of the steps. ``keep``, if not given:
+    the best is kept, when stopped, and at the end. ``warmup``: a share of the steps. ``bias_correction``:
+    whether AdamW corrects the bias of its averages in early steps; BertAdam does not. ``keep``, if not given:
     ``best`` where there is validation text and ``validate_every``, else ``last``.
     """
 
@@ -36,6 +37,7 @@ class Train(Part):
     weight_decay: NotNegative = 0.1
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: Positive = 1e-8
+    bias_correction: Flag = True
     clip: Positive | None = 1.0
     precision: Precision = "fp32"
     gradient_checkpointing: Flag = False

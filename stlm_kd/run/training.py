@@ -177,6 +177,7 @@ def fit_settings(train: Train, steps: int, seed: int, *, zero: Zero) -> FitSetti
         weight_decay=train.weight_decay,
         betas=train.betas,
         eps=train.eps,
+        bias_correction=train.bias_correction,
         clip=train.clip,
         precision=train.precision,
         validate_every=train.validate_every,
