@@ -289,7 +289,7 @@ def compare_costs(ours: Ours, plain: Plain) -> None:
     )
 
 
-def flops_of(run: Callable[[], None]) -> int:
+def flops_of(run: Callable[[], object]) -> int:
     """Of matrix products and attention (PyTorch's counter does not know the CPU's attention by itself)."""
 
     def forward(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
@@ -314,7 +314,7 @@ def flops_of(run: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def peak_bytes(run: Callable[[], None]) -> int:
+def peak_bytes(run: Callable[[], object]) -> int:
     """The most that PyTorch's allocator holds beyond what it held at the start."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
@@ -344,7 +344,7 @@ def compare_times(ours: Ours, plain: Plain, tokens: int, options: argparse.Names
         )
 
 
-def seconds(run: Callable[[], None]) -> tuple[float, float]:
+def seconds(run: Callable[[], object]) -> tuple[float, float]:
     """Elapsed, and of the processor over all threads."""
     begin, begin_processor = time.perf_counter(), time.process_time()
     run()
