@@ -50,7 +50,10 @@ def adapt_teacher(
     ] = None,
     tokens: Annotated[str | None, typer.Option(metavar="2M", help="Tokens to train on, at most.")] = None,
     init: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, mean or random.")
+        str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, overlap, mean or random.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(metavar="cross-entropy|self-distillation", help="What it is trained on.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     task: Annotated[
@@ -75,6 +78,7 @@ def adapt_teacher(
     """
     adapt: dict[str, Plain] = {
         "init": init,
+        "objective": objective,
         "tokens": None if tokens is None else _count(tokens),
         "learning_rate": learning_rate,
         "effective_batch": effective_batch,

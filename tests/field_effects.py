@@ -185,6 +185,7 @@ EFFECTS: dict[str, Change] = {
     "Teacher.recipe": _change("teachers[0].recipe.train.steps=11", base="teacher-by-recipe"),
     "Teacher.adapt": _change("teachers[0].adapt=null"),
     "Adapt.init": _change("teachers[0].adapt.init=mean"),
+    "Adapt.objective": _change("teachers[0].adapt.objective=self-distillation"),
     "Adapt.tokens": _change("teachers[0].adapt.tokens=2M"),
     "Adapt.learning_rate": _change("teachers[0].adapt.learning_rate=1e-3"),
     "Adapt.effective_batch": _change("teachers[0].adapt.effective_batch=16"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.adaptation import INITIALISERS, VocabularyInit, new_rows
 from stlm_kd.errors import ModelError
 from stlm_kd.models.vocabulary import replace_vocabulary
+from stlm_kd.vocab.likeness import Integers, company_vectors
 from stlm_kd.vocab.mapping import Kind, map_vocabulary
 from tests.pico import pico_model
-from tests.vocab_pico import byte_level, sentencepiece_bpe, word_piece
+from tests.vocab_pico import TEXT, byte_level, sentencepiece_bpe, word_piece
 
 PADDING = 5
 TOKENIZERS = {"byte-level": byte_level(), "SentencePiece": sentencepiece_bpe(), "WordPiece": word_piece()}
@@ -30,12 +32,18 @@ def teacher_of(
     return model.eval()
 
 
+def text_in(tokenizer: PreTrainedTokenizerFast) -> tuple[Integers, Integers]:
+    """Some documents as ids, and where each begins."""
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXT]
+    return np.concatenate(rows), np.cumsum([0, *map(len, rows)])
+
+
 def made(
     teacher: str, student: str, init: str, *, tied: bool = True, seed: int = 0
 ) -> tuple[Tensor, VocabularyInit]:
     old, new = TOKENIZERS[teacher], TOKENIZERS[student]
     model = teacher_of(old, tied=tied)
-    rows = new_rows(model, old, new, init, seed=seed)
+    rows = new_rows(model, old, new, init, seed=seed, text=lambda: text_in(new))
     return model.get_input_embeddings().weight.detach()[: len(old)], rows
 
 
@@ -145,6 +153,45 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused() -> None:
         new_rows(pico_model(), TOKENIZERS["SentencePiece"], TOKENIZERS["WordPiece"], "mean", seed=0)
 
 
-def test_the_three_initialisers_have_no_options() -> None:
-    assert list(INITIALISERS) == ["mean", "random", "subword-mean"]
+def test_overlap_copies_shared_rows_and_mixes_the_others_of_them() -> None:
+    old, new = TOKENIZERS["SentencePiece"], TOKENIZERS["byte-level"]
+    old_VD, rows = made("SentencePiece", "byte-level", "overlap", tied=False)
+    mapping = map_vocabulary(old, new)
+    exact = mapping.ids_of(Kind.EXACT)
+    sources = [mapping.sources_of(i)[0] for i in exact]
+    assert torch.equal(rows.embedding[exact], old_VD[sources])
+    vectors_VA = company_vectors(*text_in(new), len(mapping))
+    anchors = [(i, s) for i, s in zip(exact, sources, strict=True) if np.abs(vectors_VA[i]).any()]
+    mixed = [i for i in mapping.ids_of(Kind.PIECES) if np.abs(vectors_VA[i]).any()]
+    assert mixed and len(anchors) > 3
+    for i in mixed:
+        cosines = torch.tensor([float(vectors_VA[i] @ vectors_VA[a]) for a, _ in anchors])
+        weights = nearest_in_the_simplex(cosines)
+        expected = sum(float(w) * old_VD[s] for w, (_, s) in zip(weights, anchors, strict=True))
+        assert torch.allclose(rows.embedding[i], expected, atol=1e-5)
+
+
+def nearest_in_the_simplex(values: Tensor) -> Tensor:
+    """By bisection of the threshold that is taken off."""
+    low, high = float(values.min()) - 1, float(values.max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (values - middle).clamp(min=0).sum() > 1 else (low, middle)
+    return (values - low).clamp(min=0)
+
+
+def test_tokens_of_like_company_have_like_vectors() -> None:
+    """Of tokens 0 to 19, each even one stands where the odd one after it does."""
+    generator = np.random.default_rng(0)
+    topics = generator.integers(0, 10, 2000)
+    documents = [topic * 2 + generator.integers(0, 2, 8) for topic in topics]
+    vectors_VA = company_vectors(np.concatenate(documents), np.arange(0, 16_001, 8), 22)
+    cosines = vectors_VA @ vectors_VA.T
+    for i in range(20):
+        assert cosines[i].argsort()[-2:].tolist() in ([i, i ^ 1], [i ^ 1, i])
+    assert not vectors_VA[20:].any(), "what the text does not have is like nothing"
+
+
+def test_the_four_initialisers_have_no_options() -> None:
+    assert list(INITIALISERS) == ["mean", "overlap", "random", "subword-mean"]
     assert all(INITIALISERS.options(name) == {} for name in INITIALISERS)

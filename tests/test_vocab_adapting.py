@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from stlm_kd.data.tokenizers import load_tokenizer
@@ -52,3 +54,22 @@ def test_a_body_is_run_without_dropout_in_training_and_keeps_it_in_its_configura
     (saved,) = tmp_path.glob("*/teachers/g")
     config = AutoConfig.from_pretrained(saved)
     assert {name: getattr(config, name) for name in DROPOUT} == DROPOUT
+
+
+def test_a_teacher_is_adapted_by_what_it_said_of_spans_and_its_body_stays(
+    teacher: Path, place: Path, tmp_path: Path
+) -> None:
+    adapt = ADAPT.replace("{", "{init: overlap, objective: {self-distillation: 1, cross-entropy: 0.5}, ")
+    teachers = f"teachers=[{{name: g, model: {teacher}, adapt: {adapt}}}]"
+    result = stlm_kd("adapt-teacher", "-r", "adapts.yaml", teachers, "eval=[]", "--output-dir", str(tmp_path))
+    assert result.exit_code == 0, f"{result.output}{result.exception!r}"
+    (stage,) = tmp_path.glob("stages/adapted-*")
+    report = json.loads((stage / "report.json").read_text())
+    assert report["objective"] == {"self-distillation": 1.0, "cross-entropy": 0.5}
+    assert 0.5 < report["aligned"] <= 1
+    assert report["trained"] < report["initialised"]
+    metrics = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    assert {"labels", "spans"} in [set(line.get("losses", {})) for line in metrics]
+    old, new = (load_file(folder / "model.safetensors") for folder in (teacher, stage / "model"))
+    changed = {name for name in old if name not in new or not torch.equal(old[name], new[name])}
+    assert changed == {"transformer.wte.weight"}

@@ -69,6 +69,12 @@ class PackedRows:
         """Positions that hold a token, over all rows."""
         return int(self._lengths.sum())
 
+    def chunks_of(self, row: int) -> list[tuple[int, int]]:
+        """The chunks of a row in order: where each begins in the store, and its length."""
+        first, last = self._rows.starts[row : row + 2]
+        chunks = self._rows.chunks[first:last]
+        return list(zip(self._begins[chunks].tolist(), self._lengths[chunks].tolist(), strict=True))
+
     def batch(self, rows: Sequence[int] | Integers) -> Batch:
         """These rows in this order; ``example_ids`` are their numbers."""
         numbers = np.asarray(rows, np.int64)

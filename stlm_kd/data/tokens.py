@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -109,6 +109,25 @@ class TokenStore:
     def document(self, index: int) -> npt.NDArray[np.integer]:
         """The ids of one document, its start and end included."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+def joined(
+    stores: Sequence[TokenStore], *, most: int = 10_000_000
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """About the first so many ids of all stores, the same share of each, and where documents begin in them.
+
+    Returns:
+        The ids; and the beginning of each document with the end of the last.
+    """
+    share = min(1.0, most / sum(store.num_tokens for store in stores))
+    ids, offsets, before = [], [np.zeros(1, np.int64)], 0
+    for store in stores:
+        kept = round(share * store.num_tokens)
+        ids.append(store.tokens[:kept].astype(np.int64))
+        ends = store.offsets[1:]
+        offsets.append(before + np.append(ends[ends < kept], kept))
+        before += kept
+    return np.concatenate(ids), np.concatenate(offsets)
 
 
 def build_store(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenStore:

@@ -11,6 +11,7 @@ from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
 from stlm_kd.recipe.data import LABELLED_SAMPLES, Source
 from stlm_kd.recipe.objective_checks import objective_contradictions
 from stlm_kd.recipe.schema import Recipe, Teacher
+from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.recipe.training import Engine
 from stlm_kd.terms import COMBINED
 
@@ -112,8 +113,21 @@ def _teachers(recipe: Recipe) -> Iterator[Contradiction]:
                     "not given, but a teacher is adapted, which is stopped and reported by held-out text"
                 )
                 yield (("data", "validation"), (*place, "adapt")), message
+            yield from _adapted_on((*place, "adapt"), teacher.adapt, recipe)
         if teacher.recipe is not None:
             yield from _trained_teacher(recipe, teacher, (*place, "recipe"))
+
+
+def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Contradiction]:
+    if adapt.objective is None or recipe.task == "clm":
+        return
+    places = ((*place, "objective"), ("task",))
+    if recipe.language_task is None:
+        message = "a classifier is trained to keep its own probabilities; leave the objective out"
+        yield places, message
+    elif SELF_DISTILLATION in adapt.objective:
+        message = f"{SELF_DISTILLATION} compares what causal models say of spans; use {CROSS_ENTROPY}"
+        yield places, message
 
 
 def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator[Contradiction]:

@@ -102,8 +102,32 @@ def _initialiser(value: object) -> object:
     return known_name(value, INITIALISERS)
 
 
+CROSS_ENTROPY, SELF_DISTILLATION = "cross-entropy", "self-distillation"
+
+
+def _adapted_on(value: object) -> object:
+    known = (CROSS_ENTROPY, SELF_DISTILLATION)
+    expected = f"expected {CROSS_ENTROPY}, {SELF_DISTILLATION}, or weights of them above 0"
+    given = {value: 1.0} if isinstance(value, str) else value
+    if given is None:
+        return None
+    if not isinstance(given, Mapping) or not given:
+        raise fault(f"{show(value)} found; {expected}")
+    for name, weight in given.items():
+        if name not in known:
+            raise fault(f"{show(name)} found; {expected}{did_you_mean(str(name), known)}")
+        if type(weight) not in (int, float) or not 0 < weight < float("inf"):
+            raise fault(f"{name}: {show(weight)} found; {expected}")
+    return {str(name): float(weight) for name, weight in given.items()}
+
+
 class Adapt(Part):
     """How a teacher gets the student's vocabulary: a new embedding and head, trained with the body frozen.
+
+    ``objective``: what its new rows are trained on; one, or a weight for each. ``cross-entropy``: the text;
+    ``self-distillation``: agreement with itself in its own vocabulary on how likely spans of the text are
+    that both tokenizers end at the same byte (causal models). If not given, ``cross-entropy``; classifiers
+    keep their own probabilities.
 
     ``micro_batch``: as ``effective_batch`` where null. ``patience``: validations without improvement; null
     trains all ``tokens``. ``fraction``: the share of the training text that it sees; as ``data.fraction``
@@ -112,6 +136,7 @@ class Adapt(Part):
 
     called: ClassVar[str] = "a key of adapt"
     init: Annotated[Text, BeforeValidator(_initialiser)] = "subword-mean"
+    objective: Annotated[dict[str, float] | None, BeforeValidator(_adapted_on)] = None
     tokens: Count = 200_000_000
     learning_rate: Positive = 3e-4
     effective_batch: Count = 32

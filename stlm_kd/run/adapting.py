@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from typing_extensions import Self
 
 from stlm_kd.adaptation import VocabularyInit, new_rows
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.data.tokens import joined
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.eval.examples import measure as measure_examples
@@ -30,13 +31,16 @@ from stlm_kd.models.vocabulary import (
     replace_vocabulary,
 )
 from stlm_kd.recipe import Recipe, hash_of, plain
-from stlm_kd.recipe.student import Adapt
+from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
+from stlm_kd.run.adaptation_step import AdaptationStep, span_step
 from stlm_kd.run.compute import reading_of, training_flops
+from stlm_kd.run.examples import training_examples
 from stlm_kd.run.loading import check_model, load_model
 from stlm_kd.run.material import (
     BatchSizes,
     HeldOut,
     Material,
+    TextMaterial,
     data_key,
     held_out_key,
     held_out_of_recipe,
@@ -44,11 +48,13 @@ from stlm_kd.run.material import (
 )
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Key, model_identity
+from stlm_kd.run.text import training_stores
 from stlm_kd.run.training import held_out_of, tenth
 from stlm_kd.run.workshop import Workshop, Zero
-from stlm_kd.step import StepModule
+from stlm_kd.span_teacher import paired_text, positions_of
 from stlm_kd.teachers import LiveTeacher
 from stlm_kd.terms import Term
+from stlm_kd.vocab.likeness import Integers
 
 MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
 """Bytes of held-out text that the report measures, at most; a masked model needs a row for each token."""
@@ -60,6 +66,9 @@ MEASURES: dict[str, str] = {
     "regression": "Pearson's correlation",
 }
 """What says how good a teacher is before and after, by task."""
+
+_USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
+"""What is trained on where nothing is said: of language models, and of classifiers."""
 
 ORIGINAL = "original"
 """What a classifier's own self, as it was, is called while it teaches."""
@@ -86,7 +95,10 @@ class AdaptationReport:
         steps: Optimizer steps done.
         seconds: Of training.
         stopped: Why it ended: ``done`` or ``early-stop``.
-        flops: What it computed (``run.compute``); None where that was not counted.
+        objective: What it was trained on, by weight.
+        aligned: Of self-distillation, the share of predicted tokens that are in a span which both tokenizers
+            share, on a sample of the rows; None without it.
+        flops: What it computed (``run.compute``); None where that was not counted, as of self-distillation.
     """
 
     teacher: str
@@ -105,17 +117,9 @@ class AdaptationReport:
     steps: int
     seconds: float
     stopped: str
+    objective: Mapping[str, float]
+    aligned: float | None
     flops: int | None = None
-
-
-class AdaptationStep(StepModule):
-    """Trains the new rows of a model whose frozen body runs as it will when it teaches: without dropout."""
-
-    def train(self, mode: bool = True) -> Self:
-        """As for any step, but the model stays in evaluation mode."""
-        super().train(mode)
-        self.student.eval()
-        return self
 
 
 def read_adaptation(folder: Path) -> AdaptationReport:
@@ -172,8 +176,15 @@ def adapt_model(
     try:
         measured = _measurer(recipe)
         before = measured(model, own)
-        original = deepcopy(model) if recipe.language_task is None else None
-        made = new_rows(model, own, tokenizer, adapt.init, seed=adapt.seed)
+        original = deepcopy(model) if _is_asked_again(recipe, adapt) else None
+        made = new_rows(
+            model,
+            own,
+            tokenizer,
+            adapt.init,
+            seed=adapt.seed,
+            text=lambda: _joined_text(recipe, adapt, tokenizer, workshop),
+        )
         _give(model, made, tokenizer)
         initialised = measured(model, tokenizer)
         tracker.note(
@@ -186,14 +197,29 @@ def adapt_model(
             workshop,
             fraction=adapt.fraction,
             seed=adapt.seed,
-            readers={} if original is None else {ORIGINAL: own},
+            readers={ORIGINAL: own} if recipe.language_task is None else {},
         )
-        step, stream = _step(model, original, recipe), material.stream(_batches(adapt), seed=adapt.seed)
+        settings = adaptation_settings(adapt, material, zero=workshop.zero)
+        stream = material.stream(_batches(adapt), seed=adapt.seed)
+        if isinstance(material, TextMaterial) and original is not None:
+            text = paired_text(
+                material.parts,
+                training_stores(recipe, own, workshop, fraction=_fraction(recipe, adapt)),
+                tokenizer,
+                own,
+                most_old=positions_of(original),
+            )
+            step: AdaptationStep = span_step(
+                model, original, text, adapt, asked_often=settings.steps > stream.steps_per_epoch
+            )
+            aligned = text.share_in_spans()
+        else:
+            step, aligned = _step(model, original, recipe), None
         reading = reading_of(recipe, material, adapt.effective_batch, steps_per_epoch=stream.steps_per_epoch)
         result = fit(
             step,
             stream,
-            adaptation_settings(adapt, material, zero=workshop.zero),
+            settings,
             folder=folder,
             validation=held_out_of(material, _batches(adapt).micro),
             tracker=tracker,
@@ -216,10 +242,31 @@ def adapt_model(
         held_out=trained.size,
         trained_parameters=count_parameters(model, trainable_only=True),
         tokens_of_text=material.num_tokens,
-        flops=training_flops(step, reading, steps=result.steps, frozen_body=True),
+        objective=adapt.objective or _USUAL[recipe.language_task is None],
+        aligned=aligned,
+        flops=training_flops(step, reading, steps=result.steps, frozen_body=True)
+        if aligned is None
+        else None,
         **_taken(result),
     )
     first_process_runs(lambda: _save(model, tokenizer, report, folder))
+
+
+def _is_asked_again(recipe: Recipe, adapt: Adapt) -> bool:
+    """Whether the teacher as it was says what its new rows are trained on."""
+    return recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
+
+
+def _joined_text(
+    recipe: Recipe, adapt: Adapt, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> tuple[Integers, Integers]:
+    """The beginning of the training text, or of the examples, in the new vocabulary: ids, and their ends."""
+    if recipe.language_task is not None:
+        return joined(training_stores(recipe, tokenizer, workshop, fraction=_fraction(recipe, adapt)))
+    examples = training_examples(recipe, _fraction(recipe, adapt), seed=adapt.seed)
+    texts = [text for example in examples.texts for text in example]
+    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return np.concatenate([np.array(row, np.int64) for row in rows]), np.cumsum([0, *map(len, rows)])
 
 
 def _give(model: PreTrainedModel, made: VocabularyInit, tokenizer: PreTrainedTokenizerFast) -> None:

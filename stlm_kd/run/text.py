@@ -14,6 +14,7 @@ from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare, texts
 from stlm_kd.data.masking import Masking, even_masking, masking_for
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.data.tokens import TokenStore
 from stlm_kd.disk import system_errors
 from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.errors import DataError
@@ -51,6 +52,14 @@ def training_rows(
     share = recipe.data.fraction if fraction is None else fraction
     prepared = _prepared(recipe.data.train, tokenizer, workshop, fraction=share)
     return _packed(prepared, recipe, "data.train")
+
+
+def training_stores(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop, *, fraction: float
+) -> tuple[TokenStore, ...]:
+    """A share of the training text, tokenised: for each source a store of the same documents."""
+    prepared = _prepared(recipe.data.train, tokenizer, workshop, fraction=fraction)
+    return tuple(source.store for source in prepared)
 
 
 def tokens_by_domain(

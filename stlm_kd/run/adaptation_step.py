@@ -1,0 +1,114 @@
+"""What is trained while a teacher gets another vocabulary: its new rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.engine import current_device
+from stlm_kd.engine.plain import autocast
+from stlm_kd.interventions import Plan
+from stlm_kd.losses import LABELS
+from stlm_kd.losses.spans import log_likelihoods, span_agreement, span_sums
+from stlm_kd.models.forward import head_of, last_hidden
+from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
+from stlm_kd.span_teacher import PairedText, SpanTeacher
+from stlm_kd.step import StepModule, StepOutput
+from stlm_kd.terms import Term
+
+SPANS = "spans"
+"""The term of self-distillation: agreement with the teacher as it was on spans of the text."""
+
+
+class AdaptationStep(StepModule):
+    """Trains the new rows of a model whose frozen body runs as it will when it teaches: without dropout."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any step, but the model stays in evaluation mode."""
+        super().train(mode)
+        self.student.eval()
+        return self
+
+
+class SpanStep(AdaptationStep):
+    """Also learns to find spans of the text as likely as the teacher did in its own vocabulary.
+
+    One projection serves both terms: ``labels`` is the negative log-likelihood of each token, and a span's
+    log-likelihood is the sum over its tokens.
+
+    Args:
+        model: With its new rows.
+        teacher: As it was, on the same text.
+        weights: Of ``labels`` and ``SPANS``.
+    """
+
+    def __init__(self, model: PreTrainedModel, teacher: SpanTeacher, weights: Mapping[str, float]) -> None:
+        super().__init__(model, [Term(LABELS, LABELS, weight=weights.get(LABELS, 0.0))])
+        self._teacher = teacher
+        self._weights = dict(weights)
+
+    def count(self, batch: AnyBatch) -> dict[str, int]:
+        """See ``StepModule``; spans are counted in training."""
+        counts = super().count(batch)
+        return (
+            counts if not self.training else {**counts, SPANS: self._teacher.spans(batch.example_ids).count}
+        )
+
+    def forward(
+        self,
+        batch: AnyBatch,
+        denominators: Mapping[str, float],
+        plans: Mapping[str, Plan] | None = None,
+    ) -> StepOutput:
+        """See ``StepModule``."""
+        if not self.training:
+            return super().forward(batch, denominators, plans)
+        assert isinstance(batch, Batch)
+        sums = self._sums(batch)
+        loss = torch.stack(
+            [
+                self._weights.get(name, 0.0) / max(denominators[name], 1.0) * value
+                for name, value in sums.items()
+            ]
+        ).sum()
+        return StepOutput(loss, {name: value.detach().double() for name, value in sums.items()})
+
+    def _sums(self, batch: Batch) -> dict[str, Tensor]:
+        predicts = batch.labels != IGNORED
+        head, spans = head_of(self.student), self._teacher.spans(batch.example_ids)
+        likelihoods_N = log_likelihoods(
+            last_hidden(self.student, batch)[predicts], head.weight, head.bias, batch.labels[predicts]
+        )
+        of_N = spans.span_of_label.to(likelihoods_N.device)[predicts]
+        own_S = span_sums(likelihoods_N, of_N, spans.count)
+        target_S = self._teacher.log_probabilities(batch.example_ids)
+        return {LABELS: -likelihoods_N.sum(), SPANS: span_agreement(own_S, target_S).sum()}
+
+
+def span_step(
+    model: PreTrainedModel, original: PreTrainedModel, text: PairedText, adapt: Adapt, *, asked_often: bool
+) -> SpanStep:
+    """The step of a language model that learns what it said of spans before.
+
+    Args:
+        model: With its new rows.
+        original: As it was.
+        text: What both read.
+        adapt: The weights of its objective, its precision, its batches.
+        asked_often: Whether rows come more than once, so that what is said of them is kept.
+    """
+    device = current_device()
+    original.to(device)  # type: ignore[arg-type]
+    teacher = SpanTeacher(original, text)
+    if asked_often:
+        with autocast(device, adapt.precision):
+            teacher.remember(adapt.micro_batch or adapt.effective_batch)
+    given = adapt.objective or {}
+    terms = {LABELS: CROSS_ENTROPY, SPANS: SELF_DISTILLATION}
+    return SpanStep(model, teacher, {term: given.get(name, 0.0) for term, name in terms.items()})

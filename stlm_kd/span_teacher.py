@@ -1,0 +1,224 @@
+"""What a model in its old vocabulary says of spans of the text that it is read in the new one.
+
+Shapes: B rows, T positions of a row, S spans of all rows together, b stretches of old tokens, t of their
+positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.batches import PackedRows
+from stlm_kd.data.tokens import TokenStore
+from stlm_kd.losses.spans import log_likelihoods, span_sums
+from stlm_kd.models.forward import head_of, last_hidden
+from stlm_kd.models.positions import num_positions
+from stlm_kd.vocab.spans import NO_SPAN, Ends, Spans, ends_of, spans_of, spelled
+from stlm_kd.vocab.spelling import Vocabulary, read_vocabulary
+
+_DOCUMENTS = 256
+"""Documents whose bytes are kept counted."""
+
+_BATCHES = 1024
+"""Micro-batches whose spans are kept: those of an optimizer step are counted before they are used."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpans:
+    """The spans of some rows.
+
+    Attributes:
+        span_of_label: The span to which the label of each position belongs, or ``NO_SPAN``, (B, T).
+        stretches: In order, with the number of the first span of each.
+        count: S.
+    """
+
+    span_of_label: Tensor
+    stretches: tuple[tuple[int, Spans], ...]
+    count: int
+
+
+class PairedText:
+    """Packed rows of a text in the new vocabulary, and the same documents in the old one.
+
+    Args:
+        rows: Each source's, in the new vocabulary; numbered one after the other.
+        stores: The same sources in the old vocabulary.
+        new, old: The vocabularies.
+        most_old: Old tokens that the model can read at once.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PackedRows],
+        stores: Sequence[TokenStore],
+        new: Vocabulary,
+        old: Vocabulary,
+        *,
+        most_old: int,
+    ) -> None:
+        assert [part.store.num_documents for part in rows] == [store.num_documents for store in stores]
+        self.context = rows[0].context
+        self._rows, self._stores = rows, stores
+        self._new, self._old = new, old
+        self._most_old = most_old
+        self._starts = list(accumulate((len(part) for part in rows), initial=0))
+        self._ends = lru_cache(maxsize=_DOCUMENTS)(self._counted)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all sources."""
+        return self._starts[-1]
+
+    def share_in_spans(self, *, rows: int = 256) -> float:
+        """Of the predicted tokens of some rows, evenly spread, the share that is in a span."""
+        chosen = np.unique(np.linspace(0, self.num_rows - 1, min(rows, self.num_rows)).round().astype(int))
+        found = [spans.of_new for row in chosen.tolist() for spans in self.stretches_of(row)]
+        return float((np.concatenate(found) != NO_SPAN).mean())
+
+    def stretches_of(self, row: int) -> Iterator[Spans]:
+        """The spans of each chunk of a row, one after the other; a row of padding (-1) has none."""
+        if row < 0:
+            return
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        packed = self._rows[part]
+        offsets = packed.store.offsets
+        for begin, length in packed.chunks_of(row - self._starts[part]):
+            document = int(np.searchsorted(offsets, begin, side="right")) - 1
+            ends = self._ends(part, document)
+            if ends is None:
+                nothing = np.zeros(0, np.int64)
+                yield Spans(np.full(length, NO_SPAN), nothing, nothing, 0)
+            else:
+                ids = self._stores[part].document(document)
+                yield spans_of(ends, ids, begin - int(offsets[document]), length, most_old=self._most_old)
+
+    def _counted(self, part: int, document: int) -> Ends | None:
+        new = spelled(self._rows[part].store.document(document), self._new.surfaces)
+        old = spelled(self._stores[part].document(document), self._old.surfaces)
+        return None if new is None or old is None else ends_of(new, old)
+
+
+def paired_text(
+    rows: Sequence[PackedRows],
+    stores: Sequence[TokenStore],
+    new: PreTrainedTokenizerFast,
+    old: PreTrainedTokenizerFast,
+    *,
+    most_old: int,
+) -> PairedText:
+    """``PairedText`` of two tokenizers' vocabularies."""
+    return PairedText(rows, stores, read_vocabulary(new), read_vocabulary(old), most_old=most_old)
+
+
+def positions_of(model: PreTrainedModel) -> int:
+    """Tokens that a model can read at once, at most; 1024 where its configuration does not say."""
+    return num_positions(model.config) or 1024
+
+
+class SpanTeacher:
+    """A frozen model that says how likely the spans of rows are, in its own vocabulary.
+
+    Args:
+        model: A causal language model.
+        text: What it is asked of.
+    """
+
+    def __init__(self, model: PreTrainedModel, text: PairedText) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._text = text
+        self._known: dict[int, Tensor] = {}
+        self._spans = lru_cache(maxsize=_BATCHES)(self._found)
+
+    def spans(self, example_ids_B: Tensor) -> BatchSpans:
+        """The spans of rows, on the CPU."""
+        return self._spans(tuple(example_ids_B.tolist()))
+
+    def _found(self, rows: tuple[int, ...]) -> BatchSpans:
+        of_BT = torch.full((len(rows), self._text.context), NO_SPAN)
+        stretches: list[tuple[int, Spans]] = []
+        count = 0
+        for place, row in enumerate(rows):
+            position = 0
+            for spans in self._text.stretches_of(row):
+                of = torch.from_numpy(spans.of_new)
+                length = len(of)
+                of_BT[place, position : position + length] = torch.where(of >= 0, of + count, of)
+                position += length
+                stretches.append((count, spans))
+                count += spans.count
+        return BatchSpans(of_BT, tuple(stretches), count)
+
+    @torch.no_grad()
+    def log_probabilities(self, example_ids_B: Tensor) -> Tensor:
+        """Of each span of the rows, its log-probability after the text before it, (S,), on the model."""
+        rows = example_ids_B.tolist()
+        if rows and all(row in self._known for row in rows):
+            return torch.cat([self._known[row] for row in rows]).to(self.model.device)
+        spans = self.spans(example_ids_B)
+        found_S = torch.zeros(spans.count, device=self.model.device)
+        for batch, of_bt in _batches(spans.stretches, positions=spans.span_of_label.numel()):
+            batch = batch.to(self.model.device)
+            kept = batch.labels != IGNORED
+            head = head_of(self.model)
+            likelihoods = log_likelihoods(
+                last_hidden(self.model, batch)[kept], head.weight, head.bias, batch.labels[kept]
+            )
+            found_S += span_sums(likelihoods.float(), of_bt.to(self.model.device)[kept], spans.count)
+        return found_S
+
+    def remember(self, micro_batch: int) -> None:
+        """Ask for all rows once, in their own order, so that no row is asked for again.
+
+        So what is said of a row depends neither on the rows beside it in training nor on a resume.
+        """
+        known: dict[int, Tensor] = {-1: torch.zeros(0)}
+        for rows in torch.split(torch.arange(self._text.num_rows), micro_batch):
+            counts = [self.spans(row[None]).count for row in rows]
+            known |= zip(rows.tolist(), torch.split(self.log_probabilities(rows).cpu(), counts), strict=True)
+        self._known = known
+
+
+def _batches(stretches: Iterable[tuple[int, Spans]], *, positions: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Old tokens in rows of their own, the longest first, and the span of each label."""
+    left = sorted(
+        ((first, spans) for first, spans in stretches if spans.count),
+        key=lambda entry: -len(entry[1].of_old),
+    )
+    while left:
+        size = max(1, positions // len(left[0][1].of_old))
+        yield _batch(left[:size])
+        left = left[size:]
+
+
+def _batch(stretches: Sequence[tuple[int, Spans]]) -> tuple[Batch, Tensor]:
+    longest = len(stretches[0][1].of_old)
+    shape = (len(stretches), longest)
+    ids_bt, labels_bt = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED)
+    of_bt = torch.full(shape, NO_SPAN)
+    for row, (first, spans) in enumerate(stretches):
+        ids, of = torch.from_numpy(spans.old_ids), torch.from_numpy(spans.of_old)
+        ids_bt[row, : len(of)] = ids[:-1]
+        labels_bt[row, : len(of)] = ids[1:]
+        of_bt[row, : len(of)] = torch.where(of >= 0, of + first, of)
+    mask_bt = labels_bt != IGNORED
+    return (
+        Batch(
+            input_ids=ids_bt,
+            attention_mask=mask_bt,
+            labels=labels_bt,
+            document_ids=mask_bt.to(torch.int64),
+            position_ids=torch.arange(longest).expand(shape) * mask_bt,
+            example_ids=torch.arange(len(stretches)),
+        ),
+        of_bt,
+    )

@@ -1,0 +1,135 @@
+"""Which tokens of one vocabulary are used alike: vectors by the company that they keep in a text.
+
+Shapes: V tokens of the vocabulary, A dimensions of the vectors, T tokens of the text, N tokens that are made
+of others, K of these others at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import svds
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+WINDOW = 5
+"""How far apart two tokens keep company, to either side."""
+
+DIMENSIONS = 128
+"""Of the vectors, at most."""
+
+NEAREST = 256
+"""Of the others, how many a token is a mix of, at most."""
+
+_SMOOTHED = 0.75
+_CHUNK = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """Tokens as mixes of others.
+
+    Attributes:
+        ids: The tokens, (N,).
+        anchors: Of what each is a mix, (N, K).
+        weights: How much of each, (N, K); each row sums to 1.
+    """
+
+    ids: Integers
+    anchors: Integers
+    weights: Floats
+
+
+def likeness(vectors_VA: Floats, ids: Integers, anchors: Integers) -> Likeness:
+    """Each token as a mix of the anchors that are most like it: the sparsemax of the cosines.
+
+    Tokens and anchors without a vector are left out; all tokens, where no anchor has one.
+
+    Args:
+        vectors_VA: As ``company_vectors`` gives them.
+        ids: Tokens.
+        anchors: What they may be mixes of.
+    """
+    known = np.abs(vectors_VA).sum(1) > 0
+    anchors = anchors[known[anchors]]
+    ids = ids[known[ids]] if len(anchors) else ids[:0]
+    nearest = min(NEAREST, len(anchors))
+    places, weights = np.zeros((len(ids), nearest), np.int64), np.zeros((len(ids), nearest), np.float32)
+    rows = max(1, _CHUNK // max(1, len(anchors)))
+    for begin in range(0, len(ids), rows):
+        some = slice(begin, begin + rows)
+        cosines = vectors_VA[ids[some]] @ vectors_VA[anchors].T
+        places[some] = np.argpartition(-cosines, nearest - 1, axis=1)[:, :nearest]
+        weights[some] = sparsemax(np.take_along_axis(cosines, places[some], 1))
+    return Likeness(ids, anchors[places], weights)
+
+
+def sparsemax(values_NK: Floats) -> Floats:
+    """The point of the probability simplex that is nearest to each row, (N, K).
+
+    Martins and Astudillo, "From Softmax to Sparsemax", 2016, algorithm 1.
+
+    >>> sparsemax(np.array([[0.9, 0.5, -1.0]], np.float32)).round(2).tolist()
+    [[0.7, 0.3, 0.0]]
+    """
+    falling = -np.sort(-values_NK, axis=1)
+    above = np.cumsum(falling, axis=1) - 1
+    support = (falling * np.arange(1, values_NK.shape[1] + 1) > above).sum(1)
+    threshold = above[np.arange(len(values_NK)), support - 1] / support
+    return np.asarray(np.maximum(values_NK - threshold[:, None], 0), np.float32)
+
+
+def company_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> Floats:
+    """A unit vector for each token by the tokens around it; zeros where it hardly occurs. (V, A).
+
+    The positive pointwise mutual information of tokens at most ``WINDOW`` apart, the counts of context
+    tokens raised to 3/4, in its largest singular directions, each weighed by the root of its singular
+    value: what word2vec and fastText with negative sampling approach (Levy, Goldberg and Dagan, "Improving
+    Distributional Similarity with Lessons Learned from Word Embeddings", 2015), without another dependency
+    and the same each time.
+
+    Args:
+        tokens_T: Documents one after the other.
+        offsets: Where each begins, and the end of the last.
+        size: V.
+    """
+    information = _positive_information(_company(tokens_T, offsets, size))
+    dimensions = min(DIMENSIONS, size - 1)
+    if information.nnz <= dimensions:
+        return np.zeros((size, dimensions), np.float32)
+    left, values, _ = svds(information, k=dimensions, v0=np.ones(size), solver="arpack")
+    vectors = left * np.sqrt(np.maximum(values, 0))
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-6)
+    return np.asarray(unit, np.float32)
+
+
+def _company(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> csr_matrix:
+    """How often each token stands at most ``WINDOW`` from each other in its document, (V, V), symmetric."""
+    num_tokens = len(tokens_T)
+    counts = csr_matrix((size, size), dtype=np.float64)
+    for begin in range(0, num_tokens, _CHUNK):
+        end = min(begin + _CHUNK + WINDOW, num_tokens)
+        ids = np.asarray(tokens_T[begin:end], np.int64)
+        documents = np.searchsorted(offsets, np.arange(begin, end), side="right")
+        for distance in range(1, WINDOW + 1):
+            same = documents[:-distance] == documents[distance:]
+            same[_CHUNK:] = False  # these belong to the next chunk
+            first, second = ids[:-distance][same], ids[distance:][same]
+            counts = counts + csr_matrix((np.ones(len(first)), (first, second)), shape=(size, size))
+    return counts + counts.T
+
+
+def _positive_information(counts: csr_matrix) -> csr_matrix:
+    found = counts.tocoo()
+    total = found.data.sum()
+    of_row = np.asarray(counts.sum(1)).ravel()
+    smoothed = of_row**_SMOOTHED
+    expected = of_row[found.row] * smoothed[found.col] / max(smoothed.sum(), 1.0)
+    information = np.maximum(np.log(found.data) - np.log(expected), 0) if total else found.data
+    kept = information > 0
+    return csr_matrix((information[kept], (found.row[kept], found.col[kept])), shape=counts.shape)
