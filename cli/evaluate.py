@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.printing import print_json, print_table
-from stlm_kd.cli.words import AsJson, TrustRemoteCode
+from stlm_kd.cli.words import AsJson, OutputDir, Resume, ResumeOption, TrustRemoteCode
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def evaluate(
             "--suite",
             metavar="NAME|{suite: NAME, …}",
             help="perplexity or lm-eval; pseudo-perplexity or masked-loss for masked models; classification "
-            "or regression; with options: '{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
+            "or regression; glue, for which copies of the model are fine-tuned; with options: "
+            "'{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
         ),
     ],
     data: Annotated[
@@ -50,23 +51,33 @@ def evaluate(
         typer.Option(help="Labelled examples: the column of the label; by default that of the run."),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
+        str | None,
+        typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Fine-tunings of each task.")] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="Fine-tuning: the share of the training examples, above 0.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="study|few-shot", help="Fine-tuning: whose settings.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Examples of each task at most, for a trial.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the scores here as JSON.")] = None,
+    output_dir: OutputDir = Path("runs"),
+    resume: ResumeOption = Resume.auto,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score models, with standard errors: bits per byte, losses at masked tokens, lm-eval's tasks, labels."""
+    """Score models, with standard errors: bits per byte, masked tokens, lm-eval's tasks, labels, GLUE."""
     from stlm_kd.recipe.suites import suites
 
     options: dict[str, Plain] = {}
     if tasks is not None:
         options["tasks"] = [*tasks.split(",")]
-    if limit is not None:
-        options["limit"] = limit
+    given: dict[str, Plain] = {"limit": limit, "seeds": seeds, "fraction": fraction, "preset": preset}
+    options |= {name: value for name, value in given.items() if value is not None}
     chosen = suites(suite, options=options)
     twice = sorted({model for model in models if models.count(model) > 1})
     if twice:
@@ -82,6 +93,8 @@ def evaluate(
         label=label,
         output=output,
         trust_remote_code=trust_remote_code,
+        output_dir=output_dir,
+        resume=resume is Resume.auto,
     )
     if as_json:
         print_json({model: [result.to_json() for result in scores] for model, scores in results.items()})

@@ -9,6 +9,10 @@
 * ``masked``: text in windows for these two, and what a model says at masked positions.
 * ``examples``: what a classifier, or a model of numbers, says of labelled examples.
 * ``classification``: its scores, with standard errors.
+* ``tuned_suites``: the suites for which copies of a model are fine-tuned; what they ask for is in ``tunings``.
+* ``glue``: GLUE's tasks, the studies' settings, its scores and their average.
+* ``benchmark_data``: where the examples of such suites lie.
+* ``averaging``: several fine-tunings as one result.
 * ``statistics``: paired tests, intervals over seeds and examples, corrections for many comparisons.
 * ``resampling``: paired bootstraps of metrics that are no means.
 * ``predictions``, ``agreement``: how far two classifiers say the same of the same examples.
@@ -24,5 +28,6 @@
 """
 
 from stlm_kd.eval.suites import IDENTITIES, NEEDS_TEXT, SUITES, TASK_OF_SUITE
+from stlm_kd.eval.tuned_suites import FINE_TUNED
 
-__all__ = ["IDENTITIES", "NEEDS_TEXT", "SUITES", "TASK_OF_SUITE"]
+__all__ = ["FINE_TUNED", "IDENTITIES", "NEEDS_TEXT", "SUITES", "TASK_OF_SUITE"]

@@ -33,8 +33,10 @@ def measure(
     context: int | None = None,
     batch_size: int = 64,
     precision: Literal["fp32", "bf16"] = "fp32",
+    task: str = "examples",
+    suite: str | None = None,
 ) -> SuiteResult:
-    """The scores of ``eval.classification`` under the task name ``examples``.
+    """The scores of ``eval.classification``.
 
     The report also holds each example's label and a hash of all texts, by which results of other models are
     known to be of the same examples.
@@ -47,6 +49,8 @@ def measure(
             for if that is fewer.
         batch_size: Examples of one forward pass.
         precision: ``bf16`` runs the model under autocast.
+        task: What the scores are called.
+        suite: The suite's name; by default ``classification`` or ``regression``, as the labels are.
 
     Raises:
         DataError: A logit is not finite.
@@ -56,9 +60,11 @@ def measure(
     )
     ids, labels = examples.ids, examples.labels
     if examples.is_regression:
-        result = regression_scores(logits_NC[:, 0], labels, task="examples", ids=ids, suite="regression")
+        suite = suite or "regression"
+        result = regression_scores(logits_NC[:, 0], labels, task=task, ids=ids, suite=suite)
     else:
-        result = classification_scores(logits_NC, labels, task="examples", ids=ids, suite="classification")
+        suite = suite or "classification"
+        result = classification_scores(logits_NC, labels, task=task, ids=ids, suite=suite)
     known: dict[str, Json] = {
         "labels": dict(zip(ids, labels.tolist(), strict=True)),
         "texts": hash_of_texts(examples),

@@ -17,10 +17,14 @@ from stlm_kd.architectures import Goal
 from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.identity import Identity, of_lm_eval
 from stlm_kd.eval.results import SuiteResult
+from stlm_kd.eval.tunings import Tuning
 from stlm_kd.registry import Registry
 
-Suite = Callable[..., SuiteResult]
-"""``suite(model, tokenizer, held_out, /, **options)``: the recipe's held-out documents, or its examples."""
+Suite = Callable[..., SuiteResult | tuple[Tuning, ...]]
+"""``suite(model, tokenizer, held_out, /, **options)``: the recipe's held-out documents, or its examples.
+
+Those of ``tuned_suites`` take options alone, and say what is to be fine-tuned before it is scored.
+"""
 
 SUITES: Registry[Suite] = Registry("suite")
 
@@ -38,7 +42,7 @@ TASK_OF_SUITE: dict[str, Goal] = {
     "classification": "classification",
     "regression": "regression",
 }
-"""What a model has to predict for a suite to score it; a suite that is not named here scores any."""
+"""What a model has to predict for a suite to score it; those of ``tuned_suites`` take any language model."""
 
 Precision = Literal["fp32", "bf16"]
 Source = Literal["auto", "local", "builtin"]

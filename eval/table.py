@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from stlm_kd.eval.averaging import averaged
 from stlm_kd.eval.results import Score, SuiteResult
 
 
@@ -19,6 +20,7 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
         results: Name of a model → its results.
         parts: Also the tasks that a group is made of.
     """
+    results = {name: averaged(suites) for name, suites in results.items()}
     rows = _rows(results, parts)
     notes = dict.fromkeys(
         f"{name}: {note}" if len(results) > 1 else note

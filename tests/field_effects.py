@@ -112,6 +112,7 @@ student: {tokenizer: masked/tokenizer, model: a/body, new_head: true}
 data: {train: a.txt, context: 64}
 objectives: [{loss: labels}]
 train: {steps: 10}
+eval: [{suite: glue, tasks: [rte]}]
 """,
     "teacher-by-recipe": """
 task: clm
@@ -312,6 +313,18 @@ EFFECTS: dict[str, Change] = {
     "Suite[lm-eval].batch_size": _change("eval[1].batch_size=8"),
     "Suite[lm-eval].precision": _change("eval[1].precision=bf16"),
     "Suite[lm-eval].source": _change("eval[1].source=local"),
+    "Suite[glue].tasks": _change("eval[0].tasks=[cola]", base="new-head"),
+    "Suite[glue].seeds": _change("eval[0].seeds=2", base="new-head"),
+    "Suite[glue].preset": _change("eval[0].preset=few-shot", "eval[0].epochs=3", base="new-head"),
+    "Suite[glue].fraction": _change("eval[0].fraction=0.5", base="new-head"),
+    "Suite[glue].epochs": _change("eval[0].epochs=2", base="new-head"),
+    "Suite[glue].steps": _change("eval[0].steps=7", base="new-head"),
+    "Suite[glue].learning_rate": _change("eval[0].learning_rate=1e-4", base="new-head"),
+    "Suite[glue].effective_batch": _change("eval[0].effective_batch=8", base="new-head"),
+    "Suite[glue].micro_batch": _change("eval[0].micro_batch=4", base="new-head"),
+    "Suite[glue].context": _change("eval[0].context=16", base="new-head"),
+    "Suite[glue].precision": _change("eval[0].precision=bf16", base="new-head"),
+    "Suite[glue].source": _change("eval[0].source=local", base="new-head"),
     "Suite[pseudo-perplexity].window": _change("eval[0].window=32", base="masked"),
     "Suite[pseudo-perplexity].tokens": _change("eval[0].tokens=64", base="masked"),
     "Suite[pseudo-perplexity].seed": _change("eval[0].seed=1", base="masked"),

@@ -160,9 +160,9 @@ def weights(model: nn.Module) -> list[tuple[str, bool, str]]:
     return [(name, value.requires_grad, digest(value.detach().numpy())) for name, value in named]
 
 
-def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, Values]]:
+def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, Any]]:
     """The suites that are called, with what they are given."""
-    calls: list[tuple[str, Values]] = []
+    calls: list[tuple[str, Any]] = []
 
     def spy(name: str) -> Any:
         def suite(model: Any, tokenizer: Any, documents: Any, **options: Any) -> SuiteResult:
@@ -171,8 +171,14 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, V
 
         return suite
 
+    def tuned(name: str, options: Values, *asked: Any) -> list[SuiteResult]:
+        calls.append((name, tunings(**options)))
+        return []
+
+    tunings = SUITES["glue"]
     monkeypatch.setattr(scoring, "SUITES", {name: spy(name) for name in SUITES})
-    scoring.score("some/model", scoring.suite_calls(recipe), [], trust=False)
+    monkeypatch.setattr(scoring, "tuned_scores", tuned)
+    scoring.score("some/model", scoring.suite_calls(recipe), [], workshop=home())
     return calls
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.eval import SUITES, TASK_OF_SUITE
+from stlm_kd.eval import FINE_TUNED, SUITES, TASK_OF_SUITE
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load, recipe_hash
 from stlm_kd.run.plan import describe
@@ -64,7 +64,7 @@ def test_only_masked_models_mask(files: dict[str, str], task: str) -> None:
 
 
 @pytest.mark.parametrize("task", FAMILY)
-@pytest.mark.parametrize("suite", sorted(SUITES))
+@pytest.mark.parametrize("suite", sorted(TASK_OF_SUITE))
 def test_a_suite_is_for_its_task_alone(files: dict[str, str], suite: str, task: str) -> None:
     entry = f"eval=[{{suite: {suite}{', tasks: [blimp]' if suite == 'lm-eval' else ''}}}]"
     if TASK_OF_SUITE[suite] == task:
@@ -73,7 +73,19 @@ def test_a_suite_is_for_its_task_alone(files: dict[str, str], suite: str, task: 
     (found,) = faults(files[task], entry)
     assert found.startswith(f"eval[0]: {suite} is for task {TASK_OF_SUITE[suite]}; expected for {task}: ")
     named = found.rpartition(": ")[2].split(", ")
-    assert named == [name for name in SUITES if TASK_OF_SUITE[name] == task]
+    tuned = FINE_TUNED if task in ("clm", "mlm") else frozenset()
+    assert named == [name for name in SUITES if TASK_OF_SUITE.get(name) == task or name in tuned]
+
+
+@pytest.mark.parametrize("task", FAMILY)
+@pytest.mark.parametrize("suite", sorted(FINE_TUNED))
+def test_a_suite_that_fine_tunes_is_for_language_models(files: dict[str, str], suite: str, task: str) -> None:
+    entry = f"eval=[{suite}]"
+    if task in ("clm", "mlm"):
+        assert load(files[task], (entry,)).eval[0].suite == suite
+        return
+    (found,) = faults(files[task], entry)
+    assert found == f"eval[0]: {suite} is for language models; expected for {task}: {task}"
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))

@@ -178,10 +178,18 @@ def read_examples(*sources: LabelledSource, labels: Sequence[str] = (), regressi
     return Examples(tuple(texts), values, _ids(own_ids), names, from_where)
 
 
-def draw_fraction(examples: Examples, fraction: float, *, seed: int) -> Examples:
+def draw_fraction(
+    examples: Examples, fraction: float, *, seed: int, place: str = "data.fraction"
+) -> Examples:
     """A random share of the examples, in their order; of each class the same share, rounded.
 
     With one seed, the examples of a smaller share are among those of a larger one.
+
+    Args:
+        examples: All of them.
+        fraction: Above 0, at most 1.
+        seed: Of the draw.
+        place: What messages call the fraction.
 
     Raises:
         DataError: A class, or all, would be left without an example.
@@ -190,20 +198,20 @@ def draw_fraction(examples: Examples, fraction: float, *, seed: int) -> Examples
     names = examples.label_names or ("",)
     groups = np.zeros(len(examples), np.int64) if examples.is_regression else examples.labels
     chosen = []
-    for place, name in enumerate(names):
-        members = np.flatnonzero(groups == place)
+    for number, name in enumerate(names):
+        members = np.flatnonzero(groups == number)
         count = math.floor(fraction * len(members) + 0.5)
         if len(members) and not count:
-            raise DataError(_too_small(fraction, len(members), len(examples), name))
-        chosen.append(np.random.default_rng([seed, place]).permutation(members)[:count])
+            raise DataError(_too_small(place, fraction, len(members), len(examples), name))
+        chosen.append(np.random.default_rng([seed, number]).permutation(members)[:count])
     return examples.select(np.sort(np.concatenate(chosen)))
 
 
-def _too_small(fraction: float, members: int, total: int, name: str) -> str:
+def _too_small(place: str, fraction: float, members: int, total: int, name: str) -> str:
     least = math.ceil(500_000 / members) / 1_000_000
     of_class = f" of the {members} of class {name}" if name else ""
     return (
-        f"data.fraction: {fraction:g} of {total} examples leaves none{of_class}; "
+        f"{place}: {fraction:g} of {total} examples leaves none{of_class}; "
         f"it takes {math.ceil(least * total)} examples, a fraction of at least {least:g}"
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForSequenceClassification,
@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.generic import ModelOutput
 
 from stlm_kd.data.examples import ExampleBatch
 from stlm_kd.errors import ModelError
@@ -240,6 +241,30 @@ def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None
             f"{name}: this {model.config.model_type} classifier says something else of a text when its row "
             "is padded; use another model"
         )
+
+
+def head_place(model: PreTrainedModel) -> Literal["first", "last", "several"]:
+    """Which token's state behind the last block a classifier's head reads: seen by the gradient of a text.
+
+    Encoders of transformers have a head on the first token (BERT's behind a pooler), decoders on the last.
+    """
+    kept: list[Tensor] = []
+
+    def keep(_body: nn.Module, _args: object, output: ModelOutput) -> None:
+        kept.append(output["last_hidden_state"])
+
+    was_training = model.training
+    model.eval()
+    hook = model.base_model.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = _logits(model, _random_text(model, 5), 5)
+            (slope_1TD,) = torch.autograd.grad(logits.sum(), kept)
+    finally:
+        hook.remove()
+        model.train(was_training)
+    read = slope_1TD[0].abs().sum(1).nonzero().squeeze(1).tolist()
+    return "first" if read == [0] else "last" if read == [4] else "several"
 
 
 def _random_text(model: PreTrainedModel, length: int) -> Tensor:

@@ -31,7 +31,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
 
 def _task(recipe: Recipe) -> Iterator[Contradiction]:
     """What the task decides: kinds of models, how text is read, and how it is scored."""
-    from stlm_kd.eval import SUITES, TASK_OF_SUITE
+    from stlm_kd.eval import FINE_TUNED, SUITES, TASK_OF_SUITE
     from stlm_kd.models.presets import PRESETS
 
     task: Place = ("task",)
@@ -59,10 +59,13 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
             message = f"only for language models; a {recipe.task} has few outcomes, all of them at once"
             yield (("engine", "vocabulary_loss"), task), message
     for i, entry in enumerate(recipe.eval):
-        needed = TASK_OF_SUITE.get(entry.suite, recipe.task)
-        if needed != recipe.task:
-            others = [name for name in SUITES if TASK_OF_SUITE.get(name, recipe.task) == recipe.task]
-            message = f"{entry.suite} is for task {needed}; expected for {recipe.task}: {', '.join(others)}"
+        tuned = FINE_TUNED if recipe.language_task is not None else frozenset()
+        fitting = [name for name in SUITES if TASK_OF_SUITE.get(name) == recipe.task or name in tuned]
+        if entry.suite not in fitting:
+            needed = (
+                f"task {TASK_OF_SUITE[entry.suite]}" if entry.suite in TASK_OF_SUITE else "language models"
+            )
+            message = f"{entry.suite} is for {needed}; expected for {recipe.task}: {', '.join(fitting)}"
             yield (("eval", i), task), message
 
 

@@ -12,6 +12,7 @@ from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
 from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
+from stlm_kd.eval import FINE_TUNED
 from stlm_kd.eval.harness import check as check_tasks
 from stlm_kd.models.distilbert import distilbert_config
 from stlm_kd.models.load import check_task, load_config
@@ -21,6 +22,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.checks import uneven_batches
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.finetuning import checked_subjects
 from stlm_kd.run.interchange import check_sources
 from stlm_kd.run.loading import load_model
 from stlm_kd.run.material import material_of
@@ -210,6 +212,8 @@ def _try_tools(recipe: Recipe) -> None:
         if call.suite == "lm-eval":
             given = {name: call.options[name] for name in ("tasks", "source", "num_fewshot")}
             check_tasks(**given)
+        elif call.suite in FINE_TUNED:
+            checked_subjects(call.suite, call.options)
 
 
 def _tokenizer(teacher: Teacher, workshop: Workshop) -> PreTrainedTokenizerFast:

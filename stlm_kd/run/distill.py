@@ -26,7 +26,7 @@ from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.results import Row, as_json, comparisons, result_table, text_remark
-from stlm_kd.run.scoring import kept_scores, write_reports
+from stlm_kd.run.scoring import fine_tune, kept_scores, write_reports
 from stlm_kd.run.stages import copy_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
@@ -101,7 +101,17 @@ def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: s
             ],
             workers=jobs,
         )
+    if launched_processes() > 1:  # scoring is the first one's, but what is trained all train together
+        for model in _scored_models(recipe, run, teachers):
+            fine_tune(recipe, model, workshop)
     first_process_runs(lambda: _report(recipe, run, teachers, workshop, jobs))
+
+
+def _scored_models(recipe: Recipe, run: Path, teachers: Sequence[ReadyTeacher]) -> list[str]:
+    """The folders or Hub ids of all models that the table has a row for."""
+    models = dict.fromkeys(model for teacher in teachers for model in (teacher.original, teacher.model))
+    folders = [student_folder(run, variant, seed) for variant in variants(recipe) for seed in recipe.seeds]
+    return [*models, *(str(folder / "model") for folder in folders)]
 
 
 def variants(recipe: Recipe) -> list[Variant]:
@@ -183,8 +193,7 @@ def _report(
     students: dict[str, list[Path]] = {
         variant: [student_folder(run, variant, seed) for seed in recipe.seeds] for variant in variants(recipe)
     }
-    models = list(dict.fromkeys(model for teacher in teachers for model in (teacher.original, teacher.model)))
-    models += [str(folder / "model") for folders in students.values() for folder in folders]
+    models = _scored_models(recipe, run, teachers)
     scored = run_jobs(
         [Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"))) for model in models],
         workers=jobs if recipe.eval else 1,

@@ -10,7 +10,7 @@ from stlm_kd.data.labelled import LabelledSource, read_examples
 from stlm_kd.data.sources import Source
 from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
-from stlm_kd.eval import NEEDS_TEXT, TASK_OF_SUITE
+from stlm_kd.eval import FINE_TUNED, NEEDS_TEXT, TASK_OF_SUITE
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
@@ -21,6 +21,7 @@ from stlm_kd.run.material import HeldOut, held_out_of_recipe
 from stlm_kd.run.models import model_of
 from stlm_kd.run.output import write_output
 from stlm_kd.run.scoring import SuiteCall, score
+from stlm_kd.run.workshop import Workshop
 
 LABELLED = {"classification", "regression"}
 """The tasks of labelled examples."""
@@ -35,6 +36,8 @@ def evaluate(
     label: str | None,
     output: Path | None,
     trust_remote_code: bool,
+    output_dir: Path = Path("runs"),
+    resume: bool = True,
 ) -> dict[str, list[SuiteResult]]:
     """Each model's scores, by the name that it was given.
 
@@ -47,6 +50,8 @@ def evaluate(
         label: Of labelled examples, the column of the label; that of the model's run where None.
         output: A JSON file for all results, or None.
         trust_remote_code: Whether models may run code that they bring.
+        output_dir: Below it, fine-tunings are kept and found again.
+        resume: Whether unfinished ones go on where they stopped.
 
     Raises:
         UsageError: A suite that reads text, without any; or columns that are not those of the model's run.
@@ -64,12 +69,13 @@ def evaluate(
         )
     for name in models:
         _check_kind(name, calls, trust=trust_remote_code)
+    workshop = Workshop(output_dir, resume, trust_remote_code)
     results = {}
     for name in models:
         columns = _columns(name, text, label) if labelled else None
         held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
         held = held or (held_out_of_run(name) if needed else [])
-        results[name] = score(model_of(name), calls, held, trust=trust_remote_code)
+        results[name] = score(model_of(name), calls, held, workshop=workshop)
     if output is not None:
         write_output(
             output, {name: [result.to_json() for result in found] for name, found in results.items()}
@@ -83,6 +89,11 @@ def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
     kind = kind_of(config)
     for call in calls:
         needed = TASK_OF_SUITE.get(call.suite)
+        if kind is not None and call.suite in FINE_TUNED:
+            raise ModelError(
+                f"{name}: a {config.model_type} model with a head for {kind} already; {call.suite} gives "
+                "language models and bodies a fresh one; name the model that it was made from"
+            )
         if kind is not None and needed != kind:
             what = "classifier" if kind == "classification" else "model of numbers"
             raise ModelError(

@@ -69,13 +69,13 @@ def _read(recipe: Recipe, entries: Sequence[Source], labels: Sequence[str], plac
     sources = labelled_sources(entries)
     try:
         prints = tuple(fingerprint(source) for source in sources)
-        return _known(sources, prints, tuple(labels), recipe.task == "regression")
+        return known_examples(sources, prints, tuple(labels), recipe.task == "regression")
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
 
 
 @lru_cache(maxsize=4)
-def _known(
+def known_examples(
     sources: tuple[LabelledSource, ...], prints: tuple[str, ...], labels: tuple[str, ...], regression: bool
 ) -> Examples:
     """The examples of these sources, read once while their fingerprints are the same."""

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from stlm_kd.eval.averaging import averaged
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.run.intervals import CONFIDENCE, Estimate, estimate, paired_difference
 
@@ -125,7 +126,7 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    suites = (suite for row in rows for results in row.scores for suite in results)
+    suites = (suite for row in rows for results in row.scores for suite in averaged(results))
     return list(dict.fromkeys(note for suite in suites for note in suite.notes))
 
 
@@ -233,7 +234,8 @@ def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
 
 
 def _score(suites: Sequence[SuiteResult], metric: Metric) -> Score | None:
-    for suite in suites:
+    """The score of a metric, averaged over fine-tunings."""
+    for suite in averaged([suite for suite in suites if suite.suite == metric.suite]):
         for score in suite.scores:
             if _metric(suite, score) == metric:
                 return score

@@ -14,13 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
-from stlm_kd.eval import IDENTITIES, SUITES
+from stlm_kd.eval import FINE_TUNED, IDENTITIES, SUITES
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Suite
 from stlm_kd.run.examples import class_names_of
+from stlm_kd.run.finetuning import tuned_scores
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.material import HeldOut, held_out_key, held_out_of_recipe
 from stlm_kd.run.record import write_json
@@ -71,17 +72,23 @@ def _differences(call: SuiteCall, others: Sequence[SuiteCall]) -> list[str]:
     return [f"{name} {'default' if value is None else value}" for name, value in own.items()]
 
 
-def score(model: str, calls: Sequence[SuiteCall], held: HeldOut, *, trust: bool) -> list[SuiteResult]:
-    """What each suite says of a model, which is loaded once.
+def score(model: str, calls: Sequence[SuiteCall], held: HeldOut, *, workshop: Workshop) -> list[SuiteResult]:
+    """What each suite says of a model, which is loaded once; of one that fine-tunes it, several results.
 
     Args:
         model: Folder or Hub id.
         calls: Suites with their options.
         held: Held-out text, or labelled examples for classifiers.
-        trust: Whether the model may run code that it brings.
+        workshop: Where fine-tunings are kept, and whether the model may run code that it brings.
     """
-    loaded = _load(model, held.label_names if isinstance(held, Examples) else None, trust)
-    results = [_asked(call, loaded, held) for call in calls]
+    names = held.label_names if isinstance(held, Examples) else None
+    loaded = cache(lambda: _load(model, names, workshop.trust_remote_code))
+    results = [
+        tuned_scores(call.suite, call.options, model, workshop)
+        if call.suite in FINE_TUNED
+        else [_asked(call, loaded(), held)]
+        for call in calls
+    ]
     return _labelled(results, calls)
 
 
@@ -94,8 +101,11 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
     loaded = cache(lambda: _load(model, labels(), trust))
-    results = []
+    results: list[list[SuiteResult]] = []
     for call in calls:
+        if call.suite in FINE_TUNED:
+            results.append(tuned_scores(call.suite, call.options, model, workshop))
+            continue
 
         def build(folder: Path, call: SuiteCall = call) -> None:
             _write(_asked(call, loaded(), held()), folder)
@@ -106,8 +116,15 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
             "options": json.loads(json.dumps(call.options)),
             "of": IDENTITIES[call.suite](call.options) if call.suite in IDENTITIES else text,
         }
-        results.append(_read(workshop.stages.make("eval", key, build)))
+        results.append([_read(workshop.stages.make("eval", key, build))])
     return _labelled(results, calls)
+
+
+def fine_tune(recipe: Recipe, model: str, workshop: Workshop) -> None:
+    """What ``kept_scores`` would fine-tune: by all processes of the command, which call this together."""
+    for call in suite_calls(recipe):
+        if call.suite in FINE_TUNED:
+            tuned_scores(call.suite, call.options, model, workshop)
 
 
 def write_reports(results: Sequence[SuiteResult], folder: Path) -> None:
@@ -135,11 +152,17 @@ def _load(
 def _asked(
     call: SuiteCall, loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast], held: HeldOut
 ) -> SuiteResult:
-    return SUITES[call.suite](*loaded, held, **call.options)
+    result = SUITES[call.suite](*loaded, held, **call.options)
+    assert isinstance(result, SuiteResult)
+    return result
 
 
-def _labelled(results: Sequence[SuiteResult], calls: Sequence[SuiteCall]) -> list[SuiteResult]:
-    return [replace(result, label=label) for result, label in zip(results, labels(calls), strict=True)]
+def _labelled(results: Sequence[Sequence[SuiteResult]], calls: Sequence[SuiteCall]) -> list[SuiteResult]:
+    return [
+        replace(result, label=label)
+        for found, label in zip(results, labels(calls), strict=True)
+        for result in found
+    ]
 
 
 def _write(result: SuiteResult, folder: Path) -> None:

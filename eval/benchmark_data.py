@@ -1,0 +1,127 @@
+"""Where the examples of the benchmarks lie that models are fine-tuned on: local files or the Hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stlm_kd.data import hub
+from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.eval.tunings import Source
+
+DATA = "STLM_KD_DATA"
+TRAIN = "train"
+_SUBSET = "train_subset"
+_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet", ".csv", ".tsv")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A task's data.
+
+    Attributes:
+        suite: That asks.
+        name: The task.
+        folder: Of its files, below the folder that ``STLM_KD_DATA`` names.
+        hub: Its data set on the Hub, and the configuration.
+        splits: What is needed, ``train`` first.
+    """
+
+    suite: str
+    name: str
+    folder: str
+    hub: tuple[str, str | None]
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where a task's splits are: files, or a data set on the Hub; and what a reader of scores must know."""
+
+    files: Mapping[str, str] | None
+    hub: tuple[str, str | None]
+    notes: tuple[str, ...] = ()
+
+
+def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
+    """Where each task's data is, by the task's name.
+
+    Whole local files come first, then the Hub or its cache, then local files with a part of the training
+    examples.
+
+    Args:
+        wanted: All tasks that will be needed.
+        source: ``local``, ``hub``, or ``auto`` for either.
+
+    Raises:
+        EnvironmentFault: Something is missing: what, and where it may lie, of all tasks at once.
+    """
+    found: dict[str, Found] = {}
+    missing: list[str] = []
+    for one in wanted:
+        place = _place(one, source)
+        if isinstance(place, Found):
+            found[one.name] = place
+        else:
+            missing.append(place)
+    if missing:
+        suite = wanted[0].suite
+        there = [one.name for one in wanted if one.name in found]
+        rest = f"; without them: tasks: [{', '.join(there)}]" if there else ""
+        lines = [f"{suite}: data of {len(missing)} of {len(wanted)} tasks is missing{rest}", *missing]
+        raise EnvironmentFault("\n".join(lines))
+    return found
+
+
+def _place(wanted: Wanted, source: Source) -> Found | str:
+    """Where the data is, or in words what is missing."""
+    files = _files(wanted) if source != "hub" else {}
+    absent = [split for split in wanted.splits if split not in files]
+    whole = not absent and _SUBSET not in files[TRAIN]
+    if whole:
+        return Found(files, wanted.hub)
+    reason = ""
+    if source != "local":
+        reason = _hub_fault(wanted)
+        if not reason:
+            return Found(None, wanted.hub)
+    if not absent:
+        return Found(
+            files, wanted.hub, (f"{wanted.name}: trained on {files[TRAIN]}, a part of its examples",)
+        )
+    own = _folder(wanted)
+    place = f"set {DATA} to a folder with {wanted.folder}/" if own is None else str(own)
+    local = "" if source == "hub" else f"no {', '.join(f'{split}.jsonl[.gz]' for split in absent)} ({place})"
+    return f"  {wanted.name}: {'; '.join(part for part in (local, reason) if part)}"
+
+
+def _folder(wanted: Wanted) -> Path | None:
+    data = os.environ.get(DATA)
+    return Path(data) / wanted.folder if data else None
+
+
+def _files(wanted: Wanted) -> dict[str, str]:
+    """The files of the splits that are there; of the training examples a part, where not all are."""
+    folder = _folder(wanted)
+    if folder is None:
+        return {}
+    found: dict[str, str] = {}
+    for split in wanted.splits:
+        names = (split, _SUBSET) if split == TRAIN else (split,)
+        paths = [folder / f"{name}{ending}" for name in names for ending in _ENDINGS]
+        there = next((path for path in paths if path.is_file()), None)
+        if there is not None:
+            found[split] = str(there)
+    return found
+
+
+def _hub_fault(wanted: Wanted) -> str:
+    """Why the Hub does not have it; '' where it does."""
+    dataset, name = wanted.hub
+    try:
+        hub.version(dataset, name=name, revision=None)
+    except (EnvironmentFault, DataError) as error:
+        return f"{dataset}: {str(error).removeprefix(f'{dataset}: ')}"
+    return ""
