@@ -9,7 +9,7 @@
 * ``masked``: text in windows for these two, and what a model says at masked positions.
 * ``examples``: what a classifier, or a model of numbers, says of labelled examples.
 * ``classification``: its scores, with standard errors.
-* ``tuned_suites``: the suites for which copies of a model are fine-tuned; what they ask for is in ``tunings``.
+* ``tuned_suites``, ``tunings``: the suites for which copies of a model are fine-tuned, and what they ask for.
 * ``glue``: GLUE's tasks, the studies' settings, its scores and their average.
 * ``benchmark_data``: where the examples of such suites lie.
 * ``averaging``: several fine-tunings as one result.

@@ -91,7 +91,7 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[SuiteRe
     """All tasks of GLUE with one seed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STLM_KD_DATA", str(world / "data"))
-        return scored(world, tmp_path_factory.mktemp("whole"), tasks=glue.OFFICIAL, seeds=1)
+        return scored(world, tmp_path_factory.mktemp("whole"), tasks=glue.OFFICIAL, seeds=1, steps=3)
 
 
 def by_library(task: str, labels: list[float], found: list[float]) -> dict[str, float]:
@@ -218,7 +218,7 @@ def test_fine_tunings_are_averaged_with_the_noise_of_examples_and_seeds() -> Non
 
 def test_fine_tunings_are_compared_within_the_model_that_they_are_of(world: Path, tmp_path: Path) -> None:
     """Two models with two fine-tunings each: the values are means over these, joined by example."""
-    suite = {"suite": "glue", **QUICK, "tasks": ["stsb", "rte"], "seeds": 2}
+    suite = {"suite": "glue", **QUICK, "steps": 2, "tasks": ["stsb", "rte"], "seeds": 2}
     names = [str(world / "bert"), str(world / "llama")]
     found = evaluate(
         names, suites=[suite], data=(), text=None, label=None, output=tmp_path / "scores.json",
