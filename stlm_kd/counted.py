@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stlm_kd.combine import Mixing, mixture, of_said
+from stlm_kd.combine import GATE, Mixing, gate_losses, mixture, of_said
 from stlm_kd.combine.evidence import Said
 from stlm_kd.distributions import Distribution
 from stlm_kd.losses import LOSSES, SLOPES, SPARSE_LOSSES, SPARSE_SLOPES, Softened, Sparse, SparseMixture
@@ -106,6 +106,13 @@ class Group:
             few = slice(start, start + size)
             yield few, self._block(few, said, judged)
 
+    def places(self, few: slice) -> Tensor | slice:
+        """Where some of its tokens are among all."""
+        if isinstance(self.chosen, Tensor):
+            return self.chosen[few]
+        stop = self.chosen.stop if few.stop is None else self.chosen.start + few.stop
+        return slice(self.chosen.start + few.start, stop)
+
     def add_to(self, total_nV: Tensor | None, logits_nV: Tensor) -> Tensor:
         """The chunk's derivative with this group's, which stands in the place of its logits."""
         if self.within is None:
@@ -193,7 +200,10 @@ class Block:
         self.targets: dict[tuple[str | None, float, bool], Softened] = {}
 
     def values(self, term: Term) -> Tensor:
-        """The term's values (m,), differentiable by the student's logits."""
+        """The term's values (m,), differentiable by the student's logits; those of a gate by its scores."""
+        if term.loss == GATE:
+            assert self.mixing.gate is not None
+            return gate_losses(self.mixing.gate, self.label_log_probs(term.temperature))
         target = self.target(term)
         is_sparse = isinstance(target, (Sparse, SparseMixture))
         loss = SPARSE_LOSSES[term.loss] if is_sparse else LOSSES[term.loss]
@@ -213,6 +223,14 @@ class Block:
             values_m = LOSSES[term.loss](leaf_mV, plain, **term.options)
             (slope_mV,) = torch.autograd.grad(values_m.sum(), leaf_mV)
         return values_m.detach(), slope_mV
+
+    @torch.no_grad()
+    def label_log_probs(self, temperature: float) -> Tensor:
+        """What each teacher of the mixture gives to the labels, (m, M)."""
+        said = [self.said[name] for name in self.mixing.teachers]
+        found = of_said(said, self.label_m, ["label_log_prob"], temperature).label_log_prob
+        assert found is not None
+        return found
 
     @torch.no_grad()
     def weights(self, temperature: float) -> Tensor:

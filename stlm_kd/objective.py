@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stlm_kd.combine import Mixing
+from stlm_kd.combine import GATE, Gate, Mixing
 from stlm_kd.counted import Rows
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
@@ -45,6 +45,7 @@ class Sides:
         teachers: By name; those that some term asks.
         projections: From the student's widths to the teachers'.
         after: By intervention, what both said after it.
+        gate: What learns to weigh teachers that are combined.
     """
 
     student: Observed
@@ -52,6 +53,7 @@ class Sides:
     teachers: Mapping[str, TeacherOutput]
     projections: Projections
     after: Mapping[str, Changed] = field(default_factory=dict)
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +104,18 @@ def reduce_terms(
         the sums in the order of the terms.
     """
     scales = {term.name: term.factor / max(denominators[term.name], 1.0) for term in terms}
-    responses = [term for term in terms if term.loss in LOSSES]
+    responses = [term for term in terms if _is_response(term)]
     loss, found = _responses(responses, mixing, batch, sides, scales, method)
     for term in terms:
-        if term.loss not in LOSSES:
+        if not _is_response(term):
             value = _feature(term, batch, sides)
             found[term.name] = value.detach().double()
             loss = loss + scales[term.name] * value
     return Reduced(loss=loss, sums={term.name: found[term.name] for term in terms})
+
+
+def _is_response(term: Term) -> bool:
+    return term.loss in LOSSES or term.loss == GATE
 
 
 def _responses(
@@ -162,7 +168,7 @@ def _rows(
     student = _joined([part.tokens(_outcomes(part.student, sides.head)) for part in parts])
     rows = Rows(
         terms=terms,
-        mixing=_mixing_of_tokens(mixing, batch, parts),
+        mixing=_mixing_of_tokens(mixing, batch, sides, parts),
         labels=_joined([part.tokens(batch.labels) for part in parts]),
         masks=[_joined([part.tokens(part.masks[i]) for part in parts]) for i in range(len(terms))],
         teachers=_said(parts),
@@ -236,8 +242,8 @@ def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: Side
     return _Part(sides.student, sides.teachers, masks, needed, order)
 
 
-def _mixing_of_tokens(mixing: Mixing, batch: AnyBatch, parts: Sequence[_Part]) -> Mixing:
-    """What is known of the rows, at the needed tokens of all parts."""
+def _mixing_of_tokens(mixing: Mixing, batch: AnyBatch, sides: Sides, parts: Sequence[_Part]) -> Mixing:
+    """What is known of the rows, and what the gate says of the base, at the needed tokens of all parts."""
 
     def of_tokens(value_B: Tensor | None) -> Tensor | None:
         if value_B is None:
@@ -245,7 +251,11 @@ def _mixing_of_tokens(mixing: Mixing, batch: AnyBatch, parts: Sequence[_Part]) -
         value = value_B if batch.labels.dim() == 1 else value_B[:, None].expand_as(batch.labels)
         return _joined([part.tokens(value) for part in parts])
 
-    return replace(mixing, domain=of_tokens(mixing.domain), drawn=of_tokens(mixing.drawn))
+    gate = None
+    if sides.gate is not None:
+        base = _outcomes(sides.student, sides.head)
+        gate = sides.gate(_joined([part.tokens(base) for part in parts]), mixing.teachers)
+    return replace(mixing, domain=of_tokens(mixing.domain), drawn=of_tokens(mixing.drawn), gate=gate)
 
 
 def _judged(parts: Sequence[_Part], mixing: Mixing) -> dict[str, Distribution] | None:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stlm_kd.combine import GATE, gate_losses
 from stlm_kd.counted import Block, Group, Rows
 from stlm_kd.losses import Softened
 from stlm_kd.losses.chunked import chunked_losses
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head
+from stlm_kd.terms import Term
 
 
 def projected_losses(
@@ -45,12 +47,22 @@ def projected_losses(
         rows, hidden_ND = rows.only(counted_N), hidden_ND[counted_N]
     if method == "dense":
         return direct_losses(rows, functional.linear(hidden_ND, head.weight, head.bias), scales)
-    again = rows.judged is not None  # one teacher at a time
-    share = 2 / (
-        1 + max(len(rows.teachers), 1) + again
-    )  # logits of a chunk: the student's and each teacher's
-    losses = _ChunkTerms(rows, scales)
-    return chunked_losses(hidden_ND, head.weight, head.bias, losses, scales, share=share)
+    # Logits of a chunk: the student's, each teacher's, and of one teacher before an intervention.
+    share = 2 / (1 + max(len(rows.teachers), 1) + (rows.judged is not None))
+    of_logits = [0.0 if term.loss == GATE else scale for term, scale in zip(rows.terms, scales, strict=True)]
+    losses = _ChunkTerms(rows, of_logits)
+    total, sums = chunked_losses(hidden_ND, head.weight, head.bias, losses, of_logits, share=share)
+    return total + _gate_loss(rows, losses.label_log_probs, scales), sums
+
+
+def _gate_loss(rows: Rows, label_log_probs_NM: Tensor | None, scales: Sequence[float]) -> Tensor | float:
+    """The gate's part of the total, from what the chunks left of the teachers; 0 where there is no gate."""
+    if label_log_probs_NM is None:
+        return 0.0
+    assert rows.mixing.gate is not None
+    (i,) = (i for i, term in enumerate(rows.terms) if term.loss == GATE)
+    mask_N = rows.masks[i]
+    return scales[i] * gate_losses(rows.mixing.gate[mask_N], label_log_probs_NM[mask_N]).sum()
 
 
 def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -88,10 +100,16 @@ def target_log_probs(rows: Rows, logits_nC: Tensor, chunk: slice) -> Tensor:
 
 
 class _ChunkTerms:
-    """The terms' sums of a chunk and the derivative of their weighted total: ``ChunkLosses``."""
+    """The terms' sums of a chunk and the derivative of their weighted total: ``ChunkLosses``.
+
+    Attributes:
+        label_log_probs: For a gate, what each teacher gives to the labels, (N, M); elsewhere 0.
+    """
 
     def __init__(self, rows: Rows, scales: Sequence[float]) -> None:
         self.rows, self.scales, self.groups = rows, scales, rows.groups()
+        gate = rows.mixing.gate if any(term.loss == GATE for term in rows.terms) else None
+        self.label_log_probs = None if gate is None else torch.zeros_like(gate)
 
     def __call__(
         self, logits_nV: Tensor, chunk: slice, *, differentiate: bool
@@ -104,12 +122,19 @@ class _ChunkTerms:
                 with torch.no_grad():  # measured first, while the block's logits are still logits
                     for i in set(group.own) - set(weighted):
                         sums[i] += block.values(self.rows.terms[i]).double().sum()
+                        self._note(self.rows.terms[i], group.places(rows_of_block), block)
                 slope_bV = self._slope(block, weighted, sums)
                 if slope_bV is not None:
                     group.logits_mV[rows_of_block] = slope_bV
             if weighted:
                 total_nV = group.add_to(total_nV, logits_nV)
         return sums, total_nV
+
+    def _note(self, term: Term, places: Tensor | slice, block: Block) -> None:
+        """Keep what the gate's gradient is made of."""
+        if term.loss == GATE:
+            assert self.label_log_probs is not None
+            self.label_log_probs[places] = block.label_log_probs(term.temperature).to(self.label_log_probs)
 
     def _groups(self, chunk: slice, logits_nV: Tensor) -> list[Group]:
         """The groups of the chunk. One at most counts all its tokens: it comes first, and has no copy."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.alignment import Site
-from stlm_kd.combine import Domains, Mixing, drawn_for, mixed_teachers
+from stlm_kd.combine import GATE, Domains, Gate, Mixing, drawn_for, mixed_teachers
 from stlm_kd.counterfactuals import measure_names, measured
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.features import Projections
@@ -44,7 +44,7 @@ class StepOutput:
 
 
 class StepModule(nn.Module):
-    """The student, its objectives and their projections. Engines wrap it: what it holds is trained together.
+    """The student, its objectives, projections and gate. Engines wrap it: what it holds is trained together.
 
     ``labels`` is measured in every step, with weight 0 where the recipe does not ask for it: it is the number
     that runs are compared by, and costs one pass over logits that are there anyway. In evaluation mode it is
@@ -62,9 +62,11 @@ class StepModule(nn.Module):
         vocabulary_loss: Literal["chunked", "dense"] = "chunked",
         supplies: Supplies | None = None,
         domains: Domains | None = None,
+        gate: Gate | None = None,
     ) -> None:
         super().__init__()
         self.student = student
+        self.gate = gate
         self.projections = Projections() if projections is None else projections
         self._all = [term for term in terms if term.name == LABELS or is_ever_above_zero(term.weight)]
         if not any(term.name == LABELS for term in terms):
@@ -106,7 +108,9 @@ class StepModule(nn.Module):
         """The terms that the next forward computes, with plain numbers."""
         if not self.training:
             return [Term(LABELS, LABELS)]
-        return [term for term in self._now() if term.factor > 0 or term.name == LABELS]
+        terms = [term for term in self._now() if term.factor > 0 or term.name == LABELS]
+        mixed = [term for term in terms if term.teacher == COMBINED]
+        return [*terms, self._gate_term(mixed[0])] if self.gate is not None and mixed else terms
 
     def count(self, batch: AnyBatch) -> dict[str, int]:
         """By term, the tokens of the batch that it counts (which lies on the CPU)."""
@@ -186,7 +190,7 @@ class StepModule(nn.Module):
             )
             for name, plan in plans.items()
         }
-        return Sides(student, head, teachers, self.projections, after)
+        return Sides(student, head, teachers, self.projections, after, self.gate)
 
     @property
     def mixed(self) -> tuple[str, ...]:
@@ -214,15 +218,23 @@ class StepModule(nn.Module):
         assert isinstance(teacher, LiveTeacher), "what was stored beforehand answers no intervention"
         return teacher
 
+    def _gate_term(self, mixed: Term) -> Term:
+        """What trains the gate: by the mixture as a term sees it, softened as it is."""
+        weight = self.combination.options.get("weight", 1.0)
+        assert isinstance(weight, (int, float))
+        temperature = {"temperature": mixed.temperature}
+        return Term(GATE, GATE, weight=float(weight), teacher=COMBINED, options=temperature)
+
     def _now(self) -> list[Term]:
         return [term.at(self._index / self._steps) for term in self._all]
 
     def _idle(self, terms: Sequence[Term]) -> Tensor | float:
-        """0, by way of the projections of scheduled terms that rest: every process must reach all weights."""
+        """0, by way of what is trained for terms that rest: every process must reach all weights."""
         if not self.training:
             return 0.0
         running = {term.name for term in terms}
-        return self.projections.nothing([term.name for term in self._all if term.name not in running])
+        gate = 0.0 if self.gate is None or GATE in running else self.gate.nothing()
+        return gate + self.projections.nothing([term.name for term in self._all if term.name not in running])
 
 
 def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> Needs:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from stlm_kd.alignment import layer_pairs, site_pairs
+from stlm_kd.combine import GATE, Gate
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.features import Projections, TermProjections
 from stlm_kd.losses.states import STATE_LOSSES
@@ -16,7 +17,7 @@ from stlm_kd.models.attention import install_maps
 from stlm_kd.schedules import Ramp, Steps
 from stlm_kd.step import StepModule, StepOutput, teacher_needs
 from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import COMBINED, Term
+from stlm_kd.terms import COMBINED, Combination, Term
 from tests.engine_worker import SignallingBatches
 from tests.pico import packed_batch, part, pico_model
 
@@ -82,7 +83,7 @@ def all_objectives(
     own_means: bool = False,
     shifted: bool = False,
 ) -> StepModule:
-    """A student, two teachers that are wider or deeper, and every loss.
+    """A student, two teachers that are wider or deeper, every loss, and a gate between the teachers.
 
     Args:
         dtype: Of all weights.
@@ -108,6 +109,8 @@ def all_objectives(
         pico_model("gpt2", layers=STUDENT_LAYERS, tied=False),
         TERMS,
         teachers=teachers,
+        combination=Combination("learned"),
+        gate=Gate(16, list(WIDTHS)),
         projections=Projections(projections),
         vocabulary_loss=method,
     )
@@ -150,7 +153,8 @@ def held_out_texts() -> list[Batch]:
 
 def weights_at(share: float) -> dict[str, float]:
     """By term, what it weighs when so much of the training is done; terms that rest are left out."""
-    return {name: term.factor for name, term in _at(TERMS, share).items() if term.factor or name == "labels"}
+    own = {name: term.factor for name, term in _at(TERMS, share).items() if term.factor or name == "labels"}
+    return {**own, GATE: 1.0}
 
 
 def _at(terms: Sequence[Term], share: float) -> dict[str, Term]:

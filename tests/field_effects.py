@@ -206,6 +206,7 @@ EFFECTS: dict[str, Change] = {
     "Combine[label-likelihood].sharpness": _change("combine={how: label-likelihood, sharpness: 2}"),
     "Combine[domains].weights": _change("combine={how: domains, weights: {default: {a: 1, b: 2}}}"),
     "Combine[random].per": _change("combine={how: random, per: sequence}"),
+    "Combine[learned].weight": _change("combine={how: learned, weight: 2}"),
     "Combine[annealed].first": _change("combine.first=b", "combine.last=a", base="annealed"),
     "Combine[annealed].last": _change("combine.last=a", "combine.first=b", base="annealed"),
     "Combine[annealed].shape": _change("combine.shape=cosine", base="annealed"),

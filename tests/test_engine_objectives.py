@@ -92,7 +92,7 @@ def test_terms_have_the_weights_of_their_moment_and_rest_at_times(folder: Path) 
         factors = weights_at(index / 6)
         assert line.keys() == {*factors, "loss", "grad_norm"}
         assert line["loss"] == pytest.approx(sum(f * line[name] for name, f in factors.items()), rel=1e-9)
-        rested += len(TERMS) - len(factors)
+        rested += len(TERMS) + 1 - len(factors)
     assert rested > 8
 
 
@@ -112,13 +112,13 @@ def test_any_engine_ends_as_plain_pytorch(two: Told, folder: Path, name: str) ->
     assert two[0][name]["digest"] == two[1][name]["digest"]
 
 
-def test_projections_are_trained_and_saved_with_the_student(folder: Path) -> None:
+def test_projections_and_gate_are_trained_and_saved_with_the_student(folder: Path) -> None:
     first, last = (
         load_file(folder / "whole" / "checkpoints" / f"step-0000000{step}" / "model.safetensors")
         for step in (4, 6)
     )
-    projections = {name for name in last if name.startswith("projections.")}
-    assert len(projections) == 2 * (3 + 1), "of a hint at three pairs and a cosine at one"
+    projections = {name for name in last if name.startswith(("projections.", "gate."))}
+    assert len(projections) == 2 * (3 + 1 + 1), "of a hint at three pairs, a cosine at one, and a gate"
     assert not any(torch.equal(first[name], last[name]) for name in projections)
     assert {f"{name}/exp_avg" for name in projections} <= set(saved(folder / "whole", "optimizer"))
 

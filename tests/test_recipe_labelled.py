@@ -208,6 +208,23 @@ def test_a_regressions_only_output_is_not_centred_away(file: str) -> None:
     assert load("numbers.yaml", (TAUGHT, "objectives=[{loss: logit_mse, centred: false}]")).objectives
 
 
+@pytest.mark.parametrize(
+    ("combine", "message"),
+    [
+        ("{how: learned}", "combine.how: learned reads the state that meets a vocabulary head, and a class"),
+        (
+            "{how: domains, weights: {default: {a: 1, b: 2}}}",
+            "the examples of a classification have no domain",
+        ),
+    ],
+)
+def test_ways_to_combine_that_no_classifier_has_are_refused(file: str, combine: str, message: str) -> None:
+    teachers = "teachers=[{name: a, model: m}, {name: b, model: n}]"
+    found = faults(file, teachers, "objectives=[{loss: forward_kl}]", f"combine={combine}")
+    assert len(found) == 1
+    assert message in found[0]
+
+
 def test_numbers_of_several_teachers_are_not_combined(file: str) -> None:
     two = "teachers=[{name: a, model: m}, {name: b, model: n}]"
     mse = "objectives=[{loss: logit_mse, centred: false}]"

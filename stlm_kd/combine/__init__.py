@@ -7,17 +7,21 @@ not its business.
 
 from stlm_kd.combine.domains import Domains
 from stlm_kd.combine.evidence import Evidence, Need, of_said
+from stlm_kd.combine.gate import GATE, Gate, gate_losses
 from stlm_kd.combine.mixing import Mixing, mixture
 from stlm_kd.combine.presence import drawn_for, mixed_teachers
 from stlm_kd.combine.weightings import COMBINERS
 
 __all__ = [
     "COMBINERS",
+    "GATE",
     "Domains",
     "Evidence",
+    "Gate",
     "Mixing",
     "Need",
     "drawn_for",
+    "gate_losses",
     "mixed_teachers",
     "mixture",
     "of_said",

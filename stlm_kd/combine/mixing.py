@@ -28,7 +28,7 @@ class Mixing:
         domains: Names of domains.
         domain: As in ``Evidence``, (N,).
         drawn: As in ``Evidence``, (N,).
-        gate: As in ``Evidence``, (N, M).
+        gate: As in ``Evidence``, (N, M); with the gradient by which the gate is trained, and no other.
     """
 
     combination: Combination
@@ -73,7 +73,7 @@ class Mixing:
             domain=self.domain,
             domains=self.domains,
             drawn=self.drawn,
-            gate=self.gate,
+            gate=None if self.gate is None else self.gate.detach(),
         )
         return COMBINERS[self.combination.how](evidence, **self.combination.options)
 

@@ -108,6 +108,19 @@ def label_likelihood(evidence: Evidence, /, *, sharpness: Sharpness = 1.0) -> Te
     return softmax(sharpness * told_nM)
 
 
+@COMBINERS.weighing("learned", ["gate"])
+def learned(evidence: Evidence, /, *, weight: Annotated[float, Gt(0)] = 1.0) -> Tensor:
+    """As a small gate says, which is trained beside the student to make the labels likely.
+
+    Args:
+        evidence: Of it the gate's scores.
+        weight: Of the gate's loss in the total. No more than clipping knows of it: the gate has its own
+            parameters, and AdamW moves them by the direction of their gradient.
+    """
+    assert evidence.gate is not None
+    return softmax(evidence.gate.to(evidence.blank))
+
+
 @COMBINERS.weighing("annealed", ["progress"])
 def annealed(
     evidence: Evidence,

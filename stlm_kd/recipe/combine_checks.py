@@ -30,6 +30,9 @@ def combine_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     if combine.teacher_dropout and combine.how == "random" and combine.options.get("per") == "batch":
         message = "given, but random takes one teacher for each batch, and none can be left out; remove it"
         yield ((*_COMBINE, "teacher_dropout"), _HOW), message
+    if combine.how == "learned" and recipe.language_task is None:
+        message = f"learned reads the state that meets a vocabulary head, and a {recipe.task} has none"
+        yield (_HOW, ("task",)), f"{message}; use another way, such as label-likelihood"
     if combine.how == "weighted":
         yield from _weights(combine.options["weights"], (*_COMBINE, "weights"), recipe)
     elif combine.how == "domains":

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.combine import COMBINERS, Gate
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
 from stlm_kd.models.attention import install_maps
+from stlm_kd.models.forward import head_of
 from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.observing import Needs
 from stlm_kd.models.students import check_size, student_from_layers
@@ -31,7 +33,7 @@ from stlm_kd.run.terms import projections_of
 from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
-from stlm_kd.terms import COMBINED, Combination
+from stlm_kd.terms import COMBINED, Combination, Term
 from stlm_kd.vocab.spelling import vocabulary_size
 
 REMEMBERED_BYTES = 2**30
@@ -260,7 +262,18 @@ def step_of(
         vocabulary_loss=recipe.engine.vocabulary_loss,
         supplies=supplies_of(material, assignment.tokenizer, seed=seed) if exchanged else None,
         domains=material.domains,
+        gate=_gate(recipe, student, terms, list(teachers)),
     )
+
+
+def _gate(
+    recipe: Recipe, student: PreTrainedModel, terms: Sequence[Term], teachers: Sequence[str]
+) -> Gate | None:
+    """What learns to weigh the teachers, where they are combined by it."""
+    needs = COMBINERS.needs(recipe.combine.how, recipe.combine.options)
+    if "gate" not in needs or all(term.teacher != COMBINED for term in terms):
+        return None
+    return Gate(head_of(student).weight.shape[1], teachers)
 
 
 def _teacher(assignment: Assignment, name: str) -> LiveTeacher:
