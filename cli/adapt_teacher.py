@@ -65,6 +65,19 @@ def adapt_teacher(
     micro_batch: Annotated[int | None, typer.Option(help="Rows in memory at once.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Of the training.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the initialiser and of the order of the data.")] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|{suite: NAME, …}",
+            help="Score it before and after, for instance by lm-eval. May be repeated.",
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Examples of each task at most, for a trial.")
+    ] = None,
     output_dir: OutputDir = Path("runs"),
     resume: ResumeOption = Resume.auto,
     processes: Processes = 1,
@@ -87,14 +100,15 @@ def adapt_teacher(
         "seed": seed,
     }
     if recipe is not None:
-        given = [*adapt.values(), tokenizer, data, validation, context, task]
+        given = [*adapt.values(), tokenizer, data, validation, context, task, suite, tasks, limit]
         if any(value is not None for value in given):
             raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
         loaded, teacher = _of_recipe(recipe, words or ())
         name = Path(recipe).stem
     else:
         model = _only_model(words or ())
-        of_task = partial(_of_options, model, adapt, tokenizer, data, validation, context)
+        scored = _suites(suite or (), tasks, limit)
+        of_task = partial(_of_options, model, adapt, tokenizer, data, validation, context, scored)
         loaded = of_task(task or "clm")  # tells faults of the options, before the model is looked for
         if task is None:
             loaded = of_task(_task_of(model, trust_remote_code))
@@ -148,6 +162,20 @@ def _count(words: str) -> Plain:
     return found
 
 
+def _suites(suite: Sequence[str], tasks: str | None, limit: int | None) -> list[Plain]:
+    """The suites to score by, with their options."""
+    from stlm_kd.recipe.suites import suites
+
+    options: dict[str, Plain] = {} if tasks is None else {"tasks": [*tasks.split(",")]}
+    if limit is not None:
+        options["limit"] = limit
+    if not suite:
+        if options:
+            raise UsageError(f"--{next(iter(options))}: given without --suite lm-eval, whose option it is")
+        return []
+    return [*suites(suite, options=options)]
+
+
 def _only_model(words: Sequence[str]) -> str:
     if len(words) != 1:
         raise UsageError(f"{len(words)} models given; expected one TEACHER (folder or Hub id), or -r RECIPE")
@@ -167,6 +195,7 @@ def _of_options(
     data: list[Path] | None,
     validation: list[Path] | None,
     context: int | None,
+    suites: list[Plain],
     task: str,
 ) -> Recipe:
     """The recipe that the options amount to."""
@@ -181,6 +210,7 @@ def _of_options(
     values: dict[str, Plain] = {
         "task": task,
         "student": {"tokenizer": tokenizer},
+        **({"eval": suites} if suites else {}),
         "teachers": [
             {
                 "name": name or "teacher",

@@ -120,6 +120,7 @@ def test_adapt_teacher_makes_a_recipe_of_its_options(
     calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
     words = ["adapt-teacher", "org/model", "--tokenizer", "t", "--data", "a.txt", "--data", "c.txt"]
     options = ["--validation", "b.txt", "--tokens", "2M", "--init", "mean", "--context", "64", "--seed", "3"]
+    options += ["--objective", "self-distillation", "--suite", "lm-eval", "--tasks", "blimp,arc_easy"]
     done = runner.invoke(app, [*words, *options, "--learning-rate", "0.001", "--task", "clm"])
     assert done.exit_code == 0, done.stderr
     (given,) = calls.arguments
@@ -128,6 +129,9 @@ def test_adapt_teacher_makes_a_recipe_of_its_options(
     assert (teacher.name, teacher.model, given["teacher"]) == ("model", "org/model", None)
     assert (teacher.adapt.tokens, teacher.adapt.init, teacher.adapt.seed) == (2_000_000, "mean", 3)
     assert teacher.adapt.learning_rate == 0.001
+    assert teacher.adapt.objective == {"self-distillation": 1.0}
+    (suite,) = recipe.eval
+    assert (suite.suite, suite.options["tasks"]) == ("lm-eval", ("blimp", "arc_easy"))
     assert [source.path for source in recipe.data.train] == ["a.txt", "c.txt"]
     assert (recipe.data.context, recipe.student.tokenizer) == (64, "t")
 
@@ -159,6 +163,7 @@ def test_adapt_teacher_takes_a_recipe_and_a_teachers_name(
             2,
             "such as 40000",
         ),
+        (["m", "--tokenizer", "t", "--tasks", "blimp"], 2, "--tasks: given without --suite lm-eval"),
         (["-r", "mine.yaml", "--tokens", "3"], 2, "change the recipe as in"),
         (["-r", "mine.yaml", "b"], 2, "b: not a teacher that mine.yaml adapts"),
         (["-r", "mine.yaml", "a", "b"], 2, "expected the name of one teacher"),

@@ -6,6 +6,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,7 +121,8 @@ def test_epochs_become_steps(place: Path, tmp_path: Path) -> None:
 
 
 def test_adapting_by_recipe_reports_three_states_for_each_teacher(place: Path, tmp_path: Path) -> None:
-    found = done("adapt-teacher", "-r", "adapts.yaml", "--output-dir", str(tmp_path))
+    suites = "eval=[perplexity, {suite: lm-eval, tasks: [sample_minimal_pairs], limit: 4}]"
+    found = done("adapt-teacher", "-r", "adapts.yaml", suites, "--output-dir", str(tmp_path))
     reports = found["results"]["adaptations"]
     assert {name: report["init"] for name, report in reports.items()} == {"g": "subword-mean", "q": "mean"}
     table = Path(found["folder"], "table.txt").read_text()
@@ -140,6 +142,26 @@ def test_adapting_by_recipe_reports_three_states_for_each_teacher(place: Path, t
         )
         suite = found["results"]["suites"][f"{name}, adapted"][0]
         assert {score["metric"] for score in suite["scores"]} >= {"bits_per_byte"}
+        _check_differences(found["results"], name, table)
+
+
+def _check_differences(results: dict[str, Any], name: str, table: str) -> None:
+    """What adaptation cost: the adapted teacher's scores minus its own, example by example."""
+
+    def value(model: str, suite: str, metric: str) -> float:
+        scores = [s for r in results["suites"][model] if r["suite"] == suite for s in r["scores"]]
+        (found,) = [s["value"] for s in scores if s["metric"] == metric and s["part_of"] is None]
+        return float(found)
+
+    rows = [row for row in results["differences"] if row["name"] == f"{name}, adapted"]
+    assert {row["noise"] for row in rows} == {"examples", "none"}, "one document has no noise"
+    for row in rows:
+        expected = [value(model, row["suite"], row["metric"].split()[-1]) for model in (row["name"], name)]
+        assert row["mean"] == pytest.approx(expected[0] - expected[1])
+        if row["noise"] == "examples":
+            assert row["num_examples"] == 36, "four of each part"
+            assert row["difference"]["low"] <= row["mean"] <= row["difference"]["high"]
+        assert f"{row['mean']:+.4f}" in table
 
 
 def test_one_of_a_recipes_teachers_can_be_adapted(place: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -18,6 +18,10 @@ from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.adapting import MEASURES, AdaptationReport, read_adaptation
 from stlm_kd.run.checking import check_recipe
+from stlm_kd.run.compare import Comparison, compare_pairs
+from stlm_kd.run.comparison_table import as_json as comparison_as_json
+from stlm_kd.run.comparison_table import differences_table
+from stlm_kd.run.contenders import Contender, metrics_of
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
@@ -89,9 +93,12 @@ def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: 
         copy_folder(Path(teacher.model), run / "teachers" / teacher.name)
     reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
     scores = _scores(recipe, ready, workshop)
+    cost = _cost(scores, [teacher.name for teacher in ready])
     values = {
         "adaptations": {name: asdict(report) for name, report in reports.items()},
         "suites": {name: [result.to_json() for result in found] for name, found in scores.items()},
+        "differences": comparison_as_json(cost)["comparisons"],
+        "notes": list(cost.notes),
         "models": {teacher.name: str(run / "teachers" / teacher.name) for teacher in ready},
     }
     write_json(run / "results.json", values)
@@ -100,6 +107,7 @@ def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: 
     console.print(adaptation_table(reports, title=run.name))
     if scores:
         console.print(score_table(scores))
+        console.print(differences_table(cost))
     write_text(run / "table.txt", text.getvalue())
 
 
@@ -131,6 +139,22 @@ def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
             f"{report.seconds:,.0f}",
         )
     return table
+
+
+def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:
+    """What adaptation cost: each adapted teacher minus itself as it was, on the same examples."""
+    rows = {
+        name: Contender(name, "", "teacher", None, None, (), (tuple(found),))
+        for name, found in scores.items()
+    }
+    metrics = metrics_of(rows.values())
+    pairs = [
+        (rows[f"{name}, adapted"], rows[name], metric)
+        for name in names
+        for metric in metrics
+        if name in rows and rows[name].values(metric)
+    ]
+    return Comparison(tuple(rows.values()), tuple(metrics), "as it was", *compare_pairs(pairs))
 
 
 def _scores(

@@ -80,11 +80,22 @@ def compare(sources: Sequence[str], *, baseline: str | None = None, only: Collec
     ]
     _require_shared_tasks(contenders, base, {other.source for other, _ in pairs})
     _require_same_examples(pairs, base)
-    notes: dict[str, None] = {}
-    found = [one for other, metric in pairs if (one := _compared(other, base, metric, notes))]
+    found, notes = compare_pairs([(other, base, metric) for other, metric in pairs])
     if not found:
         raise DataError("\n".join([f"nothing can be compared with {base.name}:", *notes]))
-    return Comparison(tuple(contenders), tuple(metrics), base.name, _corrected(found), tuple(notes))
+    return Comparison(tuple(contenders), tuple(metrics), base.name, found, notes)
+
+
+def compare_pairs(
+    pairs: Sequence[tuple[Contender, Contender, Metric]],
+) -> tuple[tuple[Compared, ...], tuple[str, ...]]:
+    """The first of each pair minus the second, corrected for all of them; and what a reader must know.
+
+    Both were scored on the same examples. A metric in which a pair does not compare is left out, with a note.
+    """
+    notes: dict[str, None] = {}
+    found = [one for other, base, metric in pairs if (one := _compared(other, base, metric, notes))]
+    return _corrected(found), tuple(notes)
 
 
 def _baseline(contenders: Sequence[Contender], name: str | None) -> Contender:
