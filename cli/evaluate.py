@@ -27,9 +27,9 @@ def evaluate(
         typer.Option(
             "--suite",
             metavar="NAME|{suite: NAME, …}",
-            help="perplexity or lm-eval; pseudo-perplexity or masked-loss for masked models; classification "
-            "or regression; glue, for which copies of the model are fine-tuned; with options: "
-            "'{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
+            help="perplexity, lm-eval or stlm (five benchmarks of it); pseudo-perplexity or masked-loss for "
+            "masked models; classification or regression; glue, for which copies of the model are "
+            "fine-tuned; with options: '{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
         ),
     ],
     data: Annotated[

@@ -4,6 +4,7 @@
 * ``suites``: the table of suites; the keyword-only arguments of a suite are its options in recipes.
 * ``identity``: what decides a suite's scores beside the model, so that they can be kept.
 * ``perplexity``: bits per byte and perplexity per token, each token of the text scored once.
+* ``wikitext``: a text for it that is always the same.
 * ``pseudo_perplexity``: the same for masked language models, each token predicted from both sides.
 * ``masked_loss``: the loss that masked language models are trained on, and how many tokens they find.
 * ``masked``: text in windows for these two, and what a model says at masked positions.
@@ -27,7 +28,7 @@
 * ``table``: the scores of several models side by side.
 """
 
-from stlm_kd.eval.suites import IDENTITIES, NEEDS_TEXT, SUITES, TASK_OF_SUITE
+from stlm_kd.eval.suites import IDENTITIES, NEEDS_TEXT, SUITES, TASK_OF_SUITE, reads_held_out
 from stlm_kd.eval.tuned_suites import FINE_TUNED
 
-__all__ = ["FINE_TUNED", "IDENTITIES", "NEEDS_TEXT", "SUITES", "TASK_OF_SUITE"]
+__all__ = ["FINE_TUNED", "IDENTITIES", "NEEDS_TEXT", "SUITES", "TASK_OF_SUITE", "reads_held_out"]

@@ -34,6 +34,18 @@ def of_lm_eval(options: Mapping[str, Any]) -> Json:
     }
 
 
+def of_wikitext(options: Mapping[str, Any]) -> Json:
+    """Which state WikiText's test text is in, whatever the options.
+
+    Raises:
+        EnvironmentFault: It is not there.
+    """
+    from stlm_kd.eval import wikitext
+
+    del options
+    return wikitext.identity()
+
+
 def _rows(name: str, origin: str, given: Mapping[str, Any]) -> Json:
     from stlm_kd.data.sources import Source, fingerprint
     from stlm_kd.eval import sources

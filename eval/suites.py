@@ -7,7 +7,8 @@ else, it has a row in ``IDENTITIES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from stlm_kd.architectures import Goal
 from stlm_kd.data.labelled import Examples
-from stlm_kd.eval.identity import Identity, of_lm_eval
+from stlm_kd.eval.identity import Identity, of_lm_eval, of_wikitext
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.registry import Registry
@@ -28,11 +29,17 @@ Those of ``tuned_suites`` take options alone, and say what is to be fine-tuned b
 
 SUITES: Registry[Suite] = Registry("suite")
 
-IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval}
-"""What decides the scores of a suite that does not read the held-out text, beside model and options."""
+IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval, "perplexity": of_wikitext}
+"""What decides the scores of a suite where it does not read the held-out text, beside model and options."""
 
 NEEDS_TEXT = frozenset({"perplexity", "pseudo-perplexity", "masked-loss", "classification", "regression"})
-"""The suites that read the held-out text or examples, and cannot be asked for where there are none."""
+"""The suites that read held-out text or examples; see ``reads_held_out`` for those that need not."""
+
+
+def reads_held_out(suite: str, options: Mapping[str, object]) -> bool:
+    """Whether a suite with these options reads the held-out text or examples."""
+    return suite in NEEDS_TEXT and options.get("on", "held-out") == "held-out"
+
 
 TASK_OF_SUITE: dict[str, Goal] = {
     "perplexity": "clm",
@@ -45,6 +52,7 @@ TASK_OF_SUITE: dict[str, Goal] = {
 """What a model has to predict for a suite to score it; those of ``tuned_suites`` take any language model."""
 
 Precision = Literal["fp32", "bf16"]
+Text = Literal["held-out", "wikitext"]
 Source = Literal["auto", "local", "builtin"]
 
 
@@ -55,17 +63,20 @@ def perplexity(
     documents: Sequence[str],
     /,
     *,
+    on: Text = "held-out",
     window: Annotated[int, Gt(1)] | None = None,
     stride: Annotated[int, Gt(0)] | None = None,
     batch_size: Annotated[int, Gt(0)] = 16,
     precision: Precision = "fp32",
 ) -> SuiteResult:
-    """Bits per byte and perplexity per token of the held-out documents; see ``eval.perplexity``.
+    """Bits per byte and perplexity per token of a text; see ``eval.perplexity``.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        documents: The text.
+        documents: The held-out text.
+        on: Which text: the held-out one, or ``wikitext``: WikiText-2's test text, from a file below
+            ``STLM_KD_DATA`` or the Hub.
         window: Tokens that the model sees at once; by default as many as it has positions for.
         stride: Tokens by which the window moves; by default half a window.
         batch_size: Windows per forward pass, at most.
@@ -73,15 +84,20 @@ def perplexity(
 
     Raises:
         DataError: No text to score.
+        EnvironmentFault: WikiText is asked for, and not there.
         ModelError: A masked language model, a tokenizer without a start token, or a window beyond the
             model's positions.
     """
+    from stlm_kd.eval import wikitext
     from stlm_kd.eval.perplexity import measure
 
+    documents = wikitext.articles() if on == "wikitext" else documents
     measured = measure(
         model, tokenizer, documents, window=window, stride=stride, batch_size=batch_size, precision=precision
     )
-    return measured.as_result()
+    result = measured.as_result()
+    notes = ("perplexity: of WikiText-2's test text",) if on == "wikitext" else ()
+    return replace(result, notes=(*notes, *result.notes))
 
 
 @SUITES.register("pseudo-perplexity")

@@ -304,6 +304,7 @@ EFFECTS: dict[str, Change] = {
     "Train.checkpoint_every": _change("train.checkpoint_every=5"),
     "Train.log_every": _change("train.log_every=1"),
     "Suite.suite": _change("eval[0].suite=lm-eval"),
+    "Suite[perplexity].on": _change("eval[0].on=wikitext"),
     "Suite[perplexity].window": _change("eval[0].window=32"),
     "Suite[perplexity].stride": _change("eval[0].stride=16"),
     "Suite[perplexity].batch_size": _change("eval[0].batch_size=8"),

@@ -61,7 +61,7 @@ def test_the_options_of_the_suites_are_known_to_the_recipe() -> None:
     )
     for suite in labelled:
         assert list(SUITES.options(suite)) == ["context", "batch_size", "precision"]
-    assert list(SUITES.options("perplexity")) == ["window", "stride", "batch_size", "precision"]
+    assert list(SUITES.options("perplexity")) == ["on", "window", "stride", "batch_size", "precision"]
     pseudo = SUITES.options("pseudo-perplexity")
     assert list(pseudo) == ["window", "tokens", "seed", "batch_size", "precision"]
     assert list(SUITES.options("masked-loss")) == ["share", "seed", "window", "batch_size", "precision"]

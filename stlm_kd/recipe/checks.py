@@ -264,10 +264,10 @@ def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Contradiction]:
 
 
 def _eval(recipe: Recipe) -> Iterator[Contradiction]:
-    from stlm_kd.eval import NEEDS_TEXT
+    from stlm_kd.eval import reads_held_out
 
     for i, entry in enumerate(recipe.eval):
-        if entry.suite in NEEDS_TEXT and recipe.data.validation is None:
+        if reads_held_out(entry.suite, entry.options) and recipe.data.validation is None:
             yield (
                 (("eval", i), ("data", "validation")),
                 f"{entry.suite} is measured on data.validation; name some",

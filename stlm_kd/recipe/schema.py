@@ -56,14 +56,30 @@ class Suite(Part):
         return added_options(self, Suite)
 
 
-def _suite(value: object) -> object:
-    return {"suite": value} if isinstance(value, str) else value
+SHORT: Mapping[str, Mapping[str, Any]] = {"stlm": {"suite": "lm-eval", "tasks": ["stlm"]}}
+"""Names of suites that stand for another with some of its options: the super-tiny-LM study's benchmarks."""
+
+
+def spelled_out(value: object) -> object:
+    """A suite by its name or as a mapping, short names written out.
+
+    >>> spelled_out({"suite": "stlm", "limit": 5})
+    {'limit': 5, 'suite': 'lm-eval', 'tasks': ['stlm']}
+    """
+    given = {"suite": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or given.get("suite") not in SHORT:
+        return given
+    meant = SHORT[given["suite"]]
+    twice = sorted(meant.keys() & given.keys() - {"suite"})
+    if twice:
+        raise fault(f"{given['suite']} says {twice[0]} already; use {meant['suite']} with your own")
+    return {**given, **meant}
 
 
 AnySuite = Annotated[
     SerializeAsAny[Suite],
     WrapValidator(row_of(Suite, "suite", lambda: [(Suite, _suites())])),
-    BeforeValidator(_suite),
+    BeforeValidator(spelled_out),
 ]
 
 

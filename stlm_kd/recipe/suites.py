@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from stlm_kd.errors import Fault, RecipeError, UsageError
 from stlm_kd.recipe.load import plain
-from stlm_kd.recipe.schema import AnySuite, Suite
+from stlm_kd.recipe.schema import AnySuite, Suite, spelled_out
 from stlm_kd.recipe.tree import Malformed, Plain, parse
 
 _SUITES: TypeAdapter[tuple[Suite, ...]] = TypeAdapter(tuple[AnySuite, ...])
@@ -27,7 +28,7 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
     """
     from stlm_kd.eval import SUITES
 
-    entries = [_entry(word) for word in words]
+    entries = [_short(_entry(word)) for word in words]
     having = [SUITES.options(str(e["suite"])) if e.get("suite") in SUITES else dict(options) for e in entries]
     for option in options:
         if not any(option in names for names in having):
@@ -42,6 +43,14 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
         lines = error.errors(include_url=False)
         faults = [Fault(".".join(map(str, line["loc"][1:])), line["msg"]) for line in lines]
         raise RecipeError("--suite", faults) from error
+
+
+def _short(entry: dict[str, Plain]) -> dict[str, Plain]:
+    """The entry with a short name written out, so that its options are known."""
+    try:
+        return dict(spelled_out(entry))  # type: ignore[call-overload, no-any-return]
+    except PydanticCustomError as error:
+        raise UsageError(f"--suite: {error.message()}") from error
 
 
 def _entry(word: str) -> dict[str, Plain]:

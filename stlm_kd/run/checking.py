@@ -12,7 +12,7 @@ from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
 from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
-from stlm_kd.eval import FINE_TUNED
+from stlm_kd.eval import FINE_TUNED, wikitext
 from stlm_kd.eval.harness import check as check_tasks
 from stlm_kd.models.distilbert import distilbert_config
 from stlm_kd.models.load import check_task, load_config
@@ -212,6 +212,8 @@ def _try_tools(recipe: Recipe) -> None:
         if call.suite == "lm-eval":
             given = {name: call.options[name] for name in ("tasks", "source", "num_fewshot")}
             check_tasks(**given)
+        elif call.options.get("on") == "wikitext":
+            wikitext.identity()
         elif call.suite in FINE_TUNED:
             checked_subjects(call.suite, call.options)
 

@@ -10,7 +10,7 @@ from stlm_kd.data.labelled import LabelledSource, read_examples
 from stlm_kd.data.sources import Source
 from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
-from stlm_kd.eval import FINE_TUNED, NEEDS_TEXT, TASK_OF_SUITE
+from stlm_kd.eval import FINE_TUNED, TASK_OF_SUITE, reads_held_out
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
@@ -61,7 +61,7 @@ def evaluate(
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
         for entry in suites
     ]
-    needed = {TASK_OF_SUITE.get(call.suite) for call in calls if call.suite in NEEDS_TEXT}
+    needed = {TASK_OF_SUITE.get(call.suite) for call in calls if reads_held_out(call.suite, call.options)}
     labelled = needed & LABELLED
     if (labelled and needed != labelled) or len(labelled) > 1:
         raise UsageError(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
-from stlm_kd.eval import FINE_TUNED, IDENTITIES, SUITES
+from stlm_kd.eval import FINE_TUNED, IDENTITIES, SUITES, reads_held_out
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
@@ -110,11 +110,14 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
         def build(folder: Path, call: SuiteCall = call) -> None:
             _write(_asked(call, loaded(), held()), folder)
 
+        held_out_is_read = reads_held_out(call.suite, call.options)
         key = {
             "model": of_model,
             "suite": call.suite,
             "options": json.loads(json.dumps(call.options)),
-            "of": IDENTITIES[call.suite](call.options) if call.suite in IDENTITIES else text,
+            "of": text
+            if held_out_is_read or call.suite not in IDENTITIES
+            else IDENTITIES[call.suite](call.options),
         }
         results.append([_read(workshop.stages.make("eval", key, build))])
     return _labelled(results, calls)

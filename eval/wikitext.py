@@ -1,0 +1,64 @@
+"""The test text of WikiText-2 (raw), that of WikiText-103 too: a held-out text that is always the same.
+
+Merity et al., "Pointer Sentinel Mixture Models", 2016.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from stlm_kd.data import hub
+from stlm_kd.data.files import cut
+from stlm_kd.data.sources import Source, documents, fingerprint
+from stlm_kd.errors import EnvironmentFault
+
+HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+_FOLDER = Path("lm") / "wikitext-2-raw"
+_FILES = ("test.txt", "test.txt.gz", "test.txt.xz", "wiki.test.raw")
+
+
+def local_file() -> Path | None:
+    """The file below the folder that ``STLM_KD_DATA`` names, if it is there."""
+    data = os.environ.get("STLM_KD_DATA")
+    paths = [Path(data) / _FOLDER / name for name in _FILES] if data else []
+    return next((path for path in paths if path.is_file()), None)
+
+
+def articles() -> list[str]:
+    """Its articles, from the local file, or from the Hub or its cache.
+
+    Raises:
+        EnvironmentFault: It is in neither.
+    """
+    path = local_file()
+    if path is not None:
+        return list(documents(Source(path=str(path))))
+    dataset, name = HUB
+    try:
+        rows = hub.rows(dataset, name=name, split="test", columns=["text"], revision=None)
+        lines = (str(row["text"]) for _, row in rows)
+        return list(cut(lines, documents="article", place=dataset))
+    except EnvironmentFault as error:
+        raise _absent(error) from error
+
+
+def identity() -> str:
+    """What tells this text from another: of a file the bytes, of the Hub the commit.
+
+    Raises:
+        EnvironmentFault: It is in neither.
+    """
+    path = local_file()
+    if path is not None:
+        return fingerprint(Source(path=str(path)))
+    try:
+        return hub.version(HUB[0], name=HUB[1], revision=None)
+    except EnvironmentFault as error:
+        raise _absent(error) from error
+
+
+def _absent(error: EnvironmentFault) -> EnvironmentFault:
+    data = os.environ.get("STLM_KD_DATA")
+    place = f"{Path(data) / _FOLDER}" if data else f"set STLM_KD_DATA to a folder with {_FOLDER}/"
+    return EnvironmentFault(f"wikitext: no test.txt[.gz] ({place}); {error}")
