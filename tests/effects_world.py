@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 from stlm_kd.data.sample import sample_documents
-from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.models.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
+from stlm_kd.recipe import load
+from stlm_kd.run.caching import CacheOrder
 from stlm_kd.run.workshop import Workshop
 from tests.field_effects import BASES
 from tests.pico import pico_model
@@ -49,6 +51,14 @@ def build(folder: Path) -> None:
     save_model(judge, masked, folder / "masked/classifier")
     for name, text in BASES.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def build_cache() -> None:
+    """Write what ``some/model`` says, more of it than the base recipe keeps, in the current folder."""
+    recipe = load("cached.yaml", ["teachers[0].cache.preset=large"])
+    own = load_tokenizer("some/tokenizer")
+    made = CacheOrder(recipe, recipe.teachers[0], "some/model", own, home(), 1).made()
+    made.rename("some/cache")
 
 
 def home() -> Workshop:

@@ -114,6 +114,22 @@ objectives: [{loss: labels}]
 train: {steps: 10}
 eval: [{suite: glue, tasks: [rte]}]
 """,
+    "cached": """
+task: clm
+student: {tokenizer: some/tokenizer, preset: stlm-nano}
+teachers: [{name: a, model: some/model, cache: {preset: small}}]
+data: {train: a.txt, context: 64}
+objectives: [{loss: forward_kl, temperature: 2}]
+train: {steps: 10}
+""",
+    "cached-masked": """
+task: mlm
+student: {tokenizer: masked/tokenizer, init_from: {teacher: a, model_type: distilbert}}
+teachers: [{name: a, model: masked/model, cache: {preset: small}}]
+data: {train: a.txt, context: 64}
+objectives: [{loss: forward_kl}]
+train: {steps: 10}
+""",
     "teacher-by-recipe": """
 task: clm
 student: {tokenizer: some/tokenizer, preset: stlm-nano}
@@ -184,6 +200,16 @@ EFFECTS: dict[str, Change] = {
     ),
     "Teacher.model": _change("teachers[1].model=third/model"),
     "Teacher.recipe": _change("teachers[0].recipe.train.steps=11", base="teacher-by-recipe"),
+    "Teacher.cache": _change("teachers[0].cache=null", base="cached"),
+    "Cache.path": _change("teachers[0].cache=some/cache", base="cached"),
+    "Cache.preset": _change("teachers[0].cache.preset=large", base="cached"),
+    "Cache.top": _change("teachers[0].cache.top=3", base="cached"),
+    "Cache.draws": _change("teachers[0].cache.draws=3", base="cached"),
+    "Cache.temperature": _change(
+        "teachers[0].cache.temperature=3", "objectives[0].temperature=3", base="cached"
+    ),
+    "Cache.variants": _change("teachers[0].cache.variants=2", base="cached-masked"),
+    "Cache.states": _change("teachers[0].cache.states=[last]", base="cached"),
     "Teacher.adapt": _change("teachers[0].adapt=null"),
     "Adapt.init": _change("teachers[0].adapt.init=mean"),
     "Adapt.objective": _change("teachers[0].adapt.objective=self-distillation"),

@@ -50,7 +50,7 @@ def work(rows: PackedRows, layout: Layout, *, masking: Masking | None = None, va
 def cached(folder: Path, own: Work, live: LiveTeacher) -> TeacherCache:
     folder.mkdir(exist_ok=True)
     write(folder, own, live, unwritten(folder, own), done=lambda tokens: None)
-    complete(folder, own, made_of={"teacher": "t"}, source={})
+    complete(folder, own, made_of={"teacher": "t"}, source={}, flops=None)
     return TeacherCache.open(folder)
 
 
@@ -61,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> TeacherCache:
 
 
 def answers(cache: TeacherCache, batch: Batch) -> Sparse:
-    said = CachedTeacher(cache)(batch, Needs(head_input=True)).distribution
+    said = CachedTeacher(cache, Needs(head_input=True))(batch, Needs(head_input=True)).distribution
     assert isinstance(said, Sparse)
     return said
 
@@ -177,7 +177,7 @@ def test_all_attended_positions_and_states_are_kept_where_they_are_asked(tmp_pat
     cache = cached(tmp_path, work(rows, layout), live)
     batch = rows.batch([4, 1])
     needs = Needs(head_input=True, sites=frozenset({0, "last"}))
-    said, expected = CachedTeacher(cache)(batch, needs), live(batch, needs)
+    said, expected = CachedTeacher(cache, needs)(batch, needs), live(batch, needs)
     mask = batch.attention_mask
     assert said.observed.states.keys() == {0, "last"}
     for site, state in said.observed.states.items():

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.data import hub
 from stlm_kd.data.examples import ExampleStream
 from stlm_kd.data.tokenizers import load_tokenizer
@@ -32,7 +33,7 @@ from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.workshop import Workshop, workshop_for
 from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
-from tests.effects_world import build, home
+from tests.effects_world import build, build_cache, home
 from tests.field_effects import EFFECTS, WITHOUT_TEACHERS
 
 Values = dict[str, Any]
@@ -48,6 +49,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that the base recipes name, and what their changes name."""
     folder = tmp_path_factory.mktemp("world")
     build(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        build_cache()
     return folder
 
 
@@ -120,16 +124,21 @@ def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
             "combination": step.combination,
             "projections": weights(step.projections),
             "vocabulary_loss": step.vocabulary_loss,
-            "teachers": {
-                name: weights(getattr(teacher, "_teacher", teacher).model)
-                for name, teacher in step._teachers.items()
-            },
+            "teachers": {name: known_of(teacher) for name, teacher in step._teachers.items()},
             "batches": (batches._effective_batch, batches._micro_batch, batches._seed, read(batches)),
             "held_out": [digest(batch.input_ids.numpy()) for batch in held],
             "settings": asdict(settings),
             "trackers": [type(tracker).__name__ for tracker in named["tracker"].trackers],
         }
     )
+
+
+def known_of(teacher: Any) -> Any:
+    """A teacher's weights, or what its cache keeps of it."""
+    if isinstance(teacher, CachedTeacher):
+        manifest = teacher.cache.manifest
+        return [asdict(manifest.layout), manifest.variants, manifest.fingerprint]
+    return weights(getattr(teacher, "_teacher", teacher).model)
 
 
 def terms(step: StepModule) -> list[list[Term]]:

@@ -17,6 +17,7 @@ from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.recipe import (
     Recipe,
+    caching,
     data,
     from_values,
     interchange,
@@ -38,7 +39,7 @@ from tests.field_effects import BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
 
 PARTS = {
     name: part
-    for module in (schema, student, data, objectives, interchange, training)
+    for module in (schema, student, data, objectives, interchange, training, caching)
     for name, part in vars(module).items()
     if isinstance(part, type) and issubclass(part, Part) and part is not Part
 }

@@ -6,6 +6,7 @@ import torch
 
 from stlm_kd.cache.reading import TeacherCache, distribution, on_device, states
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.errors import CheckpointError
 from stlm_kd.models.observing import Needs, Observed
 from stlm_kd.teachers import TeacherOutput
 
@@ -15,9 +16,19 @@ class CachedTeacher:
 
     Args:
         cache: Of the data that is trained on.
+        needs: All that will ever be asked for.
+
+    Raises:
+        CheckpointError: States are asked for that the cache does not keep.
     """
 
-    def __init__(self, cache: TeacherCache) -> None:
+    def __init__(self, cache: TeacherCache, needs: Needs) -> None:
+        missing = sorted({str(site) for site in needs.sites} - cache.layout.states.keys())
+        if missing:
+            raise CheckpointError(
+                f"{cache.folder}: keeps no hidden states at {', '.join(missing)}, which an objective compares"
+                "; make one whose states name them (cache: {states: […]})"
+            )
         self.cache = cache
 
     @torch.no_grad()

@@ -99,6 +99,7 @@ class Manifest:
         shards: In order.
         covered: The mean probability of the head; 1 of logits.
         entropy: The mean entropy, in nats; 0 of logits.
+        flops: What it took to make; None where that is not known.
         made_of: What decides the content: fingerprints of teacher, tokenizer and data, and options.
         source: Where it came from, in the words of a recipe: how to make it again.
         format: The version of this layout.
@@ -112,6 +113,7 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     covered: float
     entropy: float
+    flops: int | None
     made_of: Mapping[str, Json]
     source: Mapping[str, Json]
     format: int = FORMAT_VERSION

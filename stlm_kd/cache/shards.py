@@ -7,6 +7,7 @@ before it is used.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from stlm_kd.cache.layout import Layout
 from stlm_kd.data.batch import Batch
@@ -77,8 +78,10 @@ def write_shard(
         name: np.ascontiguousarray(columns[name], dtype) for name, (dtype, _) in layout.columns().items()
     }
     tensors["lengths"], tensors["checks"] = lengths.astype(INDEX), checks.astype(INDEX)
-    with written_whole(path) as unfinished:
-        save_file(tensors, unfinished)
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+        file.write(save(tensors))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def open_shard(path: Path, layout: Layout, items: int) -> Shard:

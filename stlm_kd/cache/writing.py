@@ -30,8 +30,10 @@ from stlm_kd.losses.sparse import Sparse
 from stlm_kd.models.observing import Needs
 from stlm_kd.teachers import Teacher
 
-SHARD_BYTES = 1 << 28
-"""About so many bytes a shard has: what a kill costs, and what several processes divide among them."""
+SHARDS = 16
+SHARD_BYTES = 1 << 20, 1 << 28
+"""So many shards a cache has, of at least and at most so many bytes: several processes share them, and a kill
+costs one of each."""
 
 ITEM_INDEX_BYTES = 8
 
@@ -82,9 +84,12 @@ class Work:
             yield own, self.batch(rows, variants)
 
 
-def shard_items(layout: Layout, tokens_per_item: float) -> int:
-    """Items of a shard."""
-    return max(1, int(SHARD_BYTES / max(layout.token_bytes * tokens_per_item, 1)))
+def shard_items(layout: Layout, tokens: int, items: int) -> int:
+    """Items of a shard, where there are about so many tokens in so many items."""
+    least, most = SHARD_BYTES
+    whole = estimated_bytes(layout, tokens, items)
+    size = min(max(whole // SHARDS, least), most)
+    return min(max(1, items * size // max(whole, 1)), items)
 
 
 def estimated_bytes(layout: Layout, tokens: int, items: int) -> int:
@@ -207,7 +212,7 @@ def _chunks(tokens: int, outcomes: int, device: torch.device) -> Iterator[slice]
 
 
 def complete(
-    folder: Path, work: Work, *, made_of: Mapping[str, Json], source: Mapping[str, Json]
+    folder: Path, work: Work, *, made_of: Mapping[str, Json], source: Mapping[str, Json], flops: int | None
 ) -> Manifest:
     """Write the manifest of a cache whose shards are all there."""
     totals, records = np.zeros(3), []
@@ -225,6 +230,7 @@ def complete(
         shards=tuple(records),
         covered=1.0 if work.layout.logits else float(totals[1] / tokens),
         entropy=float(totals[2] / tokens),
+        flops=flops,
         made_of=made_of,
         source=source,
     )

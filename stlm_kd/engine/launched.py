@@ -109,6 +109,23 @@ def first_process_runs(work: Callable[[], T]) -> T:
     return cast("T", told[1])
 
 
+def wait_for_all() -> None:
+    """Go on once all processes are here, for as long as it takes.
+
+    Raises:
+        Elsewhere: another process ended, and says why.
+    """
+    if launched_processes() == 1 or _alone:
+        return
+    join_processes()
+    from torch import distributed
+
+    try:
+        distributed.barrier(group=_waiting_group())
+    except RuntimeError as lost:
+        raise Elsewhere(StlmKdError.exit_code) from lost
+
+
 @cache
 def _waiting_group() -> ProcessGroup | None:
     """A group of all processes in which one may wait for long, on the CPU; made by the first such wait."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import Fault, did_you_mean
+from stlm_kd.recipe.cache_checks import cache_contradictions
 from stlm_kd.recipe.combine_checks import combine_contradictions
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
 from stlm_kd.recipe.data import LABELLED_SAMPLES, Source
@@ -25,6 +26,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _data(recipe)
     yield from _eval(recipe)
     yield from objective_contradictions(recipe)
+    yield from cache_contradictions(recipe)
     yield from _train(recipe)
     yield from _controls(recipe)
 

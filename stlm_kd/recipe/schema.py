@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, mode
 
 from stlm_kd.architectures import Goal, Task
 from stlm_kd.errors import did_you_mean
+from stlm_kd.recipe.caching import AnyCache
 from stlm_kd.recipe.data import MASKED_SHARE, Data
 from stlm_kd.recipe.fields import Part, Seed, Text, fault, show
 from stlm_kd.recipe.objectives import AnyCombine, AnyObjective, Combine
@@ -28,7 +29,10 @@ Tracker = Literal["tensorboard", "wandb"]
 
 
 class Teacher(Part):
-    """A model to learn from: a folder or Hub id, or what another recipe trains."""
+    """A model to learn from: a folder or Hub id, or what another recipe trains.
+
+    ``cache``: what it says of the training data is read from disk: ``auto``, a folder, or a mapping.
+    """
 
     called: ClassVar[str] = "a key of teachers"
     one_of: ClassVar[tuple[str, ...]] = ("model", "recipe")
@@ -36,6 +40,19 @@ class Teacher(Part):
     model: Text | None = None
     recipe: Recipe | None = None
     adapt: Adapt | None = None
+    cache: AnyCache = None
+
+    @property
+    def is_only_read(self) -> bool:
+        """Whether nothing of it is there but a cache."""
+        return self.cache is not None and self.cache.path is not None
+
+    @classmethod
+    def _may_lack(cls, given: Mapping[str, object]) -> bool:
+        cache = given.get("cache")
+        in_a_folder = cache.get("path") is not None if isinstance(cache, Mapping) else isinstance(cache, str)
+        only_read = in_a_folder and cache != "auto"
+        return only_read and all(given.get(key) is None for key in cls.one_of)
 
 
 def _suites() -> Registry[Any]:

@@ -9,12 +9,18 @@ from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from stlm_kd.cache.layout import read_manifest
 from stlm_kd.combine import COMBINERS
+from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.losses import LABELS
+from stlm_kd.models.load import load_config
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, plain
 from stlm_kd.recipe.objectives import labels_alone
+from stlm_kd.recipe.schema import Teacher
+from stlm_kd.run.cache_reading import unbiased_notes
+from stlm_kd.run.caching import CacheOrder, mask_variants
 from stlm_kd.run.interchange import wordnet_key
 from stlm_kd.run.material import Material, data_key, held_out_key, material_of
 from stlm_kd.run.stages import Json, Key, model_identity
@@ -85,7 +91,29 @@ class Assignment:
             fraction=fraction,
             seed=self.seed,
             readers=self._readers(),
+            variants=mask_variants(self.recipe),
         )
+
+    @property
+    def cached(self) -> dict[str, Teacher]:
+        """Those of the teachers that are asked which are read from a cache."""
+        return {t.name: t for t in self.recipe.teachers if t.name in self.asked and t.cache is not None}
+
+    def order(self, name: str) -> CacheOrder:
+        """The cache of a teacher that is read from one."""
+        model, teacher = self.teachers[name], self.cached[name]
+        return CacheOrder(self.recipe, teacher, model, self.tokenizer, self.workshop, self.seed)
+
+    def configuration(self, name: str) -> PretrainedConfig:
+        """Of a teacher that is read from a cache."""
+        return load_config(self.teachers[name], trust_remote_code=self.workshop.trust_remote_code)
+
+    @property
+    def cache_notes(self) -> list[str]:
+        """What a user should know of the teachers that are read from caches."""
+        if self.recipe.language_task is None:
+            return []
+        return [note for name in sorted(self.cached) for note in unbiased_notes(self.recipe, name)]
 
     def _readers(self) -> dict[str, PreTrainedTokenizerFast]:
         """Of the classifiers that are asked, the tokenizers that read otherwise than the student's.
@@ -95,7 +123,7 @@ class Assignment:
         if self.recipe.language_task is not None:
             return {}
         trust, own = self.workshop.trust_remote_code, tokenizer_identity(self.tokenizer)
-        names = sorted(self.asked - looked_into(self.recipe))
+        names = sorted(self.asked - looked_into(self.recipe) - self.cached.keys())
         found = {name: load_tokenizer(self.teachers[name], trust_remote_code=trust) for name in names}
         return {name: other for name, other in found.items() if tokenizer_identity(other) != own}
 
@@ -126,7 +154,7 @@ class Assignment:
             "task": recipe.task,
             "student": self._body_key(identify),
             "tokenizer": tokenizer_identity(self.tokenizer),
-            "teachers": {name: identify(self.teachers[name]) for name in sorted(asked)},
+            "teachers": {name: self._teacher_key(name, identify) for name in sorted(asked)},
             "combine": self._combine_key() if len(asked) > 1 and COMBINED in combined else None,
             "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
             **wordnet_key(own.values()),
@@ -137,6 +165,7 @@ class Assignment:
             "context": recipe.data.context,
             "masked_share": recipe.data.masked_share,
             "seed": self.seed,
+            **({} if mask_variants(recipe) is None else {"variants": mask_variants(recipe)}),
         }
 
     def _combine_key(self) -> Json:
@@ -145,6 +174,15 @@ class Assignment:
         if "domain" not in COMBINERS.needs(combine.how, combine.options):
             return plain(combine)
         return {**plain(combine), "domains": [source.domain for source in self.recipe.data.train]}
+
+    def _teacher_key(self, name: str, identify: Callable[[str], str]) -> Json:
+        """What a teacher is: a model, or what was kept of what it said."""
+        cached = self.cached.get(name)
+        if cached is None or cached.cache is None:
+            return identify(self.teachers[name])
+        if cached.cache.path is not None:
+            return {"cache": read_manifest(expanded(cached.cache.path)).fingerprint}
+        return {"cache": self.order(name).key()}
 
     def _body_key(self, identify: Callable[[str], str]) -> Json:
         """What the student is made of: some layers of a model, a whole one, or fields of a configuration."""

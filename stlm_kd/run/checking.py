@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 
+from stlm_kd.cache.layout import read_manifest
+from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
 from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
@@ -21,7 +23,10 @@ from stlm_kd.models.students import check_family, choose_layers
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.checks import uneven_batches
 from stlm_kd.recipe.schema import Teacher
+from stlm_kd.run.adapting import adaptation_key
 from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.cache_reading import cache_faults
+from stlm_kd.run.caching import CacheOrder
 from stlm_kd.run.finetuning import checked_subjects
 from stlm_kd.run.interchange import check_sources
 from stlm_kd.run.loading import load_model
@@ -71,7 +76,7 @@ def check_recipe(
         raise RecipeError(origin, faults)
     _check_features(recipe, workshop, origin)
     check_sources(recipe, tokenizer)
-    _try_teachers(recipe, workshop)
+    _try_teachers(recipe, tokenizer, workshop)
     _try_student(recipe, tokenizer, workshop)
     _try_tools(recipe)
     _check_data(recipe, tokenizer, workshop)
@@ -92,6 +97,9 @@ def _check_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Wo
 def _teacher_faults(
     place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
 ) -> Iterator[Fault]:
+    if teacher.cache is not None and teacher.cache.path is not None:
+        yield from _cache_faults(f"{place}.cache", teacher, recipe, tokenizer, workshop)
+        return
     config = _config(teacher, workshop)
     other_task = list(_task_fault(place, config, recipe))
     if other_task:
@@ -111,6 +119,17 @@ def _teacher_faults(
             "ids mean different tokens; add adapt: {}, or give the student the teacher's tokenizer"
         )
         yield Fault(place, message)
+
+
+def _cache_faults(
+    place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> Iterator[Fault]:
+    """Of a cache that is there: whether it is of this data, this vocabulary and this teacher."""
+    order = CacheOrder(recipe, teacher, teacher.model or "", tokenizer, workshop, recipe.seeds[0])
+    assert order.options.path is not None
+    manifest = read_manifest(expanded(order.options.path))
+    for fault in cache_faults(order, manifest):
+        yield Fault(place, f"{order.options.path} is not a cache for this recipe: {fault}")
 
 
 def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
@@ -178,10 +197,10 @@ def _rows_fault(place: str, config: PretrainedConfig, tokenizer: PreTrainedToken
         yield Fault(place, message)
 
 
-def _try_teachers(recipe: Recipe, workshop: Workshop) -> None:
+def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
     """Load each once, so that a damaged one is found before others are adapted for hours."""
     for teacher in recipe.teachers:
-        if teacher.model is not None:
+        if teacher.model is not None and not _is_cached(teacher, recipe, tokenizer, workshop):
             load_model(
                 teacher.model,
                 recipe,
@@ -189,6 +208,23 @@ def _try_teachers(recipe: Recipe, workshop: Workshop) -> None:
                 trust_remote_code=workshop.trust_remote_code,
                 dtype=torch.bfloat16,
             )
+
+
+def _is_cached(
+    teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> bool:
+    """Whether all that it has to say is on disk, so that it need not be loaded."""
+    if teacher.cache is None or teacher.model is None:
+        return False
+    if teacher.is_only_read:
+        return True
+    model = teacher.model
+    if teacher.adapt is not None:
+        key = adaptation_key(recipe, teacher.adapt, model, tokenizer, trust=workshop.trust_remote_code)
+        model = str(workshop.stages.path("adapted", key) / "model")
+        if not Path(model).is_dir():
+            return False
+    return CacheOrder(recipe, teacher, model, tokenizer, workshop, recipe.seeds[0]).is_there
 
 
 def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
@@ -256,7 +292,8 @@ def _student_config(recipe: Recipe, workshop: Workshop) -> PretrainedConfig:
 def _check_features(recipe: Recipe, workshop: Workshop, origin: str) -> None:
     if not looked_into(recipe):
         return
-    teachers = {teacher.name: _config(teacher, workshop) for teacher in recipe.teachers}
+    own = [teacher for teacher in recipe.teachers if teacher.model is not None or teacher.recipe is not None]
+    teachers = {teacher.name: _config(teacher, workshop) for teacher in own}
     faults = list(feature_faults(recipe, _student_config(recipe, workshop), teachers))
     if faults:
         raise RecipeError(origin, faults)

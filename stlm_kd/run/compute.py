@@ -2,9 +2,10 @@
 
 Matrix products count alone, two operations for each multiply-add, as ``torch.utils.flop_counter`` finds them
 in one forward of a row on the meta device. A backward pass is two forwards. What a teacher says once of data
-that are read often counts once. A run after an intervention counts from the exchanged layer on, averaged over
-the layers that may be drawn, with all positions of its rows. Not counted: validation, projections of states,
-what gradient checkpointing computes again, and the making of the teachers themselves.
+that are read often counts once, also where it was cached before. A run after an intervention counts from the
+exchanged layer on, averaged over the layers that may be drawn, with all positions of its rows. Not counted:
+validation, projections of states, what gradient checkpointing computes again, and the making of the teachers
+themselves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.models.forward import task_of, vocabulary_head
 from stlm_kd.models.observing import Needs
 from stlm_kd.recipe import Recipe
@@ -93,9 +95,16 @@ def training_flops(
         frozen_body: Whether only the student's embedding and head learn, so that the body has no gradients of
             its own.
     """
-    models = [step.student, *(_model(teacher) for teacher in step.teachers.values())]
+    stored = [teacher for teacher in step.teachers.values() if isinstance(teacher, CachedTeacher)]
+    others = [teacher for teacher in step.teachers.values() if not isinstance(teacher, CachedTeacher)]
+    models = [step.student, *(_model(teacher) for teacher in others)]
     if any(model.config.model_type not in ARCHITECTURES for model in models):
         return None
+    once = 0
+    for teacher in stored:
+        if teacher.cache.manifest.flops is None:
+            return None
+        once += teacher.cache.manifest.flops
     student = pass_cost(step.student, reading.length)
     teachers = {name: _answers(teacher, reading) for name, teacher in step.teachers.items()}
     looks = min(steps, LOOKS)
@@ -103,7 +112,7 @@ def training_flops(
     for look in range(looks):
         step.begin(look * steps // looks, planned or steps)
         rows.append(_row_flops(step, student, teachers, reading, frozen_body=frozen_body))
-    once = sum(known.rows * known.cost.body for known in teachers.values())
+    once += sum(known.rows * known.cost.body for known in teachers.values())
     return round(steps * reading.rows * fmean(rows)) + once
 
 
@@ -123,7 +132,9 @@ class _Answers:
 
 
 def _answers(teacher: Teacher, reading: Reading) -> _Answers:
-    """Which teachers compute when."""
+    """Which teachers compute when: one that is read from a cache computed before."""
+    if isinstance(teacher, CachedTeacher):
+        return _Answers(PassCost(0, 0, 1), 0)
     rows = teacher.num_rows if isinstance(teacher, RememberingTeacher) else 0
     return _Answers(pass_cost(_model(teacher), reading.length), rows)
 

@@ -8,27 +8,26 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoModelForSequenceClassification
 
 from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.eval.results import SuiteResult
-from stlm_kd.models.load import count_parameters, declared_task, load_config, model_class
+from stlm_kd.models.load import count_parameters
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.adapting import read_adaptation
 from stlm_kd.run.assignment import Assignment, Variant
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.curves import draw_curves
 from stlm_kd.run.jobs import Job, run_jobs
+from stlm_kd.run.loading import empty_model
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.results import Row, as_json, comparisons, result_table, text_remark
 from stlm_kd.run.scoring import fine_tune, kept_scores, write_reports
 from stlm_kd.run.stages import copy_folder
-from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
+from stlm_kd.run.teaching import ReadyTeacher, cached_teacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.training import read_report, train_student
 from stlm_kd.run.workshop import UNITS, Workshop, workshop_for
@@ -109,7 +108,8 @@ def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: s
 
 def _scored_models(recipe: Recipe, run: Path, teachers: Sequence[ReadyTeacher]) -> list[str]:
     """The folders or Hub ids of all models that the table has a row for."""
-    models = dict.fromkeys(model for teacher in teachers for model in (teacher.original, teacher.model))
+    own = [teacher for teacher in teachers if not teacher.is_only_read]
+    models = dict.fromkeys(model for teacher in own for model in (teacher.original, teacher.model))
     folders = [student_folder(run, variant, seed) for variant in variants(recipe) for seed in recipe.seeds]
     return [*models, *(str(folder / "model") for folder in folders)]
 
@@ -147,7 +147,11 @@ def share_student(assignment: Assignment, folder: Path) -> None:
 def _teacher_job(values: Values, index: int, workshop: Workshop) -> ReadyTeacher:
     recipe = from_values(values, origin="recipe")
     tokenizer = student_tokenizer(recipe, workshop)
-    return ready_teacher(recipe, recipe.teachers[index], tokenizer, workshop)
+    teacher = recipe.teachers[index]
+    ready = ready_teacher(recipe, teacher, tokenizer, workshop)
+    if teacher.cache is not None and not ready.is_only_read:
+        cached_teacher(recipe, teacher, ready.model, tokenizer, workshop)
+    return ready
 
 
 def _student_job(
@@ -193,6 +197,7 @@ def _report(
     students: dict[str, list[Path]] = {
         variant: [student_folder(run, variant, seed) for seed in recipe.seeds] for variant in variants(recipe)
     }
+    own = [teacher for teacher in teachers if not teacher.is_only_read]
     models = _scored_models(recipe, run, teachers)
     scored = run_jobs(
         [Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"))) for model in models],
@@ -200,7 +205,7 @@ def _report(
     )
     trust = workshop.trust_remote_code
     by_model = {model: tuple(results) for model, results in zip(models, scored, strict=True)}
-    rows = [row for teacher in teachers for row in _teacher_rows(teacher, by_model, trust)]
+    rows = [row for teacher in own for row in _teacher_rows(teacher, by_model, trust)]
     for variant, folders in students.items():
         for folder in folders:
             write_reports(by_model[str(folder / "model")], folder)
@@ -270,11 +275,7 @@ def _most(counts: Iterable[int | None]) -> int | None:
 
 def parameters_of(model: str, trust: bool) -> int:
     """The parameters that a model has by its configuration; its weights are not read."""
-    config = load_config(model, trust_remote_code=trust)
-    classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
-    with torch.device("meta"):
-        build: Any = AutoModelForSequenceClassification if classifies else model_class(declared_task(config))
-        return count_parameters(build.from_config(config, trust_remote_code=trust))
+    return count_parameters(empty_model(model, trust_remote_code=trust))
 
 
 def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.engine import current_device
 from stlm_kd.models.classifiers import check_classifier, classifier_from_fields, load_classifier
 from stlm_kd.models.forward import check_forward
-from stlm_kd.models.load import load_language_model
+from stlm_kd.models.load import declared_task, load_config, load_language_model, model_class
 from stlm_kd.models.students import student_from_fields
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.examples import class_names_of
+from stlm_kd.teachers import LiveTeacher
+from stlm_kd.vocab.spelling import vocabulary_size
 
 
 def load_model(
@@ -50,6 +54,32 @@ def load_model(
         dtype=dtype,
         head_seed=head_seed,
     )
+
+
+def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bool) -> LiveTeacher:
+    """A teacher on its device.
+
+    Args:
+        place: Folder or Hub id.
+        recipe: Its task, classes and context.
+        name: The teacher's.
+        trust_remote_code: Whether it may run code that it brings.
+    """
+    tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
+    model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
+    model.to(current_device())  # type: ignore[arg-type]
+    check_model(model, recipe, name=f"teacher {name}")
+    return LiveTeacher(model, vocabulary_size(tokenizer), name=name)
+
+
+def empty_model(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
+    """A model as its configuration says, without weights: on the meta device."""
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
+    with torch.device("meta"):
+        build: Any = AutoModelForSequenceClassification if classifies else model_class(declared_task(config))
+        model: PreTrainedModel = build.from_config(config, trust_remote_code=trust_remote_code)
+    return model
 
 
 def model_from_recipe(

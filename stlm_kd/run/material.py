@@ -338,6 +338,15 @@ def data_key(recipe: Recipe, fraction: float) -> Json:
     return text_key(recipe.data.train, fraction)
 
 
+def rows_key(recipe: Recipe, fraction: float) -> Json:
+    """The same, however often the rows of each source are read."""
+    found = data_key(recipe, fraction)
+    if recipe.language_task is None:
+        return found
+    assert isinstance(found, list)
+    return [fraction, *(entry[0] for entry in found[1:] if isinstance(entry, list))]
+
+
 def held_out_key(recipe: Recipe) -> Json:
     """What identifies the held-out text or examples."""
     entries = recipe.data.validation or ()

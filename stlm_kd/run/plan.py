@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
+from stlm_kd.recipe.caching import VARIANTS, Cache, temperature_of
 from stlm_kd.recipe.data import Source
 from stlm_kd.recipe.interchange import Interchange
 from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
@@ -69,8 +70,24 @@ def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
         inner = [f"    {line}" for line in describe(teacher.recipe).splitlines()]
         lines = [f"{place} by a recipe of its own:", *inner]
     else:
-        lines = [f"{place} from {teacher.model}"]
+        lines = [] if teacher.model is None else [f"{place} from {teacher.model}"]
+    if teacher.cache is not None:
+        lines.append(f"{place} is read {_cache(teacher.cache, recipe, teacher.name)}")
     return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines
+
+
+def _cache(cache: Cache, recipe: Recipe, teacher: str) -> str:
+    """Where what a teacher says comes from, and what is kept of it."""
+    if cache.path is not None:
+        return f"from the cache {cache.path}"
+    if recipe.language_task is None:
+        return "from a cache of its logits"
+    words = f"from a cache of {cache.top} likeliest outcomes and {cache.draws} draws of each token"
+    words += f" at temperature {temperature_of(recipe, teacher, cache):g}"
+    if recipe.task == "mlm":
+        words += f", under {cache.variants or VARIANTS} masks of each row"
+    states = ", ".join(map(str, cache.states))
+    return words + (f", with states at {states}" if states else "")
 
 
 def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:

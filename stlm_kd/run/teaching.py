@@ -11,6 +11,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.adapting import adapt_model, adaptation_key
 from stlm_kd.run.assignment import Assignment
+from stlm_kd.run.caching import CacheOrder
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import train_student
 from stlm_kd.run.workshop import Workshop
@@ -25,12 +26,14 @@ class ReadyTeacher:
         original: Folder or Hub id before adaptation.
         training: The folder of the training that made it; None for a model that was there.
         adaptation: The folder of its adaptation; None where it has the student's vocabulary already.
+        is_only_read: Whether nothing of it is there but a cache, or at least nothing else is asked.
     """
 
     name: str
     original: str
     training: Path | None
     adaptation: Path | None
+    is_only_read: bool = False
 
     @property
     def model(self) -> str:
@@ -42,6 +45,8 @@ def ready_teacher(
     recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
 ) -> ReadyTeacher:
     """The teacher, trained by its recipe and adapted if the recipe says so; made stages are reused."""
+    if teacher.cache is not None and teacher.cache.path is not None:
+        return ReadyTeacher(teacher.name, teacher.model or teacher.cache.path, None, None, is_only_read=True)
     training = _trained(teacher.recipe, teacher.name, workshop) if teacher.recipe is not None else None
     original = str(training / "model") if training is not None else teacher.model
     assert original is not None
@@ -55,6 +60,15 @@ def ready_teacher(
     key = adaptation_key(recipe, adapt, original, tokenizer, trust=workshop.trust_remote_code)
     adapted = workshop.stages.make("adapted", key, build, together=True)
     return ReadyTeacher(teacher.name, original, training, adapted)
+
+
+def cached_teacher(
+    recipe: Recipe, teacher: Teacher, model: str, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> list[Path]:
+    """The caches of a teacher that is ready to teach: one, or one for each seed that draws examples."""
+    drawn = recipe.language_task is None and recipe.data.fraction < 1
+    seeds = recipe.seeds if drawn else recipe.seeds[:1]
+    return [CacheOrder(recipe, teacher, model, tokenizer, workshop, seed).made() for seed in seeds]
 
 
 def _trained(recipe: Recipe, name: str, workshop: Workshop) -> Path:

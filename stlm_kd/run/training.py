@@ -10,9 +10,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.combine import COMBINERS, Gate
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
@@ -24,17 +24,17 @@ from stlm_kd.models.students import check_size, student_from_layers
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.training import Train
 from stlm_kd.run.assignment import Assignment, labels_term
+from stlm_kd.run.cache_reading import opened
 from stlm_kd.run.compute import affordable_steps, reading_of, training_flops
 from stlm_kd.run.interchange import supplies_of
-from stlm_kd.run.loading import check_model, load_model, model_from_recipe
+from stlm_kd.run.loading import check_model, live_teacher, load_model, model_from_recipe
 from stlm_kd.run.material import Material, batch_sizes
 from stlm_kd.run.record import write_json
-from stlm_kd.run.terms import projections_of
+from stlm_kd.run.terms import looked_into, projections_of
 from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
 from stlm_kd.terms import COMBINED, Combination, Term
-from stlm_kd.vocab.spelling import vocabulary_size
 
 REMEMBERED_BYTES = 2**30
 """Teachers' hidden states are computed once and kept, of as many teachers as this holds together."""
@@ -93,7 +93,7 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
         steps = affordable_steps(StepModule(student, [labels_term()]), reading, flops=assignment.flops)
     step = step_of(assignment, student, material, epochs=steps / stream.steps_per_epoch)
     tracker = workshop.tracker(folder, recipe=recipe, stage=label)
-    for note in material.notes:
+    for note in (*material.notes, *assignment.cache_notes):
         tracker.note(note)
     try:
         result = fit(
@@ -236,14 +236,22 @@ def step_of(
 ) -> StepModule:
     """The student with its objectives, their projections, and the teachers that they ask."""
     recipe = assignment.recipe
-    models = {name: _teacher(assignment, name) for name in sorted(assignment.asked)}
-    configs = {name: live.model.config for name, live in models.items()}
+    names, cached = sorted(assignment.asked), assignment.cached
+    models = {name: _teacher(assignment, name) for name in names if name not in cached}
+    configs = {
+        name: models[name].model.config if name in models else assignment.configuration(name)
+        for name in names
+        if name in models or name in looked_into(recipe)
+    }
     terms = assignment.terms(student.config, configs)
     exchanged = {term.teacher for term in terms if term.intervention is not None}
     teachers: dict[str, Teacher] = {}
     left = REMEMBERED_BYTES
-    asked = teacher_needs(terms, list(models), classes=recipe.language_task is None)
+    asked = teacher_needs(terms, names, classes=recipe.language_task is None)
     for name, needs in asked.items():
+        if name in cached:
+            teachers[name] = CachedTeacher(opened(assignment.order(name)), needs)
+            continue
         install_maps(models[name].model, needs.maps)
         ready: LiveTeacher | RememberingTeacher = models[name]
         if not exchanged & {name, COMBINED}:  # what is remembered answers no intervention
@@ -278,12 +286,8 @@ def _gate(
 
 def _teacher(assignment: Assignment, name: str) -> LiveTeacher:
     """A teacher on its device."""
-    recipe, trust, place = assignment.recipe, assignment.workshop.trust_remote_code, assignment.teachers[name]
-    tokenizer = load_tokenizer(place, trust_remote_code=trust)
-    model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust)
-    model.to(current_device())  # type: ignore[arg-type]
-    check_model(model, recipe, name=f"teacher {name}")
-    return LiveTeacher(model, vocabulary_size(tokenizer), name=name)
+    trust = assignment.workshop.trust_remote_code
+    return live_teacher(assignment.teachers[name], assignment.recipe, name=name, trust_remote_code=trust)
 
 
 def _ready(
