@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -92,7 +92,8 @@ def pico_rows(count: int, seed: int) -> Batch:
 def take(batch: Batch, rows: Sequence[int]) -> Batch:
     """Some rows of a batch; for none, a row of padding that predicts nothing."""
     index = torch.tensor(rows or [0])
-    picked = {name: getattr(batch, name)[index] for name in Batch.__dataclass_fields__}
+    names = [own.name for own in fields(Batch) if own.init]
+    picked = {name: getattr(batch, name)[index] for name in names}
     if not rows:
         picked["attention_mask"] = torch.zeros_like(picked["attention_mask"])
         picked["labels"] = torch.full_like(picked["labels"], IGNORED)

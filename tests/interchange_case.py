@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.features import Projections, TermProjections
 from stlm_kd.interventions import Lexicon, Plan, Supplies
 from stlm_kd.models.forward import model_inputs
@@ -55,9 +55,7 @@ class Rows:
     def batch(self, places: Sequence[int], generators: Sequence[np.random.Generator]) -> Batch:
         assert len(places) == len(generators)
         picked = [part(self.rows, slice(place, place + 1)) for place in places]
-        return Batch(
-            *(torch.cat([getattr(row, name) for row in picked]) for name in Batch.__dataclass_fields__)
-        )
+        return Batch(*(torch.cat([getattr(row, name) for row in picked]) for name in TENSORS))
 
 
 def supplies(seed: int = 0) -> Supplies:

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.models import mobillama
 from stlm_kd.models.mobillama import MobiLlamaConfig
 
@@ -113,4 +113,4 @@ def packed_batch(rows: Sequence[Sequence[int]], *, length: int, vocabulary: int 
 
 def part(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch."""
-    return Batch(*(getattr(batch, name)[rows] for name in Batch.__dataclass_fields__))
+    return Batch(*(getattr(batch, name)[rows] for name in TENSORS))

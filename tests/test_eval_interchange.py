@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.alignment import Alignment
-from stlm_kd.data.batch import Batch
+from stlm_kd.data.batch import TENSORS, Batch
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.eval import interchange
@@ -168,9 +168,7 @@ def test_rows_of_padding_count_for_nothing() -> None:
     asked = exchanges("mixup", batches=1)
     batch = asked[0].batch
     empty = packed_batch([[]], length=8)
-    longer = Batch(
-        *(torch.cat([getattr(batch, name), getattr(empty, name)]) for name in Batch.__dataclass_fields__)
-    )
+    longer = Batch(*(torch.cat([getattr(batch, name), getattr(empty, name)]) for name in TENSORS))
     longer.example_ids[-1] = -1
     touched = torch.cat([asked[0].plan.touched, torch.zeros(1, 8, dtype=torch.bool)])
     padded = [replace(asked[0], batch=longer, plan=replace(asked[0].plan, touched=touched))]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.encoding import Encoded
-from stlm_kd.data.examples import ExampleBatch
+from stlm_kd.data.examples import ExampleBatch, on_cpu
 from stlm_kd.errors import DataError
 from stlm_kd.interventions import Lexicon, Places, Plan, Supplies, draw_plan
 from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Tokens
@@ -199,6 +199,22 @@ def numbers(plan: Plan) -> list[torch.Tensor]:
         return [*found, source.ids]
     found += [source.places.rows, source.places.positions]
     return [*found, source.batch.input_ids] if isinstance(source, OtherStates) else found
+
+
+@pytest.mark.parametrize("source", sorted(SOURCES))
+def test_drawing_reads_nothing_from_the_device_on_which_the_batch_lies(source: str) -> None:
+    """Values of a meta tensor cannot be read, as those of a GPU cannot without waiting for it."""
+    name, options = SOURCES[source]
+    intervention, batch = (
+        Intervention("d", LAYERS, source=name, options=options),
+        base_batch("packed", masked=True),
+    )
+    there, here = drawn(intervention, batch.to(torch.device("meta"))), drawn(intervention, batch)
+    assert (there.student_layer, there.first) == (here.student_layer, here.first)
+    assert there.base.rows.device == there.touched.device == torch.device("meta")
+    assert there.base.rows.shape == here.base.rows.shape
+    moved = batch.to(torch.device("meta"))
+    assert on_cpu(moved) is batch and replace(moved).origin is None
 
 
 def test_other_steps_seeds_and_names_draw_others() -> None:

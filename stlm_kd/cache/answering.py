@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stlm_kd.cache.reading import TeacherCache, distribution, on_device, states
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.examples import AnyBatch, on_cpu
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.observing import Needs, Observed
 from stlm_kd.teachers import TeacherOutput
@@ -40,7 +40,7 @@ class CachedTeacher:
         """
         layout, device = self.cache.layout, batch.input_ids.device
         assert not needs.maps and needs.resume is None, "refused when the recipe is read"
-        found = self.cache.find(batch.to(torch.device("cpu")))
+        found = self.cache.find(on_cpu(batch))
         kept = {site: state.to(device) for site, state in states(found, layout).items()}
         said = on_device(distribution(found, layout), device)
         wanted = {site: kept[str(site)] for site in needs.sites}

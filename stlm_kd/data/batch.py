@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ class Batch:
             0 on padding. No position attends to another document.
         position_ids: (B, T) int64, counted from 0 at each document's first position of the row.
         example_ids: (B,) int64, the row's number in its data set: stable over epochs, shuffles and ranks.
+        origin: The same batch on the CPU, where it was moved from there.
     """
 
     input_ids: Tensor
@@ -37,14 +38,26 @@ class Batch:
     document_ids: Tensor
     position_ids: Tensor
     example_ids: Tensor
+    origin: Batch | None = field(default=None, init=False, repr=False, compare=False)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        moved = Batch(*(getattr(self, name).to(device, non_blocking=True) for name in TENSORS))
+        object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
+        return moved
 
     def num_tokens(self) -> int:
         """Positions that are not padding."""
         return int(self.attention_mask.sum())
+
+
+TENSORS = tuple(own.name for own in fields(Batch) if own.init)
+"""What a ``Batch`` is made of, in order."""
+
+
+def is_on_cpu(tensor: Tensor) -> bool:
+    """Whether its values can be read without waiting for a device."""
+    return tensor.device.type == "cpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.data.batch import IGNORED, Batch, Integers
+from stlm_kd.data.batch import IGNORED, Batch, Integers, is_on_cpu
 from stlm_kd.data.encoding import Encoded, EncodedTexts
 from stlm_kd.data.labelled import Labels
 
@@ -37,6 +37,7 @@ class ExampleBatch:
         example_ids: (B,) int64, the example's place in its data set: stable over epochs, shuffles and ranks;
             -1 for a row of padding, which a rank gets that has no example when others have one.
         others: The same examples as other tokenizers read them, by the name of the teacher that reads so.
+        origin: The same batch on the CPU, where it was moved from there.
     """
 
     input_ids: Tensor
@@ -45,6 +46,7 @@ class ExampleBatch:
     labels: Tensor
     example_ids: Tensor
     others: Mapping[str, Encoded] = field(default_factory=dict)
+    origin: ExampleBatch | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def own(self) -> Encoded:
@@ -58,7 +60,7 @@ class ExampleBatch:
     def to(self, device: torch.device) -> ExampleBatch:
         """The same batch on a device."""
         own = self.own.to(device)
-        return ExampleBatch(
+        moved = ExampleBatch(
             own.input_ids,
             own.attention_mask,
             own.token_type_ids,
@@ -66,6 +68,8 @@ class ExampleBatch:
             self.example_ids.to(device, non_blocking=True),
             {name: encoded.to(device) for name, encoded in self.others.items()},
         )
+        object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
+        return moved
 
     def num_tokens(self) -> int:
         """Positions of the student's reading that are not padding."""
@@ -74,6 +78,17 @@ class ExampleBatch:
 
 AnyBatch = Batch | ExampleBatch
 """One micro-batch of whatever a student reads."""
+
+
+def on_cpu(batch: AnyBatch) -> AnyBatch:
+    """The same batch on the CPU; no device is waited for where it came from there."""
+    if is_on_cpu(batch.input_ids):
+        return batch
+    if batch.origin is not None:
+        return batch.origin
+    found = batch.to(torch.device("cpu"))
+    torch.accelerator.synchronize()  # batches move without waiting, and what is read now must have come
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,9 +79,9 @@ class Noise:
         """The same on a device, on which the numbers arrive once they are drawn."""
         return replace(
             self,
-            shares=self.shares.to(device),
-            tokens=self.tokens.to(device),
-            draw=lambda width: self.draw(width).to(device),
+            shares=self.shares.to(device, non_blocking=True),
+            tokens=self.tokens.to(device, non_blocking=True),
+            draw=lambda width: self.draw(width).to(device, non_blocking=True),
         )
 
 
@@ -93,7 +93,7 @@ class Tokens:
 
     def to(self, device: torch.device) -> Tokens:
         """The same on a device."""
-        return Tokens(self.ids.to(device))
+        return Tokens(self.ids.to(device, non_blocking=True))
 
 
 Source = OwnStates | OtherStates | Noise | Tokens
@@ -177,6 +177,6 @@ def _touched(base: Places, batch: AnyBatch, *, causal: bool) -> Tensor:
     if not causal:
         return torch.ones(batch.input_ids.shape, dtype=torch.bool)
     begun_BT = torch.zeros(batch.input_ids.shape, dtype=torch.int64)
-    documents_BT = batch.document_ids.cpu()
+    documents_BT = batch.document_ids
     begun_BT[base.rows, base.positions] = documents_BT[base.rows, base.positions]
     return begun_BT.cummax(dim=1).values.eq(documents_BT) & (documents_BT > 0)

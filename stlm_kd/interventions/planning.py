@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.examples import AnyBatch, on_cpu
 from stlm_kd.interventions.draw import Draw, Supplies, named_generator
 from stlm_kd.interventions.plan import Plan, plan_of
 from stlm_kd.interventions.sources import SOURCES
@@ -22,7 +20,8 @@ def draw_plan(
 ) -> Plan:
     """What is exchanged in a micro-batch of optimizer step ``index`` of ``steps``, on the batch's device.
 
-    The layer is that of all micro-batches and processes of the step. Places are never on padding, and both
+    It is drawn on the CPU, where the batch came from, and moved without waiting for the device. The layer is
+    that of all micro-batches and processes of the step. Places are never on padding, and both
     ends of an exchange lie within one document each.
 
     Args:
@@ -36,14 +35,11 @@ def draw_plan(
     Raises:
         DataError: A source is another row, and there is none.
     """
-    device = batch.input_ids.device
-    on_cpu = batch.to(torch.device("cpu"))
-    if device.type != "cpu":
-        torch.accelerator.synchronize()  # batches move without waiting, and what is read now must have come
-    draw = Draw(intervention, on_cpu, index, supplies)
+    readable = on_cpu(batch)
+    draw = Draw(intervention, readable, index, supplies)
     base, source = SOURCES[intervention.source](draw, **intervention.options)
     layer = layer_at(intervention, supplies.seed, index=index, steps=steps)
-    return plan_of(intervention, layer, base, source, on_cpu, causal=causal).to(device)
+    return plan_of(intervention, layer, base, source, readable, causal=causal).to(batch.input_ids.device)
 
 
 def layer_at(intervention: Intervention, seed: int, *, index: int, steps: int) -> int:
