@@ -16,6 +16,7 @@ from stlm_kd.cli.group import Commands
 from stlm_kd.cli.interchange import interchange
 from stlm_kd.cli.recipes import app as recipes
 from stlm_kd.cli.runs import app as runs
+from stlm_kd.cli.teachers import app as teachers
 
 app = typer.Typer(
     cls=Commands,
@@ -55,3 +56,4 @@ app.command("interchange")(interchange)
 app.command("generate")(generate)
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")
+app.add_typer(teachers, name="teacher")

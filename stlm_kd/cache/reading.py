@@ -36,6 +36,21 @@ class Found:
     columns: Mapping[str, Array]
 
 
+@dataclass(frozen=True, slots=True)
+class Items:
+    """What is kept of some items, one after the other.
+
+    Attributes:
+        lengths: Tokens of each.
+        checks: Of what each reads.
+        columns: By name, one entry for each token.
+    """
+
+    lengths: Array
+    checks: Array
+    columns: Mapping[str, Array]
+
+
 class TeacherCache:
     """A cache's files, memory-mapped.
 
@@ -85,6 +100,21 @@ class TeacherCache:
     def shards(self) -> Iterator[Shard]:
         """All of them, in order."""
         yield from self._shards
+
+    def items(self, wanted: range) -> Items:
+        """What is kept of some items in a row."""
+        lengths, checks = [], []
+        parts: dict[str, list[Array]] = {name: [] for name in self.layout.columns()}
+        size = self.manifest.items_per_shard
+        for number in range(wanted.start // size, -(-wanted.stop // size)):
+            shard = self._shards[number]
+            first, last = max(wanted.start - number * size, 0), min(wanted.stop - number * size, size)
+            lengths.append(np.diff(shard.ends[first : last + 1]))
+            checks.append(shard.checks[first:last])
+            for name, column in shard.columns.items():
+                parts[name].append(column[shard.ends[first] : shard.ends[last]])
+        columns = {name: self._joined(own, name) for name, own in parts.items()}
+        return Items(np.concatenate(lengths), np.concatenate(checks), columns)
 
     def find(self, batch: AnyBatch) -> Found:
         """What is kept of a batch, which lies on the CPU, under the masks that it has.

@@ -106,9 +106,13 @@ def require_space(folder: Path, needed: int, *, why: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise EnvironmentFault(
-            f"{folder}: {why} takes about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free; free "
-            "some space, name another --output-dir, or take fewer draws (cache: {preset: small})"
+            f"{folder}: {why} takes about {_size(needed)}, and {_size(free)} are free; free some space, name "
+            "another --output-dir, or keep less of each token (cache: {preset: small})"
         )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def unwritten(folder: Path, work: Work) -> list[int]:
@@ -139,7 +143,7 @@ def write(
         parts: list[Mapping[str, Array]] = []
         for items, batch in work.batches(shard):
             kept = kept_positions(batch, work.layout)
-            parts.append(_said(teacher, batch, kept, items, work))
+            parts.append(columns_of(teacher, batch, kept, items, work))
             lengths += kept.reshape(len(kept), -1).sum(1).tolist()
             checks += checksums(batch)
             done(int(kept.sum()))
@@ -148,8 +152,21 @@ def write(
         write_shard(path, work.layout, np.array(lengths), np.array(checks), columns)
 
 
-def _said(teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work) -> Mapping[str, Array]:
-    """The columns of a batch's kept tokens."""
+def columns_of(
+    teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
+) -> Mapping[str, Array]:
+    """What is to be kept of a batch.
+
+    Args:
+        teacher: Asked here.
+        batch: Rows of the training data.
+        kept: Its tokens that are kept; of examples, its rows.
+        items: What the rows are.
+        work: Says how much is kept.
+
+    Raises:
+        ModelError: Hidden states beyond half precision.
+    """
     layout = work.layout
     sites = frozenset(layout.sites().values())
     needs = Needs(head_input=not layout.logits, logits=layout.logits, sites=sites)

@@ -1,0 +1,170 @@
+"""``stlm-kd teacher``: what teachers say of a recipe's data, on disk."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stlm_kd.cli.printing import print_json
+from stlm_kd.cli.words import (
+    AsJson,
+    OutputDir,
+    Overrides,
+    Processes,
+    RecipeName,
+    Resume,
+    ResumeOption,
+    TrustRemoteCode,
+    is_first_process,
+    launched_again,
+    typed_command,
+)
+from stlm_kd.errors import StlmKdError, UsageError
+
+if TYPE_CHECKING:
+    from stlm_kd.run.cache_command import CacheSummary
+
+app = typer.Typer(
+    no_args_is_help=True, help="What teachers say of a recipe's data, on disk.", rich_markup_mode=None
+)
+CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
+
+
+@app.command()
+def cache(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output_dir: OutputDir = Path("runs"),
+    resume: ResumeOption = Resume.auto,
+    processes: Processes = 1,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write each teacher's distributions for a recipe's training data, once.
+
+    Teachers are trained and adapted first, as the recipe says. A killed command goes on where it stopped.
+    """
+    from stlm_kd.recipe import load
+
+    loaded = load(recipe, overrides or ())
+    if loaded.adapts_only or not loaded.teachers:
+        raise UsageError(f"{recipe}: trains no student of teachers, so there is nothing to cache")
+    if launched_again(processes, loaded, origin=recipe):
+        return
+    from stlm_kd.run.cache_command import cache_teachers, summary
+
+    made = cache_teachers(
+        loaded,
+        name=Path(recipe).stem,
+        output_dir=output_dir,
+        resume=resume is Resume.auto,
+        trust_remote_code=trust_remote_code,
+        command=typed_command(),
+    )
+    if not is_first_process():
+        return
+    found = [summary(folder) for folders in made.values() for folder in folders]
+    if as_json:
+        print_json([asdict(entry) for entry in found])
+        return
+    for entry in found:
+        _print(entry)
+    typer.echo("Read them by teachers[…].cache: auto, or by the folder's name.")
+
+
+@app.command()
+def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
+    """Size, mass that the head covers, entropy, and what a cache was made of."""
+    from stlm_kd.run.cache_command import summary
+
+    found = summary(folder)
+    if as_json:
+        print_json(asdict(found))
+        return
+    _print(found)
+    for name, value in found.made_of.items():
+        typer.echo(f"  {name}: {value}")
+
+
+@app.command()
+def verify(
+    folder: CacheFolder,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to compute again.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the rows.")] = 0,
+    output_dir: OutputDir = Path("runs"),
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every byte of a cache, compute some rows again and compare; ends with 1 where they differ."""
+    from stlm_kd.run.cache_command import verify_cache
+
+    found = verify_cache(
+        folder, rows=rows, seed=seed, output_dir=output_dir, trust_remote_code=trust_remote_code
+    )
+    words = (
+        f"{folder}: {found.rows} rows, {found.tokens} tokens computed again: probabilities differ by at most "
+        f"{found.difference:.1e}, {found.ids:.1%} of the ids are the same"
+    )
+    if as_json:
+        print_json({**asdict(found), "agrees": found.agrees})
+    else:
+        typer.echo(words)
+    if not found.agrees:
+        raise StlmKdError(f"{words}; that is more than rounding: make the cache anew")
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="CACHE…", help="Caches of the same data.")],
+    output: Annotated[Path, typer.Option(help="The new cache's folder.")],
+    how: Annotated[
+        str, typer.Option(metavar="NAME", help="mean, weighted, confidence, entropy or label-likelihood.")
+    ] = "mean",
+    weights: Annotated[
+        str | None, typer.Option(metavar="0=0.7,1=0.3", help="Of weighted: by the number of the cache.")
+    ] = None,
+    sharpness: Annotated[
+        float | None, typer.Option(help="Of confidence, entropy and label-likelihood.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one cache of several teachers' by a way to combine them; a recipe reads it as one teacher."""
+    from stlm_kd.run.cache_command import summary
+    from stlm_kd.run.cache_merging import merge_caches
+
+    options: dict[str, object] = {}
+    if weights is not None:
+        options["weights"] = _numbers(weights)
+    if sharpness is not None:
+        options["sharpness"] = sharpness
+    names = [str(number) for number in range(len(folders))]
+    made = summary(merge_caches(folders, how=how, options=options, names=names, output=output))  # type: ignore[arg-type]
+    if as_json:
+        print_json(asdict(made))
+    else:
+        _print(made)
+
+
+def _numbers(words: str) -> dict[str, float]:
+    """The numbers of ``0=0.7,1=0.3`` by name."""
+    try:
+        pairs = [pair.split("=") for pair in words.split(",")]
+        found = {name.strip(): float(number) for name, number in pairs}
+    except ValueError as error:
+        raise UsageError(f"--weights {words}: expected numbers by cache, such as 0=0.7,1=0.3") from error
+    if min(found.values()) < 0:
+        raise UsageError(f"--weights {words}: expected numbers of at least 0")
+    return found
+
+
+def _print(found: CacheSummary) -> None:
+    variants = f" under {found.variants} masks each" if found.variants > 1 else ""
+    typer.echo(
+        f"{found.folder}: teacher {found.teacher}, {found.rows:,} rows{variants}, {found.tokens:,} tokens\n"
+        f"  {found.bytes / 1e6:,.1f} MB in {found.shards} shards, {found.bytes_per_token:.1f} bytes a token: "
+        f"{found.kept} at temperature {found.temperature:g}\n"
+        f"  the head covers {found.head_covers:.1%} of the probability; mean entropy {found.entropy:.3f} nats"
+    )

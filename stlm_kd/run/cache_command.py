@@ -1,0 +1,213 @@
+"""The commands of teachers' caches: make them for a recipe, look at one, compute a part of one again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stlm_kd.cache.layout import Manifest, read_manifest
+from stlm_kd.cache.reading import TeacherCache, kept_positions
+from stlm_kd.cache.shards import Array, checksums
+from stlm_kd.cache.writing import columns_of
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.engine import current_device
+from stlm_kd.engine.launched import first_process_runs
+from stlm_kd.engine.plain import autocast
+from stlm_kd.errors import CheckpointError
+from stlm_kd.models.observing import Needs
+from stlm_kd.recipe import Recipe, from_values, plain
+from stlm_kd.run.caching import CacheOrder, work_of
+from stlm_kd.run.checking import check_recipe
+from stlm_kd.run.folder import file_name
+from stlm_kd.run.loading import live_teacher
+from stlm_kd.run.record import write_json
+from stlm_kd.run.recording import recorded_once
+from stlm_kd.run.stages import model_identity
+from stlm_kd.run.teaching import cached_teacher, ready_teacher
+from stlm_kd.run.text import student_tokenizer
+from stlm_kd.run.workshop import Workshop, workshop_for
+from stlm_kd.teachers import TeacherOutput
+
+LARGEST_DIFFERENCE = 5e-3
+"""Of a probability between two computations of it: half precision gives a tenth of that."""
+
+LEAST_AGREEMENT = 0.95
+"""Of ids: where two outcomes are as likely as each other, either may come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSummary:
+    """What ``inspect`` tells of a cache; sizes in bytes, entropy in nats."""
+
+    folder: str
+    teacher: str
+    rows: int
+    variants: int
+    tokens: int
+    bytes: int
+    bytes_per_token: float
+    shards: int
+    kept: str
+    temperature: float
+    head_covers: float
+    entropy: float
+    states: Mapping[str, int]
+    made_of: Mapping[str, object]
+
+
+def cache_teachers(
+    recipe: Recipe, *, name: str, output_dir: Path, resume: bool, trust_remote_code: bool, command: str
+) -> dict[str, list[Path]]:
+    """Write each teacher's cache for the recipe's data, unless it is there; the folders by teacher.
+
+    Teachers are trained and adapted first, as the recipe says; one without ``cache`` gets the default one.
+    """
+    given = plain(recipe)
+    teachers = given["teachers"]
+    assert isinstance(teachers, list)
+    given["teachers"] = [
+        {"cache": "auto", **teacher} if isinstance(teacher, dict) else teacher for teacher in teachers
+    ]
+    full = from_values(given, origin=name)
+    run_name = f"{file_name(name)[:58]}-cache"
+    with recorded_once(full, name=run_name, output_dir=output_dir, command=command) as run:
+        workshop = workshop_for(
+            full, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
+        )
+        tokenizer = student_tokenizer(full, workshop)
+        first_process_runs(lambda: check_recipe(full, tokenizer, workshop, origin=name))
+        made = {}
+        for teacher in full.teachers:
+            if teacher.is_only_read:
+                continue
+            ready = ready_teacher(full, teacher, tokenizer, workshop)
+            made[teacher.name] = cached_teacher(full, teacher, ready.model, tokenizer, workshop)
+        found = {name: [asdict(summary(folder)) for folder in folders] for name, folders in made.items()}
+        first_process_runs(lambda: write_json(run / "results.json", {"caches": found}))
+    return made
+
+
+def summary(folder: Path) -> CacheSummary:
+    """What a cache's manifest says.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    manifest = read_manifest(folder)
+    layout = manifest.layout
+    kept = "all logits" if layout.logits else f"{layout.head} likeliest outcomes and {layout.draws} draws"
+    return CacheSummary(
+        folder=str(folder),
+        teacher=_teacher_of(manifest),
+        rows=manifest.rows,
+        variants=manifest.variants,
+        tokens=manifest.tokens,
+        bytes=manifest.num_bytes,
+        bytes_per_token=manifest.num_bytes / max(manifest.tokens, 1),
+        shards=len(manifest.shards),
+        kept=kept,
+        temperature=layout.temperature,
+        head_covers=manifest.covered,
+        entropy=manifest.entropy,
+        states=layout.states,
+        made_of=manifest.made_of,
+    )
+
+
+def _teacher_of(manifest: Manifest) -> str:
+    names = manifest.source.get("names")
+    if isinstance(names, list):
+        return f"{', '.join(map(str, names))} merged"
+    return str(manifest.source.get("teacher"))
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far a part of a cache is from what its teacher says now.
+
+    Attributes:
+        rows: That were computed again.
+        tokens: Of these.
+        difference: The largest one of a probability; of logits, of a logit.
+        ids: The share of ids that are the same; 1 of logits.
+    """
+
+    rows: int
+    tokens: int
+    difference: float
+    ids: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether that is within rounding."""
+        return self.difference <= LARGEST_DIFFERENCE and self.ids >= LEAST_AGREEMENT
+
+
+def verify_cache(
+    folder: Path, *, rows: int, seed: int, output_dir: Path, trust_remote_code: bool
+) -> Verification:
+    """Compute some rows again, chosen by the seed, and compare them with what a cache holds.
+
+    Raises:
+        CheckpointError: The cache is damaged, was merged of others, or is of another revision of its teacher.
+        EnvironmentFault: Teacher or data are not there any more.
+    """
+    cache = TeacherCache.open(folder)
+    order = _order_of(cache, output_dir, trust_remote_code)
+    work = replace(work_of(order, material := order.material()), items_per_shard=1)
+    if work.items != cache.manifest.items or material.num_rows != cache.manifest.rows:
+        raise CheckpointError(f"{folder}: of {cache.manifest.rows} rows, but the data has {work.rows} now")
+    device = current_device()
+    live = live_teacher(
+        order.model, order.recipe, name=order.teacher.name, trust_remote_code=trust_remote_code
+    )
+
+    def asked(batch: AnyBatch, needs: Needs) -> TeacherOutput:
+        return live(batch.to(device), needs)
+
+    chosen = np.random.default_rng(seed).permutation(work.items)[:rows].tolist()
+    found = []
+    with autocast(device, order.recipe.train.precision), torch.no_grad():
+        for item in chosen:
+            ((items, batch),) = work.batches(item)
+            stored = cache.items(items)
+            if checksums(batch) != stored.checks.tolist():
+                raise CheckpointError(f"{folder}: item {item} is of other text than the data now has")
+            made = columns_of(asked, batch, kept_positions(batch, work.layout), items, work)
+            found.append(_compared(stored.columns, made))
+    return Verification(
+        rows=len(chosen),
+        tokens=sum(entry.tokens for entry in found),
+        difference=max(entry.difference for entry in found),
+        ids=float(np.average([entry.ids for entry in found], weights=[max(e.tokens, 1) for e in found])),
+    )
+
+
+def _compared(stored: Mapping[str, Array], made: Mapping[str, Array]) -> Verification:
+    if "logits" in stored:
+        apart = np.abs(stored["logits"] - made["logits"]).max(initial=0.0)
+        return Verification(1, len(made["logits"]), float(apart), 1.0)
+    apart = 0.0
+    for name in ("log_probs", "tail", "label_log_probs"):
+        sides = [np.exp(column[name].astype(np.float64)) for column in (stored, made)]
+        apart = max(apart, float(np.abs(sides[0] - sides[1]).max(initial=0.0)))
+    same = float((stored["ids"] == made["ids"]).mean()) if made["ids"].size else 1.0
+    return Verification(1, len(made["tail"]), apart, same)
+
+
+def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) -> CacheOrder:
+    """What made a cache, in the words of its manifest."""
+    source, folder = cache.manifest.source, cache.folder
+    values, name, model, seed = (source.get(key) for key in ("recipe", "teacher", "model", "seed"))
+    if not isinstance(values, dict) or not isinstance(model, str) or type(seed) is not int:
+        raise CheckpointError(f"{folder}: made of other caches, or by hand; verify those that it is made of")
+    recipe = from_values(values, origin=f"{folder}: recipe")
+    (teacher,) = (entry for entry in recipe.teachers if entry.name == name)
+    workshop = Workshop(output_dir, trust_remote_code=trust_remote_code)
+    if model_identity(model, trust_remote_code=trust_remote_code) != cache.manifest.made_of.get("teacher"):
+        raise CheckpointError(f"{folder}: {model} is not the teacher that it was made of: another revision")
+    return CacheOrder(recipe, teacher, model, student_tokenizer(recipe, workshop), workshop, seed)

@@ -1,0 +1,221 @@
+"""One cache of several teachers': their mixture at each token, again of a fixed size.
+
+Head and draws of all teachers together are an unbiased estimate of the mixture. Of that estimate the
+likeliest outcomes become the new head, and the rest is drawn from again, so that the result is unbiased too.
+Its ``entropy`` is Σ w H of the teachers' own, as for teachers that are combined while a student is trained:
+forward KL then shows Σ w KL(p || q), with the gradient of KL(Σ w p || q).
+
+Shapes: n tokens, M teachers, E entries of all teachers, H of the head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stlm_kd.cache.layout import Json, Layout, shard_name
+from stlm_kd.cache.reading import Found, Items, TeacherCache, distribution
+from stlm_kd.cache.sampling import head_and_tail, uniforms
+from stlm_kd.cache.shards import write_shard
+from stlm_kd.cache.writing import Work, complete, estimated_bytes, require_space
+from stlm_kd.combine import COMBINERS, Evidence, of_said
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.disk import full_disk_told, written_whole
+from stlm_kd.errors import CheckpointError, UsageError
+from stlm_kd.losses.sparse import Sparse, SparseMixture
+from stlm_kd.run.cache_reading import WORDS
+
+WAYS = ("mean", "weighted", "confidence", "entropy", "label-likelihood")
+"""To combine teachers by what a cache tells of each token."""
+
+
+def merge_caches(
+    folders: Sequence[Path], *, how: str, options: Mapping[str, Json], names: Sequence[str], output: Path
+) -> Path:
+    """Write the mixture of several caches into a new folder, which appears whole.
+
+    Args:
+        folders: Of caches of the same data.
+        how: One of ``WAYS``.
+        options: Of that way.
+        names: What the teachers are called in the options.
+        output: The new folder.
+
+    Raises:
+        UsageError: Fewer than two caches, a way that a cache cannot serve, or a folder that is there already.
+        CheckpointError: A damaged cache, or caches of different data or temperatures.
+        EnvironmentFault: The disk is too small.
+    """
+    _check_words(folders, how, options, names, output)
+    caches = [TeacherCache.open(folder) for folder in folders]
+    _check_same(caches)
+    first = caches[0].manifest
+    layout = _layout(caches)
+    key = [how, dict(options), *(cache.manifest.fingerprint for cache in caches)]
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
+    work = Work(layout, first.rows, first.variants, first.items_per_shard, seed, 1, _no_batch)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    require_space(output.parent, estimated_bytes(layout, first.tokens, first.items), why=str(output))
+    teachers: list[Json] = [cache.manifest.made_of["teacher"] for cache in caches]
+    merged: dict[str, Json] = {"merged": teachers, "how": how, "options": dict(options)}
+    made_of = {**first.made_of, "teacher": merged, "top": layout.head, "draws": layout.draws, "states": []}
+    known = [cache.manifest.flops for cache in caches if cache.manifest.flops is not None]
+    flops = sum(known) if len(known) == len(caches) else None
+    source: dict[str, Json] = {"merged": [str(folder) for folder in folders], "names": list(names)}
+    with full_disk_told(output), written_whole(output) as unfinished:
+        unfinished.mkdir()
+        for shard in range(work.num_shards):
+            found = [cache.items(work.items_of(shard)) for cache in caches]
+            columns = _merged(found, caches, layout, how, options, names, work, work.items_of(shard))
+            path = unfinished / shard_name(shard)
+            write_shard(path, layout, found[0].lengths, found[0].checks, columns)
+        complete(unfinished, work, made_of=made_of, source=source, flops=flops)
+    return output
+
+
+def _check_words(
+    folders: Sequence[Path], how: str, options: Mapping[str, Json], names: Sequence[str], output: Path
+) -> None:
+    if len(folders) < 2:
+        raise UsageError(f"{len(folders)} cache given; expected at least two")
+    if output.exists():
+        raise UsageError(f"--output {output}: there already; name a new folder, or delete it")
+    if how not in WAYS:
+        raise UsageError(f"--how {how}: expected one of {', '.join(WAYS)}")
+    for name in options:
+        if name not in COMBINERS.options(how):
+            raise UsageError(f"--{name}: not an option of {how}")
+    if how == "weighted":
+        given = options.get("weights")
+        weights = given if isinstance(given, dict) else {}
+        if set(weights) != set(names) or not any(weights.values()):
+            expected = ",".join(f"{name}=1" for name in names)
+            raise UsageError(f"--weights: expected a number for each cache, not all 0, such as {expected}")
+
+
+def _check_same(caches: Sequence[TeacherCache]) -> None:
+    """Refuse caches that are not of the same tokens."""
+    first = caches[0].manifest
+    for cache in caches:
+        other = cache.manifest
+        names = [name for name in WORDS if name != "teacher"]
+        apart = [WORDS[name] for name in names if first.made_of.get(name) != other.made_of.get(name)]
+        numbers = (first.rows, first.variants, first.tokens, first.layout.vocabulary)
+        if not apart and numbers != (other.rows, other.variants, other.tokens, other.layout.vocabulary):
+            apart = ["the rows"]
+        if other.layout.logits:
+            raise CheckpointError(f"{cache.folder}: holds classifiers' logits, which are not merged")
+        if apart:
+            places = f"{caches[0].folder} and {cache.folder}"
+            raise CheckpointError(f"{places} differ in {', '.join(apart)}; make them by one recipe")
+
+
+def _layout(caches: Sequence[TeacherCache]) -> Layout:
+    first = caches[0].layout
+    head = min(cache.layout.head for cache in caches)  # as many outcomes are certain to be known
+    draws = max(cache.layout.draws for cache in caches)
+    draws = draws or (1 if head < first.vocabulary else 0)
+    return Layout(first.vocabulary, head, draws, first.temperature, first.positions)
+
+
+def _merged(
+    found: Sequence[Items],
+    caches: Sequence[TeacherCache],
+    layout: Layout,
+    how: str,
+    options: Mapping[str, Json],
+    names: Sequence[str],
+    work: Work,
+    items: range,
+) -> dict[str, np.ndarray]:
+    """The columns of a shard."""
+    first = found[0]
+    for cache, other in zip(caches, found, strict=True):
+        if (other.checks != first.checks).any() or (other.lengths != first.lengths).any():
+            raise CheckpointError(
+                f"{caches[0].folder} and {cache.folder} hold other rows; make them by one recipe"
+            )
+    tokens = int(first.lengths.sum())
+    item_of = np.repeat(np.asarray(items), first.lengths)
+    begins = np.cumsum(first.lengths) - first.lengths
+    place = np.arange(tokens) - np.repeat(begins, first.lengths)
+    numbers = torch.from_numpy(uniforms(work.seed, item_of, place, layout.draws))
+    targets = []
+    for cache, own in zip(caches, found, strict=True):
+        said = distribution(Found(torch.ones(tokens, dtype=torch.bool), own.columns), cache.layout)
+        assert isinstance(said, Sparse)
+        targets.append(said)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in layout.columns()}
+    for begin in range(0, tokens, 1 << 14):
+        few = slice(begin, begin + (1 << 14))
+        made = mixed([target.rows(few) for target in targets], numbers[few], layout.head, how, options, names)
+        for name, values in made.items():
+            columns[name].append(values.numpy())
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def mixed(
+    targets: Sequence[Sparse],
+    uniforms_nM: Tensor,
+    head: int,
+    how: str,
+    options: Mapping[str, Json],
+    names: Sequence[str],
+) -> Mapping[str, Tensor]:
+    """What a cache keeps of the mixture of some tokens, as ``head_and_tail`` gives it."""
+    log_weights_nM = _weights(targets, how, options, names).log()
+    mixture = SparseMixture(targets, log_weights_nM.exp())
+    ids_nE, masses_nE = _once(mixture.ids, mixture.masses())
+    no_label_n = torch.full((len(ids_nE),), -1)
+    made = head_and_tail(masses_nE.log(), no_label_n, uniforms_nM, head=head, temperature=1.0)
+    labels_nM = torch.stack([_labels(target) for target in targets], dim=-1)
+    return {
+        **made,
+        "ids": ids_nE.gather(-1, made["ids"]),
+        "entropy": mixture.entropy,
+        "label_log_probs": (log_weights_nM + labels_nM).logsumexp(-1),
+    }
+
+
+def _weights(
+    targets: Sequence[Sparse], how: str, options: Mapping[str, Json], names: Sequence[str]
+) -> Tensor:
+    """The teachers' weights, (n, M)."""
+    tokens = len(targets[0].ids)
+    no_label_n = torch.zeros(tokens, dtype=torch.int64)
+    said = of_said(targets, no_label_n, COMBINERS.needs(how, options), targets[0].temperature)
+    evidence = Evidence(
+        teachers=tuple(names),
+        blank=torch.zeros(tokens, len(targets)),
+        labelled=torch.ones(tokens, dtype=torch.bool),  # where there is none, all caches say the same of it
+        confidence=said.confidence,
+        entropy=said.entropy,
+        label_log_prob=said.label_log_prob,
+    )
+    weights_nM: Tensor = COMBINERS[how](evidence, **options)
+    return weights_nM
+
+
+def _labels(target: Sparse) -> Tensor:
+    assert target.label_log_probs is not None
+    return target.label_log_probs
+
+
+def _once(ids_nE: Tensor, masses_nE: Tensor) -> tuple[Tensor, Tensor]:
+    """Each outcome once with all its mass; what is left over has none."""
+    ids_nE, order_nE = ids_nE.sort(dim=-1)
+    masses_nE = masses_nE.gather(-1, order_nE)
+    is_new_nE = torch.ones_like(ids_nE, dtype=torch.bool)
+    is_new_nE[:, 1:] = ids_nE[:, 1:] != ids_nE[:, :-1]
+    place_nE = is_new_nE.cumsum(-1) - 1
+    summed_nE = torch.zeros_like(masses_nE).scatter_add_(-1, place_nE, masses_nE)
+    return torch.zeros_like(ids_nE).scatter_(-1, place_nE, ids_nE), summed_nE
+
+
+def _no_batch(rows: Sequence[int], variants: Sequence[int]) -> AnyBatch:
+    raise AssertionError("a merged cache asks no teacher")
