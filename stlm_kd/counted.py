@@ -256,12 +256,13 @@ class Block:
         estimated = linear and bool(sparse)  # without bias, since the loss is linear in it
         key = (None, temperature, estimated)
         if key not in self.targets:
-            log_probs_mV = {name: self._log_probs(name, temperature, estimated=estimated) for name in names}
+            log_probs_mV = {name: self.log_probs(name, temperature, estimated=estimated) for name in names}
             mixed_mV = mixture(log_probs_mV, self.weights(temperature))
             self.targets[key] = Softened.of_log_probs(mixed_mV, temperature)
         return self.targets[key]
 
-    def _log_probs(self, name: str, temperature: float, *, estimated: bool) -> Tensor:
+    @torch.no_grad()
+    def log_probs(self, name: str, temperature: float, *, estimated: bool) -> Tensor:
         """A teacher's log-probabilities (m, V); sparse ones estimated, or their tail spread."""
         one = self.said[name]
         if isinstance(one, Softened):
@@ -276,6 +277,6 @@ class Block:
             return one
         key = (name, temperature, False)
         if key not in self.targets:
-            log_mV = self._log_probs(name, temperature, estimated=False)
+            log_mV = self.log_probs(name, temperature, estimated=False)
             self.targets[key] = Softened.of_log_probs(log_mV, temperature)
         return self.targets[key]

@@ -157,6 +157,23 @@ def before_and_after(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) 
     return replace(rows, outcomes=min(sides.head.size, *sizes)), dense
 
 
+def of_base(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) -> tuple[Rows, Distribution]:
+    """What a term's target is made of, and what the student says, without an intervention.
+
+    Args:
+        term: On outcomes. The tokens are those that it counts.
+        mixing: If its target is ``COMBINED``.
+        batch: Labels and masks.
+        sides: What both said.
+    """
+    chosen = term_mask(term, batch)
+    part = _Part(sides.student, sides.teachers, [chosen], chosen)
+    rows, student = _rows([term], mixing, batch, sides, [part])
+    if sides.head is None:
+        return rows, Logits(student)
+    return rows, Dense(student, sides.head, sides.head.size).rows(slice(None))
+
+
 def _rows(
     terms: Sequence[Term],
     mixing: Mixing,

@@ -13,6 +13,7 @@ from stlm_kd.alignment import Site
 from stlm_kd.combine import GATE, Domains, Gate, Mixing, drawn_for, mixed_teachers
 from stlm_kd.counterfactuals import measure_names, measured
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.ensembles import ensemble_measures, ensemble_names
 from stlm_kd.features import Projections
 from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
 from stlm_kd.losses import LABELS, LOSSES
@@ -97,7 +98,16 @@ class StepModule(nn.Module):
         """What this step may measure beside its terms; its micro-batches need not tell all of it."""
         if not self._measures:
             return []
-        return measure_names(self.terms, seed=self._supplies.seed, index=self._index, steps=self._steps)
+        terms = self.terms
+        return [
+            *measure_names(terms, seed=self._supplies.seed, index=self._index, steps=self._steps),
+            *ensemble_names(terms, self._asked_together),
+        ]
+
+    @property
+    def _asked_together(self) -> tuple[str, ...]:
+        """The teachers of the mixture, where there is more than one teacher to combine."""
+        return self.mixed if len(self._teachers) > 1 else ()
 
     @property
     def _measures(self) -> bool:
@@ -136,6 +146,8 @@ class StepModule(nn.Module):
         if self._measures:
             layers = {name: plan.student_layer for name, plan in plans.items()}
             measures = measured(terms, mixing, batch, sides, layers)
+            if self._asked_together:
+                measures |= ensemble_measures(terms, mixing, batch, sides)
         reduced = reduce_terms(terms, mixing, batch, sides, denominators, method=self.vocabulary_loss)
         return StepOutput(reduced.loss + self._idle(terms), reduced.sums, measures)
 

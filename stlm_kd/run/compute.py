@@ -158,15 +158,14 @@ def _row_flops(
     head = reading.counted if labels_alone else 1.0
     flops = (2 if frozen_body else 3) * student.body + 3 * head * student.head
     depths = dict.fromkeys(teachers, 0.0)
-    for name, needs in teacher_needs(terms, list(teachers), classes=classes).items():
+    mixed = step.mixed
+    for name, needs in teacher_needs(terms, mixed, classes=classes).items():
         depths[name] = _depth(needs, teachers[name].cost)
         flops += head * teachers[name].cost.head if needs.head_input else 0
     for intervention in _interventions(terms):
         own = _again(intervention, [(layer,) for layer in intervention.student_layers], student, own=True)
         flops += 3 * (student.body * own.after + head * student.head)
-        for name, needs in teacher_needs(
-            terms, list(teachers), classes=classes, after=intervention.name
-        ).items():
+        for name, needs in teacher_needs(terms, mixed, classes=classes, after=intervention.name).items():
             cost = teachers[name].cost
             layers = [intervention.layers[name][layer] for layer in intervention.student_layers]
             theirs = _again(intervention, layers, cost, own=False)

@@ -1,0 +1,126 @@
+"""What the teachers that are combined say beside one another: measured in steps that are logged.
+
+Shapes: B rows, n tokens of a block, M teachers, V outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from stlm_kd.combine import Mixing
+from stlm_kd.combine.gate import LEAST_LOG_PROB
+from stlm_kd.counted import Block, Group, Rows
+from stlm_kd.data.batch import IGNORED
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distributions import Dense, Distribution, Logits
+from stlm_kd.losses import LOSSES, Sparse
+from stlm_kd.losses.chunked import chunk_rows
+from stlm_kd.measures import Measure
+from stlm_kd.objective import Sides, of_base
+from stlm_kd.terms import COMBINED, Term
+
+OF_EACH = ("teacher_weight", "teacher_kl", "teacher_label_loss")
+OF_PAIRS = ("teachers_agree/top-1", "teachers_differ/jensen_shannon")
+
+
+def combined_term(terms: Sequence[Term]) -> Term | None:
+    """The first of the terms whose target is the teachers' mixture: the one that is measured."""
+    return next((term for term in terms if term.teacher == COMBINED and term.loss in LOSSES), None)
+
+
+def ensemble_names(terms: Sequence[Term], teachers: Sequence[str]) -> list[str]:
+    """What ``ensemble_measures`` may tell of a step, as ``group/name``.
+
+    Args:
+        terms: Of the step.
+        teachers: Those of which its mixture is made.
+    """
+    if combined_term(terms) is None:
+        return []
+    each = [f"{group}/{name}" for group in OF_EACH for name in teachers]
+    return [*each, *(OF_PAIRS if len(teachers) > 1 else ())]
+
+
+@torch.no_grad()
+def ensemble_measures(
+    terms: Sequence[Term], mixing: Mixing, batch: AnyBatch, sides: Sides
+) -> dict[str, Measure]:
+    """Weights, losses and agreement of the teachers, of one micro-batch, without interventions.
+
+    Over the tokens that the first term on the mixture counts, softened by its temperature: each teacher's
+    mean weight; KL(teacher || student) in nats; -log p(label) in nats, where there is a label; and over all
+    pairs of teachers, how often both have the same likeliest outcome, and the Jensen-Shannon divergence in
+    nats. Of stored targets the tail counts as spread evenly, but for the label that is stored.
+
+    Args:
+        terms: Of the step.
+        mixing: Its mixture.
+        batch: Labels and masks.
+        sides: What both said.
+    """
+    term = combined_term(terms)
+    if term is None:
+        return {}
+    rows, student = of_base(term, mixing, batch, sides)
+    totals: dict[str, Tensor] = {}
+    labelled = (rows.labels != IGNORED).sum()
+    with torch.autocast(rows.labels.device.type, enabled=False):
+        for block in _blocks(rows, student):
+            for name, value_n in _values(block, term.temperature):
+                totals[name] = totals.get(name, 0.0) + value_n.sum(dtype=torch.float64)
+    counted = torch.tensor(len(rows.labels), device=rows.labels.device)
+    return {
+        name: Measure(totals[name], labelled if name.startswith("teacher_label_loss") else counted)
+        for name in ensemble_names(terms, mixing.teachers)
+        if name in totals
+    }
+
+
+def _blocks(rows: Rows, student: Distribution) -> Iterator[Block]:
+    number = len(rows.labels)
+    size = max(number, 1)
+    assert isinstance(student, (Dense, Logits))
+    if isinstance(student, Dense):  # logits of student and teachers
+        size = chunk_rows(student.head.weight, 2 / (1 + len(rows.teachers)))
+    for begin in range(0, number, size):
+        chunk = slice(begin, min(begin + size, number))
+        group = Group(rows, [0], chunk, student.logits(chunk, rows.outcomes))
+        yield from (block for _, block in group.blocks())
+
+
+def _values(block: Block, temperature: float) -> Iterator[tuple[str, Tensor]]:
+    """Each measure at the tokens of a block, (n,)."""
+    names = block.mixing.teachers
+    own_nV = block.student.log_probs(temperature)
+    weights_nM = block.weights(temperature)
+    log_probs = [block.log_probs(name, temperature, estimated=False) for name in names]
+    labelled_n = block.label_m != IGNORED
+    place_n1 = block.label_m.masked_fill(~labelled_n, 0)[:, None]
+    for name, weight_n, log_nV in zip(names, weights_nM.unbind(-1), log_probs, strict=True):
+        said = block.said[name]
+        stored_n = said.label_log_probs if isinstance(said, Sparse) else None
+        label_n = log_nV.gather(-1, place_n1).squeeze(-1) if stored_n is None else stored_n
+        label_n = label_n.clamp(min=LEAST_LOG_PROB)
+        yield f"teacher_weight/{name}", weight_n
+        yield f"teacher_kl/{name}", -_entropy(log_nV) - (log_nV.exp() * own_nV).sum(-1)
+        yield f"teacher_label_loss/{name}", -label_n * labelled_n
+    if len(names) > 1:
+        pairs = list(combinations(log_probs, 2))
+        same = [one.argmax(-1) == other.argmax(-1) for one, other in pairs]
+        yield OF_PAIRS[0], torch.stack(same).double().mean(0)
+        yield OF_PAIRS[1], torch.stack([_jensen_shannon(*pair) for pair in pairs]).mean(0)
+
+
+def _entropy(log_nV: Tensor) -> Tensor:
+    entropy_n: Tensor = torch.special.entr(log_nV.exp()).sum(-1)
+    return entropy_n
+
+
+def _jensen_shannon(one_nV: Tensor, other_nV: Tensor) -> Tensor:
+    """The entropy of the pair's mean above the mean of their entropies."""
+    middle_nV = (one_nV.exp() + other_nV.exp()) / 2
+    return _entropy(middle_nV.log_()) - (_entropy(one_nV) + _entropy(other_nV)) / 2
