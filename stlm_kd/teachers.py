@@ -5,12 +5,13 @@ Shapes: B rows, T positions, D the teacher's width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.data.examples import AnyBatch
@@ -48,19 +49,50 @@ class LiveTeacher:
         model: A language model, or a classifier.
         vocabulary: The size of a language model's tokenizer, beyond which its head is padding.
         name: By which examples hold what its own tokenizer reads.
+        offload: Whether its weights are on the device of a batch only while it is asked, but for those of
+            embedding and head, which project what it said; between they are where they are now.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None, *, name: str = "") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: int | None = None,
+        *,
+        name: str = "",
+        offload: bool = False,
+    ) -> None:
         self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.name = name
+        self.offload = offload
+        stays = {id(weight) for layer in _outer(model) for weight in layer.parameters()}
+        self._resting = [(weight, weight.data) for weight in model.parameters() if id(weight) not in stays]
 
     @torch.no_grad()
     def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
         """See ``Teacher``."""
-        if self.model.device != batch.input_ids.device:
-            self.model.to(batch.input_ids.device)  # type: ignore[arg-type]
-        return self.output(observe(self.model, inputs_of(batch, self.model, reader=self.name), needs))
+        with self._on(batch.input_ids.device):
+            return self.output(observe(self.model, inputs_of(batch, self.model, reader=self.name), needs))
+
+    @contextmanager
+    def _on(self, device: torch.device) -> Iterator[None]:
+        """While it is entered, the whole model is on the device."""
+        if not self.offload:
+            if self.model.device != device:
+                self.model.to(device)  # type: ignore[arg-type]
+            yield
+            return
+        for layer in _outer(self.model):
+            layer.to(device)
+        for buffer in self.model.buffers():
+            buffer.data = buffer.data.to(device)
+        try:
+            for weight, resting in self._resting:
+                weight.data = _moved(resting, device)
+            yield
+        finally:
+            for weight, resting in self._resting:  # nothing is copied back: they never change
+                weight.data = resting
 
     def part(self, plan: Plan, layers: tuple[int, ...]) -> Rerun:
         """Its part in an intervention on these of its layers."""
@@ -76,7 +108,8 @@ class LiveTeacher:
             part: Its own, as ``part`` made it.
             needs: What to read.
         """
-        return self.output(part.after(batch, base.observed, needs))
+        with self._on(batch.input_ids.device):
+            return self.output(part.after(batch, base.observed, needs))
 
     def output(self, observed: Observed) -> TeacherOutput:
         """What was observed of the model, with its head."""
@@ -85,6 +118,16 @@ class LiveTeacher:
             dense = Dense(observed.head_input, head_of(self.model), self.vocabulary)
             return TeacherOutput(dense, observed)
         return TeacherOutput(None if observed.logits is None else Logits(observed.logits), observed)
+
+
+def _outer(model: PreTrainedModel) -> list[nn.Module]:
+    """Embedding and head."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [layer for layer in layers if layer is not None]
+
+
+def _moved(weight: Tensor, device: torch.device) -> Tensor:
+    return weight.to(device, non_blocking=True)
 
 
 class RememberingTeacher:

@@ -125,6 +125,10 @@ def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
             "projections": weights(step.projections),
             "vocabulary_loss": step.vocabulary_loss,
             "teachers": {name: known_of(teacher) for name, teacher in step._teachers.items()},
+            "resting": {
+                name: getattr(getattr(teacher, "_teacher", teacher), "offload", None)
+                for name, teacher in step._teachers.items()
+            },
             "batches": (batches._effective_batch, batches._micro_batch, batches._seed, read(batches)),
             "held_out": [digest(batch.input_ids.numpy()) for batch in held],
             "settings": asdict(settings),
@@ -166,7 +170,7 @@ def digest(array: Any) -> str:
 
 def weights(model: nn.Module) -> list[tuple[str, bool, str]]:
     named = model.named_parameters()
-    return [(name, value.requires_grad, digest(value.detach().numpy())) for name, value in named]
+    return [(name, value.requires_grad, digest(value.detach().float().numpy())) for name, value in named]
 
 
 def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, Any]]:
@@ -224,7 +228,14 @@ def without_keys(found: Values) -> Values:
 def decisive(one: Values) -> Values:
     """What decides the trained weights."""
     settings = {name: value for name, value in one["settings"].items() if name not in SIDE}
-    return {**one, "settings": settings, "trackers": None, "vocabulary_loss": None, "key": None}
+    return {
+        **one,
+        "settings": settings,
+        "trackers": None,
+        "vocabulary_loss": None,
+        "resting": None,
+        "key": None,
+    }
 
 
 @pytest.mark.parametrize("field", sorted(EFFECTS))

@@ -59,7 +59,9 @@ def test_a_body_is_run_without_dropout_in_training_and_keeps_it_in_its_configura
 def test_a_teacher_is_adapted_by_what_it_said_of_spans_and_its_body_stays(
     teacher: Path, place: Path, tmp_path: Path
 ) -> None:
-    adapt = ADAPT.replace("{", "{init: overlap, objective: {self-distillation: 1, cross-entropy: 0.5}, ")
+    adapt = ADAPT.replace(
+        "{", "{init: overlap, norms: true, objective: {self-distillation: 1, cross-entropy: 0.5}, "
+    )
     teachers = f"teachers=[{{name: g, model: {teacher}, adapt: {adapt}}}]"
     result = stlm_kd("adapt-teacher", "-r", "adapts.yaml", teachers, "eval=[]", "--output-dir", str(tmp_path))
     assert result.exit_code == 0, f"{result.output}{result.exception!r}"
@@ -72,4 +74,6 @@ def test_a_teacher_is_adapted_by_what_it_said_of_spans_and_its_body_stays(
     assert {"labels", "spans"} in [set(line.get("losses", {})) for line in metrics]
     old, new = (load_file(folder / "model.safetensors") for folder in (teacher, stage / "model"))
     changed = {name for name in old if name not in new or not torch.equal(old[name], new[name])}
-    assert changed == {"transformer.wte.weight"}
+    norms = {name for name in old if ".ln_" in name}
+    assert {"transformer.wte.weight"} < changed <= {"transformer.wte.weight", *norms}
+    assert report["trained_parameters"] == sum(new[n].numel() for n in {"transformer.wte.weight", *norms})

@@ -179,6 +179,13 @@ def freeze_body(model: PreTrainedModel) -> None:
         parameter.requires_grad_(True)
 
 
+def thaw_norms(model: PreTrainedModel) -> None:
+    """Let the norms be trained too; they are told by their class's name, as for weight decay."""
+    for part in model.modules():
+        if "norm" in type(part).__name__.lower():
+            part.requires_grad_(True)
+
+
 def own_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The padding id, or None where it is only another name of a token that stands for something.
 

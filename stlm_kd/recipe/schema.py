@@ -16,11 +16,11 @@ from stlm_kd.architectures import Goal, Task
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.caching import AnyCache
 from stlm_kd.recipe.data import MASKED_SHARE, Data
-from stlm_kd.recipe.fields import Part, Seed, Text, fault, show
+from stlm_kd.recipe.fields import Flag, Part, Seed, Text, fault, show
 from stlm_kd.recipe.objectives import AnyCombine, AnyObjective, Combine
 from stlm_kd.recipe.options import added_options, known_name, row_of
 from stlm_kd.recipe.student import Adapt, Student
-from stlm_kd.recipe.training import Engine, Train
+from stlm_kd.recipe.training import Engine, Precision, Train
 from stlm_kd.registry import Registry
 
 Control = Literal["no-teacher", "all-data", "equal-compute"]
@@ -32,6 +32,8 @@ class Teacher(Part):
     """A model to learn from: a folder or Hub id, or what another recipe trains.
 
     ``cache``: what it says of the training data is read from disk: ``auto``, a folder, or a mapping.
+    ``precision``: of its weights while it teaches; bf16 takes half the memory. ``offload``: all but its
+    embedding and head rest on the CPU, and are on the device only while it is asked.
     """
 
     called: ClassVar[str] = "a key of teachers"
@@ -41,6 +43,8 @@ class Teacher(Part):
     recipe: Recipe | None = None
     adapt: Adapt | None = None
     cache: AnyCache = None
+    precision: Precision = "fp32"
+    offload: Flag = False
 
     @property
     def is_only_read(self) -> bool:

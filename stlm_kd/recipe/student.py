@@ -129,14 +129,15 @@ class Adapt(Part):
     that both tokenizers end at the same byte (causal models). If not given, ``cross-entropy``; classifiers
     keep their own probabilities.
 
-    ``micro_batch``: as ``effective_batch`` where null. ``patience``: validations without improvement; null
-    trains all ``tokens``. ``fraction``: the share of the training text that it sees; as ``data.fraction``
-    where null.
+    ``norms``: its norms are trained too. ``micro_batch``: as ``effective_batch`` where null. ``patience``:
+    validations without improvement; null trains all ``tokens``. ``fraction``: the share of the training text
+    that it sees; as ``data.fraction`` where null.
     """
 
     called: ClassVar[str] = "a key of adapt"
     init: Annotated[Text, BeforeValidator(_initialiser)] = "subword-mean"
     objective: Annotated[dict[str, float] | None, BeforeValidator(_adapted_on)] = None
+    norms: Flag = False
     tokens: Count = 200_000_000
     learning_rate: Positive = 3e-4
     effective_batch: Count = 32

@@ -29,6 +29,7 @@ from stlm_kd.models.vocabulary import (
     freeze_body,
     replace_embedding,
     replace_vocabulary,
+    thaw_norms,
 )
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
@@ -89,7 +90,7 @@ class AdaptationReport:
         initialised: With the new rows, untrained.
         trained: At the end.
         held_out: Bytes, or examples, that these three are measured on.
-        trained_parameters: Embedding and head; a classifier's embedding.
+        trained_parameters: Embedding and head; a classifier's embedding; norms where these are trained too.
         tokens_seen: Positions read in training, repeats counted.
         tokens_of_text: Positions of the training text, each once.
         steps: Optimizer steps done.
@@ -186,6 +187,8 @@ def adapt_model(
             text=lambda: _joined_text(recipe, adapt, tokenizer, workshop),
         )
         _give(model, made, tokenizer)
+        if adapt.norms:
+            thaw_norms(model)
         initialised = measured(model, tokenizer)
         tracker.note(
             f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "

@@ -179,7 +179,9 @@ class Assignment:
         """What a teacher is: a model, or what was kept of what it said."""
         cached = self.cached.get(name)
         if cached is None or cached.cache is None:
-            return identify(self.teachers[name])
+            (entry,) = (teacher for teacher in self.recipe.teachers if teacher.name == name)
+            model = identify(self.teachers[name])
+            return model if entry.precision == "fp32" else {"model": model, "precision": entry.precision}
         if cached.cache.path is not None:
             return {"cache": read_manifest(expanded(cached.cache.path)).fingerprint}
         return {"cache": self.order(name).key()}

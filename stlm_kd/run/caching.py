@@ -105,6 +105,7 @@ class CacheOrder:
             **self.data_key(),
             **options,
             "precision": self.recipe.train.precision,
+            "weights": self.teacher.precision,
         }
 
     def made(self) -> Path:

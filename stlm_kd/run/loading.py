@@ -57,19 +57,22 @@ def load_model(
 
 
 def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bool) -> LiveTeacher:
-    """A teacher on its device.
+    """A teacher on its device, or where it rests.
 
     Args:
         place: Folder or Hub id.
-        recipe: Its task, classes and context.
+        recipe: Its task, classes and context; the teacher's precision.
         name: The teacher's.
         trust_remote_code: Whether it may run code that it brings.
     """
     tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
-    model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust_remote_code)
-    model.to(current_device())  # type: ignore[arg-type]
+    (entry,) = (teacher for teacher in recipe.teachers if teacher.name == name)
+    dtype = torch.bfloat16 if entry.precision == "bf16" else torch.float32
+    model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust_remote_code, dtype=dtype)
+    if not entry.offload:
+        model.to(current_device())  # type: ignore[arg-type]
     check_model(model, recipe, name=f"teacher {name}")
-    return LiveTeacher(model, vocabulary_size(tokenizer), name=name)
+    return LiveTeacher(model, vocabulary_size(tokenizer), name=name, offload=entry.offload)
 
 
 def empty_model(name: str, *, trust_remote_code: bool) -> PreTrainedModel:

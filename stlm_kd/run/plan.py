@@ -73,6 +73,10 @@ def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
         lines = [] if teacher.model is None else [f"{place} from {teacher.model}"]
     if teacher.cache is not None:
         lines.append(f"{place} is read {_cache(teacher.cache, recipe, teacher.name)}")
+    if teacher.precision != "fp32":
+        lines.append(f"{place}: teaches with {teacher.precision} weights")
+    if teacher.offload:
+        lines.append(f"{place}: rests on the CPU, but for its embedding and head")
     return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines
 
 
