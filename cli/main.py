@@ -15,6 +15,7 @@ from stlm_kd.cli.generate import generate
 from stlm_kd.cli.group import Commands
 from stlm_kd.cli.interchange import interchange
 from stlm_kd.cli.recipes import app as recipes
+from stlm_kd.cli.report import report
 from stlm_kd.cli.runs import app as runs
 from stlm_kd.cli.teachers import app as teachers
 
@@ -53,6 +54,7 @@ app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("agreement")(agreement)
 app.command("interchange")(interchange)
+app.command("report")(report)
 app.command("generate")(generate)
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")

@@ -171,6 +171,30 @@ def test_runs_are_listed_and_shown(whole: Path, place: Path) -> None:
     assert "distilled student" in stlm_kd("runs", "show", whole.name).stdout
 
 
+def test_each_student_has_a_card_that_its_shared_stage_has_not(whole: Path) -> None:
+    rows = {row["variant"]: row for row in json.loads((whole / "results.json").read_text())["rows"]}
+    for variant in VARIANTS:
+        for place, seed in enumerate((1, 2)):
+            card = (student(whole, variant, seed) / "model" / "README.md").read_text()
+            bits, _ = rows[variant]["estimates"].values()
+            assert f"| {bits['values'][place]:.4f}" in card and f"{bits['mean']:.4f} ± " in card
+            assert "**synthetic**" in card and "license: unknown" in card
+    assert not list((whole.parent / "stages").rglob("README.md"))
+
+
+def test_a_report_tells_of_the_run_and_of_how_its_teachers_came_about(whole: Path, tmp_path: Path) -> None:
+    shutil.move(shutil.copytree(whole, tmp_path / "there"), tmp_path / "elsewhere")
+    target = tmp_path / "report.html"
+    result = stlm_kd("report", str(tmp_path / "elsewhere"), "--html", str(target))
+    assert result.exit_code == 0, result.output
+    page = target.read_text(encoding="utf-8")
+    for row in json.loads((whole / "results.json").read_text())["rows"]:
+        assert row["name"] in page and f"{row['flops']:.2e}" in page
+    for name in "gl":
+        assert f"{name}, adaptation: " in page and f"{name}, training: " in page
+    assert "CPU cores" in page and "corrected p" in page
+
+
 def test_a_run_is_scored_again_and_continues_a_prompt(whole: Path, place: Path) -> None:
     scores = done("eval", str(whole), "--suite", "perplexity")[str(whole)]
     recorded = json.loads((whole / "results.json").read_text())["rows"][4]["suites"][0]

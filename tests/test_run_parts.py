@@ -240,7 +240,15 @@ def test_names_from_outside_are_shown_as_they_are() -> None:
     counts |= dict.fromkeys(("tokens_seen", "tokens_of_text", "steps", "seconds"), 1)
     bits = dict.fromkeys(("before", "initialised", "trained"), 1.0)
     report = AdaptationReport(
-        teacher=STRANGE, task="clm", init=STRANGE, tokens_by_origin={}, stopped="done", **counts, **bits
+        teacher=STRANGE,
+        task="clm",
+        init=STRANGE,
+        tokens_by_origin={},
+        stopped="done",
+        objective={},
+        aligned=None,
+        **counts,
+        **bits,
     )
     assert printed(adaptation_table({STRANGE: report}, STRANGE)).count(STRANGE) == 3
 

@@ -23,6 +23,7 @@ from stlm_kd.run.comparison_table import as_json as comparison_as_json
 from stlm_kd.run.comparison_table import differences_table
 from stlm_kd.run.contenders import Contender, metrics_of
 from stlm_kd.run.folder import file_name
+from stlm_kd.run.making import keep_making
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.scoring import kept_scores
@@ -91,6 +92,7 @@ def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, or
 def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: Workshop) -> None:
     for teacher in ready:
         copy_folder(Path(teacher.model), run / "teachers" / teacher.name)
+    keep_making(ready, run)
     reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
     scores = _scores(recipe, ready, workshop)
     cost = _cost(scores, [teacher.name for teacher in ready])
@@ -111,7 +113,7 @@ def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: 
     write_text(run / "table.txt", text.getvalue())
 
 
-def adaptation_table(reports: dict[str, AdaptationReport], title: str) -> Table:
+def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Table:
     """How good each is in the three states, and what the training took."""
     kinds = " / ".join(dict.fromkeys(MEASURES[report.task] for report in reports.values()))
     table = Table(

@@ -18,10 +18,12 @@ from stlm_kd.models.load import count_parameters
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.adapting import read_adaptation
 from stlm_kd.run.assignment import Assignment, Variant
+from stlm_kd.run.card import CardFacts, family_of, write_card
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.curves import draw_curves
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.loading import empty_model
+from stlm_kd.run.making import keep_making
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.results import Row, as_json, comparisons, result_table, text_remark
@@ -203,6 +205,7 @@ def _report(
         [Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"))) for model in models],
         workers=jobs if recipe.eval else 1,
     )
+    keep_making(teachers, run)
     trust = workshop.trust_remote_code
     by_model = {model: tuple(results) for model, results in zip(models, scored, strict=True)}
     rows = [row for teacher in own for row in _teacher_rows(teacher, by_model, trust)]
@@ -231,6 +234,18 @@ def _report(
     write_json(run / "results.json", as_json(rows, remarks, domains))
     write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
     draw_curves(students, run / "curves.png", unit=UNITS[recipe.task])
+    _write_cards(recipe, run, rows, remarks)
+
+
+def _write_cards(recipe: Recipe, run: Path, rows: Sequence[Row], remarks: Sequence[str]) -> None:
+    """A model card beside each student's and control's weights."""
+    by_variant = {row.variant: row for row in rows}
+    for variant in variants(recipe):
+        for seed in recipe.seeds:
+            folder = student_folder(run, variant, seed)
+            model, row = folder / "model", by_variant[variant]
+            report, family = read_report(folder), family_of(model)
+            write_card(CardFacts(run.name, recipe, variant, seed, report, row, remarks, family), model)
 
 
 def _teacher_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -49,6 +50,7 @@ class Record:
         versions: Of the packages that compute, by name.
         python: Its version.
         platform: System, release and machine.
+        hardware: Processors, memory and accelerators; "" where it was not noted.
         format: The version of this layout.
     """
 
@@ -62,6 +64,7 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     python: str = ""
     platform: str = ""
+    hardware: str = ""
     format: int = FORMAT_VERSION
 
 
@@ -76,7 +79,21 @@ def new_record(name: str, digest: str, command: str) -> Record:
         versions=_versions(PACKAGES),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        hardware=hardware(),
     )
+
+
+def hardware() -> str:
+    """Processors that this process may use, the machine's memory, and accelerators, in words."""
+    import torch
+
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    parts = [f"{len(own)} CPU cores"]
+    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        parts.append(f"{memory / 2**30:.0f} GiB of memory")
+    counted = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return ", ".join([*parts, *(f"{count} x {name}" for name, count in counted.items())])
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -99,6 +99,15 @@ def values(row: Row, metric: Metric) -> list[float]:
     return [score.value for score in scores if score is not None]
 
 
+def spread(row: Row, metric: Metric) -> Estimate | None:
+    """A mean over seeds with its interval; a single model's score with its standard error; None without."""
+    found = values(row, metric)
+    if len(found) != 1:
+        return estimate(found) if found else None
+    score = _score(row.scores[0], metric)
+    return Estimate(found[0], None if score is None else score.stderr, tuple(found))
+
+
 def result_table(rows: Sequence[Row], title: str) -> Table:
     """All rows; behind a mean over seeds its interval, behind a single model's score its standard error.
 
@@ -176,6 +185,33 @@ def as_json(
     }
 
 
+def rows_from_json(content: Mapping[str, Any]) -> list[Row]:
+    """The rows of what ``as_json`` made; () where it has none.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, AssertionError: It is damaged.
+    """
+    return [
+        Row(
+            name=str(row["name"]),
+            kind=str(row["kind"]),
+            variant=None if row["variant"] is None else str(row["variant"]),
+            parameters=int(row["parameters"]),
+            tokens_of_text=_count(row["tokens_of_text"]),
+            tokens_seen=_count(row["tokens_seen"]),
+            steps=_count(row.get("steps")),
+            flops=_count(row.get("flops")),
+            seeds=tuple(int(seed) for seed in row["seeds"]),
+            scores=tuple(tuple(map(SuiteResult.from_json, suites)) for suites in row["suites"]),
+        )
+        for row in content.get("rows", ())
+    ]
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
 def _estimates(row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
     found = {metric.label[:-2]: values(row, metric) for metric in metrics}
     return {label: asdict(estimate(numbers)) for label, numbers in found.items() if numbers}
@@ -243,11 +279,5 @@ def _score(suites: Sequence[SuiteResult], metric: Metric) -> Score | None:
 
 
 def _cell(row: Row, metric: Metric) -> str:
-    found = values(row, metric)
-    if not found:
-        return ""
-    if len(found) > 1:
-        return str(estimate(found))
-    score = _score(row.scores[0], metric)
-    assert score is not None
-    return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")
+    found = spread(row, metric)
+    return "" if found is None else str(found)

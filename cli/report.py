@@ -1,0 +1,28 @@
+"""``stlm-kd report``: one HTML file that tells of a run, or of several side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders.")],
+    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="The file to write.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW", help="What the others are compared with: a row's name or variant; as of compare."
+        ),
+    ] = None,
+) -> None:
+    """Tell of runs in one HTML file: what was done, at what cost, curves, scores with intervals, verdicts.
+
+    It needs nothing beside it, no network and no scripts.
+    """
+    from stlm_kd.run.report.command import report as run
+
+    run(runs, target=html, baseline=baseline)
+    typer.echo(f"Report: {html}")

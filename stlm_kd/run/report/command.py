@@ -1,0 +1,32 @@
+"""The command ``report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stlm_kd.errors import EnvironmentFault
+from stlm_kd.run.record import write_text
+from stlm_kd.run.report.gathering import gather
+from stlm_kd.run.report.page import page
+
+
+def report(runs: Sequence[str], *, target: Path, baseline: str | None = None) -> None:
+    """Write one HTML file that tells of a run, or of several side by side.
+
+    Args:
+        runs: Run folders.
+        target: The file; folders are made.
+        baseline: A row that the others are compared with, as ``compare`` takes it.
+
+    Raises:
+        EnvironmentFault: It cannot be written, or a run is not there.
+        UsageError, CheckpointError: As ``gather``.
+    """
+    content = page(gather(runs, baseline=baseline))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, content)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise EnvironmentFault(f"{target}: cannot be written ({reason}); choose another --html") from error

@@ -1,0 +1,113 @@
+"""From the metrics of trainings to panels: losses by term, held out and in training, and other measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeGuard
+
+from stlm_kd.run.report.facts import Line, Panel, Points
+from stlm_kd.tracking.jsonl import Line as Logged
+
+PACE = {
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
+}
+HELD_OUT, TRAINING, COURSE = "Held-out losses", "Losses on the training data", "The course of the training"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one training told: the lines of its ``metrics.jsonl``."""
+
+    label: str
+    seed: str
+    lines: Sequence[Logged]
+
+
+def panels_of(trainings: Sequence[Told], *, unit: str) -> tuple[Panel, ...]:
+    """All panels of some trainings, by group; numbers that are none are left out.
+
+    Args:
+        trainings: With the lines of their metrics.
+        unit: Of the loss on the labels.
+    """
+    return (
+        *_by_name(trainings, "validation", "losses", HELD_OUT, {"labels": unit}),
+        *_by_name(trainings, "step", "losses", TRAINING, {"labels": unit}),
+        *_plain(trainings, TRAINING, {"loss": "weighted sum, which is minimised"}),
+        *_measured(trainings),
+        *_plain(trainings, COURSE, PACE),
+    )
+
+
+def _by_name(
+    trainings: Sequence[Told], kind: str, key: str, group: str, units: Mapping[str, str]
+) -> Iterator[Panel]:
+    """A panel for each name that a mapping of some lines has."""
+    for name in _names(trainings, kind, key):
+        lines = _lines(trainings, kind, partial(_inner, key, name))
+        if lines:
+            yield Panel(group, name, units.get(name, ""), lines)
+
+
+def _plain(trainings: Sequence[Told], group: str, titles: Mapping[str, str]) -> Iterator[Panel]:
+    for key, title in titles.items():
+        lines = _lines(trainings, "step", partial(_outer, key))
+        if lines:
+            yield Panel(group, title, "", lines)
+
+
+def _measured(trainings: Sequence[Told]) -> Iterator[Panel]:
+    """A panel for each group of measures: one label for each measure, of each training that has it."""
+    full_names = _names(trainings, "step", "measures")
+    for group in dict.fromkeys(name.rpartition("/")[0] for name in full_names):
+        members = [name for name in full_names if name.rpartition("/")[0] == group]
+        found = {name: _lines(trainings, "step", partial(_inner, "measures", name)) for name in members}
+        several = len({line.label for lines in found.values() for line in lines}) > 1
+        lines = tuple(
+            Line(f"{line.label}: {_last(name)}" if several else _last(name), line.seed, line.points)
+            for name in sorted(members)
+            for line in found[name]
+        )
+        if lines:
+            yield Panel("Measurements", group or "measures", "", lines, is_measured=True)
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _names(trainings: Sequence[Told], kind: str, key: str) -> list[str]:
+    found = (line.get(key) for told in trainings for line in told.lines if line.get("kind") == kind)
+    return list(dict.fromkeys(name for inner in found if isinstance(inner, dict) for name in inner))
+
+
+def _lines(trainings: Sequence[Told], kind: str, value: Callable[[Logged], object]) -> tuple[Line, ...]:
+    found = ((told, _points(told, kind, value)) for told in trainings)
+    return tuple(Line(told.label, told.seed, points) for told, points in found if points)
+
+
+def _points(told: Told, kind: str, value: Callable[[Logged], object]) -> Points:
+    points: dict[float, float] = {}
+    for line in told.lines:
+        step, number = line.get("step"), value(line)
+        if line.get("kind") == kind and _is_number(step) and _is_number(number):
+            points[float(step)] = float(number)
+    return tuple(sorted(points.items()))
+
+
+def _outer(key: str, line: Logged) -> object:
+    return line.get(key)
+
+
+def _inner(key: str, name: str, line: Logged) -> object:
+    inner = line.get(key)
+    return inner.get(name) if isinstance(inner, dict) else None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

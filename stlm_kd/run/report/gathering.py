@@ -1,0 +1,197 @@
+"""What is known of runs, read from their folders: nothing there is trusted, and what is not there is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from stlm_kd.errors import CheckpointError, DataError, RecipeError, StlmKdError, UsageError
+from stlm_kd.recipe import Recipe, load
+from stlm_kd.run.adapting import AdaptationReport, read_adaptation
+from stlm_kd.run.card import is_synthetic
+from stlm_kd.run.compare import compare
+from stlm_kd.run.contenders import RESULTS
+from stlm_kd.run.folder import RECIPE, show_run
+from stlm_kd.run.making import ADAPTATION, TRAINING, making_folder
+from stlm_kd.run.plan import describe
+from stlm_kd.run.report.curves import Told, panels_of
+from stlm_kd.run.report.facts import ReportFacts, RunFacts, Trained
+from stlm_kd.run.results import Row, rows_from_json
+from stlm_kd.run.training import read_report
+from stlm_kd.run.workshop import UNITS
+from stlm_kd.tracking import read_metrics
+
+METRICS, REPORT = "metrics.jsonl", "report.json"
+_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
+Found = TypeVar("Found")
+
+
+def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
+    """All that is known of some runs.
+
+    Args:
+        runs: Run folders; different ones.
+        baseline: A row that the others are compared with, as ``compare`` takes it.
+
+    Raises:
+        UsageError: A run given twice, or a baseline that is not there.
+        EnvironmentFault: One is not there.
+        CheckpointError: It is no run, or something in it is damaged; the message names the file.
+    """
+    twice = sorted({run for run in runs if runs.count(run) > 1})
+    if twice:
+        raise UsageError(f"{', '.join(twice)}: given twice")
+    gathered = [_Gathered(Path(run)) for run in runs]
+    several = len(gathered) > 1
+    students = [told for one in gathered for told in one.students(named=several)]
+    teachers = [told for one in gathered for told in one.teachers(named=several)]
+    units = {one.unit for one in gathered}
+    unit = units.pop() if len(units) == 1 else ""
+    comparison, not_compared = None, ""
+    if any(one.rows for one in gathered):
+        try:
+            comparison = compare([*runs], baseline=baseline)
+        except (DataError, CheckpointError) as error:
+            not_compared = str(error)
+        except UsageError as error:
+            if baseline is not None:
+                raise
+            not_compared = str(error)
+    return ReportFacts(
+        runs=tuple(one.facts() for one in gathered),
+        panels=panels_of(students, unit=unit),
+        teacher_panels=panels_of(teachers, unit=unit),
+        comparison=comparison,
+        not_compared=not_compared,
+    )
+
+
+class _Gathered:
+    """One run's folder, read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.details = show_run(path)
+        self.lacks: list[str] = []
+        self.recipe = self._recipe()
+        results = path / RESULTS
+        content = (
+            _read(results, lambda: json.loads(results.read_text(encoding="utf-8")))
+            if results.is_file()
+            else {}
+        )
+        if not content:
+            self.lacks.append(
+                f"no {RESULTS}: the run is {self.details.record.status}, so there are no scores"
+            )
+        self.rows: tuple[Row, ...] = _read(results, lambda: tuple(rows_from_json(content)))
+        self.remarks = _read(results, lambda: tuple(map(str, content.get("remarks", ()))))
+        self._adapted = _read(results, lambda: _adaptations(content.get("adaptations", {})))
+
+    @property
+    def unit(self) -> str:
+        """Of its loss on the labels."""
+        return "" if self.recipe is None else UNITS[self.recipe.task]
+
+    def facts(self) -> RunFacts:
+        """What is told of it."""
+        recipe = self.recipe
+        return RunFacts(
+            place=str(self.path),
+            record=self.details.record,
+            recipe=self.details.recipe_yaml,
+            plan="" if recipe is None else describe(recipe),
+            synthetic=recipe is not None and is_synthetic(recipe),
+            rows=self.rows,
+            remarks=self.remarks,
+            trained=tuple(self._trained()),
+            adaptations={**self._adapted, **self._adaptations()},
+            lacks=tuple(self.lacks),
+        )
+
+    def students(self, *, named: bool) -> list[Told]:
+        """What the trainings of its students and controls told."""
+        names = {row.variant: row.name for row in self.rows}
+        return [
+            Told(self._named(names.get(variant, variant), named), str(seed), _metrics(folder))
+            for variant, seed, folder in self._folders()
+        ]
+
+    def teachers(self, *, named: bool) -> list[Told]:
+        """What the making of its teachers told."""
+        return [
+            Told(self._named(f"{name}, {kind}", named), "", _metrics(folder))
+            for kind in (TRAINING, ADAPTATION)
+            for name, folder in self._made(kind)
+        ]
+
+    def _named(self, label: str, named: bool) -> str:
+        return f"{self.path.name}: {label}" if named else label
+
+    def _recipe(self) -> Recipe | None:
+        try:
+            return load(str(self.path / RECIPE))
+        except RecipeError as error:
+            self.lacks.append(f"the recipe is not one that this version understands: {error.faults[0]}")
+        except StlmKdError as error:
+            self.lacks.append(f"the recipe cannot be read: {error}")
+        return None
+
+    def _folders(self) -> list[tuple[str, int, Path]]:
+        """Variant, seed and folder of each training, in the order of the results."""
+        order = [row.variant for row in self.rows]
+        found = []
+        for folder in self.path.glob("students/*/seed-*"):
+            seed = folder.name.removeprefix("seed-")
+            if seed.isdigit() and folder.is_dir():
+                found.append((folder.parent.name, int(seed), folder))
+        return sorted(
+            found, key=lambda one: (order.index(one[0]) if one[0] in order else len(order), *one[:2])
+        )
+
+    def _made(self, kind: str) -> list[tuple[str, Path]]:
+        """By teacher, the folder of its training or its adaptation."""
+        folders = sorted(making_folder(self.path).glob(f"*/{kind}"))
+        return [(folder.parent.name, folder) for folder in folders if folder.is_dir()]
+
+    def _trained(self) -> Iterable[Trained]:
+        names = {row.variant: row.name for row in self.rows}
+        for name, folder in self._made(TRAINING):
+            yield Trained(f"teacher {name}", None, _read(folder / REPORT, partial(read_report, folder)))
+        for variant, seed, folder in self._folders():
+            if (folder / REPORT).is_file():
+                report = _read(folder / REPORT, partial(read_report, folder))
+                yield Trained(names.get(variant, variant), seed, report)
+
+    def _adaptations(self) -> dict[str, AdaptationReport]:
+        made = self._made(ADAPTATION)
+        return {name: _read(at / REPORT, partial(read_adaptation, at)) for name, at in made}
+
+
+def _adaptations(content: Any) -> dict[str, AdaptationReport]:
+    """Those that ``adapt-teacher`` wrote among its results."""
+    known = {field.name for field in fields(AdaptationReport)}
+    assert all(set(report) <= known for report in content.values())
+    return {str(name): AdaptationReport(**report) for name, report in content.items()}
+
+
+def _metrics(folder: Path) -> list[Any]:
+    return _read(folder / METRICS, lambda: read_metrics(folder / METRICS))
+
+
+def _read(path: Path, reading: Callable[[], Found]) -> Found:
+    """What a file holds.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    try:
+        return reading()
+    except _DAMAGED as error:
+        raise CheckpointError(
+            f"{path}: damaged ({type(error).__name__}: {error}); the run's own command writes it anew"
+        ) from error

@@ -1,0 +1,57 @@
+"""Scores as points on a line, with what stands behind the ± of the table as a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from stlm_kd.run.intervals import Estimate
+from stlm_kd.run.report.charts import WIDTH, short, ticks
+from stlm_kd.run.report.html import Html, tag, text
+from stlm_kd.run.results import Metric, Row, spread
+
+ROW, TOP, BOTTOM, SIDE = 34, 4, 22, 14
+COLOURS = {"student": 0, "control": 1, "adapted": 2, "teacher": 2}
+
+
+def interval_figure(rows: Sequence[Row], metric: Metric) -> Html:
+    """One line for each row that has the metric."""
+    found = [(row, known) for row in rows if (known := spread(row, metric)) is not None]
+    low, high = _range([known for _, known in found])
+    height = TOP + ROW * len(found) + BOTTOM
+
+    def across(value: float) -> str:
+        return f"{SIDE + (value - low) / (high - low) * (WIDTH - 2 * SIDE):.1f}"
+
+    parts = [tag("title", text(metric.label))]
+    for value in ticks(low, high, 5):
+        ends = {"x1": across(value), "x2": across(value), "y1": str(TOP), "y2": str(height - BOTTOM)}
+        parts.append(tag("line", attributes={**ends, "class": "grid"}))
+        where = {"x": across(value), "y": str(height - 6), "text-anchor": "middle"}
+        parts.append(tag("text", text(short(value)), where))
+    for place, (row, known) in enumerate(found):
+        parts.append(_mark(row, known, TOP + ROW * place, across))
+    svg = tag("svg", parts, {"viewBox": f"0 0 {WIDTH} {height}", "role": "img", "aria-label": metric.label})
+    return tag("figure", [tag("figcaption", text(metric.label)), svg])
+
+
+def _mark(row: Row, known: Estimate, top: float, across: Callable[[float], str]) -> Html:
+    colour, y = f"c{COLOURS.get(row.kind, 3)}", str(top + 24)
+    told = f"{row.name}: {known}"
+    half = known.half_width or 0.0
+    ends = {"x1": across(known.mean - half), "x2": across(known.mean + half), "y1": y, "y2": y}
+    bar = tag("line", tag("title", text(told)), {**ends, "class": f"bar {colour}"})
+    point = tag(
+        "circle",
+        tag("title", text(told)),
+        {"cx": across(known.mean), "cy": y, "r": "4", "class": f"point {colour}"},
+    )
+    return tag(
+        "g", [tag("text", text(told), {"x": str(SIDE), "y": str(top + 14), "class": "name"}), bar, point]
+    )
+
+
+def _range(known: Sequence[Estimate]) -> tuple[float, float]:
+    low = min(one.mean - (one.half_width or 0.0) for one in known)
+    high = max(one.mean + (one.half_width or 0.0) for one in known)
+    space = 0.05 * (high - low) or 0.1 * abs(high) or 0.1
+    return low - space, high + space
