@@ -28,8 +28,9 @@ def evaluate(
             "--suite",
             metavar="NAME|{suite: NAME, …}",
             help="perplexity, lm-eval or stlm (five benchmarks of it); pseudo-perplexity or masked-loss for "
-            "masked models; classification or regression; glue, for which copies of the model are "
-            "fine-tuned; with options: '{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
+            "masked models; classification or regression; interchange, beside teachers; glue, for which "
+            "copies of the model are fine-tuned; with options: '{suite: lm-eval, tasks: [blimp]}'. May be "
+            "repeated.",
         ),
     ],
     data: Annotated[
@@ -49,6 +50,14 @@ def evaluate(
     label: Annotated[
         str | None,
         typer.Option(help="Labelled examples: the column of the label; by default that of the run."),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="For interchange: what the models are compared with; by default the teachers of their runs. "
+            "May be repeated.",
+        ),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -91,6 +100,7 @@ def evaluate(
         data=[str(path) for path in data or ()],
         text=None if text is None else [column.strip() for column in text.split(",")],
         label=label,
+        teachers=teacher or (),
         output=output,
         trust_remote_code=trust_remote_code,
         output_dir=output_dir,

@@ -60,21 +60,23 @@ def interchange(
     as_json: AsJson = False,
 ) -> None:
     """Compare students with a teacher after the same exchange of hidden states in both."""
-    from stlm_kd.run.counterfactuals import Asked, interchange_scores, interchange_table
+    from stlm_kd.eval.exchanges import Asked
+    from stlm_kd.run.counterfactuals import Question, interchange_scores, interchange_table
     from stlm_kd.run.counterfactuals import as_json as plain
     from stlm_kd.run.output import write_output
 
-    asked = Asked(alignment.value, source.value, positions.value, rows, context, seed)
+    asked = Asked(source.value, positions.value, rows, seed)
+    question = Question(alignment.value, asked, context)
     found = interchange_scores(
         teacher,
         students,
-        asked,
+        question,
         data=[str(path) for path in data or ()],
         trust_remote_code=trust_remote_code,
     )
     if output is not None:
-        write_output(output, plain(teacher, asked, found))
+        write_output(output, plain(teacher, question, found))
     if as_json:
-        print_json(plain(teacher, asked, found))
+        print_json(plain(teacher, question, found))
         return
     print_table(interchange_table(teacher, found))

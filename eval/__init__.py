@@ -8,6 +8,7 @@
 * ``pseudo_perplexity``: the same for masked language models, each token predicted from both sides.
 * ``masked_loss``: the loss that masked language models are trained on, and how many tokens they find.
 * ``masked``: text in windows for these two, and what a model says at masked positions.
+* ``interchange``, ``exchanges``, ``beside``: a student and its teachers after the same interventions.
 * ``examples``: what a classifier, or a model of numbers, says of labelled examples.
 * ``classification``: its scores, with standard errors.
 * ``tuned_suites``, ``tunings``: the suites for which copies of a model are fine-tuned, and what they ask for.
@@ -28,7 +29,22 @@
 * ``table``: the scores of several models side by side.
 """
 
-from stlm_kd.eval.suites import IDENTITIES, NEEDS_TEXT, SUITES, TASK_OF_SUITE, reads_held_out
+from stlm_kd.eval.suites import (
+    IDENTITIES,
+    NEEDS_TEACHERS,
+    NEEDS_TEXT,
+    SUITES,
+    TASK_OF_SUITE,
+    reads_held_out,
+)
 from stlm_kd.eval.tuned_suites import FINE_TUNED
 
-__all__ = ["FINE_TUNED", "IDENTITIES", "NEEDS_TEXT", "SUITES", "TASK_OF_SUITE", "reads_held_out"]
+__all__ = [
+    "FINE_TUNED",
+    "IDENTITIES",
+    "NEEDS_TEACHERS",
+    "NEEDS_TEXT",
+    "SUITES",
+    "TASK_OF_SUITE",
+    "reads_held_out",
+]

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from stlm_kd.alignment import Alignment
 from stlm_kd.data.batch import Batch
-from stlm_kd.distributions import Dense
+from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distributions import Dense, Logits
 from stlm_kd.eval.likelihood import ratio_stderr
 from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
 from stlm_kd.eval.running import evaluating
@@ -30,7 +31,7 @@ from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
 from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
 from stlm_kd.interventions.plan import Tokens
 from stlm_kd.losses.chunked import chunk_rows
-from stlm_kd.models.forward import head_of, inputs_of
+from stlm_kd.models.forward import inputs_of, vocabulary_head
 from stlm_kd.models.observing import Needs, Observed, observe
 from stlm_kd.terms import Intervention
 
@@ -46,7 +47,7 @@ class Exchange:
     The same places and sources serve all layers and all students.
     """
 
-    batch: Batch
+    batch: AnyBatch
     plan: Plan
 
     def at(self, student_layer: int, teacher_layers: tuple[int, ...], device: torch.device) -> Plan:
@@ -118,7 +119,7 @@ class Interchange:
 
 
 def draw_exchanges(
-    batches: Iterable[Batch],
+    batches: Iterable[AnyBatch],
     *,
     source: str,
     positions: Literal["consecutive", "random"],
@@ -129,7 +130,7 @@ def draw_exchanges(
     """An intervention for each batch, drawn from the seed of the supplies; see ``Intervention``.
 
     Args:
-        batches: Of held-out text; their order matters.
+        batches: Of held-out text or examples; their order matters.
         source: Name in ``SOURCES``.
         positions: Neighbours, or any.
         supplies: Seed, further rows, tokens.
@@ -159,8 +160,8 @@ def measure(
     """How a student and its teacher answer the same interventions, at each aligned layer of the student.
 
     Args:
-        teacher: A language model of a family that ``architectures.py`` lists; left in its mode.
-        student: The same, of the same vocabulary and task, on the same device.
+        teacher: A language model or classifier of a family that ``architectures.py`` lists; left in its mode.
+        student: The same, of the same vocabulary or classes and task, on the same device.
         exchanges: At least one, with rows that are not all padding.
         alignment: Student layer → the teacher's layers that it stands for.
         vocabulary: The tokenizer's size; what a head has beyond it is padding.
@@ -174,7 +175,7 @@ def measure(
     with evaluating(teacher), evaluating(student), torch.inference_mode():
         for exchange in exchanges:
             found = _answers(teacher, student, exchange, alignment, vocabulary)
-            filled = exchange.batch.attention_mask.any(1).tolist()
+            filled = _filled(exchange.batch).tolist()
             ids += [
                 number
                 for number, keep in zip(exchange.batch.example_ids.tolist(), filled, strict=True)
@@ -186,12 +187,17 @@ def measure(
     return Interchange(alignment, rows, tuple(ids), last, of_tokens)
 
 
+def _filled(batch: AnyBatch) -> Tensor:
+    """The rows that are not all padding, (B,) bool."""
+    return batch.attention_mask.any(1) if isinstance(batch, Batch) else batch.example_ids >= 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A model's states before its head at the counted positions: of the base, and after interventions."""
+    """What a model says at the counted positions or of examples: of the base, and after interventions."""
 
-    base: Dense
-    after: Mapping[int, Dense]
+    base: Dense | Logits
+    after: Mapping[int, Dense | Logits]
 
 
 def _answers(
@@ -205,18 +211,19 @@ def _answers(
     device = student.device
     batch = exchange.batch.to(device)
     plans = {layer: exchange.at(layer, theirs, device) for layer, theirs in alignment.items()}
-    counted_BT = batch.attention_mask & exchange.plan.touched.to(device)
-    theirs = _said(teacher, TEACHER, batch, plans, counted_BT, vocabulary)
-    own = _said(student, None, batch, plans, counted_BT, vocabulary)
-    row_N = counted_BT.nonzero()[:, 0]
-    sums = {
-        layer: {name: torch.zeros(len(counted_BT), dtype=torch.float64) for name in SUMS} for layer in plans
-    }
-    size = chunk_rows(head_of(student).weight, 0.25)  # four tensors of logits at once
+    mask = batch.attention_mask if isinstance(batch, Batch) else _filled(batch)
+    counted = mask & exchange.plan.touched.to(device)  # (B, T), or of examples (B,)
+    theirs = _said(teacher, TEACHER, batch, plans, counted, vocabulary)
+    own = _said(student, None, batch, plans, counted, vocabulary)
+    row_N = counted.nonzero()[:, 0]
+    sums = {layer: {name: torch.zeros(len(counted), dtype=torch.float64) for name in SUMS} for layer in plans}
+    head = vocabulary_head(student)
+    outcomes = vocabulary if isinstance(own.base, Dense) else own.base.values.shape[-1]
+    size = max(1, len(row_N)) if head is None else chunk_rows(head.weight, 0.25)  # four tensors of logits
     for begin in range(0, len(row_N), size):
         chunk = slice(begin, begin + size)
         row_n = row_N[chunk].cpu()
-        for layer, found in _compared(theirs, own, chunk, vocabulary):
+        for layer, found in _compared(theirs, own, chunk, outcomes):
             for name, values_n in found.items():
                 sums[layer][name].index_add_(0, row_n, values_n.double().cpu())
     return {
@@ -228,35 +235,39 @@ def _answers(
 def _said(
     model: PreTrainedModel,
     who: str | None,
-    batch: Batch,
+    batch: AnyBatch,
     plans: Mapping[int, Plan],
-    counted_BT: Tensor,
+    chosen: Tensor,
     vocabulary: int,
 ) -> _Said:
     """Of the teacher, by its name in the plans, or (None) of the student."""
-    head = Needs(head_input=True)
+    head = vocabulary_head(model)
+    outcomes = Needs(head_input=head is not None, logits=head is None)
     parts = {layer: Rerun(model, plan.layers(who), plan) for layer, plan in plans.items()}
-    needs = head
+    needs = outcomes
     for part in parts.values():
         needs |= part.needs()
     base = observe(model, inputs_of(batch, model), needs)
 
-    def counted(observed: Observed) -> Dense:
+    def counted(observed: Observed) -> Dense | Logits:
+        if head is None:
+            assert observed.logits is not None
+            return Logits(observed.logits).rows(chosen)
         assert observed.head_input is not None
-        return Dense(observed.head_input, head_of(model), vocabulary).rows(counted_BT)
+        return Dense(observed.head_input, head, vocabulary).rows(chosen)
 
     return _Said(
-        counted(base), {layer: counted(part.after(batch, base, head)) for layer, part in parts.items()}
+        counted(base), {layer: counted(part.after(batch, base, outcomes)) for layer, part in parts.items()}
     )
 
 
 def _compared(
-    teacher: _Said, student: _Said, chunk: slice, vocabulary: int
+    teacher: _Said, student: _Said, chunk: slice, outcomes: int
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """By layer, ``SUMS`` at each position of a chunk, (n,)."""
 
-    def said(theirs: Dense, own: Dense) -> Said:
-        return Said(*(one.logits(chunk, vocabulary).log_softmax(-1) for one in (theirs, own)))
+    def said(theirs: Dense | Logits, own: Dense | Logits) -> Said:
+        return Said(*(one.logits(chunk, outcomes).log_softmax(-1) for one in (theirs, own)))
 
     before = said(teacher.base, student.base)
     for layer in student.after:

@@ -1,8 +1,8 @@
 """The table of suites.
 
 A new suite is one function decorated with ``SUITES.register``; its keyword-only arguments become its options
-in recipes. If it reads the held-out text, it is named in ``NEEDS_TEXT``; if its scores depend on something
-else, it has a row in ``IDENTITIES``.
+in recipes. If it reads the held-out text, it is named in ``NEEDS_TEXT``; if it compares a student with its
+teachers, in ``NEEDS_TEACHERS``; if its scores depend on something else, it has a row in ``IDENTITIES``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from stlm_kd.architectures import Goal
 from stlm_kd.data.labelled import Examples
+from stlm_kd.eval.beside import Taught, beside_teachers
+from stlm_kd.eval.exchanges import Asked, HeldOutSource
 from stlm_kd.eval.identity import Identity, of_lm_eval, of_wikitext
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Tuning
@@ -24,7 +26,8 @@ from stlm_kd.registry import Registry
 Suite = Callable[..., SuiteResult | tuple[Tuning, ...]]
 """``suite(model, tokenizer, held_out, /, **options)``: the recipe's held-out documents, or its examples.
 
-Those of ``tuned_suites`` take options alone, and say what is to be fine-tuned before it is scored.
+One of ``NEEDS_TEACHERS`` gets the student's teachers after them. Those of ``tuned_suites`` take options
+alone, and say what is to be fine-tuned before it is scored.
 """
 
 SUITES: Registry[Suite] = Registry("suite")
@@ -32,7 +35,9 @@ SUITES: Registry[Suite] = Registry("suite")
 IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval, "perplexity": of_wikitext}
 """What decides the scores of a suite where it does not read the held-out text, beside model and options."""
 
-NEEDS_TEXT = frozenset({"perplexity", "pseudo-perplexity", "masked-loss", "classification", "regression"})
+NEEDS_TEXT = frozenset(
+    {"perplexity", "pseudo-perplexity", "masked-loss", "classification", "regression", "interchange"}
+)
 """The suites that read held-out text or examples; see ``reads_held_out`` for those that need not."""
 
 
@@ -40,6 +45,9 @@ def reads_held_out(suite: str, options: Mapping[str, object]) -> bool:
     """Whether a suite with these options reads the held-out text or examples."""
     return suite in NEEDS_TEXT and options.get("on", "held-out") == "held-out"
 
+
+NEEDS_TEACHERS = frozenset({"interchange"})
+"""The suites that compare a student with its teachers, and score no teacher."""
 
 TASK_OF_SUITE: dict[str, Goal] = {
     "perplexity": "clm",
@@ -240,6 +248,47 @@ def lm_eval(
         batch_size=batch_size,
         precision=precision,
         source=source,
+    )
+
+
+@SUITES.register("interchange")
+def interchange(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    held: Sequence[str] | Examples,
+    teachers: Mapping[str, Taught],
+    /,
+    *,
+    alignment: Literal["full", "middle", "late", "first", "last"] | None = None,
+    source: HeldOutSource = "other-example",
+    positions: Literal["consecutive", "random"] = "consecutive",
+    rows: Annotated[int, Gt(1)] = 256,
+    context: Annotated[int, Gt(3)] | None = None,
+    seed: Annotated[int, Ge(0)] = 0,
+) -> SuiteResult:
+    """How often a student says what its teacher says after the same intervention; see ``eval.beside``.
+
+    Args:
+        model: The student: a language model or a classifier.
+        tokenizer: Its tokenizer, and its teachers'.
+        held: Held-out text, or labelled examples.
+        teachers: By name.
+        alignment: Which layers are exchanged, one at a time; by default those of the recipe's objective.
+        source: Where the other states come from.
+        positions: A run of neighbours, or any.
+        rows: Rows of the text, or examples, at most.
+        context: Tokens of a row or example; by default 128, or as many as all models have positions for if
+            that is fewer.
+        seed: Of all that is drawn.
+
+    Raises:
+        DataError: Too little text.
+        ModelError: An alignment that these models do not have.
+        UsageError: More positions than a model has.
+    """
+    asked = Asked(source, positions, rows, seed)
+    return beside_teachers(
+        model, tokenizer, held, teachers, alignment=alignment, asked=asked, context=context
     )
 
 

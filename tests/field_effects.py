@@ -90,11 +90,12 @@ task: clm
 student: {tokenizer: some/tokenizer, architecture: {model_type: llama, hidden_size: 16,
   intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1}}
 teachers: [{name: a, model: some/model}]
-data: {train: a.txt}
+data: {train: a.txt, validation: b.txt}
 objectives:
   - {loss: diito, causal_cosine_weight: 0.1}
   - {loss: diito, source: mixup}
 train: {steps: 10}
+eval: [interchange]
 """,
     "masked": """
 task: mlm
@@ -356,6 +357,12 @@ EFFECTS: dict[str, Change] = {
     "Suite[glue].context": _change("eval[0].context=16", base="new-head"),
     "Suite[glue].precision": _change("eval[0].precision=bf16", base="new-head"),
     "Suite[glue].source": _change("eval[0].source=local", base="new-head"),
+    "Suite[interchange].alignment": _change("eval[0].alignment=middle", base="interchange"),
+    "Suite[interchange].source": _change("eval[0].source=mixup", base="interchange"),
+    "Suite[interchange].positions": _change("eval[0].positions=random", base="interchange"),
+    "Suite[interchange].rows": _change("eval[0].rows=16", base="interchange"),
+    "Suite[interchange].context": _change("eval[0].context=32", base="interchange"),
+    "Suite[interchange].seed": _change("eval[0].seed=1", base="interchange"),
     "Suite[pseudo-perplexity].window": _change("eval[0].window=32", base="masked"),
     "Suite[pseudo-perplexity].tokens": _change("eval[0].tokens=64", base="masked"),
     "Suite[pseudo-perplexity].seed": _change("eval[0].seed=1", base="masked"),

@@ -178,7 +178,7 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, A
     calls: list[tuple[str, Any]] = []
 
     def spy(name: str) -> Any:
-        def suite(model: Any, tokenizer: Any, documents: Any, **options: Any) -> SuiteResult:
+        def suite(*given: Any, **options: Any) -> SuiteResult:
             calls.append((name, options))
             return SuiteResult(name, ())
 
@@ -191,6 +191,7 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, A
     tunings = SUITES["glue"]
     monkeypatch.setattr(scoring, "SUITES", {name: spy(name) for name in SUITES})
     monkeypatch.setattr(scoring, "tuned_scores", tuned)
+    monkeypatch.setattr(scoring, "_taught", lambda *_: {})
     scoring.score("some/model", scoring.suite_calls(recipe), [], workshop=home())
     return calls
 

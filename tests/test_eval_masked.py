@@ -32,6 +32,7 @@ from stlm_kd.data.tokenizers import END_OF_TEXT, PAD, load_tokenizer
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval import (
     FINE_TUNED,
+    NEEDS_TEACHERS,
     NEEDS_TEXT,
     SUITES,
     TASK_OF_SUITE,
@@ -472,7 +473,7 @@ def test_faults_say_what_to_do(model: PreTrainedModel, suite: str) -> None:
 
 
 def test_the_suites_that_read_text_are_all_but_lm_eval_and_those_that_fine_tune() -> None:
-    assert set(SUITES) - FINE_TUNED == NEEDS_TEXT | {"lm-eval"} == set(TASK_OF_SUITE)
+    assert set(SUITES) - FINE_TUNED == NEEDS_TEXT | {"lm-eval"} == set(TASK_OF_SUITE) | NEEDS_TEACHERS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

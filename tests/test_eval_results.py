@@ -56,15 +56,16 @@ def test_models_scored_on_other_examples_are_not_passed_off_as_comparable() -> N
 
 def test_the_options_of_the_suites_are_known_to_the_recipe() -> None:
     labelled = {"classification", "regression"}
-    assert (
-        set(SUITES) - FINE_TUNED == {"lm-eval", "masked-loss", "perplexity", "pseudo-perplexity"} | labelled
-    )
+    others = {"interchange", "lm-eval", "masked-loss", "perplexity", "pseudo-perplexity"}
+    assert set(SUITES) - FINE_TUNED == others | labelled
     for suite in labelled:
         assert list(SUITES.options(suite)) == ["context", "batch_size", "precision"]
     assert list(SUITES.options("perplexity")) == ["on", "window", "stride", "batch_size", "precision"]
     pseudo = SUITES.options("pseudo-perplexity")
     assert list(pseudo) == ["window", "tokens", "seed", "batch_size", "precision"]
     assert list(SUITES.options("masked-loss")) == ["share", "seed", "window", "batch_size", "precision"]
+    beside = ["alignment", "source", "positions", "rows", "context", "seed"]
+    assert list(SUITES.options("interchange")) == beside
     options = SUITES.options("lm-eval")
     assert list(options) == ["tasks", "limit", "num_fewshot", "batch_size", "precision", "source"]
     assert options["batch_size"][1] == 16

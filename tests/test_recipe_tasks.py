@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.eval import FINE_TUNED, SUITES, TASK_OF_SUITE
+from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, TASK_OF_SUITE
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load, recipe_hash
 from stlm_kd.run.plan import describe
@@ -74,6 +74,7 @@ def test_a_suite_is_for_its_task_alone(files: dict[str, str], suite: str, task: 
     assert found.startswith(f"eval[0]: {suite} is for task {TASK_OF_SUITE[suite]}; expected for {task}: ")
     named = found.rpartition(": ")[2].split(", ")
     tuned = FINE_TUNED if task in ("clm", "mlm") else frozenset()
+    tuned |= NEEDS_TEACHERS if task != "regression" else frozenset()
     assert named == [name for name in SUITES if TASK_OF_SUITE.get(name) == task or name in tuned]
 
 
@@ -85,7 +86,8 @@ def test_a_suite_that_fine_tunes_is_for_language_models(files: dict[str, str], s
         assert load(files[task], (entry,)).eval[0].suite == suite
         return
     (found,) = faults(files[task], entry)
-    assert found == f"eval[0]: {suite} is for language models; expected for {task}: {task}"
+    told = {"classification": "classification, interchange", "regression": "regression"}[task]
+    assert found == f"eval[0]: {suite} is for language models; expected for {task}: {told}"
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))

@@ -33,7 +33,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
 
 def _task(recipe: Recipe) -> Iterator[Contradiction]:
     """What the task decides: kinds of models, how text is read, and how it is scored."""
-    from stlm_kd.eval import FINE_TUNED, SUITES, TASK_OF_SUITE
+    from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, TASK_OF_SUITE
     from stlm_kd.models.presets import PRESETS
 
     task: Place = ("task",)
@@ -61,11 +61,14 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
             message = f"only for language models; a {recipe.task} has few outcomes, all of them at once"
             yield (("engine", "vocabulary_loss"), task), message
     for i, entry in enumerate(recipe.eval):
-        tuned = FINE_TUNED if recipe.language_task is not None else frozenset()
-        fitting = [name for name in SUITES if TASK_OF_SUITE.get(name) == recipe.task or name in tuned]
+        of_several = FINE_TUNED if recipe.language_task is not None else frozenset()
+        of_several |= NEEDS_TEACHERS if recipe.task != "regression" else frozenset()
+        fitting = [name for name in SUITES if TASK_OF_SUITE.get(name) == recipe.task or name in of_several]
         if entry.suite not in fitting:
             needed = (
-                f"task {TASK_OF_SUITE[entry.suite]}" if entry.suite in TASK_OF_SUITE else "language models"
+                f"task {TASK_OF_SUITE[entry.suite]}"
+                if entry.suite in TASK_OF_SUITE
+                else "language models" + (" and classifiers" if entry.suite in NEEDS_TEACHERS else "")
             )
             message = f"{entry.suite} is for {needed}; expected for {recipe.task}: {', '.join(fitting)}"
             yield (("eval", i), task), message
@@ -266,7 +269,7 @@ def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Contradiction]:
 
 
 def _eval(recipe: Recipe) -> Iterator[Contradiction]:
-    from stlm_kd.eval import reads_held_out
+    from stlm_kd.eval import NEEDS_TEACHERS, reads_held_out
 
     for i, entry in enumerate(recipe.eval):
         if reads_held_out(entry.suite, entry.options) and recipe.data.validation is None:
@@ -274,6 +277,12 @@ def _eval(recipe: Recipe) -> Iterator[Contradiction]:
                 (("eval", i), ("data", "validation")),
                 f"{entry.suite} is measured on data.validation; name some",
             )
+        asked = [teacher for teacher in recipe.teachers if not teacher.is_only_read]
+        if entry.suite in NEEDS_TEACHERS and (recipe.adapts_only or not asked):
+            message = (
+                f"{entry.suite} compares a student with teachers that can be asked; this recipe has not both"
+            )
+            yield (("eval", i), ("teachers",)), message
 
 
 def _train(recipe: Recipe) -> Iterator[Contradiction]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from stlm_kd.models.load import count_parameters
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.adapting import read_adaptation
 from stlm_kd.run.assignment import Assignment, Variant
+from stlm_kd.run.beside import Beside, remember_teachers
 from stlm_kd.run.card import CardFacts, family_of, write_card
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.curves import draw_curves
@@ -90,6 +91,7 @@ def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: s
         ],
         workers=jobs,
     )
+    first_process_runs(lambda: remember_teachers(run, _ready(teachers)))
     for wave in _waves(variants(recipe)):
         run_jobs(
             [
@@ -189,8 +191,18 @@ def _flops_of_student(run: Path, seed: int) -> int:
     return flops
 
 
-def _score_job(values: Values, model: str, workshop: Workshop) -> list[SuiteResult]:
-    return kept_scores(from_values(values, origin="recipe"), model, workshop)
+def _ready(teachers: Sequence[ReadyTeacher]) -> dict[str, str]:
+    """By name, what teaches and can be asked."""
+    return {teacher.name: teacher.model for teacher in teachers if not teacher.is_only_read}
+
+
+def _score_job(
+    values: Values, model: str, workshop: Workshop, teachers: Mapping[str, str] | None
+) -> list[SuiteResult]:
+    """The scores of a student beside its teachers, or (None) of one of these."""
+    recipe = from_values(values, origin="recipe")
+    beside = None if teachers is None else Beside(teachers, recipe)
+    return kept_scores(recipe, model, workshop, beside=beside)
 
 
 def _report(
@@ -201,8 +213,13 @@ def _report(
     }
     own = [teacher for teacher in teachers if not teacher.is_only_read]
     models = _scored_models(recipe, run, teachers)
+    trained = {str(folder / "model") for folders in students.values() for folder in folders}
+    beside = {model: _ready(teachers) if model in trained else None for model in models}
     scored = run_jobs(
-        [Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"))) for model in models],
+        [
+            Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"), beside[model]))
+            for model in models
+        ],
         workers=jobs if recipe.eval else 1,
     )
     keep_making(teachers, run)

@@ -10,11 +10,12 @@ from stlm_kd.data.labelled import LabelledSource, read_examples
 from stlm_kd.data.sources import Source
 from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
-from stlm_kd.eval import FINE_TUNED, TASK_OF_SUITE, reads_held_out
+from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.recipe import load
+from stlm_kd.run.beside import Beside, teachers_of_run
 from stlm_kd.run.examples import labelled_sources
 from stlm_kd.run.folder import RECIPE, RECORD
 from stlm_kd.run.material import HeldOut, held_out_of_recipe
@@ -34,6 +35,7 @@ def evaluate(
     data: Sequence[str],
     text: Sequence[str] | None,
     label: str | None,
+    teachers: Sequence[str],
     output: Path | None,
     trust_remote_code: bool,
     output_dir: Path = Path("runs"),
@@ -48,6 +50,8 @@ def evaluate(
             own.
         text: Of labelled examples, the columns of the text; those of the model's run where None.
         label: Of labelled examples, the column of the label; that of the model's run where None.
+        teachers: For suites that compare with teachers: runs, model folders or Hub ids; none: those of each
+            model's run.
         output: A JSON file for all results, or None.
         trust_remote_code: Whether models may run code that they bring.
         output_dir: Below it, fine-tunings are kept and found again.
@@ -61,7 +65,11 @@ def evaluate(
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
         for entry in suites
     ]
-    needed = {TASK_OF_SUITE.get(call.suite) for call in calls if reads_held_out(call.suite, call.options)}
+    needed = {
+        _task_of(call, models[0], trust_remote_code)
+        for call in calls
+        if reads_held_out(call.suite, call.options)
+    }
     labelled = needed & LABELLED
     if (labelled and needed != labelled) or len(labelled) > 1:
         raise UsageError(
@@ -75,12 +83,32 @@ def evaluate(
         columns = _columns(name, text, label) if labelled else None
         held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
         held = held or (held_out_of_run(name) if needed else [])
-        results[name] = score(model_of(name), calls, held, workshop=workshop)
+        beside = _beside(name, teachers) if any(call.suite in NEEDS_TEACHERS for call in calls) else None
+        results[name] = score(model_of(name), calls, held, workshop=workshop, beside=beside)
     if output is not None:
         write_output(
             output, {name: [result.to_json() for result in found] for name, found in results.items()}
         )
     return results
+
+
+def _task_of(call: SuiteCall, model: str, trust: bool) -> str | None:
+    """What a suite scores; one that scores several tasks, what the model does if that is to label texts."""
+    return TASK_OF_SUITE.get(call.suite) or kind_of(load_config(model_of(model), trust_remote_code=trust))
+
+
+def _beside(name: str, given: Sequence[str]) -> Beside:
+    """The teachers of the command line, or those of the model's run with its recipe."""
+    if given:
+        return Beside({teacher: model_of(teacher) for teacher in given}, None)
+    run = _run_of(name)
+    known = {} if run is None else teachers_of_run(run)
+    if run is None or not known:
+        raise UsageError(
+            f"{name}: the suite compares with teachers, and this is of no run that has some; "
+            "give --teacher MODEL"
+        )
+    return Beside(known, load(str(run / RECIPE)))
 
 
 def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
@@ -94,7 +122,9 @@ def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
                 f"{name}: a {config.model_type} model with a head for {kind} already; {call.suite} gives "
                 "language models and bodies a fresh one; name the model that it was made from"
             )
-        if kind is not None and needed != kind:
+        if kind == "regression" and call.suite in NEEDS_TEACHERS:
+            raise ModelError(f"{name}: {call.suite} compares distributions, and a model of numbers has none")
+        if kind is not None and needed not in (None, kind):
             what = "classifier" if kind == "classification" else "model of numbers"
             raise ModelError(
                 f"{name}: a {config.model_type} {what}, which {call.suite} does not score; use {kind}"

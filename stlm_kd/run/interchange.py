@@ -70,17 +70,33 @@ def _layers(
     teachers: Mapping[str, PretrainedConfig],
 ) -> dict[str, dict[int, tuple[int, ...]]]:
     """By teacher, the student's layers that may be drawn and the teacher's layers of each."""
-    own = num_layers(student)
-    found: dict[str, dict[int, tuple[int, ...]]] = {}
-    for name in asked_of(entry, recipe):
-        alignment = aligned(entry.alignment_of(name), own, num_layers(teachers[name]))
-        dropped = {own - 1} if entry.exclude_last else set()
-        found[name] = {layer: theirs for layer, theirs in alignment.items() if layer not in dropped}
-        if not found[name]:
-            raise ModelError("exclude_last leaves no layer of the student; use another alignment")
+    found = {name: layers_of(entry, name, student, teachers[name]) for name in asked_of(entry, recipe)}
     if not set.intersection(*(set(layers) for layers in found.values())):
         given = "; ".join(f"{name} with {', '.join(map(str, layers))}" for name, layers in found.items())
         raise ModelError(f"no layer of the student is aligned with every teacher: {given}")
+    return found
+
+
+def layers_of(
+    entry: Interchange, name: str, student: PretrainedConfig, teacher: PretrainedConfig
+) -> dict[int, tuple[int, ...]]:
+    """The student's layers that are aligned with a teacher, and the teacher's of each.
+
+    Args:
+        entry: The objective.
+        name: The teacher's.
+        student: Its configuration.
+        teacher: Its configuration.
+
+    Raises:
+        ModelError: One of them does not have the layers, or none is left.
+    """
+    own = num_layers(student)
+    alignment = aligned(entry.alignment_of(name), own, num_layers(teacher))
+    dropped = {own - 1} if entry.exclude_last else set()
+    found = {layer: theirs for layer, theirs in alignment.items() if layer not in dropped}
+    if not found:
+        raise ModelError("exclude_last leaves no layer of the student; use another alignment")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,18 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
-from stlm_kd.eval import FINE_TUNED, IDENTITIES, SUITES, reads_held_out
+from stlm_kd.eval import FINE_TUNED, IDENTITIES, NEEDS_TEACHERS, SUITES, reads_held_out
+from stlm_kd.eval.beside import Taught
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Suite
+from stlm_kd.run.beside import Beside
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.finetuning import tuned_scores
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.material import HeldOut, held_out_key, held_out_of_recipe
 from stlm_kd.run.record import write_json
-from stlm_kd.run.stages import model_identity
+from stlm_kd.run.stages import Json, model_identity
 from stlm_kd.run.workshop import Workshop
 
 LM_EVAL = "lm-eval"
@@ -72,7 +74,14 @@ def _differences(call: SuiteCall, others: Sequence[SuiteCall]) -> list[str]:
     return [f"{name} {'default' if value is None else value}" for name, value in own.items()]
 
 
-def score(model: str, calls: Sequence[SuiteCall], held: HeldOut, *, workshop: Workshop) -> list[SuiteResult]:
+def score(
+    model: str,
+    calls: Sequence[SuiteCall],
+    held: HeldOut,
+    *,
+    workshop: Workshop,
+    beside: Beside | None = None,
+) -> list[SuiteResult]:
     """What each suite says of a model, which is loaded once; of one that fine-tunes it, several results.
 
     Args:
@@ -80,27 +89,40 @@ def score(model: str, calls: Sequence[SuiteCall], held: HeldOut, *, workshop: Wo
         calls: Suites with their options.
         held: Held-out text, or labelled examples for classifiers.
         workshop: Where fine-tunings are kept, and whether the model may run code that it brings.
+        beside: The teachers, for suites that need them.
     """
     names = held.label_names if isinstance(held, Examples) else None
-    loaded = cache(lambda: _load(model, names, workshop.trust_remote_code))
+    trust = workshop.trust_remote_code
+    loaded = cache(lambda: _load(model, names, trust))
+    taught = cache(lambda: _taught(model, loaded(), beside, trust))
     results = [
         tuned_scores(call.suite, call.options, model, workshop)
         if call.suite in FINE_TUNED
-        else [_asked(call, loaded(), held)]
+        else [_asked(call, loaded(), held, taught)]
         for call in calls
     ]
     return _labelled(results, calls)
 
 
-def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteResult]:
-    """The recipe's suites on a model, each as a stage; the model is loaded if a score is not there yet."""
-    calls = suite_calls(recipe)
+def kept_scores(
+    recipe: Recipe, model: str, workshop: Workshop, *, beside: Beside | None = None
+) -> list[SuiteResult]:
+    """The recipe's suites on a model, each as a stage; the model is loaded if a score is not there yet.
+
+    Args:
+        recipe: Its suites, and the data that they read.
+        model: Folder or Hub id.
+        workshop: Where scores are kept.
+        beside: A student's teachers; None of a teacher, which suites that compare with teachers leave out.
+    """
+    calls = [call for call in suite_calls(recipe) if beside is not None or call.suite not in NEEDS_TEACHERS]
     trust = workshop.trust_remote_code
     text = held_out_key(recipe)
     of_model = model_identity(model, trust_remote_code=trust)
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
     loaded = cache(lambda: _load(model, labels(), trust))
+    taught = cache(lambda: _taught(model, loaded(), beside, trust))
     results: list[list[SuiteResult]] = []
     for call in calls:
         if call.suite in FINE_TUNED:
@@ -108,10 +130,10 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
             continue
 
         def build(folder: Path, call: SuiteCall = call) -> None:
-            _write(_asked(call, loaded(), held()), folder)
+            _write(_asked(call, loaded(), held(), taught), folder)
 
         held_out_is_read = reads_held_out(call.suite, call.options)
-        key = {
+        key: dict[str, Json] = {
             "model": of_model,
             "suite": call.suite,
             "options": json.loads(json.dumps(call.options)),
@@ -119,6 +141,9 @@ def kept_scores(recipe: Recipe, model: str, workshop: Workshop) -> list[SuiteRes
             if held_out_is_read or call.suite not in IDENTITIES
             else IDENTITIES[call.suite](call.options),
         }
+        if call.suite in NEEDS_TEACHERS:
+            assert beside is not None
+            key["beside"] = beside.key(model, trust=trust)
         results.append([_read(workshop.stages.make("eval", key, build))])
     return _labelled(results, calls)
 
@@ -152,10 +177,21 @@ def _load(
     return loaded, tokenizer
 
 
+def _taught(
+    name: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast], beside: Beside | None, trust: bool
+) -> dict[str, Taught]:
+    assert beside is not None, "suites that need teachers are asked for where there are some"
+    return beside.taught(name, *loaded, trust=trust)
+
+
 def _asked(
-    call: SuiteCall, loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast], held: HeldOut
+    call: SuiteCall,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],
+    held: HeldOut,
+    taught: Callable[[], Mapping[str, Taught]],
 ) -> SuiteResult:
-    result = SUITES[call.suite](*loaded, held, **call.options)
+    teachers = (taught(),) if call.suite in NEEDS_TEACHERS else ()
+    result = SUITES[call.suite](*loaded, held, *teachers, **call.options)
     assert isinstance(result, SuiteResult)
     return result
 

@@ -1,0 +1,114 @@
+"""The suite ``interchange``: a student beside each of its teachers after the same interventions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.alignment import Alignment, aligned
+from stlm_kd.data.labelled import Examples
+from stlm_kd.eval.examples import hash_of_texts
+from stlm_kd.eval.exchanges import Asked, exchanges_of, row_length
+from stlm_kd.eval.interchange import ALL, SUITE, measure
+from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
+from stlm_kd.models.forward import task_of, vocabulary_head
+from stlm_kd.vocab.spelling import vocabulary_size
+
+JUDGED = ("interchange_accuracy", "agreement")
+"""What tells how good a student is; the other metrics describe the interventions, and layers are parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """A teacher of a student.
+
+    Attributes:
+        model: Of the student's vocabulary, or classes, and task; on its device.
+        alignment: Student layer → the teacher's layers that it stands for.
+    """
+
+    model: PreTrainedModel
+    alignment: Alignment
+
+
+def beside_teachers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    held: Sequence[str] | Examples,
+    teachers: Mapping[str, Taught],
+    *,
+    alignment: str | None,
+    asked: Asked,
+    context: int | None,
+) -> SuiteResult:
+    """Interchange accuracy and agreement beside each teacher, which is the task; the layers are parts of it.
+
+    Args:
+        model: The student.
+        tokenizer: What all read by.
+        held: Held-out text, or labelled examples.
+        teachers: At least one, by name.
+        alignment: Name in ``ALIGNMENTS``; None: as each teacher's says.
+        asked: Which interventions.
+        context: Tokens of a row or example; None: as ``row_length``.
+
+    Raises:
+        UsageError: More positions than a model has.
+        DataError: Too little text.
+        ModelError: An alignment that these models do not have.
+    """
+    length = row_length(
+        {"the student": model, **{name: one.model for name, one in teachers.items()}},
+        context,
+        place=f"{SUITE}: context",
+    )
+    task = None if vocabulary_head(model) is None else task_of(model)
+    exchanges = exchanges_of(held, tokenizer, asked, context=length, task=task)
+    found = {
+        name: measure(
+            taught.model,
+            model,
+            exchanges,
+            alignment=taught.alignment if alignment is None else _named(alignment, model, taught.model),
+            vocabulary=vocabulary_size(tokenizer),
+        ).as_result()
+        for name, taught in teachers.items()
+    }
+    ids = held.ids if isinstance(held, Examples) else None
+    return SuiteResult(
+        SUITE,
+        tuple(score for name, result in found.items() for score in _scores(name, result)),
+        tuple(row for name, result in found.items() for row in _examples(name, result, ids)),
+        tuple(f"beside {name}: {note}" for name, result in found.items() for note in result.notes),
+        {"texts": _hash(held), "context": length, **{name: result.report for name, result in found.items()}},
+    )
+
+
+def _named(alignment: str, student: PreTrainedModel, teacher: PreTrainedModel) -> Alignment:
+    own, theirs = (int(model.config.get_text_config().num_hidden_layers) for model in (student, teacher))
+    return aligned(alignment, own, theirs)
+
+
+def _scores(teacher: str, result: SuiteResult) -> Iterator[Score]:
+    for score in result.scores:
+        if score.task == ALL and score.metric in JUDGED:
+            yield replace(score, task=teacher)
+        else:
+            yield replace(score, task=f"{teacher}, {score.task}", part_of=f"{teacher} by layer")
+
+
+def _examples(teacher: str, result: SuiteResult, ids: Sequence[str] | None) -> Iterator[ExampleScore]:
+    for row in result.examples:
+        if row.metric in JUDGED:
+            yield replace(row, task=teacher, id=row.id if ids is None else ids[int(row.id)])
+
+
+def _hash(held: Sequence[str] | Examples) -> str:
+    """SHA-256 (hex) of the data, by which results of other data are known."""
+    if isinstance(held, Examples):
+        return hash_of_texts(held)
+    return hashlib.sha256(json.dumps(list(held)).encode()).hexdigest()

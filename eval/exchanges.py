@@ -1,0 +1,129 @@
+"""The interventions on held-out data by which a student is compared with its teachers; drawn from a seed.
+
+They are the same for all students and teachers of one vocabulary that read rows of one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.architectures import Task
+from stlm_kd.data.batches import PackedRows, require_one_context
+from stlm_kd.data.encoding import encode_texts
+from stlm_kd.data.examples import AnyBatch, EncodedExamples
+from stlm_kd.data.labelled import Examples
+from stlm_kd.data.masking import even_masking
+from stlm_kd.data.tokens import build_store
+from stlm_kd.errors import DataError, UsageError
+from stlm_kd.eval.interchange import SUITE, Exchange, draw_exchanges
+from stlm_kd.eval.masked import DEFAULT_WINDOW
+from stlm_kd.interventions import Lexicon, Pool, Supplies
+from stlm_kd.interventions.draw import named_generator
+from stlm_kd.interventions.pool import ExamplePool, TextPool
+from stlm_kd.models.positions import num_positions
+from stlm_kd.vocab.spelling import read_vocabulary
+
+ROWS_OF_A_BATCH = 32
+
+HeldOutSource = Literal["other-example", "in-context-random", "mixup", "input-tokens"]
+"""Where the other states come from: the sources that need no thesaurus."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which interventions.
+
+    Attributes:
+        source: Name in ``SOURCES``.
+        positions: Neighbours, or any.
+        rows: Of the held-out text, or examples; drawn by the seed, at most.
+        seed: Of everything drawn.
+    """
+
+    source: HeldOutSource = "other-example"
+    positions: Literal["consecutive", "random"] = "consecutive"
+    rows: int = 256
+    seed: int = 0
+
+
+def row_length(models: Mapping[str, PreTrainedModel], wanted: int | None, *, place: str) -> int:
+    """Positions of a row: as wanted, or 128, or as many as all models have if that is fewer.
+
+    Raises:
+        UsageError: More are wanted than a model has; ``place`` is what the message begins with.
+    """
+    if wanted is None:
+        limits = (num_positions(model.config) for model in models.values())
+        return min(DEFAULT_WINDOW, *(limit for limit in limits if limit is not None))
+    for name, model in models.items():
+        most = num_positions(model.config)
+        if most is not None and wanted > most:
+            raise UsageError(f"{place}: {wanted} tokens, but {name} has {most} positions")
+    return wanted
+
+
+def exchanges_of(
+    held: Sequence[str] | Examples,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: Asked,
+    *,
+    context: int,
+    task: Task | None,
+) -> list[Exchange]:
+    """Interventions on rows of held-out text, packed as in training, or on labelled examples.
+
+    Args:
+        held: The data.
+        tokenizer: What all models read by.
+        asked: Which interventions.
+        context: Tokens of a row, or of an example at most.
+        task: Of language models; None: classifiers.
+
+    Raises:
+        DataError: No text, or less than two rows of it where a source is another row.
+    """
+    if isinstance(held, Examples):
+        encoded = EncodedExamples(held.labels, encode_texts(held.texts, tokenizer, context=context))
+        return _drawn(ExamplePool(encoded), tokenizer, asked, causal=False)
+    texts = [text for text in held if text]
+    if not texts:
+        raise DataError(f"{SUITE}: no text to score; give the recipe a data.validation that is not empty")
+    with _packed(texts, tokenizer, context, task) as parts:
+        masking = even_masking(tokenizer) if task == "mlm" else None
+        return _drawn(TextPool(parts, masking), tokenizer, asked, causal=task == "clm")
+
+
+@contextmanager
+def _packed(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: int, task: Task | None
+) -> Iterator[tuple[PackedRows, ...]]:
+    """The text packed as in training; its tokens lie on disk while it is entered."""
+    with TemporaryDirectory() as folder:
+        store = build_store(documents, tokenizer, Path(folder) / "tokens")
+        parts = (PackedRows(store, context, wrapped=task == "mlm"),)
+        require_one_context(parts)
+        yield parts
+
+
+def _drawn(pool: Pool, tokenizer: PreTrainedTokenizerFast, asked: Asked, *, causal: bool) -> list[Exchange]:
+    order = named_generator(asked.seed, SUITE, "rows").permutation(len(pool))[: asked.rows]
+    pieces = np.array_split(order, -(-len(order) // ROWS_OF_A_BATCH))
+    return draw_exchanges(
+        (_batch(pool, piece.tolist(), asked.seed) for piece in pieces),
+        source=asked.source,
+        positions=asked.positions,
+        supplies=Supplies(asked.seed, pool, Lexicon.of(read_vocabulary(tokenizer))),
+        causal=causal,
+    )
+
+
+def _batch(pool: Pool, places: Sequence[int], seed: int) -> AnyBatch:
+    return pool.batch(places, [named_generator(seed, SUITE, "base masks", place) for place in places])
