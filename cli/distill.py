@@ -75,8 +75,10 @@ def distill(
         from stlm_kd.run.models import model_of
 
         typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
-        typer.echo(f"Model: {model_of(str(folder))}")
         place = shlex.quote(str(folder))
+        typer.echo(
+            f"Model: {model_of(str(folder))}\nAll in one page: stlm-kd report {place} --html report.html"
+        )
         suite = "masked-loss" if loaded.task == "mlm" else loaded.task
         trial = f"eval {place} --suite {suite}"
         if loaded.task == "clm":

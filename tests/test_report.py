@@ -184,8 +184,27 @@ def test_a_page_needs_nothing_beside_it_and_runs_nothing(tmp_path: Path) -> None
     assert not {
         name for name in names if name.startswith("on") or name in ("src", "href", "xlink:href", "style")
     }
-    assert "@import" not in page and "url(" not in page and "http" not in page
+    assert "@import" not in page and "url(" not in page and "http:" not in page and "https:" not in page
     assert ("lang", "en") in seen.attributes and any(name == "viewport" for _, name in seen.attributes)
+
+
+def test_a_run_that_only_adapts_tells_what_that_cost(tmp_path: Path) -> None:
+    run, result = run_of(tmp_path / "run"), classified(0.7, 1)
+    suites = {"gpt2, adapted": [result.to_json()]}
+    content = {"adaptations": {"gpt2": asdict(ADAPTED)}, "suites": suites}
+    (run / "results.json").write_text(json.dumps(content))
+    words = Seen(page_of(run)).words
+    assert "gpt2, adapted" in words and f"{result.score('examples', 'accuracy').value:.3f}" in words
+    assert "new rows: exact 350; trained on 1 labels, 75.0% of the tokens in shared spans, 13 steps" in words
+
+
+def test_a_page_of_attributions_stands_in_a_frame_that_may_do_nothing(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    (run / "attributions.html").write_text(f"<p>words</p>{STRANGE}")
+    seen = Seen(page_of(run))
+    assert {("srcdoc", f"<p>words</p>{STRANGE}"), ("sandbox", "")} <= set(seen.attributes)
+    assert "script" not in seen.tags and seen.tags.count("iframe") == 1
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in seen.attributes
 
 
 def test_several_runs_are_compared_and_drawn_together(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stlm_kd.eval.results import SuiteResult
 from stlm_kd.run.adapting import AdaptationReport
 from stlm_kd.run.compare import Comparison
 from stlm_kd.run.record import Record
@@ -66,6 +67,8 @@ class RunFacts:
         remarks: What its table ends with.
         trained: The trainings of its students, and of the teachers that it trained.
         adaptations: By teacher.
+        teacher_scores: Of a run that only adapts, by teacher as it was and adapted.
+        attributions: The page of its models' explanations; "" where it has none.
         lacks: What it does not have, one line each.
     """
 
@@ -78,6 +81,8 @@ class RunFacts:
     remarks: tuple[str, ...]
     trained: tuple[Trained, ...]
     adaptations: Mapping[str, AdaptationReport]
+    teacher_scores: Mapping[str, Sequence[SuiteResult]]
+    attributions: str
     lacks: tuple[str, ...]
 
 

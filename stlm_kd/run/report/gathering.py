@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stlm_kd.errors import CheckpointError, DataError, RecipeError, StlmKdError, UsageError
+from stlm_kd.eval.results import SuiteResult
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.adapting import AdaptationReport, read_adaptation
 from stlm_kd.run.card import is_synthetic
@@ -26,6 +27,8 @@ from stlm_kd.run.workshop import UNITS
 from stlm_kd.tracking import read_metrics
 
 METRICS, REPORT = "metrics.jsonl", "report.json"
+ATTRIBUTIONS = "attributions.html"
+"""In a run's folder: what ``stlm-kd agreement … --html`` was told to write there."""
 _DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
 Found = TypeVar("Found")
 
@@ -90,6 +93,7 @@ class _Gathered:
             )
         self.rows: tuple[Row, ...] = _read(results, lambda: tuple(rows_from_json(content)))
         self.remarks = _read(results, lambda: tuple(map(str, content.get("remarks", ()))))
+        self._scored = _read(results, lambda: _suites(content.get("suites", {})))
         self._adapted = _read(results, lambda: _adaptations(content.get("adaptations", {})))
 
     @property
@@ -110,6 +114,8 @@ class _Gathered:
             remarks=self.remarks,
             trained=tuple(self._trained()),
             adaptations={**self._adapted, **self._adaptations()},
+            teacher_scores=self._scored,
+            attributions=_page(self.path / ATTRIBUTIONS),
             lacks=tuple(self.lacks),
         )
 
@@ -179,6 +185,14 @@ def _adaptations(content: Any) -> dict[str, AdaptationReport]:
     return {str(name): AdaptationReport(**report) for name, report in content.items()}
 
 
+def _suites(content: Any) -> dict[str, list[SuiteResult]]:
+    return {str(name): [SuiteResult.from_json(one) for one in found] for name, found in content.items()}
+
+
+def _page(path: Path) -> str:
+    return _read(path, lambda: path.read_text(encoding="utf-8")) if path.is_file() else ""
+
+
 def _metrics(folder: Path) -> list[Any]:
     return _read(folder / METRICS, lambda: read_metrics(folder / METRICS))
 
@@ -193,5 +207,6 @@ def _read(path: Path, reading: Callable[[], Found]) -> Found:
         return reading()
     except _DAMAGED as error:
         raise CheckpointError(
-            f"{path}: damaged ({type(error).__name__}: {error}); the run's own command writes it anew"
+            f"{path}: damaged, or of another version ({type(error).__name__}: {error}); the run's own "
+            "command writes it anew"
         ) from error

@@ -32,6 +32,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--paper); }
 .number { text-align: right; }
 .note { color: var(--faint); font-size: .87rem; margin: .4rem 0; max-width: 110ch; }
+iframe { width: 100%; height: 75vh; border: 1px solid var(--rule); border-radius: 4px; background: #ffffff; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 370px), 1fr)); gap: 16px; }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
 figcaption { font-weight: 600; font-size: .92rem; margin-bottom: .2rem; overflow-wrap: anywhere; }
