@@ -28,9 +28,9 @@ def evaluate(
             "--suite",
             metavar="NAME|{suite: NAME, …}",
             help="perplexity, lm-eval or stlm (five benchmarks of it); pseudo-perplexity or masked-loss for "
-            "masked models; classification or regression; interchange, beside teachers; glue, for which "
-            "copies of the model are fine-tuned; with options: '{suite: lm-eval, tasks: [blimp]}'. May be "
-            "repeated.",
+            "masked models; classification or regression; interchange, beside teachers; glue, ner or squad, "
+            "for which copies of the model are fine-tuned; with options: '{suite: lm-eval, tasks: [blimp]}'. "
+            "May be repeated.",
         ),
     ],
     data: Annotated[
@@ -79,7 +79,7 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score models, with standard errors: bits per byte, masked tokens, lm-eval's tasks, labels, GLUE."""
+    """Score models, with standard errors: bits per byte, masked tokens, lm-eval's tasks, labels; or fine-tuned."""
     from stlm_kd.recipe.suites import suites
 
     options: dict[str, Plain] = {}

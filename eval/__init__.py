@@ -13,6 +13,8 @@
 * ``classification``: its scores, with standard errors.
 * ``tuned_suites``, ``tunings``: the suites for which copies of a model are fine-tuned, and what they ask for.
 * ``glue``: GLUE's tasks, the studies' settings, its scores and their average.
+* ``ner``, ``entities``: CoNLL-2003, and how well entities are found.
+* ``squad``: SQuAD v1.1, spans and the official metrics.
 * ``benchmark_data``: where the examples of such suites lie.
 * ``averaging``: several fine-tunings as one result.
 * ``statistics``: paired tests, intervals over seeds and examples, corrections for many comparisons.

@@ -5,16 +5,19 @@ Their keyword-only arguments are their options in recipes, as those of any suite
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
 from stlm_kd.eval import glue as benchmark
+from stlm_kd.eval import ner as conll
+from stlm_kd.eval import squad as questions
 from stlm_kd.eval.glue import OFFICIAL, GlueName, Preset
 from stlm_kd.eval.suites import SUITES
-from stlm_kd.eval.tunings import Precision, Source, Tuning
+from stlm_kd.eval.tunings import Precision, Settings, Source, Tuning
 
-FINE_TUNED = frozenset({"glue"})
+FINE_TUNED = frozenset({benchmark.SUITE, conll.SUITE, questions.SUITE})
 """The suites whose rows give ``Tuning``s: language models and bodies are fine-tuned, then scored."""
 
 
@@ -73,4 +76,99 @@ def glue(
         Tuning(benchmark.SUITE, task, seed, share, context, source, settings[task])
         for task in chosen
         for seed in range(1, seeds + 1)
+    )
+
+
+@SUITES.register(conll.SUITE)
+def ner(
+    *,
+    seeds: Annotated[int, Gt(0)] = 3,
+    fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
+    epochs: Annotated[int, Gt(0)] | None = None,
+    steps: Annotated[int, Gt(0)] | None = None,
+    learning_rate: Annotated[float, Gt(0)] | None = None,
+    effective_batch: Annotated[int, Gt(0)] | None = None,
+    micro_batch: Annotated[int, Gt(0)] | None = None,
+    context: Annotated[int, Ge(4)] | None = None,
+    precision: Precision = "fp32",
+    source: Source = "auto",
+) -> tuple[Tuning, ...]:
+    """CoNLL-2003: a copy of the model with a head on each word is fine-tuned for each seed, and scored.
+
+    Args:
+        seeds: How many: 1, 2, … The head, the drawn examples, their order and dropout follow them.
+        fraction: The share of the training examples.
+        epochs: In place of the study's.
+        steps: Optimizer steps in place of epochs, for a trial.
+        learning_rate: In place of the study's.
+        effective_batch: Examples of an optimizer step, in place of the study's.
+        micro_batch: Examples of a forward pass at most; by default those of a step.
+        context: Tokens of a sentence at most; by default 256, or as many as the model has positions for.
+        precision: ``bf16`` runs the model under autocast, in training and in scoring.
+        source: ``local`` reads files below ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
+    """
+    settings = _changed(conll.STUDY, epochs, steps, learning_rate, effective_batch, micro_batch, precision)
+    return tuple(
+        Tuning(conll.SUITE, conll.TASK, seed, fraction, context, source, settings)
+        for seed in range(1, seeds + 1)
+    )
+
+
+@SUITES.register(questions.SUITE)
+def squad(
+    *,
+    seeds: Annotated[int, Gt(0)] = 3,
+    fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
+    epochs: Annotated[int, Gt(0)] | None = None,
+    steps: Annotated[int, Gt(0)] | None = None,
+    learning_rate: Annotated[float, Gt(0)] | None = None,
+    effective_batch: Annotated[int, Gt(0)] | None = None,
+    micro_batch: Annotated[int, Gt(0)] | None = None,
+    context: Annotated[int, Ge(4)] | None = None,
+    stride: Annotated[int, Gt(0)] = questions.STRIDE,
+    precision: Precision = "fp32",
+    source: Source = "auto",
+) -> tuple[Tuning, ...]:
+    """SQuAD v1.1: a copy of the model that finds spans is fine-tuned for each seed, and scored.
+
+    Args:
+        seeds: How many: 1, 2, … The head, the drawn examples, their order and dropout follow them.
+        fraction: The share of the training examples.
+        epochs: In place of the study's.
+        steps: Optimizer steps in place of epochs, for a trial.
+        learning_rate: In place of the study's.
+        effective_batch: Examples of an optimizer step, in place of the study's.
+        micro_batch: Examples of a forward pass at most; by default those of a step.
+        context: Tokens of a window at most; by default 384, or as many as the model has positions for.
+        stride: Tokens of a passage that neighbouring windows share.
+        precision: ``bf16`` runs the model under autocast, in training and in scoring.
+        source: ``local`` reads files below ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
+    """
+    settings = _changed(
+        questions.STUDY, epochs, steps, learning_rate, effective_batch, micro_batch, precision
+    )
+    return tuple(
+        Tuning(questions.SUITE, questions.TASK, seed, fraction, context, source, settings, stride)
+        for seed in range(1, seeds + 1)
+    )
+
+
+def _changed(
+    study: Settings,
+    epochs: int | None,
+    steps: int | None,
+    learning_rate: float | None,
+    effective_batch: int | None,
+    micro_batch: int | None,
+    precision: Precision,
+) -> Settings:
+    """The study's settings, with what is given in place of its own."""
+    return replace(
+        study,
+        epochs=epochs or study.epochs,
+        steps=steps,
+        learning_rate=learning_rate or study.learning_rate,
+        effective_batch=effective_batch or study.effective_batch,
+        micro_batch=micro_batch,
+        precision=precision,
     )

@@ -28,11 +28,16 @@ from stlm_kd.terms import Term
 
 
 def term_mask(term: Term, batch: AnyBatch) -> Tensor:
-    """The positions that a term counts, (B, T) bool; of examples, outcomes are counted by the row, (B,)."""
+    """The positions that a term counts, (B, T) bool; of examples, outcomes are counted by the row, (B,).
+
+    Of labelled words they are counted by the word, (B, T), and of spans by their two ends, (B, 2).
+    """
     if isinstance(batch, Batch):
         return batch.labels != IGNORED if term.on == "labels" else batch.attention_mask
     is_example_B = batch.example_ids >= 0
-    return batch.attention_mask & is_example_B[:, None] if term.pairs else is_example_B
+    if term.pairs:
+        return batch.attention_mask & is_example_B[:, None]
+    return is_example_B if batch.of == "text" else batch.labels != IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ def _rows(
     parts: Sequence[_Part],
 ) -> tuple[Rows, Tensor]:
     """What the terms need of the parts' tokens, and the student's logits or what meets its head."""
-    student = _joined([part.tokens(_outcomes(part.student, sides.head)) for part in parts])
+    student = _joined([part.tokens(_outcomes(part.student, sides.head, batch)) for part in parts])
     rows = Rows(
         terms=terms,
         mixing=_mixing_of_tokens(mixing, batch, sides, parts),
@@ -270,7 +275,7 @@ def _mixing_of_tokens(mixing: Mixing, batch: AnyBatch, sides: Sides, parts: Sequ
 
     gate = None
     if sides.gate is not None:
-        base = _outcomes(sides.student, sides.head)
+        base = _outcomes(sides.student, sides.head, batch)
         gate = sides.gate(_joined([part.tokens(base) for part in parts]), mixing.teachers)
     return replace(mixing, domain=of_tokens(mixing.domain), drawn=of_tokens(mixing.drawn), gate=gate)
 
@@ -287,11 +292,16 @@ def _judged(parts: Sequence[_Part], mixing: Mixing) -> dict[str, Distribution] |
     return _said([replace(part, teachers=mixed) for part in parts])
 
 
-def _outcomes(student: Observed, head: Head | None) -> Tensor:
-    """A classifier's logits, or the state that meets a language model's head."""
+def _outcomes(student: Observed, head: Head | None, batch: AnyBatch) -> Tensor:
+    """A classifier's logits, or the state that meets a language model's head.
+
+    A span's ends are each one of the positions of the row, (B, 2, T); padding is none of them.
+    """
     found = student.logits if head is None else student.head_input
     assert found is not None
-    return found
+    if isinstance(batch, Batch) or batch.of != "span":
+        return found
+    return found.transpose(1, 2).masked_fill(~batch.attention_mask[:, None], -torch.inf)
 
 
 def _said(parts: Sequence[_Part]) -> dict[str, Distribution]:

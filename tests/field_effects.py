@@ -113,7 +113,7 @@ student: {tokenizer: masked/tokenizer, model: a/body, new_head: true}
 data: {train: a.txt, context: 64}
 objectives: [{loss: labels}]
 train: {steps: 10}
-eval: [{suite: glue, tasks: [rte]}]
+eval: [{suite: glue, tasks: [rte]}, ner, squad]
 """,
     "cached": """
 task: clm
@@ -363,6 +363,27 @@ EFFECTS: dict[str, Change] = {
     "Suite[interchange].rows": _change("eval[0].rows=16", base="interchange"),
     "Suite[interchange].context": _change("eval[0].context=32", base="interchange"),
     "Suite[interchange].seed": _change("eval[0].seed=1", base="interchange"),
+    "Suite[ner].seeds": _change("eval[1].seeds=2", base="new-head"),
+    "Suite[ner].fraction": _change("eval[1].fraction=0.5", base="new-head"),
+    "Suite[ner].epochs": _change("eval[1].epochs=4", base="new-head"),
+    "Suite[ner].steps": _change("eval[1].steps=7", base="new-head"),
+    "Suite[ner].learning_rate": _change("eval[1].learning_rate=1e-4", base="new-head"),
+    "Suite[ner].effective_batch": _change("eval[1].effective_batch=8", base="new-head"),
+    "Suite[ner].micro_batch": _change("eval[1].micro_batch=4", base="new-head"),
+    "Suite[ner].context": _change("eval[1].context=48", base="new-head"),
+    "Suite[ner].precision": _change("eval[1].precision=bf16", base="new-head"),
+    "Suite[ner].source": _change("eval[1].source=local", base="new-head"),
+    "Suite[squad].seeds": _change("eval[2].seeds=2", base="new-head"),
+    "Suite[squad].fraction": _change("eval[2].fraction=0.5", base="new-head"),
+    "Suite[squad].epochs": _change("eval[2].epochs=4", base="new-head"),
+    "Suite[squad].steps": _change("eval[2].steps=7", base="new-head"),
+    "Suite[squad].learning_rate": _change("eval[2].learning_rate=1e-4", base="new-head"),
+    "Suite[squad].effective_batch": _change("eval[2].effective_batch=8", base="new-head"),
+    "Suite[squad].micro_batch": _change("eval[2].micro_batch=4", base="new-head"),
+    "Suite[squad].context": _change("eval[2].context=48", base="new-head"),
+    "Suite[squad].precision": _change("eval[2].precision=bf16", base="new-head"),
+    "Suite[squad].source": _change("eval[2].source=local", base="new-head"),
+    "Suite[squad].stride": _change("eval[2].stride=16", base="new-head"),
     "Suite[pseudo-perplexity].window": _change("eval[0].window=32", base="masked"),
     "Suite[pseudo-perplexity].tokens": _change("eval[0].tokens=64", base="masked"),
     "Suite[pseudo-perplexity].seed": _change("eval[0].seed=1", base="masked"),

@@ -19,7 +19,7 @@ from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.data import hub
 from stlm_kd.data.examples import ExampleStream
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.eval import SUITES
+from stlm_kd.eval import FINE_TUNED, SUITES
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.presets import PRESETS
@@ -185,10 +185,10 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, A
         return suite
 
     def tuned(name: str, options: Values, *asked: Any) -> list[SuiteResult]:
-        calls.append((name, tunings(**options)))
+        calls.append((name, known[name](**options)))
         return []
 
-    tunings = SUITES["glue"]
+    known = {name: SUITES[name] for name in FINE_TUNED}
     monkeypatch.setattr(scoring, "SUITES", {name: spy(name) for name in SUITES})
     monkeypatch.setattr(scoring, "tuned_scores", tuned)
     monkeypatch.setattr(scoring, "_taught", lambda *_: {})

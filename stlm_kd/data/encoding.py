@@ -137,12 +137,12 @@ def encode_texts(
         ModelError: The tokenizer has neither a padding token nor one that ends a document.
     """
     assert texts and context >= 4 and multiple >= 1
-    separated = len(texts[0]) == 1 or _separates(tokenizer)
+    separated = len(texts[0]) == 1 or separates(tokenizer)
     ids: list[npt.NDArray[np.int32]] = []
     types: list[npt.NDArray[np.int8]] = []
     truncated = 0
-    encodings = _encodings(texts, tokenizer, context) if separated else _joined(texts, tokenizer, context)
-    for own_ids, own_types, is_cut in encodings:
+    found = _encodings(texts, tokenizer, context) if separated else _joined(texts, tokenizer, context)
+    for own_ids, own_types, is_cut in found:
         ids.append(np.array(own_ids or [document_ends(tokenizer)[1]], np.int32))
         types.append(np.array(own_types or [0], np.int8))
         truncated += is_cut
@@ -162,7 +162,7 @@ Reading = tuple[list[int], list[int], bool]
 """Token ids, token types, and whether the text was cut."""
 
 
-def _separates(tokenizer: PreTrainedTokenizerFast) -> bool:
+def separates(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether the tokenizer shows where the second text of a pair begins."""
     alone, pair = (int(tokenizer.num_special_tokens_to_add(pair=pair)) for pair in (False, True))
     return pair > alone
@@ -171,11 +171,11 @@ def _separates(tokenizer: PreTrainedTokenizerFast) -> bool:
 def _encodings(
     texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int
 ) -> Iterator[Reading]:
-    for encoding in _batches(texts, tokenizer, context):
+    for encoding in encodings(texts, tokenizer, context):
         yield encoding.ids, encoding.type_ids, bool(encoding.overflowing)
 
 
-def _batches(
+def encodings(
     texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int | None
 ) -> Iterator[Encoding]:
     """As the tokenizer itself reads them; without special tokens and uncut where there is no context."""
@@ -216,7 +216,7 @@ def _cut_pairs(
 ) -> Iterator[tuple[Encoding, int, Encoding, int]]:
     """Each pair without special tokens, and how many tokens of either fit into ``free`` positions."""
     first, second = ([(text[side],) for text in texts] for side in (0, 1))
-    for a, b in zip(_batches(first, tokenizer, None), _batches(second, tokenizer, None), strict=True):
+    for a, b in zip(encodings(first, tokenizer, None), encodings(second, tokenizer, None), strict=True):
         keep_a = min(len(a.ids), max(free - len(b.ids), free - free // 2))
         yield a, keep_a, b, min(len(b.ids), free - keep_a)
 
@@ -229,8 +229,8 @@ def token_sources(
     texts: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, *, context: int
 ) -> list[Source | None]:
     """Where each token that ``encode_texts`` reads of one example stands in it; None of a special one."""
-    if len(texts) == 1 or _separates(tokenizer):
-        (whole,) = _batches([texts], tokenizer, context)
+    if len(texts) == 1 or separates(tokenizer):
+        (whole,) = encodings([texts], tokenizer, context)
         places = zip(whole.sequence_ids, whole.offsets, strict=True)
         return [None if side is None else (side, *offsets) for side, offsets in places] or [None]
     before, after = _around(tokenizer)

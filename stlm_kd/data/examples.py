@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ FORWARD_COST = 100
 _ORDER = 0  # what a random generator is for
 
 
+Labelled = Literal["text", "words", "span"]
+
+
 @dataclass(frozen=True, slots=True)
 class ExampleBatch:
     """B examples, padded on the right; the first three fields as in ``Encoded``.
@@ -33,10 +37,13 @@ class ExampleBatch:
         input_ids: (B, T) int64.
         attention_mask: (B, T) bool.
         token_type_ids: (B, T) int64, or None.
-        labels: (B,): int64 classes, or float32 numbers. A row of padding has ``IGNORED``, or not a number.
+        labels: (B,): int64 classes, or float32 numbers. A row of padding has ``IGNORED``, or not a number. Of
+            words (B, T): at some positions a class, elsewhere ``IGNORED``; of a span (B, 2): the positions of
+            its first and last token.
         example_ids: (B,) int64, the example's place in its data set: stable over epochs, shuffles and ranks;
             -1 for a row of padding, which a rank gets that has no example when others have one.
         others: The same examples as other tokenizers read them, by the name of the teacher that reads so.
+        of: What is labelled: an example as a whole, words in it, or a span of it.
         origin: The same batch on the CPU, where it was moved from there.
     """
 
@@ -46,6 +53,7 @@ class ExampleBatch:
     labels: Tensor
     example_ids: Tensor
     others: Mapping[str, Encoded] = field(default_factory=dict)
+    of: Labelled = "text"
     origin: ExampleBatch | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -67,6 +75,7 @@ class ExampleBatch:
             self.labels.to(device, non_blocking=True),
             self.example_ids.to(device, non_blocking=True),
             {name: encoded.to(device) for name, encoded in self.others.items()},
+            self.of,
         )
         object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
         return moved
@@ -129,6 +138,19 @@ class EncodedExamples:
         )
 
 
+class Tokenised(Protocol):
+    """Examples of some kind, of which batches are made."""
+
+    @property
+    def own(self) -> EncodedTexts:
+        """As the student's tokenizer reads them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, places: Integers) -> ExampleBatch:
+        """These examples in this order; one row of padding where there are none."""
+
+
 class ExampleStream:
     """The micro-batches of every optimizer step, in an order that is drawn anew in each epoch.
 
@@ -148,7 +170,7 @@ class ExampleStream:
 
     def __init__(
         self,
-        examples: EncodedExamples,
+        examples: Tokenised,
         *,
         effective_batch: int,
         micro_batch: int,
@@ -186,7 +208,7 @@ class ExampleStream:
 
 
 def example_evaluation_batches(
-    examples: EncodedExamples, *, micro_batch: int, rank: int = 0, world_size: int = 1
+    examples: Tokenised, *, micro_batch: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[ExampleBatch]:
     """Every example once, the longest first; as many batches on every rank.
 

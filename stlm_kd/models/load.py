@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -35,7 +36,7 @@ from stlm_kd.models.recognition import recognised
 mobillama.register()
 
 LanguageModels = type[AutoModelForCausalLM] | type[AutoModelForMaskedLM]
-Kind = LanguageModels | type[AutoModelForSequenceClassification]
+Kind = LanguageModels | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
 """The class of transformers that builds and loads models of a kind."""
 
 if not torch.cuda.is_available():

@@ -8,7 +8,7 @@ examples, not the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,23 @@ from transformers import PreTrainedModel
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.engine import FitResult, FitSettings, fit
 from stlm_kd.engine.launched import first_process_runs, process_rank
-from stlm_kd.eval import SUITES, glue
+from stlm_kd.errors import ModelError
+from stlm_kd.eval import SUITES, glue, ner, squad
 from stlm_kd.eval.results import Json as Fact
 from stlm_kd.eval.results import SuiteResult
-from stlm_kd.eval.tunings import Settings
+from stlm_kd.eval.tunings import Settings, Tuning
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.recipe import hash_of
 from stlm_kd.run.jobs import PrefixedLines
-from stlm_kd.run.material import BatchSizes, Material
+from stlm_kd.run.material import BatchSizes
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Json, Key, model_identity
-from stlm_kd.run.subjects import Subject, subjects_of
+from stlm_kd.run.subject_spans import squad_subjects
+from stlm_kd.run.subject_texts import glue_subjects
+from stlm_kd.run.subject_words import ner_subjects
+from stlm_kd.run.subjects import Reading, Subject
 from stlm_kd.run.training import tenth
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.step import StepModule
@@ -38,6 +42,13 @@ from stlm_kd.terms import Term
 from stlm_kd.tracking import Trackers, open_tracker
 
 STAGE = "fine-tuned"
+SUBJECTS: Mapping[str, Callable[[Sequence[Tuning]], Sequence[Subject]]] = {
+    glue.SUITE: glue_subjects,
+    ner.SUITE: ner_subjects,
+    squad.SUITE: squad_subjects,
+}
+"""By suite, what its fine-tunings have to do with; a new suite is a row here and in ``eval.tuned_suites``."""
+
 _RESULTS = "results.json"
 _LEAST_BETWEEN_CHECKPOINTS = 250
 
@@ -74,7 +85,7 @@ def tuned_scores(suite: str, options: Mapping[str, Any], model: str, workshop: W
     return [result for found in by_seed.values() for result in found] + averages
 
 
-def checked_subjects(suite: str, options: Mapping[str, Any]) -> list[Subject]:
+def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[Subject]:
     """What a suite's fine-tunings have to do with, of which everything is read once.
 
     Raises:
@@ -84,7 +95,7 @@ def checked_subjects(suite: str, options: Mapping[str, Any]) -> list[Subject]:
     """
     tunings = SUITES[suite](**options)
     assert isinstance(tunings, tuple)
-    subjects = subjects_of(tunings)
+    subjects = SUBJECTS[suite](tunings)
     for subject in subjects:
         subject.check()
     return subjects
@@ -120,6 +131,9 @@ def _fine_tune(subject: Subject, name: str, workshop: Workshop, folder: Path, *,
     """Train a copy of the model and write its scores into the folder."""
     tuning, trust = subject.tuning, workshop.trust_remote_code
     context = _context(subject, name, workshop)
+    positions = num_positions(load_config(name, trust_remote_code=trust))
+    if positions is not None and positions < context:
+        raise ModelError(f"{name}: it reads at most {positions} tokens, but context is {context}; shorten it")
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
     model = subject.model(name, tokenizer, context=context, trust=trust)
     material = subject.material(tokenizer, context=context)
@@ -185,7 +199,7 @@ def _tracker(subject: Subject, workshop: Workshop, folder: Path) -> Trackers:
 
 
 def _facts(
-    subject: Subject, head: str, material: Material, trained: FitResult, context: int
+    subject: Subject, head: str, material: Reading, trained: FitResult, context: int
 ) -> dict[str, Fact]:
     """How a model was fine-tuned, for the report of its scores."""
     tuning = subject.tuning

@@ -18,6 +18,7 @@ from stlm_kd.data.examples import (
     AnyBatch,
     EncodedExamples,
     ExampleStream,
+    Tokenised,
     example_evaluation_batches,
 )
 from stlm_kd.data.labelled import Examples
@@ -246,15 +247,7 @@ class ExampleMaterial:
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> ExampleStream:
         """See ``Material``."""
-        return ExampleStream(
-            self._encoded,
-            effective_batch=sizes.effective,
-            micro_batch=sizes.micro,
-            seed=seed,
-            rank=process_rank(),
-            world_size=launched_processes(),
-            forward_cost=FORWARD_COST if current_device().type == "cpu" else ACCELERATOR_FORWARD_COST,
-        )
+        return example_stream(self._encoded, sizes, seed=seed)
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
         """See ``Material``."""
@@ -287,8 +280,25 @@ class ExampleMaterial:
         return None if held is None else EncodedExamples(held.labels, self._read(held, self.tokenizer))
 
     def _read(self, examples: Examples, tokenizer: PreTrainedTokenizerFast) -> EncodedTexts:
-        multiple = 1 if current_device().type == "cpu" else MULTIPLE
-        return encode_texts(examples.texts, tokenizer, context=self.context, multiple=multiple)
+        return encode_texts(examples.texts, tokenizer, context=self.context, multiple=row_multiple())
+
+
+def example_stream(examples: Tokenised, sizes: BatchSizes, *, seed: int) -> ExampleStream:
+    """The training batches of this process."""
+    return ExampleStream(
+        examples,
+        effective_batch=sizes.effective,
+        micro_batch=sizes.micro,
+        seed=seed,
+        rank=process_rank(),
+        world_size=launched_processes(),
+        forward_cost=FORWARD_COST if current_device().type == "cpu" else ACCELERATOR_FORWARD_COST,
+    )
+
+
+def row_multiple() -> int:
+    """Rows of examples are padded to a multiple of so many positions."""
+    return 1 if current_device().type == "cpu" else MULTIPLE
 
 
 def material_of(

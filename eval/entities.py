@@ -1,0 +1,128 @@
+"""How well entities are found, through ``seqeval``: F1 over entities, micro and macro, and accuracy of words.
+
+Shapes: N sentences, K kinds of entities, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+
+from stlm_kd.errors import EnvironmentFault
+from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
+
+RESAMPLES = 1000
+
+Floats = npt.NDArray[np.float64]
+
+
+def entity_scores(
+    predicted: Sequence[Sequence[str]],
+    labels: Sequence[Sequence[str]],
+    *,
+    task: str,
+    ids: Sequence[str],
+    suite: str,
+) -> SuiteResult:
+    """Micro and macro F1 of entities and accuracy of words; standard errors by resampling sentences.
+
+    An entity counts as found where kind, beginning and end are right (Tjong Kim Sang and De Meulder,
+    "Introduction to the CoNLL-2003 Shared Task", 2003). The values are seqeval's in its default mode, which
+    reads tags as the task's own script does; macro averages over the kinds that occur or are predicted.
+
+    Args:
+        predicted: Of each sentence, a tag (``O``, ``B-PER``) for every word.
+        labels: What they should be.
+        task: What it is called in the result.
+        ids: What each sentence is called.
+        suite: The suite's name.
+
+    Raises:
+        EnvironmentFault: seqeval is not installed.
+    """
+    metrics = seqeval()
+    truth, found = [list(tags) for tags in labels], [list(tags) for tags in predicted]
+    counts_N3K = entity_counts(found, truth)
+    words_N = np.array([len(tags) for tags in truth], np.float64)
+    right_N = np.array(
+        [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(truth, found, strict=True)],
+        np.float64,
+    )
+    weights_RN = _weights(len(truth))
+    values = {
+        "entity_f1": float(metrics.f1_score(truth, found, average="micro", zero_division=0)),
+        "entity_macro_f1": (
+            float(metrics.f1_score(truth, found, average="macro", zero_division=0))
+            if counts_N3K.any()
+            else 0.0  # of no entities at all seqeval's mean is not a number
+        ),
+        "accuracy": float(metrics.accuracy_score(truth, found)),
+    }
+    drawn_R3K = np.tensordot(weights_RN, counts_N3K, axes=1)
+    resampled = {
+        "entity_f1": micro_f1(drawn_R3K),
+        "entity_macro_f1": macro_f1(drawn_R3K),
+        "accuracy": (weights_RN @ right_N) / np.maximum(weights_RN @ words_N, 1),
+    }
+    spread = {name: float(drawn.std(ddof=1)) for name, drawn in resampled.items()} if len(truth) > 1 else {}
+    return SuiteResult(
+        suite,
+        tuple(Score(task, name, value, spread.get(name), len(truth)) for name, value in values.items()),
+        tuple(
+            ExampleScore(task, name, "accuracy", share)
+            for name, share in zip(ids, (right_N / words_N).tolist(), strict=True)
+        ),
+        report={"task": task, "words": int(words_N.sum())},
+    )
+
+
+def seqeval() -> ModuleType:
+    """The metrics of seqeval.
+
+    Raises:
+        EnvironmentFault: It is not installed.
+    """
+    try:
+        return import_module("seqeval.metrics")
+    except ImportError as error:
+        raise EnvironmentFault(
+            "ner is scored by seqeval, which is not installed; pip install 'stlm-kd[eval]'"
+        ) from error
+
+
+def micro_f1(counts_R3K: Floats) -> Floats:
+    """F1 over all kinds together, (R,), from the entities found right, predicted and labelled."""
+    right_R, predicted_R, labelled_R = counts_R3K.sum(2).T
+    f1: Floats = 2 * right_R / np.maximum(predicted_R + labelled_R, 1)
+    return f1
+
+
+def macro_f1(counts_R3K: Floats) -> Floats:
+    """The mean F1 over the kinds that occur or are predicted, (R,)."""
+    sizes_RK = counts_R3K[:, 1] + counts_R3K[:, 2]
+    f1_RK = 2 * counts_R3K[:, 0] / np.maximum(sizes_RK, 1)
+    mean: Floats = f1_RK.sum(1) / np.maximum((sizes_RK > 0).sum(1), 1)
+    return mean
+
+
+def entity_counts(predicted: Sequence[list[str]], labels: Sequence[list[str]]) -> Floats:
+    """Of each sentence the entities found right, predicted and labelled, by kind, (N, 3, K)."""
+    entities_of = import_module("seqeval.metrics.sequence_labeling").get_entities
+    pairs = [(set(entities_of(a)), set(entities_of(b))) for a, b in zip(predicted, labels, strict=True)]
+    kinds = sorted({entity[0] for pair in pairs for entities in pair for entity in entities})
+    counts = np.zeros((len(pairs), 3, max(len(kinds), 1)))
+    for row, (found, truth) in enumerate(pairs):
+        for place, entities in enumerate((found & truth, found, truth)):
+            for entity in entities:
+                counts[row, place, kinds.index(entity[0])] += 1
+    return counts
+
+
+def _weights(size: int) -> Floats:
+    """How often each sentence is drawn, (R, N); always the same draws."""
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
+    return drawn.astype(np.float64)

@@ -1,0 +1,135 @@
+"""SQuAD v1.1: the study's settings, spans from windows, exact match and F1 by the official definition.
+
+Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text", 2016, section 6.1. Settings:
+Wu et al., "Causal Distillation for Language Models", 2022, A.4: learning rate 3e-5, batch 48, 2 epochs,
+windows that share 128 tokens; the development set is scored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.data.examples import example_evaluation_batches
+from stlm_kd.data.spans import EncodedWindows, Question, digest, encode_windows
+from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
+from stlm_kd.eval.running import autocast, evaluating
+from stlm_kd.eval.tunings import Precision, Settings
+from stlm_kd.models.forward import inputs_of
+
+SUITE: Final = "squad"
+TASK: Final = "squad_v1.1"
+HUB: Final = "rajpurkar/squad"
+CONTEXT: Final = 384
+STRIDE: Final = 128
+STUDY: Final = Settings(epochs=2, learning_rate=3e-5, effective_batch=48)
+LONGEST_ANSWER: Final = 30
+"""Tokens of an answer at most, as in BERT's own script."""
+
+_BEST = 20
+_BATCH = 32
+
+Floats = npt.NDArray[np.float64]
+
+
+def normalised(answer: str) -> str:
+    """An answer as the official script compares it: lower case, no punctuation or articles, single spaces.
+
+    >>> normalised("The  Cat's, a hat")
+    'cats hat'
+    """
+    bare = "".join(character for character in answer.lower() if character not in set(string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def exact_match(answer: str, right: str) -> float:
+    """1 where both are the same once they are normalised, else 0."""
+    return float(normalised(answer) == normalised(right))
+
+
+def token_f1(answer: str, right: str) -> float:
+    """The F1 of the words that both share, counted as often as they occur; 0 where they share none."""
+    told, truth = normalised(answer).split(), normalised(right).split()
+    shared = sum((Counter(told) & Counter(truth)).values())
+    return 2 * shared / (len(told) + len(truth)) if shared else 0.0
+
+
+def answer_scores(told: Mapping[str, str], questions: Sequence[Question]) -> SuiteResult:
+    """Exact match and F1: of each question the best over its answers, averaged over the questions, 0 to 1."""
+    rows: list[ExampleScore] = []
+    scores = []
+    for name, metric in (("exact_match", exact_match), ("token_f1", token_f1)):
+        values = np.array(
+            [max(metric(told[one.id], text) for text, _ in one.answers) for one in questions], np.float64
+        )
+        stderr = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+        scores.append(Score(TASK, name, float(values.mean()), stderr, len(values)))
+        rows += [
+            ExampleScore(TASK, one.id, name, value)
+            for one, value in zip(questions, values.tolist(), strict=True)
+        ]
+    report: dict[str, Json] = {"task": TASK, "told": dict(told), "texts": digest(questions)}
+    return SuiteResult(SUITE, tuple(scores), tuple(rows), report=report)
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    *,
+    context: int,
+    stride: int,
+    precision: Precision,
+) -> SuiteResult:
+    """Exact match and F1 of a model that was fine-tuned to find spans.
+
+    Args:
+        model: A head of two outputs on every token: how much an answer begins, or ends, there.
+        tokenizer: What it reads by.
+        questions: At least one.
+        context: Tokens of a window at most.
+        stride: Tokens that neighbouring windows share.
+        precision: ``bf16`` runs the model under autocast.
+    """
+    windows = encode_windows(questions, tokenizer, context=context, stride=stride)
+    best: dict[int, tuple[float, str]] = {}
+    with torch.no_grad(), evaluating(model), autocast(model.device, precision):
+        for batch in example_evaluation_batches(windows, micro_batch=_BATCH):
+            logits_BT2 = model(**inputs_of(batch.to(model.device), model)).logits.float().cpu().numpy()
+            for row, window in enumerate(batch.example_ids.tolist()):
+                question = int(windows.questions[window])
+                found = best_span(logits_BT2[row].astype(np.float64), windows, window)
+                if found is not None and found[0] > best.get(question, (-math.inf, ""))[0]:
+                    value, begin, end = found
+                    best[question] = value, questions[question].passage[begin:end]
+    told = {one.id: best.get(place, (0.0, ""))[1] for place, one in enumerate(questions)}
+    return answer_scores(told, questions)
+
+
+def best_span(logits_T2: Floats, windows: EncodedWindows, window: int) -> tuple[float, int, int] | None:
+    """The likeliest span of a window's passage: its logits' sum, and where it begins and ends in the passage.
+
+    Of the ``_BEST`` likeliest beginnings and ends, those of at most ``LONGEST_ANSWER`` tokens; None where
+    there is none.
+    """
+    first, last = windows.own.offsets[window : window + 2]
+    characters_T2 = windows.characters[first:last]
+    places = np.flatnonzero(characters_T2[:, 0] >= 0)
+    if not len(places):
+        return None
+    starts, ends = (places[np.argsort(-logits_T2[places, side], kind="stable")[:_BEST]] for side in (0, 1))
+    pairs = [(s, e) for s in starts for e in ends if s <= e < s + LONGEST_ANSWER]
+    if not pairs:
+        return None
+    begin, end = max(pairs, key=lambda pair: logits_T2[pair[0], 0] + logits_T2[pair[1], 1])
+    value = float(logits_T2[begin, 0] + logits_T2[end, 1])
+    return value, int(characters_T2[begin, 0]), int(characters_T2[end, 1])
