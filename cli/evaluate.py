@@ -79,7 +79,7 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score models, with standard errors: bits per byte, masked tokens, lm-eval's tasks, labels; or fine-tuned."""
+    """Score models, with standard errors: bits per byte, masked tokens, lm-eval, labels, or fine-tuned."""
     from stlm_kd.recipe.suites import suites
 
     options: dict[str, Plain] = {}
