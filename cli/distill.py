@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlm_kd.cli.printing import print_json
+from stlm_kd.cli.printing import print_json, print_table
 from stlm_kd.cli.words import (
     AsJson,
     OutputDir,
@@ -24,6 +25,9 @@ from stlm_kd.cli.words import (
     typed_command,
 )
 
+if TYPE_CHECKING:
+    from stlm_kd.recipe import Recipe
+
 
 def distill(
     recipe: RecipeName,
@@ -33,6 +37,12 @@ def distill(
     seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trainings and evaluations side by side.")] = 1,
     processes: Processes = 1,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY.PATH=[V,V,…]", help="Do it with each value; end with the students in one table."
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     as_json: AsJson = False,
@@ -42,10 +52,10 @@ def distill(
     Finished stages are found again and reused.
     """
     from stlm_kd.errors import UsageError
-    from stlm_kd.recipe import load
 
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
-    loaded = load(recipe, changes)
+    runs = recipes_of(recipe, changes, sweep)
+    loaded = next(iter(runs.values()))
     if loaded.adapts_only:
         raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
     if dry_run:
@@ -53,37 +63,60 @@ def distill(
             raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
         from stlm_kd.run.plan import describe
 
-        typer.echo(describe(loaded))
+        typer.echo("\n\n".join(describe(one) for one in runs.values()))
         return
     if launched_again(processes, loaded, origin=recipe, jobs=jobs):
         return
     from stlm_kd.run.distill import distill as run
 
-    folder = run(
-        loaded,
-        name=Path(recipe).stem,
-        output_dir=output_dir,
-        resume=resume.value,
-        trust_remote_code=trust_remote_code,
-        command=typed_command(),
-        jobs=jobs,
-    )
+    folders = [
+        run(
+            one,
+            name=name,
+            output_dir=output_dir,
+            resume=resume.value,
+            trust_remote_code=trust_remote_code,
+            command=typed_command(),
+            jobs=jobs,
+        )
+        for name, one in runs.items()
+    ]
     if not is_first_process():
         return
-    print_results(folder, as_json=as_json)
+    if sweep is not None:
+        print_side_by_side(folders, as_json=as_json)
+        return
+    print_results(folders[0], as_json=as_json)
     if not as_json:
-        from stlm_kd.run.models import model_of
+        print_what_next(folders[0], loaded)
 
-        typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
-        place = shlex.quote(str(folder))
-        typer.echo(
-            f"Model: {model_of(str(folder))}\nAll in one page: stlm-kd report {place} --html report.html"
-        )
-        suite = "masked-loss" if loaded.task == "mlm" else loaded.task
-        trial = f"eval {place} --suite {suite}"
-        if loaded.task == "clm":
-            trial = f"generate {place} --prompt 'The'"
-        typer.echo(f"Try it: stlm-kd {trial}")
+
+def recipes_of(recipe: str, changes: Sequence[str], sweep: str | None) -> dict[str, Recipe]:
+    """What to run, by the names of the runs: one recipe, or one for each value of a sweep."""
+    from stlm_kd.recipe import load
+
+    if sweep is None:
+        return {Path(recipe).stem: load(recipe, changes)}
+    from stlm_kd.run.sweep import swept
+
+    return swept(recipe, changes, sweep)
+
+
+def print_side_by_side(folders: Sequence[Path], *, as_json: bool) -> None:
+    """The students of several runs, and where the runs lie."""
+    from stlm_kd.run.sweep import side_by_side
+
+    comparison = side_by_side(folders)
+    if as_json:
+        from stlm_kd.run.comparison_table import as_json as plain
+
+        print_json({"folders": [str(folder) for folder in folders], "comparison": plain(comparison)})
+        return
+    from stlm_kd.run.comparison_table import differences_table, means_table
+
+    print_table(means_table(comparison))
+    print_table(differences_table(comparison))
+    typer.echo("\n".join(["", *(f"Run: {folder}" for folder in folders)]))
 
 
 def print_results(folder: Path, *, as_json: bool) -> None:
@@ -94,3 +127,17 @@ def print_results(folder: Path, *, as_json: bool) -> None:
         print_json({"folder": str(folder), "results": found})
     elif table.is_file():
         typer.echo(table.read_text(encoding="utf-8").rstrip("\n"))
+
+
+def print_what_next(folder: Path, recipe: Recipe) -> None:
+    """Where everything lies, and what to do with it."""
+    from stlm_kd.run.models import model_of
+
+    typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
+    place = shlex.quote(str(folder))
+    typer.echo(f"Model: {model_of(str(folder))}\nAll in one page: stlm-kd report {place} --html report.html")
+    suite = "masked-loss" if recipe.task == "mlm" else recipe.task
+    trial = f"eval {place} --suite {suite}"
+    if recipe.task == "clm":
+        trial = f"generate {place} --prompt 'The'"
+    typer.echo(f"Try it: stlm-kd {trial}")

@@ -69,7 +69,18 @@ def compare(sources: Sequence[str], *, baseline: str | None = None, only: Collec
     contenders = read_contenders(sources)
     if len(contenders) < 2:
         raise UsageError(f"{', '.join(sources)}: one row ({contenders[0].name}); name a second to compare")
-    base = _baseline(contenders, baseline)
+    return compare_with(_baseline(contenders, baseline), contenders, only=only)
+
+
+def compare_with(
+    base: Contender, contenders: Sequence[Contender], *, only: Collection[str] = ()
+) -> Comparison:
+    """As ``compare``, of rows that were read.
+
+    Raises:
+        UsageError: No row has such a metric.
+        DataError: As ``compare``.
+    """
     metrics = _chosen(metrics_of(contenders), only)
     pairs = [
         (other, metric)

@@ -1,0 +1,92 @@
+"""``distill --sweep``: a run for each value, and the students in one table."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import stlm_kd.run.distill
+import stlm_kd.run.sweep
+from stlm_kd.cli.main import app
+from stlm_kd.recipe import Recipe
+from tests.compared import run_folder, seeds_of
+
+RECIPE = """
+task: classification
+student: {tokenizer: t, architecture: {model_type: bert}}
+data: {train: a.jsonl, validation: b.jsonl}
+objectives: [{loss: labels}]
+train: {steps: 10}
+eval: [classification]
+"""
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Recipe]:
+    """The recipes that were run, by the names of their runs; later ones are the better ones."""
+    runs: dict[str, Recipe] = {}
+
+    def distill(recipe: Recipe, *, name: str, output_dir: Path, **_: object) -> Path:
+        runs[name] = recipe
+        rows = {
+            "teacher t": ("teacher", seeds_of(0.9, 50, 1)),
+            "distilled student": ("student", seeds_of(0.4 + 0.2 * len(runs), 10 * len(runs))),
+            "no-teacher": ("control", seeds_of(0.5, 90)),
+        }
+        return Path(run_folder(output_dir / name, rows))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(stlm_kd.run.distill, "distill", distill)
+    return runs
+
+
+def sweep(value: str, *words: str) -> Result:
+    return CliRunner().invoke(app, ["distill", "-r", "mine.yaml", "--sweep", value, *words])
+
+
+def test_each_value_is_a_run_and_the_students_alone_are_compared_with_the_first(
+    done: dict[str, Recipe],
+) -> None:
+    found = sweep("train.learning_rate=[1e-4, 2e-4]", "train.steps=3", "--json")
+    assert found.exit_code == 0, found.stderr
+    told = json.loads(found.stdout)
+    assert [(r.train.learning_rate, r.train.steps) for r in done.values()] == [(1e-4, 3), (2e-4, 3)]
+    assert [Path(folder).name for folder in told["folders"]] == [*done] == ["mine-0.0001", "mine-0.0002"]
+    students = [f"{name}: distilled student" for name in done]
+    assert told["comparison"]["baseline"] == students[0]
+    assert {row["name"] for row in told["comparison"]["comparisons"]} == {students[1]}
+
+
+def test_it_ends_in_one_table_and_the_places_of_the_runs(done: dict[str, Recipe]) -> None:
+    found = sweep("train.steps=[3, 4]")
+    assert found.exit_code == 0, found.stderr
+    assert "mine-4: distilled student" in found.stdout and "runs/mine-4" in found.stdout
+    assert "teacher t" not in found.stdout and "no-teacher" not in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "words", "message"),
+    [
+        ("train.steps=3", (), "expected a list of different values"),
+        ("train.steps=[3]", (), "expected a list of different values"),
+        ("train.steps=[3, 3]", (), "expected a list of different values"),
+        ("train.steps=[3, 4]", ("eval=[]",), "mine.yaml has no eval"),
+        ("train.steps=[3, 0]", (), "train.steps=0"),
+    ],
+)
+def test_a_fault_is_told_before_anything_is_run(
+    done: dict[str, Recipe], value: str, words: tuple[str, ...], message: str
+) -> None:
+    found = sweep(value, *words)
+    assert found.exit_code in (2, 3) and message in found.stderr
+    assert not done
+
+
+def test_the_example_in_the_docstring_holds() -> None:
+    assert doctest.testmod(stlm_kd.run.sweep) == (0, 1)
