@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class AdaptationReport:
         steps: Optimizer steps done.
         seconds: Of training.
         stopped: Why it ended: ``done`` or ``early-stop``.
-        objective: What it was trained on, by weight.
+        objective: What it was trained on, by weight; {} where a version that had one alone adapted it.
         aligned: Of self-distillation, the share of predicted tokens that are in a span which both tokenizers
             share, on a sample of the rows; None without it.
         flops: What it computed (``run.compute``); None where that was not counted, as of self-distillation.
@@ -118,8 +118,8 @@ class AdaptationReport:
     steps: int
     seconds: float
     stopped: str
-    objective: Mapping[str, float]
-    aligned: float | None
+    objective: Mapping[str, float] = field(default_factory=dict)
+    aligned: float | None = None
     flops: int | None = None
 
 

@@ -117,10 +117,8 @@ def _adapted(report: AdaptationReport) -> str:
     origins = ", ".join(f"{origin} {count:,}" for origin, count in report.tokens_by_origin.items())
     objective = " + ".join(f"{weight:g} {name}" for name, weight in report.objective.items())
     aligned = "" if report.aligned is None else f", {report.aligned:.1%} of the tokens in shared spans"
-    return (
-        f"from {report.teacher}; new rows: {origins}; trained on {objective}{aligned}, {report.steps:,} "
-        f"steps, {report.stopped}"
-    )
+    trained = f"trained on {objective}{aligned}, " if objective else ""
+    return f"from {report.teacher}; new rows: {origins}; {trained}{report.steps:,} steps, {report.stopped}"
 
 
 def _cost(run: RunFacts) -> Iterator[Html]:

@@ -55,8 +55,9 @@ svg text.name { fill: var(--ink); }
 .curve.c7, .bar.c7 { stroke: var(--c7); } .point.c7 { fill: var(--c7); }
 @media (max-width: 520px) { main { padding: 10px; } dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .4rem; } th, td { padding: .3rem .5rem; }
-  tbody th { min-width: 6.5rem; max-width: 40vw; white-space: normal; overflow-wrap: anywhere; } }
-@media print { body { font-size: 11px; } main { max-width: none; padding: 0; } .scroll { overflow: visible;
+  tbody th { min-width: 8.5rem; max-width: 40vw; white-space: normal; overflow-wrap: anywhere; } }
+@media print { :root { font-size: 11px; } body { font-size: 1rem; } h2, h3 { break-after: avoid; }
+  main { max-width: none; padding: 0; } .scroll { overflow: visible;
   border: 0; } table { font-size: 8.5px; } th, td { padding: .15rem .3rem; white-space: normal; }
   pre { white-space: pre-wrap; } .panels { grid-template-columns: 1fr 1fr; } tbody th { position: static; } }
 """
