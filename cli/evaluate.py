@@ -28,9 +28,9 @@ def evaluate(
             "--suite",
             metavar="NAME|{suite: NAME, …}",
             help="perplexity, lm-eval or stlm (five benchmarks of it); pseudo-perplexity or masked-loss for "
-            "masked models; classification or regression; interchange, beside teachers; glue, ner or squad, "
-            "for which copies of the model are fine-tuned; with options: '{suite: lm-eval, tasks: [blimp]}'. "
-            "May be repeated.",
+            "masked models; classification or regression; agreement (of classifiers) and interchange, beside "
+            "teachers; glue, ner or squad, for which copies of the model are fine-tuned; with options: "
+            "'{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
         ),
     ],
     data: Annotated[
@@ -55,8 +55,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="For interchange: what the models are compared with; by default the teachers of their runs. "
-            "May be repeated.",
+            help="For agreement and interchange: what the models are compared with; by default the teachers "
+            "of their runs. May be repeated.",
         ),
     ] = None,
     tasks: Annotated[

@@ -22,6 +22,7 @@
 * ``predictions``, ``agreement``: how far two classifiers say the same of the same examples.
 * ``explaining``: what a classifier makes of the words (``words``) of some examples (``choosing``), by LIME
   (``lime_weights``) or integrated gradients (``gradient_weights``).
+* ``agreement_suite``: the suite of these, beside each of a student's teachers.
 * ``alike``: how far a teacher and a student make the same of the same words; ``attribution_page`` shows it.
 * ``likelihood``: the likelihood of pieces of text as scores with standard errors.
 * ``running``: for which task, in which mode and precision, over how many positions a model is run.
@@ -31,6 +32,7 @@
 * ``table``: the scores of several models side by side.
 """
 
+from stlm_kd.eval import agreement_suite as _agreement_suite  # which is a row of the table
 from stlm_kd.eval.suites import (
     IDENTITIES,
     NEEDS_TEACHERS,
@@ -40,6 +42,8 @@ from stlm_kd.eval.suites import (
     reads_held_out,
 )
 from stlm_kd.eval.tuned_suites import FINE_TUNED
+
+assert _agreement_suite.SUITE in SUITES
 
 __all__ = [
     "FINE_TUNED",

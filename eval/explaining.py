@@ -18,8 +18,8 @@ from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.agreement import Predictions
 from stlm_kd.eval.choosing import Choice, chosen
 from stlm_kd.eval.examples import logits_of, longest_read
-from stlm_kd.eval.gradient_weights import integrated_gradients
-from stlm_kd.eval.lime_weights import draws_of, lime_weights
+from stlm_kd.eval.gradient_weights import integrated_gradients, integrator
+from stlm_kd.eval.lime_weights import draws_of, lime_weights, surrogate
 from stlm_kd.eval.words import words_of
 
 Method = Literal["lime", "integrated-gradients"]
@@ -115,6 +115,17 @@ class Answers:
             for method, of in content["weights"].items()
         }
         return cls(predictions, dict(content["classes"]), weights)
+
+
+def check_packages(methods: Sequence[Method]) -> None:
+    """Look for what the methods need.
+
+    Raises:
+        EnvironmentFault: A package is not there.
+    """
+    packages: dict[Method, Callable[[], object]] = {"lime": surrogate, "integrated-gradients": integrator}
+    for method in methods:
+        packages[method]()
 
 
 def _weights(content: Mapping[str, Any]) -> Weights:

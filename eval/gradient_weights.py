@@ -85,7 +85,7 @@ def integrated_gradients(
     hidden_ids_1T = torch.where(is_word_T, _nothing_token(tokenizer), row.input_ids)
     with evaluating(model):
         text_1TD, baseline_1TD = (embedded.embed(ids) for ids in (row.input_ids, hidden_ids_1T))
-        found_1TD, delta_1 = _captum()(embedded).attribute(
+        found_1TD, delta_1 = integrator()(embedded).attribute(
             text_1TD,
             baselines=baseline_1TD,
             n_steps=steps,
@@ -146,7 +146,12 @@ def _nothing_token(tokenizer: PreTrainedTokenizerFast) -> Tensor:
     return torch.tensor(padding_id(tokenizer) if mask is None else int(mask))
 
 
-def _captum() -> type[IntegratedGradients]:
+def integrator() -> type[IntegratedGradients]:
+    """The package's.
+
+    Raises:
+        EnvironmentFault: It is not there.
+    """
     try:
         from captum.attr import IntegratedGradients
     except ModuleNotFoundError as error:

@@ -82,7 +82,7 @@ def lime_weights(
     Raises:
         EnvironmentFault: The package ``lime`` is not there.
     """
-    base = _lime()
+    base = surrogate()
     kept_SW = perturbations(len(words), samples=samples, seed=seed)
     probabilities_SC = predict([without(texts, words, kept_W) for kept_W in kept_SW])
     distances_S = 100 * (1 - np.sqrt(kept_SW.mean(1)))
@@ -116,7 +116,12 @@ class _Surrogate(Protocol):
         """Intercept, (word, weight) of the words that get one, R², and what it says of the text itself."""
 
 
-def _lime() -> _Surrogate:
+def surrogate() -> _Surrogate:
+    """The package's.
+
+    Raises:
+        EnvironmentFault: It is not there.
+    """
     try:
         from lime.lime_base import LimeBase
     except ModuleNotFoundError as error:
@@ -124,8 +129,8 @@ def _lime() -> _Surrogate:
             "lime: the package is not installed; pip install 'stlm-kd[attributions]', or leave lime out of "
             "attributions"
         ) from error
-    surrogate: _Surrogate = LimeBase(_kernel, random_state=np.random.RandomState(0))  # nothing is drawn
-    return surrogate
+    found: _Surrogate = LimeBase(_kernel, random_state=np.random.RandomState(0))  # nothing is drawn
+    return found
 
 
 def _kernel(distances_S: Floats) -> Floats:

@@ -36,7 +36,15 @@ IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval, "perplexity": of_wikit
 """What decides the scores of a suite where it does not read the held-out text, beside model and options."""
 
 NEEDS_TEXT = frozenset(
-    {"perplexity", "pseudo-perplexity", "masked-loss", "classification", "regression", "interchange"}
+    {
+        "perplexity",
+        "pseudo-perplexity",
+        "masked-loss",
+        "classification",
+        "regression",
+        "interchange",
+        "agreement",
+    }
 )
 """The suites that read held-out text or examples; see ``reads_held_out`` for those that need not."""
 
@@ -46,7 +54,7 @@ def reads_held_out(suite: str, options: Mapping[str, object]) -> bool:
     return suite in NEEDS_TEXT and options.get("on", "held-out") == "held-out"
 
 
-NEEDS_TEACHERS = frozenset({"interchange"})
+NEEDS_TEACHERS = frozenset({"agreement", "interchange"})
 """The suites that compare a student with its teachers, and score no teacher."""
 
 TASK_OF_SUITE: dict[str, Goal] = {
@@ -56,6 +64,7 @@ TASK_OF_SUITE: dict[str, Goal] = {
     "masked-loss": "mlm",
     "classification": "classification",
     "regression": "regression",
+    "agreement": "classification",
 }
 """What a model has to predict for a suite to score it; those of ``tuned_suites`` take any language model."""
 

@@ -30,6 +30,20 @@ objectives: [{loss: labels}]
 train: {steps: 10}
 eval: [regression]
 """,
+    "beside": """
+task: classification
+student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_size: 16,
+  intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
+teachers: [{name: a, model: masked/classifier}]
+data:
+  train: [{path: pairs.jsonl, text: [one, two], label: judged}]
+  labels: ["0", "1"]
+  validation: {path: pairs.jsonl, text: [one, two], label: judged}
+  context: 32
+objectives: [{loss: labels}, {loss: forward_kl}]
+train: {steps: 10}
+eval: [{suite: agreement, attributions: [lime]}]
+""",
     "two-teachers": """
 task: clm
 student:
@@ -263,6 +277,20 @@ EFFECTS: dict[str, Change] = {
     "Source.text": _change("data.train[0].text=[two, one]", base="classes"),
     "Source.label": _change("data.train[0].label=other", base="classes"),
     "Data.labels": _change("data.labels=[no, yes]", base="classes"),
+    "Suite[agreement].attributions": _change("eval[0].attributions=[integrated-gradients]", base="beside"),
+    "Suite[agreement].examples": _change("eval[0].examples=4", base="beside"),
+    "Suite[agreement].which": _change("eval[0].which=hard", base="beside"),
+    "Suite[agreement].ids": _change("eval[0].ids=[3, 4]", base="beside"),
+    "Suite[agreement].classes": _change("eval[0].classes=[1]", base="beside"),
+    "Suite[agreement].sources": _change("eval[0].sources=[x]", base="beside"),
+    "Suite[agreement].features": _change("eval[0].features=5", base="beside"),
+    "Suite[agreement].samples": _change("eval[0].samples=100", base="beside"),
+    "Suite[agreement].steps": _change("eval[0].steps=20", base="beside"),
+    "Suite[agreement].top": _change("eval[0].top=2", base="beside"),
+    "Suite[agreement].seed": _change("eval[0].seed=1", base="beside"),
+    "Suite[agreement].context": _change("eval[0].context=16", base="beside"),
+    "Suite[agreement].batch_size": _change("eval[0].batch_size=8", base="beside"),
+    "Suite[agreement].precision": _change("eval[0].precision=bf16", base="beside"),
     "Suite[classification].context": _change("eval[0].context=16", base="classes"),
     "Suite[classification].batch_size": _change("eval[0].batch_size=8", base="classes"),
     "Suite[classification].precision": _change("eval[0].precision=bf16", base="classes"),

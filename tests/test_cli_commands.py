@@ -250,7 +250,7 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
         "distill": "name output_dir resume jobs trust_remote_code command",
         "plan": "",
         "adapt": "teacher name output_dir resume trust_remote_code command",
-        "evaluate": "suites data text label output trust_remote_code",
+        "evaluate": "suites data text label teachers output trust_remote_code",
         "generate": "prompt max_new_tokens temperature seed trust_remote_code",
     }[module]
     function = getattr(importlib.import_module(f"stlm_kd.run.{module}"), name)

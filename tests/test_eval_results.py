@@ -56,7 +56,7 @@ def test_models_scored_on_other_examples_are_not_passed_off_as_comparable() -> N
 
 def test_the_options_of_the_suites_are_known_to_the_recipe() -> None:
     labelled = {"classification", "regression"}
-    others = {"interchange", "lm-eval", "masked-loss", "perplexity", "pseudo-perplexity"}
+    others = {"agreement", "interchange", "lm-eval", "masked-loss", "perplexity", "pseudo-perplexity"}
     assert set(SUITES) - FINE_TUNED == others | labelled
     for suite in labelled:
         assert list(SUITES.options(suite)) == ["context", "batch_size", "precision"]

@@ -62,7 +62,7 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
             yield (("engine", "vocabulary_loss"), task), message
     for i, entry in enumerate(recipe.eval):
         of_several = FINE_TUNED if recipe.language_task is not None else frozenset()
-        of_several |= NEEDS_TEACHERS if recipe.task != "regression" else frozenset()
+        of_several |= NEEDS_TEACHERS - TASK_OF_SUITE.keys() if recipe.task != "regression" else frozenset()
         fitting = [name for name in SUITES if TASK_OF_SUITE.get(name) == recipe.task or name in of_several]
         if entry.suite not in fitting:
             needed = (

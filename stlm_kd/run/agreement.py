@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from stlm_kd.data.labelled import Examples
-from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.engine import current_device
 from stlm_kd.errors import DataError, UsageError, did_you_mean
 from stlm_kd.eval.alike import Compared, compared
 from stlm_kd.eval.attribution_page import attribution_page
 from stlm_kd.eval.examples import hash_of_texts
-from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading, answers_of
+from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading
 from stlm_kd.eval.words import words_of
-from stlm_kd.models.classifiers import class_names, load_classifier
+from stlm_kd.models.classifiers import class_names
 from stlm_kd.models.load import load_config
+from stlm_kd.run.answering import ask
 from stlm_kd.run.evaluate import held_out_of_run, read_held_out
 from stlm_kd.run.models import model_of
 
@@ -75,7 +74,8 @@ def agreements(
     answers: list[Answers] = []
     for name in names:
         like = answers[0] if answers else None
-        answers.append(_answers(name, held[name], reading, explaining, like, trust_remote_code))
+        asked = (held[name], reading, explaining)
+        answers.append(ask(name, *asked, model=name, trust=trust_remote_code, like=like))
     first = held[teacher]
     return Agreements(
         tuple(compared(answers[0], student, top=top) for student in answers[1:]),
@@ -175,18 +175,3 @@ def _of_run(name: str) -> Examples | None:
     if not isinstance(found, Examples) or found.is_regression:
         raise UsageError(f"{name}: its run has no examples with classes, by which alone models agree or not")
     return found
-
-
-def _answers(
-    name: str,
-    examples: Examples,
-    reading: Reading,
-    explaining: Explaining,
-    like: Answers | None,
-    trust: bool,
-) -> Answers:
-    folder = model_of(name)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-    model = load_classifier(folder, examples.label_names, tokenizer=tokenizer, trust_remote_code=trust)
-    model.to(current_device())  # type: ignore[arg-type]
-    return answers_of(name, model, tokenizer, examples, reading, explaining, like=like)

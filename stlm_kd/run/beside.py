@@ -52,6 +52,10 @@ class Beside:
             for name, model in self.teachers.items()
         }
 
+    def models(self, *, trust: bool) -> Json:
+        """What decides a score beside the teachers where their layers play no part."""
+        return {name: model_identity(model, trust_remote_code=trust) for name, model in self.teachers.items()}
+
     def taught(
         self, name: str, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, trust: bool
     ) -> dict[str, Taught]:

@@ -15,6 +15,8 @@ from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
 from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
 from stlm_kd.eval import FINE_TUNED, wikitext
+from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
+from stlm_kd.eval.explaining import check_packages
 from stlm_kd.eval.harness import check as check_tasks
 from stlm_kd.models.distilbert import distilbert_config
 from stlm_kd.models.load import check_task, load_config
@@ -252,6 +254,8 @@ def _try_tools(recipe: Recipe) -> None:
             wikitext.identity()
         elif call.suite in FINE_TUNED:
             checked_subjects(call.suite, call.options)
+        elif call.suite == AGREEMENT:
+            check_packages(call.options["attributions"])
 
 
 def _tokenizer(teacher: Teacher, workshop: Workshop) -> PreTrainedTokenizerFast:

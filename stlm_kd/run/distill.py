@@ -22,6 +22,7 @@ from stlm_kd.run.beside import Beside, remember_teachers
 from stlm_kd.run.card import CardFacts, family_of, write_card
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.curves import draw_curves
+from stlm_kd.run.explanations import write_explanations
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.loading import empty_model
 from stlm_kd.run.making import keep_making
@@ -250,6 +251,7 @@ def _report(
     remarks = [*comparisons(rows), *text_remark(domains)]
     write_json(run / "results.json", as_json(rows, remarks, domains))
     write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
+    write_explanations(rows, run)
     draw_curves(students, run / "curves.png", unit=UNITS[recipe.task])
     _write_cards(recipe, run, rows, remarks)
 

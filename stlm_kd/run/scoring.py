@@ -15,12 +15,15 @@ from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
 from stlm_kd.eval import FINE_TUNED, IDENTITIES, NEEDS_TEACHERS, SUITES, reads_held_out
+from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
+from stlm_kd.eval.agreement_suite import AnswersOf
 from stlm_kd.eval.beside import Taught
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Suite
+from stlm_kd.run.answering import answering
 from stlm_kd.run.beside import Beside
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.finetuning import tuned_scores
@@ -88,13 +91,14 @@ def score(
         model: Folder or Hub id.
         calls: Suites with their options.
         held: Held-out text, or labelled examples for classifiers.
-        workshop: Where fine-tunings are kept, and whether the model may run code that it brings.
+        workshop: Where fine-tunings and what teachers say are kept, and whether the model may run code that
+            it brings.
         beside: The teachers, for suites that need them.
     """
     names = held.label_names if isinstance(held, Examples) else None
     trust = workshop.trust_remote_code
     loaded = cache(lambda: _load(model, names, trust))
-    taught = cache(lambda: _taught(model, loaded(), beside, trust))
+    taught = cache(lambda suite: _taught(suite, model, loaded(), held, beside, workshop))
     results = [
         tuned_scores(call.suite, call.options, model, workshop)
         if call.suite in FINE_TUNED
@@ -122,7 +126,7 @@ def kept_scores(
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
     loaded = cache(lambda: _load(model, labels(), trust))
-    taught = cache(lambda: _taught(model, loaded(), beside, trust))
+    taught = cache(lambda suite: _taught(suite, model, loaded(), held(), beside, workshop))
     results: list[list[SuiteResult]] = []
     for call in calls:
         if call.suite in FINE_TUNED:
@@ -143,7 +147,8 @@ def kept_scores(
         }
         if call.suite in NEEDS_TEACHERS:
             assert beside is not None
-            key["beside"] = beside.key(model, trust=trust)
+            of_models = beside.models(trust=trust)
+            key["beside"] = of_models if call.suite == AGREEMENT else beside.key(model, trust=trust)
         results.append([_read(workshop.stages.make("eval", key, build))])
     return _labelled(results, calls)
 
@@ -178,22 +183,37 @@ def _load(
 
 
 def _taught(
-    name: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast], beside: Beside | None, trust: bool
-) -> dict[str, Taught]:
+    suite: str,
+    name: str,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],
+    held: HeldOut,
+    beside: Beside | None,
+    workshop: Workshop,
+) -> Mapping[str, Taught] | Mapping[str, AnswersOf]:
+    """The teachers as a suite asks them."""
     assert beside is not None, "suites that need teachers are asked for where there are some"
-    return beside.taught(name, *loaded, trust=trust)
+    if suite == AGREEMENT:
+        assert isinstance(held, Examples)
+        return answering(beside.teachers, held, workshop)
+    return beside.taught(name, *loaded, trust=workshop.trust_remote_code)
 
 
 def _asked(
     call: SuiteCall,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],
     held: HeldOut,
-    taught: Callable[[], Mapping[str, Taught]],
+    taught: Callable[[str], Mapping[str, Taught] | Mapping[str, AnswersOf]],
 ) -> SuiteResult:
-    teachers = (taught(),) if call.suite in NEEDS_TEACHERS else ()
+    teachers = (taught(call.suite),) if call.suite in NEEDS_TEACHERS else ()
     result = SUITES[call.suite](*loaded, held, *teachers, **call.options)
     assert isinstance(result, SuiteResult)
     return result
+
+
+def _answering(teachers: Mapping[str, str] | None, held: HeldOut, workshop: Workshop) -> dict[str, AnswersOf]:
+    assert teachers, "suites that need teachers are asked for where there are some"
+    assert isinstance(held, Examples)
+    return answering(teachers, held, workshop)
 
 
 def _labelled(results: Sequence[Sequence[SuiteResult]], calls: Sequence[SuiteCall]) -> list[SuiteResult]:

@@ -1,0 +1,198 @@
+"""The suite ``agreement``: what a classifier says beside what each of its teachers says, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from annotated_types import Ge, Gt
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.data.labelled import Examples
+from stlm_kd.eval.alike import Alike, Compared, ExplanationAgreement, compared
+from stlm_kd.eval.choosing import Choice, Which
+from stlm_kd.eval.examples import hash_of_texts
+from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading, answers_of
+from stlm_kd.eval.predictions import jensen_shannon, kl_divergence
+from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
+from stlm_kd.eval.suites import SUITES
+
+SUITE = "agreement"
+
+AnswersOf = Callable[[Reading, Explaining], Answers]
+"""What a teacher says of the examples that its student is asked, and why."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@SUITES.register(SUITE)
+def agreement(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    held: Examples,
+    teachers: Mapping[str, AnswersOf],
+    /,
+    *,
+    attributions: tuple[Method, ...] = (),
+    examples: Annotated[int, Gt(1)] = 100,
+    which: Which = "random",
+    ids: tuple[str | int, ...] = (),
+    classes: tuple[str | int, ...] = (),
+    sources: tuple[str, ...] = (),
+    features: Annotated[int, Gt(0)] | None = None,
+    samples: Annotated[int, Gt(1)] = 500,
+    steps: Annotated[int, Gt(0)] = 50,
+    top: Annotated[int, Gt(0)] = 3,
+    seed: Annotated[int, Ge(0)] = 0,
+    context: Annotated[int, Gt(3)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 64,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> SuiteResult:
+    """Cohen's κ, equal classes and divergences beside each teacher, which is the task; and explanations.
+
+    Args:
+        model: A classifier.
+        tokenizer: What it reads by.
+        held: Labelled examples.
+        teachers: By name.
+        attributions: How decisions are explained by words: ``lime``, ``integrated-gradients``; none: not at
+            all.
+        examples: So many at most are explained.
+        which: ``random``; ``easy`` or ``hard``, by the teacher's loss; ``easy-and-hard``, of each class some
+            of both.
+        ids: These examples and no others are explained.
+        classes: Only examples of these classes.
+        sources: Only examples whose column ``source`` is one of these.
+        features: LIME: so many words at most get a weight; null: all.
+        samples: LIME: perturbed texts, all different.
+        steps: Integrated gradients: points of the integral.
+        top: So many of the heaviest words are compared.
+        seed: Of drawn examples and perturbations.
+        context: Tokens of an example at most; by default 512, or as many as the model has positions for if
+            that is fewer.
+        batch_size: Examples of one forward pass.
+        precision: ``bf16`` runs the models under autocast, but for integrated gradients.
+
+    Raises:
+        DataError: A logit is not finite, or there are no such examples to explain.
+        EnvironmentFault: A package that explains is not there.
+    """
+    choice = Choice(examples, tuple(map(str, ids)), which, tuple(map(str, classes)), sources, seed)
+    explaining = Explaining(attributions, choice, features, samples, steps)
+    reading = Reading(context, batch_size, precision)
+    found: dict[str, Beside] = {}
+    for name, of_teacher in teachers.items():
+        told = of_teacher(reading, explaining)
+        own = answers_of("student", model, tokenizer, held, reading, explaining, like=told)
+        found[name] = Beside(told, own, compared(told, own, top=top))
+    return SuiteResult(
+        SUITE,
+        tuple(score for name, one in found.items() for score in _scores(name, one.compared)),
+        tuple(row for name, one in found.items() for row in _rows(name, one)),
+        tuple(
+            f"beside {name}: {note}" for name, one in found.items() for note in one.compared.agreement.notes
+        ),
+        _report(found, held, top),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A teacher's answers, its student's, and how alike they are."""
+
+    teacher: Answers
+    student: Answers
+    compared: Compared
+
+
+def explained_in(
+    result: SuiteResult, teacher: str, *, student: str
+) -> tuple[Beside, dict[str, tuple[str, ...]]]:
+    """What a result holds of one teacher, and the texts of the explained examples by id.
+
+    Args:
+        result: Of this suite.
+        teacher: One of ``teachers_in``.
+        student: What the student is to be called.
+    """
+    report: Any = result.report
+    told = Answers.from_json(report["beside"][teacher]["teacher_answers"], name=teacher)
+    own = Answers.from_json(report["beside"][teacher]["student_answers"], name=student)
+    texts = {name: tuple(sides) for name, sides in report["beside"][teacher]["explained"].items()}
+    return Beside(told, own, compared(told, own, top=report["top"])), texts
+
+
+def teachers_in(result: SuiteResult) -> list[str]:
+    """The teachers beside whom a result explains decisions."""
+    report: Any = result.report
+    return [name for name, one in report["beside"].items() if one["explained"]]
+
+
+def _scores(teacher: str, one: Compared) -> Iterator[Score]:
+    """What tells most, and in detail, which tables leave out, what goes with it."""
+    said = one.agreement
+    size, detail = said.examples, f"{teacher} in detail"
+    if said.kappa.value is not None:
+        yield Score(teacher, "kappa", said.kappa.value, said.kappa.stderr, size)
+    yield Score(teacher, "same_class", said.top1.value, said.top1.stderr, size)
+    yield Score(teacher, "kl", said.kl.value, said.kl.stderr, size, higher_is_better=False)
+    yield Score(teacher, "js", said.js.value, said.js.stderr, size, higher_is_better=False, part_of=detail)
+    for each in one.explanations:
+        for metric, mean in (("correlation", each.correlation), ("overlap", each.overlap)):
+            part = None if metric == "correlation" else detail
+            if mean is not None:
+                yield Score(
+                    teacher, _named(each, metric), mean.value, mean.stderr, mean.examples, part_of=part
+                )
+
+
+def _named(each: ExplanationAgreement, metric: str) -> str:
+    return f"{each.method.replace('-', '_')}_{metric}"
+
+
+def _rows(teacher: str, one: Beside) -> Iterator[ExampleScore]:
+    """The metrics that are means, of each example."""
+    told = one.teacher.predictions
+    own = one.student.predictions.ordered(told.ids)
+    of_all: dict[str, Floats] = {
+        "same_class": (told.predicted == own.predicted).astype(np.float64),
+        "kl": kl_divergence(told.logits, own.logits),
+        "js": jensen_shannon(told.logits, own.logits),
+    }
+    for metric, values_N in of_all.items():
+        for name, value in zip(told.ids, values_N.tolist(), strict=True):
+            yield ExampleScore(teacher, name, metric, value)
+    for each in one.compared.explanations:
+        for row in each.examples:
+            for metric, value in _of_row(row).items():
+                if value is not None:
+                    yield ExampleScore(teacher, row.id, _named(each, metric), value)
+
+
+def _of_row(row: Alike) -> dict[str, float | None]:
+    return {"correlation": row.correlation, "overlap": row.overlap}
+
+
+def _report(found: Mapping[str, Beside], held: Examples, top: int) -> dict[str, Any]:
+    """What compares results, and for each teacher all figures and all answers."""
+    texts = dict(zip(held.ids, held.texts, strict=True))
+    said = next(iter(found.values())).student.predictions
+    return {
+        "texts": hash_of_texts(held),
+        "labels": dict(zip(said.ids, said.labels.tolist(), strict=True)),
+        "predictions": dict(zip(said.ids, said.predicted.tolist(), strict=True)),
+        "top": top,
+        "beside": {
+            name: {
+                "agreement": asdict(one.compared.agreement),
+                "explanations": [asdict(each) for each in one.compared.explanations],
+                "explained": {example: list(texts[example]) for example in one.teacher.classes},
+                "teacher_answers": one.teacher.to_json(),
+                "student_answers": one.student.to_json(),
+            }
+            for name, one in found.items()
+        },
+    }
