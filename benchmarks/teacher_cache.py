@@ -1,13 +1,13 @@
 """What a teacher's cache costs and what it is worth: bytes, steps, reading, bias and variance.
 
 The teacher is a language model of pairs of tokens with GPT-2's vocabulary, counted on a text, and sharpened
-to the mean entropy that a model of perplexity 27 has if it is calibrated (``--entropy 0`` leaves it as it is).
-Its cache is of other rows of the text, in the default format (16 likeliest outcomes and 8 draws). Measured:
-how many bytes a token takes; a training step that reads it, against a step on labels alone; how fast batches
-are read, against the same content in a data set of the ``datasets`` library (as lists, its default, and in its
-NumPy format); and of gradients of forward KL by the student's logits, whether the mean over many draws is
-right, and their variance against as many plain draws as take the same bytes. Ends with 1 where a bound is
-missed.
+to the mean entropy that a model of perplexity 27 has if it is calibrated (``--entropy 0`` leaves it as it
+is). Its cache is of other rows of the text, in the default format (16 likeliest outcomes and 8 draws).
+Measured: how many bytes a token takes; a training step that reads it, against a step on labels alone; how
+fast batches are read, against the same content in a data set of the ``datasets`` library (as lists, its
+default, and in its NumPy format); and of gradients of forward KL by the student's logits, whether the mean
+over many draws is right, and their variance against as many plain draws as take the same bytes. Ends with 1
+where a bound is missed.
 
     python benchmarks/teacher_cache.py $STLM_KD_DATA/lm/wikitext-2/train.txt.gz $STLM_KD_DATA/tokenizers/gpt2
 """
