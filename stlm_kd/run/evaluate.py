@@ -35,7 +35,7 @@ def evaluate(
     data: Sequence[str],
     text: Sequence[str] | None,
     label: str | None,
-    teachers: Sequence[str],
+    teachers: Sequence[str] = (),
     output: Path | None,
     trust_remote_code: bool,
     output_dir: Path = Path("runs"),

@@ -210,12 +210,6 @@ def _asked(
     return result
 
 
-def _answering(teachers: Mapping[str, str] | None, held: HeldOut, workshop: Workshop) -> dict[str, AnswersOf]:
-    assert teachers, "suites that need teachers are asked for where there are some"
-    assert isinstance(held, Examples)
-    return answering(teachers, held, workshop)
-
-
 def _labelled(results: Sequence[Sequence[SuiteResult]], calls: Sequence[SuiteCall]) -> list[SuiteResult]:
     return [
         replace(result, label=label)
