@@ -252,7 +252,7 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     written = recipe.train.model_dump()
     given = asdict(training.fit_settings(recipe.train, 101, 7, zero=None))
     shared = written.keys() & given.keys() - SIDE
-    assert len(shared) == 12
+    assert len(shared) == 13
     assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
     assert (given["checkpoint_every"], given["seed"]) == (11, 7)
     adapt = recipe.teachers[0].adapt
