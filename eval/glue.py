@@ -113,8 +113,7 @@ def settings_of(
 
     ``study`` has 25 epochs for RTE and CoLA and 3 otherwise (Wu et al., "Causal Distillation for Language
     Models", 2022, A.3); it does not say the rest, which is that of transformers' example ``run_glue``.
-    ``few-shot`` is table 2 of Starshak's study, but with AdamW in place of BertAdam, which leaves the bias
-    correction out.
+    ``few-shot`` is table 2 of Starshak's study, BertAdam included.
 
     Raises:
         UsageError: The study trains on no such task, and neither epochs nor steps are given.
@@ -124,7 +123,9 @@ def settings_of(
         own = Settings(epochs=0)
     else:
         known = _FEW_SHOT_EPOCHS.get(name)
-        own = Settings(epochs=0, effective_batch=16, warmup=0.1, weight_decay=0.01, eps=1e-6)
+        own = Settings(
+            epochs=0, effective_batch=16, warmup=0.1, weight_decay=0.01, eps=1e-6, bias_correction=False
+        )
     if epochs is None and steps is None and known is None:
         raise UsageError(
             f"glue {name}: the few-shot study has epochs for {', '.join(sorted(_FEW_SHOT_EPOCHS))} only; "

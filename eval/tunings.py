@@ -15,17 +15,18 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a model is fine-tuned: AdamW with bias correction, β (0.9, 0.999), gradients clipped at 1.
+    """How a model is fine-tuned: by AdamW, β (0.9, 0.999), with gradients clipped at 1.
 
     Attributes:
         epochs: Over the training examples that are drawn.
         steps: Optimizer steps in place of the epochs; None: the epochs.
-        learning_rate: Its peak; it falls to 0 linearly.
+        learning_rate: Its peak, from which it falls linearly to 0.
         effective_batch: Examples of an optimizer step.
         micro_batch: Examples of a forward pass at most; None: as many as of a step.
         warmup: Share of the steps in which the learning rate rises.
         weight_decay: Of matrices.
         eps: AdamW's.
+        bias_correction: Whether AdamW corrects the bias of its averages; BertAdam does not.
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     warmup: float = 0.0
     weight_decay: float = 0.0
     eps: float = 1e-8
+    bias_correction: bool = True
     precision: Precision = "fp32"
 
 

@@ -199,6 +199,7 @@ def test_the_studies_settings() -> None:
         "sst2": 50, "mrpc": 150, "cola": 30, "qnli": 30,
     }  # fmt: skip
     table = {(s.effective_batch, s.learning_rate, s.weight_decay) for s in (o.settings for o in few.values())}
+    assert not any(one.settings.bias_correction for one in few.values())
     assert table == {(16, 2e-5, 0.01)} and {one.fraction for one in few.values()} == {0.1}
     with pytest.raises(UsageError, match=r"few-shot study has epochs for .*; give epochs"):
         settings(preset="few-shot", tasks=("rte",))

@@ -178,6 +178,7 @@ def _fit_settings(settings: Settings, steps: int, seed: int, workshop: Workshop)
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.999),
         eps=settings.eps,
+        bias_correction=settings.bias_correction,
         clip=1.0,
         precision=settings.precision,
         checkpoint_every=max(_LEAST_BETWEEN_CHECKPOINTS, tenth(steps)),
