@@ -181,7 +181,7 @@ def test_a_decoder_gets_a_head_on_its_last_token_and_says_so(world: Path, tmp_pa
     (result,) = scored(world, tmp_path, "llama", tasks=["sst2"], seeds=1)
     assert "glue: fine-tuned with a fresh head on the last token (llama)" in result.notes
     facts = result.report["fine_tuning"]
-    assert isinstance(facts, Mapping) and (facts["steps"], facts["training_examples"]) == (6, 40)
+    assert isinstance(facts, Mapping) and (facts["steps"], facts["training_rows"]) == (6, 40)
 
 
 def test_the_studies_settings() -> None:

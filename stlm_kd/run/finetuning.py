@@ -209,7 +209,7 @@ def _facts(
         "task": tuning.task,
         "seed": tuning.seed,
         "fraction": tuning.fraction,
-        "training_examples": material.num_rows,
+        "training_rows": material.num_rows,
         "steps": trained.steps,
         "seconds": round(trained.seconds, 1),
         "context": context,
