@@ -146,6 +146,7 @@ def merge(
         print_json(asdict(made))
     else:
         _print(made)
+        typer.echo(f"  a recipe reads it by teachers: [{{name: merged, cache: {output}}}]")
 
 
 def _numbers(words: str) -> dict[str, float]:
@@ -165,6 +166,12 @@ def _print(found: CacheSummary) -> None:
     typer.echo(
         f"{found.folder}: teacher {found.teacher}, {found.rows:,} rows{variants}, {found.tokens:,} tokens\n"
         f"  {found.bytes / 1e6:,.1f} MB in {found.shards} shards, {found.bytes_per_token:.1f} bytes a token: "
-        f"{found.kept} at temperature {found.temperature:g}\n"
-        f"  the head covers {found.head_covers:.1%} of the probability; mean entropy {found.entropy:.3f} nats"
+        f"{found.kept} at temperature {found.temperature:g}"
     )
+    if found.is_merged:
+        typer.echo(
+            f"  an estimate of the mixture; the likeliest, drawn ones too, hold {found.head_covers:.1%}; "
+            f"the teachers' mean entropy {found.entropy:.3f} nats"
+        )
+    else:
+        typer.echo(f"  the head covers {found.head_covers:.1%}; mean entropy {found.entropy:.3f} nats")

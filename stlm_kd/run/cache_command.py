@@ -58,6 +58,12 @@ class CacheSummary:
     states: Mapping[str, int]
     made_of: Mapping[str, object]
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether it is the estimate of a mixture: what was drawn of a teacher may be among its likeliest."""
+        teacher = self.made_of.get("teacher")
+        return isinstance(teacher, dict) and "merged" in teacher
+
 
 def cache_teachers(
     recipe: Recipe, *, name: str, output_dir: Path, resume: bool, trust_remote_code: bool, command: str
