@@ -29,9 +29,11 @@ def print_table(table: Table) -> None:
     """A Rich table, as wide as it must be where stdout is not a terminal; in a narrow one no cell is cut."""
     from rich.console import Console
 
+    from stlm_kd.run.output import width_of
+
     for column in table.columns:
         column.overflow = "fold"
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(Console(width=1000).measure(table).maximum, 40))
+        console = Console(width=width_of(table))
     console.print(table)

@@ -127,7 +127,7 @@ def merge(
         str | None, typer.Option(metavar="0=0.7,1=0.3", help="Of weighted: by the number of the cache.")
     ] = None,
     sharpness: Annotated[
-        float | None, typer.Option(help="Of confidence, entropy and label-likelihood.")
+        float | None, typer.Option(help="Of confidence, entropy and label-likelihood; above 0.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -139,6 +139,8 @@ def merge(
     if weights is not None:
         options["weights"] = _numbers(weights)
     if sharpness is not None:
+        if not 0 < sharpness < float("inf"):
+            raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
         options["sharpness"] = sharpness
     names = [str(number) for number in range(len(folders))]
     made = summary(merge_caches(folders, how=how, options=options, names=names, output=output))  # type: ignore[arg-type]
@@ -156,7 +158,7 @@ def _numbers(words: str) -> dict[str, float]:
         found = {name.strip(): float(number) for name, number in pairs}
     except ValueError as error:
         raise UsageError(f"--weights {words}: expected numbers by cache, such as 0=0.7,1=0.3") from error
-    if min(found.values()) < 0:
+    if not all(0 <= number < float("inf") for number in found.values()):
         raise UsageError(f"--weights {words}: expected numbers of at least 0")
     return found
 
@@ -170,7 +172,7 @@ def _print(found: CacheSummary) -> None:
     )
     if found.is_merged:
         typer.echo(
-            f"  an estimate of the mixture; the likeliest, drawn ones too, hold {found.head_covers:.1%}; "
+            f"  the head holds {found.head_covers:.1%}, what is exactly known of the mixture's likeliest; "
             f"the teachers' mean entropy {found.entropy:.3f} nats"
         )
     else:

@@ -53,6 +53,7 @@ def test_a_mixture_that_is_drawn_again_is_the_mixture_on_average(
     assert torch.allclose(probs.sum(-1), torch.ones(copies), atol=1e-4)
     ids = found.ids[:, :HEAD].sort(-1).values
     assert (ids[:, 1:] != ids[:, :-1]).all(), "an outcome of the head is there once"
+    assert (found.log_probs.exp() <= expected[found.ids[:, :HEAD]] + 1e-6).all(), "no draw passes for a head"
     entropies = [-float((log.exp() * log).sum()) for log in told]
     mean_entropy = weight * entropies[0] + (1 - weight) * entropies[1]
     assert float(found.entropy[0]) == pytest.approx(mean_entropy, rel=1e-4)

@@ -51,6 +51,7 @@ def mixing_of(how: str, options: Options) -> Mixing:
         domains=("news", "prose"),
         domain=torch.arange(N) % 2,
         drawn=draws,
+        gate=normal(12, N, 3),
     )
 
 
@@ -112,6 +113,8 @@ def plain_weights(mixing: Mixing, told: list[Tensor]) -> Tensor:
     elif how == "domains":
         table = [[options["weights"][domain][name] for name in NAMES] for domain in mixing.domains]
         raw = torch.tensor(table).double()[mixing.domain]
+    elif how == "learned":
+        raw = mixing.gate.exp()
     else:
         fixed = {"mean": [1, 1, 1], "annealed": [0.6, 0, 0.4]}.get(how) or [
             options["weights"][name] for name in NAMES

@@ -182,7 +182,7 @@ def distribution(found: Found, layout: Layout) -> Sparse | Logits:
     if layout.logits:
         return Logits(_placed(found, "logits"))
     log_probs, tail = _placed(found, "log_probs"), _placed(found, "tail")
-    # Half precision moves each probability by less than a thousandth of itself; their sum is set right.
+    # Half precision moves a probability by at most .4 % of itself (below e**-8); their sum is set right.
     total = torch.logaddexp(log_probs.logsumexp(-1), tail) if layout.head else tail
     total = torch.where(found.kept, total, 0.0)
     return Sparse(

@@ -59,7 +59,7 @@ def head_and_tail(
     top = log_nV.topk(head, dim=-1)
     rest_nV = log_nV.scatter(-1, top.indices, -torch.inf)
     tail_n1 = rest_nV.logsumexp(-1, keepdim=True)
-    drawn_nM = _drawn(rest_nV, tail_n1, uniforms_nM)
+    drawn_nM = drawn(rest_nV, tail_n1, uniforms_nM)
     nothing_left_n1 = tail_n1.isneginf()
     drawn_nM = torch.where(nothing_left_n1, top.indices[:, :1], drawn_nM) if head else drawn_nM
     has_label_n = label_n >= 0
@@ -73,8 +73,14 @@ def head_and_tail(
     }
 
 
-def _drawn(rest_nV: Tensor, tail_n1: Tensor, uniforms_nM: Tensor) -> Tensor:
-    """Outcomes by their share of the tail, (n, M); anything where the tail is empty."""
+def drawn(rest_nV: Tensor, tail_n1: Tensor, uniforms_nM: Tensor) -> Tensor:
+    """Outcomes by their share of the tail, (n, M); anything where the tail is empty.
+
+    Args:
+        rest_nV: Logarithms of the probabilities that are left.
+        tail_n1: Logarithm of their sum.
+        uniforms_nM: One number for each draw.
+    """
     draws = uniforms_nM.shape[-1]
     # In float64, or the sum over a large vocabulary favours some outcomes; of shares, which cannot vanish.
     shares_nV = (rest_nV - tail_n1).nan_to_num_(nan=-torch.inf, neginf=-torch.inf).exp().double()

@@ -56,9 +56,10 @@ class Sentences:
             ids=tuple(self.ids[place] for place in places),
         )
 
-    def digest(self) -> str:
-        """SHA-256 (hex) of ids, words and tags, whatever their order."""
-        rows = sorted(zip(self.ids, self.words, self.tags, strict=True))
+    def digest(self, *, in_order: bool = False) -> str:
+        """SHA-256 (hex) of ids, words and tags, whatever their order, or as they are drawn: in theirs."""
+        rows = [*zip(self.ids, self.words, self.tags, strict=True)]
+        rows = rows if in_order else sorted(rows)
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

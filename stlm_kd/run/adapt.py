@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.engine.launched import first_process_runs
+from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import Recipe
@@ -24,9 +24,10 @@ from stlm_kd.run.comparison_table import differences_table
 from stlm_kd.run.contenders import Contender, metrics_of
 from stlm_kd.run.folder import file_name
 from stlm_kd.run.making import keep_making
+from stlm_kd.run.output import width_of
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
-from stlm_kd.run.scoring import kept_scores
+from stlm_kd.run.scoring import fine_tune, kept_scores
 from stlm_kd.run.stages import copy_folder
 from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
@@ -86,6 +87,9 @@ def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, or
     first_process_runs(lambda: check_recipe(recipe, tokenizer, workshop, origin=origin))
     wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
     ready = [ready_teacher(recipe, entry, tokenizer, workshop) for entry in wanted]
+    if launched_processes() > 1:  # scoring is the first one's, but what is trained all train together
+        for model in dict.fromkeys(m for teacher in ready for m in (teacher.original, teacher.model)):
+            fine_tune(recipe, model, workshop)
     first_process_runs(lambda: _report(recipe, ready, run, workshop))
 
 
@@ -104,12 +108,12 @@ def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: 
         "models": {teacher.name: str(run / "teachers" / teacher.name) for teacher in ready},
     }
     write_json(run / "results.json", values)
-    text = StringIO()
-    console = Console(file=text, width=140)
-    console.print(adaptation_table(reports, title=run.name))
+    tables = [adaptation_table(reports, title=run.name)]
     if scores:
-        console.print(score_table(scores))
-        console.print(differences_table(cost))
+        tables += [score_table(scores), differences_table(cost)]
+    text = StringIO()
+    for table in tables:
+        Console(file=text, width=width_of(table)).print(table)
     write_text(run / "table.txt", text.getvalue())
 
 

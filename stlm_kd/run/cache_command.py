@@ -60,7 +60,7 @@ class CacheSummary:
 
     @property
     def is_merged(self) -> bool:
-        """Whether it is the estimate of a mixture: what was drawn of a teacher may be among its likeliest."""
+        """Whether it is of a mixture, of which it knows exactly what the teachers' heads hold."""
         teacher = self.made_of.get("teacher")
         return isinstance(teacher, dict) and "merged" in teacher
 
@@ -212,7 +212,9 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
     if not isinstance(values, dict) or not isinstance(model, str) or type(seed) is not int:
         raise CheckpointError(f"{folder}: made of other caches, or by hand; verify those that it is made of")
     recipe = from_values(values, origin=f"{folder}: recipe")
-    (teacher,) = (entry for entry in recipe.teachers if entry.name == name)
+    teacher = next((entry for entry in recipe.teachers if entry.name == name), None)
+    if teacher is None:
+        raise CheckpointError(f"{folder}: damaged, its recipe has no teacher {name!r}; make the cache anew")
     workshop = Workshop(output_dir, trust_remote_code=trust_remote_code)
     if model_identity(model, trust_remote_code=trust_remote_code) != cache.manifest.made_of.get("teacher"):
         raise CheckpointError(f"{folder}: {model} is not the teacher that it was made of: another revision")

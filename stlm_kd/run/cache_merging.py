@@ -1,7 +1,9 @@
 """One cache of several teachers': their mixture at each token, again of a fixed size.
 
-Head and draws of all teachers together are an unbiased estimate of the mixture. Of that estimate the
-likeliest outcomes become the new head, and the rest is drawn from again, so that the result is unbiased too.
+Head and draws of all teachers together are an unbiased estimate of the mixture. What the teachers' heads hold
+of the likeliest outcomes becomes the new head: exact for a teacher that has the outcome in its own head, and
+nothing for one that has not. All the rest is drawn from again, so that the result is unbiased too. A draw
+never becomes part of the head: it stands for much of a tail, and would pass for a likely outcome.
 Its ``entropy`` is Σ w H of the teachers' own, as for teachers that are combined while a student is trained:
 forward KL then shows Σ w KL(p || q), with the gradient of KL(Σ w p || q).
 
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from stlm_kd.cache.layout import Json, Layout, shard_name
 from stlm_kd.cache.reading import Found, Items, TeacherCache, distribution
-from stlm_kd.cache.sampling import head_and_tail, uniforms
+from stlm_kd.cache.sampling import drawn, uniforms
 from stlm_kd.cache.shards import write_shard
 from stlm_kd.cache.writing import Work, complete, estimated_bytes, require_space
 from stlm_kd.combine import COMBINERS, Evidence, of_said
@@ -168,18 +170,31 @@ def mixed(
     names: Sequence[str],
 ) -> Mapping[str, Tensor]:
     """What a cache keeps of the mixture of some tokens, as ``head_and_tail`` gives it."""
-    log_weights_nM = _weights(targets, how, options, names).log()
-    mixture = SparseMixture(targets, log_weights_nM.exp())
-    ids_nE, masses_nE = _once(mixture.ids, mixture.masses())
-    no_label_n = torch.full((len(ids_nE),), -1)
-    made = head_and_tail(masses_nE.log(), no_label_n, uniforms_nM, head=head, temperature=1.0)
+    weights_nM = _weights(targets, how, options, names)
+    heads, draws = zip(
+        *(_parts(t, w) for t, w in zip(targets, weights_nM.unbind(-1), strict=True)), strict=True
+    )
+    known = _once(*(torch.cat(part, dim=-1) for part in zip(*heads, strict=True)))
+    top = known[1].topk(head, dim=-1)
+    rest_nE = torch.cat([known[1].scatter(-1, top.indices, 0.0), *(masses for _, masses in draws)], dim=-1)
+    ids_nE = torch.cat([known[0], *(ids for ids, _ in draws)], dim=-1)
+    tail_n1 = rest_nE.sum(-1, keepdim=True).log()
+    ids_nH = known[0].gather(-1, top.indices)
+    drawn_nM = ids_nE.gather(-1, drawn(rest_nE.log(), tail_n1, uniforms_nM))
     labels_nM = torch.stack([_labels(target) for target in targets], dim=-1)
     return {
-        **made,
-        "ids": ids_nE.gather(-1, made["ids"]),
-        "entropy": mixture.entropy,
-        "label_log_probs": (log_weights_nM + labels_nM).logsumexp(-1),
+        "ids": torch.cat([ids_nH, torch.where(tail_n1.isneginf(), ids_nH[:, :1], drawn_nM)], dim=-1),
+        "log_probs": top.values.log(),
+        "tail": tail_n1.squeeze(-1),
+        "entropy": SparseMixture(targets, weights_nM).entropy,
+        "label_log_probs": (weights_nM.log() + labels_nM).logsumexp(-1),
     }
+
+
+def _parts(target: Sparse, weight_n: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Outcomes and weighted masses of a teacher's head, and of its draws."""
+    head, masses_nE = target.log_probs.shape[-1], target.masses() * weight_n[:, None]
+    return (target.ids[:, :head], masses_nE[:, :head]), (target.ids[:, head:], masses_nE[:, head:])
 
 
 def _weights(

@@ -26,6 +26,7 @@ from stlm_kd.run.explanations import write_explanations
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.loading import empty_model
 from stlm_kd.run.making import keep_making
+from stlm_kd.run.output import width_of
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.results import Row, as_json, comparisons, result_table, text_remark
@@ -313,9 +314,9 @@ def parameters_of(model: str, trust: bool) -> int:
 
 
 def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
-    text = StringIO()
-    console = Console(file=text, width=160)
-    console.print(result_table(rows, title))
+    text, table = StringIO(), result_table(rows, title)
+    console = Console(file=text, width=width_of(table))
+    console.print(table)
     for remark in remarks:
         console.print(Text(remark), soft_wrap=True)
     return text.getvalue()

@@ -1,13 +1,17 @@
-"""The files that ``--output`` and ``--html`` name."""
+"""The files that ``--output`` and ``--html`` name, and how wide a table in a file must be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.run.record import write_json, write_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def write_output(path: Path, value: object) -> None:
@@ -24,6 +28,13 @@ def write_page(path: Path, page: str) -> None:
     """Write HTML likewise."""
     with _told(path, "--html"):
         write_text(path, page)
+
+
+def width_of(table: Table) -> int:
+    """The width in characters at which no cell of a table is wrapped or cut."""
+    from rich.console import Console
+
+    return max(Console(width=1000).measure(table).maximum, 40)
 
 
 @contextmanager
