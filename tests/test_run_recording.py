@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,14 @@ import pytest
 from stlm_kd.errors import DataError, Elsewhere, Interrupted, Preempted
 from stlm_kd.run.recording import recorded, recorded_once
 from tests.test_cli_run_folder import recipe
+
+
+@pytest.fixture(autouse=True)
+def heard_interrupts() -> Iterator[None]:
+    """SIGINT as in a terminal: shells make the commands that they run in the background ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def fail() -> None:
