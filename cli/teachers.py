@@ -25,6 +25,7 @@ from stlm_kd.cli.words import (
 from stlm_kd.errors import StlmKdError, UsageError
 
 if TYPE_CHECKING:
+    from stlm_kd.cache.layout import Json
     from stlm_kd.run.cache_command import CacheSummary
 
 app = typer.Typer(
@@ -135,15 +136,15 @@ def merge(
     from stlm_kd.run.cache_command import summary
     from stlm_kd.run.cache_merging import merge_caches
 
-    options: dict[str, object] = {}
+    options: dict[str, Json] = {}
     if weights is not None:
-        options["weights"] = _numbers(weights)
+        options["weights"] = {**_numbers(weights)}
     if sharpness is not None:
         if not 0 < sharpness < float("inf"):
             raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
         options["sharpness"] = sharpness
     names = [str(number) for number in range(len(folders))]
-    made = summary(merge_caches(folders, how=how, options=options, names=names, output=output))  # type: ignore[arg-type]
+    made = summary(merge_caches(folders, how=how, options=options, names=names, output=output))
     if as_json:
         print_json(asdict(made))
     else:
