@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from stlm_kd.cache.layout import MANIFEST
 from stlm_kd.cache.sampling import head_and_tail
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.losses.sparse import Sparse
+from stlm_kd.run.cache_command import _compared
 from stlm_kd.run.cache_merging import mixed
 from stlm_kd.run.stages import model_identity
 from tests.road import done, model_folder, stlm_kd
@@ -104,3 +106,13 @@ def test_a_disk_that_is_too_small_is_told_before_the_start(
     assert re.search(r"the cache of teacher a takes about \d\.\d MB, and 0\.0 MB are free", result.stderr)
     assert "cache of teacher a: about" in result.stderr
     assert not list(tmp_path.glob("stages/cache-*/shard*"))
+
+
+@pytest.mark.parametrize("name", ["entropy", "state.1", "tail", "log_probs", "label_log_probs", "ids"])
+def test_a_column_that_the_teacher_would_not_write_is_found(name: str) -> None:
+    random = np.random.default_rng(0)
+    made = {column: -random.random((8, 4)) for column in ("entropy", "state.1", "tail", "log_probs")}
+    made |= {"label_log_probs": -random.random((8, 4)), "ids": random.integers(0, 30, (8, 4))}
+    assert _compared(made, made).agrees
+    other = {**made, name: made[name] + (np.arange(8) == 3)[:, None]}
+    assert not _compared(other, made).agrees

@@ -138,7 +138,8 @@ class Verification:
     Attributes:
         rows: That were computed again.
         tokens: Of these.
-        difference: The largest one of a probability; of logits, of a logit.
+        difference: The largest one of a probability; of entropies and hidden states as a share of the largest
+            of them; of logits, of a logit.
         ids: The share of ids that are the same; 1 of logits.
     """
 
@@ -201,6 +202,11 @@ def _compared(stored: Mapping[str, Array], made: Mapping[str, Array]) -> Verific
     for name in ("log_probs", "tail", "label_log_probs"):
         sides = [np.exp(column[name].astype(np.float64)) for column in (stored, made)]
         apart = max(apart, float(np.abs(sides[0] - sides[1]).max(initial=0.0)))
+    for name in made:
+        if name == "entropy" or name.startswith("state."):
+            here, there = (column[name].astype(np.float64) for column in (stored, made))
+            largest = max(float(np.abs(there).max(initial=0.0)), 1e-6)
+            apart = max(apart, float(np.abs(here - there).max(initial=0.0)) / largest)
     same = float((stored["ids"] == made["ids"]).mean()) if made["ids"].size else 1.0
     return Verification(1, len(made["tail"]), apart, same)
 
