@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -47,6 +46,9 @@ INITIALISERS: Registry[Initialiser] = Registry("initialiser of a vocabulary")
 
 BY_TEXT = frozenset({"overlap"})
 """The initialisers that look at a text in the new vocabulary."""
+
+COPYING = frozenset({"subword-mean", "overlap"})
+"""The initialisers that copy the row of a token that both vocabularies have."""
 
 
 @INITIALISERS.register("random")
@@ -114,12 +116,14 @@ class VocabularyInit:
         head: Output rows, (V', D); None where the teacher's embedding and head are one, and of a classifier.
         head_bias: Output bias, (V',); None where the teacher has none.
         counts: Tokens by how they were found: ``exact``, ``pieces``, ``role``, ``fallback``.
+        copied: Ids whose rows are copies of old rows, ascending.
     """
 
     embedding: Tensor
     head: Tensor | None
     head_bias: Tensor | None
     counts: Mapping[str, int]
+    copied: Integers
 
 
 def new_rows(
@@ -161,12 +165,14 @@ def new_rows(
         return rows_VD.to(old_VD.dtype)
 
     rows_VD = make(embedding.weight, mapping)
+    kinds = (Kind.ROLE, Kind.EXACT) if init in COPYING else (Kind.ROLE,)
+    copied = mapping.ids_of(*kinds)
     if is_classifier:
-        return VocabularyInit(rows_VD, None, None, mapping.counts)
+        return VocabularyInit(rows_VD, None, None, mapping.counts, copied)
     head = vocabulary_layers(teacher)[1]
     head_VD = None if is_tied(teacher) else make(head.weight, mapping.for_output())
     bias_V = None if head.bias is None else make(head.bias[:, None], mapping.for_output())[:, 0]
-    return VocabularyInit(rows_VD, head_VD, bias_V, mapping.counts)
+    return VocabularyInit(rows_VD, head_VD, bias_V, mapping.counts, copied)
 
 
 def _likeness(
@@ -175,7 +181,7 @@ def _likeness(
     if init not in BY_TEXT:
         return None
     assert text is not None, f"{init} looks at a text"
-    others = np.sort(np.concatenate([mapping.ids_of(Kind.PIECES), mapping.ids_of(Kind.FALLBACK)]))
+    others = mapping.ids_of(Kind.PIECES, Kind.FALLBACK)
     return likeness(company_vectors(*text(), len(mapping)), others, mapping.ids_of(Kind.EXACT))
 
 

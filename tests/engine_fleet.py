@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.engine import FitSettings, fit
+from stlm_kd.engine import FitSettings, PacedRows, fit
 from stlm_kd.engine.launched import (
     end_processes,
     first_process_runs,
@@ -58,7 +58,7 @@ Told = list[dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: ``begins_as`` names a run whose checkpoints are copied first."""
+    """One training: ``begins_as``: a run whose checkpoints are copied first. ``pace``: of some rows."""
 
     name: str
     zero: int | None = None
@@ -67,6 +67,7 @@ class Run:
     signals: Mapping[str, list[int]] = field(default_factory=dict)
     begins_as: str | None = None
     micro_batch: int = 2
+    pace: float | None = None
 
 
 class Tied(PicoStep):
@@ -192,7 +193,7 @@ def train(folder: Path, run: Run) -> dict[str, object]:
         result = fit(
             step,
             batches,
-            FitSettings(**{**SETTINGS, **run.settings}, zero=run.zero),
+            FitSettings(**{**SETTINGS, **run.settings}, zero=run.zero, paced=paced_rows(run.pace)),
             folder=here,
             validation=lambda: rows if process_rank() == 0 else [],
             tracker=tracker,
@@ -211,6 +212,12 @@ def train(folder: Path, run: Run) -> dict[str, object]:
     del step, batches
     gc.collect()
     return told | {"freed": [reference() is None for reference in watched]}
+
+
+def paced_rows(pace: float | None) -> tuple[PacedRows, ...]:
+    """Of two weights, which lie in different groups of the optimizer."""
+    named = ("embedding.weight", "head.bias") if pace is not None else ()
+    return tuple(PacedRows(name, (0, 5, 11), pace or 0.0) for name in named)
 
 
 def launch(folder: Path, processes: int, runs: Sequence[Run]) -> Told:

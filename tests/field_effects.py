@@ -233,6 +233,7 @@ EFFECTS: dict[str, Change] = {
     "Teacher.offload": _change("teachers[1].offload=true"),
     "Adapt.tokens": _change("teachers[0].adapt.tokens=2M"),
     "Adapt.learning_rate": _change("teachers[0].adapt.learning_rate=1e-3"),
+    "Adapt.old_rows_learning_rate": _change("teachers[0].adapt.old_rows_learning_rate=0"),
     "Adapt.effective_batch": _change("teachers[0].adapt.effective_batch=16"),
     "Adapt.micro_batch": _change("teachers[0].adapt.micro_batch=4"),
     "Adapt.warmup": _change("teachers[0].adapt.warmup=0"),

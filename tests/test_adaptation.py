@@ -105,6 +105,17 @@ def test_special_tokens_keep_the_row_of_their_role_whatever_the_initialiser(init
     assert rows.counts["role"] == 5
 
 
+@pytest.mark.parametrize("init", list(INITIALISERS))
+def test_copied_rows_are_old_rows_bit_for_bit(init: str) -> None:
+    old_VD, rows = made("SentencePiece", "byte-level", init)
+    mapping = map_vocabulary(TOKENIZERS["SentencePiece"], TOKENIZERS["byte-level"])
+    same = [torch.equal(rows.embedding[i], old_VD[mapping.sources_of(i)[0]]) for i in rows.copied.tolist()]
+    assert all(same) and set(mapping.ids_of(Kind.ROLE)) <= set(rows.copied)
+    shared = mapping.ids_of(Kind.EXACT)
+    are_old = [torch.equal(rows.embedding[i], old_VD[mapping.sources_of(i)[0]]) for i in shared]
+    assert len(shared) > 100 and np.isin(shared, rows.copied).tolist() == are_old
+
+
 def test_one_token_at_both_ends_is_read_as_the_start_and_predicted_as_the_end() -> None:
     old, new = TOKENIZERS["SentencePiece"], TOKENIZERS["byte-level"]
     model = teacher_of(old, tied=False)

@@ -45,6 +45,10 @@ TWO = [
     Run("as-zero-0", zero=0, begins_as="stopped"),
     Run("stopped-bert-adam", zero=2, settings=BERT_ADAM, signals=STOP_BOTH),
     Run("as-bert-adam", zero=2, settings=BERT_ADAM, begins_as="stopped-bert-adam"),
+    Run("paced-ddp", pace=0.2),
+    Run("paced-0", zero=0, pace=0.2),
+    Run("stopped-paced", zero=2, pace=0.2, signals=STOP_BOTH),
+    Run("as-paced", zero=1, pace=0.2, begins_as="stopped-paced"),
     Run("as-ddp", begins_as="stopped"),
     Run("stopped-ddp", signals=STOP_BOTH),
     Run("ddp-as-zero-2", zero=2, begins_as="stopped-ddp"),
@@ -79,6 +83,7 @@ def one(two: Told, folder: Path) -> Path:
         Run("free", settings={"clip": None, "weight_decay": 0.5}),
         Run("bf16", settings=BF16),
         Run("bert-adam", settings=BERT_ADAM),
+        Run("paced", pace=0.2),
         Run("sometimes", step="sometimes"),
         Run("tied", step="tied"),
         Run("llama", step="llama"),
@@ -209,6 +214,12 @@ def test_a_checkpoint_of_any_engine_and_any_number_of_processes_goes_on_under_an
 def test_bert_adam_goes_on_under_zero_2_as_plain_pytorch_without_a_stop(one: Path, folder: Path) -> None:
     assert largest_difference(folder / "as-bert-adam", one / "bert-adam") < 1e-5
     assert not agree(lines(one / "bert-adam"), lines(one / "plain"))
+
+
+@pytest.mark.parametrize("name", ["paced-ddp", "paced-0", "as-paced"])
+def test_rows_of_another_pace_move_alike_under_any_engine(one: Path, folder: Path, name: str) -> None:
+    assert largest_difference(folder / name, one / "paced") < 1e-5
+    assert largest_difference(one / "plain", one / "paced") > 1e-3
 
 
 @pytest.mark.parametrize("zero", [2, 1, 0])

@@ -216,6 +216,10 @@ def test_a_fault_says_what_was_expected(good: Path, override: str, message: str)
             "from a to b, and never asks c; remove what is not used",
         ),
         (("student={tokenizer: t}", "objectives=[]", "train={}"), "nothing to do: no teacher to adapt"),
+        (
+            ("teachers[0].adapt={init: random, old_rows_learning_rate: 0}",),
+            "random copies no rows of tokens, so that none are old; use overlap or subword-mean",
+        ),
     ],
 )
 def test_parts_that_contradict_one_another_are_a_fault(

@@ -56,11 +56,18 @@ def test_a_body_is_run_without_dropout_in_training_and_keeps_it_in_its_configura
     assert {name: getattr(config, name) for name in DROPOUT} == DROPOUT
 
 
+def vocabularies(*folders: Path) -> list[dict[str, int]]:
+    """The ids of each folder's tokens."""
+    return [load_tokenizer(str(folder)).get_vocab() for folder in folders]
+
+
 def test_a_teacher_is_adapted_by_what_it_said_of_spans_and_its_body_stays(
     teacher: Path, place: Path, tmp_path: Path
 ) -> None:
     adapt = ADAPT.replace(
-        "{", "{init: overlap, norms: true, objective: {self-distillation: 1, cross-entropy: 0.5}, "
+        "{",
+        "{init: overlap, norms: true, old_rows_learning_rate: 0, "
+        "objective: {self-distillation: 1, cross-entropy: 0.5}, ",
     )
     teachers = f"teachers=[{{name: g, model: {teacher}, adapt: {adapt}}}]"
     result = stlm_kd("adapt-teacher", "-r", "adapts.yaml", teachers, "eval=[]", "--output-dir", str(tmp_path))
@@ -76,4 +83,7 @@ def test_a_teacher_is_adapted_by_what_it_said_of_spans_and_its_body_stays(
     changed = {name for name in old if name not in new or not torch.equal(old[name], new[name])}
     norms = {name for name in old if ".ln_" in name}
     assert {"transformer.wte.weight"} < changed <= {"transformer.wte.weight", *norms}
+    (own, given), rows = vocabularies(teacher, stage / "model"), "transformer.wte.weight"
+    kept = {token for token in given if old[rows][own.get(token, 0)].equal(new[rows][given[token]])}
+    assert kept == own.keys() & given.keys()
     assert report["trained_parameters"] == sum(new[n].numel() for n in {"transformer.wte.weight", *norms})

@@ -2,6 +2,7 @@
 
 from stlm_kd.checkpoint import Validation
 from stlm_kd.engine.loop import fit
+from stlm_kd.engine.pacing import PacedRows
 from stlm_kd.engine.processes import current_device
 from stlm_kd.engine.protocols import BatchSource, FitResult, FitSettings, StepOutput, TrainStep
 
@@ -9,6 +10,7 @@ __all__ = [
     "BatchSource",
     "FitResult",
     "FitSettings",
+    "PacedRows",
     "StepOutput",
     "TrainStep",
     "Validation",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine.deepspeed_setup import deprecations_ignored, environment
+from stlm_kd.engine.pacing import Pacing
 from stlm_kd.engine.plain import MicroBatch
 from stlm_kd.engine.processes import Processes, forget_deepspeed
 from stlm_kd.engine.protocols import FitSettings, PlainOutput
@@ -61,6 +62,7 @@ class DeepSpeedEngine:
             self.engine, _ = processes.accelerator.prepare(MicroBatch(step, settings.precision), optimizer)
         self.optimizer = self.engine.optimizer
         self.is_divided = settings.zero != 0
+        self.pacing = Pacing(self.weights, settings.paced)
         self.touched: set[str] = set()
         self.moves: dict[str, int] = {}
         self.hooks = [
@@ -105,8 +107,10 @@ class DeepSpeedEngine:
         idle = sorted(self.weights.keys() - self.touched) if self.is_divided else []
         before = {name: self.weights[name].detach().clone() for name in idle}
         state = self._gathered([name for name in idle if name in self.moves])
-        with deprecations_ignored():
+        with deprecations_ignored(), self.pacing.applied():
             self.engine.step()
+        for name in self.pacing.names if self.is_divided else ():
+            self._put(name, self.weights[name], self._part(name))
         for name, weight in before.items():
             self.weights[name].copy_(weight)
             self._put(name, weight, self._part(name))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.engine.pacing import Pacing
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import FitSettings, PlainOutput
 from stlm_kd.optim import (
@@ -54,6 +55,7 @@ class PlainEngine:
             eps=settings.eps,
             bias_correction=settings.bias_correction,
         )
+        self.pacing = Pacing(trainable_parameters(step), settings.paced)
 
     def begin_step(self) -> None:
         """See ``Engine``."""
@@ -85,7 +87,8 @@ class PlainEngine:
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(trainable_parameters(self.step).values(), self.clip, self.norm)
         set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
+        with self.pacing.applied():
+            self.optimizer.step()
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """See ``Engine``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stlm_kd.checkpoint import Validation
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.engine.pacing import PacedRows
 from stlm_kd.measures import Measure
 from stlm_kd.optim import Schedule
 
@@ -132,6 +133,7 @@ class FitSettings:
         seed: Of dropout and whatever else draws from the global generators.
         zero: None: one process by itself, or DDP over several. 0, 1 or 2: DeepSpeed, which keeps everything
             in every process, or divides the optimizer's state (1) and the gradients as well (2).
+        paced: Rows of weights with learning rates of their own.
     """
 
     steps: int
@@ -151,6 +153,7 @@ class FitSettings:
     log_every: int = 10
     seed: int = 0
     zero: Literal[0, 1, 2] | None = None
+    paced: tuple[PacedRows, ...] = ()
 
     def is_logged(self, step: int) -> bool:
         """Whether an optimizer step, counted from 1, is logged: the first and the last one always are."""

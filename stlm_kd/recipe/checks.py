@@ -122,6 +122,7 @@ def _teachers(recipe: Recipe) -> Iterator[Contradiction]:
                 )
                 yield (("data", "validation"), (*place, "adapt")), message
             yield from _adapted_on((*place, "adapt"), teacher.adapt, recipe)
+            yield from _paced((*place, "adapt"), teacher.adapt)
         if teacher.recipe is not None:
             yield from _trained_teacher(recipe, teacher, (*place, "recipe"))
 
@@ -136,6 +137,17 @@ def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Contradi
     elif SELF_DISTILLATION in adapt.objective:
         message = f"{SELF_DISTILLATION} compares what causal models say of spans; use {CROSS_ENTROPY}"
         yield places, message
+
+
+def _paced(place: Place, adapt: Adapt) -> Iterator[Contradiction]:
+    if adapt.old_rows_learning_rate is None:
+        return
+    from stlm_kd.adaptation import COPYING
+
+    if adapt.init not in COPYING:
+        known = " or ".join(sorted(COPYING))
+        message = f"{adapt.init} copies no rows of tokens, so that none are old; use {known}, or leave it out"
+        yield ((*place, "old_rows_learning_rate"), (*place, "init")), message
 
 
 def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator[Contradiction]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BeforeValidator, ValidationInfo
 
 from stlm_kd.errors import did_you_mean
-from stlm_kd.recipe.fields import Count, Flag, Part, Positive, Seed, Share, Text, fault, show
+from stlm_kd.recipe.fields import Count, Flag, NotNegative, Part, Positive, Seed, Share, Text, fault, show
 from stlm_kd.recipe.options import known_name
 from stlm_kd.recipe.training import Precision, Schedule, Warmup
 
@@ -129,6 +129,9 @@ class Adapt(Part):
     that both tokenizers end at the same byte (causal models). If not given, ``cross-entropy``; classifiers
     keep their own probabilities.
 
+    ``old_rows_learning_rate``: of rows that are copies of the teacher's own, those of tokens that both
+    vocabularies have and of special tokens; 0 leaves them as they are, null is ``learning_rate``.
+
     ``norms``: its norms are trained too. ``micro_batch``: as ``effective_batch`` where null. ``patience``:
     validations without improvement; null trains all ``tokens``. ``fraction``: the share of the training text
     that it sees; as ``data.fraction`` where null.
@@ -140,6 +143,7 @@ class Adapt(Part):
     norms: Flag = False
     tokens: Count = 200_000_000
     learning_rate: Positive = 3e-4
+    old_rows_learning_rate: NotNegative | None = None
     effective_batch: Count = 32
     micro_batch: Count | None = None
     warmup: Warmup = 0.05

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stlm_kd.adaptation import VocabularyInit, new_rows
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.data.tokens import joined
-from stlm_kd.engine import FitResult, FitSettings, current_device, fit
+from stlm_kd.engine import FitResult, FitSettings, PacedRows, current_device, fit
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.eval.examples import measure as measure_examples
 from stlm_kd.eval.perplexity import measure
@@ -27,10 +27,13 @@ from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.vocabulary import (
     freeze_all_but_embedding,
     freeze_body,
+    plain_embedding,
     replace_embedding,
     replace_vocabulary,
     thaw_norms,
+    vocabulary_parameters,
 )
+from stlm_kd.optim import trainable_parameters
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.run.adaptation_step import AdaptationStep, span_step
@@ -222,7 +225,7 @@ def adapt_model(
         result = fit(
             step,
             stream,
-            settings,
+            replace(settings, paced=_paced(step, made, adapt)),
             folder=folder,
             validation=held_out_of(material, _batches(adapt).micro),
             tracker=tracker,
@@ -292,6 +295,18 @@ def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Reci
     else:
         term = Term("forward_kl", "forward_kl", teacher=ORIGINAL)
     return AdaptationStep(model, [term], teachers={ORIGINAL: LiveTeacher(original, name=ORIGINAL)})
+
+
+def _paced(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tuple[PacedRows, ...]:
+    """The copies of old rows, in embedding, head and its bias, where they are trained at another pace."""
+    if adapt.old_rows_learning_rate in (None, adapt.learning_rate):
+        return ()
+    model, pace = step.student, adapt.old_rows_learning_rate / adapt.learning_rate
+    classifies = model.get_output_embeddings() is None
+    weights = [plain_embedding(model).weight] if classifies else vocabulary_parameters(model)
+    rows, known = tuple(made.copied.tolist()), {id(weight) for weight in weights}
+    names = [name for name, weight in trainable_parameters(step).items() if id(weight) in known]
+    return tuple(PacedRows(name, rows, pace) for name in names)
 
 
 def _batches(adapt: Adapt) -> BatchSizes:

@@ -56,9 +56,9 @@ class VocabularyMapping:
         first, last = self.offsets[student_id : student_id + 2]
         return [int(i) for i in self.sources[first:last]]
 
-    def ids_of(self, kind: Kind) -> NDArray[np.int64]:
-        """Student ids that were found in this way, ascending."""
-        return np.flatnonzero(self.kinds == kind).astype(np.int64)
+    def ids_of(self, *kinds: Kind) -> NDArray[np.int64]:
+        """Student ids that were found in one of these ways, ascending."""
+        return np.flatnonzero(np.isin(self.kinds, kinds)).astype(np.int64)
 
     @property
     def counts(self) -> dict[str, int]:
