@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlm_kd.cli.printing import print_json
+from stlm_kd.cli.printing import print_json, print_rows
 from stlm_kd.cli.words import (
     AsJson,
     OutputDir,
@@ -80,14 +80,14 @@ def cache(
 def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
     """Size, mass that the head covers, entropy, and what a cache was made of."""
     from stlm_kd.run.cache_command import summary
+    from stlm_kd.run.cache_words import made_of_rows
 
     found = summary(folder)
     if as_json:
         print_json(asdict(found))
         return
     _print(found)
-    for name, value in found.made_of.items():
-        typer.echo(f"  {name}: {value}")
+    print_rows(("made of", "value"), list(made_of_rows(found.made_of)))
 
 
 @app.command()

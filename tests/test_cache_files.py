@@ -19,7 +19,7 @@ from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, numbered_batch
 from stlm_kd.data.masking import Masking
 from stlm_kd.distributions import Dense
-from stlm_kd.errors import CheckpointError
+from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.losses.sparse import Sparse
 from stlm_kd.models.observing import Needs
 from stlm_kd.teachers import LiveTeacher
@@ -264,5 +264,11 @@ def test_a_damaged_manifest_is_refused(
     (tmp_path / MANIFEST).write_text(json.dumps({**content, **change}))
     with pytest.raises(CheckpointError, match=message):
         read_manifest(tmp_path)
-    with pytest.raises(CheckpointError, match="no teacher cache there"):
+
+
+def test_a_cache_that_is_not_there_is_a_missing_input(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"no teacher cache there \(no such folder\)") as missing:
         read_manifest(tmp_path / "elsewhere")
+    assert missing.value.exit_code == 5
+    with pytest.raises(EnvironmentFault, match=r"no teacher cache there \(no manifest.json in it\)"):
+        read_manifest(tmp_path)

@@ -129,7 +129,7 @@ def test_an_unfinished_run_and_what_is_not_there_are_told(tmp_path: Path) -> Non
     unfinished = run_folder(tmp_path / "run", {})
     (tmp_path / "run" / "results.json").unlink()
     for words, code, message in (
-        ([unfinished], 1, "no results.json in it"),
+        ([unfinished], 5, "no results.json in it"),
         ([str(tmp_path / "nowhere")], 5, "no such run folder or file of scores"),
         ([str(tmp_path)], 1, "not a run's folder"),
         ([unfinished, unfinished], 2, "given twice"),

@@ -126,7 +126,11 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     ),
     "an option of another source": (
         ["objectives[1].mixup_map=residual"],
-        "objectives[1].mixup_map: given, but it is no option of the source other-example",
+        "objectives[1].mixup_map: not an option of the source other-example, which takes pairing",
+    ),
+    "an option of a source without any": (
+        ["objectives[1].source=synonym", "objectives[1].pairing=batch"],
+        "objectives[1].pairing: not an option of the source synonym, which takes no options",
     ),
     "a site without a source": (
         ["objectives[1].source=mixup", "objectives[1].source_site=block-input"],

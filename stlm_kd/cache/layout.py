@@ -18,7 +18,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from stlm_kd.alignment import Site
 from stlm_kd.disk import written_whole
-from stlm_kd.errors import CheckpointError
+from stlm_kd.errors import CheckpointError, EnvironmentFault
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -150,17 +150,21 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in a folder, each of its fields of the right kind.
 
     Raises:
-        CheckpointError: There is none, or it is of another format, damaged, or contradicts itself.
+        EnvironmentFault: There is none, or it cannot be read.
+        CheckpointError: It is of another format, damaged, or contradicts itself.
     """
     path = folder / MANIFEST
+    if not path.is_file():
+        why = f"no {MANIFEST} in it" if folder.is_dir() else "no such folder"
+        raise EnvironmentFault(
+            f"{folder}: no teacher cache there ({why}); make one with stlm-kd teacher cache -r RECIPE"
+        )
     try:
         if path.stat().st_size > LARGEST_MANIFEST:
             raise CheckpointError(f"{path}: larger than any manifest of a teacher cache; not one")
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(
-            f"{folder}: no teacher cache there (no {MANIFEST}); make one with stlm-kd teacher cache -r RECIPE"
-        ) from error
+        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged ({error}); make the cache anew") from error
     found = content.get("format") if isinstance(content, dict) else None

@@ -73,7 +73,8 @@ class TeacherCache:
             every_byte: Whether the shards' hashes are compared too, and not only their sizes.
 
         Raises:
-            CheckpointError: There is none, or a shard is not what it was when the cache was completed.
+            EnvironmentFault: There is none.
+            CheckpointError: A shard is not what it was when the cache was completed.
         """
         manifest = read_manifest(folder)
         shards = []

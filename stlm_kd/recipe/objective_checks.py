@@ -78,7 +78,8 @@ def _source_options(place: Place, objective: Interchange) -> Iterator[Contradict
     known = sources().options(objective.source)
     for name in SOURCE_OPTIONS:
         if name in objective.source_options and name not in known:
-            yield ((*place, name),), f"given, but it is no option of the source {objective.source}"
+            takes = f"takes {', '.join(known)}" if known else "takes no options"
+            yield ((*place, name),), f"not an option of the source {objective.source}, which {takes}"
     unread = {"mixup": ["source_site"], "input-tokens": LAYER_OPTIONS}.get(objective.source, [])
     for name in unread:
         if getattr(objective, name) != type(objective).model_fields[name].default:

@@ -101,7 +101,8 @@ def summary(folder: Path) -> CacheSummary:
     """What a cache's manifest says.
 
     Raises:
-        CheckpointError: There is none, or it is damaged.
+        EnvironmentFault: There is none.
+        CheckpointError: It is damaged.
     """
     manifest = read_manifest(folder)
     layout = manifest.layout
@@ -161,7 +162,7 @@ def verify_cache(
 
     Raises:
         CheckpointError: The cache is damaged, was merged of others, or is of another revision of its teacher.
-        EnvironmentFault: Teacher or data are not there any more.
+        EnvironmentFault: There is none, or its teacher or data are not there any more.
     """
     cache = TeacherCache.open(folder)
     order = _order_of(cache, output_dir, trust_remote_code)

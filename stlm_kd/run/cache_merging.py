@@ -30,7 +30,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.disk import full_disk_told, written_whole
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sparse import Sparse, SparseMixture
-from stlm_kd.run.cache_reading import WORDS
+from stlm_kd.run.cache_words import WORDS
 
 WAYS = ("mean", "weighted", "confidence", "entropy", "label-likelihood")
 """To combine teachers by what a cache tells of each token."""
@@ -51,7 +51,7 @@ def merge_caches(
     Raises:
         UsageError: Fewer than two caches, a way that a cache cannot serve, or a folder that is there already.
         CheckpointError: A damaged cache, or caches of different data or temperatures.
-        EnvironmentFault: The disk is too small.
+        EnvironmentFault: One of the caches is not there, or the disk is too small.
     """
     _check_words(folders, how, options, names, output)
     caches = [TeacherCache.open(folder) for folder in folders]
@@ -91,7 +91,8 @@ def _check_words(
         raise UsageError(f"--how {how}: expected one of {', '.join(WAYS)}")
     for name in options:
         if name not in COMBINERS.options(how):
-            raise UsageError(f"--{name}: not an option of {how}")
+            takes = ", ".join(f"--{option}" for option in COMBINERS.options(how)) or "no options"
+            raise UsageError(f"--{name}: not an option of {how}, which takes {takes}")
     if how == "weighted":
         given = options.get("weights")
         weights = given if isinstance(given, dict) else {}

@@ -13,22 +13,9 @@ from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.caching import responses_of
+from stlm_kd.run.cache_words import WORDS
 from stlm_kd.run.caching import CacheOrder
 from stlm_kd.run.stages import model_identity
-
-WORDS = {
-    "teacher": "the teacher",
-    "tokenizer": "the student's tokenizer",
-    "task": "the task",
-    "text": "the training data and its share",
-    "seed": "the seed that draws the examples",
-    "context": "data.context",
-    "masked_share": "data.masked_share",
-    "variants": "the masks of each row",
-    "temperature": "the temperature",
-    "positions": "the positions that objectives count",
-}
-"""What a cache is compared by, as messages call it."""
 
 
 def differences(order: CacheOrder, manifest: Manifest, *, with_teacher: bool) -> Iterator[str]:

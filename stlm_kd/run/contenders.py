@@ -108,7 +108,7 @@ def _read(source: str) -> list[Contender]:
         run = open_run(path)
         path = path / RESULTS
         if not path.is_file():
-            raise CheckpointError(
+            raise EnvironmentFault(
                 f"{source}: no {RESULTS} in it (the run is {run.record.status}); finish it with the command "
                 "that began it"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stlm_kd.errors import CheckpointError
+from stlm_kd.errors import EnvironmentFault
 from stlm_kd.run.folder import RECORD, show_run
 
 
@@ -12,13 +12,13 @@ def model_of(name: str) -> str:
     """The model folder or Hub id that a name stands for: a run's is its first student, or its one teacher.
 
     Raises:
-        CheckpointError: A run without a finished model.
+        EnvironmentFault: A run without a finished model.
     """
     folder = Path(name)
     if (folder / RECORD).is_file():
         models = show_run(folder).models
         if not models:
-            raise CheckpointError(
+            raise EnvironmentFault(
                 f"{name}: no finished model in this run; finish it with the command that began it"
             )
         own = [model for model in models if model.parent.parent.name == "student"]

@@ -7,10 +7,11 @@ from stlm_kd.recipe import Recipe, recipe_hash, term_names
 from stlm_kd.recipe.caching import VARIANTS, Cache, temperature_of
 from stlm_kd.recipe.data import Source
 from stlm_kd.recipe.interchange import Interchange
-from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
+from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.recipe.student import Adapt, TokenizerTraining
 from stlm_kd.recipe.training import Train
+from stlm_kd.run.wording import listed_options, option_words, value_words
 
 
 def describe(recipe: Recipe) -> str:
@@ -24,7 +25,7 @@ def describe(recipe: Recipe) -> str:
         lines.append("hold the logits of all tokens at once")
     if recipe.engine.deepspeed is not None:
         lines.append(f"train by DeepSpeed, ZeRO stage {recipe.engine.deepspeed.zero}")
-    lines += [f"evaluate by {entry.suite}{_options(entry.options)}" for entry in recipe.eval]
+    lines += [f"evaluate by {entry.suite}{option_words(entry.options)}" for entry in recipe.eval]
     return "\n".join(lines)
 
 
@@ -56,12 +57,7 @@ def _source(source: Source, recipe: Recipe) -> str:
     names: tuple[str, ...] = ("name", "split", "column", "revision", "documents", "size", "domain", "weight")
     if recipe.language_task is None:
         names = ("name", "split", "text", "label", "revision", "size")
-    details = {name: _listed(value) for name in names if (value := getattr(source, name)) is not None}
-    return f"{place}{_options(details)}"
-
-
-def _listed(value: object) -> object:
-    return " and ".join(value) if isinstance(value, tuple) else value
+    return f"{place}{option_words({name: getattr(source, name) for name in names})}"
 
 
 def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
@@ -99,22 +95,22 @@ def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:
     options = {name: value for name, value in adapt if name not in ("init", "tokens", "fraction")}
     return (
         f"{place}: adapt to the student's vocabulary by {adapt.init}, then train embedding and head on "
-        f"{adapt.tokens:,} tokens of {fraction:.2%} of the text{_options(options)}"
+        f"{adapt.tokens:,} tokens of {fraction:.2%} of the text{option_words(options)}"
     )
 
 
 def _students(recipe: Recipe) -> list[str]:
     student, train = recipe.student, recipe.train
     if student.preset is not None:
-        words = f"preset {student.preset}{_options(PRESETS[student.preset])}"
+        words = f"preset {student.preset}{option_words(PRESETS[student.preset])}"
     elif student.architecture is not None:
-        words = f"architecture{_options(student.architecture)}"
+        words = f"architecture{option_words(student.architecture)}"
     elif student.init_from is not None:
-        words = f"layers {student.init_from.layers} of teacher {student.init_from.teacher}"
+        words = f"layers {value_words(student.init_from.layers)} of teacher {student.init_from.teacher}"
         words += f" as {student.init_from.model_type}" if student.init_from.model_type else ""
     else:
         words = f"checkpoint {student.model}{' with a new head' if student.new_head else ''}"
-    combined = f"combine teachers by {recipe.combine.how}{_options(recipe.combine.options)}"
+    combined = f"combine teachers by {recipe.combine.how}{option_words(recipe.combine.options)}"
     if recipe.combine.teacher_dropout:
         combined += f", each left out of {recipe.combine.teacher_dropout:.0%} of the steps"
     return [
@@ -124,7 +120,7 @@ def _students(recipe: Recipe) -> list[str]:
             f"objective {name}: {_objective(entry)}"
             for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
         ),
-        f"train for {_length(train)}{_options(dict(train), without=('steps', 'epochs'))}",
+        f"train for {_length(train)}{option_words(dict(train), without=('steps', 'epochs'))}",
         f"once for each seed of {', '.join(map(str, recipe.seeds))}; the same for the controls "
         f"{', '.join(recipe.controls) or '(none)'}; tracked by {', '.join(('jsonl', *recipe.tracking))}",
     ]
@@ -132,42 +128,23 @@ def _students(recipe: Recipe) -> list[str]:
 
 def _objective(entry: Objective) -> str:
     assert isinstance(entry, (Response, Feature, MapFeature, Interchange))
-    words = f"{_number(entry.weight)} x {entry.loss} on {entry.on}"
+    words = f"{value_words(entry.weight)} x {entry.loss} on {entry.on}"
     if entry.loss != LABELS:
         words += f" of {entry.teacher}"
     if isinstance(entry, (Feature, MapFeature)):
-        words += f" at {', '.join(map(str, entry.sites))}"
+        words += f" at {value_words(entry.sites)}"
     if isinstance(entry, Feature):
         words += f" with projections: {entry.projection}"
     if isinstance(entry, Interchange):
         words += f" after exchanging states ({_interchange(entry)})"
-    return words + _options({name: _number(value) for name, value in entry.options.items()})
+    return words + option_words(entry.options)
 
 
 def _interchange(entry: Interchange) -> str:
     known = set(Objective.model_fields) | {"on", "temperature"}
     given = {name: getattr(entry, name) for name in Interchange.model_fields if name not in known}
-    return ", ".join(f"{name} {_number(value)}" for name, value in given.items() if value is not None)
-
-
-def _number(value: object) -> object:
-    """A number or another option; a schedule in words."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    if not isinstance(value, Schedule):
-        return value
-    given = " to ".join(f"{number:g}" for number in value.values)
-    if value.between is not None:
-        begin, end = value.between
-        return f"{value.schedule} {given} from {begin:.0%} to {end:.0%} of the steps"
-    return f"{given} at {', '.join(f'{share:.0%}' for share in value.at or ())} of the steps"
+    return listed_options(given)
 
 
 def _length(train: Train) -> str:
     return f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs} epochs"
-
-
-def _options(values: object, without: tuple[str, ...] = ()) -> str:
-    assert hasattr(values, "items")
-    shown = [f"{name} {value}" for name, value in values.items() if name not in without]
-    return f" ({', '.join(shown)})" if shown else ""

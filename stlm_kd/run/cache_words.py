@@ -1,0 +1,58 @@
+"""What a cache was made of, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from stlm_kd.run.wording import option_words, value_words
+
+WORDS = {
+    "teacher": "the teacher",
+    "tokenizer": "the student's tokenizer",
+    "task": "the task",
+    "text": "the training data and its share",
+    "seed": "the seed that draws the examples",
+    "context": "data.context",
+    "masked_share": "data.masked_share",
+    "variants": "the masks of each row",
+    "temperature": "the temperature",
+    "positions": "the positions that objectives count",
+    "top": "the likeliest outcomes that are kept",
+    "draws": "the draws from the others",
+    "states": "the hidden states that are kept",
+    "precision": "the precision of the computation",
+    "weights": "the precision of the teacher's weights",
+}
+"""What decides a cache's content, as people call it."""
+
+
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+
+
+def made_of_rows(made_of: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Name and value of each thing that a cache was made of, but for those that played no part.
+
+    Of a hash the first twelve digits are told.
+    """
+    for name, value in made_of.items():
+        if value not in (None, [], {}):
+            yield WORDS.get(name, name), _HASH.sub(r"\1…", _told(name, value))
+
+
+def _told(name: str, value: object) -> str:
+    if name == "text" and isinstance(value, list):
+        return _text(value)
+    if isinstance(value, Mapping) and isinstance(merged := value.get("merged"), list):
+        options = value.get("options")
+        how = option_words(options) if isinstance(options, Mapping) else ""
+        return f"{value_words(merged)} merged by {value.get('how')}{how}"
+    return value_words(value)
+
+
+def _text(key: list[object]) -> str:
+    """Share and fingerprints of the training text, or of examples, whose key names their classes first."""
+    share, *texts = key
+    if texts and isinstance(texts[0], list):
+        _, _, *texts = texts[0]
+    return f"{share:.2%} of {value_words(texts)}" if isinstance(share, float) and texts else value_words(key)
