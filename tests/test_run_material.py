@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,15 @@ def test_a_teacher_that_reads_by_another_tokenizer_gets_its_own_reading(world: P
         material = assignment("classes", {"c": "masked/classifier"}, *changes, *extra).material(1.0)
         assert isinstance(material, ExampleMaterial)
         assert material.readers.keys() == readers
+
+
+def test_nats_per_held_out_token_become_bits_per_byte(world: Path) -> None:
+    """What is predicted, counted in the batches; the bytes, in the file."""
+    by_line = "data.validation={path: b.txt, documents: line}"
+    material = taught("data.context=16", by_line).material(1.0)
+    held = material.held_out(3)
+    assert held is not None
+    predicted = sum(int((batch.labels != IGNORED).sum()) for batch in held)
+    num_bytes = sum(map(len, (world / "b.txt").read_bytes().splitlines()))
+    assert isinstance(material, TextMaterial)
+    assert material.bits_of_a_nat == pytest.approx(predicted * math.log2(math.e) / num_bytes)

@@ -78,6 +78,7 @@ def test_a_teacher_is_adapted_by_what_it_said_of_spans_and_its_body_stays(
     assert 0.5 < report["aligned"] <= 1
     assert report["trained"] < report["initialised"]
     metrics = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    assert any("1 nat per token is" in line["message"] for line in metrics if line["kind"] == "note")
     assert {"labels", "spans"} in [set(line.get("losses", {})) for line in metrics]
     old, new = (load_file(folder / "model.safetensors") for folder in (teacher, stage / "model"))
     changed = {name for name in old if name not in new or not torch.equal(old[name], new[name])}

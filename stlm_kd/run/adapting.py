@@ -205,6 +205,8 @@ def adapt_model(
             seed=adapt.seed,
             readers={ORIGINAL: own} if recipe.language_task is None else {},
         )
+        for note in _notes(material):
+            tracker.note(f"{name}: {note}")
         settings = adaptation_settings(adapt, material, zero=workshop.zero)
         stream = material.stream(_batches(adapt), seed=adapt.seed)
         if isinstance(material, TextMaterial) and original is not None:
@@ -256,6 +258,13 @@ def adapt_model(
         **_taken(result),
     )
     first_process_runs(lambda: _save(model, tokenizer, report, folder))
+
+
+def _notes(material: Material) -> tuple[str, ...]:
+    """What a user should know before the training; early stops go by nats, reports by bits."""
+    bits = material.bits_of_a_nat if isinstance(material, TextMaterial) else None
+    unit = () if bits is None else (f"validation: 1 nat per token is {bits:.3f} bits per byte",)
+    return (*material.notes, *unit)
 
 
 def _is_asked_again(recipe: Recipe, adapt: Adapt) -> bool:

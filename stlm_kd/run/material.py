@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,6 +147,15 @@ class TextMaterial:
     def notes(self) -> tuple[str, ...]:
         """See ``Material``."""
         return ()
+
+    @property
+    def bits_of_a_nat(self) -> float | None:
+        """What 1 nat per held-out token is in bits per byte, ends of documents counted; None where masked."""
+        if self.held_masking is not None or not self.held:
+            return None
+        stores = [part.store for part in self.held]
+        predicted = sum(store.num_tokens - store.num_documents for store in stores)  # all but each first one
+        return predicted / sum(store.num_bytes for store in stores) / math.log(2)
 
     @property
     def is_always_the_same(self) -> bool:
