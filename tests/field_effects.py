@@ -206,6 +206,7 @@ EFFECTS: dict[str, Change] = {
     "Student.model": _change("student.preset=null", "student.model=a/student", base="trained"),
     "Student.init_from": _change("student.init_from.layers=first"),
     "Student.new_head": _change("student.model=masked/model", "student.new_head=false", base="new-head"),
+    "Student.dropout": _change("student.dropout=0.3"),
     "TokenizerTraining.size": _change("student.tokenizer.size=700", base="trained"),
     "InitFrom.teacher": _change("student.init_from.teacher=b"),
     "InitFrom.layers": _change("student.init_from.layers=[0, 3]"),

@@ -137,6 +137,11 @@ def test_a_new_head_is_for_a_model_that_is_named(files: dict[str, str]) -> None:
     ]
 
 
+def test_dropout_is_for_a_student_that_comes_with_one(files: dict[str, str]) -> None:
+    (found,) = faults(files["clm"], "student.dropout=0.3")
+    assert found.startswith("student.dropout: only for student.model and student.init_from;")
+
+
 def test_rows_of_a_masked_model_hold_a_token_between_their_ends(files: dict[str, str]) -> None:
     assert load(files["mlm"], ("data.context=3",)).data.context == 3
     (found,) = faults(files["mlm"], "data.context=2")

@@ -87,6 +87,14 @@ def _made_into(model_type: str, recipe: Recipe) -> Iterator[Contradiction]:
 def _student(recipe: Recipe) -> Iterator[Contradiction]:
     if recipe.student.new_head and recipe.student.model is None:
         yield (("student", "new_head"), ("student", "model")), "only for a student.model that has no head"
+    if (
+        recipe.student.dropout is not None
+        and recipe.student.model is None
+        and recipe.student.init_from is None
+    ):
+        kind = "architecture" if recipe.student.architecture is not None else "preset"
+        message = "only for student.model and student.init_from; a student.architecture names its own fields"
+        yield (("student", "dropout"), ("student", kind)), message
     names = [teacher.name for teacher in recipe.teachers]
     init_from = recipe.student.init_from
     if init_from is not None and init_from.teacher not in names:

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from stlm_kd.errors import did_you_mean
-from stlm_kd.recipe.fields import Count, Flag, NotNegative, Part, Positive, Seed, Share, Text, fault, show
+from stlm_kd.recipe.fields import (
+    Count,
+    Flag,
+    NotNegative,
+    Part,
+    Positive,
+    Real,
+    Seed,
+    Share,
+    Text,
+    fault,
+    show,
+)
 from stlm_kd.recipe.options import known_name
 from stlm_kd.recipe.training import Precision, Schedule, Warmup
 
@@ -78,6 +90,7 @@ class Student(Part):
     """The model to train and its vocabulary; a recipe that only adapts teachers names the tokenizer alone.
 
     ``new_head``: ``model`` is a body without a head, and gets a fresh one.
+    ``dropout``: every dropout probability of ``model`` or ``init_from``, in place of those it comes with.
     """
 
     called: ClassVar[str] = "a key of student"
@@ -89,6 +102,7 @@ class Student(Part):
     model: Text | None = None
     new_head: Flag = False
     init_from: InitFrom | None = None
+    dropout: Annotated[Real | None, Field(ge=0, lt=1)] = None
 
     @property
     def has_body(self) -> bool:

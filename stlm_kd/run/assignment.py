@@ -189,9 +189,10 @@ class Assignment:
     def _body_key(self, identify: Callable[[str], str]) -> Json:
         """What the student is made of: some layers of a model, a whole one, or fields of a configuration."""
         wanted = self.recipe.student
+        dropout = {} if wanted.dropout is None else {"dropout": wanted.dropout}
         if wanted.init_from is not None:
             source = self.teachers[wanted.init_from.teacher]
-            return {**plain(wanted.init_from), "teacher": identify(source)}
+            return {**plain(wanted.init_from), "teacher": identify(source), **dropout}
         if wanted.model is not None:
-            return {"model": identify(wanted.model), "new_head": wanted.new_head}
+            return {"model": identify(wanted.model), "new_head": wanted.new_head, **dropout}
         return {"fields": dict(self.fields)}

@@ -110,6 +110,8 @@ def _students(recipe: Recipe) -> list[str]:
         words += f" as {student.init_from.model_type}" if student.init_from.model_type else ""
     else:
         words = f"checkpoint {student.model}{' with a new head' if student.new_head else ''}"
+    if student.dropout is not None:
+        words += f", every dropout {student.dropout:g}"
     combined = f"combine teachers by {recipe.combine.how}{option_words(recipe.combine.options)}"
     if recipe.combine.teacher_dropout:
         combined += f", each left out of {recipe.combine.teacher_dropout:.0%} of the steps"

@@ -17,6 +17,7 @@ from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
 from stlm_kd.models.attention import install_maps
+from stlm_kd.models.dropout import set_dropout
 from stlm_kd.models.forward import head_of
 from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.observing import Needs
@@ -138,6 +139,8 @@ def initial_student(assignment: Assignment) -> PreTrainedModel:
     """
     recipe = assignment.recipe
     student = _built(assignment)
+    if recipe.student.dropout is not None:
+        set_dropout(student, recipe.student.dropout)
     check_model(student, recipe, name="student")
     if recipe.train.gradient_checkpointing:
         # Named anew within version 5 of transformers, where the old name warns.
