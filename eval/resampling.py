@@ -63,7 +63,8 @@ def _of_classes(
     weights_RK = np.vstack([counts_K, drawn_RK]).astype(np.float64)
     found = []
     for predicted_K in different_LK[1:]:
-        cells_KC = np.eye(num_classes**2)[different_LK[0] * num_classes + predicted_K]
+        cells_KC = np.zeros((len(predicted_K), num_classes**2))
+        cells_KC[np.arange(len(predicted_K)), different_LK[0] * num_classes + predicted_K] = 1
         found.append(metric((weights_RK @ cells_KC).reshape(-1, num_classes, num_classes)))
     values = np.stack(found)
     return values[:, 0], values[:, 1:]

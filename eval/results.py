@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, JsonValue, TypeAdapter
 
 Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | None"
+Count = Annotated[int, Ge(0), Le(10**30)]
+"""How many; more than any machine counts is refused where it is read."""
+
+LARGEST = 1e150
+"""Of a number that is computed with: its square is one that a float holds."""
+
+
+def measurable(value: float) -> bool:
+    """Whether a mean, a deviation and an axis can be made of a number.
+
+    >>> [measurable(value) for value in (-2.5, math.nan, math.inf, 1e200)]
+    [True, False, False, False]
+    """
+    return abs(value) <= LARGEST
+
+
+def _computable(value: float) -> float:
+    """The number, or an infinite one where it is beyond what is computed with."""
+    return value if measurable(value) or math.isnan(value) else math.copysign(math.inf, value)
+
+
+Measured = Annotated[float, AfterValidator(_computable)]
+"""A score as a model has it, which may be no number, or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +54,12 @@ class Score:
 
     task: str
     metric: str
-    value: float
-    stderr: float | None
-    examples: int
+    value: Measured
+    stderr: Measured | None
+    examples: Count
     higher_is_better: bool = True
-    choices: int | None = None
-    chance: float | None = None
+    choices: Count | None = None
+    chance: Measured | None = None
     part_of: str | None = None
 
 
@@ -43,7 +70,7 @@ class ExampleScore:
     task: str
     id: str
     metric: str
-    value: float
+    value: Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +119,32 @@ class SuiteResult:
     def from_json(cls, content: Mapping[str, Json]) -> SuiteResult:
         """What ``to_json`` made.
 
+        Raises:
+            pydantic.ValidationError: It is something else.
+
         >>> result = SuiteResult("toy", (Score("t", "acc", 0.5, None, 2),))
         >>> SuiteResult.from_json(result.to_json()) == result
         True
         """
-        suite, scores, examples = content["suite"], content["scores"], content["examples"]
-        notes, report = content["notes"], content["report"]
-        assert isinstance(suite, str) and isinstance(scores, list) and isinstance(examples, list)
-        assert isinstance(notes, list) and isinstance(report, Mapping)
-        return cls(
-            suite,
-            tuple(Score(**row) for row in scores),  # type: ignore[arg-type]
-            tuple(ExampleScore(*row) for row in examples),  # type: ignore[misc]
-            tuple(str(note) for note in notes),
-            report,
-            str(content.get("label", "")),
-        )
+        return _SAVED.validate_python(content).result()
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSuite:
+    """What ``SuiteResult.to_json`` made, as it stands in a file; examples: task, id, metric, value."""
+
+    suite: str
+    scores: tuple[Score, ...]
+    examples: tuple[tuple[str, str, str, Measured], ...]
+    notes: tuple[str, ...]
+    report: dict[str, JsonValue]
+    label: str = ""
+
+    def result(self) -> SuiteResult:
+        """What was saved."""
+        examples = tuple(ExampleScore(*row) for row in self.examples)
+        report: Mapping[str, Json] = self.report  # type: ignore[assignment]
+        return SuiteResult(self.suite, self.scores, examples, self.notes, report, self.label)
+
+
+_SAVED: TypeAdapter[SavedSuite] = TypeAdapter(SavedSuite)

@@ -46,6 +46,9 @@ def run_folder(folder: Path, rows: Mapping[str, tuple[str, Scores]]) -> str:
             "name": name,
             "kind": kind,
             "variant": None if kind == "teacher" else name,
+            "parameters": 10,
+            "tokens_of_text": None,
+            "tokens_seen": None,
             "seeds": [] if kind == "teacher" else [*range(1, len(scores) + 1)],
             "suites": [[result.to_json() for result in results] for results in scores],
         }

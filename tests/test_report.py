@@ -24,7 +24,8 @@ from stlm_kd.run.report.charts import ticks
 from stlm_kd.run.report.command import report
 from stlm_kd.run.report.curves import Told, panels_of
 from stlm_kd.run.report.gathering import gather
-from stlm_kd.run.results import Row, as_json, rows_from_json
+from stlm_kd.run.results import Row, as_json
+from stlm_kd.run.saved_results import read_results
 from stlm_kd.run.training import TrainingReport
 from tests.compared import classified
 from tests.road import stlm_kd
@@ -148,8 +149,10 @@ def test_every_number_of_the_results_is_in_the_page_as_it_is(tmp_path: Path) -> 
     assert [number for number in shown if number not in words] == []
 
 
-def test_rows_are_read_back_as_they_were_written() -> None:
-    assert rows_from_json(json.loads(json.dumps(as_json(rows(), [], {})))) == rows()
+def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(as_json(rows(), ["a"], {})))
+    found = read_results(tmp_path / "results.json")
+    assert (found.rows, found.remarks) == (tuple(rows()), ("a",))
 
 
 def test_each_logged_number_is_a_point_that_says_its_value(tmp_path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
+from pydantic import AfterValidator, TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.adaptation import VocabularyInit, new_rows
@@ -22,6 +23,7 @@ from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.eval.examples import measure as measure_examples
 from stlm_kd.eval.perplexity import measure
 from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
+from stlm_kd.eval.results import Count, Measured
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.vocabulary import (
@@ -51,9 +53,10 @@ from stlm_kd.run.material import (
     material_of,
 )
 from stlm_kd.run.record import write_json
+from stlm_kd.run.saved import AGAIN, read_saved
 from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import training_stores
-from stlm_kd.run.training import held_out_of, tenth
+from stlm_kd.run.training import REPORT, held_out_of, tenth
 from stlm_kd.run.workshop import Workshop, Zero
 from stlm_kd.span_teacher import paired_text, positions_of
 from stlm_kd.teachers import LiveTeacher
@@ -76,6 +79,12 @@ _USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 
 ORIGINAL = "original"
 """What a classifier's own self, as it was, is called while it teaches."""
+
+
+def _measured_task(task: str) -> str:
+    if task not in MEASURES:
+        raise ValueError(f"expected one of {', '.join(MEASURES)}")
+    return task
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,29 +115,36 @@ class AdaptationReport:
     """
 
     teacher: str
-    task: str
+    task: Annotated[str, AfterValidator(_measured_task)]
     init: str
-    old_vocabulary: int
-    new_vocabulary: int
-    tokens_by_origin: Mapping[str, int]
-    before: float
-    initialised: float
-    trained: float
-    held_out: int
-    trained_parameters: int
-    tokens_seen: int
-    tokens_of_text: int
-    steps: int
-    seconds: float
+    old_vocabulary: Count
+    new_vocabulary: Annotated[Count, Ge(1)]
+    tokens_by_origin: Mapping[str, Count]
+    before: Measured
+    initialised: Measured
+    trained: Measured
+    held_out: Count
+    trained_parameters: Count
+    tokens_seen: Count
+    tokens_of_text: Count
+    steps: Count
+    seconds: Measured
     stopped: str
-    objective: Mapping[str, float] = field(default_factory=dict)
-    aligned: float | None = None
-    flops: int | None = None
+    objective: Mapping[str, Measured] = field(default_factory=dict)
+    aligned: Measured | None = None
+    flops: Count | None = None
+
+
+_REPORTS: TypeAdapter[AdaptationReport] = TypeAdapter(AdaptationReport)
 
 
 def read_adaptation(folder: Path) -> AdaptationReport:
-    """The report of an adapted teacher's folder."""
-    return AdaptationReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    """The report of an adapted teacher's folder.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    return read_saved(folder / REPORT, _REPORTS, remedy=AGAIN)
 
 
 def adaptation_key(
@@ -326,7 +342,7 @@ def _save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: AdaptationReport, folder: Path
 ) -> None:
     save_model(model.cpu(), tokenizer, folder / "model")
-    write_json(folder / "report.json", asdict(report))
+    write_json(folder / REPORT, asdict(report))
 
 
 def adaptation_settings(adapt: Adapt, material: Material, *, zero: Zero) -> FitSettings:

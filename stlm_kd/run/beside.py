@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.alignment import Alignment, aligned
@@ -25,12 +25,14 @@ from stlm_kd.run.interchange import asked_of, layers_of
 from stlm_kd.run.models import model_of
 from stlm_kd.run.numbers import num_layers
 from stlm_kd.run.record import write_json
+from stlm_kd.run.saved import AGAIN, read_saved
 from stlm_kd.run.stages import Json, model_identity
 from stlm_kd.run.terms import followed
 from stlm_kd.vocab.spelling import vocabulary_size
 
 TEACHERS = "teachers.json"
 """In a run's folder: its teachers by name, as they taught; folders are relative to the run's."""
+_TEACHERS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +115,25 @@ def remember_teachers(run: Path, teachers: Mapping[str, str]) -> None:
 
 
 def teachers_of_run(run: Path) -> dict[str, str]:
-    """Those that were written down; {} where there are none."""
+    """Those that were written down; {} where there are none.
+
+    Raises:
+        CheckpointError: What was written is damaged.
+    """
     if not (run / TEACHERS).is_file():
         return {}
-    told: dict[str, str] = json.loads((run / TEACHERS).read_text(encoding="utf-8"))
+    told = read_saved(run / TEACHERS, _TEACHERS, remedy=AGAIN)
+    folders = {name: run / model for name, model in told.items()}
     return {
-        name: str((run / model).resolve()) if (run / model).is_dir() else model
-        for name, model in told.items()
+        name: str(folder.resolve()) if _is_folder(folder) else told[name] for name, folder in folders.items()
     }
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def shared_tokenizer(names: Sequence[str], *, trust: bool) -> PreTrainedTokenizerFast:

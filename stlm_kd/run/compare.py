@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from stlm_kd.errors import DataError, UsageError, did_you_mean
+from stlm_kd.eval.results import measurable
 from stlm_kd.eval.statistics import CONFIDENCE, holm
 from stlm_kd.run.contenders import Contender, metrics_of, read_contenders
 from stlm_kd.run.differing import Evidence, Side, difference_between
@@ -184,7 +184,7 @@ def _compared(other: Contender, base: Contender, metric: Metric, notes: dict[str
     are_paired = len(shared) > 1 or (shared != [] and len(other.scores) == len(base.scores) == 1)
     first, second = (_side(one, metric, shared if are_paired else None) for one in (other, base))
     label = metric.label[:-2]
-    if not all(map(math.isfinite, (*first.values, *second.values))):
+    if not all(map(measurable, (*first.values, *second.values))):
         notes[f"{label}: {other.name} or {base.name} has a score that is not finite"] = None
         return None
     joined = join(first.results, second.results, metric)
@@ -219,7 +219,9 @@ def _notes(
         )
     elif isinstance(joined, Joined) and not joined.is_mean:
         yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
-    windows = {result.report.get("window") for one in (other, base) for result in _side(one, metric).results}
+    windows = {
+        str(result.report.get("window")) for one in (other, base) for result in _side(one, metric).results
+    }
     if len(windows) > 1:
         yield f"{label}: not all models see windows of the same length"
     for one in (other, base):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from statistics import stdev
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from stlm_kd.eval.results import measurable
 from stlm_kd.eval.statistics import CONFIDENCE, deviations_wide
 from stlm_kd.run.compare import Compared, Comparison
 from stlm_kd.run.contenders import Contender
@@ -98,8 +98,8 @@ def _summary(one: Contender, metric: Metric) -> dict[str, Any]:
     values = one.values(metric)
     score = one.score(metric)
     assert score is not None
-    if not all(map(math.isfinite, values)):
-        return {"values": [value if math.isfinite(value) else str(value) for value in values]}
+    if not all(map(measurable, values)):
+        return {"values": [value if measurable(value) else str(value) for value in values]}
     found = estimate(values)
     return {
         "mean": found.mean,
@@ -115,7 +115,7 @@ def _cell(one: Contender, metric: Metric) -> str:
     values = one.values(metric)
     if not values:
         return ""
-    if not all(map(math.isfinite, values)):
+    if not all(map(measurable, values)):
         return "not finite"
     if len(values) > 1:
         return f"{estimate(values)} (sd {stdev(values):.4f})"

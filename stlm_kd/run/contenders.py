@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue, TypeAdapter
 
 from stlm_kd.errors import CheckpointError, EnvironmentFault, UsageError
-from stlm_kd.eval.results import Score, SuiteResult
+from stlm_kd.eval.results import SavedSuite, Score, SuiteResult
 from stlm_kd.eval.statistics import nested_means
 from stlm_kd.run.folder import open_run
 from stlm_kd.run.results import PER_TOKEN, Metric
+from stlm_kd.run.saved import read_saved
+from stlm_kd.run.saved_results import RESULTS, Results, read_results
 
-RESULTS = "results.json"
+_SCORES: TypeAdapter[Mapping[str, Sequence[SavedSuite]]] = TypeAdapter(Mapping[str, Sequence[SavedSuite]])
+_ANY: TypeAdapter[Mapping[str, JsonValue]] = TypeAdapter(Mapping[str, JsonValue])
+_REMEDY = "expected are scores that stlm-kd eval --output wrote, or a run's folder; score the models anew"
 _OF_A_SEED = re.compile(r"(?P<name>.+?)[/\\]seed-(?P<seed>\d+)(?:[/\\]model)?[/\\]?")
 
 
@@ -112,47 +116,39 @@ def _read(source: str) -> list[Contender]:
                 f"{source}: no {RESULTS} in it (the run is {run.record.status}); finish it with the command "
                 "that began it"
             )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = _of_run(content, source) if _is_of_run(content) else _of_file(content, source)
-        _check(found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise CheckpointError(
-            f"{path}: neither a run's results nor scores that stlm-kd eval --output wrote, or damaged "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    if Path(source).is_dir() or {"rows", "remarks"} <= read_saved(path, _ANY, remedy=_REMEDY).keys():
+        found = _of_run(read_results(path), source)
+    else:
+        found = _of_file(read_saved(path, _SCORES, remedy=_REMEDY), source)
+    _check(path, found)
     if not found:
         raise CheckpointError(f"{path}: no scores in it; give the recipe an eval, or name a suite")
     return found
 
 
-def _is_of_run(content: Mapping[str, Any]) -> bool:
-    return {"rows", "remarks"} <= content.keys()
-
-
-def _of_run(content: Mapping[str, Any], source: str) -> list[Contender]:
-    has_teachers = any(row["kind"] in ("teacher", "adapted") for row in content["rows"])
+def _of_run(results: Results, source: str) -> list[Contender]:
+    has_teachers = any(row.kind in ("teacher", "adapted") for row in results.rows)
     return [
         Contender(
-            name=str(row["name"]),
+            name=row.name,
             source=source,
-            kind=str(row["kind"]),
-            variant=row["variant"],
-            taught=has_teachers and row["kind"] == "student" if row["variant"] else None,
-            seeds=tuple(int(seed) for seed in row["seeds"]),
-            scores=tuple(tuple(map(SuiteResult.from_json, suites)) for suites in row["suites"]),
+            kind=row.kind,
+            variant=row.variant,
+            taught=has_teachers and row.kind == "student" if row.variant else None,
+            seeds=row.seeds,
+            scores=row.scores,
         )
-        for row in content["rows"]
-        if any(row["suites"])
+        for row in results.rows
+        if any(row.scores)
     ]
 
 
-def _of_file(content: Mapping[str, Any], source: str) -> list[Contender]:
+def _of_file(content: Mapping[str, Sequence[SavedSuite]], source: str) -> list[Contender]:
     models: dict[tuple[str, bool], dict[int, tuple[SuiteResult, ...]]] = {}
     for name, suites in content.items():
         found = _OF_A_SEED.fullmatch(name)
         key, seed = ((found["name"], True), int(found["seed"])) if found else ((name, False), 0)
-        models.setdefault(key, {})[seed] = tuple(map(SuiteResult.from_json, suites))
+        models.setdefault(key, {})[seed] = tuple(suite.result() for suite in suites)
     return [
         Contender(
             name=name,
@@ -167,20 +163,18 @@ def _of_file(content: Mapping[str, Any], source: str) -> list[Contender]:
     ]
 
 
-def _check(found: Sequence[Contender]) -> None:
-    """Refuse numbers that are none, examples that share an id, and seeds without scores."""
+def _check(path: Path, found: Sequence[Contender]) -> None:
+    """Refuse examples that share an id, and seeds without scores."""
     for contender in found:
-        if len(contender.scores) != max(1, len(contender.seeds)) or not any(contender.scores):
-            raise ValueError(
-                f"{contender.name}: {len(contender.seeds)} seeds, {len(contender.scores)} scores"
-            )
+        if not any(contender.scores):
+            raise CheckpointError(f"{path}: damaged: {contender.name} has no scores; {_REMEDY}")
         for result in (result for results in contender.scores for result in results):
-            numbers = [*(score.value for score in result.scores), *(row.value for row in result.examples)]
-            if not all(isinstance(number, (int, float)) for number in numbers):
-                raise ValueError(f"{contender.name}: a score of {result.suite} is no number")
             rows = {(row.task, row.id, row.metric) for row in result.examples}
             if len(rows) < len(result.examples):
-                raise ValueError(f"{contender.name}: two examples of {result.suite} have one id")
+                raise CheckpointError(
+                    f"{path}: damaged: {contender.name}: two examples of {result.suite} have one id; "
+                    f"{_REMEDY}"
+                )
 
 
 def _metric(result: SuiteResult, score: Score) -> Metric:

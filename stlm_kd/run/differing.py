@@ -8,7 +8,7 @@ from statistics import fmean
 
 import numpy as np
 
-from stlm_kd.eval.results import SuiteResult
+from stlm_kd.eval.results import SuiteResult, measurable
 from stlm_kd.eval.statistics import (
     Difference,
     McNemar,
@@ -111,7 +111,7 @@ def _stderr(first: Side, second: Side, joined: Joined | Resampled | Apart, metri
     variances = []
     for side in (first, second):
         errors = [result.score(metric.task, metric.metric).stderr for result in side.results]
-        known = [error**2 for error in errors if error is not None]
+        known = [error**2 for error in errors if error is not None and measurable(error)]
         if len(known) < len(errors):
             return None
         variances.append(fmean(known))

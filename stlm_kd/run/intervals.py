@@ -9,6 +9,8 @@ from statistics import fmean, stdev
 
 from scipy import stats
 
+from stlm_kd.eval.results import measurable
+
 CONFIDENCE = 0.95
 
 
@@ -27,13 +29,13 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with its 95 % interval.
+    """The mean of independent values with its 95 % interval; none of the latter where a value is not finite.
 
     >>> str(estimate([1.0, 2.0, 3.0]))
     '2.0000 ± 2.4841'
     """
     count = len(values)
-    if count < 2:
+    if count < 2 or not all(map(measurable, values)):
         return Estimate(fmean(values), None, tuple(values))
     t = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
     return Estimate(fmean(values), t * stdev(values) / math.sqrt(count), tuple(values))

@@ -9,16 +9,18 @@ Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Le, Lt
+from pydantic import TypeAdapter, ValidationError
 
 from stlm_kd.eval.resampling import OF_CLASSES, OF_NUMBERS, resampled
-from stlm_kd.eval.results import Json, SuiteResult
+from stlm_kd.eval.results import LARGEST, Json, SuiteResult, measurable
 from stlm_kd.run.results import Metric
 
 Floats = npt.NDArray[np.float64]
@@ -36,6 +38,16 @@ _SAME_READING: Mapping[str, tuple[str, ...]] = {
 
 _OF_A_TASK = ("n-shot", "versions")
 """What lm-eval's reports hold for each task, and what decides its examples."""
+
+_MOST_CLASSES = 100
+"""Of a classifier whose confusions are drawn again: their table is as large as the square of this."""
+
+_CLASSES: TypeAdapter[Mapping[str, float]] = TypeAdapter(
+    Mapping[str, Annotated[int, Ge(0), Lt(_MOST_CLASSES)]]
+)
+_NUMBERS: TypeAdapter[Mapping[str, float]] = TypeAdapter(
+    Mapping[str, Annotated[float, Ge(-LARGEST), Le(LARGEST)]]
+)
 
 _PER_TOKEN = {"masked_loss", "masked_accuracy"}
 
@@ -133,21 +145,30 @@ def _resampled(
     results = (*first, *second)
     if metric.metric not in (*OF_CLASSES, *OF_NUMBERS):
         return None
-    labels = results[0].report.get("labels")
-    if not isinstance(labels, Mapping) or len(labels) < 2:
+    known = _CLASSES if metric.metric in OF_CLASSES else _NUMBERS
+    labels = _told(results[0], "labels", known)
+    if len(labels) < 2:
         return None
     rows = []
     for result in results:
-        predicted = result.report.get("predictions")
-        if not isinstance(predicted, Mapping) or predicted.keys() != labels.keys():
+        predicted = _told(result, "predictions", known)
+        if predicted.keys() != labels.keys():
             return None
         rows.append([predicted[name] for name in labels])
-    whole_M, drawn_MR = resampled(metric.metric, rows, list(labels.values()))  # type: ignore[arg-type]
+    whole_M, drawn_MR = resampled(metric.metric, rows, list(labels.values()))
     scores = [result.score(metric.task, metric.metric).value for result in results]
     if not np.allclose(whole_M, scores, atol=1e-6):
         return None
     difference_R = drawn_MR[: len(first)].mean(0) - drawn_MR[len(first) :].mean(0)
     return Resampled(np.asarray(difference_R, np.float64), len(labels))
+
+
+def _told(result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, float]]) -> Mapping[str, float]:
+    """What a report says of each example; {} where it says something else or nothing."""
+    try:
+        return known.validate_python(result.report.get(fact))
+    except ValidationError:
+        return {}
 
 
 def _reads_alike(one: SuiteResult, other: SuiteResult) -> bool:
@@ -162,7 +183,7 @@ def _values(result: SuiteResult, metric: Metric) -> dict[str, float]:
         for row in result.examples
         if row.task in leaves and row.metric == metric.metric
     }
-    return found if all(map(math.isfinite, found.values())) else {}
+    return found if all(map(measurable, found.values())) else {}
 
 
 def _ids(result: SuiteResult, metric: Metric) -> set[str]:

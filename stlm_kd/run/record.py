@@ -13,8 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from pydantic import TypeAdapter
+
 from stlm_kd.disk import written_whole
 from stlm_kd.errors import CheckpointError
+from stlm_kd.run.saved import read_saved
 
 FORMAT_VERSION = 1
 PACKAGES = (
@@ -68,6 +71,9 @@ class Record:
     format: int = FORMAT_VERSION
 
 
+_RECORDS: TypeAdapter[Record] = TypeAdapter(Record)
+
+
 def new_record(name: str, digest: str, command: str) -> Record:
     """The record of a run that starts now, by this command."""
     return Record(
@@ -117,13 +123,13 @@ def read_record(path: Path) -> Record:
     Raises:
         CheckpointError: It is damaged, or of another format.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("format") != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: not of format {FORMAT_VERSION}, which this version reads")
-        return Record(**values)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); move the folder away to start anew") from error
+    record = read_saved(path, _RECORDS, remedy="move the folder away to start anew")
+    if record.format != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format {record.format} found, but this version reads {FORMAT_VERSION}; move the folder "
+            "away to start anew"
+        )
+    return record
 
 
 def write_json(path: Path, value: object) -> None:

@@ -185,33 +185,6 @@ def as_json(
     }
 
 
-def rows_from_json(content: Mapping[str, Any]) -> list[Row]:
-    """The rows of what ``as_json`` made; () where it has none.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError, AssertionError: It is damaged.
-    """
-    return [
-        Row(
-            name=str(row["name"]),
-            kind=str(row["kind"]),
-            variant=None if row["variant"] is None else str(row["variant"]),
-            parameters=int(row["parameters"]),
-            tokens_of_text=_count(row["tokens_of_text"]),
-            tokens_seen=_count(row["tokens_seen"]),
-            steps=_count(row.get("steps")),
-            flops=_count(row.get("flops")),
-            seeds=tuple(int(seed) for seed in row["seeds"]),
-            scores=tuple(tuple(map(SuiteResult.from_json, suites)) for suites in row["suites"]),
-        )
-        for row in content.get("rows", ())
-    ]
-
-
-def _count(value: Any) -> int | None:
-    return None if value is None else int(value)
-
-
 def _estimates(row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
     found = {metric.label[:-2]: values(row, metric) for metric in metrics}
     return {label: asdict(estimate(numbers)) for label, numbers in found.items() if numbers}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.cache.answering import CachedTeacher
@@ -16,6 +16,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
+from stlm_kd.eval.results import Count, Measured
 from stlm_kd.models.attention import install_maps
 from stlm_kd.models.dropout import set_dropout
 from stlm_kd.models.forward import head_of
@@ -31,11 +32,15 @@ from stlm_kd.run.interchange import supplies_of
 from stlm_kd.run.loading import check_model, live_teacher, load_model, model_from_recipe
 from stlm_kd.run.material import Material, batch_sizes
 from stlm_kd.run.record import write_json
+from stlm_kd.run.saved import AGAIN, read_saved
 from stlm_kd.run.terms import looked_into, projections_of
 from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
 from stlm_kd.terms import COMBINED, Combination, Term
+
+REPORT = "report.json"
+"""In the folder of a training, or of an adaptation: what it took."""
 
 REMEMBERED_BYTES = 2**30
 """Teachers' hidden states are computed once and kept, of as many teachers as this holds together."""
@@ -57,20 +62,27 @@ class TrainingReport:
         flops: What it computed (``run.compute``); None where that was not counted.
     """
 
-    parameters: int
-    steps: int
-    tokens_seen: int
-    tokens_of_text: int
-    best_step: int | None
-    best_loss: float | None
-    seconds: float
+    parameters: Count
+    steps: Count
+    tokens_seen: Count
+    tokens_of_text: Count
+    best_step: Count | None
+    best_loss: Measured | None
+    seconds: Measured
     stopped: str
-    flops: int | None = None
+    flops: Count | None = None
+
+
+_REPORTS: TypeAdapter[TrainingReport] = TypeAdapter(TrainingReport)
 
 
 def read_report(folder: Path) -> TrainingReport:
-    """The report of a finished training."""
-    return TrainingReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    """The report of a finished training.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    return read_saved(folder / REPORT, _REPORTS, remedy=AGAIN)
 
 
 def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
@@ -231,7 +243,7 @@ def finish(
         stopped=result.stopped,
         flops=flops,
     )
-    write_json(folder / "report.json", asdict(report))
+    write_json(folder / REPORT, asdict(report))
 
 
 def step_of(

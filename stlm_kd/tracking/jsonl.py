@@ -9,10 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
 
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
 from stlm_kd.errors import CheckpointError
 from stlm_kd.tracking.metrics import StepMetrics, ValidationMetrics
 
 Line: TypeAlias = "dict[str, str | int | float | bool | dict[str, float]]"
+
+_LINES: TypeAdapter[Line] = TypeAdapter(dict[str, JsonValue])  # type: ignore[arg-type]
+"""Any object: who draws a number looks whether it is one."""
 
 
 class JsonlTracker:
@@ -86,18 +91,23 @@ class JsonlTracker:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """All lines of a metrics file but one that a killed process left unfinished; [] without a file."""
-    return list(_lines(path)) if path.exists() else []
+    """All lines of a metrics file but one that a killed process left unfinished; [] without a file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        return list(_lines(path)) if path.is_file() else []
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _lines(path: Path) -> Iterator[Line]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            yield _LINES.validate_json(text)
+        except ValidationError:
             continue
-        if isinstance(line, dict):
-            yield line
 
 
 def _plain(values: Mapping[str, object]) -> Line:

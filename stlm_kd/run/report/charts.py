@@ -16,6 +16,9 @@ WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 34
 NUM_COLOURS = 8
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
+_FINEST, _SMALLEST = 1e-9, 1e-100
+"""What differs by less, in proportion or at all, is drawn as if it were the same."""
+
 MOST_POINTS = 150
 """Of one line; of more, so many are drawn, evenly chosen."""
 
@@ -83,10 +86,20 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
 def _frame(lines: Sequence[Line]) -> Frame:
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    low, high = min(ys), max(ys)
-    space = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
-    low = max(0.0, low - space) if low >= 0 else low - space
-    return Frame((min([0.0, *xs]), max([*xs, 1.0])), (low, high + space))
+    low, high = widened(min(ys), max(ys), by=0.06)
+    return Frame((min([0.0, *xs]), max([*xs, 1.0])), (max(0.0, low) if min(ys) >= 0 else low, high))
+
+
+def widened(low: float, high: float, *, by: float) -> tuple[float, float]:
+    """A range with so large a share of itself added on both sides; wide enough for ticks where it is a point.
+
+    >>> widened(1.0, 2.0, by=0.5), widened(5.0, 5.0, by=0.5), widened(0.0, 0.0, by=0.5)
+    ((0.5, 2.5), (4.5, 5.5), (-0.1, 0.1))
+    """
+    size = max(abs(low), abs(high))
+    space = by * (high - low) if high - low > _FINEST * size else 0.1 * size
+    space = space if space > _SMALLEST else 0.1
+    return low - space, high + space
 
 
 def _axes(frame: Frame) -> Html:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,9 @@ PACE = {
     "grad_norm": "gradient norm",
     "tokens_per_second": "tokens per second",
 }
+MOST = 1e15
+"""Of a number that is drawn; steps are from 0 to this."""
+
 HELD_OUT, TRAINING, COURSE = "Held-out losses", "Losses on the training data", "The course of the training"
 
 
@@ -42,6 +44,27 @@ def panels_of(trainings: Sequence[Told], *, unit: str) -> tuple[Panel, ...]:
         *_measured(trainings),
         *_plain(trainings, COURSE, PACE),
     )
+
+
+def left_out(trainings: Sequence[Told]) -> tuple[str, ...]:
+    """What ``panels_of`` does not draw, one line for each training that has such numbers."""
+    counts = ((told, sum(map(_undrawable, told.lines))) for told in trainings)
+    return tuple(
+        f"{told.label}{f', seed {told.seed}' if told.seed else ''}: {count:,} of its numbers are not drawn: "
+        f"they are not finite, beyond {MOST:g}, or no numbers"
+        for told, count in counts
+        if count
+    )
+
+
+def _undrawable(line: Logged) -> int:
+    """The numbers of a line that are none, or all of them where its step is none."""
+    if line.get("kind") not in ("step", "validation"):
+        return 0
+    found = [line[key] for key in ("loss", *PACE) if key in line]
+    for inner in (line.get("losses", {}), line.get("measures", {})):
+        found += inner.values() if isinstance(inner, dict) else [inner]
+    return sum(not _is_number(value) for value in found) if _is_step(line.get("step")) else len(found)
 
 
 def _by_name(
@@ -95,7 +118,7 @@ def _points(told: Told, kind: str, value: Callable[[Logged], object]) -> Points:
     points: dict[float, float] = {}
     for line in told.lines:
         step, number = line.get("step"), value(line)
-        if line.get("kind") == kind and _is_number(step) and _is_number(number):
+        if line.get("kind") == kind and _is_step(step) and _is_number(number):
             points[float(step)] = float(number)
     return tuple(sorted(points.items()))
 
@@ -110,4 +133,8 @@ def _inner(key: str, name: str, line: Logged) -> object:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
+
+
+def _is_step(value: object) -> TypeGuard[float]:
+    return _is_number(value) and value >= 0

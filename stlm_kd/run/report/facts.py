@@ -94,6 +94,7 @@ class ReportFacts:
         runs: At least one.
         panels: Curves of the students of all runs.
         teacher_panels: Curves of the trainings and adaptations of their teachers.
+        not_drawn: Numbers of these that no curve shows, a line for each training.
         comparison: Every row against a baseline; None where nothing compares.
         not_compared: Why, in a line; "" where there is a comparison.
     """
@@ -101,5 +102,6 @@ class ReportFacts:
     runs: tuple[RunFacts, ...]
     panels: tuple[Panel, ...]
     teacher_panels: tuple[Panel, ...]
+    not_drawn: tuple[str, ...]
     comparison: Comparison | None
     not_compared: str

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from stlm_kd.errors import CheckpointError, DataError, RecipeError, StlmKdError, UsageError
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.adapting import AdaptationReport, read_adaptation
 from stlm_kd.run.card import is_synthetic
 from stlm_kd.run.compare import compare
-from stlm_kd.run.contenders import RESULTS
 from stlm_kd.run.folder import RECIPE, show_run
 from stlm_kd.run.making import ADAPTATION, TRAINING, making_folder
 from stlm_kd.run.plan import describe
-from stlm_kd.run.report.curves import Told, panels_of
+from stlm_kd.run.report.curves import Told, left_out, panels_of
 from stlm_kd.run.report.facts import ReportFacts, RunFacts, Trained
-from stlm_kd.run.results import Row, rows_from_json
-from stlm_kd.run.training import read_report
+from stlm_kd.run.saved_results import RESULTS, Results, read_results
+from stlm_kd.run.training import REPORT, read_report
 from stlm_kd.run.workshop import UNITS
 from stlm_kd.tracking import read_metrics
 
-METRICS, REPORT = "metrics.jsonl", "report.json"
+METRICS = "metrics.jsonl"
 ATTRIBUTIONS = "attributions.html"
 """In a run's folder: what ``stlm-kd agreement … --html`` was told to write there."""
-_DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
-Found = TypeVar("Found")
 
 
 def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
@@ -68,6 +60,7 @@ def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
         runs=tuple(one.facts() for one in gathered),
         panels=panels_of(students, unit=unit),
         teacher_panels=panels_of(teachers, unit=unit),
+        not_drawn=left_out([*students, *teachers]),
         comparison=comparison,
         not_compared=not_compared,
     )
@@ -81,20 +74,13 @@ class _Gathered:
         self.details = show_run(path)
         self.lacks: list[str] = []
         self.recipe = self._recipe()
-        results = path / RESULTS
-        content = (
-            _read(results, lambda: json.loads(results.read_text(encoding="utf-8")))
-            if results.is_file()
-            else {}
-        )
-        if not content:
+        has_results = (path / RESULTS).is_file()
+        if not has_results:
             self.lacks.append(
                 f"no {RESULTS}: the run is {self.details.record.status}, so there are no scores"
             )
-        self.rows: tuple[Row, ...] = _read(results, lambda: tuple(rows_from_json(content)))
-        self.remarks = _read(results, lambda: tuple(map(str, content.get("remarks", ()))))
-        self._scored = _read(results, lambda: _suites(content.get("suites", {})))
-        self._adapted = _read(results, lambda: _adaptations(content.get("adaptations", {})))
+        self.results = read_results(path / RESULTS) if has_results else Results()
+        self.rows = self.results.rows
 
     @property
     def unit(self) -> str:
@@ -111,10 +97,10 @@ class _Gathered:
             plan="" if recipe is None else describe(recipe),
             synthetic=recipe is not None and is_synthetic(recipe),
             rows=self.rows,
-            remarks=self.remarks,
+            remarks=self.results.remarks,
             trained=tuple(self._trained()),
-            adaptations={**self._adapted, **self._adaptations()},
-            teacher_scores=self._scored,
+            adaptations={**self.results.adaptations, **self._adaptations()},
+            teacher_scores=self.results.suites,
             attributions=_page(self.path / ATTRIBUTIONS),
             lacks=tuple(self.lacks),
         )
@@ -123,14 +109,14 @@ class _Gathered:
         """What the trainings of its students and controls told."""
         names = {row.variant: row.name for row in self.rows}
         return [
-            Told(self._named(names.get(variant, variant), named), str(seed), _metrics(folder))
+            Told(self._named(names.get(variant, variant), named), str(seed), read_metrics(folder / METRICS))
             for variant, seed, folder in self._folders()
         ]
 
     def teachers(self, *, named: bool) -> list[Told]:
         """What the making of its teachers told."""
         return [
-            Told(self._named(f"{name}, {kind}", named), "", _metrics(folder))
+            Told(self._named(f"{name}, {kind}", named), "", read_metrics(folder / METRICS))
             for kind in (TRAINING, ADAPTATION)
             for name, folder in self._made(kind)
         ]
@@ -167,46 +153,26 @@ class _Gathered:
     def _trained(self) -> Iterable[Trained]:
         names = {row.variant: row.name for row in self.rows}
         for name, folder in self._made(TRAINING):
-            yield Trained(f"teacher {name}", None, _read(folder / REPORT, partial(read_report, folder)))
+            yield Trained(f"teacher {name}", None, read_report(folder))
         for variant, seed, folder in self._folders():
             if (folder / REPORT).is_file():
-                report = _read(folder / REPORT, partial(read_report, folder))
+                report = read_report(folder)
                 yield Trained(names.get(variant, variant), seed, report)
 
     def _adaptations(self) -> dict[str, AdaptationReport]:
         made = self._made(ADAPTATION)
-        return {name: _read(at / REPORT, partial(read_adaptation, at)) for name, at in made}
-
-
-def _adaptations(content: Any) -> dict[str, AdaptationReport]:
-    """Those that ``adapt-teacher`` wrote among its results."""
-    known = {field.name for field in fields(AdaptationReport)}
-    assert all(set(report) <= known for report in content.values())
-    return {str(name): AdaptationReport(**report) for name, report in content.items()}
-
-
-def _suites(content: Any) -> dict[str, list[SuiteResult]]:
-    return {str(name): [SuiteResult.from_json(one) for one in found] for name, found in content.items()}
+        return {name: read_adaptation(at) for name, at in made}
 
 
 def _page(path: Path) -> str:
-    return _read(path, lambda: path.read_text(encoding="utf-8")) if path.is_file() else ""
-
-
-def _metrics(folder: Path) -> list[Any]:
-    return _read(folder / METRICS, lambda: read_metrics(folder / METRICS))
-
-
-def _read(path: Path, reading: Callable[[], Found]) -> Found:
-    """What a file holds.
+    """A page's text; "" where there is none.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: It is no text.
     """
     try:
-        return reading()
-    except _DAMAGED as error:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or of another version ({type(error).__name__}: {error}); the run's own "
-            "command writes it anew"
+            f"{path}: cannot be read ({error}); write it anew: stlm-kd agreement … --html {path}"
         ) from error

@@ -21,7 +21,8 @@ def text(value: str) -> Html:
     >>> text("<b> & 'c'")
     '&lt;b&gt; &amp; &#x27;c&#x27;'
     """
-    return Html(escape("".join(sign for sign in value if sign >= " " or sign in "\n\t")))
+    written = value.encode(errors="replace").decode()  # half of a sign stands for nothing in a file
+    return Html(escape("".join(sign for sign in written if sign >= " " or sign in "\n\t")))
 
 
 def tag(

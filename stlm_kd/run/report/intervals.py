@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from stlm_kd.eval.results import measurable
 from stlm_kd.run.intervals import Estimate
-from stlm_kd.run.report.charts import WIDTH, short, ticks
+from stlm_kd.run.report.charts import WIDTH, short, ticks, widened
 from stlm_kd.run.report.html import Html, tag, text
 from stlm_kd.run.results import Metric, Row, spread
 
@@ -14,8 +15,10 @@ COLOURS = {"student": 0, "control": 1, "adapted": 2, "teacher": 2}
 
 
 def interval_figure(rows: Sequence[Row], metric: Metric) -> Html:
-    """One line for each row that has the metric."""
-    found = [(row, known) for row in rows if (known := spread(row, metric)) is not None]
+    """One line for each row that has a finite score in the metric; nothing where none has."""
+    found = [(row, known) for row in rows if (known := spread(row, metric)) and measurable(known.mean)]
+    if not found:
+        return Html("")
     low, high = _range([known for _, known in found])
     height = TOP + ROW * len(found) + BOTTOM
 
@@ -37,7 +40,7 @@ def interval_figure(rows: Sequence[Row], metric: Metric) -> Html:
 def _mark(row: Row, known: Estimate, top: float, across: Callable[[float], str]) -> Html:
     colour, y = f"c{COLOURS.get(row.kind, 3)}", str(top + 24)
     told = f"{row.name}: {known}"
-    half = known.half_width or 0.0
+    half = _half(known)
     ends = {"x1": across(known.mean - half), "x2": across(known.mean + half), "y1": y, "y2": y}
     bar = tag("line", tag("title", text(told)), {**ends, "class": f"bar {colour}"})
     point = tag(
@@ -51,7 +54,12 @@ def _mark(row: Row, known: Estimate, top: float, across: Callable[[float], str])
 
 
 def _range(known: Sequence[Estimate]) -> tuple[float, float]:
-    low = min(one.mean - (one.half_width or 0.0) for one in known)
-    high = max(one.mean + (one.half_width or 0.0) for one in known)
-    space = 0.05 * (high - low) or 0.1 * abs(high) or 0.1
-    return low - space, high + space
+    low = min(one.mean - _half(one) for one in known)
+    high = max(one.mean + _half(one) for one in known)
+    return widened(low, high, by=0.05)
+
+
+def _half(known: Estimate) -> float:
+    """The bar on either side of the point; none where it is not known, or not finite."""
+    half = known.half_width or 0.0
+    return half if measurable(half) else 0.0

@@ -50,6 +50,7 @@ def page(found: ReportFacts) -> str:
         parts.append(_comparison(found))
     parts.append(_curves("Curves of the students", found.panels))
     parts.append(_curves("Curves of the teachers", found.teacher_panels))
+    parts.append(listed(found.not_drawn))
     head = [
         Html('<meta charset="utf-8">'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
