@@ -225,6 +225,8 @@ def test_what_a_run_lacks_is_said_or_left_out(tmp_path: Path) -> None:
     words = Seen(page_of(run)).words
     assert "no results.json: the run is done" in words and "the recipe is not one" in words
     assert "Scores" not in words and "student, seed 1: 1.75 at step 40" in words
+    both = gather([str(run), str(run_of(tmp_path / "whole"))])
+    assert both.comparison is None and "no results.json in it" in both.not_compared
     found = gather([str(run_of(tmp_path / "alone", rows()[1:2]))])
     assert found.comparison is None and "name a second to compare" in found.not_compared
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stlm_kd.errors import CheckpointError, DataError, RecipeError, StlmKdError, UsageError
+from stlm_kd.errors import CheckpointError, DataError, EnvironmentFault, RecipeError, StlmKdError, UsageError
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.adapting import AdaptationReport, read_adaptation
 from stlm_kd.run.card import is_synthetic
@@ -50,7 +50,7 @@ def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
     if any(one.rows for one in gathered):
         try:
             comparison = compare([*runs], baseline=baseline)
-        except (DataError, CheckpointError) as error:
+        except (DataError, CheckpointError, EnvironmentFault) as error:
             not_compared = str(error)
         except UsageError as error:
             if baseline is not None:
