@@ -34,7 +34,7 @@ from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
 from stlm_kd.tracking import open_tracker
 from tests.engine_objectives import Texts, all_objectives, held_out_texts
-from tests.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out
+from tests.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out, pico_fit
 from tests.engine_worker import SignallingBatches
 from tests.pico import packed_batch, pico_model
 from tests.processes import run_together
@@ -258,6 +258,10 @@ def main() -> int:
         first_process_runs(fail)
     except StlmKdError as error:
         told["failed"] = [type(error).__name__, error.exit_code]
+    try:
+        first_process_runs(partial(pico_fit, PicoStep(), folder / "alone", FitSettings(1, 1e-2)))
+    except StlmKdError as error:
+        told["alone"] = [type(error).__name__, error.exit_code, str(error)]
     gc.freeze()  # else each look for what can be freed goes through all that was imported
     for run in runs:
         told[run.name] = train(folder, run)

@@ -268,6 +268,15 @@ def test_the_first_process_works_for_all_and_fails_for_all(two: Told) -> None:
     assert [rank["failed"] for rank in two] == [["DataError", 1], ["Elsewhere", 1]]
 
 
+def test_a_training_that_the_first_process_begins_alone_is_refused_and_no_one_waits(
+    two: Told, folder: Path
+) -> None:
+    (kind, code, text), elsewhere = (rank["alone"] for rank in two)
+    assert (kind, code, elsewhere[:2]) == ("StlmKdError", 1, ["Elsewhere", 1])
+    assert text.startswith("fit: asked of the first process alone, while the other 1 wait")
+    assert not (folder / "alone").exists()
+
+
 def test_a_run_of_other_kinds_between_changes_nothing(one: Path) -> None:
     assert largest_difference(one / "again", one / "plain") == 0
 

@@ -28,6 +28,7 @@ from stlm_kd.tracking import read_metrics
 from tests.nursery import program
 from tests.road import LLAMA, RECIPES, TEXT, built, done, stlm_kd
 from tests.road import TRAIN as TRAIN_PLAIN
+from tests.test_finetuning import write_task
 from tests.test_road_faults import assert_one_message
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,14 @@ teachers: [{{name: b, model: bert, adapt: {ADAPT}}}, {{name: d, model: distilber
 {DATA}
 objectives: [{{loss: labels, weight: 0.5}}, {{loss: forward_kl, weight: 0.5, temperature: 2}}]
 {TRAIN}
+tracking: []
+""",
+    "adapted": f"""
+task: clm
+student: {{tokenizer: own}}
+teachers: [{{name: g, model: gpt2, adapt: {ADAPT.replace("{", "{old_rows_learning_rate: 0, ")}}}]
+{DATA}
+eval: [{{suite: glue, tasks: [rte], seeds: 1, steps: 2, effective_batch: 4, context: 16, source: local}}]
 tracking: []
 """,
     "nested": RECIPES["plain"].replace(TEXT, DATA).replace(TRAIN_PLAIN, TRAIN),
@@ -288,6 +297,25 @@ def test_a_run_that_one_process_finished_is_not_trained_again_by_two(
         assert (code, lines) == (0, []) and out.count("Table and results") == 1
         assert built(folder) == before
         assert len(list(folder.glob("clm-*/table.txt"))) == runs
+
+
+def test_two_processes_adapt_and_fine_tune_a_teacher_as_one_does(
+    begin: Begin, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both train; then the first one alone scores and reports, with nothing left to train."""
+    write_task(place / "glue" / "rte", "rte", (place / "train.txt").read_text().splitlines())
+    monkeypatch.setenv("STLM_KD_DATA", str(place))
+    folders = [place / f"adapted-by-{processes}" for processes in (1, 2)]
+    one, both = (["adapt-teacher", "-r", "adapted.yaml", "--output-dir", str(folder)] for folder in folders)
+    code, _, lines = begin(*two(*both)).ended()
+    assert code == 0, lines
+    done(*one)
+    found = [{at: x for at, x in curves(folder).items() if at[0] == "adapt g"} for folder in folders]
+    assert len(found[0]) > 6 and found[0] == pytest.approx(found[1], rel=1e-5)
+    assert len(list(folders[1].glob("stages/fine-tuned-*/metrics.jsonl"))) == 2
+    (report,) = (json.loads(file.read_text()) for file in folders[1].glob("*/results.json"))
+    assert {name: len(found) for name, found in report["suites"].items()} == {"g": 1, "g, adapted": 1}
+    assert largest_difference(*folders) < 1e-2
 
 
 @pytest.mark.parametrize("change", ["train.effective_batch=4", "teachers[0].adapt.init=mean"])

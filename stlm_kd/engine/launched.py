@@ -109,6 +109,22 @@ def first_process_runs(work: Callable[[], T]) -> T:
     return cast("T", told[1])
 
 
+def refuse_alone(what: str) -> None:
+    """See that no process does alone what all do together: it would wait for the others, and they for it.
+
+    Args:
+        what: Is to be done together; it begins the message.
+
+    Raises:
+        StlmKdError: it is called within the work of ``first_process_runs``.
+    """
+    if launched_processes() > 1 and _alone:
+        raise StlmKdError(
+            f"{what}: asked of the first process alone, while the other {launched_processes() - 1} wait for "
+            "it, but all train together; call it before or after first_process_runs, in every process"
+        )
+
+
 def wait_for_all() -> None:
     """Go on once all processes are here, for as long as it takes.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from stlm_kd.checkpoint import CheckpointStore, TrainingState, Validation
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.engine.launched import first_process_runs
+from stlm_kd.engine.launched import first_process_runs, refuse_alone
 from stlm_kd.engine.opening import open_engine
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import BatchSource, Engine, FitResult, FitSettings, TrainStep
@@ -55,6 +55,7 @@ def fit(
             processes: a checkpoint of any engine goes on under any other.
 
     Raises:
+        StlmKdError: one of several processes calls it within ``first_process_runs``.
         NonFiniteError: a loss or gradient is NaN or infinite; nothing was changed by it.
         DivergedError: when a checkpoint is due, the processes hold different weights.
         EnvironmentFault: the processes cannot meet, or DeepSpeed is asked for and not there.
@@ -65,6 +66,7 @@ def fit(
         Preempted: SIGTERM came; a checkpoint was saved.
     """
     assert isinstance(step, nn.Module)
+    refuse_alone("fit")
     assert settings.steps >= 1 and settings.log_every >= 1
     assert validation is not None or (settings.keep == "last" and settings.patience is None)
     was_training = step.training
