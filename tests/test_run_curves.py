@@ -1,4 +1,4 @@
-"""The picture of a run: one panel for the loss, and one for each group of measures."""
+"""The picture of a run: a panel for the loss, one for its terms, and one for each group of measures."""
 
 import io
 import json
@@ -22,17 +22,46 @@ def written(folder: Path, measures: dict[int, dict[str, float]]) -> Path:
     return folder
 
 
-def test_each_group_of_measures_has_a_panel_and_each_measure_and_seed_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[Figure] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    found: list[Figure] = []
     save = Figure.savefig
 
     def saving(self: Figure, file: Path, **options: str) -> None:
-        drawn.append(self)
+        found.append(self)
         save(self, file, **options)
 
     monkeypatch.setattr(Figure, "savefig", saving)
+    return found
+
+
+def test_each_term_of_the_objective_has_a_line_for_each_seed(tmp_path: Path, drawn: list[Figure]) -> None:
+    for name, terms in (("1", {"kl": 2.0, "labels": 5.0}), ("2", {"labels": 4.0, "kl": 0.001})):
+        tracker = open_tracker(tmp_path / name, stream=io.StringIO())
+        tracker.step(replace(STEP, losses=terms))
+    draw_curves({"s": [tmp_path / "1", tmp_path / "2"]}, tmp_path / "curves.png", unit="nats/tok")
+    whole, by_term = drawn[0].axes
+    assert whole.get_ylabel() == "training loss (nats/tok)"
+    assert (by_term.get_ylabel(), by_term.get_yscale()) == ("training loss by term", "log")
+    colours = {line.get_ydata()[0]: line.get_color() for line in by_term.get_lines()}  # type: ignore[index]
+    assert colours == {2.0: "C0", 0.001: "C0", 5.0: "C1", 4.0: "C1"}
+    assert [text.get_text() for text in by_term.get_legend().get_texts()] == ["kl", "labels"]
+
+
+def test_a_damaged_line_is_not_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
+    folder = written(tmp_path / "1", {1: {LOWER: 0.2}})
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"kind": "step"}\n{"kind": "step", "step": 3, "losses": {}}\n{"step": 4, "measures": [1]}\n'
+        )
+    draw_curves({"s": [folder]}, tmp_path / "curves.png", unit="nats/tok")
+    assert [len(axes.get_lines()[0].get_xdata()) for axes in drawn[0].axes] == [1, 1]  # type: ignore[arg-type]
+
+
+def test_each_group_of_measures_has_a_panel_and_each_measure_and_seed_a_line(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     first = written(tmp_path / "1", {1: {LOWER: 0.2}, 2: {UPPER: 0.3}, 4: {LOWER: 0.6}})
     second = written(tmp_path / "2", {1: {LOWER: 0.1, "d.kl/layer0": 2.0}})
     control = written(tmp_path / "3", {1: {}, 2: {}})

@@ -1,13 +1,14 @@
-"""Curves of several trainings in one picture: their loss, and what was measured beside it."""
+"""Curves of several trainings in one picture: losses, whole and by term, and what was measured beside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlm_kd.disk import written_whole
+from stlm_kd.run.report.curves import Told, loss_panel, measured_panels, term_panel
+from stlm_kd.run.report.facts import Panel
 from stlm_kd.tracking import read_metrics
 
 if TYPE_CHECKING:
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
 Trainings = Mapping[str, Sequence[Path]]
 """By name, the folders that hold ``metrics.jsonl``, one for each seed."""
 
-Points = tuple[list[int], list[float]]
-"""Optimizer steps, and the value at each."""
+FAR_APART = 100
+"""Where the largest loss of a term is so many times the smallest, their axis is logarithmic."""
 
 
 def draw_curves(trainings: Trainings, target: Path, *, unit: str) -> None:
-    """A PNG with a panel of the loss on the labels over steps, and one for each group of measures.
+    """A PNG with panels over steps: the loss on the labels, the losses by term, and each group of measures.
 
-    The loss is that on held-out text, or on the training text where none of the trainings has any other: one
-    colour for each name, one line for each seed.
+    The first is that on held-out text, or on the training text where none of the trainings has any other; the
+    second stands only where there are more terms than the labels. One colour for each name, one line for each
+    seed.
 
     Args:
         trainings: What to draw.
@@ -34,77 +36,41 @@ def draw_curves(trainings: Trainings, target: Path, *, unit: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    measured = {name: [_measures(folder) for folder in folders] for name, folders in trainings.items()}
-    groups = list(dict.fromkeys(group for found in chain(*measured.values()) for group, _ in found))
-    rows, columns = (-(-(1 + len(groups)) // 2), 2) if groups else (1, 1)
-    size = (6.5 * columns, 4 * rows) if groups else (8, 5)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    told = [
+        Told(name, str(number), read_metrics(folder / "metrics.jsonl"))
+        for name, folders in trainings.items()
+        for number, folder in enumerate(folders)
+    ]
+    by_term = term_panel(told)
+    found = [loss_panel(told, unit=unit), by_term, *measured_panels(told)]
+    panels = [panel for panel in found if panel is not None]
+    several = len(panels) > 1
+    rows, columns = (-(-len(panels) // 2), 2) if several else (1, 1)
+    figure = Figure(figsize=(6.5 * columns, 4 * rows) if several else (8, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    panels: Iterator[Axes] = (figure.add_subplot(rows, columns, 1 + i) for i in range(1 + len(groups)))
-    _draw_loss(next(panels), trainings, unit)
-    for group, axes in zip(groups, panels, strict=True):
-        _draw_group(axes, group, measured)
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, 1 + place)
+        _draw(axes, panel)
+        if panel is by_term and _far_apart(panel):
+            axes.set_yscale("log")
     with written_whole(target) as unfinished:
         figure.savefig(unfinished, format="png")
 
 
-def _draw_loss(axes: Axes, trainings: Trainings, unit: str) -> None:
-    kind = "validation" if any(_losses(f, "validation")[0] for f in chain(*trainings.values())) else "step"
-    for index, (name, folders) in enumerate(trainings.items()):
-        for number, folder in enumerate(folders):
-            _draw(axes, _losses(folder, kind), f"C{index}", name if number == 0 else None)
-    _finish(axes, f"{'held-out' if kind == 'validation' else 'training'} loss ({unit})")
-
-
-def _draw_group(
-    axes: Axes, group: str, measured: Mapping[str, Sequence[Mapping[tuple[str, str], Points]]]
-) -> None:
-    """One colour for each measure of each training that has it, one line for each seed."""
-    lines: dict[str, list[Points]] = {}
-    having = [
-        name for name, seeds in measured.items() if any(of == group for found in seeds for of, _ in found)
-    ]
-    for name in having:
-        for found in measured[name]:
-            for (of, measure), points in found.items():
-                if of == group:
-                    lines.setdefault(measure if len(having) == 1 else f"{name}: {measure}", []).append(points)
-    for index, (label, seeds) in enumerate(sorted(lines.items())):
-        for number, points in enumerate(seeds):
-            _draw(axes, points, f"C{index}", label if number == 0 else None)
-    _finish(axes, group)
-
-
-def _draw(axes: Axes, points: Points, colour: str, label: str | None) -> None:
-    axes.plot(*points, color=colour, alpha=0.8, label=label, marker=".")
-
-
-def _finish(axes: Axes, title: str) -> None:
+def _draw(axes: Axes, panel: Panel) -> None:
+    labels = list(dict.fromkeys(line.label for line in panel.lines))
+    seen: set[str] = set()
+    for line in panel.lines:
+        label = None if line.label in seen else line.label
+        seen.add(line.label)
+        steps, values = zip(*line.points, strict=True)
+        axes.plot(steps, values, color=f"C{labels.index(line.label)}", alpha=0.8, label=label, marker=".")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel(title)
+    axes.set_ylabel(f"{panel.title} ({panel.unit})" if panel.unit else panel.title)
     axes.grid(alpha=0.3)
     axes.legend()
 
 
-def _losses(folder: Path, kind: str) -> Points:
-    steps, losses = [], []
-    for line in read_metrics(folder / "metrics.jsonl"):
-        step, terms = line["step"], line.get("losses")
-        if line["kind"] == kind and isinstance(step, int) and isinstance(terms, dict):
-            steps.append(step)
-            losses.append(terms["labels"])
-    return steps, losses
-
-
-def _measures(folder: Path) -> dict[tuple[str, str], Points]:
-    """By group and name; not each is there at each logged step."""
-    found: dict[tuple[str, str], Points] = {}
-    for line in read_metrics(folder / "metrics.jsonl"):
-        step, measures = line["step"], line.get("measures")
-        if isinstance(step, int) and isinstance(measures, dict):
-            for full_name, value in measures.items():
-                group, _, name = full_name.rpartition("/")
-                steps, values = found.setdefault((group, name), ([], []))
-                steps.append(step)
-                values.append(value)
-    return found
+def _far_apart(panel: Panel) -> bool:
+    values = [value for line in panel.lines for _, value in line.points]
+    return 0 < FAR_APART * min(values) < max(values)

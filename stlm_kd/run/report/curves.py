@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
 
+from stlm_kd.losses import LABELS
 from stlm_kd.run.report.facts import Line, Panel, Points
 from stlm_kd.tracking.jsonl import Line as Logged
 
@@ -38,10 +39,10 @@ def panels_of(trainings: Sequence[Told], *, unit: str) -> tuple[Panel, ...]:
         unit: Of the loss on the labels.
     """
     return (
-        *_by_name(trainings, "validation", "losses", HELD_OUT, {"labels": unit}),
-        *_by_name(trainings, "step", "losses", TRAINING, {"labels": unit}),
+        *_by_name(trainings, "validation", "losses", HELD_OUT, {LABELS: unit}),
+        *_by_name(trainings, "step", "losses", TRAINING, {LABELS: unit}),
         *_plain(trainings, TRAINING, {"loss": "weighted sum, which is minimised"}),
-        *_measured(trainings),
+        *measured_panels(trainings),
         *_plain(trainings, COURSE, PACE),
     )
 
@@ -84,20 +85,41 @@ def _plain(trainings: Sequence[Told], group: str, titles: Mapping[str, str]) -> 
             yield Panel(group, title, "", lines)
 
 
-def _measured(trainings: Sequence[Told]) -> Iterator[Panel]:
+def loss_panel(trainings: Sequence[Told], *, unit: str) -> Panel | None:
+    """The loss on the labels: held out, or in training where none of them has any other."""
+    for kind, title in (("validation", "held-out loss"), ("step", "training loss")):
+        lines = _lines(trainings, kind, partial(_inner, "losses", LABELS))
+        if lines:
+            return Panel(HELD_OUT if kind == "validation" else TRAINING, title, unit, lines)
+    return None
+
+
+def term_panel(trainings: Sequence[Told]) -> Panel | None:
+    """The training losses, one label for each term of each training; None where all have only the labels."""
+    names = _names(trainings, "step", "losses")
+    lines = _together(trainings, "losses", {name: name for name in names})
+    return Panel(TRAINING, "training loss by term", "", lines) if lines and set(names) - {LABELS} else None
+
+
+def measured_panels(trainings: Sequence[Told]) -> Iterator[Panel]:
     """A panel for each group of measures: one label for each measure, of each training that has it."""
     full_names = _names(trainings, "step", "measures")
     for group in dict.fromkeys(name.rpartition("/")[0] for name in full_names):
-        members = [name for name in full_names if name.rpartition("/")[0] == group]
-        found = {name: _lines(trainings, "step", partial(_inner, "measures", name)) for name in members}
-        several = len({line.label for lines in found.values() for line in lines}) > 1
-        lines = tuple(
-            Line(f"{line.label}: {_last(name)}" if several else _last(name), line.seed, line.points)
-            for name in sorted(members)
-            for line in found[name]
-        )
+        members = {name: _last(name) for name in full_names if name.rpartition("/")[0] == group}
+        lines = _together(trainings, "measures", members)
         if lines:
             yield Panel("Measurements", group or "measures", "", lines, is_measured=True)
+
+
+def _together(trainings: Sequence[Told], key: str, labels: Mapping[str, str]) -> tuple[Line, ...]:
+    """Lines of several names, each with its label, behind that of its training where there are several."""
+    found = {name: _lines(trainings, "step", partial(_inner, key, name)) for name in labels}
+    several = len({line.label for lines in found.values() for line in lines}) > 1
+    return tuple(
+        Line(f"{line.label}: {labels[name]}" if several else labels[name], line.seed, line.points)
+        for name in sorted(labels)
+        for line in found[name]
+    )
 
 
 def _last(name: str) -> str:
