@@ -201,6 +201,6 @@ def _check_rows(embedding: nn.Embedding, mapping: VocabularyMapping, name: str) 
     needed = int(mapping.teacher_ids[-1]) + 1
     if embedding.num_embeddings < needed:
         raise ModelError(
-            f"teacher ({name}): its embedding has {embedding.num_embeddings} rows, but its tokenizer has ids "
+            f"{name}: its embedding has {embedding.num_embeddings} rows, but its tokenizer has ids "
             f"up to {needed - 1}; expected the tokenizer that the model was trained with"
         )

@@ -20,7 +20,8 @@ A message names the place, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -115,6 +116,21 @@ class Interrupted(StlmKdError):
     """Stopped by Ctrl-C after a checkpoint was saved."""
 
     exit_code = 130
+
+
+@contextmanager
+def told_at(place: str) -> Iterator[None]:
+    """Where a model, a file or a text is refused, the message begins with who asked for it.
+
+    >>> with told_at("teachers[1] (novels)"):
+    ...     raise ModelError("some/folder: 3 weights are missing")
+    Traceback (most recent call last):
+    stlm_kd.errors.ModelError: teachers[1] (novels): some/folder: 3 weights are missing
+    """
+    try:
+        yield
+    except (ModelError, EnvironmentFault, DataError) as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -61,5 +61,6 @@ def test_a_teacher_that_caps_its_logits_is_refused(
     teachers = f"teachers=[{{name: c, model: {gemma2}{adapt}}}]"
     result = stlm_kd("distill", "-r", "taught.yaml", teachers, "--output-dir", str(tmp_path))
     assert result.exit_code == 3, result.output
-    assert "teacher c: this gemma2 model's logits are not its head applied" in result.stderr
+    said = f"teachers[0] (c): {gemma2}: this gemma2 model's logits are not its head applied"
+    assert said in result.stderr
     assert not list(tmp_path.rglob("checkpoints"))

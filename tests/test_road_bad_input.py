@@ -147,9 +147,13 @@ def test_what_does_not_go_together_is_one_message(
 
 
 PARTS = [
-    ("taught", "teachers[0]={name: a, model: wrong/llama-%s}", "wrong/llama-%s"),
-    ("masked", "teachers[1]={name: d, model: wrong/distilbert-%s}", "wrong/distilbert-%s"),
-    ("plain", "student={tokenizer: own, model: wrong/llama-%s}", "wrong/llama-%s"),
+    ("taught", "teachers[0]={name: a, model: wrong/llama-%s}", "taught: teachers[0] (a): wrong/llama-%s"),
+    (
+        "masked",
+        "teachers[1]={name: d, model: wrong/distilbert-%s}",
+        "masked: teachers[1] (d): wrong/distilbert-%s",
+    ),
+    ("plain", "student={tokenizer: own, model: wrong/llama-%s}", "plain: student.model: wrong/llama-%s"),
 ]
 DAMAGES = [
     ("wide", 3, "of another shape than config.json says"),

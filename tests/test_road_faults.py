@@ -69,7 +69,7 @@ BAD_RECIPES = [
     ("plain", ["data.train={hub: some/data}"], 5, "some/data", "the Hub cannot be reached"),
     ("plain", ["student.tokenizer=some/tokenizer"], 5, "some/tokenizer", "nor is it in the cache"),
     ("taught", [MODEL % "some/model"], 5, "some/model", "in the Hub's cache"),
-    ("taught", [MODEL % "bad/nothing"], 5, "bad/nothing", "without config.json"),
+    ("taught", [MODEL % "bad/nothing"], 5, "teachers[0] (a): bad/nothing", "without config.json"),
     # text
     ("plain", ["data.train=bad/empty.txt"], 1, "bad/empty.txt", "no text in it"),
     ("plain", ["data.validation=bad/blank.txt"], 1, "bad/blank.txt", "no text in it"),

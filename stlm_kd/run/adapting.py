@@ -191,7 +191,7 @@ def adapt_model(
     trust = workshop.trust_remote_code
     own = load_tokenizer(teacher, trust_remote_code=trust)
     model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
-    check_model(model, recipe, name=f"teacher {name}")
+    check_model(model, recipe, name=teacher)
     tracker = workshop.tracker(folder, recipe=recipe, stage=f"adapt {name}")
     try:
         measured = _measurer(recipe)

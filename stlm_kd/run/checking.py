@@ -13,7 +13,7 @@ from stlm_kd.cache.layout import read_manifest
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
-from stlm_kd.errors import DataError, Fault, ModelError, RecipeError
+from stlm_kd.errors import DataError, Fault, ModelError, RecipeError, told_at
 from stlm_kd.eval import FINE_TUNED, wikitext
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.explaining import check_packages
@@ -31,7 +31,7 @@ from stlm_kd.run.cache_reading import cache_faults
 from stlm_kd.run.caching import CacheOrder
 from stlm_kd.run.finetuning import checked_subjects
 from stlm_kd.run.interchange import check_sources
-from stlm_kd.run.loading import load_model
+from stlm_kd.run.loading import load_model, teacher_place
 from stlm_kd.run.material import material_of
 from stlm_kd.run.scoring import suite_calls
 from stlm_kd.run.terms import feature_faults, looked_into
@@ -64,22 +64,22 @@ def check_recipe(
         if teacher.recipe is not None:
             own = student_tokenizer(teacher.recipe, workshop)
             check_recipe(teacher.recipe, own, workshop, origin=f"{origin}, recipe of teacher {teacher.name}")
-    faults = [
-        fault
-        for index, teacher in enumerate(recipe.teachers)
-        for fault in _teacher_faults(
-            f"teachers[{index}] ({teacher.name})", teacher, recipe, tokenizer, workshop
-        )
-    ]
+    faults = []
+    for teacher in recipe.teachers:
+        place = teacher_place(recipe, teacher.name)
+        with told_at(f"{origin}: {place}"):
+            faults += list(_teacher_faults(place, teacher, recipe, tokenizer, workshop))
     faults += uneven_batches(recipe, launched_processes())
     faults += _tokenizer_fault(tokenizer, recipe)
-    faults += _student_faults(recipe, tokenizer, workshop)
+    with told_at(f"{origin}: student.model"):
+        faults += _student_faults(recipe, tokenizer, workshop)
     if faults:
         raise RecipeError(origin, faults)
-    _check_features(recipe, workshop, origin)
-    check_sources(recipe, tokenizer)
-    _try_teachers(recipe, tokenizer, workshop)
-    _try_student(recipe, tokenizer, workshop)
+    with told_at(origin):
+        _check_features(recipe, workshop, origin)
+        check_sources(recipe, tokenizer)
+        _try_teachers(recipe, tokenizer, workshop)
+        _try_student(recipe, tokenizer, workshop)
     _try_tools(recipe)
     _check_data(recipe, tokenizer, workshop)
 
@@ -202,7 +202,9 @@ def _rows_fault(place: str, config: PretrainedConfig, tokenizer: PreTrainedToken
 def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
     """Load each once, so that a damaged one is found before others are adapted for hours."""
     for teacher in recipe.teachers:
-        if teacher.model is not None and not _is_cached(teacher, recipe, tokenizer, workshop):
+        if teacher.model is None or _is_cached(teacher, recipe, tokenizer, workshop):
+            continue
+        with told_at(teacher_place(recipe, teacher.name)):
             load_model(
                 teacher.model,
                 recipe,

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
+from stlm_kd.errors import told_at
 from stlm_kd.models.classifiers import check_classifier, classifier_from_fields, load_classifier
 from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import declared_task, load_config, load_language_model, model_class
@@ -65,14 +66,22 @@ def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bo
         name: The teacher's.
         trust_remote_code: Whether it may run code that it brings.
     """
-    tokenizer = load_tokenizer(place, trust_remote_code=trust_remote_code)
     (entry,) = (teacher for teacher in recipe.teachers if teacher.name == name)
     dtype = torch.bfloat16 if entry.precision == "bf16" else torch.float32
-    model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust_remote_code, dtype=dtype)
-    if not entry.offload:
-        model.to(current_device())  # type: ignore[arg-type]
-    check_model(model, recipe, name=f"teacher {name}")
+    trust = trust_remote_code
+    with told_at(teacher_place(recipe, name)):
+        tokenizer = load_tokenizer(place, trust_remote_code=trust)
+        model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust, dtype=dtype)
+        if not entry.offload:
+            model.to(current_device())  # type: ignore[arg-type]
+        check_model(model, recipe, name=place)
     return LiveTeacher(model, vocabulary_size(tokenizer), name=name, offload=entry.offload)
+
+
+def teacher_place(recipe: Recipe, name: str) -> str:
+    """Where a teacher stands in a recipe, as messages say it: ``teachers[1] (novels)``."""
+    names = [teacher.name for teacher in recipe.teachers]
+    return f"teachers[{names.index(name)}] ({name})"
 
 
 def empty_model(name: str, *, trust_remote_code: bool) -> PreTrainedModel:

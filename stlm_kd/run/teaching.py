@@ -7,11 +7,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from stlm_kd.errors import told_at
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.adapting import adapt_model, adaptation_key
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.caching import CacheOrder
+from stlm_kd.run.loading import teacher_place
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import train_student
 from stlm_kd.run.workshop import Workshop
@@ -47,6 +49,13 @@ def ready_teacher(
     """The teacher, trained by its recipe and adapted if the recipe says so; made stages are reused."""
     if teacher.cache is not None and teacher.cache.path is not None:
         return ReadyTeacher(teacher.name, teacher.model or teacher.cache.path, None, None, is_only_read=True)
+    with told_at(teacher_place(recipe, teacher.name)):
+        return _made(recipe, teacher, tokenizer, workshop)
+
+
+def _made(
+    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> ReadyTeacher:
     training = _trained(teacher.recipe, teacher.name, workshop) if teacher.recipe is not None else None
     original = str(training / "model") if training is not None else teacher.model
     assert original is not None

@@ -16,6 +16,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
+from stlm_kd.errors import told_at
 from stlm_kd.eval.results import Count, Measured
 from stlm_kd.models.attention import install_maps
 from stlm_kd.models.dropout import set_dropout
@@ -29,7 +30,7 @@ from stlm_kd.run.assignment import Assignment, labels_term
 from stlm_kd.run.cache_reading import opened
 from stlm_kd.run.compute import affordable_steps, reading_of, training_flops
 from stlm_kd.run.interchange import supplies_of
-from stlm_kd.run.loading import check_model, live_teacher, load_model, model_from_recipe
+from stlm_kd.run.loading import check_model, live_teacher, load_model, model_from_recipe, teacher_place
 from stlm_kd.run.material import Material, batch_sizes
 from stlm_kd.run.record import write_json
 from stlm_kd.run.saved import AGAIN, read_saved
@@ -167,17 +168,20 @@ def _built(assignment: Assignment) -> PreTrainedModel:
     wanted, trust = recipe.student, assignment.workshop.trust_remote_code
     if wanted.init_from is not None:
         source = assignment.teachers[wanted.init_from.teacher]
+        with told_at(teacher_place(recipe, wanted.init_from.teacher)):
+            donor = load_model(source, recipe, tokenizer=None, trust_remote_code=trust)
         student = student_from_layers(
-            load_model(source, recipe, tokenizer=None, trust_remote_code=trust),
+            donor,
             wanted.init_from.layers,
             model_type=wanted.init_from.model_type,
             place="student.init_from.layers",
         )
     elif wanted.model is not None:
         head_seed = seed if wanted.new_head else None
-        student = load_model(
-            wanted.model, recipe, tokenizer=tokenizer, trust_remote_code=trust, head_seed=head_seed
-        )
+        with told_at("student.model"):
+            student = load_model(
+                wanted.model, recipe, tokenizer=tokenizer, trust_remote_code=trust, head_seed=head_seed
+            )
         check_size(student)
     else:
         student = model_from_recipe(assignment.fields, recipe, tokenizer, seed=seed)
