@@ -53,7 +53,7 @@ th:first-child, td:first-child {{ padding-left: 0; }}
 thead th {{ border-bottom: 1px solid #999; }}
 summary {{ cursor: pointer; font-size: .875rem; color: #444; padding: .3rem 0; }}
 @media (min-width: 48rem) {{
-  .model {{ display: grid; grid-template-columns: 11rem 1fr 12rem; gap: 1rem; align-items: baseline; }}
+  .model {{ display: grid; grid-template-columns: 11rem 1fr 15rem; gap: 1rem; align-items: baseline; }}
 }}
 </style>
 </head>

@@ -201,12 +201,15 @@ def test_a_run_that_only_adapts_tells_what_that_cost(tmp_path: Path) -> None:
     assert "new rows: exact 350; trained on 1 labels, 75.0% of the tokens in shared spans, 13 steps" in words
 
 
-def test_a_page_of_attributions_stands_in_a_frame_that_may_do_nothing(tmp_path: Path) -> None:
+def test_pages_of_attributions_stand_in_frames_that_may_do_nothing(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     (run / "attributions.html").write_text(f"<p>words</p>{STRANGE}")
+    (run / "attributions-t-2.html").write_text("<p>others</p>")
     seen = Seen(page_of(run))
-    assert {("srcdoc", f"<p>words</p>{STRANGE}"), ("sandbox", "")} <= set(seen.attributes)
-    assert "script" not in seen.tags and seen.tags.count("iframe") == 1
+    shown = [value for name, value in seen.attributes if name == "srcdoc"]
+    assert shown == ["<p>others</p>", f"<p>words</p>{STRANGE}"]
+    assert seen.attributes.count(("sandbox", "")) == 2 and seen.tags.count("iframe") == 2
+    assert "script" not in seen.tags and f"{run}/attributions-t-2.html" in seen.words
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in seen.attributes
 
 

@@ -68,7 +68,7 @@ class RunFacts:
         trained: The trainings of its students, and of the teachers that it trained.
         adaptations: By teacher.
         teacher_scores: Of a run that only adapts, by teacher as it was and adapted.
-        attributions: The page of its models' explanations; "" where it has none.
+        attributions: The pages of its models' explanations, by file name.
         lacks: What it does not have, one line each.
     """
 
@@ -82,7 +82,7 @@ class RunFacts:
     trained: tuple[Trained, ...]
     adaptations: Mapping[str, AdaptationReport]
     teacher_scores: Mapping[str, Sequence[SuiteResult]]
-    attributions: str
+    attributions: Mapping[str, str]
     lacks: tuple[str, ...]
 
 

@@ -10,6 +10,7 @@ from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.adapting import AdaptationReport, read_adaptation
 from stlm_kd.run.card import is_synthetic
 from stlm_kd.run.compare import compare
+from stlm_kd.run.explanations import PAGE
 from stlm_kd.run.folder import RECIPE, show_run
 from stlm_kd.run.making import ADAPTATION, TRAINING, making_folder
 from stlm_kd.run.plan import describe
@@ -21,8 +22,6 @@ from stlm_kd.run.workshop import UNITS
 from stlm_kd.tracking import read_metrics
 
 METRICS = "metrics.jsonl"
-ATTRIBUTIONS = "attributions.html"
-"""In a run's folder: what ``stlm-kd agreement … --html`` was told to write there."""
 
 
 def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
@@ -101,7 +100,7 @@ class _Gathered:
             trained=tuple(self._trained()),
             adaptations={**self.results.adaptations, **self._adaptations()},
             teacher_scores=self.results.suites,
-            attributions=_page(self.path / ATTRIBUTIONS),
+            attributions={page.name: _page(page) for page in sorted(self.path.glob(f"{PAGE}*.html"))},
             lacks=tuple(self.lacks),
         )
 
@@ -165,13 +164,13 @@ class _Gathered:
 
 
 def _page(path: Path) -> str:
-    """A page's text; "" where there is none.
+    """A page's text.
 
     Raises:
         CheckpointError: It is no text.
     """
     try:
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); write it anew: stlm-kd agreement … --html {path}"

@@ -99,10 +99,11 @@ def _scores(run: RunFacts) -> Iterator[Html]:
 
 
 def _attributions(run: RunFacts) -> Iterator[Html]:
-    """The page that ``agreement`` wrote, in a frame that may do nothing."""
-    if run.attributions:
-        look = {"srcdoc": run.attributions, "sandbox": "", "title": "words coloured by their weights"}
-        yield section("What speaks for a class", [tag("iframe", attributes=look)], level=3)
+    """The pages that ``agreement`` wrote, each in a frame that may do nothing."""
+    for name, content in run.attributions.items():
+        look = {"srcdoc": content, "sandbox": "", "title": "words coloured by their weights"}
+        alone = paragraph(f"On its own, as for printing: {run.place}/{name}")
+        yield section("Explanations", [tag("iframe", attributes=look), alone], level=3)
 
 
 def _teachers(run: RunFacts) -> Iterator[Html]:
