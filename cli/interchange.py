@@ -60,7 +60,7 @@ def interchange(
     as_json: AsJson = False,
 ) -> None:
     """Compare students with a teacher after the same exchange of hidden states in both."""
-    from stlm_kd.eval.exchanges import Asked
+    from stlm_kd.eval.asked import Asked
     from stlm_kd.run.counterfactuals import Question, interchange_scores, interchange_table
     from stlm_kd.run.counterfactuals import as_json as plain
     from stlm_kd.run.output import write_output

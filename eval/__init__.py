@@ -1,14 +1,16 @@
 """Evaluation suites: a model, its tokenizer and held-out text in, scores with standard errors out.
 
 * ``results``: what every suite hands back, and its JSON.
-* ``suites``: the table of suites; the keyword-only arguments of a suite are its options in recipes.
+* ``suite_table``: the table of suites; the keyword-only arguments of a suite are its options in recipes.
+* ``suites``: those that score a model as it is.
 * ``identity``: what decides a suite's scores beside the model, so that they can be kept.
 * ``perplexity``: bits per byte and perplexity per token, each token of the text scored once.
 * ``wikitext``: a text for it that is always the same.
 * ``pseudo_perplexity``: the same for masked language models, each token predicted from both sides.
 * ``masked_loss``: the loss that masked language models are trained on, and how many tokens they find.
 * ``masked``: text in windows for these two, and what a model says at masked positions.
-* ``interchange``, ``exchanges``, ``beside``: a student and its teachers after the same interventions.
+* ``interchange``, ``exchanges`` (``asked`` for), ``beside``: a student and its teachers after the same
+  interventions.
 * ``examples``: what a classifier, or a model of numbers, says of labelled examples.
 * ``classification``: its scores, with standard errors.
 * ``tuned_suites``, ``tunings``: the suites for which copies of a model are fine-tuned, and what they ask for.
@@ -32,8 +34,9 @@
 * ``table``: the scores of several models side by side.
 """
 
-from stlm_kd.eval import agreement_suite as _agreement_suite  # which is a row of the table
-from stlm_kd.eval.suites import (
+from stlm_kd.eval import agreement_suite as _agreement_suite  # these two are rows of the table
+from stlm_kd.eval import suites as _suites
+from stlm_kd.eval.suite_table import (
     IDENTITIES,
     NEEDS_TEACHERS,
     NEEDS_TEXT,
@@ -43,7 +46,7 @@ from stlm_kd.eval.suites import (
 )
 from stlm_kd.eval.tuned_suites import FINE_TUNED
 
-assert _agreement_suite.SUITE in SUITES
+assert SUITES["agreement"] is _agreement_suite.agreement and SUITES["perplexity"] is _suites.perplexity
 
 __all__ = [
     "FINE_TUNED",

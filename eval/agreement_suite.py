@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.alike import Alike, Compared, ExplanationAgreement, compared
@@ -18,7 +17,10 @@ from stlm_kd.eval.examples import hash_of_texts
 from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading, answers_of
 from stlm_kd.eval.predictions import jensen_shannon, kl_divergence
 from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
-from stlm_kd.eval.suites import SUITES
+from stlm_kd.eval.suite_table import SUITES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE = "agreement"
 

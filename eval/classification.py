@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from stlm_kd.errors import DataError
 from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
@@ -188,6 +187,8 @@ def pearson(a_N: Floats, b_N: Floats) -> float:
 
 def spearman(a_N: Floats, b_N: Floats) -> float:
     """Pearson's correlation of the ranks, equal values having their mean rank."""
+    from scipy.stats import rankdata  # takes a second to import, and recipes are checked without it
+
     return pearson(rankdata(a_N), rankdata(b_N))
 
 

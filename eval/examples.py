@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.encoding import encode_texts
 from stlm_kd.data.examples import EncodedExamples, example_evaluation_batches
@@ -20,6 +19,9 @@ from stlm_kd.eval.results import Json, SuiteResult
 from stlm_kd.eval.running import autocast, evaluating
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.positions import num_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LONGEST = 512
 """Tokens of an example at most, where nothing else is said and the model has positions for more."""

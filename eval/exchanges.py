@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -23,6 +21,7 @@ from stlm_kd.data.labelled import Examples
 from stlm_kd.data.masking import even_masking
 from stlm_kd.data.tokens import build_store
 from stlm_kd.errors import DataError, UsageError
+from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.interchange import SUITE, Exchange, draw_exchanges
 from stlm_kd.eval.masked import DEFAULT_WINDOW
 from stlm_kd.interventions import Lexicon, Pool, Supplies
@@ -32,26 +31,6 @@ from stlm_kd.models.positions import num_positions
 from stlm_kd.vocab.spelling import read_vocabulary
 
 ROWS_OF_A_BATCH = 32
-
-HeldOutSource = Literal["other-example", "in-context-random", "mixup", "input-tokens"]
-"""Where the other states come from: the sources that need no thesaurus."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Which interventions.
-
-    Attributes:
-        source: Name in ``SOURCES``.
-        positions: Neighbours, or any.
-        rows: Of the held-out text, or examples; drawn by the seed, at most.
-        seed: Of everything drawn.
-    """
-
-    source: HeldOutSource = "other-example"
-    positions: Literal["consecutive", "random"] = "consecutive"
-    rows: int = 256
-    seed: int = 0
 
 
 def row_length(models: Mapping[str, PreTrainedModel], wanted: int | None, *, place: str) -> int:

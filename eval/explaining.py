@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.agreement import Predictions
@@ -21,6 +20,9 @@ from stlm_kd.eval.examples import logits_of, longest_read
 from stlm_kd.eval.gradient_weights import integrated_gradients, integrator
 from stlm_kd.eval.lime_weights import draws_of, lime_weights, surrogate
 from stlm_kd.eval.words import words_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Method = Literal["lime", "integrated-gradients"]
 

@@ -10,15 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Final, Literal
-
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Final, Literal
 
 from stlm_kd.data.labelled import Examples
 from stlm_kd.errors import UsageError
 from stlm_kd.eval.examples import measure
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.eval.tunings import Precision, Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE: Final = "glue"
 AVERAGE: Final = "average"

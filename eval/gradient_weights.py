@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.encoding import Source, encode_texts, padding_id, token_sources
 from stlm_kd.data.examples import ExampleBatch
@@ -29,6 +28,7 @@ from stlm_kd.models.forward import inputs_of
 
 if TYPE_CHECKING:
     from captum.attr import IntegratedGradients
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ROWS_AT_ONCE = 64
 

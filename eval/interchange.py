@@ -27,8 +27,9 @@ from stlm_kd.distributions import Dense, Logits
 from stlm_kd.eval.likelihood import ratio_stderr
 from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
 from stlm_kd.eval.running import evaluating
-from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
+from stlm_kd.interventions import Plan, Supplies, draw_plan
 from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
+from stlm_kd.interventions.passes import Rerun
 from stlm_kd.interventions.plan import Tokens
 from stlm_kd.losses.chunked import chunk_rows
 from stlm_kd.models.forward import inputs_of, vocabulary_head

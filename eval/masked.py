@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
@@ -22,6 +22,9 @@ from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head, bypassed_head, head_of
 from stlm_kd.models.positions import num_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 DEFAULT_WINDOW = 128
 """Positions of a window, unless the model has fewer: the same for nearly all models, so that their scores on

@@ -7,11 +7,10 @@ epochs; the development set is scored.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.examples import example_evaluation_batches
 from stlm_kd.data.words import Sentences, encode_words
@@ -20,6 +19,9 @@ from stlm_kd.eval.results import Json, SuiteResult
 from stlm_kd.eval.running import autocast, evaluating
 from stlm_kd.eval.tunings import Precision, Settings
 from stlm_kd.models.forward import inputs_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE: Final = "ner"
 TASK: Final = "conll2003"

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax, logsumexp
-from scipy.stats import norm
+from scipy.special import log_softmax, logsumexp, ndtri
 
 from stlm_kd.eval.statistics import CONFIDENCE
 
@@ -58,7 +57,7 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     chance = (kappa - expected * (1 - kappa)) ** 2
     spread = max(float(agreeing + differing - chance), 0.0)
     stderr = math.sqrt(spread / len(first)) / (1 - expected)
-    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * stderr
+    half = float(ndtri((1 + CONFIDENCE) / 2)) * stderr
     return Kappa(kappa, stderr, max(kappa - half, -1.0), min(kappa + half, 1.0))
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from stlm_kd.architectures import Task
 from stlm_kd.errors import ModelError
 from stlm_kd.models.forward import task_of
 from stlm_kd.models.positions import num_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def require_task(model: PreTrainedModel, task: Task, *, suite: str) -> None:

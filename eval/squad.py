@@ -12,12 +12,11 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.examples import example_evaluation_batches
 from stlm_kd.data.spans import EncodedWindows, Question, digest, encode_windows
@@ -25,6 +24,9 @@ from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.eval.running import autocast, evaluating
 from stlm_kd.eval.tunings import Precision, Settings
 from stlm_kd.models.forward import inputs_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE: Final = "squad"
 TASK: Final = "squad_v1.1"

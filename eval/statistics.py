@@ -16,7 +16,6 @@ from statistics import fmean, variance
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
-from scipy.stats import binom
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -96,6 +95,8 @@ def mcnemar(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> McNemar:
         first_N: 1 (or true) where the first model is right, else 0, (N,).
         second_N: The same of the other model, in the same order.
     """
+    from scipy.stats import binom  # takes a second to import, and recipes are checked without it
+
     first, second = (np.asarray(values, np.float64) for values in (first_N, second_N))
     assert first.shape == second.shape and np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
     only_first, only_second = int((first > second).sum()), int((second > first).sum())

@@ -14,7 +14,7 @@ from stlm_kd.eval import glue as benchmark
 from stlm_kd.eval import ner as conll
 from stlm_kd.eval import squad as questions
 from stlm_kd.eval.glue import OFFICIAL, GlueName, Preset
-from stlm_kd.eval.suites import SUITES
+from stlm_kd.eval.suite_table import SUITES
 from stlm_kd.eval.tunings import Precision, Settings, Source, Tuning
 
 FINE_TUNED = frozenset({benchmark.SUITE, conll.SUITE, questions.SUITE})

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.errors import ModelError
 from stlm_kd.models.vocabulary import is_tied, plain_embedding, vocabulary_layers
 from stlm_kd.registry import Registry
 from stlm_kd.vocab.likeness import Integers, Likeness, company_vectors, likeness
 from stlm_kd.vocab.mapping import Kind, VocabularyMapping, map_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch.nn import functional
 
 from stlm_kd.losses.precision import at_least_float32, compute_dtype
 from stlm_kd.losses.sparse import Sparse
-from stlm_kd.models.forward import Head
+
+if TYPE_CHECKING:
+    from stlm_kd.models.forward import Head
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from stlm_kd.errors import did_you_mean
@@ -49,9 +50,12 @@ class Registry(Generic[F]):
         The default is ``inspect.Parameter.empty`` where the option must be given.
         """
         function = self._rows[name]
-        hints = get_type_hints(function, include_extras=True)
-        return {
-            parameter.name: (hints[parameter.name], parameter.default)
+        options = [
+            parameter
             for parameter in inspect.signature(function).parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        }
+        ]
+        # Of the options alone: what else a function takes is known by name to type checkers only.
+        written = SimpleNamespace(__annotations__={option.name: option.annotation for option in options})
+        hints = get_type_hints(written, inspect.unwrap(function).__globals__, include_extras=True)
+        return {option.name: (hints[option.name], option.default) for option in options}

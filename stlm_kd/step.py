@@ -15,7 +15,8 @@ from stlm_kd.counterfactuals import measure_names, measured
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.ensembles import ensemble_measures, ensemble_names
 from stlm_kd.features import Projections
-from stlm_kd.interventions import Plan, Rerun, Supplies, draw_plan
+from stlm_kd.interventions import Plan, Supplies, draw_plan
+from stlm_kd.interventions.passes import Rerun
 from stlm_kd.losses import LABELS, LOSSES
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES

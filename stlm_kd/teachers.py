@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributions import Dense, Distribution, Logits
-from stlm_kd.interventions import Plan, Rerun
+from stlm_kd.interventions import Plan
+from stlm_kd.interventions.passes import Rerun
 from stlm_kd.models.forward import head_of, inputs_of
 from stlm_kd.models.observing import Needs, Observed, observe
 

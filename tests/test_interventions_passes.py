@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stlm_kd.alignment import Site
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.blocks import Inputs
-from stlm_kd.interventions import Rerun
+from stlm_kd.interventions.passes import Rerun
 from stlm_kd.models.observing import Observed
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher

@@ -2,7 +2,6 @@
 
 from stlm_kd.interventions.draw import Pool, Supplies
 from stlm_kd.interventions.lexicon import Lexicon
-from stlm_kd.interventions.passes import Rerun
 from stlm_kd.interventions.plan import Places, Plan
 from stlm_kd.interventions.planning import draw_plan, layer_at
 from stlm_kd.interventions.sources import SOURCES, exchanges_tokens
@@ -13,7 +12,6 @@ __all__ = [
     "Places",
     "Plan",
     "Pool",
-    "Rerun",
     "Supplies",
     "draw_plan",
     "exchanges_tokens",

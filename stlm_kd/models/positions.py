@@ -7,11 +7,15 @@ Shapes: P rows of position embeddings, D width.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 from stlm_kd.architectures import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def first_position(config: PretrainedConfig) -> int:

@@ -5,9 +5,9 @@ Shapes: V' new vocabulary, D width.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.encoding import padding_id
@@ -15,6 +15,10 @@ from stlm_kd.errors import ModelError
 from stlm_kd.models.positions import count_from_padding
 from stlm_kd.vocab.roles import roles_of
 from stlm_kd.vocab.spelling import vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 _OLD_IDS = (
     "forced_bos_token_id",

@@ -14,7 +14,8 @@ from stlm_kd.alignment import Alignment, aligned
 from stlm_kd.architectures import Task
 from stlm_kd.data.labelled import Examples
 from stlm_kd.errors import DataError, ModelError, UsageError
-from stlm_kd.eval.exchanges import Asked, exchanges_of, row_length
+from stlm_kd.eval.asked import Asked
+from stlm_kd.eval.exchanges import exchanges_of, row_length
 from stlm_kd.eval.interchange import ALL, measure
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.interventions.effects import RATIOS

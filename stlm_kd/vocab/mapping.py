@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.vocab.roles import map_roles, roles_of
 from stlm_kd.vocab.spelling import Vocabulary, read_vocabulary
 from stlm_kd.vocab.splitting import split_surfaces
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 
 class Kind(IntEnum):

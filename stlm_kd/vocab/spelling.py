@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from stlm_kd.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -123,6 +124,8 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     Raises:
         ModelError: It has none: it is a slow tokenizer.
     """
+    from transformers import PreTrainedTokenizerFast  # slow to import, and recipes are checked without it
+
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"{_name_of(tokenizer)}: a {type(tokenizer).__name__}, which is not a fast tokenizer; expected "
