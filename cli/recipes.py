@@ -86,18 +86,24 @@ def copy(
 
 @app.command()
 def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a recipe and say every fault at once (exit code 3), or its hash."""
+    """Check a recipe and say every fault at once (exit code 3), or its hash.
+
+    Ends with 5 where it needs WordNet, and that is not there.
+    """
     from stlm_kd.errors import RecipeError
     from stlm_kd.recipe import load, recipe_hash
+    from stlm_kd.recipe.environment import check_environment
 
     try:
-        digest = recipe_hash(load(recipe, overrides or ()))
+        loaded = load(recipe, overrides or ())
     except RecipeError as error:
         if not as_json:
             raise
         faults = [{"place": f.place, "line": f.line, "message": f.message} for f in error.faults]
         print_json({"recipe": recipe, "ok": False, "faults": faults})
         raise typer.Exit(error.exit_code) from error
+    check_environment(loaded, origin=recipe)
+    digest = recipe_hash(loaded)
     if as_json:
         print_json({"recipe": recipe, "ok": True, "hash": digest})
     else:

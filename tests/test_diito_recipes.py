@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers import BertConfig, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+from typer.testing import CliRunner
 
+from stlm_kd.cli.main import app
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault
@@ -132,6 +134,25 @@ FAULTS: dict[str, tuple[list[str], str]] = {
         ["objectives[1].source=synonym", "objectives[1].pairing=batch"],
         "objectives[1].pairing: not an option of the source synonym, which takes no options",
     ),
+    "the only layer left out": (
+        ["objectives[1].alignment=middle", "objectives[1].exclude_last=true"],
+        "objectives[1].exclude_last: true, but the student's last layer is the only one that is aligned; "
+        "align another",
+    ),
+    "the last layer left out of any student": (
+        [
+            "student={tokenizer: t, model: m}",
+            "objectives[1].alignment=last",
+            "objectives[1].exclude_last=true",
+        ],
+        "objectives[1].exclude_last: true, but the student's last layer is the only one that is aligned; "
+        "align another",
+    ),
+    "late of a small student": (
+        ["objectives[1].alignment=late"],
+        "objectives[1].alignment: late means the two layers below the last, but the student has 2 layers; "
+        "use a student of at least 3, or full, middle or last",
+    ),
     "a site without a source": (
         ["objectives[1].source=mixup", "objectives[1].source_site=block-input"],
         "objectives[1].source_site: given, but the source mixup has no use for it",
@@ -197,7 +218,7 @@ train: {steps: 10}
             "objectives[1].alignment: late means the two layers below the last, but the student has 2 layers",
         ),
         (
-            ["objectives[1].alignment=last", "objectives[1].exclude_last=true"], llama(2), llama(4),
+            ["objectives[1].alignment=middle", "objectives[1].exclude_last=true"], llama(2), llama(4),
             "objectives[1].alignment: exclude_last leaves no layer of the student",
         ),
         (
@@ -213,7 +234,7 @@ train: {steps: 10}
 def test_models_that_do_not_fit_are_named(
     overrides: list[str], student: Any, teacher: Any, expected: str, good: str
 ) -> None:
-    recipe = recipe_of(good, *overrides)
+    recipe = recipe_of(good, "student={tokenizer: t, model: m}", *overrides)
     (found,) = feature_faults(recipe, student, {"a": teacher, "b": llama(4)})
     assert str(found).startswith(expected)
 
@@ -240,6 +261,8 @@ def test_wordnet_that_is_not_there_is_said_with_what_to_do(
     recipe = recipe_of(good, "objectives[1].source=synonym")
     with pytest.raises(EnvironmentFault, match=r"set NLTK_DATA to a folder that has corpora/wordnet\.zip"):
         check_sources(recipe, tokenizer)
+    checked = CliRunner().invoke(app, ["recipe", "validate", good, "objectives[1].source=synonym"])
+    assert (checked.exit_code, "source synonym: WordNet is not there; run" in checked.stderr) == (5, True)
 
 
 def test_nltk_that_is_not_installed_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,15 @@ def thesaurus(lexicon: Lexicon, relation: Relation) -> Thesaurus:
     return Thesaurus(lexicon, relation)
 
 
+def require_wordnet() -> None:
+    """Refuse to go on without it.
+
+    Raises:
+        EnvironmentFault: NLTK or WordNet is not there.
+    """
+    _wordnet()
+
+
 def check_relation(lexicon: Lexicon, relation: Relation) -> None:
     """Refuse a vocabulary none of whose words has the relation.
 

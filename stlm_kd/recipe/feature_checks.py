@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from stlm_kd.alignment import Choice, layer_pairs, site_pairs
 from stlm_kd.architectures import ARCHITECTURES
@@ -22,12 +22,42 @@ def given_number(recipe: Recipe, names: tuple[str, ...]) -> int | None:
     return given[0] if given and type(given[0]) is int else None
 
 
+def given_layers(recipe: Recipe) -> int | None:
+    """How many layers a student has that is made from fields or of named layers; None as ``given_number``."""
+    made_of = recipe.student.init_from
+    if made_of is not None and isinstance(made_of.layers, tuple):
+        return len(made_of.layers)
+    return given_number(recipe, LAYERS)
+
+
 def site_choices(objective: Feature | MapFeature) -> tuple[Choice, ...]:
     """The objective's sites as ``stlm_kd.alignment`` takes them, with layers as numbers."""
     return tuple(
         {int(key): layers for key, layers in site.items()} if isinstance(site, dict) else site
         for site in objective.sites
     )
+
+
+def layers_beyond(
+    place: Place, chosen: Iterable[object], asked: list[str], recipe: Recipe
+) -> Iterator[Contradiction]:
+    """Layers that a model does not have, where the recipe says how many it has."""
+    teachers = {teacher.name: teacher.recipe for teacher in recipe.teachers if teacher.name in asked}
+    maps = [site for site in chosen if isinstance(site, dict)]
+    teacher_layers = [n for site in maps for given in site.values() for n in _numbers(given)]
+    models: list[tuple[str, Recipe | None, list[int]]] = [
+        ("the student", recipe, [int(layer) for site in maps for layer in site]),
+        *((f"teacher {name}", inner, teacher_layers) for name, inner in teachers.items()),
+    ]
+    for who, made, named in models:
+        layers = None if made is None else given_layers(made)
+        if layers is not None and (beyond := [layer for layer in named if layer >= layers]):
+            message = f"layer {beyond[0]} given, but {who} has {layers}; use layers 0 to {layers - 1}"
+            yield (place, ("student",), ("teachers",)), message
+
+
+def _numbers(given: int | tuple[int, ...]) -> tuple[int, ...]:
+    return given if isinstance(given, tuple) else (given,)
 
 
 def feature_contradictions(
@@ -50,7 +80,7 @@ def feature_contradictions(
             yield ((*place, "loss"), ("student",), ("teachers",)), message
     if inner is None:
         return
-    layers = [given_number(made, LAYERS) for made in (recipe, inner)]
+    layers = [given_layers(made) for made in (recipe, inner)]
     if layers[0] is not None and layers[1] is not None:
         yield from _sites((*place, "sites"), objective, layers[0], layers[1])
     widths = [given_number(made, WIDTHS) for made in (recipe, inner)]

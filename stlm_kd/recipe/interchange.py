@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, PlainValidator, TypeAdapter, ValidationInfo
 
@@ -12,6 +12,9 @@ from stlm_kd.recipe.fields import Count, Flag, Positive, Share, Text, fault, sho
 from stlm_kd.recipe.objectives import LayerMap, Objective, Schedule, Weight, layer_map, schedulable
 from stlm_kd.recipe.options import known_name
 from stlm_kd.registry import Registry
+
+if TYPE_CHECKING:
+    from stlm_kd.interventions.wordnet import Relation
 
 
 def _temperature(value: object, info: ValidationInfo) -> object:
@@ -106,3 +109,11 @@ class Interchange(Objective):
 
 SOURCE_OPTIONS = ("pairing", "mixup_map", "mixup_noise")
 """Fields that are options of some sources."""
+
+
+def relations(objectives: Iterable[Objective]) -> list[Relation]:
+    """WordNet's relations that the sources of some objectives follow."""
+    from stlm_kd.interventions.wordnet import RELATIONS
+
+    asked = {entry.source for entry in objectives if isinstance(entry, Interchange)}
+    return [relation for relation in RELATIONS if relation in asked]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
-from stlm_kd.recipe.feature_checks import LAYERS, feature_contradictions, given_number
-from stlm_kd.recipe.interchange import SOURCE_OPTIONS, Interchange, sources
+from stlm_kd.recipe.feature_checks import feature_contradictions, layers_beyond
+from stlm_kd.recipe.interchange import Interchange
+from stlm_kd.recipe.interchange_checks import interchange_contradictions
 from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
 from stlm_kd.recipe.schema import Recipe
 from stlm_kd.terms import COMBINED
-
-LAYER_OPTIONS = ["alignment", "layer_schedule", "exclude_last", "source_site", "exact_dropout"]
-"""Fields without a meaning where no state is exchanged."""
 
 
 def objective_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
@@ -54,53 +52,7 @@ def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[C
     elif isinstance(objective, (Feature, MapFeature)):
         yield from _feature(place, objective, recipe)
     elif isinstance(objective, Interchange):
-        yield from _interchange(place, objective, recipe)
-
-
-def _interchange(place: Place, objective: Interchange, recipe: Recipe) -> Iterator[Contradiction]:
-    """What exchanges states of the student and of one or all teachers."""
-    asked = [t.name for t in recipe.teachers if objective.teacher in (COMBINED, t.name)]
-    if objective.positions == "masked" and recipe.task != "mlm":
-        message = f"masked given, but a {recipe.task} hides no tokens; use consecutive or random"
-        yield ((*place, "positions"), ("task",)), message
-    if len(asked) > 1 and objective.causal_cosine_weight:
-        message = f"not given, but hidden states cannot be combined; name one of {', '.join(asked)}"
-        yield ((*place, "teacher"), (*place, "causal_cosine_weight")), message
-    yield from _source_options(place, objective)
-    if objective.is_by_teacher:
-        yield from _by_teacher(place, objective, asked)
-    else:
-        yield from _alignment(place, objective, asked, recipe)
-
-
-def _source_options(place: Place, objective: Interchange) -> Iterator[Contradiction]:
-    """Options that the chosen source does not read."""
-    known = sources().options(objective.source)
-    for name in SOURCE_OPTIONS:
-        if name in objective.source_options and name not in known:
-            takes = f"takes {', '.join(known)}" if known else "takes no options"
-            yield ((*place, name),), f"not an option of the source {objective.source}, which {takes}"
-    unread = {"mixup": ["source_site"], "input-tokens": LAYER_OPTIONS}.get(objective.source, [])
-    for name in unread:
-        if getattr(objective, name) != type(objective).model_fields[name].default:
-            yield ((*place, name),), f"given, but the source {objective.source} has no use for it"
-
-
-def _by_teacher(place: Place, objective: Interchange, asked: list[str]) -> Iterator[Contradiction]:
-    assert isinstance(objective.alignment, dict)
-    given = list(objective.alignment)
-    if missing := [name for name in asked if name not in given]:
-        yield ((*place, "alignment"),), f"none given for teacher {missing[0]}"
-    if unknown := [name for name in given if name not in asked]:
-        known = known_names(unknown[0], asked)
-        yield ((*place, "alignment"), ("teachers",)), f"{unknown[0]} is not a teacher of this loss{known}"
-
-
-def _alignment(
-    place: Place, objective: Interchange, asked: list[str], recipe: Recipe
-) -> Iterator[Contradiction]:
-    layers = objective.alignment if isinstance(objective.alignment, dict) else {}
-    yield from _beyond((*place, "alignment"), [layers], asked, recipe)
+        yield from interchange_contradictions(place, objective, recipe)
 
 
 def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> Iterator[Contradiction]:
@@ -111,30 +63,8 @@ def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> I
         yield ((*place, "teacher"), ("teachers",)), message
         return
     name = objective.teacher if objective.teacher != COMBINED else next(iter(teachers))
-    beyond = list(_beyond((*place, "sites"), objective.sites, [name], recipe))
+    beyond = list(layers_beyond((*place, "sites"), objective.sites, [name], recipe))
     yield from beyond or feature_contradictions(place, objective, recipe, name, teachers[name].recipe)
-
-
-def _beyond(
-    place: Place, chosen: Iterable[object], asked: list[str], recipe: Recipe
-) -> Iterator[Contradiction]:
-    """Layers that a model does not have, where the recipe says how many it has."""
-    teachers = {teacher.name: teacher.recipe for teacher in recipe.teachers if teacher.name in asked}
-    maps = [site for site in chosen if isinstance(site, dict)]
-    teacher_layers = [n for site in maps for given in site.values() for n in _numbers(given)]
-    models: list[tuple[str, Recipe | None, list[int]]] = [
-        ("the student", recipe, [int(layer) for site in maps for layer in site]),
-        *((f"teacher {name}", inner, teacher_layers) for name, inner in teachers.items()),
-    ]
-    for who, made, named in models:
-        layers = None if made is None else given_number(made, LAYERS)
-        if layers is not None and (beyond := [layer for layer in named if layer >= layers]):
-            message = f"layer {beyond[0]} given, but {who} has {layers}; use layers 0 to {layers - 1}"
-            yield (place, ("student",), ("teachers",)), message
-
-
-def _numbers(given: int | tuple[int, ...]) -> tuple[int, ...]:
-    return given if isinstance(given, tuple) else (given,)
 
 
 def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:

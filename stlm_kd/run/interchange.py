@@ -11,9 +11,9 @@ from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import Fault, ModelError
 from stlm_kd.interventions import Lexicon, Supplies
 from stlm_kd.interventions.losses import INTERCHANGE_LOSSES
-from stlm_kd.interventions.wordnet import RELATIONS, Relation, check_relation, wordnet_identity
+from stlm_kd.interventions.wordnet import check_relation, wordnet_identity
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.interchange import Interchange
+from stlm_kd.recipe.interchange import Interchange, relations
 from stlm_kd.recipe.objectives import Objective
 from stlm_kd.run.material import Material
 from stlm_kd.run.numbers import num_layers, number, option
@@ -140,7 +140,7 @@ def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         EnvironmentFault: WordNet is needed, and it is not there.
         ModelError: No word of the vocabulary has the relation that a source asks for.
     """
-    for relation in _relations(recipe.objectives):
+    for relation in relations(recipe.objectives):
         check_relation(Lexicon.of(read_vocabulary(tokenizer)), relation)
 
 
@@ -150,10 +150,4 @@ def wordnet_key(entries: Iterable[Objective]) -> dict[str, str]:
     Raises:
         EnvironmentFault: WordNet is needed, and it is not there.
     """
-    return {"wordnet": wordnet_identity()} if _relations(entries) else {}
-
-
-def _relations(entries: Iterable[Objective]) -> list[Relation]:
-    """WordNet's relations that sources follow."""
-    asked = {entry.source for entry in entries if isinstance(entry, Interchange)}
-    return [relation for relation in RELATIONS if relation in asked]
+    return {"wordnet": wordnet_identity()} if relations(entries) else {}
