@@ -5,7 +5,8 @@ Shapes: N sentences, K kinds of entities, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -46,7 +47,8 @@ def entity_scores(
     """
     metrics = seqeval()
     truth, found = [list(tags) for tags in labels], [list(tags) for tags in predicted]
-    counts_N3K = entity_counts(found, truth)
+    by_kind = entities_by_kind(found, truth)
+    counts_N3K = entity_counts(by_kind, kinds_in(by_kind))
     words_N = np.array([len(tags) for tags in truth], np.float64)
     right_N = np.array(
         [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(truth, found, strict=True)],
@@ -76,7 +78,14 @@ def entity_scores(
             ExampleScore(task, name, "accuracy", share)
             for name, share in zip(ids, (right_N / words_N).tolist(), strict=True)
         ),
-        report={"task": task, "words": int(words_N.sum())},
+        report={
+            "task": task,
+            "words": int(words_N.sum()),
+            "entities": {
+                name: {kind: [*counts] for kind, counts in kinds.items()}
+                for name, kinds in zip(ids, by_kind, strict=True)
+            },
+        },
     )
 
 
@@ -109,17 +118,34 @@ def macro_f1(counts_R3K: Floats) -> Floats:
     return mean
 
 
-def entity_counts(predicted: Sequence[list[str]], labels: Sequence[list[str]]) -> Floats:
-    """Of each sentence the entities found right, predicted and labelled, by kind, (N, 3, K)."""
+def entities_by_kind(
+    predicted: Sequence[list[str]], labels: Sequence[list[str]]
+) -> list[dict[str, tuple[int, int, int]]]:
+    """Of each sentence, by kind, the entities found right, predicted and labelled."""
     entities_of = import_module("seqeval.metrics.sequence_labeling").get_entities
-    pairs = [(set(entities_of(a)), set(entities_of(b))) for a, b in zip(predicted, labels, strict=True)]
-    kinds = sorted({entity[0] for pair in pairs for entities in pair for entity in entities})
-    counts = np.zeros((len(pairs), 3, max(len(kinds), 1)))
-    for row, (found, truth) in enumerate(pairs):
-        for place, entities in enumerate((found & truth, found, truth)):
-            for entity in entities:
-                counts[row, place, kinds.index(entity[0])] += 1
-    return counts
+    found = []
+    for a, b in zip(predicted, labels, strict=True):
+        told, truth = set(entities_of(a)), set(entities_of(b))
+        counted = [Counter(entity[0] for entity in entities) for entities in (told & truth, told, truth)]
+        right, all_told, all_true = counted
+        found.append(
+            {kind: (right[kind], all_told[kind], all_true[kind]) for kind in sorted({*all_told, *all_true})}
+        )
+    return found
+
+
+def entity_counts(counts_N: Sequence[Mapping[str, Sequence[float]]], kinds: Sequence[str]) -> Floats:
+    """The counts of ``entities_by_kind`` as numbers, (N, 3, K); of no kind at all K is 1."""
+    counts_N3K = np.zeros((len(counts_N), 3, max(len(kinds), 1)))
+    for row, counts in enumerate(counts_N):
+        for kind, values in counts.items():
+            counts_N3K[row, :, kinds.index(kind)] = values
+    return counts_N3K
+
+
+def kinds_in(counts_N: Iterable[Mapping[str, Sequence[float]]]) -> list[str]:
+    """The kinds of entities that occur or are predicted, in order."""
+    return sorted({kind for counts in counts_N for kind in counts})
 
 
 def _weights(size: int) -> Floats:

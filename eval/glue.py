@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Final, Literal
 
+import numpy as np
+
 from stlm_kd.data.labelled import Examples
-from stlm_kd.errors import UsageError
+from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.examples import measure
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.eval.tunings import Precision, Settings
@@ -44,6 +46,7 @@ class GlueTask:
         metrics: Those that GLUE scores it by.
         scored: The parts that are scored, each with the split that it is.
         sample: The task of the generator of synthetic text that it is; None of GLUE's own.
+        numbers: Of a regression, the least and the largest label that there is.
     """
 
     text: tuple[str, ...]
@@ -51,6 +54,7 @@ class GlueTask:
     metrics: tuple[str, ...]
     scored: Mapping[str, str] = field(default_factory=dict)
     sample: str | None = None
+    numbers: tuple[float, float] | None = None
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -61,7 +65,7 @@ TASKS: Final[Mapping[str, GlueTask]] = {
     "sst2": GlueTask(("sentence",), ("negative", "positive"), ("accuracy",)),
     "mrpc": GlueTask(_PAIR, ("not_equivalent", "equivalent"), ("f1", "accuracy")),
     "qqp": GlueTask(("question1", "question2"), ("not_duplicate", "duplicate"), ("f1", "accuracy")),
-    "stsb": GlueTask(_PAIR, (), ("pearson", "spearman")),
+    "stsb": GlueTask(_PAIR, (), ("pearson", "spearman"), numbers=(0.0, 5.0)),
     "mnli": GlueTask(
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
@@ -92,6 +96,24 @@ _FEW_SHOT_EPOCHS = {
 def scored_parts(name: str) -> Mapping[str, str]:
     """The parts of a task that are scored, with their splits."""
     return TASKS[name].scored or {name: "validation"}
+
+
+def check_labels(examples: Examples, task: str) -> None:
+    """Refuse numbers that are no label of a regression.
+
+    Raises:
+        DataError: There are some; the message names the first.
+    """
+    allowed = TASKS[task].numbers
+    if allowed is None:
+        return
+    outside = np.flatnonzero((examples.labels < allowed[0]) | (examples.labels > allowed[1]))
+    if len(outside):
+        raise DataError(
+            f"{len(outside)} of {len(examples)} labels are outside {allowed[0]:g} to {allowed[1]:g} (the "
+            f"first: {examples.labels[outside[0]]:g}, of example {examples.ids[outside[0]]}); bring them to "
+            "the scale of the task"
+        )
 
 
 def fraction_of(preset: Preset) -> float:

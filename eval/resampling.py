@@ -1,15 +1,18 @@
 """The paired bootstrap of metrics that are no means over examples: F1, Matthews' and other correlations.
 
-Shapes: M models, N examples, C classes, R resamples, K different columns of predictions and label.
+Shapes: M models, N examples, C classes or kinds of entities, R resamples, K different columns of predictions
+and label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
+from stlm_kd.eval import entities
 from stlm_kd.eval.classification import macro_f1, matthews, pearson, spearman
 
 RESAMPLES = 2000
@@ -29,6 +32,10 @@ OF_CLASSES: Mapping[str, Callable[[Floats], Floats]] = {
     "f1": f1_of_second,
     "macro_f1": macro_f1,
     "matthews": matthews,
+}
+OF_ENTITIES: Mapping[str, Callable[[Floats], Floats]] = {
+    "entity_f1": entities.micro_f1,
+    "entity_macro_f1": entities.macro_f1,
 }
 OF_NUMBERS: Mapping[str, Callable[[Floats, Floats], float]] = {"pearson": pearson, "spearman": spearman}
 
@@ -51,6 +58,24 @@ def resampled(
         return _of_classes(OF_CLASSES[metric], columns, resamples)
     numbers = np.asarray(predicted_MN, np.float64), np.asarray(labels_N, np.float64)
     return _of_numbers(OF_NUMBERS[metric], *numbers, resamples)
+
+
+def resampled_entities(
+    metric: str, counts_MN: Sequence[Sequence[Mapping[str, Sequence[float]]]], *, resamples: int = RESAMPLES
+) -> tuple[Floats, Floats]:
+    """As ``resampled``, of sentences with entities.
+
+    Args:
+        metric: One of ``OF_ENTITIES``.
+        counts_MN: Of each model and sentence, by kind, the entities found right, predicted and labelled.
+        resamples: R.
+    """
+    size, kinds = len(counts_MN[0]), entities.kinds_in(chain(*counts_MN))
+    drawn_RN = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=resamples)
+    weights_RN = np.vstack([np.ones(size), drawn_RN])
+    sums = (np.tensordot(weights_RN, entities.entity_counts(found, kinds), axes=1) for found in counts_MN)
+    values = np.stack([OF_ENTITIES[metric](sums_R3C) for sums_R3C in sums])
+    return values[:, 0], values[:, 1:]
 
 
 def _of_classes(

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from seqeval import metrics
 
 from stlm_kd.errors import UsageError
 from stlm_kd.eval.classification import regression_scores
+from stlm_kd.eval.entities import entity_scores
 from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
+from stlm_kd.eval.statistics import holm
 from stlm_kd.run.compare import compare
 from stlm_kd.run.contenders import read_contenders
 from tests.compared import LABELS, classified, read_text, run_folder, score_file, seeds_of, whole_run
@@ -104,6 +107,51 @@ def test_metrics_that_are_no_means_are_paired_by_predictions_and_labels(tmp_path
         assert apart is not None
         errors = [one.score("examples", metric).stderr or 0 for one in (first, other)]
         assert apart.high - apart.low == pytest.approx(2 * 1.96 * math.hypot(*errors), rel=0.2)
+
+
+def test_entities_are_paired_by_sentence(tmp_path: Path) -> None:
+    """Two taggers that err on the same sentences differ surely; against a slower bootstrap by seqeval."""
+    generator, ids = np.random.default_rng(0), [f"s{place}" for place in range(40)]
+    labels = [[["B-PER", "B-LOC", "O"][tag] for tag in generator.integers(3, size=4)] for _ in ids]
+    first = [["O"] * 4 if place < 12 else tags for place, tags in enumerate(labels)]
+    other = [["O"] * 4 if place < 20 else tags for place, tags in enumerate(labels)]
+    models = {
+        name: [entity_scores(told, labels, task="t", ids=ids, suite="ner")]
+        for name, told in (("a", first), ("b", other))
+    }
+    found = compare([score_file(tmp_path / "s.json", models)], only=["entity_f1", "entity_macro_f1"])
+    for one, average in zip(found.compared, ("micro", "macro"), strict=True):
+        chosen = [generator.integers(40, size=40) for _ in range(200)]
+        drawn = [
+            np.subtract(*(
+                metrics.f1_score([labels[i] for i in places], [told[i] for i in places], average=average)
+                for told in (other, first)
+            ))
+            for places in chosen
+        ]  # fmt: skip
+        difference = one.evidence.difference
+        assert (one.evidence.num_examples, one.verdict) == (40, "worse") and difference is not None
+        assert difference.high - difference.low == pytest.approx(2 * 1.96 * np.std(drawn), rel=0.25)
+
+
+def test_a_teacher_that_runs_share_is_counted_once(tmp_path: Path) -> None:
+    def run_of(name: str, first: int) -> str:
+        rows = {"teacher t": ("teacher", seeds_of(0.97, 50, 1)), "student": ("student", seeds_of(0.6, first))}
+        return run_folder(tmp_path / name, rows)
+
+    runs = [run_of("one", 10), run_of("two", 20), run_of("three", 30)]
+    found = compare(runs, baseline="one: student", only=["accuracy"])
+    p = {one.name: one.evidence.difference.p for one in found.compared if one.evidence.difference}
+    assert [one.repeats for one in found.compared if one.name.endswith("teacher t")] == [
+        "", "one: teacher t", "one: teacher t"
+    ]  # fmt: skip
+    names = ["one: teacher t", "two: student", "three: student"]
+    by_hand = dict(zip(names, holm([p[name] for name in names]), strict=True))
+    expected = {name: by_hand.get(name, by_hand[names[0]]) for name in p}
+    assert {one.name: one.corrected_p for one in found.compared} == expected
+    shown = " ".join(stlm_kd("compare", *runs, "--baseline", "one: student").stdout.split())
+    assert "for 12 comparisons" in shown
+    assert "three: teacher t: the same results as one: teacher t, and counted once" in shown
 
 
 def test_correlations_are_paired_too(tmp_path: Path) -> None:

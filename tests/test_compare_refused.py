@@ -62,6 +62,11 @@ def with_other_texts() -> SuiteResult:
     return replace(found, report={**found.report, "texts": "another hash"})
 
 
+def without_texts() -> SuiteResult:
+    found = classified(0.7, 2)
+    return replace(found, report={name: fact for name, fact in found.report.items() if name != "texts"})
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -71,7 +76,8 @@ def with_other_texts() -> SuiteResult:
         ),
         (with_fewer, r"200 of 200 and 300 ids are shared \('200' is only in the second\)"),
         (with_other_labels, r"labels: example '0' has \d in the first and \d in the second"),
-        (with_other_texts, "their texts differ"),
+        (with_other_texts, "their texts differ, or the order of these, .* give the data a column idx or id"),
+        (without_texts, "one of them does not say which texts it is of, and its ids only number rows"),
     ],
 )
 def test_results_of_other_examples_are_refused(
@@ -82,6 +88,13 @@ def test_results_of_other_examples_are_refused(
         compare([path])
     assert "b, classification examples" in str(caught.value) and "--data FILE" in str(caught.value)
     assert stlm_kd("compare", path).exit_code == 1
+
+
+def test_ids_of_their_own_join_results_that_do_not_say_their_texts(tmp_path: Path) -> None:
+    first, other = (classified(accuracy, seed, prefix="q") for accuracy, seed in ((0.8, 1), (0.7, 2)))
+    unknown = replace(other, report={**other.report, "texts": None})
+    path = score_file(tmp_path / "s.json", {"a": [first], "b": [unknown]})
+    assert {one.evidence.num_examples for one in compare([path]).compared} == {300}
 
 
 def test_another_text_of_as_many_documents_is_refused(tmp_path: Path) -> None:

@@ -263,17 +263,26 @@ def test_what_is_missing_is_told_of_all_tasks_at_once(
     assert "a part of its examples" in found.notes[0]
 
 
-def test_labels_outside_the_task_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "glue" / "sst2"
+@pytest.mark.parametrize(
+    ("task", "factor", "message"),
+    [
+        ("sst2", 1, r"glue sst2: .*label 2 is not one of the classes.*negative, positive"),
+        ("stsb", 3, r"glue stsb: 1 of 3 labels are outside 0 to 5 \(the first: 6, of example 2\)"),
+        ("stsb", -1, r"glue stsb: 2 of 3 labels are outside 0 to 5 \(the first: -1, of example 1\)"),
+    ],
+)
+def test_labels_outside_the_task_are_refused(
+    task: str, factor: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "glue" / task
     folder.mkdir(parents=True)
     for split in ("train", "validation"):
-        rows = [{"idx": place, "sentence": "so it is", "label": place} for place in range(3)]
+        texts = dict.fromkeys(("sentence", "sentence1", "sentence2"), "so it is")
+        rows = [{"idx": place, **texts, "label": factor * place} for place in range(3)]
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
-    with pytest.raises(
-        DataError, match=r"glue sst2: .*label 2 is not one of the classes.*negative, positive"
-    ):
-        checked_subjects("glue", {"tasks": ["sst2"], "source": "local"})
+    with pytest.raises(DataError, match=message):
+        checked_subjects("glue", {"tasks": [task], "source": "local"})
 
 
 def test_a_share_that_leaves_a_class_empty_is_refused() -> None:

@@ -25,7 +25,14 @@ from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.data.words import Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError, EnvironmentFault
 from stlm_kd.eval import SUITES, ner, squad
-from stlm_kd.eval.entities import entity_counts, entity_scores, macro_f1, micro_f1
+from stlm_kd.eval.entities import (
+    entities_by_kind,
+    entity_counts,
+    entity_scores,
+    kinds_in,
+    macro_f1,
+    micro_f1,
+)
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.losses import LABELS
 from stlm_kd.models.heads import SPAN, load_token_classifier
@@ -122,7 +129,8 @@ def test_without_any_entity_f1_is_0_and_accuracy_counts() -> None:
 def test_resampled_entity_scores_scatter_about_seqevals() -> None:
     told = [["B-PER", "I-PER", "O"], ["B-LOC", "O", "O"], ["O", "B-ORG", "O"]]
     labels = [["B-PER", "O", "O"], ["B-LOC", "O", "B-PER"], ["O", "B-ORG", "O"]]
-    whole = entity_counts(told, labels).sum(0)[None]
+    counts = entities_by_kind(told, labels)
+    whole = entity_counts(counts, kinds_in(counts)).sum(0)[None]
     assert micro_f1(whole)[0] == pytest.approx(metrics.f1_score(labels, told))
     assert macro_f1(whole)[0] == pytest.approx(metrics.f1_score(labels, told, average="macro"))
 

@@ -26,7 +26,9 @@ class Compared:
         metric: Which.
         seeds: How many, and whether they are paired.
         evidence: The row minus the baseline, before correction.
-        corrected_p: After Holm's correction for all comparisons of the table.
+        corrected_p: After Holm's correction for all comparisons of the table, each counted once.
+        repeats: The row before it whose comparison in this metric is the same, result by result, as where
+            runs share a teacher; "" of most.
         verdict: ``better`` or ``worse`` where the corrected p is below .05, by which way the metric points;
             ``not known`` where nothing tells how large the noise is.
     """
@@ -35,6 +37,7 @@ class Compared:
     metric: Metric
     seeds: str
     evidence: Evidence
+    repeats: str = ""
     corrected_p: float | None = None
     verdict: Verdict = "not known"
 
@@ -105,8 +108,14 @@ def compare_pairs(
     Both were scored on the same examples. A metric in which a pair does not compare is left out, with a note.
     """
     notes: dict[str, None] = {}
-    found = [one for other, base, metric in pairs if (one := _compared(other, base, metric, notes))]
-    return _corrected(found), tuple(notes)
+    found: list[tuple[Compared, tuple[Side, Side]]] = []
+    for other, base, metric in pairs:
+        one = _compared(other, base, metric, notes)
+        if one is not None:
+            sides = _side(other, metric), _side(base, metric)
+            same = next((e.name for e, known in found if e.metric == metric and known == sides), "")
+            found.append((replace(one, repeats=same), sides))
+    return _corrected([one for one, _ in found]), tuple(notes)
 
 
 def _baseline(contenders: Sequence[Contender], name: str | None) -> Contender:
@@ -242,9 +251,11 @@ def _side(one: Contender, metric: Metric, seeds: Sequence[int] | None = None) ->
 
 
 def _corrected(found: Sequence[Compared]) -> tuple[Compared, ...]:
-    known = [one.evidence.difference for one in found if one.evidence.difference is not None]
-    corrected = iter(holm([difference.p for difference in known]))
-    return tuple(one if one.evidence.difference is None else _judged(one, next(corrected)) for one in found)
+    distinct = [one for one in found if one.evidence.difference is not None and not one.repeats]
+    corrected = holm([one.evidence.difference.p for one in distinct if one.evidence.difference is not None])
+    known = {(one.name, one.metric): p for one, p in zip(distinct, corrected, strict=True)}
+    by_place = (known.get((one.repeats or one.name, one.metric)) for one in found)
+    return tuple(one if p is None else _judged(one, p) for one, p in zip(found, by_place, strict=True))
 
 
 def _judged(one: Compared, p: float) -> Compared:

@@ -36,10 +36,12 @@ def means_table(comparison: Comparison) -> Table:
 
 def differences_table(comparison: Comparison) -> Table:
     """One row for each comparison with the baseline, with its verdict; the notes stand below."""
-    count = sum(one.corrected_p is not None for one in comparison.compared)
+    count = sum(one.corrected_p is not None and not one.repeats for one in comparison.compared)
+    repeats = {one.name: one.repeats for one in comparison.compared if one.repeats}
     lines = [
         f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: Holm's, for {count} comparisons; "
         f"better, worse: where it is below {1 - CONFIDENCE:.2f}",
+        *(f"{name}: the same results as {other}, and counted once" for name, other in repeats.items()),
         *comparison.notes,
     ]
     table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
@@ -85,6 +87,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "higher_is_better": one.metric.higher_is_better,
                 "seeds": one.seeds,
                 **asdict(one.evidence),
+                "repeats": one.repeats,
                 "corrected_p": one.corrected_p,
                 "verdict": one.verdict,
             }

@@ -2,7 +2,8 @@
 
 What is known of the examples beside their ids decides too: the bytes of a text, the number of its documents,
 labels, a hash of all texts, the shots and version of a task. So results of two data sets that both number
-their examples from 0 are not taken for one.
+their examples from 0 are not taken for one: rows without ids of their own are called by their places, which
+join the rows of one and the same file, and where one result does not say which texts it is of, nothing.
 
 Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
 """
@@ -12,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.eval.resampling import OF_CLASSES, OF_NUMBERS, resampled
+from stlm_kd.eval.resampling import OF_CLASSES, OF_ENTITIES, OF_NUMBERS, resampled, resampled_entities
 from stlm_kd.eval.results import LARGEST, Json, SuiteResult, measurable
 from stlm_kd.run.results import Metric
 
@@ -42,11 +43,20 @@ _OF_A_TASK = ("n-shot", "versions")
 _MOST_CLASSES = 100
 """Of a classifier whose confusions are drawn again: their table is as large as the square of this."""
 
-_CLASSES: TypeAdapter[Mapping[str, float]] = TypeAdapter(
-    Mapping[str, Annotated[int, Ge(0), Lt(_MOST_CLASSES)]]
+_Class = Annotated[int, Ge(0), Lt(_MOST_CLASSES)]
+_Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+_Entities = Mapping[str, tuple[_Number, _Number, _Number]]
+_CLASSES: TypeAdapter[Mapping[str, float]] = TypeAdapter(Mapping[str, _Class])
+_NUMBERS: TypeAdapter[Mapping[str, float]] = TypeAdapter(Mapping[str, _Number])
+_ENTITIES: TypeAdapter[Mapping[str, _Entities]] = TypeAdapter(Mapping[str, _Entities])
+Told = TypeVar("Told")
+
+_OTHER_TEXTS = (
+    "their texts differ, or the order of these, since rows without ids are called by their places; give the "
+    "data a column idx or id"
 )
-_NUMBERS: TypeAdapter[Mapping[str, float]] = TypeAdapter(
-    Mapping[str, Annotated[float, Ge(-LARGEST), Le(LARGEST)]]
+_UNKNOWN_TEXTS = (
+    "one of them does not say which texts it is of, and its ids only number rows, perhaps in another order"
 )
 
 _PER_TOKEN = {"masked_loss", "masked_accuracy"}
@@ -102,9 +112,17 @@ def _faults(one: SuiteResult, other: SuiteResult, metric: Metric) -> Iterator[st
     facts += [
         (_of_task(one, name, metric.task), _of_task(other, name, metric.task), name) for name in _OF_A_TASK
     ]
+    numbered = all(_are_places(_ids(result, metric)) for result in (one, other))
     for own, others, name in facts:
-        if own is not None and others is not None and own != others:
+        if name == "texts" and own != others and numbered:
+            yield _OTHER_TEXTS if own is not None and others is not None else _UNKNOWN_TEXTS
+        elif own is not None and others is not None and own != others:
             yield _unlike(name, own, others)
+
+
+def _are_places(ids: set[str]) -> bool:
+    """Whether examples are called by their places alone."""
+    return bool(ids) and ids == {str(place) for place in range(len(ids))}
 
 
 def _facts(suite: str) -> tuple[str, ...]:
@@ -143,6 +161,8 @@ def _resampled(
 ) -> Resampled | None:
     """By the predictions and labels in the reports; None where they are not there or tell another score."""
     results = (*first, *second)
+    if metric.metric in OF_ENTITIES:
+        return _of_entities(results, len(first), metric)
     if metric.metric not in (*OF_CLASSES, *OF_NUMBERS):
         return None
     known = _CLASSES if metric.metric in OF_CLASSES else _NUMBERS
@@ -155,15 +175,38 @@ def _resampled(
         if predicted.keys() != labels.keys():
             return None
         rows.append([predicted[name] for name in labels])
-    whole_M, drawn_MR = resampled(metric.metric, rows, list(labels.values()))
+    drawn = resampled(metric.metric, rows, list(labels.values()))
+    return _difference(results, len(first), metric, drawn, examples=len(labels))
+
+
+def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> Resampled | None:
+    """By the entities of each sentence."""
+    counts = [_told(result, "entities", _ENTITIES) for result in results]
+    names = [*counts[0]]
+    if len(names) < 2 or any(found.keys() != counts[0].keys() for found in counts):
+        return None
+    drawn = resampled_entities(metric.metric, [[found[name] for name in names] for found in counts])
+    return _difference(results, first, metric, drawn, examples=len(names))
+
+
+def _difference(
+    results: Sequence[SuiteResult],
+    first: int,
+    metric: Metric,
+    drawn: tuple[Floats, Floats],
+    *,
+    examples: int,
+) -> Resampled | None:
+    """The first results minus the others; None where what was resampled is not what was scored."""
+    whole_M, drawn_MR = drawn
     scores = [result.score(metric.task, metric.metric).value for result in results]
     if not np.allclose(whole_M, scores, atol=1e-6):
         return None
-    difference_R = drawn_MR[: len(first)].mean(0) - drawn_MR[len(first) :].mean(0)
-    return Resampled(np.asarray(difference_R, np.float64), len(labels))
+    difference_R = drawn_MR[:first].mean(0) - drawn_MR[first:].mean(0)
+    return Resampled(np.asarray(difference_R, np.float64), examples)
 
 
-def _told(result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, float]]) -> Mapping[str, float]:
+def _told(result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, Told]]) -> Mapping[str, Told]:
     """What a report says of each example; {} where it says something else or nothing."""
     try:
         return known.validate_python(result.report.get(fact))

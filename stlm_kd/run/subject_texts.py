@@ -120,7 +120,9 @@ class GlueSubject:
 
     def _read(self, source: LabelledSource) -> Examples:
         try:
-            return known_examples((source,), (fingerprint(source),), self._labels, not self._labels)
+            found = known_examples((source,), (fingerprint(source),), self._labels, not self._labels)
+            glue.check_labels(found, self.tuning.task)
+            return found
         except DataError as error:
             raise DataError(f"{self.tuning.suite} {self.tuning.task}: {error}") from error
 
