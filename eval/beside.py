@@ -80,12 +80,25 @@ def beside_teachers(
         for name, taught in teachers.items()
     }
     ids = held.ids if isinstance(held, Examples) else None
+    rows = sum(int((exchange.batch.example_ids >= 0).sum()) for exchange in exchanges)
+    interventions = (
+        f"{asked.source} states at {asked.positions} positions, {rows} rows of up to {length} tokens, seed "
+        f"{asked.seed}"
+    )
     return SuiteResult(
         SUITE,
         tuple(score for name, result in found.items() for score in _scores(name, result)),
         tuple(row for name, result in found.items() for row in _examples(name, result, ids)),
-        tuple(f"beside {name}: {note}" for name, result in found.items() for note in result.notes),
-        {"texts": _hash(held), "context": length, **{name: result.report for name, result in found.items()}},
+        (
+            f"interventions: {interventions} (options source, positions, rows, context, seed)",
+            *(f"beside {name}: {note}" for name, result in found.items() for note in result.notes),
+        ),
+        {
+            "texts": _hash(held),
+            "context": length,
+            "interventions": interventions,
+            **{name: result.report for name, result in found.items()},
+        },
     )
 
 

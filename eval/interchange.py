@@ -113,6 +113,12 @@ class Interchange:
                 f"layer {self.last_layer} is the student's last: what is exchanged there is only put out, "
                 "so that it tells no more than agreement without intervention"
             )
+        together = {score.metric: score.examples for score in scores if score.task == ALL}
+        few, rows = together.get("interchange_accuracy"), together.get("agreement")
+        if few is not None and few != rows:
+            yield (
+                f"interchange_accuracy is over the {few} of {rows} rows where the teacher's favourite changes"
+            )
         scored = {score.task for score in scores if score.metric == "interchange_accuracy"}
         for task in dict.fromkeys(score.task for score in scores):
             if task not in scored:

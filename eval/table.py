@@ -12,9 +12,10 @@ from stlm_kd.eval.results import Score, SuiteResult
 
 
 def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = False) -> Table:
-    """One row per task and metric, one column per model, and the chance level beside them.
+    """One row per task and metric, one column per model, and the chance level where something is chosen.
 
-    An arrow says which way a metric points. Notes of the suites stand below the table.
+    Where models were scored on different numbers of examples, the fewest and the most stand there. An arrow
+    says which way a metric points. Notes of the suites stand below the table.
 
     Args:
         results: Name of a model → its results.
@@ -32,19 +33,23 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
     table.add_column("task")
     table.add_column("metric")
     table.add_column("examples", justify="right")
-    table.add_column("choices", justify="right")
-    table.add_column("chance", justify="right")
+    chosen = any(score.choices or score.chance is not None for row in rows.values() for score in row.values())
+    for heading in ("choices", "chance") if chosen else ():
+        table.add_column(heading, justify="right")
     for name in results:
         table.add_column(Text(name), justify="right")
     for (_, label, _, _), by_model in rows.items():
         first = next(iter(by_model.values()))
-        examples = {score.examples for score in by_model.values()}
+        examples = sorted({score.examples for score in by_model.values()})
+        guessing = (
+            "" if first.choices is None else str(first.choices),
+            "" if first.chance is None else f"{first.chance:.3f}",
+        )
         table.add_row(
             Text(f"  {first.task}" if first.part_of else first.task),
             Text(f"{first.metric}{f' ({label})' if label else ''} {'↑' if first.higher_is_better else '↓'}"),
-            f"{first.examples:,}" if len(examples) == 1 else "differ",
-            "" if first.choices is None else str(first.choices),
-            "" if first.chance is None else f"{first.chance:.3f}",
+            " to ".join(f"{count:,}" for count in dict.fromkeys([examples[0], examples[-1]])),
+            *(guessing if chosen else ()),
             *(format_score(by_model[name]) if name in by_model else "" for name in results),
         )
     return table

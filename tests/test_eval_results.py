@@ -51,7 +51,13 @@ def test_the_table_shows_chance_and_errors_and_leaves_parts_out() -> None:
 
 def test_models_scored_on_other_examples_are_not_passed_off_as_comparable() -> None:
     fewer = SuiteResult("lm-eval", (Score("blimp", "acc", 0.5, 0.1, 10, choices=2, chance=0.5),))
-    assert "differ" in shown(student=[RESULT], control=[fewer])
+    assert "10 to 67,000" in shown(student=[RESULT], control=[fewer])
+
+
+def test_where_nothing_is_chosen_the_table_has_no_column_of_chance() -> None:
+    table = shown(student=[SuiteResult("perplexity", RESULT.scores[2:])])
+    assert "bits_per_byte" in table and "chance" not in table and "choices" not in table
+    assert "chance" in shown(student=[RESULT])
 
 
 def test_the_options_of_the_suites_are_known_to_the_recipe() -> None:

@@ -126,7 +126,7 @@ def _are_places(ids: set[str]) -> bool:
 
 
 def _facts(suite: str) -> tuple[str, ...]:
-    return (*_SAME_TEXT.get(suite, ()), "labels", "texts")
+    return (*_SAME_TEXT.get(suite, ()), "labels", "texts", "interventions")
 
 
 def join(
