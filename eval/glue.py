@@ -154,12 +154,11 @@ def settings_of(
             f"glue {name}: the few-shot study has epochs for {', '.join(sorted(_FEW_SHOT_EPOCHS))} only; "
             "give epochs, or leave the task out"
         )
-    return replace(
-        own,
-        epochs=epochs or known or 1,
+    return replace(own, epochs=known or 1).with_given(
+        epochs=epochs,
         steps=steps,
-        learning_rate=learning_rate or own.learning_rate,
-        effective_batch=effective_batch or own.effective_batch,
+        learning_rate=learning_rate,
+        effective_batch=effective_batch,
         micro_batch=micro_batch,
         precision=precision,
     )

@@ -5,7 +5,6 @@ Their keyword-only arguments are their options in recipes, as those of any suite
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -15,7 +14,7 @@ from stlm_kd.eval import ner as conll
 from stlm_kd.eval import squad as questions
 from stlm_kd.eval.glue import OFFICIAL, GlueName, Preset
 from stlm_kd.eval.suite_table import SUITES
-from stlm_kd.eval.tunings import Precision, Settings, Source, Tuning
+from stlm_kd.eval.tunings import Precision, Source, Tuning
 
 FINE_TUNED = frozenset({benchmark.SUITE, conll.SUITE, questions.SUITE})
 """The suites whose rows give ``Tuning``s: language models and bodies are fine-tuned, then scored."""
@@ -107,7 +106,14 @@ def ner(
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
         source: ``local`` reads files below ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
     """
-    settings = _changed(conll.STUDY, epochs, steps, learning_rate, effective_batch, micro_batch, precision)
+    settings = conll.STUDY.with_given(
+        epochs=epochs,
+        steps=steps,
+        learning_rate=learning_rate,
+        effective_batch=effective_batch,
+        micro_batch=micro_batch,
+        precision=precision,
+    )
     return tuple(
         Tuning(conll.SUITE, conll.TASK, seed, fraction, context, source, settings)
         for seed in range(1, seeds + 1)
@@ -144,31 +150,15 @@ def squad(
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
         source: ``local`` reads files below ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
     """
-    settings = _changed(
-        questions.STUDY, epochs, steps, learning_rate, effective_batch, micro_batch, precision
+    settings = questions.STUDY.with_given(
+        epochs=epochs,
+        steps=steps,
+        learning_rate=learning_rate,
+        effective_batch=effective_batch,
+        micro_batch=micro_batch,
+        precision=precision,
     )
     return tuple(
         Tuning(questions.SUITE, questions.TASK, seed, fraction, context, source, settings, stride)
         for seed in range(1, seeds + 1)
-    )
-
-
-def _changed(
-    study: Settings,
-    epochs: int | None,
-    steps: int | None,
-    learning_rate: float | None,
-    effective_batch: int | None,
-    micro_batch: int | None,
-    precision: Precision,
-) -> Settings:
-    """The study's settings, with what is given in place of its own."""
-    return replace(
-        study,
-        epochs=epochs or study.epochs,
-        steps=steps,
-        learning_rate=learning_rate or study.learning_rate,
-        effective_batch=effective_batch or study.effective_batch,
-        micro_batch=micro_batch,
-        precision=precision,
     )

@@ -6,7 +6,7 @@ suite fine-tunes a copy of the model for each, through the one training loop, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Source = Literal["auto", "local", "hub"]
@@ -40,6 +40,27 @@ class Settings:
     eps: float = 1e-8
     bias_correction: bool = True
     precision: Precision = "fp32"
+
+    def with_given(
+        self,
+        *,
+        epochs: int | None,
+        steps: int | None,
+        learning_rate: float | None,
+        effective_batch: int | None,
+        micro_batch: int | None,
+        precision: Precision,
+    ) -> Settings:
+        """These, with what is given in place of their own."""
+        return replace(
+            self,
+            epochs=epochs or self.epochs,
+            steps=steps,
+            learning_rate=learning_rate or self.learning_rate,
+            effective_batch=effective_batch or self.effective_batch,
+            micro_batch=micro_batch,
+            precision=precision,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.data.spans import Question, digest, draw_questions, encode_windows, read_questions
 from stlm_kd.errors import DataError
 from stlm_kd.eval import squad
-from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate
+from stlm_kd.eval.benchmark_data import TRAIN, Found
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.models.heads import SPAN, load_token_classifier
 from stlm_kd.run.material import row_multiple
 from stlm_kd.run.stages import Json
-from stlm_kd.run.subjects import Reading, Subject, TokenisedReading
-
-SCORED = "validation"
+from stlm_kd.run.subjects import SCORED, Reading, Subject, TokenisedReading, found_splits
 
 
 @dataclass(frozen=True)
@@ -125,6 +123,5 @@ def squad_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
     Raises:
         EnvironmentFault: The data is not there; the message says where it may lie.
     """
-    wanted = Wanted(squad.SUITE, squad.TASK, squad.TASK, (squad.HUB, None), (TRAIN, SCORED))
-    found = locate([wanted], tunings[0].source)[squad.TASK]
+    found = found_splits(squad.SUITE, squad.TASK, squad.HUB, tunings)
     return [SpanSubject(tuning, found) for tuning in tunings]

@@ -11,16 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.data.words import Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError
 from stlm_kd.eval import ner
-from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate
+from stlm_kd.eval.benchmark_data import TRAIN, Found
 from stlm_kd.eval.entities import seqeval
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.models.heads import load_token_classifier
 from stlm_kd.run.material import row_multiple
 from stlm_kd.run.stages import Json
-from stlm_kd.run.subjects import Reading, Subject, TokenisedReading
-
-SCORED = "validation"
+from stlm_kd.run.subjects import SCORED, Reading, Subject, TokenisedReading, found_splits
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,5 @@ def ner_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
     Raises:
         EnvironmentFault: The data is not there; the message says where it may lie.
     """
-    wanted = Wanted(ner.SUITE, ner.TASK, ner.TASK, (ner.HUB, None), (TRAIN, SCORED))
-    found = locate([wanted], tunings[0].source)[ner.TASK]
+    found = found_splits(ner.SUITE, ner.TASK, ner.HUB, tunings)
     return [WordSubject(tuning, found) for tuning in tunings]

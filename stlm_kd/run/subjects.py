@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.examples import Tokenised
+from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.run.material import BatchSizes, Stream, example_stream
 from stlm_kd.run.stages import Json
+
+SCORED = "validation"
+"""The split that suites of a single task score."""
 
 
 class Reading(Protocol):
@@ -86,3 +91,12 @@ class Subject(Protocol):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
     ) -> list[SuiteResult]:
         """One result for each part that is scored."""
+
+
+def found_splits(suite: str, task: str, hub: str, tunings: Sequence[Tuning]) -> Found:
+    """Where the two splits of a suite's only task are.
+
+    Raises:
+        EnvironmentFault: The data is not there; the message says where it may lie.
+    """
+    return locate([Wanted(suite, task, task, (hub, None), (TRAIN, SCORED))], tunings[0].source)[task]
