@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.distill import print_results
-from stlm_kd.cli.words import (
+from stlm_kd.cli.options import (
     AsJson,
+    Limit,
     OptionalRecipeName,
     OutputDir,
     Processes,
     Resume,
     ResumeOption,
     TrustRemoteCode,
-    is_first_process,
-    launched_again,
-    typed_command,
 )
+from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,54 +29,66 @@ if TYPE_CHECKING:
     from stlm_kd.recipe.tree import Plain
 
 
+TeacherAndChanges = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEACHER|KEY.PATH=VALUE",
+        help="A model folder or Hub id; with -r a teacher's name in the recipe, and changes of it.",
+    ),
+]
+Tokenizer = Annotated[str | None, typer.Option(help="The vocabulary that it gets: a folder or Hub id.")]
+TrainingText = Annotated[
+    list[Path] | None, typer.Option(help="Text to train on; may be given several times.")
+]
+HeldOutText = Annotated[list[Path] | None, typer.Option(help="Held-out text, for early stop and the report.")]
+Tokens = Annotated[str | None, typer.Option(metavar="2M", help="Tokens to train on, at most.")]
+Init = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, overlap, mean or random.")
+]
+Objective = Annotated[
+    str | None, typer.Option(metavar="cross-entropy|self-distillation", help="What it is trained on.")
+]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="clm|mlm", help="What the teacher predicts; else what its configuration says."),
+]
+Context = Annotated[int | None, typer.Option(help="Tokens in a row.")]
+EffectiveBatch = Annotated[int | None, typer.Option(help="Rows in an optimizer step.")]
+MicroBatch = Annotated[int | None, typer.Option(help="Rows in memory at once.")]
+Precision = Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Of the training.")]
+Seed = Annotated[int | None, typer.Option(help="Of the initialiser and of the order of the data.")]
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|{suite: NAME, …}",
+        help="Score it before and after, for instance by lm-eval. May be repeated.",
+    ),
+]
+Tasks = Annotated[
+    str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
+]
+
+
 def adapt_teacher(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TEACHER|KEY.PATH=VALUE",
-            help="A model folder or Hub id; with -r a teacher's name in the recipe, and changes of it.",
-        ),
-    ] = None,
+    words: TeacherAndChanges = None,
     recipe: OptionalRecipeName = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="The vocabulary that it gets: a folder or Hub id.")
-    ] = None,
-    data: Annotated[
-        list[Path] | None, typer.Option(help="Text to train on; may be given several times.")
-    ] = None,
-    validation: Annotated[
-        list[Path] | None, typer.Option(help="Held-out text, for early stop and the report.")
-    ] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="2M", help="Tokens to train on, at most.")] = None,
-    init: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, overlap, mean or random.")
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(metavar="cross-entropy|self-distillation", help="What it is trained on.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="clm|mlm", help="What the teacher predicts; else what its configuration says."),
-    ] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens in a row.")] = None,
-    effective_batch: Annotated[int | None, typer.Option(help="Rows in an optimizer step.")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Rows in memory at once.")] = None,
-    precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Of the training.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the initialiser and of the order of the data.")] = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|{suite: NAME, …}",
-            help="Score it before and after, for instance by lm-eval. May be repeated.",
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Examples of each task at most, for a trial.")
-    ] = None,
+    tokenizer: Tokenizer = None,
+    data: TrainingText = None,
+    validation: HeldOutText = None,
+    tokens: Tokens = None,
+    init: Init = None,
+    objective: Objective = None,
+    learning_rate: LearningRate = None,
+    task: Task = None,
+    context: Context = None,
+    effective_batch: EffectiveBatch = None,
+    micro_batch: MicroBatch = None,
+    precision: Precision = None,
+    seed: Seed = None,
+    suite: Suites = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
     output_dir: OutputDir = Path("runs"),
     resume: ResumeOption = Resume.auto,
     processes: Processes = 1,

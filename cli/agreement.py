@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode
 from stlm_kd.cli.printing import print_json, print_table
-from stlm_kd.cli.words import AsJson, TrustRemoteCode
 from stlm_kd.errors import UsageError
 
 
@@ -29,90 +29,89 @@ class Which(str, Enum):
     easy_and_hard = "easy-and-hard"
 
 
-_EXPLAINED = "Explanations"
+Students = Annotated[
+    list[str], typer.Argument(metavar="STUDENT", help="Runs, model folders, Hub ids of classifiers.")
+]
+LabelledData = Annotated[
+    list[Path] | None,
+    typer.Option(help="Labelled examples; without it, the validation examples of the models' runs."),
+]
+TextColumns = Annotated[str, typer.Option(metavar="A[,B]", help="The column of the text, or two of a pair.")]
+LabelColumn = Annotated[str, typer.Option(help="The column of the label.")]
+Context = Annotated[int | None, typer.Option(min=4, help="Tokens of an example at most.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="bf16 is faster on a GPU.")]
+Attributions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A[,B]",
+        help="lime, integrated-gradients: explain decisions by words, and compare the explanations.",
+    ),
+]
+NumExamples = Annotated[int, typer.Option(min=2, help="So many at most are explained.")]
+WhichOption = Annotated[
+    Which,
+    typer.Option(
+        help="Drawn at random; those that are easiest or hardest for the teacher; or of each class some "
+        "of both."
+    ),
+]
+OnlyIds = Annotated[
+    str | None,
+    typer.Option(metavar="ID,…", help="These examples and no others."),
+]
+OnlyClasses = Annotated[
+    str | None,
+    typer.Option(metavar="A,…", help="Only examples of these classes."),
+]
+OnlySources = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,…",
+        help="Only examples whose column source is one of these (CoLA, out of domain: "
+        "clc95,c-05,j_71,s_97,swb04,w_80).",
+    ),
+]
+NumFeatures = Annotated[
+    int | None,
+    typer.Option(min=1, help="LIME: so many words at most get a weight (default: all)."),
+]
+NumSamples = Annotated[int, typer.Option(min=2, help="LIME: perturbed texts, all different.")]
+IntegralSteps = Annotated[
+    int,
+    typer.Option(min=1, help="Integrated gradients: points of the integral."),
+]
+TopWords = Annotated[int, typer.Option(min=1, help="Compare so many of the heaviest words.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of drawn examples and perturbations.")]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a page here: the explained texts with words coloured by weight, all models side by side."
+    ),
+]
+Output = Annotated[Path | None, typer.Option(help="Write all of it here as JSON, with every example.")]
 
 
 def agreement(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A run, model folder or Hub id.")],
-    students: Annotated[
-        list[str], typer.Argument(metavar="STUDENT", help="Runs, model folders, Hub ids of classifiers.")
-    ],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Labelled examples; without it, the validation examples of the models' runs."),
-    ] = None,
-    text: Annotated[
-        str, typer.Option(metavar="A[,B]", help="The column of the text, or two of a pair.")
-    ] = "sentence",
-    label: Annotated[str, typer.Option(help="The column of the label.")] = "label",
-    context: Annotated[int | None, typer.Option(min=4, help="Tokens of an example at most.")] = None,
-    precision: Annotated[Precision, typer.Option(help="bf16 is faster on a GPU.")] = Precision.fp32,
-    attributions: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A[,B]",
-            help="lime, integrated-gradients: explain decisions by words, and compare the explanations.",
-            rich_help_panel=_EXPLAINED,
-        ),
-    ] = None,
-    examples: Annotated[
-        int, typer.Option(min=2, help="So many at most are explained.", rich_help_panel=_EXPLAINED)
-    ] = 100,
-    which: Annotated[
-        Which,
-        typer.Option(
-            help="Drawn at random; those that are easiest or hardest for the teacher; or of each class some "
-            "of both.",
-            rich_help_panel=_EXPLAINED,
-        ),
-    ] = Which.random,
-    ids: Annotated[
-        str | None,
-        typer.Option(metavar="ID,…", help="These examples and no others.", rich_help_panel=_EXPLAINED),
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(metavar="A,…", help="Only examples of these classes.", rich_help_panel=_EXPLAINED),
-    ] = None,
-    sources: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,…",
-            help="Only examples whose column source is one of these (CoLA, out of domain: "
-            "clc95,c-05,j_71,s_97,swb04,w_80).",
-            rich_help_panel=_EXPLAINED,
-        ),
-    ] = None,
-    features: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="LIME: so many words at most get a weight (default: all).", rich_help_panel=_EXPLAINED
-        ),
-    ] = None,
-    samples: Annotated[
-        int, typer.Option(min=2, help="LIME: perturbed texts, all different.", rich_help_panel=_EXPLAINED)
-    ] = 500,
-    steps: Annotated[
-        int,
-        typer.Option(min=1, help="Integrated gradients: points of the integral.", rich_help_panel=_EXPLAINED),
-    ] = 50,
-    top: Annotated[
-        int, typer.Option(min=1, help="Compare so many of the heaviest words.", rich_help_panel=_EXPLAINED)
-    ] = 3,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of drawn examples and perturbations.", rich_help_panel=_EXPLAINED)
-    ] = 0,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a page here: the explained texts with words coloured by weight, all models side by "
-            "side.",
-            rich_help_panel=_EXPLAINED,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Write all of it here as JSON, with every example.")
-    ] = None,
+    teacher: Teacher,
+    students: Students,
+    data: LabelledData = None,
+    text: TextColumns = "sentence",
+    label: LabelColumn = "label",
+    context: Context = None,
+    precision: PrecisionOption = Precision.fp32,
+    attributions: Attributions = None,
+    examples: NumExamples = 100,
+    which: WhichOption = Which.random,
+    ids: OnlyIds = None,
+    classes: OnlyClasses = None,
+    sources: OnlySources = None,
+    features: NumFeatures = None,
+    samples: NumSamples = 500,
+    steps: IntegralSteps = 50,
+    top: TopWords = 3,
+    seed: Seed = 0,
+    html: Page = None,
+    output: Output = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.options import AsJson, Baseline
 from stlm_kd.cli.printing import print_json, print_table
-from stlm_kd.cli.words import AsJson
 
 
 def compare(
@@ -18,14 +18,7 @@ def compare(
             metavar="RUN|SCORES", help="Run folders, or JSON files written by stlm-kd eval --output."
         ),
     ],
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ROW",
-            help="What the others are compared with: a row's name or variant. By default the first run's "
-            "control, or its student where it has no teachers.",
-        ),
-    ] = None,
+    baseline: Baseline = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(

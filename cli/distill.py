@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlm_kd.cli.printing import print_json, print_table
-from stlm_kd.cli.words import (
+from stlm_kd.cli.options import (
     AsJson,
     OutputDir,
     Overrides,
@@ -20,10 +19,9 @@ from stlm_kd.cli.words import (
     Resume,
     ResumeOption,
     TrustRemoteCode,
-    is_first_process,
-    launched_again,
-    typed_command,
 )
+from stlm_kd.cli.printing import print_json, print_table
+from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 
 if TYPE_CHECKING:
     from stlm_kd.recipe import Recipe

@@ -7,73 +7,82 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stlm_kd.cli.options import AsJson, Limit, OutputDir, Resume, ResumeOption, TrustRemoteCode
 from stlm_kd.cli.printing import print_json, print_table
-from stlm_kd.cli.words import AsJson, OutputDir, Resume, ResumeOption, TrustRemoteCode
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
     from stlm_kd.recipe.tree import Plain
 
 
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL|RUN", help="Run folders (the first student of each), model folders, Hub ids."
+    ),
+]
+Suites = Annotated[
+    list[str],
+    typer.Option(
+        "--suite",
+        metavar="NAME|{suite: NAME, …}",
+        help="perplexity, lm-eval or stlm (five benchmarks of it); pseudo-perplexity or masked-loss for "
+        "masked models; classification or regression; agreement (of classifiers) and interchange, beside "
+        "teachers; glue, ner or squad, for which copies of the model are fine-tuned; with options: "
+        "'{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
+    ),
+]
+HeldOut = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Held-out text, or labelled examples, for all suites but lm-eval; without it, that of the "
+        "run's recipe."
+    ),
+]
+TextColumns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A[,B]",
+        help="Labelled examples: the column of the text, or two of a pair; by default those of the run.",
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(help="Labelled examples: the column of the label; by default that of the run."),
+]
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODEL",
+        help="For agreement and interchange: what the models are compared with; by default the teachers "
+        "of their runs. May be repeated.",
+    ),
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}."),
+]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of each task.")]
+Fraction = Annotated[
+    float | None, typer.Option(help="Fine-tuning: the share of the training examples, above 0.")
+]
+Preset = Annotated[str | None, typer.Option(metavar="study|few-shot", help="Fine-tuning: whose settings.")]
+Output = Annotated[Path | None, typer.Option(help="Write the scores here as JSON.")]
+
+
 def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL|RUN", help="Run folders (the first student of each), model folders, Hub ids."
-        ),
-    ],
-    suite: Annotated[
-        list[str],
-        typer.Option(
-            "--suite",
-            metavar="NAME|{suite: NAME, …}",
-            help="perplexity, lm-eval or stlm (five benchmarks of it); pseudo-perplexity or masked-loss for "
-            "masked models; classification or regression; agreement (of classifiers) and interchange, beside "
-            "teachers; glue, ner or squad, for which copies of the model are fine-tuned; with options: "
-            "'{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
-        ),
-    ],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Held-out text, or labelled examples, for all suites but lm-eval; without it, that of the "
-            "run's recipe."
-        ),
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A[,B]",
-            help="Labelled examples: the column of the text, or two of a pair; by default those of the run.",
-        ),
-    ] = None,
-    label: Annotated[
-        str | None,
-        typer.Option(help="Labelled examples: the column of the label; by default that of the run."),
-    ] = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL",
-            help="For agreement and interchange: what the models are compared with; by default the teachers "
-            "of their runs. May be repeated.",
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}."),
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Fine-tunings of each task.")] = None,
-    fraction: Annotated[
-        float | None, typer.Option(help="Fine-tuning: the share of the training examples, above 0.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="study|few-shot", help="Fine-tuning: whose settings.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Examples of each task at most, for a trial.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the scores here as JSON.")] = None,
+    models: Models,
+    suite: Suites,
+    data: HeldOut = None,
+    text: TextColumns = None,
+    label: LabelColumn = None,
+    teacher: Teachers = None,
+    tasks: Tasks = None,
+    seeds: Seeds = None,
+    fraction: Fraction = None,
+    preset: Preset = None,
+    limit: Limit = None,
+    output: Output = None,
     output_dir: OutputDir = Path("runs"),
     resume: ResumeOption = Resume.auto,
     trust_remote_code: TrustRemoteCode = False,

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode
 from stlm_kd.cli.printing import print_json, print_table
-from stlm_kd.cli.words import AsJson, TrustRemoteCode
 
 
 class Aligned(str, Enum):
@@ -39,7 +39,7 @@ class Positions(str, Enum):
 
 
 def interchange(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A run, model folder or Hub id.")],
+    teacher: Teacher,
     students: Annotated[
         list[str], typer.Argument(metavar="STUDENT", help="Runs, model folders, Hub ids of language models.")
     ],

@@ -7,16 +7,13 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.options import Baseline
+
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders.")],
     html: Annotated[Path, typer.Option("--html", metavar="FILE", help="The file to write.")],
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ROW", help="What the others are compared with: a row's name or variant; as of compare."
-        ),
-    ] = None,
+    baseline: Baseline = None,
 ) -> None:
     """Tell of runs in one HTML file: what was done, at what cost, curves, scores with intervals, verdicts.
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlm_kd.cli.printing import print_json, print_rows
-from stlm_kd.cli.words import (
+from stlm_kd.cli.options import (
     AsJson,
     OutputDir,
     Overrides,
@@ -18,10 +17,9 @@ from stlm_kd.cli.words import (
     Resume,
     ResumeOption,
     TrustRemoteCode,
-    is_first_process,
-    launched_again,
-    typed_command,
 )
+from stlm_kd.cli.printing import print_json, print_rows
+from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 from stlm_kd.errors import StlmKdError, UsageError
 
 if TYPE_CHECKING:

@@ -1,13 +1,11 @@
-"""Options that several commands share."""
+"""What a command says and knows of itself: how it was typed, and in how many processes it runs."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,49 +13,6 @@ from stlm_kd.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from stlm_kd.recipe import Recipe
-
-_RECIPE = typer.Option(
-    "--recipe",
-    "-r",
-    "--config",
-    "-c",
-    metavar="RECIPE",
-    help="A file, or a built-in name (stlm-kd recipe list).",
-)
-
-RecipeName = Annotated[str, _RECIPE]
-OptionalRecipeName = Annotated[str | None, _RECIPE]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Change the recipe, as in train.steps=100."),
-]
-OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where run folders lie.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let models run code of their own. Read it first.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
-
-
-class Resume(str, Enum):
-    """What to do with an unfinished run of the same recipe."""
-
-    auto = "auto"
-    never = "never"
-
-
-ResumeOption = Annotated[
-    Resume,
-    typer.Option(
-        "--resume",
-        help="Go on with unfinished trainings, or begin these anew; finished ones are found again.",
-    ),
-]
-
-
-Processes = Annotated[
-    int,
-    typer.Option(min=1, help="Processes that train together on this node, one for each GPU if it has any."),
-]
 
 
 def typed_command() -> str:

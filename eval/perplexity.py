@@ -138,7 +138,7 @@ def measure(
     require_task(model, "clm", suite="perplexity")
     window = _checked_window(model.config, window)
     stride = max(window // 2, 1) if stride is None else min(stride, window)
-    start, _ = document_ends(tokenizer)  # type: ignore[arg-type]
+    start, _ = document_ends(tokenizer)  # type: ignore[arg-type]  # its roles are all that is read
     texts = [text for text in documents if text]
     if not texts:
         raise DataError("perplexity: no text to score; give the recipe a data.validation that is not empty")

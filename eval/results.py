@@ -143,7 +143,7 @@ class SavedSuite:
     def result(self) -> SuiteResult:
         """What was saved."""
         examples = tuple(ExampleScore(*row) for row in self.examples)
-        report: Mapping[str, Json] = self.report  # type: ignore[assignment]
+        report: Mapping[str, Json] = self.report  # type: ignore[assignment]  # the same type, named twice
         return SuiteResult(self.suite, self.scores, examples, self.notes, report, self.label)
 
 

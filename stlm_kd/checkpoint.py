@@ -260,7 +260,7 @@ def _parse(raw: Mapping[str, object]) -> TrainingState:
     assert isinstance(history, Sequence)
     fields = {name: raw[name] for name in ("step", "tokens", "seconds", "best_step", "best_loss")}
     validations = tuple(Validation(entry["step"], entry["losses"]) for entry in history)
-    return TrainingState(**fields, history=validations)  # type: ignore[arg-type]
+    return TrainingState(**fields, history=validations)  # type: ignore[arg-type]  # as the file has them
 
 
 def _flush(path: Path) -> None:

@@ -79,7 +79,7 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's takes a closure
         """Move every weight that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:

@@ -20,6 +20,7 @@ from stlm_kd.interventions import Plan
 from stlm_kd.interventions.passes import Rerun
 from stlm_kd.models.forward import head_of, inputs_of
 from stlm_kd.models.observing import Needs, Observed, observe
+from stlm_kd.models.placing import move
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class LiveTeacher:
         """While it is entered, the whole model is on the device."""
         if not self.offload:
             if self.model.device != device:
-                self.model.to(device)  # type: ignore[arg-type]
+                move(self.model, device)
             yield
             return
         for layer in _outer(self.model):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:
     """The documents of all sources, one after the other: of each the same share as ``prepare`` takes."""
     for source in sources:
-        yield from share(lambda source=source: documents(source), fraction)  # type: ignore[misc]
+        yield from share(partial(documents, source), fraction)
 
 
 def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:

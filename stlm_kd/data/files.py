@@ -263,8 +263,8 @@ def _parquet_column(path: Path, column: str) -> Iterator[str]:
 def _parquet_rows(
     path: Path, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, Row]]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     number = 0
     try:

@@ -66,7 +66,9 @@ class DeepSpeedEngine:
         self.touched: set[str] = set()
         self.moves: dict[str, int] = {}
         self.hooks = [
-            weight.register_post_accumulate_grad_hook(partial(self._touch, name))  # type: ignore[no-untyped-call]
+            weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # untyped in torch
+                partial(self._touch, name)
+            )
             for name, weight in self.weights.items()
         ]
 
@@ -184,7 +186,7 @@ class DeepSpeedEngine:
 
     def _piece(self, name: str) -> tuple[slice, slice] | None:
         """Which elements of a parameter lie in this process's part, and where there."""
-        mapping = self.weights[name]._hp_mapping  # type: ignore[attr-defined]
+        mapping = self.weights[name]._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's ZeRO adds it
         if mapping is None:
             return None
         own, there = mapping.lp_fragment_address, mapping.hp_fragment_address

@@ -92,7 +92,7 @@ def _join_or_be_alone(device: torch.device) -> None:
     """DeepSpeed wants a process group even of one."""
     join_processes()
     if not distributed.is_initialized():
-        from torch.distributed import HashStore  # type: ignore[attr-defined]
+        from torch.distributed import HashStore  # type: ignore[attr-defined]  # left out of torch's __all__
 
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

@@ -70,7 +70,10 @@ def chunked_losses(
         share: Of the usual size of a chunk, for losses that hold more tensors of that size than usual.
     """
     rows = chunk_rows(weight_VD, share)
-    return _ChunkedLosses.apply(hidden_ND, weight_VD, bias_V, losses, scales, rows)  # type: ignore[no-any-return, no-untyped-call]
+    found: tuple[Tensor, Tensor] = _ChunkedLosses.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+        hidden_ND, weight_VD, bias_V, losses, scales, rows
+    )
+    return found
 
 
 class _ChunkedLosses(torch.autograd.Function):

@@ -48,7 +48,7 @@ class MobiLlamaForCausalLM(LlamaForCausalLM):
     def __init__(self, config: MobiLlamaConfig) -> None:
         super().__init__(config)
         self.model = MobiLlamaModel(config)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
 
 
 def register() -> None:
@@ -56,6 +56,6 @@ def register() -> None:
     AutoConfig.register(MobiLlamaConfig.model_type, MobiLlamaConfig, exist_ok=True)
     AutoModel.register(MobiLlamaConfig, MobiLlamaModel, exist_ok=True)
     AutoModelForCausalLM.register(MobiLlamaConfig, MobiLlamaForCausalLM, exist_ok=True)
-    MobiLlamaConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
-    MobiLlamaModel.register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
-    MobiLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[no-untyped-call]
+    MobiLlamaConfig.register_for_auto_class()  # type: ignore[no-untyped-call]  # likewise
+    MobiLlamaModel.register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]  # likewise
+    MobiLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[no-untyped-call]  # likewise

@@ -100,11 +100,13 @@ class Interchange(Objective):
 
     def alignment_of(self, teacher: str) -> str | dict[int, int | tuple[int, ...]]:
         """The alignment with a teacher: a name, or layers."""
-        chosen = self.alignment[teacher] if self.is_by_teacher else self.alignment  # type: ignore[index]
+        chosen: object = self.alignment
+        if self.is_by_teacher and isinstance(self.alignment, dict):
+            chosen = self.alignment[teacher]
         if isinstance(chosen, str):
             return chosen
         assert isinstance(chosen, dict)
-        return {int(layer): layers for layer, layers in chosen.items()}  # type: ignore[misc]
+        return {int(layer): layers for layer, layers in chosen.items()}
 
 
 SOURCE_OPTIONS = ("pairing", "mixup_map", "mixup_noise")

@@ -45,7 +45,7 @@ def row_of(
             given = given.model_dump()
         name = _value_near(given, key)
         if name is None:
-            return handler(given)  # type: ignore[no-any-return]
+            return handler(given)  # type: ignore[no-any-return]  # pydantic's handler has no type
         known = {row: (part, table) for part, table in rows for row in table}
         near = [name] if name in known else get_close_matches(name, list(known), n=1)
         if not near:
@@ -80,7 +80,7 @@ def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Ch
         made = create_model(f"{base.__name__}[{name}]", __base__=base, **fields)
         made.called = f"an option of {name}"
         _CLASSES[identity] = made
-    return _CLASSES[identity]  # type: ignore[return-value]
+    return _CLASSES[identity]  # type: ignore[return-value]  # the key says which base
 
 
 def known_name(value: object, table: Registry[Any]) -> object:

@@ -48,9 +48,11 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
 def _short(entry: dict[str, Plain]) -> dict[str, Plain]:
     """The entry with a short name written out, so that its options are known."""
     try:
-        return dict(spelled_out(entry))  # type: ignore[call-overload, no-any-return]
+        written = spelled_out(entry)
     except PydanticCustomError as error:
         raise UsageError(f"--suite: {error.message()}") from error
+    assert isinstance(written, dict)
+    return written
 
 
 def _entry(word: str) -> dict[str, Plain]:

@@ -17,6 +17,7 @@ from stlm_kd.interventions import Plan
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.spans import log_likelihoods, span_agreement, span_sums
 from stlm_kd.models.forward import head_of, last_hidden
+from stlm_kd.models.placing import move
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.span_teacher import PairedText, SpanTeacher
 from stlm_kd.step import StepModule, StepOutput
@@ -104,7 +105,7 @@ def span_step(
         asked_often: Whether rows come more than once, so that what is said of them is kept.
     """
     device = current_device()
-    original.to(device)  # type: ignore[arg-type]
+    move(original, device)
     teacher = SpanTeacher(original, text)
     if asked_often:
         with autocast(device, adapt.precision):

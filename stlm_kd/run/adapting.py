@@ -26,6 +26,7 @@ from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
 from stlm_kd.eval.results import Count, Measured
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import count_parameters, save_model
+from stlm_kd.models.placing import move
 from stlm_kd.models.vocabulary import (
     freeze_all_but_embedding,
     freeze_body,
@@ -314,7 +315,7 @@ def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Reci
     """A language model learns from the labels, a classifier what it said of the same examples before."""
     if original is None:
         return AdaptationStep(model, [Term(LABELS, LABELS)])
-    original.to(current_device())  # type: ignore[arg-type]
+    move(original, current_device())
     if recipe.task == "regression":
         term = Term("logit_mse", "logit_mse", teacher=ORIGINAL, options={"centred": False})
     else:
@@ -386,7 +387,7 @@ def _measurer(recipe: Recipe) -> Callable[[PreTrainedModel, PreTrainedTokenizerF
     held = held_out_of_recipe(recipe, most_bytes=MEASURED_BYTES.get(recipe.task))
 
     def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> _Measured:
-        model.to(current_device())  # type: ignore[arg-type]
+        move(model, current_device())
         return first_process_runs(lambda: _measured(model, tokenizer, held, recipe))
 
     return measured

@@ -14,6 +14,7 @@ from stlm_kd.engine import current_device
 from stlm_kd.eval.agreement_suite import AnswersOf
 from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
 from stlm_kd.models.classifiers import load_classifier
+from stlm_kd.models.placing import move
 from stlm_kd.run.models import model_of
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import model_identity
@@ -46,7 +47,7 @@ def ask(
     folder = model_of(model)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     loaded = load_classifier(folder, examples.label_names, tokenizer=tokenizer, trust_remote_code=trust)
-    loaded.to(current_device())  # type: ignore[arg-type]
+    move(loaded, current_device())
     return answers_of(name, loaded, tokenizer, examples, reading, explaining, like=like)
 
 

@@ -19,6 +19,7 @@ from stlm_kd.eval.beside import Taught
 from stlm_kd.models.classifiers import class_names, load_classifier
 from stlm_kd.models.forward import head_of, task_of, vocabulary_head
 from stlm_kd.models.load import load_config, load_language_model
+from stlm_kd.models.placing import move
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.interchange import Interchange
 from stlm_kd.run.interchange import asked_of, layers_of
@@ -79,7 +80,7 @@ class Beside:
                 teacher = load_classifier(
                     place, class_names(student.config), tokenizer=tokenizer, trust_remote_code=trust
                 )
-                teacher.to(current_device())  # type: ignore[arg-type]
+                move(teacher, current_device())
             else:
                 teacher = load_for_exchange(place, tokenizer, trust)
                 if task_of(teacher) != task_of(student):
@@ -170,7 +171,7 @@ def load_for_exchange(name: str, tokenizer: PreTrainedTokenizerFast, trust: bool
             f"{name}: the tokenizer has ids up to {needed - 1}, but the model has a vocabulary of {size}; "
             "give the model the tokenizer that it was trained with"
         )
-    model.to(current_device())  # type: ignore[arg-type]
+    move(model, current_device())
     return model
 
 

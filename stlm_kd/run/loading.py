@@ -14,6 +14,7 @@ from stlm_kd.errors import told_at
 from stlm_kd.models.classifiers import check_classifier, classifier_from_fields, load_classifier
 from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import declared_task, load_config, load_language_model, model_class
+from stlm_kd.models.placing import move
 from stlm_kd.models.students import student_from_fields
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.examples import class_names_of
@@ -73,7 +74,7 @@ def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bo
         tokenizer = load_tokenizer(place, trust_remote_code=trust)
         model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust, dtype=dtype)
         if not entry.offload:
-            model.to(current_device())  # type: ignore[arg-type]
+            move(model, current_device())
         check_model(model, recipe, name=place)
     return LiveTeacher(model, vocabulary_size(tokenizer), name=name, offload=entry.offload)
 

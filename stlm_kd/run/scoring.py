@@ -21,6 +21,7 @@ from stlm_kd.eval.beside import Taught
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
+from stlm_kd.models.placing import move
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Suite
 from stlm_kd.run.answering import answering
@@ -178,7 +179,7 @@ def _load(
         loaded = load_language_model(model, None, trust_remote_code=trust)
     else:
         loaded = load_classifier(model, labels, tokenizer=tokenizer, trust_remote_code=trust)
-    loaded.to(current_device())  # type: ignore[arg-type]
+    move(loaded, current_device())
     return loaded, tokenizer
 
 

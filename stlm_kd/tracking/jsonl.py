@@ -16,7 +16,7 @@ from stlm_kd.tracking.metrics import StepMetrics, ValidationMetrics
 
 Line: TypeAlias = "dict[str, str | int | float | bool | dict[str, float]]"
 
-_LINES: TypeAdapter[Line] = TypeAdapter(dict[str, JsonValue])  # type: ignore[arg-type]
+_LINES: TypeAdapter[Line] = TypeAdapter(dict[str, JsonValue])  # type: ignore[arg-type]  # wider than is written
 """Any object: who draws a number looks whether it is one."""
 
 

@@ -1,0 +1,63 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_RECIPE = typer.Option(
+    "--recipe",
+    "-r",
+    "--config",
+    "-c",
+    metavar="RECIPE",
+    help="A file, or a built-in name (stlm-kd recipe list).",
+)
+
+RecipeName = Annotated[str, _RECIPE]
+OptionalRecipeName = Annotated[str | None, _RECIPE]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Change the recipe, as in train.steps=100."),
+]
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where run folders lie.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let models run code of their own. Read it first.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
+
+
+class Resume(str, Enum):
+    """What to do with an unfinished run of the same recipe."""
+
+    auto = "auto"
+    never = "never"
+
+
+ResumeOption = Annotated[
+    Resume,
+    typer.Option(
+        "--resume",
+        help="Go on with unfinished trainings, or begin these anew; finished ones are found again.",
+    ),
+]
+
+
+Processes = Annotated[
+    int,
+    typer.Option(min=1, help="Processes that train together on this node, one for each GPU if it has any."),
+]
+
+Teacher = Annotated[str, typer.Argument(metavar="TEACHER", help="A run, model folder or Hub id.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Examples of each task at most, for a trial.")]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ROW",
+        help="What the others are compared with: a row's name or variant. By default the first run's "
+        "control, or its student where it has no teachers.",
+    ),
+]
