@@ -33,6 +33,9 @@ def projected_losses(
 ) -> tuple[Tensor, Tensor]:
     """Σ scales · sums, a scalar with its gradient; and each term's sum, detached, in float64, (terms,).
 
+    Of the scalar the term of a gate has its part in the gradient alone, and none in the value: it is no loss
+    of the student's, and objectives with and without a gate are compared by that value.
+
     Args:
         rows: What the terms need. A token that no term counts has no influence, whatever it holds.
         hidden_ND: The student's states that meet its head.
@@ -62,7 +65,13 @@ def _gate_loss(rows: Rows, label_log_probs_NM: Tensor | None, scales: Sequence[f
     assert rows.mixing.gate is not None
     (i,) = (i for i, term in enumerate(rows.terms) if term.loss == GATE)
     mask_N = rows.masks[i]
-    return scales[i] * gate_losses(rows.mixing.gate[mask_N], label_log_probs_NM[mask_N]).sum()
+    losses_n = gate_losses(rows.mixing.gate[mask_N], label_log_probs_NM[mask_N])
+    return _gradient_alone(scales[i] * losses_n.sum())
+
+
+def _gradient_alone(loss: Tensor) -> Tensor:
+    """0, with the gradient of a loss."""
+    return loss - loss.detach()
 
 
 def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -78,7 +87,11 @@ def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tup
         block = Group(rows, own, slice(0, None), logits_NC).whole()
         found.update({i: block.values(rows.terms[i]).sum() for i in own})
     sums = [found[i] for i in range(len(rows.terms))]
-    weighted = [value * scale for value, scale in zip(sums, scales, strict=True) if scale != 0]
+    enters = [
+        _gradient_alone(value) if term.loss == GATE else value
+        for term, value in zip(rows.terms, sums, strict=True)
+    ]
+    weighted = [value * scale for value, scale in zip(enters, scales, strict=True) if scale != 0]
     total = torch.stack(weighted).sum() if weighted else at_least_float32(logits_NC[:0]).sum()
     return total, torch.stack([value.detach().double() for value in sums])
 

@@ -35,7 +35,8 @@ class StepOutput:
     """What one micro-batch gives; nothing in it is reduced across ranks.
 
     Attributes:
-        loss: Scalar to call ``backward`` on: Σ over terms of weight · sum / denominator.
+        loss: Scalar to call ``backward`` on: Σ over the student's terms of weight · sum / denominator. What
+            trains a gate beside it has a gradient there and the value 0.
         sums: By term, the sum over its tokens, in nats, detached, unweighted.
         measures: What was measured beside the terms, of a step that is logged.
     """

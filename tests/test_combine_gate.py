@@ -80,6 +80,20 @@ def test_the_gates_gradient_is_that_of_the_labels_likelihood_alone(method: str) 
     assert float(output.sums[GATE]) == pytest.approx(loss.item() * int(LABELLED.sum()), rel=1e-9)
 
 
+@pytest.mark.parametrize("method", ["chunked", "dense"])
+def test_the_loss_that_is_told_is_the_students_alone(method: str) -> None:
+    step = step_of([random_logits(seed) for seed in range(3)], weight=7.0, vocabulary_loss=method)
+    counts = step.count(BATCH)
+    output = step(BATCH, {name: float(count) for name, count in counts.items()})
+    own = sum(
+        term.factor * float(output.sums[term.name]) / counts[term.name]
+        for term in step.terms
+        if term.name != GATE
+    )
+    assert output.loss.item() == pytest.approx(own, rel=1e-9)
+    assert float(output.sums[GATE]) > 1.0
+
+
 def test_the_divergence_does_not_reach_the_gate_nor_the_gates_loss_the_student() -> None:
     told = [random_logits(seed) for seed in range(2)]
     heavier = replace(KL, weight=50.0)
