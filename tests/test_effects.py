@@ -24,7 +24,7 @@ from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load
-from stlm_kd.run import adapting, scoring, training
+from stlm_kd.run import adaptation_report, adapting, scoring, training
 from stlm_kd.run.assignment import Assignment, Variant
 from stlm_kd.run.distill import variants
 from stlm_kd.run.plan import describe
@@ -67,7 +67,7 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hub, "column", column)
     monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
-    monkeypatch.setattr(adapting, "measure", lambda *asked, **named: unmeasured)
+    monkeypatch.setattr(adaptation_report, "measure", lambda *asked, **named: unmeasured)
 
 
 class Caught(Exception):

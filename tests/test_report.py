@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stlm_kd.errors import CheckpointError
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.recipe import load, resolved_yaml
-from stlm_kd.run.adapting import AdaptationReport
+from stlm_kd.run.adaptation_report import AdaptationReport
 from stlm_kd.run.record import new_record
 from stlm_kd.run.report.charts import ticks
 from stlm_kd.run.report.command import report

@@ -24,7 +24,7 @@ from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import load
 from stlm_kd.run import workshop
 from stlm_kd.run.adapt import adaptation_table
-from stlm_kd.run.adapting import AdaptationReport
+from stlm_kd.run.adaptation_report import AdaptationReport
 from stlm_kd.run.distill import parameters_of
 from stlm_kd.run.intervals import estimate, paired_difference
 from stlm_kd.run.jobs import Job, run_jobs

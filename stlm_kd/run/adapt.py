@@ -16,7 +16,7 @@ from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.adapting import MEASURES, AdaptationReport, read_adaptation
+from stlm_kd.run.adaptation_report import MEASURES, AdaptationReport, read_adaptation
 from stlm_kd.run.checking import check_recipe
 from stlm_kd.run.compare import Comparison, compare_pairs
 from stlm_kd.run.comparison_table import as_json as comparison_as_json

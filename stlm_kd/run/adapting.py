@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge
-from pydantic import AfterValidator, TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.adaptation import VocabularyInit, new_rows
-from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.data.tokens import joined
 from stlm_kd.engine import FitResult, FitSettings, PacedRows, current_device, fit
 from stlm_kd.engine.launched import first_process_runs
-from stlm_kd.eval.examples import measure as measure_examples
-from stlm_kd.eval.perplexity import measure
-from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
-from stlm_kd.eval.results import Count, Measured
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.placing import move
@@ -39,22 +31,20 @@ from stlm_kd.models.vocabulary import (
 from stlm_kd.optim import trainable_parameters
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
+from stlm_kd.run.adaptation_report import MEASURES, AdaptationReport, Quality, measurer
 from stlm_kd.run.adaptation_step import AdaptationStep, span_step
 from stlm_kd.run.compute import reading_of, training_flops
 from stlm_kd.run.examples import training_examples
 from stlm_kd.run.loading import check_model, load_model
 from stlm_kd.run.material import (
     BatchSizes,
-    HeldOut,
     Material,
     TextMaterial,
     data_key,
     held_out_key,
-    held_out_of_recipe,
     material_of,
 )
 from stlm_kd.run.record import write_json
-from stlm_kd.run.saved import AGAIN, read_saved
 from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import training_stores
 from stlm_kd.run.training import REPORT, held_out_of, tenth
@@ -64,88 +54,11 @@ from stlm_kd.teachers import LiveTeacher
 from stlm_kd.terms import Term
 from stlm_kd.vocab.likeness import Integers
 
-MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
-"""Bytes of held-out text that the report measures, at most; a masked model needs a row for each token."""
-
-MEASURES: dict[str, str] = {
-    "clm": "bits per byte",
-    "mlm": "pseudo-bits per byte",
-    "classification": "accuracy",
-    "regression": "Pearson's correlation",
-}
-"""What says how good a teacher is before and after, by task."""
-
 _USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 """What is trained on where nothing is said: of language models, and of classifiers."""
 
 ORIGINAL = "original"
 """What a classifier's own self, as it was, is called while it teaches."""
-
-
-def _measured_task(task: str) -> str:
-    if task not in MEASURES:
-        raise ValueError(f"expected one of {', '.join(MEASURES)}")
-    return task
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptationReport:
-    """What giving a teacher another vocabulary did to it.
-
-    Attributes:
-        teacher: Folder or Hub id of the teacher as it was.
-        task: What it predicts, and so how it is measured: by ``MEASURES``, on held-out text or examples. Bits
-            per byte compare across vocabularies.
-        init: The initialiser.
-        old_vocabulary, new_vocabulary: Tokens of the two tokenizers.
-        tokens_by_origin: How many new tokens got their row in which way.
-        before: With the teacher's own vocabulary.
-        initialised: With the new rows, untrained.
-        trained: At the end.
-        held_out: Bytes, or examples, that these three are measured on.
-        trained_parameters: Embedding and head; a classifier's embedding; norms where these are trained too.
-        tokens_seen: Positions read in training, repeats counted.
-        tokens_of_text: Positions of the training text, each once.
-        steps: Optimizer steps done.
-        seconds: Of training.
-        stopped: Why it ended: ``done`` or ``early-stop``.
-        objective: What it was trained on, by weight; {} where a version that had one alone adapted it.
-        aligned: Of self-distillation, the share of predicted tokens that are in a span which both tokenizers
-            share, on a sample of the rows; None without it.
-        flops: What it computed (``run.compute``); None where that was not counted, as of self-distillation.
-    """
-
-    teacher: str
-    task: Annotated[str, AfterValidator(_measured_task)]
-    init: str
-    old_vocabulary: Count
-    new_vocabulary: Annotated[Count, Ge(1)]
-    tokens_by_origin: Mapping[str, Count]
-    before: Measured
-    initialised: Measured
-    trained: Measured
-    held_out: Count
-    trained_parameters: Count
-    tokens_seen: Count
-    tokens_of_text: Count
-    steps: Count
-    seconds: Measured
-    stopped: str
-    objective: Mapping[str, Measured] = field(default_factory=dict)
-    aligned: Measured | None = None
-    flops: Count | None = None
-
-
-_REPORTS: TypeAdapter[AdaptationReport] = TypeAdapter(AdaptationReport)
-
-
-def read_adaptation(folder: Path) -> AdaptationReport:
-    """The report of an adapted teacher's folder.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    return read_saved(folder / REPORT, _REPORTS, remedy=AGAIN)
 
 
 def adaptation_key(
@@ -191,90 +104,144 @@ def adapt_model(
     """
     trust = workshop.trust_remote_code
     own = load_tokenizer(teacher, trust_remote_code=trust)
+    work = _Work(recipe, adapt, teacher, own, tokenizer, workshop)
     model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
     check_model(model, recipe, name=teacher)
+    fingerprint = hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust)))
     tracker = workshop.tracker(folder, recipe=recipe, stage=f"adapt {name}")
     try:
-        measured = _measurer(recipe)
+        measured = measurer(recipe)
         before = measured(model, own)
         original = deepcopy(model) if _is_asked_again(recipe, adapt) else None
-        made = new_rows(
-            model,
-            own,
-            tokenizer,
-            adapt.init,
-            seed=adapt.seed,
-            text=lambda: _joined_text(recipe, adapt, tokenizer, workshop),
-        )
-        _give(model, made, tokenizer)
-        if adapt.norms:
-            thaw_norms(model)
+        made = _with_new_rows(work, model)
         initialised = measured(model, tokenizer)
         tracker.note(
             f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "
             f"{initialised.value:.3f} with new rows ({adapt.init}); training them"
         )
-        material = material_of(
-            recipe,
-            tokenizer,
-            workshop,
-            fraction=adapt.fraction,
-            seed=adapt.seed,
-            readers={ORIGINAL: own} if recipe.language_task is None else {},
-        )
-        for note in _notes(material):
+        lesson = _lesson(work, model, original)
+        for note in _notes(lesson.material):
             tracker.note(f"{name}: {note}")
-        settings = adaptation_settings(adapt, material, zero=workshop.zero)
-        stream = material.stream(_batches(adapt), seed=adapt.seed)
-        if isinstance(material, TextMaterial) and original is not None:
-            text = paired_text(
-                material.parts,
-                training_stores(recipe, own, workshop, fraction=_fraction(recipe, adapt)),
-                tokenizer,
-                own,
-                most_old=positions_of(original),
-            )
-            step: AdaptationStep = span_step(
-                model, original, text, adapt, asked_often=settings.steps > stream.steps_per_epoch
-            )
-            aligned = text.share_in_spans()
-        else:
-            step, aligned = _step(model, original, recipe), None
-        reading = reading_of(recipe, material, adapt.effective_batch, steps_per_epoch=stream.steps_per_epoch)
         result = fit(
-            step,
-            stream,
-            replace(settings, paced=_paced(step, made, adapt)),
+            lesson.step,
+            lesson.material.stream(_batches(adapt), seed=adapt.seed),
+            replace(lesson.settings, paced=_paced(lesson.step, made, adapt)),
             folder=folder,
-            validation=held_out_of(material, _batches(adapt).micro),
+            validation=held_out_of(lesson.material, _batches(adapt).micro),
             tracker=tracker,
             resume=workshop.resume,
-            fingerprint=hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust))),
+            fingerprint=fingerprint,
         )
     finally:
         tracker.close()
     trained = measured(model, tokenizer)
-    report = AdaptationReport(
-        teacher=teacher,
-        task=recipe.task,
-        init=adapt.init,
-        old_vocabulary=len(own),
-        new_vocabulary=len(tokenizer),
+    report = _report(work, lesson, made, result, before=before, initialised=initialised, trained=trained)
+    first_process_runs(lambda: _save(model, tokenizer, report, folder))
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A teacher to adapt, by its settings in a recipe, from its own tokenizer to the student's."""
+
+    recipe: Recipe
+    adapt: Adapt
+    teacher: str
+    own: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast
+    workshop: Workshop
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What a teacher with new rows is trained on.
+
+    Attributes:
+        material: What it reads.
+        settings: How it is trained, old rows like new ones.
+        step: The model and its terms.
+        aligned: As in the report.
+    """
+
+    material: Material
+    settings: FitSettings
+    step: AdaptationStep
+    aligned: float | None
+
+
+def _with_new_rows(work: _Work, model: PreTrainedModel) -> VocabularyInit:
+    """The new rows, which the model has afterwards, and nothing else of it trainable but norms if asked."""
+    adapt, text = work.adapt, partial(_joined_text, work)
+    made = new_rows(model, work.own, work.tokenizer, adapt.init, seed=adapt.seed, text=text)
+    _give(model, made, work.tokenizer)
+    if adapt.norms:
+        thaw_norms(model)
+    return made
+
+
+def _lesson(work: _Work, model: PreTrainedModel, original: PreTrainedModel | None) -> _Lesson:
+    """The text or examples, and what is learnt of them: spans where a language model is asked again."""
+    recipe, adapt = work.recipe, work.adapt
+    readers = {ORIGINAL: work.own} if recipe.language_task is None else {}
+    material = material_of(
+        recipe, work.tokenizer, work.workshop, fraction=adapt.fraction, seed=adapt.seed, readers=readers
+    )
+    settings = adaptation_settings(adapt, material, zero=work.workshop.zero)
+    if not isinstance(material, TextMaterial) or original is None:
+        return _Lesson(material, settings, _step(model, original, recipe), None)
+    text = paired_text(
+        material.parts,
+        training_stores(recipe, work.own, work.workshop, fraction=_fraction(recipe, adapt)),
+        work.tokenizer,
+        work.own,
+        most_old=positions_of(original),
+    )
+    asked_often = settings.steps > material.stream(_batches(adapt), seed=adapt.seed).steps_per_epoch
+    step = span_step(model, original, text, adapt, asked_often=asked_often)
+    return _Lesson(material, settings, step, text.share_in_spans())
+
+
+def _report(
+    work: _Work,
+    lesson: _Lesson,
+    made: VocabularyInit,
+    result: FitResult,
+    *,
+    before: Quality,
+    initialised: Quality,
+    trained: Quality,
+) -> AdaptationReport:
+    """What was made of the teacher, how good it was at three times, and what that took."""
+    return AdaptationReport(
+        teacher=work.teacher,
+        task=work.recipe.task,
+        init=work.adapt.init,
+        old_vocabulary=len(work.own),
+        new_vocabulary=len(work.tokenizer),
         tokens_by_origin=made.counts,
         before=before.value,
         initialised=initialised.value,
         trained=trained.value,
         held_out=trained.size,
-        trained_parameters=count_parameters(model, trainable_only=True),
-        tokens_of_text=material.num_tokens,
-        objective=adapt.objective or _USUAL[recipe.language_task is None],
-        aligned=aligned,
-        flops=training_flops(step, reading, steps=result.steps, frozen_body=True)
-        if aligned is None
-        else None,
-        **_taken(result),
+        trained_parameters=count_parameters(lesson.step.student, trainable_only=True),
+        tokens_seen=result.tokens,
+        tokens_of_text=lesson.material.num_tokens,
+        steps=result.steps,
+        seconds=round(result.seconds, 1),
+        stopped=result.stopped,
+        objective=work.adapt.objective or _USUAL[work.recipe.language_task is None],
+        aligned=lesson.aligned,
+        flops=_flops(work, lesson, steps=result.steps),
     )
-    first_process_runs(lambda: _save(model, tokenizer, report, folder))
+
+
+def _flops(work: _Work, lesson: _Lesson, *, steps: int) -> int | None:
+    """What the training computed; None of self-distillation, whose teacher reads other rows."""
+    if lesson.aligned is not None:
+        return None
+    batch = work.adapt.effective_batch
+    epoch = lesson.material.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
+    reading = reading_of(work.recipe, lesson.material, batch, steps_per_epoch=epoch)
+    return training_flops(lesson.step, reading, steps=steps, frozen_body=True)
 
 
 def _notes(material: Material) -> tuple[str, ...]:
@@ -289,13 +256,12 @@ def _is_asked_again(recipe: Recipe, adapt: Adapt) -> bool:
     return recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
 
 
-def _joined_text(
-    recipe: Recipe, adapt: Adapt, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
-) -> tuple[Integers, Integers]:
+def _joined_text(work: _Work) -> tuple[Integers, Integers]:
     """The beginning of the training text, or of the examples, in the new vocabulary: ids, and their ends."""
+    recipe, tokenizer, fraction = work.recipe, work.tokenizer, _fraction(work.recipe, work.adapt)
     if recipe.language_task is not None:
-        return joined(training_stores(recipe, tokenizer, workshop, fraction=_fraction(recipe, adapt)))
-    examples = training_examples(recipe, _fraction(recipe, adapt), seed=adapt.seed)
+        return joined(training_stores(recipe, tokenizer, work.workshop, fraction=fraction))
+    examples = training_examples(recipe, fraction, seed=work.adapt.seed)
     texts = [text for example in examples.texts for text in example]
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return np.concatenate([np.array(row, np.int64) for row in rows]), np.cumsum([0, *map(len, rows)])
@@ -363,52 +329,6 @@ def adaptation_settings(adapt: Adapt, material: Material, *, zero: Zero) -> FitS
         seed=adapt.seed,
         zero=zero,
     )
-
-
-def _taken(result: FitResult) -> dict[str, Any]:
-    return {
-        "tokens_seen": result.tokens,
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-        "stopped": result.stopped,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """How good a model is on held-out text or examples, and how much that is, in bytes or examples."""
-
-    value: float
-    size: int
-
-
-def _measurer(recipe: Recipe) -> Callable[[PreTrainedModel, PreTrainedTokenizerFast], _Measured]:
-    """Measures a model with its tokenizer, by the first process; what is held out is read once."""
-    held = held_out_of_recipe(recipe, most_bytes=MEASURED_BYTES.get(recipe.task))
-
-    def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> _Measured:
-        move(model, current_device())
-        return first_process_runs(lambda: _measured(model, tokenizer, held, recipe))
-
-    return measured
-
-
-def _measured(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut, recipe: Recipe
-) -> _Measured:
-    """Text with windows of the recipe's context, which every state of the teacher sees."""
-    context = recipe.data.context
-    if isinstance(held, Examples):
-        result = measure_examples(model, tokenizer, held, context=context)
-        metric = "pearson" if held.is_regression else "accuracy"
-        return _Measured(result.score("examples", metric).value, len(held))
-    if recipe.task == "clm":
-        loss = measure(model, tokenizer, held, window=context)
-        return _Measured(loss.bits_per_byte, loss.bytes)
-    pseudo = measure_pseudo(model, tokenizer, held, window=context, tokens=None).as_result()
-    size = pseudo.report["scored_bytes"]
-    assert isinstance(size, int)
-    return _Measured(pseudo.score("text", "pseudo_bits_per_byte").value, size)
 
 
 def _fraction(recipe: Recipe, adapt: Adapt) -> float:

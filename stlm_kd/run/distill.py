@@ -16,7 +16,7 @@ from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import count_parameters
 from stlm_kd.recipe import Recipe, from_values, plain
-from stlm_kd.run.adapting import read_adaptation
+from stlm_kd.run.adaptation_report import read_adaptation
 from stlm_kd.run.assignment import Assignment, Variant
 from stlm_kd.run.beside import Beside, remember_teachers
 from stlm_kd.run.card import CardFacts, family_of, write_card

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from stlm_kd.errors import CheckpointError
 from stlm_kd.eval.results import Count, SavedSuite, SuiteResult
-from stlm_kd.run.adapting import AdaptationReport
+from stlm_kd.run.adaptation_report import AdaptationReport
 from stlm_kd.run.results import Row
 from stlm_kd.run.saved import AGAIN, read_saved
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stlm_kd.eval.results import SuiteResult
-from stlm_kd.run.adapting import AdaptationReport
+from stlm_kd.run.adaptation_report import AdaptationReport
 from stlm_kd.run.compare import Comparison
 from stlm_kd.run.record import Record
 from stlm_kd.run.results import Row

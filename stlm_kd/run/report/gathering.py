@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stlm_kd.errors import CheckpointError, DataError, EnvironmentFault, RecipeError, StlmKdError, UsageError
 from stlm_kd.recipe import Recipe, load
-from stlm_kd.run.adapting import AdaptationReport, read_adaptation
+from stlm_kd.run.adaptation_report import AdaptationReport, read_adaptation
 from stlm_kd.run.card import is_synthetic
 from stlm_kd.run.compare import compare
 from stlm_kd.run.explanations import PAGE

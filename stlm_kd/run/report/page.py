@@ -10,7 +10,7 @@ from rich.text import Text
 
 from stlm_kd.eval.table import score_table
 from stlm_kd.run.adapt import adaptation_table
-from stlm_kd.run.adapting import AdaptationReport
+from stlm_kd.run.adaptation_report import AdaptationReport
 from stlm_kd.run.comparison_table import differences_table, means_table
 from stlm_kd.run.report.charts import panel_figure
 from stlm_kd.run.report.facts import Panel, ReportFacts, RunFacts
