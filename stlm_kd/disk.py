@@ -7,6 +7,7 @@ process left under such a name is removed by whoever next has the folder to itse
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -73,12 +74,18 @@ def full_disk_told(place: Path) -> Iterator[None]:
         ) from error
 
 
-def clear_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left in a folder and below it; ``name``: of what they were writing.
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed processes left in a folder, and below it, that the caller has to itself."""
+    for left in [*folder.rglob(f".*{_UNFINISHED}")]:
+        remove(left)
 
-    The caller has the folder, or what is called so, to itself.
+
+def clear_unfinished_for(target: Path) -> None:
+    """Remove what killed processes left where they were writing ``target``, which the caller has to itself.
+
+    Others may write beside it, and below what lies beside it, meanwhile.
     """
-    for left in [*folder.rglob(f".{name}.*{_UNFINISHED}")]:
+    for left in [*target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}")]:
         remove(left)
 
 

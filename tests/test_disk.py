@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.disk import clear_unfinished, full_disk_told, system_errors, written_whole
+from stlm_kd.disk import clear_unfinished, clear_unfinished_for, full_disk_told, system_errors, written_whole
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.models.load import save_model
 from stlm_kd.run.record import write_text
@@ -94,8 +94,10 @@ def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path: Path) -> Non
     (tmp_path / ".other.7.unfinished").write_text("")
     for kept in ("whole", ".hidden", "deep/model"):
         (tmp_path / kept).write_text("")
-    clear_unfinished(tmp_path, "model")
-    assert set(everything(tmp_path)) == {".other.7.unfinished", "whole", ".hidden", "deep/model"}
+    (tmp_path / ".model.13.unfinished").write_text("")
+    clear_unfinished_for(tmp_path / "model")
+    left = {".other.7.unfinished", "whole", ".hidden", "deep/model", "deep/.model.12.unfinished/half"}
+    assert set(everything(tmp_path)) == left
     clear_unfinished(tmp_path)
     assert set(everything(tmp_path)) == {"whole", ".hidden", "deep/model"}
 

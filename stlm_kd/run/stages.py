@@ -21,7 +21,7 @@ from filelock import FileLock
 from huggingface_hub import try_to_load_from_cache
 
 from stlm_kd.data.files import expanded
-from stlm_kd.disk import clear_unfinished, full_disk_told, written_whole
+from stlm_kd.disk import clear_unfinished, clear_unfinished_for, full_disk_told, written_whole
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.models.load import load_config
@@ -98,7 +98,7 @@ class Stages:
         held.enter_context(FileLock(locks / folder.name))
         if folder.is_dir():
             return False
-        clear_unfinished(self.root, _partial(folder).name)
+        clear_unfinished_for(_partial(folder))
         if not self.resume:
             shutil.rmtree(_partial(folder), ignore_errors=True)
         _partial(folder).mkdir(parents=True, exist_ok=True)
