@@ -18,7 +18,16 @@ from torch import Tensor
 from stlm_kd.combine import GATE, Mixing, gate_losses, mixture, of_said
 from stlm_kd.combine.evidence import Said
 from stlm_kd.distributions import Distribution
-from stlm_kd.losses import LOSSES, SLOPES, SPARSE_LOSSES, SPARSE_SLOPES, Softened, Sparse, SparseMixture
+from stlm_kd.losses import (
+    LOSSES,
+    SLOPES,
+    SPARSE_LOSSES,
+    SPARSE_SLOPES,
+    Softened,
+    Sparse,
+    SparseMixture,
+    Whole,
+)
 from stlm_kd.losses.chunked import block_rows
 from stlm_kd.terms import COMBINED, Term
 
@@ -197,7 +206,7 @@ class Block:
         self.rows, self.label_m, self.mixing, self.student = rows, label_m, mixing, student
         self.said = {name: one if isinstance(one, Sparse) else Softened(one) for name, one in said.items()}
         self.judged = judged
-        self.targets: dict[tuple[str | None, float, bool], Softened] = {}
+        self.targets: dict[tuple[str | None, float], Softened] = {}
 
     def values(self, term: Term) -> Tensor:
         """The term's values (m,), differentiable by the student's logits; those of a gate by its scores."""
@@ -250,33 +259,34 @@ class Block:
         if len(names) == 1:
             return self._of(names[0], temperature, linear=linear)
         said = [self.said[name] for name in names]
-        sparse = [one for one in said if isinstance(one, Sparse)]
-        if linear and len(sparse) == len(said):
-            return SparseMixture(sparse, self.weights(temperature))
-        estimated = linear and bool(sparse)  # without bias, since the loss is linear in it
-        key = (None, temperature, estimated)
+        if linear and any(isinstance(one, Sparse) for one in said):
+            parts = [
+                one if isinstance(one, Sparse) else Whole(one.log_probs(temperature), temperature)
+                for one in said
+            ]
+            return SparseMixture(parts, self.weights(temperature))
+        key = (None, temperature)
         if key not in self.targets:
-            log_probs_mV = {name: self.log_probs(name, temperature, estimated=estimated) for name in names}
+            log_probs_mV = {name: self.log_probs(name, temperature) for name in names}
             mixed_mV = mixture(log_probs_mV, self.weights(temperature))
             self.targets[key] = Softened.of_log_probs(mixed_mV, temperature)
         return self.targets[key]
 
     @torch.no_grad()
-    def log_probs(self, name: str, temperature: float, *, estimated: bool) -> Tensor:
-        """A teacher's log-probabilities (m, V); sparse ones estimated, or their tail spread."""
+    def log_probs(self, name: str, temperature: float) -> Tensor:
+        """A teacher's log-probabilities (m, V); of a sparse one with its tail spread."""
         one = self.said[name]
         if isinstance(one, Softened):
             return one.log_probs(temperature)
         one.check(temperature)
-        return one.estimate(self.rows.outcomes) if estimated else one.spread(self.rows.outcomes)
+        return one.spread(self.rows.outcomes)
 
     def _of(self, name: str, temperature: float, *, linear: bool) -> Softened | Sparse:
         """One teacher's distribution; a sparse one stays so for a loss that is linear in it."""
         one = self.said[name]
         if isinstance(one, Softened) or linear:
             return one
-        key = (name, temperature, False)
+        key = (name, temperature)
         if key not in self.targets:
-            log_mV = self.log_probs(name, temperature, estimated=False)
-            self.targets[key] = Softened.of_log_probs(log_mV, temperature)
+            self.targets[key] = Softened.of_log_probs(self.log_probs(name, temperature), temperature)
         return self.targets[key]

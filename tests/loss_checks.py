@@ -13,12 +13,18 @@ from safetensors.torch import load_file
 from scipy.special import log_softmax
 from torch import Tensor
 
-from stlm_kd.losses import LABELS, LOSSES, SLOPES, Loss, Slope, Softened
+from stlm_kd.losses import LABELS, LOSSES, SLOPES, Loss, Slope, Softened, Sparse
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "responses.safetensors")
 TEMPERATURES = sorted(float(name.split(".T")[1]) for name in GOLDEN if name.startswith("fwd_kl"))
 DIVERGENCES = [name for name in LOSSES if name != LABELS]
 Options = Mapping[str, Any]
+
+
+def estimate(target: Sparse, outcomes: int) -> Tensor:
+    """The probabilities that a sparse target's entries stand for, summed by outcome, (N, outcomes)."""
+    masses = target.masses()
+    return masses.new_zeros(len(masses), outcomes).scatter_add_(-1, target.ids, masses)
 
 
 def variants(name: str) -> list[Options]:

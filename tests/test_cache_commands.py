@@ -19,6 +19,7 @@ from stlm_kd.losses.sparse import Sparse
 from stlm_kd.run.cache_command import _compared
 from stlm_kd.run.cache_merging import mixed
 from stlm_kd.run.stages import model_identity
+from tests.loss_checks import estimate
 from tests.road import done, model_folder, stlm_kd
 from tests.test_road_cache import taught
 
@@ -49,7 +50,7 @@ def test_a_mixture_that_is_drawn_again_is_the_mixture_on_average(
         weight = float(torch.stack([log[5] for log in told]).softmax(0)[0])
     expected = weight * told[0].exp() + (1 - weight) * told[1].exp()
     found = Sparse(**made, temperature=1.0, vocabulary=OUTCOMES)  # type: ignore[arg-type]
-    probs = found.estimate(OUTCOMES).exp()
+    probs = estimate(found, OUTCOMES)
     error = (probs.mean(0) - expected) / (probs.std(0) / copies**0.5).clamp(min=1e-6)
     assert error.abs().max() < 4.5
     assert torch.allclose(probs.sum(-1), torch.ones(copies), atol=1e-4)

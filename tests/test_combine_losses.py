@@ -15,7 +15,7 @@ from stlm_kd.combine import Mixing
 from stlm_kd.counted import Rows
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.distributions import Dense, Distribution, Logits
-from stlm_kd.losses import LOSSES, Sparse, SparseMixture, chunked, forward_kl, sparse_forward_kl
+from stlm_kd.losses import LOSSES, Sparse, SparseMixture, Whole, chunked, forward_kl, sparse_forward_kl
 from stlm_kd.models.forward import Head
 from stlm_kd.responses import projected_losses
 from stlm_kd.terms import COMBINED, Combination, Term
@@ -147,12 +147,17 @@ def test_stored_targets_that_hold_everything_combine_as_the_live_ones(
     _, live, *expected = found(rows, "chunked")
     assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(slopes, expected, strict=True))
     assert torch.allclose(sums[1], live[1], rtol=1e-9)
-    assert sums[0] >= live[0] - 1e-9  # Σ w KL(p || q) is at least KL(Σ w p || q), with the same gradient
+    q = functional.linear(HIDDEN, HEAD.weight, HEAD.bias)
+    weights = plain_weights(mixing_of(how, options), [whole[n] for n in NAMES])
+    each = torch.stack([forward_kl(q, 2 * whole[n], temperature=2.0) for n in NAMES], dim=-1)
+    counted = (weights * each).sum(-1)[SOME]
+    assert torch.allclose(sums[0], counted.sum())  # Σ w KL(p || q) has the gradient of KL(Σ w p || q)
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_mixture_of_draws_has_the_right_gradient_on_average(number: int) -> None:
-    """Over all draws of two teachers' tails; its value is Σ w KL(p || q)."""
+@pytest.mark.parametrize("live", [False, True], ids=["both stored", "one stored"])
+def test_a_mixture_of_draws_has_the_right_gradient_on_average(number: int, live: bool) -> None:
+    """Over all draws of two teachers' tails, or of one's; its value is Σ w KL(p || q)."""
     outcomes, head = 5, 2
     student = logits(0, (1, outcomes))
     teachers = [logits(seed, (1, outcomes))[0].log_softmax(-1) for seed in (1, 2)]
@@ -161,7 +166,9 @@ def test_a_mixture_of_draws_has_the_right_gradient_on_average(number: int) -> No
     pairs = list(product(range(len(draws[0])), range(len(draws[1]))))
     chance = torch.stack([chances[0][i] * chances[1][j] for i, j in pairs])
     picked = [own[[pair[k] for pair in pairs]] for k, own in enumerate(draws)]
-    targets = [drawn(one, own, head) for one, own in zip(teachers, picked, strict=True)]
+    targets: list[Sparse | Whole] = [drawn(one, own, head) for one, own in zip(teachers, picked, strict=True)]
+    if live:
+        targets[1] = Whole(teachers[1].expand(len(pairs), -1), 1.0)
     target = SparseMixture(targets, weights.expand(len(pairs), 2))
     repeated = student.repeat(len(pairs), 1)
     mixed = sum(w * one.exp() for w, one in zip(weights, teachers, strict=True)).log()[None]

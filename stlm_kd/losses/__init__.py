@@ -10,7 +10,7 @@ from stlm_kd.losses.divergences import forward_kl, jensen_shannon, reverse_kl, s
 from stlm_kd.losses.regression import logit_mse
 from stlm_kd.losses.slopes import cross_entropy_slope
 from stlm_kd.losses.softened import Softened
-from stlm_kd.losses.sparse import Sparse, SparseMixture, sparse_forward_kl
+from stlm_kd.losses.sparse import Sparse, SparseMixture, Whole, sparse_forward_kl
 from stlm_kd.losses.table import (
     LABELS,
     LOSSES,
@@ -36,6 +36,7 @@ __all__ = [
     "SparseMixture",
     "Temperature",
     "TemperatureScaling",
+    "Whole",
     "cross_entropy",
     "cross_entropy_slope",
     "forward_kl",

@@ -65,11 +65,6 @@ class Sparse:
         shared_NM = (tail_N / max(draws, 1))[:, None].expand(-1, draws)
         return torch.cat([at_least_float32(self.log_probs).exp(), shared_NM], dim=-1)
 
-    def estimate(self, outcomes: int) -> Tensor:
-        """Logarithms of an unbiased estimate of the probabilities, (N, outcomes): -inf if not drawn."""
-        masses = self.masses()
-        return masses.new_zeros(len(masses), outcomes).scatter_add_(-1, self.ids, masses).log_()
-
     def spread(self, outcomes: int) -> Tensor:
         """Log-probabilities, (N, outcomes): the head's, and the tail's evenly over what is outside the head.
 
@@ -95,15 +90,47 @@ class Sparse:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """A distribution that is known whole, beside sparse ones in a mixture.
+
+    Attributes:
+        log_probs: Of every outcome, (N, C), -inf where it is ruled out.
+        temperature: By which they were softened.
+    """
+
+    log_probs: Tensor
+    temperature: float
+
+    @property
+    def ids(self) -> Tensor:
+        """Every outcome at each token, (N, C), in no memory of its own."""
+        tokens, outcomes = self.log_probs.shape
+        return torch.arange(outcomes, device=self.log_probs.device).expand(tokens, outcomes)
+
+    @property
+    def entropy(self) -> Tensor:
+        """In nats, (N,)."""
+        return torch.special.entr(self.masses()).sum(-1)
+
+    def masses(self) -> Tensor:
+        """The probabilities, (N, C)."""
+        return at_least_float32(self.log_probs).exp()
+
+    def check(self, temperature: float) -> None:
+        """As ``Sparse.check``."""
+        assert temperature == self.temperature
+
+
+@dataclass(frozen=True, slots=True)
 class SparseMixture:
-    """Σ w p of several sparse targets: the entries of all, one after the other; an outcome may come twice.
+    """Σ w p of several targets, some sparse: the entries of all in a row; an outcome may come twice.
 
     Attributes:
         targets: M targets of one temperature.
         weights: (N, M), summing to one at each token.
     """
 
-    targets: Sequence[Sparse]
+    targets: Sequence[Sparse | Whole]
     weights: Tensor
 
     @property

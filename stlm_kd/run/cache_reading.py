@@ -16,6 +16,7 @@ from stlm_kd.recipe.caching import responses_of
 from stlm_kd.run.cache_words import WORDS
 from stlm_kd.run.caching import CacheOrder
 from stlm_kd.run.stages import model_identity
+from stlm_kd.terms import COMBINED
 
 
 def differences(order: CacheOrder, manifest: Manifest, *, with_teacher: bool) -> Iterator[str]:
@@ -74,12 +75,17 @@ def cache_faults(order: CacheOrder, manifest: Manifest) -> list[str]:
 
 def unbiased_notes(recipe: Recipe, teacher: str) -> list[str]:
     """Which losses a cache serves without bias, and which only nearly."""
-    losses = sorted({entry.loss for entry in responses_of(recipe, teacher)})
+    entries = responses_of(recipe, teacher)
+    losses = sorted({entry.loss for entry in entries})
+    mixed = len(recipe.teachers) > 1 and any(entry.teacher == COMBINED for entry in entries)
     exact = [loss for loss in losses if loss in SPARSE_LOSSES]
     other = [loss for loss in losses if loss not in SPARSE_LOSSES]
     notes = []
     if exact:
-        notes.append(f"teacher {teacher} is read from its cache: {', '.join(exact)} is unbiased with it")
+        told = f"teacher {teacher} is read from its cache: {', '.join(exact)} is unbiased with it"
+        if mixed:
+            told += "; of the combined teachers its gradient is, its value is the mean of each teacher's own"
+        notes.append(told)
     if other:
         notes.append(
             f"warning: teacher {teacher} is read from its cache, with which {', '.join(other)} is biased: "
