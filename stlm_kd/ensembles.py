@@ -97,7 +97,7 @@ def _values(block: Block, temperature: float) -> Iterator[tuple[str, Tensor]]:
     names = block.mixing.teachers
     own_nV = block.student.log_probs(temperature)
     weights_nM = block.weights(temperature)
-    log_probs = [block.log_probs(name, temperature, estimated=False) for name in names]
+    log_probs = [block.log_probs(name, temperature) for name in names]
     labelled_n = block.label_m != IGNORED
     place_n1 = block.label_m.masked_fill(~labelled_n, 0)[:, None]
     for name, weight_n, log_nV in zip(names, weights_nM.unbind(-1), log_probs, strict=True):

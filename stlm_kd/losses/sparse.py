@@ -110,7 +110,8 @@ class Whole:
     @property
     def entropy(self) -> Tensor:
         """In nats, (N,)."""
-        return torch.special.entr(self.masses()).sum(-1)
+        entropy_N: Tensor = torch.special.entr(self.masses()).sum(-1)
+        return entropy_N
 
     def masses(self) -> Tensor:
         """The probabilities, (N, C)."""
