@@ -30,7 +30,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.disk import full_disk_told, written_whole
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sparse import Sparse, SparseMixture
-from stlm_kd.run.cache_words import WORDS
+from stlm_kd.run.cache_words import OF_ONE_CACHE, WORDS
 
 WAYS = ("mean", "weighted", "confidence", "entropy", "label-likelihood")
 """To combine teachers by what a cache tells of each token."""
@@ -49,7 +49,8 @@ def merge_caches(
         output: The new folder.
 
     Raises:
-        UsageError: Fewer than two caches, a way that a cache cannot serve, or a folder that is there already.
+        UsageError: Fewer than two caches, one given twice, a way that a cache cannot serve, or a folder that
+            is there already.
         CheckpointError: A damaged cache, or caches of different data or temperatures.
         EnvironmentFault: One of the caches is not there, or the disk is too small.
     """
@@ -65,7 +66,14 @@ def merge_caches(
     require_space(output.parent, estimated_bytes(layout, first.tokens, first.items), why=str(output))
     teachers: list[Json] = [cache.manifest.made_of["teacher"] for cache in caches]
     merged: dict[str, Json] = {"merged": teachers, "how": how, "options": dict(options)}
-    made_of = {**first.made_of, "teacher": merged, "top": layout.head, "draws": layout.draws, "states": []}
+    made_of = {
+        **first.made_of,
+        **{name: _of_all(caches, name) for name in ("precision", "weights")},
+        "teacher": merged,
+        "top": layout.head,
+        "draws": layout.draws,
+        "states": [],
+    }
     known = [cache.manifest.flops for cache in caches if cache.manifest.flops is not None]
     flops = sum(known) if len(known) == len(caches) else None
     source: dict[str, Json] = {"merged": [str(folder) for folder in folders], "names": list(names)}
@@ -102,20 +110,31 @@ def _check_words(
 
 
 def _check_same(caches: Sequence[TeacherCache]) -> None:
-    """Refuse caches that are not of the same tokens."""
+    """Refuse caches that are not of the same tokens, and one that is given twice."""
     first = caches[0].manifest
+    given: dict[str, Path] = {}
     for cache in caches:
         other = cache.manifest
-        names = [name for name in WORDS if name != "teacher"]
+        names = [name for name in WORDS if name not in OF_ONE_CACHE]
         apart = [WORDS[name] for name in names if first.made_of.get(name) != other.made_of.get(name)]
         numbers = (first.rows, first.variants, first.tokens, first.layout.vocabulary)
         if not apart and numbers != (other.rows, other.variants, other.tokens, other.layout.vocabulary):
             apart = ["the rows"]
         if other.layout.logits:
             raise CheckpointError(f"{cache.folder}: holds classifiers' logits, which are not merged")
+        if other.fingerprint in given:
+            places = f"{given[other.fingerprint]} and {cache.folder}"
+            raise UsageError(f"{places} are the same cache; give it once, or weigh it by --how weighted")
+        given[other.fingerprint] = cache.folder
         if apart:
             places = f"{caches[0].folder} and {cache.folder}"
             raise CheckpointError(f"{places} differ in {', '.join(apart)}; make them by one recipe")
+
+
+def _of_all(caches: Sequence[TeacherCache], name: str) -> Json:
+    """What all caches were made of, or a list where they differ."""
+    values = [cache.manifest.made_of.get(name) for cache in caches]
+    return values[0] if all(value == values[0] for value in values) else values
 
 
 def _layout(caches: Sequence[TeacherCache]) -> Layout:

@@ -26,6 +26,9 @@ WORDS = {
 }
 """What decides a cache's content, as people call it."""
 
+OF_ONE_CACHE = ("teacher", "top", "draws", "states", "precision", "weights")
+"""In which caches of the same tokens may differ."""
+
 
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 

@@ -1,0 +1,99 @@
+"""One cache of several teachers', as files: of other sizes, by name, in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stlm_kd.cache.layout import Json, Layout, read_manifest, shard_name
+from stlm_kd.cache.reading import Found, TeacherCache, distribution
+from stlm_kd.cache.sampling import head_and_tail, uniforms
+from stlm_kd.cache.shards import write_shard
+from stlm_kd.cache.writing import Work, complete
+from stlm_kd.data.batch import Batch
+from stlm_kd.errors import CheckpointError, UsageError
+from stlm_kd.losses.sparse import Sparse
+from stlm_kd.run.cache_merging import merge_caches
+
+OUTCOMES, LENGTHS = 30, np.array([3, 0, 5, 1, 4, 2, 6])
+TOKENS = int(LENGTHS.sum())
+
+
+def no_batch(rows: object, variants: object) -> Batch:
+    raise AssertionError
+
+
+def logits(seed: int) -> torch.Tensor:
+    return 2 * torch.randn(TOKENS, OUTCOMES, generator=torch.Generator().manual_seed(seed))
+
+
+def cached(
+    folder: Path,
+    teacher: str,
+    seed: int,
+    *,
+    head: int = 6,
+    per_shard: int = 3,
+    context: int = 8,
+    precision: str = "fp32",
+) -> Path:
+    """A teacher's cache of the same seven rows, whose likeliest outcomes and draws are as many."""
+    folder.mkdir()
+    layout = Layout(OUTCOMES, head, head)
+    work = Work(layout, len(LENGTHS), 1, per_shard, seed, 1, no_batch)
+    ends = np.cumsum([0, *LENGTHS])
+    for shard in range(work.num_shards):
+        items = np.asarray(work.items_of(shard))
+        own = slice(ends[items[0]], ends[items[-1] + 1])
+        size = own.stop - own.start
+        numbers = torch.from_numpy(uniforms(seed, np.arange(own.start, own.stop), np.zeros(size, int), head))
+        made = head_and_tail(logits(seed)[own], torch.full((size,), 5), numbers, head=head, temperature=1.0)
+        columns = {name: values.numpy() for name, values in made.items()}
+        write_shard(folder / shard_name(shard), layout, LENGTHS[items], items, columns)
+    made_of: dict[str, Json] = {"teacher": f"hash of {teacher}", "top": head, "draws": head}
+    made_of |= {"context": context, "precision": precision}
+    complete(folder, work, made_of=made_of, source={"teacher": teacher}, flops=7)
+    return folder
+
+
+def said(folder: Path) -> Sparse:
+    cache = TeacherCache.open(folder)
+    found = cache.items(range(len(LENGTHS)))
+    assert found.lengths.tolist() == LENGTHS.tolist()
+    target = distribution(Found(torch.ones(TOKENS, dtype=torch.bool), found.columns), cache.layout)
+    assert isinstance(target, Sparse)
+    return target
+
+
+def test_caches_of_two_sizes_are_merged_into_what_both_surely_know(tmp_path: Path) -> None:
+    folders = [
+        cached(tmp_path / "a", "a", 1, head=6, precision="fp32"),
+        cached(tmp_path / "b", "b", 2, head=4, per_shard=2, precision="bf16"),
+    ]
+    output = merge_caches(folders, how="mean", options={}, names=["0", "1"], output=tmp_path / "both")
+    merged = said(output)
+    assert (merged.log_probs.shape[-1], merged.ids.shape[-1]) == (4, 10)
+    probs = [logits(seed).softmax(-1) for seed in (1, 2)]
+    heads = [
+        prob.where(prob >= prob.topk(head).values[:, -1:], 0.0)
+        for prob, head in zip(probs, (6, 4), strict=True)
+    ]
+    expected = (0.5 * (heads[0] + heads[1])).topk(4)
+    assert torch.allclose(merged.log_probs.exp(), expected.values, rtol=6e-3)
+    assert torch.equal(merged.ids[:, :4].sort(-1).values, expected.indices.sort(-1).values)
+    assert torch.allclose(merged.masses().sum(-1), torch.ones(TOKENS), atol=1e-5)
+    made_of = read_manifest(output).made_of
+    assert [made_of[name] for name in ("top", "draws", "precision")] == [4, 6, ["fp32", "bf16"]]
+
+
+def test_caches_of_other_data_and_one_that_is_given_twice_are_refused(tmp_path: Path) -> None:
+    first = cached(tmp_path / "a", "a", 1)
+    other = cached(tmp_path / "b", "b", 2, context=16)
+    with pytest.raises(CheckpointError, match=r"differ in data\.context"):
+        merge_caches([first, other], how="mean", options={}, names=["0", "1"], output=tmp_path / "m")
+    again = cached(tmp_path / "copy", "a", 1)
+    with pytest.raises(UsageError, match=r"a and .*copy are the same cache"):
+        merge_caches([first, again], how="mean", options={}, names=["0", "1"], output=tmp_path / "m")
