@@ -123,7 +123,10 @@ def merge(
         str, typer.Option(metavar="NAME", help="mean, weighted, confidence, entropy or label-likelihood.")
     ] = "mean",
     weights: Annotated[
-        str | None, typer.Option(metavar="0=0.7,1=0.3", help="Of weighted: by the number of the cache.")
+        str | None,
+        typer.Option(
+            metavar="NAME=0.7,NAME=0.3", help="Of weighted: by teacher, or the cache's number from 0."
+        ),
     ] = None,
     sharpness: Annotated[
         float | None, typer.Option(help="Of confidence, entropy and label-likelihood; above 0.")
@@ -141,8 +144,7 @@ def merge(
         if not 0 < sharpness < float("inf"):
             raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
         options["sharpness"] = sharpness
-    names = [str(number) for number in range(len(folders))]
-    made = summary(merge_caches(folders, how=how, options=options, names=names, output=output))
+    made = summary(merge_caches(folders, how=how, options=options, output=output))
     if as_json:
         print_json(asdict(made))
     else:
@@ -151,12 +153,16 @@ def merge(
 
 
 def _numbers(words: str) -> dict[str, float]:
-    """The numbers of ``0=0.7,1=0.3`` by name."""
+    """The numbers of ``gpt2=0.7,llama=0.3`` by name."""
     try:
         pairs = [pair.split("=") for pair in words.split(",")]
         found = {name.strip(): float(number) for name, number in pairs}
     except ValueError as error:
-        raise UsageError(f"--weights {words}: expected numbers by cache, such as 0=0.7,1=0.3") from error
+        raise UsageError(
+            f"--weights {words}: expected numbers by teacher, such as gpt2=0.7,llama=0.3"
+        ) from error
+    if len(found) < len(pairs):
+        raise UsageError(f"--weights {words}: expected each name once")
     if not all(0 <= number < float("inf") for number in found.values()):
         raise UsageError(f"--weights {words}: expected numbers of at least 0")
     return found

@@ -16,7 +16,8 @@ from stlm_kd.cache.writing import Work, complete
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sparse import Sparse
-from stlm_kd.run.cache_merging import merge_caches
+from stlm_kd.run.cache_command import summary
+from stlm_kd.run.cache_merging import merge_caches, names_of
 
 OUTCOMES, LENGTHS = 30, np.array([3, 0, 5, 1, 4, 2, 6])
 TOKENS = int(LENGTHS.sum())
@@ -73,7 +74,7 @@ def test_caches_of_two_sizes_are_merged_into_what_both_surely_know(tmp_path: Pat
         cached(tmp_path / "a", "a", 1, head=6, precision="fp32"),
         cached(tmp_path / "b", "b", 2, head=4, per_shard=2, precision="bf16"),
     ]
-    output = merge_caches(folders, how="mean", options={}, names=["0", "1"], output=tmp_path / "both")
+    output = merge_caches(folders, how="mean", options={}, output=tmp_path / "both")
     merged = said(output)
     assert (merged.log_probs.shape[-1], merged.ids.shape[-1]) == (4, 10)
     probs = [logits(seed).softmax(-1) for seed in (1, 2)]
@@ -93,7 +94,29 @@ def test_caches_of_other_data_and_one_that_is_given_twice_are_refused(tmp_path: 
     first = cached(tmp_path / "a", "a", 1)
     other = cached(tmp_path / "b", "b", 2, context=16)
     with pytest.raises(CheckpointError, match=r"differ in data\.context"):
-        merge_caches([first, other], how="mean", options={}, names=["0", "1"], output=tmp_path / "m")
+        merge_caches([first, other], how="mean", options={}, output=tmp_path / "m")
     again = cached(tmp_path / "copy", "a", 1)
     with pytest.raises(UsageError, match=r"a and .*copy are the same cache"):
-        merge_caches([first, again], how="mean", options={}, names=["0", "1"], output=tmp_path / "m")
+        merge_caches([first, again], how="mean", options={}, output=tmp_path / "m")
+
+
+def test_teachers_keep_their_names_and_numbers_stand_for_them_too(tmp_path: Path) -> None:
+    folders = [cached(tmp_path / "1", "gpt2", 1), cached(tmp_path / "2", "llama", 2)]
+    made = []
+    for number, weights in enumerate(({"gpt2": 3.0, "llama": 1.0}, {"0": 3.0, "llama": 1.0})):
+        output, given = tmp_path / f"m{number}", dict[str, Json](weights)
+        made.append(merge_caches(folders, how="weighted", options={"weights": given}, output=output))
+    manifests = [read_manifest(folder) for folder in made]
+    assert manifests[0].fingerprint == manifests[1].fingerprint
+    assert manifests[1].source["names"] == ["gpt2", "llama"]
+    assert summary(made[1]).teacher == "gpt2, llama merged"
+    probs = said(made[1]).label_log_probs
+    assert probs is not None
+    expected = 0.75 * logits(1).softmax(-1)[:, 5] + 0.25 * logits(2).softmax(-1)[:, 5]
+    assert torch.allclose(probs.exp(), expected, rtol=1e-2)
+    twice: dict[str, Json] = {"gpt2": 1.0, "0": 1.0, "llama": 1.0}
+    with pytest.raises(UsageError, match="one number for each cache, not all 0, such as gpt2=1,llama=1"):
+        merge_caches(folders, how="weighted", options={"weights": twice}, output=tmp_path / "m")
+    third = [read_manifest(folder) for folder in (*folders, made[0])]
+    assert names_of(third) == ["gpt2", "llama", "gpt2+llama"]
+    assert names_of([third[0], third[1], third[0]]) == ["0", "llama", "2"]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.cache.layout import Json, Layout, shard_name
+from stlm_kd.cache.layout import Json, Layout, Manifest, shard_name
 from stlm_kd.cache.reading import Found, Items, TeacherCache, distribution
 from stlm_kd.cache.sampling import drawn, uniforms
 from stlm_kd.cache.shards import write_shard
@@ -36,16 +36,13 @@ WAYS = ("mean", "weighted", "confidence", "entropy", "label-likelihood")
 """To combine teachers by what a cache tells of each token."""
 
 
-def merge_caches(
-    folders: Sequence[Path], *, how: str, options: Mapping[str, Json], names: Sequence[str], output: Path
-) -> Path:
+def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Json], output: Path) -> Path:
     """Write the mixture of several caches into a new folder, which appears whole.
 
     Args:
         folders: Of caches of the same data.
         how: One of ``WAYS``.
-        options: Of that way.
-        names: What the teachers are called in the options.
+        options: Of that way; weights by the teachers' names, or by the caches' numbers from 0.
         output: The new folder.
 
     Raises:
@@ -54,9 +51,11 @@ def merge_caches(
         CheckpointError: A damaged cache, or caches of different data or temperatures.
         EnvironmentFault: One of the caches is not there, or the disk is too small.
     """
-    _check_words(folders, how, options, names, output)
+    _check_words(folders, how, options, output)
     caches = [TeacherCache.open(folder) for folder in folders]
     _check_same(caches)
+    names = names_of([cache.manifest for cache in caches])
+    options = {**options, **_weights_by_name(how, options, names)}
     first = caches[0].manifest
     layout = _layout(caches)
     key = [how, dict(options), *(cache.manifest.fingerprint for cache in caches)]
@@ -88,9 +87,20 @@ def merge_caches(
     return output
 
 
-def _check_words(
-    folders: Sequence[Path], how: str, options: Mapping[str, Json], names: Sequence[str], output: Path
-) -> None:
+def names_of(manifests: Sequence[Manifest]) -> list[str]:
+    """What each cache is called: its teacher's name, or its number where others are called so too."""
+    own = [_own_name(manifest) for manifest in manifests]
+    return [
+        str(number) if own.count(name) > 1 or name.isdecimal() else name for number, name in enumerate(own)
+    ]
+
+
+def _own_name(manifest: Manifest) -> str:
+    names = manifest.source.get("names")  # of a cache that was merged itself
+    return "+".join(map(str, names)) if isinstance(names, list) else str(manifest.source.get("teacher"))
+
+
+def _check_words(folders: Sequence[Path], how: str, options: Mapping[str, Json], output: Path) -> None:
     if len(folders) < 2:
         raise UsageError(f"{len(folders)} cache given; expected at least two")
     if output.exists():
@@ -101,12 +111,20 @@ def _check_words(
         if name not in COMBINERS.options(how):
             takes = ", ".join(f"--{option}" for option in COMBINERS.options(how)) or "no options"
             raise UsageError(f"--{name}: not an option of {how}, which takes {takes}")
-    if how == "weighted":
-        given = options.get("weights")
-        weights = given if isinstance(given, dict) else {}
-        if set(weights) != set(names) or not any(weights.values()):
-            expected = ",".join(f"{name}=1" for name in names)
-            raise UsageError(f"--weights: expected a number for each cache, not all 0, such as {expected}")
+
+
+def _weights_by_name(how: str, options: Mapping[str, Json], names: Sequence[str]) -> dict[str, Json]:
+    """The weights of ``weighted``, by the teachers' names alone."""
+    if how != "weighted":
+        return {}
+    given = options.get("weights")
+    weights = given if isinstance(given, dict) else {}
+    numbered = {str(number): name for number, name in enumerate(names)}
+    named = {numbered.get(name, name): weight for name, weight in weights.items()}
+    if len(named) < len(weights) or set(named) != set(names) or not any(named.values()):
+        expected = ",".join(f"{name}=1" for name in names)
+        raise UsageError(f"--weights: expected one number for each cache, not all 0, such as {expected}")
+    return {"weights": {name: named[name] for name in names}}
 
 
 def _check_same(caches: Sequence[TeacherCache]) -> None:
