@@ -97,12 +97,24 @@ def verify(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte of a cache, compute some rows again and compare; ends with 1 where they differ."""
+    """Check every byte of a cache, compute some rows again and compare; ends with 1 where they differ.
+
+    Of a merged cache only the bytes are checked: there is no one teacher to compare it with.
+    """
     from stlm_kd.run.cache_command import verify_cache
 
     found = verify_cache(
         folder, rows=rows, seed=seed, output_dir=output_dir, trust_remote_code=trust_remote_code
     )
+    if found is None:
+        told = "the checksums of all its files are right; merged, so there is no teacher to compare it with"
+        if as_json:
+            print_json(
+                {"rows": 0, "tokens": 0, "difference": None, "ids": None, "agrees": None, "note": told}
+            )
+        else:
+            typer.echo(f"{folder}: {told}; verify the caches that it was made of")
+        return
     words = (
         f"{folder}: {found.rows} rows, {found.tokens} tokens computed again: probabilities differ by at most "
         f"{found.difference:.1e}, {found.ids:.1%} of the ids are the same"

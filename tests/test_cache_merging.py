@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,10 @@ from stlm_kd.cache.writing import Work, complete
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sparse import Sparse
+from stlm_kd.run import cache_merging
 from stlm_kd.run.cache_command import summary
-from stlm_kd.run.cache_merging import merge_caches, names_of
+from stlm_kd.run.cache_merging import merge_caches, mixed, names_of
+from tests.road import done, stlm_kd
 
 OUTCOMES, LENGTHS = 30, np.array([3, 0, 5, 1, 4, 2, 6])
 TOKENS = int(LENGTHS.sum())
@@ -93,7 +97,7 @@ def test_caches_of_two_sizes_are_merged_into_what_both_surely_know(tmp_path: Pat
 def test_caches_of_other_data_and_one_that_is_given_twice_are_refused(tmp_path: Path) -> None:
     first = cached(tmp_path / "a", "a", 1)
     other = cached(tmp_path / "b", "b", 2, context=16)
-    with pytest.raises(CheckpointError, match=r"differ in data\.context"):
+    with pytest.raises(CheckpointError, match=r"a \(a\) and .*b \(b\) differ in data\.context"):
         merge_caches([first, other], how="mean", options={}, output=tmp_path / "m")
     again = cached(tmp_path / "copy", "a", 1)
     with pytest.raises(UsageError, match=r"a and .*copy are the same cache"):
@@ -120,3 +124,34 @@ def test_teachers_keep_their_names_and_numbers_stand_for_them_too(tmp_path: Path
     third = [read_manifest(folder) for folder in (*folders, made[0])]
     assert names_of(third) == ["gpt2", "llama", "gpt2+llama"]
     assert names_of([third[0], third[1], third[0]]) == ["0", "llama", "2"]
+
+
+def test_pieces_of_a_few_tokens_make_the_same_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [cached(tmp_path / "a", "a", 1, per_shard=5), cached(tmp_path / "b", "b", 2, per_shard=2)]
+    sizes: list[int] = []
+
+    def noting(targets: Sequence[Sparse], *given: Any) -> Mapping[str, torch.Tensor]:
+        sizes.append(len(targets[0].ids))
+        return mixed(targets, *given)
+
+    monkeypatch.setattr(cache_merging, "mixed", noting)
+    whole = merge_caches(folders, how="entropy", options={}, output=tmp_path / "whole")
+    assert sizes == [13, 8]
+    monkeypatch.setattr(cache_merging, "PIECE_TOKENS", 1)
+    pieces = merge_caches(folders, how="entropy", options={}, output=tmp_path / "pieces")
+    assert sizes[2:] == LENGTHS.tolist()
+    assert read_manifest(pieces).fingerprint == read_manifest(whole).fingerprint
+
+
+def test_a_merged_caches_bytes_are_verified_without_a_teacher(tmp_path: Path) -> None:
+    folders = [cached(tmp_path / "a", "a", 1), cached(tmp_path / "b", "b", 2)]
+    output = merge_caches(folders, how="mean", options={}, output=tmp_path / "both")
+    result = stlm_kd("teacher", "verify", str(output))
+    assert (result.exit_code, "the checksums of all its files are right" in result.stdout) == (0, True)
+    assert done("teacher", "verify", str(output))["agrees"] is None
+    shard = output / shard_name(1)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = stlm_kd("teacher", "verify", str(output))
+    assert damaged.exit_code == CheckpointError.exit_code
+    assert "changed since the cache was completed" in damaged.stderr

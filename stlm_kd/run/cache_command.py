@@ -61,8 +61,12 @@ class CacheSummary:
     @property
     def is_merged(self) -> bool:
         """Whether it is of a mixture, of which it knows exactly what the teachers' heads hold."""
-        teacher = self.made_of.get("teacher")
-        return isinstance(teacher, dict) and "merged" in teacher
+        return _is_merged(self.made_of)
+
+
+def _is_merged(made_of: Mapping[str, object]) -> bool:
+    teacher = made_of.get("teacher")
+    return isinstance(teacher, dict) and "merged" in teacher
 
 
 def cache_teachers(
@@ -157,14 +161,18 @@ class Verification:
 
 def verify_cache(
     folder: Path, *, rows: int, seed: int, output_dir: Path, trust_remote_code: bool
-) -> Verification:
+) -> Verification | None:
     """Compute some rows again, chosen by the seed, and compare them with what a cache holds.
 
+    None for a merged cache, whose files are whole: there is no one teacher to compare it with.
+
     Raises:
-        CheckpointError: The cache is damaged, was merged of others, or is of another revision of its teacher.
+        CheckpointError: The cache is damaged, or is of another revision of its teacher.
         EnvironmentFault: There is none, or its teacher or data are not there any more.
     """
     cache = TeacherCache.open(folder)
+    if _is_merged(cache.manifest.made_of):
+        return None
     order = _order_of(cache, output_dir, trust_remote_code)
     work = replace(work_of(order, material := order.material()), items_per_shard=1)
     if work.items != cache.manifest.items or material.num_rows != cache.manifest.rows:
@@ -217,7 +225,9 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
     source, folder = cache.manifest.source, cache.folder
     values, name, model, seed = (source.get(key) for key in ("recipe", "teacher", "model", "seed"))
     if not isinstance(values, dict) or not isinstance(model, str) or type(seed) is not int:
-        raise CheckpointError(f"{folder}: made of other caches, or by hand; verify those that it is made of")
+        raise CheckpointError(
+            f"{folder}: its manifest names no recipe and teacher to compare it with; make the cache anew"
+        )
     recipe = from_values(values, origin=f"{folder}: recipe")
     teacher = next((entry for entry in recipe.teachers if entry.name == name), None)
     if teacher is None:

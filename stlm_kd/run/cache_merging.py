@@ -13,7 +13,7 @@ Shapes: n tokens, M teachers, E entries of all teachers, H of the head.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,9 @@ from stlm_kd.run.cache_words import OF_ONE_CACHE, WORDS
 WAYS = ("mean", "weighted", "confidence", "entropy", "label-likelihood")
 """To combine teachers by what a cache tells of each token."""
 
+PIECE_TOKENS = 1 << 14
+"""About so many tokens of each teacher are expanded at a time."""
+
 
 def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Json], output: Path) -> Path:
     """Write the mixture of several caches into a new folder, which appears whole.
@@ -53,8 +56,8 @@ def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Jso
     """
     _check_words(folders, how, options, output)
     caches = [TeacherCache.open(folder) for folder in folders]
-    _check_same(caches)
     names = names_of([cache.manifest for cache in caches])
+    _check_same(caches, names)
     options = {**options, **_weights_by_name(how, options, names)}
     first = caches[0].manifest
     layout = _layout(caches)
@@ -79,10 +82,14 @@ def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Jso
     with full_disk_told(output), written_whole(output) as unfinished:
         unfinished.mkdir()
         for shard in range(work.num_shards):
-            found = [cache.items(work.items_of(shard)) for cache in caches]
-            columns = _merged(found, caches, layout, how, options, names, work, work.items_of(shard))
-            path = unfinished / shard_name(shard)
-            write_shard(path, layout, found[0].lengths, found[0].checks, columns)
+            pieces = _pieces(work.items_of(shard), first)
+            parts = [_merged(piece, caches, work, how, options, names) for piece in pieces]
+            lengths = np.concatenate([part.lengths for part in parts])
+            checks = np.concatenate([part.checks for part in parts])
+            columns = {
+                name: np.concatenate([part.columns[name] for part in parts]) for name in layout.columns()
+            }
+            write_shard(unfinished / shard_name(shard), layout, lengths, checks, columns)
         complete(unfinished, work, made_of=made_of, source=source, flops=flops)
     return output
 
@@ -127,14 +134,19 @@ def _weights_by_name(how: str, options: Mapping[str, Json], names: Sequence[str]
     return {"weights": {name: named[name] for name in names}}
 
 
-def _check_same(caches: Sequence[TeacherCache]) -> None:
+def _places(caches: Sequence[TeacherCache], names: Sequence[str], number: int) -> str:
+    """The first cache and another one, for a message."""
+    return " and ".join(f"{caches[own].folder} ({names[own]})" for own in (0, number))
+
+
+def _check_same(caches: Sequence[TeacherCache], names: Sequence[str]) -> None:
     """Refuse caches that are not of the same tokens, and one that is given twice."""
     first = caches[0].manifest
     given: dict[str, Path] = {}
-    for cache in caches:
+    compared = [name for name in WORDS if name not in OF_ONE_CACHE]
+    for place, cache in enumerate(caches):
         other = cache.manifest
-        names = [name for name in WORDS if name not in OF_ONE_CACHE]
-        apart = [WORDS[name] for name in names if first.made_of.get(name) != other.made_of.get(name)]
+        apart = [WORDS[name] for name in compared if first.made_of.get(name) != other.made_of.get(name)]
         numbers = (first.rows, first.variants, first.tokens, first.layout.vocabulary)
         if not apart and numbers != (other.rows, other.variants, other.tokens, other.layout.vocabulary):
             apart = ["the rows"]
@@ -145,7 +157,7 @@ def _check_same(caches: Sequence[TeacherCache]) -> None:
             raise UsageError(f"{places} are the same cache; give it once, or weigh it by --how weighted")
         given[other.fingerprint] = cache.folder
         if apart:
-            places = f"{caches[0].folder} and {cache.folder}"
+            places = _places(caches, names, place)
             raise CheckpointError(f"{places} differ in {', '.join(apart)}; make them by one recipe")
 
 
@@ -163,23 +175,27 @@ def _layout(caches: Sequence[TeacherCache]) -> Layout:
     return Layout(first.vocabulary, head, draws, first.temperature, first.positions)
 
 
+def _pieces(items: range, first: Manifest) -> Iterator[range]:
+    """The items in pieces of about ``PIECE_TOKENS`` tokens."""
+    size = max(1, first.items * PIECE_TOKENS // max(first.tokens, 1))
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
+
+
 def _merged(
-    found: Sequence[Items],
+    items: range,
     caches: Sequence[TeacherCache],
-    layout: Layout,
+    work: Work,
     how: str,
     options: Mapping[str, Json],
     names: Sequence[str],
-    work: Work,
-    items: range,
-) -> dict[str, np.ndarray]:
-    """The columns of a shard."""
-    first = found[0]
-    for cache, other in zip(caches, found, strict=True):
+) -> Items:
+    """What is kept of some items, in the types of the layout."""
+    found = [cache.items(items) for cache in caches]
+    first, layout = found[0], work.layout
+    for number, other in enumerate(found):
         if (other.checks != first.checks).any() or (other.lengths != first.lengths).any():
-            raise CheckpointError(
-                f"{caches[0].folder} and {cache.folder} hold other rows; make them by one recipe"
-            )
+            places = _places(caches, names, number)
+            raise CheckpointError(f"{places} hold other rows; make them by one recipe")
     tokens = int(first.lengths.sum())
     item_of = np.repeat(np.asarray(items), first.lengths)
     begins = np.cumsum(first.lengths) - first.lengths
@@ -190,13 +206,9 @@ def _merged(
         said = distribution(Found(torch.ones(tokens, dtype=torch.bool), own.columns), cache.layout)
         assert isinstance(said, Sparse)
         targets.append(said)
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in layout.columns()}
-    for begin in range(0, tokens, 1 << 14):
-        few = slice(begin, begin + (1 << 14))
-        made = mixed([target.rows(few) for target in targets], numbers[few], layout.head, how, options, names)
-        for name, values in made.items():
-            columns[name].append(values.numpy())
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+    made = mixed(targets, numbers, layout.head, how, options, names)
+    columns = {name: made[name].numpy().astype(dtype) for name, (dtype, _) in layout.columns().items()}
+    return Items(first.lengths, first.checks, columns)
 
 
 def mixed(
