@@ -198,11 +198,11 @@ def test_a_fault_says_what_was_expected(good: Path, override: str, message: str)
         (("teachers=[]", "objectives=[{loss: labels}]", "controls=[no-teacher]"), "there are none"),
         (
             ("teachers=[{name: a, model: m}]", "combine={how: weighted, weights: {a: 1}}"),
-            "weighted with 1 teachers; expected at least two, or no combine",
+            "weighted with 1 teacher; expected at least two, or no combine",
         ),
         (
             ("teachers=[{name: a, model: m}]", "combine={how: mean, teacher_dropout: 0.1}"),
-            "teacher_dropout with 1 teachers; expected at least two, or no combine",
+            "teacher_dropout with 1 teacher; expected at least two, or no combine",
         ),
         (
             ("objectives[1].teacher=a", "combine={how: entropy}"),

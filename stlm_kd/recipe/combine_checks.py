@@ -21,8 +21,8 @@ def combine_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     given = combine.how if combine.how != "mean" else "teacher_dropout"
     if combine.how != "mean" or combine.teacher_dropout:
         if len(recipe.teachers) < 2:
-            found = len(recipe.teachers)
-            yield (place, _TEACHERS), f"{given} with {found} teachers; expected at least two, or no combine"
+            found = "1 teacher" if recipe.teachers else "no teacher"
+            yield (place, _TEACHERS), f"{given} with {found}; expected at least two, or no combine"
         asks = [entry for entry in recipe.objectives if entry.loss != LABELS]
         if asks and all(entry.teacher != COMBINED for entry in asks):
             message = f"{given} given, but every objective names one teacher, so nothing is combined"
