@@ -119,6 +119,8 @@ def verify(
         f"{folder}: {found.rows} rows, {found.tokens} tokens computed again: probabilities differ by at most "
         f"{found.difference:.1e}, {found.ids:.1%} of the ids are the same"
     )
+    if found.not_finite:
+        words += f", {found.not_finite} values are NaN or infinite"
     if as_json:
         print_json({**asdict(found), "agrees": found.agrees})
     else:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.cache.layout import MANIFEST
+from stlm_kd.cache.layout import MANIFEST, shard_name
 from stlm_kd.cache.sampling import head_and_tail
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.losses.sparse import Sparse
@@ -71,6 +71,10 @@ def test_caches_are_made_looked_at_verified_and_merged(place: Path, tmp_path: Pa
     assert [entry["teacher"] for entry in made] == ["a", "m"]
     first, second = (entry["folder"] for entry in made)
     inspected = done("teacher", "inspect", first)
+    cut = Path(shutil.copytree(first, tmp_path / "cut")) / shard_name(0)
+    cut.write_bytes(cut.read_bytes()[:-2])
+    refused = stlm_kd("teacher", "inspect", str(cut.parent))
+    assert (refused.exit_code, f"{cut}: {cut.stat().st_size:,} bytes found" in refused.stderr) == (1, True)
     assert inspected["bytes_per_token"] < 88
     assert 0 < inspected["head_covers"] < 1
     verified = done("teacher", "verify", first, "--rows", "4", *options)
@@ -117,3 +121,15 @@ def test_a_column_that_the_teacher_would_not_write_is_found(name: str) -> None:
     assert _compared(made, made).agrees
     other = {**made, name: made[name] + (np.arange(8) == 3)[:, None]}
     assert not _compared(other, made).agrees
+    if name != "ids":
+        for broken in (np.nan, np.inf):
+            damaged = {**made, name: np.where(np.arange(8)[:, None] == 3, broken, made[name])}
+            assert not _compared(damaged, made).agrees
+            assert _compared(damaged, damaged).not_finite == 4
+
+
+def test_what_both_rule_out_agrees_and_what_one_rules_out_does_not() -> None:
+    logits = np.array([[0.5, -np.inf, -1.0]], np.float32)
+    assert _compared({"logits": logits}, {"logits": logits}).agrees
+    assert not _compared({"logits": logits}, {"logits": np.nan_to_num(logits, neginf=-9.0)}).agrees
+    assert not _compared({"logits": logits + np.float32(np.nan)}, {"logits": logits}).agrees

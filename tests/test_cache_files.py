@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,17 @@ from safetensors.numpy import load_file, save_file
 from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.cache.layout import MANIFEST, Layout, read_manifest, shard_name
 from stlm_kd.cache.reading import TeacherCache
-from stlm_kd.cache.writing import Work, complete, unwritten, write
+from stlm_kd.cache.shards import Array
+from stlm_kd.cache.writing import Work, columns_of, complete, unwritten, write
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, numbered_batch
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.masking import Masking
-from stlm_kd.distributions import Dense
-from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.distributions import Dense, Logits
+from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
 from stlm_kd.losses.sparse import Sparse
-from stlm_kd.models.observing import Needs
-from stlm_kd.teachers import LiveTeacher
+from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.teachers import LiveTeacher, TeacherOutput
 from tests.pico import pico_model
 from tests.stores import store_of
 
@@ -183,6 +185,30 @@ def test_all_attended_positions_and_states_are_kept_where_they_are_asked(tmp_pat
     for site, state in said.observed.states.items():
         assert torch.allclose(state[mask], expected.observed.states[site][mask], rtol=2e-3, atol=1e-3)
     assert cache.manifest.tokens == rows.num_tokens
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_a_teacher_that_says_nan_is_refused_by_row_and_one_that_rules_out_is_not(
+    tmp_path: Path, logits: bool
+) -> None:
+    rows = packed()
+    layout = Layout(VOCABULARY, 0, 0, logits=True) if logits else Layout(VOCABULARY, 6, 3)
+    own, values = work(rows, layout), torch.zeros(2, CONTEXT, VOCABULARY)
+    values[:, :, 4:] = -torch.inf
+    assert np.isneginf(columns_said(values, own)["logits" if logits else "tail"]).any()
+    for broken in (torch.nan, torch.inf, -torch.inf):
+        values[1, 2] = broken
+        with pytest.raises(ModelError, match="NaN or infinity of row 7 of the training data"):
+            columns_said(values, own)
+
+
+def columns_said(values: torch.Tensor, own: Work) -> Mapping[str, Array]:
+    """What is kept of rows 6 and 7 of a teacher that says these logits."""
+
+    def saying(batch: AnyBatch, needs: Needs) -> TeacherOutput:
+        return TeacherOutput(Logits(values), Observed())
+
+    return columns_of(saying, packed().batch([6, 7]), torch.ones(2, CONTEXT).bool(), range(6, 8), own)
 
 
 def test_a_row_that_is_not_the_cached_one_is_refused(whole: TeacherCache) -> None:

@@ -165,8 +165,14 @@ def columns_of(
         work: Says how much is kept.
 
     Raises:
-        ModelError: Hidden states beyond half precision.
+        ModelError: Hidden states beyond half precision, or NaN in place of probabilities.
     """
+    columns = _asked(teacher, batch, kept, items, work)
+    _require_numbers(columns, kept, items, work)
+    return columns
+
+
+def _asked(teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work) -> Mapping[str, Array]:
     layout = work.layout
     sites = frozenset(layout.sites().values())
     needs = Needs(head_input=not layout.logits, logits=layout.logits, sites=sites)
@@ -201,6 +207,32 @@ def _sampled(
         for name, values in made.items():
             columns[name][few] = values.cpu().numpy()
     return columns
+
+
+def _require_numbers(columns: Mapping[str, Array], kept: Tensor, items: range, work: Work) -> None:
+    """Refuse what is no distribution.
+
+    Minus infinity is the logarithm, or the logit, of an outcome that the teacher rules out; it cannot rule
+    out all of them.
+
+    Raises:
+        ModelError: NaN, or an infinity that is none of these; names the first row.
+    """
+    for name, column in columns.items():
+        values = column.reshape(len(column), -1)
+        sound = np.isfinite(values)
+        if name == "logits":
+            sound = sound | (np.isneginf(values) & sound.any(-1, keepdims=True))
+        elif name in ("log_probs", "tail", "label_log_probs"):
+            sound = sound | np.isneginf(values)
+        broken = np.flatnonzero(~sound.all(-1))
+        if len(broken):
+            place = int(kept.nonzero()[int(broken[0]), 0])
+            raise ModelError(
+                f"the teacher says NaN or infinity of row {items[place] // work.variants} of the training "
+                f"data ({name}), of which no distribution is made; look whether its weights are whole, and "
+                "compute in another precision (train.precision, teachers[…].precision)"
+            )
 
 
 def _half(state_nD: Tensor) -> Array:

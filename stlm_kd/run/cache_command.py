@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stlm_kd.cache.layout import Manifest, read_manifest
+from stlm_kd.cache.layout import Manifest
 from stlm_kd.cache.reading import TeacherCache, kept_positions
 from stlm_kd.cache.shards import Array, checksums
 from stlm_kd.cache.writing import columns_of
@@ -102,13 +102,13 @@ def cache_teachers(
 
 
 def summary(folder: Path) -> CacheSummary:
-    """What a cache's manifest says.
+    """What a cache's manifest says, once every shard is found to have its size.
 
     Raises:
         EnvironmentFault: There is none.
-        CheckpointError: It is damaged.
+        CheckpointError: It is damaged, or a shard is cut short or not there.
     """
-    manifest = read_manifest(folder)
+    manifest = TeacherCache.open(folder, every_byte=False).manifest
     layout = manifest.layout
     kept = "all logits" if layout.logits else f"{layout.head} likeliest outcomes and {layout.draws} draws"
     return CacheSummary(
@@ -146,17 +146,21 @@ class Verification:
         difference: The largest one of a probability; of entropies and hidden states as a share of the largest
             of them; of logits, of a logit.
         ids: The share of ids that are the same; 1 of logits.
+        not_finite: Values that are NaN or infinite and therefore have no difference; the logarithm or logit
+            of what both rule out, minus infinity, is none of them.
     """
 
     rows: int
     tokens: int
     difference: float
     ids: float
+    not_finite: int = 0
 
     @property
     def agrees(self) -> bool:
-        """Whether that is within rounding."""
-        return self.difference <= LARGEST_DIFFERENCE and self.ids >= LEAST_AGREEMENT
+        """Whether that is within rounding, and every value a number."""
+        close = self.difference <= LARGEST_DIFFERENCE and self.ids >= LEAST_AGREEMENT
+        return close and not self.not_finite
 
 
 def verify_cache(
@@ -200,24 +204,34 @@ def verify_cache(
         tokens=sum(entry.tokens for entry in found),
         difference=max(entry.difference for entry in found),
         ids=float(np.average([entry.ids for entry in found], weights=[max(e.tokens, 1) for e in found])),
+        not_finite=sum(entry.not_finite for entry in found),
     )
 
 
 def _compared(stored: Mapping[str, Array], made: Mapping[str, Array]) -> Verification:
     if "logits" in stored:
-        apart = np.abs(stored["logits"] - made["logits"]).max(initial=0.0)
-        return Verification(1, len(made["logits"]), float(apart), 1.0)
-    apart = 0.0
+        sides = [side["logits"].astype(np.float64) for side in (stored, made)]
+        ruled_out = np.isneginf(sides[0]) & np.isneginf(sides[1])
+        apart, not_finite = _apart(*(np.where(ruled_out, 0.0, side) for side in sides))
+        return Verification(1, len(made["logits"]), apart, 1.0, not_finite)
+    found = []
     for name in ("log_probs", "tail", "label_log_probs"):
-        sides = [np.exp(column[name].astype(np.float64)) for column in (stored, made)]
-        apart = max(apart, float(np.abs(sides[0] - sides[1]).max(initial=0.0)))
+        found.append(_apart(*(np.exp(side[name].astype(np.float64)) for side in (stored, made))))
     for name in made:
         if name == "entropy" or name.startswith("state."):
-            here, there = (column[name].astype(np.float64) for column in (stored, made))
-            largest = max(float(np.abs(there).max(initial=0.0)), 1e-6)
-            apart = max(apart, float(np.abs(here - there).max(initial=0.0)) / largest)
+            here, there = (side[name].astype(np.float64) for side in (stored, made))
+            largest = np.abs(there[np.isfinite(there)]).max(initial=1e-6)
+            found.append(_apart(here / largest, there / largest))
     same = float((stored["ids"] == made["ids"]).mean()) if made["ids"].size else 1.0
-    return Verification(1, len(made["tail"]), apart, same)
+    apart, not_finite = max(one for one, _ in found), sum(count for _, count in found)
+    return Verification(1, len(made["tail"]), apart, same, not_finite)
+
+
+def _apart(stored: Array, made: Array) -> tuple[float, int]:
+    """The largest difference of two finite values, and how many others there are."""
+    finite = np.isfinite(stored) & np.isfinite(made)
+    differences = np.abs(stored[finite] - made[finite])
+    return float(differences.max(initial=0.0)), int((~finite).sum())
 
 
 def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) -> CacheOrder:

@@ -31,6 +31,7 @@ from stlm_kd.engine.launched import (
     wait_for_all,
 )
 from stlm_kd.engine.plain import autocast
+from stlm_kd.errors import told_at
 from stlm_kd.models.load import load_config
 from stlm_kd.models.observing import Needs
 from stlm_kd.recipe import Recipe, plain
@@ -39,7 +40,7 @@ from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.compute import pass_cost
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.jobs import PrefixedLines
-from stlm_kd.run.loading import empty_model, live_teacher
+from stlm_kd.run.loading import empty_model, live_teacher, teacher_place
 from stlm_kd.run.material import Material, batch_sizes, material_of, rows_key
 from stlm_kd.run.numbers import width
 from stlm_kd.run.stages import Json, model_identity
@@ -180,7 +181,7 @@ def _write(order: CacheOrder, work: Work, material: Material, folder: Path, shar
 
     tokens = kept_tokens(order, material) * len(shards) // work.num_shards
     progress = CacheProgress(order.teacher.name, tokens, say=lambda line: _say(order, line))
-    with autocast(device, recipe.train.precision):
+    with told_at(teacher_place(recipe, order.teacher.name)), autocast(device, recipe.train.precision):
         write(folder, work, asked, shards, done=progress.done)
 
 
