@@ -110,7 +110,11 @@ def verify(
         told = "the checksums of all its files are right; merged, so there is no teacher to compare it with"
         if as_json:
             print_json(
-                {"rows": 0, "tokens": 0, "difference": None, "ids": None, "agrees": None, "note": told}
+                {
+                    **dict.fromkeys(("rows", "tokens"), 0),
+                    **dict.fromkeys(("difference", "ids", "not_finite", "agrees")),
+                    "note": told,
+                }
             )
         else:
             typer.echo(f"{folder}: {told}; verify the caches that it was made of")

@@ -63,7 +63,9 @@ def test_a_mixture_that_is_drawn_again_is_the_mixture_on_average(
     assert float(found.label_log_probs[0]) == pytest.approx(float(expected[5].log()), rel=1e-4)  # type: ignore[index]
 
 
-def test_caches_are_made_looked_at_verified_and_merged(place: Path, tmp_path: Path) -> None:
+def test_caches_are_made_looked_at_verified_and_merged(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model_folder(tmp_path / "m", "llama", load_tokenizer("own"), seed=7)
     name = taught(place, "caches", f"[{{name: a, model: same}}, {{name: m, model: {tmp_path}/m}}]")
     options = ("--output-dir", str(tmp_path))
@@ -77,8 +79,11 @@ def test_caches_are_made_looked_at_verified_and_merged(place: Path, tmp_path: Pa
     assert (refused.exit_code, f"{cut}: {cut.stat().st_size:,} bytes found" in refused.stderr) == (1, True)
     assert inspected["bytes_per_token"] < 88
     assert 0 < inspected["head_covers"] < 1
-    verified = done("teacher", "verify", first, "--rows", "4", *options)
-    assert verified["agrees"]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        cache = str(Path(first).relative_to(tmp_path))
+        verified = done("teacher", "verify", cache, "--rows", "4", "--output-dir", "again")
+    assert (verified["agrees"], (tmp_path / "again").is_dir(), Path.cwd()) == (True, True, place)
     assert verified["ids"] > 0.99
     output = str(tmp_path / "merged")
     merged = done("teacher", "merge", first, second, "--how", "entropy", "--output", output)
@@ -99,6 +104,9 @@ def test_caches_are_made_looked_at_verified_and_merged(place: Path, tmp_path: Pa
     manifest.write_text(json.dumps(content))
     lied = stlm_kd("teacher", "verify", first, "--rows", "2", *options)
     assert (lied.exit_code, "more than rounding" in lied.stderr) == (1, True)
+    shutil.rmtree(tmp_path / "m")
+    gone = stlm_kd("teacher", "verify", second, *options)
+    assert (gone.exit_code, f"its teacher is not there any more: {tmp_path}/m" in gone.stderr) == (5, True)
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_start(

@@ -13,7 +13,7 @@ from stlm_kd.errors import CheckpointError
 from stlm_kd.models.load import load_language_model
 from stlm_kd.run import loading
 from tests import classes
-from tests.road import LLAMA, ROBERTA, distilled, stlm_kd, student, weights
+from tests.road import LLAMA, ROBERTA, distilled, done, stlm_kd, student, weights
 
 TRAIN = (
     "train: {steps: 4, effective_batch: 8, micro_batch: 4, learning_rate: 5e-3, log_every: 1}\ntracking: []"
@@ -88,6 +88,10 @@ def test_a_cache_that_is_named_needs_no_teacher_and_is_compared(place: Path, tmp
         refused = stlm_kd(*words, change)
         assert refused.exit_code == 3
         assert f"teachers[0] (a).cache: {moved} is not a cache for this recipe: {message}" in refused.stderr
+    misspelt = stlm_kd(*words, "teachers[0].cache=autto")
+    assert misspelt.exit_code == 5
+    assert "teachers[0] (a): cache: autto is taken for a folder, and none is there" in misspelt.stderr
+    assert "(did you mean auto?)" in misspelt.stderr
     shard = moved / "shard-00000.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -138,3 +142,16 @@ def test_a_classifiers_logits_are_cached_whole(tmp_path: Path, monkeypatch: pyte
     assert losses(cached) == pytest.approx(losses(online), rel=1e-5)
     (folder,) = tmp_path.glob("runs/stages/cache-*")
     assert read_manifest(folder).layout.logits
+
+
+def test_a_cache_of_one_seeds_examples_is_refused_for_another_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classes.build(tmp_path)
+    words = ("-r", "other-reader.yaml", "data.fraction=0.5")
+    (made,) = done("teacher", "cache", *words, "seeds=[1]")
+    refused = stlm_kd("distill", *words, "seeds=[1, 2]", f"teachers[0].cache={made['folder']}")
+    assert refused.exit_code == 3
+    assert "the seed that draws the examples differs: 1 in the cache, 2 in the recipe" in refused.stderr
+    assert not list(tmp_path.glob("runs/stages/model-*"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from stlm_kd.cache.reading import TeacherCache, kept_positions
 from stlm_kd.cache.shards import Array, checksums
 from stlm_kd.cache.writing import columns_of
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.files import expanded
 from stlm_kd.engine import current_device
 from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
-from stlm_kd.errors import CheckpointError
+from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.models.observing import Needs
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.caching import CacheOrder, work_of
@@ -174,17 +177,32 @@ def verify_cache(
         CheckpointError: The cache is damaged, or is of another revision of its teacher.
         EnvironmentFault: There is none, or its teacher or data are not there any more.
     """
-    cache = TeacherCache.open(folder)
+    cache, output_dir = TeacherCache.open(folder), output_dir.absolute()
     if _is_merged(cache.manifest.made_of):
         return None
-    order = _order_of(cache, output_dir, trust_remote_code)
+    with _where_it_was_made(cache):
+        return _verified(cache, _order_of(cache, output_dir, trust_remote_code), rows, seed)
+
+
+@contextmanager
+def _where_it_was_made(cache: TeacherCache) -> Iterator[None]:
+    """Work in the folder from which relative paths of the cache's recipe are seen, if it is there."""
+    before, made_in = Path.cwd(), cache.manifest.source.get("directory")
+    if isinstance(made_in, str) and Path(made_in).is_dir():
+        os.chdir(made_in)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _verified(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> Verification:
+    folder, trust = cache.folder, order.workshop.trust_remote_code
     work = replace(work_of(order, material := order.material()), items_per_shard=1)
     if work.items != cache.manifest.items or material.num_rows != cache.manifest.rows:
         raise CheckpointError(f"{folder}: of {cache.manifest.rows} rows, but the data has {work.rows} now")
     device = current_device()
-    live = live_teacher(
-        order.model, order.recipe, name=order.teacher.name, trust_remote_code=trust_remote_code
-    )
+    live = live_teacher(order.model, order.recipe, name=order.teacher.name, trust_remote_code=trust)
 
     def asked(batch: AnyBatch, needs: Needs) -> TeacherOutput:
         return live(batch.to(device), needs)
@@ -247,6 +265,12 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
     if teacher is None:
         raise CheckpointError(f"{folder}: damaged, its recipe has no teacher {name!r}; make the cache anew")
     workshop = Workshop(output_dir, trust_remote_code=trust_remote_code)
-    if model_identity(model, trust_remote_code=trust_remote_code) != cache.manifest.made_of.get("teacher"):
+    identity = cache.manifest.made_of.get("teacher")
+    is_of_hub = isinstance(identity, str) and identity.startswith(f"{model}@")
+    if not is_of_hub and not expanded(model).is_dir():
+        raise EnvironmentFault(
+            f"{folder}: its teacher is not there any more: {expanded(model).absolute()}; put it back"
+        )
+    if model_identity(model, trust_remote_code=trust_remote_code) != identity:
         raise CheckpointError(f"{folder}: {model} is not the teacher that it was made of: another revision")
     return CacheOrder(recipe, teacher, model, student_tokenizer(recipe, workshop), workshop, seed)

@@ -81,12 +81,11 @@ class CacheOrder:
         """What decides the rows, and the tokens of them that are kept."""
         recipe = self.recipe
         of_text = recipe.language_task is not None
-        drawn = not of_text and recipe.data.fraction < 1
         return {
             "task": recipe.task,
             "tokenizer": tokenizer_identity(self.tokenizer),
             "text": rows_key(recipe, recipe.data.fraction),
-            "seed": self.seed if drawn else None,
+            "seed": self.seed if _draws_examples(recipe) else None,
             "context": recipe.data.context,
             "masked_share": recipe.data.masked_share,
             "variants": mask_variants(recipe),
@@ -131,6 +130,7 @@ class CacheOrder:
             "teacher": self.teacher.name,
             "model": self.model,
             "seed": self.seed,
+            "directory": str(Path.cwd()),
         }
         flops = _flops(self, work, material)
         first_process_runs(
@@ -202,6 +202,15 @@ def _say(order: CacheOrder, line: str) -> None:
     if process_rank() == 0:
         name = order.workshop.quiet_name
         print(line, file=PrefixedLines(name) if name else sys.stderr, flush=True)
+
+
+def cached_seeds(recipe: Recipe) -> tuple[int, ...]:
+    """The seeds that have caches of their own: all if each draws other examples, else the first for all."""
+    return recipe.seeds if _draws_examples(recipe) else recipe.seeds[:1]
+
+
+def _draws_examples(recipe: Recipe) -> bool:
+    return recipe.language_task is None and recipe.data.fraction < 1
 
 
 def work_of(order: CacheOrder, material: Material) -> Work:

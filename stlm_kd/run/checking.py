@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from stlm_kd.cache.layout import read_manifest
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine.launched import launched_processes
-from stlm_kd.errors import DataError, Fault, ModelError, RecipeError, told_at
+from stlm_kd.errors import DataError, EnvironmentFault, Fault, ModelError, RecipeError, told_at
 from stlm_kd.eval import FINE_TUNED, wikitext
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.explaining import check_packages
@@ -28,7 +29,7 @@ from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.adapting import adaptation_key
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.cache_reading import cache_faults
-from stlm_kd.run.caching import CacheOrder
+from stlm_kd.run.caching import CacheOrder, cached_seeds
 from stlm_kd.run.finetuning import checked_subjects
 from stlm_kd.run.interchange import check_sources
 from stlm_kd.run.loading import load_model, teacher_place
@@ -126,12 +127,20 @@ def _teacher_faults(
 def _cache_faults(
     place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
 ) -> Iterator[Fault]:
-    """Of a cache that is there: whether it is of this data, this vocabulary and this teacher."""
-    order = CacheOrder(recipe, teacher, teacher.model or "", tokenizer, workshop, recipe.seeds[0])
-    assert order.options.path is not None
-    manifest = read_manifest(expanded(order.options.path))
-    for fault in cache_faults(order, manifest):
-        yield Fault(place, f"{order.options.path} is not a cache for this recipe: {fault}")
+    """Of a cache that is there: whether it is of this data, vocabulary and teacher, for every seed."""
+    assert teacher.cache is not None and teacher.cache.path is not None
+    path = teacher.cache.path
+    if not expanded(path).exists():
+        hint = " (did you mean auto?)" if get_close_matches(path, ["auto"]) else ""
+        raise EnvironmentFault(
+            f"cache: {path} is taken for a folder, and none is there (seen from {Path.cwd()}){hint}; "
+            "name a cache's folder, or make one by cache: auto"
+        )
+    manifest = read_manifest(expanded(path))
+    model = teacher.model or ""
+    orders = [CacheOrder(recipe, teacher, model, tokenizer, workshop, seed) for seed in cached_seeds(recipe)]
+    for fault in dict.fromkeys(fault for order in orders for fault in cache_faults(order, manifest)):
+        yield Fault(place, f"{path} is not a cache for this recipe: {fault}")
 
 
 def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
@@ -228,7 +237,8 @@ def _is_cached(
         model = str(workshop.stages.path("adapted", key) / "model")
         if not Path(model).is_dir():
             return False
-    return CacheOrder(recipe, teacher, model, tokenizer, workshop, recipe.seeds[0]).is_there
+    orders = (CacheOrder(recipe, teacher, model, tokenizer, workshop, seed) for seed in cached_seeds(recipe))
+    return all(order.is_there for order in orders)
 
 
 def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:

@@ -12,7 +12,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.adapting import adapt_model, adaptation_key
 from stlm_kd.run.assignment import Assignment
-from stlm_kd.run.caching import CacheOrder
+from stlm_kd.run.caching import CacheOrder, cached_seeds
 from stlm_kd.run.loading import teacher_place
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import train_student
@@ -75,9 +75,8 @@ def cached_teacher(
     recipe: Recipe, teacher: Teacher, model: str, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
 ) -> list[Path]:
     """The caches of a teacher that is ready to teach: one, or one for each seed that draws examples."""
-    drawn = recipe.language_task is None and recipe.data.fraction < 1
-    seeds = recipe.seeds if drawn else recipe.seeds[:1]
-    return [CacheOrder(recipe, teacher, model, tokenizer, workshop, seed).made() for seed in seeds]
+    orders = [CacheOrder(recipe, teacher, model, tokenizer, workshop, seed) for seed in cached_seeds(recipe)]
+    return [order.made() for order in orders]
 
 
 def _trained(recipe: Recipe, name: str, workshop: Workshop) -> Path:
