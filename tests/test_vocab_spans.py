@@ -52,9 +52,11 @@ def test_every_span_spells_the_same_bytes_in_both_vocabularies(
         ]
         assert all(spellings), "a span has a token on either side"
         texts = [
-            b"".join(VOCABULARIES[name].surfaces[i] or b"" for i in ids).removeprefix(b" ")
+            b"".join(VOCABULARIES[name].surfaces[i] or b"" for i in ids)
             for name, ids in zip((new, old), spellings, strict=True)
         ]
+        if begin == span == 0 and texts[0] != texts[1]:  # one of them put a space before the text
+            texts = [min(texts, key=len), max(texts, key=len).removeprefix(b" ")]
         assert texts[0] == texts[1]
         assert texts[0].strip() in text.encode()
     spans = found.of_new[found.of_new != NO_SPAN]
