@@ -32,7 +32,8 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
     having = [SUITES.options(str(e["suite"])) if e.get("suite") in SUITES else dict(options) for e in entries]
     for option in options:
         if not any(option in names for names in having):
-            raise UsageError(f"--{option}: not an option of {', '.join(words)}")
+            takes = ", ".join(sorted(set().union(*having))) or "none"
+            raise UsageError(f"--{option}: not an option of {', '.join(words)}, which takes {takes}")
     entries = [
         {**{option: value for option, value in options.items() if option in names}, **entry}
         for entry, names in zip(entries, having, strict=True)
