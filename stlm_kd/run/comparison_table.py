@@ -21,13 +21,16 @@ ENOUGH_SEEDS = 5
 
 
 def means_table(comparison: Comparison) -> Table:
-    """One row for each contender: means over seeds with interval and deviation, or single models' scores."""
+    """Means over seeds with interval and deviation, or single models' scores; what runs share, once."""
     table = Table(caption=Text("\n".join(_caption(comparison)), "table.caption"), caption_justify="left")
     table.add_column("model")
     table.add_column("seeds", justify="right")
     for metric in comparison.metrics:
         table.add_column(Text(metric.label), justify="right")
+    hidden = _shared_teachers(comparison)
     for one in comparison.contenders:
+        if one.name in hidden:
+            continue
         name = f"{one.name} (baseline)" if one.name == comparison.baseline else one.name
         cells = (Text(_cell(one, metric)) for metric in comparison.metrics)
         table.add_row(Text(name), str(len(one.seeds) or "—"), *cells)
@@ -35,13 +38,17 @@ def means_table(comparison: Comparison) -> Table:
 
 
 def differences_table(comparison: Comparison) -> Table:
-    """One row for each comparison with the baseline, with its verdict; the notes stand below."""
+    """The comparisons with the baseline, each once, with its verdict; the notes stand below."""
     count = sum(one.corrected_p is not None and not one.repeats for one in comparison.compared)
     repeats = {one.name: one.repeats for one in comparison.compared if one.repeats}
+    hidden = _shared_teachers(comparison)
     lines = [
         f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: Holm's, for {count} comparisons; "
         f"better, worse: where it is below {1 - CONFIDENCE:.2f}",
-        *(f"{name}: the same results as {other}, and counted once" for name, other in repeats.items()),
+        *(
+            f"{name}: the same results as {other}, and {'shown and ' if name in hidden else ''}counted once"
+            for name, other in repeats.items()
+        ),
         *comparison.notes,
     ]
     table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
@@ -55,9 +62,16 @@ def differences_table(comparison: Comparison) -> Table:
     table.add_column("verdict")
     for metric in comparison.metrics:
         for one in comparison.compared:
-            if one.metric == metric:
+            if one.metric == metric and one.name not in hidden:
                 table.add_row(*map(Text, _row(one)))
     return table
+
+
+def _shared_teachers(comparison: Comparison) -> set[str]:
+    """The teachers that are another row in every metric: runs that share a teacher each have a row of it."""
+    teachers = {one.name for one in comparison.contenders if one.kind == "teacher"}
+    repeating = {one.name for one in comparison.compared if one.repeats}
+    return (teachers & repeating) - {one.name for one in comparison.compared if not one.repeats}
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
