@@ -53,7 +53,7 @@ def classification_scores(
     confusion_CC = _confusion(labels, predicted, num_classes)
     metrics: dict[str, Callable[[Floats], Floats]] = {"macro_f1": macro_f1, "matthews": matthews}
     if num_classes == 2:
-        metrics = {"f1": _f1_of_second, **metrics}
+        metrics = {"f1": f1_of_second, **metrics}
     resampled = _resampled_confusions(confusion_CC)
     scores = [
         Score(
@@ -156,7 +156,8 @@ def macro_f1(confusion_RCC: Floats) -> Floats:
     return mean
 
 
-def _f1_of_second(confusion_RCC: Floats) -> Floats:
+def f1_of_second(confusion_RCC: Floats) -> Floats:
+    """The F1 of class 1, (R,); rows are labels."""
     sizes_R = confusion_RCC[:, 1].sum(1) + confusion_RCC[:, :, 1].sum(1)
     f1: Floats = 2 * confusion_RCC[:, 1, 1] / np.maximum(sizes_R, 1)
     return f1

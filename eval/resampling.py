@@ -13,19 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.eval import entities
-from stlm_kd.eval.classification import macro_f1, matthews, pearson, spearman
+from stlm_kd.eval.classification import f1_of_second, macro_f1, matthews, pearson, spearman
 
 RESAMPLES = 2000
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-
-
-def f1_of_second(confusion_RCC: Floats) -> Floats:
-    """The F1 of class 1, (R,); rows are labels."""
-    sizes_R = confusion_RCC[:, 1].sum(1) + confusion_RCC[:, :, 1].sum(1)
-    f1: Floats = 2 * confusion_RCC[:, 1, 1] / np.maximum(sizes_R, 1)
-    return f1
 
 
 OF_CLASSES: Mapping[str, Callable[[Floats], Floats]] = {

@@ -1,7 +1,7 @@
 """Whether two models differ: paired tests over examples, differences over seeds, many comparisons at once.
 
 Two things are left to chance where models are compared: which examples they are asked (``paired_bootstrap``,
-``mcnemar``) and with which seed they were trained (``over_seeds``, which counts both).
+``mcnemar``) and with which seed they were trained or fine-tuned (``over_seeds``, which counts both).
 
 Shapes: N examples, R resamples.
 """
@@ -146,7 +146,7 @@ def over_seeds(
     takes the examples for all there are; the second alone is too sure of few seeds that happen to agree.
 
     Args:
-        first: The metric for each seed.
+        first: The metric for each seed, of a training or of a single model's fine-tuning.
         second: The same of the other model; where paired, of the same seeds in the same order.
         paired: Whether they are.
         examples_stderr: The standard error, over examples, of the difference of the means; None if not known.

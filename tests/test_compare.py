@@ -220,6 +220,51 @@ def test_fine_tunings_of_one_seed_are_averaged_within_it(tmp_path: Path) -> None
     assert one.values(metric) == pytest.approx(expected)
 
 
+def test_the_fine_tunings_of_a_single_model_are_noise(tmp_path: Path) -> None:
+    """Three of one model against three of another: by the examples alone the better one is sure to be so."""
+    accuracies = {"a": (0.55, 0.6, 0.65), "b": (0.6, 0.7, 0.9)}
+
+    def tuned(name: str, *, told: bool) -> list[SuiteResult]:
+        found = [classified(share, ord(name) + 7 * place) for place, share in enumerate(accuracies[name])]
+        facts = [{"fine_tuning": {"seed": place}} if told else {} for place in (1, 2, 3)]
+        return [replace(one, report={**one.report, **fact}) for one, fact in zip(found, facts, strict=True)]
+
+    for told in (True, False):
+        models = {name: tuned(name, told=told) for name in "ab"}
+        path = score_file(tmp_path / f"{told}.json", models)
+        found = {one.metric.metric: one.evidence for one in compare([path]).compared}
+        for metric in ("accuracy", "matthews"):
+            first, other = (
+                [one.score("examples", metric).value for one in models[name]] for name in ("b", "a")
+            )
+            test = stats.ttest_rel(first, other) if told else stats.ttest_ind(first, other, equal_var=False)
+            evidence = found[metric]
+            assert evidence.noise == "fine-tunings, examples"
+            assert evidence.mean == pytest.approx(np.mean(first) - np.mean(other))
+            assert evidence.difference is not None and evidence.of_examples is not None
+            assert evidence.of_examples.p < 0.01 < 0.05 < test.pvalue <= evidence.difference.p + 1e-9
+            assert evidence.difference.low <= test.confidence_interval().low + 1e-9
+    row = next(row for row in done("compare", path)["rows"] if row["name"] == "b")
+    errors = [one.score("examples", "accuracy").stderr or 0 for one in models["b"]]
+    between = np.var([one.score("examples", "accuracy").value for one in models["b"]], ddof=1) / 3
+    expected = math.sqrt(np.mean(np.square(errors)) + between)
+    assert row["scores"]["accuracy"]["stderr_of_first"] == pytest.approx(expected)
+
+
+def test_a_single_fine_tuning_is_told(tmp_path: Path) -> None:
+    def tuned(accuracy: float, seed: int) -> SuiteResult:
+        found = classified(accuracy, seed)
+        return replace(found, report={**found.report, "fine_tuning": {"seed": 1}})
+
+    models = {"a": [tuned(0.6, 1)], "b": [tuned(0.9, 2)]}
+    found = compare([score_file(tmp_path / "s.json", models)], only=["accuracy"])
+    for name in "ab":
+        assert (
+            f"{name} was fine-tuned once: what another fine-tuning would change is not counted" in found.notes
+        )
+    assert found.compared[0].evidence.noise == "examples"
+
+
 def test_seeds_that_only_one_has_are_left_out_of_the_pairs(tmp_path: Path) -> None:
     rows = {"student": ("student", seeds_of(0.8, 10, 4)), "no-teacher": ("control", seeds_of(0.6, 20, 2))}
     found = compare([run_folder(tmp_path / "run", rows)], only=["accuracy"])

@@ -236,6 +236,8 @@ def _notes(
     for one in (other, base):
         if len(one.scores) == 1 and one.seeds:
             yield f"{one.name} has one seed: what another seed would change is not counted"
+        if len(tuned := _side(one, metric).results) == 1 and "fine_tuning" in tuned[0].report:
+            yield f"{one.name} was fine-tuned once: what another fine-tuning would change is not counted"
         if paired is not None and paired < len(one.seeds):
             yield f"{one.name}: differences are over the {paired} seeds that both have"
 

@@ -113,11 +113,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _summary(one: Contender, metric: Metric) -> dict[str, Any]:
     values = one.values(metric)
-    score = one.score(metric)
-    assert score is not None
     if not all(map(measurable, values)):
         return {"values": [value if measurable(value) else str(value) for value in values]}
-    found = estimate(values)
+    found, score = estimate(values), one.score(metric)
+    assert score is not None
     return {
         "mean": found.mean,
         "deviation": stdev(values) if len(values) > 1 else None,
@@ -147,7 +146,10 @@ def _caption(comparison: Comparison) -> list[str]:
     if counts[-1] > 1:
         lines.append(f"±: {CONFIDENCE:.0%} interval of the mean over seeds (Student's t); sd: over seeds")
     if counts[0] == 1:
-        lines.append("se: a single model's standard error over examples, which says nothing of other seeds")
+        lines.append(
+            "se: a single model's standard error over examples, and over its fine-tunings if there are "
+            "several; it says nothing of other seeds"
+        )
     wide = [
         f"{count} seeds is {deviations_wide(count):.2f} sd either way"
         for count in counts

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue, TypeAdapter
 
 from stlm_kd.errors import CheckpointError, EnvironmentFault, UsageError
+from stlm_kd.eval.averaging import averaged
 from stlm_kd.eval.results import SavedSuite, Score, SuiteResult
 from stlm_kd.eval.statistics import nested_means
 from stlm_kd.run.folder import open_run
@@ -59,8 +60,8 @@ class Contender:
         return nested_means(groups) if all(groups) else ()
 
     def score(self, metric: Metric) -> Score | None:
-        """The first seed's score."""
-        return next((score for result in self.scores[0] if (score := _score(result, metric))), None)
+        """The first seed's score, averaged over its fine-tunings."""
+        return next((_score(result, metric) for result in averaged(self.results(metric)[0])), None)
 
 
 def metrics_of(contenders: Iterable[Contender]) -> list[Metric]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
 
-from stlm_kd.eval.results import SuiteResult, measurable
+from stlm_kd.eval.results import Json, SuiteResult, measurable
 from stlm_kd.eval.statistics import (
     Difference,
     McNemar,
@@ -29,6 +30,23 @@ class Side:
     values: tuple[float, ...]
     results: tuple[SuiteResult, ...]
 
+    def repeats(self, metric: Metric) -> tuple[float, ...]:
+        """The values between which chance decides: of the seeds, or of one model's fine-tunings."""
+        if len(self.values) > 1:
+            return self.values
+        return tuple(result.score(metric.task, metric.metric).value for result in self.results)
+
+    @property
+    def is_tuned_again(self) -> bool:
+        """Whether its repeats are fine-tunings of one model."""
+        return len(self.values) == 1 and len(self.results) > 1
+
+    @property
+    def tunings(self) -> tuple[Json, ...]:
+        """The seed of each result's fine-tuning; None of one that does not tell."""
+        found = [result.report.get("fine_tuning") for result in self.results]
+        return tuple(one.get("seed") if isinstance(one, Mapping) else None for one in found)
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -37,7 +55,7 @@ class Evidence:
     Attributes:
         mean: The first's mean over seeds minus the second's.
         difference: With its interval, and p; None where nothing tells how large the noise is.
-        noise: What the interval counts: seeds, examples, or both.
+        noise: What the interval counts: seeds, fine-tunings of one model, examples.
         num_examples: That are joined; 0 where none are.
         of_examples: The paired bootstrap over examples alone, their metric averaged over the seeds.
         mcnemar: In a metric of right and wrong, for each pair of models.
@@ -56,10 +74,11 @@ def difference_between(
 ) -> Evidence:
     """The first minus the second, with all the noise that is known.
 
-    Where either side has several seeds, by ``over_seeds``. Where both are single models, by the paired
-    bootstrap over examples, and in a metric of right and wrong by whichever is the larger p, its own or
-    McNemar's. Examples that are not joined count by the standard errors of both scores, as if they were
-    independent, which is too much where the models err on the same examples.
+    Where either side has several seeds, or is one model that was fine-tuned several times, by ``over_seeds``;
+    fine-tunings within seeds are averaged. Where both are single models, by the paired bootstrap over
+    examples, and in a metric of right and wrong by whichever is the larger p, its own or McNemar's. Examples
+    that are not joined count by the standard errors of both scores, as if they were independent, which is too
+    much where the models err on the same examples.
 
     Args:
         first: Of some seeds, or a single model.
@@ -77,16 +96,29 @@ def difference_between(
     else:
         found = Evidence(mean, None, "none")
     stderr = _stderr(first, second, joined, metric)
-    if len(first.values) > 1 or len(second.values) > 1:
-        difference = over_seeds(first.values, second.values, paired=are_paired, examples_stderr=stderr)
-        return replace(found, difference=difference, noise="seeds" if stderr is None else "seeds, examples")
+    ours, theirs = first.repeats(metric), second.repeats(metric)
+    if len(ours) > 1 or len(theirs) > 1:
+        if len(first.values) == len(second.values) == 1:
+            are_paired = first.tunings == second.tunings and None not in first.tunings
+        difference = over_seeds(ours, theirs, paired=are_paired, examples_stderr=stderr)
+        return replace(found, difference=difference, noise=_noise(first, second, stderr))
     if isinstance(joined, Apart) and stderr is not None:
         return replace(found, difference=by_stderr(mean, stderr), noise="examples, not paired")
     return found
 
 
+def _noise(first: Side, second: Side, stderr: float | None) -> str:
+    """What the interval counts, in words."""
+    counted = {
+        "seeds": len(first.values) > 1 or len(second.values) > 1,
+        "fine-tunings": first.is_tuned_again or second.is_tuned_again,
+        "examples": stderr is not None,
+    }
+    return ", ".join(name for name, is_counted in counted.items() if is_counted)
+
+
 def _of_joined(mean: float, joined: Joined) -> Evidence:
-    """As of single models; over seeds only the tests of examples count."""
+    """As of single models; over seeds or fine-tunings only the tests of examples count."""
     bootstrap = paired_bootstrap(joined.first.mean(0), joined.second.mean(0))
     tests: tuple[McNemar, ...] = ()
     if joined.first.shape == joined.second.shape and np.isin([joined.first, joined.second], (0, 1)).all():

@@ -81,8 +81,13 @@ def tuned_scores(suite: str, options: Mapping[str, Any], model: str, workshop: W
         folder = workshop.stages.make(STAGE, key, build, together=True)
         by_seed.setdefault(subject.tuning.seed, []).extend(_read(folder))
     several = len({subject.tuning.task for subject in subjects}) > 1
-    averages = [glue.average(found) for found in by_seed.values()] if suite == glue.SUITE and several else []
-    return [result for found in by_seed.values() for result in found] + averages
+    results = [result for found in by_seed.values() for result in found]
+    if suite == glue.SUITE and several:
+        results += [
+            replace(glue.average(found), report={"fine_tuning": {"seed": seed}})
+            for seed, found in by_seed.items()
+        ]
+    return results
 
 
 def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[Subject]:
