@@ -35,8 +35,8 @@ Suites = Annotated[
 HeldOut = Annotated[
     list[Path] | None,
     typer.Option(
-        help="Held-out text, or labelled examples, for all suites but lm-eval; without it, that of the "
-        "run's recipe."
+        help="Held-out text, or labelled examples, for the suites that read some; without it, that of "
+        "the run's recipe."
     ),
 ]
 TextColumns = Annotated[

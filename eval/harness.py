@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import logging
@@ -79,7 +80,7 @@ def evaluate(
         tuple(score for name in origins for score in _scores(output, samples, name, part_of=None)),
         tuple(_examples(samples, output["higher_is_better"])),
         tuple(_notes(origins, limit)),
-        _report(output, origins),
+        _report(output, samples, origins),
     )
 
 
@@ -177,13 +178,32 @@ def _notes(origins: Mapping[str, str], limit: int | None) -> Iterator[str]:
         yield f"only the first {limit} examples of each task: a trial, not a score to report"
 
 
-def _report(output: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Json]:
-    """lm-eval's report without rows, and with ``sources``: where each task's rows are from."""
+def _report(
+    output: Mapping[str, Any], samples: Mapping[str, Sequence[Mapping[str, Any]]], origins: Mapping[str, str]
+) -> dict[str, Json]:
+    """lm-eval's report without rows, and with two facts more.
+
+    ``sources``: where each task's rows are from; ``requests``: of each task a hash of all texts that it asks
+    about. Examples are called by their places, and results of other rows in these are known by it.
+    """
     kept = {key: value for key, value in output.items() if key not in _LEFT_OUT}
     kept["configs"] = {task: _without_places(config) for task, config in output["configs"].items()}
     report: dict[str, Json] = json.loads(json.dumps(kept, default=_name))
     report["sources"] = dict(origins)
+    parts: Mapping[str, Sequence[str]] = output["group_subtasks"]
+    report["requests"] = {
+        task: _hash_of_requests([samples[leaf] for leaf in _leaves(task, parts)])
+        for task in output["results"]
+    }
     return report
+
+
+def _hash_of_requests(tasks: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """SHA-256 (hex)."""
+    rows = [
+        sorted((row["doc_id"], json.dumps(row["arguments"], default=_name)) for row in of) for of in tasks
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,9 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     """Agreement beyond chance of two classifications of the same examples: 1 at best, 0 at chance.
 
     The standard error is the large-sample one that does not presuppose κ = 0 (Fleiss, Cohen and Everitt,
-    "Large sample standard errors of kappa and weighted kappa", 1969, equation 13); the interval is κ ± 1.96
-    of them, within -1 and 1. Where both give all examples one and the same class, κ is 0/0, and None.
+    "Large sample standard errors of kappa and weighted kappa", 1969, equation 13). The interval is one of the
+    logarithm of 1 - κ, with the error that it has by the delta method: κ ± 1.96 errors misses the true κ too
+    often where κ is near 1. Where both give all examples one and the same class, κ is 0/0, and None.
 
     Args:
         first_N: Classes, (N,).
@@ -57,8 +58,9 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     chance = (kappa - expected * (1 - kappa)) ** 2
     spread = max(float(agreeing + differing - chance), 0.0)
     stderr = math.sqrt(spread / len(first)) / (1 - expected)
-    half = float(ndtri((1 + CONFIDENCE) / 2)) * stderr
-    return Kappa(kappa, stderr, max(kappa - half, -1.0), min(kappa + half, 1.0))
+    apart = 1 - kappa
+    stretch = math.exp(float(ndtri((1 + CONFIDENCE) / 2)) * stderr / apart) if apart > 1e-12 else 1.0
+    return Kappa(kappa, stderr, max(1 - apart * stretch, -1.0), 1 - apart / stretch)
 
 
 def kl_divergence(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:

@@ -71,7 +71,7 @@ class Tuning:
         suite: That asks for it.
         task: What the suite calls the task.
         seed: Of the fresh head, the drawn examples, their order and dropout.
-        fraction: The share of the training examples that is drawn, of each class the same.
+        fraction: The share of the training examples that is drawn; of classes of texts, of each the same.
         context: Tokens of an example at most; None: the suite's own, or as many as the model has positions
             for if that is fewer.
         source: Where the examples are from.

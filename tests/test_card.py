@@ -63,6 +63,8 @@ def test_scores_are_those_of_the_very_seed_and_of_all() -> None:
     assert f"| {own.value:.4f} ± {own.stderr:.4f} |" in line
     assert f"| {(own.value + other.value) / 2:.4f} ± " in line
     assert "better by far" in card(facts())
+    noted = tuple(tuple(replace(one, notes=("made up",)) for one in results) for results in row.scores)
+    assert card(replace(facts(), row=replace(row, scores=noted))).count("- made up\n") == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "mobillama"])

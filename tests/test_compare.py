@@ -152,7 +152,9 @@ def test_a_teacher_that_runs_share_is_counted_once(tmp_path: Path) -> None:
     shown = " ".join(stlm_kd("compare", *runs, "--baseline", "one: student").stdout.split())
     assert "for 12 comparisons" in shown
     assert "three: teacher t: the same results as one: teacher t, and shown and counted once" in shown
-    assert shown.count("│ one: teacher t │") == shown.count("│ three: student │") == 5  # a mean, and four metrics
+    assert (
+        shown.count("│ one: teacher t │") == shown.count("│ three: student │") == 5
+    )  # a mean, and four metrics
     assert "│ three: teacher t │" not in shown
 
 

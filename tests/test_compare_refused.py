@@ -106,19 +106,28 @@ def test_another_text_of_as_many_documents_is_refused(tmp_path: Path) -> None:
     assert "\n" in str(caught.value)
 
 
-def test_tasks_with_other_shots_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fact", "told", "message"),
+    [
+        ("n-shot", (0, 5), "n-shot: 5 in the first, 0 in the second"),
+        ("requests", ("a1", "b2"), "b, lm-eval t: their texts differ"),
+    ],
+)
+def test_tasks_of_other_shots_or_texts_are_refused(
+    fact: str, told: tuple[Json, Json], message: str, tmp_path: Path
+) -> None:
     models = {
         name: [
             SuiteResult(
                 "lm-eval",
                 (Score("t", "acc", 0.5, 0.1, 2),),
                 tuple(ExampleScore("t", str(place), "acc", float(place)) for place in range(2)),
-                report={"n-shot": {"t": shots}},
+                report={fact: {"t": one}},
             )
         ]
-        for name, shots in (("a", 0), ("b", 5))
+        for name, one in zip("ab", told, strict=True)
     }
-    with pytest.raises(DataError, match="n-shot: 5 in the first, 0 in the second"):
+    with pytest.raises(DataError, match=message):
         compare([score_file(tmp_path / "s.json", models)])
 
 

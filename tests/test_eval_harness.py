@@ -1,6 +1,7 @@
 """lm-eval on a model in memory: its scores against sums of log-probabilities, and that it leaves no trace."""
 
 import copy
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -54,6 +55,15 @@ def log_probability(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
     with torch.no_grad():
         logits_TV = model(ids[:, :-1]).logits[0]
     return float(logits_TV.log_softmax(-1)[torch.arange(len(ids[0]) - 1), ids[0, 1:]].sum())
+
+
+def test_a_task_is_known_by_the_texts_that_it_asks_about(result: SuiteResult) -> None:
+    own = result.report["requests"]
+    assert isinstance(own, dict) and len(set(own.values())) == len(own) == 1 + len(PHENOMENA)
+    pairs = minimal_pairs(LIMIT, phenomena=("anaphor_agreement",))
+    asked = [json.dumps([["", pair.good], ["", pair.bad]]) for pair in pairs]
+    by_hand = hashlib.sha256(json.dumps([[*enumerate(asked)]]).encode()).hexdigest()
+    assert own["sample_anaphor_agreement"] == by_hand
 
 
 def test_a_pair_is_right_where_the_good_sentence_is_the_likelier(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, GPT2Config
 
-from stlm_kd.errors import ModelError
+from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.run.evaluate import evaluate
 
 BERT = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -55,3 +55,26 @@ def test_a_suite_that_is_not_for_a_model_is_refused_before_anything_is_read(
             output=None,
             trust_remote_code=False,
         )
+
+
+@pytest.mark.parametrize(
+    ("model", "suite", "given", "message"),
+    [
+        ("tokens", "glue", {"data": ["nowhere.txt"]}, "--data: nothing of glue reads held-out data"),
+        ("tokens", "perplexity", {"data": ["nowhere.txt"], "text": ["a"]}, "--text: nothing of perplexity"),
+        ("tokens", "lm-eval", {"label": "a"}, "--label: nothing of lm-eval reads labelled examples"),
+        ("classes", "classification", {"teachers": ["t"]}, "--teacher: nothing of classification compares"),
+    ],
+)
+def test_what_no_suite_would_read_is_refused(
+    model: str, suite: str, given: dict[str, object], message: str, models: Path
+) -> None:
+    arguments: dict[str, object] = {"data": [], "text": None, "label": None, **given}
+    with pytest.raises(UsageError, match=message):
+        evaluate(
+            [str(models / model)],
+            suites=[{"suite": suite}],
+            output=None,
+            trust_remote_code=False,
+            **arguments,
+        )  # type: ignore[arg-type]

@@ -20,17 +20,22 @@ from scipy import stats
 
 from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
 from stlm_kd.eval.results import Score, SuiteResult
+from stlm_kd.eval.statistics import holm
 from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import load
 from stlm_kd.run import workshop
 from stlm_kd.run.adapt import adaptation_table
 from stlm_kd.run.adaptation_report import AdaptationReport
+from stlm_kd.run.compare import compare
 from stlm_kd.run.distill import parameters_of
-from stlm_kd.run.intervals import estimate, paired_difference
+from stlm_kd.run.intervals import estimate
 from stlm_kd.run.jobs import Job, run_jobs
-from stlm_kd.run.results import Row, comparisons, result_table
+from stlm_kd.run.remarks import comparisons, selection_remark
+from stlm_kd.run.results import Row, result_table
+from stlm_kd.run.saved_results import read_results
 from stlm_kd.run.stages import Stages, copy_folder, model_identity
 from stlm_kd.tracking import Trackers
+from tests.compared import whole_run
 from tests.pico import FAMILIES, pico_model
 
 
@@ -156,12 +161,6 @@ def test_an_interval_is_scipys(values: list[float]) -> None:
         assert math.isclose(found.mean + found.half_width, high, rel_tol=1e-6, abs_tol=1e-6)
 
 
-def test_a_paired_difference_is_narrower_than_the_two_intervals_where_seeds_move_together() -> None:
-    first, second = [1.0, 2.0, 3.0], [0.9, 1.9, 2.9]
-    assert math.isclose(paired_difference(first, second).mean, 0.1)
-    assert paired_difference(first, second).half_width < 1e-9 < estimate(first).half_width
-
-
 def row(
     name: str,
     kind: str,
@@ -180,11 +179,35 @@ def test_a_comparison_says_better_worse_or_within_noise() -> None:
     control = row("no-teacher", "control", [1.40, 1.41, 1.42])
     for values, verdict in (
         ([1.00, 1.01, 1.03], "better"),
-        ([1.60, 1.61, 1.63], "WORSE"),
+        ([1.60, 1.61, 1.63], "worse"),
         ([1.30, 1.41, 1.52], "within noise"),
     ):
-        (line,) = comparisons([row("distilled student", "student", values), control])
-        assert line.endswith(verdict)
+        line, note = comparisons([row("distilled student", "student", values), control])
+        assert line.endswith(f"corrected for 1 comparisons): {verdict}") and "seeds: 3 paired" in line
+        assert "no results of several single examples" in note
+    alone = [row("distilled student", "student", [1.0]), row("no-teacher", "control", [1.4])]
+    assert comparisons(alone)[0].endswith("not known, since nothing tells how large the noise is")
+
+
+def test_remarks_have_compares_evidence_corrected_for_all_of_them(tmp_path: Path) -> None:
+    folder = whole_run(tmp_path / "run")
+    lines = comparisons(read_results(tmp_path / "run" / "results.json").rows)
+    evidence = []
+    for line in lines:
+        base = "no-teacher" if "student - no-teacher = " in line else "all-data"
+        found = compare([folder], baseline=base, only=[line.partition(":")[0]]).compared
+        (one,) = (one.evidence for one in found if one.name == "student")
+        assert one.difference is not None and f" = {one.mean:+.4f} [{one.difference.low:+.4f}, " in line
+        evidence.append(one.difference.p)
+    assert len(lines) == 4 * 2
+    for line, p in zip(lines, holm(evidence), strict=True):
+        assert f"p {p:.3f}, corrected for 8 comparisons): {'better' if p < 0.05 else 'within noise'}" in line
+
+
+def test_weights_chosen_on_the_scored_data_are_told() -> None:
+    (line,) = selection_remark(load("attention-first-cola"))
+    assert "train.keep: best" in line and "held-out data that classification, agreement scored" in line
+    assert selection_remark(load("few-shot-cola")) == []
 
 
 @pytest.mark.parametrize(("name", "kind"), [("teacher t, adapted", "adapted"), ("teacher t", "teacher")])

@@ -19,7 +19,7 @@ from stlm_kd.recipe import Recipe, resolved_yaml
 from stlm_kd.run.assignment import Variant
 from stlm_kd.run.plan import describe
 from stlm_kd.run.record import write_text
-from stlm_kd.run.results import Row, metrics_of, spread
+from stlm_kd.run.results import Row, metrics_of, notes_of, spread
 from stlm_kd.run.training import TrainingReport
 
 CARD = "README.md"
@@ -151,7 +151,8 @@ def _scores(facts: CardFacts) -> str:
     if len(lines) == 2:
         return "None: the recipe has no eval."
     told = "This model: ± standard error over examples. All seeds: mean ± 95 % interval (Student's t)."
-    return "\n".join([*lines, "", told, "", *(f"- {remark}" for remark in facts.remarks)]).rstrip()
+    known = dict.fromkeys((*facts.remarks, *notes_of([row])))
+    return "\n".join([*lines, "", told, "", *(f"- {one}" for one in known if one)]).rstrip()
 
 
 def _alone(row: Row, place: int) -> Row:

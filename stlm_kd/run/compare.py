@@ -23,6 +23,7 @@ class Compared:
 
     Attributes:
         name: The row's name.
+        baseline: That of the row that it is compared with.
         metric: Which.
         seeds: How many, and whether they are paired.
         evidence: The row minus the baseline, before correction.
@@ -34,6 +35,7 @@ class Compared:
     """
 
     name: str
+    baseline: str
     metric: Metric
     seeds: str
     evidence: Evidence
@@ -108,14 +110,19 @@ def compare_pairs(
     Both were scored on the same examples. A metric in which a pair does not compare is left out, with a note.
     """
     notes: dict[str, None] = {}
-    found: list[tuple[Compared, tuple[Side, Side]]] = []
+    found: list[Compared] = []
+    sides: list[tuple[Metric, Side, Side]] = []
     for other, base, metric in pairs:
         one = _compared(other, base, metric, notes)
         if one is not None:
-            sides = _side(other, metric), _side(base, metric)
-            same = next((e.name for e, known in found if e.metric == metric and known == sides), "")
-            found.append((replace(one, repeats=same), sides))
-    return _corrected([one for one, _ in found]), tuple(notes)
+            found.append(one)
+            sides.append((metric, _side(other, metric), _side(base, metric)))
+    firsts = [sides.index(one) for one in sides]
+    told = [
+        one if first == place else replace(one, repeats=found[first].name)
+        for place, (one, first) in enumerate(zip(found, firsts, strict=True))
+    ]
+    return _corrected(told, firsts), tuple(notes)
 
 
 def _baseline(contenders: Sequence[Contender], name: str | None) -> Contender:
@@ -208,7 +215,7 @@ def _compared(other: Contender, base: Contender, metric: Metric, notes: dict[str
     )
     found = difference_between(first, second, joined, metric, are_paired=are_paired)
     seeds = f"{len(shared)} paired" if are_paired else _told(other, base)
-    return Compared(other.name, metric, seeds, found)
+    return Compared(other.name, base.name, metric, seeds, found)
 
 
 def _notes(
@@ -252,12 +259,15 @@ def _side(one: Contender, metric: Metric, seeds: Sequence[int] | None = None) ->
     )
 
 
-def _corrected(found: Sequence[Compared]) -> tuple[Compared, ...]:
-    distinct = [one for one in found if one.evidence.difference is not None and not one.repeats]
-    corrected = holm([one.evidence.difference.p for one in distinct if one.evidence.difference is not None])
-    known = {(one.name, one.metric): p for one, p in zip(distinct, corrected, strict=True)}
-    by_place = (known.get((one.repeats or one.name, one.metric)) for one in found)
-    return tuple(one if p is None else _judged(one, p) for one, p in zip(found, by_place, strict=True))
+def _corrected(found: Sequence[Compared], firsts: Sequence[int]) -> tuple[Compared, ...]:
+    """With p corrected for all, and a verdict; ``firsts``: the place where each stands first."""
+    differences = {place: found[place].evidence.difference for place in firsts}
+    p_by_place = {place: one.p for place, one in differences.items() if one is not None}
+    corrected = dict(zip(p_by_place, holm([*p_by_place.values()]), strict=True))
+    return tuple(
+        _judged(one, corrected[first]) if first in corrected else one
+        for one, first in zip(found, firsts, strict=True)
+    )
 
 
 def _judged(one: Compared, p: float) -> Compared:

@@ -14,7 +14,7 @@ from stlm_kd.eval.averaging import averaged
 from stlm_kd.eval.results import SavedSuite, Score, SuiteResult
 from stlm_kd.eval.statistics import nested_means
 from stlm_kd.run.folder import open_run
-from stlm_kd.run.results import PER_TOKEN, Metric
+from stlm_kd.run.results import PER_TOKEN, Metric, Row
 from stlm_kd.run.saved import read_saved
 from stlm_kd.run.saved_results import RESULTS, Results, read_results
 
@@ -129,19 +129,23 @@ def _read(source: str) -> list[Contender]:
 
 def _of_run(results: Results, source: str) -> list[Contender]:
     has_teachers = any(row.kind in ("teacher", "adapted") for row in results.rows)
+    found = [contender_of(row, source=source) for row in results.rows if any(row.scores)]
     return [
-        Contender(
-            name=row.name,
-            source=source,
-            kind=row.kind,
-            variant=row.variant,
-            taught=has_teachers and row.kind == "student" if row.variant else None,
-            seeds=row.seeds,
-            scores=row.scores,
-        )
-        for row in results.rows
-        if any(row.scores)
+        replace(one, taught=has_teachers and one.kind == "student") if one.variant else one for one in found
     ]
+
+
+def contender_of(row: Row, *, source: str = "") -> Contender:
+    """A row of a run, of which it is not known whether it was taught."""
+    return Contender(
+        name=row.name,
+        source=source,
+        kind=row.kind,
+        variant=row.variant,
+        taught=None,
+        seeds=row.seeds,
+        scores=row.scores,
+    )
 
 
 def _of_file(content: Mapping[str, Sequence[SavedSuite]], source: str) -> list[Contender]:

@@ -58,7 +58,8 @@ def evaluate(
         resume: Whether unfinished ones go on where they stopped.
 
     Raises:
-        UsageError: A suite that reads text, without any; or columns that are not those of the model's run.
+        UsageError: A suite that reads text, without any; columns that are not those of the model's run; or
+            data, columns or teachers that no suite asks for.
         ModelError: A suite that is not for what the model does.
     """
     calls = [
@@ -77,19 +78,47 @@ def evaluate(
         )
     for name in models:
         _check_kind(name, calls, trust=trust_remote_code)
+    compares = any(call.suite in NEEDS_TEACHERS for call in calls)
+    _refuse_unread(
+        calls,
+        {
+            "--data": (bool(data), bool(needed), "reads held-out data"),
+            "--text": (text is not None, bool(labelled), "reads labelled examples"),
+            "--label": (label is not None, bool(labelled), "reads labelled examples"),
+            "--teacher": (bool(teachers), compares, "compares with teachers"),
+        },
+    )
     workshop = Workshop(output_dir, resume, trust_remote_code)
     results = {}
     for name in models:
         columns = _columns(name, text, label) if labelled else None
         held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
         held = held or (held_out_of_run(name) if needed else [])
-        beside = _beside(name, teachers) if any(call.suite in NEEDS_TEACHERS for call in calls) else None
+        beside = _beside(name, teachers) if compares else None
         results[name] = score(model_of(name), calls, held, workshop=workshop, beside=beside)
     if output is not None:
         write_output(
             output, {name: [result.to_json() for result in found] for name, found in results.items()}
         )
     return results
+
+
+def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool, bool, str]]) -> None:
+    """Refuse what was given and would be read by nothing.
+
+    Args:
+        calls: The suites.
+        options: By name, whether it is given, whether a suite reads it, and what such a suite does.
+
+    Raises:
+        UsageError: There is some; the message names the first.
+    """
+    suites = ", ".join(dict.fromkeys(call.suite for call in calls))
+    for option, (is_given, is_read, reading) in options.items():
+        if is_given and not is_read:
+            raise UsageError(
+                f"{option}: nothing of {suites} {reading}; leave it out, or add a suite that does"
+            )
 
 
 def _task_of(call: SuiteCall, model: str, trust: bool) -> str | None:

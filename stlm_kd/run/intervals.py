@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy import stats
-
 from stlm_kd.eval.results import measurable
-
-CONFIDENCE = 0.95
+from stlm_kd.eval.statistics import deviations_wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +33,4 @@ def estimate(values: Sequence[float]) -> Estimate:
     count = len(values)
     if count < 2 or not all(map(measurable, values)):
         return Estimate(fmean(values), None, tuple(values))
-    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
-    return Estimate(fmean(values), t * stdev(values) / math.sqrt(count), tuple(values))
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """The mean of first - second, seed by seed."""
-    return estimate([a - b for a, b in zip(first, second, strict=True)])
+    return Estimate(fmean(values), deviations_wide(count) * stdev(values), tuple(values))

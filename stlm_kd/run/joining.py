@@ -37,8 +37,8 @@ _SAME_READING: Mapping[str, tuple[str, ...]] = {
 }
 """What is equal where two models' tokenizers and windows are, on which these suites' examples depend."""
 
-_OF_A_TASK = ("n-shot", "versions")
-"""What lm-eval's reports hold for each task, and what decides its examples."""
+_OF_A_TASK = ("n-shot", "versions", "requests")
+"""What the reports of ``lm-eval`` hold for each task, and what decides its examples."""
 
 _MOST_CLASSES = 100
 """Of a classifier whose confusions are drawn again: their table is as large as the square of this."""
@@ -261,7 +261,7 @@ def _unlike_ids(own: set[str], others: set[str]) -> Iterator[str]:
 
 
 def _unlike(fact: str, own: Json, others: Json) -> str:
-    if fact == "texts":
+    if fact in ("texts", "requests"):
         return "their texts differ"
     if isinstance(own, Mapping) and isinstance(others, Mapping):
         name = next((key for key in own if own[key] != others.get(key)), None)

@@ -1,4 +1,4 @@
-"""What a run found: one row for each teacher and student, the differences that matter, and remarks."""
+"""What a run found: one row for each teacher and student, and its table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.text import Text
 
 from stlm_kd.eval.averaging import averaged
 from stlm_kd.eval.results import Score, SuiteResult
-from stlm_kd.run.intervals import CONFIDENCE, Estimate, estimate, paired_difference
+from stlm_kd.eval.statistics import CONFIDENCE
+from stlm_kd.run.intervals import Estimate, estimate
 
 MEASURES_TEXT = {
     "perplexity": "bits_per_byte",
@@ -119,7 +120,7 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
     per_token = ", and losses per token," if any(m.metric == "masked_loss" for m in metrics) else ""
     single = "single models ± standard error over examples"
     means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary"
-    caption = Text("\n".join([means, *_notes(rows)]), "table.caption")
+    caption = Text("\n".join([means, *notes_of(rows)]), "table.caption")
     table = Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
     table.add_column("model")
     for heading in ("parameters", "tokens of text", "tokens seen", "steps", "FLOPs"):
@@ -134,28 +135,10 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """What a reader of the scores must know, by the suites; each once."""
     suites = (suite for row in rows for results in row.scores for suite in averaged(results))
     return list(dict.fromkeys(note for suite in suites for note in suite.notes))
-
-
-def comparisons(rows: Sequence[Row]) -> list[str]:
-    """In words: the student against each control, seed by seed, and teachers that are too weak."""
-    students = [row for row in rows if row.kind == "student"]
-    controls = [row for row in rows if row.kind == "control"]
-    lines = []
-    for metric in metrics_of(rows):
-        for student in students:
-            lines += [_against(student, control, metric) for control in controls]
-    return lines + _weak_teachers(rows, controls)
-
-
-def text_remark(tokens_by_domain: Mapping[str, int]) -> list[str]:
-    """What the training text is made of, where it is of several domains."""
-    if len(tokens_by_domain) < 2:
-        return []
-    parts = (f"{name} {tokens:,}" for name, tokens in tokens_by_domain.items())
-    return [f"tokens of the student's text by domain: {', '.join(parts)}"]
 
 
 def as_json(
@@ -188,58 +171,6 @@ def as_json(
 def _estimates(row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
     found = {metric.label[:-2]: values(row, metric) for metric in metrics}
     return {label: asdict(estimate(numbers)) for label, numbers in found.items() if numbers}
-
-
-def _against(student: Row, control: Row, metric: Metric) -> str:
-    ours, theirs = values(student, metric), values(control, metric)
-    difference = paired_difference(ours, theirs)
-    verdict = _verdict(difference, metric)
-    return f"{metric.label[:-2]}: {student.name} - {control.name} = {difference} over seeds: {verdict}"
-
-
-def _verdict(difference: Estimate, metric: Metric) -> str:
-    if difference.half_width is None:
-        return "one seed, no interval"
-    if abs(difference.mean) <= difference.half_width:
-        return "within noise"
-    return "better" if (difference.mean > 0) == metric.higher_is_better else "WORSE"
-
-
-def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
-    """A teacher that is no better than a student without it is worth a warning.
-
-    Those that teach have the student's vocabulary, so that losses per token compare too.
-    """
-    teachers = [row for row in rows if row.teaches]
-    metrics = _text_metrics(rows)
-    if teachers and controls and not metrics:
-        suites = ", ".join(MEASURES_TEXT)
-        return [f"whether the teachers are better than the controls is not known: eval has none of {suites}"]
-    lines = []
-    for row in teachers:
-        for control in controls:
-            for metric in metrics:
-                own, other = values(row, metric), values(control, metric)
-                if own and other and not _is_better(own[0], estimate(other).mean, metric):
-                    lines.append(
-                        f"warning: {row.name} ({own[0]:.4f} {metric.label[:-2]}) is not better than "
-                        f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
-                    )
-    return lines
-
-
-def _is_better(value: float, other: float, metric: Metric) -> bool:
-    return value > other if metric.higher_is_better else value < other
-
-
-def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
-    """How well the held-out text is predicted, by the first suite that says so."""
-    metrics = metrics_of(rows)
-    for suite, name in MEASURES_TEXT.items():
-        found = [metric for metric in metrics if (metric.suite, metric.metric) == (suite, name)]
-        if found:
-            return found
-    return []
 
 
 def _score(suites: Sequence[SuiteResult], metric: Metric) -> Score | None:
