@@ -24,8 +24,8 @@ STILL = ("train.steps=1", "train.learning_rate=1e-30", "train.weight_decay=0", "
 """A training that leaves the weights as they were."""
 
 CALM = "train.eps=1e-3"
-"""Adam divides a gradient by its size, so that with its usual eps a rounding error of one that should be 0 becomes
-a whole step; and how a matrix product rounds depends on where its operands lie in memory."""
+"""Adam divides a gradient by its size, so that with its usual eps a rounding error of one that should be 0
+becomes a whole step; and how a matrix product rounds depends on where its operands lie in memory."""
 
 
 def tensors(run: Path) -> dict[str, Tensor]:
