@@ -76,12 +76,19 @@ def classification_scores(
             ExampleScore(task, name, "accuracy", value)
             for name, value in zip(ids, right.tolist(), strict=True)
         ),
+        notes=_of_one_class(task, predicted),
         report={
             "task": task,
             "confusion": [[int(count) for count in row] for row in confusion_CC],
             "predictions": {name: int(found) for name, found in zip(ids, predicted, strict=True)},
         },
     )
+
+
+def _of_one_class(task: str, predicted_N: Integers) -> tuple[str, ...]:
+    if len(predicted_N) < 2 or (predicted_N != predicted_N[0]).any():
+        return ()
+    return (f"{task}: a model gives all {len(predicted_N)} examples one class: it tells none apart",)
 
 
 def regression_scores(

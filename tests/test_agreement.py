@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -335,3 +336,21 @@ def test_the_command_says_what_is_wrong(
     result = stlm_kd("agreement", *words)
     assert result.exit_code == code, result.output
     assert message in result.stderr
+
+
+def test_models_that_name_their_classes_otherwise_are_refused(
+    classifiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(classifiers)
+    for number, (names, code) in enumerate(
+        [(("poor", "fine"), 1), (("good", "bad"), 1), (("Bad", "Good"), 0), (("LABEL_0", "LABEL_1"), 0)]
+    ):
+        other = tmp_path / str(number)
+        shutil.copytree("near", other)
+        config = json.loads((other / "config.json").read_text())
+        config["id2label"] = {str(place): name for place, name in enumerate(names)}
+        config["label2id"] = {name: place for place, name in enumerate(names)}
+        (other / "config.json").write_text(json.dumps(config))
+        result = stlm_kd("agreement", "teacher", str(other), "--data", "rows.jsonl")
+        assert result.exit_code == code, result.output
+        assert (f"classes are {', '.join(names)} and bad, good" in result.stderr) == (code == 1)

@@ -208,8 +208,8 @@ def test_eval_hands_on_the_columns_of_examples(runner: CliRunner, monkeypatch: p
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["m", "--suite", "perplexty"], 3, "did you mean perplexity?"),
-        (["m", "--suite", "{suite: perplexity, strid: 3}"], 3, "did you mean stride?"),
+        (["m", "--suite", "perplexty"], 2, "did you mean perplexity?"),
+        (["m", "--suite", "{suite: perplexity, strid: 3}"], 2, "did you mean stride?"),
         (["m", "--suite", "perplexity", "--limit", "3"], 2, "--limit: not an option of perplexity"),
         (["m", "--suite", "[1"], 2, "not YAML"),
         (["m", "m", "--suite", "perplexity"], 2, "m: given twice"),

@@ -72,11 +72,14 @@ def without_texts() -> SuiteResult:
     [
         (
             with_other_ids,
-            r"0 of 300 and 300 ids are shared \('x0' is only in the first; '0' is only in the sec",
+            r"0 of 300 and 300 ids are shared \('x0' is only here; '0' is only in the baseline",
         ),
-        (with_fewer, r"200 of 200 and 300 ids are shared \('200' is only in the second\)"),
-        (with_other_labels, r"labels: example '0' has \d in the first and \d in the second"),
-        (with_other_texts, "their texts differ, or the order of these, .* give the data a column idx or id"),
+        (with_fewer, r"200 of 200 and 300 ids are shared \('200' is only in the baseline\)"),
+        (with_other_labels, r"labels: example '0' has \d here and \d in the baseline"),
+        (
+            with_other_texts,
+            "the same ids are of other texts, or of the same in another order: .* column idx or id",
+        ),
         (without_texts, "one of them does not say which texts it is of, and its ids only number rows"),
     ],
 )
@@ -99,9 +102,7 @@ def test_ids_of_their_own_join_results_that_do_not_say_their_texts(tmp_path: Pat
 
 def test_another_text_of_as_many_documents_is_refused(tmp_path: Path) -> None:
     models = {"a": [read_text([100.0, 110.0])], "b": [read_text([100.0, 110.0], size=399)]}
-    with pytest.raises(
-        DataError, match=r"(?s)bytes: 798 in the first, 800 in the second.*bits per byte"
-    ) as caught:
+    with pytest.raises(DataError, match=r"(?s)bytes: 798 here, 800 in the baseline.*bits per byte") as caught:
         compare([score_file(tmp_path / "s.json", models)])
     assert "\n" in str(caught.value)
 
@@ -109,7 +110,7 @@ def test_another_text_of_as_many_documents_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fact", "told", "message"),
     [
-        ("n-shot", (0, 5), "n-shot: 5 in the first, 0 in the second"),
+        ("n-shot", (0, 5), "n-shot: 5 here, 0 in the baseline"),
         ("requests", ("a1", "b2"), "b, lm-eval t: their texts differ"),
     ],
 )
@@ -155,6 +156,7 @@ def test_an_unfinished_run_and_what_is_not_there_are_told(tmp_path: Path) -> Non
         ([str(tmp_path / "nowhere")], 5, "no such run folder or file of scores"),
         ([str(tmp_path)], 1, "not a run's folder"),
         ([unfinished, unfinished], 2, "given twice"),
+        ([unfinished, f"{tmp_path}/../{tmp_path.name}/run/"], 2, "given twice"),
     ):
         result = stlm_kd("compare", *words)
         assert (result.exit_code, message in result.stderr) == (code, True), result.output

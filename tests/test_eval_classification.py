@@ -129,7 +129,10 @@ def test_one_prediction_for_all_has_no_correlation_and_says_so() -> None:
         "t: the predictions are the same for all examples, so there is no correlation; 0 is shown",
     )
     assert not numbers([1.0, 2.0], [1.0, 2.0]).notes
-    assert classes([1, 1, 1], [0, 1, 1]).score("t", "matthews").value == 0.0
+    of_one_class = classes([1, 1, 1], [0, 1, 1])
+    assert of_one_class.score("t", "matthews").value == 0.0
+    assert of_one_class.notes == ("t: a model gives all 3 examples one class: it tells none apart",)
+    assert not classes([1, 0, 1], [0, 1, 1]).notes
 
 
 def test_one_example_has_no_standard_error() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from stlm_kd.errors import Fault, RecipeError, UsageError
+from stlm_kd.errors import Fault, UsageError
 from stlm_kd.recipe.load import plain
 from stlm_kd.recipe.schema import AnySuite, Suite, spelled_out
 from stlm_kd.recipe.tree import Malformed, Plain, parse
@@ -23,8 +23,8 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
         options: Further options, each for the suites that have it and do not say otherwise.
 
     Raises:
-        UsageError: A word that is neither, or an option that none of the suites has.
-        RecipeError: A name or option that is not known; holds all faults.
+        UsageError: A word that is neither, an option that none of the suites has, or names and values that
+            are not known, of which the message tells all.
     """
     from stlm_kd.eval import SUITES
 
@@ -42,8 +42,8 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
         return [plain(suite) for suite in _SUITES.validate_python(entries)]
     except ValidationError as error:
         lines = error.errors(include_url=False)
-        faults = [Fault(".".join(map(str, line["loc"][1:])), line["msg"]) for line in lines]
-        raise RecipeError("--suite", faults) from error
+        faults = [str(Fault(".".join(map(str, line["loc"][1:])), line["msg"])) for line in lines]
+        raise UsageError("\n".join(f"--suite: {fault}" for fault in faults)) from error
 
 
 def _short(entry: dict[str, Plain]) -> dict[str, Plain]:

@@ -19,6 +19,9 @@ from stlm_kd.run.answering import ask
 from stlm_kd.run.evaluate import held_out_of_run, read_held_out
 from stlm_kd.run.models import model_of
 
+_UNNAMED = "LABEL_0"
+"""How transformers calls the first class of a model that names none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Agreements:
@@ -63,13 +66,14 @@ def agreements(
 
     Raises:
         UsageError: A model given twice, or no examples.
-        DataError: Other examples, numbers in place of classes, or no such examples to explain.
+        DataError: Other examples or classes, numbers in place of classes, or no such examples to explain.
         ModelError, EnvironmentFault: As ``load_classifier``; or a package is not there.
     """
     names = [teacher, *students]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UsageError(f"{', '.join(twice)}: given twice")
+        raise UsageError(f"{', '.join(twice)}: given twice; name each model once")
+    _require_same_classes(names)
     held = _of_data(names, data, tuple(text), label) if data else _of_runs(names)
     answers: list[Answers] = []
     for name in names:
@@ -142,11 +146,29 @@ def _explained(found: Agreements, example: str) -> dict[str, Any]:
     }
 
 
+def _require_same_classes(names: Sequence[str]) -> None:
+    """Refuse models that name their classes differently, whose numbers may mean different things.
+
+    Raises:
+        DataError: There is such a pair.
+    """
+    classes = {name: class_names(load_config(model_of(name))) for name in names}
+    named = {name: own for name, own in classes.items() if own[0] != _UNNAMED}
+    first = next(iter(named), "")
+    for name, own in named.items():
+        if [label.lower() for label in own] != [label.lower() for label in named[first]]:
+            raise DataError(
+                f"{name} and {first} cannot be compared: their classes are {', '.join(own)} and "
+                f"{', '.join(named[first])}; if these mean the same, give one the other's names (id2label in "
+                "its config.json)"
+            )
+
+
 def _of_data(
     names: Sequence[str], data: Sequence[str], text: tuple[str, ...], label: str
 ) -> dict[str, Examples]:
     """The same examples for all, with the classes of the first model that names its own."""
-    named = (name for name in names if class_names(load_config(model_of(name)))[0] != "LABEL_0")
+    named = (name for name in names if class_names(load_config(model_of(name)))[0] != _UNNAMED)
     examples = read_held_out(data, (text, label), next(named, names[0]), {"classification"})
     assert isinstance(examples, Examples)
     return dict.fromkeys(names, examples)

@@ -16,6 +16,9 @@ from stlm_kd.run.results import Metric
 
 Verdict = Literal["better", "worse", "within noise", "not known"]
 
+_OF_TEXT = {"perplexity", "pseudo-perplexity", "masked-loss"}
+_BETWEEN_TOKENIZERS = ". Between tokenizers, bits per byte compare (--suite perplexity, pseudo-perplexity)"
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -189,8 +192,8 @@ def _require_same_examples(pairs: Sequence[tuple[Contender, Metric]], base: Cont
         raise DataError(
             f"not the same examples as those of {base.name}, so nothing can be compared:\n"
             + "\n".join(lines)
-            + "\nScore them on the same data: stlm-kd eval MODEL … --suite … --data FILE --output FILE. "
-            "For text, bits per byte (--suite perplexity, pseudo-perplexity) compare between tokenizers"
+            + "\nScore them on the same data: stlm-kd eval MODEL … --suite … --data FILE --output FILE"
+            + (_BETWEEN_TOKENIZERS if {metric.suite for _, metric in pairs} & _OF_TEXT else "")
         )
 
 

@@ -89,9 +89,10 @@ def read_contenders(sources: Sequence[str]) -> list[Contender]:
         EnvironmentFault: One is not there.
         CheckpointError: A run without results, or a file that is damaged or something else.
     """
-    twice = sorted({source for source in sources if sources.count(source) > 1})
+    places = [Path(source).resolve() for source in sources]
+    twice = sorted({source for source, place in zip(sources, places, strict=True) if places.count(place) > 1})
     if twice:
-        raise UsageError(f"{', '.join(twice)}: given twice")
+        raise UsageError(f"{', '.join(twice)}: given twice; name each run or file once")
     found = [contender for source in sources for contender in _read(source)]
     for named in (lambda one: one.name, lambda one: f"{Path(one.source).name}: {one.name}"):
         names = [named(one) for one in found]

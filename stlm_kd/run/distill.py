@@ -239,7 +239,7 @@ def _report(
                 kind="student" if variant == "student" else "control",
                 variant=variant,
                 parameters=reports[0].parameters,
-                tokens_of_text=reports[0].tokens_of_text,
+                tokens_of_text=max(report.tokens_of_text for report in reports),
                 tokens_seen=max(report.tokens_seen for report in reports),
                 steps=max(report.steps for report in reports),
                 flops=_most(report.flops for report in reports),

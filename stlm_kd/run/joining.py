@@ -52,8 +52,8 @@ _ENTITIES: TypeAdapter[Mapping[str, _Entities]] = TypeAdapter(Mapping[str, _Enti
 Told = TypeVar("Told")
 
 _OTHER_TEXTS = (
-    "their texts differ, or the order of these, since rows without ids are called by their places; give the "
-    "data a column idx or id"
+    "the same ids are of other texts, or of the same in another order: rows without a column idx or id are "
+    "called by their places"
 )
 _UNKNOWN_TEXTS = (
     "one of them does not say which texts it is of, and its ids only number rows, perhaps in another order"
@@ -95,10 +95,12 @@ class Apart:
     is_comparable: bool
 
 
-def faults_of(first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric) -> list[str]:
-    """What differs between the examples of two contenders, in words; [] where they are the same."""
+def faults_of(here: Sequence[SuiteResult], baseline: Sequence[SuiteResult], metric: Metric) -> list[str]:
+    """What differs between a contender's examples and the baseline's, in words; [] where they do not."""
     return list(
-        dict.fromkeys(fault for one, other in product(first, second) for fault in _faults(one, other, metric))
+        dict.fromkeys(
+            fault for one, other in product(here, baseline) for fault in _faults(one, other, metric)
+        )
     )
 
 
@@ -253,8 +255,8 @@ def _of_task(result: SuiteResult, fact: str, task: str) -> Json:
 def _unlike_ids(own: set[str], others: set[str]) -> Iterator[str]:
     if own and others and own != others:
         phrases = [
-            f"{min(missing)!r} is only in the {which}"
-            for which, missing in (("first", own - others), ("second", others - own))
+            f"{min(missing)!r} is only {which}"
+            for which, missing in (("here", own - others), ("in the baseline", others - own))
             if missing
         ]
         yield f"{len(own & others)} of {len(own)} and {len(others)} ids are shared ({'; '.join(phrases)})"
@@ -267,5 +269,5 @@ def _unlike(fact: str, own: Json, others: Json) -> str:
         name = next((key for key in own if own[key] != others.get(key)), None)
         if name is None:
             return f"{fact} of {len(own)} and {len(others)} examples"
-        return f"{fact}: example {name!r} has {own[name]} in the first and {others.get(name)} in the second"
-    return f"{fact}: {own} in the first, {others} in the second"
+        return f"{fact}: example {name!r} has {own[name]} here and {others.get(name)} in the baseline"
+    return f"{fact}: {own} here, {others} in the baseline"

@@ -38,10 +38,9 @@ class Row:
         teaches: Whether the student learns from this very model.
         parameters: Of the model.
         tokens_of_text: Tokens of its training text, each once, in the vocabulary that it reads; None where a
-            model was trained elsewhere.
+            model was trained elsewhere. Of several seeds the most, as of tokens seen, steps and FLOPs.
         tokens_seen: Tokens read in training, repeats counted; None where a model was trained elsewhere.
-        steps: Optimizer steps of its training; None where a model was trained elsewhere. Of several seeds the
-            most, as of tokens seen and FLOPs.
+        steps: Optimizer steps of its training; None where a model was trained elsewhere.
         flops: What that computed, a student's teachers included (``run.compute``); None where it is unknown.
         seeds: The students' seeds; () for a teacher.
         scores: For each seed (a teacher has one entry), what the suites said.
@@ -119,7 +118,8 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
     over_seeds = f"means over {seeds} seeds ± {CONFIDENCE:.0%} interval (Student's t); " if seeds > 1 else ""
     per_token = ", and losses per token," if any(m.metric == "masked_loss" for m in metrics) else ""
     single = "single models ± standard error over examples"
-    means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary"
+    most = "; tokens, steps and FLOPs: of the seed that took most" if seeds > 1 else ""
+    means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary{most}"
     caption = Text("\n".join([means, *notes_of(rows)]), "table.caption")
     table = Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
     table.add_column("model")
