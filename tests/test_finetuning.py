@@ -239,6 +239,7 @@ def test_fine_tunings_are_compared_within_the_model_that_they_are_of(world: Path
     )
     assert metrics["stsb", "pearson"].mean == pytest.approx(sum(second) / 2 - sum(first) / 2)
     assert metrics["rte", "accuracy"].num_examples == 12
+    assert {one.noise for one in metrics.values()} == {"fine-tunings, examples"}
 
 
 def test_what_is_missing_is_told_of_all_tasks_at_once(
