@@ -45,6 +45,7 @@ def differences_table(comparison: Comparison) -> Table:
     lines = [
         f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: Holm's, for {count} comparisons; "
         f"better, worse: where it is below {1 - CONFIDENCE:.2f}",
+        "p: of the difference and the noise that is named; McNemar p: mid-p, seed by seed from least to most",
         *(
             f"{name}: the same results as {other}, and {'shown and ' if name in hidden else ''}counted once"
             for name, other in repeats.items()
@@ -55,11 +56,11 @@ def differences_table(comparison: Comparison) -> Table:
     table.add_column("metric")
     table.add_column(Text(f"model - {comparison.baseline}"))
     table.add_column("difference", justify="right")
+    table.add_column("verdict")
+    for heading in ("corrected p", "p", "McNemar p"):
+        table.add_column(heading, justify="right")
     for heading in ("seeds", "examples", "noise of"):
         table.add_column(heading)
-    for heading in ("p", "corrected p", "McNemar p"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
     for metric in comparison.metrics:
         for one in comparison.compared:
             if one.metric == metric and one.name not in hidden:
@@ -173,13 +174,13 @@ def _row(one: Compared) -> list[str]:
         one.metric.label,
         one.name,
         shown,
+        one.verdict,
+        _p(one.corrected_p),
+        _p(difference.p if difference else None),
+        " to ".join(dict.fromkeys(_p(p) for p in (tests[0], tests[-1]))) if tests else "",
         one.seeds,
         f"{evidence.num_examples:,}" if evidence.num_examples else "—",
         evidence.noise,
-        _p(difference.p if difference else None),
-        _p(one.corrected_p),
-        " to ".join(dict.fromkeys(_p(p) for p in (tests[0], tests[-1]))) if tests else "",
-        one.verdict,
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -103,7 +104,7 @@ def score(
     results = [
         tuned_scores(call.suite, call.options, model, workshop)
         if call.suite in FINE_TUNED
-        else [_asked(call, loaded(), held, taught)]
+        else [_asked(model, call, loaded(), held, taught)]
         for call in calls
     ]
     return _labelled(results, calls)
@@ -135,7 +136,7 @@ def kept_scores(
             continue
 
         def build(folder: Path, call: SuiteCall = call) -> None:
-            _write(_asked(call, loaded(), held(), taught), folder)
+            _write(_asked(model, call, loaded(), held(), taught), folder)
 
         held_out_is_read = reads_held_out(call.suite, call.options)
         key: dict[str, Json] = {
@@ -200,11 +201,14 @@ def _taught(
 
 
 def _asked(
+    model: str,
     call: SuiteCall,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],
     held: HeldOut,
     taught: Callable[[str], Mapping[str, Taught] | Mapping[str, AnswersOf]],
 ) -> SuiteResult:
+    """What a suite says, which takes long enough for some that it is said before."""
+    print(f"scoring {model}  {call.suite}", file=sys.stderr, flush=True)
     teachers = (taught(call.suite),) if call.suite in NEEDS_TEACHERS else ()
     result = SUITES[call.suite](*loaded, held, *teachers, **call.options)
     assert isinstance(result, SuiteResult)

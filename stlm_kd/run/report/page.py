@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -84,7 +85,7 @@ def _run(run: RunFacts) -> Html:
         listed(run.lacks),
     ]
     parts += [*_scores(run), *_attributions(run), *_teachers(run), *_cost(run)]
-    return section(f"Run {record.name}", parts)
+    return section(f"Run {Path(run.place).name}", parts)
 
 
 def _versions(run: RunFacts) -> list[str]:
