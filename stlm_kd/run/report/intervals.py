@@ -1,10 +1,12 @@
-"""Scores as points on a line, with what stands behind the ± of the table as a bar."""
+"""Scores as points on a line; bars are 95 % intervals: over seeds, or of a single model over examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 from stlm_kd.eval.results import measurable
+from stlm_kd.eval.statistics import CONFIDENCE
 from stlm_kd.run.intervals import Estimate
 from stlm_kd.run.report.charts import WIDTH, short, ticks, widened
 from stlm_kd.run.report.html import Html, tag, text
@@ -39,7 +41,7 @@ def interval_figure(rows: Sequence[Row], metric: Metric) -> Html:
 
 def _mark(row: Row, known: Estimate, top: float, across: Callable[[float], str]) -> Html:
     colour, y = f"c{COLOURS.get(row.kind, 3)}", str(top + 24)
-    told = f"{row.name}: {known}"
+    told = f"{row.name}: {_told(known)}"
     half = _half(known)
     ends = {"x1": across(known.mean - half), "x2": across(known.mean + half), "y1": y, "y2": y}
     bar = tag("line", tag("title", text(told)), {**ends, "class": f"bar {colour}"})
@@ -59,7 +61,15 @@ def _range(known: Sequence[Estimate]) -> tuple[float, float]:
     return widened(low, high, by=0.05)
 
 
+def _told(known: Estimate) -> str:
+    """As the table, and which of its two kinds of ± it is where that is not plain."""
+    is_single = len(known.values) == 1 and known.half_width is not None
+    return f"{known.mean:.4f} (se {known.half_width:.4f})" if is_single else str(known)
+
+
 def _half(known: Estimate) -> float:
     """The bar on either side of the point; none where it is not known, or not finite."""
     half = known.half_width or 0.0
+    if len(known.values) == 1:  # a standard error
+        half *= NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     return half if measurable(half) else 0.0
