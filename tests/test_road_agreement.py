@@ -65,6 +65,10 @@ def test_a_run_compares_its_students_with_its_teacher_and_so_do_eval_and_the_com
     command = done("agreement", named, str(run), "--context", "32")["agreements"][0]
     scores = {score["metric"]: score["value"] for score in student["scores"]}
     assert command["kl"]["value"] == pytest.approx(scores["kl"])
+    untaught = ("objectives=[{loss: labels}]", "controls=[]", "eval=[classification]")
+    compared_only = distilled("both", *untaught, output_dir=files / "runs")
+    named_so = [row["name"] for row in json.loads((compared_only / "results.json").read_text())["rows"]]
+    assert named_so == ["teacher larger", "student"]
 
 
 def test_what_cannot_be_compared_is_said_before_it_is_trained(files: Path) -> None:

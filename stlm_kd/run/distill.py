@@ -16,6 +16,7 @@ from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import count_parameters
 from stlm_kd.recipe import Recipe, from_values, plain
+from stlm_kd.recipe.caching import asking
 from stlm_kd.run.adaptation_report import read_adaptation
 from stlm_kd.run.assignment import Assignment, Variant
 from stlm_kd.run.beside import Beside, remember_teachers
@@ -229,13 +230,14 @@ def _report(
     trust = workshop.trust_remote_code
     by_model = {model: tuple(results) for model, results in zip(models, scored, strict=True)}
     rows = [row for teacher in own for row in _teacher_rows(teacher, by_model, trust)]
+    taught = any(asking(recipe, teacher.name) for teacher in recipe.teachers)
     for variant, folders in students.items():
         for folder in folders:
             write_reports(by_model[str(folder / "model")], folder)
         reports = [read_report(folder) for folder in folders]
         rows.append(
             Row(
-                name="distilled student" if variant == "student" and teachers else variant,
+                name="distilled student" if variant == "student" and taught else variant,
                 kind="student" if variant == "student" else "control",
                 variant=variant,
                 parameters=reports[0].parameters,
