@@ -10,6 +10,9 @@ from stlm_kd.eval.alike import Compared, ExplanationAgreement, MeanOver
 from stlm_kd.eval.predictions import Kappa
 from stlm_kd.run.agreement import Agreements
 
+_WIDEST = 44
+"""Characters of a column: paths of models, which are long, are broken there, and no cell is."""
+
 SHOWN_FLIPS = 10
 
 
@@ -25,9 +28,9 @@ def agreement_table(found: Agreements) -> Table:
     ]
     table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
     table.add_column("")
-    table.add_column(Text(f"teacher {first.teacher}"), justify="right")
+    table.add_column(Text(f"teacher {first.teacher}"), justify="right", max_width=_WIDEST)
     for one in said:
-        table.add_column(Text(one.student), justify="right")
+        table.add_column(Text(one.student), justify="right", max_width=_WIDEST)
     rows = [_of_student(one) for one in found.found]
     teachers = _of_teacher(found.found[0])
     for name in rows[0]:
