@@ -48,6 +48,7 @@ h3 {{ font-size: .875rem; font-weight: 600; margin: .75rem 0 0; color: #444; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .875rem; overflow-wrap: normal; white-space: nowrap; }}
 th, td {{ text-align: right; padding: .2rem .6rem; border-bottom: 1px solid #eee; vertical-align: top; }}
+td:first-child {{ white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }}
 th:first-child, td:first-child, .summary td:nth-child(2), .summary th:nth-child(2) {{ text-align: left; }}
 th:first-child, td:first-child {{ padding-left: 0; }}
 thead th {{ border-bottom: 1px solid #999; }}
