@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_en
     damage(newest / name)
     code, said = distil(masked, output_dir)
     assert code == 0, said
-    (told,) = [line for line in said.splitlines() if "damaged" in line]
+    (told,) = [line for line in said.splitlines() if "is damaged" in line]
     assert told.startswith(f"{newest.name} is damaged") and name in told
     assert f"resumed after step {int(before.name.removeprefix('step-'))}\n" in said
     assert differences(masked / "whole", output_dir) == []
