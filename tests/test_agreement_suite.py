@@ -37,7 +37,7 @@ def test_the_suite_scores_a_student_beside_each_teacher() -> None:
     model, tokenizer = planted(own)
     teachers = {"first": teacher(one), "second": teacher(other)}
     asked = {"attributions": ("integrated-gradients",), "examples": 4, "top": 2, "which": "easy"}
-    found = agreement(model, tokenizer, HELD, teachers, **asked)  # type: ignore[arg-type]
+    found = agreement(model, tokenizer, HELD, teachers, **asked)  # type: ignore[arg-type]  # options of several types
     student = answers_of("s", model, tokenizer, HELD, Reading(), Explaining()).predictions
     for name, parts in (("first", one), ("second", other)):
         told = teacher(parts)(Reading(), Explaining()).predictions

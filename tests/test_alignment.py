@@ -79,7 +79,7 @@ def test_an_alignment_given_layer_by_layer_is_itself(data: st.DataObject, studen
 )
 def test_what_cannot_be_aligned_is_refused(choice: object, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        aligned(choice, 2, 4)  # type: ignore[arg-type]
+        aligned(choice, 2, 4)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_late_needs_a_deep_teacher_too() -> None:

@@ -92,8 +92,8 @@ def test_lime_is_the_weighted_ridge_regression_over_all_perturbations() -> None:
     texts = ("a b c d",)
     words = words_of(texts)
 
-    def predict(perturbed: object) -> np.ndarray:  # type: ignore[type-arg]
-        sums = np.array([sum(parts[word] for word in text.split()) for (text,) in perturbed])  # type: ignore[attr-defined]
+    def predict(perturbed: object) -> np.ndarray:  # type: ignore[type-arg]  # of any numbers
+        sums = np.array([sum(parts[word] for word in text.split()) for (text,) in perturbed])  # type: ignore[attr-defined]  # texts
         second = 1 / (1 + np.exp(-sums))
         return np.stack([1 - second, second], 1)
 
@@ -104,11 +104,11 @@ def test_lime_is_the_weighted_ridge_regression_over_all_perturbations() -> None:
     left = centred.T @ (similar[:, None] * centred) + np.eye(4)
     expected = np.linalg.solve(left, centred.T @ (similar * (values - np.average(values, weights=similar))))
     asked = {"samples": 500, "seed": 3}
-    found = lime_weights(predict, texts, words, 1, features=None, **asked)  # type: ignore[arg-type]
+    found = lime_weights(predict, texts, words, 1, features=None, **asked)  # type: ignore[arg-type]  # options of several types
     assert found == pytest.approx(expected, abs=1e-9)
-    other_class = lime_weights(predict, texts, words, 0, features=None, **asked)  # type: ignore[arg-type]
+    other_class = lime_weights(predict, texts, words, 0, features=None, **asked)  # type: ignore[arg-type]  # likewise
     assert other_class == pytest.approx(-expected, abs=1e-9)
-    two = lime_weights(predict, texts, words, 1, features=2, **asked)  # type: ignore[arg-type]
+    two = lime_weights(predict, texts, words, 1, features=2, **asked)  # type: ignore[arg-type]  # likewise
     assert list(np.flatnonzero(two)) == [1, 2]
 
 

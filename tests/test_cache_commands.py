@@ -44,12 +44,12 @@ def test_a_mixture_that_is_drawn_again_is_the_mixture_on_average(
     a, b = (2 * torch.randn(OUTCOMES) for _ in range(2))
     copies, told = 40_000, [logits.log_softmax(-1) for logits in (a, b)]
     numbers = torch.rand(copies, DRAWS, dtype=torch.float64)
-    made = mixed([drawn(a, copies), drawn(b, copies)], numbers, HEAD, how, options, ["a", "b"])  # type: ignore[arg-type]
+    made = mixed([drawn(a, copies), drawn(b, copies)], numbers, HEAD, how, options, ["a", "b"])  # type: ignore[arg-type]  # one of three words
     weight = {"mean": 0.5, "weighted": 0.75}.get(how)
     if weight is None:
         weight = float(torch.stack([log[5] for log in told]).softmax(0)[0])
     expected = weight * told[0].exp() + (1 - weight) * told[1].exp()
-    found = Sparse(**made, temperature=1.0, vocabulary=OUTCOMES)  # type: ignore[arg-type]
+    found = Sparse(**made, temperature=1.0, vocabulary=OUTCOMES)  # type: ignore[arg-type]  # fields of several types
     probs = estimate(found, OUTCOMES)
     error = (probs.mean(0) - expected) / (probs.std(0) / copies**0.5).clamp(min=1e-6)
     assert error.abs().max() < 4.5
@@ -60,7 +60,7 @@ def test_a_mixture_that_is_drawn_again_is_the_mixture_on_average(
     entropies = [-float((log.exp() * log).sum()) for log in told]
     mean_entropy = weight * entropies[0] + (1 - weight) * entropies[1]
     assert float(found.entropy[0]) == pytest.approx(mean_entropy, rel=1e-4)
-    assert float(found.label_log_probs[0]) == pytest.approx(float(expected[5].log()), rel=1e-4)  # type: ignore[index]
+    assert float(found.label_log_probs[0]) == pytest.approx(float(expected[5].log()), rel=1e-4)  # type: ignore[index]  # which it has
 
 
 def test_caches_are_made_looked_at_verified_and_merged(

@@ -185,7 +185,7 @@ def test_text_that_is_none_is_refused(value: object, tmp_path: Path) -> None:
 )
 def test_a_source_that_names_nothing_readable_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        LabelledSource(**fields)  # type: ignore[arg-type]
+        LabelledSource(**fields)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_other_files_and_missing_ones_are_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def write_parquet(path: Path, texts: list[str | None], column: str = "text") -> 
 
 def written(path: Path, content: str) -> Source:
     openers: dict[str, Callable[..., object]] = {".gz": gzip.open, ".xz": lzma.open}
-    with openers.get(path.suffix, open)(path, "wt", encoding="utf-8") as file:  # type: ignore[attr-defined]
+    with openers.get(path.suffix, open)(path, "wt", encoding="utf-8") as file:  # type: ignore[attr-defined]  # openers of several types
         file.write(content)
     return Source(path=str(path))
 
@@ -317,4 +317,4 @@ def test_novels_come_one_by_one(shared_data: Path) -> None:
 
 @pytest.mark.parametrize("module", [files, hub, packing])
 def test_examples_in_docstrings_hold(module: object) -> None:
-    assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0  # type: ignore[arg-type]
+    assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0  # type: ignore[arg-type]  # a module

@@ -49,8 +49,8 @@ def step_of(source: str, *, dropout: float = 0.0) -> StepModule:
         student,
         [
             Term("labels", "labels"),
-            Term("diito", "forward_kl", **common, options={"temperature": 2.0}),  # type: ignore[arg-type]
-            Term("cos", "cosine", **common, pairs=LAST),  # type: ignore[arg-type]
+            Term("diito", "forward_kl", **common, options={"temperature": 2.0}),  # type: ignore[arg-type]  # fields of several types
+            Term("cos", "cosine", **common, pairs=LAST),  # type: ignore[arg-type]  # likewise
         ],
         teachers={"t": LiveTeacher(teacher, VOCABULARY, name="t")},
         projections=Projections({"cos": TermProjections(LAST, 16, 24, term="cos", seed=0)}),

@@ -84,8 +84,8 @@ def plainly(
         for one in asked:
             plan = one.at(layer, theirs, torch.device("cpu"))
             with torch.no_grad():
-                t_base, t_after = both(teacher, one.batch, plan, theirs)  # type: ignore[arg-type]
-                s_base, s_after = both(student, one.batch, plan, (layer,))  # type: ignore[arg-type]
+                t_base, t_after = both(teacher, one.batch, plan, theirs)  # type: ignore[arg-type]  # any model
+                s_base, s_after = both(student, one.batch, plan, (layer,))  # type: ignore[arg-type]  # likewise
             for row in range(len(one.batch.input_ids)):
                 at = reached(one, row)
                 tops = [run.logits[row, at].argmax(-1) for run in (t_base, t_after, s_base, s_after)]

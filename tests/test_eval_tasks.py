@@ -191,7 +191,7 @@ def test_hellaswag_in_the_local_layout_gives_the_same_prompts(
                 "ind": row["ind"],
                 "activity_label": row["activity_label"],
                 "ctx": preprocess(f"{row['ctx_a']} {row['ctx_b']}").strip(),
-                "endings": [preprocess(str(ending)) for ending in row["endings"]],  # type: ignore[attr-defined]
+                "endings": [preprocess(str(ending)) for ending in row["endings"]],  # type: ignore[attr-defined]  # JSON
                 "label": int(str(row["label"])),
             }
             file.write(json.dumps(cleaned) + "\n")
@@ -270,7 +270,7 @@ def test_the_builtin_task_reads_the_cache_of_the_hub(
     builder.download_and_prepare(str(cache))
     assert sources.find_origin("arc_easy", "auto") == "builtin"
     cached = {"arc_easy": sources._load_builtin("arc_easy")}
-    assert compared(cached, {"arc_easy": loaded}) == 7  # type: ignore[arg-type]
+    assert compared(cached, {"arc_easy": loaded}) == 7  # type: ignore[arg-type]  # tasks by another type
 
 
 def test_few_shot_examples_that_the_local_files_lack_are_refused(data: Path) -> None:

@@ -293,7 +293,7 @@ def test_where_missing_data_may_lie_is_told(
 
 
 def test_the_studies_settings() -> None:
-    (words, *_), (spans, *_) = SUITES["ner"](), SUITES["squad"]()  # type: ignore[misc]
+    (words, *_), (spans, *_) = SUITES["ner"](), SUITES["squad"]()  # type: ignore[misc]  # suites that give tunings
     of = [
         (one.settings.learning_rate, one.settings.effective_batch, one.settings.epochs)
         for one in (words, spans)

@@ -244,7 +244,7 @@ def test_a_remembering_teacher_holds_its_states_once_while_it_learns_them() -> N
             assert sum(answer() is not None for answer in answers) <= 1
             yield part(BATCH, slice(row, row + 1))
 
-    RememberingTeacher(noted, batches(), rows=4, needs=HEAD)  # type: ignore[arg-type]
+    RememberingTeacher(noted, batches(), rows=4, needs=HEAD)  # type: ignore[arg-type]  # answers as a teacher does
     assert len(answers) == 4
 
 
@@ -339,7 +339,7 @@ def test_in_evaluation_only_the_labels_are_measured_and_no_teacher_is_asked() ->
     step = StepModule(pico_model("llama"), TERMS[1:], teachers=taught)
     assert list(step.count(BATCH)) == ["kl", "rkl", "labels"]
     for teacher in taught.values():
-        teacher.model = None  # type: ignore[assignment]
+        teacher.model = None  # type: ignore[assignment]  # taken away on purpose
     step.eval()
     output = step(BATCH, step.count(BATCH))
     assert list(output.sums) == list(step.count(BATCH)) == ["labels"]

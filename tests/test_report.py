@@ -160,7 +160,7 @@ def test_each_logged_number_is_a_point_that_says_its_value(tmp_path: Path) -> No
     for seed in (1, 2):
         for line in metrics(seed):
             step = line["step"]
-            for value in (*line["losses"].values(), *([line["loss"]] if "loss" in line else [])):  # type: ignore[attr-defined]
+            for value in (*line["losses"].values(), *([line["loss"]] if "loss" in line else [])):  # type: ignore[attr-defined]  # JSON
                 assert f"fine, seed {seed}: {value:.4g} at step {step}" in words
         assert f"fine: layer 0, seed {seed}: 0.3125 at step 40" in words
     assert "gpt2, adaptation: 15.75 at step 40" in words
@@ -262,9 +262,9 @@ def test_numbers_that_are_none_are_not_drawn() -> None:
         {"kind": "step", "losses": 3},
         {"kind": "note"},
     ]
-    (panel,) = panels_of([Told("s", "1", told)], unit="")  # type: ignore[arg-type]
+    (panel,) = panels_of([Told("s", "1", told)], unit="")  # type: ignore[arg-type]  # lines as JSON has them
     assert [line.points for line in panel.lines] == [((6.0, 2.5),)]
-    assert panels_of([Told("s", "1", told[:6])], unit="") == ()  # type: ignore[arg-type]
+    assert panels_of([Told("s", "1", told[:6])], unit="") == ()  # type: ignore[arg-type]  # likewise
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(3, 8))

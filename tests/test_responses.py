@@ -317,7 +317,7 @@ def test_no_tensor_of_all_logits_is_made() -> None:
     largest = 0
 
     class Noting(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own is untyped
             nonlocal largest
             made = function(*args, **(kwargs or {}))
             for tensor in made if isinstance(made, (tuple, list)) else (made,):

@@ -57,7 +57,7 @@ def test_a_teacher_whose_cache_is_there_is_not_loaded(
 
     def noting(model: str, *given: object, **named: object) -> object:
         loaded.append(model)
-        return load_language_model(model, *given, **named)  # type: ignore[arg-type]
+        return load_language_model(model, *given, **named)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(loading, "load_language_model", noting)
     run = distilled(name, "seeds=[2]", output_dir=tmp_path)

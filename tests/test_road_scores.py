@@ -113,7 +113,7 @@ def test_what_lm_eval_and_its_tasks_are_decides_its_scores(
 
 def test_rows_of_the_hub_count_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     task = SimpleNamespace(config=SimpleNamespace(dataset_path="some/rows", dataset_name="small"))
-    built = [sources.Built("some_task", task, "builtin")]  # type: ignore[arg-type]
+    built = [sources.Built("some_task", task, "builtin")]  # type: ignore[arg-type]  # with as much of a task as is asked
     monkeypatch.setattr(sources, "build", lambda tasks, **options: built)
     found = []
     for commit in ("one", "two"):

@@ -41,7 +41,7 @@ def test_an_objective_of_weight_0_asks_no_teacher_and_has_no_term_and_no_project
     idle = "{loss: hint, teacher: a, weight: 0, projection: linear}"
     found = with_objectives(tmp_path, idle, "{loss: forward_kl, teacher: b}")
     tokenizer = None
-    assignment = Assignment(found, "student", 1, {}, tokenizer, Workshop(tmp_path))  # type: ignore[arg-type]
+    assignment = Assignment(found, "student", 1, {}, tokenizer, Workshop(tmp_path))  # type: ignore[arg-type]  # which is not asked
     configs = {name: pico_model("gpt2").config for name in assignment.asked}
     terms = terms_of(found, pico_model("llama").config, configs)
     assert assignment.asked == {"b"}
@@ -61,7 +61,7 @@ def test_the_key_holds_the_names_from_which_projections_are_drawn(
     for entries in ((HINT,), (HINT.replace("linear", "linear, weight: 0"), HINT)):
         found = with_objectives(tmp_path, *entries)
         workshop = Workshop(tmp_path)
-        keys.append(Assignment(found, "student", 1, {"a": "some/model"}, None, workshop).key())  # type: ignore[arg-type]
+        keys.append(Assignment(found, "student", 1, {"a": "some/model"}, None, workshop).key())  # type: ignore[arg-type]  # no tokenizer is asked
         made = projections_of(found, terms_of(found, config, {"a": config}), config, {"a": config}, seed=1)
         weights.append(next(iter(made.parameters())))
     assert not weights[0].equal(weights[1])
@@ -81,7 +81,7 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
         made = []
         for version in ("one", "another"):
             monkeypatch.setattr("stlm_kd.run.interchange.wordnet_identity", lambda version=version: version)
-            assignment = Assignment(found, "student", 1, {"a": "m"}, None, Workshop(tmp_path))  # type: ignore[arg-type]
+            assignment = Assignment(found, "student", 1, {"a": "m"}, None, Workshop(tmp_path))  # type: ignore[arg-type]  # likewise
             made.append(assignment.key())
         return made
 

@@ -109,7 +109,7 @@ def strict(annotation: Any) -> Any:
         return annotation
     inner = tuple(a if a is Ellipsis or a is type(None) else strict(a) for a in arguments)
     if origin in (Union, types.UnionType):
-        return Union[inner]  # noqa: UP007
+        return Union[inner]  # noqa: UP007 (of a tuple, which | does not take)
     return origin[inner]
 
 
