@@ -24,7 +24,9 @@ class Keys:
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """The same keys and values."""
         self.kept[layer] = (keys, values)
         return keys, values
@@ -36,7 +38,9 @@ class _Before:
     def __init__(self, keys: Keys, length: int) -> None:
         self.keys, self.length = keys, length
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         before, values_before = (kept[:, :, : self.length] for kept in self.keys.kept[layer])
         return torch.cat([before, keys], dim=2), torch.cat([values_before, values], dim=2)
 
@@ -81,6 +85,8 @@ def prepare_from(
 
 def _with_cache(block: nn.Module, call: Call, cache: Keys | _Before) -> Call:
     """The same call with a cache, which some families hand over by place and others by name."""
-    given = inspect.signature(block.forward).bind(None, *call.args, **call.kwargs)
-    given.arguments["past_key_values"] = cache
+    signature = inspect.signature(block.forward)
+    (name,) = {"past_key_values", "layer_past", "cache"} & set(signature.parameters)
+    given = signature.bind(None, *call.args, **call.kwargs)
+    given.arguments[name] = cache
     return Call(given.args[1:], given.kwargs)
