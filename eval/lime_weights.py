@@ -1,15 +1,19 @@
-"""LIME: what a classifier makes of each word, by a linear model of what it says of texts without some words.
+"""LIME: the weight of each word for a class's probability, by a linear model of texts without some words.
 
-Ribeiro, Singh and Guestrin, "Why should I trust you?", 2016, with the kernel, the ways to choose words and
-the ridge regression of their package ``lime``. Its sampling is not used: it draws with replacement, so that
-most perturbations of short texts are repeats. Here each is there once.
+Ribeiro, Singh and Guestrin, "Why should I trust you?", 2016, with the kernel, the feature selection and the
+ridge regression (alpha 1) of their package ``lime``. The package draws 5,000 perturbations with replacement:
+how many words to leave out (1 to all, uniformly), then which. Here no perturbation is computed twice; each
+counts as often as the package is expected to draw it, so that the ridge penalty has the same effect as there,
+whatever the number of words.
 
 Shapes: S perturbed texts, W words, C classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +24,9 @@ from stlm_kd.eval.words import Word, without
 
 KERNEL_WIDTH = 25
 """Of the exponential kernel on 100 times the cosine distance, as in ``lime``."""
+
+DRAWS = 4999
+"""Perturbations that ``lime`` draws by default, beside the text itself."""
 
 Floats = npt.NDArray[np.float64]
 Kept = npt.NDArray[np.bool_]
@@ -36,26 +43,47 @@ def draws_of(num_words: int, samples: int) -> int:
     return samples if num_words >= samples.bit_length() else min(samples, 1 << num_words)
 
 
-def perturbations(num_words: int, *, samples: int, seed: int) -> Kept:
-    """Which words each perturbed text keeps, (S, W); all different, the first one keeps all.
+def perturbations(num_words: int, *, samples: int, seed: int) -> tuple[Kept, Floats]:
+    """Which words each perturbed text keeps, (S, W), all different, and how often each counts, (S,).
 
-    They are the first ``samples`` different ones of a draw like that of ``lime`` (how many words to leave
-    out, from 1 to all, then which), or all that there are.
+    The first one is the text itself, which counts once. The others are a stratified sample of what ``lime``
+    draws: those that leave out k words count ``DRAWS / W`` in all, for each k from 1 to W, and equally among
+    themselves. The strata share the samples evenly, as far as they have so many different perturbations;
+    where there are fewer samples than strata, the strata are drawn too.
     """
     assert num_words >= 1 and samples >= 2
-    wanted = draws_of(num_words, samples)
-    if wanted == 2**num_words:
-        places = np.arange(wanted)[::-1, None] >> np.arange(num_words)
-        return np.asarray(places & 1, np.bool_)
     generator = np.random.default_rng([seed, num_words])
-    found = np.ones((1, num_words), np.bool_)
-    while len(found) < wanted:
-        removed = generator.integers(1, num_words + 1, size=(wanted, 1))
-        ranks = generator.random((wanted, num_words)).argsort(1).argsort(1)
-        together = np.concatenate([found, ranks >= removed])
+    sizes = [math.comb(num_words, removed) for removed in range(1, num_words + 1)]
+    order = generator.permutation(num_words).tolist()
+    left = draws_of(num_words, samples) - 1
+    if left >= num_words:
+        order.sort(key=sizes.__getitem__)
+    kept, counts = [np.ones((1, num_words), np.bool_)], [np.ones(1)]
+    strata = min(num_words, left)
+    for place, stratum in enumerate(order[:strata]):
+        taken = min(sizes[stratum], -(-left // (strata - place)))
+        kept.append(~_subsets(num_words, stratum + 1, taken, generator))
+        counts.append(np.full(taken, DRAWS / strata / taken))
+        left -= taken
+    return np.concatenate(kept), np.concatenate(counts)
+
+
+def _subsets(num_words: int, size: int, count: int, generator: np.random.Generator) -> Kept:
+    """So many different subsets of a size, drawn uniformly, as (count, W) with their members true."""
+    possible = math.comb(num_words, size)
+    if possible <= 2 * count:
+        chosen = set(generator.choice(possible, size=count, replace=False).tolist())
+        members = [one for place, one in enumerate(combinations(range(num_words), size)) if place in chosen]
+        found = np.zeros((count, num_words), np.bool_)
+        found[np.arange(count)[:, None], members] = True
+        return found
+    found = np.zeros((0, num_words), np.bool_)
+    while len(found) < count:
+        ranks = generator.random((count, num_words)).argsort(1).argsort(1)
+        together = np.concatenate([found, ranks < size])
         _, first = np.unique(together, axis=0, return_index=True)
         found = together[np.sort(first)]
-    return found[:wanted]
+    return found[:count]
 
 
 def lime_weights(
@@ -82,8 +110,8 @@ def lime_weights(
     Raises:
         EnvironmentFault: The package ``lime`` is not there.
     """
-    base = surrogate()
-    kept_SW = perturbations(len(words), samples=samples, seed=seed)
+    kept_SW, counts_S = perturbations(len(words), samples=samples, seed=seed)
+    base = surrogate(counts_S)
     probabilities_SC = predict([without(texts, words, kept_W) for kept_W in kept_SW])
     distances_S = 100 * (1 - np.sqrt(kept_SW.mean(1)))
     chosen = len(words) if features is None else min(features, len(words))
@@ -116,11 +144,11 @@ class _Surrogate(Protocol):
         """Intercept, (word, weight) of the words that get one, R², and what it says of the text itself."""
 
 
-def surrogate() -> _Surrogate:
-    """The package's.
+def surrogate(counts_S: Floats | float = 1.0) -> _Surrogate:
+    """The package's regression, in which each perturbation counts so often.
 
     Raises:
-        EnvironmentFault: It is not there.
+        EnvironmentFault: The package is not installed.
     """
     try:
         from lime.lime_base import LimeBase
@@ -129,9 +157,9 @@ def surrogate() -> _Surrogate:
             "lime: the package is not installed; pip install 'stlm-kd[attributions]', or leave lime out of "
             "attributions"
         ) from error
-    found: _Surrogate = LimeBase(_kernel, random_state=np.random.RandomState(0))  # nothing is drawn
+
+    def weights(distances_S: Floats) -> Floats:
+        return np.asarray(counts_S * np.sqrt(np.exp(-(distances_S**2) / KERNEL_WIDTH**2)), np.float64)
+
+    found: _Surrogate = LimeBase(weights, random_state=np.random.RandomState(0))  # nothing is drawn
     return found
-
-
-def _kernel(distances_S: Floats) -> Floats:
-    return np.asarray(np.sqrt(np.exp(-(distances_S**2) / KERNEL_WIDTH**2)), np.float64)

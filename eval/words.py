@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from stlm_kd.errors import EnvironmentFault
+
 _PIECE = re.compile(r"\S+")
+_THAI = "\u0e00-\u0e7f"
+_KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = re.compile(f"[{_THAI}]+|[{_KANA}{_HAN}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +36,21 @@ class Word:
 def words_of(texts: Sequence[str]) -> tuple[Word, ...]:
     """What stands between blanks, without the punctuation around it; each occurrence is one of its own.
 
-    Of texts with nothing else, pieces of punctuation are the words.
+    Runs of Chinese, Japanese and Thai, which are written without blanks, are divided by BudouX (its default
+    models; of Japanese, its words are phrases with their particles). Of texts with nothing else, pieces of
+    punctuation are the words.
+
+    Raises:
+        EnvironmentFault: A text has such a run, and the package ``budoux`` is not installed.
 
     >>> [word.text for word in words_of(["The cat's (old) mother-in-law, e.g., left -- twice."])]
     ['The', "cat's", 'old', 'mother-in-law', 'e.g', 'left', 'twice']
     """
     pieces = [
-        (side, found.start(), found.end())
+        (side, begin, end)
         for side, text in enumerate(texts)
         for found in _PIECE.finditer(text)
+        for begin, end in _divided(text, found.start(), found.end())
     ]
     bare = [(side, *_bare(texts[side], begin, end)) for side, begin, end in pieces]
     places = [place for place in bare if place[1] < place[2]] or pieces
@@ -70,6 +83,39 @@ def _kept_pieces(text: str, words: Sequence[tuple[Word, bool]]) -> Iterator[str]
             yield word.text
         last = word.end
     yield text[last:]
+
+
+def _divided(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """A piece between blanks, divided where scripts without blanks begin, end, and have words."""
+    for run in _UNSPACED.finditer(text, begin, end):
+        if begin < run.start():
+            yield begin, run.start()
+        begin = run.start()
+        for word in _segmenter(_language(run[0]))(run[0]):
+            yield begin, begin + len(word)
+            begin += len(word)
+    if begin < end:
+        yield begin, end
+
+
+def _language(run: str) -> str:
+    """The BudouX model for a run of one script."""
+    if re.search(f"[{_THAI}]", run):
+        return "thai"
+    return "japanese" if re.search(f"[{_KANA}]", run) else "simplified_chinese"
+
+
+@lru_cache
+def _segmenter(language: str) -> Callable[[str], list[str]]:
+    try:
+        import budoux
+    except ModuleNotFoundError as error:
+        raise EnvironmentFault(
+            f"attributions: a text is in a script without blanks ({language.replace('_', ' ')}), and the "
+            "package budoux, which finds its words, is not installed; pip install 'stlm-kd[attributions]'"
+        ) from error
+    parse: Callable[[str], list[str]] = getattr(budoux, f"load_default_{language}_parser")().parse
+    return parse
 
 
 def _bare(text: str, begin: int, end: int) -> tuple[int, int]:
