@@ -36,9 +36,11 @@ def distill(
     jobs: Annotated[int, typer.Option(min=1, help="Trainings and evaluations side by side.")] = 1,
     processes: Processes = 1,
     sweep: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="KEY.PATH=[V,V,…]", help="Do it with each value; end with the students in one table."
+            metavar="KEY.PATH=[V,V,…]",
+            help="A run for each value; ends with the students in one table. Given several times: a run for "
+            "each combination.",
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -52,7 +54,7 @@ def distill(
     from stlm_kd.errors import UsageError
 
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
-    runs = recipes_of(recipe, changes, sweep)
+    runs = recipes_of(recipe, changes, sweep or ())
     loaded = next(iter(runs.values()))
     if loaded.adapts_only:
         raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
@@ -81,7 +83,7 @@ def distill(
     ]
     if not is_first_process():
         return
-    if sweep is not None:
+    if sweep:
         print_side_by_side(folders, as_json=as_json)
         return
     print_results(folders[0], as_json=as_json)
@@ -89,15 +91,15 @@ def distill(
         print_what_next(folders[0], loaded)
 
 
-def recipes_of(recipe: str, changes: Sequence[str], sweep: str | None) -> dict[str, Recipe]:
-    """What to run, by the names of the runs: one recipe, or one for each value of a sweep."""
+def recipes_of(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[str, Recipe]:
+    """What to run, by the names of the runs: one recipe, or one for each combination of swept values."""
     from stlm_kd.recipe import load
 
-    if sweep is None:
+    if not sweeps:
         return {Path(recipe).stem: load(recipe, changes)}
     from stlm_kd.run.sweep import swept
 
-    return swept(recipe, changes, sweep)
+    return swept(recipe, changes, sweeps)
 
 
 def print_side_by_side(folders: Sequence[Path], *, as_json: bool) -> None:

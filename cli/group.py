@@ -7,12 +7,30 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from stlm_kd.errors import Elsewhere, Interrupted, StlmKdError
+from stlm_kd.errors import Elsewhere, Interrupted, StlmKdError, UsageError
 
 PATIENCE_S = 10.0
 """Seconds that the other processes wait for the first one to meet the same error and to say it."""
+
+
+class Command(TyperCommand):
+    """Refuses an option with one value that is given twice, of which click would drop all but the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words; ``ctx`` is the context of click, or of the copy in Typer."""
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(args=[*args])
+            once = [param for param in given if _takes_one_value(param)]
+            for param in once:
+                if once.count(param) > 1:
+                    raise UsageError(f"{param.opts[0]}: given twice; expected once; leave one of the two out")
+        return super().parse_args(ctx, args)
+
+
+def _takes_one_value(param: Any) -> bool:
+    return param.param_type_name == "option" and not param.multiple and not param.is_flag and not param.count
 
 
 class Commands(TyperGroup):

@@ -12,7 +12,7 @@ from stlm_kd.cli.compare import compare
 from stlm_kd.cli.distill import distill
 from stlm_kd.cli.evaluate import evaluate
 from stlm_kd.cli.generate import generate
-from stlm_kd.cli.group import Commands
+from stlm_kd.cli.group import Command, Commands
 from stlm_kd.cli.interchange import interchange
 from stlm_kd.cli.recipes import app as recipes
 from stlm_kd.cli.report import report
@@ -48,14 +48,14 @@ def root(
     """
 
 
-app.command("distill")(distill)
-app.command("adapt-teacher")(adapt_teacher)
-app.command("eval")(evaluate)
-app.command("compare")(compare)
-app.command("agreement")(agreement)
-app.command("interchange")(interchange)
-app.command("report")(report)
-app.command("generate")(generate)
+app.command("distill", cls=Command)(distill)
+app.command("adapt-teacher", cls=Command)(adapt_teacher)
+app.command("eval", cls=Command)(evaluate)
+app.command("compare", cls=Command)(compare)
+app.command("agreement", cls=Command)(agreement)
+app.command("interchange", cls=Command)(interchange)
+app.command("report", cls=Command)(report)
+app.command("generate", cls=Command)(generate)
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")
 app.add_typer(teachers, name="teacher")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, Overrides
 from stlm_kd.cli.printing import print_json, print_rows
 
@@ -15,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Find, read, copy and check recipes
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a built-in name.")]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_recipes(as_json: AsJson = False) -> None:
     """The built-in recipes and lists of objectives, and their purposes."""
     from stlm_kd.recipe.source import built_in, built_in_objectives
@@ -36,7 +37,7 @@ def list_recipes(as_json: AsJson = False) -> None:
         print_rows(("IN A RECIPE", "PURPOSE"), rows)
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     recipe: Name,
     overrides: Overrides = None,
@@ -58,7 +59,7 @@ def show(
         typer.echo(text_of(shown(recipe)), nl=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def copy(
     recipe: Name,
     destination: Annotated[
@@ -84,7 +85,7 @@ def copy(
     typer.echo(f"{target}\nTry it: stlm-kd recipe validate {target}")
 
 
-@app.command()
+@app.command(cls=Command)
 def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a recipe and say every fault at once (exit code 3), or its hash.
 

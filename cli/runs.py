@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, OutputDir
 from stlm_kd.cli.printing import print_json, print_rows
 
 app = typer.Typer(no_args_is_help=True, help="What was run, and what came of it.", rich_markup_mode=None)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_runs(output_dir: OutputDir = Path("runs"), as_json: AsJson = False) -> None:
     """The runs in a folder, the latest first."""
     from stlm_kd.run.folder import list_runs as listed
@@ -29,7 +30,7 @@ def list_runs(output_dir: OutputDir = Path("runs"), as_json: AsJson = False) -> 
         print_rows(("RUN", "STATUS", "STARTED", "FINISHED"), rows)
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its name in --output-dir.")],
     output_dir: OutputDir = Path("runs"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import (
     AsJson,
     OutputDir,
@@ -32,7 +33,7 @@ app = typer.Typer(
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def cache(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -74,7 +75,7 @@ def cache(
     typer.echo("Read them by teachers[…].cache: auto, or by the folder's name.")
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
     """Size, mass that the head covers, entropy, and what a cache was made of."""
     from stlm_kd.run.cache_command import summary
@@ -88,7 +89,7 @@ def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
     print_rows(("made of", "value"), list(made_of_rows(found.made_of)))
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     folder: CacheFolder,
     rows: Annotated[int, typer.Option(min=1, help="Rows to compute again.")] = 16,
@@ -133,7 +134,7 @@ def verify(
         raise StlmKdError(f"{words}; that is more than rounding: make the cache anew")
 
 
-@app.command()
+@app.command(cls=Command)
 def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="CACHE…", help="Caches of the same data.")],
     output: Annotated[Path, typer.Option(help="The new cache's folder.")],

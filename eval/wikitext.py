@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from stlm_kd.data import hub
-from stlm_kd.data.files import cut
+from stlm_kd.data.documents import cut
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.errors import EnvironmentFault
 

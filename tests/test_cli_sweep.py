@@ -63,6 +63,19 @@ def test_each_value_is_a_run_and_the_students_alone_are_compared_with_the_first(
     assert {row["name"] for row in told["comparison"]["comparisons"]} == {students[1]}
 
 
+def test_two_sweeps_make_a_grid_named_by_both_values(done: dict[str, Recipe]) -> None:
+    found = sweep("train.learning_rate=[1e-4, 2e-4]", "--sweep", "train.steps=[3, 4, 5]", "--json")
+    assert found.exit_code == 0, found.stderr
+    told = json.loads(found.stdout)
+    rates_and_steps = [(rate, steps) for rate in (1e-4, 2e-4) for steps in (3, 4, 5)]
+    assert [(r.train.learning_rate, r.train.steps) for r in done.values()] == rates_and_steps
+    names = [f"mine-{rate:.4f}-{steps}" for rate, steps in rates_and_steps]
+    assert [Path(folder).name for folder in told["folders"]] == [*done] == names
+    assert told["comparison"]["baseline"] == f"{names[0]}: distilled student"
+    compared = {row["name"] for row in told["comparison"]["comparisons"]}
+    assert compared == {f"{name}: distilled student" for name in names[1:]}
+
+
 def test_it_ends_in_one_table_and_the_places_of_the_runs(done: dict[str, Recipe]) -> None:
     found = sweep("train.steps=[3, 4]")
     assert found.exit_code == 0, found.stderr
@@ -78,6 +91,9 @@ def test_it_ends_in_one_table_and_the_places_of_the_runs(done: dict[str, Recipe]
         ("train.steps=[3, 3]", (), "expected a list of different values"),
         ("train.steps=[3, 4]", ("eval=[]",), "mine.yaml has no eval"),
         ("train.steps=[3, 0]", (), "train.steps=0"),
+        ("train.steps=[3, 4]", ("--sweep", "train.steps=[5, 6]"), "train.steps: given twice"),
+        ("train.steps=[3, 4]", ("train.steps=5",), "train.steps: given twice"),
+        ("seeds=[[1], [2]]", ("--seeds", "3"), "seeds: given twice"),
     ],
 )
 def test_a_fault_is_told_before_anything_is_run(
@@ -86,6 +102,31 @@ def test_a_fault_is_told_before_anything_is_run(
     found = sweep(value, *words)
     assert found.exit_code in (2, 3) and message in found.stderr
     assert not done
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("distill", "-r", "mine.yaml", "--recipe", "mine.yaml"),
+        ("distill", "-r", "mine.yaml", "--seeds", "1", "--seeds=2"),
+        ("distill", "-r", "mine.yaml", "train.steps=3", "train.steps=4"),
+        ("eval", "m", "--suite", "perplexity", "--limit", "3", "--limit", "4"),
+        ("runs", "list", "--output-dir", "a", "--output-dir", "b"),
+    ],
+)
+def test_what_is_given_twice_is_refused_and_the_last_is_not_taken(
+    done: dict[str, Recipe], words: tuple[str, ...]
+) -> None:
+    found = CliRunner().invoke(app, [*words])
+    assert found.exit_code == 2 and "given twice" in found.stderr
+    assert not done
+
+
+def test_what_may_be_repeated_may_be_repeated(done: dict[str, Recipe]) -> None:
+    words = ["distill", "-r", "mine.yaml", "train.steps=3", "data.context=64", "--json", "--json"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.stderr
+    assert [recipe.data.context for recipe in done.values()] == [64]
 
 
 def test_the_example_in_the_docstring_holds() -> None:

@@ -132,7 +132,7 @@ def test_labels_that_are_no_classes_are_refused(
         ([-1.0, -1.0], "test sets hide"),
         ([1.0, "high"], "'high' found, expected a number"),
         ([1.0, float("nan")], "expected a finite number"),
-        ([1.0, None], "None found"),
+        ([1.0, None], "null found"),
         ([1.0, 1e300], "expected a finite number"),
     ],
 )

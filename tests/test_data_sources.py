@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stlm_kd.data import documents as document_files
 from stlm_kd.data import files, hub, packing
-from stlm_kd.data.files import Documents
+from stlm_kd.data.documents import Documents
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.errors import DataError, EnvironmentFault
 
@@ -161,6 +162,7 @@ def test_a_missing_parquet_column_is_named_with_those_that_are_there(tmp_path: P
 
 def test_a_line_or_document_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "MAX_CHARACTERS", 100)
+    monkeypatch.setattr(document_files, "MAX_CHARACTERS", 100)
     with pytest.raises(DataError, match=r"a\.txt:1: a line of more than 100"):
         read(written(tmp_path / "a.txt", "x" * 101))
     with pytest.raises(DataError, match=r"more than 100 characters.*line or blank-line"):
@@ -315,6 +317,6 @@ def test_novels_come_one_by_one(shared_data: Path) -> None:
     assert len(texts) == 4 and min(map(len, texts)) > 100_000
 
 
-@pytest.mark.parametrize("module", [files, hub, packing])
+@pytest.mark.parametrize("module", [document_files, hub, packing])
 def test_examples_in_docstrings_hold(module: object) -> None:
     assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0  # type: ignore[arg-type]  # a module

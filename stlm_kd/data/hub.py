@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from stlm_kd.data.files import Row, require_columns, text_value
+from stlm_kd.data.tables import Row, require_columns, text_value
 from stlm_kd.errors import DataError, EnvironmentFault
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.data import hub
-from stlm_kd.data.files import ROWS, Row, expanded, read_rows, require_columns, text_files, text_value
+from stlm_kd.data.files import ROWS, expanded, text_files
 from stlm_kd.data.sample.tasks import TASK_SPLITS, TASKS, sample_rows
 from stlm_kd.data.sources import file_facts, hash_of, sample_facts
+from stlm_kd.data.tables import Row, read_rows, require_columns, shown, text_value
 from stlm_kd.errors import DataError, did_you_mean
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -264,7 +265,7 @@ def _of_sample(
 
 def _text(value: object, place: str) -> str:
     if value is None:
-        raise DataError(f"{place}: null found, expected text")
+        raise DataError(f"{place}: null found, expected text; fill it in or remove the row")
     kept = "".join(text_value(value, place))  # which leaves blank text out
     return kept if kept else str(value)
 
@@ -301,13 +302,13 @@ def _numbers(found: Sequence[tuple[str, object]]) -> npt.NDArray[np.float32]:
 
 def _number(value: object, place: str) -> float:
     if not isinstance(value, (int, float, str)) or isinstance(value, bool):
-        raise DataError(f"{place}: {_shown(value)} found, expected a number")
+        raise DataError(f"{place}: {shown(value)} found, expected a number")
     try:
         number = float(value)
     except (ValueError, OverflowError) as error:
-        raise DataError(f"{place}: {_shown(value)} found, expected a number") from error
+        raise DataError(f"{place}: {shown(value)} found, expected a number") from error
     if not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
-        raise DataError(f"{place}: {_shown(value)} found, expected a finite number")
+        raise DataError(f"{place}: {shown(value)} found, expected a finite number")
     return number
 
 
@@ -350,8 +351,8 @@ def _name(value: object, place: str) -> str:
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     if value is None or value == "":
-        raise DataError(f"{place}: no label")
-    raise DataError(f"{place}: {_shown(value)} found, expected the name or number of a class")
+        raise DataError(f"{place}: no label; expected the name or number of a class; remove the row")
+    raise DataError(f"{place}: {shown(value)} found, expected the name or number of a class")
 
 
 _IF_A_CLASS = ' (if it is a class of its own, name all classes: labels: ["-1", …])'
@@ -364,8 +365,3 @@ def _hidden(place: str, otherwise: str = _IF_A_CLASS) -> str:
 
 def _unknown(place: str, label: str, names: Sequence[str]) -> str:
     return f"{place}: label {label} is not one of the classes{did_you_mean(label, names)}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"

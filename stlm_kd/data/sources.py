@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from stlm_kd.data import hub
-from stlm_kd.data.files import Documents, expanded, known_sha256, read, text_files
+from stlm_kd.data.documents import Documents, read
+from stlm_kd.data.files import expanded, known_sha256, text_files
 from stlm_kd.errors import DataError, EnvironmentFault
 
 SAMPLE_SIZE = 4_000_000

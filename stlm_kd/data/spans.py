@@ -18,7 +18,8 @@ from stlm_kd.data import hub
 from stlm_kd.data.batch import Integers
 from stlm_kd.data.encoding import MULTIPLE, EncodedTexts, encodings, padding_id, separates
 from stlm_kd.data.examples import ExampleBatch
-from stlm_kd.data.files import Row, expanded, read_rows
+from stlm_kd.data.files import expanded
+from stlm_kd.data.tables import Row, read_rows, shown
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError
 
@@ -69,25 +70,48 @@ def read_questions(
 
 
 def _question(row: Row, place: str) -> Question:
-    passage, answers = row["context"], row["answers"]
-    texts = answers.get("text") if isinstance(answers, Mapping) else None
-    starts = answers.get("answer_start") if isinstance(answers, Mapping) else None
-    if (
-        not isinstance(passage, str)
-        or not isinstance(texts, list)
-        or not isinstance(starts, list)
-        or not texts
-    ):
-        raise DataError(
-            f"{place}: expected a context and answers with lists text and answer_start, not empty"
-        )
-    pairs = tuple((str(text), int(start)) for text, start in zip(texts, starts, strict=True))
+    question, passage = (_required_text(row, column, place) for column in ("question", "context"))
+    if not isinstance(row["id"], (str, int)) or isinstance(row["id"], bool):
+        raise DataError(f"{place}, column id: {shown(row['id'])} found; expected a text or an integer")
+    pairs = _answers(row["answers"], f"{place}, column answers")
     for text, start in pairs:
         if passage[start : start + len(text)] != text:
-            raise DataError(f"{place}: the answer {text!r} is not at {start} of the context")
-    if row["id"] is None:
-        raise DataError(f"{place}: no id")
-    return Question(str(row["id"]), str(row["question"]), passage, pairs)
+            raise DataError(
+                f"{place}: the answer {text!r} is not at {start} of the context; expected the place of its "
+                "first character, counted from 0; mend answer_start"
+            )
+    return Question(str(row["id"]), question, passage, pairs)
+
+
+def _required_text(row: Row, column: str, place: str) -> str:
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"{place}, column {column}: {shown(value)} found; expected text; fill it in or remove the row"
+        )
+    return value
+
+
+def _answers(answers: object, place: str) -> tuple[tuple[str, int], ...]:
+    """The texts of a question's answers and where each begins, at least one."""
+    found = answers if isinstance(answers, Mapping) else {}
+    texts, starts = found.get("text"), found.get("answer_start")
+    if not isinstance(texts, list) or not isinstance(starts, list):
+        raise DataError(
+            f"{place}: {shown(answers)} found; expected a mapping with the lists text and answer_start"
+        )
+    if len(texts) != len(starts):
+        raise DataError(
+            f"{place}: {len(texts)} text and {len(starts)} answer_start found; expected as many of both"
+        )
+    if not texts:
+        raise DataError(f"{place}: no answer; expected at least one, as in SQuAD v1.1; remove the row")
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text:
+            raise DataError(f"{place}, text: {shown(text)} found; expected text that is not empty")
+        if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+            raise DataError(f"{place}, answer_start: {shown(start)} found; expected an integer from 0")
+    return tuple(zip(texts, starts, strict=True))
 
 
 def draw_questions(questions: Sequence[Question], fraction: float, *, seed: int) -> tuple[Question, ...]:

@@ -19,7 +19,8 @@ from stlm_kd.data import hub
 from stlm_kd.data.batch import IGNORED, Integers
 from stlm_kd.data.encoding import MULTIPLE, EncodedTexts, encode_texts, encodings
 from stlm_kd.data.examples import ExampleBatch
-from stlm_kd.data.files import Row, expanded, read_rows
+from stlm_kd.data.files import expanded
+from stlm_kd.data.tables import Row, read_rows, shown
 from stlm_kd.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def read_sentences(
         if found[0]:
             words.append(found[0])
             tags.append(found[1])
-            ids.append(str(row.get("id", len(ids))))
+            own = row.get("id")
+            ids.append(str(len(ids) if own is None else own))
     if not words:
         raise DataError(f"{path or dataset}: no sentence in it")
     if len(set(ids)) < len(ids):
@@ -102,9 +104,20 @@ def read_sentences(
 
 def _sentence(row: Row, place: str, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     words, tags = row["tokens"], row["ner_tags"]
-    if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
-        raise DataError(f"{place}: expected lists of as many tags (ner_tags) as words (tokens)")
-    return tuple(map(str, words)), tuple(_tag(tag, place, names) for tag in tags)
+    if not isinstance(words, list) or not isinstance(tags, list):
+        value, column = (tags, "ner_tags") if isinstance(words, list) else (words, "tokens")
+        raise DataError(f"{place}, column {column}: {shown(value)} found; expected a list")
+    if len(words) != len(tags):
+        raise DataError(
+            f"{place}: {len(words)} words (tokens) and {len(tags)} tags (ner_tags) found; expected a tag for "
+            "each word"
+        )
+    for word in words:
+        if not isinstance(word, str):
+            raise DataError(
+                f"{place}, column tokens: {shown(word)} found; expected text; quote it or remove the row"
+            )
+    return tuple(words), tuple(_tag(tag, place, names) for tag in tags)
 
 
 def _tag(tag: object, place: str, names: Sequence[str]) -> int:
@@ -112,7 +125,7 @@ def _tag(tag: object, place: str, names: Sequence[str]) -> int:
         return tag
     if tag in names:
         return names.index(str(tag))
-    raise DataError(f"{place}: tag {tag!r} is not one of the tags{did_you_mean(str(tag), names)}")
+    raise DataError(f"{place}: tag {shown(tag)} is not one of the tags{did_you_mean(str(tag), names)}")
 
 
 @dataclass(frozen=True, slots=True)

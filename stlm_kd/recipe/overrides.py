@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stlm_kd.errors import Fault, UsageError
 from stlm_kd.recipe.tree import Malformed, Node, parse
@@ -36,6 +36,25 @@ def split(override: str) -> tuple[list[Step], Node]:
         return path, parse(value, origin=override, lines=False)
     except Malformed as error:
         raise UsageError(f"{override}: the value is not plain YAML: {error}") from error
+
+
+def refuse_repeated(overrides: Sequence[str]) -> None:
+    """Refuse two values for one place, of which only the last would count.
+
+    >>> refuse_repeated(["train.steps=10", "data.context=64", "train.steps=20"])
+    Traceback (most recent call last):
+    stlm_kd.errors.UsageError: train.steps: given twice (train.steps=10, train.steps=20); expected one value
+
+    Raises:
+        UsageError: A place is given twice, or an override is not of the form ``key.path=value``.
+    """
+    first: dict[tuple[Step, ...], str] = {}
+    for override in overrides:
+        path = tuple(split(override)[0])
+        if path in first:
+            key = override.partition("=")[0]
+            raise UsageError(f"{key}: given twice ({first[path]}, {override}); expected one value")
+        first[path] = override
 
 
 def apply(root: Node, override: str, expand: Callable[[Node], None]) -> Fault | None:

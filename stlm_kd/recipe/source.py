@@ -105,8 +105,9 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
     Raises:
         EnvironmentFault: No such recipe.
         RecipeError: Not YAML, or not plain data.
-        UsageError: An override that is not ``key.path=value``.
+        UsageError: An override that is not ``key.path=value``, or two of one place.
     """
+    dotted.refuse_repeated(overrides)
     path = locate(name)
     reader = _Reader(path)
     try:

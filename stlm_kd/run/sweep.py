@@ -1,7 +1,8 @@
-"""One recipe with several values in one place: a run for each, and their students in one table."""
+"""One recipe with several values of one key or several: a run for each combination, one table of students."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -14,36 +15,45 @@ from stlm_kd.run.compare import Comparison, compare_with
 from stlm_kd.run.contenders import read_contenders
 
 
-def swept(recipe: str, changes: Sequence[str], sweep: str) -> dict[str, Recipe]:
-    """The recipe with each of the values, in their order, by the names of their runs.
+def swept(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[str, Recipe]:
+    """The recipe with each combination of the values, the last key's changing fastest, by the runs' names.
 
-    >>> list(swept("diito-3-layer", [], "student.init_from.layers=[[0, 2], [0, 2, 4]]"))
-    ['diito-3-layer-0-2', 'diito-3-layer-0-2-4']
+    >>> list(swept("diito-3-layer", [], ["student.init_from.layers=[[0, 2], [0, 2, 4]]", "seeds=[[1], [2]]"]))
+    ['diito-3-layer-0-2-1', 'diito-3-layer-0-2-2', 'diito-3-layer-0-2-4-1', 'diito-3-layer-0-2-4-2']
 
     Args:
         recipe: A file or a built-in name.
         changes: Overrides that all have in common.
-        sweep: ``key.path=[value, value, …]``.
+        sweeps: ``key.path=[value, value, …]``, each of another key.
 
     Raises:
-        UsageError: It is not of this form, or the recipe has nothing to put side by side.
-        RecipeError: With one of the values the recipe has faults.
+        UsageError: One is not of this form, a key is given twice, or the recipe has no scores to compare.
+        RecipeError: With one of the combinations the recipe has faults.
     """
+    found: dict[str, Recipe] = {}
+    for values in itertools.product(*map(_overrides, sweeps)):
+        loaded = load(recipe, [*changes, *values])
+        if not loaded.eval:
+            raise UsageError(f"--sweep: {recipe} has no eval, so there are no scores to put side by side")
+        name = "-".join([Path(recipe).stem, *map(_short, values)])
+        found[f"{name}-{len(found) + 1}" if name in found else name] = loaded
+    return found
+
+
+def _overrides(sweep: str) -> list[str]:
+    """An override for each value of ``key.path=[value, value, …]``."""
     values, key = split(sweep)[1].plain(), sweep.partition("=")[0]
     written = [json.dumps(value) for value in values] if isinstance(values, list) else []
     if not 2 <= len(written) == len(set(written)):
         raise UsageError(
             f"--sweep {sweep}: expected a list of different values, for instance train.steps=[100, 200]"
         )
-    found: dict[str, Recipe] = {}
-    for value in written:
-        loaded = load(recipe, [*changes, f"{key}={value}"])
-        if not loaded.eval:
-            raise UsageError(f"--sweep: {recipe} has no eval, so there are no scores to put side by side")
-        short = re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-")
-        name = f"{Path(recipe).stem}-{short}"
-        found[f"{name}-{len(found) + 1}" if name in found else name] = loaded
-    return found
+    return [f"{key}={value}" for value in written]
+
+
+def _short(override: str) -> str:
+    """The value of an override as part of a run's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", override.partition("=")[2]).strip("-")
 
 
 def side_by_side(folders: Sequence[Path]) -> Comparison:

@@ -1,0 +1,245 @@
+"""Tables: any of them is read as it is, or refused with its place; never otherwise."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stlm_kd.data.labelled import LabelledSource, read_examples
+from stlm_kd.data.sources import Source, documents
+from stlm_kd.data.spans import read_questions
+from stlm_kd.data.tables import read_rows
+from stlm_kd.data.words import read_sentences
+from stlm_kd.errors import DataError, StlmKdError
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
+MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def one_kind_of_newline(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[list[str], list[list[str]]]:
+    """Different column names, and rows of as many texts."""
+    names = draw(st.lists(TEXT, min_size=1, max_size=4, unique_by=one_kind_of_newline))
+    return names, draw(st.lists(st.lists(TEXT, min_size=len(names), max_size=len(names)), max_size=5))
+
+
+@MANY
+@given(table=tables())
+def test_a_table_that_the_csv_module_wrote_is_read_as_it_was(
+    table: tuple[list[str], list[list[str]]], tmp_path: Path
+) -> None:
+    names, rows = ([*map(one_kind_of_newline, table[0])], table[1])
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows([names, *rows])
+    (tmp_path / "a.csv").write_text(written.getvalue(), encoding="utf-8", newline="")
+    if written.getvalue().startswith("\ufeff"):
+        return  # a mark of the encoding, which is no text
+    found = [[row[name] for name in names] for _, row in read_rows(tmp_path / "a.csv", columns=names)]
+    assert found == [[*map(one_kind_of_newline, row)] for row in rows]
+
+
+@MANY
+@given(
+    rows=st.lists(
+        st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"), max_size=8)] * 2)
+    )
+)
+def test_tab_separated_values_are_what_stands_between_tabs(
+    rows: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "a.tsv").write_text(
+        "x\ty\n" + "".join(f"{x}\t{y}\n" for x, y in rows), encoding="utf-8", newline=""
+    )
+    found = [(row["x"], row["y"]) for _, row in read_rows(tmp_path / "a.tsv", columns=["x", "y"])]
+    assert found == rows
+
+
+def labelled(path: Path) -> object:
+    return read_examples(LabelledSource(path=str(path)))
+
+
+def texts(path: Path) -> object:
+    return [*documents(Source(path=str(path)))]
+
+
+def questions(path: Path) -> object:
+    return read_questions(path=str(path))
+
+
+def sentences(path: Path) -> object:
+    return read_sentences(("O", "B-PER"), path=str(path))
+
+
+PLAIN = [
+    b"sentence,label\n",
+    b"sentence\tlabel\n",
+    b'"',
+    b",",
+    b"\t",
+    b"\n",
+    b"\r",
+    b"\x00",
+    b"\xff",
+    b"a",
+    b"1",
+]
+
+
+@MANY
+@given(
+    parts=st.lists(st.sampled_from(PLAIN) | st.binary(max_size=6), max_size=12),
+    ending=st.sampled_from(["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.xz"]),
+)
+def test_any_bytes_are_read_or_refused(parts: list[bytes], ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(b"".join(parts))
+    for reads in (labelled, questions, sentences, *([texts] if "sv" not in ending else [])):
+        try:
+            assert reads(path)
+        except StlmKdError as error:
+            assert str(path) in str(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | TEXT,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["text", "answer_start", "a"]), inner)
+    ),
+    max_leaves=6,
+)
+ANSWERS = st.fixed_dictionaries(
+    {
+        "text": st.lists(st.sampled_from(["cat", "", None, 1]), max_size=2),
+        "answer_start": st.lists(st.sampled_from([0, 2, -1, None, 1.0, True]), max_size=2),
+    }
+)
+COLUMNS = {
+    "sentence": JSON,
+    "label": JSON,
+    "id": JSON,
+    "question": JSON | st.just("who?"),
+    "context": JSON | st.just("a cat"),
+    "answers": JSON | ANSWERS,
+    "tokens": JSON | st.lists(TEXT, max_size=2),
+    "ner_tags": JSON | st.lists(st.sampled_from(["O", 1, None, 7]), max_size=2),
+    "text": JSON,
+}
+
+
+@MANY
+@given(rows=st.lists(st.fixed_dictionaries({}, optional=COLUMNS), min_size=1, max_size=3))
+def test_any_json_is_read_or_refused(rows: list[dict[str, object]], tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for reads in (labelled, questions, sentences, texts):
+        try:
+            assert reads(path)
+        except StlmKdError as error:
+            assert str(path) in str(error)
+
+
+def test_a_value_may_be_as_long_as_a_line_in_every_kind_of_table(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    long = "word " * 30_000
+    (tmp_path / "a.csv").write_text(f'sentence,label\n"{long}",a\nshort,b\n')
+    (tmp_path / "a.tsv").write_text(f"sentence\tlabel\n{long}\ta\nshort\tb\n")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"sentence": long, "label": "a"}) + '\n{"sentence": "short", "label": "b"}\n'
+    )
+    for kind in ("csv", "tsv", "jsonl"):
+        found = read_examples(LabelledSource(path=str(tmp_path / f"a.{kind}")))
+        assert found.texts == ((long,), ("short",))
+    assert csv.field_size_limit() == before
+
+
+TWICE = {
+    "a.csv": b"sentence,label,sentence\nx,1,y\n",
+    "a.tsv": b"sentence\tsentence\tlabel\nx\ty\t1\n",
+    "a.jsonl": b'{"sentence": "x", "label": 1, "sentence": "y"}\n',
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_column_that_is_named_twice_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(TWICE[name])
+    with pytest.raises(DataError, match=rf"{name}:1: column sentence is named twice"):
+        read_examples(LabelledSource(path=str(tmp_path / name)))
+
+
+def test_a_parquet_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.table([["x"], ["y"], [1]], names=["sentence", "sentence", "label"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="column sentence is named twice"):
+        read_examples(LabelledSource(path=str(tmp_path / "a.parquet")))
+
+
+def test_columns_that_are_not_read_may_have_one_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",,sentence,label\n0,0,x,1\n1,1,y,0\n")
+    assert read_examples(LabelledSource(path=str(tmp_path / "a.csv"))).texts == (("x",), ("y",))
+
+
+GOOD = {"id": "q", "question": "who?", "context": "a cat", "answers": {"text": ["cat"], "answer_start": [2]}}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("question", None, "column question: null found; expected text"),
+        ("context", None, "column context: null found; expected text"),
+        ("id", None, "column id: null found"),
+        ("answers", None, "column answers: null found; expected a mapping"),
+        ("answers", {"text": ["cat", "a"], "answer_start": [2]}, "2 text and 1 answer_start found"),
+        ("answers", {"text": ["cat"], "answer_start": [None]}, "answer_start: null found"),
+        ("answers", {"text": [None], "answer_start": [2]}, "text: null found"),
+        ("answers", {"text": ["cat"], "answer_start": [-3]}, "answer_start: -3 found"),
+        ("answers", {"text": ["cat"], "answer_start": [1]}, "is not at 1 of the context"),
+        ("answers", {"text": [], "answer_start": []}, "no answer"),
+    ],
+)
+def test_a_question_that_lacks_something_is_named(
+    column: str, value: object, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "id": "r", column: value}) + "\n"
+    )
+    with pytest.raises(DataError, match=rf"a\.jsonl:2.*{message}"):
+        read_questions(path=str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tags", "message"),
+    [
+        (["a", "b"], ["O"], r"2 words \(tokens\) and 1 tags"),
+        (["a", None], ["O", "O"], "column tokens: null found"),
+        (None, ["O"], "column tokens: null found; expected a list"),
+        (["a"], None, "column ner_tags: null found; expected a list"),
+        (["a"], [None], "tag null is not one of the tags"),
+    ],
+)
+def test_a_sentence_whose_words_and_tags_do_not_fit_is_named(
+    tokens: object, tags: object, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"tokens": tokens, "ner_tags": tags}) + "\n")
+    with pytest.raises(DataError, match=rf"a\.jsonl:1.*{message}"):
+        read_sentences(("O",), path=str(tmp_path / "a.jsonl"))
+
+
+def test_the_honest_twins_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(GOOD) + "\n")
+    (question,) = read_questions(path=str(tmp_path / "a.jsonl"))
+    assert (question.question, question.passage, question.answers) == ("who?", "a cat", (("cat", 2),))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"tokens": ["a", "b"], "ner_tags": ["O", 0]}) + "\n")
+    found = read_sentences(("O",), path=str(tmp_path / "b.jsonl"))
+    assert (found.words, found.tags) == ((("a", "b"),), ((0, 0),))
