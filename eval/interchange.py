@@ -31,7 +31,7 @@ from stlm_kd.interventions import Plan, Supplies, draw_plan
 from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
 from stlm_kd.interventions.passes import Rerun
 from stlm_kd.interventions.plan import Tokens
-from stlm_kd.losses.chunked import chunk_rows
+from stlm_kd.losses.chunked import chunk_rows, pieces
 from stlm_kd.models.forward import inputs_of, vocabulary_head
 from stlm_kd.models.observing import Needs, Observed, observe
 from stlm_kd.terms import Intervention
@@ -227,8 +227,7 @@ def _answers(
     head = vocabulary_head(student)
     outcomes = vocabulary if isinstance(own.base, Dense) else own.base.values.shape[-1]
     size = max(1, len(row_N)) if head is None else chunk_rows(head.weight, 0.25)  # four tensors of logits
-    for begin in range(0, len(row_N), size):
-        chunk = slice(begin, begin + size)
+    for chunk in pieces(len(row_N), size):
         row_n = row_N[chunk].cpu()
         for layer, found in _compared(theirs, own, chunk, outcomes):
             for name, values_n in found.items():

@@ -28,7 +28,7 @@ from stlm_kd.losses import (
     SparseMixture,
     Whole,
 )
-from stlm_kd.losses.chunked import block_rows
+from stlm_kd.losses.chunked import block_rows, pieces
 from stlm_kd.terms import COMBINED, Term
 
 
@@ -92,7 +92,7 @@ class Group:
     Args:
         rows: Of all tokens.
         own: The terms that count these tokens.
-        chunk: Of all tokens.
+        chunk: Of all tokens, cut where they end.
         logits_nV: The student's of the chunk.
     """
 
@@ -105,22 +105,19 @@ class Group:
 
     def whole(self) -> Block:
         """All of its tokens."""
-        return self._block(slice(0, None), self._said(), self._judged())
+        return self._block(slice(0, len(self.logits_mV)), self._said(), self._judged())
 
     def blocks(self) -> Iterator[tuple[slice, Block]]:
         """Its tokens, so few at a time that what the losses make of them stays small."""
         said, judged = self._said(), self._judged()
-        size = block_rows(self.logits_mV)
-        for start in range(0, len(self.logits_mV), size):
-            few = slice(start, start + size)
+        for few in pieces(len(self.logits_mV), block_rows(self.logits_mV)):
             yield few, self._block(few, said, judged)
 
     def places(self, few: slice) -> Tensor | slice:
         """Where some of its tokens are among all."""
         if isinstance(self.chosen, Tensor):
             return self.chosen[few]
-        stop = self.chosen.stop if few.stop is None else self.chosen.start + few.stop
-        return slice(self.chosen.start + few.start, stop)
+        return slice(self.chosen.start + few.start, self.chosen.start + few.stop)
 
     def add_to(self, total_nV: Tensor | None, logits_nV: Tensor) -> Tensor:
         """The chunk's derivative with this group's, which stands in the place of its logits."""

@@ -17,7 +17,7 @@ from stlm_kd.distributions import Dense, Distribution, Logits
 from stlm_kd.interventions import exchanges_tokens, layer_at
 from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
 from stlm_kd.losses import LOSSES
-from stlm_kd.losses.chunked import chunk_rows
+from stlm_kd.losses.chunked import chunk_rows, pieces
 from stlm_kd.measures import Measure
 from stlm_kd.objective import Sides, before_and_after
 from stlm_kd.responses import target_log_probs
@@ -102,8 +102,7 @@ def _chunks(rows: Rows, student: Distribution) -> Iterator[tuple[Said, Said]]:
     size = max(number, 1)
     if isinstance(student, Dense):  # logits of all, before and after
         size = chunk_rows(student.head.weight, 0.5 / (1 + len(rows.teachers)))
-    for begin in range(0, number, size):
-        few = slice(begin, min(begin + size, number))
+    for few in pieces(number, size):
         later = slice(few.start + number, few.stop + number)
         yield _said(rows, student, few), _said(rows, student, later)
 

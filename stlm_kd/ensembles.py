@@ -18,7 +18,7 @@ from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributions import Dense, Distribution, Logits
 from stlm_kd.losses import LOSSES, Sparse
-from stlm_kd.losses.chunked import chunk_rows
+from stlm_kd.losses.chunked import chunk_rows, pieces
 from stlm_kd.measures import Measure
 from stlm_kd.objective import Sides, of_base
 from stlm_kd.terms import COMBINED, Term
@@ -86,8 +86,7 @@ def _blocks(rows: Rows, student: Distribution) -> Iterator[Block]:
     assert isinstance(student, (Dense, Logits))
     if isinstance(student, Dense):  # logits of student and teachers
         size = chunk_rows(student.head.weight, 2 / (1 + len(rows.teachers)))
-    for begin in range(0, number, size):
-        chunk = slice(begin, min(begin + size, number))
+    for chunk in pieces(number, size):
         group = Group(rows, [0], chunk, student.logits(chunk, rows.outcomes))
         yield from (block for _, block in group.blocks())
 

@@ -84,7 +84,7 @@ def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tup
     """
     found: dict[int, Tensor] = {}
     for own in rows.groups():
-        block = Group(rows, own, slice(0, None), logits_NC).whole()
+        block = Group(rows, own, slice(0, len(logits_NC)), logits_NC).whole()
         found.update({i: block.values(rows.terms[i]).sum() for i in own})
     sums = [found[i] for i in range(len(rows.terms))]
     enters = [

@@ -25,7 +25,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import known_sha256
 from stlm_kd.distributions import Dense, Logits
 from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
-from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS
+from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, pieces
 from stlm_kd.losses.sparse import Sparse
 from stlm_kd.models.observing import Needs
 from stlm_kd.teachers import Teacher
@@ -256,8 +256,7 @@ def _device(said: Dense | Logits) -> torch.device:
 
 def _chunks(tokens: int, outcomes: int, device: torch.device) -> Iterator[slice]:
     elements = CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
-    size = max(16, elements // outcomes)
-    return (slice(begin, begin + size) for begin in range(0, tokens, size))
+    return pieces(tokens, max(16, elements // outcomes))
 
 
 def complete(

@@ -10,7 +10,7 @@ Shapes: N tokens, n tokens of one chunk, D width, V outcomes, K losses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +44,7 @@ class ChunkLosses(Protocol):
 
         Args:
             logits_nV: The student's, in float32 or better; they may be written over, by the derivative too.
-            chunk: Which tokens these are.
+            chunk: Which tokens these are: as many as the logits' rows.
             differentiate: The derivative by the logits, (n, V), is wanted; None says that it is 0.
         """
         ...
@@ -91,8 +91,8 @@ class _ChunkedLosses(torch.autograd.Function):
         projection = _Projection(hidden_ND.to(compute), weight_VD.to(compute), bias_V, ctx.needs_input_grad)
         sums = torch.zeros(len(scales), dtype=torch.float64, device=hidden_ND.device)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            for start in range(0, hidden_ND.shape[0], rows):
-                sums += projection.add(slice(start, start + rows), losses)
+            for chunk in pieces(hidden_ND.shape[0], rows):
+                sums += projection.add(chunk, losses)
         ctx.grads = projection.gradients(hidden_ND.dtype, weight_VD.dtype)
         ctx.mark_non_differentiable(sums)
         total = (sums * torch.tensor(scales, dtype=torch.float64, device=sums.device)).sum()
@@ -145,6 +145,17 @@ class _Projection:
         dtypes = (hidden, weight, weight)
         grads = (self.grad_ND, self.grad_VD, self.grad_V)
         return [None if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
+
+
+def pieces(length: int, size: int) -> Iterator[slice]:
+    """Slices of ``size`` that cover ``length`` rows; the last one is cut where the rows end.
+
+    Slices of tensors forgive an end beyond the last row, sums of two slices' bounds do not.
+
+    >>> list(pieces(5, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
 
 
 def chunk_rows(weight_VD: Tensor, share: float = 1.0) -> int:
