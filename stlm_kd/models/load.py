@@ -31,7 +31,9 @@ from stlm_kd.data.files import expanded
 from stlm_kd.disk import written_whole
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models import mobillama
+from stlm_kd.models.generation import mend_generation_config, refuse_unreadable_generation_config
 from stlm_kd.models.recognition import recognised
+from stlm_kd.models.weight_checks import check_weights
 
 mobillama.register()
 
@@ -229,7 +231,8 @@ def load_weights(
 
     Raises:
         EnvironmentFault: The weights are not there, or not as safetensors.
-        ModelError: They cannot be read, or the model brings code that is not trusted.
+        ModelError: They cannot be read, are not finite or not of floating point, or the model brings code
+            that is not trusted, or generation settings that cannot be read.
     """
     try:
         with _quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
@@ -247,10 +250,13 @@ def load_weights(
         raise _absent(name, error) from error
     except SafetensorError as error:
         raise ModelError(f"{name}: the weights cannot be read ({error}); fetch or copy them again") from error
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
+        refuse_unreadable_generation_config(name)
         raise _refused(name, error) from error
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
+    check_weights(name, model)
+    mend_generation_config(model, place=name)
     return model, info
 
 

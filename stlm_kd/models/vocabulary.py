@@ -31,6 +31,9 @@ _OLD_IDS = (
 )
 """Fields of a generation configuration that hold ids of the old vocabulary."""
 
+_OTHER_ROLES = ("sep_token", "cls_token", "mask_token")
+"""Of which some configurations have ids beside those of the start, the end and the padding."""
+
 
 def replace_vocabulary(
     model: PreTrainedModel,
@@ -265,6 +268,9 @@ def _set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     own_pad = own_padding(tokenizer)
     config = model.config.get_text_config()
     config.bos_token_id, config.eos_token_id, config.pad_token_id = bos, eos, own_pad
+    for role in _OTHER_ROLES:
+        if getattr(config, f"{role}_id", None) is not None:
+            setattr(config, f"{role}_id", getattr(tokenizer, f"{role}_id"))
     if getattr(model.base_model, "padding_idx", None) is not None:
         setattr(model.base_model, "padding_idx", own_pad)  # noqa: B010 (typed as a submodule otherwise)
     if model.can_generate():

@@ -1,0 +1,77 @@
+"""The generation settings that a checkpoint brings along: made fit to be saved again."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from stlm_kd.errors import ModelError
+from stlm_kd.notes import note
+
+
+def mend_generation_config(model: PreTrainedModel, *, place: str) -> None:
+    """Drop the settings with which transformers would refuse to save the model, with a note that names them.
+
+    It validates strictly once anything is changed, such as the ids of special tokens: a temperature without
+    ``do_sample: true``, as in many published checkpoints, is refused after the training.
+
+    Args:
+        model: As loaded; changed in place.
+        place: The model's folder or Hub id, for the note.
+    """
+    if not model.can_generate():
+        return
+    config = model.generation_config
+    found = _fault(config)
+    if found is None:
+        return
+    dropped = []
+    for name, value in _settings(config).items():
+        trial = copy.deepcopy(config)
+        setattr(trial, name, getattr(GenerationConfig(), name, None))
+        rest = _fault(trial)
+        if rest is None or len(rest) < len(found):
+            setattr(config, name, getattr(trial, name))
+            dropped.append(f"{name} {value}")
+            found = rest
+        if found is None:
+            break
+    note(
+        f"{place}/{GENERATION_CONFIG_NAME}: dropped {', '.join(dropped)}, with which transformers refuses to "
+        "save the model again (sampling settings need do_sample: true)"
+    )
+
+
+def refuse_unreadable_generation_config(name: str) -> None:
+    """Refuse a model whose generation settings transformers cannot read.
+
+    Raises:
+        ModelError: The file is such a one; the message names it.
+    """
+    try:
+        GenerationConfig.from_pretrained(name)
+    except OSError:
+        return  # it has none, or one that is no JSON, which transformers replaces
+    except Exception as error:
+        raise ModelError(
+            f"{name}/{GENERATION_CONFIG_NAME}: transformers cannot read it ({error}); expected generation "
+            "settings that hold together; correct it, or delete it: nothing is trained by it"
+        ) from error
+
+
+def _settings(config: GenerationConfig) -> dict[str, Any]:
+    """What differs from the defaults."""
+    plain = GenerationConfig().to_dict()
+    return {name: value for name, value in config.to_dict().items() if value != plain.get(name)}
+
+
+def _fault(config: GenerationConfig) -> str | None:
+    """Why transformers would refuse to save it, if it would."""
+    try:
+        config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,83 @@
+"""Weights that no computation should begin with: of integer or 8-bit types, or not finite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from stlm_kd.errors import ModelError
+
+_REAL_TYPES = ("F64", "F32", "F16", "BF16")
+
+
+def check_weights(name: str, model: PreTrainedModel) -> None:
+    """Refuse a model whose weights are of another type than floating point, or are NaN or infinite.
+
+    Types are read from the headers of the files: transformers converts them without a word, and integers or
+    8-bit numbers mean nothing without their scales. Buffers, such as masks and positions, may be of any type.
+
+    Args:
+        name: Folder or Hub id.
+        model: As loaded from there.
+
+    Raises:
+        ModelError: It has such weights; the message names the file and the tensor.
+    """
+    parameters = dict(model.named_parameters())
+    prefix = f"{model.base_model_prefix}."
+    files: dict[str, Path] = {}
+    for path in _weight_files(name):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                own = _own_name(key, parameters, prefix)
+                if own is None:
+                    continue
+                files[own] = path
+                kind = file.get_slice(key).get_dtype()
+                if kind not in _REAL_TYPES:
+                    raise ModelError(
+                        f"{path}: tensor {key} is of type {kind}; expected floating-point weights "
+                        f"({', '.join(_REAL_TYPES)}); use the checkpoint from before it was quantised"
+                    )
+    for own, parameter in parameters.items():
+        if not _is_finite(parameter.detach()):
+            wrong = int((~torch.isfinite(parameter)).sum())
+            raise ModelError(
+                f"{files.get(own, name)}: tensor {own} has {wrong:,} values of {parameter.numel():,} that "
+                "are NaN or infinite; expected finite weights; fetch it again, or use an earlier checkpoint"
+            )
+
+
+def _own_name(key: str, parameters: dict[str, torch.nn.Parameter], prefix: str) -> str | None:
+    """The model's name of a tensor of a file, with or without the prefix of its body; None of a buffer."""
+    names = (key, f"{prefix}{key}", key.removeprefix(prefix))
+    return next((own for own in names if own in parameters), None)
+
+
+def _weight_files(name: str) -> list[Path]:
+    """The safetensors files that a model was loaded from."""
+    index = _file(name, SAFE_WEIGHTS_INDEX_NAME)
+    single = _file(name, SAFE_WEIGHTS_NAME)
+    if single is not None or index is None:
+        return [single] if single is not None else []
+    named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    return [index.with_name(file) for file in named]
+
+
+def _file(name: str, file: str) -> Path | None:
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    cached = try_to_load_from_cache(name, file)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Whether all are; a sum is NaN or infinite where one of them is, and an overflow is looked into."""
+    return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
