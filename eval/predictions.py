@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax, logsumexp, ndtri
+from scipy.special import log_softmax, logsumexp
 
 from stlm_kd.eval.statistics import CONFIDENCE
 
 CALIBRATION_BINS = 15
+_MOST_DRAWN = 20_000_000
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -34,9 +35,9 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     """Agreement beyond chance of two classifications of the same examples: 1 at best, 0 at chance.
 
     The standard error is the large-sample one that does not presuppose κ = 0 (Fleiss, Cohen and Everitt,
-    "Large sample standard errors of kappa and weighted kappa", 1969, equation 13). The interval is one of the
-    logarithm of 1 - κ, with the error that it has by the delta method: κ ± 1.96 errors misses the true κ too
-    often where κ is near 1. Where both give all examples one and the same class, κ is 0/0, and None.
+    "Large sample standard errors of kappa and weighted kappa", 1969, equation 13). It fails with few examples,
+    near 1 and with unequal classes; so the interval does not use it: see ``_kappa_interval``. Where both give
+    all examples one and the same class, κ is 0/0, and None.
 
     Args:
         first_N: Classes, (N,).
@@ -46,10 +47,9 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     assert first.shape == second.shape and first.ndim == 1 and len(first)
     table_CC = _joint(first, second)
     rows_C, columns_C = table_CC.sum(1), table_CC.sum(0)
-    observed, expected = float(np.trace(table_CC)), float(rows_C @ columns_C)
-    if 1 - expected < 1e-12:
+    kappa, expected = float(_kappa_of(table_CC)), float(rows_C @ columns_C)
+    if math.isnan(kappa):
         return Kappa(None, None, None, None)
-    kappa = (observed - expected) / (1 - expected)
     # of example (row i, column j), the weights of column i and of row j
     weights_CC = columns_C[:, None] + rows_C[None, :]
     agreeing = np.diagonal(table_CC) @ (1 - np.diagonal(weights_CC) * (1 - kappa)) ** 2
@@ -58,9 +58,37 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     chance = (kappa - expected * (1 - kappa)) ** 2
     spread = max(float(agreeing + differing - chance), 0.0)
     stderr = math.sqrt(spread / len(first)) / (1 - expected)
-    apart = 1 - kappa
-    stretch = math.exp(float(ndtri((1 + CONFIDENCE) / 2)) * stderr / apart) if apart > 1e-12 else 1.0
-    return Kappa(kappa, stderr, max(1 - apart * stretch, -1.0), 1 - apart / stretch)
+    return Kappa(kappa, stderr, *_kappa_interval(table_CC * len(first), kappa))
+
+
+def _kappa_interval(counts_CC: Floats, kappa: float) -> tuple[float, float]:
+    """The 95 % interval: quantiles of κ under Dirichlet distributions of the table's shares.
+
+    As Clopper and Pearson's interval of a share takes its lower limit as if one more example had failed, and
+    the upper one as if one more had succeeded, the lower limit of κ is of a posterior whose prior counts one
+    more example on which the two differ, and the upper one of a prior that counts one more on which they
+    agree (a quarter of one in the other case, so that no cell is ruled out). The tests and
+    ``benchmarks/kappa_coverage.py`` simulate how often it holds the true κ.
+    """
+    size = len(counts_CC)
+    agreeing = np.eye(size, dtype=np.bool_)
+    draws = max(1000, min(10_000, _MOST_DRAWN // counts_CC.size))
+    limits = []
+    for agree, differ, share in ((0.25, 1.0, (1 - CONFIDENCE) / 2), (1.0, 0.25, (1 + CONFIDENCE) / 2)):
+        prior_CC = np.where(agreeing, agree / size, differ / (size * (size - 1)))
+        drawn_RCC = np.random.default_rng(0).standard_gamma(counts_CC + prior_CC, (draws, size, size))
+        limits.append(float(np.nanquantile(_kappa_of(drawn_RCC), share)))
+    return min(limits[0], kappa), max(limits[1], kappa)
+
+
+def _kappa_of(tables_CC: Floats) -> Floats:
+    """κ of tables of counts or shares, (…, C, C) → (…); NaN where chance alone agrees on everything."""
+    tables_CC = tables_CC / tables_CC.sum((-2, -1), keepdims=True)
+    observed = np.trace(tables_CC, axis1=-2, axis2=-1)
+    expected = (tables_CC.sum(-1) * tables_CC.sum(-2)).sum(-1)
+    defined = 1 - expected >= 1e-12
+    found: Floats = np.where(defined, (observed - expected) / np.where(defined, 1 - expected, 1), np.nan)
+    return found
 
 
 def kl_divergence(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
@@ -107,10 +135,11 @@ def calibration_error(logits_NC: npt.ArrayLike, labels_N: npt.ArrayLike) -> floa
 
 
 def _joint(first_N: Integers, second_N: Integers) -> Floats:
-    """The share of examples with each pair of classes, (C, C)."""
-    size = 1 + max(int(first_N.max()), int(second_N.max()))
-    counts = np.bincount(first_N * size + second_N, minlength=size * size)
-    return counts.reshape(size, size) / len(first_N)
+    """The share of examples with each pair of the classes that occur, (C, C)."""
+    known, places = np.unique(np.concatenate([first_N, second_N]), return_inverse=True)
+    first, second = np.split(places, 2)
+    counts = np.bincount(first * len(known) + second, minlength=len(known) ** 2)
+    return counts.reshape(len(known), len(known)) / len(first_N)
 
 
 def _log_probabilities(logits_NC: npt.ArrayLike) -> Floats:

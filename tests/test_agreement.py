@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy, spearmanr
 
+from benchmarks.kappa_coverage import coverage, table_of
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError
 from stlm_kd.eval.agreement import Predictions, agreement
@@ -76,19 +77,42 @@ def kappa_of(table: npt.NDArray[np.float64]) -> float:
 
 
 @pytest.mark.parametrize(
-    "shares",
-    [[[0.3, 0.08, 0.02], [0.04, 0.26, 0.05], [0.05, 0.02, 0.18]], [[0.09, 0.01], [0.01, 0.89]]],
-    ids=["middling", "near 1, of unequal classes"],
+    ("examples", "kappa", "classes"),
+    [
+        (30, 0.0, (0.5, 0.5)), (30, 0.6, (0.8, 0.2)), (30, 0.8, (0.5, 0.5)), (30, 0.9, (0.9, 0.1)),
+        (30, 0.95, (0.8, 0.2)), (30, 0.9, (0.8, 0.15, 0.05)), (50, 0.8, (0.9, 0.1)), (50, 0.9, (0.4, 0.3, 0.3)),
+        (100, 0.9, (0.9, 0.1)), (100, 0.95, (0.5, 0.5)), (300, 0.95, (0.9, 0.1)),
+    ],
+)  # fmt: skip
+def test_the_interval_of_kappa_holds_the_true_one(
+    examples: int, kappa: float, classes: tuple[float, ...]
+) -> None:
+    """In 93 % and more of the drawn sets of examples, high and skewed agreement included."""
+    table = table_of(kappa, classes)
+    assert kappa_of(table) == pytest.approx(kappa, abs=1e-12)
+    assert coverage(table, kappa, examples=examples, sets=250).share >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("examples", "kappa", "classes"), [(300, 0.8, (0.5, 0.5)), (300, 0.6, (0.4, 0.3, 0.3))]
 )
-def test_the_interval_of_kappa_holds_the_true_one_in_95_percent(shares: list[list[float]]) -> None:
-    generator, table = np.random.default_rng(0), np.array(shares)
-    truth, missed = kappa_of(table), 0
-    for cells in generator.multinomial(250, table.reshape(-1), size=600):
-        first, second = np.divmod(np.repeat(np.arange(table.size), cells), len(table))
-        found = cohen_kappa(first, second)
-        assert found.low is not None and found.high is not None
-        missed += not found.low <= truth <= found.high
-    assert missed / 600 - 0.05 < 2.5 * math.sqrt(0.05 * 0.95 / 600)
+def test_with_many_examples_the_interval_of_kappa_is_that_of_its_standard_error(
+    examples: int, kappa: float, classes: tuple[float, ...]
+) -> None:
+    table = table_of(kappa, classes)
+    cells = np.round(table * examples).astype(int).reshape(-1)
+    found = cohen_kappa(*np.divmod(np.repeat(np.arange(table.size), cells), len(table)))
+    assert found.stderr is not None and found.low is not None and found.high is not None
+    assert found.high - found.low == pytest.approx(2 * 1.96 * found.stderr, rel=0.08)
+
+
+def test_the_interval_of_kappa_where_all_agree_knows_how_many_they_are() -> None:
+    few, many = (cohen_kappa(classes, classes) for classes in ([0, 1] * 15, [0, 1] * 500))
+    assert few.value == few.high == many.value == many.high == 1
+    assert few.low is not None and many.low is not None
+    assert 0.7 < few.low < 0.85 and 0.98 < many.low < 0.999
+    turned = cohen_kappa([0, 1] * 15, [1, 0] * 15)
+    assert turned.low is not None and turned.high is not None and -1 <= turned.low < turned.high < 0
 
 
 LOGITS = st.lists(st.lists(st.floats(-20, 20), min_size=3, max_size=3), min_size=2, max_size=6)
