@@ -239,7 +239,8 @@ def _notes(teacher: Predictions, student: Predictions, is_same: bool) -> Iterato
     if is_same:
         most = 1 - (1 - CONFIDENCE) ** (1 / size)
         yield (
-            f"{student.name} agrees on all {size} examples; elsewhere it may differ on up to {most:.1%} (95 %)"
+            f"{student.name} agrees on all {size} examples; elsewhere it may differ on up to {most:.1%} "
+            "(95 %)"
         )
 
 

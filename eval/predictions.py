@@ -35,9 +35,9 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     """Agreement beyond chance of two classifications of the same examples: 1 at best, 0 at chance.
 
     The standard error is the large-sample one that does not presuppose κ = 0 (Fleiss, Cohen and Everitt,
-    "Large sample standard errors of kappa and weighted kappa", 1969, equation 13). It fails with few examples,
-    near 1 and with unequal classes; so the interval does not use it: see ``_kappa_interval``. Where both give
-    all examples one and the same class, κ is 0/0, and None.
+    "Large sample standard errors of kappa and weighted kappa", 1969, equation 13). It is too small with few
+    examples, near 1 and with unequal classes, so the interval does not use it: see ``_kappa_interval``. Where
+    both give all examples one and the same class, κ is 0/0, and None.
 
     Args:
         first_N: Classes, (N,).
