@@ -44,7 +44,10 @@ def distill(
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the plan and what is missing here."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Adapt the teachers, distil the student, evaluate it: all that the recipe says.
@@ -64,6 +67,10 @@ def distill(
         from stlm_kd.run.plan import describe
 
         typer.echo("\n\n".join(describe(one) for one in runs.values()))
+        from stlm_kd.run.requirements import refuse_what_cannot_run
+
+        for name, one in runs.items():
+            refuse_what_cannot_run(one, origin=name)
         return
     if launched_again(processes, loaded, origin=recipe, jobs=jobs):
         return

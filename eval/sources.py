@@ -16,8 +16,6 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Literal, TypeAlias
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import yaml
 from lm_eval import tasks as lm_eval_tasks
@@ -25,6 +23,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from stlm_kd.data.reachable import data_set_is_cached, hub_answers
 from stlm_kd.data.sample import PHENOMENA
 from stlm_kd.data.sources import Source, fingerprint
 from stlm_kd.errors import EnvironmentFault, UsageError, did_you_mean
@@ -146,30 +145,7 @@ def _check_local(name: str, benchmark: Benchmark, num_fewshot: int | None) -> No
 
 def on_hub_or_cached(benchmark: Benchmark) -> bool:
     """Whether the ``datasets`` library can have a benchmark's rows without local files."""
-    return hub_answers() or _is_cached(*benchmark.hub)
-
-
-def _is_cached(path: str, configuration: str) -> bool:
-    import datasets
-
-    return (Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___") / configuration).is_dir()
-
-
-@cache
-def hub_answers() -> bool:
-    """Whether the Hub can be reached; asked once, and not at all in offline mode."""
-    import datasets
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
-        return False
-    try:
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
-    except HTTPError:
-        return True  # an answer, if not a kind one
-    except OSError:
-        return False
-    return True
+    return hub_answers() or data_set_is_cached(*benchmark.hub)
 
 
 @lru_cache(maxsize=32)

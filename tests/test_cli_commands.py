@@ -85,6 +85,7 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(
 ) -> None:
     run = replaced(monkeypatch, "distill", "distill", Calls())
     replaced(monkeypatch, "plan", "describe", Calls(result="the plan"))
+    replaced(monkeypatch, "requirements", "refuse_what_cannot_run", Calls())
     done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run"])
     assert (done.exit_code, done.stdout, run.arguments) == (0, "the plan\n", [])
     refused = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run", "--json"])

@@ -13,7 +13,7 @@ from stlm_kd.run import folder
 
 RECIPE = """# Purpose: a test.
 task: clm
-student: {tokenizer: t, preset: stlm-nano}
+student: {tokenizer: {train: bpe, size: 300}, preset: stlm-nano}
 data: {train: a.txt}
 objectives: [{loss: labels}]
 train: {steps: 10}
@@ -24,6 +24,7 @@ train: {steps: 10}
 def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(RECIPE)
+    Path("a.txt").write_text("some text")
     return CliRunner()
 
 
@@ -78,6 +79,7 @@ def test_validate_says_ok_with_the_hash(runner: CliRunner) -> None:
         "recipe": "mine.yaml",
         "ok": True,
         "hash": recipe_hash(load("mine.yaml")),
+        "missing": [],
     }
 
 

@@ -1,0 +1,44 @@
+"""Whether models and data sets of the Hugging Face Hub are cached here, and whether the Hub answers."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+
+def data_set_is_cached(name: str, configuration: str | None = None) -> bool:
+    """Whether the ``datasets`` library has prepared a data set before, in this configuration or in any."""
+    import datasets
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    return (folder / configuration if configuration is not None else folder).is_dir()
+
+
+def file_is_cached(repository: str, *names: str) -> bool:
+    """Whether the Hub's cache has one of these files of a model repository.
+
+    Raises:
+        ValueError: The name is no Hub id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hub can be reached; tried once, and not at all in offline mode."""
+    import datasets
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        return True  # the Hub refused the request, so it is there
+    except OSError:
+        return False
+    return True
