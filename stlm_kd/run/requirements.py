@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,8 @@ def _of_model(place: str, name: str, files: Sequence[str]) -> Iterator[tuple[str
     try:
         if folder.is_dir() or file_is_cached(str(folder), *files) or hub_answers():
             return
-        missing = (
-            "neither a folder nor in the Hub's cache, and the Hub cannot be reached; go online once, or "
-        )
-        yield place, f"{name}: {missing}give a folder"
+        missing = "neither a folder nor in the Hub's cache, and the Hub cannot be reached"
+        yield place, f"{name}: {missing}; go online once, or give a folder"
     except (ValueError, OSError):
         yield place, f"{name}: no such folder (seen from {Path.cwd()}), and no Hub id; give one that exists"
 
@@ -117,9 +116,7 @@ def _unset(path: str) -> tuple[str, ...]:
 
 def _not_set(names: Sequence[str]) -> str:
     listed = ", ".join(f"${name}" for name in names)
-    return (
-        f"{listed} not set; set it to the folder where the recipe's header expects these, or give full paths"
-    )
+    return f"{listed} not set; set it to the folder that the recipe's header describes, or give full paths"
 
 
 def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
@@ -140,8 +137,8 @@ def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tu
         from stlm_kd.eval import sources
 
         for task in sources.expand(options["tasks"]):
-            asked = (task, options["source"], options["num_fewshot"])
-            yield from _tried(place, lambda asked=asked: sources.find_origin(*asked))
+            look = partial(sources.find_origin, task, options["source"], options["num_fewshot"])
+            yield from _tried(place, look)
     elif options.get("on") == "wikitext":
         from stlm_kd.eval import wikitext
 
