@@ -29,7 +29,8 @@ from torch import Tensor
 from stlm_kd.data.files import sha256
 from stlm_kd.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
+"""2: where the best is kept, the state before the first step is among the candidates."""
 KEPT = 2
 _PREFIX = "step-"
 _CHECKSUMS = "checksums.json"
@@ -55,7 +56,8 @@ class TrainingState:
         step: Optimizer steps done.
         tokens: Positions without padding seen so far, over all processes.
         seconds: Time spent so far.
-        best_step: The step with the least validation loss, None before the first validation.
+        best_step: The step with the least validation loss, 0 being the state before the first one; None
+            before the first validation.
         best_loss: That loss.
         history: Every validation so far.
     """

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stlm_kd.data.batch import Batch
 from stlm_kd.engine import FitSettings, fit
-from stlm_kd.errors import CheckpointError, DataError
+from stlm_kd.errors import CheckpointError, DataError, NonFiniteError
 from stlm_kd.tracking import Trackers, read_metrics
 from tests.engine_pico import Memory, PicoBatches, PicoStep, digest, held_out, pico_fit
 
@@ -213,7 +215,7 @@ def test_the_best_weights_are_those_at_the_least_validation_loss(tmp_path: Path)
     step, stopped = Rising(), PicoStep()
     result = pico_fit(step, tmp_path / "a", EVERY_STEP)
     assert (result.steps, result.best_step, result.stopped) == (9, 4, "done")
-    assert [entry.step for entry in result.validation_history] == list(range(1, 10))
+    assert [entry.step for entry in result.validation_history] == list(range(10))
     assert step.forwards == 4
     pico_fit(stopped, tmp_path / "b", replace(EVERY_STEP, keep="last"))
     assert stopped.forwards == 9
@@ -227,6 +229,60 @@ def test_it_stops_early_after_as_many_validations_without_improvement(tmp_path: 
     again = PicoBatches()
     assert pico_fit(Rising(), tmp_path, replace(EVERY_STEP, patience=2), batches=again) == result
     assert again.asked == []
+
+
+class Worsening(Rising):
+    """No validation is better than the one before the first step."""
+
+    bottom = 0
+
+
+def test_the_state_before_the_first_step_is_kept_where_training_makes_it_worse(tmp_path: Path) -> None:
+    step, untrained, memory = Worsening(), Worsening(), Memory()
+    result = pico_fit(step, tmp_path, EVERY_STEP, tracker=memory)
+    assert (result.steps, result.best_step) == (9, 0)
+    assert digest(step) == digest(untrained)
+    first = memory.validations[0]
+    assert (first.step, first.is_best) == (0, True) and not any(v.is_best for v in memory.validations[1:])
+    assert memory.notes == ["no validation was better than that before the first step: kept step 0"]
+    again = Worsening()
+    assert pico_fit(again, tmp_path, EVERY_STEP) == result and digest(again) == digest(untrained)
+
+
+def test_where_the_last_are_kept_nothing_is_validated_before_the_first_step(tmp_path: Path) -> None:
+    result = pico_fit(Worsening(), tmp_path, replace(EVERY_STEP, keep="last"))
+    assert [entry.step for entry in result.validation_history] == list(range(1, 10))
+    assert not (tmp_path / "checkpoints" / "step-00000000").exists()
+
+
+def test_a_run_stopped_before_its_first_step_resumes_bit_for_bit(tmp_path: Path) -> None:
+    class Killed(PicoBatches):
+        def step(self, index: int) -> Sequence[Batch]:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        pico_fit(Rising(), tmp_path / "a", EVERY_STEP, batches=Killed())
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").glob("step-*")] == ["step-00000000"]
+    resumed, whole, memory = Rising(seed=5), Rising(), Memory()
+    resumed.frozen.load_state_dict(whole.frozen.state_dict())
+    resumed.idle.load_state_dict(whole.idle.state_dict())
+    result = pico_fit(resumed, tmp_path / "a", EVERY_STEP, tracker=memory)
+    assert replace(result, seconds=0) == replace(pico_fit(whole, tmp_path / "b", EVERY_STEP), seconds=0)
+    assert digest(resumed) == digest(whole)
+    assert [v.step for v in memory.validations] == list(range(10))
+
+
+def test_a_model_that_gives_no_finite_loss_is_told_before_the_first_step(tmp_path: Path) -> None:
+    class NoNumber(PicoStep):
+        def forward(self, batch: object, denominators: object) -> object:
+            output = super().forward(batch, denominators)
+            output.sums["labels"] = output.sums["labels"] * float("nan")
+            return output
+
+    batches = PicoBatches()
+    with pytest.raises(NonFiniteError, match="before the first step: labels nan; the model itself"):
+        pico_fit(NoNumber(), tmp_path, EVERY_STEP, batches=batches)
+    assert batches.asked == []
 
 
 def test_validation_agrees_with_a_mean_over_all_held_out_tokens(tmp_path: Path) -> None:

@@ -212,6 +212,11 @@ class SignalElsewhere:
 def test_a_signal_to_another_process_during_validation_is_told_as_what_it_is() -> None:
     with StopSignals() as signals:
         found = validate(
-            PicoStep(), held_out(), precision="fp32", processes=SignalElsewhere(), signals=signals
-        )  # fmt: skip
+            PicoStep(),
+            held_out(),
+            precision="fp32",
+            processes=SignalElsewhere(),
+            signals=signals,
+            step_number=1,
+        )
     assert found == (0.0, 1.0)

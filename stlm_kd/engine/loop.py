@@ -39,6 +39,8 @@ def fit(
 ) -> FitResult:
     """Train what has ``requires_grad`` in ``step``; afterwards the module holds the best or the last weights.
 
+    Where the best are kept, the state before the first step is validated too and may be the best.
+
     On a CPU with the same engine and number of threads and processes, an interrupted and resumed run ends
     bit for bit like an uninterrupted one. Any split of a step's batches into micro-batches and processes
     gives the same gradient, but for dropout, which each process draws for itself.
@@ -125,10 +127,11 @@ class _Training:
 
     def _begin(self, resume: bool) -> None:
         step = first_process_runs(lambda: self._find(resume))
-        if step > 0:
+        if step is not None:
             self.state = self.store.read_state(step)
             self._load_weights(step)
-            self.engine.load_optimizer_tensors(self.store.tensors(step, "optimizer"))
+            if step > 0:  # before the first step the optimizer has no state
+                self.engine.load_optimizer_tensors(self.store.tensors(step, "optimizer"))
             self.saved_step = step
         self.started = time.monotonic() - self.state.seconds
         self.tracker.rewind(self.state.step)
@@ -139,15 +142,15 @@ class _Training:
         load_model_tensors(self.step, self.store.tensors(step, "model"), place=self.store.path(step))
         self.engine.weights_were_loaded()
 
-    def _find(self, resume: bool) -> int:
-        """On the first process: the step to go on from, 0 to begin."""
+    def _find(self, resume: bool) -> int | None:
+        """On the first process: the step of the checkpoint to resume from; None without one."""
         if not resume:
             self.store.clear()
-            return 0
+            return None
         found = self.store.newest()
         for note in found.notes:
             self.tracker.note(note)
-        return found.state.step if found.state is not None else 0
+        return found.state.step if found.state is not None else None
 
     def _train_step(self) -> None:
         began = time.monotonic()
@@ -180,10 +183,12 @@ class _Training:
         )
 
     def _validation_is_due(self) -> bool:
-        if self.validation is None or self.state.step == 0:
+        if self.validation is None:
             return False
         if self.state.history and self.state.history[-1].step == self.state.step:
             return False
+        if self.state.step == 0:  # a candidate where the best is kept
+            return self.settings.keep == "best"
         every = self.settings.validate_every
         return self.state.step == self.settings.steps or (every is not None and self.state.step % every == 0)
 
@@ -195,6 +200,7 @@ class _Training:
             precision=self.settings.precision,
             processes=self.processes,
             signals=self.signals,
+            step_number=self.state.step,
         )
         if isinstance(found, tuple):
             self._stop(found)
@@ -220,10 +226,10 @@ class _Training:
         )
 
     def _checkpoint_is_due(self, ended: str | None) -> bool:
-        if self.state.step == 0:
-            return False
         every = self.settings.checkpoint_every
         improved = self.settings.keep == "best" and self.state.best_step == self.state.step
+        if self.state.step == 0:
+            return improved
         return ended is not None or improved or (every is not None and self.state.step % every == 0)
 
     def _save(self) -> None:
@@ -245,6 +251,8 @@ class _Training:
         if self.settings.keep == "best" and best is not None and best != self.state.step:
             first_process_runs(lambda: self.store.verified_state(best).step)
             self._load_weights(best)
+            if best == 0:
+                self.tracker.note("no validation was better than that before the first step: kept step 0")
         return FitResult(
             steps=self.state.step,
             tokens=self.state.tokens,

@@ -167,7 +167,8 @@ class FitResult:
     Attributes:
         steps: Optimizer steps done, fewer than asked for after an early stop.
         tokens: Positions without padding seen, over all processes.
-        best_step: The step of the least validation loss; None without validation.
+        best_step: The step of the least validation loss, 0 being the state before the first step; None
+            without validation.
         best_loss: That loss, "labels" in nats per token.
         validation_history: Every validation.
         seconds: Time spent, over all interruptions and without the time between them.

@@ -23,10 +23,19 @@ def validate(
     precision: str,
     processes: Processes,
     signals: StopSignals,
+    step_number: int,
 ) -> dict[str, float] | StopFlags:
     """Each term's mean over all valid tokens of all batches and processes; or the signals that cut it short.
 
     Processes may have different numbers of batches, even none: nothing is exchanged before the end.
+
+    Args:
+        step: Runs in evaluation mode.
+        batches: This process's share.
+        precision: Of the forward passes.
+        processes: Who validates together.
+        signals: End the pass.
+        step_number: Optimizer steps done, for the message.
 
     Raises:
         DataError: no token is labelled.
@@ -46,7 +55,7 @@ def validate(
         return interrupts, preemptions
     found, valid = totals[: len(names)], totals[len(names) :]
     losses = {name: total / max(count, 1.0) for name, total, count in zip(names, found, valid, strict=True)}
-    _check(losses, dict(zip(names, valid, strict=True)))
+    _check(losses, dict(zip(names, valid, strict=True)), step_number)
     return losses
 
 
@@ -69,12 +78,17 @@ def _local_sums(
     return {name: float(value) for name, value in sums.items()}, counts
 
 
-def _check(losses: dict[str, float], valid: dict[str, float]) -> None:
+def _check(losses: dict[str, float], valid: dict[str, float], step_number: int) -> None:
     if not valid.get("labels"):
         raise DataError("validation: no token is labelled; give it more text, or leave it out")
     bad = {name: value for name, value in losses.items() if not math.isfinite(value)}
     if bad:
         found = ", ".join(f"{name} {value:g}" for name, value in bad.items())
+        if step_number == 0:
+            raise NonFiniteError(
+                f"validation before the first step: {found}; the model itself gives no finite loss on the "
+                "held-out data. Check its weights, and the precision"
+            )
         raise NonFiniteError(
             f"validation: {found}; the last checkpoint is kept. A smaller learning rate may help"
         )

@@ -139,7 +139,7 @@ def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Tab
             f"{report.tokens_by_origin.get('exact', 0) / report.new_vocabulary:.1%}",
             f"{report.before:.4f}",
             f"{report.initialised:.4f}",
-            f"{report.trained:.4f}",
+            f"{report.trained:.4f}{' (step 0)' if report.best_step == 0 else ''}",
             f"{report.trained_parameters:,}",
             f"{report.tokens_seen:,}",
             f"{report.seconds:,.0f}",

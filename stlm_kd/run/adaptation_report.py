@@ -67,6 +67,8 @@ class AdaptationReport:
         aligned: Of self-distillation, the share of predicted tokens that are in a span which both tokenizers
             share, on a sample of the rows; None without it.
         flops: What it computed (``run.compute``); None where that was not counted, as of self-distillation.
+        best_step: Whose rows were kept: 0 where no validation was better than the one of the initialised
+            rows; None where a version that did not try these adapted it.
     """
 
     teacher: str
@@ -88,6 +90,7 @@ class AdaptationReport:
     objective: Mapping[str, Measured] = field(default_factory=dict)
     aligned: Measured | None = None
     flops: Count | None = None
+    best_step: Count | None = None
 
 
 _REPORTS: TypeAdapter[AdaptationReport] = TypeAdapter(AdaptationReport)

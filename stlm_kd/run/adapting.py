@@ -231,6 +231,7 @@ def _report(
         objective=work.adapt.objective or _USUAL[work.recipe.language_task is None],
         aligned=lesson.aligned,
         flops=_flops(work, lesson, steps=result.steps),
+        best_step=result.best_step,
     )
 
 
