@@ -3,10 +3,9 @@
 Both sides take the same step on the same batch, places and models: labels, KL and cosine of the base, KL
 after an exchange of 30 % neighbouring positions. The plain side runs teacher and student three times each
 (base, source, base with hooks that overwrite), with the head at every position. FLOPs are counted, and
-averaged over the layers that an alignment may draw and, in causal models, where they depend on the places,
-over ``--draws`` steps; memory and times are of ``middle``, times in turns. Losses and gradients are compared
-before anything is counted. It ends with 1 where FLOPs or memory, which hardly depend on the machine, miss
-their bounds; times have none.
+averaged over the layers that an alignment may draw; memory and times are of ``middle``, times in turns.
+Losses and gradients are compared before anything is counted. It ends with 1 where FLOPs or memory, which
+hardly depend on the machine, miss their bounds; times have none.
 
     python benchmarks/diito_step.py bert --threads 1
     python benchmarks/diito_step.py causal --threads 1
@@ -50,13 +49,13 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     pair = Pair.made(options.pair, options.width)
-    gates, draws = Gates(), options.draws if options.pair == "causal" else 1
-    sides = {name: steps_of(pair, "middle", draws, pairing=name) for name in PAIRINGS}
+    gates = Gates()
+    sides = {name: steps_of(pair, "middle", pairing=name) for name in PAIRINGS}
     for name, steps in sides.items():
         compare(pair, name, steps[0])
-    counted = show_flops(pair, gates, draws)
+    counted = show_flops(pair, gates)
     show_idle(pair, gates, counted["batch"])
-    sides["mixup"] = steps_of(pair, "middle", draws, source="mixup")
+    sides["mixup"] = steps_of(pair, "middle", source="mixup")
     show_mixup(pair, sides, counted)
     show_memory(pair, gates, sides["batch"][0])
     if options.turns:
@@ -68,7 +67,6 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pair", choices=["bert", "causal"], help="12 layers into 6")
     parser.add_argument("--width", type=int, default=768, help="of the hidden states (768)")
-    parser.add_argument("--draws", type=int, default=12, help="steps that are counted (12)")
     parser.add_argument("--turns", type=int, default=5, help="turns of each side, to take times (5)")
     parser.add_argument("--threads", type=int, help="of PyTorch (its default)")
     return parser.parse_args()
@@ -100,14 +98,12 @@ def layers_of(alignment: str) -> list[dict[int, tuple[int, ...]]]:
 
 
 def steps_of(
-    pair: Pair, alignment: str, draws: int, *, pairing: str | None = None, source: str = "other-example"
+    pair: Pair, alignment: str, *, pairing: str | None = None, source: str = "other-example"
 ) -> list[StepModule]:
-    """Ours: so many in all, and at least one for each layer."""
-    layers, found = layers_of(alignment), []
-    options = {} if pairing is None else {"pairing": pairing}
-    for index in range(max(draws, len(layers))):
-        exchanged = {"t": layers[index % len(layers)]}
-        step = pair.step(pair.terms(Intervention("diito", exchanged, source=source, options=options)))
+    """Ours, one for each layer that the alignment may draw."""
+    options, found = {} if pairing is None else {"pairing": pairing}, []
+    for index, layers in enumerate(layers_of(alignment)):
+        step = pair.step(pair.terms(Intervention("diito", {"t": layers}, source=source, options=options)))
         step.begin(index, 1000)
         found.append(step)
     return found
@@ -129,26 +125,22 @@ def mean_flops(pair: Pair, steps: Sequence[StepModule]) -> float:
     return statistics.mean(flops_of(partial(pair.turn, step)) for step in steps)
 
 
-def show_flops(pair: Pair, gates: Gates, draws: int) -> dict[str, float]:
+def show_flops(pair: Pair, gates: Gates) -> dict[str, float]:
     """Of each alignment and pairing, over those of the six runs, which are the same for all of them.
 
     Returns:
         By pairing, those of a step whose layer is in the middle.
     """
-    (any_step,) = steps_of(pair, "middle", 1, pairing="batch")
+    (any_step,) = steps_of(pair, "middle", pairing="batch")
     plain = flops_of(partial(pair.plain_turn, any_step.drawn(pair.batch)["diito"]))
     print(f"plain structure: {plain / 1e9:.0f} GFLOP a step")
     middle = {}
     for pairing in PAIRINGS:
         targets: Mapping[str, float] = FLOPS_TARGETS.get((pair.name, pairing), {})
         for alignment in ("full", "late", "middle"):
-            steps = steps_of(pair, alignment, draws, pairing=pairing)
-            plans = [step.drawn(pair.batch)["diito"] for step in steps]
-            touched = statistics.mean(float(plan.touched.float().mean()) for plan in plans)
-            middle[pairing] = mean_flops(pair, steps)
+            middle[pairing] = mean_flops(pair, steps_of(pair, alignment, pairing=pairing))
             what = f"FLOPs of the plain structure, {alignment}, source {pairing}"
-            found = gates.told(what, middle[pairing] / plain, targets.get(alignment))
-            print(f"{found}; {touched:.0%} of the positions touched in {len(steps)} steps")
+            print(gates.told(what, middle[pairing] / plain, targets.get(alignment)))
     return middle
 
 

@@ -85,7 +85,6 @@ class Case:
             base=base,
             source=states,
             touched=torch.ones_like(self.mask_bt),
-            first=int(base.positions.min()),
         )
 
     def _batch(self, side: str, labels_BT: Tensor) -> Batch:

@@ -77,7 +77,7 @@ def test_no_place_is_no_intervention(family: str, source: str) -> None:
     changed: dict[str, Any] = {"places": none} if hasattr(plan.source, "places") else kept
     if source.startswith("mixup"):
         changed["draw"] = lambda width: torch.zeros(0, width)
-    plan = replace(plan, base=none, source=replace(plan.source, **changed), first=8)
+    plan = replace(plan, base=none, source=replace(plan.source, **changed))
     for before, after in head_inputs(case, plan):
         torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
 

@@ -185,6 +185,6 @@ def test_needs_are_joined() -> None:
     joined = Needs(head_input=True, logits=True, sites=frozenset({"last", 3}), maps=frozenset({1}))
     assert one | other == joined == other | one
     assert one | Needs() == one
-    early, late = Needs(resume=1), Needs(resume=3, keys=True)
-    assert early | late == late | early == Needs(resume=1, keys=True)
-    assert late | one == replace(one, resume=3, keys=True)
+    early, late = Needs(resume=1), Needs(resume=3)
+    assert early | late == late | early == Needs(resume=1)
+    assert late | one == replace(one, resume=3)

@@ -1,8 +1,9 @@
 """What a model says after an intervention: its later half, run again with some states overwritten.
 
 Nothing is run that is known: the run begins again from the base's own state after the first overwritten
-block; a source's run ends after the deepest block that is aligned; states of the base batch's own rows need
-no run; and a causal model's positions before the first place stay as they are.
+block; a source's run ends after the deepest block that is aligned; and states of the base batch's own rows
+need no run. All positions are run again: of packed rows one is overwritten near the start, so that leaving
+out what comes before it saves nothing.
 
 Shapes: B rows, T positions, P places, D width.
 """
@@ -17,12 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stlm_kd.alignment import Site
-from stlm_kd.blocks import Change, Inputs, Prepared, prepare
+from stlm_kd.blocks import Change, Inputs, prepare
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Plan, Tokens
-from stlm_kd.models.forward import inputs_of, task_of
-from stlm_kd.models.keys import prepare_from
+from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.observing import Needs, Observed, conclude, observe
 
 States = Mapping[Site, Tensor]
@@ -57,10 +57,7 @@ class Rerun:
             return Needs(sites=frozenset(sites))
         if isinstance(source, OwnStates):
             sites |= {self._source_site(layer) for layer in self.layers}
-        later = self._goes_on_later
-        if later:
-            sites.add(self._num_blocks - 1)
-        return Needs(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0], keys=later)
+        return Needs(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0])
 
     def after(self, batch: AnyBatch, base: Observed, needs: Needs) -> Observed:
         """What is needed of the model after the intervention: what its head meets, logits, the last state.
@@ -75,34 +72,13 @@ class Rerun:
             return observe(self.model, self._with_tokens(inputs, self.plan.source), needs)
         writes = self._writes(batch, base, self._source_states(inputs, base))
         if self.fresh_dropout:
-            hidden, _ = prepare(self.model, inputs).run(
-                overwrite={layer: write.at(0) for layer, write in writes.items()}
-            )
-        elif self._goes_on_later and base.keys is not None:
-            hidden = self._later_positions(inputs, base, writes)
+            hidden, _ = prepare(self.model, inputs).run(overwrite=writes)
         else:
             assert base.prepared is not None
-            hidden = self._on(base.prepared, base.states[self.layers[0]], writes, offset=0)
+            first = self.layers[0]
+            hidden = writes.pop(first)(base.states[first])
+            hidden, _ = base.prepared.run(hidden, start=first + 1, overwrite=writes)
         return conclude(self.model, inputs, hidden, needs)
-
-    @property
-    def _num_blocks(self) -> int:
-        return int(self.model.config.get_text_config().num_hidden_layers)
-
-    @property
-    def _goes_on_later(self) -> bool:
-        """Whether only positions from the first place on are run: of packed rows, in a causal model.
-
-        Blocks that checkpoint their gradients take no keys from elsewhere.
-        """
-        checkpoints = self.model.training and _checkpoints(self.model)
-        packed = self.plan.touched.dim() == 2
-        return (
-            packed
-            and task_of(self.model) == "clm"
-            and not checkpoints
-            and 0 < self.plan.first < self.plan.touched.shape[1]
-        )
 
     def _source_site(self, layer: int) -> Site:
         """Where the source's state is read that is put in the place of a block's output."""
@@ -129,7 +105,7 @@ class Rerun:
             return observe(self.model, inputs, Needs(sites=sites)).states
         return base.states
 
-    def _writes(self, batch: AnyBatch, base: Observed, states: States) -> dict[int, _Write]:
+    def _writes(self, batch: AnyBatch, base: Observed, states: States) -> dict[int, Change]:
         """By block, what overwrites its output."""
         source, places = self.plan.source, self.plan.base
         if isinstance(source, Noise):
@@ -174,21 +150,6 @@ class Rerun:
         places = (self.plan.base.rows, self.plan.base.positions)
         return {**inputs, "input_ids": inputs["input_ids"].index_put(places, tokens.ids)}
 
-    def _on(self, prepared: Prepared, hidden: Tensor, writes: Mapping[int, _Write], *, offset: int) -> Tensor:
-        """The state after the last block, from the base's state after the first overwritten one."""
-        first, *others = self.layers
-        hidden = writes[first].at(offset)(hidden)
-        overwrite = {layer: writes[layer].at(offset) for layer in others}
-        return prepared.run(hidden, start=first + 1, overwrite=overwrite)[0]
-
-    def _later_positions(self, inputs: Inputs, base: Observed, writes: Mapping[int, _Write]) -> Tensor:
-        """The same of a causal model: the base's own before the first place, run again from there on."""
-        assert base.keys is not None
-        first, start = self.plan.first, self.layers[0] + 1
-        prepared = prepare_from(self.model, inputs, first, base.keys, start=start)
-        later = self._on(prepared, base.states[self.layers[0]][:, first:], writes, offset=first)
-        return torch.cat([base.states[self._num_blocks - 1][:, :first], later], dim=1)
-
 
 @dataclass(frozen=True, slots=True)
 class _Write:
@@ -198,20 +159,9 @@ class _Write:
     values: Tensor
     shares: Tensor | None = None
 
-    def at(self, offset: int) -> Change:
-        """As a change of states whose first ``offset`` positions are left out."""
-        rows, positions = self.plan.base.rows, self.plan.base.positions - offset
-
-        def change(state_BTD: Tensor) -> Tensor:
-            values_PD = self.values
-            if self.shares is not None:
-                shares_P1 = self.shares.to(state_BTD)[:, None]
-                values_PD = shares_P1 * state_BTD[rows, positions] + (1 - shares_P1) * values_PD
-            return state_BTD.index_put((rows, positions), values_PD.to(state_BTD.dtype))
-
-        return change
-
-
-def _checkpoints(model: PreTrainedModel) -> bool:
-    """Whether some part of the model computes its states anew for the gradient."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    def __call__(self, state_BTD: Tensor) -> Tensor:
+        places, values_PD = (self.plan.base.rows, self.plan.base.positions), self.values
+        if self.shares is not None:
+            shares_P1 = self.shares.to(state_BTD)[:, None]
+            values_PD = shares_P1 * state_BTD[places] + (1 - shares_P1) * values_PD
+        return state_BTD.index_put(places, values_PD.to(state_BTD.dtype))

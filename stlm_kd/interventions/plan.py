@@ -113,7 +113,6 @@ class Plan:
         source: By what.
         touched: What may change: in a causal model a document's positions from the first place on, else all;
             (B, T) bool, or (B,) of examples.
-        first: The earliest position of any place; T where there is none.
         exact_dropout: Whether the student's passes share no dropout.
     """
 
@@ -123,7 +122,6 @@ class Plan:
     base: Places
     source: Source
     touched: Tensor
-    first: int
     exact_dropout: bool = False
 
     def layers(self, teacher: str | None) -> tuple[int, ...]:
@@ -166,7 +164,6 @@ def plan_of(
         base=base,
         source=source,
         touched=_touched(base, batch, causal=causal),
-        first=int(base.positions.min()) if len(base) else batch.input_ids.shape[1],
         exact_dropout=intervention.exact_dropout,
     )
 

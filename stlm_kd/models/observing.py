@@ -18,7 +18,6 @@ from stlm_kd.alignment import Site
 from stlm_kd.blocks import Inputs, Prepared, finish, prepare
 from stlm_kd.models.attention import kept_maps
 from stlm_kd.models.forward import bypassed_head, task_of
-from stlm_kd.models.keys import Keys, noting_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,6 @@ class Needs:
         sites: States.
         maps: Layers whose attention maps to read.
         resume: The block after which the model will be run again; None: it will not.
-        keys: Whether it will be from a later position on, as a causal model can.
     """
 
     head_input: bool = False
@@ -39,7 +37,6 @@ class Needs:
     sites: frozenset[Site] = frozenset()
     maps: frozenset[int] = frozenset()
     resume: int | None = None
-    keys: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -48,7 +45,6 @@ class Needs:
             sites=self.sites | other.sites,
             maps=self.maps | other.maps,
             resume=min((n for n in (self.resume, other.resume) if n is not None), default=None),
-            keys=self.keys or other.keys,
         )
 
     @property
@@ -70,7 +66,6 @@ class Observed:
         states: (B, T, D) each.
         maps: Log-probabilities, (B, H, T, T) each; see ``kept_maps``.
         prepared: With what its blocks were run, to run them again.
-        keys: Those of the blocks after ``Needs.resume``.
     """
 
     head_input: Tensor | None = None
@@ -78,7 +73,6 @@ class Observed:
     states: Mapping[Site, Tensor] = field(default_factory=dict)
     maps: Mapping[int, Tensor] = field(default_factory=dict)
     prepared: Prepared | None = None
-    keys: Keys | None = None
 
 
 def observe(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
@@ -110,12 +104,9 @@ def conclude(model: PreTrainedModel, inputs: Inputs, hidden: Tensor, needs: Need
 
 def _in_parts(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
     last = needs.last_block
-    prepared, keys = prepare(model, inputs), None
-    running = prepared
-    if needs.keys and needs.resume is not None:
-        running, keys = noting_keys(prepared, start=needs.resume + 1)
+    prepared = prepare(model, inputs)
     with kept_maps(model, needs.maps) as maps:
-        hidden, kept = running.run(
+        hidden, kept = prepared.run(
             stop=None if last is None else last + 1,
             keep={site for site in needs.sites if isinstance(site, int)},
         )
@@ -124,9 +115,9 @@ def _in_parts(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
         states["embeddings"] = prepared.embedded
     again = None if needs.resume is None else prepared
     if last is not None:
-        return Observed(states=states, maps=maps, prepared=again, keys=keys)
+        return Observed(states=states, maps=maps, prepared=again)
     end = conclude(model, inputs, hidden, needs)
-    return Observed(end.head_input, end.logits, {**states, **end.states}, maps, again, keys)
+    return Observed(end.head_input, end.logits, {**states, **end.states}, maps, again)
 
 
 def _end(model: PreTrainedModel, needs: Needs, run: Callable[[PreTrainedModel], ModelOutput]) -> Observed:
