@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TOOLS := .venv-tools
 
-.PHONY: demo test lint clean
+# A version without a local suffix, such as +cpu: an index may offer a build without CUDA of it, which pip then takes.
+LOCKED_TORCH := 2.13.0
+
+.PHONY: demo test lint lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stlm-kd distill -r sample-two-teachers --jobs 2
@@ -17,15 +21,24 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The newest versions that fit together, for every Python from 3.10 on and every platform.
+lock: $(TOOLS)/bin/uv
+	echo torch==$(LOCKED_TORCH) | $(TOOLS)/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.10 \
+		--all-extras --constraint - --custom-compile-command 'make lock' --no-annotate --output-file requirements.lock
+
+$(TOOLS)/bin/uv:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet uv
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+$(VENV)/.installed: $(BIN)/python pyproject.toml requirements.lock
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml requirements.lock
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 clean:
