@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,8 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError
 from stlm_kd.eval import likelihood
-from stlm_kd.eval.results import ExampleScore, SuiteResult
+from stlm_kd.eval.results import ExampleScore, Json, SuiteResult
 from stlm_kd.eval.running import autocast, check_window, evaluating, require_task
+from stlm_kd.eval.text_blocks import TextBlocks, text_blocks, token_starts
 from stlm_kd.models.positions import num_positions
 
 _MAX_LOGITS = 1 << 27
@@ -27,11 +29,19 @@ _MAX_LOGITS = 1 << 27
 
 @dataclass(frozen=True, slots=True)
 class DocumentLoss:
-    """The loss of one document: nats over its tokens, the number of these, and the bytes of its text."""
+    """The loss of one document.
+
+    Attributes:
+        nats: Over its tokens.
+        tokens: Their number.
+        bytes: Of its text.
+        blocks: The nats of its blocks; None where the tokenizer does not tell where tokens begin.
+    """
 
     nats: float
     tokens: int
     bytes: int
+    blocks: TextBlocks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +111,18 @@ class TextLoss:
                 "unknown_tokens": self.unknown,
                 "window": self.window,
                 "stride": self.stride,
+                **self._blocks(),
             },
         )
+
+    def _blocks(self) -> dict[str, Json]:
+        """By document; nothing where a document has none."""
+        found = [document.blocks for document in self.documents if document.blocks is not None]
+        if len(found) < len(self.documents):
+            return {}
+        nats: list[Json] = [list(one.nats) for one in found]
+        sizes: list[Json] = [list(one.bytes) for one in found]
+        return {"blocks": {"nats": nats, "bytes": sizes}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +170,21 @@ def measure(
     ]
     if not windows:
         raise DataError("perplexity: the tokenizer finds no token in the text")
-    nats = [0.0] * len(ids)
+    nats = [np.zeros(len(row) - 1) for row in ids]
     with evaluating(model), torch.inference_mode():
         for batch in _batches(windows, batch_size, model.config.vocab_size):
             for piece, loss in zip(batch, _losses(model, ids, batch, precision), strict=True):
-                nats[piece.document] += loss
+                nats[piece.document][piece.stop - piece.scored - 1 : piece.stop - 1] = loss
+    starts = token_starts(tokenizer, texts)
+    blocks = [
+        None if starts is None else text_blocks(text, starts[index], nats[index])
+        for index, text in enumerate(texts)
+    ]
     unknown_id = tokenizer.unk_token_id
     return TextLoss(
         tuple(
-            DocumentLoss(loss, len(row) - 1, len(text.encode()))
-            for loss, row, text in zip(nats, ids, texts, strict=True)
+            DocumentLoss(math.fsum(losses), len(losses), len(text.encode()), each)
+            for losses, text, each in zip(nats, texts, blocks, strict=True)
         ),
         0 if unknown_id in (None, start) else sum(row.count(unknown_id) for row in ids),
         window,
@@ -198,8 +223,8 @@ def _batches(windows: Sequence[Window], batch_size: int, vocab_size: int) -> Ite
 
 def _losses(
     model: PreTrainedModel, ids: Sequence[Sequence[int]], batch: Sequence[Window], precision: str
-) -> list[float]:
-    """Nats of the scored tokens of each window."""
+) -> list[list[float]]:
+    """Nats of each scored token of each window."""
     longest = max(piece.stop - piece.start for piece in batch) - 1
     inputs_BT = torch.zeros(len(batch), longest, dtype=torch.long)
     mask_BT = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -218,8 +243,7 @@ def _losses(
     losses_BT = functional.cross_entropy(
         logits_BTV.transpose(1, 2).float(), labels_BT.to(device), reduction="none"
     )
-    nats: list[float] = losses_BT.double().sum(1).tolist()
-    return nats
+    return [row[mask].tolist() for row, mask in zip(losses_BT.cpu(), labels_BT != -100, strict=True)]
 
 
 def _checked_window(config: PreTrainedConfig, window: int | None) -> int:
