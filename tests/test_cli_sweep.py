@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 from pathlib import Path
 
@@ -127,7 +126,3 @@ def test_what_may_be_repeated_may_be_repeated(done: dict[str, Recipe]) -> None:
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 0, found.stderr
     assert [recipe.data.context for recipe in done.values()] == [64]
-
-
-def test_the_example_in_the_docstring_holds() -> None:
-    assert doctest.testmod(stlm_kd.run.sweep) == (0, 1)

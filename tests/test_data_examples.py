@@ -1,6 +1,5 @@
 """Batches of examples: what the tokenizer says, padded little, every example once, however it is split."""
 
-import doctest
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise, product
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.data import examples as module
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.encoding import EncodedTexts, encode_texts, padding_id
 from stlm_kd.data.examples import (
@@ -282,7 +280,3 @@ def test_dealing_by_length_takes_less_than_half_of_the_positions(shared_data: Pa
         ids = [i for batch in batches for i in batch.example_ids.tolist()]
         plain += len(ids) * int(lengths[ids].max())
     assert lengths.sum() <= used < 0.65 * plain
-
-
-def test_the_examples_of_the_documentation_are_true() -> None:
-    assert doctest.testmod(module).failed == 0

@@ -1,6 +1,5 @@
 """Reading text: every format gives the same documents, and every fault is named with its place."""
 
-import doctest
 import gzip
 import json
 import lzma
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stlm_kd.data import documents as document_files
-from stlm_kd.data import files, hub, packing
+from stlm_kd.data import files
 from stlm_kd.data.documents import Documents
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.errors import DataError, EnvironmentFault
@@ -315,8 +314,3 @@ def test_wikitext_has_as_many_articles_as_its_authors_say(shared_data: Path) -> 
 def test_novels_come_one_by_one(shared_data: Path) -> None:
     texts = read(Source(path=str(shared_data / "lm" / "english_novels" / "valid.jsonl.xz")))
     assert len(texts) == 4 and min(map(len, texts)) > 100_000
-
-
-@pytest.mark.parametrize("module", [document_files, hub, packing])
-def test_examples_in_docstrings_hold(module: object) -> None:
-    assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0  # type: ignore[arg-type]  # a module

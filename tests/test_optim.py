@@ -1,4 +1,3 @@
-import doctest
 import math
 
 import numpy as np
@@ -9,7 +8,6 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-import stlm_kd.optim
 from stlm_kd.errors import CheckpointError
 from stlm_kd.optim import (
     SCHEDULES,
@@ -28,12 +26,6 @@ def optimizer_of(module: nn.Module, weight_decay: float = 0.1, **options: bool) 
     return make_optimizer(
         module, learning_rate=0.01, weight_decay=weight_decay, betas=(0.9, 0.95), eps=1e-8, **options
     )
-
-
-def test_examples_in_the_docstrings_hold() -> None:
-    result = doctest.testmod(stlm_kd.optim)
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The sample's labelled tasks: disjoint splits, balanced labels, the same everywhere, and not too easy."""
 
-import doctest
 import hashlib
 from collections import Counter
 
@@ -131,10 +130,6 @@ def logistic(x_NW: np.ndarray, signs_N: np.ndarray) -> np.ndarray:
         return np.logaddexp(0, -margins).sum() + 0.5 * weights @ weights, x_NW.T @ slope + weights
 
     return minimize(loss, np.zeros(x_NW.shape[1]), jac=True, method="L-BFGS-B").x
-
-
-def test_the_examples_of_the_documentation_are_true() -> None:
-    assert doctest.testmod(tasks).failed == 0
 
 
 def test_more_sentences_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from collections.abc import Sequence
 from itertools import combinations
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from stlm_kd.eval import statistics
 from stlm_kd.eval.classification import classification_scores, regression_scores
 from stlm_kd.eval.resampling import resampled
 from stlm_kd.eval.statistics import (
@@ -42,10 +40,6 @@ def right_or_wrong(
     """Two models, of which each alone is right on so large a share of the examples, and both on half."""
     kind = generator.choice(4, size=size, p=[first, second, 0.5, 0.5 - first - second])
     return np.isin(kind, (0, 2)).astype(float), np.isin(kind, (1, 2)).astype(float)
-
-
-def test_doctests_hold() -> None:
-    assert doctest.testmod(statistics).failed == 0
 
 
 def test_the_interval_is_scipys_where_examples_are_many() -> None:

@@ -85,7 +85,7 @@ def spelled_out(value: object) -> object:
     """A suite by its name or as a mapping, short names written out.
 
     >>> spelled_out({"suite": "stlm", "limit": 5})
-    {'limit': 5, 'suite': 'lm-eval', 'tasks': ['stlm']}
+    {'suite': 'lm-eval', 'limit': 5, 'tasks': ['stlm']}
     """
     given = {"suite": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping) or given.get("suite") not in SHORT:

@@ -73,8 +73,8 @@ def sparsemax(values_NK: Floats) -> Floats:
 
     Martins and Astudillo, "From Softmax to Sparsemax", 2016, algorithm 1.
 
-    >>> sparsemax(np.array([[0.9, 0.5, -1.0]], np.float32)).round(2).tolist()
-    [[0.7, 0.3, 0.0]]
+    >>> print(sparsemax(np.array([[0.9, 0.5, -1.0]], np.float32)).round(2))
+    [[0.7 0.3 0. ]]
     """
     falling = -np.sort(-values_NK, axis=1)
     above = np.cumsum(falling, axis=1) - 1
