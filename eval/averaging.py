@@ -47,4 +47,5 @@ def _mean_score(scores: Sequence[Score]) -> Score:
     squares = [score.stderr**2 for score in scores if score.stderr is not None]
     between = variance(values) / len(values) if len(values) > 1 else 0.0
     stderr = math.sqrt(fmean(squares) + between) if len(squares) == len(scores) else None
-    return replace(scores[0], value=fmean(values), stderr=stderr)
+    degenerate = next((score.degenerate for score in scores if score.degenerate), None)
+    return replace(scores[0], value=fmean(values), stderr=stderr, degenerate=degenerate)

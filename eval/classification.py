@@ -55,6 +55,7 @@ def classification_scores(
     if num_classes == 2:
         metrics = {"f1": f1_of_second, **metrics}
     resampled = _resampled_confusions(confusion_CC)
+    degenerate = _one_class(labels, predicted)
     scores = [
         Score(
             task,
@@ -62,12 +63,20 @@ def classification_scores(
             float(metric(confusion_CC[None])[0]),
             _deviation(metric(resampled), len(labels)),
             len(labels),
+            degenerate=degenerate,
         )
         for name, metric in metrics.items()
     ]
     chance = float(confusion_CC.sum(1).max()) / len(labels)
     accuracy = Score(
-        task, "accuracy", float(right.mean()), _stderr(right), len(labels), choices=num_classes, chance=chance
+        task,
+        "accuracy",
+        float(right.mean()),
+        _stderr(right),
+        len(labels),
+        choices=num_classes,
+        chance=chance,
+        degenerate=degenerate,
     )
     return SuiteResult(
         suite,
@@ -76,7 +85,6 @@ def classification_scores(
             ExampleScore(task, name, "accuracy", value)
             for name, value in zip(ids, right.tolist(), strict=True)
         ),
-        notes=_of_one_class(task, predicted),
         report={
             "task": task,
             "confusion": [[int(count) for count in row] for row in confusion_CC],
@@ -85,10 +93,11 @@ def classification_scores(
     )
 
 
-def _of_one_class(task: str, predicted_N: Integers) -> tuple[str, ...]:
-    if len(predicted_N) < 2 or (predicted_N != predicted_N[0]).any():
-        return ()
-    return (f"{task}: a model gives all {len(predicted_N)} examples one class: it tells none apart",)
+def _one_class(labels_N: Integers, predicted_N: Integers) -> str | None:
+    """What is to be said where a model gives all examples one class and the labels vary."""
+    if (predicted_N != predicted_N[0]).any() or (labels_N == labels_N[0]).all():
+        return None
+    return f"degenerate: predicts a single class for all {len(predicted_N):,} examples"
 
 
 def regression_scores(
@@ -123,11 +132,20 @@ def regression_scores(
         for what, values in (("predictions", predicted), ("labels", labels))
         if np.ptp(values) == 0
     )
+    constant = np.ptp(predicted) == 0 < np.ptp(labels)
+    degenerate = f"degenerate: predicts a single value for all {size:,} examples" if constant else None
     return SuiteResult(
         suite,
         (
             *(
-                Score(task, name, value, _deviation(np.array(resampled[name]), size), size)
+                Score(
+                    task,
+                    name,
+                    value,
+                    _deviation(np.array(resampled[name]), size),
+                    size,
+                    degenerate=degenerate,
+                )
                 for name, value in whole.items()
             ),
             Score(
@@ -137,6 +155,7 @@ def regression_scores(
                 _stderr(squares),
                 size,
                 higher_is_better=False,
+                degenerate=degenerate,
             ),
         ),
         tuple(

@@ -16,7 +16,7 @@ from stlm_kd.data.examples import EncodedExamples, example_evaluation_batches
 from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.classification import classification_scores, regression_scores
 from stlm_kd.eval.results import Json, SuiteResult
-from stlm_kd.eval.running import autocast, evaluating
+from stlm_kd.eval.running import autocast, evaluating, require_finite
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.positions import num_positions
 
@@ -55,7 +55,7 @@ def measure(
         suite: The suite's name; by default ``classification`` or ``regression``, as the labels are.
 
     Raises:
-        DataError: A logit is not finite.
+        ModelError: A logit is not finite.
     """
     logits_NC = logits_of(
         model, tokenizer, examples, context=context, batch_size=batch_size, precision=precision
@@ -83,7 +83,11 @@ def logits_of(
     batch_size: int = 64,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> npt.NDArray[np.float64]:
-    """What the model says of each example, (N, C), in their order; the arguments are those of ``measure``."""
+    """The model's logits of each example, (N, C), in their order; the arguments are those of ``measure``.
+
+    Raises:
+        ModelError: A logit is not finite.
+    """
     encoded = encode_texts(examples.texts, tokenizer, context=longest_read(model, context))
     logits_NC = np.zeros((len(examples), int(model.config.num_labels or 1)))
     with torch.no_grad(), evaluating(model), autocast(model.device, precision):
@@ -91,6 +95,7 @@ def logits_of(
             EncodedExamples(examples.labels, encoded), micro_batch=batch_size
         ):
             found = model(**inputs_of(batch.to(model.device), model)).logits
+            require_finite(model, found)
             logits_NC[batch.example_ids.numpy()] = found.to(torch.float64).cpu().numpy()
     return logits_NC
 

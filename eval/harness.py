@@ -1,9 +1,8 @@
-"""Runs lm-eval, as it is, on a model and a tokenizer in memory."""
+"""lm-eval on a model and a tokenizer in memory: its tasks and prompts, our log-likelihoods and choices."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import io
 import json
@@ -13,17 +12,18 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
+from stlm_kd.eval.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
+from stlm_kd.eval.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
 from stlm_kd.eval.running import evaluating, require_task
-from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
     from stlm_kd.eval.sources import Origin
@@ -51,7 +51,8 @@ def evaluate(
     Neither the model, nor its tokenizer, nor any random generator is changed.
 
     Raises:
-        ModelError: A masked language model.
+        ModelError: A masked language model, a tokenizer without ends of documents, or log-probabilities that
+            are not finite.
         UsageError: A task that lm-eval does not know.
         EnvironmentFault: Rows of a task that are not there.
     """
@@ -61,11 +62,15 @@ def evaluate(
         from lm_eval.tasks import TaskManager
 
         from stlm_kd.eval import sources
+        from stlm_kd.eval.lm_eval_model import DocumentLM
 
         built = sources.build(tasks, source=source, num_fewshot=num_fewshot)
-        with evaluating(model), _random_states_kept(), _environment_unasked():
+        with evaluating(model), _random_states_kept(), _environment_unasked(), ExitStack() as reduced:
+            wrapped = DocumentLM(model, tokenizer, batch_size=batch_size, precision=precision)
+            leaves = {task.task_name: task for one in built for task in sources.leaves(one.item)}
+            chosen = reduced.enter_context(ties_share_the_point(leaves))
             output: Mapping[str, Any] = simple_evaluate(
-                model=_wrapped(model, tokenizer, batch_size, precision),
+                model=wrapped,
                 tasks=[one.item for one in built],
                 task_manager=TaskManager(include_defaults=False),
                 num_fewshot=num_fewshot,
@@ -75,9 +80,12 @@ def evaluate(
             )
     origins = {one.name: one.origin for one in built}
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = output["samples"]
+    scores = [score for name in origins for score in _scores(output, samples, chosen, name, part_of=None)]
+    if wrapped.predicts_uniformly:
+        scores = [replace(score, degenerate=UNIFORM) for score in scores]
     return SuiteResult(
         "lm-eval",
-        tuple(score for name in origins for score in _scores(output, samples, name, part_of=None)),
+        tuple(scores),
         tuple(_examples(samples, output["higher_is_better"])),
         tuple(_notes(origins, limit)),
         _report(output, samples, origins),
@@ -98,36 +106,21 @@ def check(*, tasks: Sequence[str], source: str = "auto", num_fewshot: int | None
     return {one.name: one.origin for one in built}
 
 
-def _wrapped(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, precision: str
-) -> Any:  # lm-eval's model class, which has no types
-    from lm_eval.models.huggingface import HFLM
-
-    own = copy.deepcopy(tokenizer)  # it is given a padding token where it has none
-    own.model_max_length = VERY_LARGE_INTEGER  # lm-eval cuts what is too long; no need to warn of it before
-    return HFLM(
-        pretrained=model,
-        backend="causal",
-        tokenizer=own,
-        batch_size=batch_size,
-        max_length=num_positions(model.config),
-        mixed_precision_dtype=torch.bfloat16 if precision == "bf16" else None,
-        trust_remote_code=False,
-    )
-
-
 def _scores(
     output: Mapping[str, Any],
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    chosen: Mapping[str, Sequence[Choice]],
     task: str,
     *,
     part_of: str | None,
 ) -> Iterator[Score]:
     """The scores of a task, then those of its parts."""
     parts: Mapping[str, Sequence[str]] = output["group_subtasks"]
-    choices = Counter(len(row["resps"]) for leaf in _leaves(task, parts) for row in samples[leaf])
-    is_choice = all(count > 1 for count in choices)
-    examples = sum(choices.values())
+    leaves = _leaves(task, parts)
+    found = [each for leaf in leaves for each in chosen.get(leaf, ())]
+    sizes = Counter(each.choices for each in found)
+    examples = sum(len(samples[leaf]) for leaf in leaves)
+    chance = math.fsum(n / size for size, n in sizes.items()) / len(found) if found else None
     metrics: Mapping[str, Any] = output["results"][task]
     for key, value in metrics.items():
         metric, _, name_of_filter = key.partition(",")
@@ -139,13 +132,14 @@ def _scores(
                 stderr=_finite(metrics.get(f"{metric}_stderr,{name_of_filter}")),
                 examples=examples,
                 higher_is_better=output["higher_is_better"].get(task, {}).get(metric) is not False,
-                choices=choices.most_common(1)[0][0] if is_choice else None,
-                chance=math.fsum(n / size for size, n in choices.items()) / examples if is_choice else None,
+                choices=sizes.most_common(1)[0][0] if found else None,
+                chance=chance if metric in BY_CHANCE else None,
                 part_of=part_of,
+                degenerate=degenerate_choices(found),
             )
     for part in parts.get(task, ()):
         if part != task:
-            yield from _scores(output, samples, part, part_of=task)
+            yield from _scores(output, samples, chosen, part, part_of=task)
 
 
 def _leaves(task: str, parts: Mapping[str, Sequence[str]]) -> list[str]:

@@ -26,7 +26,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributions import Dense, Logits
 from stlm_kd.eval.likelihood import ratio_stderr
 from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
-from stlm_kd.eval.running import evaluating
+from stlm_kd.eval.running import evaluating, require_finite
 from stlm_kd.interventions import Plan, Supplies, draw_plan
 from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
 from stlm_kd.interventions.passes import Rerun
@@ -229,7 +229,7 @@ def _answers(
     size = max(1, len(row_N)) if head is None else chunk_rows(head.weight, 0.25)  # four tensors of logits
     for chunk in pieces(len(row_N), size):
         row_n = row_N[chunk].cpu()
-        for layer, found in _compared(theirs, own, chunk, outcomes):
+        for layer, found in _compared(theirs, own, chunk, outcomes, (teacher, student)):
             for name, values_n in found.items():
                 sums[layer][name].index_add_(0, row_n, values_n.double().cpu())
     return {
@@ -268,12 +268,23 @@ def _said(
 
 
 def _compared(
-    teacher: _Said, student: _Said, chunk: slice, outcomes: int
+    teacher: _Said,
+    student: _Said,
+    chunk: slice,
+    outcomes: int,
+    models: tuple[PreTrainedModel, PreTrainedModel],
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """By layer, ``SUMS`` at each position of a chunk, (n,)."""
+    """By layer, ``SUMS`` at each position of a chunk, (n,).
+
+    Raises:
+        ModelError: A log-probability is NaN; -inf marks tokens that a padded head rules out.
+    """
 
     def said(theirs: Dense | Logits, own: Dense | Logits) -> Said:
-        return Said(*(one.logits(chunk, outcomes).log_softmax(-1) for one in (theirs, own)))
+        both = [one.logits(chunk, outcomes).log_softmax(-1) for one in (theirs, own)]
+        for model, logs in zip(models, both, strict=True):
+            require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 of a distribution
+        return Said(*both)
 
     before = said(teacher.base, student.base)
     for layer in student.after:

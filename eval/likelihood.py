@@ -19,12 +19,15 @@ def perplexity(nats: float, tokens: int) -> float:
     return math.exp(mean) if mean < 709 else math.inf
 
 
-def likelihood_scores(pieces: Sequence[tuple[float, int, int]], *, prefix: str = "") -> tuple[Score, Score]:
+def likelihood_scores(
+    pieces: Sequence[tuple[float, int, int]], *, prefix: str = "", degenerate: str | None = None
+) -> tuple[Score, Score]:
     """Bits per byte and perplexity of all pieces together, with standard errors over the pieces.
 
     Args:
         pieces: Nats, tokens and UTF-8 bytes of each, taken as independent of each other.
         prefix: Stands before the names of the metrics.
+        degenerate: Why the model tells no tokens apart, if it does not.
     """
     nats = math.fsum(piece[0] for piece in pieces)
     per_token = perplexity(nats, sum(piece[1] for piece in pieces))
@@ -32,7 +35,15 @@ def likelihood_scores(pieces: Sequence[tuple[float, int, int]], *, prefix: str =
     bits_stderr = ratio_stderr([(nats / math.log(2), size) for nats, _, size in pieces])
     nats_stderr = ratio_stderr([(nats, tokens) for nats, tokens, _ in pieces])
     return (
-        Score("text", f"{prefix}bits_per_byte", per_byte, bits_stderr, len(pieces), higher_is_better=False),
+        Score(
+            "text",
+            f"{prefix}bits_per_byte",
+            per_byte,
+            bits_stderr,
+            len(pieces),
+            higher_is_better=False,
+            degenerate=degenerate,
+        ),
         Score(
             "text",
             f"{prefix}perplexity",
@@ -40,6 +51,7 @@ def likelihood_scores(pieces: Sequence[tuple[float, int, int]], *, prefix: str =
             None if nats_stderr is None else nats_stderr * per_token,
             len(pieces),
             higher_is_better=False,
+            degenerate=degenerate,
         ),
     )
 

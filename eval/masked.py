@@ -5,6 +5,7 @@ Dimensions: B rows, T positions, N masked positions, n of one chunk, D width, V 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -17,7 +18,9 @@ from torch.nn import functional
 from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
-from stlm_kd.eval.running import autocast, check_window, evaluating, require_task
+from stlm_kd.eval.results import UNIFORM
+from stlm_kd.eval.running import autocast, check_window, evaluating, require_finite, require_task
+from stlm_kd.eval.token_losses import EQUAL
 from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head, bypassed_head, head_of
@@ -94,10 +97,41 @@ class MaskedRow:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Of one row: the nats of its targets together, and how many of them the model holds likeliest."""
+    """What the model predicts in one row.
+
+    Attributes:
+        nats: Of its targets together.
+        right: How many of them are the model's top prediction.
+        lowest: Nats of the likeliest target.
+        highest: Nats of the unlikeliest target.
+        predicted: The top predictions.
+    """
 
     nats: float
     right: int
+    lowest: float = math.inf
+    highest: float = -math.inf
+    predicted: frozenset[int] = frozenset()
+
+
+def degenerate_tokens(found: Iterable[Found], targets: Iterable[int]) -> str | None:
+    """What is to be said of a model that tells no tokens apart, or None.
+
+    All tokens are equally likely; or one token is predicted throughout, while the targets vary.
+
+    >>> rows = [Found(2.0, 0, 1.0, 1.5, frozenset({5})), Found(2.0, 0, 2.0, 2.0, frozenset({5}))]
+    >>> degenerate_tokens(rows, [3, 4])
+    'degenerate: predicts a single token at all 2 masked positions'
+    """
+    asked = list(targets)
+    rows = [each for each in found if each.predicted]
+    if len(set(asked)) < 2:
+        return None
+    if max(each.highest for each in rows) - min(each.lowest for each in rows) < EQUAL:
+        return UNIFORM
+    if len(frozenset[int]().union(*(each.predicted for each in rows))) == 1:
+        return f"degenerate: predicts a single token at all {len(asked):,} masked positions"
+    return None
 
 
 def windowed_text(
@@ -155,7 +189,7 @@ def split_document(
 
 
 def find_tokens(
-    model: PreTrainedModel, rows: Iterable[MaskedRow], *, batch_size: int, precision: str
+    model: PreTrainedModel, rows: Iterable[MaskedRow], *, batch_size: int, precision: str, suite: str
 ) -> list[Found]:
     """What the model says of each row, in their order; the model is left in its mode.
 
@@ -167,6 +201,7 @@ def find_tokens(
     with evaluating(model), torch.inference_mode():
         while batch := list(islice(remaining, batch_size)):
             found.extend(_found(model, batch, precision))
+            require_finite(model, torch.tensor([each.nats for each in found[-len(batch) :]]), suite=suite)
     return found
 
 
@@ -187,21 +222,35 @@ def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -
                 input_ids=inputs_BT.to(device), attention_mask=mask_BT.to(device)
             ).logits
         states_ND = hidden_BTD[row_N.to(device), place_N.to(device)]
-        nats_N, right_N = _against_vocabulary(states_ND, target_N.to(device), head_of(model))
-    nats = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, row_N, nats_N.double().cpu())
-    right = torch.zeros(len(batch), dtype=torch.long).index_add_(0, row_N, right_N.long().cpu())
-    return [Found(*pair) for pair in zip(nats.tolist(), right.tolist(), strict=True)]
+        nats_N, top_N = _against_vocabulary(states_ND, target_N.to(device), head_of(model))
+    sizes = [len(row.places) for row in batch]
+    rows = zip(
+        torch.split(nats_N.double().cpu(), sizes),
+        torch.split(top_N.cpu(), sizes),
+        torch.split(target_N, sizes),
+        strict=True,
+    )
+    return [
+        Found(
+            float(nats.sum()),
+            int((top == target).sum()),
+            float(nats.min()),
+            float(nats.max()),
+            frozenset(top.tolist()),
+        )
+        for nats, top, target in rows
+    ]
 
 
 def _against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """The nats of each target, and whether it is the likeliest token; one chunk of logits alive at once."""
+    """The nats of each target, and the likeliest token; one chunk of logits alive at once."""
     size = max(16, CHUNK_ELEMENTS // head.size)
-    nats, right = [], []
+    nats, top = [], []
     for states_nD, target_n in zip(torch.split(states_ND, size), torch.split(target_N, size), strict=True):
         logits_nV = at_least_float32(functional.linear(states_nD, head.weight, head.bias))
         nats.append(functional.cross_entropy(logits_nV, target_n, reduction="none"))
-        right.append(logits_nV.argmax(-1) == target_n)
-    return torch.cat(nats), torch.cat(right)
+        top.append(logits_nV.argmax(-1))
+    return torch.cat(nats), torch.cat(top)
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: str) -> None:

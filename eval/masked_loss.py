@@ -18,7 +18,14 @@ from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.masking import even_masking
 from stlm_kd.errors import DataError
 from stlm_kd.eval.likelihood import ratio_stderr
-from stlm_kd.eval.masked import Found, MaskedRow, WindowedText, find_tokens, windowed_text
+from stlm_kd.eval.masked import (
+    Found,
+    MaskedRow,
+    WindowedText,
+    degenerate_tokens,
+    find_tokens,
+    windowed_text,
+)
 from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
 
 SUITE = "masked-loss"
@@ -35,6 +42,7 @@ class MaskedLoss:
         candidates: Tokens that could be drawn: all but special ones.
         share: Of these, so many were.
         seed: Decided which, and what stood in their place.
+        degenerate: Why the model tells no tokens apart, if it does not.
     """
 
     text: WindowedText
@@ -43,6 +51,7 @@ class MaskedLoss:
     candidates: int
     share: float
     seed: int
+    degenerate: str | None = None
 
     def as_result(self) -> SuiteResult:
         """Loss and accuracy with standard errors over the windows, and the loss of every window."""
@@ -56,8 +65,23 @@ class MaskedLoss:
         return SuiteResult(
             SUITE,
             (
-                Score("text", "masked_loss", loss, ratio_stderr(nats), len(drawn), higher_is_better=False),
-                Score("text", "masked_accuracy", accuracy, ratio_stderr(right), len(drawn)),
+                Score(
+                    "text",
+                    "masked_loss",
+                    loss,
+                    ratio_stderr(nats),
+                    len(drawn),
+                    higher_is_better=False,
+                    degenerate=self.degenerate,
+                ),
+                Score(
+                    "text",
+                    "masked_accuracy",
+                    accuracy,
+                    ratio_stderr(right),
+                    len(drawn),
+                    degenerate=self.degenerate,
+                ),
             ),
             tuple(
                 ExampleScore("text", str(index), "masked_loss", self.found[index].nats / count)
@@ -105,12 +129,18 @@ def measure(
         (index for index, row in enumerate(rows) if row.places), key=lambda index: -len(rows[index].ids)
     )
     told = find_tokens(
-        model, (rows[index] for index in longest_first), batch_size=batch_size, precision=precision
+        model,
+        (rows[index] for index in longest_first),
+        batch_size=batch_size,
+        precision=precision,
+        suite=SUITE,
     )
     found = [Found(0.0, 0)] * len(rows)
     for index, one in zip(longest_first, told, strict=True):
         found[index] = one
-    return MaskedLoss(text, tuple(len(row.places) for row in rows), tuple(found), candidates, share, seed)
+    masked = tuple(len(row.places) for row in rows)
+    degenerate = degenerate_tokens(told, [target for row in rows for target in row.targets])
+    return MaskedLoss(text, masked, tuple(found), candidates, share, seed, degenerate)
 
 
 def corrupted_rows(

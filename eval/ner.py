@@ -16,7 +16,7 @@ from stlm_kd.data.examples import example_evaluation_batches
 from stlm_kd.data.words import Sentences, encode_words
 from stlm_kd.eval.entities import entity_scores
 from stlm_kd.eval.results import Json, SuiteResult
-from stlm_kd.eval.running import autocast, evaluating
+from stlm_kd.eval.running import autocast, evaluating, require_finite
 from stlm_kd.eval.tunings import Precision, Settings
 from stlm_kd.models.forward import inputs_of
 
@@ -59,7 +59,9 @@ def score(
     told: list[list[str]] = [["O"] * len(words) for words in sentences.words]
     with torch.no_grad(), evaluating(model), autocast(model.device, precision):
         for batch in example_evaluation_batches(encoded, micro_batch=_BATCH):
-            places_BT = model(**inputs_of(batch.to(model.device), model)).logits.argmax(-1).cpu().numpy()
+            logits_BTC = model(**inputs_of(batch.to(model.device), model)).logits
+            require_finite(model, logits_BTC, suite=SUITE)
+            places_BT = logits_BTC.argmax(-1).cpu().numpy()
             for row, number in enumerate(batch.example_ids.tolist()):
                 firsts = encoded.firsts[number]
                 for word in np.flatnonzero(firsts >= 0):
@@ -69,4 +71,8 @@ def score(
     notes = (f"{TASK}: {encoded.unread} words are not read and taken for O",) if encoded.unread else ()
     predictions: dict[str, Json] = {name: [*tags] for name, tags in zip(sentences.ids, told, strict=True)}
     known: dict[str, Json] = {"texts": sentences.digest(), "told": predictions}
-    return replace(found, notes=notes, report={**found.report, **known})
+    scores = found.scores
+    if {tag for tags in told for tag in tags} == {"O"} != {tag for tags in labels for tag in tags}:
+        said = f"degenerate: finds no entity in all {len(labels):,} sentences"
+        scores = tuple(replace(score, degenerate=said) for score in scores)
+    return replace(found, scores=scores, notes=notes, report={**found.report, **known})

@@ -1,7 +1,4 @@
-"""Bits per byte and perplexity of text: each of its tokens scored exactly once.
-
-Dimensions: B windows in a batch, T positions, V ids of the vocabulary.
-"""
+"""Bits per byte and perplexity of text: each of its tokens scored exactly once."""
 
 from __future__ import annotations
 
@@ -10,21 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from stlm_kd.data.tokenizers import document_ends
+from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import DataError
 from stlm_kd.eval import likelihood
-from stlm_kd.eval.results import ExampleScore, Json, SuiteResult
-from stlm_kd.eval.running import autocast, check_window, evaluating, require_task
+from stlm_kd.eval.results import UNIFORM, ExampleScore, Json, SuiteResult
+from stlm_kd.eval.running import check_window, require_task
 from stlm_kd.eval.text_blocks import TextBlocks, text_blocks, token_starts
+from stlm_kd.eval.token_losses import Piece, is_uniform, piece_losses
 from stlm_kd.models.positions import num_positions
 
-_MAX_LOGITS = 1 << 27
-"""Logits of one forward pass, at most (half a GiB in fp32), unless a single window has more."""
+SUITE = "perplexity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +47,14 @@ class TextLoss:
         unknown: Tokens of the text that stand for what the tokenizer cannot spell.
         window: Tokens that the model saw at once, at most.
         stride: Tokens by which the window moved.
+        uniform: Whether the model gives all tokens the same probability.
     """
 
     documents: tuple[DocumentLoss, ...]
     unknown: int
     window: int
     stride: int
+    uniform: bool = False
 
     @property
     def nats(self) -> float:
@@ -90,8 +86,8 @@ class TextLoss:
         pieces = [(document.nats, document.tokens, document.bytes) for document in self.documents]
         notes = (likelihood.unknown_note(self.unknown, self.tokens),) if self.unknown else ()
         return SuiteResult(
-            "perplexity",
-            likelihood.likelihood_scores(pieces),
+            SUITE,
+            likelihood.likelihood_scores(pieces, degenerate=UNIFORM if self.uniform else None),
             tuple(
                 ExampleScore(
                     "text",
@@ -155,14 +151,13 @@ def measure(
         ModelError: A masked language model, a tokenizer without a start token, or a window beyond the
             model's positions.
     """
-    require_task(model, "clm", suite="perplexity")
+    require_task(model, "clm", suite=SUITE)
     window = _checked_window(model.config, window)
     stride = max(window // 2, 1) if stride is None else min(stride, window)
-    start, _ = document_ends(tokenizer)  # type: ignore[arg-type]  # its roles are all that is read
     texts = [text for text in documents if text]
     if not texts:
         raise DataError("perplexity: no text to score; give the recipe a data.validation that is not empty")
-    ids = [[start, *row] for row in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+    ids = ids_from_start(tokenizer, texts)
     windows = [
         piece
         for index, row in enumerate(ids)
@@ -171,10 +166,10 @@ def measure(
     if not windows:
         raise DataError("perplexity: the tokenizer finds no token in the text")
     nats = [np.zeros(len(row) - 1) for row in ids]
-    with evaluating(model), torch.inference_mode():
-        for batch in _batches(windows, batch_size, model.config.vocab_size):
-            for piece, loss in zip(batch, _losses(model, ids, batch, precision), strict=True):
-                nats[piece.document][piece.stop - piece.scored - 1 : piece.stop - 1] = loss
+    pieces = [Piece(tuple(ids[each.document][each.start : each.stop]), each.scored) for each in windows]
+    losses = piece_losses(model, pieces, batch_size=batch_size, precision=precision, suite=SUITE)
+    for each, loss in zip(windows, losses, strict=True):
+        nats[each.document][each.stop - each.scored - 1 : each.stop - 1] = loss.token_nats
     starts = token_starts(tokenizer, texts)
     blocks = [
         None if starts is None else text_blocks(text, starts[index], nats[index])
@@ -183,12 +178,13 @@ def measure(
     unknown_id = tokenizer.unk_token_id
     return TextLoss(
         tuple(
-            DocumentLoss(math.fsum(losses), len(losses), len(text.encode()), each)
-            for losses, text, each in zip(nats, texts, blocks, strict=True)
+            DocumentLoss(math.fsum(own), len(own), len(text.encode()), each)
+            for own, text, each in zip(nats, texts, blocks, strict=True)
         ),
-        0 if unknown_id in (None, start) else sum(row.count(unknown_id) for row in ids),
+        0 if unknown_id in (None, document_ends(tokenizer)[0]) else sum(row.count(unknown_id) for row in ids),
         window,
         stride,
+        is_uniform(losses),
     )
 
 
@@ -207,47 +203,8 @@ def split_into_windows(document: int, length: int, window: int, stride: int) -> 
         start += stride
 
 
-def _batches(windows: Sequence[Window], batch_size: int, vocab_size: int) -> Iterator[list[Window]]:
-    """The longest windows first, so that a batch is hardly padded and memory runs out at once or never."""
-    batch: list[Window] = []
-    for piece in sorted(windows, key=lambda piece: piece.start - piece.stop):
-        longest = max(batch, key=lambda first: first.stop - first.start) if batch else piece
-        logits = (len(batch) + 1) * (longest.stop - longest.start - 1) * vocab_size
-        if batch and (len(batch) == batch_size or logits > _MAX_LOGITS):
-            yield batch
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield batch
-
-
-def _losses(
-    model: PreTrainedModel, ids: Sequence[Sequence[int]], batch: Sequence[Window], precision: str
-) -> list[list[float]]:
-    """Nats of each scored token of each window."""
-    longest = max(piece.stop - piece.start for piece in batch) - 1
-    inputs_BT = torch.zeros(len(batch), longest, dtype=torch.long)
-    mask_BT = torch.zeros(len(batch), longest, dtype=torch.long)
-    labels_BT = torch.full((len(batch), longest), -100)
-    for row, piece in enumerate(batch):
-        taken = torch.tensor(ids[piece.document][piece.start : piece.stop])
-        last = len(taken) - 1
-        inputs_BT[row, :last] = taken[:-1]
-        mask_BT[row, :last] = 1
-        labels_BT[row, last - piece.scored : last] = taken[len(taken) - piece.scored :]
-    device = model.device
-    with autocast(device, precision):
-        logits_BTV: Tensor = model(
-            input_ids=inputs_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
-        ).logits
-    losses_BT = functional.cross_entropy(
-        logits_BTV.transpose(1, 2).float(), labels_BT.to(device), reduction="none"
-    )
-    return [row[mask].tolist() for row, mask in zip(losses_BT.cpu(), labels_BT != -100, strict=True)]
-
-
 def _checked_window(config: PreTrainedConfig, window: int | None) -> int:
     if window is None:
         return num_positions(config) or 1024
-    check_window(config, window, suite="perplexity")
+    check_window(config, window, suite=SUITE)
     return window

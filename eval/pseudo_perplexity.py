@@ -15,7 +15,14 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.eval.likelihood import bits_per_byte, likelihood_scores, unknown_note
-from stlm_kd.eval.masked import MaskedRow, TextWindow, WindowedText, find_tokens, windowed_text
+from stlm_kd.eval.masked import (
+    MaskedRow,
+    TextWindow,
+    WindowedText,
+    degenerate_tokens,
+    find_tokens,
+    windowed_text,
+)
 from stlm_kd.eval.results import ExampleScore, SuiteResult
 
 SUITE = "pseudo-perplexity"
@@ -30,12 +37,14 @@ class PseudoLoss:
         drawn: The places of the scored windows among them, in order.
         nats: Over all tokens of each scored window.
         seed: Decided which were drawn.
+        degenerate: Why the model tells no tokens apart, if it does not.
     """
 
     text: WindowedText
     drawn: tuple[int, ...]
     nats: tuple[float, ...]
     seed: int
+    degenerate: str | None = None
 
     def as_result(self) -> SuiteResult:
         """Both scores with standard errors over the windows, and the bits per byte of every scored window."""
@@ -51,7 +60,7 @@ class PseudoLoss:
             )
         return SuiteResult(
             SUITE,
-            likelihood_scores(pieces, prefix="pseudo_"),
+            likelihood_scores(pieces, prefix="pseudo_", degenerate=self.degenerate),
             tuple(
                 ExampleScore("text", str(index), "pseudo_bits_per_byte", bits_per_byte(nats, size))
                 for index, (nats, _, size) in zip(self.drawn, pieces, strict=True)
@@ -96,12 +105,15 @@ def measure(
     drawn = draw_windows(text.windows, tokens=tokens, seed=seed)
     longest_first = sorted(drawn, key=lambda index: -text.windows[index].tokens)
     rows = (row for index in longest_first for row in _rows(text.windows[index], text.mask_id))
-    found = iter(find_tokens(model, rows, batch_size=batch_size, precision=precision))
+    found = find_tokens(model, rows, batch_size=batch_size, precision=precision, suite=SUITE)
+    remaining = iter(found)
     nats = {
-        index: math.fsum(next(found).nats for _ in range(text.windows[index].tokens))
+        index: math.fsum(next(remaining).nats for _ in range(text.windows[index].tokens))
         for index in longest_first
     }
-    return PseudoLoss(text, drawn, tuple(nats[index] for index in drawn), seed)
+    targets = [token for index in drawn for token in text.windows[index].ids[1:-1]]
+    degenerate = degenerate_tokens(found, targets)
+    return PseudoLoss(text, drawn, tuple(nats[index] for index in drawn), seed, degenerate)
 
 
 def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int) -> tuple[int, ...]:

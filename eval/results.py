@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
 from typing import Annotated, TypeAlias
 
 from annotated_types import Ge, Le
@@ -14,8 +15,15 @@ Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | 
 Count = Annotated[int, Ge(0), Le(10**30)]
 """How many; more than any machine counts is refused where it is read."""
 
+SIGNIFICANCE, POWER = 0.05, 0.8
+"""Of the two-sided paired test by which ``Score.detectable`` is defined."""
+
 LARGEST = 1e150
 """Of a number that is computed with: its square is one that a float holds."""
+
+
+UNIFORM = "degenerate: gives every token the same probability"
+"""Said of a language model in ``Score.degenerate``."""
 
 
 def measurable(value: float) -> bool:
@@ -50,6 +58,7 @@ class Score:
         choices: The number of answers to choose from, at most examples; None where nothing is chosen.
         chance: What guessing scores on these examples; None where nothing is chosen.
         part_of: The task that this one is a part of; None for a task that was asked for.
+        degenerate: Why the model tells no examples apart, in words; None of any other model.
     """
 
     task: str
@@ -61,6 +70,31 @@ class Score:
     choices: Count | None = None
     chance: Measured | None = None
     part_of: str | None = None
+    degenerate: str | None = None
+
+    @property
+    def centred(self) -> float | None:
+        """The value with guessing at 0 and the best at 1; None where nothing is chosen, or guessing is right.
+
+        >>> Score("t", "acc", 0.625, None, 8, chance=0.25).centred
+        0.5
+        """
+        if self.chance is None or self.chance >= 1:
+            return None
+        return (self.value - self.chance) / (1 - self.chance)
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest difference that a comparison of two models on these examples detects.
+
+        A paired, two-sided test at .05 finds it with power .8, if both models have this standard error and
+        their errors are independent: (z(.975) + z(.8)) √2 times the standard error. Where models err alike,
+        smaller differences are found. None where the standard error is 0 or unknown.
+        """
+        if not self.stderr or not math.isfinite(self.stderr):
+            return None
+        normal = NormalDist()
+        return (normal.inv_cdf(1 - SIGNIFICANCE / 2) + normal.inv_cdf(POWER)) * math.sqrt(2) * self.stderr
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +142,10 @@ class SuiteResult:
         """Everything, ready for ``json.dumps``; ``from_json`` reads it back."""
         return {
             "suite": self.suite,
-            "scores": [asdict(score) for score in self.scores],
+            "scores": [
+                asdict(score) | {"centred": score.centred, "detectable": score.detectable}
+                for score in self.scores
+            ],
             "examples": [[row.task, row.id, row.metric, row.value] for row in self.examples],
             "notes": list(self.notes),
             "report": self.report,

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from stlm_kd.architectures import Task
 from stlm_kd.errors import ModelError
@@ -35,6 +36,24 @@ def require_task(model: PreTrainedModel, task: Task, *, suite: str) -> None:
         f"{suite}: this {family} model is a causal language model, which does not look at what follows a "
         "masked token; use perplexity"
     )
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """What messages call a model: the folder or Hub id that it was loaded from, or its family."""
+    return model.name_or_path or f"this {model.config.model_type} model"
+
+
+def require_finite(model: PreTrainedModel, values: Tensor, *, suite: str | None = None) -> None:
+    """Refuse what a model computes where some of it is NaN or infinite.
+
+    Raises:
+        ModelError: It is; the message names the model.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise ModelError(
+            f"{f'{suite}: ' if suite else ''}{name_of(model)} gives predictions that are not finite; its "
+            "weights or its precision are at fault (check the loss of its training, or use precision: fp32)"
+        )
 
 
 def check_window(config: PreTrainedConfig, window: int, *, suite: str) -> None:

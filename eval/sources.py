@@ -104,10 +104,14 @@ def local_version(name: str, data: str) -> str:
     return fingerprint(Source(path=str(Path(data).absolute() / "lm_eval" / name)))
 
 
+def leaves(item: Task | Group) -> list[Task]:
+    """The tasks of a group, or the task itself."""
+    return list(item.get_all_tasks()) if isinstance(item, Group) else [item]
+
+
 def data_sets(built: Built) -> dict[str, str | None]:
     """The data sets that a task's rows are from, each with one of the configurations that are read."""
-    tasks = built.item.get_all_tasks() if isinstance(built.item, Group) else [built.item]
-    configs = [task.config for task in tasks]
+    configs = [task.config for task in leaves(built.item)]
     return {config.dataset_path: config.dataset_name for config in configs if config.dataset_path}
 
 

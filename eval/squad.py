@@ -21,7 +21,7 @@ import torch
 from stlm_kd.data.examples import example_evaluation_batches
 from stlm_kd.data.spans import EncodedWindows, Question, digest, encode_windows
 from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
-from stlm_kd.eval.running import autocast, evaluating
+from stlm_kd.eval.running import autocast, evaluating, require_finite
 from stlm_kd.eval.tunings import Precision, Settings
 from stlm_kd.models.forward import inputs_of
 
@@ -106,7 +106,9 @@ def score(
     best: dict[int, tuple[float, str]] = {}
     with torch.no_grad(), evaluating(model), autocast(model.device, precision):
         for batch in example_evaluation_batches(windows, micro_batch=_BATCH):
-            logits_BT2 = model(**inputs_of(batch.to(model.device), model)).logits.float().cpu().numpy()
+            logits = model(**inputs_of(batch.to(model.device), model)).logits
+            require_finite(model, logits, suite=SUITE)
+            logits_BT2 = logits.float().cpu().numpy()
             for row, window in enumerate(batch.example_ids.tolist()):
                 question = int(windows.questions[window])
                 found = best_span(logits_BT2[row].astype(np.float64), windows, window)

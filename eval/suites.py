@@ -278,7 +278,7 @@ def _examples(
         precision: ``bf16`` runs the model under autocast.
 
     Raises:
-        DataError: A logit is not finite.
+        ModelError: A logit is not finite.
     """
     from stlm_kd.eval.examples import measure
 

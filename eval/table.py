@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +15,8 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
     """One row per task and metric, one column per model, and the chance level where something is chosen.
 
     Where models were scored on different numbers of examples, the fewest and the most stand there. An arrow
-    says which way a metric points. Notes of the suites stand below the table.
+    says which way a metric points. Below the table stand the notes of the suites, those of all models once,
+    and the differences that these examples can show.
 
     Args:
         results: Name of a model → its results.
@@ -23,17 +24,13 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
     """
     results = {name: averaged(suites) for name, suites in results.items()}
     rows = _rows(results, parts)
-    notes = dict.fromkeys(
-        f"{name}: {note}" if len(results) > 1 else note
-        for name, suites in results.items()
-        for suite in suites
-        for note in suite.notes
-    )
+    scores = [score for row in rows.values() for score in row.values()]
+    notes = [*_notes(results), *reading_notes(scores)]
     table = Table(caption=Text("\n".join(notes), "table.caption") if notes else None, caption_justify="left")
     table.add_column("task")
     table.add_column("metric")
     table.add_column("examples", justify="right")
-    chosen = any(score.choices or score.chance is not None for row in rows.values() for score in row.values())
+    chosen = any(score.choices or score.chance is not None for score in scores)
     for heading in ("choices", "chance") if chosen else ():
         table.add_column(heading, justify="right")
     for name in results:
@@ -55,6 +52,49 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
     return table
 
 
+def _notes(results: Mapping[str, Sequence[SuiteResult]]) -> list[str]:
+    """Each note once; with the model's name where it is not of all models."""
+    models: dict[str, list[str]] = {}
+    for name, suites in results.items():
+        for note in dict.fromkeys(note for suite in suites for note in (*suite.notes, *_degenerate(suite))):
+            models.setdefault(note, []).append(name)
+    return [
+        note if len(names) == len(results) else f"{name}: {note}"
+        for note, names in models.items()
+        for name in (names if len(names) < len(results) else names[:1])
+    ]
+
+
+def _degenerate(suite: SuiteResult) -> list[str]:
+    return degenerate_notes(score for score in suite.scores if score.part_of is None)
+
+
+def degenerate_notes(scores: Iterable[Score]) -> list[str]:
+    """What is to be said of scores of models that tell no examples apart, by task."""
+    return list(dict.fromkeys(f"{each.task}: {each.degenerate}" for each in scores if each.degenerate))
+
+
+def reading_notes(scores: Iterable[Score]) -> list[str]:
+    """How the numbers of a table are to be read: what brackets hold, and which differences are detectable.
+
+    >>> reading_notes([Score("t", "acc", 0.5, 0.01, 100, chance=0.5)])[1]
+    'detectable difference of two models (paired test, .05, power .8, independent errors): t acc 0.040'
+    """
+    found: dict[str, float] = {}
+    centred = False
+    for score in scores:
+        centred = centred or score.centred is not None
+        if score.detectable is not None:
+            name = f"{score.task} {score.metric}"
+            found[name] = max(found.get(name, 0.0), score.detectable)
+    notes = ["in brackets: centred on chance, (score - chance) / (1 - chance)"] if centred else []
+    if found:
+        listed = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        what = "paired test, .05, power .8, independent errors"
+        notes.append(f"detectable difference of two models ({what}): {listed}")
+    return notes
+
+
 def _rows(
     results: Mapping[str, Sequence[SuiteResult]], parts: bool
 ) -> dict[tuple[str, str, str, str], dict[str, Score]]:
@@ -68,11 +108,20 @@ def _rows(
 
 
 def format_score(score: Score) -> str:
-    """The value with its standard error.
+    """The value with its standard error, and what ``addition`` says of it.
 
     >>> format_score(Score("t", "acc", 0.5, 0.0123, 100))
     '0.500 ± 0.012'
     """
-    if score.stderr is None:
-        return f"{score.value:.3f}"
-    return f"{score.value:.3f} ± {score.stderr:.3f}"
+    stderr = "" if score.stderr is None else f" ± {score.stderr:.3f}"
+    return f"{score.value:.3f}{stderr}{addition(score)}"
+
+
+def addition(score: Score) -> str:
+    """What stands beside a score: centred on chance, and whether it tells no examples apart.
+
+    >>> addition(Score("t", "acc", 0.5, None, 100, chance=0.25, degenerate="degenerate: all choices tie"))
+    ' (+0.333) degenerate'
+    """
+    centred = "" if score.centred is None else f" ({score.centred:+.3f})"
+    return f"{centred}{' degenerate' if score.degenerate else ''}"

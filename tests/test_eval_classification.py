@@ -131,8 +131,14 @@ def test_one_prediction_for_all_has_no_correlation_and_says_so() -> None:
     assert not numbers([1.0, 2.0], [1.0, 2.0]).notes
     of_one_class = classes([1, 1, 1], [0, 1, 1])
     assert of_one_class.score("t", "matthews").value == 0.0
-    assert of_one_class.notes == ("t: a model gives all 3 examples one class: it tells none apart",)
-    assert not classes([1, 0, 1], [0, 1, 1]).notes
+    said = {score.degenerate for score in of_one_class.scores}
+    assert said == {"degenerate: predicts a single class for all 3 examples"}
+    for honest in (classes([1, 0, 1], [0, 1, 1]), classes([1, 1, 1], [1, 1, 1])):
+        assert {score.degenerate for score in honest.scores} == {None}
+    assert {score.degenerate for score in result.scores} == {
+        "degenerate: predicts a single value for all 3 examples"
+    }
+    assert {score.degenerate for score in numbers([1.0, 2.0], [1.0, 2.0]).scores} == {None}
 
 
 def test_one_example_has_no_standard_error() -> None:

@@ -13,7 +13,7 @@ from stlm_kd.errors import DataError, EnvironmentFault, ModelError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -189,7 +189,7 @@ def same_vocabulary(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> b
     return vocabulary == b.get_vocab()
 
 
-def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+def document_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """The ids before and after a document.
 
     Before it stands bos, or cls where there is no bos; after it eos, or sep where there is no eos, which is
@@ -208,7 +208,23 @@ def document_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     return end if start is None else start, end
 
 
-def _named_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int | None, int | None]:
+def ids_from_start(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text from the start of a document on, as causal models are trained on it.
+
+    The start token stands first, and nothing else that the tokenizer's template would add: the end of a text
+    that is to be continued or scored is not the end of a document.
+
+    Raises:
+        ModelError: As ``document_ends``.
+    """
+    start, _ = document_ends(tokenizer)
+    if not texts:
+        return []
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return [[start, *row] for row in rows]
+
+
+def _named_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     return (
         tokenizer.cls_token_id if start is None else start,

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.data.tokenizers import document_ends, ids_from_start, load_tokenizer
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.models.load import declared_task, load_config, load_language_model
+from stlm_kd.models.positions import num_positions
 from stlm_kd.run.models import model_of
 
 
@@ -36,29 +37,37 @@ def generate(
     Raises:
         ModelError: A classifier or a masked language model, which do not continue text.
         UsageError: The prompt fills the model's positions.
+        ModelError: The tokenizer has neither an eos nor a sep token.
     """
     name = model_of(model)
     _check_continues(name, load_config(name, trust_remote_code=trust_remote_code))
     loaded = load_language_model(name, "clm", trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    room = loaded.config.max_position_embeddings - len(ids) - 1
+    (ids,) = ids_from_start(tokenizer, [prompt])
+    _, end = document_ends(tokenizer)
+    positions = num_positions(loaded.config)
+    room = max_new_tokens if positions is None else positions - len(ids)
     if room < 1:
-        raise UsageError(
-            f"--prompt: {len(ids)} tokens, but {name} has {loaded.config.max_position_embeddings} positions"
-        )
+        raise UsageError(f"--prompt: {len(ids) - 1} tokens, but {name} has {positions} positions")
     torch.manual_seed(seed)
     writer: Any = loaded  # transformers' types do not know that a causal model generates
     output = writer.generate(
-        torch.tensor([[start, *ids]]),
-        attention_mask=torch.ones(1, len(ids) + 1),
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids)),
         max_new_tokens=min(max_new_tokens, room),
         do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else None,
-        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=sorted({end, *_stop_ids(writer.generation_config.eos_token_id)}),
+        pad_token_id=end,
     )
     return str(tokenizer.decode(output[0, 1:], skip_special_tokens=True))
+
+
+def _stop_ids(of_model: int | list[int] | None) -> list[int]:
+    """The ids at which the model's own generation configuration stops, which may be none, one or several."""
+    if of_model is None:
+        return []
+    return [of_model] if isinstance(of_model, int) else list(of_model)
 
 
 def _check_continues(name: str, config: PretrainedConfig) -> None:

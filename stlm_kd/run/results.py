@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +12,7 @@ from rich.text import Text
 from stlm_kd.eval.averaging import averaged
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.eval.statistics import CONFIDENCE
+from stlm_kd.eval.table import addition, degenerate_notes, reading_notes
 from stlm_kd.run.intervals import Estimate, estimate
 
 MEASURES_TEXT = {
@@ -95,8 +96,7 @@ def _metric(suite: SuiteResult, score: Score) -> Metric:
 
 def values(row: Row, metric: Metric) -> list[float]:
     """The metric for each seed; [] where the row has no such score."""
-    scores = [_score(suites, metric) for suites in row.scores]
-    return [score.value for score in scores if score is not None]
+    return [score.value for score in _scores(row, metric)]
 
 
 def spread(row: Row, metric: Metric) -> Estimate | None:
@@ -136,9 +136,14 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
-    """What a reader of the scores must know, by the suites; each once."""
-    suites = (suite for row in rows for results in row.scores for suite in averaged(results))
-    return list(dict.fromkeys(note for suite in suites for note in suite.notes))
+    """What a reader of the scores must know, by the suites and of degenerate models; each once."""
+    suites = [(row.name, suite) for row in rows for results in row.scores for suite in averaged(results)]
+    notes = [note for _, suite in suites for note in suite.notes]
+    for name, suite in suites:
+        asked = [score for score in suite.scores if score.part_of is None]
+        notes.extend(f"{name}: {note}" for note in degenerate_notes(asked))
+    shown = [score for row in rows for metric in metrics_of([row]) for score in _scores(row, metric)]
+    return list(dict.fromkeys([*notes, *reading_notes(shown)]))
 
 
 def as_json(
@@ -182,6 +187,17 @@ def _score(suites: Sequence[SuiteResult], metric: Metric) -> Score | None:
     return None
 
 
+def _scores(row: Row, metric: Metric) -> list[Score]:
+    """The metric's score for each seed that has it."""
+    found = [_score(suites, metric) for suites in row.scores]
+    return [score for score in found if score is not None]
+
+
 def _cell(row: Row, metric: Metric) -> str:
     found = spread(row, metric)
-    return "" if found is None else str(found)
+    if found is None:
+        return ""
+    scores = _scores(row, metric)
+    degenerate = next((score.degenerate for score in scores if score.degenerate), None)
+    mean = replace(scores[0], value=found.mean, degenerate=degenerate)
+    return f"{found}{addition(mean)}"

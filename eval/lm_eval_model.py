@@ -1,0 +1,212 @@
+"""lm-eval's view of a causal model in memory: prompts begin as the documents of training did.
+
+Log-likelihoods are our own (lm-eval's public ``loglikelihood`` and ``loglikelihood_rolling``); generation is
+lm-eval's, over prompts that are encoded here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+from stlm_kd.data.tokenizers import document_ends, ids_from_start
+from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.eval.perplexity import split_into_windows
+from stlm_kd.eval.running import name_of
+from stlm_kd.eval.token_losses import Piece, is_uniform, piece_losses
+from stlm_kd.models.positions import num_positions
+
+SUITE = "lm-eval"
+
+Request = Any
+"""lm-eval's ``Instance``, which has no types: ``args`` holds its texts."""
+
+
+class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
+    """A model whose prompts are beginnings of documents: the start token, the text, and nothing after it.
+
+    A prompt that is longer than the model's positions loses its beginning, the start token with it, as a row
+    of training or a window of perplexity that begins within a document has none.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, precision: str
+    ) -> None:
+        self._start, self._end = document_ends(tokenizer)
+        own = copy.deepcopy(tokenizer)
+        own.model_max_length = (
+            VERY_LARGE_INTEGER  # what is too long is cut here; no need to warn of it before
+        )
+        if own.pad_token_id is None:
+            own.pad_token = own.convert_ids_to_tokens(self._end)
+        super().__init__(
+            pretrained=model,
+            backend="causal",
+            tokenizer=own,
+            batch_size=batch_size,
+            max_length=num_positions(model.config),
+            mixed_precision_dtype=torch.bfloat16 if precision == "bf16" else None,
+            trust_remote_code=False,
+        )
+        self._precision = precision
+        self._uniform: bool | None = None
+        self._encoded_prompts = 0
+
+    @property
+    def predicts_uniformly(self) -> bool:
+        """Whether all tokens that were scored so far were equally likely; False where none was."""
+        return bool(self._uniform)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id after a document."""
+        return self._end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The id before a document."""
+        return self._start
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **_: object,
+    ) -> list[int]:
+        """The ids of a text, after the start token unless ``add_special_tokens`` is False."""
+        (ids,) = ids_from_start(self.tokenizer, [string])
+        ids = ids[1:] if add_special_tokens is False else ids
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask of prompts to continue, (B, T), padded on the left."""
+        assert padding_side == "left", padding_side
+        del truncation  # lm-eval asks for it by left_truncate_len
+        self._encoded_prompts += len(strings)
+        rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
+        longest = max(map(len, rows))
+        ids_BT = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
+        mask_BT = torch.zeros_like(ids_BT)
+        for place, row in enumerate(rows):
+            ids_BT[place, longest - len(row) :] = torch.tensor(row)
+            mask_BT[place, longest - len(row) :] = 1
+        return ids_BT, mask_BT
+
+    def loglikelihood(
+        self, requests: Sequence[Request], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """For each (context, continuation), the continuation's log-probability and whether it is greedy.
+
+        Raises:
+            ModelError: A log-probability is not finite, or a continuation has no token.
+        """
+        del disable_tqdm
+        pairs = [request.args for request in requests]
+        return self._log_likelihoods([self._encoded(*pair) for pair in pairs])
+
+    def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of each text, in lm-eval's windows.
+
+        Raises:
+            ModelError: A log-probability is not finite.
+        """
+        del disable_tqdm
+        found = []
+        for request in requests:
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            pairs = [make_disjoint_window(window) for window in windows]
+            found.append(sum(nats for nats, _ in self._log_likelihoods(pairs)))
+        return found
+
+    def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
+        """lm-eval's own generation.
+
+        Raises:
+            EnvironmentFault: This version of lm-eval encodes prompts in another way than ours replaces.
+        """
+        before = self._encoded_prompts
+        found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        if requests and self._encoded_prompts == before:
+            raise EnvironmentFault(
+                f"lm-eval {metadata.version('lm-eval')}: its generation no longer encodes prompts by "
+                "tok_batch_encode, so that they would not begin as documents of training do; use a version "
+                "within the range that this package declares"
+            )
+        return found
+
+    def _encoded(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The ids of context and continuation; blanks at the end of the context go over, as in lm-eval.
+
+        The pair is encoded as one text, of whose ids the context has as many as it has alone. Where that
+        leaves none to the continuation, the two are encoded apart.
+        """
+        blanks = len(context) - len(context.rstrip())
+        if blanks:
+            context, continuation = context[:-blanks], context[-blanks:] + continuation
+        before, whole = ids_from_start(self.tokenizer, [context, context + continuation])
+        if len(whole) > len(before):
+            return whole[: len(before)], whole[len(before) :]
+        after = self.tok_encode(continuation, add_special_tokens=False)
+        if not after:
+            raise ModelError(
+                f"{SUITE}: the tokenizer of {name_of(self.model)} has no token for the answer "
+                f"{continuation!r}; use a tokenizer that can spell it"
+            )
+        return before, after
+
+    def _log_likelihoods(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[tuple[float, bool]]:
+        pieces = [list(self._pieces(*pair)) for pair in pairs]
+        losses = piece_losses(
+            self.model,
+            [piece for each in pieces for piece in each],
+            batch_size=self.batch_size,
+            precision=self._precision,
+            suite=SUITE,
+        )
+        if losses:
+            self._uniform = self._uniform is not False and is_uniform(losses)
+        remaining = iter(losses)
+        found = []
+        for each in pieces:
+            own = [next(remaining) for _ in each]
+            found.append((_float32(-sum(loss.nats for loss in own)), all(loss.greedy for loss in own)))
+        return found
+
+    def _pieces(self, context: Sequence[int], continuation: Sequence[int]) -> Iterator[Piece]:
+        """One row, cut from the left where it is too long; windows where the continuation alone is."""
+        ids, longest = (*context, *continuation), self.max_length
+        if len(continuation) <= longest:
+            yield Piece(ids[-(longest + 1) :], len(continuation))
+            return
+        for window in split_into_windows(0, len(ids), longest, max(longest // 2, 1)):
+            scored = min(window.scored, window.stop - len(context))
+            if scored > 0:
+                yield Piece(ids[window.start : window.stop], scored)
+
+
+def _float32(value: float) -> float:
+    """Rounded to float32: what differs by less than its steps is a tie, not an answer."""
+    return float(torch.tensor(value, dtype=torch.float32))

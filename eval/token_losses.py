@@ -1,0 +1,143 @@
+"""The loss of the last tokens of rows of ids under a causal language model.
+
+The one place where text is scored by a causal model: bits per byte and lm-eval's log-likelihoods come from
+it. The body runs in its own precision; log-softmax and sums are float32 or wider.
+
+Dimensions: B rows of a batch, T positions, N scored tokens of a batch, V ids of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stlm_kd.eval.running import autocast, evaluating, require_finite
+from stlm_kd.losses.precision import at_least_float32
+
+_MAX_LOGITS = 1 << 27
+"""Logits of one forward pass, at most (half a GiB in float32), unless a single row has more."""
+
+EQUAL = 1e-5
+"""Nats by which float32 losses of tokens that are equally likely may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A row of ids: the model reads all but the last, and the last ``scored`` are scored."""
+
+    ids: tuple[int, ...]
+    scored: int
+
+
+@dataclass(frozen=True, slots=True)
+class PieceLoss:
+    """The nats of a piece's scored tokens, in float64, and whether each of them is the likeliest."""
+
+    token_nats: npt.NDArray[np.float64]
+    greedy: bool
+
+    @property
+    def nats(self) -> float:
+        """The sum, which does not depend on the order of the tokens."""
+        return math.fsum(self.token_nats)
+
+
+def piece_losses(
+    model: PreTrainedModel, pieces: Sequence[Piece], *, batch_size: int, precision: str, suite: str
+) -> list[PieceLoss]:
+    """The loss of each piece, in their order; the model is left in its mode.
+
+    Pieces that differ in their last id alone (choices of one token) share a row.
+
+    Args:
+        model: A causal language model.
+        pieces: Each with at least two ids, and fewer scored ones than ids.
+        batch_size: Rows of a forward pass, at most.
+        precision: ``bf16`` runs the body under autocast.
+        suite: What messages begin with.
+
+    Raises:
+        ModelError: A loss is not finite.
+    """
+    by_inputs: dict[tuple[int, ...], list[int]] = {}
+    for index, piece in enumerate(pieces):
+        by_inputs.setdefault(piece.ids[:-1], []).append(index)
+    found: dict[int, PieceLoss] = {}
+    with evaluating(model), torch.inference_mode():
+        for rows in _batches(list(by_inputs), batch_size, model.config.get_text_config().vocab_size):
+            indices = [by_inputs[row] for row in rows]
+            losses = _losses(model, rows, indices, pieces, precision)
+            require_finite(model, torch.tensor([loss.nats for loss in losses.values()]), suite=suite)
+            found.update(losses)
+    return [found[index] for index in range(len(pieces))]
+
+
+def is_uniform(losses: Iterable[PieceLoss]) -> bool:
+    """Whether all scored tokens are equally likely, as under a head of zeros.
+
+    >>> is_uniform([PieceLoss(np.array([2.0, 2.0]), False), PieceLoss(np.array([2.0]), False)])
+    True
+    """
+    nats = np.concatenate([each.token_nats for each in losses])
+    return bool(np.ptp(nats) < EQUAL)
+
+
+def _batches(
+    rows: Sequence[tuple[int, ...]], batch_size: int, vocab_size: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """The longest rows first, so that a batch is hardly padded and memory runs out at once or never."""
+    batch: list[tuple[int, ...]] = []
+    for row in sorted(rows, key=len, reverse=True):
+        longest = len(batch[0]) if batch else len(row)
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * longest * vocab_size > _MAX_LOGITS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _losses(
+    model: PreTrainedModel,
+    rows: Sequence[tuple[int, ...]],
+    indices: Sequence[Sequence[int]],
+    pieces: Sequence[Piece],
+    precision: str,
+) -> dict[int, PieceLoss]:
+    """The losses of the pieces of each row, by their indices. Padding stands where no position sees it."""
+    inputs_BT = torch.zeros(len(rows), len(rows[0]), dtype=torch.long)
+    for place, row in enumerate(rows):
+        inputs_BT[place, : len(row)] = torch.tensor(row)
+    asked = [(place, pieces[index], index) for place, each in enumerate(indices) for index in each]
+    row_N = torch.tensor([place for place, piece, _ in asked for _ in range(piece.scored)])
+    place_N = torch.tensor(
+        [at for _, piece, _ in asked for at in range(len(piece.ids) - 1 - piece.scored, len(piece.ids) - 1)]
+    )
+    target_N = torch.tensor([token for _, piece, _ in asked for token in piece.ids[-piece.scored :]])
+    device = model.device
+    with autocast(device, precision):
+        logits_BTV: Tensor = model(input_ids=inputs_BT.to(device), use_cache=False).logits
+    nats_N, greedy_N = _token_losses(logits_BTV, row_N.to(device), place_N.to(device), target_N.to(device))
+    sizes = [piece.scored for _, piece, _ in asked]
+    by_piece = zip(asked, torch.split(nats_N, sizes), torch.split(greedy_N, sizes), strict=True)
+    return {
+        index: PieceLoss(nats.numpy(), bool(greedy.all()))
+        for (_, _, index), nats, greedy in by_piece
+    }
+
+
+def _token_losses(
+    logits_BTV: Tensor, row_N: Tensor, place_N: Tensor, target_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Nats of each target in float64, so that their sum is exact, and whether it is the likeliest token."""
+    logits_NV = at_least_float32(logits_BTV[row_N, place_N])
+    target_logit_N = logits_NV.gather(1, target_N[:, None])[:, 0]
+    nats_N = logits_NV.logsumexp(1) - target_logit_N
+    return nats_N.double().cpu(), (logits_NV.argmax(1) == target_N).cpu()
