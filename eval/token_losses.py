@@ -127,10 +127,7 @@ def _losses(
     nats_N, greedy_N = _token_losses(logits_BTV, row_N.to(device), place_N.to(device), target_N.to(device))
     sizes = [piece.scored for _, piece, _ in asked]
     by_piece = zip(asked, torch.split(nats_N, sizes), torch.split(greedy_N, sizes), strict=True)
-    return {
-        index: PieceLoss(nats.numpy(), bool(greedy.all()))
-        for (_, _, index), nats, greedy in by_piece
-    }
+    return {index: PieceLoss(nats.numpy(), bool(greedy.all())) for (_, _, index), nats, greedy in by_piece}
 
 
 def _token_losses(
