@@ -26,19 +26,43 @@ def compare(
             "comparison makes the correction for many comparisons stronger."
         ),
     ] = None,
+    smallest: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[METRIC=]NUMBER",
+            help="The smallest difference that matters, as accuracy=.02, or of all metrics, as .02; may be "
+            "repeated. Default: .01 of accuracy, F1 and agreement, .02 of correlations and kappa, .01 bits "
+            "per byte, .01 nats.",
+        ),
+    ] = None,
+    allow_lossy: Annotated[
+        bool,
+        typer.Option(
+            "--allow-lossy",
+            help="Compare bits per byte also where a tokenizer loses a part of the text (case, accents).",
+        ),
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the comparison here as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare students, controls and teachers: means over seeds, paired tests, and a verdict.
 
-    A difference is better or worse only where seeds and examples, corrected for all comparisons, say so.
+    Better or worse: seeds and examples, corrected for all comparisons, show a difference that matters.
+    Equivalent: they show that none does. Of trainings with one seed there is no verdict.
     """
     from stlm_kd.run.compare import compare as run
     from stlm_kd.run.comparison_table import as_json as plain
     from stlm_kd.run.comparison_table import differences_table, means_table
     from stlm_kd.run.output import write_output
+    from stlm_kd.run.smallest import read_smallest
 
-    comparison = run(sources, baseline=baseline, only=metric or ())
+    comparison = run(
+        sources,
+        baseline=baseline,
+        only=metric or (),
+        smallest=read_smallest(smallest or ()),
+        lossy="allow" if allow_lossy else "refuse",
+    )
     if output is not None:
         write_output(output, plain(comparison))
     if as_json:

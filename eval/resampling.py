@@ -6,6 +6,7 @@ and label.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
@@ -16,6 +17,9 @@ from stlm_kd.eval import entities
 from stlm_kd.eval.classification import f1_of_second, macro_f1, matthews, pearson, spearman
 
 RESAMPLES = 2000
+_CHUNK = 2_000_000
+ENOUGH_DOCUMENTS = 20
+"""So many tell how much documents differ; of fewer, a verdict speaks of these documents alone."""
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -69,6 +73,65 @@ def resampled_entities(
     sums = (np.tensordot(weights_RN, entities.entity_counts(found, kinds), axes=1) for found in counts_MN)
     values = np.stack([OF_ENTITIES[metric](sums_R3C) for sums_R3C in sums])
     return values[:, 0], values[:, 1:]
+
+
+def resampled_blocks(
+    values_DB: Sequence[Floats], sizes_DB: Sequence[Floats], *, resamples: int = 5000
+) -> tuple[Floats, int] | None:
+    """A ratio of sums over a text's blocks, on drawn sets, (R,), and the effective number of units.
+
+    With ``ENOUGH_DOCUMENTS`` documents or more, documents are drawn: the ratio is one of any such documents.
+    With fewer, it is one of these documents: stretches of neighbouring blocks are drawn within each. They
+    are twice as long as Carlstein's rule has it for a series whose neighbours correlate as these do ("The
+    use of subseries values for estimating the variance of a general statistic from a stationary sequence",
+    1986), which bounds what is lost of the dependence between them. Deviations are scaled up to be unbiased
+    in each document (Rao and Wu, "Resampling inference with complex survey data", 1988), as far as
+    ``statistics.from_resamples`` does not do so. None of a single block.
+
+    Args:
+        values_DB: Of each document, the numerator of each block, as a difference of nats.
+        sizes_DB: The denominator, as bytes.
+        resamples: R.
+    """
+    totals = np.array(
+        [[values.sum(), sizes.sum()] for values, sizes in zip(values_DB, sizes_DB, strict=True)]
+    )
+    ratio = float(totals[:, 0].sum() / totals[:, 1].sum())
+    if len(values_DB) >= ENOUGH_DOCUMENTS:
+        strata = [totals[:, 0] - ratio * totals[:, 1]]
+    else:
+        strata = _stretches(values_DB, sizes_DB)
+    units = 1 + sum(len(stratum) - 1 for stratum in strata)
+    if units < 2:
+        return None
+    generator, drawn_R = np.random.default_rng(0), np.zeros(resamples)
+    for stratum in strata:
+        count = len(stratum)
+        scale = math.sqrt(count / (count - 1) * (units - 1) / units)
+        rows = max(1, _CHUNK // count)
+        for begin in range(0, resamples, rows):
+            size = min(rows, resamples - begin)
+            drawn_RU = generator.multinomial(count, np.full(count, 1 / count), size=size)
+            drawn_R[begin : begin + size] += drawn_RU @ stratum * scale
+    return ratio + drawn_R / totals[:, 1].sum(), units
+
+
+def _stretches(values_DB: Sequence[Floats], sizes_DB: Sequence[Floats]) -> list[Floats]:
+    """By document, what stretches of its blocks are beyond its own ratio; documents of one block together."""
+    pairs = list(zip(values_DB, sizes_DB, strict=True))
+    several = [values - sizes * (values.sum() / sizes.sum()) for values, sizes in pairs if len(values) > 1]
+    around = [one - one.mean() for one in several]
+    squares = sum(float(one @ one) for one in around)
+    near = sum(float(one[1:] @ one[:-1]) for one in around) / squares if squares else 0.0
+    near, blocks = min(max(near, 0.0), 0.95), sum(map(len, around))
+    length = max(1, math.ceil(2 * (2 * near / (1 - near**2)) ** (2 / 3) * blocks ** (1 / 3)))
+    found = [
+        np.array([part.sum() for part in np.array_split(one, max(2, len(one) // length))]) for one in several
+    ]
+    single = np.array([[values[0], sizes[0]] for values, sizes in pairs if len(values) == 1])
+    if len(single) > 1:
+        found.append(single[:, 0] - single[:, 1] * (single[:, 0].sum() / single[:, 1].sum()))
+    return found
 
 
 def _of_classes(

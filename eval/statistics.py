@@ -2,6 +2,7 @@
 
 Two things are left to chance where models are compared: which examples they are asked (``paired_bootstrap``,
 ``mcnemar``) and with which seed they were trained or fine-tuned (``over_seeds``, which counts both).
+``equivalence_p`` tells whether they differ by less than what matters.
 
 Shapes: N examples, R resamples.
 """
@@ -22,7 +23,11 @@ RESAMPLES = 10_000
 _FEW = 64
 _CHUNK = 2_000_000
 
+_ROUNDING = 1e-9
+
 Floats = npt.NDArray[np.float64]
+Noise = tuple[tuple[float, float], ...]
+"""Variances of a mean that add up, each with its degrees of freedom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,33 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(corrected)
 
 
+def corrected(tests: Sequence[tuple[float, float | None]]) -> tuple[tuple[float, float | None], ...]:
+    """Both p values of each comparison, corrected for all comparisons, in their order.
+
+    Of each comparison two claims are tested: that there is a difference, and (where there is a second p) that
+    none matters. Their null hypotheses exclude each other, so that of C comparisons at most C are true, and
+    each p counts C times, less the comparisons of which both are rejected already (Shaffer, "Modified
+    sequentially rejective multiple test procedures", 1986, procedure S1; without second p it is ``holm``).
+    The chance of any false claim at .05 is at most .05.
+
+    >>> corrected([(0.01, None), (0.04, None), (0.03, None)])
+    ((0.03, None), (0.06, None), (0.06, None))
+    >>> corrected([(0.01, 0.9), (0.5, 0.02)])
+    ((0.02, 1.0), (1.0, 0.04))
+    """
+    found: list[list[float | None]] = [[None, None] for _ in tests]
+    left = [sum(p is not None for p in both) for both in tests]
+    largest = 0.0
+    claims = [
+        (p, at, which) for at, both in enumerate(tests) for which, p in enumerate(both) if p is not None
+    ]
+    for p, at, which in sorted(claims):
+        largest = max(largest, min(1.0, p * sum(count > 0 for count in left)))
+        found[at][which] = largest
+        left[at] -= 1
+    return tuple((first if first is not None else 1.0, second) for first, second in found)
+
+
 def nested_means(groups: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """The mean of each group: of each distillation seed, over the seeds of its fine-tunings.
 
@@ -136,14 +168,19 @@ def nested_means(groups: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 def over_seeds(
     first: Sequence[float], second: Sequence[float], *, paired: bool, examples_stderr: float | None
-) -> Difference:
-    """The difference of two means over seeds, as Student's t tells, with the noise of the examples.
+) -> tuple[Noise, ...]:
+    """The noise of the difference of two means over seeds, with that of the examples; () if not known.
 
     The seeds' variance is that of the differences where they are paired, else both sides' (Welch's). A side
-    of a single value has none that is known, and counts as fixed. The interval is the wider, and p the
-    larger, of two: by the seeds alone; and with the examples' variance added, with the degrees of freedom of
-    Satterthwaite ("An approximate distribution of estimates of variance components", 1946). The first alone
-    takes the examples for all there are; the second alone is too sure of few seeds that happen to agree.
+    of a single value has none that is known, and counts as fixed. There are two noises, of which whichever
+    makes a claim less sure holds (``by_noises``): that of the seeds alone; and with the examples' variance
+    added, with the degrees of freedom of Satterthwaite ("An approximate distribution of estimates of variance
+    components", 1946). The first alone takes the examples for all there are; the second alone is too sure of
+    few seeds that happen to agree.
+
+    Seeds that all give one value do not show that seeds make no difference, as where accuracy is a count of
+    few examples. Then the examples' variance stands in for theirs, with the seeds' degrees of freedom; where
+    it is 0 or unknown too, nothing is known.
 
     Args:
         first: The metric for each seed, of a training or of a single model's fine-tuning.
@@ -153,23 +190,49 @@ def over_seeds(
 
     At least one side has two values or more.
     """
-    if paired:
-        differences = [a - b for a, b in zip(first, second, strict=True)]
-        mean, parts = fmean(differences), _variances(differences)
-    else:
-        mean, parts = fmean(first) - fmean(second), _variances(first) + _variances(second)
+    sides = [[a - b for a, b in zip(first, second, strict=True)]] if paired else [first, second]
+    rounding = _ROUNDING * max(map(abs, (*first, *second)))
+    floor = (examples_stderr or 0.0) ** 2
+    parts = []
+    for values in sides:
+        if len(values) > 1:
+            is_constant = max(values) - min(values) <= rounding
+            of_mean = floor if is_constant else variance(values) / len(values)
+            parts.append((of_mean, len(values) - 1.0))
     assert parts, "one value on either side has no deviation over seeds"
-    noises = [parts]
-    if examples_stderr:
-        noises.append([*parts, (examples_stderr**2, math.inf)])
+    if not all(of_mean for of_mean, _ in parts):
+        return ()
+    return (tuple(parts), (*parts, (floor, math.inf))) if floor else (tuple(parts),)
+
+
+def by_noises(mean: float, noises: Sequence[Noise]) -> Difference:
+    """A difference by Student's t: of several noises the wider interval, and the larger p."""
     half, p = (max(found) for found in zip(*(_student(mean, noise) for noise in noises), strict=True))
     return Difference(mean, mean - half, mean + half, p)
 
 
+def equivalence_p(mean: float, noises: Sequence[Noise], smallest: float) -> float:
+    """The p of the difference being ``smallest`` or more either way: two one-sided tests.
+
+    Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for assessing the
+    equivalence of average bioavailability", 1987. The larger p of the two is that of the nearer limit; of
+    several noises the larger p holds.
+
+    Args:
+        mean: The difference.
+        noises: As of ``over_seeds``, none of them 0.
+        smallest: The smallest difference that matters, above 0.
+    """
+    found = []
+    for noise in noises:
+        stderr, freedom = _satterthwaite(noise)
+        found.append(float(stdtr(freedom, (abs(mean) - smallest) / stderr)))
+    return max(found)
+
+
 def by_stderr(mean: float, stderr: float, *, freedom: float = math.inf) -> Difference:
     """A difference whose standard error is known, by Student's t with so many degrees of freedom."""
-    half, p = _student(mean, [(stderr**2, freedom)])
-    return Difference(mean, mean - half, mean + half, p)
+    return by_noises(mean, [((stderr**2, freedom),)])
 
 
 def deviations_wide(values: int) -> float:
@@ -181,21 +244,21 @@ def deviations_wide(values: int) -> float:
     return float(stdtrit(values - 1, (1 + CONFIDENCE) / 2)) / math.sqrt(values)
 
 
-def _variances(values: Sequence[float]) -> list[tuple[float, float]]:
-    """The variance of the mean and its degrees of freedom; nothing of a single value."""
-    return [(variance(values) / len(values), len(values) - 1.0)] if len(values) > 1 else []
-
-
-def _student(mean: float, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def _student(mean: float, noise: Noise) -> tuple[float, float]:
     """The half width of the interval, and p, of a mean whose variance is a sum of estimates."""
-    total = math.fsum(part for part, _ in parts)
-    if total == 0:
+    if not any(part for part, _ in noise):
         return 0.0, 1.0 if mean == 0 else 0.0
-    spread = math.fsum(part**2 / degrees for part, degrees in parts)
-    freedom, stderr = (total**2 / spread if spread else math.inf), math.sqrt(total)
+    stderr, freedom = _satterthwaite(noise)
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr, 2 * float(
         stdtr(freedom, -abs(mean) / stderr)
     )
+
+
+def _satterthwaite(noise: Noise) -> tuple[float, float]:
+    """The standard error and its degrees of freedom, of a variance that is a sum of estimates."""
+    total = math.fsum(part for part, _ in noise)
+    spread = math.fsum(part**2 / degrees for part, degrees in noise)
+    return math.sqrt(total), total**2 / spread if spread else math.inf
 
 
 def _resampled_means(values_N: Floats, resamples: int, generator: np.random.Generator) -> Floats:

@@ -36,7 +36,7 @@ def test_a_large_difference_is_better_and_a_small_one_noise(run: str) -> None:
     ]  # fmt: skip
     turned = compare([run], baseline="student", only=["accuracy"])
     assert {one.name: one.verdict for one in turned.compared} == {
-        "teacher t": "better", "no-teacher": "worse", "all-data": "worse"
+        "teacher t": "better", "no-teacher": "worse", "all-data": "within noise"
     }  # fmt: skip
 
 

@@ -81,6 +81,7 @@ def test_remarks_compare_with_the_control_and_warn_of_each_weak_teacher_once(mas
     weak = [name for name in ("teacher b, adapted", "teacher d") if bits[name] >= control]
     warned = [line for line in found["remarks"] if line.startswith("warning: ")]
     assert [line.partition(" (")[0].removeprefix("warning: ") for line in warned] == weak
+    assert found["remarks"][: len(weak)] == warned, "what is worth most stands first"
     assert sum("distilled student - no-teacher" in line for line in found["remarks"]) == 3
 
 

@@ -20,7 +20,7 @@ from scipy import stats
 
 from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
 from stlm_kd.eval.results import Score, SuiteResult
-from stlm_kd.eval.statistics import holm
+from stlm_kd.eval.statistics import corrected
 from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import load
 from stlm_kd.run import workshop
@@ -30,7 +30,7 @@ from stlm_kd.run.compare import compare
 from stlm_kd.run.distill import parameters_of
 from stlm_kd.run.intervals import estimate
 from stlm_kd.run.jobs import Job, run_jobs
-from stlm_kd.run.remarks import comparisons, selection_remark
+from stlm_kd.run.remarks import comparisons, selection_remark, weak_teachers
 from stlm_kd.run.results import Row, result_table
 from stlm_kd.run.saved_results import read_results
 from stlm_kd.run.stages import Stages, copy_folder, model_identity
@@ -169,38 +169,44 @@ def row(
     suite: str = "perplexity",
     metric: str = "bits_per_byte",
     teaches: bool = False,
+    stderr: float | None = None,
 ) -> Row:
-    suites = tuple((SuiteResult(suite, (Score("text", metric, value, None, 1, False),)),) for value in values)
+    suites = tuple(
+        (SuiteResult(suite, (Score("text", metric, value, stderr, 1, False),)),) for value in values
+    )
     seeds = tuple(range(len(values))) if len(values) > 1 else ()
     return Row(name, kind, 1, 1, 1, seeds, suites, teaches=teaches)
 
 
-def test_a_comparison_says_better_worse_or_within_noise() -> None:
-    control = row("no-teacher", "control", [1.40, 1.41, 1.42])
+def test_a_comparison_says_better_worse_equivalent_or_within_noise() -> None:
+    told, untold = (row("no-teacher", "control", [1.40, 1.41, 1.42], stderr=error) for error in (0.002, None))
     for values, verdict in (
         ([1.00, 1.01, 1.03], "better"),
         ([1.60, 1.61, 1.63], "worse"),
         ([1.30, 1.41, 1.52], "within noise"),
+        ([1.4001, 1.4103, 1.4202], "equivalent"),
     ):
-        line, note = comparisons([row("distilled student", "student", values), control])
+        (line,), (note,) = comparisons([row("distilled student", "student", values, stderr=0.002), told])
         assert line.endswith(f"corrected for 1 comparisons): {verdict}") and "seeds: 3 paired" in line
         assert "no results of several single examples" in note
+        (line,), _ = comparisons([row("distilled student", "student", values), untold])
+        assert line.endswith("]: not known (the noise of examples is not known)")
     alone = [row("distilled student", "student", [1.0]), row("no-teacher", "control", [1.4])]
-    assert comparisons(alone)[0].endswith("not known, since nothing tells how large the noise is")
+    assert comparisons(alone)[0][0].endswith(": not known (nothing tells how large the noise is)")
 
 
 def test_remarks_have_compares_evidence_corrected_for_all_of_them(tmp_path: Path) -> None:
     folder = whole_run(tmp_path / "run")
-    lines = comparisons(read_results(tmp_path / "run" / "results.json").rows)
+    lines, _ = comparisons(read_results(tmp_path / "run" / "results.json").rows)
     evidence = []
     for line in lines:
         base = "no-teacher" if "student - no-teacher = " in line else "all-data"
         found = compare([folder], baseline=base, only=[line.partition(":")[0]]).compared
         (one,) = (one.evidence for one in found if one.name == "student")
         assert one.difference is not None and f" = {one.mean:+.4f} [{one.difference.low:+.4f}, " in line
-        evidence.append(one.difference.p)
+        evidence.append((one.difference.p, one.equivalence_p))
     assert len(lines) == 4 * 2
-    for line, p in zip(lines, holm(evidence), strict=True):
+    for line, (p, _) in zip(lines, corrected(evidence), strict=True):
         assert f"p {p:.3f}, corrected for 8 comparisons): {'better' if p < 0.05 else 'within noise'}" in line
 
 
@@ -213,12 +219,12 @@ def test_weights_chosen_on_the_scored_data_are_told() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("teacher t, adapted", "adapted"), ("teacher t", "teacher")])
 def test_a_teacher_that_is_no_better_than_the_control_is_reported(name: str, kind: str) -> None:
     rows = [row(name, kind, [1.5], teaches=True), row("no-teacher", "control", [1.40, 1.41, 1.42])]
-    (line,) = comparisons(rows)
+    (line,) = weak_teachers(rows)
     assert line.startswith(f"warning: {name} (1.5000 bits_per_byte) is not better than no-teacher (1.4100)")
     rows[0] = row(name, kind, [1.2], teaches=True)
-    assert comparisons(rows) == []
+    assert weak_teachers(rows) == []
     rows[0] = row(name, kind, [1.5], teaches=False)
-    assert comparisons(rows) == []
+    assert weak_teachers(rows) == []
 
 
 @pytest.mark.parametrize(
@@ -230,18 +236,18 @@ def test_a_masked_teacher_is_judged_by_what_measures_text_for_it(suite: str, met
     weak, strong = (
         row("teacher t", "teacher", [value], suite=suite, metric=metric, teaches=True) for value in (1.5, 1.3)
     )
-    (line,) = comparisons([weak, control])
+    (line,) = weak_teachers([weak, control])
     assert line.startswith(f"warning: teacher t (1.5000 {metric}) is not better than no-teacher (1.4100)")
-    assert comparisons([strong, control]) == []
+    assert weak_teachers([strong, control]) == []
 
 
 def test_teachers_that_cannot_be_judged_are_one_remark_where_there_are_controls() -> None:
     teachers = [row(f"teacher {n}", "teacher", [0.5], suite="lm-eval", teaches=True) for n in "ab"]
     control = row("no-teacher", "control", [0.5], suite="lm-eval")
-    (line,) = comparisons([*teachers, control])
+    (line,) = weak_teachers([*teachers, control])
     suites = "perplexity, pseudo-perplexity, masked-loss, classification, regression"
     assert line.endswith(f"is not known: eval has none of {suites}")
-    assert comparisons(teachers) == comparisons([control]) == []
+    assert weak_teachers(teachers) == comparisons([control]) == []
 
 
 def printed(*parts: object) -> str:

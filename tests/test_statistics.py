@@ -16,8 +16,12 @@ from scipy import stats
 from stlm_kd.eval.classification import classification_scores, regression_scores
 from stlm_kd.eval.resampling import resampled
 from stlm_kd.eval.statistics import (
+    Difference,
+    by_noises,
     by_stderr,
+    corrected,
     deviations_wide,
+    equivalence_p,
     holm,
     mcnemar,
     nested_means,
@@ -163,6 +167,46 @@ def test_no_comparison_has_no_p() -> None:
     assert holm([]) == ()
 
 
+@settings(max_examples=60)
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_without_tests_of_equivalence_the_correction_is_holms(p_values: list[float]) -> None:
+    found = corrected([(p, None) for p in p_values])
+    assert [p for p, _ in found] == pytest.approx(holm(p_values)) and all(other is None for _, other in found)
+
+
+@pytest.mark.parametrize("true", [0.0, 0.5, 1.0])
+def test_of_all_claims_any_is_false_in_at_most_five_percent_of_tables(true: float) -> None:
+    """Six comparisons, of which a share has no difference, and the others one that just matters."""
+    generator, false = np.random.default_rng(0), []
+    equal = np.arange(6) < 6 * true
+    for _ in range(2000):
+        means = np.where(equal, 0.0, 2.0) + generator.normal(size=6)
+        tests = [(by_stderr(mean, 1.0).p, equivalence_p(mean, [((1.0, math.inf),)], 2.0)) for mean in means]
+        found = corrected(tests)
+        false.append(
+            any(
+                p < 0.05 if is_equal else other is not None and other < 0.05
+                for (p, other), is_equal in zip(found, equal, strict=True)
+            )
+        )
+    assert surplus(false) < 2.5
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.floats(-3, 3).map(lambda value: round(value, 2)), min_size=3, max_size=9),
+    st.floats(0.1, 3),
+)
+def test_equivalence_is_scipys_two_one_sided_tests(values: list[float], smallest: float) -> None:
+    if np.std(values) < 1e-3:
+        return
+    noises = over_seeds(values, [0.0] * len(values), paired=True, examples_stderr=None)
+    below = stats.ttest_1samp(values, smallest, alternative="less").pvalue
+    above = stats.ttest_1samp(values, -smallest, alternative="greater").pvalue
+    found = equivalence_p(float(np.mean(values)), noises, smallest)
+    assert found == pytest.approx(max(below, above), abs=1e-9)
+
+
 SEEDS = st.lists(st.floats(-10, 10).map(lambda value: round(value, 3)), min_size=2, max_size=8)
 
 
@@ -172,13 +216,13 @@ def test_differences_over_seeds_are_scipys_tests(first: list[float], data: st.Da
     second = data.draw(st.lists(st.floats(-10, 10), min_size=len(first), max_size=len(first)))
     if np.std(np.subtract(first, second)) < 1e-3 or np.std(first) < 1e-3 or np.std(second) < 1e-3:
         return
-    paired = over_seeds(first, second, paired=True, examples_stderr=None)
+    paired = _over_seeds(first, second, paired=True, examples_stderr=None)
     theirs = stats.ttest_rel(first, second)
     assert paired.p == pytest.approx(theirs.pvalue, abs=1e-9)
     assert [paired.low, paired.high] == pytest.approx([*theirs.confidence_interval()])
-    apart = over_seeds(first, second, paired=False, examples_stderr=None)
+    apart = _over_seeds(first, second, paired=False, examples_stderr=None)
     assert apart.p == pytest.approx(stats.ttest_ind(first, second, equal_var=False).pvalue, abs=1e-9)
-    fixed = over_seeds(first, second[:1], paired=False, examples_stderr=None)
+    fixed = _over_seeds(first, second[:1], paired=False, examples_stderr=None)
     assert fixed.p == pytest.approx(stats.ttest_1samp(first, second[0]).pvalue, abs=1e-9)
 
 
@@ -194,8 +238,8 @@ def test_seeds_and_examples_together_are_told_apart_in_at_most_five_percent(
         of_examples = generator.normal()
         values = of_examples + generator.normal(size=seeds) * of_seeds * math.sqrt(seeds)
         zeros = [0.0] * seeds
-        found.append(over_seeds(values.tolist(), zeros, paired=True, examples_stderr=1.0).p < 0.05)
-        seeds_alone.append(over_seeds(values.tolist(), zeros, paired=True, examples_stderr=None).p < 0.05)
+        found.append(_over_seeds(values.tolist(), zeros, paired=True, examples_stderr=1.0).p < 0.05)
+        seeds_alone.append(_over_seeds(values.tolist(), zeros, paired=True, examples_stderr=None).p < 0.05)
         examples_alone.append(by_stderr(float(values.mean()), 1.0).p < 0.05)
     assert surplus(found) < 2.5
     if of_seeds == 0.3:
@@ -206,18 +250,44 @@ def test_seeds_and_examples_together_are_told_apart_in_at_most_five_percent(
 
 def test_more_noise_never_makes_a_difference_surer() -> None:
     for stderr in (1e-6, 0.01, 0.1, 1.0):
-        bare = over_seeds([0.1, 0.2, 0.35], [0.0] * 3, paired=True, examples_stderr=None)
-        with_examples = over_seeds([0.1, 0.2, 0.35], [0.0] * 3, paired=True, examples_stderr=stderr)
+        bare = _over_seeds([0.1, 0.2, 0.35], [0.0] * 3, paired=True, examples_stderr=None)
+        with_examples = _over_seeds([0.1, 0.2, 0.35], [0.0] * 3, paired=True, examples_stderr=stderr)
         assert with_examples.p >= bare.p
         assert with_examples.low <= bare.low and with_examples.high >= bare.high
 
 
-def test_seeds_that_give_one_value_have_the_noise_of_the_examples() -> None:
-    sure = over_seeds([1.0, 1.0], [0.0, 0.0], paired=True, examples_stderr=None)
-    assert (sure.low, sure.high, sure.p) == (1.0, 1.0, 0.0)
-    found = over_seeds([1.0, 1.0], [0.0, 0.0], paired=True, examples_stderr=0.5)
-    assert found.low == pytest.approx(1 - 1.96 * 0.5, abs=1e-3)
-    assert found.p == pytest.approx(2 * stats.norm.sf(2))
+@pytest.mark.parametrize("paired", [True, False])
+def test_seeds_that_give_one_value_have_the_noise_of_the_examples(paired: bool) -> None:
+    """Rounding counts as one value: .3 - .2 is not .1, to the last bit."""
+    first, second = [0.3, 0.3 + 1e-16, 0.1 + 0.2], [0.2, 0.2, 0.2]
+    for stderr in (None, 0.0):
+        assert over_seeds(first, second, paired=paired, examples_stderr=stderr) == ()
+    found = _over_seeds(first, second, paired=paired, examples_stderr=0.02)
+    error, freedom = (0.02, 2) if paired else (0.02 * math.sqrt(2), 4)
+    assert found.p >= 2 * stats.t.sf(0.1 / error, freedom) - 1e-9 > 1e-3
+    assert found.mean == pytest.approx(0.1)
+
+
+def test_identical_seeds_are_called_different_in_at_most_five_percent() -> None:
+    """Accuracy on twenty examples: where three seeds give one count, their noise is not 0."""
+    generator, found = np.random.default_rng(0), []
+    while len(found) < 400:
+        skills = 0.9 + 0.04 * generator.normal(size=(2, 3))
+        right = generator.random((2, 3, 20)) < np.clip(skills, 0, 1)[..., None]
+        first, second = right.mean(2)
+        differences = right[0].mean(0) - right[1].mean(0)
+        if np.ptp(first - second) < 1e-9 and np.ptp(differences) > 0:
+            stderr = float(np.std(differences, ddof=1)) / math.sqrt(20)
+            made = _over_seeds(first.tolist(), second.tolist(), paired=True, examples_stderr=stderr)
+            found.append(made.p < 0.05)
+    assert surplus(found) < 2.5
+
+
+def _over_seeds(
+    first: Sequence[float], second: Sequence[float], *, paired: bool, examples_stderr: float | None
+) -> Difference:
+    noises = over_seeds(first, second, paired=paired, examples_stderr=examples_stderr)
+    return by_noises(float(np.mean(first) - np.mean(second)), noises)
 
 
 def test_fine_tunings_of_one_student_are_no_independent_seeds() -> None:

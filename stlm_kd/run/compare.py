@@ -4,47 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from stlm_kd.errors import DataError, UsageError, did_you_mean
+from stlm_kd.eval.resampling import ENOUGH_DOCUMENTS
 from stlm_kd.eval.results import measurable
-from stlm_kd.eval.statistics import CONFIDENCE, holm
+from stlm_kd.run.comparable import require_lossless, require_same_examples, require_shared_tasks
 from stlm_kd.run.contenders import Contender, metrics_of, read_contenders
-from stlm_kd.run.differing import Evidence, Side, difference_between
-from stlm_kd.run.joining import Apart, Joined, Resampled, faults_of, join
+from stlm_kd.run.differing import Side, difference_between, side_of
+from stlm_kd.run.joining import Apart, Joined, Resampled, join
+from stlm_kd.run.lossy import Lossy, lossy_fault
 from stlm_kd.run.results import Metric
+from stlm_kd.run.smallest import Smallest
+from stlm_kd.run.verdicts import Compared, judged, scope_of, unknown_noise
 
-Verdict = Literal["better", "worse", "within noise", "not known"]
-
-_OF_TEXT = {"perplexity", "pseudo-perplexity", "masked-loss"}
-_BETWEEN_TOKENIZERS = ". Between tokenizers, bits per byte compare (--suite perplexity, pseudo-perplexity)"
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One row against the baseline in one metric.
-
-    Attributes:
-        name: The row's name.
-        baseline: That of the row that it is compared with.
-        metric: Which.
-        seeds: How many, and whether they are paired.
-        evidence: The row minus the baseline, before correction.
-        corrected_p: After Holm's correction for all comparisons of the table, each counted once.
-        repeats: The row before it whose comparison in this metric is the same, result by result, as where
-            runs share a teacher; "" of most.
-        verdict: ``better`` or ``worse`` where the corrected p is below .05, by which way the metric points;
-            ``not known`` where nothing tells how large the noise is.
-    """
-
-    name: str
-    baseline: str
-    metric: Metric
-    seeds: str
-    evidence: Evidence
-    repeats: str = ""
-    corrected_p: float | None = None
-    verdict: Verdict = "not known"
+DEFAULT_SMALLEST = Smallest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +31,14 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare(sources: Sequence[str], *, baseline: str | None = None, only: Collection[str] = ()) -> Comparison:
+def compare(
+    sources: Sequence[str],
+    *,
+    baseline: str | None = None,
+    only: Collection[str] = (),
+    smallest: Smallest = DEFAULT_SMALLEST,
+    lossy: Lossy = "refuse",
+) -> Comparison:
     """All rows of runs and files of scores against one of them.
 
     Args:
@@ -68,20 +48,29 @@ def compare(sources: Sequence[str], *, baseline: str | None = None, only: Collec
             run's; then whatever student or model comes first.
         only: Metrics, as ``accuracy`` or ``blimp acc``; by default all that there are. The correction is for
             all comparisons that are made, so that asking for fewer finds more.
+        smallest: The smallest difference that matters in each metric.
+        lossy: What becomes of bits per byte where a tokenizer loses a part of the text.
 
     Raises:
         UsageError: A source given twice, a baseline or metric that is not there, or nothing to compare with.
         EnvironmentFault, CheckpointError: As ``read_contenders``.
-        DataError: Results of other examples, or of which none compares; the message says what differs.
+        DataError: Results of other examples, or of which none compares, or of a lossy tokenizer; the message
+            says what differs.
     """
     contenders = read_contenders(sources)
     if len(contenders) < 2:
         raise UsageError(f"{', '.join(sources)}: one row ({contenders[0].name}); name a second to compare")
-    return compare_with(_baseline(contenders, baseline), contenders, only=only)
+    base = _baseline(contenders, baseline)
+    return compare_with(base, contenders, only=only, smallest=smallest, lossy=lossy)
 
 
 def compare_with(
-    base: Contender, contenders: Sequence[Contender], *, only: Collection[str] = ()
+    base: Contender,
+    contenders: Sequence[Contender],
+    *,
+    only: Collection[str] = (),
+    smallest: Smallest = DEFAULT_SMALLEST,
+    lossy: Lossy = "leave out",
 ) -> Comparison:
     """As ``compare``, of rows that were read.
 
@@ -89,7 +78,9 @@ def compare_with(
         UsageError: No row has such a metric.
         DataError: As ``compare``.
     """
-    metrics = _chosen(metrics_of(contenders), only)
+    known = metrics_of(contenders)
+    smallest.require_known(_names(known))
+    metrics = _chosen(known, only)
     pairs = [
         (other, metric)
         for other in contenders
@@ -97,35 +88,46 @@ def compare_with(
         for metric in metrics
         if other.values(metric) and base.values(metric)
     ]
-    _require_shared_tasks(contenders, base, {other.source for other, _ in pairs})
-    _require_same_examples(pairs, base)
-    found, notes = compare_pairs([(other, base, metric) for other, metric in pairs])
+    require_shared_tasks(contenders, base, {other.source for other, _ in pairs})
+    require_same_examples(pairs, base)
+    found, notes = compare_pairs(
+        [(other, base, metric) for other, metric in pairs], smallest=smallest, lossy=lossy
+    )
     if not found:
         raise DataError("\n".join([f"nothing can be compared with {base.name}:", *notes]))
+    notes = (*notes, *_notes_of_results(contenders, metrics))
     return Comparison(tuple(contenders), tuple(metrics), base.name, found, notes)
 
 
 def compare_pairs(
     pairs: Sequence[tuple[Contender, Contender, Metric]],
+    *,
+    smallest: Smallest = DEFAULT_SMALLEST,
+    lossy: Lossy = "leave out",
 ) -> tuple[tuple[Compared, ...], tuple[str, ...]]:
     """The first of each pair minus the second, corrected for all of them; and what a reader must know.
 
     Both were scored on the same examples. A metric in which a pair does not compare is left out, with a note.
+
+    Raises:
+        DataError: A lossy tokenizer, where that is to be refused.
     """
+    if lossy == "refuse":
+        require_lossless(pairs)
     notes: dict[str, None] = {}
     found: list[Compared] = []
     sides: list[tuple[Metric, Side, Side]] = []
     for other, base, metric in pairs:
-        one = _compared(other, base, metric, notes)
+        one = _compared(other, base, metric, notes, smallest=smallest.of(metric), lossy=lossy)
         if one is not None:
             found.append(one)
-            sides.append((metric, _side(other, metric), _side(base, metric)))
+            sides.append((metric, side_of(other, metric), side_of(base, metric)))
     firsts = [sides.index(one) for one in sides]
     told = [
         one if first == place else replace(one, repeats=found[first].name)
         for place, (one, first) in enumerate(zip(found, firsts, strict=True))
     ]
-    return _corrected(told, firsts), tuple(notes)
+    return judged(told, firsts), tuple(notes)
 
 
 def _baseline(contenders: Sequence[Contender], name: str | None) -> Contender:
@@ -148,63 +150,47 @@ def _baseline(contenders: Sequence[Contender], name: str | None) -> Contender:
 
 
 def _chosen(metrics: Sequence[Metric], names: Collection[str]) -> list[Metric]:
-    known = {name for metric in metrics for name in (metric.label[:-2], metric.metric)}
+    known = _names(metrics)
     for name in names:
         if name not in known:
             raise UsageError(f"--metric {name}: no run or file has it{did_you_mean(name, known)}")
     return [one for one in metrics if not names or {one.label[:-2], one.metric} & set(names)]
 
 
-def _require_shared_tasks(contenders: Sequence[Contender], base: Contender, sharing: Collection[str]) -> None:
-    """Refuse a run or file of which no row has a metric of the baseline.
-
-    Raises:
-        DataError: There is one; the message names what each has.
-    """
-    sources = dict.fromkeys(one.source for one in contenders)
-    rows = {
-        source: [one for one in contenders if one.source == source and one is not base] for source in sources
-    }
-    strange = [source for source, others in rows.items() if others and source not in sharing]
-    if strange:
-        lines = [f"  {base.name}: {_told_metrics([base])}"]
-        lines += [f"  {source}: {_told_metrics(rows[source])}" for source in strange]
-        raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(lines))
+def _names(metrics: Sequence[Metric]) -> set[str]:
+    return {name for metric in metrics for name in (metric.label[:-2], metric.metric)}
 
 
-def _told_metrics(contenders: Sequence[Contender]) -> str:
-    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(contenders)) or "none"
+def _notes_of_results(contenders: Sequence[Contender], metrics: Sequence[Metric]) -> Iterator[str]:
+    """What the suites say of the compared results, with the rows of which not all have it."""
+    names: dict[str, dict[str, None]] = {}
+    for one in contenders:
+        for result in (each for metric in metrics for seed in one.results(metric) for each in seed):
+            for note in result.notes:
+                names.setdefault(note, {})[one.name] = None
+    for note, rows in names.items():
+        yield note if len(rows) == len(contenders) else f"{', '.join(rows)}: {note}"
 
 
-def _require_same_examples(pairs: Sequence[tuple[Contender, Metric]], base: Contender) -> None:
-    """Refuse results of other examples.
-
-    Raises:
-        DataError: There are some; one message names all.
-    """
-    faults: dict[tuple[str, str], list[str]] = {}
-    for other, metric in pairs:
-        own, others = (_side(one, metric).results for one in (base, other))
-        if found := faults_of(others, own, metric):
-            faults.setdefault((other.name, f"{metric.suite} {metric.task}".strip()), found)
-    if faults:
-        lines = [f"  {name}, {task}: {'; '.join(found)}" for (name, task), found in faults.items()]
-        raise DataError(
-            f"not the same examples as those of {base.name}, so nothing can be compared:\n"
-            + "\n".join(lines)
-            + "\nScore them on the same data: stlm-kd eval MODEL … --suite … --data FILE --output FILE"
-            + (_BETWEEN_TOKENIZERS if {metric.suite for _, metric in pairs} & _OF_TEXT else "")
-        )
-
-
-def _compared(other: Contender, base: Contender, metric: Metric, notes: dict[str, None]) -> Compared | None:
+def _compared(
+    other: Contender,
+    base: Contender,
+    metric: Metric,
+    notes: dict[str, None],
+    *,
+    smallest: float,
+    lossy: Lossy,
+) -> Compared | None:
     """One comparison before correction; None, and a note, where the metric does not compare."""
     shared = [seed for seed in other.seeds if seed in base.seeds]
     are_paired = len(shared) > 1 or (shared != [] and len(other.scores) == len(base.scores) == 1)
-    first, second = (_side(one, metric, shared if are_paired else None) for one in (other, base))
+    first, second = (side_of(one, metric, shared if are_paired else None) for one in (other, base))
     label = metric.label[:-2]
     if not all(map(measurable, (*first.values, *second.values))):
         notes[f"{label}: {other.name} or {base.name} has a score that is not finite"] = None
+        return None
+    if lossy != "allow" and (fault := lossy_fault(other, base, metric)):
+        notes[f"{label}: {other.name} and {base.name} are not compared: {fault}"] = None
         return None
     joined = join(first.results, second.results, metric)
     if isinstance(joined, Apart) and not joined.is_comparable:
@@ -216,9 +202,17 @@ def _compared(other: Contender, base: Contender, metric: Metric, notes: dict[str
     notes.update(
         dict.fromkeys(_notes(other, base, metric, joined, paired=len(shared) if are_paired else None))
     )
-    found = difference_between(first, second, joined, metric, are_paired=are_paired)
-    seeds = f"{len(shared)} paired" if are_paired else _told(other, base)
-    return Compared(other.name, base.name, metric, seeds, found)
+    found = difference_between(first, second, joined, metric, are_paired=are_paired, smallest=smallest)
+    return Compared(
+        name=other.name,
+        baseline=base.name,
+        metric=metric,
+        seeds=f"{len(shared)} paired" if are_paired else _told(other, base),
+        evidence=found,
+        smallest=smallest,
+        scope=tuple(scope_of(other, base, (*first.results, *second.results))),
+        limit=unknown_noise([(other, first), (base, second)], found),
+    )
 
 
 def _notes(
@@ -236,48 +230,27 @@ def _notes(
             f"{label}: where examples are not paired ({joined.reason}), models count as if they erred "
             "independently, as far as it is known how much, which makes intervals too wide"
         )
+    elif isinstance(joined, Resampled) and metric.metric == "bits_per_byte":
+        documents = base.results(metric)[0][0].report.get("documents")
+        if isinstance(documents, int) and documents < ENOUGH_DOCUMENTS:
+            yield (
+                f"{label}: of {documents} documents, fewer than {ENOUGH_DOCUMENTS}, stretches are drawn "
+                "within each: verdicts speak of these documents, not of others like them"
+            )
     elif isinstance(joined, Joined) and not joined.is_mean:
         yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
     windows = {
-        str(result.report.get("window")) for one in (other, base) for result in _side(one, metric).results
+        str(result.report.get("window")) for one in (other, base) for result in side_of(one, metric).results
     }
     if len(windows) > 1:
         yield f"{label}: not all models see windows of the same length"
     for one in (other, base):
         if len(one.scores) == 1 and one.seeds:
             yield f"{one.name} has one seed: what another seed would change is not counted"
-        if len(tuned := _side(one, metric).results) == 1 and "fine_tuning" in tuned[0].report:
+        if len(tuned := side_of(one, metric).results) == 1 and "fine_tuning" in tuned[0].report:
             yield f"{one.name} was fine-tuned once: what another fine-tuning would change is not counted"
         if paired is not None and paired < len(one.seeds):
             yield f"{one.name}: differences are over the {paired} seeds that both have"
-
-
-def _side(one: Contender, metric: Metric, seeds: Sequence[int] | None = None) -> Side:
-    """Some seeds' values (None: all), and the results behind them."""
-    places = range(len(one.scores)) if seeds is None else [one.seeds.index(seed) for seed in seeds]
-    values, results = one.values(metric), one.results(metric)
-    return Side(
-        tuple(values[place] for place in places),
-        tuple(result for place in places for result in results[place]),
-    )
-
-
-def _corrected(found: Sequence[Compared], firsts: Sequence[int]) -> tuple[Compared, ...]:
-    """With p corrected for all, and a verdict; ``firsts``: the place where each stands first."""
-    differences = {place: found[place].evidence.difference for place in firsts}
-    p_by_place = {place: one.p for place, one in differences.items() if one is not None}
-    corrected = dict(zip(p_by_place, holm([*p_by_place.values()]), strict=True))
-    return tuple(
-        _judged(one, corrected[first]) if first in corrected else one
-        for one, first in zip(found, firsts, strict=True)
-    )
-
-
-def _judged(one: Compared, p: float) -> Compared:
-    verdict: Verdict = "within noise"
-    if p < 1 - CONFIDENCE:
-        verdict = "better" if (one.evidence.mean > 0) == one.metric.higher_is_better else "worse"
-    return replace(one, corrected_p=p, verdict=verdict)
 
 
 def _told(other: Contender, base: Contender) -> str:

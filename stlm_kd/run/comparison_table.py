@@ -11,10 +11,11 @@ from rich.text import Text
 
 from stlm_kd.eval.results import measurable
 from stlm_kd.eval.statistics import CONFIDENCE, deviations_wide
-from stlm_kd.run.compare import Compared, Comparison
+from stlm_kd.run.compare import Comparison
 from stlm_kd.run.contenders import Contender
 from stlm_kd.run.intervals import estimate
 from stlm_kd.run.results import Metric
+from stlm_kd.run.verdicts import Compared
 
 ENOUGH_SEEDS = 5
 """With fewer, the table says how wide an interval over so few is."""
@@ -43,8 +44,10 @@ def differences_table(comparison: Comparison) -> Table:
     repeats = {one.name: one.repeats for one in comparison.compared if one.repeats}
     hidden = _shared_teachers(comparison)
     lines = [
-        f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: Holm's, for {count} comparisons; "
-        f"better, worse: where it is below {1 - CONFIDENCE:.2f}",
+        f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: of what the verdict claims, for "
+        f"{count} comparisons (Holm's, Shaffer's); claimed where it is below {1 - CONFIDENCE:.2f}",
+        "better, worse: by at least the smallest difference that matters; equivalent: by less (two one-sided "
+        f"tests); smallest (--smallest): {_smallest(comparison)}",
         "p: of the difference and the noise that is named; McNemar p: mid-p, seed by seed from least to most",
         *(
             f"{name}: the same results as {other}, and {'shown and ' if name in hidden else ''}counted once"
@@ -66,6 +69,11 @@ def differences_table(comparison: Comparison) -> Table:
             if one.metric == metric and one.name not in hidden:
                 table.add_row(*map(Text, _row(one)))
     return table
+
+
+def _smallest(comparison: Comparison) -> str:
+    found = {one.metric.label[:-2]: one.smallest for one in comparison.compared}
+    return ", ".join(f"{label} {size:g}" for label, size in found.items())
 
 
 def _shared_teachers(comparison: Comparison) -> set[str]:
@@ -102,9 +110,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "higher_is_better": one.metric.higher_is_better,
                 "seeds": one.seeds,
                 **asdict(one.evidence),
+                "smallest": one.smallest,
                 "repeats": one.repeats,
                 "corrected_p": one.corrected_p,
+                "corrected_equivalence_p": one.equivalence_p,
                 "verdict": one.verdict,
+                "limits": [limit for limit in (one.limit, *one.scope) if limit],
             }
             for one in comparison.compared
         ],
@@ -174,8 +185,8 @@ def _row(one: Compared) -> list[str]:
         one.metric.label,
         one.name,
         shown,
-        one.verdict,
-        _p(one.corrected_p),
+        one.words,
+        _p(one.p),
         _p(difference.p if difference else None),
         " to ".join(dict.fromkeys(_p(p) for p in (tests[0], tests[-1]))) if tests else "",
         one.seeds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -13,12 +13,15 @@ from stlm_kd.eval.results import Json, SuiteResult, measurable
 from stlm_kd.eval.statistics import (
     Difference,
     McNemar,
+    by_noises,
     by_stderr,
+    equivalence_p,
     from_resamples,
     mcnemar,
     over_seeds,
     paired_bootstrap,
 )
+from stlm_kd.run.contenders import Contender
 from stlm_kd.run.joining import Apart, Joined, Resampled
 from stlm_kd.run.results import Metric
 
@@ -59,6 +62,7 @@ class Evidence:
         num_examples: That are joined; 0 where none are.
         of_examples: The paired bootstrap over examples alone, their metric averaged over the seeds.
         mcnemar: In a metric of right and wrong, for each pair of models.
+        equivalence_p: Of the difference being as large as the smallest that matters, or larger.
     """
 
     mean: float
@@ -67,10 +71,27 @@ class Evidence:
     num_examples: int = 0
     of_examples: Difference | None = None
     mcnemar: tuple[McNemar, ...] = ()
+    equivalence_p: float | None = None
+
+
+def side_of(one: Contender, metric: Metric, seeds: Sequence[int] | None = None) -> Side:
+    """Some seeds' values (None: all), and the results behind them."""
+    places = range(len(one.scores)) if seeds is None else [one.seeds.index(seed) for seed in seeds]
+    values, results = one.values(metric), one.results(metric)
+    return Side(
+        tuple(values[place] for place in places),
+        tuple(result for place in places for result in results[place]),
+    )
 
 
 def difference_between(
-    first: Side, second: Side, joined: Joined | Resampled | Apart, metric: Metric, *, are_paired: bool
+    first: Side,
+    second: Side,
+    joined: Joined | Resampled | Apart,
+    metric: Metric,
+    *,
+    are_paired: bool,
+    smallest: float,
 ) -> Evidence:
     """The first minus the second, with all the noise that is known.
 
@@ -86,6 +107,7 @@ def difference_between(
         joined: Their examples.
         metric: Which.
         are_paired: Whether both have the same seeds, in the same order.
+        smallest: The smallest difference that matters.
     """
     mean = fmean(first.values) - fmean(second.values)
     if isinstance(joined, Joined):
@@ -100,11 +122,20 @@ def difference_between(
     if len(ours) > 1 or len(theirs) > 1:
         if len(first.values) == len(second.values) == 1:
             are_paired = first.tunings == second.tunings and None not in first.tunings
-        difference = over_seeds(ours, theirs, paired=are_paired, examples_stderr=stderr)
-        return replace(found, difference=difference, noise=_noise(first, second, stderr))
-    if isinstance(joined, Apart) and stderr is not None:
-        return replace(found, difference=by_stderr(mean, stderr), noise="examples, not paired")
-    return found
+        noises = over_seeds(ours, theirs, paired=are_paired, examples_stderr=stderr)
+        noise = _noise(first, second, stderr) if noises else "none"
+    elif stderr is None:
+        return found
+    else:
+        noises = (((stderr**2, found.num_examples - 1 if found.num_examples else math.inf),),)
+        noise = "examples, not paired" if isinstance(joined, Apart) else found.noise
+    is_told = found.difference is not None and len(ours) == len(theirs) == 1
+    return replace(
+        found,
+        difference=found.difference if is_told else by_noises(mean, noises) if noises else None,
+        noise=noise,
+        equivalence_p=equivalence_p(mean, noises, smallest) if noises else None,
+    )
 
 
 def _noise(first: Side, second: Side, stderr: float | None) -> str:
@@ -121,25 +152,28 @@ def _of_joined(mean: float, joined: Joined) -> Evidence:
     """As of single models; over seeds or fine-tunings only the tests of examples count."""
     bootstrap = paired_bootstrap(joined.first.mean(0), joined.second.mean(0))
     tests: tuple[McNemar, ...] = ()
-    if joined.first.shape == joined.second.shape and np.isin([joined.first, joined.second], (0, 1)).all():
+    if joined.first.shape == joined.second.shape and _are_right_or_wrong(joined):
         tests = tuple(mcnemar(*rows) for rows in zip(joined.first, joined.second, strict=True))
-    if joined.is_mean:
+    stderr, difference = _stderr_of_examples(joined), None
+    if joined.is_mean and stderr is not None:
         p = max([bootstrap.p, *(test.p for test in tests)])
         difference = Difference(mean, bootstrap.low, bootstrap.high, p)
-    else:
-        difference = by_stderr(mean, _stderr_of_examples(joined), freedom=len(joined.ids) - 1)
-    return Evidence(mean, difference, "examples", len(joined.ids), bootstrap, tests)
+    elif stderr is not None:
+        difference = by_stderr(mean, stderr, freedom=len(joined.ids) - 1)
+    return Evidence(
+        mean, difference, "none" if difference is None else "examples", len(joined.ids), bootstrap, tests
+    )
 
 
 def _stderr(first: Side, second: Side, joined: Joined | Resampled | Apart, metric: Metric) -> float | None:
     """The standard error of the difference over examples; of scores as if they were independent if need be.
 
-    None where one of these has none.
+    None where one of these has none, or it is 0, which tells nothing.
     """
     if isinstance(joined, Joined):
         return _stderr_of_examples(joined)
     if isinstance(joined, Resampled):
-        return float(np.std(joined.drawn, ddof=1))
+        return float(np.std(joined.drawn, ddof=1)) or None
     variances = []
     for side in (first, second):
         errors = [result.score(metric.task, metric.metric).stderr for result in side.results]
@@ -147,9 +181,23 @@ def _stderr(first: Side, second: Side, joined: Joined | Resampled | Apart, metri
         if len(known) < len(errors):
             return None
         variances.append(fmean(known))
-    return math.sqrt(sum(variances))
+    return math.sqrt(sum(variances)) or None
 
 
-def _stderr_of_examples(joined: Joined) -> float:
+def _stderr_of_examples(joined: Joined) -> float | None:
+    """Of a metric of right and wrong, with one more example that each side alone has right; None if 0.
+
+    So models that are right on the same few examples do not count as equivalent on all others (Bonett and
+    Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data",
+    2012).
+    """
     differences_N = joined.first.mean(0) - joined.second.mean(0)
-    return float(np.std(differences_N, ddof=1)) / math.sqrt(len(joined.ids))
+    if _are_right_or_wrong(joined):
+        differences_N = np.append(differences_N, [1.0, -1.0])
+    if np.ptp(differences_N) <= 1e-12:
+        return None
+    return float(np.std(differences_N, ddof=1)) / math.sqrt(len(differences_N))
+
+
+def _are_right_or_wrong(joined: Joined) -> bool:
+    return all(bool(np.isin(side, (0, 1)).all()) for side in (joined.first, joined.second))

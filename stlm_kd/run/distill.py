@@ -30,7 +30,7 @@ from stlm_kd.run.making import keep_making
 from stlm_kd.run.output import width_of
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
-from stlm_kd.run.remarks import comparisons, selection_remark, text_remark
+from stlm_kd.run.remarks import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.run.results import Row, as_json, result_table
 from stlm_kd.run.scoring import fine_tune, kept_scores, write_reports
 from stlm_kd.run.stages import copy_folder
@@ -252,8 +252,9 @@ def _report(
     domains = {}
     if recipe.language_task is not None:
         domains = tokens_by_domain(recipe, student_tokenizer(recipe, workshop), workshop)
-    remarks = [*comparisons(rows), *selection_remark(recipe), *text_remark(domains)]
-    write_json(run / "results.json", as_json(rows, remarks, domains))
+    verdicts, notes = comparisons(rows)
+    remarks = [*weak_teachers(rows), *verdicts, *notes, *selection_remark(recipe), *text_remark(domains)]
+    write_json(run / "results.json", as_json(rows, remarks, domains, verdicts=verdicts))
     write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
     write_explanations(rows, run)
     draw_curves(students, run / "curves.png", unit=UNITS[recipe.task])

@@ -10,6 +10,7 @@ Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +21,14 @@ import numpy.typing as npt
 from annotated_types import Ge, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 
-from stlm_kd.eval.resampling import OF_CLASSES, OF_ENTITIES, OF_NUMBERS, resampled, resampled_entities
+from stlm_kd.eval.resampling import (
+    OF_CLASSES,
+    OF_ENTITIES,
+    OF_NUMBERS,
+    resampled,
+    resampled_blocks,
+    resampled_entities,
+)
 from stlm_kd.eval.results import LARGEST, Json, SuiteResult, measurable
 from stlm_kd.run.results import Metric
 
@@ -50,6 +58,17 @@ _CLASSES: TypeAdapter[Mapping[str, float]] = TypeAdapter(Mapping[str, _Class])
 _NUMBERS: TypeAdapter[Mapping[str, float]] = TypeAdapter(Mapping[str, _Number])
 _ENTITIES: TypeAdapter[Mapping[str, _Entities]] = TypeAdapter(Mapping[str, _Entities])
 Told = TypeVar("Told")
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """The report of ``perplexity``: by document, the nats and bytes of its blocks."""
+
+    nats: tuple[tuple[_Number, ...], ...]
+    bytes: tuple[tuple[Annotated[int, Ge(1), Le(2**40)], ...], ...]
+
+
+_BLOCKS: TypeAdapter[_Blocks] = TypeAdapter(_Blocks)
 
 _OTHER_TEXTS = (
     "the same ids are of other texts, or of the same in another order: rows without a column idx or id are "
@@ -81,7 +100,10 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """A metric that is no mean: the difference on drawn sets of the examples, (R,), and how many they are."""
+    """A metric that is no mean: the difference on drawn sets of the examples, (R,), and how many they are.
+
+    Of bits per byte, the examples are documents, or stretches of few documents.
+    """
 
     drawn: Floats
     examples: int
@@ -146,6 +168,8 @@ def join(
         if metric.metric in _PER_TOKEN:
             return Apart("their tokens differ, and so does what a token is worth", is_comparable=False)
         return Apart("their tokens differ, and with them the pieces of text", is_comparable=True)
+    if (drawn := _of_blocks(results, len(first), metric)) is not None:
+        return drawn
     values = [_values(result, metric) for result in results]
     ids = tuple(values[0])
     if len(ids) > 1 and all(found.keys() == values[0].keys() for found in values):
@@ -189,6 +213,32 @@ def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> 
         return None
     drawn = resampled_entities(metric.metric, [[found[name] for name in names] for found in counts])
     return _difference(results, first, metric, drawn, examples=len(names))
+
+
+def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> Resampled | None:
+    """Bits per byte, by blocks of the text that all results have; None where they do not."""
+    if metric.metric != "bits_per_byte":
+        return None
+    try:
+        found = [_BLOCKS.validate_python(result.report.get("blocks")) for result in results]
+    except ValidationError:
+        return None
+    sizes_DB = [np.array(sizes, np.float64) for sizes in found[0].bytes]
+    counts = [len(sizes) for sizes in found[0].bytes]
+    if not sum(counts) or any(
+        one.bytes != found[0].bytes or [*map(len, one.nats)] != counts for one in found
+    ):
+        return None
+    sides = [
+        np.mean([np.concatenate(one.nats) for one in side], 0) for side in (found[:first], found[first:])
+    ]
+    bits_B = (sides[0] - sides[1]) / math.log(2)
+    scores = [result.score(metric.task, metric.metric).value for result in results]
+    told = np.mean(scores[:first]) - np.mean(scores[first:])
+    drawn = resampled_blocks(np.split(bits_B, np.cumsum(counts)[:-1]), sizes_DB)
+    if drawn is None or not np.isclose(bits_B.sum() / np.concatenate(sizes_DB).sum(), told, atol=1e-6):
+        return None
+    return Resampled(*drawn)
 
 
 def _difference(

@@ -6,15 +6,40 @@ from collections.abc import Mapping, Sequence
 
 from stlm_kd.eval import reads_held_out
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.compare import Compared, compare_pairs
+from stlm_kd.run.compare import compare_pairs
 from stlm_kd.run.contenders import contender_of
 from stlm_kd.run.intervals import estimate
 from stlm_kd.run.results import MEASURES_TEXT, Metric, Row, metrics_of, values
 from stlm_kd.run.scoring import suite_calls
+from stlm_kd.run.verdicts import Compared
 
 
-def comparisons(rows: Sequence[Row]) -> list[str]:
-    """In words: the student against each control as ``compare`` has it, and teachers that are too weak.
+def weak_teachers(rows: Sequence[Row]) -> list[str]:
+    """A warning for each teacher that is no better than a student without it.
+
+    Those that teach have the student's vocabulary, so that losses per token compare too.
+    """
+    controls = [row for row in rows if row.kind == "control"]
+    teachers = [row for row in rows if row.teaches]
+    metrics = _text_metrics(rows)
+    if teachers and controls and not metrics:
+        suites = ", ".join(MEASURES_TEXT)
+        return [f"whether the teachers are better than the controls is not known: eval has none of {suites}"]
+    lines = []
+    for row in teachers:
+        for control in controls:
+            for metric in metrics:
+                own, other = values(row, metric), values(control, metric)
+                if own and other and not _is_better(own[0], estimate(other).mean, metric):
+                    lines.append(
+                        f"warning: {row.name} ({own[0]:.4f} {metric.label[:-2]}) is not better than "
+                        f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
+                    )
+    return lines
+
+
+def comparisons(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """In words: the student against each control as ``compare`` has it; and what a reader must know.
 
     The correction is for all that are made here.
     """
@@ -29,7 +54,7 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
     ]
     found, notes = compare_pairs(pairs)
     count = sum(one.corrected_p is not None and not one.repeats for one in found)
-    return [*(_against(one, count) for one in found), *notes, *_weak_teachers(rows, controls)]
+    return [_against(one, count) for one in found], list(notes)
 
 
 def selection_remark(recipe: Recipe) -> list[str]:
@@ -54,35 +79,14 @@ def text_remark(tokens_by_domain: Mapping[str, int]) -> list[str]:
 def _against(one: Compared, count: int) -> str:
     told = f"{one.metric.label[:-2]}: {one.name} - {one.baseline} = {one.evidence.mean:+.4f}"
     difference = one.evidence.difference
-    if difference is None or one.corrected_p is None:
-        return f"{told}: {one.verdict}, since nothing tells how large the noise is"
+    if difference is not None:
+        told += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+    if one.p is None:
+        return f"{told}: {one.words}"
     return (
-        f"{told} [{difference.low:+.4f}, {difference.high:+.4f}] (seeds: {one.seeds}; noise of "
-        f"{one.evidence.noise}; p {one.corrected_p:.3f}, corrected for {count} comparisons): {one.verdict}"
+        f"{told} (seeds: {one.seeds}; noise of {one.evidence.noise}; p {one.p:.3f}, corrected for {count} "
+        f"comparisons): {one.words}"
     )
-
-
-def _weak_teachers(rows: Sequence[Row], controls: Sequence[Row]) -> list[str]:
-    """A teacher that is no better than a student without it is worth a warning.
-
-    Those that teach have the student's vocabulary, so that losses per token compare too.
-    """
-    teachers = [row for row in rows if row.teaches]
-    metrics = _text_metrics(rows)
-    if teachers and controls and not metrics:
-        suites = ", ".join(MEASURES_TEXT)
-        return [f"whether the teachers are better than the controls is not known: eval has none of {suites}"]
-    lines = []
-    for row in teachers:
-        for control in controls:
-            for metric in metrics:
-                own, other = values(row, metric), values(control, metric)
-                if own and other and not _is_better(own[0], estimate(other).mean, metric):
-                    lines.append(
-                        f"warning: {row.name} ({own[0]:.4f} {metric.label[:-2]}) is not better than "
-                        f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
-                    )
-    return lines
 
 
 def _is_better(value: float, other: float, metric: Metric) -> bool:

@@ -147,9 +147,13 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
 
 
 def as_json(
-    rows: Sequence[Row], remarks: Sequence[str], tokens_by_domain: Mapping[str, int]
+    rows: Sequence[Row],
+    remarks: Sequence[str],
+    tokens_by_domain: Mapping[str, int],
+    *,
+    verdicts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything, ready for ``json.dumps``."""
+    """Everything, ready for ``json.dumps``; ``verdicts`` are those of the remarks that are verdicts."""
     metrics = metrics_of(rows)
     return {
         "rows": [
@@ -169,6 +173,7 @@ def as_json(
             for row in rows
         ],
         "remarks": list(remarks),
+        "verdicts": list(verdicts),
         "tokens_of_text_by_domain": dict(tokens_by_domain),
     }
 

@@ -53,6 +53,7 @@ class _Saved:
 
     rows: tuple[_SavedRow, ...] | None = None
     remarks: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
     adaptations: Mapping[str, AdaptationReport] | None = None
     suites: Mapping[str, tuple[SavedSuite, ...]] = field(default_factory=dict)
 
@@ -67,12 +68,14 @@ class Results:
     Attributes:
         rows: Teachers, students and controls with their scores; () of a run that only adapts.
         remarks: What its table ends with.
+        verdicts: Those of the remarks that are verdicts.
         adaptations: Of a run that only adapts, by teacher.
         suites: Its scores, by teacher as it was and adapted.
     """
 
     rows: tuple[Row, ...] = ()
     remarks: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
     adaptations: Mapping[str, AdaptationReport] = field(default_factory=dict)
     suites: Mapping[str, Sequence[SuiteResult]] = field(default_factory=dict)
 
@@ -97,6 +100,7 @@ def read_results(path: Path) -> Results:
     return Results(
         rows=tuple(row.row() for row in saved.rows or ()),
         remarks=saved.remarks,
+        verdicts=saved.verdicts,
         adaptations=saved.adaptations or {},
         suites={name: [one.result() for one in found] for name, found in saved.suites.items()},
     )

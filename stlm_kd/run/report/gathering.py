@@ -48,7 +48,7 @@ def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
     comparison, not_compared = None, ""
     if any(one.rows for one in gathered):
         try:
-            comparison = compare([*runs], baseline=baseline)
+            comparison = compare([*runs], baseline=baseline, lossy="leave out")
         except (DataError, CheckpointError, EnvironmentFault) as error:
             not_compared = str(error)
         except UsageError as error:
@@ -56,7 +56,7 @@ def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
                 raise
             not_compared = str(error)
     return ReportFacts(
-        runs=tuple(one.facts() for one in gathered),
+        runs=tuple(one.facts(are_compared=comparison is not None) for one in gathered),
         panels=panels_of(students, unit=unit),
         teacher_panels=panels_of(teachers, unit=unit),
         not_drawn=left_out([*students, *teachers]),
@@ -86,9 +86,10 @@ class _Gathered:
         """Of its loss on the labels."""
         return "" if self.recipe is None else UNITS[self.recipe.task]
 
-    def facts(self) -> RunFacts:
-        """What is told of it."""
+    def facts(self, *, are_compared: bool) -> RunFacts:
+        """What is told of it; where runs are compared, their verdicts stand in the comparison alone."""
         recipe = self.recipe
+        verdicts = self.results.verdicts if are_compared else ()
         return RunFacts(
             place=str(self.path),
             record=self.details.record,
@@ -96,7 +97,7 @@ class _Gathered:
             plan="" if recipe is None else describe(recipe),
             synthetic=recipe is not None and is_synthetic(recipe),
             rows=self.rows,
-            remarks=self.results.remarks,
+            remarks=tuple(remark for remark in self.results.remarks if remark not in verdicts),
             trained=tuple(self._trained()),
             adaptations={**self.results.adaptations, **self._adaptations()},
             teacher_scores=self.results.suites,
