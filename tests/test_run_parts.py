@@ -247,7 +247,7 @@ def test_teachers_that_cannot_be_judged_are_one_remark_where_there_are_controls(
     (line,) = weak_teachers([*teachers, control])
     suites = "perplexity, pseudo-perplexity, masked-loss, classification, regression"
     assert line.endswith(f"is not known: eval has none of {suites}")
-    assert weak_teachers(teachers) == comparisons([control]) == []
+    assert weak_teachers(teachers) == weak_teachers([control]) == []
 
 
 def printed(*parts: object) -> str:

@@ -214,16 +214,16 @@ def test_four_novels_show_what_all_seeds_show(tmp_path: Path) -> None:
     """By documents, the difference of .135 that each of three seeds shows was within noise."""
     generator = np.random.default_rng(0)
     seeds = generator.normal(0, 0.02, size=(2, 3))
-    for shift, verdict in ((-0.135, "better"), (0.0, "within noise")):
+    for shift, verdicts in ((-0.135, {"better"}), (0.0, {"within noise", "equivalent"})):
         rows = {
             name: (kind, [[novels(generator, of + seed, 0.05)] for seed in own])
             for name, kind, of, own in (
                 ("no-teacher", "control", 0.0, seeds[0]), ("student", "student", shift, seeds[1])
             )
         }  # fmt: skip
-        found = compare([run_folder(tmp_path / verdict, rows)])
+        found = compare([run_folder(tmp_path / str(shift), rows)])
         (one,) = found.compared
-        assert one.verdict == verdict and one.scope == ("on these documents",)
+        assert one.verdict in verdicts and one.scope == ("on these documents",)
         assert one.evidence.num_examples > 8 and one.evidence.noise == "seeds, examples"
         assert any("verdicts speak of these documents" in note for note in found.notes)
 
@@ -294,6 +294,15 @@ def test_notes_of_results_are_shown_with_their_rows(tmp_path: Path) -> None:
         assert "everywhere" in found.notes and ("a: of a" in found.notes) == (accuracy == 1)
 
 
+@pytest.mark.parametrize("said", ["degenerate: predicts a single class", None])
+def test_degenerate_models_are_named(said: str | None, tmp_path: Path) -> None:
+    found = classified(0.8, 1)
+    found = replace(found, scores=tuple(replace(score, degenerate=said) for score in found.scores))
+    path = score_file(tmp_path / "s.json", {"a": [found], "b": [classified(0.7, 2)]})
+    told = [note for note in compare([path], only=["accuracy"]).notes if "degenerate" in note]
+    assert told == ([f"a: examples: {said}"] if said else [])
+
+
 def test_one_difference_has_one_p_on_a_page(tmp_path: Path) -> None:
     """A run's own verdicts are corrected for other comparisons than those of the page."""
     from stlm_kd.run.report.gathering import gather
@@ -307,13 +316,10 @@ def test_one_difference_has_one_p_on_a_page(tmp_path: Path) -> None:
         (folder / name).write_text("")
     facts = gather([str(folder)])
     assert facts.comparison is not None and facts.runs[0].remarks == ("first", "last")
-    single = run_folder(tmp_path / "single", {"student": ("student", seeds_of(0.8, 1))})
-    content = json.loads((Path(single) / "results.json").read_text()) | {
-        "remarks": verdicts,
-        "verdicts": verdicts,
-    }
-    (Path(single) / "results.json").write_text(json.dumps(content))
-    assert gather([single]).runs[0].remarks == tuple(verdicts)
+    content |= {"rows": content["rows"][:1]}
+    (folder / "results.json").write_text(json.dumps(content))
+    alone = gather([str(folder)])
+    assert alone.comparison is None and alone.runs[0].remarks == ("first", *verdicts, "last")
 
 
 def test_a_page_shows_the_p_of_what_its_verdict_claims(tmp_path: Path) -> None:

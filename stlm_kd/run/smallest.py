@@ -14,7 +14,7 @@ SHOWN = 0.00005
 
 _SHARES = (
     "accuracy acc acc_norm exact_match em f1 macro_f1 token_f1 entity_f1 entity_macro_f1 masked_accuracy "
-    "same_class interchange_accuracy agreement lime_overlap integrated_gradients_overlap"
+    "same_class interchange_accuracy agreement lime_overlap integrated_gradients_overlap average"
 )
 _CORRELATIONS = "kappa matthews mcc pearson spearman lime_correlation integrated_gradients_correlation"
 DEFAULTS: Mapping[str, float] = {
