@@ -8,10 +8,12 @@ Shapes: B rows, T positions, D width.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -77,12 +79,38 @@ class Prepared:
         states: dict[int, Tensor] = {}
         for i in range(len(self.blocks))[start:stop]:
             hidden = self.blocks[i](hidden, *self.calls[i].args, **self.calls[i].kwargs)
-            assert isinstance(hidden, Tensor), "a block that returns more than its state"
+            if not isinstance(hidden, Tensor):
+                raise ModelError(f"{type(self.blocks[i]).__name__}: a block that returns more than its state")
             if i in overwrite:
                 hidden = overwrite[i](hidden)
             if i in keep:
                 states[i] = hidden
         return hidden, states
+
+
+def call(model: PreTrainedModel, inputs: Inputs, **options: bool) -> ModelOutput:
+    """The model's own output, without a cache from one position to the next.
+
+    Args:
+        model: With or without a head.
+        inputs: What it is called with, by name.
+        options: Switches of its forward, such as ``output_attentions``.
+
+    Raises:
+        ModelError: It has no argument of an input's name, and would leave it out without a word.
+    """
+    names = inspect.signature(model.forward).parameters
+    known = {*names, *inspect.signature(model.base_model.forward).parameters}
+    for name in inputs:
+        if name not in known:
+            raise ModelError(
+                f"{type(model).__name__}: with transformers {transformers.__version__} its forward has no "
+                f"{name}; use another model, or install another release of transformers"
+            )
+    no_cache = {"use_cache": False} if "use_cache" in names else {}
+    output = model(**no_cache, **inputs, **options)
+    assert isinstance(output, ModelOutput)
+    return output
 
 
 def prepare(model: PreTrainedModel, inputs: Inputs) -> Prepared:
@@ -96,13 +124,15 @@ def prepare(model: PreTrainedModel, inputs: Inputs) -> Prepared:
         inputs: As for its body: ``input_ids``, ``attention_mask``, ``position_ids`` …
 
     Raises:
-        ModelError: The family has no row.
+        ModelError: The family has no row, or takes no such input.
     """
     site = _site(model)
     blocks = tuple(site.blocks)
     stand_ins = [_StandIn() for _ in blocks]
+    body = model.base_model
+    assert isinstance(body, PreTrainedModel)
     with _exchanged(site, stand_ins):
-        model.base_model(**{"use_cache": False, **inputs})
+        call(body, inputs)
     return Prepared(stand_ins[0].met(), blocks, tuple(stand_in.call for stand_in in stand_ins))
 
 
@@ -119,9 +149,7 @@ def finish(model: PreTrainedModel, hidden: Tensor, inputs: Inputs) -> ModelOutpu
     stand_ins = [_StandIn() for _ in site.blocks]
     stand_ins[-1].state = hidden
     with _exchanged(site, stand_ins):
-        output = model(**{"use_cache": False, **inputs})
-    assert isinstance(output, ModelOutput)
-    return output
+        return call(model, inputs)
 
 
 class _StandIn(nn.Module):
@@ -138,7 +166,8 @@ class _StandIn(nn.Module):
         return hidden_states if self.state is None else self.state
 
     def met(self) -> Tensor:
-        assert self.seen is not None, "the model ran without its first block"
+        if self.seen is None:
+            raise ModelError("the model runs without its first block")
         return self.seen
 
 
@@ -161,7 +190,8 @@ def _site(model: PreTrainedModel) -> _Site:
     path, _, name = ARCHITECTURES[model_type].blocks.rpartition(".")
     owner = model.base_model.get_submodule(path)
     blocks = getattr(owner, name)
-    assert isinstance(blocks, nn.ModuleList)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ModelError(f"{model_type}: {ARCHITECTURES[model_type].blocks} is not its list of blocks")
     return _Site(owner, name, blocks)
 
 

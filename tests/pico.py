@@ -12,10 +12,12 @@ from transformers import (
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
 )
 
@@ -31,7 +33,14 @@ CAUSAL = tuple(name for name, row in ARCHITECTURES.items() if row.task == "clm")
 MASKED = tuple(name for name, row in ARCHITECTURES.items() if row.task == "mlm")
 ALL_FAMILIES = CAUSAL + MASKED
 
-_DECODERS = {"llama": LlamaConfig, "mobillama": MobiLlamaConfig, "qwen2": Qwen2Config, "phi3": Phi3Config}
+_DECODERS = {
+    "llama": LlamaConfig,
+    "mobillama": MobiLlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "phi3": Phi3Config,
+}
 _ENCODERS = {"bert": BertConfig, "roberta": RobertaConfig}
 
 
@@ -50,7 +59,7 @@ def pico_model(
     config = _pico_config(family, vocabulary=vocabulary, width=width, layers=layers, tied=tied)
     kind = AutoModelForMaskedLM if family in MASKED else AutoModelForCausalLM
     model = kind.from_config(config, attn_implementation=attention)
-    if family in MASKED or family == "phi3":
+    if family in MASKED or family in ("phi3", "qwen3"):
         _disturb(model)
     return model
 
@@ -79,8 +88,11 @@ def _pico_config(family: str, *, vocabulary: int, width: int, layers: int, tied:
         config.max_position_embeddings += 2 if family == "roberta" else 0
         return config
     heads = 2 if family == "mobillama" else 1
-    padding = {"pad_token_id": None} if family == "phi3" else {}
-    return _DECODERS[family](num_key_value_heads=heads, **sizes, **common, **special, **padding)
+    own: dict[str, dict[str, int | None]] = {
+        "phi3": {"pad_token_id": None},
+        "qwen3": {"head_dim": width // 2},
+    }
+    return _DECODERS[family](num_key_value_heads=heads, **sizes, **common, **special, **own.get(family, {}))
 
 
 @torch.no_grad()

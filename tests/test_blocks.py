@@ -21,7 +21,7 @@ from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.blocks import finish, prepare
 from stlm_kd.errors import ModelError
 from stlm_kd.models.forward import bypassed_head, head_of, last_hidden, model_inputs
-from tests.pico import ALL_FAMILIES, packed_batch, pico_model
+from tests.pico import ALL_FAMILIES, CAUSAL, packed_batch, pico_model
 
 LAYERS, LENGTH = 4, 8
 ROWS = {
@@ -32,7 +32,7 @@ ROWS = {
 }
 """Lengths of the documents of each row."""
 
-NORMS = {"gpt2": "ln_f", **dict.fromkeys(("llama", "mobillama", "qwen2", "phi3"), "norm")}
+NORMS = {family: "ln_f" if family == "gpt2" else "norm" for family in CAUSAL}
 """The norm after the last block, where there is one."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from stlm_kd.blocks import finish, prepare
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import ModelError
-from stlm_kd.models.forward import check_forward, last_hidden, model_inputs
+from stlm_kd.models.capabilities import check_forward
+from stlm_kd.models.forward import last_hidden, model_inputs
 from stlm_kd.models.load import load_config, load_language_model, model_class, save_model
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import student_from_fields, student_from_layers
@@ -139,10 +141,12 @@ def test_a_true_architecture_is_adapted_saved_reloaded_and_distilled(
     distil_one_step(loaded, len(new))
 
 
-def distil_one_step(teacher: PreTrainedModel, vocabulary: int) -> None:
-    """Into a student of its first layer; loss and gradients against whole logits and plain formulas."""
-    student = student_from_layers(teacher, "first", place="here")
-    other = student_from_layers(teacher, "first", place="here")
+def distil_one_step(
+    teacher: PreTrainedModel, vocabulary: int, student: PreTrainedModel | None = None
+) -> None:
+    """Into a student, or one of its first layer; loss and gradients against whole logits, plain formulas."""
+    student = student or student_from_layers(teacher, "first", place="here")
+    other = deepcopy(student)
     batch = packed_batch([[5, 7], [9]], length=12, vocabulary=vocabulary)
     step = StepModule(
         student.train(),

@@ -7,7 +7,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import ModelError
 from stlm_kd.models import forward
-from stlm_kd.models.forward import check_forward, head_of, last_hidden
+from stlm_kd.models.capabilities import check_forward
+from stlm_kd.models.forward import head_of, last_hidden
 from tests.pico import ALL_FAMILIES, packed_batch, pico_model
 
 SIZES = {

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import ModelError
-from stlm_kd.models.forward import check_forward
+from stlm_kd.models.capabilities import check_forward
 from stlm_kd.models.load import save_model
 from tests.pico import pico_model
 from tests.road import ADAPT, stlm_kd

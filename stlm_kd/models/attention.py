@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
@@ -58,9 +59,15 @@ def install_maps(model: PreTrainedModel, layers: Iterable[int]) -> None:
         ModelError: The layer's attention cannot be read.
     """
     for layer in layers:
-        module = _attention(model, layer)
+        module = attention_module(model, layer)
         config = module.config
         assert isinstance(config, PretrainedConfig)
+        if not hasattr(config, "_attn_implementation"):
+            raise ModelError(
+                f"{config.model_type}: with transformers {transformers.__version__} attention does not look "
+                "its function up by the configuration's _attn_implementation; its attention maps cannot be "
+                "read; leave out losses on attention maps, or install another release of transformers"
+            )
         if config._attn_implementation != _NAME:
             own = copy.copy(config)
             own._attn_implementation = _NAME
@@ -79,7 +86,7 @@ def kept_maps(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[
         ModelError: The attention of one of them cannot be read.
     """
     install_maps(model, layers)
-    reading = _Reading({_attention(model, layer): layer for layer in layers}, {})
+    reading = _Reading({attention_module(model, layer): layer for layer in layers}, {})
     token = _reading.set(reading)
     try:
         yield reading.maps
@@ -87,8 +94,12 @@ def kept_maps(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[
         _reading.reset(token)
 
 
-def _attention(model: PreTrainedModel, layer: int) -> nn.Module:
-    """The layer's one module of self-attention: it knows whether it is causal, and its configuration."""
+def attention_module(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The layer's one module of self-attention: it knows whether it is causal, and its configuration.
+
+    Raises:
+        ModelError: It is not known, or none, or more than one is found.
+    """
     family = model.config.model_type
     if family not in ARCHITECTURES:
         raise ModelError(

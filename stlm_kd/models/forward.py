@@ -5,18 +5,18 @@ Shapes: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from stlm_kd.architectures import ARCHITECTURES, Task
-from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.blocks import call
+from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.errors import ModelError
 from stlm_kd.models.positions import first_position
 
 if TYPE_CHECKING:
@@ -62,10 +62,8 @@ def task_of(model: PreTrainedModel) -> Task:
 
 def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The state that meets the head (after the final norm, or BERT's transform), shape (B, T, D)."""
-    given = {} if task_of(model) == "mlm" else {"use_cache": False}
     with bypassed_head(model):
-        output = model(**model_inputs(batch, model), **given)
-    hidden = output.logits
+        hidden = call(model, model_inputs(batch, model))["logits"]
     assert isinstance(hidden, Tensor)
     return hidden
 
@@ -134,84 +132,3 @@ def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
     return torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device).masked_fill(
         ~allowed, forbidden
     )
-
-
-@torch.no_grad()
-def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
-    """Refuse a model that says something else when it is run up to its head than when it is run whole.
-
-    Such are models that cap their logits, causal ones that look both ways or look back less far than
-    ``context`` (a sliding window), and models that carry a state over to the next document.
-
-    Args:
-        model: As loaded or built.
-        context: Positions of a row of the data.
-        name: What messages call it.
-
-    Raises:
-        ModelError: It is one of these.
-    """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
-        raise ModelError(
-            f"{name}: this {model.config.model_type} model has no embedding of tokens with a linear head "
-            f"({type(embedding).__name__}, {type(head).__name__} found); use another model"
-        )
-    was_training = model.training
-    model.eval()
-    try:
-        row = _random_row(model, [context])
-        whole = model(input_ids=row.input_ids).logits
-        try:
-            parts = nn.functional.linear(last_hidden(model, row), head.weight, head.bias)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"{name}: this {model.config.model_type} model cannot be told which positions see each other "
-                f"({error}); use a model with attention alone"
-            ) from error
-        if not _close(parts, whole, tolerance=1e-3):
-            raise ModelError(
-                f"{name}: this {model.config.model_type} model's logits are not its head applied to its last "
-                f"hidden state over {context} tokens (it may cap them, look both ways, or have a sliding "
-                "window below data.context); use another model or a shorter context"
-            )
-        two = _random_row(model, [context // 2, context - context // 2])
-        other_ids = two.input_ids.clone()
-        other_ids[:, : context // 2] = other_ids[:, : context // 2].flip(1)
-        other = replace(two, input_ids=other_ids)
-        second = slice(context // 2, context)
-        before, after = last_hidden(model, two)[:, second], last_hidden(model, other)[:, second]
-        if not _close(before, after, tolerance=1e-4):
-            raise ModelError(
-                f"{name}: in this {model.config.model_type} model a document sees the one before it in its "
-                "row; only models with attention alone keep packed documents apart"
-            )
-    finally:
-        model.train(was_training)
-
-
-def _close(found: Tensor, expected: Tensor, *, tolerance: float) -> bool:
-    """Equal up to a share of the largest value; weights that are not finite are for training to report."""
-    found, expected = (torch.nan_to_num(values.float(), 0.0, 0.0, 0.0) for values in (found, expected))
-    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
-
-
-def _random_row(model: PreTrainedModel, lengths: Sequence[int]) -> Batch:
-    """One row of random documents, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    embedding = model.get_input_embeddings()
-    assert isinstance(embedding, nn.Embedding), "checked when the model is loaded"
-    ids_1T = torch.randint(0, embedding.num_embeddings, (1, sum(lengths)), generator=generator)
-    padding = model.config.get_text_config().pad_token_id
-    if padding is not None:  # from which RoBERTa tells positions, where it is not given them
-        ids_1T[ids_1T == padding] = (padding + 1) % embedding.num_embeddings
-    documents = torch.cat([torch.full((n,), number) for number, n in enumerate(lengths, start=1)])
-    positions = torch.cat([torch.arange(n) for n in lengths])
-    return Batch(
-        input_ids=ids_1T,
-        attention_mask=torch.ones_like(ids_1T, dtype=torch.bool),
-        labels=torch.full_like(ids_1T, IGNORED),
-        document_ids=documents[None],
-        position_ids=positions[None],
-        example_ids=torch.zeros(1, dtype=torch.int64),
-    ).to(model.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils import logging
 
 from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.data.files import expanded
@@ -32,10 +31,13 @@ from stlm_kd.disk import written_whole
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models import mobillama
 from stlm_kd.models.generation import mend_generation_config, refuse_unreadable_generation_config
-from stlm_kd.models.recognition import recognised
+from stlm_kd.models.recognition import recognised, weight_names
 from stlm_kd.models.weight_checks import check_weights
 
 mobillama.register()
+
+OWN_ATTENTION = ("sdpa", "eager")
+"""The implementations of attention that models are loaded with, the first one where the family has it."""
 
 LanguageModels = type[AutoModelForCausalLM] | type[AutoModelForMaskedLM]
 Kind = LanguageModels | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
@@ -128,12 +130,12 @@ def config_to_load(name: str, *, trust_remote_code: bool) -> tuple[str, Pretrain
 
     Raises:
         EnvironmentFault: As ``load_config``.
-        ModelError: As ``load_config``, or an index of weights that names files elsewhere.
+        ModelError: As ``load_config``, or an index of weights that names files elsewhere or pickled ones.
     """
     name = str(expanded(name))
-    config = recognised(name, load_config(name, trust_remote_code=trust_remote_code), fetch=True)
-    _check_index(Path(name) / SAFE_WEIGHTS_INDEX_NAME)
-    return name, config
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    weight_names(name, fetch=True)
+    return name, recognised(name, config, fetch=True)
 
 
 def require_all(name: str, config: PretrainedConfig, missing: Sequence[str], *, what: str) -> None:
@@ -243,6 +245,7 @@ def load_weights(
                 dtype=dtype,
                 trust_remote_code=trust_remote_code and not _is_known_here(name),
                 use_safetensors=True,
+                attn_implementation=None,  # sdpa, or eager without it; not what the folder asks for
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # told by output_loading_info, and judged
             )
@@ -255,9 +258,24 @@ def load_weights(
         raise _refused(name, error) from error
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
+    check_attention(model, name=name)
     check_weights(name, model)
     mend_generation_config(model, place=name)
     return model, info
+
+
+def check_attention(model: PreTrainedModel, *, name: str) -> None:
+    """Refuse a model that computes its attention by other code than transformers' own sdpa or eager one.
+
+    Raises:
+        ModelError: It does.
+    """
+    found = model.config._attn_implementation
+    if found not in OWN_ATTENTION:
+        raise ModelError(
+            f"{name}: this {model.config.model_type} model was loaded with attention {found!r}; expected "
+            f"{' or '.join(OWN_ATTENTION)}; remove attn_implementation from its config.json"
+        )
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -276,23 +294,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
     """Number of parameters, shared ones once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
-
-
-def _check_index(path: Path) -> None:
-    """Refuse a folder whose index of weights names files elsewhere.
-
-    Raises:
-        ModelError: It does, or is no index.
-    """
-    if not path.is_file():
-        return
-    try:
-        named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        outside = sorted(name for name in named if Path(name).name != name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: not an index of weights ({error}); fetch or copy it again") from error
-    if outside:
-        raise ModelError(f"{path}: names {outside[0]}, which is not a file of that folder; it is not read")
 
 
 @contextmanager

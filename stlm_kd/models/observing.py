@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from stlm_kd.alignment import Site
-from stlm_kd.blocks import Inputs, Prepared, finish, prepare
+from stlm_kd.blocks import Inputs, Prepared, call, finish, prepare
 from stlm_kd.models.attention import kept_maps
-from stlm_kd.models.forward import bypassed_head, task_of
+from stlm_kd.models.forward import bypassed_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,7 @@ def observe(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
     """
     if needs.last_block is not None or needs.maps or needs.sites - {"last"} or needs.resume is not None:
         return _in_parts(model, inputs, needs)
-    given: dict[str, object] = {**inputs, **({} if task_of(model) == "mlm" else {"use_cache": False})}
-    return _end(model, needs, lambda part: part(**given))
+    return _end(model, needs, lambda part: call(part, inputs))
 
 
 def conclude(model: PreTrainedModel, inputs: Inputs, hidden: Tensor, needs: Needs) -> Observed:
@@ -145,12 +144,13 @@ def _end(model: PreTrainedModel, needs: Needs, run: Callable[[PreTrainedModel], 
             hook.remove()
     return Observed(
         head_input=noted.get("head_input"),
-        logits=_logits(output) if needs.logits else None,
+        logits=logits_of(output) if needs.logits else None,
         states={"last": noted["last"]} if "last" in needs.sites else {},
     )
 
 
-def _logits(output: ModelOutput) -> Tensor:
+def logits_of(output: ModelOutput) -> Tensor:
+    """A model's own logits; of one that answers questions a span's start and end, (B, T, 2)."""
     logits = output.get("logits")
     if logits is None:
         logits = torch.stack([output["start_logits"], output["end_logits"]], dim=-1)

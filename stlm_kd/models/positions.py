@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from torch import nn
 
 from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -38,10 +40,20 @@ def count_from_padding(model: PreTrainedModel, padding: int) -> None:
     """Shift the position embeddings of a model that counts them from its padding id to a new padding id.
 
     Each position of a text keeps its row, and padding its own; the table grows or shrinks by the difference.
+
+    Raises:
+        ModelError: Its embeddings lack a part that depends on the padding id.
     """
     embeddings = model.base_model.get_submodule("embeddings")
     table = embeddings.get_submodule("position_embeddings")
     assert isinstance(table, nn.Embedding)
+    for part in ("position_ids", "token_type_ids", "padding_idx"):
+        if not hasattr(embeddings, part):
+            raise ModelError(
+                f"{model.config.model_type}: with transformers {transformers.__version__} its embeddings "
+                f"have no {part}, so its positions cannot be counted from another padding id; install "
+                "another release of transformers"
+            )
     old_PD, old_padding = table.weight, first_position(model.config) - 1
     if padding == old_padding:
         return

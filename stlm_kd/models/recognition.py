@@ -15,6 +15,7 @@ from transformers import LlamaConfig, PretrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
+from stlm_kd.errors import ModelError
 from stlm_kd.models.mobillama import MobiLlamaConfig
 
 _MLP = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
@@ -46,20 +47,45 @@ def recognised(name: str, config: PretrainedConfig, *, fetch: bool = False) -> P
     fields["num_key_value_heads"] = key_rows // config.head_dim
     found = MobiLlamaConfig(**fields)
     found.name_or_path = name
-    found._commit_hash = getattr(config, "_commit_hash", None)
+    if hasattr(config, "_commit_hash"):
+        found._commit_hash = config._commit_hash
     return found
 
 
 def _weight_files(name: str, *, fetch: bool) -> list[str]:
     """The safetensors files of a folder or Hub id that can be had; none where there are none."""
+    found = [_file(name, file, fetch=fetch) for file in weight_names(name, fetch=fetch)]
+    return [] if None in found else [file for file in found if file is not None]
+
+
+def weight_names(name: str, *, fetch: bool) -> list[str]:
+    """The names of the safetensors files that hold a model's weights, as far as its index says.
+
+    Args:
+        name: Folder or Hub id.
+        fetch: Whether the index may be downloaded; else it is looked at only if it is there.
+
+    Raises:
+        ModelError: The index names files elsewhere, or others than safetensors, or is no index.
+    """
     index = _file(name, SAFE_WEIGHTS_INDEX_NAME, fetch=fetch)
-    names = [SAFE_WEIGHTS_NAME]
-    if index is not None:
-        named = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-        names = sorted(name for name in named if Path(name).name == name)  # of others, loading reports
-    found = [_file(name, file, fetch=fetch) for file in names]
-    whole = [file for file in found if file is not None]
-    return whole if len(whole) == len(names) else []
+    if index is None:
+        return [SAFE_WEIGHTS_NAME]
+    place = f"{name}/{SAFE_WEIGHTS_INDEX_NAME}"
+    try:
+        named = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [file for file in named if Path(file).name != file]
+        others = [file for file in named if not file.endswith(".safetensors")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{place}: not an index of weights ({error}); fetch or copy it again") from error
+    if outside:
+        raise ModelError(f"{place}: names {outside[0]}, which is not a file of that folder; it is not read")
+    if others:
+        raise ModelError(
+            f"{place}: names {others[0]}; only safetensors weights are read, never pickled ones; save the "
+            "model as safetensors"
+        )
+    return named
 
 
 def _file(name: str, file: str, *, fetch: bool) -> str | None:

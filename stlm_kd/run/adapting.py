@@ -106,7 +106,7 @@ def adapt_model(
     own = load_tokenizer(teacher, trust_remote_code=trust)
     work = _Work(recipe, adapt, teacher, own, tokenizer, workshop)
     model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
-    check_model(model, recipe, name=teacher)
+    check_model(model, recipe, teacher=name, name=teacher)
     fingerprint = hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust)))
     tracker = workshop.tracker(folder, recipe=recipe, stage=f"adapt {name}")
     try:

@@ -16,6 +16,7 @@ from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine import current_device
 from stlm_kd.errors import ModelError
 from stlm_kd.eval.beside import Taught
+from stlm_kd.models.capabilities import require_paths
 from stlm_kd.models.classifiers import class_names, load_classifier
 from stlm_kd.models.forward import head_of, task_of, vocabulary_head
 from stlm_kd.models.load import load_config, load_language_model
@@ -162,7 +163,7 @@ def check_vocabulary(
 
 
 def load_for_exchange(name: str, tokenizer: PreTrainedTokenizerFast, trust: bool) -> PreTrainedModel:
-    """A language model of this tokenizer, whose blocks are known, on its device."""
+    """A language model of this tokenizer, in which states can be exchanged, on its device."""
     model = load_language_model(model_of(name), None, trust_remote_code=trust)
     check_family(name, model.config)
     size, needed = head_of(model).size, vocabulary_size(tokenizer)
@@ -172,6 +173,7 @@ def load_for_exchange(name: str, tokenizer: PreTrainedTokenizerFast, trust: bool
             "give the model the tokenizer that it was trained with"
         )
     move(model, current_device())
+    require_paths(model, {"blocks"}, name=name)
     return model
 
 

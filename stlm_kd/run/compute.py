@@ -62,9 +62,8 @@ class Reading:
 def pass_cost(model: PreTrainedModel, length: int) -> PassCost:
     """One forward of a row of so many positions; nothing is computed, and no weight is read."""
     config = deepcopy(model.config)
-    config._attn_implementation = "eager"  # whose products are counted on every device
-    with torch.device("meta"):
-        empty = type(model)(config).eval()
+    with torch.device("meta"):  # eager attention's products are counted on every device
+        empty = type(model)._from_config(config, attn_implementation="eager").eval()
         inputs = {"input_ids": torch.zeros(1, length, dtype=torch.int64)}
         if task_of(model) == "clm":  # or it looks for padding, which has no value here
             inputs["attention_mask"] = torch.ones(1, length, dtype=torch.int64)

@@ -11,13 +11,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
 from stlm_kd.errors import told_at
+from stlm_kd.models.capabilities import check_forward, require_paths
 from stlm_kd.models.classifiers import check_classifier, classifier_from_fields, load_classifier
-from stlm_kd.models.forward import check_forward
 from stlm_kd.models.load import declared_task, load_config, load_language_model, model_class
 from stlm_kd.models.placing import move
 from stlm_kd.models.students import student_from_fields
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.examples import class_names_of
+from stlm_kd.run.terms import paths_into
 from stlm_kd.teachers import LiveTeacher
 from stlm_kd.vocab.spelling import vocabulary_size
 
@@ -75,7 +76,7 @@ def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bo
         model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust, dtype=dtype)
         if not entry.offload:
             move(model, current_device())
-        check_model(model, recipe, name=place)
+        check_model(model, recipe, teacher=name, name=place)
     return LiveTeacher(model, vocabulary_size(tokenizer), name=name, offload=entry.offload)
 
 
@@ -91,7 +92,9 @@ def empty_model(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
     classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
     with torch.device("meta"):
         build: Any = AutoModelForSequenceClassification if classifies else model_class(declared_task(config))
-        model: PreTrainedModel = build.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = build.from_config(
+            config, trust_remote_code=trust_remote_code, attn_implementation=None
+        )
     return model
 
 
@@ -115,13 +118,20 @@ def model_from_recipe(
     )
 
 
-def check_model(model: PreTrainedModel, recipe: Recipe, *, name: str) -> None:
-    """Refuse a model that would misread the recipe's rows.
+def check_model(model: PreTrainedModel, recipe: Recipe, *, teacher: str | None, name: str) -> None:
+    """Refuse a model that would misread the recipe's rows, or does not give what its objectives look at.
+
+    Args:
+        model: As loaded or built.
+        recipe: Whose rows it reads.
+        teacher: What the recipe calls it; None: the student.
+        name: What messages call it.
 
     Raises:
-        ModelError: As ``check_forward`` and ``check_classifier``.
+        ModelError: As ``check_forward``, ``check_classifier`` and ``require_paths``.
     """
     if recipe.language_task is not None:
         check_forward(model, context=recipe.data.context, name=name)
     else:
         check_classifier(model, context=recipe.data.context, name=name)
+    require_paths(model, paths_into(recipe, teacher), name=name)

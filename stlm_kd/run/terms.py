@@ -12,6 +12,7 @@ from stlm_kd.errors import Fault, ModelError
 from stlm_kd.features import Projections, TermProjections
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.models.capabilities import Path
 from stlm_kd.recipe import Recipe, term_names
 from stlm_kd.recipe.feature_checks import site_choices
 from stlm_kd.recipe.interchange import Interchange
@@ -79,6 +80,20 @@ def looked_into(recipe: Recipe) -> set[str]:
             found.add(teacher_of(entry, recipe))
         elif isinstance(entry, Interchange):
             found.update(asked_of(entry, recipe))
+    return found
+
+
+def paths_into(recipe: Recipe, teacher: str | None) -> set[Path]:
+    """How the objectives look into a teacher of this name, or (None) into the student."""
+    found: set[Path] = set()
+    for entry in followed(recipe).values():
+        asked: list[str] = []
+        if isinstance(entry, (Feature, MapFeature)):
+            asked = [teacher_of(entry, recipe)]
+        elif isinstance(entry, Interchange):
+            asked = asked_of(entry, recipe)
+        if asked and (teacher is None or teacher in asked):
+            found |= {"blocks", "maps"} if isinstance(entry, MapFeature) else {"blocks"}
     return found
 
 

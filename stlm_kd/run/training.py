@@ -154,7 +154,7 @@ def initial_student(assignment: Assignment) -> PreTrainedModel:
     student = _built(assignment)
     if recipe.student.dropout is not None:
         set_dropout(student, recipe.student.dropout)
-    check_model(student, recipe, name="student")
+    check_model(student, recipe, teacher=None, name="student")
     if recipe.train.gradient_checkpointing:
         # Named anew within version 5 of transformers, where the old name warns.
         renamed = getattr(student, "activation_checkpointing_enable", None)
