@@ -20,6 +20,7 @@ from stlm_kd.cli.options import (
     Resume,
     ResumeOption,
     TrustRemoteCode,
+    one_value_each,
 )
 from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 from stlm_kd.errors import UsageError
@@ -152,7 +153,7 @@ def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
         raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all of them")
-    loaded = load(recipe, [word for word in words if "=" in word])
+    loaded = load(recipe, one_value_each([word for word in words if "=" in word]))
     adapted = [teacher.name for teacher in loaded.teachers if teacher.adapt is not None]
     if not adapted:
         raise UsageError(f"{recipe}: none of its teachers has adapt; add for instance adapt: {{tokens: 20M}}")

@@ -101,7 +101,9 @@ def distill(
 def recipes_of(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[str, Recipe]:
     """What to run, by the names of the runs: one recipe, or one for each combination of swept values."""
     from stlm_kd.recipe import load
+    from stlm_kd.recipe.overrides import refuse_repeated
 
+    refuse_repeated([*changes, *sweeps])
     if not sweeps:
         return {Path(recipe).stem: load(recipe, changes)}
     from stlm_kd.run.sweep import swept

@@ -17,11 +17,27 @@ _RECIPE = typer.Option(
     help="A file, or a built-in name (stlm-kd recipe list).",
 )
 
+
+def one_value_each(changes: list[str] | None) -> list[str]:
+    """The changes, unless two are of one place, of which only the last would count.
+
+    Raises:
+        UsageError: There are two, or one is not of the form ``key.path=value``.
+    """
+    if changes and len(changes) > 1:
+        from stlm_kd.recipe.overrides import refuse_repeated
+
+        refuse_repeated(changes)
+    return changes or []
+
+
 RecipeName = Annotated[str, _RECIPE]
 OptionalRecipeName = Annotated[str | None, _RECIPE]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Change the recipe, as in train.steps=100."),
+    typer.Argument(
+        metavar="KEY.PATH=VALUE", help="Change the recipe, as in train.steps=100.", callback=one_value_each
+    ),
 ]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where run folders lie.")]
 TrustRemoteCode = Annotated[

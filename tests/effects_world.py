@@ -35,7 +35,8 @@ def build(folder: Path) -> None:
         {"one": one, "two": two, "judged": i % 2, "other": i // 2 % 2}
         for i, (one, two) in enumerate(zip(texts[:40], texts[40:80], strict=True))
     ]
-    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    for name, rows in (("pairs.jsonl", pairs), ("held.jsonl", pairs[1:])):
+        (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     own, other = (train_tokenizer(texts, size=size) for size in (300, 310))
     own.save_pretrained(folder / "some/tokenizer")
     other.save_pretrained(folder / "other/tokenizer")

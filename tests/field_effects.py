@@ -12,7 +12,7 @@ student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_s
 data:
   train: [{path: pairs.jsonl, text: [one, two], label: judged}]
   labels: ["0", "1"]
-  validation: {path: pairs.jsonl, text: [one, two], label: judged}
+  validation: {path: held.jsonl, text: [one, two], label: judged}
   context: 32
 objectives: [{loss: labels}]
 train: {steps: 10}
@@ -24,7 +24,7 @@ student: {tokenizer: masked/tokenizer, architecture: {model_type: bert, hidden_s
   intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}}
 data:
   train: {path: pairs.jsonl, text: [one, two], label: judged}
-  validation: {path: pairs.jsonl, text: [one, two], label: judged}
+  validation: {path: held.jsonl, text: [one, two], label: judged}
   context: 32
 objectives: [{loss: labels}]
 train: {steps: 10}
@@ -38,7 +38,7 @@ teachers: [{name: a, model: masked/classifier}]
 data:
   train: [{path: pairs.jsonl, text: [one, two], label: judged}]
   labels: ["0", "1"]
-  validation: {path: pairs.jsonl, text: [one, two], label: judged}
+  validation: {path: held.jsonl, text: [one, two], label: judged}
   context: 32
 objectives: [{loss: labels}, {loss: forward_kl}]
 train: {steps: 10}
@@ -231,6 +231,7 @@ EFFECTS: dict[str, Change] = {
     "Adapt.objective": _change("teachers[0].adapt.objective=self-distillation"),
     "Adapt.norms": _change("teachers[0].adapt.norms=true"),
     "Teacher.precision": _change("teachers[1].precision=bf16"),
+    "Teacher.classes": _change("teachers[0].classes={'0': '1', '1': '0'}", base="beside"),
     "Teacher.offload": _change("teachers[1].offload=true"),
     "Adapt.tokens": _change("teachers[0].adapt.tokens=2M"),
     "Adapt.learning_rate": _change("teachers[0].adapt.learning_rate=1e-3"),
@@ -261,6 +262,7 @@ EFFECTS: dict[str, Change] = {
     "Data.train": _change("data.train=c.txt"),
     "Data.validation": _change("data.validation=c.txt"),
     "Data.fraction": _change("data.fraction=0.5"),
+    "Data.allow_overlap": _change("data.allow_overlap=true"),
     "Data.context": _change("data.context=128"),
     "Data.masked_share": _change("data.masked_share=0.3", base="masked"),
     "Source.path": _change("data.train[0].path=c.txt"),
@@ -271,6 +273,7 @@ EFFECTS: dict[str, Change] = {
     "Source.column": _change("data.train[1].column=body"),
     "Source.revision": _change("data.train[1].revision=abc"),
     "Source.documents": _change("data.train[0].documents=line"),
+    "Separator.separator": _change("data.train[0].documents={separator: the}"),
     "Source.size": _change("data.train[2].size=30k"),
     "Source.domain": _change("data.train[0].domain=news"),
     "Source.weight": _change("data.train[0].weight=2"),
@@ -433,3 +436,6 @@ WITHOUT_TEACHERS: dict[str, Change] = {
     "Objective.weight, without teachers": _change("objectives[0].weight=1e-7", base="trained"),
 }
 """The same fields on a recipe that has only labels to learn from."""
+
+ELSEWHERE = {"Data.allow_overlap", "Teacher.classes"}
+"""Fields that act before a training: on what is refused, and on the copy of a teacher that is made."""

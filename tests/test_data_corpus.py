@@ -35,9 +35,11 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     built: list[str] = []
     build = corpus.build_store
 
-    def counted(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> object:
+    def counted(
+        texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, folder: Path, *, place: str
+    ) -> object:
         built.append(folder.name)
-        return build(texts, tokenizer, folder)
+        return build(texts, tokenizer, folder, place=place)
 
     monkeypatch.setattr(corpus, "build_store", counted)
     return built

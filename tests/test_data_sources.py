@@ -6,16 +6,19 @@ import lzma
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stlm_kd.data import documents as document_files
 from stlm_kd.data import files
-from stlm_kd.data.documents import Documents
+from stlm_kd.data.documents import Documents, Separator
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.errors import DataError, EnvironmentFault
 
@@ -157,6 +160,37 @@ def test_a_missing_parquet_column_is_named_with_those_that_are_there(tmp_path: P
     write_parquet(tmp_path / "a.parquet", ["text"], column="body")
     with pytest.raises(DataError, match="no column text; found: body, id"):
         read(Source(path=str(tmp_path / "a.parquet")))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from(["a", "b", " ", "\n", "<", "<e>", "<<e>>", "\n<e>", "aba"]), max_size=14),
+    separator=st.sampled_from(["<e>", "a", "aba", "\n", "\n\n", "b\n", "<e>\n", "aa"]),
+)
+def test_a_separator_cuts_as_the_whole_text_would_be_split(pieces: list[str], separator: str) -> None:
+    text = "".join(pieces)
+    found = document_files.cut(text.splitlines(keepends=True), documents=Separator(separator), place="here")
+    assert [*found] == [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def test_documents_between_end_tokens(tmp_path: Path) -> None:
+    text = "One cat sat.\n\nIt ran home.\n<|endoftext|>\nTwo dogs sat.\n<|endoftext|>\n"
+    source = written(tmp_path / "a.txt", text)
+    apart = replace(source, documents=Separator("<|endoftext|>"))
+    assert read(apart) == ["One cat sat.\n\nIt ran home.", "Two dogs sat."]
+    others = [replace(source, documents=Separator(".")), source, replace(source, documents="line")]
+    assert len({fingerprint(one) for one in (apart, *others)}) == 4
+
+
+def test_a_separator_that_divides_nothing_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = written(tmp_path / "a.txt", "one<|endoftext|>two")
+    with caplog.at_level("WARNING", "stlm_kd"):
+        assert len(read(replace(source, documents=Separator("<|endoftext|>")))) == 2
+        assert not caplog.messages
+        assert len(read(replace(source, documents=Separator("<|end|>")))) == 1
+    assert "separator '<|end|>' divides nothing: 1 files, 1 documents" in caplog.text
+    with pytest.raises(DataError, match="an empty separator"):
+        replace(source, documents=Separator(""))
 
 
 def test_a_line_or_document_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data import tokens as tokens_module
+from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.data.tokens import TokenStore, build_store
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError
@@ -67,6 +68,21 @@ def test_batches_of_texts_change_nothing(
     assert np.array_equal(other.tokens, store.tokens) and np.array_equal(other.offsets, store.offsets)
 
 
+def test_ends_inside_documents_are_counted(
+    store: TokenStore, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    assert store.ends_inside == 0
+    texts = ["one<|endoftext|>two<|endoftext|>", "<|endoftext|>", "three", "<|endoftext|"]
+    assert build_store(texts, tokenizer, tmp_path / "other").ends_inside == 3
+    masked = train_tokenizer(TEXTS, size=280, masked=True)
+    texts = ["one<|start|>", "<|end|>two<|end|>", "<|endoftext|><|pad|>"]
+    assert build_store(texts, masked, tmp_path / "masked").ends_inside == 3
+
+
+def test_hashes_are_of_the_texts_in_their_order(store: TokenStore) -> None:
+    assert store.document_hashes.tolist() == [text_hash(text) for text in TEXTS]
+
+
 def test_ids_take_two_bytes_and_cannot_be_written_to(store: TokenStore) -> None:
     assert store.tokens.dtype == np.uint16
     assert (store.folder / "tokens.bin").stat().st_size == 2 * store.num_tokens
@@ -91,7 +107,7 @@ def test_opening_again_gives_the_same(store: TokenStore) -> None:
     assert again.num_bytes == sum(len(text.encode()) for text in TEXTS)
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "bytes.bin"])
+@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "bytes.bin", "hashes.bin"])
 def test_a_file_cut_short_is_named_with_both_sizes(store: TokenStore, name: str) -> None:
     path = store.folder / name
     size = path.stat().st_size

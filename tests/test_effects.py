@@ -34,10 +34,10 @@ from stlm_kd.run.workshop import Workshop, workshop_for
 from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
 from tests.effects_world import build, build_cache, home
-from tests.field_effects import EFFECTS, WITHOUT_TEACHERS
+from tests.field_effects import EFFECTS, ELSEWHERE, WITHOUT_TEACHERS
 
 Values = dict[str, Any]
-CHANGES = {**EFFECTS, **WITHOUT_TEACHERS}
+CHANGES = {name: one for name, one in {**EFFECTS, **WITHOUT_TEACHERS}.items() if name not in ELSEWHERE}
 SIDE = {"log_every", "checkpoint_every", "zero"}
 """Settings that leave the trained weights as they are."""
 SHARES = range(20)

@@ -146,7 +146,7 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("data.train={hub: h, documents: line}", "only for text from files"),
         ("data.train={sample: train, column: body}", "only for text from files and the Hub"),
         ("data.train={sample: test}", "expected one of train, validation"),
-        ("data.validation={path: a.txt, weight: 2}", "weights are for training text"),
+        ("data.validation={path: v.txt, weight: 2}", "weights are for training text"),
         ("data.fraction=0", "0 found; expected more than 0"),
         ("data.fraction=1.5", "1.5 found; expected at most 1"),
         ("data.context=1", "1 found; expected at least 2"),

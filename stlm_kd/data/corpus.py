@@ -17,7 +17,7 @@ from filelock import FileLock
 from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.data.tokenizers import tokenizer_hash
-from stlm_kd.data.tokens import FORMAT_VERSION, TokenStore, build_store
+from stlm_kd.data.tokens import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.disk import remove
 from stlm_kd.errors import EnvironmentFault
 
@@ -65,14 +65,16 @@ def _address(source: Source, tokens_by: str, fraction: float) -> str:
 
 
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
-    if folder.exists():
-        return TokenStore.open(folder)
-    with _alone(folder):
-        if folder.exists():
-            return TokenStore.open(folder)
-        for left in folder.parent.glob(f".{folder.name}.*"):
-            remove(left)
-        return build_store(share(lambda: documents(source), fraction), tokenizer, folder)
+    place = source.described()
+    if not folder.exists():
+        with _alone(folder):
+            if not folder.exists():
+                for left in folder.parent.glob(f".{folder.name}.*"):
+                    remove(left)
+                return build_store(share(lambda: documents(source), fraction), tokenizer, folder, place=place)
+    store = TokenStore.open(folder)
+    note_ends_inside(store, tokenizer, place=place)
+    return store
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from functools import cache
 from pathlib import Path
 
 from stlm_kd.data import hub
-from stlm_kd.data.documents import Documents, read
-from stlm_kd.data.files import expanded, known_sha256, text_files
+from stlm_kd.data.documents import Documents, Separator, read
+from stlm_kd.data.files import expanded, kind_of, known_sha256, text_files
 from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.notes import note
 
 SAMPLE_SIZE = 4_000_000
 """Bytes of text in a sample whose size is not given."""
@@ -40,7 +41,7 @@ class Source:
         split: Hub: the split.
         revision: Hub: a branch, tag or commit.
         column: JSON, Parquet, Hub: the field that holds the text.
-        documents: Plain text: how a file is cut into documents (``stlm_kd.data.files.cut``).
+        documents: Plain text: how a file is cut into documents (``stlm_kd.data.documents.cut``).
         size: Sample: bytes of text.
         domain: A name for this kind of text, in reports.
         weight: How often a row of this text comes in an epoch (``stlm_kd.data.batches``).
@@ -69,6 +70,8 @@ class Source:
             raise DataError(
                 f"{self.described()}: size {self.size} found, expected a positive number of bytes"
             )
+        if isinstance(self.documents, Separator) and not self.documents.text:
+            raise DataError(f"{self.described()}: an empty separator found; expected text between documents")
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise DataError(f"{self.described()}: weight {self.weight} found, expected 0 or more")
 
@@ -110,8 +113,18 @@ def _documents(source: Source) -> Iterator[str]:
             revision=source.revision,
         )
     elif source.path is not None:
-        for path in text_files(expanded(source.path)):
-            yield from read(path, column=source.column, documents=source.documents)
+        paths = text_files(expanded(source.path))
+        found = 0
+        for path in paths:
+            for text in read(path, column=source.column, documents=source.documents):
+                found += 1
+                yield text
+        texts = sum(kind_of(path) == "text" for path in paths)
+        if isinstance(source.documents, Separator) and texts == len(paths) >= found:
+            note(
+                f"{source.path}: the separator {source.documents.text!r} divides nothing: {texts} files, "
+                f"{found} documents; is it spelt as in the text?"
+            )
 
 
 def fingerprint(source: Source) -> str:
@@ -131,7 +144,9 @@ def fingerprint(source: Source) -> str:
         facts = ["hub", source.hub, source.name, source.split, source.column, version]
     else:
         assert source.path is not None
-        facts = [*file_facts(text_files(expanded(source.path))), source.column, source.documents]
+        how = source.documents
+        cut = ["separator", how.text] if isinstance(how, Separator) else how
+        facts = [*file_facts(text_files(expanded(source.path))), source.column, cut]
     return hash_of(facts)
 
 

@@ -7,6 +7,7 @@ and eos, or cls and sep. The folder holds
   than 65,536;
 - ``offsets.bin``: int64, where each document begins, and the end of the last;
 - ``bytes.bin``: int64, the UTF-8 bytes of each document's text;
+- ``hashes.bin``: uint64, a hash of each document's text (``stlm_kd.data.overlap.text_hash``);
 - ``manifest.json``: what these files must hold.
 """
 
@@ -24,23 +25,29 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.notes import note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Goes up when the same text and tokenizer would give other files."""
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 2048
 _LENGTHS = np.dtype("<i8")
+_HASHES = np.dtype("<u8")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a store's files must hold; ``dtype`` is that of the ids."""
+    """What a store's files must hold; ``dtype`` is that of the ids.
+
+    ``ends_inside`` is the number of start and end tokens that stand within documents, spelt out in the text.
+    """
 
     format_version: int
     dtype: str
@@ -49,6 +56,7 @@ class Manifest:
     documents: int
     tokens: int
     bytes: int
+    ends_inside: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +68,20 @@ class TokenStore:
         tokens: Ids of all documents in a row, (tokens,) uint16 or uint32.
         offsets: Where each document begins in ``tokens``, and the end of the last, (documents + 1,) int64.
         document_bytes: UTF-8 bytes of each document's text, (documents,) int64.
+        document_hashes: A hash of each document's text, (documents,) uint64.
         vocab_size: Ids are below it.
         eos_id: The id that ends every document, eos or sep.
+        ends_inside: Start and end tokens within documents, which the text spells out.
     """
 
     folder: Path
     tokens: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
     offsets: npt.NDArray[np.int64]
     document_bytes: npt.NDArray[np.int64]
+    document_hashes: npt.NDArray[np.uint64]
     vocab_size: int
     eos_id: int
+    ends_inside: int
 
     @property
     def start_id(self) -> int:
@@ -102,9 +114,11 @@ class TokenStore:
         tokens = _mapped(folder / "tokens.bin", manifest.dtype, manifest.tokens)
         offsets = _mapped(folder / "offsets.bin", _LENGTHS, manifest.documents + 1)
         document_bytes = _mapped(folder / "bytes.bin", _LENGTHS, manifest.documents)
+        hashes = _mapped(folder / "hashes.bin", _HASHES, manifest.documents)
         if offsets[0] != 0 or offsets[-1] != manifest.tokens or (np.diff(offsets) < 2).any():
             raise _broken(folder, "offsets.bin does not divide tokens.bin into documents")
-        return cls(folder, tokens, offsets, document_bytes, manifest.vocab_size, manifest.eos_id)
+        sizes = (manifest.vocab_size, manifest.eos_id, manifest.ends_inside)
+        return cls(folder, tokens, offsets, document_bytes, hashes, *sizes)
 
     def document(self, index: int) -> npt.NDArray[np.integer]:
         """The ids of one document, its start and end included."""
@@ -130,11 +144,14 @@ def joined(
     return np.concatenate(ids), np.concatenate(offsets)
 
 
-def build_store(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenStore:
+def build_store(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder: Path, *, place: str = "text"
+) -> TokenStore:
     """Tokenise texts into a new folder, which appears when it is whole.
 
     Texts are read as they come and ids written as they are made, about a million characters at a time. A
-    special token that is spelt out in a text becomes its id, as everywhere in ``transformers``.
+    special token that is spelt out in a text becomes its id, as everywhere in ``transformers``; a note, which
+    begins with ``place``, says how many of those that begin or end documents stand inside one.
 
     Raises:
         ModelError: The tokenizer has neither eos nor sep.
@@ -158,7 +175,29 @@ def build_store(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return TokenStore.open(folder)
+    store = TokenStore.open(folder)
+    note_ends_inside(store, tokenizer, place=place)
+    return store
+
+
+def note_ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place: str) -> None:
+    """Note how many documents may be several, which the text divides by the tokenizer's own tokens."""
+    for told in ends_inside(store, tokenizer, place=place):
+        note(told)
+
+
+def ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place: str) -> list[str]:
+    """The line about start and end tokens within documents, if there are some."""
+    if not store.ends_inside:
+        return []
+    ids = dict.fromkeys((store.eos_id, store.start_id))
+    names = [str(token) for token in tokenizer.convert_ids_to_tokens([*ids])]
+    separator = json.dumps(names[0], ensure_ascii=False)
+    return [
+        f"{place}: {store.ends_inside:,} tokens {' or '.join(names)} stand inside its "
+        f"{store.num_documents:,} documents, which go on after them; if they separate documents, set "
+        f"documents: {{separator: {separator}}} (of plain text), or split the texts there"
+    ]
 
 
 def _put_in_place(unfinished: Path, folder: Path, manifest: Manifest) -> None:
@@ -175,11 +214,12 @@ def _write(
 ) -> Manifest:
     vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids can have gaps
     dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    documents = tokens = num_bytes = 0
+    documents = tokens = num_bytes = ends_inside = 0
     with (
         (folder / "tokens.bin").open("wb") as tokens_file,
         (folder / "offsets.bin").open("wb") as offsets_file,
         (folder / "bytes.bin").open("wb") as bytes_file,
+        (folder / "hashes.bin").open("wb") as hashes_file,
     ):
         offsets_file.write(np.zeros(1, _LENGTHS).tobytes())
         for batch in _batches(texts):
@@ -189,11 +229,13 @@ def _write(
             tokens_file.writelines(row.tobytes() for row in rows)
             offsets_file.write(offsets.astype(_LENGTHS).tobytes())
             bytes_file.write(sizes.tobytes())
+            hashes_file.write(np.array([text_hash(text) for text in batch], _HASHES).tobytes())
+            ends_inside += sum(int(np.isin(row[1:-1], ends).sum()) for row in rows)
             documents += len(rows)
             tokens = int(offsets[-1])
             num_bytes += int(sizes.sum())
-        _flush(tokens_file, offsets_file, bytes_file)
-    return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], documents, tokens, num_bytes)
+        _flush(tokens_file, offsets_file, bytes_file, hashes_file)
+    return Manifest(FORMAT_VERSION, dtype.str, vocab_size, ends[1], documents, tokens, num_bytes, ends_inside)
 
 
 def _tokenised(

@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from stlm_kd.data.examples import ExampleBatch
 from stlm_kd.errors import ModelError
+from stlm_kd.models.class_names import check_classes
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.load import check_shapes, config_to_load, load_weights, require_all
 from stlm_kd.models.positions import num_positions
@@ -114,7 +115,7 @@ def _check_family(config: PretrainedConfig, *, place: str) -> None:
 
 
 def _check_labels(name: str, config: PretrainedConfig, labels: Sequence[str] | None) -> None:
-    """Refuse a classifier for other classes, or for the same in another order, as far as it names them.
+    """Refuse a classifier of other classes than these; see ``check_classes``.
 
     Raises:
         ModelError: It is such a one.
@@ -125,24 +126,8 @@ def _check_labels(name: str, config: PretrainedConfig, labels: Sequence[str] | N
         raise ModelError(
             f"{name}: it may give a text several classes, which is not supported; use another model"
         )
-    if labels is None:
-        return
-    own = class_names(config)
-    if len(own) != max(1, len(labels)):
-        raise ModelError(
-            f"{name}: its head is for {_told(own)}, but the data has {_told(labels)}; as a student.model "
-            "it gets a new one by student.new_head: true"
-        )
-    known, wanted = ([label.lower() for label in names] for names in (own, labels))
-    if known != wanted and sorted(known) == sorted(wanted):
-        raise ModelError(
-            f"{name}: its classes are {', '.join(own)} in this order, but those of the data are "
-            f"{', '.join(labels)}; give labels in the model's order"
-        )
-
-
-def _told(labels: Sequence[str]) -> str:
-    return f"{len(labels)} classes ({', '.join(labels)})" if len(labels) > 1 else "a number"
+    if labels is not None:
+        check_classes(name, class_names(config), labels)
 
 
 def kind_of(config: PretrainedConfig) -> Literal["classification", "regression"] | None:
@@ -156,6 +141,40 @@ def class_names(config: PretrainedConfig) -> tuple[str, ...]:
     """The names of a classifier's classes in order, ``LABEL_0`` and so on where it has none."""
     assert config.id2label is not None, "made up by transformers where it is not given"
     return tuple(str(label) for _, label in sorted(config.id2label.items()))
+
+
+@torch.no_grad()
+def rename_classes(model: PreTrainedModel, order: Sequence[int], labels: Sequence[str], *, name: str) -> None:
+    """Give a classifier's classes other names, and put them in the order of these, in place.
+
+    Args:
+        model: As loaded; its head's rows are reordered.
+        order: For each of the names, the class that it is for, as ``stlm_kd.models.class_names.class_order``.
+        labels: The names.
+        name: What messages call the model.
+
+    Raises:
+        ModelError: The order changes, but the model's logits are not those of one linear layer.
+    """
+    if [*order] != sorted(order):
+        text = _random_text(model, 5)
+        before = _logits(model, text, 5)
+        body = f"{model.base_model_prefix}."
+        heads = [
+            part
+            for place, part in model.named_modules()
+            if isinstance(part, nn.Linear) and part.out_features == len(order) and not place.startswith(body)
+        ]
+        for head in heads:
+            for rows in (head.weight, head.bias):
+                if rows is not None:
+                    rows.copy_(rows[[*order]])
+        if not torch.allclose(_logits(model, text, 5), before[:, [*order]], rtol=1e-4, atol=1e-5):
+            raise ModelError(
+                f"{name}: the classes of this {model.config.model_type} model cannot be put in another "
+                "order; give data.labels in the model's order"
+            )
+    set_labels(model.config, labels)
 
 
 def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:

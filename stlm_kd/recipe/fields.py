@@ -55,6 +55,21 @@ def parse_count(value: object) -> object:
     return int(number) if math.isfinite(number) and number.is_integer() else value
 
 
+def texts_of(value: object) -> object:
+    """Names as text, in a list or a mapping: 0 and 1 are names too.
+
+    >>> texts_of([0, "a"]), texts_of({0: "a"})
+    (['0', 'a'], {'0': 'a'})
+    """
+    if isinstance(value, Mapping):
+        return {_text(key): _text(entry) for key, entry in value.items()}
+    return [_text(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _text(entry: object) -> object:
+    return str(entry) if type(entry) is int else entry
+
+
 Count = Annotated[int, BeforeValidator(parse_count), Strict(), Field(ge=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]

@@ -16,7 +16,7 @@ from stlm_kd.architectures import Goal, Task
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.caching import AnyCache
 from stlm_kd.recipe.data import MASKED_SHARE, Data
-from stlm_kd.recipe.fields import Flag, Part, Seed, Text, fault, show
+from stlm_kd.recipe.fields import Flag, Part, Seed, Text, fault, show, texts_of
 from stlm_kd.recipe.objectives import AnyCombine, AnyObjective, Combine
 from stlm_kd.recipe.options import added_options, known_name, row_of
 from stlm_kd.recipe.student import Adapt, Student
@@ -33,7 +33,8 @@ class Teacher(Part):
 
     ``cache``: what it says of the training data is read from disk: ``auto``, a folder, or a mapping.
     ``precision``: of its weights while it teaches; bf16 takes half the memory. ``offload``: all but its
-    embedding and head rest on the CPU, and are on the device only while it is asked.
+    embedding and head rest on the CPU, and are on the device only while it is asked. ``classes``: of a
+    classifier that names its classes otherwise, the data's name of each.
     """
 
     called: ClassVar[str] = "a key of teachers"
@@ -45,6 +46,7 @@ class Teacher(Part):
     cache: AnyCache = None
     precision: Precision = "fp32"
     offload: Flag = False
+    classes: Annotated[dict[Text, Text] | None, BeforeValidator(texts_of)] = None
 
     @property
     def is_only_read(self) -> bool:

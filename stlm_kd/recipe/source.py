@@ -105,9 +105,8 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
     Raises:
         EnvironmentFault: No such recipe.
         RecipeError: Not YAML, or not plain data.
-        UsageError: An override that is not ``key.path=value``, or two of one place.
+        UsageError: An override that is not ``key.path=value``.
     """
-    dotted.refuse_repeated(overrides)
     path = locate(name)
     reader = _Reader(path)
     try:

@@ -13,14 +13,12 @@ from stlm_kd.eval.attribution_page import attribution_page
 from stlm_kd.eval.examples import hash_of_texts
 from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading
 from stlm_kd.eval.words import words_of
+from stlm_kd.models.class_names import is_unnamed, same_classes
 from stlm_kd.models.classifiers import class_names
 from stlm_kd.models.load import load_config
 from stlm_kd.run.answering import ask
 from stlm_kd.run.evaluate import held_out_of_run, read_held_out
 from stlm_kd.run.models import model_of
-
-_UNNAMED = "LABEL_0"
-"""How transformers calls the first class of a model that names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +151,13 @@ def _require_same_classes(names: Sequence[str]) -> None:
         DataError: There is such a pair.
     """
     classes = {name: class_names(load_config(model_of(name))) for name in names}
-    named = {name: own for name, own in classes.items() if own[0] != _UNNAMED}
-    first = next(iter(named), "")
-    for name, own in named.items():
-        if [label.lower() for label in own] != [label.lower() for label in named[first]]:
+    first = next((name for name in names if not is_unnamed(classes[name])), names[0])
+    for name, own in classes.items():
+        if not same_classes(own, classes[first]):
             raise DataError(
                 f"{name} and {first} cannot be compared: their classes are {', '.join(own)} and "
-                f"{', '.join(named[first])}; if these mean the same, give one the other's names (id2label in "
-                "its config.json)"
+                f"{', '.join(classes[first])}; if these mean the same, give one the other's names "
+                "(id2label in its config.json)"
             )
 
 
@@ -168,7 +165,7 @@ def _of_data(
     names: Sequence[str], data: Sequence[str], text: tuple[str, ...], label: str
 ) -> dict[str, Examples]:
     """The same examples for all, with the classes of the first model that names its own."""
-    named = (name for name in names if class_names(load_config(model_of(name)))[0] != _UNNAMED)
+    named = (name for name in names if not is_unnamed(class_names(load_config(model_of(name)))))
     examples = read_held_out(data, (text, label), next(named, names[0]), {"classification"})
     assert isinstance(examples, Examples)
     return dict.fromkeys(names, examples)

@@ -19,6 +19,8 @@ from stlm_kd.eval import FINE_TUNED, wikitext
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.explaining import check_packages
 from stlm_kd.eval.harness import check as check_tasks
+from stlm_kd.models.class_names import check_classes, class_order
+from stlm_kd.models.classifiers import class_names, kind_of, load_classifier
 from stlm_kd.models.distilbert import distilbert_config
 from stlm_kd.models.load import check_task, load_config
 from stlm_kd.models.positions import num_positions
@@ -30,6 +32,7 @@ from stlm_kd.run.adapting import adaptation_key
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.cache_reading import cache_faults
 from stlm_kd.run.caching import CacheOrder, cached_seeds
+from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.finetuning import checked_subjects
 from stlm_kd.run.interchange import check_sources
 from stlm_kd.run.loading import load_model, teacher_place
@@ -109,6 +112,7 @@ def _teacher_faults(
         yield from other_task
         return
     own = _tokenizer(teacher, workshop)
+    yield from _classes_fault(place, teacher, config, recipe)
     yield from _positions_fault(place, config, recipe)
     if teacher.model is not None:
         yield from _rows_fault(place, config, own)
@@ -186,6 +190,26 @@ def _task_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterato
         yield Fault(place, str(error).removeprefix(f"{place}: "))
 
 
+def _classes_fault(place: str, teacher: Teacher, config: PretrainedConfig, recipe: Recipe) -> Iterator[Fault]:
+    """Classes that are not the data's, also of a teacher that is trained yet or is read from a cache."""
+    if recipe.task != "classification":
+        return
+    if teacher.recipe is not None:
+        own = class_names_of(teacher.recipe)
+    elif kind_of(config) == "classification":
+        own = class_names(config)
+    else:
+        return  # what has no head for classes is refused when it is loaded
+    name, labels = teacher.model or "its recipe", class_names_of(recipe)
+    try:
+        if teacher.classes is not None:
+            class_order(name, own, labels, teacher.classes)
+        else:
+            check_classes(name, own, labels)
+    except ModelError as error:
+        yield Fault(place, str(error))
+
+
 def _tokenizer_fault(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[Fault]:
     if recipe.task == "mlm" and tokenizer.mask_token_id is None:
         message = "it has no mask token, which a masked language model needs; take that of such a model"
@@ -214,13 +238,11 @@ def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: 
         if teacher.model is None or _is_cached(teacher, recipe, tokenizer, workshop):
             continue
         with told_at(teacher_place(recipe, teacher.name)):
-            load_model(
-                teacher.model,
-                recipe,
-                tokenizer=_tokenizer(teacher, workshop),
-                trust_remote_code=workshop.trust_remote_code,
-                dtype=torch.bfloat16,
-            )
+            own, trust = _tokenizer(teacher, workshop), workshop.trust_remote_code
+            if teacher.classes is not None:  # which were compared with the data's
+                load_classifier(teacher.model, None, tokenizer=own, trust_remote_code=trust)
+                continue
+            load_model(teacher.model, recipe, tokenizer=own, trust_remote_code=trust, dtype=torch.bfloat16)
 
 
 def _is_cached(

@@ -28,6 +28,7 @@ from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.loading import empty_model
 from stlm_kd.run.making import keep_making
 from stlm_kd.run.output import width_of
+from stlm_kd.run.overlap import recipe_notes
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.remarks import comparisons, selection_remark, text_remark, weak_teachers
@@ -249,11 +250,17 @@ def _report(
                 scores=tuple(by_model[str(folder / "model")] for folder in folders),
             )
         )
+    tokenizer = student_tokenizer(recipe, workshop)
     domains = {}
     if recipe.language_task is not None:
-        domains = tokens_by_domain(recipe, student_tokenizer(recipe, workshop), workshop)
+        domains = tokens_by_domain(recipe, tokenizer, workshop)
     verdicts, notes = comparisons(rows)
-    remarks = [*weak_teachers(rows), *verdicts, *notes, *selection_remark(recipe), *text_remark(domains)]
+    about_data = [
+        *selection_remark(recipe),
+        *recipe_notes(recipe, tokenizer, workshop),
+        *text_remark(domains),
+    ]
+    remarks = [*weak_teachers(rows), *verdicts, *notes, *about_data]
     write_json(run / "results.json", as_json(rows, remarks, domains, verdicts=verdicts))
     write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
     write_explanations(rows, run)

@@ -12,6 +12,7 @@ from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
 from stlm_kd.eval.results import SuiteResult
+from stlm_kd.models.class_names import is_unnamed
 from stlm_kd.models.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.recipe import load
@@ -200,8 +201,8 @@ def read_held_out(
     if "regression" in tasks:
         return read_examples(*sources, regression=True)
     names = class_names(load_config(model_of(model)))
-    unnamed = names == tuple(f"LABEL_{place}" for place in range(len(names)))
-    return read_examples(*sources, labels=[str(place) for place in range(len(names))] if unnamed else names)
+    numbers = [str(place) for place in range(len(names))]
+    return read_examples(*sources, labels=numbers if is_unnamed(names) else names)
 
 
 def held_out_of_run(name: str) -> HeldOut:

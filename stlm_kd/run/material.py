@@ -31,6 +31,7 @@ from stlm_kd.interventions.pool import ExamplePool, TextPool
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.training import Train
 from stlm_kd.run.examples import class_names_of, examples_key, held_out_examples, training_examples
+from stlm_kd.run.overlap import example_notes, refuse_identical_files, text_notes
 from stlm_kd.run.stages import Json
 from stlm_kd.run.text import (
     held_out,
@@ -120,6 +121,7 @@ class TextMaterial:
         masking: Of the training text; None for causal models.
         held_masking: Of the held-out text.
         variants: Of the masks of each training row; None where they are drawn anew each time.
+        notes: See ``Material``.
     """
 
     parts: Sequence[PackedRows]
@@ -127,6 +129,7 @@ class TextMaterial:
     masking: Masking | None
     held_masking: Masking | None
     variants: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -142,11 +145,6 @@ class TextMaterial:
     def row_tokens(self) -> float:
         """See ``Material``."""
         return self.parts[0].context
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """See ``Material``."""
-        return ()
 
     @property
     def bits_of_a_nat(self) -> float | None:
@@ -241,10 +239,12 @@ class ExampleMaterial:
     @property
     def notes(self) -> tuple[str, ...]:
         """See ``Material``."""
+        overlap = example_notes(self.examples, self.held)
         cut = self._encoded.own.truncated
         if not cut:
-            return ()
-        return (f"{cut} of {self.num_rows} training examples are longer than {self.context} tokens and cut",)
+            return overlap
+        told = f"{cut} of {self.num_rows} training examples are longer than {self.context} tokens and cut"
+        return (told, *overlap)
 
     @property
     def is_always_the_same(self) -> bool:
@@ -331,7 +331,11 @@ def material_of(
         seed: Draws the examples of the share. The share of a text is the same for all seeds.
         readers: By teacher, a tokenizer that is not the student's.
         variants: Of the masks of each training row; None where they are drawn anew each time.
+
+    Raises:
+        DataError, EnvironmentFault: Data that are not there, too short, or trained on and held out at once.
     """
+    refuse_identical_files(recipe)
     fraction = recipe.data.fraction if fraction is None else fraction
     if recipe.language_task is None:
         return ExampleMaterial(
@@ -342,12 +346,14 @@ def material_of(
             recipe.data.context,
         )
     parts = training_rows(recipe, tokenizer, workshop, fraction=fraction)
+    held = held_out_rows(recipe, tokenizer, workshop)
     return TextMaterial(
         parts,
-        held_out_rows(recipe, tokenizer, workshop),
+        held,
         training_masking(recipe, tokenizer, parts),
         held_out_masking(recipe, tokenizer),
         variants,
+        text_notes(parts, held),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
 from stlm_kd.recipe.caching import VARIANTS, Cache, temperature_of
-from stlm_kd.recipe.data import Source
+from stlm_kd.recipe.data import Separator, Source
 from stlm_kd.recipe.interchange import Interchange
 from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.schema import Teacher
@@ -40,6 +40,7 @@ def _text(recipe: Recipe) -> list[str]:
         *(f"train on {_source(source, recipe)}" for source in data.train),
         *(f"validate on {_source(source, recipe)}" for source in data.validation or ()),
         _read(recipe),
+        *(["validation data may be training data too"] if data.allow_overlap else []),
         *([] if data.masked_share is None else [f"mask {data.masked_share:.0%} of the tokens"]),
         *([] if data.labels is None else [f"tell {', '.join(data.labels)} apart"]),
     ]
@@ -57,7 +58,10 @@ def _source(source: Source, recipe: Recipe) -> str:
     names: tuple[str, ...] = ("name", "split", "column", "revision", "documents", "size", "domain", "weight")
     if recipe.language_task is None:
         names = ("name", "split", "text", "label", "revision", "size")
-    return f"{place}{option_words({name: getattr(source, name) for name in names})}"
+    options = {name: getattr(source, name) for name in names}
+    if isinstance(source.documents, Separator) and "documents" in options:
+        options["documents"] = f"between {source.documents.separator!r}"
+    return f"{place}{option_words(options)}"
 
 
 def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
@@ -71,6 +75,9 @@ def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
         lines.append(f"{place} is read {_cache(teacher.cache, recipe, teacher.name)}")
     if teacher.precision != "fp32":
         lines.append(f"{place}: teaches with {teacher.precision} weights")
+    if teacher.classes is not None:
+        pairs = ", ".join(f"{one} = {other}" for one, other in teacher.classes.items())
+        lines.append(f"{place}: its classes are taken as {pairs}")
     if teacher.offload:
         lines.append(f"{place}: rests on the CPU, but for its embedding and head")
     return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines

@@ -30,7 +30,16 @@ from stlm_kd.run.record import write_json
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Key = Mapping[str, Json]
 
-FORMATS = {"tokenizer": 1, "model": 3, "adapted": 4, "eval": 5, "fine-tuned": 2, "cache": 1, "answers": 2}
+FORMATS = {
+    "tokenizer": 1,
+    "model": 3,
+    "adapted": 4,
+    "eval": 5,
+    "fine-tuned": 2,
+    "cache": 1,
+    "answers": 2,
+    "renamed": 1,
+}
 """The version of each kind's content: raised when the same key has to give another result."""
 
 STAGE = "stage.json"

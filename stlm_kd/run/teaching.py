@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.errors import told_at
+from stlm_kd.models.class_names import class_order
+from stlm_kd.models.classifiers import class_names, load_classifier, rename_classes
+from stlm_kd.models.load import save_model
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.adapting import adapt_model, adaptation_key
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.caching import CacheOrder, cached_seeds
+from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.loading import teacher_place
+from stlm_kd.run.stages import Json, model_identity
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import train_student
 from stlm_kd.run.workshop import Workshop
@@ -59,6 +67,8 @@ def _made(
     training = _trained(teacher.recipe, teacher.name, workshop) if teacher.recipe is not None else None
     original = str(training / "model") if training is not None else teacher.model
     assert original is not None
+    if teacher.classes is not None:
+        original = str(_renamed(recipe, original, teacher.classes, workshop) / "model")
     if teacher.adapt is None:
         return ReadyTeacher(teacher.name, original, training, None)
     adapt = teacher.adapt
@@ -69,6 +79,25 @@ def _made(
     key = adaptation_key(recipe, adapt, original, tokenizer, trust=workshop.trust_remote_code)
     adapted = workshop.stages.make("adapted", key, build, together=True)
     return ReadyTeacher(teacher.name, original, training, adapted)
+
+
+def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], workshop: Workshop) -> Path:
+    """A copy of a classifier whose classes have the data's names and order."""
+    trust, labels = workshop.trust_remote_code, class_names_of(recipe)
+    key: dict[str, Json] = {
+        "model": model_identity(model, trust_remote_code=trust),
+        "classes": dict(classes),
+        "labels": list(labels),
+    }
+
+    def build(folder: Path) -> None:
+        tokenizer = load_tokenizer(model, trust_remote_code=trust)
+        own = load_classifier(model, None, tokenizer=tokenizer, trust_remote_code=trust)
+        order = class_order(model, class_names(own.config), labels, classes)
+        rename_classes(own, order, labels, name=model)
+        save_model(own, tokenizer, folder / "model")
+
+    return first_process_runs(lambda: workshop.stages.make("renamed", key, build))
 
 
 def cached_teacher(

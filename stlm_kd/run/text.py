@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare, texts
+from stlm_kd.data.documents import Separator
 from stlm_kd.data.masking import Masking, even_masking, masking_for
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
@@ -19,6 +21,7 @@ from stlm_kd.disk import system_errors
 from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.data import Separator as RecipeSeparator
 from stlm_kd.recipe.data import Source as RecipeSource
 from stlm_kd.recipe.student import TokenizerTraining
 from stlm_kd.run.examples import all_examples, examples_key
@@ -28,11 +31,15 @@ from stlm_kd.run.workshop import Workshop
 
 def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
     """The recipe's sources as the data layer takes them; what the recipe leaves open has its default."""
+    return tuple(Source(**_given(entry)) for entry in entries)
+
+
+def _given(entry: RecipeSource) -> dict[str, Any]:
     names = [field.name for field in fields(Source)]
-    return tuple(
-        Source(**{name: value for name in names if (value := getattr(entry, name)) is not None})
-        for entry in entries
-    )
+    given = {name: value for name in names if (value := getattr(entry, name)) is not None}
+    if isinstance(entry.documents, RecipeSeparator):
+        given["documents"] = Separator(entry.documents.separator)
+    return given
 
 
 def text_key(entries: Sequence[RecipeSource], fraction: float) -> Json:

@@ -1,0 +1,47 @@
+"""Training and validation data that are the same: files by content, documents by a hash of their text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stlm_kd.data.files import known_sha256
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def text_hash(*texts: str) -> int:
+    """A 64-bit hash of a document, or of the texts of an example; white space counts as one space.
+
+    >>> text_hash("a  cat\\n") == text_hash("a cat") != text_hash("a", "cat")
+    True
+    """
+    spaced = "\0".join(" ".join(text.split()) for text in texts)
+    digest = hashlib.blake2b(spaced.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def found_in(held: Hashes, training: Iterable[Hashes]) -> npt.NDArray[np.bool_]:
+    """For each held-out document whether its text is a training document's too, (documents,)."""
+    known = np.zeros(len(held), np.bool_)
+    for hashes in training:
+        known |= np.isin(held, hashes)
+    return known
+
+
+def identical_file(held: Sequence[Path], training: Sequence[Path]) -> tuple[Path, Path] | None:
+    """The first held-out file with the content of a training file, and that file.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    sizes = {path.stat().st_size for path in training}
+    alike = [path for path in held if path.stat().st_size in sizes]
+    if not alike:
+        return None
+    known = {known_sha256(path): path for path in training}
+    return next(((path, known[h]) for path in alike if (h := known_sha256(path)) in known), None)
