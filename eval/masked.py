@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
@@ -42,10 +42,12 @@ class TextWindow:
         ids: Start and end included.
         bytes: UTF-8 bytes of its text, from where its first token begins (the first window of a document:
             from the document's beginning) to where the first token of the next window does.
+        document: Its place among the documents.
     """
 
     ids: tuple[int, ...]
     bytes: int
+    document: int = 0
 
     @property
     def tokens(self) -> int:
@@ -165,7 +167,9 @@ def windowed_text(
         raise DataError(f"{suite}: no text to score; give the recipe a data.validation that is not empty")
     ends = document_ends(tokenizer)
     windows = tuple(
-        piece for text in texts for piece in split_document(text, tokenizer, ends=ends, window=window)
+        replace(piece, document=index)
+        for index, text in enumerate(texts)
+        for piece in split_document(text, tokenizer, ends=ends, window=window)
     )
     if not any(piece.tokens for piece in windows):
         raise DataError(f"{suite}: the tokenizer finds no token in the text")

@@ -23,7 +23,7 @@ from stlm_kd.eval.masked import (
     find_tokens,
     windowed_text,
 )
-from stlm_kd.eval.results import ExampleScore, SuiteResult
+from stlm_kd.eval.results import ExampleScore, Json, SuiteResult
 
 SUITE = "pseudo-perplexity"
 
@@ -79,8 +79,19 @@ class PseudoLoss:
                 "unknown_tokens": unknown,
                 "window": self.text.window,
                 "seed": self.seed,
+                "blocks": self._blocks(),
             },
         )
+
+    def _blocks(self) -> Json:
+        """The nats and bytes of the scored windows, by document."""
+        nats: dict[int, list[Json]] = {}
+        sizes: dict[int, list[Json]] = {}
+        for index, own in zip(self.drawn, self.nats, strict=True):
+            each = self.text.windows[index]
+            nats.setdefault(each.document, []).append(own)
+            sizes.setdefault(each.document, []).append(each.bytes)
+        return {"nats": [*nats.values()], "bytes": [*sizes.values()]}
 
 
 def measure(

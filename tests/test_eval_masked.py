@@ -173,6 +173,13 @@ def test_each_window_costs_what_masking_one_token_after_the_other_says(
 def test_half_of_a_text_scored_costs_what_that_half_does(model: PreTrainedModel) -> None:
     whole = pseudo_perplexity.measure(model, BYTES, TEXTS, window=9, tokens=None)
     half = pseudo_perplexity.measure(model, BYTES, TEXTS, window=9, tokens=60)
+    for found in (whole, half):
+        report = found.as_result().report
+        blocks: Any = report["blocks"]
+        assert math.fsum(map(math.fsum, blocks["nats"])) == pytest.approx(report["nats"])
+        assert sum(map(sum, blocks["bytes"])) == report["scored_bytes"]
+    sizes = [len(text.encode()) for text in TEXTS if text]
+    assert [sum(one) for one in whole.as_result().report["blocks"]["bytes"]] == sizes  # type: ignore[index]  # JSON
     assert 1 < len(half.drawn) < len(whole.drawn)
     assert half.nats == pytest.approx([whole.nats[index] for index in half.drawn], rel=1e-5)
     rows = {row.id: row.value for row in whole.as_result().examples}

@@ -30,7 +30,7 @@ from stlm_kd.eval.resampling import (
     resampled_entities,
 )
 from stlm_kd.eval.results import LARGEST, Json, SuiteResult, measurable
-from stlm_kd.run.results import Metric
+from stlm_kd.run.results import BITS_PER_BYTE, Metric
 
 Floats = npt.NDArray[np.float64]
 
@@ -217,7 +217,7 @@ def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> 
 
 def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> Resampled | None:
     """Bits per byte, by blocks of the text that all results have; None where they do not."""
-    if metric.metric != "bits_per_byte":
+    if metric.metric not in BITS_PER_BYTE:
         return None
     try:
         found = [_BLOCKS.validate_python(result.report.get("blocks")) for result in results]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from stlm_kd.eval.results import SuiteResult
 from stlm_kd.run.contenders import Contender
-from stlm_kd.run.results import Metric
+from stlm_kd.run.results import BITS_PER_BYTE, Metric
 
 Lossy = Literal["refuse", "leave out", "allow"]
 """What becomes of a pair of which a tokenizer loses a part of the text."""
@@ -19,7 +19,7 @@ def lossy_fault(one: Contender, other: Contender, metric: Metric) -> str:
     A lossy tokenizer (case, accents, blanks, unknown tokens) has fewer nats for the same bytes. A result that
     does not tell what share of the bytes comes back counts as if all did.
     """
-    if metric.metric not in ("bits_per_byte", "pseudo_bits_per_byte"):
+    if metric.metric not in BITS_PER_BYTE:
         return ""
     sides = [[result for seed in each.results(metric) for result in seed] for each in (one, other)]
     shares = [_bytes_kept(side) for side in sides]

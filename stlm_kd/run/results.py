@@ -24,6 +24,9 @@ MEASURES_TEXT = {
 }
 """The suites that say how well a model does on the held-out text or examples, and in which metric."""
 
+BITS_PER_BYTE = {"bits_per_byte", "pseudo_bits_per_byte"}
+"""Metrics that are ratios of sums over a text: of its nats and bytes."""
+
 PER_TOKEN = {"perplexity", "pseudo_perplexity"}
 """Metrics that no table shows, since they do not compare across vocabularies and bits per byte do."""
 

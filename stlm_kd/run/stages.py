@@ -34,7 +34,7 @@ FORMATS = {
     "tokenizer": 1,
     "model": 3,
     "adapted": 4,
-    "eval": 5,
+    "eval": 6,
     "fine-tuned": 2,
     "cache": 1,
     "answers": 2,
