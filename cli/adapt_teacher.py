@@ -17,6 +17,7 @@ from stlm_kd.cli.options import (
     OptionalRecipeName,
     OutputDir,
     Processes,
+    Rehearsal,
     Resume,
     ResumeOption,
     TrustRemoteCode,
@@ -93,6 +94,7 @@ def adapt_teacher(
     output_dir: OutputDir = Path("runs"),
     resume: ResumeOption = Resume.auto,
     processes: Processes = 1,
+    rehearsal: Rehearsal = True,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -137,6 +139,7 @@ def adapt_teacher(
         resume=resume.value,
         trust_remote_code=trust_remote_code,
         command=typed_command(),
+        rehearsal=rehearsal,
     )
     if not is_first_process():
         return

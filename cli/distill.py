@@ -16,6 +16,7 @@ from stlm_kd.cli.options import (
     Overrides,
     Processes,
     RecipeName,
+    Rehearsal,
     Resume,
     ResumeOption,
     TrustRemoteCode,
@@ -43,6 +44,7 @@ def distill(
             "each combination.",
         ),
     ] = None,
+    rehearsal: Rehearsal = True,
     trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[
         bool,
@@ -84,6 +86,7 @@ def distill(
             resume=resume.value,
             trust_remote_code=trust_remote_code,
             command=typed_command(),
+            rehearsal=rehearsal,
             jobs=jobs,
         )
         for name, one in runs.items()

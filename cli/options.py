@@ -46,6 +46,15 @@ TrustRemoteCode = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
 
 
+Rehearsal = Annotated[
+    bool,
+    typer.Option(
+        "--rehearsal/--no-rehearsal",
+        help="Save, load and score the untrained models once before anything is trained.",
+    ),
+]
+
+
 class Resume(str, Enum):
     """What to do with an unfinished run of the same recipe."""
 

@@ -28,7 +28,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written; nothing is left of it, and ``target`` is as it was.
     """
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}{_UNFINISHED}")
+    unfinished = unfinished_name(target)
     remove(unfinished)
     try:
         with system_errors(target):
@@ -38,6 +38,16 @@ def written_whole(target: Path) -> Iterator[Path]:
         unfinished.replace(target)
     finally:
         remove(unfinished)
+
+
+def unfinished_name(target: Path) -> Path:
+    """Where this process writes what is not whole yet, or not to stay; see ``clear_unfinished_for``."""
+    return target.with_name(f".{target.name}.{os.getpid()}{_UNFINISHED}")
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a disk is full, or a quota or limit used up."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 @contextmanager
@@ -66,7 +76,7 @@ def full_disk_told(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full_disk(error):
             raise
         raise EnvironmentFault(
             f"{error.filename or place}: cannot be written ({error.strerror}). Free some space and give the "

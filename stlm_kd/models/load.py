@@ -237,7 +237,7 @@ def load_weights(
             that is not trusted, or generation settings that cannot be read.
     """
     try:
-        with _quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
+        with quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed or 0)
             loaded: Any = kind.from_pretrained(
                 name,
@@ -286,7 +286,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """
     with written_whole(folder) as unfinished:
         unfinished.mkdir(parents=True)
-        with _quietly(local=True):
+        with quietly(local=True):
             model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
 
@@ -297,7 +297,7 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
 
 
 @contextmanager
-def _quietly(*, local: bool) -> Iterator[None]:
+def quietly(*, local: bool) -> Iterator[None]:
     """No report of what is missing, which is judged here; no progress bar, unless something is downloaded."""
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.set_verbosity_error()

@@ -27,9 +27,10 @@ from stlm_kd.run.making import keep_making
 from stlm_kd.run.output import width_of
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
+from stlm_kd.run.rehearsal import rehearse
 from stlm_kd.run.scoring import fine_tune, kept_scores
 from stlm_kd.run.stages import copy_folder
-from stlm_kd.run.teaching import ReadyTeacher, ready_teacher
+from stlm_kd.run.teaching import ReadyTeacher, finished_teacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.workshop import Workshop, workshop_for
 
@@ -43,6 +44,7 @@ def adapt_teacher(
     resume: Literal["auto", "never"] = "auto",
     trust_remote_code: bool,
     command: str = "",
+    rehearsal: bool = True,
 ) -> Path:
     """Adapt all teachers that the recipe adapts, or the named one, and report.
 
@@ -54,6 +56,7 @@ def adapt_teacher(
         resume: Whether unfinished work goes on where it stopped.
         trust_remote_code: Whether models may run code that they bring.
         command: As typed, for the record.
+        rehearsal: Whether models are saved, loaded and scored once before anything is trained.
 
     Returns:
         The run folder: Hugging Face folders under ``teachers/``; ``results.json`` and ``table.txt``.
@@ -68,7 +71,7 @@ def adapt_teacher(
             trust_remote_code=trust_remote_code,
             run_name=run.name,
         )
-        _work(recipe, teacher, run, workshop, origin=name)
+        _work(recipe, teacher, run, workshop, origin=name, rehearsal=rehearsal)
     return run
 
 
@@ -82,10 +85,19 @@ def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
     return name if recipe.adapts_only else f"{file_name(name)[:58]}-adapt"
 
 
-def _work(recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, origin: str) -> None:
+def _work(
+    recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, origin: str, rehearsal: bool
+) -> None:
     tokenizer = student_tokenizer(recipe, workshop)
-    first_process_runs(lambda: check_recipe(recipe, tokenizer, workshop, origin=origin))
     wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
+
+    def check() -> None:
+        check_recipe(recipe, tokenizer, workshop, origin=origin)
+        if rehearsal and not all(finished_teacher(recipe, entry, tokenizer, workshop) for entry in wanted):
+            names = [entry.name for entry in wanted]
+            rehearse(recipe, tokenizer, workshop, folder=run, origin=origin, only=names)
+
+    first_process_runs(check)
     ready = [ready_teacher(recipe, entry, tokenizer, workshop) for entry in wanted]
     if launched_processes() > 1:  # scoring is the first one's, but what is trained all train together
         for model in dict.fromkeys(m for teacher in ready for m in (teacher.original, teacher.model)):

@@ -106,12 +106,12 @@ def _teacher_faults(
     if teacher.cache is not None and teacher.cache.path is not None:
         yield from _cache_faults(f"{place}.cache", teacher, recipe, tokenizer, workshop)
         return
-    config = _config(teacher, workshop)
+    config = teacher_config(teacher, workshop)
     other_task = list(_task_fault(place, config, recipe))
     if other_task:
         yield from other_task
         return
-    own = _tokenizer(teacher, workshop)
+    own = own_tokenizer(teacher, workshop)
     yield from _classes_fault(place, teacher, config, recipe)
     yield from _positions_fault(place, config, recipe)
     if teacher.model is not None:
@@ -238,7 +238,7 @@ def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: 
         if teacher.model is None or _is_cached(teacher, recipe, tokenizer, workshop):
             continue
         with told_at(teacher_place(recipe, teacher.name)):
-            own, trust = _tokenizer(teacher, workshop), workshop.trust_remote_code
+            own, trust = own_tokenizer(teacher, workshop), workshop.trust_remote_code
             if teacher.classes is not None:  # which were compared with the data's
                 load_classifier(teacher.model, None, tokenizer=own, trust_remote_code=trust)
                 continue
@@ -268,7 +268,7 @@ def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: W
     init_from = recipe.student.init_from
     if init_from is not None:
         (teacher,) = (teacher for teacher in recipe.teachers if teacher.name == init_from.teacher)
-        config = _config(teacher, workshop)
+        config = teacher_config(teacher, workshop)
         if init_from.model_type is not None:
             check_family(config.model_type, init_from.model_type, place="student.init_from.model_type")
         choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
@@ -292,7 +292,7 @@ def _try_tools(recipe: Recipe) -> None:
             check_packages(call.options["attributions"])
 
 
-def _tokenizer(teacher: Teacher, workshop: Workshop) -> PreTrainedTokenizerFast:
+def own_tokenizer(teacher: Teacher, workshop: Workshop) -> PreTrainedTokenizerFast:
     """The teacher's own tokenizer."""
     if teacher.recipe is not None:
         return student_tokenizer(teacher.recipe, workshop)
@@ -300,15 +300,15 @@ def _tokenizer(teacher: Teacher, workshop: Workshop) -> PreTrainedTokenizerFast:
     return load_tokenizer(teacher.model, trust_remote_code=workshop.trust_remote_code)
 
 
-def _config(teacher: Teacher, workshop: Workshop) -> PretrainedConfig:
+def teacher_config(teacher: Teacher, workshop: Workshop) -> PretrainedConfig:
     """The teacher's configuration, or the one that it will have once its recipe has made it."""
     if teacher.recipe is None:
         assert teacher.model is not None
         return load_config(teacher.model, trust_remote_code=workshop.trust_remote_code)
-    return _student_config(teacher.recipe, workshop)
+    return student_config(teacher.recipe, workshop)
 
 
-def _student_config(recipe: Recipe, workshop: Workshop) -> PretrainedConfig:
+def student_config(recipe: Recipe, workshop: Workshop) -> PretrainedConfig:
     """The configuration of a recipe's student."""
     wanted, trust = recipe.student, workshop.trust_remote_code
     if wanted.model is not None:
@@ -317,7 +317,7 @@ def _student_config(recipe: Recipe, workshop: Workshop) -> PretrainedConfig:
         tokenizer = student_tokenizer(recipe, workshop)
         return initial_student(Assignment(recipe, "student", 0, {}, tokenizer, workshop)).config
     (source,) = (entry for entry in recipe.teachers if entry.name == wanted.init_from.teacher)
-    config = deepcopy(_config(source, workshop))
+    config = deepcopy(teacher_config(source, workshop))
     chosen = choose_layers(
         config.num_hidden_layers, wanted.init_from.layers, place="student.init_from.layers"
     )
@@ -331,7 +331,7 @@ def _check_features(recipe: Recipe, workshop: Workshop, origin: str) -> None:
     if not looked_into(recipe):
         return
     own = [teacher for teacher in recipe.teachers if teacher.model is not None or teacher.recipe is not None]
-    teachers = {teacher.name: _config(teacher, workshop) for teacher in own}
-    faults = list(feature_faults(recipe, _student_config(recipe, workshop), teachers))
+    teachers = {teacher.name: teacher_config(teacher, workshop) for teacher in own}
+    faults = list(feature_faults(recipe, student_config(recipe, workshop), teachers))
     if faults:
         raise RecipeError(origin, faults)

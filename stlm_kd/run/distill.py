@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
+from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.engine.launched import first_process_runs, launched_processes
 from stlm_kd.errors import CheckpointError, UsageError
@@ -31,11 +32,12 @@ from stlm_kd.run.output import width_of
 from stlm_kd.run.overlap import recipe_notes
 from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
+from stlm_kd.run.rehearsal import rehearse
 from stlm_kd.run.remarks import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.run.results import Row, as_json, result_table
 from stlm_kd.run.scoring import fine_tune, kept_scores, write_reports
-from stlm_kd.run.stages import copy_folder
-from stlm_kd.run.teaching import ReadyTeacher, cached_teacher, ready_teacher
+from stlm_kd.run.stages import STAGE, copy_folder
+from stlm_kd.run.teaching import ReadyTeacher, cached_teacher, finished_teachers, ready_teacher
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.training import read_report, train_student
 from stlm_kd.run.workshop import UNITS, Workshop, workshop_for
@@ -53,6 +55,7 @@ def distill(
     trust_remote_code: bool,
     command: str,
     jobs: int = 1,
+    rehearsal: bool = True,
 ) -> Path:
     """Do what the recipe says; ``results.json``, ``table.txt`` and ``curves.png`` tell what came of it.
 
@@ -64,6 +67,7 @@ def distill(
         trust_remote_code: Whether models may run code that they bring.
         command: As typed, for the record.
         jobs: Trainings and evaluations side by side.
+        rehearsal: Whether models are saved, loaded and scored once before anything is trained.
 
     Returns:
         The run folder.
@@ -81,13 +85,40 @@ def distill(
             trust_remote_code=trust_remote_code,
             run_name=run.name,
         )
-        _work(recipe, run, workshop, jobs, origin=name)
+        _check(recipe, run, workshop, origin=name, rehearsal=rehearsal)
+        _work(recipe, run, workshop, jobs)
     return run
 
 
-def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int, *, origin: str) -> None:
+def _check(recipe: Recipe, run: Path, workshop: Workshop, *, origin: str, rehearsal: bool) -> None:
+    """Refuse on the main process, for all, what cannot work; a finished training needs no rehearsal."""
     tokenizer = student_tokenizer(recipe, workshop)
-    first_process_runs(lambda: check_recipe(recipe, tokenizer, workshop, origin=origin))
+
+    def check() -> None:
+        check_recipe(recipe, tokenizer, workshop, origin=origin)
+        if rehearsal and not _is_trained(recipe, tokenizer, run, workshop):
+            rehearse(recipe, tokenizer, workshop, folder=run, origin=origin)
+
+    first_process_runs(check)
+
+
+def _is_trained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, run: Path, workshop: Workshop) -> bool:
+    """Whether every teacher and student is finished, in this run's folder or as a stage."""
+    folders = [student_folder(run, variant, seed) for variant in variants(recipe) for seed in recipe.seeds]
+    if all((folder / STAGE).is_file() for folder in folders):
+        return True
+    teachers = finished_teachers(recipe, tokenizer, workshop)
+    if teachers is None or "equal-compute" in recipe.controls:
+        return False
+    orders = (
+        Assignment(recipe, variant, seed, teachers, tokenizer, workshop)
+        for variant in variants(recipe)
+        for seed in recipe.seeds
+    )
+    return all(workshop.stages.path("model", order.key()).is_dir() for order in orders)
+
+
+def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int) -> None:
     values = plain(recipe)
     teachers = run_jobs(
         [

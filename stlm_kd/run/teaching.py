@@ -21,7 +21,7 @@ from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.caching import CacheOrder, cached_seeds
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.loading import teacher_place
-from stlm_kd.run.stages import Json, model_identity
+from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import train_student
 from stlm_kd.run.workshop import Workshop
@@ -84,11 +84,6 @@ def _made(
 def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], workshop: Workshop) -> Path:
     """A copy of a classifier whose classes have the data's names and order."""
     trust, labels = workshop.trust_remote_code, class_names_of(recipe)
-    key: dict[str, Json] = {
-        "model": model_identity(model, trust_remote_code=trust),
-        "classes": dict(classes),
-        "labels": list(labels),
-    }
 
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(model, trust_remote_code=trust)
@@ -97,7 +92,16 @@ def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], workshop: W
         rename_classes(own, order, labels, name=model)
         save_model(own, tokenizer, folder / "model")
 
+    key = _renamed_key(recipe, model, classes, trust=trust)
     return first_process_runs(lambda: workshop.stages.make("renamed", key, build))
+
+
+def _renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trust: bool) -> Key:
+    return {
+        "model": model_identity(model, trust_remote_code=trust),
+        "classes": dict(classes),
+        "labels": list(class_names_of(recipe)),
+    }
 
 
 def cached_teacher(
@@ -120,3 +124,45 @@ def _trained(recipe: Recipe, name: str, workshop: Workshop) -> Path:
         train_student(assignment, folder, label=f"teacher {name}")
 
     return workshop.stages.make("model", assignment.key(), build, together=True)
+
+
+def finished_teachers(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> dict[str, str] | None:
+    """By name, what a recipe's teachers are loaded from; None where one is still to be trained or adapted."""
+    found = {}
+    for teacher in recipe.teachers:
+        model = finished_teacher(recipe, teacher, tokenizer, workshop)
+        if model is None:
+            return None
+        found[teacher.name] = model
+    return found
+
+
+def finished_teacher(
+    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> str | None:
+    """What a teacher is loaded from; None where it is still to be trained or adapted."""
+    if teacher.cache is not None and teacher.cache.path is not None:
+        return teacher.model or teacher.cache.path
+    model = teacher.model
+    if teacher.recipe is not None:
+        own = student_tokenizer(teacher.recipe, workshop)
+        teachers = finished_teachers(teacher.recipe, own, workshop)
+        if teachers is None:
+            return None
+        (seed,) = teacher.recipe.seeds
+        assignment = Assignment(teacher.recipe, "student", seed, teachers, own, workshop)
+        model = _model_of(workshop.stages.path("model", assignment.key()))
+    trust = workshop.trust_remote_code
+    if teacher.classes is not None and model is not None:
+        named = _renamed_key(recipe, model, teacher.classes, trust=trust)
+        model = _model_of(workshop.stages.path("renamed", named))
+    if teacher.adapt is None or model is None:
+        return model
+    key = adaptation_key(recipe, teacher.adapt, model, tokenizer, trust=trust)
+    return _model_of(workshop.stages.path("adapted", key))
+
+
+def _model_of(stage: Path) -> str | None:
+    return str(stage / "model") if stage.is_dir() else None

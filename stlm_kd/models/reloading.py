@@ -1,0 +1,104 @@
+"""Whether a saved model is the same once plain transformers has loaded it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.errors import ModelError
+from stlm_kd.models.forward import task_of, vocabulary_head
+from stlm_kd.models.load import quietly
+from stlm_kd.notes import note
+
+TEXTS = (
+    "The cat sat on the mat, and 42 dogs didn't.",
+    "  Two  blanks,\nlines;  naïve café — “quotes” ü\t日本",
+)
+"""Read by both tokenizers: words, numbers, blanks, lines, accents and letters beyond Latin."""
+
+_TOLERANCE = 1e-4
+"""Of logits, relative to the largest: the same weights, by the same kernels."""
+
+
+def check_reloaded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, *, trust_remote_code: bool
+) -> None:
+    """Load a folder by the Auto classes and compare ids and logits with those of the model in memory.
+
+    Where ``AutoTokenizer`` reads otherwise than the folder's ``tokenizer.json`` says, there is a note: it
+    chooses a tokenizer's class by the model's family.
+
+    Args:
+        model: What was saved, in evaluation mode on the CPU.
+        tokenizer: What was saved with it.
+        folder: Where.
+        trust_remote_code: Whether the model may run code of its own.
+
+    Raises:
+        ModelError: The tokenizer gives other ids, or the model other logits.
+    """
+    _check_ids(tokenizer, load_tokenizer(str(folder), trust_remote_code=trust_remote_code))
+    plain = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if _ids(plain) != _ids(tokenizer):
+        note(
+            f"{model.config.model_type}: AutoTokenizer splits text otherwise than this tokenizer, because it "
+            "takes the class of the model's family; elsewhere load PreTrainedTokenizerFast from the folder"
+        )
+    with quietly(local=True):
+        loaded = _auto_class(model).from_pretrained(
+            folder, trust_remote_code=trust_remote_code, dtype=torch.float32, use_safetensors=True
+        )
+    _check_logits(model, loaded.eval(), torch.tensor([_ids(tokenizer)[0][:16]]))
+
+
+def _auto_class(model: PreTrainedModel) -> Any:  # transformers' Auto classes share no type
+    if vocabulary_head(model) is None:
+        return AutoModelForSequenceClassification
+    return AutoModelForCausalLM if task_of(model) == "clm" else AutoModelForMaskedLM
+
+
+def _ids(tokenizer: Any) -> list[list[int]]:
+    return [list(tokenizer(text)["input_ids"]) for text in TEXTS]
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerFast, loaded: PreTrainedTokenizerFast) -> None:
+    before, after = _ids(tokenizer), _ids(loaded)
+    for text, own, found in zip(TEXTS, before, after, strict=True):
+        if own != found:
+            raise ModelError(
+                f"its tokenizer gives {len(found)} ids for {text!r} once loaded, {found[:8]} …, expected "
+                f"{own[:8]} … as before it was saved; use a tokenizer that its tokenizer.json describes whole"
+            )
+    if len(tokenizer) != len(loaded):
+        raise ModelError(
+            f"its tokenizer has {len(loaded)} tokens once loaded, expected {len(tokenizer)} as before it was "
+            "saved; use a tokenizer that its tokenizer.json describes whole"
+        )
+
+
+@torch.no_grad()
+def _check_logits(model: PreTrainedModel, loaded: PreTrainedModel, ids_BT: Tensor) -> None:
+    own, found = (one(input_ids=ids_BT).logits.float() for one in (model, loaded))
+    if own.shape == found.shape:
+        difference = float((own - found).abs().max())
+        if difference <= _TOLERANCE * (1 + float(own.abs().max())):
+            return
+        what = f"logits that differ by up to {difference:.3g}"
+    else:
+        what = f"logits of shape {list(found.shape)}, not {list(own.shape)}"
+    raise ModelError(
+        f"once it is loaded it gives {what}, expected the same as before it was saved; some weights are not "
+        "saved, or its code reads them otherwise"
+    )
