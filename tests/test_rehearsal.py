@@ -21,8 +21,8 @@ from stlm_kd.run import rehearsal, stand_ins
 from stlm_kd.run.distill import distill
 from stlm_kd.run.rehearsal import rehearse
 from stlm_kd.run.text import student_tokenizer
-from stlm_kd.run.workshop import Workshop, workshop_for
-from tests.road import distilled, stlm_kd, student, weights
+from stlm_kd.run.workshop import workshop_for
+from tests.road import distilled, started, stlm_kd, student, weights
 
 CLASSIFIERS = [
     "data.train.size=600",
@@ -237,4 +237,14 @@ def test_what_another_run_trained_needs_no_rehearsal(
 
     assert "dress rehearsal" in run("first")
     assert "dress rehearsal" not in run("second")
-    assert isinstance(Workshop(tmp_path), Workshop)
+
+
+def test_of_several_processes_one_rehearses_and_all_end_alike(place: Path, tmp_path: Path) -> None:
+    change = "eval=[{suite: perplexity, window: 4000}]"
+    command = started(
+        *("distill", "-r", "plain.yaml", change, "--processes", "2", "--output-dir", str(tmp_path))
+    )
+    _, stderr = command.communicate(timeout=300)
+    assert command.returncode == 3, stderr
+    assert stderr.count("plain: dress rehearsal: student: eval[0] (perplexity)") == 1
+    assert not list(tmp_path.rglob("metrics.jsonl")) and not list(tmp_path.rglob("*.unfinished"))
