@@ -26,6 +26,7 @@ from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, save_model
 from stlm_kd.models.reloading import check_reloaded
 from stlm_kd.recipe import load
+from stlm_kd.run.overlap import refuse_identical_files
 from stlm_kd.run.requirements import refuse_what_cannot_run
 from stlm_kd.run.stages import Stages
 from tests.engine_pico import Memory, PicoStep, pico_fit
@@ -388,7 +389,7 @@ def _foreign(is_planted: bool, place: Place) -> object:
 RECIPE = """
 task: clm
 student: {tokenizer: {train: bpe, size: 300}, preset: stlm-nano}
-data: {train: a.txt, validation: a.txt}
+data: {train: a.txt, validation: v.txt}
 objectives: [{loss: labels}]
 train: {steps: 2}
 """
@@ -398,6 +399,7 @@ def checked(place: Place, *changes: str) -> None:
     place.patch.chdir(place.folder)
     place.patch.delenv("STLM_KD_DATA", raising=False)
     Path("a.txt").write_text("some text")
+    Path("v.txt").write_text("other text")
     Path("mine.yaml").write_text(RECIPE)
     refuse_what_cannot_run(load("mine.yaml", changes), origin="mine.yaml")
 
@@ -427,6 +429,20 @@ def _misspelt(is_planted: bool, place: Place) -> object:
 def _no_validation(is_planted: bool, place: Place) -> object:
     changes = ("train.keep=best", "train.validate_every=1")
     return checked(place, *changes, "data={train: a.txt}" if is_planted else "data.context=64")
+
+
+@case("validation data that are trained on", "is data.train[0] too")
+def _overlap(is_planted: bool, place: Place) -> object:
+    return checked(place, "data.validation=a.txt" if is_planted else "data.validation=v.txt")
+
+
+@case("a training file under another name", "same content as the training file")
+def _same_content(is_planted: bool, place: Place) -> object:
+    checked(place)
+    if is_planted:
+        Path("v.txt").write_text(Path("a.txt").read_text())
+    refuse_identical_files(load("mine.yaml"))
+    return None
 
 
 def test_there_are_enough_of_them() -> None:

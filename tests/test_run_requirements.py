@@ -24,7 +24,7 @@ OF_VARIABLES = [
 RECIPE = """
 task: clm
 student: {tokenizer: {train: bpe, size: 300}, preset: stlm-nano}
-data: {train: a.txt, validation: a.txt}
+data: {train: a.txt, validation: v.txt}
 objectives: [{loss: labels}]
 train: {steps: 2}
 """
@@ -37,6 +37,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(requirements, "hub_answers", lambda: False)
     Path("a.txt").write_text("some text", encoding="utf-8")
+    Path("v.txt").write_text("other text", encoding="utf-8")
     Path("mine.yaml").write_text(RECIPE, encoding="utf-8")
     return "mine.yaml"
 
