@@ -36,6 +36,7 @@ from stlm_kd.tracking import open_tracker
 from tests.engine_objectives import Texts, all_objectives, held_out_texts
 from tests.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out, pico_fit
 from tests.engine_worker import SignallingBatches
+from tests.interchange_steps import PairedTexts, held_out_pairs, step_of
 from tests.pico import packed_batch, pico_model
 from tests.processes import run_together
 from tests.test_engine_resume import Rising
@@ -167,12 +168,21 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "poisoned": PoisonedElsewhere,
     "rising": Rising,
     "llama": llama,
+    "interchange": partial(step_of, "packed"),
     "objectives": all_objectives,
     "objectives-dense": partial(all_objectives, method="dense"),
     "objectives-fp32": partial(all_objectives, dtype=torch.float32),
     "objectives-mean": partial(all_objectives, own_means=True),
     "objectives-shifted": partial(all_objectives, shifted=True),
 }
+
+
+KINDS: dict[str, Callable[..., Any]] = {"llama": OneText, "interchange": PairedTexts}
+HELD_OUT: dict[str, Callable[[], list[Batch]]] = {
+    "llama": lambda: OneText().step(0),
+    "interchange": held_out_pairs,
+}
+"""Batches of the steps that read text of their own."""
 
 
 def train(folder: Path, run: Run) -> dict[str, object]:
@@ -182,10 +192,10 @@ def train(folder: Path, run: Run) -> dict[str, object]:
         first_process_runs(lambda: str(shutil.copytree(folder / str(run.begins_as), here)))
     step = STEPS[run.step]()
     of_text = run.step.startswith("objectives")
-    kind = Texts if of_text else OneText if run.step == "llama" else SignallingBatches
+    kind = KINDS.get(run.step, Texts if of_text else SignallingBatches)
     batches = kind(rank=process_rank(), world_size=launched_processes(), micro_batch=run.micro_batch)
     batches.signals = dict(run.signals)
-    rows = held_out_texts() if of_text else OneText().step(0) if run.step == "llama" else held_out()
+    rows = HELD_OUT.get(run.step, held_out_texts if of_text else held_out)()
     tracker = open_tracker(here)
     told: dict[str, object] = {"error": None}
     left_before = remains(step)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.engine import FitResult, FitSettings, fit
 from stlm_kd.measures import Measure
 from stlm_kd.tracking import StepMetrics, Tracker, Trackers, ValidationMetrics
@@ -92,8 +92,7 @@ def pico_rows(count: int, seed: int) -> Batch:
 def take(batch: Batch, rows: Sequence[int]) -> Batch:
     """Some rows of a batch; for none, a row of padding that predicts nothing."""
     index = torch.tensor(rows or [0])
-    names = [own.name for own in fields(Batch) if own.init]
-    picked = {name: getattr(batch, name)[index] for name in names}
+    picked = {name: getattr(batch, name)[index] for name in TENSORS}
     if not rows:
         picked["attention_mask"] = torch.zeros_like(picked["attention_mask"])
         picked["labels"] = torch.full_like(picked["labels"], IGNORED)

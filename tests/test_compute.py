@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stlm_kd.data.dealing import share_run_again
+from stlm_kd.interventions import layer_at
 from stlm_kd.models.observing import Needs
 from stlm_kd.run.compute import Reading, affordable_steps, pass_cost, training_flops
 from stlm_kd.schedules import Steps
@@ -16,6 +19,8 @@ from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
 from stlm_kd.terms import Intervention, Term
 from tests.interchange_case import supplies
+from tests.interchange_steps import CONTEXT, stream
+from tests.interchange_steps import step_of as step_with_interventions
 from tests.pico import ALL_FAMILIES, MASKED, packed_batch, pico_model
 from tests.road import distilled, student
 
@@ -74,6 +79,36 @@ def test_an_intervention_costs_the_blocks_after_it_and_its_source_those_before(s
         counted += int(seen.get_total_flops())
     found = training_flops(step, Reading(3, 8, 1.0), steps=2)
     assert found == pytest.approx(counted, rel=0.06)
+
+
+@pytest.mark.parametrize(("effective", "micro", "run_again"), [(4, 1, 1.0), (5, 2, 0.4)])
+def test_a_source_in_another_micro_batch_costs_the_blocks_before_the_exchange_again(
+    effective: int, micro: int, run_again: float
+) -> None:
+    """What it costs more than with all rows in one micro-batch."""
+    step = step_with_interventions("masked")
+    for model in (step.student, step.teachers["t"].model):  # type: ignore[attr-defined]
+        model.set_attn_implementation("eager")  # whose products are counted
+    step.begin(0, 8)
+
+    def counted(micro: int) -> int:
+        with FlopCounterMode(display=False) as seen:
+            for index in range(3):
+                for batch in stream("masked", effective=effective, micro=micro).step(index):
+                    step(batch, dict.fromkeys(step.count(batch), 1.0)).loss.backward()
+        return int(seen.get_total_flops())
+
+    (intervention,) = {t.intervention.name: t.intervention for t in step.terms if t.intervention}.values()
+    layer = layer_at(intervention, 0, index=0, steps=8)
+    fixed = replace(intervention, layers={"t": {layer: intervention.layers["t"][layer]}})
+    step._all = [replace(term, intervention=term.intervention and fixed) for term in step._all]
+    whole, again = (
+        training_flops(step, Reading(effective, CONTEXT, 1.0, share), steps=3) for share in (0.0, run_again)
+    )
+    assert whole is not None and again is not None
+    more = counted(micro) - counted(effective)
+    assert again - whole == pytest.approx(more, rel=0.1) and more > 0.02 * whole
+    assert run_again == share_run_again(effective, micro_batch=micro)
 
 
 def test_a_teacher_that_is_known_by_heart_computes_its_body_once_and_its_head_in_each_step() -> None:

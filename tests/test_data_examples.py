@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data.batch import IGNORED
+from stlm_kd.data.dealing import cheapest_bounds
 from stlm_kd.data.encoding import EncodedTexts, encode_texts, padding_id
 from stlm_kd.data.examples import (
     EncodedExamples,
     ExampleBatch,
     ExampleStream,
-    cheapest_bounds,
     example_evaluation_batches,
 )
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer

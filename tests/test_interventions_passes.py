@@ -14,6 +14,7 @@ from stlm_kd.alignment import Site
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.blocks import Inputs
 from stlm_kd.interventions.passes import Rerun
+from stlm_kd.interventions.plan import OtherStates, OwnStates
 from stlm_kd.models.observing import Observed
 from stlm_kd.step import StepModule
 from stlm_kd.teachers import LiveTeacher
@@ -116,8 +117,10 @@ def test_the_gradient_goes_through_the_students_source(family: str, pairing: str
     _, expected = case.plainly()
     read = Rerun._source_states
 
-    def detached(self: Rerun, inputs: Inputs, base: Observed) -> dict[Site, Tensor]:
-        return {site: state.detach() for site, state in read(self, inputs, base).items()}
+    def detached(
+        self: Rerun, source: OwnStates | OtherStates, inputs: Inputs, base: Observed
+    ) -> dict[Site, Tensor]:
+        return {site: state.detach() for site, state in read(self, source, inputs, base).items()}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Rerun, "_source_states", detached)

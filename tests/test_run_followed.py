@@ -12,6 +12,7 @@ from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.examples import all_examples
 from stlm_kd.run.material import held_out_key
+from stlm_kd.run.plan import describe
 from stlm_kd.run.scoring import suite_calls
 from stlm_kd.run.terms import projections_of, terms_of
 from stlm_kd.run.workshop import Workshop
@@ -147,3 +148,49 @@ def test_a_teacher_whose_tokenizer_reads_otherwise_reads_for_itself(
     assignment = Assignment(recipe, "student", 1, {"t": str(tmp_path / "theirs")}, own, Workshop(tmp_path))
     monkeypatch.setattr(Assignment, "asked", property(lambda _: {"t"}))
     assert set(assignment._readers()) == ({"t"} if lowercase else set())
+
+
+@pytest.mark.parametrize(
+    ("entry", "pairs"),
+    [
+        ("{loss: diito, teacher: a}", True),
+        ("{loss: diito, teacher: a, source: input-tokens}", True),
+        ("{loss: diito, teacher: a, pairing: independent}", False),
+        ("{loss: diito, teacher: a, source: mixup}", False),
+        ("{loss: diito, teacher: a, weight: 0}", False),
+    ],
+)
+def test_rows_are_dealt_out_in_pairs_where_they_are_sources_of_each_other(
+    entry: str, pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stlm_kd.run.assignment.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.run.assignment.tokenizer_identity", lambda _: "one")
+    (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
+    found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
+    student, control = (
+        Assignment(found, variant, 1, {"a": "m"}, None, Workshop(tmp_path))  # type: ignore[arg-type]  # likewise
+        for variant in ("student", "no-teacher")
+    )
+    assert (student.pairs_rows, control.pairs_rows) == (pairs, False)
+    assert ("sources" in student.key()) is pairs and "sources" not in control.key()
+
+
+@pytest.mark.parametrize(
+    ("entry", "sizes", "told"),
+    [
+        ("{loss: diito, teacher: a}", (16, 1), "run the sources of 16 of the 16 rows of a step again"),
+        ("{loss: diito, teacher: a}", (16, 2), None),
+        ("{loss: diito, teacher: a}", (15, 3), None),
+        ("{loss: diito, teacher: a, source: input-tokens}", (16, 1), None),
+        ("{loss: diito, teacher: a, source: mixup}", (16, 1), None),
+    ],
+)
+def test_the_plan_says_how_many_sources_are_run_again(
+    entry: str, sizes: tuple[int, int], told: str | None, tmp_path: Path
+) -> None:
+    objectives = f"objectives=[{{loss: labels}}, {entry}]"
+    given = [f"train.effective_batch={sizes[0]}", f"train.micro_batch={sizes[1]}"]
+    lines = describe(recipe(tmp_path, objectives, *given)).splitlines()
+    found = [line for line in lines if line.startswith("run the sources")]
+    assert [line.split(",")[0] for line in found] == ([] if told is None else [told])

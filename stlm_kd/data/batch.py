@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stlm_kd.data.dealing import sources_within
+
+if TYPE_CHECKING:
+    from stlm_kd.data.examples import AnyBatch
+
 Integers = npt.NDArray[np.int64]
+
+B = TypeVar("B", bound="AnyBatch")
 
 IGNORED = -100
 """The label of a position that predicts nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sources:
+    """Which row of the same optimizer step is the source of each row of a micro-batch in interventions.
+
+    Attributes:
+        rows: (B,): a row of the micro-batch; from B on, a row of ``outside``; ``NO_SOURCE`` where the step
+            has no other row.
+        outside: Rows of the step that lie in other micro-batches; None: there are none.
+    """
+
+    rows: Integers
+    outside: AnyBatch | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +52,7 @@ class Batch:
             0 on padding. No position attends to another document.
         position_ids: (B, T) int64, counted from 0 at each document's first position of the row.
         example_ids: (B,) int64, the row's number in its data set: stable over epochs, shuffles and ranks.
+        sources: Of its rows, where the rows of a step are dealt out in pairs; it stays on the CPU.
         origin: The same batch on the CPU, where it was moved from there.
     """
 
@@ -38,11 +62,14 @@ class Batch:
     document_ids: Tensor
     position_ids: Tensor
     example_ids: Tensor
+    sources: Sources | None = field(default=None, repr=False, compare=False)
     origin: Batch | None = field(default=None, init=False, repr=False, compare=False)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        moved = Batch(*(getattr(self, name).to(device, non_blocking=True) for name in TENSORS))
+        tensors = (getattr(self, name).to(device, non_blocking=True) for name in TENSORS)
+        moved = Batch(*tensors)
+        object.__setattr__(moved, "sources", self.sources)
         object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
         return moved
 
@@ -51,8 +78,26 @@ class Batch:
         return int(self.attention_mask.sum())
 
 
-TENSORS = tuple(own.name for own in fields(Batch) if own.init)
-"""What a ``Batch`` is made of, in order."""
+TENSORS = tuple(own.name for own in fields(Batch) if own.type == "Tensor")
+"""The tensors of a ``Batch``, in order."""
+
+
+def batches_with_sources(
+    batch: Callable[[Integers], B], groups: Sequence[Integers], source: Integers
+) -> list[B]:
+    """The micro-batches of an optimizer step whose rows are sources of each other.
+
+    Args:
+        batch: Gives some rows of the step, by their places in it.
+        groups: Of each micro-batch the places of its rows.
+        source: Of each row of the step, the place of its source.
+    """
+    found = []
+    for own in groups:
+        rows, outside = sources_within(own, source)
+        others = batch(outside) if len(outside) else None
+        found.append(replace(batch(own), sources=Sources(rows, others)))
+    return found
 
 
 def is_on_cpu(tensor: Tensor) -> bool:

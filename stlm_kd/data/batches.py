@@ -6,11 +6,12 @@ same data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from stlm_kd.data.batch import IGNORED, Batch, FlatRows, Integers
+from stlm_kd.data.batch import IGNORED, Batch, FlatRows, Integers, batches_with_sources
+from stlm_kd.data.dealing import dealt, in_pairs, sources
 from stlm_kd.data.masking import Masking
 from stlm_kd.data.packing import cut, pack
 from stlm_kd.data.tokens import TokenStore
@@ -188,6 +189,9 @@ class BatchStream:
     trains on the same. With ``variants`` each row has as many masks and no others, whatever the seed, which
     draws one of them for each row and epoch.
 
+    With ``pairs`` rows are sources of each other in interventions. Which ones depends on the step alone; a
+    pair goes to one micro-batch, unless micro-batches hold one row.
+
     Args:
         parts: At least one, of one context.
         effective_batch: Rows of an optimizer step, over all ranks and micro-batches.
@@ -197,6 +201,7 @@ class BatchStream:
         world_size: Processes that share the rows of a step.
         masking: For masked language models.
         variants: Of the masks of each row; None where they are drawn anew each time.
+        pairs: Whether a step's rows are sources of each other.
 
     Raises:
         DataError: Fewer tokens than one row has positions, or no row because all weights are 0.
@@ -213,6 +218,7 @@ class BatchStream:
         world_size: int = 1,
         masking: Masking | None = None,
         variants: int | None = None,
+        pairs: bool = False,
     ) -> None:
         assert effective_batch >= 1 and micro_batch >= 1 and seed >= 0 and 0 <= rank < world_size
         self._corpus = _Corpus(parts)
@@ -221,6 +227,7 @@ class BatchStream:
         self._seed = seed
         self._rank, self._world_size = rank, world_size
         self._masking, self._variants = masking, variants
+        self._pairs = pairs
         self._order: tuple[int, Integers] = (0, self._shuffled(0))
         self.rows_per_epoch = len(self._order[1])
         if not self.rows_per_epoch:
@@ -234,16 +241,32 @@ class BatchStream:
             self._order = (epoch, self._shuffled(epoch))
         begin = step * self._effective_batch
         rows = self._order[1][begin : begin + self._effective_batch]
-        dealt = _dealt(len(rows), self._micro_batch, self._rank, self._world_size)
-        if self._masking is None:
-            return [self._corpus.batch(rows[own], self._corpus.arrays(rows[own])) for own in dealt]
+        batch = self._reader(index, epoch, rows)
+        if not self._pairs:
+            return [batch(own) for own in _dealt(len(rows), self._micro_batch, self._rank, self._world_size)]
+        order = in_pairs(rows)
+        groups = dealt(
+            np.ones(len(rows), np.int64),
+            rank=self._rank,
+            world_size=self._world_size,
+            most=self._micro_batch,
+            cost=1,
+            pairs=True,
+        )
+        return batches_with_sources(lambda own: batch(order[own]), groups, sources(rows[order]))
+
+    def _reader(self, index: int, epoch: int, rows: Integers) -> Callable[[Integers], Batch]:
+        """Gives some of a step's rows, by their places in the step, as they read in it."""
+        masking = self._masking
+        if masking is None:
+            return lambda own: self._corpus.batch(rows[own], self._corpus.arrays(rows[own]))
         if self._variants is not None:
             total = int(self._corpus.starts[-1])
             chosen = chosen_variants(self._seed, epoch, rows=total, variants=self._variants)
-            return [self._corpus.masked(rows[own], chosen[rows[own]], self._masking) for own in dealt]
+            return lambda own: self._corpus.masked(rows[own], chosen[rows[own]], masking)
         generator = np.random.default_rng([self._seed, index, _MASKS])
-        arrays = self._masking.together(self._corpus.arrays(rows), generator)
-        return [self._corpus.batch(rows[own], arrays.select(own)) for own in dealt]
+        arrays = masking.together(self._corpus.arrays(rows), generator)
+        return lambda own: self._corpus.batch(rows[own], arrays.select(own))
 
     def _shuffled(self, epoch: int) -> Integers:
         rows = np.concatenate([self._drawn(index, epoch) for index in range(len(self._corpus.parts))])

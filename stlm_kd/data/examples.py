@@ -8,7 +8,7 @@ Shapes: B rows, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.data.batch import IGNORED, Batch, Integers, is_on_cpu
+from stlm_kd.data.batch import IGNORED, Batch, Integers, Sources, batches_with_sources, is_on_cpu
+from stlm_kd.data.dealing import dealt, sources
 from stlm_kd.data.encoding import Encoded, EncodedTexts
 from stlm_kd.data.labelled import Labels
 
@@ -44,6 +45,7 @@ class ExampleBatch:
             -1 for a row of padding, which a rank gets that has no example when others have one.
         others: The same examples as other tokenizers read them, by the name of the teacher that reads so.
         of: What is labelled: an example as a whole, words in it, or a span of it.
+        sources: As in ``Batch``.
         origin: The same batch on the CPU, where it was moved from there.
     """
 
@@ -54,6 +56,7 @@ class ExampleBatch:
     example_ids: Tensor
     others: Mapping[str, Encoded] = field(default_factory=dict)
     of: Labelled = "text"
+    sources: Sources | None = field(default=None, repr=False, compare=False)
     origin: ExampleBatch | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -76,6 +79,7 @@ class ExampleBatch:
             self.example_ids.to(device, non_blocking=True),
             {name: encoded.to(device) for name, encoded in self.others.items()},
             self.of,
+            self.sources,
         )
         object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
         return moved
@@ -158,6 +162,9 @@ class ExampleStream:
     length, the longest first, in as many micro-batches on every rank: as many as make the fewest positions,
     where a micro-batch counts as ``forward_cost`` positions more.
 
+    With ``pairs`` rows are sources of each other in interventions: neighbours by length, so of about the same
+    length, whatever the split. A pair goes to one micro-batch, unless micro-batches hold one row.
+
     Args:
         examples: At least one.
         effective_batch: Examples of an optimizer step, over all ranks and micro-batches.
@@ -166,6 +173,7 @@ class ExampleStream:
         rank: This process, of ``world_size``.
         world_size: Processes that share the examples of a step.
         forward_cost: What a forward and backward pass costs by itself, in positions.
+        pairs: Whether a step's rows are sources of each other.
     """
 
     def __init__(
@@ -178,6 +186,7 @@ class ExampleStream:
         rank: int = 0,
         world_size: int = 1,
         forward_cost: int = FORWARD_COST,
+        pairs: bool = False,
     ) -> None:
         assert effective_batch >= 1 and micro_batch >= 1 and seed >= 0 and 0 <= rank < world_size
         self._examples = examples
@@ -187,6 +196,7 @@ class ExampleStream:
         self._seed = seed
         self._rank, self._world_size = rank, world_size
         self._forward_cost = forward_cost
+        self._pairs = pairs
         self._order: tuple[int, Integers] = (0, self._shuffled(0))
         self.rows_per_epoch = len(examples)
         self.steps_per_epoch = -(-self.rows_per_epoch // effective_batch)
@@ -198,10 +208,17 @@ class ExampleStream:
             self._order = (epoch, self._shuffled(epoch))
         begin = step * self._effective_batch
         places = _longest_first(self._order[1][begin : begin + self._effective_batch], self._lengths)
-        longest = self._examples.own.padded(self._lengths[places[:: self._world_size]])
-        own = places[self._rank :: self._world_size]
-        bounds = cheapest_bounds(longest.tolist(), most=self._micro_batch, cost=self._forward_cost)
-        return [self._examples.batch(own[first:last]) for first, last in bounds]
+        groups = dealt(
+            self._examples.own.padded(self._lengths[places]),
+            rank=self._rank,
+            world_size=self._world_size,
+            most=self._micro_batch,
+            cost=self._forward_cost,
+            pairs=self._pairs,
+        )
+        if not self._pairs:
+            return [self._examples.batch(places[own]) for own in groups]
+        return batches_with_sources(lambda own: self._examples.batch(places[own]), groups, sources(places))
 
     def _shuffled(self, epoch: int) -> Integers:
         return np.random.default_rng([self._seed, epoch, _ORDER]).permutation(len(self._examples))
@@ -222,32 +239,3 @@ def example_evaluation_batches(
 
 def _longest_first(places: Integers, lengths: Integers) -> Integers:
     return places[np.argsort(-lengths[places], kind="stable")]
-
-
-def cheapest_bounds(lengths: Sequence[int], *, most: int, cost: int) -> list[tuple[int, int]]:
-    """The groups of neighbouring rows that take the fewest positions, as (first, one after the last).
-
-    Args:
-        lengths: Of the rows, falling; every row of a group is as long as its first.
-        most: Rows of a group.
-        cost: Positions that a group counts as besides those of its rows.
-
-    >>> cheapest_bounds([40, 40, 8, 8, 8], most=4, cost=16)
-    [(0, 2), (2, 5)]
-    >>> cheapest_bounds([40, 40, 8, 8, 8], most=5, cost=1000)
-    [(0, 5)]
-    """
-    sizes = np.asarray(lengths, np.int64)
-    best = np.zeros(len(sizes) + 1, np.int64)
-    begin = np.zeros(len(sizes) + 1, np.int64)
-    for end in range(1, len(sizes) + 1):
-        first = np.arange(max(0, end - most), end)
-        totals = best[first] + (end - first) * sizes[first] + cost
-        choice = int(totals.argmin())
-        best[end], begin[end] = totals[choice], first[choice]
-    bounds: list[tuple[int, int]] = []
-    end = len(sizes)
-    while end:
-        bounds.insert(0, (int(begin[end]), end))
-        end = int(begin[end])
-    return bounds

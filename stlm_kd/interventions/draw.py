@@ -2,7 +2,7 @@
 
 Everything is a function of the seed, the intervention's name, the step and the row. Nothing drawn is stored:
 a resumed run draws what an uninterrupted one draws, and what is drawn for a row does not depend on the
-micro-batch or the process that has it, unless its source is another row of the micro-batch.
+micro-batch or the process that has it. Which row of a step is its source, the batch says.
 """
 
 from __future__ import annotations

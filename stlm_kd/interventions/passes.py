@@ -1,9 +1,9 @@
 """What a model says after an intervention: its later half, run again with some states overwritten.
 
 Nothing is run that is known: the run begins again from the base's own state after the first overwritten
-block; a source's run ends after the deepest block that is aligned; and states of the base batch's own rows
-need no run. All positions are run again: of packed rows one is overwritten near the start, so that leaving
-out what comes before it saves nothing.
+block; a source's run ends after the deepest block that is aligned; states of the base batch's own rows need
+no run, and of the rows in other micro-batches only those that are sources. All positions are run again: of
+packed rows one is overwritten near the start, so that leaving out what comes before it saves nothing.
 
 Shapes: B rows, T positions, P places, D width.
 """
@@ -21,7 +21,7 @@ from stlm_kd.alignment import Site
 from stlm_kd.blocks import Change, Inputs, prepare
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Plan, Tokens
+from stlm_kd.interventions.plan import Joined, Noise, OtherStates, OwnStates, Plan, Tokens, parts_of
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.observing import Needs, Observed, conclude, observe
 
@@ -55,7 +55,7 @@ class Rerun:
         sites = self._noise_sites(source) if isinstance(source, Noise) else set[Site]()
         if self.fresh_dropout:
             return Needs(sites=frozenset(sites))
-        if isinstance(source, OwnStates):
+        if not isinstance(source, Noise) and any(isinstance(part, OwnStates) for part in parts_of(source)):
             sites |= {self._source_site(layer) for layer in self.layers}
         return Needs(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0])
 
@@ -70,7 +70,7 @@ class Rerun:
         inputs = inputs_of(batch, self.model, reader=self.reader)
         if isinstance(self.plan.source, Tokens):
             return observe(self.model, self._with_tokens(inputs, self.plan.source), needs)
-        writes = self._writes(batch, base, self._source_states(inputs, base))
+        writes = self._writes(batch, base, inputs)
         if self.fresh_dropout:
             hidden, _ = prepare(self.model, inputs).run(overwrite=writes)
         else:
@@ -95,31 +95,32 @@ class Rerun:
             sites.update(site for layer in self.layers[1:] for site in (layer - 1, layer))
         return sites
 
-    def _source_states(self, inputs: Inputs, base: Observed) -> States:
-        """The source's states that are put in, of all its places; none where they are random."""
-        source, sites = self.plan.source, frozenset(self._source_site(layer) for layer in self.layers)
+    def _source_states(self, source: OwnStates | OtherStates, inputs: Inputs, base: Observed) -> States:
+        """The states from which those that are put in are taken."""
+        sites = frozenset(self._source_site(layer) for layer in self.layers)
         if isinstance(source, OtherStates):
             read = inputs_of(source.batch, self.model, reader=self.reader)
             return observe(self.model, read, Needs(sites=sites)).states
-        if isinstance(source, OwnStates) and self.fresh_dropout:
+        if self.fresh_dropout:
             return observe(self.model, inputs, Needs(sites=sites)).states
         return base.states
 
-    def _writes(self, batch: AnyBatch, base: Observed, states: States) -> dict[int, Change]:
+    def _writes(self, batch: AnyBatch, base: Observed, inputs: Inputs) -> dict[int, Change]:
         """By block, what overwrites its output."""
-        source, places = self.plan.source, self.plan.base
+        source = self.plan.source
         if isinstance(source, Noise):
             return {
                 layer: _Write(self.plan, self._noise(source, layer, batch, base), source.shares)
                 for layer in self.layers
             }
-        assert isinstance(source, (OwnStates, OtherStates))
-        rows, positions = source.places.rows, source.places.positions
-        assert len(rows) == len(places)
-        return {
-            layer: _Write(self.plan, states[self._source_site(layer)][rows, positions])
-            for layer in self.layers
-        }
+        assert isinstance(source, (OwnStates, OtherStates, Joined))
+        read = [(part.places, self._source_states(part, inputs, base)) for part in parts_of(source)]
+        assert sum(len(places) for places, _ in read) == len(self.plan.base)
+
+        def states_at(site: Site) -> Tensor:
+            return torch.cat([states[site][places.rows, places.positions] for places, states in read])
+
+        return {layer: _Write(self.plan, states_at(self._source_site(layer))) for layer in self.layers}
 
     @torch.no_grad()
     def _noise(self, noise: Noise, layer: int, batch: AnyBatch, base: Observed) -> Tensor:

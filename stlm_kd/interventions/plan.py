@@ -96,7 +96,23 @@ class Tokens:
         return Tokens(self.ids.to(device, non_blocking=True))
 
 
-Source = OwnStates | OtherStates | Noise | Tokens
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """States of several kinds of source: the places of one part after the other."""
+
+    parts: tuple[OwnStates | OtherStates, ...]
+
+    def to(self, device: torch.device) -> Joined:
+        """The same on a device."""
+        return Joined(tuple(part.to(device) for part in self.parts))
+
+
+Source = OwnStates | OtherStates | Joined | Noise | Tokens
+
+
+def parts_of(source: OwnStates | OtherStates | Joined) -> tuple[OwnStates | OtherStates, ...]:
+    """What a source of states is made of."""
+    return source.parts if isinstance(source, Joined) else (source,)
 
 
 @dataclass(frozen=True, slots=True)

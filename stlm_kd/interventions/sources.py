@@ -8,7 +8,7 @@ Shapes: P places, D width of a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -18,8 +18,19 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import Integers
+from stlm_kd.data.dealing import NO_SOURCE
+from stlm_kd.data.examples import AnyBatch
 from stlm_kd.interventions.draw import Document, Draw, Pool, documents_of, places_of
-from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Places, Source, Tokens
+from stlm_kd.interventions.plan import (
+    Joined,
+    Noise,
+    OtherStates,
+    OwnStates,
+    Places,
+    Source,
+    Tokens,
+    parts_of,
+)
 from stlm_kd.interventions.wordnet import Relation, thesaurus
 from stlm_kd.registry import Registry
 
@@ -29,15 +40,18 @@ CounterfactualSource = Callable[..., tuple[Places, Source]]
 SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source")
 
 Pairing = Literal["batch", "independent"]
-"""Another row of the micro-batch, whose states are there anyway; or any other row of the training text."""
+"""Another row of the optimizer step, whose states are there anyway where it shares the micro-batch; or any
+other row of the training text."""
 
 
 @SOURCES.register("other-example")
 def other_example(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places, Source]:
     """States of another text, as in the paper (Wu et al., 2022, section 3).
 
-    Each document gets those of one document of the other row. Rows of a micro-batch are paired so that none
-    is its own source; where there is one row only, its source is any other row of the training text.
+    Each document gets those of one document of the other row. The rows of an optimizer step are paired so
+    that none is its own source (see ``data.dealing``), whatever micro-batches they are in; those of a batch
+    that is no part of a step, among themselves. Where there is one row only, its source is any other row of
+    the training text.
     """
     return _exchanged(draw, pairing)
 
@@ -46,10 +60,24 @@ def other_example(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places,
 def input_tokens(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places, Source]:
     """No states but tokens of another text, as an ablation: both sides read the changed text."""
     base, states = _exchanged(draw, pairing)
-    batch, places = (
-        (states.batch, states.places) if isinstance(states, OtherStates) else (draw.batch, states.places)
-    )
-    return base, Tokens(batch.input_ids[places.rows, places.positions])
+    ids = []
+    for part in parts_of(states):
+        batch = part.batch if isinstance(part, OtherStates) else draw.batch
+        ids.append(batch.input_ids[part.places.rows, part.places.positions])
+    return base, Tokens(torch.cat(ids))
+
+
+def pairs_rows(source: str, options: Mapping[str, object]) -> bool:
+    """Whether a source is another row of the same optimizer step.
+
+    >>> pairs_rows("other-example", {}), pairs_rows("other-example", {"pairing": "independent"})
+    (True, False)
+    >>> pairs_rows("mixup", {})
+    False
+    """
+    if SOURCES[source] not in (other_example, input_tokens):
+        return False
+    return options.get("pairing", "batch") == "batch"
 
 
 def exchanges_tokens(source: str) -> bool:
@@ -108,8 +136,9 @@ def mixup(
         mixup_map: Where several of a teacher's layers are aligned: all get y; or the later ones get y and
             what their block adds to the base there (its output minus its input; in post-norm families the
             norms are in that difference).
-        mixup_noise: y is standard normal; or has the mean and deviation, for each dimension, of the batch's
-            states at that layer; or is the embedding of a random token.
+        mixup_noise: y is standard normal; or has the mean and deviation, for each dimension, of the
+            micro-batch's states at that layer, which alone depends on the split of a step; or is the
+            embedding of a random token.
     """
     base = _within(draw)
     shares = [draw.generator("shares", row).random(len(own)) for row, own in base]
@@ -158,28 +187,61 @@ def _in_context(
     return places, OtherStates(replace(draw.batch, input_ids=ids_BT), places)
 
 
-def _exchanged(draw: Draw, pairing: Pairing) -> tuple[Places, OwnStates | OtherStates]:
+_Found = tuple[list[tuple[int, Integers]], OwnStates | OtherStates]
+"""Positions of the base's rows, and the source's."""
+
+
+def _exchanged(draw: Draw, pairing: Pairing) -> tuple[Places, OwnStates | OtherStates | Joined]:
+    found = [_from_pool(draw, draw.rows)] if pairing == "independent" else _from_step(draw)
+    base = places_of([own for places, _ in found for own in places])
+    parts = tuple(part for _, part in found)
+    return base, parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def _from_step(draw: Draw) -> list[_Found]:
+    """Each row from another row of the step, in this micro-batch or another; or, without one, of the text."""
+    sources = draw.batch.sources
+    source = _circle(draw) if sources is None else dict(enumerate(sources.rows.tolist()))
+    size, rows = len(draw.ids), draw.rows
+    outside = [row for row in rows if source[row] >= size]
+    alone = [row for row in rows if source[row] == NO_SOURCE]
+    found = []
+    if outside:
+        assert sources is not None and sources.outside is not None
+        found.append(_from_rows(draw, [(row, source[row] - size) for row in outside], sources.outside))
+    if alone:
+        found.append(_from_pool(draw, alone))
+    inside = [(row, source[row]) for row in rows if 0 <= source[row] < size]
+    if not inside and found:
+        return found
+    base, places = _paired(draw, [(row, draw.documents[other]) for row, other in inside])
+    return [(base, OwnStates(places_of(places))), *found]
+
+
+def _circle(draw: Draw) -> dict[int, int]:
+    """For each row of a batch that is no part of a step, the row after it in a random circle of all rows."""
     rows = draw.rows
-    if not rows or (pairing == "batch" and len(rows) > 1):
-        return _from_batch(draw, rows)
-    return _from_pool(draw, rows)
-
-
-def _from_batch(draw: Draw, rows: list[int]) -> tuple[Places, OwnStates]:
-    """Each row from the row after it in a random circle of all rows."""
+    if len(rows) < 2:
+        return dict.fromkeys(rows, NO_SOURCE)
     circle = draw.generator("pairing", *rows).permutation(rows).tolist()
-    others = dict(zip(circle, circle[1:] + circle[:1], strict=True))
-    base, source = _paired(draw, [(row, draw.documents[others[row]]) for row in rows])
-    return places_of(base), OwnStates(places_of(source))
+    return dict(zip(circle, circle[1:] + circle[:1], strict=True))
 
 
-def _from_pool(draw: Draw, rows: list[int]) -> tuple[Places, OtherStates]:
-    """Each row of the batch from any row of the training text that is another."""
+def _from_rows(draw: Draw, pairs: list[tuple[int, int]], batch: AnyBatch) -> _Found:
+    """Rows from those of another batch."""
+    documents = documents_of(batch)
+    base, source = _paired(draw, [(row, documents[other]) for row, other in pairs])
+    return base, OtherStates(batch, places_of(source))
+
+
+def _from_pool(draw: Draw, rows: list[int]) -> _Found:
+    """Rows of the batch, each from any row of the training text that is another."""
+    if not rows:
+        return [], OwnStates(places_of([]))
     pool = draw.pool()
     chosen = [_another(pool, draw.ids[row], draw.generator("pairing", row)) for row in rows]
     batch = pool.batch(chosen, [draw.generator("masks", row) for row in rows])
-    base, source = _paired(draw, list(zip(rows, documents_of(batch), strict=True)))
-    return places_of(base), OtherStates(batch, places_of(source))
+    return _from_rows(draw, [(row, place) for place, row in enumerate(rows)], batch)
 
 
 def _another(pool: Pool, own: int, generator: np.random.Generator) -> int:

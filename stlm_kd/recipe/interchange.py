@@ -94,6 +94,13 @@ class Interchange(Objective):
         return {name: value for name, value in given.items() if value is not None}
 
     @property
+    def pairs_rows(self) -> bool:
+        """Whether rows of an optimizer step are sources of each other."""
+        from stlm_kd.interventions.sources import pairs_rows
+
+        return pairs_rows(self.source, self.source_options)
+
+    @property
     def is_by_teacher(self) -> bool:
         """Whether every teacher has an alignment of its own."""
         return isinstance(self.alignment, dict) and not _is_layers(self.alignment)

@@ -239,9 +239,8 @@ def _flops(work: _Work, lesson: _Lesson, *, steps: int) -> int | None:
     """What the training computed; None of self-distillation, whose teacher reads other rows."""
     if lesson.aligned is not None:
         return None
-    batch = work.adapt.effective_batch
     epoch = lesson.material.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
-    reading = reading_of(work.recipe, lesson.material, batch, steps_per_epoch=epoch)
+    reading = reading_of(work.recipe, lesson.material, _batches(work.adapt), steps_per_epoch=epoch)
     return training_flops(lesson.step, reading, steps=steps, frozen_body=True)
 
 

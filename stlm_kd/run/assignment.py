@@ -17,6 +17,7 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, plain
+from stlm_kd.recipe.interchange import Interchange
 from stlm_kd.recipe.objectives import labels_alone
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.cache_reading import unbiased_notes
@@ -95,6 +96,12 @@ class Assignment:
         )
 
     @property
+    def pairs_rows(self) -> bool:
+        """Whether rows of an optimizer step are sources of each other in interventions."""
+        own = followed(self.recipe).values() if self.variant == "student" else ()
+        return any(isinstance(entry, Interchange) and entry.pairs_rows for entry in own)
+
+    @property
     def cached(self) -> dict[str, Teacher]:
         """Those of the teachers that are asked which are read from a cache."""
         return {t.name: t for t in self.recipe.teachers if t.name in self.asked and t.cache is not None}
@@ -158,6 +165,7 @@ class Assignment:
             "combine": self._combine_key() if len(asked) > 1 and COMBINED in combined else None,
             "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
             **wordnet_key(own.values()),
+            **({"sources": "paired over the step"} if self.pairs_rows else {}),
             "train": train,
             "steps_from": recipe.data.fraction if train.get("epochs") else None,
             "text": data_key(recipe, self.fraction),

@@ -22,10 +22,13 @@ from transformers import PreTrainedModel
 
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.cache.answering import CachedTeacher
+from stlm_kd.data.dealing import share_run_again
+from stlm_kd.engine.launched import launched_processes
+from stlm_kd.interventions.sources import pairs_rows
 from stlm_kd.models.forward import task_of, vocabulary_head
 from stlm_kd.models.observing import Needs
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.material import Material
+from stlm_kd.run.material import BatchSizes, Material
 from stlm_kd.run.numbers import num_layers
 from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
@@ -52,11 +55,14 @@ class Reading:
         rows: On average.
         length: Positions of a row, on average.
         counted: The share of the positions that have a label, and so meet the head.
+        run_again: Of rows that are sources of each other, the share of those whose source lies in another
+            micro-batch and is run again for them.
     """
 
     rows: float
     length: int
     counted: float
+    run_again: float = 0.0
 
 
 def pass_cost(model: PreTrainedModel, length: int) -> PassCost:
@@ -74,11 +80,16 @@ def pass_cost(model: PreTrainedModel, length: int) -> PassCost:
     return PassCost(int(counter.get_total_flops()) - in_head, in_head, num_layers(config))
 
 
-def reading_of(recipe: Recipe, material: Material, rows: int, *, steps_per_epoch: int) -> Reading:
-    """What an optimizer step of so many rows reads; of examples the last one of an epoch has fewer."""
+def reading_of(recipe: Recipe, material: Material, sizes: BatchSizes, *, steps_per_epoch: int) -> Reading:
+    """What an optimizer step reads; of examples the last one of an epoch has fewer rows."""
+    again = 0.0
+    if sizes.pairs:
+        rows = min(sizes.effective, material.num_rows)
+        again = share_run_again(rows, micro_batch=sizes.micro, world_size=launched_processes())
     if recipe.language_task is None:
-        return Reading(material.num_rows / steps_per_epoch, max(1, round(material.row_tokens)), 1.0)
-    return Reading(rows, recipe.data.context, recipe.data.masked_share or 1.0)
+        length = max(1, round(material.row_tokens))
+        return Reading(material.num_rows / steps_per_epoch, length, 1.0, again)
+    return Reading(sizes.effective, recipe.data.context, recipe.data.masked_share or 1.0, again)
 
 
 def training_flops(
@@ -162,12 +173,14 @@ def _row_flops(
         depths[name] = _depth(needs, teachers[name].cost)
         flops += head * teachers[name].cost.head if needs.head_input else 0
     for intervention in _interventions(terms):
-        own = _again(intervention, [(layer,) for layer in intervention.student_layers], student, own=True)
+        own = _again(
+            intervention, [(layer,) for layer in intervention.student_layers], student, reading, own=True
+        )
         flops += 3 * (student.body * own.after + head * student.head)
         for name, needs in teacher_needs(terms, mixed, classes=classes, after=intervention.name).items():
             cost = teachers[name].cost
             layers = [intervention.layers[name][layer] for layer in intervention.student_layers]
-            theirs = _again(intervention, layers, cost, own=False)
+            theirs = _again(intervention, layers, cost, reading, own=False)
             depths[name] = max(depths[name], theirs.base)
             flops += cost.body * theirs.after + (head * cost.head if needs.head_input else 0)
     return flops + sum(
@@ -194,7 +207,12 @@ class _Again:
 
 
 def _again(
-    intervention: Intervention, layers: Sequence[Sequence[int]], cost: PassCost, *, own: bool
+    intervention: Intervention,
+    layers: Sequence[Sequence[int]],
+    cost: PassCost,
+    reading: Reading,
+    *,
+    own: bool,
 ) -> _Again:
     """The shares of the blocks that run, averaged over the layers that may be drawn.
 
@@ -202,6 +220,7 @@ def _again(
         intervention: Which.
         layers: For each layer that may be drawn, those that are overwritten in the model.
         cost: The model's.
+        reading: How many sources are run again.
         own: Whether it is the student's, whose passes may draw dropout each for itself.
     """
     if intervention.source == "input-tokens":
@@ -212,6 +231,5 @@ def _again(
     later = 1.0 if fresh else 1.0 - first
     if intervention.source == "mixup":
         return _Again(first, later)
-    in_batch = intervention.source == "other-example"
-    in_batch = in_batch and intervention.options.get("pairing", "batch") == "batch"
-    return _Again(last, later) if in_batch and not fresh else _Again(first, later + last)
+    is_read = pairs_rows(intervention.source, intervention.options) and not fresh and reading.run_again < 1
+    return _Again(last, later + reading.run_again * last) if is_read else _Again(first, later + last)

@@ -58,10 +58,17 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchSizes:
-    """Rows of an optimizer step over all processes, and of one forward in one of them, at most."""
+    """How the rows of optimizer steps are dealt out.
+
+    Attributes:
+        effective: Rows of an optimizer step over all processes.
+        micro: Rows of one forward in one of them, at most.
+        pairs: Whether rows of a step are sources of each other in interventions.
+    """
 
     effective: int
     micro: int
+    pairs: bool = False
 
 
 HeldOut = list[str] | Examples
@@ -176,6 +183,7 @@ class TextMaterial:
             world_size=launched_processes(),
             masking=self.masking,
             variants=self.variants,
+            pairs=sizes.pairs,
         )
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
@@ -303,6 +311,7 @@ def example_stream(examples: Tokenised, sizes: BatchSizes, *, seed: int) -> Exam
         rank=process_rank(),
         world_size=launched_processes(),
         forward_cost=FORWARD_COST if current_device().type == "cpu" else ACCELERATOR_FORWARD_COST,
+        pairs=sizes.pairs,
     )
 
 

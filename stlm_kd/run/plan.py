@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from stlm_kd.data.dealing import share_run_again
+from stlm_kd.engine.launched import launched_processes
+from stlm_kd.interventions.sources import exchanges_tokens
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
 from stlm_kd.recipe.caching import VARIANTS, Cache, temperature_of
@@ -130,6 +133,7 @@ def _students(recipe: Recipe) -> list[str]:
             for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
         ),
         f"train for {_length(train)}{option_words(dict(train), without=('steps', 'epochs'))}",
+        *_runs_again(recipe),
         f"once for each seed of {', '.join(map(str, recipe.seeds))}; the same for the controls "
         f"{', '.join(recipe.controls) or '(none)'}; tracked by {', '.join(('jsonl', *recipe.tracking))}",
     ]
@@ -147,6 +151,21 @@ def _objective(entry: Objective) -> str:
     if isinstance(entry, Interchange):
         words += f" after exchanging states ({_interchange(entry)})"
     return words + option_words(entry.options)
+
+
+def _runs_again(recipe: Recipe) -> list[str]:
+    """How many sources of states lie in other micro-batches than the rows that they are exchanged into."""
+    entries = [entry for entry in recipe.objectives if isinstance(entry, Interchange)]
+    if not any(entry.pairs_rows and not exchanges_tokens(entry.source) for entry in entries):
+        return []
+    rows, micro = recipe.train.effective_batch, recipe.train.micro_batch
+    share = share_run_again(rows, micro_batch=micro or rows, world_size=launched_processes())
+    if not share:
+        return []
+    return [
+        f"run the sources of {round(share * rows)} of the {rows} rows of a step again, which lie in other "
+        "micro-batches (none with an even train.effective_batch and a train.micro_batch of 2 or more)"
+    ]
 
 
 def _interchange(entry: Interchange) -> str:

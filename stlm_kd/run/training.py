@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -99,9 +99,9 @@ def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:
     own = assignment.material(recipe.data.fraction)
     is_own = assignment.fraction == recipe.data.fraction
     material = own if is_own else assignment.material(assignment.fraction)
-    sizes = batch_sizes(recipe.train)
+    sizes = replace(batch_sizes(recipe.train), pairs=assignment.pairs_rows)
     stream = material.stream(sizes, seed=assignment.seed)
-    reading = reading_of(recipe, material, sizes.effective, steps_per_epoch=stream.steps_per_epoch)
+    reading = reading_of(recipe, material, sizes, steps_per_epoch=stream.steps_per_epoch)
     steps = num_steps(recipe.train, own, assignment.seed)
     if assignment.flops is not None:
         steps = affordable_steps(StepModule(student, [labels_term()]), reading, flops=assignment.flops)
