@@ -20,6 +20,8 @@ def store_of(bodies: Iterable[list[int]]) -> TokenStore:
         tokens=np.array([token for document in documents for token in document], np.uint16),
         offsets=np.cumsum([0, *map(len, documents)]),
         document_bytes=np.ones(len(documents), np.int64),
+        document_hashes=np.arange(len(documents), dtype=np.uint64),
         vocab_size=60_001,
         eos_id=END,
+        ends_inside=0,
     )
