@@ -23,7 +23,7 @@ from stlm_kd.data.tokens import build_store
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.interchange import SUITE, Exchange, draw_exchanges
-from stlm_kd.eval.masked import DEFAULT_WINDOW
+from stlm_kd.eval.running import MASKED_WINDOW
 from stlm_kd.interventions import Lexicon, Pool, Supplies
 from stlm_kd.interventions.draw import named_generator
 from stlm_kd.interventions.pool import ExamplePool, TextPool
@@ -41,7 +41,7 @@ def row_length(models: Mapping[str, PreTrainedModel], wanted: int | None, *, pla
     """
     if wanted is None:
         limits = (num_positions(model.config) for model in models.values())
-        return min(DEFAULT_WINDOW, *(limit for limit in limits if limit is not None))
+        return min(MASKED_WINDOW, *(limit for limit in limits if limit is not None))
     for name, model in models.items():
         most = num_positions(model.config)
         if most is not None and wanted > most:

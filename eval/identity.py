@@ -55,7 +55,8 @@ def _rows(name: str, origin: str, given: Mapping[str, Any]) -> Json:
         return {path: _state(path, config) for path, config in sorted(sources.data_sets(built).items())}
     if origin == "generated":
         return [_ours(name, f"{name}_group"), fingerprint(Source(sample="train"))]  # of the generator's code
-    return [_ours(name), sources.local_version(name, os.environ["STLM_KD_DATA"])]
+    whole = sources.whole_of(name) or name
+    return [_ours(whole), sources.local_version(name, os.environ["STLM_KD_DATA"])]
 
 
 def _ours(*templates: str) -> str:

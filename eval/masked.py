@@ -19,7 +19,15 @@ from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval.results import UNIFORM
-from stlm_kd.eval.running import autocast, check_window, evaluating, require_finite, require_task
+from stlm_kd.eval.round_trip import bytes_kept
+from stlm_kd.eval.running import (
+    MASKED_WINDOW,
+    autocast,
+    check_window,
+    evaluating,
+    require_finite,
+    require_task,
+)
 from stlm_kd.eval.token_losses import EQUAL
 from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
@@ -28,10 +36,6 @@ from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-
-DEFAULT_WINDOW = 128
-"""Positions of a window, unless the model has fewer: the same for nearly all models, so that their scores on
-the same tokens can be paired; and a row is cheap, of which pseudo-perplexity needs one for each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class WindowedText:
         mask_id: The mask token.
         ends: The ids that stand before and after the tokens of each window.
         unknown_id: Stands for what the tokenizer cannot spell; None where it can spell everything.
+        bytes_kept: The share of the text's bytes that the tokenizer gives back.
     """
 
     windows: tuple[TextWindow, ...]
@@ -74,6 +79,7 @@ class WindowedText:
     mask_id: int
     ends: tuple[int, int]
     unknown_id: int | None
+    bytes_kept: float = 1.0
 
     def unknown(self, windows: Iterable[TextWindow]) -> int:
         """Tokens of these windows that stand for what the tokenizer cannot spell."""
@@ -150,7 +156,7 @@ def windowed_text(
         model: Asked for its task, positions and vocabulary.
         tokenizer: Must have ends and a mask.
         documents: Empty ones are left out.
-        window: None: ``DEFAULT_WINDOW``, or as many as the model has if that is fewer.
+        window: None: ``MASKED_WINDOW``, or as many as the model has if that is fewer.
         suite: What messages begin with.
 
     Raises:
@@ -173,7 +179,9 @@ def windowed_text(
     )
     if not any(piece.tokens for piece in windows):
         raise DataError(f"{suite}: the tokenizer finds no token in the text")
-    return WindowedText(windows, len(texts), window, mask_id, ends, tokenizer.unk_token_id)
+    return WindowedText(
+        windows, len(texts), window, mask_id, ends, tokenizer.unk_token_id, bytes_kept(tokenizer, texts)
+    )
 
 
 def split_document(
@@ -268,6 +276,6 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 
 def _checked_window(config: PreTrainedConfig, window: int | None, suite: str) -> int:
     if window is None:
-        return min(num_positions(config) or DEFAULT_WINDOW, DEFAULT_WINDOW)
+        return min(num_positions(config) or MASKED_WINDOW, MASKED_WINDOW)
     check_window(config, window, suite=suite)
     return window

@@ -99,6 +99,7 @@ class MaskedLoss:
                 "documents": self.text.documents,
                 "unknown_tokens": unknown,
                 "window": self.text.window,
+                "bytes_kept": self.text.bytes_kept,
                 "share": self.share,
                 "seed": self.seed,
             },

@@ -13,6 +13,7 @@ from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import DataError
 from stlm_kd.eval import likelihood
 from stlm_kd.eval.results import UNIFORM, ExampleScore, Json, SuiteResult
+from stlm_kd.eval.round_trip import bytes_kept, lossy_note
 from stlm_kd.eval.running import check_window, require_task
 from stlm_kd.eval.text_blocks import TextBlocks, text_blocks, token_starts
 from stlm_kd.eval.token_losses import Piece, is_uniform, piece_losses
@@ -48,6 +49,7 @@ class TextLoss:
         window: Tokens that the model saw at once, at most.
         stride: Tokens by which the window moved.
         uniform: Whether the model gives all tokens the same probability.
+        bytes_kept: The share of the text's bytes that the tokenizer gives back.
     """
 
     documents: tuple[DocumentLoss, ...]
@@ -55,6 +57,7 @@ class TextLoss:
     window: int
     stride: int
     uniform: bool = False
+    bytes_kept: float = 1.0
 
     @property
     def nats(self) -> float:
@@ -84,7 +87,12 @@ class TextLoss:
     def as_result(self) -> SuiteResult:
         """Both as scores, with the bits per byte of every document."""
         pieces = [(document.nats, document.tokens, document.bytes) for document in self.documents]
-        notes = (likelihood.unknown_note(self.unknown, self.tokens),) if self.unknown else ()
+        notes = []
+        if self.unknown:
+            notes.append(likelihood.unknown_note(self.unknown, self.tokens))
+        if self.bytes_kept < 1:
+            notes.append(lossy_note(self.bytes_kept))
+        notes.append(f"{SUITE}: windows of {self.window} tokens, stride {self.stride}")
         return SuiteResult(
             SUITE,
             likelihood.likelihood_scores(pieces, degenerate=UNIFORM if self.uniform else None),
@@ -98,7 +106,7 @@ class TextLoss:
                 for index, document in enumerate(self.documents)
                 if document.bytes
             ),
-            notes,
+            tuple(notes),
             {
                 "nats": self.nats,
                 "tokens": self.tokens,
@@ -107,6 +115,7 @@ class TextLoss:
                 "unknown_tokens": self.unknown,
                 "window": self.window,
                 "stride": self.stride,
+                "bytes_kept": self.bytes_kept,
                 **self._blocks(),
             },
         )
@@ -185,6 +194,7 @@ def measure(
         window,
         stride,
         is_uniform(losses),
+        bytes_kept(tokenizer, texts),
     )
 
 

@@ -24,6 +24,7 @@ from stlm_kd.eval.masked import (
     windowed_text,
 )
 from stlm_kd.eval.results import ExampleScore, Json, SuiteResult
+from stlm_kd.eval.round_trip import lossy_note
 
 SUITE = "pseudo-perplexity"
 
@@ -52,12 +53,17 @@ class PseudoLoss:
         pieces = [(nats, each.tokens, each.bytes) for nats, each in zip(self.nats, scored, strict=True)]
         tokens, scored_tokens = _tokens(self.text.windows), _tokens(scored)
         unknown = self.text.unknown(scored)
-        notes = [unknown_note(unknown, scored_tokens)] if unknown else []
+        notes = []
+        if unknown:
+            notes.append(unknown_note(unknown, scored_tokens))
+        if self.text.bytes_kept < 1:
+            notes.append(lossy_note(self.text.bytes_kept))
         if len(scored) < len(self.text.windows):
             notes.append(
                 f"pseudo-perplexity of {scored_tokens} of {tokens} tokens: {len(scored)} of "
                 f"{len(self.text.windows)} windows, drawn at random"
             )
+        notes.append(f"{SUITE}: windows of {self.text.window} tokens")
         return SuiteResult(
             SUITE,
             likelihood_scores(pieces, prefix="pseudo_", degenerate=self.degenerate),
@@ -78,6 +84,7 @@ class PseudoLoss:
                 "documents": self.text.documents,
                 "unknown_tokens": unknown,
                 "window": self.text.window,
+                "bytes_kept": self.text.bytes_kept,
                 "seed": self.seed,
                 "blocks": self._blocks(),
             },

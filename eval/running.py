@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,32 @@ def require_finite(model: PreTrainedModel, values: Tensor, *, suite: str | None 
             f"{f'{suite}: ' if suite else ''}{name_of(model)} gives predictions that are not finite; its "
             "weights or its precision are at fault (check the loss of its training, or use precision: fp32)"
         )
+
+
+MASKED_WINDOW = 128
+"""Positions of a window of a masked language model, unless it or the training text has fewer: a row is cheap,
+of which pseudo-perplexity needs one for each token."""
+
+
+def common_window(suite: str, sizes: Iterable[int | None]) -> int | None:
+    """The window in which a suite scores all models of a table, where none is asked for.
+
+    Bits per byte depend on how much a model sees, so that all rows of a table have the same window: the
+    smallest of the sizes (the recipe's context, or positions of models; None: any), and for masked language
+    models at most ``MASKED_WINDOW``.
+
+    Returns:
+        None where the suite reads no windows of text, or nothing is known.
+
+    >>> common_window("perplexity", [512, None, 256]), common_window("masked-loss", [512])
+    (256, 128)
+    """
+    if suite not in ("perplexity", "pseudo-perplexity", "masked-loss"):
+        return None
+    known = [size for size in sizes if size is not None]
+    if suite != "perplexity":
+        known.append(MASKED_WINDOW)
+    return min(known, default=None)
 
 
 def check_window(config: PreTrainedConfig, window: int, *, suite: str) -> None:

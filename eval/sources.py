@@ -84,6 +84,35 @@ def expand(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(spelled))
 
 
+def whole_of(name: str) -> str | None:
+    """The benchmark of ``LOCAL`` that a name stands for or is a part of; None where there is none.
+
+    >>> whole_of("blimp"), whole_of("blimp_wh_island"), whole_of("mmlu_stem"), whole_of("mmlu_stme")
+    ('blimp', 'blimp', 'mmlu', None)
+    """
+    if name in LOCAL:
+        return name
+    wholes = (whole for whole in LOCAL if LOCAL[whole].has_parts and name.startswith(f"{whole}_"))
+    return next((whole for whole in wholes if name in _parts(whole)), None)
+
+
+@cache
+def _parts(whole: str) -> frozenset[str]:
+    """The names of lm-eval's tasks and groups within a benchmark."""
+    found = set()
+    for file in (_LM_EVAL_TASKS / LOCAL[whole].folder).glob("*.yaml"):
+        content = yaml.load(file.read_text(), Loader=_NamesAlone)
+        found |= {content[key] for key in ("task", "group") if isinstance(content.get(key), str)}
+    return frozenset(found)
+
+
+class _NamesAlone(yaml.SafeLoader):
+    """Reads lm-eval's files without running the functions that they name."""
+
+
+_NamesAlone.add_constructor("!function", lambda loader, node: None)
+
+
 def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list[Built]:
     """The tasks, ready to run; those built before in this process are used again.
 
@@ -101,7 +130,7 @@ def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list
 
 def local_version(name: str, data: str) -> str:
     """A hash of the local files that hold a task's rows."""
-    return fingerprint(Source(path=str(Path(data).absolute() / "lm_eval" / name)))
+    return fingerprint(Source(path=str(Path(data).absolute() / "lm_eval" / (whole_of(name) or name))))
 
 
 def leaves(item: Task | Group) -> list[Task]:
@@ -123,22 +152,22 @@ def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origi
     """
     if name == SAMPLE:
         return "generated"
-    benchmark = LOCAL.get(name)
-    if source == "builtin" or (source == "auto" and (benchmark is None or on_hub_or_cached(benchmark))):
+    whole = whole_of(name)
+    if source == "builtin" or (source == "auto" and (whole is None or on_hub_or_cached(LOCAL[whole]))):
         return "builtin"
-    if benchmark is None:
+    if whole is None:
         raise EnvironmentFault(f"{name}: no local files are known for it; use source: builtin")
-    _check_local(name, benchmark, num_fewshot)
+    _check_local(name, whole, num_fewshot)
     return "local"
 
 
-def _check_local(name: str, benchmark: Benchmark, num_fewshot: int | None) -> None:
-    data = os.environ.get("STLM_KD_DATA")
-    if not data or not (Path(data) / "lm_eval" / name).is_dir():
-        found = f"{data} has no lm_eval/{name}" if data else "STLM_KD_DATA is not set"
+def _check_local(name: str, whole: str, num_fewshot: int | None) -> None:
+    benchmark, data = LOCAL[whole], os.environ.get("STLM_KD_DATA")
+    if not data or not (Path(data) / "lm_eval" / whole).is_dir():
+        found = f"{data} has no lm_eval/{whole}" if data else "STLM_KD_DATA is not set"
         raise EnvironmentFault(
             f"{name}: {benchmark.hub[0]} is neither reachable on the Hub nor in its cache, and {found}; "
-            f"go online once, or set STLM_KD_DATA to a folder that holds lm_eval/{name}"
+            f"go online once, or set STLM_KD_DATA to a folder that holds lm_eval/{whole}"
         )
     if num_fewshot and not benchmark.shots:
         raise EnvironmentFault(
@@ -163,14 +192,14 @@ def _build(name: str, origin: Origin, num_fewshot: int | None, data: str, versio
 
 
 def _load_builtin(name: str) -> Task | Group:
-    benchmark = LOCAL.get(name)
-    if benchmark is None:
+    whole = whole_of(name)
+    if whole is None:
         manager = _all_builtin_tasks()
         if name not in manager.all_tasks:
             known = (*manager.all_tasks, *LOCAL, *GROUPS, SAMPLE)
             raise UsageError(f"lm-eval: {name} is not a known task{_near(name, known)}")
     else:
-        manager = TaskManager(include_defaults=False, include_path=_LM_EVAL_TASKS / benchmark.folder)
+        manager = TaskManager(include_defaults=False, include_path=_LM_EVAL_TASKS / LOCAL[whole].folder)
     return _load(manager, name)
 
 
@@ -194,7 +223,7 @@ def _load(manager: TaskManager, name: str) -> Task | Group:
         first_line = str(error).partition("\n")[0]
         raise EnvironmentFault(
             f"{name}: its rows could not be read ({first_line}); go online, or set STLM_KD_DATA to a folder "
-            f"that holds lm_eval/{name} and use source: local"
+            f"that holds lm_eval/{whole_of(name) or name} and use source: local"
         ) from error
     groups, tasks = loaded.get("groups", {}), loaded["tasks"]
     if name not in groups and name not in tasks:
@@ -215,11 +244,13 @@ def _local_files(name: str, data: str) -> Iterator[Path]:
                 _fill_in(name, folder / f"{phenomenon}.yaml", {"PART": phenomenon})
             _fill_in(f"{name}_group", folder / "group.yaml", {})
         else:
+            whole = whole_of(name)
+            assert whole is not None, name
             places = {"LM_EVAL_TASKS": str(_LM_EVAL_TASKS), "STLM_KD_DATA": str(Path(data).absolute())}
-            if LOCAL[name].has_parts:
-                _fill_in_parts(name, folder, places)
+            if LOCAL[whole].has_parts:
+                _fill_in_parts(whole, folder, places)
             else:
-                _fill_in(name, folder / f"{name}.yaml", places)
+                _fill_in(whole, folder / f"{whole}.yaml", places)
         yield folder
 
 

@@ -47,7 +47,8 @@ def perplexity(
         documents: The held-out text.
         on: Which text: the held-out one, or ``wikitext``: WikiText-2's test text, from a file below
             ``STLM_KD_DATA`` or the Hub.
-        window: Tokens that the model sees at once; by default as many as it has positions for.
+        window: Tokens that the model sees at once; by default the recipe's ``data.context``, or the smallest
+            number of positions of the models that ``eval`` is given.
         stride: Tokens by which the window moves; by default half a window.
         batch_size: Windows per forward pass, at most.
         precision: ``bf16`` runs the model under autocast.
@@ -89,8 +90,8 @@ def pseudo_perplexity(
         model: A masked language model.
         tokenizer: Its tokenizer.
         documents: The text.
-        window: Positions of a row, start and end included; by default 128, or as many as the model has if
-            that is fewer.
+        window: Positions of a row, start and end included; by default 128, or ``data.context``, or as many as
+            the models have, if that is fewer.
         tokens: About so many tokens are scored, in whole windows drawn from all of the text, since each
             costs a row; null: all. The windows are the same for all models of a tokenizer and a window.
         seed: Of the draw.
@@ -139,8 +140,8 @@ def masked_loss(
         share: Of the tokens that are not special, so many are masked, drawn uniformly. They are the same for
             all models of a tokenizer and a window.
         seed: Of the draw.
-        window: Positions of a row, start and end included; by default 128, or as many as the model has if
-            that is fewer.
+        window: Positions of a row, start and end included; by default 128, or ``data.context``, or as many as
+            the models have, if that is fewer.
         batch_size: Rows per forward pass.
         precision: ``bf16`` runs the model under autocast.
 

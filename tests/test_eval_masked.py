@@ -292,7 +292,8 @@ def test_models_of_one_tokenizer_are_scored_on_the_same_tokens() -> None:
     report = measured[0].as_result().report
     assert report["tokens"] == report["bytes"] == sum(map(len, texts))
     assert 100 <= report["scored_tokens"] < 110
-    (note,) = measured[0].as_result().notes
+    note, windows = measured[0].as_result().notes
+    assert windows.startswith("pseudo-perplexity: windows of ")
     assert f"{report['scored_tokens']} of {report['tokens']} tokens" in note
     losses = [masked_loss.measure(pico(family), BYTES, texts, window=12) for family in FAMILIES]
     assert len({(one.masked, one.text) for one in losses}) == 1

@@ -292,3 +292,45 @@ def test_a_broken_local_file_names_the_line(tmp_path: Path) -> None:
     file.write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: not a line of JSON"):
         rows.from_files(splits={"test": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"), [("blimp_wh_island", 1), ("mmlu_abstract_algebra", 1), ("mmlu_stem", 19)]
+)
+def test_a_part_is_found_in_the_local_files_of_the_whole(data: Path, name: str, tasks: int) -> None:
+    (built,) = sources.build([name], source="local", num_fewshot=None)
+    (whole,) = sources.build([sources.whole_of(name) or ""], source="local", num_fewshot=None)
+    of_whole = {task.task_name: task for task in sources.leaves(whole.item)}
+    found = sources.leaves(built.item)
+    assert (built.origin, len(found)) == ("local", tasks)
+    for task in found:
+        assert task.eval_docs[3] == of_whole[task.task_name].eval_docs[3]
+    assert sources.local_version(name, str(data.parent)) == sources.local_version(
+        name.partition("_")[0], str(data.parent)
+    )
+
+
+def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from stlm_kd.run import scoring
+    from stlm_kd.run.scoring import SuiteCall
+    from stlm_kd.run.workshop import Workshop
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(sources, "hub_answers", lambda: False)
+    monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
+    call = SuiteCall("lm-eval", {"tasks": ("blimp_wh_island",), "source": "auto", "num_fewshot": None})
+    monkeypatch.setattr(scoring, "_load", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(EnvironmentFault, match=r"blimp_wh_island: .* has no lm_eval/blimp; go online once"):
+        scoring.score("some/model", [call], [], workshop=Workshop(tmp_path))
+    (tmp_path / "lm_eval" / "blimp").mkdir(parents=True)
+    (tmp_path / "lm_eval" / "blimp" / "blimp_all.jsonl.gz").write_bytes(gzip.compress(b'{"UID": "other"}\n'))
+    with pytest.raises(DataError, match="no rows whose UID is wh_island"):
+        scoring.score("some/model", [call], [], workshop=Workshop(tmp_path))
+
+
+def test_a_name_that_only_begins_like_a_benchmark_is_no_part_of_it() -> None:
+    assert [sources.whole_of(name) for name in ("blimp_nl", "mmlu_pro", "arc_easy_x", "hellaswag_de")] == [
+        None
+    ] * 4

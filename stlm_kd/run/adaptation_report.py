@@ -18,6 +18,7 @@ from stlm_kd.eval.examples import measure as measure_examples
 from stlm_kd.eval.perplexity import measure
 from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
 from stlm_kd.eval.results import Count, Measured
+from stlm_kd.eval.running import common_window
 from stlm_kd.models.placing import move
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.material import HeldOut, held_out_of_recipe
@@ -127,16 +128,17 @@ def measurer(recipe: Recipe) -> Callable[[PreTrainedModel, PreTrainedTokenizerFa
 def _measured(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut, recipe: Recipe
 ) -> Quality:
-    """Text with windows of the recipe's context, which every state of the teacher sees."""
+    """Text in the windows of the recipe's suites, which every state of the teacher sees."""
     context = recipe.data.context
     if isinstance(held, Examples):
         result = measure_examples(model, tokenizer, held, context=context)
         metric = "pearson" if held.is_regression else "accuracy"
         return Quality(result.score("examples", metric).value, len(held))
     if recipe.task == "clm":
-        loss = measure(model, tokenizer, held, window=context)
+        loss = measure(model, tokenizer, held, window=common_window("perplexity", [context]))
         return Quality(loss.bits_per_byte, loss.bytes)
-    pseudo = measure_pseudo(model, tokenizer, held, window=context, tokens=None).as_result()
+    window = common_window("pseudo-perplexity", [context])
+    pseudo = measure_pseudo(model, tokenizer, held, window=window, tokens=None).as_result()
     size = pseudo.report["scored_bytes"]
     assert isinstance(size, int)
     return Quality(pseudo.score("text", "pseudo_bits_per_byte").value, size)

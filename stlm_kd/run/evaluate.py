@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
 from stlm_kd.eval.results import SuiteResult
+from stlm_kd.eval.running import common_window
 from stlm_kd.models.class_names import is_unnamed
 from stlm_kd.models.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
+from stlm_kd.models.positions import num_positions
 from stlm_kd.recipe import load
 from stlm_kd.run.beside import Beside, teachers_of_run
 from stlm_kd.run.examples import labelled_sources
@@ -79,6 +82,8 @@ def evaluate(
         )
     for name in models:
         _check_kind(name, calls, trust=trust_remote_code)
+    sizes = [_text_read(name, trust=trust_remote_code) for name in models]
+    calls = [replace(call, window=common_window(call.suite, sizes)) for call in calls]
     compares = any(call.suite in NEEDS_TEACHERS for call in calls)
     _refuse_unread(
         calls,
@@ -165,6 +170,16 @@ def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
                 f"{name}: a {config.model_type} language model, which tells no {needed} of a text; "
                 f"use {fitting}, or a model that was trained for task: {needed}"
             )
+
+
+def _text_read(name: str, *, trust: bool) -> int | None:
+    """Tokens that a model reads at once: those of its run's recipe, or as many as it has positions."""
+    run = _run_of(name)
+    positions = num_positions(load_config(model_of(name), trust_remote_code=trust))
+    if run is None:
+        return positions
+    context = load(str(run / RECIPE)).data.context
+    return context if positions is None else min(context, positions)
 
 
 def _columns(name: str, text: Sequence[str] | None, label: str | None) -> tuple[tuple[str, ...], str]:

@@ -20,6 +20,7 @@ from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.agreement_suite import AnswersOf
 from stlm_kd.eval.beside import Taught
 from stlm_kd.eval.results import SuiteResult
+from stlm_kd.eval.running import common_window
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
 from stlm_kd.models.placing import move
@@ -40,15 +41,33 @@ LM_EVAL = "lm-eval"
 
 @dataclass(frozen=True, slots=True)
 class SuiteCall:
-    """A suite by name and its options."""
+    """A suite by name and its options.
+
+    Attributes:
+        suite: Its name.
+        options: As they were asked for.
+        window: What stands in for a window that was not asked for; None of suites without one.
+    """
 
     suite: str
     options: Mapping[str, Any]
+    window: int | None = None
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        """The options by which models are scored."""
+        if self.window is None or self.options.get("window") is not None:
+            return self.options
+        return {**self.options, "window": self.window}
 
 
 def suite_calls(recipe: Recipe) -> list[SuiteCall]:
-    """The suites of a recipe."""
-    return [SuiteCall(entry.suite, _options(entry, recipe)) for entry in recipe.eval]
+    """The suites of a recipe; those of text in windows of its context, which all its models can read."""
+    context = recipe.data.context
+    return [
+        SuiteCall(entry.suite, _options(entry, recipe), common_window(entry.suite, [context]))
+        for entry in recipe.eval
+    ]
 
 
 def _options(entry: Suite, recipe: Recipe) -> Mapping[str, Any]:
@@ -96,7 +115,11 @@ def score(
         workshop: Where fine-tunings and what teachers say are kept, and whether the model may run code that
             it brings.
         beside: The teachers, for suites that need them.
+
+    Raises:
+        EnvironmentFault, DataError: Rows of a benchmark that are not there, before the model is loaded.
     """
+    _check_rows(calls)
     names = held.label_names if isinstance(held, Examples) else None
     trust = workshop.trust_remote_code
     loaded = cache(lambda: _load(model, names, trust))
@@ -108,6 +131,15 @@ def score(
         for call in calls
     ]
     return _labelled(results, calls)
+
+
+def _check_rows(calls: Sequence[SuiteCall]) -> None:
+    from stlm_kd.eval import harness  # takes seconds, which other suites need not
+
+    for call in calls:
+        if call.suite == LM_EVAL:
+            known = ("tasks", "source", "num_fewshot")
+            harness.check(**{name: call.options[name] for name in known if name in call.options})
 
 
 def kept_scores(
@@ -142,7 +174,7 @@ def kept_scores(
         key: dict[str, Json] = {
             "model": of_model,
             "suite": call.suite,
-            "options": json.loads(json.dumps(call.options)),
+            "options": json.loads(json.dumps(call.resolved)),
             "of": text
             if held_out_is_read or call.suite not in IDENTITIES
             else IDENTITIES[call.suite](call.options),
@@ -210,7 +242,7 @@ def _asked(
     """What a suite says, which takes long enough for some that it is said before."""
     print(f"scoring {model}  {call.suite}", file=sys.stderr, flush=True)
     teachers = (taught(call.suite),) if call.suite in NEEDS_TEACHERS else ()
-    result = SUITES[call.suite](*loaded, held, *teachers, **call.options)
+    result = SUITES[call.suite](*loaded, held, *teachers, **call.resolved)
     assert isinstance(result, SuiteResult)
     return result
 

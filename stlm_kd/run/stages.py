@@ -33,8 +33,8 @@ Key = Mapping[str, Json]
 FORMATS = {
     "tokenizer": 1,
     "model": 3,
-    "adapted": 4,
-    "eval": 6,
+    "adapted": 5,
+    "eval": 7,
     "fine-tuned": 2,
     "cache": 1,
     "answers": 2,
