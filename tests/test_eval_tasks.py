@@ -313,21 +313,35 @@ def test_a_part_is_found_in_the_local_files_of_the_whole(data: Path, name: str, 
 def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from stlm_kd.run import scoring
-    from stlm_kd.run.scoring import SuiteCall
-    from stlm_kd.run.workshop import Workshop
+    from stlm_kd.run import evaluate
+    from tests.tokenizer_kinds import byte_level, llama
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(sources, "hub_answers", lambda: False)
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
-    call = SuiteCall("lm-eval", {"tasks": ("blimp_wh_island",), "source": "auto", "num_fewshot": None})
-    monkeypatch.setattr(scoring, "_load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluate, "score", lambda *_, **__: pytest.fail("a model was scored"))
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(tmp_path / "model")
+    llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+
+    def scored() -> None:
+        suite = {"suite": "lm-eval", "tasks": ("blimp_wh_island",), "source": "auto", "num_fewshot": None}
+        evaluate.evaluate(
+            [str(tmp_path / "model")],
+            suites=[suite],
+            data=(),
+            text=None,
+            label=None,
+            output=None,
+            trust_remote_code=False,
+        )
+
     with pytest.raises(EnvironmentFault, match=r"blimp_wh_island: .* has no lm_eval/blimp; go online once"):
-        scoring.score("some/model", [call], [], workshop=Workshop(tmp_path))
+        scored()
     (tmp_path / "lm_eval" / "blimp").mkdir(parents=True)
     (tmp_path / "lm_eval" / "blimp" / "blimp_all.jsonl.gz").write_bytes(gzip.compress(b'{"UID": "other"}\n'))
     with pytest.raises(DataError, match="no rows whose UID is wh_island"):
-        scoring.score("some/model", [call], [], workshop=Workshop(tmp_path))
+        scored()
 
 
 def test_a_name_that_only_begins_like_a_benchmark_is_no_part_of_it() -> None:

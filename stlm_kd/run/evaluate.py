@@ -25,7 +25,7 @@ from stlm_kd.run.folder import RECIPE, RECORD
 from stlm_kd.run.material import HeldOut, held_out_of_recipe
 from stlm_kd.run.models import model_of
 from stlm_kd.run.output import write_output
-from stlm_kd.run.scoring import SuiteCall, score
+from stlm_kd.run.scoring import SuiteCall, check_rows, score
 from stlm_kd.run.workshop import Workshop
 
 LABELLED = {"classification", "regression"}
@@ -82,6 +82,7 @@ def evaluate(
         )
     for name in models:
         _check_kind(name, calls, trust=trust_remote_code)
+    check_rows(calls)
     sizes = [_text_read(name, trust=trust_remote_code) for name in models]
     calls = [replace(call, window=common_window(call.suite, sizes)) for call in calls]
     compares = any(call.suite in NEEDS_TEACHERS for call in calls)

@@ -115,11 +115,7 @@ def score(
         workshop: Where fine-tunings and what teachers say are kept, and whether the model may run code that
             it brings.
         beside: The teachers, for suites that need them.
-
-    Raises:
-        EnvironmentFault, DataError: Rows of a benchmark that are not there, before the model is loaded.
     """
-    _check_rows(calls)
     names = held.label_names if isinstance(held, Examples) else None
     trust = workshop.trust_remote_code
     loaded = cache(lambda: _load(model, names, trust))
@@ -133,7 +129,13 @@ def score(
     return _labelled(results, calls)
 
 
-def _check_rows(calls: Sequence[SuiteCall]) -> None:
+def check_rows(calls: Sequence[SuiteCall]) -> None:
+    """Look for the rows of benchmarks, before a model is loaded.
+
+    Raises:
+        UsageError: A task that lm-eval does not know.
+        EnvironmentFault, DataError: Rows that are not there.
+    """
     from stlm_kd.eval import harness  # takes seconds, which other suites need not
 
     for call in calls:
