@@ -7,7 +7,13 @@ TOOLS := .venv-tools
 # A version without a local suffix, such as +cpu: an index may offer a build without CUDA of it, which pip then takes.
 LOCKED_TORCH := 2.13.0
 
-.PHONY: demo test lint lock clean
+# What rests on the libraries: families, capabilities, a road through the commands, scores.
+COMPAT_TESTS := $(addprefix tests/test_,capabilities.py families.py forward.py blocks.py mobillama.py \
+	eval_harness.py eval_perplexity.py road_distill.py)
+RESOLUTION_lowest := lowest-direct
+RESOLUTION_newest := highest
+
+.PHONY: demo test test-gpu lint lock compat compat-lowest compat-newest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stlm-kd distill -r sample-two-teachers --jobs 2
@@ -15,11 +21,28 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+# Says so where there is no GPU; STLM_KD_TEST_DEVICE=cpu rehearses the same tests without one.
+test-gpu: $(VENV)/.installed-dev
+	@$(BIN)/python -c "import torch; print('GPU:', torch.cuda.get_device_name() if torch.cuda.is_available() else 'none; nothing runs on one')"
+	$(BIN)/python -m pytest -q -rs tests/test_gpu.py
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The lowest and the newest versions of the declared ranges, each in an environment of its own. COMPAT_TORCH=2.13.0 keeps
+# that torch in both, since its other builds are gigabytes.
+compat: compat-lowest compat-newest
+
+compat-lowest compat-newest: compat-%: $(TOOLS)/bin/uv
+	rm -rf .venv-compat-$*
+	$(PYTHON) -m venv .venv-compat-$*
+	$(if $(COMPAT_TORCH),.venv-compat-$*/bin/python -m pip install --quiet --no-deps torch==$(COMPAT_TORCH))
+	echo '$(COMPAT_TORCH:%=torch==%)' | $(TOOLS)/bin/uv pip install --quiet --python .venv-compat-$*/bin/python \
+		--resolution $(RESOLUTION_$*) --constraint - --editable '.[dev]'
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-compat-$*/bin/python -m pytest -q -n 2 --dist loadfile $(COMPAT_TESTS)
 
 # The newest versions that fit together, for every Python from 3.10 on and every platform.
 lock: $(TOOLS)/bin/uv

@@ -149,13 +149,13 @@ def test_gradients_through_partial_runs_are_those_of_a_whole_run_with_hooks(
 ) -> None:
     """A base run that keeps block 1's state and a second pass on from it, both counted."""
     model = built(family, double=True)
-    if checkpointing:
-        model.gradient_checkpointing_enable()
     model.train()
     inputs, kept = inputs_of(model, padding), real(padding)
     base, _ = hooked(model, inputs, {})
     changed, _ = hooked(model, inputs, {1: change, 2: change})
     expected = gradients(model, torch.cat([base[kept], changed[kept]]))
+    if checkpointing:  # only now: some releases recompute a block with its hooks, which are gone by then
+        model.gradient_checkpointing_enable()
     prepared = prepare(model, inputs)
     last, states = prepared.run(keep=[1])
     other, _ = prepared.run(change(states[1]), start=2, overwrite={2: change})
