@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.batches import BatchStream
 from stlm_kd.models.observing import Needs
 from stlm_kd.recipe import load
 from stlm_kd.run import training
@@ -153,3 +154,22 @@ def test_nats_per_held_out_token_become_bits_per_byte(world: Path) -> None:
     num_bytes = sum(map(len, (world / "b.txt").read_bytes().splitlines()))
     assert isinstance(material, TextMaterial)
     assert material.bits_of_a_nat == pytest.approx(predicted * math.log2(math.e) / num_bytes)
+
+
+class Caught(Exception):
+    """Raised in place of a training, with its batches."""
+
+
+@pytest.mark.parametrize(("source", "pairs"), [("other-example", True), ("mixup", False)])
+def test_a_training_reads_rows_in_pairs_where_they_are_sources_of_each_other(
+    source: str, pairs: bool, world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def caught(step: StepModule, stream: BatchStream, *_: object, **__: object) -> None:
+        raise Caught(stream.step(0))
+
+    monkeypatch.setattr(training, "fit", caught)
+    work = taught(f"objectives=[{{loss: labels}}, {{loss: diito, source: {source}}}]", "train.micro_batch=2")
+    with pytest.raises(Caught) as found:
+        training.train_student(work, tmp_path / "student", label="")
+    batches = found.value.args[0]
+    assert [batch.sources is not None for batch in batches] == [pairs] * len(batches)
