@@ -77,3 +77,15 @@ def test_end_tokens_inside_documents_are_noted_until_documents_are_separated(
 def test_the_hash_of_a_pair_is_not_that_of_its_texts_together() -> None:
     assert text_hash("a b", "c") != text_hash("a", "b c") != text_hash("a b c")
     assert text_hash(" a\n\nb ") == text_hash("a b")
+
+
+def test_scores_on_the_training_file_of_a_run_are_noted(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = distilled("plain", *STEPS, output_dir=tmp_path)
+    (tmp_path / "copy.txt").write_bytes((place / "train.txt").read_bytes()[:40_000])
+    for file, noted in (("train.txt", True), (str(tmp_path / "copy.txt"), False), ("valid.txt", False)):
+        caplog.clear()
+        found = stlm_kd("eval", str(run), "--suite", "perplexity", "--data", file)
+        assert found.exit_code == 0, found.output
+        assert ("train.txt, on which it was trained" in caplog.text) is noted

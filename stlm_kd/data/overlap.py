@@ -26,11 +26,17 @@ def text_hash(*texts: str) -> int:
 
 
 def found_in(held: Hashes, training: Iterable[Hashes]) -> npt.NDArray[np.bool_]:
-    """For each held-out document whether its text is a training document's too, (documents,)."""
-    known = np.zeros(len(held), np.bool_)
+    """For each held-out document whether its text is a training document's too, (documents,).
+
+    >>> found_in(np.array([5, 1, 5, 9], np.uint64), [np.array([5, 7], np.uint64)]).tolist()
+    [True, False, True, False]
+    """
+    different = np.unique(held)
+    known = np.zeros(len(different), np.bool_)
     for hashes in training:
-        known |= np.isin(held, hashes)
-    return known
+        places = np.minimum(np.searchsorted(different, hashes), len(different) - 1)
+        known[places[different[places] == hashes]] = True
+    return np.isin(held, different[known])
 
 
 def identical_file(held: Sequence[Path], training: Sequence[Path]) -> tuple[Path, Path] | None:

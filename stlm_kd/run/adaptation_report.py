@@ -21,7 +21,8 @@ from stlm_kd.eval.results import Count, Measured
 from stlm_kd.eval.running import common_window
 from stlm_kd.models.placing import move
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.material import HeldOut, held_out_of_recipe
+from stlm_kd.run.material import held_out_of_recipe
+from stlm_kd.run.overlap import HeldOut
 from stlm_kd.run.saved import AGAIN, read_saved
 from stlm_kd.run.training import REPORT
 

@@ -22,9 +22,10 @@ from stlm_kd.recipe import load
 from stlm_kd.run.beside import Beside, teachers_of_run
 from stlm_kd.run.examples import labelled_sources
 from stlm_kd.run.folder import RECIPE, RECORD
-from stlm_kd.run.material import HeldOut, held_out_of_recipe
+from stlm_kd.run.material import held_out_of_recipe
 from stlm_kd.run.models import model_of
 from stlm_kd.run.output import write_output
+from stlm_kd.run.overlap import HeldOut, note_trained_on
 from stlm_kd.run.scoring import SuiteCall, check_rows, score
 from stlm_kd.run.workshop import Workshop
 
@@ -100,6 +101,9 @@ def evaluate(
     for name in models:
         columns = _columns(name, text, label) if labelled else None
         held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
+        run = _run_of(name)
+        if data and run is not None:
+            note_trained_on(name, load(str(run / RECIPE)), data, held)
         held = held or (held_out_of_run(name) if needed else [])
         beside = _beside(name, teachers) if compares else None
         results[name] = score(model_of(name), calls, held, workshop=workshop, beside=beside)

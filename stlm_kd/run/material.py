@@ -31,7 +31,7 @@ from stlm_kd.interventions.pool import ExamplePool, TextPool
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.training import Train
 from stlm_kd.run.examples import class_names_of, examples_key, held_out_examples, training_examples
-from stlm_kd.run.overlap import example_notes, refuse_identical_files, text_notes
+from stlm_kd.run.overlap import HeldOut, example_notes, refuse_identical_files, text_notes
 from stlm_kd.run.stages import Json
 from stlm_kd.run.text import (
     held_out,
@@ -69,10 +69,6 @@ class BatchSizes:
     effective: int
     micro: int
     pairs: bool = False
-
-
-HeldOut = list[str] | Examples
-"""Held-out documents, or labelled examples."""
 
 
 class Material(Protocol):

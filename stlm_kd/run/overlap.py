@@ -14,11 +14,15 @@ from stlm_kd.data.labelled import Examples
 from stlm_kd.data.overlap import Hashes, found_in, identical_file, text_hash
 from stlm_kd.data.tokens import ends_inside
 from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.notes import note
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.data import Source
 from stlm_kd.run.examples import all_examples, held_out_examples
 from stlm_kd.run.text import held_out_rows, sources, training_rows
 from stlm_kd.run.workshop import Workshop
+
+HeldOut = list[str] | Examples
+"""Held-out documents, or labelled examples."""
 
 
 def refuse_identical_files(recipe: Recipe) -> None:
@@ -97,3 +101,24 @@ def example_notes(examples: Examples, held: Examples | None) -> tuple[str, ...]:
 
 def _hashes(examples: Examples) -> Hashes:
     return np.array([text_hash(*texts) for texts in examples.texts], np.uint64)
+
+
+def note_trained_on(name: str, recipe: Recipe, files: Sequence[str], held: HeldOut) -> None:
+    """Note that a model is scored on data of its own training, as far as files and labelled examples show it.
+
+    Args:
+        name: The model, for the note.
+        recipe: By which it was trained.
+        files: What it is scored on, as paths.
+        held: What they hold.
+    """
+    try:
+        training = _files(recipe.data.train, recipe)
+        found = identical_file([expanded(file) for file in files if expanded(file).is_file()], training)
+    except (EnvironmentFault, OSError):
+        return  # training data that are no longer there cannot be compared
+    if found is not None:
+        note(f"{name}: {found[0]} has the same content as {found[1]}, on which it was trained")
+    elif isinstance(held, Examples) and recipe.language_task is None:
+        for told in example_notes(all_examples(recipe), held):
+            note(f"{name}: {told}")

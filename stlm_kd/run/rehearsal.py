@@ -34,8 +34,9 @@ from stlm_kd.models.placing import move
 from stlm_kd.models.reloading import check_reloaded
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.finetuning import SUBJECTS
-from stlm_kd.run.material import HeldOut, held_out_of_recipe
+from stlm_kd.run.material import held_out_of_recipe
 from stlm_kd.run.numbers import num_layers
+from stlm_kd.run.overlap import HeldOut
 from stlm_kd.run.scoring import SuiteCall, suite_calls
 from stlm_kd.run.stand_ins import adapted_stand_in, stand_in, untrained_student
 from stlm_kd.run.workshop import Workshop

@@ -31,7 +31,8 @@ from stlm_kd.run.beside import Beside
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.finetuning import tuned_scores
 from stlm_kd.run.folder import file_name
-from stlm_kd.run.material import HeldOut, held_out_key, held_out_of_recipe
+from stlm_kd.run.material import held_out_key, held_out_of_recipe
+from stlm_kd.run.overlap import HeldOut
 from stlm_kd.run.record import write_json
 from stlm_kd.run.stages import Json, model_identity
 from stlm_kd.run.workshop import Workshop
