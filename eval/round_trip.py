@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
+from tokenizers import decoders
 from transformers import PreTrainedTokenizerBase
 
 _LONGEST = 2000
@@ -46,7 +47,16 @@ def lossy_note(kept: float) -> str:
 def _decoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[str]:
     for row in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else ():
         known = [token for token in row if token != tokenizer.unk_token_id]
-        yield str(tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if _bytes_without_decoder(tokenizer):
+            yield decoders.ByteLevel().decode(tokenizer.convert_ids_to_tokens(known))
+        else:
+            yield str(tokenizer.decode(known, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _bytes_without_decoder(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer spells bytes and was saved without the step that makes text of them again."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and backend.decoder is None and "ByteLevel" in repr(backend.pre_tokenizer)
 
 
 def _lost(tokenizer: PreTrainedTokenizerBase, text: str, decoded: str) -> int:

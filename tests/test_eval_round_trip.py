@@ -33,6 +33,12 @@ def test_a_byte_level_tokenizer_gives_everything_back(texts: list[str]) -> None:
     assert bytes_kept(BYTES, [text.encode(errors="replace").decode() for text in texts]) == 1.0
 
 
+def test_bytes_come_back_where_a_tokenizer_was_saved_without_its_decoder() -> None:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.decoder = None
+    assert bytes_kept(tokenizer, ["The Cat  sat, größer."]) == 1.0
+
+
 @given(words=st.lists(st.text("abcXYZ", min_size=1, max_size=6), min_size=1, max_size=40))
 @settings(max_examples=50, deadline=None)
 def test_lower_casing_loses_the_capitals(words: list[str]) -> None:
