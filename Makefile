@@ -33,7 +33,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 # The lowest and the newest versions of the declared ranges, each in an environment of its own. COMPAT_TORCH=2.13.0 keeps
-# that torch in both, since its other builds are gigabytes.
+# that torch in both, since its other builds are gigabytes. The lowest versions may warn of what newer ones of others deprecate.
 compat: compat-lowest compat-newest
 
 compat-lowest compat-newest: compat-%: $(TOOLS)/bin/uv
@@ -42,7 +42,8 @@ compat-lowest compat-newest: compat-%: $(TOOLS)/bin/uv
 	$(if $(COMPAT_TORCH),.venv-compat-$*/bin/python -m pip install --quiet --no-deps torch==$(COMPAT_TORCH))
 	echo '$(COMPAT_TORCH:%=torch==%)' | $(TOOLS)/bin/uv pip install --quiet --python .venv-compat-$*/bin/python \
 		--resolution $(RESOLUTION_$*) --constraint - --editable '.[dev]'
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-compat-$*/bin/python -m pytest -q -n 2 --dist loadfile $(COMPAT_TESTS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-compat-$*/bin/python -m pytest -q -n 2 --dist loadfile \
+		-W default::DeprecationWarning $(COMPAT_TESTS)
 
 # The newest versions that fit together, for every Python from 3.10 on and every platform.
 lock: $(TOOLS)/bin/uv
