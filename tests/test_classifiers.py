@@ -39,7 +39,7 @@ from tests.pico import pico_model
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "a cat", "the mat " * 5, "the"]
 LABELS = ("good", "fair", "bad")
 FAMILIES = tuple(family for family in ARCHITECTURES if family != "mobillama")
-DECODERS = ("gpt2", "llama", "qwen2", "phi3")
+DECODERS = tuple(family for family in FAMILIES if ARCHITECTURES[family].task == "clm")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def made(
 
 
 def fields(family: str, layers: int = 2) -> dict[str, str | int | float]:
-    heads = {"num_key_value_heads": 1} if family in ("qwen2", "llama", "phi3") else {}
+    heads = {"num_key_value_heads": 1} if family in DECODERS and family != "gpt2" else {}
     sizes = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
     return {"model_type": family, **sizes, **heads, "initializer_range": 0.3}
 

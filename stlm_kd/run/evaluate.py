@@ -83,9 +83,6 @@ def evaluate(
         )
     for name in models:
         _check_kind(name, calls, trust=trust_remote_code)
-    check_rows(calls)
-    sizes = [_text_read(name, trust=trust_remote_code) for name in models]
-    calls = [replace(call, window=common_window(call.suite, sizes)) for call in calls]
     compares = any(call.suite in NEEDS_TEACHERS for call in calls)
     _refuse_unread(
         calls,
@@ -96,6 +93,9 @@ def evaluate(
             "--teacher": (bool(teachers), compares, "compares with teachers"),
         },
     )
+    check_rows(calls)
+    sizes = [_text_read(name, trust=trust_remote_code) for name in models]
+    calls = [replace(call, window=common_window(call.suite, sizes)) for call in calls]
     workshop = Workshop(output_dir, resume, trust_remote_code)
     results = {}
     for name in models:
