@@ -294,7 +294,8 @@ def run_of(model: str, folder: Path, text: str) -> str:
     (folder / "run.json").write_text("{}")
     (folder / "recipe.yaml").write_text(
         "task: clm\nstudent: {preset: stlm-nano, tokenizer: {train: bpe, size: 300}}\n"
-        f"data: {{train: {text}, validation: {text}, allow_overlap: true}}\nobjectives: [{{loss: labels}}]\ntrain: {{steps: 1}}\n"
+        f"data: {{train: {text}, validation: {text}, allow_overlap: true}}\n"
+        "objectives: [{loss: labels}]\ntrain: {steps: 1}\n"
     )
     return str(folder / "students" / "seed-1")
 

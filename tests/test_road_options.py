@@ -160,13 +160,13 @@ def _check_differences(results: dict[str, Any], name: str, table: str) -> None:
         return float(found)
 
     rows = [row for row in results["differences"] if row["name"] == f"{name}, adapted"]
-    assert {row["noise"] for row in rows} == {"examples", "none"}, "one document has no noise"
+    assert {row["noise"] for row in rows} == {"examples"}
     for row in rows:
         expected = [value(model, row["suite"], row["metric"].split()[-1]) for model in (row["name"], name)]
         assert row["mean"] == pytest.approx(expected[0] - expected[1])
-        if row["noise"] == "examples":
+        if row["suite"] == "lm-eval":
             assert row["num_examples"] == 36, "four of each part"
-            assert row["difference"]["low"] <= row["mean"] <= row["difference"]["high"]
+        assert row["difference"]["low"] <= row["mean"] <= row["difference"]["high"]
         assert f"{row['mean']:+.4f}" in table
 
 
@@ -208,16 +208,7 @@ def test_an_adaptation_is_begun_anew_where_it_is_not_to_be_resumed(place: Path, 
 def test_adapting_by_options_needs_no_recipe(place: Path, tmp_path: Path) -> None:
     words = ["adapt-teacher", "gpt2", "--tokenizer", "own", "--data", "train.txt"]
     words += ["--validation", "valid.txt", "--tokens", "3k", "--init", "random", "--context", "64"]
-    words += [
-        "--effective-batch",
-        "8",
-        "--learning-rate",
-        "1e-3",
-        "--seed",
-        "3",
-        "--output-dir",
-        str(tmp_path),
-    ]
+    words += ["--effective-batch", "8", "--learning-rate", "1e-3", "--seed", "3"]
     result = stlm_kd(*words, "--output-dir", str(tmp_path))
     assert result.exit_code == 0, result.output
     (run,) = done("runs", "list", "--output-dir", str(tmp_path))
@@ -239,7 +230,7 @@ def test_a_models_folder_is_scored_beside_a_run(place: Path, tmp_path: Path) -> 
 
 def test_a_poisoned_teacher_ends_the_run_and_is_named_by_its_term(place: Path, tmp_path: Path) -> None:
     model = pico_model("llama", vocabulary=300)
-    model.get_output_embeddings().weight.data[7] = float("nan")
+    model.get_output_embeddings().weight.data[7] = 3e38  # finite, as its weights must be; its logits are not
     save_model(model, load_tokenizer("own"), tmp_path / "poisoned")
     teachers = f"teachers=[{{name: a, model: {tmp_path}/poisoned}}]"
     result = stlm_kd("distill", "-r", "taught.yaml", teachers, "--output-dir", str(tmp_path))
