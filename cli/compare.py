@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.options import AsJson, Baseline
+from stlm_kd.cli.options import AsJson, Baseline, SmallestDifferences
 from stlm_kd.cli.printing import print_json, print_table
 
 
@@ -26,15 +26,7 @@ def compare(
             "comparison makes the correction for many comparisons stronger."
         ),
     ] = None,
-    smallest: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[METRIC=]NUMBER",
-            help="The smallest difference that matters, as accuracy=.02, or of all metrics, as .02; may be "
-            "repeated. Default: .01 of accuracy, F1 and agreement, .02 of correlations and kappa, .01 bits "
-            "per byte, .01 nats.",
-        ),
-    ] = None,
+    smallest: SmallestDifferences = None,
     allow_lossy: Annotated[
         bool,
         typer.Option(

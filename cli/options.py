@@ -86,3 +86,12 @@ Baseline = Annotated[
         "control, or its student where it has no teachers.",
     ),
 ]
+SmallestDifferences = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[METRIC=]NUMBER",
+        help="The smallest difference that matters, as accuracy=.02, or of all metrics, as .02; may be "
+        "repeated. Default: .01 of accuracy, F1 and agreement, .02 of correlations and kappa, .01 bits "
+        "per byte, .01 nats.",
+    ),
+]

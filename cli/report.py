@@ -7,19 +7,21 @@ from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.options import Baseline
+from stlm_kd.cli.options import Baseline, SmallestDifferences
 
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders.")],
     html: Annotated[Path, typer.Option("--html", metavar="FILE", help="The file to write.")],
     baseline: Baseline = None,
+    smallest: SmallestDifferences = None,
 ) -> None:
     """Tell of runs in one HTML file: what was done, at what cost, curves, scores with intervals, verdicts.
 
     It needs nothing beside it, no network and no scripts.
     """
     from stlm_kd.run.report.command import report as run
+    from stlm_kd.run.smallest import read_smallest
 
-    run(runs, target=html, baseline=baseline)
+    run(runs, target=html, baseline=baseline, smallest=read_smallest(smallest or ()))
     typer.echo(f"Report: {html}")

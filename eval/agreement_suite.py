@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt
 from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.alike import Alike, Compared, ExplanationAgreement, compared
 from stlm_kd.eval.choosing import Choice, Which
+from stlm_kd.eval.classification import one_class
 from stlm_kd.eval.examples import hash_of_texts
 from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading, answers_of
 from stlm_kd.eval.predictions import jensen_shannon, kl_divergence
@@ -92,7 +93,7 @@ def agreement(
         found[name] = Beside(told, own, compared(told, own, top=top))
     return SuiteResult(
         SUITE,
-        tuple(score for name, one in found.items() for score in _scores(name, one.compared)),
+        tuple(score for name, one in found.items() for score in _marked_scores(name, one)),
         tuple(row for name, one in found.items() for row in _rows(name, one)),
         tuple(
             f"beside {name}: {note}" for name, one in found.items() for note in one.compared.agreement.notes
@@ -131,6 +132,13 @@ def teachers_in(result: SuiteResult) -> list[str]:
     """The teachers beside whom a result explains decisions."""
     report: Any = result.report
     return [name for name, one in report["beside"].items() if one["explained"]]
+
+
+def _marked_scores(teacher: str, one: Beside) -> Iterator[Score]:
+    """The scores, marked as degenerate where the student predicts a single class."""
+    own = one.student.predictions
+    degenerate = one_class(own.labels, own.predicted)
+    return (replace(score, degenerate=degenerate) for score in _scores(teacher, one.compared))
 
 
 def _scores(teacher: str, one: Compared) -> Iterator[Score]:

@@ -55,7 +55,7 @@ def classification_scores(
     if num_classes == 2:
         metrics = {"f1": f1_of_second, **metrics}
     resampled = _resampled_confusions(confusion_CC)
-    degenerate = _one_class(labels, predicted)
+    degenerate = one_class(labels, predicted)
     scores = [
         Score(
             task,
@@ -93,8 +93,8 @@ def classification_scores(
     )
 
 
-def _one_class(labels_N: Integers, predicted_N: Integers) -> str | None:
-    """What is to be said where a model gives all examples one class and the labels vary."""
+def one_class(labels_N: Integers, predicted_N: Integers) -> str | None:
+    """``Score.degenerate`` of a model that predicts a single class where the labels vary, else None."""
     if (predicted_N != predicted_N[0]).any() or (labels_N == labels_N[0]).all():
         return None
     return f"degenerate: predicts a single class for all {len(predicted_N):,} examples"

@@ -39,6 +39,11 @@ from stlm_kd.terms import Intervention
 SUITE = "interchange"
 ALL = "all layers"
 TEACHER = "teacher"
+OF_TEACHER = ("teacher_changes", "teacher_effect")
+"""Metrics that do not depend on the student."""
+
+Tops = tuple[set[int], set[int]]
+"""All top-1 predictions of the teacher and of the student, with and without interventions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Interchange:
         ids: Of the rows.
         last_layer: The student's.
         of_tokens: Whether tokens were exchanged, not states.
+        degenerate: Why the student distinguishes no inputs, if it does not; see ``Score.degenerate``.
     """
 
     alignment: Alignment
@@ -74,6 +80,7 @@ class Interchange:
     ids: tuple[int, ...]
     last_layer: int
     of_tokens: bool
+    degenerate: str | None = None
 
     def as_result(self) -> SuiteResult:
         """Every metric of all layers together and of each, with standard errors over the rows.
@@ -84,10 +91,10 @@ class Interchange:
             {name: math.fsum(row[name] for row in parts) for name in SUMS}
             for parts in zip(*self.rows.values(), strict=True)
         ]
-        scores = [*_scores(ALL, together, part_of=None)]
+        scores = [*self._scores(ALL, together, part_of=None)]
         for layer, rows in self.rows.items():
             if not self.of_tokens:
-                scores += _scores(f"layer {layer}", rows, part_of=ALL)
+                scores += self._scores(f"layer {layer}", rows, part_of=ALL)
         return SuiteResult(
             SUITE,
             tuple(scores),
@@ -98,6 +105,23 @@ class Interchange:
                 "positions": int(sum(row["positions"] for row in together) / len(self.rows)),
             },
         )
+
+    def _scores(
+        self, task: str, rows: Sequence[Mapping[str, float]], *, part_of: str | None
+    ) -> Iterator[Score]:
+        for metric, (above, below) in RATIOS.items():
+            pairs = [(row[above], int(row[below])) for row in rows if row[below]]
+            if pairs:
+                value = math.fsum(over for over, _ in pairs) / sum(under for _, under in pairs)
+                yield Score(
+                    task,
+                    metric,
+                    value,
+                    ratio_stderr(pairs),
+                    len(pairs),
+                    part_of=part_of,
+                    degenerate=None if metric in OF_TEACHER else self.degenerate,
+                )
 
     def _examples(self, together: Sequence[Mapping[str, float]]) -> Iterator[ExampleScore]:
         for number, row in zip(self.ids, together, strict=True):
@@ -179,9 +203,10 @@ def measure(
         alignment = dict([next(iter(alignment.items()))])
     rows: dict[int, list[Mapping[str, float]]] = {layer: [] for layer in alignment}
     ids: list[int] = []
+    tops: Tops = set(), set()
     with evaluating(teacher), evaluating(student), torch.inference_mode():
         for exchange in exchanges:
-            found = _answers(teacher, student, exchange, alignment, vocabulary)
+            found = _answers(teacher, student, exchange, alignment, vocabulary, tops)
             filled = _filled(exchange.batch).tolist()
             ids += [
                 number
@@ -191,7 +216,19 @@ def measure(
             for layer, sums in found.items():
                 rows[layer] += [row for row, keep in zip(sums, filled, strict=True) if keep]
     last = int(student.config.get_text_config().num_hidden_layers) - 1
-    return Interchange(alignment, rows, tuple(ids), last, of_tokens)
+    counted = sum(row["positions"] for row in next(iter(rows.values())))
+    degenerate = _degenerate(tops, int(counted), exchanges[0].batch)
+    return Interchange(alignment, rows, tuple(ids), last, of_tokens, degenerate)
+
+
+def _degenerate(tops: Tops, counted: int, batch: AnyBatch) -> str | None:
+    """For a student with a single top-1 prediction where the teacher's vary."""
+    theirs, own = tops
+    if len(own) != 1 or len(theirs) < 2:
+        return None
+    if isinstance(batch, Batch):
+        return f"degenerate: predicts a single token at all {counted:,} positions"
+    return f"degenerate: predicts a single class for all {counted:,} examples"
 
 
 def _filled(batch: AnyBatch) -> Tensor:
@@ -213,8 +250,9 @@ def _answers(
     exchange: Exchange,
     alignment: Alignment,
     vocabulary: int,
+    tops: Tops,
 ) -> dict[int, list[dict[str, float]]]:
-    """By layer, the sums of each row of a batch."""
+    """By layer, the sums of each row of a batch; adds to ``tops``."""
     device = student.device
     batch = exchange.batch.to(device)
     plans = {layer: exchange.at(layer, theirs, device) for layer, theirs in alignment.items()}
@@ -229,7 +267,7 @@ def _answers(
     size = max(1, len(row_N)) if head is None else chunk_rows(head.weight, 0.25)  # four tensors of logits
     for chunk in pieces(len(row_N), size):
         row_n = row_N[chunk].cpu()
-        for layer, found in _compared(theirs, own, chunk, outcomes, (teacher, student)):
+        for layer, found in _compared(theirs, own, chunk, outcomes, (teacher, student), tops):
             for name, values_n in found.items():
                 sums[layer][name].index_add_(0, row_n, values_n.double().cpu())
     return {
@@ -273,6 +311,7 @@ def _compared(
     chunk: slice,
     outcomes: int,
     models: tuple[PreTrainedModel, PreTrainedModel],
+    tops: Tops,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """By layer, ``SUMS`` at each position of a chunk, (n,).
 
@@ -282,18 +321,11 @@ def _compared(
 
     def said(theirs: Dense | Logits, own: Dense | Logits) -> Said:
         both = [one.logits(chunk, outcomes).log_softmax(-1) for one in (theirs, own)]
-        for model, logs in zip(models, both, strict=True):
+        for model, logs, seen in zip(models, both, tops, strict=True):
             require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 of a distribution
+            seen.update(logs.argmax(-1).tolist())
         return Said(*both)
 
     before = said(teacher.base, student.base)
     for layer in student.after:
         yield layer, effects(before, said(teacher.after[layer], student.after[layer]))
-
-
-def _scores(task: str, rows: Sequence[Mapping[str, float]], *, part_of: str | None) -> Iterator[Score]:
-    for metric, (above, below) in RATIOS.items():
-        pairs = [(row[above], int(row[below])) for row in rows if row[below]]
-        if pairs:
-            value = math.fsum(over for over, _ in pairs) / sum(under for _, under in pairs)
-            yield Score(task, metric, value, ratio_stderr(pairs), len(pairs), part_of=part_of)

@@ -84,6 +84,17 @@ class Score:
         return (self.value - self.chance) / (1 - self.chance)
 
     @property
+    def is_at_chance(self) -> bool:
+        """Whether guessing reaches the value, or the upper half of its 95 % interval around chance does.
+
+        >>> [Score("t", "acc", value, 0.01, 99, chance=0.5).is_at_chance for value in (0.51, 0.4, 0.53)]
+        [True, True, False]
+        """
+        if self.chance is None or self.stderr is None:
+            return False
+        return self.value - NormalDist().inv_cdf(1 - SIGNIFICANCE / 2) * self.stderr <= self.chance
+
+    @property
     def detectable(self) -> float | None:
         """The smallest difference that a comparison of two models on these examples detects.
 

@@ -12,6 +12,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -38,6 +39,7 @@ LONGEST_ANSWER: Final = 30
 """Tokens of an answer at most, as in BERT's own script."""
 
 _BEST = 20
+_NO_SPAN: tuple[float, str, tuple[int, ...]] = (-math.inf, "", ())
 _BATCH = 32
 
 Floats = npt.NDArray[np.float64]
@@ -65,8 +67,16 @@ def token_f1(answer: str, right: str) -> float:
     return 2 * shared / (len(told) + len(truth)) if shared else 0.0
 
 
-def answer_scores(told: Mapping[str, str], questions: Sequence[Question]) -> SuiteResult:
-    """Exact match and F1: of each question the best over its answers, averaged over the questions, 0 to 1."""
+def answer_scores(
+    told: Mapping[str, str], questions: Sequence[Question], *, one_span: bool = False
+) -> SuiteResult:
+    """Exact match and F1: of each question the best over its answers, averaged over the questions, 0 to 1.
+
+    Args:
+        told: The predicted answer to each question, by id.
+        questions: At least one.
+        one_span: Whether all predicted spans stand at the same tokens of their windows.
+    """
     rows: list[ExampleScore] = []
     scores = []
     for name, metric in (("exact_match", exact_match), ("token_f1", token_f1)):
@@ -79,8 +89,18 @@ def answer_scores(told: Mapping[str, str], questions: Sequence[Question]) -> Sui
             ExampleScore(TASK, one.id, name, value)
             for one, value in zip(questions, values.tolist(), strict=True)
         ]
+    degenerate = _degenerate(list(told.values()), one_span=one_span) if scores[0].value < 1 else None
+    scores = [replace(score, degenerate=degenerate) for score in scores]
     report: dict[str, Json] = {"task": TASK, "told": dict(told), "texts": digest(questions)}
     return SuiteResult(SUITE, tuple(scores), tuple(rows), report=report)
+
+
+def _degenerate(answers: Sequence[str], *, one_span: bool) -> str | None:
+    """``Score.degenerate`` of a model that gives the same answer, or span, to all of several questions."""
+    if len(answers) < 2 or not (one_span or len(set(answers)) == 1):
+        return None
+    same = "answer" if len(set(answers)) == 1 else "span of tokens"
+    return f"degenerate: predicts the same {same} for all {len(answers):,} questions"
 
 
 def score(
@@ -103,7 +123,7 @@ def score(
         precision: ``bf16`` runs the model under autocast.
     """
     windows = encode_windows(questions, tokenizer, context=context, stride=stride)
-    best: dict[int, tuple[float, str]] = {}
+    best: dict[int, tuple[float, str, tuple[int, ...]]] = {}
     with torch.no_grad(), evaluating(model), autocast(model.device, precision):
         for batch in example_evaluation_batches(windows, micro_batch=_BATCH):
             logits = model(**inputs_of(batch.to(model.device), model)).logits
@@ -112,11 +132,21 @@ def score(
             for row, window in enumerate(batch.example_ids.tolist()):
                 question = int(windows.questions[window])
                 found = best_span(logits_BT2[row].astype(np.float64), windows, window)
-                if found is not None and found[0] > best.get(question, (-math.inf, ""))[0]:
+                if found is not None and found[0] > best.get(question, _NO_SPAN)[0]:
                     value, begin, end = found
-                    best[question] = value, questions[question].passage[begin:end]
-    told = {one.id: best.get(place, (0.0, ""))[1] for place, one in enumerate(questions)}
-    return answer_scores(told, questions)
+                    text = questions[question].passage[begin:end]
+                    best[question] = value, text, _tokens_of(begin, end, windows, window)
+    found_spans = [best.get(place, _NO_SPAN) for place in range(len(questions))]
+    told = {one.id: text for one, (_, text, _) in zip(questions, found_spans, strict=True)}
+    return answer_scores(told, questions, one_span=len({tokens for *_, tokens in found_spans}) == 1)
+
+
+def _tokens_of(begin: int, end: int, windows: EncodedWindows, window: int) -> tuple[int, ...]:
+    """The first and last token of a span of characters, counted from the window's first of the passage."""
+    first, last = windows.own.offsets[window : window + 2]
+    starts = windows.characters[first:last, 0]
+    places = np.searchsorted(starts[starts >= 0], [begin, end - 1], side="right") - 1
+    return tuple(places.tolist())
 
 
 def best_span(logits_T2: Floats, windows: EncodedWindows, window: int) -> tuple[float, int, int] | None:

@@ -56,7 +56,7 @@ def _notes(results: Mapping[str, Sequence[SuiteResult]]) -> list[str]:
     """Each note once; with the model's name where it is not of all models."""
     models: dict[str, list[str]] = {}
     for name, suites in results.items():
-        for note in dict.fromkeys(note for suite in suites for note in (*suite.notes, *_degenerate(suite))):
+        for note in dict.fromkeys(note for suite in suites for note in (*suite.notes, *_warnings(suite))):
             models.setdefault(note, []).append(name)
     return [
         note if len(names) == len(results) else f"{name}: {note}"
@@ -65,13 +65,30 @@ def _notes(results: Mapping[str, Sequence[SuiteResult]]) -> list[str]:
     ]
 
 
-def _degenerate(suite: SuiteResult) -> list[str]:
-    return degenerate_notes(score for score in suite.scores if score.part_of is None)
+def _warnings(suite: SuiteResult) -> list[str]:
+    return warning_notes([score for score in suite.scores if score.part_of is None])
 
 
-def degenerate_notes(scores: Iterable[Score]) -> list[str]:
-    """What is to be said of scores of models that tell no examples apart, by task."""
-    return list(dict.fromkeys(f"{each.task}: {each.degenerate}" for each in scores if each.degenerate))
+def warning_notes(scores: Iterable[Score]) -> list[str]:
+    """Degenerate predictions by task, and metrics in which guessing is as good.
+
+    Args:
+        scores: Of one model, or of all seeds of a training, which have to be at chance in a metric alike.
+
+    >>> warning_notes([Score("t", "acc", value, 0.1, 25, chance=0.5) for value in (0.6, 0.4)])
+    ['t acc: not better than chance (0.500) within the 95% interval']
+    >>> warning_notes([Score("t", "acc", value, 0.1, 25, chance=0.5) for value in (0.6, 0.8)])
+    []
+    """
+    found: dict[str, None] = {}
+    at_chance: dict[str, bool] = {}
+    for score in scores:
+        if score.degenerate:
+            found[f"{score.task}: {score.degenerate}"] = None
+        elif score.chance is not None:
+            note = f"{score.task} {score.metric}: not better than chance ({score.chance:.3f})"
+            at_chance[note] = at_chance.get(note, True) and score.is_at_chance
+    return [*found, *(f"{note} within the 95% interval" for note, is_so in at_chance.items() if is_so)]
 
 
 def reading_notes(scores: Iterable[Score]) -> list[str]:

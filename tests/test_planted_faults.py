@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, read_examples
 from stlm_kd.data.sources import Source, documents
-from stlm_kd.errors import StlmKdError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.choices import Choice, degenerate_choices
 from stlm_kd.eval.results import SuiteResult
@@ -29,49 +28,14 @@ from stlm_kd.recipe import load
 from stlm_kd.run.overlap import refuse_identical_files
 from stlm_kd.run.requirements import refuse_what_cannot_run
 from stlm_kd.run.stages import Stages
+from tests import fault_scores
 from tests.engine_pico import Memory, PicoStep, pico_fit
+from tests.fault_table import CASES, Place, case, told
 from tests.planted import planted
 from tests.test_engine_resume import EVERY_STEP, PLAN, Rising, Worsening
 from tests.tokenizer_kinds import TEXTS, byte_level, llama
 
-Patch = pytest.MonkeyPatch
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a case works."""
-
-    folder: Path
-    patch: pytest.MonkeyPatch
-
-
-Case = Callable[[bool, Place], object]
-"""With the fault or without it: raises, or gives what is told; nothing is told of an honest one."""
-
-CASES: dict[str, tuple[str, Case]] = {}
-
-
-def case(name: str, words: str) -> Callable[[Case], Case]:
-    """Enter a case in the table, with words of what is to be told of the fault."""
-
-    def enter(made: Case) -> Case:
-        assert name not in CASES
-        CASES[name] = (words, made)
-        return made
-
-    return enter
-
-
-def told(work: Case, is_planted: bool, place: Place) -> str:
-    """What is told of a case: the message of an error of ours, or what is said of a model."""
-    try:
-        found = work(is_planted, place)
-    except StlmKdError as error:
-        return str(error)
-    if isinstance(found, SuiteResult):
-        return "; ".join(sorted({score.degenerate for score in found.scores if score.degenerate}))
-    return "" if found is None else str(found)
-
+assert fault_scores.CASES is CASES
 
 # Scores
 
@@ -446,16 +410,18 @@ def _same_content(is_planted: bool, place: Place) -> object:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(CASES) >= 25
+    assert len(CASES) >= 60
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_planted_fault_is_told(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_planted_fault_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words, work = CASES[name]
     assert words in told(work, True, Place(tmp_path, monkeypatch))
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_nothing_is_told_of_its_honest_twin(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_nothing_is_told_of_its_honest_twin(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, work = CASES[name]
     assert told(work, False, Place(tmp_path, monkeypatch)) == ""

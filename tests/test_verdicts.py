@@ -99,6 +99,21 @@ def test_the_smallest_difference_decides_what_is_better(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "did you mean accuracy?" in refused.stderr
 
 
+def test_a_report_takes_the_smallest_difference_as_compare_does(tmp_path: Path) -> None:
+    run = Path(whole_run(tmp_path / "run"))
+    for name in ("recipe.yaml", "table.txt"):
+        (run / name).write_text("")
+    page = tmp_path / "page.html"
+    words = ("report", str(run), "--html", str(page))
+    for options, is_equivalent in ((), False), (("--smallest", "accuracy=.5"), True):
+        assert stlm_kd(*words, *options).exit_code == 0
+        rows = [part.partition("</tr>")[0] for part in page.read_text().split("<tr>")]
+        found = [row for row in rows if "all-data" in row and "accuracy" in row]
+        assert found and any("equivalent" in row for row in found) == is_equivalent
+    refused = stlm_kd(*words, "--smallest", "acuracy=.2")
+    assert refused.exit_code == 2 and "did you mean accuracy?" in refused.stderr
+
+
 def test_one_seed_of_a_training_has_no_verdict_and_three_have(tmp_path: Path) -> None:
     for count, expected in ((1, {"not known"}), (3, {"better"})):
         rows = {

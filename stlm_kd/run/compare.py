@@ -9,7 +9,7 @@ from itertools import product
 from stlm_kd.errors import DataError, UsageError, did_you_mean
 from stlm_kd.eval.resampling import ENOUGH_DOCUMENTS
 from stlm_kd.eval.results import measurable
-from stlm_kd.eval.table import degenerate_notes
+from stlm_kd.eval.table import warning_notes
 from stlm_kd.run.comparable import require_lossless, require_same_examples, require_shared_tasks
 from stlm_kd.run.contenders import Contender, metrics_of, read_contenders
 from stlm_kd.run.differing import Side, difference_between, side_of
@@ -164,13 +164,13 @@ def _names(metrics: Sequence[Metric]) -> set[str]:
 
 
 def _notes_of_results(contenders: Sequence[Contender], metrics: Sequence[Metric]) -> Iterator[str]:
-    """What the suites say of the compared results and of degenerate models, with the rows if not all."""
+    """Notes of the compared results, degenerate models and chance, with the rows if not all."""
     names: dict[str, dict[str, None]] = {}
     for one, metric in product(contenders, metrics):
-        for result in (each for seed in one.results(metric) for each in seed):
-            degenerate = degenerate_notes([result.score(metric.task, metric.metric)])
-            for note in (*result.notes, *degenerate):
-                names.setdefault(note, {})[one.name] = None
+        results = [result for seed in one.results(metric) for result in seed]
+        warnings = warning_notes(result.score(metric.task, metric.metric) for result in results)
+        for note in (*(note for result in results for note in result.notes), *warnings):
+            names.setdefault(note, {})[one.name] = None
     for note, rows in names.items():
         yield note if len(rows) == len(contenders) else f"{', '.join(rows)}: {note}"
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from stlm_kd.eval.averaging import averaged
 from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.eval.statistics import CONFIDENCE
-from stlm_kd.eval.table import addition, degenerate_notes, reading_notes
+from stlm_kd.eval.table import addition, reading_notes, warning_notes
 from stlm_kd.run.intervals import Estimate, estimate
 
 MEASURES_TEXT = {
@@ -139,12 +139,12 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
-    """What a reader of the scores must know, by the suites and of degenerate models; each once."""
-    suites = [(row.name, suite) for row in rows for results in row.scores for suite in averaged(results)]
-    notes = [note for _, suite in suites for note in suite.notes]
-    for name, suite in suites:
-        asked = [score for score in suite.scores if score.part_of is None]
-        notes.extend(f"{name}: {note}" for note in degenerate_notes(asked))
+    """What a reader of the scores must know: notes of suites, degenerate models, chance; each once."""
+    suites = {row.name: [suite for results in row.scores for suite in averaged(results)] for row in rows}
+    notes = [note for each in suites.values() for suite in each for note in suite.notes]
+    for name, each in suites.items():
+        asked = [score for suite in each for score in suite.scores if score.part_of is None]
+        notes.extend(f"{name}: {note}" for note in warning_notes(asked))
     shown = [score for row in rows for metric in metrics_of([row]) for score in _scores(row, metric)]
     return list(dict.fromkeys([*notes, *reading_notes(shown)]))
 

@@ -34,7 +34,7 @@ FORMATS = {
     "tokenizer": 1,
     "model": 3,
     "adapted": 5,
-    "eval": 7,
+    "eval": 8,
     "fine-tuned": 2,
     "cache": 1,
     "answers": 2,

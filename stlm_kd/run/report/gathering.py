@@ -9,7 +9,7 @@ from stlm_kd.errors import CheckpointError, DataError, EnvironmentFault, RecipeE
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.adaptation_report import AdaptationReport, read_adaptation
 from stlm_kd.run.card import is_synthetic
-from stlm_kd.run.compare import compare
+from stlm_kd.run.compare import DEFAULT_SMALLEST, compare
 from stlm_kd.run.explanations import PAGE
 from stlm_kd.run.folder import RECIPE, show_run
 from stlm_kd.run.making import ADAPTATION, TRAINING, making_folder
@@ -17,6 +17,7 @@ from stlm_kd.run.plan import describe
 from stlm_kd.run.report.curves import Told, left_out, panels_of
 from stlm_kd.run.report.facts import ReportFacts, RunFacts, Trained
 from stlm_kd.run.saved_results import RESULTS, Results, read_results
+from stlm_kd.run.smallest import Smallest
 from stlm_kd.run.training import REPORT, read_report
 from stlm_kd.run.workshop import UNITS
 from stlm_kd.tracking import read_metrics
@@ -24,15 +25,18 @@ from stlm_kd.tracking import read_metrics
 METRICS = "metrics.jsonl"
 
 
-def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
+def gather(
+    runs: Sequence[str], *, baseline: str | None = None, smallest: Smallest = DEFAULT_SMALLEST
+) -> ReportFacts:
     """All that is known of some runs.
 
     Args:
         runs: Run folders; different ones.
         baseline: A row that the others are compared with, as ``compare`` takes it.
+        smallest: The smallest difference that matters in each metric.
 
     Raises:
-        UsageError: A run given twice, or a baseline that is not there.
+        UsageError: A run given twice, or a baseline or metric that is not there.
         EnvironmentFault: One is not there.
         CheckpointError: It is no run, or something in it is damaged; the message names the file.
     """
@@ -48,11 +52,11 @@ def gather(runs: Sequence[str], *, baseline: str | None = None) -> ReportFacts:
     comparison, not_compared = None, ""
     if any(one.rows for one in gathered):
         try:
-            comparison = compare([*runs], baseline=baseline, lossy="leave out")
+            comparison = compare([*runs], baseline=baseline, smallest=smallest, lossy="leave out")
         except (DataError, CheckpointError, EnvironmentFault) as error:
             not_compared = str(error)
         except UsageError as error:
-            if baseline is not None:
+            if baseline is not None or smallest.by_name:
                 raise
             not_compared = str(error)
     return ReportFacts(

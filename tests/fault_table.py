@@ -1,0 +1,48 @@
+"""A table of planted faults: how a case is entered, and what is reported of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stlm_kd.errors import StlmKdError
+from stlm_kd.eval.results import SuiteResult
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a case works."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+
+
+Case = Callable[[bool, Place], object]
+"""With the fault or without it: raises, or gives what is told; nothing is told of an honest one."""
+
+CASES: dict[str, tuple[str, Case]] = {}
+
+
+def case(name: str, words: str) -> Callable[[Case], Case]:
+    """Enter a case in the table, with words of what is to be told of the fault."""
+
+    def enter(made: Case) -> Case:
+        assert name not in CASES
+        CASES[name] = (words, made)
+        return made
+
+    return enter
+
+
+def told(work: Case, is_planted: bool, place: Place) -> str:
+    """What is told of a case: the message of an error of ours, or what is said of a model."""
+    try:
+        found = work(is_planted, place)
+    except StlmKdError as error:
+        return str(error)
+    if isinstance(found, SuiteResult):
+        return "; ".join(sorted({score.degenerate for score in found.scores if score.degenerate}))
+    return "" if found is None else str(found)
