@@ -5,7 +5,6 @@ Dimensions: B rows, T positions, N masked positions, n of one chunk, D width, V 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -110,15 +109,13 @@ class Found:
     Attributes:
         nats: Of its targets together.
         right: How many of them are the model's top prediction.
-        lowest: Nats of the likeliest target.
-        highest: Nats of the unlikeliest target.
+        behind: Nats by which a target is less likely than the top prediction, at most.
         predicted: The top predictions.
     """
 
     nats: float
     right: int
-    lowest: float = math.inf
-    highest: float = -math.inf
+    behind: float = 0.0
     predicted: frozenset[int] = frozenset()
 
 
@@ -127,7 +124,7 @@ def degenerate_tokens(found: Iterable[Found], targets: Iterable[int]) -> str | N
 
     All tokens are equally likely; or one token is predicted throughout, while the targets vary.
 
-    >>> rows = [Found(2.0, 0, 1.0, 1.5, frozenset({5})), Found(2.0, 0, 2.0, 2.0, frozenset({5}))]
+    >>> rows = [Found(2.0, 0, 0.0, frozenset({5})), Found(2.0, 0, 0.5, frozenset({5}))]
     >>> degenerate_tokens(rows, [3, 4])
     'degenerate: predicts a single token at all 2 masked positions'
     """
@@ -135,7 +132,8 @@ def degenerate_tokens(found: Iterable[Found], targets: Iterable[int]) -> str | N
     rows = [each for each in found if each.predicted]
     if len(set(asked)) < 2:
         return None
-    if max(each.highest for each in rows) - min(each.lowest for each in rows) < EQUAL:
+    is_right = sum(each.right for each in rows) == len(asked)
+    if max(each.behind for each in rows) < EQUAL and not is_right:
         return UNIFORM
     if len(frozenset[int]().union(*(each.predicted for each in rows))) == 1:
         return f"degenerate: predicts a single token at all {len(asked):,} masked positions"
@@ -234,35 +232,35 @@ def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -
                 input_ids=inputs_BT.to(device), attention_mask=mask_BT.to(device)
             ).logits
         states_ND = hidden_BTD[row_N.to(device), place_N.to(device)]
-        nats_N, top_N = _against_vocabulary(states_ND, target_N.to(device), head_of(model))
+        nats_N, top_N, behind_N = _against_vocabulary(states_ND, target_N.to(device), head_of(model))
     sizes = [len(row.places) for row in batch]
     rows = zip(
         torch.split(nats_N.double().cpu(), sizes),
         torch.split(top_N.cpu(), sizes),
         torch.split(target_N, sizes),
+        torch.split(behind_N.cpu(), sizes),
         strict=True,
     )
     return [
-        Found(
-            float(nats.sum()),
-            int((top == target).sum()),
-            float(nats.min()),
-            float(nats.max()),
-            frozenset(top.tolist()),
-        )
-        for nats, top, target in rows
+        Found(float(nats.sum()), int((top == target).sum()), float(behind.max()), frozenset(top.tolist()))
+        for nats, top, target, behind in rows
     ]
 
 
-def _against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """The nats of each target, and the likeliest token; one chunk of logits alive at once."""
+def _against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
+    """The nats of each target, the likeliest token, and the nats by which this is likelier than the target.
+
+    One chunk of logits is alive at once.
+    """
     size = max(16, CHUNK_ELEMENTS // head.size)
-    nats, top = [], []
+    nats, top, behind = [], [], []
     for states_nD, target_n in zip(torch.split(states_ND, size), torch.split(target_N, size), strict=True):
         logits_nV = at_least_float32(functional.linear(states_nD, head.weight, head.bias))
         nats.append(functional.cross_entropy(logits_nV, target_n, reduction="none"))
-        top.append(logits_nV.argmax(-1))
-    return torch.cat(nats), torch.cat(top)
+        highest_n, top_n = logits_nV.max(-1)
+        top.append(top_n)
+        behind.append(highest_n - logits_nV.gather(1, target_n[:, None])[:, 0])
+    return torch.cat(nats), torch.cat(top), torch.cat(behind)
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, suite: str) -> None:

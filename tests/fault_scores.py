@@ -139,23 +139,23 @@ for _family, _words in (
 
 
 for _suite in ("pseudo-perplexity", "masked-loss"):
-    for _bias, _words in (
-        (0.0, "gives every token the same probability"),
-        (9.0, "predicts a single token at"),
+    for _kind, _bias, _words in (
+        ("uniform", torch.zeros(masked.VOCABULARY), "gives every token the same probability"),
+        ("constant", torch.linspace(0, 9, masked.VOCABULARY), "predicts a single token at"),
+        ("one token's", torch.eye(masked.VOCABULARY)[7] * 9, "predicts a single token at"),
     ):
 
-        @case(f"{_suite}: a head that is constant, {_bias:g}", _words)
+        @case(f"{_suite}: a {_kind} head", _words)
         def _constant_head(
-            is_planted: bool, place: Place, suite: str = _suite, bias: float = _bias
+            is_planted: bool, place: Place, suite: str = _suite, bias: Tensor = _bias
         ) -> object:
             model = masked.pico("bert")
             if is_planted:
                 head = model.get_output_embeddings()
                 assert isinstance(head, torch.nn.Linear)
                 head.weight = torch.nn.Parameter(torch.zeros_like(head.weight))
-                torch.nn.init.zeros_(head.bias)
                 with torch.no_grad():
-                    head.bias.copy_(torch.linspace(0, bias, len(head.bias)))
+                    head.bias.copy_(bias)
             result = SUITES[suite](model, masked.BYTES, masked.TEXTS)
             assert isinstance(result, SuiteResult)
             return result
