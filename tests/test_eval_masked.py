@@ -41,6 +41,7 @@ from stlm_kd.eval import (
     pseudo_perplexity,
 )
 from stlm_kd.eval.masked import TextWindow, split_document, windowed_text
+from stlm_kd.eval.running import MASKED_WINDOW
 from stlm_kd.models.load import save_model
 from stlm_kd.models.positions import num_positions
 from tests.pico import pico_model
@@ -452,7 +453,7 @@ def test_no_default_window_is_longer_than_another_models() -> None:
             num_attention_heads=1, max_position_embeddings=512,
         )
     )  # fmt: skip
-    assert masked_loss.measure(long, BYTES, ["a" * 600]).text.window == masked.DEFAULT_WINDOW == 128
+    assert masked_loss.measure(long, BYTES, ["a" * 600]).text.window == MASKED_WINDOW == 128
 
 
 @pytest.mark.parametrize(
