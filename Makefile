@@ -7,9 +7,12 @@ TOOLS := .venv-tools
 # A version without a local suffix, such as +cpu: an index may offer a build without CUDA of it, which pip then takes.
 LOCKED_TORCH := 2.13.0
 
-# What rests on the libraries: families, capabilities, a road through the commands, scores.
-COMPAT_TESTS := $(addprefix tests/test_,capabilities.py families.py forward.py blocks.py mobillama.py \
-	eval_harness.py eval_perplexity.py road_distill.py)
+# What rests on the libraries: families, capabilities, a run through the commands, scores. SHORT=1 takes the first list alone.
+SHORT_LANE := capabilities families forward blocks observing mobillama diito_identities compute eval_choices eval_lm_eval_model \
+	eval_harness eval_perplexity cache_files data_sources engine_deepspeed road_distill
+LONG_LANE := attention_maps models models_incoming run_hub_identity data_tables attributions cli_commands road_scores
+COMPAT_TESTS = $(patsubst %,tests/test_%.py,$(SHORT_LANE) $(if $(SHORT),,$(LONG_LANE)))
+COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
@@ -32,8 +35,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The lowest and the newest versions of the declared ranges, each in an environment of its own. COMPAT_TORCH=2.13.0 keeps
-# that torch in both, since its other builds are gigabytes. The lowest versions may warn of what newer ones of others deprecate.
+# The lowest and the newest versions of the declared ranges, each in an environment of its own. COMPAT_TORCH=2.13.0 takes that
+# torch in both, since its other builds are gigabytes. Old releases may warn of what newer ones of others deprecate.
 compat: compat-lowest compat-newest
 
 compat-lowest compat-newest: compat-%: $(TOOLS)/bin/uv
