@@ -77,8 +77,11 @@ def resampled_entities(
 
 def resampled_blocks(
     values_DB: Sequence[Floats], sizes_DB: Sequence[Floats], *, resamples: int = 5000
-) -> tuple[Floats, int] | None:
-    """A ratio of sums over a text's blocks, on drawn sets, (R,), and the effective number of units.
+) -> tuple[Floats, int, int] | None:
+    """A ratio of sums over a text's blocks, on drawn sets, (R,), and what was drawn.
+
+    Beside it are returned the effective number of units, and within how many documents they were drawn, 0
+    where documents were.
 
     With ``ENOUGH_DOCUMENTS`` documents or more, documents are drawn: the ratio is one of any such documents.
     With fewer, it is one of these documents: stretches of neighbouring blocks are drawn within each. They
@@ -86,7 +89,8 @@ def resampled_blocks(
     use of subseries values for estimating the variance of a general statistic from a stationary sequence",
     1986), which bounds what is lost of the dependence between them. Deviations are scaled up to be unbiased
     in each document (Rao and Wu, "Resampling inference with complex survey data", 1988), as far as
-    ``statistics.from_resamples`` does not do so. None of a single block.
+    ``statistics.from_resamples`` does not do so. Blocks drawn at random from a document's are a series too,
+    in their order, whose neighbours are less alike. None of a single block.
 
     Args:
         values_DB: Of each document, the numerator of each block, as a difference of nats.
@@ -97,10 +101,8 @@ def resampled_blocks(
         [[values.sum(), sizes.sum()] for values, sizes in zip(values_DB, sizes_DB, strict=True)]
     )
     ratio = float(totals[:, 0].sum() / totals[:, 1].sum())
-    if len(values_DB) >= ENOUGH_DOCUMENTS:
-        strata = [totals[:, 0] - ratio * totals[:, 1]]
-    else:
-        strata = _stretches(values_DB, sizes_DB)
+    within = len(values_DB) if len(values_DB) < ENOUGH_DOCUMENTS else 0
+    strata = _stretches(values_DB, sizes_DB) if within else [totals[:, 0] - ratio * totals[:, 1]]
     units = 1 + sum(len(stratum) - 1 for stratum in strata)
     if units < 2:
         return None
@@ -113,7 +115,7 @@ def resampled_blocks(
             size = min(rows, resamples - begin)
             drawn_RU = generator.multinomial(count, np.full(count, 1 / count), size=size)
             drawn_R[begin : begin + size] += drawn_RU @ stratum * scale
-    return ratio + drawn_R / totals[:, 1].sum(), units
+    return ratio + drawn_R / totals[:, 1].sum(), units, within
 
 
 def _stretches(values_DB: Sequence[Floats], sizes_DB: Sequence[Floats]) -> list[Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,18 @@ from stlm_kd.eval.statistics import (
     corrected,
     deviations_wide,
     equivalence_p,
+    from_resamples,
     holm,
     mcnemar,
     nested_means,
     over_seeds,
     paired_bootstrap,
+    resampled_stderr,
 )
+from stlm_kd.run.differing import Side, difference_between
 from stlm_kd.run.intervals import estimate
+from stlm_kd.run.joining import Resampled
+from stlm_kd.run.results import Metric
 
 Floats = npt.NDArray[np.float64]
 
@@ -172,6 +177,100 @@ def test_no_comparison_has_no_p() -> None:
 def test_without_tests_of_equivalence_the_correction_is_holms(p_values: list[float]) -> None:
     found = corrected([(p, None) for p in p_values])
     assert [p for p, _ in found] == pytest.approx(holm(p_values)) and all(other is None for _, other in found)
+
+
+P_VALUES = st.floats(0, 1).map(lambda p: round(p, 3))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(P_VALUES, st.none() | P_VALUES), min_size=1, max_size=4))
+def test_the_correction_is_shaffers_s2_by_its_definition(tests: list[tuple[float, float | None]]) -> None:
+    """Each p counts as often as hypotheses can be true together once those of smaller p are not."""
+    found = list(chain(*corrected(tests)))
+    p_values = list(chain(*tests))
+    places = [place for place, p in enumerate(p_values) if p is not None]
+    left, largest = sorted(places, key=lambda place: (p_values[place], place)), 0.0
+    while left:
+        possible = (
+            size
+            for size in range(len(left), 0, -1)
+            for chosen in combinations(left, size)
+            if len({place // 2 for place in chosen}) == size
+        )
+        place = left[0]
+        largest = max(largest, min(1.0, (p_values[place] or 0.0) * next(possible)))
+        assert found[place] == pytest.approx(largest)
+        left = left[1:]
+
+
+def drawn_means(values_N: Floats, generator: np.random.Generator, resamples: int) -> Floats:
+    size = len(values_N)
+    drawn_RN = generator.multinomial(size, np.full(size, 1 / size), size=resamples)
+    return np.asarray(drawn_RN @ values_N / size)
+
+
+@pytest.mark.parametrize("units", [2, 4])
+def test_a_difference_that_just_matters_is_equivalent_in_at_most_five_percent(units: int) -> None:
+    generator, found, raw = np.random.default_rng(units), [], []
+    metric = Metric("perplexity", "", "text", "bits_per_byte", False)
+    for _ in range(4000):
+        values = generator.normal(20, 1, size=units)
+        drawn, mean = drawn_means(values, generator, 500), float(values.mean())
+        sides = Side((mean,), ()), Side((0.0,), ())
+        told = difference_between(
+            *sides, Resampled(drawn, units), metric, are_paired=False, smallest=20.0
+        ).equivalence_p
+        assert told is not None
+        found.append(told < 0.05)
+        raw.append(equivalence_p(mean, [((float(drawn.var()), units - 1.0),)], 20.0) < 0.05)
+    assert abs(surplus(found)) < 2.5 and surplus(raw) > 2.5
+
+
+def test_few_examples_under_several_seeds_are_no_certainty() -> None:
+    generator, found, certain = np.random.default_rng(0), [], []
+    for _ in range(2000):
+        values = generator.normal(size=3)
+        stderr = float(values.std(ddof=1)) / math.sqrt(3)
+        seeds = (values.mean() + generator.normal(0, 0.05, size=5)).tolist()
+        for freedom, into in ((2.0, found), (math.inf, certain)):
+            noises = over_seeds(
+                seeds, [0.0] * 5, paired=True, examples_stderr=stderr, examples_freedom=freedom
+            )
+            into.append(by_noises(float(np.mean(seeds)), noises).p < 0.05)
+    assert surplus(found) < 2.5 < 10 < surplus(certain)
+
+
+def test_a_large_difference_survives_the_correction_for_many_comparisons() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    values = (values - values.mean()) / values.std(ddof=1) * math.sqrt(30) + 30
+    drawn = drawn_means(values, np.random.default_rng(1), 2000)
+    p = from_resamples(30.0, drawn, examples=30).p
+    assert p == pytest.approx(2 * stats.t.sf(30 / resampled_stderr(drawn, examples=30), 29))
+    assert corrected([(p, None)] + [(0.5, None)] * 49)[0][0] < 1e-10
+    alike = from_resamples(1.0, np.ones(2000), examples=5)
+    assert alike.p > 0.01, "five equal differences are no certainty"
+
+
+@pytest.mark.parametrize("examples", [5, 30])
+def test_p_falls_with_the_distance_from_zero(examples: int) -> None:
+    values = np.random.default_rng(examples).exponential(size=examples)
+    around = drawn_means(values - values.mean(), np.random.default_rng(0), 2000)
+    p_values = [
+        from_resamples(mean, mean + around, examples=examples).p for mean in np.linspace(0.2, 8, 200).tolist()
+    ]
+    assert p_values == sorted(p_values, reverse=True) and p_values[-1] < p_values[0] / 50
+
+
+@pytest.mark.parametrize("examples", [4, 10])
+def test_p_below_what_the_resamples_show_is_as_rare_as_it_says(examples: int) -> None:
+    """Of 500 resamples the smallest share is 1 in 501."""
+    generator, level = np.random.default_rng(examples), 0.001
+    rejected = []
+    for _ in range(8000):
+        values = generator.normal(size=examples)
+        drawn = drawn_means(values, generator, 500)
+        rejected.append(from_resamples(float(values.mean()), drawn, examples=examples).p < level)
+    assert surplus(rejected, level) < 2.5
 
 
 @pytest.mark.parametrize("true", [0.0, 0.5, 1.0])

@@ -279,6 +279,41 @@ def test_many_documents_are_drawn_whole() -> None:
     assert resampled_blocks([np.ones(1)], [np.ones(1)]) is None
 
 
+def drawn_windows(shift: float, *, with_windows: int, documents: int = 20) -> SuiteResult:
+    """Pseudo-perplexity of two windows of some of the documents, 100 bytes each."""
+    nats = np.random.default_rng(0).normal(100, 5, size=(with_windows, 2)) + shift
+    nats += np.random.default_rng(int(shift)).normal(size=nats.shape)
+    bits = float(nats.sum() / math.log(2) / (100 * nats.size))
+    score = Score("text", "pseudo_bits_per_byte", bits, None, nats.size, higher_is_better=False)
+    blocks: Json = {"nats": nats.tolist(), "bytes": np.full(nats.shape, 100).tolist()}
+    return SuiteResult("pseudo-perplexity", (score,), (), (), {"documents": documents, "blocks": blocks})
+
+
+@pytest.mark.parametrize(("with_windows", "is_limited"), [(16, True), (20, False)])
+def test_documents_count_by_their_drawn_windows(with_windows: int, is_limited: bool, tmp_path: Path) -> None:
+    """Of 20 documents 16 have windows: these alone are resampled, each within."""
+    models = {name: [drawn_windows(shift, with_windows=with_windows)] for name, shift in (("a", 0), ("b", 9))}
+    found = compare([score_file(tmp_path / "s.json", models)])
+    (one,) = found.compared
+    limits = ("on these documents",) if is_limited else ()
+    assert one.scope == ("of these two models", *limits)
+    told = [note for note in found.notes if "verdicts speak of these documents" in note]
+    assert [f"({with_windows})" in note for note in told] == [True] * is_limited
+
+
+def test_the_interval_holds_over_windows_drawn_at_random() -> None:
+    """A third of each document's blocks, whose neighbours stand up to several blocks apart."""
+    generator, missed = np.random.default_rng(0), []
+    for _ in range(150):
+        values = [autocorrelated(generator, 300, 0.6)[generator.random(300) < 1 / 3] for _ in range(4)]
+        found = resampled_blocks(values, [np.ones(len(one)) for one in values], resamples=1000)
+        assert found is not None and found[2] == 4
+        mean = float(np.concatenate(values).mean())
+        interval = from_resamples(mean, found[0], examples=found[1])
+        missed.append(not interval.low <= 0 <= interval.high)
+    assert np.mean(missed) < 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / 150)
+
+
 def lossy(kept: float | None, tokens: int, seed: int) -> SuiteResult:
     nats = np.random.default_rng(seed).uniform(200, 400, size=40)
     found = read_text(nats.tolist(), tokens=tokens)

@@ -15,7 +15,7 @@ from stlm_kd.run.contenders import Contender, metrics_of, read_contenders
 from stlm_kd.run.differing import Side, difference_between, side_of
 from stlm_kd.run.joining import Apart, Joined, Resampled, join
 from stlm_kd.run.lossy import Lossy, lossy_fault
-from stlm_kd.run.results import BITS_PER_BYTE, Metric
+from stlm_kd.run.results import Metric
 from stlm_kd.run.smallest import Smallest
 from stlm_kd.run.verdicts import Compared, judged, scope_of, unknown_noise
 
@@ -213,7 +213,7 @@ def _compared(
         seeds=f"{len(shared)} paired" if are_paired else _told(other, base),
         evidence=found,
         smallest=smallest,
-        scope=tuple(scope_of(other, base, (*first.results, *second.results))),
+        scope=tuple(scope_of(other, base, (*first.results, *second.results), joined)),
         limit=unknown_noise([(other, first), (base, second)], found),
     )
 
@@ -233,13 +233,11 @@ def _notes(
             f"{label}: where examples are not paired ({joined.reason}), models count as if they erred "
             "independently, as far as it is known how much, which makes intervals too wide"
         )
-    elif isinstance(joined, Resampled) and metric.metric in BITS_PER_BYTE:
-        documents = base.results(metric)[0][0].report.get("documents")
-        if isinstance(documents, int) and documents < ENOUGH_DOCUMENTS:
-            yield (
-                f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({documents}), stretches are drawn "
-                "within each: verdicts speak of these documents, not of others like them"
-            )
+    elif isinstance(joined, Resampled) and joined.within:
+        yield (
+            f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), stretches are drawn "
+            "within each: verdicts speak of these documents, not of others like them"
+        )
     elif isinstance(joined, Joined) and not joined.is_mean:
         yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
     windows = {

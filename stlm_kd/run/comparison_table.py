@@ -45,7 +45,7 @@ def differences_table(comparison: Comparison) -> Table:
     hidden = _shared_teachers(comparison)
     lines = [
         f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: of what the verdict claims, for "
-        f"{count} comparisons (Holm's, Shaffer's); claimed where it is below {1 - CONFIDENCE:.2f}",
+        f"{count} comparisons (Holm's, Shaffer's S2); claimed where it is below {1 - CONFIDENCE:.2f}",
         "better, worse: by at least the smallest difference that matters; equivalent: by less (two one-sided "
         f"tests); smallest (--smallest): {_smallest(comparison)}",
         "p: of the difference and the noise that is named; McNemar p: mid-p, seed by seed from least to most",

@@ -20,6 +20,7 @@ from stlm_kd.eval.statistics import (
     mcnemar,
     over_seeds,
     paired_bootstrap,
+    resampled_stderr,
 )
 from stlm_kd.run.contenders import Contender
 from stlm_kd.run.joining import Apart, Joined, Resampled
@@ -118,16 +119,17 @@ def difference_between(
     else:
         found = Evidence(mean, None, "none")
     stderr = _stderr(first, second, joined, metric)
+    freedom = found.num_examples - 1 if found.num_examples else math.inf
     ours, theirs = first.repeats(metric), second.repeats(metric)
     if len(ours) > 1 or len(theirs) > 1:
         if len(first.values) == len(second.values) == 1:
             are_paired = first.tunings == second.tunings and None not in first.tunings
-        noises = over_seeds(ours, theirs, paired=are_paired, examples_stderr=stderr)
+        noises = over_seeds(ours, theirs, paired=are_paired, examples_stderr=stderr, examples_freedom=freedom)
         noise = _noise(first, second, stderr) if noises else "none"
     elif stderr is None:
         return found
     else:
-        noises = (((stderr**2, found.num_examples - 1 if found.num_examples else math.inf),),)
+        noises = (((stderr**2, freedom),),)
         noise = "examples, not paired" if isinstance(joined, Apart) else found.noise
     is_told = found.difference is not None and len(ours) == len(theirs) == 1
     return replace(
@@ -173,7 +175,7 @@ def _stderr(first: Side, second: Side, joined: Joined | Resampled | Apart, metri
     if isinstance(joined, Joined):
         return _stderr_of_examples(joined)
     if isinstance(joined, Resampled):
-        return float(np.std(joined.drawn, ddof=1)) or None
+        return resampled_stderr(joined.drawn, examples=joined.examples) or None
     variances = []
     for side in (first, second):
         errors = [result.score(metric.task, metric.metric).stderr for result in side.results]

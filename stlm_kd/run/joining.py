@@ -102,11 +102,13 @@ class Joined:
 class Resampled:
     """A metric that is no mean: the difference on drawn sets of the examples, (R,), and how many they are.
 
-    Of bits per byte, the examples are documents, or stretches of few documents.
+    Of bits per byte, the examples are documents, or stretches within few documents; ``within`` is how many
+    these are, and 0 where documents or other examples were drawn.
     """
 
     drawn: Floats
     examples: int
+    within: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ FORMATS = {
     "model": 3,
     "adapted": 5,
     "eval": 8,
-    "fine-tuned": 2,
+    "fine-tuned": 3,
     "cache": 1,
     "answers": 2,
     "renamed": 1,

@@ -11,6 +11,7 @@ from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.statistics import CONFIDENCE, Difference, corrected
 from stlm_kd.run.contenders import Contender
 from stlm_kd.run.differing import Evidence, Side
+from stlm_kd.run.joining import Apart, Joined, Resampled
 from stlm_kd.run.results import Metric
 
 Verdict = Literal["better", "worse", "equivalent", "within noise", "not known"]
@@ -105,13 +106,26 @@ def verdict_of(
     return "within noise", f"not 0, but perhaps below {smallest:g}"
 
 
-def scope_of(other: Contender, base: Contender, results: Sequence[SuiteResult]) -> Iterator[str]:
+def scope_of(
+    other: Contender,
+    base: Contender,
+    results: Sequence[SuiteResult],
+    joined: Joined | Resampled | Apart,
+) -> Iterator[str]:
     """What a verdict speaks of, where that is less than trainings and texts of their kind."""
     if not other.seeds and not base.seeds:
         yield "of these two models"
-    documents = [count for result in results if isinstance(count := result.report.get("documents"), int)]
-    if documents and min(documents) < ENOUGH_DOCUMENTS:
-        yield "on these documents" if min(documents) > 1 else "on this document"
+    documents = _few_documents(results, joined)
+    if documents:
+        yield "on these documents" if documents > 1 else "on this document"
+
+
+def _few_documents(results: Sequence[SuiteResult], joined: Joined | Resampled | Apart) -> int:
+    """How many documents the noise of examples is that within; 0 where it is that between documents."""
+    if isinstance(joined, Resampled):
+        return joined.within
+    found = [count for result in results if isinstance(count := result.report.get("documents"), int)]
+    return min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
 
 
 def unknown_noise(sides: Sequence[tuple[Contender, Side]], evidence: Evidence) -> str:
