@@ -24,7 +24,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from stlm_kd.data.reachable import data_set_is_cached, hub_answers
-from stlm_kd.data.sample import PHENOMENA
+from stlm_kd.data.sample import BENCHMARK, PHENOMENA
 from stlm_kd.data.sources import Source, fingerprint
 from stlm_kd.errors import EnvironmentFault, UsageError, did_you_mean
 
@@ -33,7 +33,6 @@ Origin: TypeAlias = Literal["builtin", "local", "generated"]
 GROUPS = {"stlm": ("blimp", "hellaswag", "arc_easy", "winogrande", "mmlu")}
 """Names of our own for several tasks."""
 
-SAMPLE = "sample_minimal_pairs"
 _LM_EVAL_TASKS = Path(str(lm_eval_tasks.__file__)).parent
 
 
@@ -150,7 +149,7 @@ def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origi
     Raises:
         EnvironmentFault: ``source`` (or, for ``auto``, any source) does not have them.
     """
-    if name == SAMPLE:
+    if name == BENCHMARK:
         return "generated"
     whole = whole_of(name)
     if source == "builtin" or (source == "auto" and (whole is None or on_hub_or_cached(LOCAL[whole]))):
@@ -196,7 +195,7 @@ def _load_builtin(name: str) -> Task | Group:
     if whole is None:
         manager = _all_builtin_tasks()
         if name not in manager.all_tasks:
-            known = (*manager.all_tasks, *LOCAL, *GROUPS, SAMPLE)
+            known = (*manager.all_tasks, *LOCAL, *GROUPS, BENCHMARK)
             raise UsageError(f"lm-eval: {name} is not a known task{_near(name, known)}")
     else:
         manager = TaskManager(include_defaults=False, include_path=_LM_EVAL_TASKS / LOCAL[whole].folder)
@@ -239,7 +238,7 @@ def _local_files(name: str, data: str) -> Iterator[Path]:
     """A folder with one task file per part of the benchmark, made from our template for it."""
     with tempfile.TemporaryDirectory(prefix="stlm-kd-tasks-") as made:
         folder = Path(made)
-        if name == SAMPLE:
+        if name == BENCHMARK:
             for phenomenon in PHENOMENA:
                 _fill_in(name, folder / f"{phenomenon}.yaml", {"PART": phenomenon})
             _fill_in(f"{name}_group", folder / "group.yaml", {})

@@ -12,14 +12,16 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.utils.generic import ModelOutput
 
 Inputs = Mapping[str, Tensor]
 """What the model is called with, by name."""
@@ -99,6 +101,8 @@ def call(model: PreTrainedModel, inputs: Inputs, **options: bool) -> ModelOutput
     Raises:
         ModelError: It has no argument of an input's name, and would leave it out without a word.
     """
+    import transformers  # takes seconds, and recipes are checked without it
+
     names = inspect.signature(model.forward).parameters
     known = {*names, *inspect.signature(model.base_model.forward).parameters}
     for name in inputs:
@@ -109,7 +113,7 @@ def call(model: PreTrainedModel, inputs: Inputs, **options: bool) -> ModelOutput
             )
     no_cache = {"use_cache": False} if "use_cache" in names else {}
     output = model(**no_cache, **inputs, **options)
-    assert isinstance(output, ModelOutput)
+    assert isinstance(output, transformers.utils.generic.ModelOutput)
     return output
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import transformers
 from torch import nn
 
 from stlm_kd.architectures import ARCHITECTURES
@@ -44,6 +43,8 @@ def count_from_padding(model: PreTrainedModel, padding: int) -> None:
     Raises:
         ModelError: Its embeddings lack a part that depends on the padding id.
     """
+    import transformers  # takes seconds, and recipes are checked without it
+
     embeddings = model.base_model.get_submodule("embeddings")
     table = embeddings.get_submodule("position_embeddings")
     assert isinstance(table, nn.Embedding)

@@ -12,6 +12,7 @@ from typing import Any
 
 from stlm_kd.data.files import expanded
 from stlm_kd.data.reachable import data_set_is_cached, file_is_cached, hub_answers
+from stlm_kd.data.sample import BENCHMARK
 from stlm_kd.errors import EnvironmentFault, Fault, UsageError
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.data import Source
@@ -133,8 +134,8 @@ def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
 def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from stlm_kd.eval import FINE_TUNED
 
-    if suite == "lm-eval":
-        from stlm_kd.eval import sources
+    if suite == "lm-eval" and {*options["tasks"]} != {BENCHMARK}:
+        from stlm_kd.eval import sources  # takes seconds, which generated rows need not
 
         for task in sources.expand(options["tasks"]):
             look = partial(sources.find_origin, task, options["source"], options["num_fewshot"])

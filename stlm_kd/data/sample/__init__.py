@@ -11,7 +11,16 @@ Everything that comes from it is synthetic and is to be called so wherever its n
 """
 
 from stlm_kd.data.sample.documents import SPLITS, sample_documents
-from stlm_kd.data.sample.pairs import PHENOMENA, MinimalPair, minimal_pairs
+from stlm_kd.data.sample.pairs import BENCHMARK, PHENOMENA, MinimalPair, minimal_pairs
 from stlm_kd.data.sample.tasks import TASKS, sample_rows
 
-__all__ = ["PHENOMENA", "SPLITS", "TASKS", "MinimalPair", "minimal_pairs", "sample_documents", "sample_rows"]
+__all__ = [
+    "BENCHMARK",
+    "PHENOMENA",
+    "SPLITS",
+    "TASKS",
+    "MinimalPair",
+    "minimal_pairs",
+    "sample_documents",
+    "sample_rows",
+]

@@ -11,6 +11,9 @@ from stlm_kd.data.sample.grammar import Predicate, Words
 from stlm_kd.data.sample.lexicon import ANIMAL, CLASSES, PERSON, Gender, NounClass
 from stlm_kd.errors import DataError, did_you_mean
 
+BENCHMARK = "sample_minimal_pairs"
+"""The name under which the pairs are scored; its rows are generated, and need no look-up."""
+
 _TRIES = 100
 
 
