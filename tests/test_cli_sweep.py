@@ -12,6 +12,7 @@ import stlm_kd.run.distill
 import stlm_kd.run.sweep
 from stlm_kd.cli.main import app
 from stlm_kd.recipe import Recipe
+from stlm_kd.run.sweep import _short, swept
 from tests.compared import run_folder, seeds_of
 
 RECIPE = """
@@ -126,3 +127,25 @@ def test_what_may_be_repeated_may_be_repeated(done: dict[str, Recipe]) -> None:
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 0, found.stderr
     assert [recipe.data.context for recipe in done.values()] == [64]
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["a-3", "a", "a/"], ["a-3", "a", "a-2"]),
+        (["a", "a/", "a-2", "a//"], ["a", "a-2", "a-2-2", "a-3"]),
+        (["b", "c"], ["b", "c"]),
+    ],
+)
+def test_names_that_collide_are_counted_up_until_free(values: list[str], names: list[str]) -> None:
+    runs = swept("sample-two-teachers", [], [f"data.train.domain={json.dumps(values)}"])
+    assert [*runs] == [f"sample-two-teachers-{name}" for name in names]
+    assert [recipe.data.train[0].domain for recipe in runs.values()] == values
+
+
+@pytest.mark.parametrize(
+    ("value", "short"),
+    [("-1", "-1"), ("1", "1"), ("-0.5", "-0.5"), ("[1, -2]", "1--2"), ("1e-05", "1e-05"), ('"a-3"', "a-3")],
+)
+def test_the_sign_of_a_number_is_part_of_the_name(value: str, short: str) -> None:
+    assert _short(f"key={value}") == short

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from stlm_kd.errors import ModelError
+from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models.generation import mend_generation_config
 from stlm_kd.models.load import load_language_model, save_model
 from stlm_kd.models.vocabulary import replace_vocabulary
@@ -204,3 +204,48 @@ def test_of_several_files_the_one_is_named(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=rf"{index['weight_map'][WEIGHT]}: tensor {WEIGHT} has 1 values"):  # type: ignore[index]  # a mapping
         loaded(folder)
+
+
+def configured(folder: Path, **fields: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", None])
+def test_quantized_weights_are_refused_by_name(folder: Path, method: str | None) -> None:
+    configured(folder, quantization_config={"quant_method": method, "load_in_8bit": True, "bits": 4})
+    with pytest.raises(ModelError, match=f"quantization_config found .method: {method or 'not named'}"):
+        loaded(folder)
+
+
+def test_a_null_quantization_is_none(folder: Path) -> None:
+    configured(folder, quantization_config=None)
+    assert loaded(folder).config.model_type == "llama"
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+{extra}
+class OwnConfig(LlamaConfig):
+    model_type = "own-llama"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("part", ["AutoConfig", "AutoModelForCausalLM", None])
+def test_a_package_that_trusted_code_lacks_is_named(
+    folder: Path, part: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder.parent / "code"))
+    classes = {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnModel"}
+    for name, made in classes.items():
+        extra = "import surely_not_installed\n" if name == part else ""
+        (folder / f"{made.lower()}.py").write_text(OWN_CODE.format(extra=extra))
+    named = {name: f"{made.lower()}.{made}" for name, made in classes.items()}
+    configured(folder, auto_map=named, model_type="own-llama")
+    if part is None:
+        load_language_model(str(folder), "clm", trust_remote_code=True)
+        return
+    with pytest.raises(EnvironmentFault, match="surely_not_installed"):
+        load_language_model(str(folder), "clm", trust_remote_code=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+
+from stlm_kd.errors import EnvironmentFault
 
 
 def data_set_is_cached(name: str, configuration: str | None = None) -> bool:
@@ -29,7 +32,11 @@ def file_is_cached(repository: str, *names: str) -> bool:
 
 @cache
 def hub_answers() -> bool:
-    """Whether the Hub can be reached; tried once, and not at all in offline mode."""
+    """Whether the Hub can be reached; tried once, and not at all in offline mode.
+
+    Raises:
+        EnvironmentFault: Its address (``HF_ENDPOINT``) is none, or what answers there speaks no HTTP.
+    """
     import datasets
     from huggingface_hub import constants
 
@@ -41,4 +48,9 @@ def hub_answers() -> bool:
         return True  # the Hub refused the request, so it is there
     except OSError:
         return False
+    except (ValueError, HTTPException) as error:
+        raise EnvironmentFault(
+            f"the environment variable HF_ENDPOINT: {constants.ENDPOINT!r} found ({error!r}); expected the "
+            "address of a Hub, such as https://huggingface.co; correct or unset it"
+        ) from error
     return True

@@ -54,8 +54,10 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     (``recognition.recognised``).
 
     Raises:
-        EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
-        ModelError: It needs code of its own and ``trust_remote_code`` is off, or is not understood.
+        EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache, or its own code
+            needs a package that is not installed.
+        ModelError: It needs code of its own and ``trust_remote_code`` is off, is not understood, or its
+            weights are quantized.
     """
     name = str(expanded(name))
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
@@ -69,8 +71,21 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         raise _absent(name, error) from error
     except ValueError as error:
         raise _refused(name, error) from error
+    except ImportError as error:
+        raise _lacking(name, error) from error
     assert isinstance(config, PretrainedConfig)
+    _refuse_quantized(name, config)
     return recognised(name, config)
+
+
+def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        raise ModelError(
+            f"{name}/config.json: quantization_config found (method: {method or 'not named'}); expected "
+            "floating-point weights; take the model that this one was quantized from"
+        )
 
 
 def _is_known_here(name: str) -> bool:
@@ -232,7 +247,7 @@ def load_weights(
     """The model from safetensors alone, and what transformers reports of it; what is missing is drawn.
 
     Raises:
-        EnvironmentFault: The weights are not there, or not as safetensors.
+        EnvironmentFault: The weights are not there, or not as safetensors, or a package is not installed.
         ModelError: They cannot be read, are not finite or not of floating point, or the model brings code
             that is not trusted, or generation settings that cannot be read.
     """
@@ -256,6 +271,8 @@ def load_weights(
     except (ValueError, TypeError, RuntimeError) as error:
         refuse_unreadable_generation_config(name)
         raise _refused(name, error) from error
+    except ImportError as error:
+        raise _lacking(name, error) from error
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
     check_attention(model, name=name)
@@ -328,6 +345,12 @@ def _refused(name: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return _remote_code(name)
     return ModelError(f"{name}: not a language model that transformers can load ({_first_line(error)})")
+
+
+def _lacking(name: str, error: ImportError) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{name}: its code needs a package that is not installed ({_first_line(error)}); install it"
+    )
 
 
 def _remote_code(name: str) -> ModelError:

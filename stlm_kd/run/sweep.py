@@ -36,7 +36,8 @@ def swept(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[st
         if not loaded.eval:
             raise UsageError(f"--sweep: {recipe} has no eval, so there are no scores to put side by side")
         name = "-".join([Path(recipe).stem, *map(_short, values)])
-        found[f"{name}-{len(found) + 1}" if name in found else name] = loaded
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        found[next(free for free in itertools.chain([name], numbered) if free not in found)] = loaded
     return found
 
 
@@ -52,8 +53,8 @@ def _overrides(sweep: str) -> list[str]:
 
 
 def _short(override: str) -> str:
-    """The value of an override as part of a run's name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", override.partition("=")[2]).strip("-")
+    """The value of an override as part of a run's name; negative numbers keep their sign."""
+    return "-".join(re.findall(r"(?:(?<!\w)-(?=[\d.]))?[A-Za-z0-9.]+", override.partition("=")[2]))
 
 
 def side_by_side(folders: Sequence[Path]) -> Comparison:
