@@ -24,7 +24,7 @@ from stlm_kd.models import generation
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, save_model
 from stlm_kd.models.reloading import check_reloaded
-from stlm_kd.recipe import load
+from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.overlap import refuse_identical_files
 from stlm_kd.run.requirements import refuse_what_cannot_run
 from stlm_kd.run.stages import Stages
@@ -407,6 +407,29 @@ def _same_content(is_planted: bool, place: Place) -> object:
         Path("v.txt").write_text(Path("a.txt").read_text())
     refuse_identical_files(load("mine.yaml"))
     return None
+
+
+def taught(validation: str, copied: bool = False) -> Recipe:
+    """A recipe whose teacher's teacher is trained on t.txt."""
+    Path("t.txt").write_text("text of a teacher")
+    Path("copy.txt").write_text("text of a teacher" if copied else "text of nobody...")
+    Path("inner.yaml").write_text(RECIPE.replace("a.txt", "t.txt"))
+    Path("outer.yaml").write_text(RECIPE + "teachers: [{name: deep, recipe: inner.yaml}]\n")
+    changes = ("teachers=[{name: near, recipe: outer.yaml}]", f"data.validation={validation}")
+    return load("mine.yaml", changes)
+
+
+@case("validation data of a teacher's training", "t.txt is data.train[0] of the recipe of teacher deep")
+def _of_teacher(is_planted: bool, place: Place) -> object:
+    checked(place)
+    taught("t.txt" if is_planted else "v.txt")
+    return None
+
+
+@case("a teacher's file under another name", "same content as the training file t.txt of teacher deep")
+def _copy_of_teacher(is_planted: bool, place: Place) -> object:
+    checked(place)
+    return refuse_identical_files(taught("copy.txt", is_planted))
 
 
 def test_there_are_enough_of_them() -> None:

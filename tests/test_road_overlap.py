@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from stlm_kd.data.corpus import texts
 from stlm_kd.data.overlap import text_hash
+from stlm_kd.data.sources import Source
+from stlm_kd.errors import RecipeError
+from stlm_kd.recipe import load
+from stlm_kd.run.overlap import recipe_notes
+from stlm_kd.run.text import student_tokenizer
+from stlm_kd.run.workshop import Workshop
 from tests.road import distilled, stlm_kd
 
 STEPS = ("train.steps=2", "train.validate_every=2", "eval=[perplexity]")
@@ -72,6 +79,71 @@ def test_end_tokens_inside_documents_are_noted_until_documents_are_separated(
     remarks = json.loads(results.read_text())["remarks"]
     told = [one for one in remarks if "tokens <|endoftext|> stand inside its 1 documents" in one]
     assert len(told) == (0 if separated else 1)
+
+
+ADAPTED = "teachers=[{{name: g, model: gpt2, adapt: {{tokens: 600, fraction: {}}}}}]"
+LINES = "data.train={path: train.txt, documents: line}"
+
+
+def noted(place: Path, tmp_path: Path, *changes: str) -> tuple[str, ...]:
+    """The notes on a recipe that reads a tenth of its text and is held out against 30 lines of it."""
+    train = [line for line in (place / "train.txt").read_text().splitlines() if line.strip()]
+    (tmp_path / "known.txt").write_text("\n".join(train[::4][:30]))
+    held = f"data.validation={{path: {tmp_path / 'known.txt'}, documents: line}}"
+    recipe = load("plain.yaml", [LINES, held, "data.fraction=0.1", *changes])
+    workshop = Workshop(tmp_path)
+    return recipe_notes(recipe, student_tokenizer(recipe, workshop), workshop)
+
+
+@pytest.mark.parametrize(
+    ("change", "share"),
+    [
+        ("controls=[]", 0.1),
+        (ADAPTED.format("null"), 0.1),
+        (ADAPTED.format(0.6), 0.6),
+        (ADAPTED.format(1.0), 1.0),
+        ("controls=[all-data]", 1.0),
+    ],
+)
+def test_the_overlap_is_that_of_the_largest_share_that_a_row_reads(
+    change: str, share: float, place: Path, tmp_path: Path
+) -> None:
+    taught = () if "teachers" in change else ("teachers=[{name: s, model: same}]",)
+    (told,) = noted(place, tmp_path, change, *taught)
+    read = {*texts([Source(path="train.txt", documents="line")], fraction=share)}
+    count = sum(line in read for line in (tmp_path / "known.txt").read_text().splitlines())
+    assert told.startswith(f"overlap: {count} of 30 validation documents")
+    assert (count == 30) is (share == 1.0)
+
+
+@pytest.mark.parametrize("files", [("train.txt", "valid.txt"), ("valid.txt", "train.txt")])
+def test_what_a_teacher_was_trained_on_is_noted_by_its_name(
+    files: tuple[str, str], place: Path, tmp_path: Path
+) -> None:
+    given = f"train: {{path: {files[0]}, documents: line}}, validation: {files[1]}"
+    recipe = (place / "plain.yaml").read_text().replace("train: train.txt, validation: valid.txt", given)
+    (tmp_path / "teacher.yaml").write_text(recipe)
+    own, *of_teacher = noted(place, tmp_path, f"teachers=[{{name: t, recipe: {tmp_path / 'teacher.yaml'}}}]")
+    assert "are training documents too" in own
+    told = ["of teacher t" in line and line.startswith("overlap: 30 of 30 ") for line in of_teacher]
+    assert told == ([True] if files[0] == "train.txt" else [])
+
+
+def test_a_stored_run_is_read_whatever_it_was_validated_on(place: Path, tmp_path: Path) -> None:
+    run = distilled("plain", *STEPS, output_dir=tmp_path)
+    stored = run / "recipe.yaml"
+    stored.write_text(stored.read_text().replace("path: valid.txt", "path: train.txt"))
+    with pytest.raises(RecipeError, match="expected data that are not trained on"):
+        load(str(stored))
+    for words in (
+        ("eval", str(run), "--suite", "perplexity"),
+        ("eval", str(run), "--suite", "perplexity", "--data", "valid.txt"),
+        ("report", str(run), "--html", str(tmp_path / "report.html")),
+        ("runs", "show", str(run)),
+    ):
+        found = stlm_kd(*words)
+        assert found.exit_code == 0, found.output
+    assert "not one that this version understands" not in (tmp_path / "report.html").read_text()
 
 
 def test_the_hash_of_a_pair_is_not_that_of_its_texts_together() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from stlm_kd.architectures import ARCHITECTURES
@@ -200,8 +199,6 @@ def _data(recipe: Recipe) -> Iterator[Contradiction]:
         yield from _pairs(recipe)
     if recipe.data.labels is not None:
         yield from _labels(recipe, recipe.data.labels)
-    if not recipe.data.allow_overlap:
-        yield from _trained_on(recipe)
     for i, source in enumerate(recipe.data.train):
         yield from _source(("data", "train", i), source, labelled=labelled)
     for i, source in enumerate(recipe.data.validation or ()):
@@ -211,26 +208,6 @@ def _data(recipe: Recipe) -> Iterator[Contradiction]:
                 (("data", "validation", i, "weight"),),
                 "held-out text is read once; weights are for training text",
             )
-
-
-def _trained_on(recipe: Recipe) -> Iterator[Contradiction]:
-    """Validation data that are training data too, as far as their names say."""
-    training = {_origin(source): i for i, source in reversed([*enumerate(recipe.data.train)])}
-    for i, source in enumerate(recipe.data.validation or ()):
-        place = training.get(_origin(source))
-        if place is not None:
-            key = next(key for key in Source.one_of if getattr(source, key) is not None)
-            message = (
-                f"{getattr(source, key)} is data.train[{place}] too; expected data that are not trained on; "
-                "name others, or set data.allow_overlap: true"
-            )
-            yield (("data", "validation", i, key), ("data", "train", place)), message
-
-
-def _origin(source: Source) -> tuple[str | None, ...]:
-    """What names the data of a source, however they are read."""
-    path = None if source.path is None else os.path.normpath(source.path)
-    return path, source.hub, source.sample, source.name, source.split, source.revision
 
 
 def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Contradiction]:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import yaml
@@ -17,6 +17,7 @@ from stlm_kd.errors import Fault, RecipeError
 from stlm_kd.recipe.checks import contradictions
 from stlm_kd.recipe.contradiction import Contradiction, Place
 from stlm_kd.recipe.fields import LENIENT, UNKNOWN_KEY
+from stlm_kd.recipe.overlaps import overlaps
 from stlm_kd.recipe.schema import Recipe
 from stlm_kd.recipe.source import Document, read
 from stlm_kd.recipe.tree import Node, Plain, scalar
@@ -26,12 +27,14 @@ Found: TypeAlias = tuple[Place, str, str]
 """Place, kind, message."""
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -> Recipe:
     """The recipe of a file or built-in name, checked, with everything resolved that needs no model.
 
     Args:
         name: A file, or a built-in name with or without ``.yaml``.
         overrides: ``key.path=value``, applied in order.
+        is_stored: Whether what it says was trained before, and is only read: validation data that were
+            trained on are no fault of it then.
 
     Raises:
         EnvironmentFault: There is no such recipe.
@@ -39,20 +42,20 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The recipe is wrong; holds all faults that were found.
     """
     document = read(name, overrides)
-    return checked(document)
+    return checked(document, is_stored=is_stored)
 
 
-def from_values(values: dict[str, Plain], *, origin: str) -> Recipe:
-    """A recipe from values in place of a file; ``origin`` is what messages call it.
+def from_values(values: dict[str, Plain], *, origin: str, is_stored: bool = False) -> Recipe:
+    """A recipe from values in place of a file; ``origin`` is what messages call it, the rest as ``load``.
 
     Raises:
         RecipeError: As ``load``.
     """
-    return checked(Document(origin, _tree(values), ()))
+    return checked(Document(origin, _tree(values), ()), is_stored=is_stored)
 
 
-def checked(document: Document) -> Recipe:
-    """The recipe of a document.
+def checked(document: Document, *, is_stored: bool = False) -> Recipe:
+    """The recipe of a document; arguments as ``load``.
 
     Raises:
         RecipeError: It is wrong; holds all faults that were found.
@@ -66,14 +69,20 @@ def checked(document: Document) -> Recipe:
         found = [entry for entry in found if not _reported(document.root, entry[0])]
         salvaged = _salvage(values, found)
         broken = [place for place, kind, _ in found if kind != UNKNOWN_KEY]
-        more = () if salvaged is None else contradictions(salvaged)
+        more = () if salvaged is None else _judged(salvaged, is_stored)
         found += [(c[0][0], "fault", c[1]) for c in more if not _touches(c, broken)]
     else:
-        found = [(places[0], "fault", message) for places, message in contradictions(recipe)]
+        found = [(places[0], "fault", message) for places, message in _judged(recipe, is_stored)]
     faults = [*document.faults, *(_fault(document.root, place, message) for place, _, message in found)]
     if faults:
         raise RecipeError(document.origin, sorted(faults, key=lambda fault: fault.line or 0))
     return recipe
+
+
+def _judged(recipe: Recipe, is_stored: bool) -> Iterator[Contradiction]:
+    yield from contradictions(recipe)
+    if not is_stored:
+        yield from overlaps(recipe)
 
 
 def plain(part: BaseModel) -> dict[str, Plain]:

@@ -260,7 +260,7 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
         raise CheckpointError(
             f"{folder}: its manifest names no recipe and teacher to compare it with; make the cache anew"
         )
-    recipe = from_values(values, origin=f"{folder}: recipe")
+    recipe = from_values(values, origin=f"{folder}: recipe", is_stored=True)
     teacher = next((entry for entry in recipe.teachers if entry.name == name), None)
     if teacher is None:
         raise CheckpointError(f"{folder}: damaged, its recipe has no teacher {name!r}; make the cache anew")

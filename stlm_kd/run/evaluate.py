@@ -18,10 +18,9 @@ from stlm_kd.models.class_names import is_unnamed
 from stlm_kd.models.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.models.positions import num_positions
-from stlm_kd.recipe import load
 from stlm_kd.run.beside import Beside, teachers_of_run
 from stlm_kd.run.examples import labelled_sources
-from stlm_kd.run.folder import RECIPE, RECORD
+from stlm_kd.run.folder import RECORD, recipe_of
 from stlm_kd.run.material import held_out_of_recipe
 from stlm_kd.run.models import model_of
 from stlm_kd.run.output import write_output
@@ -103,7 +102,7 @@ def evaluate(
         held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
         run = _run_of(name)
         if data and run is not None:
-            note_trained_on(name, load(str(run / RECIPE)), data, held)
+            note_trained_on(name, recipe_of(run), data, held)
         held = held or (held_out_of_run(name) if needed else [])
         beside = _beside(name, teachers) if compares else None
         results[name] = score(model_of(name), calls, held, workshop=workshop, beside=beside)
@@ -148,7 +147,7 @@ def _beside(name: str, given: Sequence[str]) -> Beside:
             f"{name}: the suite compares with teachers, and this is of no run that has some; "
             "give --teacher MODEL"
         )
-    return Beside(known, load(str(run / RECIPE)))
+    return Beside(known, recipe_of(run))
 
 
 def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
@@ -183,14 +182,14 @@ def _text_read(name: str, *, trust: bool) -> int | None:
     positions = num_positions(load_config(model_of(name), trust_remote_code=trust))
     if run is None:
         return positions
-    context = load(str(run / RECIPE)).data.context
+    context = recipe_of(run).data.context
     return context if positions is None else min(context, positions)
 
 
 def _columns(name: str, text: Sequence[str] | None, label: str | None) -> tuple[tuple[str, ...], str]:
     """The columns of examples: as given, or as the recipe of the model's run names them."""
     run = _run_of(name)
-    own = None if run is None else load(str(run / RECIPE))
+    own = None if run is None else recipe_of(run)
     if own is None or own.task not in LABELLED:
         return tuple(text or ("sentence",)), label or "label"
     (known, *_) = labelled_sources(own.data.validation or own.data.train)
@@ -233,7 +232,7 @@ def held_out_of_run(name: str) -> HeldOut:
     """
     run = _run_of(name)
     if run is not None:
-        found = held_out_of_recipe(load(str(run / RECIPE)))
+        found = held_out_of_recipe(recipe_of(run))
         if found:
             return found
     raise UsageError(

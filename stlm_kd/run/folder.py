@@ -13,13 +13,23 @@ from filelock import FileLock, Timeout
 
 from stlm_kd.disk import clear_unfinished
 from stlm_kd.errors import CheckpointError, EnvironmentFault
-from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
+from stlm_kd.recipe import Recipe, hash_of, load, plain, recipe_hash, resolved_yaml
 from stlm_kd.recipe.tree import Malformed, Plain, parse
 from stlm_kd.run.record import Record, Status, new_record, now, read_record, write_json, write_text
 
 RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
 _PATIENCE = 1.0
 """Seconds that a command waits for the lock, which those that list runs hold for a moment."""
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The recipe of a run's folder, also one that newer rules refuse to train by.
+
+    Raises:
+        EnvironmentFault: It is not there.
+        RecipeError: It is not one that this version understands.
+    """
+    return load(str(run / RECIPE), is_stored=True)
 
 
 @dataclass(frozen=True, slots=True)

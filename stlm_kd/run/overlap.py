@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from stlm_kd.errors import DataError, EnvironmentFault
 from stlm_kd.notes import note
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.data import Source
+from stlm_kd.recipe.overlaps import trainings
 from stlm_kd.run.examples import all_examples, held_out_examples
-from stlm_kd.run.text import held_out_rows, sources, training_rows
+from stlm_kd.run.text import held_out_rows, sources, student_tokenizer, training_rows
 from stlm_kd.run.workshop import Workshop
 
 HeldOut = list[str] | Examples
@@ -28,6 +30,8 @@ HeldOut = list[str] | Examples
 def refuse_identical_files(recipe: Recipe) -> None:
     """Refuse a validation file with the content of a training file, unless ``data.allow_overlap`` says so.
 
+    Training files of the recipes that teachers are trained by count as the student's own.
+
     Raises:
         DataError: There is one; the message names both.
         EnvironmentFault: A file is not there, or cannot be read.
@@ -35,16 +39,19 @@ def refuse_identical_files(recipe: Recipe) -> None:
     if recipe.data.allow_overlap:
         return
     held = _files(recipe.data.validation or (), recipe)
-    training = _files(recipe.data.train, recipe)
-    try:
-        found = identical_file(held, training)
-    except OSError as error:
-        raise EnvironmentFault(f"{error.filename}: cannot be read ({error.strerror or error})") from error
-    if found is not None:
-        raise DataError(
-            f"data.validation: {found[0]} has the same content as the training file {found[1]}; expected "
-            "data that are not trained on; name another file, or set data.allow_overlap: true"
-        )
+    for _, teacher, trained in trainings(recipe):
+        training = _files(trained.data.train, trained)
+        try:
+            found = identical_file(held, training)
+        except OSError as error:
+            raise EnvironmentFault(f"{error.filename}: cannot be read ({error.strerror or error})") from error
+        if found is not None:
+            of_teacher = f" of teacher {teacher}" if teacher else ""
+            raise DataError(
+                f"data.validation: {found[0]} has the same content as the training file {found[1]}"
+                f"{of_teacher}; expected data that are not trained on; name another file, or set "
+                "data.allow_overlap: true"
+            )
 
 
 def _files(entries: Sequence[Source], recipe: Recipe) -> list[Path]:
@@ -54,10 +61,17 @@ def _files(entries: Sequence[Source], recipe: Recipe) -> list[Path]:
 
 
 def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> tuple[str, ...]:
-    """The notes on all training and validation data of a recipe."""
+    """The notes on all training and validation data of a recipe, and on what its teachers are trained on."""
+    others = [(name, trained) for _, name, trained in trainings(recipe) if name]
     if recipe.language_task is None:
-        return example_notes(all_examples(recipe), held_out_examples(recipe))
-    parts, held = training_rows(recipe, tokenizer, workshop), held_out_rows(recipe, tokenizer, workshop)
+        examples = held_out_examples(recipe)
+        told = [example_notes(all_examples(trained), examples, name) for name, trained in others]
+        return (*example_notes(all_examples(recipe), examples), *chain(*told))
+    parts, held = _most_rows(recipe, tokenizer, workshop), held_out_rows(recipe, tokenizer, workshop)
+    told = []
+    for name, trained in others if held else ():
+        read = _most_rows(trained, student_tokenizer(trained, workshop), workshop)
+        told.append(text_notes(read, held, name))
     named = [
         *zip(recipe.data.train, parts, strict=True),
         *zip(recipe.data.validation or (), held, strict=True),
@@ -67,11 +81,21 @@ def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: W
         for (source,), part in ((sources([entry]), part) for entry, part in named)
         for line in ends_inside(part.store, tokenizer, place=source.described())
     ]
-    return (*text_notes(parts, held), *ends)
+    return (*text_notes(parts, held), *chain(*told), *ends)
 
 
-def text_notes(parts: Sequence[PackedRows], held: Sequence[PackedRows]) -> tuple[str, ...]:
-    """How many held-out documents are trained on, if some are."""
+def _most_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> tuple[PackedRows, ...]:
+    """The largest share of the training text that the student, a control or an adaptation reads."""
+    adaptations = (teacher.adapt for teacher in recipe.teachers if teacher.adapt is not None)
+    shares = [adapt.fraction for adapt in adaptations if adapt.fraction is not None]
+    largest = 1.0 if "all-data" in recipe.controls else max([recipe.data.fraction, *shares])
+    return training_rows(recipe, tokenizer, workshop, fraction=largest)
+
+
+def text_notes(parts: Sequence[PackedRows], held: Sequence[PackedRows], teacher: str = "") -> tuple[str, ...]:
+    """How many held-out documents are trained on, if some are; by this teacher, where one is named."""
     if not held:
         return ()
     hashes = np.concatenate([part.store.document_hashes for part in held])
@@ -80,14 +104,15 @@ def text_notes(parts: Sequence[PackedRows], held: Sequence[PackedRows]) -> tuple
     if not known.any():
         return ()
     share = float(sizes[known].sum() / sizes.sum())
+    whose = f"of teacher {teacher}" if teacher else "too"
     return (
         f"overlap: {int(known.sum()):,} of {len(known):,} validation documents ({share:.1%} of their bytes) "
-        "are training documents too; validation losses and scores on them are optimistic",
+        f"are training documents {whose}; validation losses and scores on them are optimistic",
     )
 
 
-def example_notes(examples: Examples, held: Examples | None) -> tuple[str, ...]:
-    """How many held-out examples have the texts of a training example."""
+def example_notes(examples: Examples, held: Examples | None, teacher: str = "") -> tuple[str, ...]:
+    """How many held-out examples have the texts of a training example (of this teacher, if one is named)."""
     if held is None:
         return ()
     known = found_in(_hashes(held), [_hashes(examples)])
@@ -95,7 +120,8 @@ def example_notes(examples: Examples, held: Examples | None) -> tuple[str, ...]:
         return ()
     return (
         f"overlap: {int(known.sum()):,} of {len(known):,} validation examples ({known.mean():.1%}) have the "
-        "text of a training example; scores on them are optimistic",
+        f"text of a training example{f' of teacher {teacher}' if teacher else ''}; scores on them are "
+        "optimistic",
     )
 
 

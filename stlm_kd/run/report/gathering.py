@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stlm_kd.errors import CheckpointError, DataError, EnvironmentFault, RecipeError, StlmKdError, UsageError
-from stlm_kd.recipe import Recipe, load
+from stlm_kd.recipe import Recipe
 from stlm_kd.run.adaptation_report import AdaptationReport, read_adaptation
 from stlm_kd.run.card import is_synthetic
 from stlm_kd.run.compare import DEFAULT_SMALLEST, compare
 from stlm_kd.run.explanations import PAGE
-from stlm_kd.run.folder import RECIPE, show_run
+from stlm_kd.run.folder import recipe_of, show_run
 from stlm_kd.run.making import ADAPTATION, TRAINING, making_folder
 from stlm_kd.run.plan import describe
 from stlm_kd.run.report.curves import Told, left_out, panels_of
@@ -130,7 +130,7 @@ class _Gathered:
 
     def _recipe(self) -> Recipe | None:
         try:
-            return load(str(self.path / RECIPE))
+            return recipe_of(self.path)
         except RecipeError as error:
             self.lacks.append(f"the recipe is not one that this version understands: {error.faults[0]}")
         except StlmKdError as error:
