@@ -130,6 +130,8 @@ def prepare(model: PreTrainedModel, inputs: Inputs) -> Prepared:
     Raises:
         ModelError: The family has no row, or takes no such input.
     """
+    from transformers import PreTrainedModel
+
     site = _site(model)
     blocks = tuple(site.blocks)
     stand_ins = [_StandIn() for _ in blocks]
