@@ -153,9 +153,11 @@ def test_masked_tokens_cost_what_they_cost_all_at_once(tokens: int, elements: in
     log_probs = (states @ head.weight.T).log_softmax(-1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masked, "CHUNK_ELEMENTS", elements)
-        nats, right = masked._against_vocabulary(states, targets, head)
+        nats, top, behind = masked._against_vocabulary(states, targets, head)
     assert torch.allclose(nats, -log_probs[torch.arange(tokens), targets], rtol=1e-10)
-    assert torch.equal(right, log_probs.argmax(-1) == targets)
+    assert torch.equal(top, log_probs.argmax(-1))
+    expected = log_probs.max(-1).values - log_probs[torch.arange(tokens), targets]
+    assert torch.allclose(behind, expected, rtol=1e-8, atol=1e-12)
 
 
 @given(micro_batch=st.integers(1, 9), per_shard=st.integers(1, 40), elements=st.integers(1, 3000))

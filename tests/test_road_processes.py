@@ -73,7 +73,9 @@ tracking: []
 """,
     "nested": RECIPES["plain"].replace(TEXT, DATA).replace(TRAIN_PLAIN, TRAIN),
 }
-SPOKEN = re.compile(r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after")
+SPOKEN = re.compile(
+    r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after|dress rehearsal: .* all well"
+)
 STEPS = range(1, 6)
 ZERO = "engine.deepspeed.zero=2"
 SAVED = "*/students/student/seed-1/checkpoints/step-*/checksums.json"
@@ -162,7 +164,7 @@ def distil(recipe: str, *changes: str, output_dir: Path) -> list[str]:
 
 def two(*words: str) -> list[str]:
     """With ``--output-dir DIR`` at the end, by which the processes are found."""
-    return [words[0], "--processes", "2", *words[1:]]
+    return [*words] if "--processes" in words else [words[0], "--processes", "2", *words[1:]]
 
 
 # ---------------------------------------------------------------------------------------- the same numbers
@@ -230,7 +232,8 @@ def by_zero_2(begin: Begin, road: Path, task: str) -> Path:
     (run,) = folder.glob(f"{task}-*")
     assert json.loads(out)["folder"] == str(run)
     assert all(SPOKEN.match(line) for line in lines), lines
-    assert len(lines) == len(set(lines))
+    once = [line for line in lines if not line.startswith("step 0/")]  # as equal as the models at first
+    assert len(once) == len(set(once))
     return folder
 
 
@@ -466,7 +469,7 @@ FAULTS = [
     ("plain", ["student.tokenizer=some/tokenizer"], 5, "some/tokenizer"),
     (
         "plain",
-        ["data.train=rows.txt", "train.effective_batch=6", "--processes=3"],
+        ["data.train=rows.txt", "train.effective_batch=6", "--processes", "3"],
         1,
         "data.train: 2 rows for 3 processes",
     ),
