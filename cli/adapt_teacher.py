@@ -214,8 +214,8 @@ def _of_options(
     task: str,
 ) -> Recipe:
     """The recipe that the options amount to."""
+    from stlm_kd.artifacts.run_dir import file_name
     from stlm_kd.recipe import from_values
-    from stlm_kd.run.folder import file_name
 
     required = {"--tokenizer": tokenizer, "--data": data, "--validation": validation}
     missing = [flag for flag, value in required.items() if not value]

@@ -116,12 +116,12 @@ def agreement(
     as_json: AsJson = False,
 ) -> None:
     """Compare students with a teacher: κ, divergences, shared errors, calibration, flips, explanations."""
+    from stlm_kd.artifacts.output import write_output, write_page
     from stlm_kd.eval.choosing import Choice
     from stlm_kd.eval.explaining import Explaining, Reading
+    from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
+    from stlm_kd.reporting.tables.agreement import as_json as plain
     from stlm_kd.run.agreement import agreements, methods_of, page_of
-    from stlm_kd.run.agreement import as_json as plain
-    from stlm_kd.run.agreement_table import agreement_table, flip_lines
-    from stlm_kd.run.output import write_output, write_page
 
     methods = methods_of(_words(attributions))
     if html is not None and not methods:

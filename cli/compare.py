@@ -42,11 +42,11 @@ def compare(
     Better or worse: seeds and examples, corrected for all comparisons, show a difference that matters.
     Equivalent: they show that none does. Of trainings with one seed there is no verdict.
     """
-    from stlm_kd.run.compare import compare as run
-    from stlm_kd.run.comparison_table import as_json as plain
-    from stlm_kd.run.comparison_table import differences_table, means_table
-    from stlm_kd.run.output import write_output
-    from stlm_kd.run.smallest import read_smallest
+    from stlm_kd.artifacts.output import write_output
+    from stlm_kd.comparison.compare import compare as run
+    from stlm_kd.comparison.smallest import read_smallest
+    from stlm_kd.reporting.tables.comparison import as_json as plain
+    from stlm_kd.reporting.tables.comparison import differences_table, means_table
 
     comparison = run(
         sources,

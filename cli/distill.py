@@ -66,7 +66,7 @@ def distill(
     if dry_run:
         if as_json:
             raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
-        from stlm_kd.run.plan import describe
+        from stlm_kd.recipe.describe import describe
 
         typer.echo("\n\n".join(describe(one) for one in runs.values()))
         from stlm_kd.run.requirements import refuse_what_cannot_run
@@ -120,11 +120,11 @@ def print_side_by_side(folders: Sequence[Path], *, as_json: bool) -> None:
 
     comparison = side_by_side(folders)
     if as_json:
-        from stlm_kd.run.comparison_table import as_json as plain
+        from stlm_kd.reporting.tables.comparison import as_json as plain
 
         print_json({"folders": [str(folder) for folder in folders], "comparison": plain(comparison)})
         return
-    from stlm_kd.run.comparison_table import differences_table, means_table
+    from stlm_kd.reporting.tables.comparison import differences_table, means_table
 
     print_table(means_table(comparison))
     print_table(differences_table(comparison))
@@ -143,7 +143,7 @@ def print_results(folder: Path, *, as_json: bool) -> None:
 
 def print_what_next(folder: Path, recipe: Recipe) -> None:
     """Where everything lies, and what to do with it."""
-    from stlm_kd.run.models import model_of
+    from stlm_kd.artifacts.model_names import model_of
 
     typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
     place = shlex.quote(str(folder))

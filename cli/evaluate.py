@@ -100,7 +100,7 @@ def evaluate(
     twice = sorted({model for model in models if models.count(model) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)}: given twice")
-    from stlm_kd.eval.table import score_table
+    from stlm_kd.reporting.tables.scores import score_table
     from stlm_kd.run.evaluate import evaluate as run
 
     results = run(

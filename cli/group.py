@@ -51,8 +51,8 @@ class Commands(TyperGroup):
                 typer.echo("interrupted", err=True)
             raise typer.Exit(Interrupted.exit_code) from error
         finally:
-            if "stlm_kd.engine.launched" in sys.modules:
-                sys.modules["stlm_kd.engine.launched"].end_processes()
+            if "stlm_kd.distributed" in sys.modules:
+                sys.modules["stlm_kd.distributed"].end_processes()
 
 
 def _is_to_say_it() -> bool:

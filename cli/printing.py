@@ -29,7 +29,7 @@ def print_table(table: Table) -> None:
     """A Rich table, as wide as it must be where stdout is not a terminal; in a narrow one no cell is cut."""
     from rich.console import Console
 
-    from stlm_kd.run.output import width_of
+    from stlm_kd.artifacts.output import width_of
 
     for column in table.columns:
         column.overflow = "fold"

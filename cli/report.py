@@ -20,8 +20,8 @@ def report(
 
     It needs nothing beside it, no network and no scripts.
     """
-    from stlm_kd.run.report.command import report as run
-    from stlm_kd.run.smallest import read_smallest
+    from stlm_kd.comparison.smallest import read_smallest
+    from stlm_kd.reporting.run_page.report import report as run
 
     run(runs, target=html, baseline=baseline, smallest=read_smallest(smallest or ()))
     typer.echo(f"Report: {html}")

@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="What was run, and what came of it.
 @app.command("list", cls=Command)
 def list_runs(output_dir: OutputDir = Path("runs"), as_json: AsJson = False) -> None:
     """The runs in a folder, the latest first."""
-    from stlm_kd.run.folder import list_runs as listed
+    from stlm_kd.artifacts.run_dir import list_runs as listed
 
     runs = listed(output_dir)
     if as_json:
@@ -37,7 +37,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """A run's command, versions, results and models."""
-    from stlm_kd.run.folder import show_run
+    from stlm_kd.artifacts.run_dir import show_run
 
     details = show_run(run if run.is_dir() else output_dir / run)
     record = details.record

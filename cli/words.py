@@ -49,7 +49,7 @@ def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1
 
 def is_first_process() -> bool:
     """Whether this process speaks for the command."""
-    from stlm_kd.engine.launched import process_rank
+    from stlm_kd.distributed import process_rank
 
     return process_rank() == 0
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt
 
+from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.alike import Alike, Compared, ExplanationAgreement, compared
 from stlm_kd.eval.choosing import Choice, Which
@@ -17,7 +18,6 @@ from stlm_kd.eval.classification import one_class
 from stlm_kd.eval.examples import hash_of_texts
 from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading, answers_of
 from stlm_kd.eval.predictions import jensen_shannon, kl_divergence
-from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
 from stlm_kd.eval.suite_table import SUITES
 
 if TYPE_CHECKING:

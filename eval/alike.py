@@ -14,7 +14,7 @@ import numpy.typing as npt
 from stlm_kd.eval.agreement import Agreement, agreement
 from stlm_kd.eval.classification import spearman
 from stlm_kd.eval.explaining import Answers, Method, Weights
-from stlm_kd.eval.statistics import Difference, paired_bootstrap
+from stlm_kd.statistics import Difference, paired_bootstrap
 
 FEWEST_WORDS = 3
 """Of fewer there are too few orders to speak of a correlation."""

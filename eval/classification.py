@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.errors import DataError
-from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
 
 RESAMPLES = 1000
 _SEED = 0

@@ -13,8 +13,8 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
+from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.errors import EnvironmentFault
-from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
 
 RESAMPLES = 1000
 

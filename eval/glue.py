@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
+from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.data.labelled import Examples
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.examples import measure
-from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.eval.tunings import Precision, Settings
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
 from stlm_kd.eval.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
-from stlm_kd.eval.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
 from stlm_kd.eval.running import evaluating, require_task
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from stlm_kd.eval.results import Score
+from stlm_kd.artifacts.results import Score
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stlm_kd.artifacts.results import UNIFORM
 from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
-from stlm_kd.eval.results import UNIFORM
 from stlm_kd.eval.round_trip import bytes_kept
 from stlm_kd.eval.running import (
     MASKED_WINDOW,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.masking import even_masking
 from stlm_kd.errors import DataError
@@ -26,7 +27,6 @@ from stlm_kd.eval.masked import (
     find_tokens,
     windowed_text,
 )
-from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
 
 SUITE = "masked-loss"
 

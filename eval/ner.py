@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from stlm_kd.artifacts.results import Json, SuiteResult
 from stlm_kd.data.examples import example_evaluation_batches
 from stlm_kd.data.words import Sentences, encode_words
 from stlm_kd.eval.entities import entity_scores
-from stlm_kd.eval.results import Json, SuiteResult
 from stlm_kd.eval.running import autocast, evaluating, require_finite
 from stlm_kd.eval.tunings import Precision, Settings
 from stlm_kd.models.forward import inputs_of

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, SuiteResult
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import DataError
 from stlm_kd.eval import likelihood
-from stlm_kd.eval.results import UNIFORM, ExampleScore, Json, SuiteResult
 from stlm_kd.eval.round_trip import bytes_kept, lossy_note
 from stlm_kd.eval.running import check_window, require_task
 from stlm_kd.eval.text_blocks import TextBlocks, text_blocks, token_starts

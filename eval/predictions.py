@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, logsumexp
 
-from stlm_kd.eval.statistics import CONFIDENCE
+from stlm_kd.statistics import CONFIDENCE
 
 CALIBRATION_BINS = 15
 _MOST_DRAWN = 20_000_000

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import ExampleScore, Json, SuiteResult
 from stlm_kd.eval.likelihood import bits_per_byte, likelihood_scores, unknown_note
 from stlm_kd.eval.masked import (
     MaskedRow,
@@ -23,7 +24,6 @@ from stlm_kd.eval.masked import (
     find_tokens,
     windowed_text,
 )
-from stlm_kd.eval.results import ExampleScore, Json, SuiteResult
 from stlm_kd.eval.round_trip import lossy_note
 
 SUITE = "pseudo-perplexity"

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.data.examples import example_evaluation_batches
 from stlm_kd.data.spans import EncodedWindows, Question, digest, encode_windows
-from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.eval.running import autocast, evaluating, require_finite
 from stlm_kd.eval.tunings import Precision, Settings
 from stlm_kd.models.forward import inputs_of

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.eval.asked import Asked, HeldOutSource
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.suite_table import SUITES
 
 if TYPE_CHECKING:

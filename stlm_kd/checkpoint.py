@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stlm_kd.data.files import sha256
+from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
 
 FORMAT = 2

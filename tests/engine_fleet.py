@@ -21,13 +21,8 @@ import torch
 from torch import nn
 
 from stlm_kd.data.batch import Batch
+from stlm_kd.distributed import end_processes, first_process_runs, launched_processes, process_rank
 from stlm_kd.engine import FitSettings, PacedRows, fit
-from stlm_kd.engine.launched import (
-    end_processes,
-    first_process_runs,
-    launched_processes,
-    process_rank,
-)
 from stlm_kd.engine.weights import model_tensors
 from stlm_kd.errors import DataError, StlmKdError
 from stlm_kd.step import StepModule

@@ -18,7 +18,10 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from typer.testing import CliRunner
 
 import stlm_kd.run.distill
+from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.cli.main import app
+from stlm_kd.comparison.compare import compare
+from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.spans import Question
 from stlm_kd.data.tokens import build_store, ends_inside
@@ -29,12 +32,8 @@ from stlm_kd.eval.agreement_suite import agreement
 from stlm_kd.eval.explaining import answers_of
 from stlm_kd.eval.lm_eval_model import DocumentLM
 from stlm_kd.eval.perplexity import measure
-from stlm_kd.eval.results import SuiteResult
-from stlm_kd.eval.table import warning_notes
 from stlm_kd.models.load import check_attention, load_language_model, save_model
-from stlm_kd.run.compare import compare
 from stlm_kd.run.remarks import weak_teachers
-from stlm_kd.run.results import Row
 from tests import test_eval_interchange as exchanged
 from tests import test_eval_masked as masked
 from tests.compared import run_folder, score_file, seeds_of

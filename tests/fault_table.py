@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.errors import StlmKdError
-from stlm_kd.eval.results import SuiteResult
 
 
 @dataclass(frozen=True, slots=True)

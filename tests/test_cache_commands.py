@@ -18,7 +18,7 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.losses.sparse import Sparse
 from stlm_kd.run.cache_command import _compared
 from stlm_kd.run.cache_merging import mixed
-from stlm_kd.run.stages import model_identity
+from stlm_kd.run.identity import model_identity
 from tests.loss_checks import estimate
 from tests.road import done, model_folder, stlm_kd
 from tests.test_road_cache import taught

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.recipe import load
 from stlm_kd.run.caching import CacheOrder
-from stlm_kd.run.stages import Key
 from stlm_kd.run.workshop import Workshop
 
 TEXT = """

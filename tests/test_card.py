@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from stlm_kd.recipe import Recipe, from_values
-from stlm_kd.run.card import CardFacts, card
+from stlm_kd.reporting.model_card import CardFacts, card
 from tests.test_report import TRAINING, rows
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.cli.main import app
 from stlm_kd.errors import Interrupted, NonFiniteError, Preempted, StlmKdError
-from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.recipe import Recipe
 
 RECIPE = """

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from stlm_kd.artifacts import run_dir
 from stlm_kd.cli.main import app
 from stlm_kd.recipe import load, recipe_hash
 from stlm_kd.recipe.source import built_in, built_in_objectives
-from stlm_kd.run import folder
 
 RECIPE = """# Purpose: a test.
 task: clm
@@ -118,7 +118,7 @@ def test_errors_are_one_message_and_an_exit_code(runner: CliRunner, words: list[
 
 def test_runs_are_listed_and_shown(runner: CliRunner) -> None:
     assert runner.invoke(app, ["runs", "list"]).stdout == ""
-    run = folder.create(load("mine.yaml"), name="mine", output_dir=Path("runs"), command="stlm-kd distill")
+    run = run_dir.create(load("mine.yaml"), name="mine", output_dir=Path("runs"), command="stlm-kd distill")
     (run.path / "table.txt").write_text("the table\n")
     model = run.path / "students" / "student" / "seed-1" / "model"
     model.mkdir(parents=True)

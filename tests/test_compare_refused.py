@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
+from stlm_kd.comparison.compare import compare
 from stlm_kd.errors import CheckpointError, DataError, UsageError
-from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
-from stlm_kd.run.compare import compare
 from tests.compared import LABELS, classified, read_text, run_folder, score_file, whole_run
 from tests.road import stlm_kd
 

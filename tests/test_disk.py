@@ -12,12 +12,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stlm_kd.artifacts.atomic import (
+    clear_unfinished,
+    clear_unfinished_for,
+    full_disk_told,
+    system_errors,
+    write_text,
+    written_whole,
+)
+from stlm_kd.artifacts.stage_store import copy_folder
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.disk import clear_unfinished, clear_unfinished_for, full_disk_told, system_errors, written_whole
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.models.load import save_model
-from stlm_kd.run.record import write_text
-from stlm_kd.run.stages import copy_folder
 from tests.pico import pico_model
 from tests.test_checkpoint import files_of_at_most
 

@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 from torch import nn
 
+from stlm_kd.artifacts.results import SuiteResult, Variant
+from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.data import hub
 from stlm_kd.data.examples import ExampleStream
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.eval import FINE_TUNED, SUITES
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load
+from stlm_kd.recipe.describe import describe
 from stlm_kd.run import adaptation_report, adapting, scoring, training
-from stlm_kd.run.assignment import Assignment, Variant
+from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.distill import variants
-from stlm_kd.run.plan import describe
-from stlm_kd.run.stages import Key
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.workshop import Workshop, workshop_for
 from stlm_kd.step import StepModule

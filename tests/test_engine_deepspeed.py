@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from stlm_kd.engine import FitSettings, deepspeed_setup, launched
-from stlm_kd.engine.launched import first_process_runs
+from stlm_kd import distributed
+from stlm_kd.distributed import first_process_runs
+from stlm_kd.engine import FitSettings, deepspeed_setup
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.tracking import read_metrics
 from tests.engine_fleet import Run, Told, launch, train
@@ -324,4 +325,4 @@ def test_a_deepspeed_that_trains_wrongly_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_a_process_without_a_gpu_of_its_own_is_refused() -> None:
     with pytest.raises(EnvironmentFault, match="process 1 of this node has no GPU, of which there are 1"):
-        launched._take_device(1, 1)
+        distributed._take_device(1, 1)

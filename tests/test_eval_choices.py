@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stlm_kd.artifacts.results import Score
 from stlm_kd.eval import sources
 from stlm_kd.eval.choices import (
     Choice,
@@ -19,7 +20,6 @@ from stlm_kd.eval.choices import (
     shared_point,
     ties_share_the_point,
 )
-from stlm_kd.eval.results import Score
 
 likelihoods = st.lists(st.floats(-50, -0.1), min_size=2, max_size=2, unique=True)
 

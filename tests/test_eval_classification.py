@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.errors import DataError
 from stlm_kd.eval.classification import (
     classification_scores,
@@ -19,7 +20,6 @@ from stlm_kd.eval.classification import (
     regression_scores,
     spearman,
 )
-from stlm_kd.eval.results import SuiteResult
 
 metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn comes with lm-eval")
 

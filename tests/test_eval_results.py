@@ -5,9 +5,9 @@ import json
 import pytest
 from rich.console import Console
 
+from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.eval import FINE_TUNED, SUITES
-from stlm_kd.eval.results import ExampleScore, Score, SuiteResult
-from stlm_kd.eval.table import score_table
+from stlm_kd.reporting.tables.scores import score_table
 
 RESULT = SuiteResult(
     "lm-eval",

@@ -17,22 +17,23 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import Row, Score, SuiteResult
+from stlm_kd.comparison.average import averaged
+from stlm_kd.comparison.compare import compare
+from stlm_kd.comparison.metrics import metrics_of, values
 from stlm_kd.data.examples import ExampleBatch, ExampleStream
 from stlm_kd.data.labelled import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError, Preempted, UsageError
 from stlm_kd.eval import SUITES, glue
-from stlm_kd.eval.averaging import averaged
-from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.models.classifiers import classifier_from_fields, head_place
 from stlm_kd.models.load import save_model
 from stlm_kd.recipe import load
+from stlm_kd.reporting.tables.results import result_table
 from stlm_kd.run import finetuning
-from stlm_kd.run.compare import compare
 from stlm_kd.run.evaluate import evaluate
 from stlm_kd.run.finetuning import checked_subjects, tuned_scores
-from stlm_kd.run.results import Row, metrics_of, result_table, values
 from stlm_kd.run.scoring import kept_scores
 from stlm_kd.run.workshop import Workshop
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from seqeval import metrics
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.examples import example_evaluation_batches
 from stlm_kd.data.sources import Source, documents
@@ -33,7 +34,6 @@ from stlm_kd.eval.entities import (
     macro_f1,
     micro_f1,
 )
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.losses import LABELS
 from stlm_kd.models.heads import SPAN, load_token_classifier
 from stlm_kd.models.load import save_model

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.stage_store import Stages
 from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, read_examples
 from stlm_kd.data.sources import Source, documents
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.choices import Choice, degenerate_choices
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models import generation
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, save_model
@@ -27,7 +28,6 @@ from stlm_kd.models.reloading import check_reloaded
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.overlap import refuse_identical_files
 from stlm_kd.run.requirements import refuse_what_cannot_run
-from stlm_kd.run.stages import Stages
 from tests import fault_scores
 from tests.engine_pico import Memory, PicoStep, pico_fit
 from tests.fault_table import CASES, Place, case, told

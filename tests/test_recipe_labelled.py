@@ -12,6 +12,7 @@ import pytest
 from stlm_kd.data.labelled import LabelledSource
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe, load
+from stlm_kd.recipe.describe import describe
 from stlm_kd.run.examples import (
     all_examples,
     class_names_of,
@@ -20,7 +21,6 @@ from stlm_kd.run.examples import (
     labelled_sources,
     training_examples,
 )
-from stlm_kd.run.plan import describe
 from tests.recipes import faults
 
 BERT = "{model_type: bert, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2}"

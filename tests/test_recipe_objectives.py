@@ -11,10 +11,10 @@ from stlm_kd.alignment import ALIGNMENTS
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.recipe import load, recipe_hash, resolved_yaml
+from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.objectives import Feature, MapFeature, Response
 from stlm_kd.recipe.source import built_in_objectives
 from stlm_kd.recipe.tree import parse
-from stlm_kd.run.plan import describe
 from stlm_kd.run.terms import weight_of
 from stlm_kd.schedules import Ramp, Steps
 from tests.recipes import faults

@@ -11,7 +11,7 @@ from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, TASK_OF_SUITE
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load, recipe_hash
-from stlm_kd.run.plan import describe
+from stlm_kd.recipe.describe import describe
 from tests.recipes import faults
 
 FAMILY = {"clm": "llama", "mlm": "bert", "classification": "bert", "regression": "bert"}

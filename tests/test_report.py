@@ -15,18 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stlm_kd.artifacts.record import new_record
+from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
+from stlm_kd.artifacts.results import Row, SuiteResult
+from stlm_kd.artifacts.saved_results import read_results
 from stlm_kd.errors import CheckpointError
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.recipe import load, resolved_yaml
-from stlm_kd.run.adaptation_report import AdaptationReport
-from stlm_kd.run.record import new_record
-from stlm_kd.run.report.charts import ticks
-from stlm_kd.run.report.command import report
-from stlm_kd.run.report.curves import Told, panels_of
-from stlm_kd.run.report.gathering import gather
-from stlm_kd.run.results import Row, as_json
-from stlm_kd.run.saved_results import read_results
-from stlm_kd.run.training import TrainingReport
+from stlm_kd.reporting.run_page.charts import ticks
+from stlm_kd.reporting.run_page.curves import Told, panels_of
+from stlm_kd.reporting.run_page.gather import gather
+from stlm_kd.reporting.run_page.report import report
+from stlm_kd.reporting.tables.results import as_json
 from tests.compared import classified
 from tests.road import stlm_kd
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
+from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.errors import CheckpointError, StlmKdError
-from stlm_kd.eval.results import SuiteResult
+from stlm_kd.reporting.run_page.gather import gather
+from stlm_kd.reporting.run_page.page import page
 from stlm_kd.run.beside import TEACHERS, teachers_of_run
-from stlm_kd.run.report.gathering import gather
-from stlm_kd.run.report.page import page
-from stlm_kd.run.results import Row
 from tests.compared import LABELS, classified
 from tests.test_report import ADAPTED, lines, metrics, run_of
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks.kill_and_resume import BEGAN, Command, Moment, differences, environment, heard, verdict
-from stlm_kd.run.stages import Stages
+from stlm_kd.artifacts.stage_store import Stages
 from tests.road import ADAPT, stlm_kd
 from tests.test_checkpoint import files_of_at_most, flip_a_byte
 
@@ -171,7 +171,7 @@ def test_a_stage_is_whole_before_its_checkpoints_go(tmp_path: Path, monkeypatch:
     built: list[Path] = []
     stages = Stages(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("stlm_kd.run.stages.shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("stlm_kd.artifacts.stage_store.shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
         stages.make("model", {"a": 1}, build)
     folder = stages.make("model", {"a": 1}, build)
     assert len(built) == 1

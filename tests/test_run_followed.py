@@ -9,10 +9,10 @@ import pytest
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.recipe import Recipe, load
+from stlm_kd.recipe.describe import describe
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.examples import all_examples
 from stlm_kd.run.material import held_out_key
-from stlm_kd.run.plan import describe
 from stlm_kd.run.scoring import suite_calls
 from stlm_kd.run.terms import projections_of, terms_of
 from stlm_kd.run.workshop import Workshop

@@ -18,22 +18,23 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from stlm_kd.artifacts.reports import AdaptationReport
+from stlm_kd.artifacts.results import Row, Score, SuiteResult
+from stlm_kd.artifacts.saved_results import read_results
+from stlm_kd.artifacts.stage_store import Stages, copy_folder
+from stlm_kd.comparison.compare import compare
+from stlm_kd.comparison.intervals import estimate
 from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
-from stlm_kd.eval.results import Score, SuiteResult
-from stlm_kd.eval.statistics import corrected
-from stlm_kd.eval.table import score_table
 from stlm_kd.recipe import load
+from stlm_kd.reporting.tables.adaptation import adaptation_table
+from stlm_kd.reporting.tables.results import result_table
+from stlm_kd.reporting.tables.scores import score_table
 from stlm_kd.run import workshop
-from stlm_kd.run.adapt import adaptation_table
-from stlm_kd.run.adaptation_report import AdaptationReport
-from stlm_kd.run.compare import compare
 from stlm_kd.run.distill import parameters_of
-from stlm_kd.run.intervals import estimate
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.remarks import comparisons, selection_remark, weak_teachers
-from stlm_kd.run.results import Row, result_table
-from stlm_kd.run.saved_results import read_results
-from stlm_kd.run.stages import Stages, copy_folder, model_identity
+from stlm_kd.statistics import corrected
 from stlm_kd.tracking import Trackers
 from tests.compared import whole_run
 from tests.pico import FAMILIES, pico_model

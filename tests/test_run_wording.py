@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from stlm_kd.recipe import load
-from stlm_kd.run import wording
+from stlm_kd.recipe import format, load
+from stlm_kd.recipe.describe import describe
 from stlm_kd.run.cache_words import made_of_rows
-from stlm_kd.run.plan import describe
 
 HASH, OTHER = "0123456789ab" + "c" * 52, "ba9876543210" + "d" * 52
 
@@ -17,7 +16,7 @@ HASH, OTHER = "0123456789ab" + "c" * 52, "ba9876543210" + "d" * 52
     "value", [{0: (0, 1), 1: 2}, {"news": {"a": 0.5, "b": True}}, {"layers": ["x", None]}]
 )
 def test_a_mapping_is_told_as_a_recipe_writes_it(value: dict[object, object]) -> None:
-    read = yaml.safe_load(wording.value_words(value))
+    read = yaml.safe_load(format.value_words(value))
     assert read == yaml.safe_load(yaml.safe_dump(value).replace("!!python/tuple", ""))
 
 

@@ -13,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from stlm_kd.comparison.difference import Side, difference_between
+from stlm_kd.comparison.intervals import estimate
+from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.pairing import Resampled
+from stlm_kd.comparison.resampling import resampled
 from stlm_kd.eval.classification import classification_scores, regression_scores
-from stlm_kd.eval.resampling import resampled
-from stlm_kd.eval.statistics import (
+from stlm_kd.statistics import (
     Difference,
     by_noises,
     by_stderr,
@@ -30,10 +34,6 @@ from stlm_kd.eval.statistics import (
     paired_bootstrap,
     resampled_stderr,
 )
-from stlm_kd.run.differing import Side, difference_between
-from stlm_kd.run.intervals import estimate
-from stlm_kd.run.joining import Resampled
-from stlm_kd.run.results import Metric
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
+from stlm_kd.comparison.compare import compare
+from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.resampling import resampled_blocks
+from stlm_kd.comparison.smallest import DEFAULTS, Smallest, read_smallest
+from stlm_kd.comparison.verdicts import Compared, verdict_of
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
-from stlm_kd.eval.resampling import resampled_blocks
-from stlm_kd.eval.results import ExampleScore, Json, Score, SuiteResult
-from stlm_kd.eval.statistics import Difference, from_resamples
 from stlm_kd.eval.text_blocks import TextBlocks
-from stlm_kd.run.compare import compare
-from stlm_kd.run.results import Metric
-from stlm_kd.run.smallest import DEFAULTS, Smallest, read_smallest
-from stlm_kd.run.verdicts import Compared, verdict_of
+from stlm_kd.statistics import Difference, from_resamples
 from tests.compared import classified, read_text, run_folder, score_file, seeds_of, whole_run
 from tests.road import done, stlm_kd
 
@@ -355,7 +355,7 @@ def test_degenerate_models_are_named(said: str | None, tmp_path: Path) -> None:
 
 def test_one_difference_has_one_p_on_a_page(tmp_path: Path) -> None:
     """A run's own verdicts are corrected for other comparisons than those of the page."""
-    from stlm_kd.run.report.gathering import gather
+    from stlm_kd.reporting.run_page.gather import gather
 
     folder = Path(whole_run(tmp_path / "run"))
     content = json.loads((folder / "results.json").read_text())

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from stlm_kd.alignment import Site
-from stlm_kd.disk import written_whole
+from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 
 FORMAT_VERSION = 1

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.cache.layout import Layout, Manifest, read_manifest, shard_name
 from stlm_kd.cache.shards import Array, Shard, checksums, open_shard
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.data.files import known_sha256
 from stlm_kd.distributions import Logits
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses.sparse import Sparse

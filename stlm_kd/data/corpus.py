@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock
 
+from stlm_kd.artifacts.atomic import remove
 from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.sources import Source, documents, fingerprint
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.data.tokens import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
-from stlm_kd.disk import remove
 from stlm_kd.errors import EnvironmentFault
 
 if TYPE_CHECKING:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import lzma
 import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import IO, cast
 
@@ -115,27 +113,3 @@ def expanded(path: str) -> Path:
             f"{path}: the environment variable {names} is not set; set it or give a full path"
         )
     return Path(filled).expanduser()
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal, read anew.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def known_sha256(path: Path) -> str:
-    """As ``sha256``, but within one process a file is read once for each size and time of its last change."""
-    found = path.stat()
-    return _sha256_of_state(path.resolve(), found.st_size, found.st_mtime_ns)
-
-
-@cache
-def _sha256_of_state(path: Path, size: int, changed: int) -> str:
-    return sha256(path)

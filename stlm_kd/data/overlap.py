@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.data.files import known_sha256
+from stlm_kd.artifacts.hashing import known_sha256
 
 Hashes = npt.NDArray[np.uint64]
 

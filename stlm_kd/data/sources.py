@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data import hub
 from stlm_kd.data.documents import Documents, Separator, read
-from stlm_kd.data.files import expanded, kind_of, known_sha256, text_files
+from stlm_kd.data.files import expanded, kind_of, text_files
 from stlm_kd.errors import DataError, EnvironmentFault
 from stlm_kd.notes import note
 

@@ -17,7 +17,7 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from packaging.version import Version
 from torch import distributed, nn
 
-from stlm_kd.engine.launched import join_processes
+from stlm_kd.distributed import join_processes
 from stlm_kd.engine.processes import current_device
 from stlm_kd.engine.protocols import FitSettings
 from stlm_kd.errors import EnvironmentFault

@@ -12,7 +12,7 @@ from torch import nn
 
 from stlm_kd.checkpoint import CheckpointStore, TrainingState, Validation
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.engine.launched import first_process_runs, refuse_alone
+from stlm_kd.distributed import first_process_runs, refuse_alone
 from stlm_kd.engine.opening import open_engine
 from stlm_kd.engine.processes import Processes
 from stlm_kd.engine.protocols import BatchSource, Engine, FitResult, FitSettings, TrainStep

@@ -17,7 +17,7 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
-from stlm_kd.engine.launched import join_processes, launched_processes
+from stlm_kd.distributed import join_processes, launched_processes
 from stlm_kd.errors import DivergedError, EnvironmentFault
 
 

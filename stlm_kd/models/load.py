@@ -26,8 +26,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from stlm_kd.architectures import ARCHITECTURES, Task
+from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.data.files import expanded
-from stlm_kd.disk import written_whole
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models import mobillama
 from stlm_kd.models.generation import mend_generation_config, refuse_unreadable_generation_config

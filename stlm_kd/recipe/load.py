@@ -7,12 +7,14 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import Fault, RecipeError
 from stlm_kd.recipe.checks import contradictions
 from stlm_kd.recipe.contradiction import Contradiction, Place
@@ -233,3 +235,13 @@ def _shown(root: Node, place: Place) -> str:
         else:
             text += f".{step}" if text else step
     return text
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The recipe of a run's folder, also one that newer rules refuse to train by.
+
+    Raises:
+        EnvironmentFault: It is not there.
+        RecipeError: It is not one that this version understands.
+    """
+    return load(str(run / RECIPE), is_stored=True)

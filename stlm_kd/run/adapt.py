@@ -9,28 +9,26 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from stlm_kd.engine.launched import first_process_runs, launched_processes
-from stlm_kd.eval.results import SuiteResult
-from stlm_kd.eval.table import score_table
+from stlm_kd.artifacts.atomic import write_json, write_text
+from stlm_kd.artifacts.output import width_of
+from stlm_kd.artifacts.reports import read_adaptation
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.run_dir import file_name
+from stlm_kd.artifacts.stage_store import copy_folder
+from stlm_kd.comparison.compare import Comparison, compare_pairs
+from stlm_kd.comparison.entries import Contender, metrics_of
+from stlm_kd.distributed import first_process_runs, launched_processes
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.adaptation_report import MEASURES, AdaptationReport, read_adaptation
+from stlm_kd.reporting.tables.adaptation import adaptation_table
+from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json
+from stlm_kd.reporting.tables.comparison import differences_table
+from stlm_kd.reporting.tables.scores import score_table
 from stlm_kd.run.checking import check_recipe
-from stlm_kd.run.compare import Comparison, compare_pairs
-from stlm_kd.run.comparison_table import as_json as comparison_as_json
-from stlm_kd.run.comparison_table import differences_table
-from stlm_kd.run.contenders import Contender, metrics_of
-from stlm_kd.run.folder import file_name
-from stlm_kd.run.making import keep_making
-from stlm_kd.run.output import width_of
-from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.rehearsal import rehearse
 from stlm_kd.run.scoring import fine_tune, kept_scores
-from stlm_kd.run.stages import copy_folder
-from stlm_kd.run.teaching import ReadyTeacher, finished_teacher, ready_teacher
+from stlm_kd.run.teaching import ReadyTeacher, finished_teacher, keep_making, ready_teacher
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.workshop import Workshop, workshop_for
 
@@ -127,36 +125,6 @@ def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: 
     for table in tables:
         Console(file=text, width=width_of(table)).print(table)
     write_text(run / "table.txt", text.getvalue())
-
-
-def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Table:
-    """How good each is in the three states, and what the training took."""
-    kinds = " / ".join(dict.fromkeys(MEASURES[report.task] for report in reports.values()))
-    table = Table(
-        title=Text(title, "table.title"),
-        caption=f"{kinds} on the same held-out data",
-        caption_justify="left",
-    )
-    table.add_column("teacher")
-    for heading in (
-        "old → new tokens", "init", "exact", "own vocabulary", "initialised", "trained", "trained parameters",
-        "tokens seen", "seconds",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
-    for name, report in reports.items():
-        table.add_row(
-            Text(name),
-            f"{report.old_vocabulary:,} → {report.new_vocabulary:,}",
-            Text(report.init),
-            f"{report.tokens_by_origin.get('exact', 0) / report.new_vocabulary:.1%}",
-            f"{report.before:.4f}",
-            f"{report.initialised:.4f}",
-            f"{report.trained:.4f}{' (step 0)' if report.best_step == 0 else ''}",
-            f"{report.trained_parameters:,}",
-            f"{report.tokens_seen:,}",
-            f"{report.seconds:,.0f}",
-        )
-    return table
 
 
 def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:

@@ -12,10 +12,13 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.adaptation import VocabularyInit, new_rows
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.reports import MEASURES, REPORT, AdaptationReport
+from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.data.tokens import joined
+from stlm_kd.distributed import first_process_runs
 from stlm_kd.engine import FitResult, FitSettings, PacedRows, current_device, fit
-from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.placing import move
@@ -31,10 +34,11 @@ from stlm_kd.models.vocabulary import (
 from stlm_kd.optim import trainable_parameters
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
-from stlm_kd.run.adaptation_report import MEASURES, AdaptationReport, Quality, measurer
+from stlm_kd.run.adaptation_report import Quality, measurer
 from stlm_kd.run.adaptation_step import AdaptationStep, span_step
 from stlm_kd.run.compute import reading_of, training_flops
 from stlm_kd.run.examples import training_examples
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.loading import check_model, load_model
 from stlm_kd.run.material import (
     BatchSizes,
@@ -44,10 +48,8 @@ from stlm_kd.run.material import (
     held_out_key,
     material_of,
 )
-from stlm_kd.run.record import write_json
-from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import training_stores
-from stlm_kd.run.training import REPORT, held_out_of, tenth
+from stlm_kd.run.training import held_out_of, tenth
 from stlm_kd.run.workshop import Workshop, Zero
 from stlm_kd.span_teacher import paired_text, positions_of
 from stlm_kd.teachers import LiveTeacher

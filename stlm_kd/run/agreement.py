@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
+from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.data.labelled import Examples
 from stlm_kd.errors import DataError, UsageError, did_you_mean
-from stlm_kd.eval.alike import Compared, compared
-from stlm_kd.eval.attribution_page import attribution_page
+from stlm_kd.eval.alike import compared
 from stlm_kd.eval.examples import hash_of_texts
 from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading
-from stlm_kd.eval.words import words_of
 from stlm_kd.models.class_names import is_unnamed, same_classes
 from stlm_kd.models.classifiers import class_names
 from stlm_kd.models.load import load_config
+from stlm_kd.reporting.attribution_page import attribution_page
+from stlm_kd.reporting.tables.agreement import Agreements
 from stlm_kd.run.answering import ask
 from stlm_kd.run.evaluate import held_out_of_run, read_held_out
-from stlm_kd.run.models import model_of
-
-
-@dataclass(frozen=True, slots=True)
-class Agreements:
-    """A teacher and its students, and what they were asked.
-
-    Attributes:
-        found: One for each student.
-        answers: Of the teacher, then of each student.
-        texts: Of each example by id: one or two.
-    """
-
-    found: tuple[Compared, ...]
-    answers: tuple[Answers, ...]
-    texts: Mapping[str, tuple[str, ...]]
 
 
 def agreements(
@@ -103,45 +87,6 @@ def methods_of(names: Sequence[str]) -> tuple[Method, ...]:
 def page_of(found: Agreements) -> str:
     """The explained examples as an HTML page."""
     return attribution_page(found.answers, found.found, found.texts)
-
-
-def as_json(found: Agreements) -> dict[str, Any]:
-    """Everything, ready for ``json.dumps``; of each example its label and what every model says of it."""
-    teacher = found.answers[0].predictions
-    names = teacher.classes
-    said = [one.predictions.ordered(teacher.ids) for one in found.answers]
-    return {
-        "agreements": [
-            {**asdict(one.agreement), "explanations": [asdict(each) for each in one.explanations]}
-            for one in found.found
-        ],
-        "classes": list(names),
-        "examples": [
-            {
-                "id": example,
-                "text": list(found.texts[example]),
-                "label": names[teacher.labels[place]],
-                "predicted": {one.name: names[one.predicted[place]] for one in said},
-                **_explained(found, example),
-            }
-            for place, example in enumerate(teacher.ids)
-        ],
-    }
-
-
-def _explained(found: Agreements, example: str) -> dict[str, Any]:
-    """Of an example that was: its words, the class that their weights are for, and every model's weights."""
-    teacher = found.answers[0]
-    if example not in teacher.classes:
-        return {}
-    return {
-        "words": [word.text for word in words_of(found.texts[example])],
-        "weights_for": teacher.predictions.classes[teacher.classes[example]],
-        "weights": {
-            method: {one.predictions.name: asdict(one.weights[method][example]) for one in found.answers}
-            for method in teacher.weights
-        },
-    }
 
 
 def _require_same_classes(names: Sequence[str]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import Variant
+from stlm_kd.artifacts.stage_store import Json, Key
 from stlm_kd.cache.layout import read_manifest
 from stlm_kd.combine import COMBINERS
 from stlm_kd.data.files import expanded
@@ -22,18 +23,12 @@ from stlm_kd.recipe.objectives import labels_alone
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.cache_reading import unbiased_notes
 from stlm_kd.run.caching import CacheOrder, mask_variants
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.interchange import wordnet_key
 from stlm_kd.run.material import Material, data_key, held_out_key, material_of
-from stlm_kd.run.stages import Json, Key, model_identity
 from stlm_kd.run.terms import followed, looked_into, terms_of
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.terms import COMBINED, Term
-
-Variant = Literal["student", "no-teacher", "all-data", "equal-compute"]
-"""The recipe's own student, or one of its controls, which have no teachers.
-
-They have the same number of steps; ``equal-compute`` has as many as the student and its teachers computed.
-"""
 
 
 def labels_term() -> Term:

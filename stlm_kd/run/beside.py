@@ -12,6 +12,10 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stlm_kd.alignment import Alignment, aligned
 from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.json_io import AGAIN, read_saved
+from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.engine import current_device
 from stlm_kd.errors import ModelError
@@ -23,12 +27,9 @@ from stlm_kd.models.load import load_config, load_language_model
 from stlm_kd.models.placing import move
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.interchange import Interchange
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.interchange import asked_of, layers_of
-from stlm_kd.run.models import model_of
 from stlm_kd.run.numbers import num_layers
-from stlm_kd.run.record import write_json
-from stlm_kd.run.saved import AGAIN, read_saved
-from stlm_kd.run.stages import Json, model_identity
 from stlm_kd.run.terms import followed
 from stlm_kd.vocab.spelling import vocabulary_size
 

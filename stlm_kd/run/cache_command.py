@@ -11,25 +11,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.cache.layout import Manifest
 from stlm_kd.cache.reading import TeacherCache, kept_positions
 from stlm_kd.cache.shards import Array, checksums
 from stlm_kd.cache.writing import columns_of
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import expanded
+from stlm_kd.distributed import first_process_runs
 from stlm_kd.engine import current_device
-from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.models.observing import Needs
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.caching import CacheOrder, work_of
 from stlm_kd.run.checking import check_recipe
-from stlm_kd.run.folder import file_name
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.loading import live_teacher
-from stlm_kd.run.record import write_json
 from stlm_kd.run.recording import recorded_once
-from stlm_kd.run.stages import model_identity
 from stlm_kd.run.teaching import cached_teacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.workshop import Workshop, workshop_for

@@ -8,14 +8,14 @@ from pathlib import Path
 from stlm_kd.cache.layout import Manifest
 from stlm_kd.cache.reading import TeacherCache
 from stlm_kd.data.files import expanded
-from stlm_kd.engine.launched import first_process_runs
+from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.caching import responses_of
 from stlm_kd.run.cache_words import WORDS
 from stlm_kd.run.caching import CacheOrder
-from stlm_kd.run.stages import model_identity
+from stlm_kd.run.identity import model_identity
 from stlm_kd.terms import COMBINED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from stlm_kd.run.wording import option_words, value_words
+from stlm_kd.recipe.format import option_words, value_words
 
 WORDS = {
     "teacher": "the teacher",

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.cache.layout import Layout, Manifest, read_manifest
 from stlm_kd.cache.writing import (
     Work,
@@ -23,13 +24,8 @@ from stlm_kd.cache.writing import (
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.distributed import first_process_runs, launched_processes, process_rank, wait_for_all
 from stlm_kd.engine import current_device
-from stlm_kd.engine.launched import (
-    first_process_runs,
-    launched_processes,
-    process_rank,
-    wait_for_all,
-)
 from stlm_kd.engine.plain import autocast
 from stlm_kd.errors import told_at
 from stlm_kd.models.load import load_config
@@ -39,11 +35,11 @@ from stlm_kd.recipe.caching import VARIANTS, Cache, positions_of, temperature_of
 from stlm_kd.recipe.schema import Teacher
 from stlm_kd.run.compute import pass_cost
 from stlm_kd.run.examples import class_names_of
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.jobs import PrefixedLines
 from stlm_kd.run.loading import empty_model, live_teacher, teacher_place
 from stlm_kd.run.material import Material, batch_sizes, material_of, rows_key
 from stlm_kd.run.numbers import width
-from stlm_kd.run.stages import Json, model_identity
 from stlm_kd.run.terms import looked_into
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.teachers import TeacherOutput

@@ -13,7 +13,7 @@ from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 from stlm_kd.cache.layout import read_manifest
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
-from stlm_kd.engine.launched import launched_processes
+from stlm_kd.distributed import launched_processes
 from stlm_kd.errors import DataError, EnvironmentFault, Fault, ModelError, RecipeError, told_at
 from stlm_kd.eval import FINE_TUNED, wikitext
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.data.dealing import share_run_again
-from stlm_kd.engine.launched import launched_processes
+from stlm_kd.distributed import launched_processes
 from stlm_kd.interventions.sources import pairs_rows
 from stlm_kd.models.forward import task_of, vocabulary_head
 from stlm_kd.models.observing import Needs

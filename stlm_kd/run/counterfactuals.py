@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from stlm_kd.alignment import Alignment, aligned
 from stlm_kd.architectures import Task
+from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.data.labelled import Examples
 from stlm_kd.errors import DataError, ModelError, UsageError
 from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.exchanges import exchanges_of, row_length
 from stlm_kd.eval.interchange import ALL, measure
-from stlm_kd.eval.results import Score, SuiteResult
 from stlm_kd.interventions.effects import RATIOS
 from stlm_kd.models.forward import task_of
 from stlm_kd.run.beside import load_for_exchange, shared_tokenizer

@@ -12,35 +12,35 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.engine.launched import first_process_runs, launched_processes
+from stlm_kd.artifacts.atomic import write_json, write_text
+from stlm_kd.artifacts.output import width_of
+from stlm_kd.artifacts.reports import read_adaptation, read_report
+from stlm_kd.artifacts.results import Row, SuiteResult, Variant
+from stlm_kd.artifacts.stage_store import STAGE, copy_folder
+from stlm_kd.distributed import first_process_runs, launched_processes
 from stlm_kd.errors import CheckpointError, UsageError
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.models.load import count_parameters
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.recipe.caching import asking
-from stlm_kd.run.adaptation_report import read_adaptation
-from stlm_kd.run.assignment import Assignment, Variant
+from stlm_kd.reporting.explanations import write_explanations
+from stlm_kd.reporting.figure import draw_curves
+from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
+from stlm_kd.reporting.tables.results import as_json, result_table
+from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.beside import Beside, remember_teachers
-from stlm_kd.run.card import CardFacts, family_of, write_card
 from stlm_kd.run.checking import check_recipe
-from stlm_kd.run.curves import draw_curves
-from stlm_kd.run.explanations import write_explanations
 from stlm_kd.run.jobs import Job, run_jobs
 from stlm_kd.run.loading import empty_model
-from stlm_kd.run.making import keep_making
-from stlm_kd.run.output import width_of
 from stlm_kd.run.overlap import recipe_notes
-from stlm_kd.run.record import write_json, write_text
 from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.rehearsal import rehearse
 from stlm_kd.run.remarks import comparisons, selection_remark, text_remark, weak_teachers
-from stlm_kd.run.results import Row, as_json, result_table
 from stlm_kd.run.scoring import fine_tune, kept_scores, write_reports
-from stlm_kd.run.stages import STAGE, copy_folder
-from stlm_kd.run.teaching import ReadyTeacher, cached_teacher, finished_teachers, ready_teacher
+from stlm_kd.run.teaching import ReadyTeacher, cached_teacher, finished_teachers, keep_making, ready_teacher
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
-from stlm_kd.run.training import read_report, train_student
-from stlm_kd.run.workshop import UNITS, Workshop, workshop_for
+from stlm_kd.run.training import train_student
+from stlm_kd.run.workshop import Workshop, workshop_for
+from stlm_kd.tracking.metrics import UNITS
 
 Values = dict[str, Any]
 """A recipe as plain values, in which form it travels between processes."""

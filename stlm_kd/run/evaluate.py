@@ -7,23 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.output import write_output
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.run_dir import RECORD
 from stlm_kd.data.labelled import LabelledSource, read_examples
 from stlm_kd.data.sources import Source
 from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.running import common_window
 from stlm_kd.models.class_names import is_unnamed
 from stlm_kd.models.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.models.positions import num_positions
+from stlm_kd.recipe.load import recipe_of
 from stlm_kd.run.beside import Beside, teachers_of_run
 from stlm_kd.run.examples import labelled_sources
-from stlm_kd.run.folder import RECORD, recipe_of
 from stlm_kd.run.material import held_out_of_recipe
-from stlm_kd.run.models import model_of
-from stlm_kd.run.output import write_output
 from stlm_kd.run.overlap import HeldOut, note_trained_on
 from stlm_kd.run.scoring import SuiteCall, check_rows, score
 from stlm_kd.run.workshop import Workshop

@@ -15,22 +15,23 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.results import Json as Fact
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.stage_store import Json, Key
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.distributed import first_process_runs, process_rank
 from stlm_kd.engine import FitResult, FitSettings, fit
-from stlm_kd.engine.launched import first_process_runs, process_rank
 from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES, glue, ner, squad
-from stlm_kd.eval.results import Json as Fact
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Settings, Tuning
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.recipe import hash_of
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.jobs import PrefixedLines
 from stlm_kd.run.material import BatchSizes
-from stlm_kd.run.record import write_json
-from stlm_kd.run.stages import Json, Key, model_identity
 from stlm_kd.run.subject_spans import squad_subjects
 from stlm_kd.run.subject_texts import glue_subjects
 from stlm_kd.run.subject_words import ner_subjects

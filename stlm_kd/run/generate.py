@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.data.tokenizers import document_ends, ids_from_start, load_tokenizer
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.models.load import declared_task, load_config, load_language_model
 from stlm_kd.models.positions import num_positions
-from stlm_kd.run.models import model_of
 
 
 def generate(

@@ -9,11 +9,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from stlm_kd.disk import full_disk_told
-from stlm_kd.engine.launched import first_process_runs, launched_processes, process_rank
+from stlm_kd.artifacts.atomic import full_disk_told
+from stlm_kd.artifacts.run_dir import RunFolder, held
+from stlm_kd.distributed import first_process_runs, launched_processes, process_rank
 from stlm_kd.errors import Elsewhere, Interrupted, Preempted, StlmKdError
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.folder import RunFolder, create, folder_of, held
+from stlm_kd.run.recipe_folder import create, folder_of
 
 _PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe")
 """How Gloo says that another process ended."""

@@ -21,8 +21,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.alignment import aligned
+from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
 from stlm_kd.data.labelled import Examples
-from stlm_kd.disk import clear_unfinished_for, is_full_disk, remove, unfinished_name
 from stlm_kd.engine import current_device
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, wikitext

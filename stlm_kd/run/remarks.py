@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from stlm_kd.artifacts.results import Row
+from stlm_kd.comparison.compare import compare_pairs
+from stlm_kd.comparison.entries import contender_of
+from stlm_kd.comparison.intervals import estimate
+from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric, metrics_of, values
+from stlm_kd.comparison.verdicts import Compared
 from stlm_kd.eval import reads_held_out
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.compare import compare_pairs
-from stlm_kd.run.contenders import contender_of
-from stlm_kd.run.intervals import estimate
-from stlm_kd.run.results import MEASURES_TEXT, Metric, Row, metrics_of, values
 from stlm_kd.run.scoring import suite_calls
-from stlm_kd.run.verdicts import Compared
 
 
 def weak_teachers(rows: Sequence[Row]) -> list[str]:

@@ -12,6 +12,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.run_dir import file_name
+from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.engine import current_device
@@ -19,7 +23,6 @@ from stlm_kd.eval import FINE_TUNED, IDENTITIES, NEEDS_TEACHERS, SUITES, reads_h
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.agreement_suite import AnswersOf
 from stlm_kd.eval.beside import Taught
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.running import common_window
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model
@@ -30,11 +33,9 @@ from stlm_kd.run.answering import answering
 from stlm_kd.run.beside import Beside
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.finetuning import tuned_scores
-from stlm_kd.run.folder import file_name
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.material import held_out_key, held_out_of_recipe
 from stlm_kd.run.overlap import HeldOut
-from stlm_kd.run.record import write_json
-from stlm_kd.run.stages import Json, model_identity
 from stlm_kd.run.workshop import Workshop
 
 LM_EVAL = "lm-eval"

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, fingerprint
 from stlm_kd.errors import DataError
 from stlm_kd.eval import glue
 from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.models.classifiers import check_classifier, head_place, load_classifier
 from stlm_kd.run.examples import known_examples
 from stlm_kd.run.material import ExampleMaterial
-from stlm_kd.run.stages import Json
 from stlm_kd.run.subjects import Reading, Subject
 
 HUB = "nyu-mll/glue"

@@ -8,16 +8,16 @@ from functools import lru_cache
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.words import Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError
 from stlm_kd.eval import ner
 from stlm_kd.eval.benchmark_data import TRAIN, Found
 from stlm_kd.eval.entities import seqeval
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.models.heads import load_token_classifier
 from stlm_kd.run.material import row_multiple
-from stlm_kd.run.stages import Json
 from stlm_kd.run.subjects import SCORED, Reading, Subject, TokenisedReading, found_splits
 
 

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.examples import Tokenised
 from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate
-from stlm_kd.eval.results import SuiteResult
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.run.material import BatchSizes, Stream, example_stream
-from stlm_kd.run.stages import Json
 
 SCORED = "validation"
 """The split that suites of a single task score."""

@@ -8,11 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from stlm_kd.comparison.compare import Comparison, compare_with
+from stlm_kd.comparison.entries import read_contenders
 from stlm_kd.errors import UsageError
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.overrides import split
-from stlm_kd.run.compare import Comparison, compare_with
-from stlm_kd.run.contenders import read_contenders
 
 
 def swept(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[str, Recipe]:

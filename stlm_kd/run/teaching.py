@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.atomic import written_whole
+from stlm_kd.artifacts.run_dir import ADAPTATION, KEPT, TRAINING, making_folder
+from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.engine.launched import first_process_runs
+from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import told_at
 from stlm_kd.models.class_names import class_order
 from stlm_kd.models.classifiers import class_names, load_classifier, rename_classes
@@ -20,8 +24,8 @@ from stlm_kd.run.adapting import adapt_model, adaptation_key
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.caching import CacheOrder, cached_seeds
 from stlm_kd.run.examples import class_names_of
+from stlm_kd.run.identity import model_identity
 from stlm_kd.run.loading import teacher_place
-from stlm_kd.run.stages import Key, model_identity
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import train_student
 from stlm_kd.run.workshop import Workshop
@@ -166,3 +170,16 @@ def finished_teacher(
 
 def _model_of(stage: Path) -> str | None:
     return str(stage / "model") if stage.is_dir() else None
+
+
+def keep_making(teachers: Iterable[ReadyTeacher], run: Path) -> None:
+    """Copy the reports and metrics of the stages, which may be deleted or lie elsewhere one day."""
+    for teacher in teachers:
+        for kind, stage in ((TRAINING, teacher.training), (ADAPTATION, teacher.adaptation)):
+            if stage is None:
+                continue
+            with written_whole(making_folder(run) / teacher.name / kind) as unfinished:
+                unfinished.mkdir(parents=True)
+                for name in KEPT:
+                    if (stage / name).is_file():
+                        shutil.copy2(stage / name, unfinished / name)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.reports import REPORT, TrainingReport
 from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.combine import COMBINERS, Gate
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distributed import first_process_runs
 from stlm_kd.engine import FitResult, FitSettings, current_device, fit
-from stlm_kd.engine.launched import first_process_runs
 from stlm_kd.engine.plain import autocast
 from stlm_kd.errors import told_at
-from stlm_kd.eval.results import Count, Measured
 from stlm_kd.models.attention import install_maps
 from stlm_kd.models.dropout import set_dropout
 from stlm_kd.models.forward import head_of
@@ -32,58 +32,14 @@ from stlm_kd.run.compute import affordable_steps, reading_of, training_flops
 from stlm_kd.run.interchange import supplies_of
 from stlm_kd.run.loading import check_model, live_teacher, load_model, model_from_recipe, teacher_place
 from stlm_kd.run.material import Material, batch_sizes
-from stlm_kd.run.record import write_json
-from stlm_kd.run.saved import AGAIN, read_saved
 from stlm_kd.run.terms import looked_into, projections_of
 from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
 from stlm_kd.terms import COMBINED, Combination, Term
 
-REPORT = "report.json"
-"""In the folder of a training, or of an adaptation: what it took."""
-
 REMEMBERED_BYTES = 2**30
 """Teachers' hidden states are computed once and kept, of as many teachers as this holds together."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingReport:
-    """What training a model took.
-
-    Attributes:
-        parameters: Of the model, shared ones once.
-        steps: Optimizer steps done.
-        tokens_seen: Positions read, repeats counted.
-        tokens_of_text: Positions of the training text, each once.
-        best_step: Whose weights were kept; None for the last.
-        best_loss: Held-out loss there, nats per token of the student's vocabulary.
-        seconds: Of training.
-        stopped: Why it ended.
-        flops: What it computed (``run.compute``); None where that was not counted.
-    """
-
-    parameters: Count
-    steps: Count
-    tokens_seen: Count
-    tokens_of_text: Count
-    best_step: Count | None
-    best_loss: Measured | None
-    seconds: Measured
-    stopped: str
-    flops: Count | None = None
-
-
-_REPORTS: TypeAdapter[TrainingReport] = TypeAdapter(TrainingReport)
-
-
-def read_report(folder: Path) -> TrainingReport:
-    """The report of a finished training.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    return read_saved(folder / REPORT, _REPORTS, remedy=AGAIN)
 
 
 def train_student(assignment: Assignment, folder: Path, *, label: str) -> None:

@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stlm_kd.engine.launched import process_rank
+from stlm_kd.artifacts.stage_store import Stages
+from stlm_kd.distributed import process_rank
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.stages import Stages
 from stlm_kd.tracking import Trackers, open_tracker
+from stlm_kd.tracking.metrics import UNITS
 
 Zero = Literal[0, 1, 2] | None
-
-UNITS: dict[str, str] = {
-    "clm": "nats/tok",
-    "mlm": "nats/tok",
-    "classification": "nats/example",
-    "regression": "squared error",
-}
-"""The unit of the loss on labels, by task."""
 
 
 @dataclass(frozen=True, slots=True)

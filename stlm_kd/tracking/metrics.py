@@ -105,3 +105,12 @@ class Trackers:
         """Close all."""
         for tracker in self.trackers:
             tracker.close()
+
+
+UNITS: dict[str, str] = {
+    "clm": "nats/tok",
+    "mlm": "nats/tok",
+    "classification": "nats/example",
+    "regression": "squared error",
+}
+"""The unit of the loss on labels, by task."""

@@ -1,0 +1,46 @@
+"""SHA-256 of files."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache, lru_cache
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal, read anew.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """As ``sha256``, but within one process a file is read once for each size and time of its last change."""
+    found = path.stat()
+    return _sha256_of_state(path.resolve(), found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _sha256_of_state(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex; a file that has not changed is not read again."""
+    state = path.stat()
+    return _hash_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: Path, *state: int) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

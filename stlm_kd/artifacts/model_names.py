@@ -1,0 +1,28 @@
+"""What a user may name where a model is wanted: a run, a run's student, a model folder or a Hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stlm_kd.artifacts.run_dir import RECORD, show_run
+from stlm_kd.errors import EnvironmentFault
+
+
+def model_of(name: str) -> str:
+    """The model folder or Hub id that a name stands for: a run's is its first student, or its one teacher.
+
+    Raises:
+        EnvironmentFault: A run without a finished model.
+    """
+    folder = Path(name)
+    if (folder / RECORD).is_file():
+        models = show_run(folder).models
+        if not models:
+            raise EnvironmentFault(
+                f"{name}: no finished model in this run; finish it with the command that began it"
+            )
+        own = [model for model in models if model.parent.parent.name == "student"]
+        return str((own or models)[0])
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    return name

@@ -1,0 +1,47 @@
+"""The files that ``--output`` and ``--html`` name, and how wide a table in a file must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stlm_kd.artifacts.atomic import write_json, write_text
+from stlm_kd.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def write_output(path: Path, value: object) -> None:
+    """Write JSON where the user wants it; folders are made, and the file appears whole or not at all.
+
+    Raises:
+        EnvironmentFault: It cannot be written.
+    """
+    with _told(path, "--output"):
+        write_json(path, value)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write HTML likewise."""
+    with _told(path, "--html"):
+        write_text(path, page)
+
+
+def width_of(table: Table) -> int:
+    """The width in characters at which no cell of a table is wrapped or cut."""
+    from rich.console import Console
+
+    return max(Console(width=1000).measure(table).maximum, 40)
+
+
+@contextmanager
+def _told(path: Path, option: str) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise EnvironmentFault(f"{path}: cannot be written ({reason}); choose another {option}") from error

@@ -1,0 +1,181 @@
+"""A run's folder: made for one recipe, found again by its hash, refused for any other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stlm_kd.artifacts.atomic import clear_unfinished, write_json
+from stlm_kd.artifacts.record import Record, Status, new_record, now, read_record
+from stlm_kd.errors import CheckpointError, EnvironmentFault
+
+RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
+_PATIENCE = 1.0
+"""Seconds that a command waits for the lock, which those that list runs hold for a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's folder and its record; ``finish`` and ``restart`` write the record and give the new value."""
+
+    path: Path
+    record: Record
+
+    def restart(self, command: str) -> RunFolder:
+        """Mark the run as running, by this command and these package versions."""
+        again = new_record(self.record.name, self.record.recipe_hash, command)
+        return self._write(replace(again, started=self.record.started))
+
+    def finish(self, status: Status, message: str = "") -> RunFolder:
+        """Mark how the run ended."""
+        return self._write(replace(self.record, status=status, message=message, finished=now()))
+
+    def _write(self, record: Record) -> RunFolder:
+        write_json(self.path / RECORD, asdict(record))
+        return RunFolder(self.path, record)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One line of ``runs list``."""
+
+    path: Path
+    name: str
+    status: str
+    started: str
+    finished: str | None
+    recipe_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetails:
+    """What is known of a run: its record, its resolved recipe, and its results where it has them."""
+
+    path: Path
+    record: Record
+    recipe_yaml: str
+    table: str | None
+    models: tuple[Path, ...]
+
+
+def file_name(name: str) -> str:
+    """A name that is safe as a file's: letters, digits, dots, dashes and underscores, at most 64.
+
+    >>> file_name("my recipe/α")
+    'my-recipe'
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:64] or "run"
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Work in a run's folder, which is made if need be, with no other command in it; a crash lets it go.
+
+    Raises:
+        CheckpointError: Another command works there.
+        EnvironmentFault: It cannot be written.
+    """
+    lock = FileLock(path / LOCK, timeout=_PATIENCE)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(
+                f"{path}: another process works in this run's folder; wait until it has ended, or stop it, "
+                "and give the command again"
+            ) from error
+    try:
+        clear_unfinished(path)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A fault of writing in a run's folder, as one message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise EnvironmentFault(
+            f"{path}: cannot be written ({reason}); choose another --output-dir"
+        ) from error
+
+
+def _seen(path: Path, record: Record) -> Record:
+    """The record, unless it still says that a run is running whose process is gone."""
+    if record.status != "running" or not (path / LOCK).is_file():
+        return record
+    try:
+        with FileLock(path / LOCK, timeout=0):
+            return replace(record, status="killed")
+    except (Timeout, OSError):  # held, or in a place where one may only read
+        return record
+
+
+def open_run(path: Path) -> RunFolder:
+    """A run's folder that is there.
+
+    Raises:
+        EnvironmentFault: No such folder.
+        CheckpointError: It is not a run's folder, or its record is damaged.
+    """
+    if not path.is_dir():
+        raise EnvironmentFault(f"{path}: no such run folder; see stlm-kd runs list")
+    if not (path / RECORD).is_file():
+        raise CheckpointError(
+            f"{path}: no {RECORD} in it, so it is not a run's folder; see stlm-kd runs list"
+        )
+    return RunFolder(path, read_record(path / RECORD))
+
+
+def list_runs(output_dir: Path) -> list[RunSummary]:
+    """The runs below a folder, the latest start first; a damaged one is listed as such."""
+    if not output_dir.is_dir():
+        return []
+    found = [_summary(path.parent) for path in sorted(output_dir.glob(f"*/{RECORD}"))]
+    return sorted(found, key=lambda run: run.started, reverse=True)
+
+
+def show_run(path: Path) -> RunDetails:
+    """What is known of a run.
+
+    Raises:
+        EnvironmentFault, CheckpointError: As ``open_run``.
+    """
+    run = open_run(path)
+    table = path / "table.txt"
+    patterns = ("students/*/seed-*/model/config.json", "teachers/*/config.json")
+    models = [config.parent for pattern in patterns for config in sorted(path.glob(pattern))]
+    try:
+        text = (path / RECIPE).read_text(encoding="utf-8")
+        shown = table.read_text(encoding="utf-8") if table.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {RECIPE} or table.txt cannot be read ({error})") from error
+    return RunDetails(path, _seen(path, run.record), text, shown, tuple(models))
+
+
+def _summary(path: Path) -> RunSummary:
+    try:
+        record = _seen(path, read_record(path / RECORD))
+    except CheckpointError:
+        return RunSummary(path, path.name, "damaged", "", None, "")
+    return RunSummary(path, record.name, record.status, record.started, record.finished, record.recipe_hash)
+
+
+TRAINING, ADAPTATION = "training", "adaptation"
+
+
+KEPT = ("report.json", "metrics.jsonl")
+
+
+def making_folder(run: Path) -> Path:
+    """Where it lies: a folder for each teacher, and in it one for its training and one for its adaptation."""
+    return run / "making"

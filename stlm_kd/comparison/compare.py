@@ -1,0 +1,259 @@
+"""The command ``compare``: which of several models are better than one of them, and which only seem so."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from stlm_kd.artifacts.results import measurable
+from stlm_kd.comparison.difference import Side, difference_between, side_of
+from stlm_kd.comparison.entries import Contender, metrics_of, read_contenders
+from stlm_kd.comparison.lossy import Lossy, lossy_fault
+from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.pairing import Apart, Joined, Resampled, join
+from stlm_kd.comparison.requirements import require_lossless, require_same_examples, require_shared_tasks
+from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
+from stlm_kd.comparison.score_notes import warning_notes
+from stlm_kd.comparison.smallest import Smallest
+from stlm_kd.comparison.verdicts import Compared, judged, scope_of, unknown_noise
+from stlm_kd.errors import DataError, UsageError, did_you_mean
+
+DEFAULT_SMALLEST = Smallest()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All rows, their metrics, how each differs from the baseline, and what a reader must know."""
+
+    contenders: tuple[Contender, ...]
+    metrics: tuple[Metric, ...]
+    baseline: str
+    compared: tuple[Compared, ...]
+    notes: tuple[str, ...]
+
+
+def compare(
+    sources: Sequence[str],
+    *,
+    baseline: str | None = None,
+    only: Collection[str] = (),
+    smallest: Smallest = DEFAULT_SMALLEST,
+    lossy: Lossy = "refuse",
+) -> Comparison:
+    """All rows of runs and files of scores against one of them.
+
+    Args:
+        sources: Run folders, or JSON files that ``stlm-kd eval --output`` wrote.
+        baseline: A row by its name, or its variant where one row alone has it. By default the first run's
+            control (``no-teacher`` if there is one), or its student if that has no teachers; then the next
+            run's; then whatever student or model comes first.
+        only: Metrics, as ``accuracy`` or ``blimp acc``; by default all that there are. The correction is for
+            all comparisons that are made, so that asking for fewer finds more.
+        smallest: The smallest difference that matters in each metric.
+        lossy: What becomes of bits per byte where a tokenizer loses a part of the text.
+
+    Raises:
+        UsageError: A source given twice, a baseline or metric that is not there, or nothing to compare with.
+        EnvironmentFault, CheckpointError: As ``read_contenders``.
+        DataError: Results of other examples, or of which none compares, or of a lossy tokenizer; the message
+            says what differs.
+    """
+    contenders = read_contenders(sources)
+    if len(contenders) < 2:
+        raise UsageError(f"{', '.join(sources)}: one row ({contenders[0].name}); name a second to compare")
+    base = _baseline(contenders, baseline)
+    return compare_with(base, contenders, only=only, smallest=smallest, lossy=lossy)
+
+
+def compare_with(
+    base: Contender,
+    contenders: Sequence[Contender],
+    *,
+    only: Collection[str] = (),
+    smallest: Smallest = DEFAULT_SMALLEST,
+    lossy: Lossy = "leave out",
+) -> Comparison:
+    """As ``compare``, of rows that were read.
+
+    Raises:
+        UsageError: No row has such a metric.
+        DataError: As ``compare``.
+    """
+    known = metrics_of(contenders)
+    smallest.require_known(_names(known))
+    metrics = _chosen(known, only)
+    pairs = [
+        (other, metric)
+        for other in contenders
+        if other is not base
+        for metric in metrics
+        if other.values(metric) and base.values(metric)
+    ]
+    require_shared_tasks(contenders, base, {other.source for other, _ in pairs})
+    require_same_examples(pairs, base)
+    found, notes = compare_pairs(
+        [(other, base, metric) for other, metric in pairs], smallest=smallest, lossy=lossy
+    )
+    if not found:
+        raise DataError("\n".join([f"nothing can be compared with {base.name}:", *notes]))
+    notes = (*notes, *_notes_of_results(contenders, metrics))
+    return Comparison(tuple(contenders), tuple(metrics), base.name, found, notes)
+
+
+def compare_pairs(
+    pairs: Sequence[tuple[Contender, Contender, Metric]],
+    *,
+    smallest: Smallest = DEFAULT_SMALLEST,
+    lossy: Lossy = "leave out",
+) -> tuple[tuple[Compared, ...], tuple[str, ...]]:
+    """The first of each pair minus the second, corrected for all of them; and what a reader must know.
+
+    Both were scored on the same examples. A metric in which a pair does not compare is left out, with a note.
+
+    Raises:
+        DataError: A lossy tokenizer, where that is to be refused.
+    """
+    if lossy == "refuse":
+        require_lossless(pairs)
+    notes: dict[str, None] = {}
+    found: list[Compared] = []
+    sides: list[tuple[Metric, Side, Side]] = []
+    for other, base, metric in pairs:
+        one = _compared(other, base, metric, notes, smallest=smallest.of(metric), lossy=lossy)
+        if one is not None:
+            found.append(one)
+            sides.append((metric, side_of(other, metric), side_of(base, metric)))
+    firsts = [sides.index(one) for one in sides]
+    told = [
+        one if first == place else replace(one, repeats=found[first].name)
+        for place, (one, first) in enumerate(zip(found, firsts, strict=True))
+    ]
+    return judged(told, firsts), tuple(notes)
+
+
+def _baseline(contenders: Sequence[Contender], name: str | None) -> Contender:
+    if name is not None:
+        named = [one for one in contenders if one.name == name]
+        named = named or [one for one in contenders if name in (one.variant, one.source)]
+        if len(named) != 1:
+            known = [one.name for one in named or contenders]
+            what = "several rows" if named else f"no such row{did_you_mean(name, known)}"
+            raise UsageError(f"--baseline {name}: {what}; give one of: {', '.join(known)}")
+        return named[0]
+    for source in dict.fromkeys(one.source for one in contenders):
+        rows = [one for one in contenders if one.source == source]
+        controls = [one for one in rows if one.kind == "control"]
+        controls.sort(key=lambda one: one.variant != "no-teacher")
+        untaught = [one for one in rows if one.kind == "student" and not one.taught]
+        if controls or untaught:
+            return (controls + untaught)[0]
+    return next((one for one in contenders if one.kind in ("student", "model")), contenders[0])
+
+
+def _chosen(metrics: Sequence[Metric], names: Collection[str]) -> list[Metric]:
+    known = _names(metrics)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--metric {name}: no run or file has it{did_you_mean(name, known)}")
+    return [one for one in metrics if not names or {one.label[:-2], one.metric} & set(names)]
+
+
+def _names(metrics: Sequence[Metric]) -> set[str]:
+    return {name for metric in metrics for name in (metric.label[:-2], metric.metric)}
+
+
+def _notes_of_results(contenders: Sequence[Contender], metrics: Sequence[Metric]) -> Iterator[str]:
+    """Notes of the compared results, degenerate models and chance, with the rows if not all."""
+    names: dict[str, dict[str, None]] = {}
+    for one, metric in product(contenders, metrics):
+        results = [result for seed in one.results(metric) for result in seed]
+        warnings = warning_notes(result.score(metric.task, metric.metric) for result in results)
+        for note in (*(note for result in results for note in result.notes), *warnings):
+            names.setdefault(note, {})[one.name] = None
+    for note, rows in names.items():
+        yield note if len(rows) == len(contenders) else f"{', '.join(rows)}: {note}"
+
+
+def _compared(
+    other: Contender,
+    base: Contender,
+    metric: Metric,
+    notes: dict[str, None],
+    *,
+    smallest: float,
+    lossy: Lossy,
+) -> Compared | None:
+    """One comparison before correction; None, and a note, where the metric does not compare."""
+    shared = [seed for seed in other.seeds if seed in base.seeds]
+    are_paired = len(shared) > 1 or (shared != [] and len(other.scores) == len(base.scores) == 1)
+    first, second = (side_of(one, metric, shared if are_paired else None) for one in (other, base))
+    label = metric.label[:-2]
+    if not all(map(measurable, (*first.values, *second.values))):
+        notes[f"{label}: {other.name} or {base.name} has a score that is not finite"] = None
+        return None
+    if lossy != "allow" and (fault := lossy_fault(other, base, metric)):
+        notes[f"{label}: {other.name} and {base.name} are not compared: {fault}"] = None
+        return None
+    joined = join(first.results, second.results, metric)
+    if isinstance(joined, Apart) and not joined.is_comparable:
+        notes[
+            f"{label}: {other.name} and {base.name} are not compared: {joined.reason}; bits per byte compare "
+            "(--suite perplexity, or pseudo-perplexity for masked models)"
+        ] = None
+        return None
+    notes.update(
+        dict.fromkeys(_notes(other, base, metric, joined, paired=len(shared) if are_paired else None))
+    )
+    found = difference_between(first, second, joined, metric, are_paired=are_paired, smallest=smallest)
+    return Compared(
+        name=other.name,
+        baseline=base.name,
+        metric=metric,
+        seeds=f"{len(shared)} paired" if are_paired else _told(other, base),
+        evidence=found,
+        smallest=smallest,
+        scope=tuple(scope_of(other, base, (*first.results, *second.results), joined)),
+        limit=unknown_noise([(other, first), (base, second)], found),
+    )
+
+
+def _notes(
+    other: Contender,
+    base: Contender,
+    metric: Metric,
+    joined: Joined | Resampled | Apart,
+    *,
+    paired: int | None,
+) -> Iterator[str]:
+    """What a reader of this comparison must know; ``paired``: over so many shared seeds."""
+    label = metric.label[:-2]
+    if isinstance(joined, Apart):
+        yield (
+            f"{label}: where examples are not paired ({joined.reason}), models count as if they erred "
+            "independently, as far as it is known how much, which makes intervals too wide"
+        )
+    elif isinstance(joined, Resampled) and joined.within:
+        yield (
+            f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), stretches are drawn "
+            "within each: verdicts speak of these documents, not of others like them"
+        )
+    elif isinstance(joined, Joined) and not joined.is_mean:
+        yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
+    windows = {
+        str(result.report.get("window")) for one in (other, base) for result in side_of(one, metric).results
+    }
+    if len(windows) > 1:
+        yield f"{label}: not all models see windows of the same length"
+    for one in (other, base):
+        if len(one.scores) == 1 and one.seeds:
+            yield f"{one.name} has one seed: what another seed would change is not counted"
+        if len(tuned := side_of(one, metric).results) == 1 and "fine_tuning" in tuned[0].report:
+            yield f"{one.name} was fine-tuned once: what another fine-tuning would change is not counted"
+        if paired is not None and paired < len(one.seeds):
+            yield f"{one.name}: differences are over the {paired} seeds that both have"
+
+
+def _told(other: Contender, base: Contender) -> str:
+    counts = [len(one.seeds) for one in (other, base)]
+    return " and ".join(str(count) if count else "—" for count in counts) if any(counts) else "—"

@@ -1,0 +1,205 @@
+"""The difference of two contenders in one metric, by their seeds, by their examples, or by both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+
+from stlm_kd.artifacts.results import Json, SuiteResult, measurable
+from stlm_kd.comparison.entries import Contender
+from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.pairing import Apart, Joined, Resampled
+from stlm_kd.statistics import (
+    Difference,
+    McNemar,
+    by_noises,
+    by_stderr,
+    equivalence_p,
+    from_resamples,
+    mcnemar,
+    over_seeds,
+    paired_bootstrap,
+    resampled_stderr,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A contender's metric for each seed, and the results that the values are from."""
+
+    values: tuple[float, ...]
+    results: tuple[SuiteResult, ...]
+
+    def repeats(self, metric: Metric) -> tuple[float, ...]:
+        """The values between which chance decides: of the seeds, or of one model's fine-tunings."""
+        if len(self.values) > 1:
+            return self.values
+        return tuple(result.score(metric.task, metric.metric).value for result in self.results)
+
+    @property
+    def is_tuned_again(self) -> bool:
+        """Whether its repeats are fine-tunings of one model."""
+        return len(self.values) == 1 and len(self.results) > 1
+
+    @property
+    def tunings(self) -> tuple[Json, ...]:
+        """The seed of each result's fine-tuning; None of one that does not tell."""
+        found = [result.report.get("fine_tuning") for result in self.results]
+        return tuple(one.get("seed") if isinstance(one, Mapping) else None for one in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of the difference of two contenders in a metric.
+
+    Attributes:
+        mean: The first's mean over seeds minus the second's.
+        difference: With its interval, and p; None where nothing tells how large the noise is.
+        noise: What the interval counts: seeds, fine-tunings of one model, examples.
+        num_examples: That are joined; 0 where none are.
+        of_examples: The paired bootstrap over examples alone, their metric averaged over the seeds.
+        mcnemar: In a metric of right and wrong, for each pair of models.
+        equivalence_p: Of the difference being as large as the smallest that matters, or larger.
+    """
+
+    mean: float
+    difference: Difference | None
+    noise: str
+    num_examples: int = 0
+    of_examples: Difference | None = None
+    mcnemar: tuple[McNemar, ...] = ()
+    equivalence_p: float | None = None
+
+
+def side_of(one: Contender, metric: Metric, seeds: Sequence[int] | None = None) -> Side:
+    """Some seeds' values (None: all), and the results behind them."""
+    places = range(len(one.scores)) if seeds is None else [one.seeds.index(seed) for seed in seeds]
+    values, results = one.values(metric), one.results(metric)
+    return Side(
+        tuple(values[place] for place in places),
+        tuple(result for place in places for result in results[place]),
+    )
+
+
+def difference_between(
+    first: Side,
+    second: Side,
+    joined: Joined | Resampled | Apart,
+    metric: Metric,
+    *,
+    are_paired: bool,
+    smallest: float,
+) -> Evidence:
+    """The first minus the second, with all the noise that is known.
+
+    Where either side has several seeds, or is one model that was fine-tuned several times, by ``over_seeds``;
+    fine-tunings within seeds are averaged. Where both are single models, by the paired bootstrap over
+    examples, and in a metric of right and wrong by whichever is the larger p, its own or McNemar's. Examples
+    that are not joined count by the standard errors of both scores, as if they were independent, which is too
+    much where the models err on the same examples.
+
+    Args:
+        first: Of some seeds, or a single model.
+        second: The other; of the same seeds where they are paired.
+        joined: Their examples.
+        metric: Which.
+        are_paired: Whether both have the same seeds, in the same order.
+        smallest: The smallest difference that matters.
+    """
+    mean = fmean(first.values) - fmean(second.values)
+    if isinstance(joined, Joined):
+        found = _of_joined(mean, joined)
+    elif isinstance(joined, Resampled):
+        drawn = from_resamples(mean, joined.drawn, examples=joined.examples)
+        found = Evidence(mean, drawn, "examples", joined.examples, drawn)
+    else:
+        found = Evidence(mean, None, "none")
+    stderr = _stderr(first, second, joined, metric)
+    freedom = found.num_examples - 1 if found.num_examples else math.inf
+    ours, theirs = first.repeats(metric), second.repeats(metric)
+    if len(ours) > 1 or len(theirs) > 1:
+        if len(first.values) == len(second.values) == 1:
+            are_paired = first.tunings == second.tunings and None not in first.tunings
+        noises = over_seeds(ours, theirs, paired=are_paired, examples_stderr=stderr, examples_freedom=freedom)
+        noise = _noise(first, second, stderr) if noises else "none"
+    elif stderr is None:
+        return found
+    else:
+        noises = (((stderr**2, freedom),),)
+        noise = "examples, not paired" if isinstance(joined, Apart) else found.noise
+    is_told = found.difference is not None and len(ours) == len(theirs) == 1
+    return replace(
+        found,
+        difference=found.difference if is_told else by_noises(mean, noises) if noises else None,
+        noise=noise,
+        equivalence_p=equivalence_p(mean, noises, smallest) if noises else None,
+    )
+
+
+def _noise(first: Side, second: Side, stderr: float | None) -> str:
+    """What the interval counts, in words."""
+    counted = {
+        "seeds": len(first.values) > 1 or len(second.values) > 1,
+        "fine-tunings": first.is_tuned_again or second.is_tuned_again,
+        "examples": stderr is not None,
+    }
+    return ", ".join(name for name, is_counted in counted.items() if is_counted)
+
+
+def _of_joined(mean: float, joined: Joined) -> Evidence:
+    """As of single models; over seeds or fine-tunings only the tests of examples count."""
+    bootstrap = paired_bootstrap(joined.first.mean(0), joined.second.mean(0))
+    tests: tuple[McNemar, ...] = ()
+    if joined.first.shape == joined.second.shape and _are_right_or_wrong(joined):
+        tests = tuple(mcnemar(*rows) for rows in zip(joined.first, joined.second, strict=True))
+    stderr, difference = _stderr_of_examples(joined), None
+    if joined.is_mean and stderr is not None:
+        p = max([bootstrap.p, *(test.p for test in tests)])
+        difference = Difference(mean, bootstrap.low, bootstrap.high, p)
+    elif stderr is not None:
+        difference = by_stderr(mean, stderr, freedom=len(joined.ids) - 1)
+    return Evidence(
+        mean, difference, "none" if difference is None else "examples", len(joined.ids), bootstrap, tests
+    )
+
+
+def _stderr(first: Side, second: Side, joined: Joined | Resampled | Apart, metric: Metric) -> float | None:
+    """The standard error of the difference over examples; of scores as if they were independent if need be.
+
+    None where one of these has none, or it is 0, which tells nothing.
+    """
+    if isinstance(joined, Joined):
+        return _stderr_of_examples(joined)
+    if isinstance(joined, Resampled):
+        return resampled_stderr(joined.drawn, examples=joined.examples) or None
+    variances = []
+    for side in (first, second):
+        errors = [result.score(metric.task, metric.metric).stderr for result in side.results]
+        known = [error**2 for error in errors if error is not None and measurable(error)]
+        if len(known) < len(errors):
+            return None
+        variances.append(fmean(known))
+    return math.sqrt(sum(variances)) or None
+
+
+def _stderr_of_examples(joined: Joined) -> float | None:
+    """Of a metric of right and wrong, with one more example that each side alone has right; None if 0.
+
+    So models that are right on the same few examples do not count as equivalent on all others (Bonett and
+    Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data",
+    2012).
+    """
+    differences_N = joined.first.mean(0) - joined.second.mean(0)
+    if _are_right_or_wrong(joined):
+        differences_N = np.append(differences_N, [1.0, -1.0])
+    if np.ptp(differences_N) <= 1e-12:
+        return None
+    return float(np.std(differences_N, ddof=1)) / math.sqrt(len(differences_N))
+
+
+def _are_right_or_wrong(joined: Joined) -> bool:
+    return all(bool(np.isin(side, (0, 1)).all()) for side in (joined.first, joined.second))

@@ -1,0 +1,325 @@
+"""Two models' results on the same examples, joined by the examples' ids; others are refused.
+
+What is known of the examples beside their ids decides too: the bytes of a text, the number of its documents,
+labels, a hash of all texts, the shots and version of a task. So results of two data sets that both number
+their examples from 0 are not taken for one: rows without ids of their own are called by their places, which
+join the rows of one and the same file, and where one result does not say which texts it is of, nothing.
+
+Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from annotated_types import Ge, Le, Lt
+from pydantic import TypeAdapter, ValidationError
+
+from stlm_kd.artifacts.results import LARGEST, Json, SuiteResult, measurable
+from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric
+from stlm_kd.comparison.resampling import (
+    OF_CLASSES,
+    OF_ENTITIES,
+    OF_NUMBERS,
+    resampled,
+    resampled_blocks,
+    resampled_entities,
+)
+
+Floats = npt.NDArray[np.float64]
+
+_SAME_TEXT: Mapping[str, tuple[str, ...]] = {
+    "perplexity": ("documents", "bytes"),
+    "pseudo-perplexity": ("documents",),
+    "masked-loss": ("documents",),
+}
+_SAME_READING: Mapping[str, tuple[str, ...]] = {
+    "pseudo-perplexity": ("tokens", "windows", "window", "seed", "scored_windows"),
+    "masked-loss": ("tokens", "windows", "window", "seed", "share", "masked_tokens"),
+}
+"""What is equal where two models' tokenizers and windows are, on which these suites' examples depend."""
+
+_OF_A_TASK = ("n-shot", "versions", "requests")
+"""What the reports of ``lm-eval`` hold for each task, and what decides its examples."""
+
+_MOST_CLASSES = 100
+"""Of a classifier whose confusions are drawn again: their table is as large as the square of this."""
+
+_Class = Annotated[int, Ge(0), Lt(_MOST_CLASSES)]
+_Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+_Entities = Mapping[str, tuple[_Number, _Number, _Number]]
+_CLASSES: TypeAdapter[Mapping[str, float]] = TypeAdapter(Mapping[str, _Class])
+_NUMBERS: TypeAdapter[Mapping[str, float]] = TypeAdapter(Mapping[str, _Number])
+_ENTITIES: TypeAdapter[Mapping[str, _Entities]] = TypeAdapter(Mapping[str, _Entities])
+Told = TypeVar("Told")
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """The report of ``perplexity``: by document, the nats and bytes of its blocks."""
+
+    nats: tuple[tuple[_Number, ...], ...]
+    bytes: tuple[tuple[Annotated[int, Ge(1), Le(2**40)], ...], ...]
+
+
+_BLOCKS: TypeAdapter[_Blocks] = TypeAdapter(_Blocks)
+
+_OTHER_TEXTS = (
+    "the same ids are of other texts, or of the same in another order: rows without a column idx or id are "
+    "called by their places"
+)
+_UNKNOWN_TEXTS = (
+    "one of them does not say which texts it is of, and its ids only number rows, perhaps in another order"
+)
+
+_PER_TOKEN = {"masked_loss", "masked_accuracy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A metric of the same examples, as two contenders' models have it.
+
+    Attributes:
+        ids: The examples, N.
+        first: Of each model of the first, (M, N).
+        second: Of each model of the second, in the same order of examples.
+        is_mean: Whether a model's score is the mean over these examples.
+    """
+
+    ids: tuple[str, ...]
+    first: Floats
+    second: Floats
+    is_mean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """A metric that is no mean: the difference on drawn sets of the examples, (R,), and how many they are.
+
+    Of bits per byte, the examples are documents, or stretches within few documents; ``within`` is how many
+    these are, and 0 where documents or other examples were drawn.
+    """
+
+    drawn: Floats
+    examples: int
+    within: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Why the examples are not joined; ``is_comparable``: the scores compare nevertheless."""
+
+    reason: str
+    is_comparable: bool
+
+
+def faults_of(here: Sequence[SuiteResult], baseline: Sequence[SuiteResult], metric: Metric) -> list[str]:
+    """What differs between a contender's examples and the baseline's, in words; [] where they do not."""
+    return list(
+        dict.fromkeys(
+            fault for one, other in product(here, baseline) for fault in _faults(one, other, metric)
+        )
+    )
+
+
+def _faults(one: SuiteResult, other: SuiteResult, metric: Metric) -> Iterator[str]:
+    if _reads_alike(one, other):
+        yield from _unlike_ids(_ids(one, metric), _ids(other, metric))
+        counts = [result.score(metric.task, metric.metric).examples for result in (one, other)]
+        if counts[0] != counts[1]:
+            yield _unlike("examples", *counts)
+    facts = [(one.report.get(name), other.report.get(name), name) for name in _facts(one.suite)]
+    facts += [
+        (_of_task(one, name, metric.task), _of_task(other, name, metric.task), name) for name in _OF_A_TASK
+    ]
+    numbered = all(_are_places(_ids(result, metric)) for result in (one, other))
+    for own, others, name in facts:
+        if name == "texts" and own != others and numbered:
+            yield _OTHER_TEXTS if own is not None and others is not None else _UNKNOWN_TEXTS
+        elif own is not None and others is not None and own != others:
+            yield _unlike(name, own, others)
+
+
+def _are_places(ids: set[str]) -> bool:
+    """Whether examples are called by their places alone."""
+    return bool(ids) and ids == {str(place) for place in range(len(ids))}
+
+
+def _facts(suite: str) -> tuple[str, ...]:
+    return (*_SAME_TEXT.get(suite, ()), "labels", "texts", "interventions")
+
+
+def join(
+    first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
+) -> Joined | Resampled | Apart:
+    """The examples of two contenders between which ``faults_of`` finds none.
+
+    Args:
+        first: The results that hold the metric, one of each model.
+        second: The other's.
+        metric: What is compared.
+    """
+    results = (*first, *second)
+    if not all(_reads_alike(results[0], other) for other in results):
+        if metric.metric in _PER_TOKEN:
+            return Apart("their tokens differ, and so does what a token is worth", is_comparable=False)
+        return Apart("their tokens differ, and with them the pieces of text", is_comparable=True)
+    if (drawn := _of_blocks(results, len(first), metric)) is not None:
+        return drawn
+    values = [_values(result, metric) for result in results]
+    ids = tuple(values[0])
+    if len(ids) > 1 and all(found.keys() == values[0].keys() for found in values):
+        rows = np.array([[found[name] for name in ids] for found in values])
+        scores = [result.score(metric.task, metric.metric).value for result in results]
+        is_mean = bool(np.allclose(rows.mean(1), scores, rtol=1e-6, atol=1e-9))
+        return Joined(ids, rows[: len(first)], rows[len(first) :], is_mean)
+    return _resampled(first, second, metric) or Apart(
+        "no results of several single examples", is_comparable=True
+    )
+
+
+def _resampled(
+    first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
+) -> Resampled | None:
+    """By the predictions and labels in the reports; None where they are not there or tell another score."""
+    results = (*first, *second)
+    if metric.metric in OF_ENTITIES:
+        return _of_entities(results, len(first), metric)
+    if metric.metric not in (*OF_CLASSES, *OF_NUMBERS):
+        return None
+    known = _CLASSES if metric.metric in OF_CLASSES else _NUMBERS
+    labels = _told(results[0], "labels", known)
+    if len(labels) < 2:
+        return None
+    rows = []
+    for result in results:
+        predicted = _told(result, "predictions", known)
+        if predicted.keys() != labels.keys():
+            return None
+        rows.append([predicted[name] for name in labels])
+    drawn = resampled(metric.metric, rows, list(labels.values()))
+    return _difference(results, len(first), metric, drawn, examples=len(labels))
+
+
+def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> Resampled | None:
+    """By the entities of each sentence."""
+    counts = [_told(result, "entities", _ENTITIES) for result in results]
+    names = [*counts[0]]
+    if len(names) < 2 or any(found.keys() != counts[0].keys() for found in counts):
+        return None
+    drawn = resampled_entities(metric.metric, [[found[name] for name in names] for found in counts])
+    return _difference(results, first, metric, drawn, examples=len(names))
+
+
+def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> Resampled | None:
+    """Bits per byte, by blocks of the text that all results have; None where they do not."""
+    if metric.metric not in BITS_PER_BYTE:
+        return None
+    try:
+        found = [_BLOCKS.validate_python(result.report.get("blocks")) for result in results]
+    except ValidationError:
+        return None
+    sizes_DB = [np.array(sizes, np.float64) for sizes in found[0].bytes]
+    counts = [len(sizes) for sizes in found[0].bytes]
+    if not sum(counts) or any(
+        one.bytes != found[0].bytes or [*map(len, one.nats)] != counts for one in found
+    ):
+        return None
+    sides = [
+        np.mean([np.concatenate(one.nats) for one in side], 0) for side in (found[:first], found[first:])
+    ]
+    bits_B = (sides[0] - sides[1]) / math.log(2)
+    scores = [result.score(metric.task, metric.metric).value for result in results]
+    told = np.mean(scores[:first]) - np.mean(scores[first:])
+    drawn = resampled_blocks(np.split(bits_B, np.cumsum(counts)[:-1]), sizes_DB)
+    if drawn is None or not np.isclose(bits_B.sum() / np.concatenate(sizes_DB).sum(), told, atol=1e-6):
+        return None
+    return Resampled(*drawn)
+
+
+def _difference(
+    results: Sequence[SuiteResult],
+    first: int,
+    metric: Metric,
+    drawn: tuple[Floats, Floats],
+    *,
+    examples: int,
+) -> Resampled | None:
+    """The first results minus the others; None where what was resampled is not what was scored."""
+    whole_M, drawn_MR = drawn
+    scores = [result.score(metric.task, metric.metric).value for result in results]
+    if not np.allclose(whole_M, scores, atol=1e-6):
+        return None
+    difference_R = drawn_MR[:first].mean(0) - drawn_MR[first:].mean(0)
+    return Resampled(np.asarray(difference_R, np.float64), examples)
+
+
+def _told(result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, Told]]) -> Mapping[str, Told]:
+    """What a report says of each example; {} where it says something else or nothing."""
+    try:
+        return known.validate_python(result.report.get(fact))
+    except ValidationError:
+        return {}
+
+
+def _reads_alike(one: SuiteResult, other: SuiteResult) -> bool:
+    return all(one.report.get(fact) == other.report.get(fact) for fact in _SAME_READING.get(one.suite, ()))
+
+
+def _values(result: SuiteResult, metric: Metric) -> dict[str, float]:
+    """The metric of each example by id; of a group's, those of its parts. {} where one is not finite."""
+    leaves = set(_leaves(result, metric.task))
+    found = {
+        _name(row.task, row.id, metric): row.value
+        for row in result.examples
+        if row.task in leaves and row.metric == metric.metric
+    }
+    return found if all(map(measurable, found.values())) else {}
+
+
+def _ids(result: SuiteResult, metric: Metric) -> set[str]:
+    """The ids of the task's examples, whatever is known of them."""
+    leaves = set(_leaves(result, metric.task))
+    return {_name(row.task, row.id, metric) for row in result.examples if row.task in leaves}
+
+
+def _name(task: str, example: str, metric: Metric) -> str:
+    return example if task == metric.task else f"{task} {example}"
+
+
+def _leaves(result: SuiteResult, task: str) -> list[str]:
+    """The tasks that a group is made of, or the task itself."""
+    parts = dict.fromkeys(score.task for score in result.scores if score.part_of == task)
+    return [leaf for part in parts for leaf in _leaves(result, part)] if parts else [task]
+
+
+def _of_task(result: SuiteResult, fact: str, task: str) -> Json:
+    found = result.report.get(fact)
+    return found.get(task) if isinstance(found, Mapping) else None
+
+
+def _unlike_ids(own: set[str], others: set[str]) -> Iterator[str]:
+    if own and others and own != others:
+        phrases = [
+            f"{min(missing)!r} is only {which}"
+            for which, missing in (("here", own - others), ("in the baseline", others - own))
+            if missing
+        ]
+        yield f"{len(own & others)} of {len(own)} and {len(others)} ids are shared ({'; '.join(phrases)})"
+
+
+def _unlike(fact: str, own: Json, others: Json) -> str:
+    if fact in ("texts", "requests"):
+        return "their texts differ"
+    if isinstance(own, Mapping) and isinstance(others, Mapping):
+        name = next((key for key in own if own[key] != others.get(key)), None)
+        if name is None:
+            return f"{fact} of {len(own)} and {len(others)} examples"
+        return f"{fact}: example {name!r} has {own[name]} here and {others.get(name)} in the baseline"
+    return f"{fact}: {own} here, {others} in the baseline"

@@ -1,0 +1,77 @@
+"""What is refused before rows are compared: other tasks, other examples, tokenizers that lose text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from stlm_kd.comparison.difference import side_of
+from stlm_kd.comparison.entries import Contender, metrics_of
+from stlm_kd.comparison.lossy import lossy_fault
+from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.pairing import faults_of
+from stlm_kd.errors import DataError
+
+_OF_TEXT = {"perplexity", "pseudo-perplexity", "masked-loss"}
+_BETWEEN_TOKENIZERS = ". Between tokenizers, bits per byte compare (--suite perplexity, pseudo-perplexity)"
+
+
+def require_shared_tasks(contenders: Sequence[Contender], base: Contender, sharing: Collection[str]) -> None:
+    """Refuse a run or file of which no row has a metric of the baseline.
+
+    Raises:
+        DataError: There is one; the message names what each has.
+    """
+    sources = dict.fromkeys(one.source for one in contenders)
+    rows = {
+        source: [one for one in contenders if one.source == source and one is not base] for source in sources
+    }
+    strange = [source for source, others in rows.items() if others and source not in sharing]
+    if strange:
+        lines = [f"  {base.name}: {_told_metrics([base])}"]
+        lines += [f"  {source}: {_told_metrics(rows[source])}" for source in strange]
+        raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(lines))
+
+
+def _told_metrics(contenders: Sequence[Contender]) -> str:
+    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(contenders)) or "none"
+
+
+def require_same_examples(pairs: Sequence[tuple[Contender, Metric]], base: Contender) -> None:
+    """Refuse results of other examples.
+
+    Raises:
+        DataError: There are some; one message names all.
+    """
+    faults: dict[tuple[str, str], list[str]] = {}
+    for other, metric in pairs:
+        own, others = (side_of(one, metric).results for one in (base, other))
+        if found := faults_of(others, own, metric):
+            faults.setdefault((other.name, f"{metric.suite} {metric.task}".strip()), found)
+    if faults:
+        lines = [f"  {name}, {task}: {'; '.join(found)}" for (name, task), found in faults.items()]
+        raise DataError(
+            f"not the same examples as those of {base.name}, so nothing can be compared:\n"
+            + "\n".join(lines)
+            + "\nScore them on the same data: stlm-kd eval MODEL … --suite … --data FILE --output FILE"
+            + (_BETWEEN_TOKENIZERS if {metric.suite for _, metric in pairs} & _OF_TEXT else "")
+        )
+
+
+def require_lossless(pairs: Sequence[tuple[Contender, Contender, Metric]]) -> None:
+    """Refuse bits per byte of a lossy tokenizer.
+
+    Raises:
+        DataError: There is one; the message names all.
+    """
+    faults = [
+        f"  {metric.label[:-2]}: {fault}"
+        for other, base, metric in pairs
+        if (fault := lossy_fault(other, base, metric))
+    ]
+    if faults:
+        raise DataError(
+            "bits per byte of tokenizers that lose a part of the text do not compare, since fewer nats are "
+            "divided by the same bytes:\n"
+            + "\n".join(faults)
+            + "\nCompare other metrics (--metric), or allow it all the same (--allow-lossy)"
+        )

@@ -1,0 +1,84 @@
+"""The smallest difference of each metric that matters: below it, models count as equivalent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stlm_kd.comparison.metrics import Metric
+from stlm_kd.errors import UsageError, did_you_mean
+
+SHOWN = 0.00005
+"""The least that four decimals show; no difference below it matters in any metric."""
+
+_SHARES = (
+    "accuracy acc acc_norm exact_match em f1 macro_f1 token_f1 entity_f1 entity_macro_f1 masked_accuracy "
+    "same_class interchange_accuracy agreement lime_overlap integrated_gradients_overlap average"
+)
+_CORRELATIONS = "kappa matthews mcc pearson spearman lime_correlation integrated_gradients_correlation"
+DEFAULTS: Mapping[str, float] = {
+    **dict.fromkeys(_SHARES.split(), 0.01),
+    **dict.fromkeys(_CORRELATIONS.split(), 0.02),
+    **dict.fromkeys(("bits_per_byte", "pseudo_bits_per_byte"), 0.01),
+    **dict.fromkeys(("masked_loss", "kl", "js"), 0.01),
+}
+"""A point of accuracy, F1 or agreement; .02 of a correlation or kappa; .01 bits per byte; .01 nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Smallest:
+    """What was asked for; ``DEFAULTS`` hold where nothing was.
+
+    Attributes:
+        by_name: By a metric's name, as ``accuracy`` or ``blimp acc``.
+        every: Of all other metrics; None: their defaults, and ``SHOWN`` of a metric without one.
+    """
+
+    by_name: Mapping[str, float] = field(default_factory=dict)
+    every: float | None = None
+
+    def of(self, metric: Metric) -> float:
+        """Of a metric, in its own unit.
+
+        >>> accuracy = Metric("classification", "", "examples", "accuracy", True)
+        >>> Smallest().of(accuracy), Smallest(every=0.1).of(accuracy), Smallest({"accuracy": 0}).of(accuracy)
+        (0.01, 0.1, 5e-05)
+        """
+        asked = self.by_name.get(metric.label[:-2], self.by_name.get(metric.metric, self.every))
+        return max(DEFAULTS.get(metric.metric, 0.0) if asked is None else asked, SHOWN)
+
+    def require_known(self, names: Collection[str]) -> None:
+        """Refuse a metric that no result has.
+
+        Raises:
+            UsageError: There is one.
+        """
+        for name in self.by_name:
+            if name not in names:
+                raise UsageError(f"--smallest {name}=…: no run or file has it{did_you_mean(name, names)}")
+
+
+def read_smallest(values: Sequence[str]) -> Smallest:
+    """From ``METRIC=NUMBER`` for one metric, or ``NUMBER`` for all that are not named.
+
+    Raises:
+        UsageError: One is neither, or is given twice.
+
+    >>> read_smallest(["accuracy=.02", "0.1"])
+    Smallest(by_name={'accuracy': 0.02}, every=0.1)
+    """
+    found: dict[str, float] = {}
+    for value in values:
+        name, _, number = value.rpartition("=")
+        if name in found:
+            raise UsageError(f"--smallest {value}: given twice; give each metric one number")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            found[name] = math.nan
+        if not 0 <= found[name] < math.inf:
+            raise UsageError(
+                f"--smallest {value}: expected METRIC=NUMBER or NUMBER, at least 0, as accuracy=.01"
+            )
+    return Smallest({name: size for name, size in found.items() if name}, found.get(""))

@@ -1,0 +1,167 @@
+"""What is said of a difference: better, worse, equivalent, within noise, or not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.comparison.difference import Evidence, Side
+from stlm_kd.comparison.entries import Contender
+from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.pairing import Apart, Joined, Resampled
+from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
+from stlm_kd.statistics import CONFIDENCE, Difference, corrected
+
+Verdict = Literal["better", "worse", "equivalent", "within noise", "not known"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One row against the baseline in one metric.
+
+    Attributes:
+        name: The row's name.
+        baseline: That of the row that it is compared with.
+        metric: Which.
+        seeds: How many, and whether they are paired.
+        evidence: The row minus the baseline, before correction.
+        smallest: The smallest difference that matters.
+        scope: What a verdict is limited to: two single models, or few documents.
+        repeats: The row before it whose comparison in this metric is the same, result by result, as where
+            runs share a teacher; "" of most.
+        corrected_p: Of there being no difference, corrected for all comparisons of the table, each counted
+            once; None where nothing is claimed, since the noise of seeds or of examples is not known.
+        equivalence_p: Of the difference being ``smallest`` or more, corrected likewise.
+        verdict: As ``verdict_of`` has it; ``not known`` where ``corrected_p`` is None.
+        limit: What limits the verdict, or why there is none; "" of most.
+    """
+
+    name: str
+    baseline: str
+    metric: Metric
+    seeds: str
+    evidence: Evidence
+    smallest: float
+    scope: tuple[str, ...] = ()
+    repeats: str = ""
+    corrected_p: float | None = None
+    equivalence_p: float | None = None
+    verdict: Verdict = "not known"
+    limit: str = ""
+
+    @property
+    def p(self) -> float | None:
+        """Of the claim that the verdict makes, corrected."""
+        return self.equivalence_p if self.verdict == "equivalent" else self.corrected_p
+
+    @property
+    def words(self) -> str:
+        """The verdict with what limits it."""
+        limits = [self.limit, *(self.scope if self.corrected_p is not None else ())]
+        told = "; ".join(limit for limit in limits if limit)
+        return f"{self.verdict} ({told})" if told else self.verdict
+
+
+def verdict_of(
+    difference: Difference,
+    *,
+    corrected_p: float,
+    equivalence_p: float | None,
+    smallest: float,
+    higher_is_better: bool,
+) -> tuple[Verdict, str]:
+    """A verdict, and what limits it ("" if nothing does).
+
+    ==================  =============  ============  ====================================================
+    not 0 (p < .05)     at least       equivalent    verdict
+                        ``smallest``   (p < .05)
+    ==================  =============  ============  ====================================================
+    yes                 yes            no            better or worse; perhaps by less than ``smallest``
+                                                     where the interval reaches below it
+    yes                 no             yes           equivalent: it is not 0, but too small to matter
+    yes                 no             no            within noise: not 0, but perhaps too small to matter
+    no                  either         yes           equivalent
+    no                  either         no            within noise
+    ==================  =============  ============  ====================================================
+
+    Args:
+        difference: With its interval, before correction.
+        corrected_p: Of there being no difference.
+        equivalence_p: Of it being ``smallest`` or more either way, corrected; None where that is not known.
+        smallest: The smallest difference that matters, above 0.
+        higher_is_better: Which way the metric points.
+    """
+    level = 1 - CONFIDENCE
+    is_equivalent = equivalence_p is not None and equivalence_p < level
+    if corrected_p >= level:
+        return ("equivalent" if is_equivalent else "within noise"), ""
+    if abs(difference.mean) >= smallest:
+        least = min(abs(difference.low), abs(difference.high))
+        limit = f"perhaps by less than {smallest:g}" if least < smallest else ""
+        return ("better" if (difference.mean > 0) == higher_is_better else "worse"), limit
+    if is_equivalent:
+        return "equivalent", f"not 0, but below {smallest:g}"
+    return "within noise", f"not 0, but perhaps below {smallest:g}"
+
+
+def scope_of(
+    other: Contender,
+    base: Contender,
+    results: Sequence[SuiteResult],
+    joined: Joined | Resampled | Apart,
+) -> Iterator[str]:
+    """What a verdict speaks of, where that is less than trainings and texts of their kind."""
+    if not other.seeds and not base.seeds:
+        yield "of these two models"
+    documents = _few_documents(results, joined)
+    if documents:
+        yield "on these documents" if documents > 1 else "on this document"
+
+
+def _few_documents(results: Sequence[SuiteResult], joined: Joined | Resampled | Apart) -> int:
+    """How many documents the noise of examples is that within; 0 where it is that between documents."""
+    if isinstance(joined, Resampled):
+        return joined.within
+    found = [count for result in results if isinstance(count := result.report.get("documents"), int)]
+    return min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
+
+
+def unknown_noise(sides: Sequence[tuple[Contender, Side]], evidence: Evidence) -> str:
+    """Why there is no verdict: it needs the noise of seeds and that of examples; "" where both are known."""
+    for one, side in sides:
+        if one.seeds and len(side.values) == 1:
+            return "one seed of a training"
+        if len(side.results) == 1 and "fine_tuning" in side.results[0].report:
+            return "one fine-tuning"
+    if evidence.difference is None:
+        return "nothing tells how large the noise is"
+    return "" if "examples" in evidence.noise else "the noise of examples is not known"
+
+
+def judged(found: Sequence[Compared], firsts: Sequence[int]) -> tuple[Compared, ...]:
+    """With both p corrected for all, and a verdict; ``firsts``: the place where each stands first."""
+    places = [place for place in dict.fromkeys(firsts) if not found[place].limit]
+    tests = [(_difference(found[place]).p, found[place].evidence.equivalence_p) for place in places]
+    by_place = dict(zip(places, corrected(tests), strict=True))
+    return tuple(
+        _with_verdict(one, *by_place[first]) if first in by_place else one
+        for one, first in zip(found, firsts, strict=True)
+    )
+
+
+def _difference(one: Compared) -> Difference:
+    assert one.evidence.difference is not None, "compared without a verdict"
+    return one.evidence.difference
+
+
+def _with_verdict(one: Compared, p: float, equivalence_p: float | None) -> Compared:
+    verdict, limit = verdict_of(
+        _difference(one),
+        corrected_p=p,
+        equivalence_p=equivalence_p,
+        smallest=one.smallest,
+        higher_is_better=one.metric.higher_is_better,
+    )
+    return replace(one, corrected_p=p, equivalence_p=equivalence_p, verdict=verdict, limit=limit)

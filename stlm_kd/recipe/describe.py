@@ -1,0 +1,178 @@
+"""What a recipe would do, in words, without loading a model or reading text."""
+
+from __future__ import annotations
+
+from stlm_kd.data.dealing import share_run_again
+from stlm_kd.distributed import launched_processes
+from stlm_kd.interventions.sources import exchanges_tokens
+from stlm_kd.models.presets import PRESETS
+from stlm_kd.recipe import Recipe, recipe_hash, term_names
+from stlm_kd.recipe.caching import VARIANTS, Cache, temperature_of
+from stlm_kd.recipe.data import Separator, Source
+from stlm_kd.recipe.format import listed_options, option_words, value_words
+from stlm_kd.recipe.interchange import Interchange
+from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response
+from stlm_kd.recipe.schema import Teacher
+from stlm_kd.recipe.student import Adapt, TokenizerTraining
+from stlm_kd.recipe.training import Train
+
+
+def describe(recipe: Recipe) -> str:
+    """One line for each thing that would be done, in order."""
+    lines = [f"recipe {recipe_hash(recipe)[:8]} for {recipe.task}"]
+    lines += _text(recipe)
+    lines += [line for teacher in recipe.teachers for line in _teacher(teacher, recipe)]
+    if not recipe.adapts_only:
+        lines += _students(recipe)
+    if recipe.engine.vocabulary_loss == "dense":
+        lines.append("hold the logits of all tokens at once")
+    if recipe.engine.deepspeed is not None:
+        lines.append(f"train by DeepSpeed, ZeRO stage {recipe.engine.deepspeed.zero}")
+    lines += [f"evaluate by {entry.suite}{option_words(entry.options)}" for entry in recipe.eval]
+    return "\n".join(lines)
+
+
+def _text(recipe: Recipe) -> list[str]:
+    data, tokenizer = recipe.data, recipe.student.tokenizer
+    if isinstance(tokenizer, TokenizerTraining):
+        words = f"trained: {tokenizer.train} of {tokenizer.size:,} tokens, on the whole training text"
+    else:
+        words = tokenizer
+    return [
+        f"tokenizer {words}",
+        *(f"train on {_source(source, recipe)}" for source in data.train),
+        *(f"validate on {_source(source, recipe)}" for source in data.validation or ()),
+        _read(recipe),
+        *(["validation data may be training data too"] if data.allow_overlap else []),
+        *([] if data.masked_share is None else [f"mask {data.masked_share:.0%} of the tokens"]),
+        *([] if data.labels is None else [f"tell {', '.join(data.labels)} apart"]),
+    ]
+
+
+def _read(recipe: Recipe) -> str:
+    data = recipe.data
+    if recipe.language_task is not None:
+        return f"use {data.fraction:.2%} of the training text, in rows of {data.context} tokens"
+    return f"use {data.fraction:.2%} of the training examples, of at most {data.context} tokens each"
+
+
+def _source(source: Source, recipe: Recipe) -> str:
+    place = source.path or (f"hub {source.hub}" if source.hub else f"sample {source.sample}")
+    names: tuple[str, ...] = ("name", "split", "column", "revision", "documents", "size", "domain", "weight")
+    if recipe.language_task is None:
+        names = ("name", "split", "text", "label", "revision", "size")
+    options = {name: getattr(source, name) for name in names}
+    if isinstance(source.documents, Separator) and "documents" in options:
+        options["documents"] = f"between {source.documents.separator!r}"
+    return f"{place}{option_words(options)}"
+
+
+def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
+    place = f"teacher {teacher.name}"
+    if teacher.recipe is not None:
+        inner = [f"    {line}" for line in describe(teacher.recipe).splitlines()]
+        lines = [f"{place} by a recipe of its own:", *inner]
+    else:
+        lines = [] if teacher.model is None else [f"{place} from {teacher.model}"]
+    if teacher.cache is not None:
+        lines.append(f"{place} is read {_cache(teacher.cache, recipe, teacher.name)}")
+    if teacher.precision != "fp32":
+        lines.append(f"{place}: teaches with {teacher.precision} weights")
+    if teacher.classes is not None:
+        pairs = ", ".join(f"{one} = {other}" for one, other in teacher.classes.items())
+        lines.append(f"{place}: its classes are taken as {pairs}")
+    if teacher.offload:
+        lines.append(f"{place}: rests on the CPU, but for its embedding and head")
+    return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines
+
+
+def _cache(cache: Cache, recipe: Recipe, teacher: str) -> str:
+    """Where what a teacher says comes from, and what is kept of it."""
+    if cache.path is not None:
+        return f"from the cache {cache.path}"
+    if recipe.language_task is None:
+        return "from a cache of its logits"
+    words = f"from a cache of {cache.top} likeliest outcomes and {cache.draws} draws of each token"
+    words += f" at temperature {temperature_of(recipe, teacher, cache):g}"
+    if recipe.task == "mlm":
+        words += f", under {cache.variants or VARIANTS} masks of each row"
+    states = ", ".join(map(str, cache.states))
+    return words + (f", with states at {states}" if states else "")
+
+
+def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:
+    fraction = recipe.data.fraction if adapt.fraction is None else adapt.fraction
+    options = {name: value for name, value in adapt if name not in ("init", "tokens", "fraction")}
+    return (
+        f"{place}: adapt to the student's vocabulary by {adapt.init}, then train embedding and head on "
+        f"{adapt.tokens:,} tokens of {fraction:.2%} of the text{option_words(options)}"
+    )
+
+
+def _students(recipe: Recipe) -> list[str]:
+    student, train = recipe.student, recipe.train
+    if student.preset is not None:
+        words = f"preset {student.preset}{option_words(PRESETS[student.preset])}"
+    elif student.architecture is not None:
+        words = f"architecture{option_words(student.architecture)}"
+    elif student.init_from is not None:
+        words = f"layers {value_words(student.init_from.layers)} of teacher {student.init_from.teacher}"
+        words += f" as {student.init_from.model_type}" if student.init_from.model_type else ""
+    else:
+        words = f"checkpoint {student.model}{' with a new head' if student.new_head else ''}"
+    if student.dropout is not None:
+        words += f", every dropout {student.dropout:g}"
+    combined = f"combine teachers by {recipe.combine.how}{option_words(recipe.combine.options)}"
+    if recipe.combine.teacher_dropout:
+        combined += f", each left out of {recipe.combine.teacher_dropout:.0%} of the steps"
+    return [
+        f"student from {words}",
+        *([combined] if len(recipe.teachers) > 1 else []),
+        *(
+            f"objective {name}: {_objective(entry)}"
+            for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
+        ),
+        f"train for {_length(train)}{option_words(dict(train), without=('steps', 'epochs'))}",
+        *_runs_again(recipe),
+        f"once for each seed of {', '.join(map(str, recipe.seeds))}; the same for the controls "
+        f"{', '.join(recipe.controls) or '(none)'}; tracked by {', '.join(('jsonl', *recipe.tracking))}",
+    ]
+
+
+def _objective(entry: Objective) -> str:
+    assert isinstance(entry, (Response, Feature, MapFeature, Interchange))
+    words = f"{value_words(entry.weight)} x {entry.loss} on {entry.on}"
+    if entry.loss != LABELS:
+        words += f" of {entry.teacher}"
+    if isinstance(entry, (Feature, MapFeature)):
+        words += f" at {value_words(entry.sites)}"
+    if isinstance(entry, Feature):
+        words += f" with projections: {entry.projection}"
+    if isinstance(entry, Interchange):
+        words += f" after exchanging states ({_interchange(entry)})"
+    return words + option_words(entry.options)
+
+
+def _runs_again(recipe: Recipe) -> list[str]:
+    """How many sources of states lie in other micro-batches than the rows that they are exchanged into."""
+    entries = [entry for entry in recipe.objectives if isinstance(entry, Interchange)]
+    if not any(entry.pairs_rows and not exchanges_tokens(entry.source) for entry in entries):
+        return []
+    rows, micro = recipe.train.effective_batch, recipe.train.micro_batch
+    share = share_run_again(rows, micro_batch=micro or rows, world_size=launched_processes())
+    if not share:
+        return []
+    return [
+        f"run the sources of {round(share * rows)} of the {rows} rows of a step again, which lie in other "
+        "micro-batches (none with an even train.effective_batch and a train.micro_batch of 2 or more)"
+    ]
+
+
+def _interchange(entry: Interchange) -> str:
+    known = set(Objective.model_fields) | {"on", "temperature"}
+    given = {name: getattr(entry, name) for name in Interchange.model_fields if name not in known}
+    return listed_options(given)
+
+
+def _length(train: Train) -> str:
+    return f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs} epochs"

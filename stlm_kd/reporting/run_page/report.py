@@ -1,0 +1,41 @@
+"""The command ``report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.comparison.compare import DEFAULT_SMALLEST
+from stlm_kd.comparison.smallest import Smallest
+from stlm_kd.errors import EnvironmentFault
+from stlm_kd.reporting.run_page.gather import gather
+from stlm_kd.reporting.run_page.page import page
+
+
+def report(
+    runs: Sequence[str],
+    *,
+    target: Path,
+    baseline: str | None = None,
+    smallest: Smallest = DEFAULT_SMALLEST,
+) -> None:
+    """Write one HTML file that tells of a run, or of several side by side.
+
+    Args:
+        runs: Run folders.
+        target: The file; folders are made.
+        baseline: A row that the others are compared with, as ``compare`` takes it.
+        smallest: The smallest difference that matters in each metric.
+
+    Raises:
+        EnvironmentFault: It cannot be written, or a run is not there.
+        UsageError, CheckpointError: As ``gather``.
+    """
+    content = page(gather(runs, baseline=baseline, smallest=smallest))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, content)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise EnvironmentFault(f"{target}: cannot be written ({reason}); choose another --html") from error

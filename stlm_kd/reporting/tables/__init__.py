@@ -1,0 +1,1 @@
+"""Tables for people, and the same as JSON."""

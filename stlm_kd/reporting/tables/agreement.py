@@ -1,0 +1,204 @@
+"""What the command ``agreement`` shows: a table of all models, and the examples where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from stlm_kd.eval.agreement import Agreement, Mean
+from stlm_kd.eval.alike import Compared, ExplanationAgreement, MeanOver
+from stlm_kd.eval.explaining import Answers
+from stlm_kd.eval.predictions import Kappa
+from stlm_kd.eval.words import words_of
+
+_WIDEST = 44
+"""Characters of a column: paths of models, which are long, are broken there, and no cell is."""
+
+SHOWN_FLIPS = 10
+
+
+def agreement_table(found: Agreements) -> Table:
+    """One column for each model, the teacher first; the notes stand below."""
+    said = [one.agreement for one in found.found]
+    notes = dict.fromkeys(note for one in said for note in one.notes)
+    first = said[0]
+    lines = [
+        f"{first.examples:,} examples; ±: standard error; […]: 95 % interval; divergences in nats",
+        *_explained(found),
+        *notes,
+    ]
+    table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
+    table.add_column("")
+    table.add_column(Text(f"teacher {first.teacher}"), justify="right", max_width=_WIDEST)
+    for one in said:
+        table.add_column(Text(one.student), justify="right", max_width=_WIDEST)
+    rows = [_of_student(one) for one in found.found]
+    teachers = _of_teacher(found.found[0])
+    for name in rows[0]:
+        table.add_row(Text(name), Text(teachers.get(name, "")), *(Text(row[name]) for row in rows))
+    return table
+
+
+def flip_lines(found: Agreements) -> list[str]:
+    """The first ``SHOWN_FLIPS`` examples of each student that it classifies differently from the teacher."""
+    lines = []
+    for one in (each.agreement for each in found.found):
+        lines.append(
+            f"{one.student}: {len(one.flips)} flips" + (f", the first {SHOWN_FLIPS}:" if one.flips else "")
+        )
+        lines += [
+            f"  {flip.id}: {flip.teacher} → {flip.student} (label {flip.label}): "
+            f"{' | '.join(found.texts[flip.id])}"
+            for flip in one.flips[:SHOWN_FLIPS]
+        ]
+    return lines
+
+
+def _explained(found: Agreements) -> list[str]:
+    count = len(found.answers[0].classes)
+    if not count:
+        return []
+    return [
+        f"decisions explained on {count} of them; rank correlation: Spearman's, of the words' weights; with "
+        "itself: by another draw, above which no student can be expected"
+    ]
+
+
+def _of_teacher(one: Compared) -> dict[str, str]:
+    """What is said of the teacher alone, by the name of the row."""
+    said = one.agreement
+    found = {ACCURACY: _shown(said.teacher_accuracy), CALIBRATION: f"{said.teacher_calibration:.4f}"}
+    for each in one.explanations:
+        found[_itself(each)] = _over(each.teacher_again)
+        if each.teacher_missing is not None:
+            found[_missing(each)] = f"{each.teacher_missing:.4f}"
+    return found
+
+
+ACCURACY = "accuracy ↑"
+CALIBRATION = "calibration error (ECE) ↓"
+
+
+def _of_student(one: Compared) -> dict[str, str]:
+    """What a student is and has in common with the teacher, by the name of the row."""
+    said = one.agreement
+    found = {
+        ACCURACY: _shown(said.student_accuracy),
+        CALIBRATION: f"{said.student_calibration:.4f}",
+        **_beside_teacher(said),
+    }
+    for each in one.explanations:
+        found[f"{each.method}: rank correlation ↑"] = _over(each.correlation)
+        if each.student_again is not None:
+            found[_itself(each)] = _over(each.student_again)
+        chance = "" if each.by_chance is None else f" ({each.by_chance:.4f})"
+        found[f"{each.method}: top {each.top} shared (if drawn blindly) ↑"] = _over(each.overlap) + chance
+        if each.student_missing is not None:
+            found[_missing(each)] = f"{each.student_missing:.4f}"
+    return found
+
+
+def _itself(each: ExplanationAgreement) -> str:
+    return f"{each.method}: with itself"
+
+
+def _missing(each: ExplanationAgreement) -> str:
+    return f"{each.method}: nats that the weights leave out ↓"
+
+
+def _over(mean: MeanOver | None) -> str:
+    if mean is None:
+        return "—"
+    return f"{mean.value:.4f} ± {mean.stderr:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
+
+
+def _beside_teacher(one: Agreement) -> dict[str, str]:
+    """What a student has in common with the teacher, by the name of the row."""
+    errors = one.errors
+    overlap = "—"
+    if errors.overlap is not None:
+        overlap = f"{errors.overlap:.4f} ({errors.by_chance:.4f})"
+    return {
+        "accuracy - teacher's": (
+            f"{one.difference.mean:+.4f} [{one.difference.low:+.4f}, {one.difference.high:+.4f}]"
+        ),
+        "McNemar p (mid-p)": f"{one.test.p:.3g}",
+        "Cohen's κ": _of_kappa(one.kappa),
+        "same class": _shown(one.top1),
+        "KL(teacher || student)": _shown(one.kl),
+        "Jensen-Shannon": _shown(one.js),
+        "wrong: both (same class), teacher alone, student alone": (
+            f"{errors.both} ({errors.same}), {errors.only_teacher}, {errors.only_student}"
+        ),
+        "overlap of errors (if independent)": overlap,
+        "κ of errors": _of_kappa(errors.consistency),
+        "flips": str(len(one.flips)),
+    }
+
+
+def _of_kappa(kappa: Kappa) -> str:
+    if kappa.value is None:
+        return "—"
+    return f"{kappa.value:.4f} [{kappa.low:.4f}, {kappa.high:.4f}]"
+
+
+def _shown(mean: Mean) -> str:
+    return f"{mean.value:.4f} ± {mean.stderr:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Agreements:
+    """A teacher and its students, and what they were asked.
+
+    Attributes:
+        found: One for each student.
+        answers: Of the teacher, then of each student.
+        texts: Of each example by id: one or two.
+    """
+
+    found: tuple[Compared, ...]
+    answers: tuple[Answers, ...]
+    texts: Mapping[str, tuple[str, ...]]
+
+
+def as_json(found: Agreements) -> dict[str, Any]:
+    """Everything, ready for ``json.dumps``; of each example its label and what every model says of it."""
+    teacher = found.answers[0].predictions
+    names = teacher.classes
+    said = [one.predictions.ordered(teacher.ids) for one in found.answers]
+    return {
+        "agreements": [
+            {**asdict(one.agreement), "explanations": [asdict(each) for each in one.explanations]}
+            for one in found.found
+        ],
+        "classes": list(names),
+        "examples": [
+            {
+                "id": example,
+                "text": list(found.texts[example]),
+                "label": names[teacher.labels[place]],
+                "predicted": {one.name: names[one.predicted[place]] for one in said},
+                **_explained(found, example),
+            }
+            for place, example in enumerate(teacher.ids)
+        ],
+    }
+
+
+def _explained(found: Agreements, example: str) -> dict[str, Any]:
+    """Of an example that was: its words, the class that their weights are for, and every model's weights."""
+    teacher = found.answers[0]
+    if example not in teacher.classes:
+        return {}
+    return {
+        "words": [word.text for word in words_of(found.texts[example])],
+        "weights_for": teacher.predictions.classes[teacher.classes[example]],
+        "weights": {
+            method: {one.predictions.name: asdict(one.weights[method][example]) for one in found.answers}
+            for method in teacher.weights
+        },
+    }

@@ -1,0 +1,206 @@
+"""A comparison as tables for people, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import stdev
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from stlm_kd.artifacts.results import measurable
+from stlm_kd.comparison.compare import Comparison
+from stlm_kd.comparison.entries import Contender
+from stlm_kd.comparison.intervals import estimate
+from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.verdicts import Compared
+from stlm_kd.statistics import CONFIDENCE, deviations_wide
+
+ENOUGH_SEEDS = 5
+"""With fewer, the table says how wide an interval over so few is."""
+
+
+def means_table(comparison: Comparison) -> Table:
+    """Means over seeds with interval and deviation, or single models' scores; what runs share, once."""
+    table = Table(caption=Text("\n".join(_caption(comparison)), "table.caption"), caption_justify="left")
+    table.add_column("model")
+    table.add_column("seeds", justify="right")
+    for metric in comparison.metrics:
+        table.add_column(Text(metric.label), justify="right")
+    hidden = _shared_teachers(comparison)
+    for one in comparison.contenders:
+        if one.name in hidden:
+            continue
+        name = f"{one.name} (baseline)" if one.name == comparison.baseline else one.name
+        cells = (Text(_cell(one, metric)) for metric in comparison.metrics)
+        table.add_row(Text(name), str(len(one.seeds) or "—"), *cells)
+    return table
+
+
+def differences_table(comparison: Comparison) -> Table:
+    """The comparisons with the baseline, each once, with its verdict; the notes stand below."""
+    count = sum(one.corrected_p is not None and not one.repeats for one in comparison.compared)
+    repeats = {one.name: one.repeats for one in comparison.compared if one.repeats}
+    hidden = _shared_teachers(comparison)
+    lines = [
+        f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: of what the verdict claims, for "
+        f"{count} comparisons (Holm's, Shaffer's S2); claimed where it is below {1 - CONFIDENCE:.2f}",
+        "better, worse: by at least the smallest difference that matters; equivalent: by less (two one-sided "
+        f"tests); smallest (--smallest): {_smallest(comparison)}",
+        "p: of the difference and the noise that is named; McNemar p: mid-p, seed by seed from least to most",
+        *(
+            f"{name}: the same results as {other}, and {'shown and ' if name in hidden else ''}counted once"
+            for name, other in repeats.items()
+        ),
+        *comparison.notes,
+    ]
+    table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
+    table.add_column("metric")
+    table.add_column(Text(f"model - {comparison.baseline}"))
+    table.add_column("difference", justify="right")
+    table.add_column("verdict")
+    for heading in ("corrected p", "p", "McNemar p"):
+        table.add_column(heading, justify="right")
+    for heading in ("seeds", "examples", "noise of"):
+        table.add_column(heading)
+    for metric in comparison.metrics:
+        for one in comparison.compared:
+            if one.metric == metric and one.name not in hidden:
+                table.add_row(*map(Text, _row(one)))
+    return table
+
+
+def _smallest(comparison: Comparison) -> str:
+    found = {one.metric.label[:-2]: one.smallest for one in comparison.compared}
+    return ", ".join(f"{label} {size:g}" for label, size in found.items())
+
+
+def _shared_teachers(comparison: Comparison) -> set[str]:
+    """The teachers that are another row in every metric: runs that share a teacher each have a row of it."""
+    teachers = {one.name for one in comparison.contenders if one.kind == "teacher"}
+    repeating = {one.name for one in comparison.compared if one.repeats}
+    return (teachers & repeating) - {one.name for one in comparison.compared if not one.repeats}
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything but the results of single examples, ready for ``json.dumps``."""
+    return {
+        "baseline": comparison.baseline,
+        "rows": [
+            {
+                "name": one.name,
+                "source": one.source,
+                "kind": one.kind,
+                "variant": one.variant,
+                "seeds": list(one.seeds),
+                "scores": {
+                    metric.label[:-2]: _summary(one, metric)
+                    for metric in comparison.metrics
+                    if one.values(metric)
+                },
+            }
+            for one in comparison.contenders
+        ],
+        "comparisons": [
+            {
+                "name": one.name,
+                "suite": one.metric.suite,
+                "metric": one.metric.label[:-2],
+                "higher_is_better": one.metric.higher_is_better,
+                "seeds": one.seeds,
+                **asdict(one.evidence),
+                "smallest": one.smallest,
+                "repeats": one.repeats,
+                "corrected_p": one.corrected_p,
+                "corrected_equivalence_p": one.equivalence_p,
+                "verdict": one.verdict,
+                "limits": [limit for limit in (one.limit, *one.scope) if limit],
+            }
+            for one in comparison.compared
+        ],
+        "notes": list(comparison.notes),
+    }
+
+
+def _summary(one: Contender, metric: Metric) -> dict[str, Any]:
+    values = one.values(metric)
+    if not all(map(measurable, values)):
+        return {"values": [value if measurable(value) else str(value) for value in values]}
+    found, score = estimate(values), one.score(metric)
+    assert score is not None
+    return {
+        "mean": found.mean,
+        "deviation": stdev(values) if len(values) > 1 else None,
+        "half_width": found.half_width,
+        "stderr_of_first": score.stderr,
+        "values": list(values),
+    }
+
+
+def _cell(one: Contender, metric: Metric) -> str:
+    """A mean with its interval and deviation over seeds; a single model's score with its standard error."""
+    values = one.values(metric)
+    if not values:
+        return ""
+    if not all(map(measurable, values)):
+        return "not finite"
+    if len(values) > 1:
+        return f"{estimate(values)} (sd {stdev(values):.4f})"
+    score = one.score(metric)
+    assert score is not None
+    return f"{values[0]:.4f}" + ("" if score.stderr is None else f" (se {score.stderr:.4f})")
+
+
+def _caption(comparison: Comparison) -> list[str]:
+    counts = sorted({len(one.scores) for one in comparison.contenders})
+    lines = []
+    if counts[-1] > 1:
+        lines.append(f"±: {CONFIDENCE:.0%} interval of the mean over seeds (Student's t); sd: over seeds")
+    if counts[0] == 1:
+        lines.append(
+            "se: a single model's standard error over examples, and over its fine-tunings if there are "
+            "several; it says nothing of other seeds"
+        )
+    wide = [
+        f"{count} seeds is {deviations_wide(count):.2f} sd either way"
+        for count in counts
+        if 1 < count < ENOUGH_SEEDS
+    ]
+    if wide:
+        lines.append(
+            f"few seeds: the interval over {', over '.join(wide)}; over {ENOUGH_SEEDS} it would be "
+            f"{deviations_wide(ENOUGH_SEEDS):.2f}, over 10 {deviations_wide(10):.2f}"
+        )
+    return lines
+
+
+def _row(one: Compared) -> list[str]:
+    evidence, difference = one.evidence, one.evidence.difference
+    shown = f"{evidence.mean:+.4f}"
+    if difference is not None:
+        shown += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+    tests = sorted(test.p for test in evidence.mcnemar)
+    return [
+        one.metric.label,
+        one.name,
+        shown,
+        one.words,
+        _p(one.p),
+        _p(difference.p if difference else None),
+        " to ".join(dict.fromkeys(_p(p) for p in (tests[0], tests[-1]))) if tests else "",
+        one.seeds,
+        f"{evidence.num_examples:,}" if evidence.num_examples else "—",
+        evidence.noise,
+    ]
+
+
+def _p(value: float | None) -> str:
+    """A p for people.
+
+    >>> [_p(p) for p in (0.0312, 0.00001, None)]
+    ['.031', '<.001', '—']
+    """
+    if value is None:
+        return "—"
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")

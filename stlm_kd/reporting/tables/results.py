@@ -1,0 +1,102 @@
+"""What a run found: a table of its teachers and students, and the same as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from stlm_kd.artifacts.results import Row
+from stlm_kd.comparison.average import averaged
+from stlm_kd.comparison.intervals import estimate
+from stlm_kd.comparison.metrics import Metric, metrics_of, scores_of, spread, values
+from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
+from stlm_kd.statistics import CONFIDENCE
+
+
+def result_table(rows: Sequence[Row], title: str) -> Table:
+    """All rows; behind a mean over seeds its interval, behind a single model's score its standard error.
+
+    Notes of the suites stand below the table.
+    """
+    metrics = metrics_of(rows)
+    seeds = max((len(row.seeds) for row in rows), default=0)
+    over_seeds = f"means over {seeds} seeds ± {CONFIDENCE:.0%} interval (Student's t); " if seeds > 1 else ""
+    per_token = ", and losses per token," if any(m.metric == "masked_loss" for m in metrics) else ""
+    single = "single models ± standard error over examples"
+    most = "; tokens, steps and FLOPs: of the seed that took most" if seeds > 1 else ""
+    means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary{most}"
+    caption = Text("\n".join([means, *notes_of(rows)]), "table.caption")
+    table = Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
+    table.add_column("model")
+    for heading in ("parameters", "tokens of text", "tokens seen", "steps", "FLOPs"):
+        table.add_column(heading, justify="right")
+    for metric in metrics:
+        table.add_column(Text(metric.label), justify="right")
+    for row in rows:
+        counts = (row.parameters, row.tokens_of_text, row.tokens_seen, row.steps)
+        shown = ["—" if count is None else f"{count:,}" for count in counts]
+        shown.append("—" if row.flops is None else f"{row.flops:.2e}")
+        table.add_row(Text(row.name), *shown, *(_cell(row, metric) for metric in metrics))
+    return table
+
+
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """What a reader of the scores must know: notes of suites, degenerate models, chance; each once."""
+    suites = {row.name: [suite for results in row.scores for suite in averaged(results)] for row in rows}
+    notes = [note for each in suites.values() for suite in each for note in suite.notes]
+    for name, each in suites.items():
+        asked = [score for suite in each for score in suite.scores if score.part_of is None]
+        notes.extend(f"{name}: {note}" for note in warning_notes(asked))
+    shown = [score for row in rows for metric in metrics_of([row]) for score in scores_of(row, metric)]
+    return list(dict.fromkeys([*notes, *reading_notes(shown)]))
+
+
+def as_json(
+    rows: Sequence[Row],
+    remarks: Sequence[str],
+    tokens_by_domain: Mapping[str, int],
+    *,
+    verdicts: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Everything, ready for ``json.dumps``; ``verdicts`` are those of the remarks that are verdicts."""
+    metrics = metrics_of(rows)
+    return {
+        "rows": [
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "variant": row.variant,
+                "parameters": row.parameters,
+                "tokens_of_text": row.tokens_of_text,
+                "tokens_seen": row.tokens_seen,
+                "steps": row.steps,
+                "flops": row.flops,
+                "seeds": list(row.seeds),
+                "estimates": _estimates(row, metrics),
+                "suites": [[suite.to_json() for suite in suites] for suites in row.scores],
+            }
+            for row in rows
+        ],
+        "remarks": list(remarks),
+        "verdicts": list(verdicts),
+        "tokens_of_text_by_domain": dict(tokens_by_domain),
+    }
+
+
+def _estimates(row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
+    found = {metric.label[:-2]: values(row, metric) for metric in metrics}
+    return {label: asdict(estimate(numbers)) for label, numbers in found.items() if numbers}
+
+
+def _cell(row: Row, metric: Metric) -> str:
+    found = spread(row, metric)
+    if found is None:
+        return ""
+    scores = scores_of(row, metric)
+    degenerate = next((score.degenerate for score in scores if score.degenerate), None)
+    mean = replace(scores[0], value=found.mean, degenerate=degenerate)
+    return f"{found}{addition(mean)}"

@@ -1,0 +1,82 @@
+"""The folder of a recipe's run: made for one recipe, found again by its hash, refused for any other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from stlm_kd.artifacts.atomic import write_json, write_text
+from stlm_kd.artifacts.record import new_record
+from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, open_run, writing
+from stlm_kd.errors import CheckpointError
+from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
+from stlm_kd.recipe.tree import Malformed, Plain, parse
+
+
+def folder_of(recipe: Recipe, *, name: str, output_dir: Path) -> Path:
+    """Where the run of a recipe lies: ``<output_dir>/<name>-<first 8 digits of the recipe's hash>``."""
+    return output_dir / f"{file_name(name)}-{recipe_hash(recipe)[:8]}"
+
+
+def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunFolder:
+    """The folder of a recipe's run, made with its recipe and record, or opened where it is there already.
+
+    Raises:
+        CheckpointError: The folder is that of another recipe; the message says what differs.
+        EnvironmentFault: It cannot be written.
+    """
+    path = folder_of(recipe, name=name, output_dir=output_dir)
+    if (path / RECORD).is_file():
+        return open_for(recipe, path)
+    record = new_record(name, recipe_hash(recipe), command)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / RECIPE, resolved_yaml(recipe))
+        write_json(path / RECORD, asdict(record))
+    return RunFolder(path, record)
+
+
+def open_for(recipe: Recipe, path: Path) -> RunFolder:
+    """A run's folder that is there and belongs to this recipe.
+
+    Raises:
+        EnvironmentFault: No such folder.
+        CheckpointError: It is another recipe's, or is damaged; the message says what differs.
+    """
+    found = open_run(path)
+    saved = _saved_recipe(path)
+    if found.record.recipe_hash == recipe_hash(recipe) == hash_of(saved):
+        return found
+    changes = differences(saved, plain(recipe))
+    shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+    raise CheckpointError(
+        f"{path}: the run of another recipe ({shown or 'its record names another hash'}); "
+        "choose another --output-dir, or move the folder away"
+    )
+
+
+def differences(before: Plain, after: Plain, place: str = "") -> list[str]:
+    """What differs between two recipes' plain values, one phrase for each place."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        found = []
+        for key in sorted({*before, *after}):
+            inner = f"{place}.{key}" if place else key
+            found += differences(before.get(key), after.get(key), inner)
+        return found
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [phrase for i, pair in pairs for phrase in differences(*pair, f"{place}[{i}]")]
+    return [] if before == after else [f"{place} is {_short(before)} there and {_short(after)} here"]
+
+
+def _saved_recipe(path: Path) -> Plain:
+    try:
+        return parse((path / RECIPE).read_text(encoding="utf-8")).plain()
+    except (OSError, UnicodeDecodeError, Malformed) as error:
+        raise CheckpointError(f"{path / RECIPE}: damaged ({error}); move the folder away") from error
+
+
+def _short(value: Plain) -> str:
+    text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
