@@ -32,7 +32,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, Trai
 
 from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, read_examples
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.engine import FitSettings, fit
 from stlm_kd.eval.glue import CONTEXT, TASKS
 from stlm_kd.losses import LABELS
 from stlm_kd.models.classifiers import load_classifier
@@ -40,6 +39,7 @@ from stlm_kd.run.material import BatchSizes, ExampleMaterial
 from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
 from stlm_kd.tracking import Trackers
+from stlm_kd.training import FitSettings, fit
 
 TARGET = 1.5
 LEARNING_RATE = 2e-5

@@ -59,6 +59,6 @@ def _is_to_say_it() -> bool:
     """Whether this process says what went wrong: the first one, or one that met it alone."""
     if os.environ.get("RANK", "0") == "0":
         return True
-    from stlm_kd.run.launching import first_process_ends
+    from stlm_kd.cli.launch import first_process_ends
 
     return not first_process_ends(PATIENCE_S)

@@ -31,8 +31,8 @@ def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1
     """
     if processes == 1:
         return False
+    from stlm_kd.cli.launch import launch
     from stlm_kd.recipe.checks import uneven_batches
-    from stlm_kd.run.launching import launch
 
     if jobs > 1:
         raise UsageError(

@@ -18,10 +18,10 @@ from stlm_kd.interventions import exchanges_tokens, layer_at
 from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.chunked import chunk_rows, pieces
-from stlm_kd.measures import Measure
 from stlm_kd.objective import Sides, before_and_after
 from stlm_kd.responses import target_log_probs
 from stlm_kd.terms import Intervention, Term
+from stlm_kd.training.protocols import Measure
 
 MEASURED = ("agreement", "interchange_accuracy", "teacher_effect", "student_effect")
 """Of ``RATIOS``."""

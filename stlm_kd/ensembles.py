@@ -19,9 +19,9 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributions import Dense, Distribution, Logits
 from stlm_kd.losses import LOSSES, Sparse
 from stlm_kd.losses.chunked import chunk_rows, pieces
-from stlm_kd.measures import Measure
 from stlm_kd.objective import Sides, of_base
 from stlm_kd.terms import COMBINED, Term
+from stlm_kd.training.protocols import Measure
 
 OF_EACH = ("teacher_weight", "teacher_kl", "teacher_label_loss")
 OF_PAIRS = ("teachers_agree/top-1", "teachers_differ/jensen_shannon")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from stlm_kd.interventions.passes import Rerun
 from stlm_kd.losses import LABELS, LOSSES
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
-from stlm_kd.measures import Measure
 from stlm_kd.models.attention import install_maps
 from stlm_kd.models.forward import inputs_of, task_of, vocabulary_head
 from stlm_kd.models.observing import Needs, observe
@@ -28,22 +26,7 @@ from stlm_kd.objective import Changed, Sides, reduce_terms, term_mask
 from stlm_kd.schedules import is_ever_above_zero
 from stlm_kd.teachers import LiveTeacher, Teacher
 from stlm_kd.terms import COMBINED, Combination, Term
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What one micro-batch gives; nothing in it is reduced across ranks.
-
-    Attributes:
-        loss: Scalar to call ``backward`` on: Σ over the student's terms of weight · sum / denominator. What
-            trains a gate beside it has a gradient there and the value 0.
-        sums: By term, the sum over its tokens, in nats, detached, unweighted.
-        measures: What was measured beside the terms, of a step that is logged.
-    """
-
-    loss: Tensor
-    sums: dict[str, Tensor]
-    measures: dict[str, Measure] = field(default_factory=dict)
+from stlm_kd.training.protocols import Measure, StepOutput
 
 
 class StepModule(nn.Module):

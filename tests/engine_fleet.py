@@ -22,12 +22,12 @@ from torch import nn
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.distributed import end_processes, first_process_runs, launched_processes, process_rank
-from stlm_kd.engine import FitSettings, PacedRows, fit
-from stlm_kd.engine.weights import model_tensors
 from stlm_kd.errors import DataError, StlmKdError
 from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
 from stlm_kd.tracking import open_tracker
+from stlm_kd.training import FitSettings, PacedRows, fit
+from stlm_kd.training.weights import model_tensors
 from tests.engine_objectives import Texts, all_objectives, held_out_texts
 from tests.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out, pico_fit
 from tests.engine_worker import SignallingBatches

@@ -15,9 +15,10 @@ from stlm_kd.features import Projections, TermProjections
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.attention import install_maps
 from stlm_kd.schedules import Ramp, Steps
-from stlm_kd.step import StepModule, StepOutput, teacher_needs
+from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher
 from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.training.protocols import StepOutput
 from tests.engine_worker import SignallingBatches
 from tests.pico import packed_batch, part, pico_model
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
-from stlm_kd.engine import FitResult, FitSettings, fit
-from stlm_kd.measures import Measure
 from stlm_kd.tracking import StepMetrics, Tracker, Trackers, ValidationMetrics
+from stlm_kd.training import FitResult, FitSettings, fit
+from stlm_kd.training.protocols import Measure
 
 VOCABULARY, WIDTH, LENGTH = 13, 6, 7
 

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.engine import FitSettings, fit
 from stlm_kd.errors import StlmKdError
 from stlm_kd.tracking import open_tracker
+from stlm_kd.training import FitSettings, fit
 from tests.engine_pico import PicoBatches, PicoStep, digest, held_out
 
 RANK = int(os.environ.get("RANK", "0"))

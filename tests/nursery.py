@@ -48,9 +48,9 @@ def program(place: str) -> tuple[str, ...]:
 def serve(place: str) -> None:
     """Fork a keeper for each that asks, which forks the process itself and tells how it ended."""
     _import_everything()
-    from stlm_kd.run import launching
+    from stlm_kd.cli import launch
 
-    launching.PROGRAM = program(place)
+    launch.PROGRAM = program(place)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(place)

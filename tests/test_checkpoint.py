@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stlm_kd.checkpoint import CheckpointStore, TrainingState, Validation, sha256
 from stlm_kd.errors import CheckpointError
+from stlm_kd.training.checkpoint import CheckpointStore, TrainingState, Validation, sha256
 
 MODEL = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
 OPTIMIZER = {"w/exp_avg": torch.full((2, 3), 0.1)}

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from stlm_kd.data.batch import Batch
 from stlm_kd.models import forward
 from stlm_kd.objective import Sides
-from stlm_kd.step import StepModule, StepOutput
+from stlm_kd.step import StepModule
+from stlm_kd.training.protocols import StepOutput
 from tests.golden_diito import Case, case_names, sampled
 
 EVERYTHING = dict.fromkeys(

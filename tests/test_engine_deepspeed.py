@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from stlm_kd import distributed
 from stlm_kd.distributed import first_process_runs
-from stlm_kd.engine import FitSettings, deepspeed_setup
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.tracking import read_metrics
+from stlm_kd.training import FitSettings
+from stlm_kd.training.backends import deepspeed_setup
 from tests.engine_fleet import Run, Told, launch, train
 from tests.engine_pico import PicoStep, pico_fit
 

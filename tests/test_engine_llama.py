@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.engine import FitSettings, fit
 from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
+from stlm_kd.training import FitSettings, fit
 from tests.engine_pico import Memory, digest
 from tests.pico import packed_batch, pico_model
 

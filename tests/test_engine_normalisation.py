@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.engine import FitSettings, fit
-from stlm_kd.optim import learning_rate
+from stlm_kd.training import FitSettings, fit
+from stlm_kd.training.optimizer import learning_rate
 from tests.engine_pico import Memory, PicoStep, pico_fit, pico_rows, take
 
 ROWS, STEPS = 6, 3

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stlm_kd.engine import FitSettings, PacedRows
-from stlm_kd.optim import learning_rate
+from stlm_kd.training import FitSettings, PacedRows
+from stlm_kd.training.optimizer import learning_rate
 from tests.engine_pico import VOCABULARY, PicoBatches, PicoStep, pico_fit
 
 OLD, NEW = (0, 2, 3, 9), (1, 4, 5, 6, 7, 8, 10, 11, 12)

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.engine import FitSettings, fit
 from stlm_kd.errors import CheckpointError, DataError, NonFiniteError
 from stlm_kd.tracking import Trackers, read_metrics
+from stlm_kd.training import FitSettings, fit
 from tests.engine_pico import Memory, PicoBatches, PicoStep, digest, held_out, pico_fit
 
 ROOT = Path(__file__).parent.parent

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.engine import FitSettings
-from stlm_kd.engine.signals import StopSignals
-from stlm_kd.engine.validating import validate
 from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError
+from stlm_kd.training import FitSettings
+from stlm_kd.training.signals import StopSignals
+from stlm_kd.training.validation import validate
 from tests.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, held_out, pico_fit
 from tests.test_checkpoint import files_of_at_most
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stlm_kd.engine import FitSettings
-from stlm_kd.engine.update import Updater
+from stlm_kd.training import FitSettings
+from stlm_kd.training.optimizer_step import Updater
 from tests.engine_pico import PicoStep, pico_rows
 
 GENERATORS = {

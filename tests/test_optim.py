@@ -9,7 +9,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from stlm_kd.errors import CheckpointError
-from stlm_kd.optim import (
+from stlm_kd.training.optimizer import (
     SCHEDULES,
     Schedule,
     decayed_names,

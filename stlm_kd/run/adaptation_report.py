@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.labelled import Examples
 from stlm_kd.distributed import first_process_runs
-from stlm_kd.engine import current_device
 from stlm_kd.eval.examples import measure as measure_examples
 from stlm_kd.eval.perplexity import measure
 from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
@@ -18,6 +17,7 @@ from stlm_kd.models.placing import move
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.material import held_out_of_recipe
 from stlm_kd.run.overlap import HeldOut
+from stlm_kd.training import current_device
 
 MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
 """Bytes of held-out text that the report measures, at most; a masked model needs a row for each token."""

@@ -11,8 +11,6 @@ from typing_extensions import Self
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.engine import current_device
-from stlm_kd.engine.plain import autocast
 from stlm_kd.interventions import Plan
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.spans import log_likelihoods, span_agreement, span_sums
@@ -20,8 +18,11 @@ from stlm_kd.models.forward import head_of, last_hidden
 from stlm_kd.models.placing import move
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.span_teacher import PairedText, SpanTeacher
-from stlm_kd.step import StepModule, StepOutput
+from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
+from stlm_kd.training import current_device
+from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.training.protocols import StepOutput
 
 SPANS = "spans"
 """The term of self-distillation: agreement with the teacher as it was on spans of the text."""

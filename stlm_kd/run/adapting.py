@@ -18,7 +18,6 @@ from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.data.tokens import joined
 from stlm_kd.distributed import first_process_runs
-from stlm_kd.engine import FitResult, FitSettings, PacedRows, current_device, fit
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.placing import move
@@ -31,7 +30,6 @@ from stlm_kd.models.vocabulary import (
     thaw_norms,
     vocabulary_parameters,
 )
-from stlm_kd.optim import trainable_parameters
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.run.adaptation_report import Quality, measurer
@@ -54,6 +52,8 @@ from stlm_kd.run.workshop import Workshop, Zero
 from stlm_kd.span_teacher import paired_text, positions_of
 from stlm_kd.teachers import LiveTeacher
 from stlm_kd.terms import Term
+from stlm_kd.training import FitResult, FitSettings, PacedRows, current_device, fit
+from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.vocab.likeness import Integers
 
 _USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}

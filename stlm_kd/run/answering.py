@@ -12,13 +12,13 @@ from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.engine import current_device
 from stlm_kd.eval.agreement_suite import AnswersOf
 from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.models.placing import move
 from stlm_kd.run.identity import model_identity
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.training import current_device
 
 _FILE = "answers.json"
 

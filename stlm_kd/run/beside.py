@@ -17,7 +17,6 @@ from stlm_kd.artifacts.json_io import AGAIN, read_saved
 from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
-from stlm_kd.engine import current_device
 from stlm_kd.errors import ModelError
 from stlm_kd.eval.beside import Taught
 from stlm_kd.models.capabilities import require_paths
@@ -31,6 +30,7 @@ from stlm_kd.run.identity import model_identity
 from stlm_kd.run.interchange import asked_of, layers_of
 from stlm_kd.run.numbers import num_layers
 from stlm_kd.run.terms import followed
+from stlm_kd.training import current_device
 from stlm_kd.vocab.spelling import vocabulary_size
 
 TEACHERS = "teachers.json"

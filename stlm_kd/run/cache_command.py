@@ -20,8 +20,6 @@ from stlm_kd.cache.writing import columns_of
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import expanded
 from stlm_kd.distributed import first_process_runs
-from stlm_kd.engine import current_device
-from stlm_kd.engine.plain import autocast
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.models.observing import Needs
 from stlm_kd.recipe import Recipe, from_values, plain
@@ -34,6 +32,8 @@ from stlm_kd.run.teaching import cached_teacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.workshop import Workshop, workshop_for
 from stlm_kd.teachers import TeacherOutput
+from stlm_kd.training import current_device
+from stlm_kd.training.backends.ddp import autocast
 
 LARGEST_DIFFERENCE = 5e-3
 """Of a probability between two computations of it: half precision gives a tenth of that."""

@@ -25,8 +25,6 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distributed import first_process_runs, launched_processes, process_rank, wait_for_all
-from stlm_kd.engine import current_device
-from stlm_kd.engine.plain import autocast
 from stlm_kd.errors import told_at
 from stlm_kd.models.load import load_config
 from stlm_kd.models.observing import Needs
@@ -43,7 +41,9 @@ from stlm_kd.run.numbers import width
 from stlm_kd.run.terms import looked_into
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.teachers import TeacherOutput
-from stlm_kd.tracking.caching import CacheProgress
+from stlm_kd.tracking.cache_progress import CacheProgress
+from stlm_kd.training import current_device
+from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.vocab.spelling import vocabulary_size
 
 

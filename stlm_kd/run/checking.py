@@ -42,7 +42,7 @@ from stlm_kd.run.terms import feature_faults, looked_into
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
-from stlm_kd.tracking.weights_and_biases import WandbTracker
+from stlm_kd.tracking.wandb import WandbTracker
 from stlm_kd.vocab.spelling import vocabulary_size
 
 

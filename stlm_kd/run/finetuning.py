@@ -21,7 +21,6 @@ from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json, Key
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distributed import first_process_runs, process_rank
-from stlm_kd.engine import FitResult, FitSettings, fit
 from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES, glue, ner, squad
 from stlm_kd.eval.tunings import Settings, Tuning
@@ -41,6 +40,7 @@ from stlm_kd.run.workshop import Workshop
 from stlm_kd.step import StepModule
 from stlm_kd.terms import Term
 from stlm_kd.tracking import Trackers, open_tracker
+from stlm_kd.training import FitResult, FitSettings, fit
 
 STAGE = "fine-tuned"
 SUBJECTS: Mapping[str, Callable[[Sequence[Tuning]], Sequence[Subject]]] = {

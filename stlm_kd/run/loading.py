@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.engine import current_device
 from stlm_kd.errors import told_at
 from stlm_kd.models.capabilities import check_forward, require_paths
 from stlm_kd.models.classifiers import check_classifier, classifier_from_fields, load_classifier
@@ -20,6 +19,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.terms import paths_into
 from stlm_kd.teachers import LiveTeacher
+from stlm_kd.training import current_device
 from stlm_kd.vocab.spelling import vocabulary_size
 
 

@@ -26,7 +26,6 @@ from stlm_kd.data.examples import (
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.masking import Masking
 from stlm_kd.distributed import launched_processes, process_rank
-from stlm_kd.engine import current_device
 from stlm_kd.interventions import Pool
 from stlm_kd.interventions.pool import ExamplePool, TextPool
 from stlm_kd.recipe import Recipe
@@ -42,6 +41,7 @@ from stlm_kd.run.text import (
     training_rows,
 )
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.training import current_device
 
 ACCELERATOR_FORWARD_COST = 4000
 """What a pass costs besides its positions, in positions, where kernels are wide; an estimate."""

@@ -23,7 +23,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.alignment import aligned
 from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
 from stlm_kd.data.labelled import Examples
-from stlm_kd.engine import current_device
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, wikitext
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
@@ -40,6 +39,7 @@ from stlm_kd.run.overlap import HeldOut
 from stlm_kd.run.scoring import SuiteCall, suite_calls
 from stlm_kd.run.stand_ins import adapted_stand_in, stand_in, untrained_student
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.training import current_device
 
 _BYTES = 4_000
 """Of held-out text that are read at most."""

@@ -18,7 +18,6 @@ from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.engine import current_device
 from stlm_kd.eval import FINE_TUNED, IDENTITIES, NEEDS_TEACHERS, SUITES, reads_held_out
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.agreement_suite import AnswersOf
@@ -37,6 +36,7 @@ from stlm_kd.run.identity import model_identity
 from stlm_kd.run.material import held_out_key, held_out_of_recipe
 from stlm_kd.run.overlap import HeldOut
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.training import current_device
 
 LM_EVAL = "lm-eval"
 

@@ -15,8 +15,6 @@ from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.combine import COMBINERS, Gate
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributed import first_process_runs
-from stlm_kd.engine import FitResult, FitSettings, current_device, fit
-from stlm_kd.engine.plain import autocast
 from stlm_kd.errors import told_at
 from stlm_kd.models.attention import install_maps
 from stlm_kd.models.dropout import set_dropout
@@ -37,6 +35,8 @@ from stlm_kd.run.workshop import Zero
 from stlm_kd.step import StepModule, teacher_needs
 from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
 from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.training import FitResult, FitSettings, current_device, fit
+from stlm_kd.training.backends.ddp import autocast
 
 REMEMBERED_BYTES = 2**30
 """Teachers' hidden states are computed once and kept, of as many teachers as this holds together."""

@@ -1,9 +1,9 @@
 """What a training run says: lines or a live table on stderr, metrics.jsonl, TensorBoard, Weights & Biases."""
 
+from stlm_kd.tracking.console import LiveProgress, PlainProgress, open_progress
 from stlm_kd.tracking.jsonl import JsonlTracker, read_metrics
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, Trackers, ValidationMetrics
 from stlm_kd.tracking.opening import BACKENDS, open_tracker
-from stlm_kd.tracking.progress import LiveProgress, PlainProgress, open_progress
 
 __all__ = [
     "BACKENDS",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TextIO
 
 from stlm_kd.errors import did_you_mean
+from stlm_kd.tracking.console import PER_TOKEN, open_progress
 from stlm_kd.tracking.jsonl import JsonlTracker
 from stlm_kd.tracking.metrics import Tracker, Trackers
-from stlm_kd.tracking.progress import PER_TOKEN, open_progress
 from stlm_kd.tracking.tensorboard import TensorBoardTracker
-from stlm_kd.tracking.weights_and_biases import WandbTracker
+from stlm_kd.tracking.wandb import WandbTracker
 
 BACKENDS = ("tensorboard", "wandb")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from stlm_kd.tracking.progress import duration, short_number
+from stlm_kd.tracking.console import duration, short_number
 
 EVERY_S = 10.0
 

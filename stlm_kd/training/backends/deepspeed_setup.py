@@ -18,10 +18,10 @@ from packaging.version import Version
 from torch import distributed, nn
 
 from stlm_kd.distributed import join_processes
-from stlm_kd.engine.processes import current_device
-from stlm_kd.engine.protocols import FitSettings
 from stlm_kd.errors import EnvironmentFault
-from stlm_kd.optim import trainable_parameters
+from stlm_kd.training.optimizer import trainable_parameters
+from stlm_kd.training.processes import current_device
+from stlm_kd.training.protocols import FitSettings
 
 OLDEST = Version("0.19.8")
 """Agrees with plain PyTorch; 0.18.2 accumulates wrongly at ZeRO 2, 0.19.4 lets infinite gradients pass."""

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from stlm_kd.engine.plain import PlainEngine
-from stlm_kd.engine.processes import Processes, plain_accelerator
-from stlm_kd.engine.protocols import Engine, FitSettings
+from stlm_kd.training.backends.ddp import PlainEngine
+from stlm_kd.training.processes import Processes, plain_accelerator
+from stlm_kd.training.protocols import Engine, FitSettings
 
 
 @contextmanager
@@ -20,8 +20,8 @@ def open_engine(step: nn.Module, settings: FitSettings) -> Iterator[tuple[Proces
         processes = Processes(plain_accelerator())
         engine = PlainEngine(step, settings, processes)
     else:
-        from stlm_kd.engine.deepspeed import DeepSpeedEngine
-        from stlm_kd.engine.deepspeed_setup import deepspeed_accelerator
+        from stlm_kd.training.backends.deepspeed import DeepSpeedEngine
+        from stlm_kd.training.backends.deepspeed_setup import deepspeed_accelerator
 
         processes = Processes(deepspeed_accelerator(step, settings))
         engine = DeepSpeedEngine(step, settings, processes)

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.engine.processes import Processes
-from stlm_kd.engine.protocols import Engine, FitSettings, TrainStep
-from stlm_kd.engine.signals import StopFlags
 from stlm_kd.errors import NonFiniteError
-from stlm_kd.measures import Measure
-from stlm_kd.optim import learning_rate
+from stlm_kd.training.optimizer import learning_rate
+from stlm_kd.training.processes import Processes
+from stlm_kd.training.protocols import Engine, FitSettings, Measure, TrainStep
+from stlm_kd.training.signals import StopFlags
 
 
 @dataclass(frozen=True, slots=True)

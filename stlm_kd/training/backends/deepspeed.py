@@ -17,12 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.engine.deepspeed_setup import deprecations_ignored, environment
-from stlm_kd.engine.pacing import Pacing
-from stlm_kd.engine.plain import MicroBatch
-from stlm_kd.engine.processes import Processes, forget_deepspeed
-from stlm_kd.engine.protocols import FitSettings, PlainOutput
-from stlm_kd.optim import (
+from stlm_kd.training.backends.ddp import MicroBatch
+from stlm_kd.training.backends.deepspeed_setup import deprecations_ignored, environment
+from stlm_kd.training.optimizer import (
     check_optimizer_tensors,
     load_optimizer_tensors,
     make_optimizer,
@@ -30,6 +27,9 @@ from stlm_kd.optim import (
     set_learning_rate,
     trainable_parameters,
 )
+from stlm_kd.training.processes import Processes, forget_deepspeed
+from stlm_kd.training.protocols import FitSettings, PlainOutput
+from stlm_kd.training.row_learning_rates import Pacing
 
 
 class DeepSpeedEngine:

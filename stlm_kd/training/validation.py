@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.engine.plain import autocast
-from stlm_kd.engine.processes import Processes
-from stlm_kd.engine.protocols import StepOutput, TrainStep
-from stlm_kd.engine.signals import StopFlags, StopSignals
 from stlm_kd.errors import DataError, NonFiniteError
+from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.training.processes import Processes
+from stlm_kd.training.protocols import StepOutput, TrainStep
+from stlm_kd.training.signals import StopFlags, StopSignals
 
 
 def validate(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm_kd.errors import CheckpointError
-from stlm_kd.optim import trainable_parameters
+from stlm_kd.training.optimizer import trainable_parameters
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:

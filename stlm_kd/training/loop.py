@@ -10,18 +10,18 @@ from typing import Literal, NoReturn
 
 from torch import nn
 
-from stlm_kd.checkpoint import CheckpointStore, TrainingState, Validation
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distributed import first_process_runs, refuse_alone
-from stlm_kd.engine.opening import open_engine
-from stlm_kd.engine.processes import Processes
-from stlm_kd.engine.protocols import BatchSource, Engine, FitResult, FitSettings, TrainStep
-from stlm_kd.engine.signals import StopFlags, StopSignals, stopped
-from stlm_kd.engine.update import Updater, UpdateReport
-from stlm_kd.engine.validating import validate
-from stlm_kd.engine.weights import load_model_tensors, model_tensors
-from stlm_kd.optim import trainable_parameters
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
+from stlm_kd.training.backends.choice import open_engine
+from stlm_kd.training.checkpoint import CheckpointStore, TrainingState, Validation
+from stlm_kd.training.optimizer import trainable_parameters
+from stlm_kd.training.optimizer_step import Updater, UpdateReport
+from stlm_kd.training.processes import Processes
+from stlm_kd.training.protocols import BatchSource, Engine, FitResult, FitSettings, TrainStep
+from stlm_kd.training.signals import StopFlags, StopSignals, stopped
+from stlm_kd.training.validation import validate
+from stlm_kd.training.weights import load_model_tensors, model_tensors
 
 Batches = Callable[[], Iterable[AnyBatch]]
 

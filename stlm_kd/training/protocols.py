@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from stlm_kd.checkpoint import Validation
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.engine.pacing import PacedRows
-from stlm_kd.measures import Measure
-from stlm_kd.optim import Schedule
+from stlm_kd.training.checkpoint import Validation
+from stlm_kd.training.optimizer import Schedule
+from stlm_kd.training.row_learning_rates import PacedRows
+
+
+class Measure(NamedTuple):
+    """A mean by its parts, scalars without a gradient: means of several micro-batches cannot be added up.
+
+    It is named ``group/name``; what one group holds is drawn in one panel. A tuple, since engines look for
+    tensors in tuples and dictionaries.
+    """
+
+    total: Tensor
+    number: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one micro-batch gives; nothing in it is reduced across ranks.
+
+    Attributes:
+        loss: Scalar to call ``backward`` on: Σ over the student's terms of weight · sum / denominator. What
+            trains a gate beside it has a gradient there and the value 0.
+        sums: By term, the sum over its tokens, in nats, detached, unweighted.
+        measures: What was measured beside the terms, of a step that is logged.
+    """
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+    measures: dict[str, Measure] = field(default_factory=dict)
+
 
 PlainOutput = tuple[Tensor, dict[str, Tensor], dict[str, Measure]]
 """Loss, sums and measures of a ``StepOutput``."""
-
-
-class StepOutput(Protocol):
-    """What one micro-batch gave.
-
-    Attributes:
-        loss: Scalar to call ``backward`` on: over all terms, weight x sum over valid tokens / denominator.
-        sums: Per term, the unweighted sum over the valid tokens of this micro-batch, scalar without gradient.
-        measures: Of those that the step announces; one that this micro-batch cannot tell is left out.
-    """
-
-    @property
-    def loss(self) -> Tensor:
-        """See above."""
-
-    @property
-    def sums(self) -> Mapping[str, Tensor]:
-        """See above."""
-
-    @property
-    def measures(self) -> Mapping[str, Measure]:
-        """See above."""
 
 
 class TrainStep(Protocol):

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.engine.pacing import Pacing
-from stlm_kd.engine.processes import Processes
-from stlm_kd.engine.protocols import FitSettings, PlainOutput
-from stlm_kd.optim import (
+from stlm_kd.training.optimizer import (
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
     set_learning_rate,
     trainable_parameters,
 )
+from stlm_kd.training.processes import Processes
+from stlm_kd.training.protocols import FitSettings, PlainOutput
+from stlm_kd.training.row_learning_rates import Pacing
 
 
 class MicroBatch(nn.Module):

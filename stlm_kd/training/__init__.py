@@ -1,0 +1,19 @@
+"""The one training loop: ``fit`` turns a step module and batches into trained weights."""
+
+from stlm_kd.training.checkpoint import Validation
+from stlm_kd.training.loop import fit
+from stlm_kd.training.processes import current_device
+from stlm_kd.training.protocols import BatchSource, FitResult, FitSettings, StepOutput, TrainStep
+from stlm_kd.training.row_learning_rates import PacedRows
+
+__all__ = [
+    "BatchSource",
+    "FitResult",
+    "FitSettings",
+    "PacedRows",
+    "StepOutput",
+    "TrainStep",
+    "Validation",
+    "current_device",
+    "fit",
+]

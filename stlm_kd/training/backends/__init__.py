@@ -1,0 +1,1 @@
+"""What moves the weights: plain PyTorch with DDP, or DeepSpeed."""
