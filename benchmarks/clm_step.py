@@ -38,9 +38,9 @@ from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.corpus import prepare, texts
 from stlm_kd.data.sources import Source
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import COMBINED, Term
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training.optimizer import make_optimizer
 
 TARGET = 1.2

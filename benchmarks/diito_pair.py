@@ -21,12 +21,13 @@ from transformers import (
 
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.features import Projections, TermProjections
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, Supplies
 from stlm_kd.interventions.plan import OtherStates, OwnStates
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import Intervention, Term
+from stlm_kd.interventions.spec import Intervention
+from stlm_kd.teachers.live import LiveTeacher
 
 TEMPERATURE = 2.0
 LENGTHS = (128, 120, 110, 98)

@@ -32,12 +32,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, Trai
 
 from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, read_examples
 from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.glue import CONTEXT, TASKS
 from stlm_kd.losses import LABELS
 from stlm_kd.models.classifiers import load_classifier
 from stlm_kd.run.material import BatchSizes, ExampleMaterial
-from stlm_kd.step import StepModule
-from stlm_kd.terms import Term
 from stlm_kd.tracking import Trackers
 from stlm_kd.training import FitSettings, fit
 

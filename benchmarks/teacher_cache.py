@@ -32,23 +32,23 @@ import torch
 from scipy.sparse import coo_matrix
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stlm_kd.cache.answering import CachedTeacher
-from stlm_kd.cache.layout import Layout
-from stlm_kd.cache.reading import Found, TeacherCache, distribution
-from stlm_kd.cache.sampling import head_and_tail
-from stlm_kd.cache.writing import Work, complete, write
 from stlm_kd.data.batches import PackedRows, numbered_batch
 from stlm_kd.data.corpus import pack_sources, prepare
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.sources import Source
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.distributions import Logits
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.losses.sparse import Sparse
 from stlm_kd.models.observing import Needs, Observed
 from stlm_kd.models.presets import PRESETS
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import Teacher, TeacherOutput
-from stlm_kd.terms import Term
+from stlm_kd.teachers.cache.format import Layout
+from stlm_kd.teachers.cache.reader import Found, TeacherCache, distribution
+from stlm_kd.teachers.cache.sampling import head_and_tail
+from stlm_kd.teachers.cache.writer import Work, complete, write
+from stlm_kd.teachers.cached import CachedTeacher
+from stlm_kd.teachers.protocol import Teacher, TeacherOutput
+from stlm_kd.teachers.targets import Logits
 
 MOST_BYTES, MOST_STEP, LEAST_READING = 88, 1.15, 10
 MOST_BIAS = 1.05

@@ -34,12 +34,13 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from stlm_kd.combine import Mixing
-from stlm_kd.counted import Rows
-from stlm_kd.distributions import Dense
+from stlm_kd.distillation.logit_terms import projected_losses
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.token_table import Rows
 from stlm_kd.models.forward import Head
-from stlm_kd.responses import projected_losses
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.targets import Dense
 
 try:
     from trl.experimental.gkd import GKDTrainer

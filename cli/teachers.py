@@ -24,8 +24,8 @@ from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 from stlm_kd.errors import StlmKdError, UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd.cache.layout import Json
     from stlm_kd.run.cache_command import CacheSummary
+    from stlm_kd.teachers.cache.format import Json
 
 app = typer.Typer(
     no_args_is_help=True, help="What teachers say of a recipe's data, on disk.", rich_markup_mode=None
@@ -78,8 +78,8 @@ def cache(
 @app.command(cls=Command)
 def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
     """Size, mass that the head covers, entropy, and what a cache was made of."""
+    from stlm_kd.reporting.cache_contents import made_of_rows
     from stlm_kd.run.cache_command import summary
-    from stlm_kd.run.cache_words import made_of_rows
 
     found = summary(folder)
     if as_json:
@@ -154,7 +154,7 @@ def merge(
 ) -> None:
     """Make one cache of several teachers' by a way to combine them; a recipe reads it as one teacher."""
     from stlm_kd.run.cache_command import summary
-    from stlm_kd.run.cache_merging import merge_caches
+    from stlm_kd.teachers.cache.merge import merge_caches
 
     options: dict[str, Json] = {}
     if weights is not None:

@@ -26,7 +26,7 @@ from stlm_kd.eval.interchange import SUITE, Exchange, draw_exchanges
 from stlm_kd.eval.running import MASKED_WINDOW
 from stlm_kd.interventions import Lexicon, Pool, Supplies
 from stlm_kd.interventions.draw import named_generator
-from stlm_kd.interventions.pool import ExamplePool, TextPool
+from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.models.positions import num_positions
 from stlm_kd.vocab.spelling import read_vocabulary
 

@@ -24,17 +24,17 @@ from stlm_kd.alignment import Alignment
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.distributions import Dense, Logits
 from stlm_kd.eval.likelihood import ratio_stderr
 from stlm_kd.eval.running import evaluating, require_finite
 from stlm_kd.interventions import Plan, Supplies, draw_plan
-from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
-from stlm_kd.interventions.passes import Rerun
+from stlm_kd.interventions.metrics import RATIOS, SUMS, Said, effects
 from stlm_kd.interventions.plan import Tokens
+from stlm_kd.interventions.rerun import Rerun
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.losses.chunked import chunk_rows, pieces
 from stlm_kd.models.forward import inputs_of, vocabulary_head
 from stlm_kd.models.observing import Needs, Observed, observe
-from stlm_kd.terms import Intervention
+from stlm_kd.teachers.targets import Dense, Logits
 
 SUITE = "interchange"
 ALL = "all layers"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -59,3 +59,6 @@ class Registry(Generic[F]):
         written = SimpleNamespace(__annotations__={option.name: option.annotation for option in options})
         hints = get_type_hints(written, inspect.unwrap(function).__globals__, include_extras=True)
         return {option.name: (hints[option.name], option.default) for option in options}
+
+
+Option = float | int | bool | str | Mapping[str, float] | Mapping[str, Mapping[str, float]]

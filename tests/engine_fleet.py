@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from stlm_kd.data.batch import Batch
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import end_processes, first_process_runs, launched_processes, process_rank
 from stlm_kd.errors import DataError, StlmKdError
-from stlm_kd.step import StepModule
-from stlm_kd.terms import Term
 from stlm_kd.tracking import open_tracker
 from stlm_kd.training import FitSettings, PacedRows, fit
 from stlm_kd.training.weights import model_tensors

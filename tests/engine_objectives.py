@@ -9,15 +9,16 @@ from typing import Literal
 import torch
 
 from stlm_kd.alignment import layer_pairs, site_pairs
-from stlm_kd.combine import GATE, Gate
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.features import Projections, TermProjections
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections
+from stlm_kd.distillation.step import StepModule, teacher_needs
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.attention import install_maps
 from stlm_kd.schedules import Ramp, Steps
-from stlm_kd.step import StepModule, teacher_needs
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.combination import GATE, Gate
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training.protocols import StepOutput
 from tests.engine_worker import SignallingBatches
 from tests.pico import packed_batch, part, pico_model

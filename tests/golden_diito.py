@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.features import Projections, TermProjections
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions.plan import OtherStates, Places, Plan, Source, Tokens
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import Intervention, Term
+from stlm_kd.interventions.spec import Intervention
+from stlm_kd.teachers.live import LiveTeacher
 
 FOLDER = Path(__file__).parent / "golden/diito"
 KEPT = {"logits": 200, "last_hidden": 60, "grad": 24}

@@ -13,12 +13,13 @@ from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.encoding import EncodedTexts
 from stlm_kd.data.examples import EncodedExamples, ExampleStream
 from stlm_kd.data.masking import Masking
-from stlm_kd.features import Projections, TermProjections
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Lexicon, Pool, Supplies
-from stlm_kd.interventions.pool import ExamplePool, TextPool
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import Intervention, Term
+from stlm_kd.interventions.example_pool import ExamplePool, TextPool
+from stlm_kd.interventions.spec import Intervention
+from stlm_kd.teachers.live import LiveTeacher
 from tests.interchange_case import LAST, SOURCES
 from tests.pico import pico_model
 from tests.stores import store_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.adaptation import INITIALISERS, VocabularyInit, new_rows
+from stlm_kd.adaptation.initialisers import INITIALISERS, VocabularyInit, new_rows
 from stlm_kd.errors import ModelError
 from stlm_kd.models.vocabulary import replace_vocabulary
 from stlm_kd.vocab.likeness import Integers, company_vectors

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.cache.layout import MANIFEST, shard_name
-from stlm_kd.cache.sampling import head_and_tail
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.losses.sparse import Sparse
 from stlm_kd.run.cache_command import _compared
-from stlm_kd.run.cache_merging import mixed
 from stlm_kd.run.identity import model_identity
+from stlm_kd.teachers.cache.format import MANIFEST, shard_name
+from stlm_kd.teachers.cache.merge import mixed
+from stlm_kd.teachers.cache.sampling import head_and_tail
 from tests.loss_checks import estimate
 from tests.road import done, model_folder, stlm_kd
 from tests.test_road_cache import taught

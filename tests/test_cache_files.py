@@ -11,20 +11,21 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from stlm_kd.cache.answering import CachedTeacher
-from stlm_kd.cache.layout import MANIFEST, Layout, read_manifest, shard_name
-from stlm_kd.cache.reading import TeacherCache
-from stlm_kd.cache.shards import Array
-from stlm_kd.cache.writing import Work, columns_of, complete, unwritten, write
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, numbered_batch
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.masking import Masking
-from stlm_kd.distributions import Dense, Logits
 from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
 from stlm_kd.losses.sparse import Sparse
 from stlm_kd.models.observing import Needs, Observed
-from stlm_kd.teachers import LiveTeacher, TeacherOutput
+from stlm_kd.teachers.cache.format import MANIFEST, Layout, read_manifest, shard_name
+from stlm_kd.teachers.cache.reader import TeacherCache
+from stlm_kd.teachers.cache.shards import Array
+from stlm_kd.teachers.cache.writer import Work, columns_of, complete, unwritten, write
+from stlm_kd.teachers.cached import CachedTeacher
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.protocol import TeacherOutput
+from stlm_kd.teachers.targets import Dense, Logits
 from tests.pico import pico_model
 from tests.stores import store_of
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.cache.layout import Json, Layout, read_manifest, shard_name
-from stlm_kd.cache.reading import Found, TeacherCache, distribution
-from stlm_kd.cache.sampling import head_and_tail, uniforms
-from stlm_kd.cache.shards import write_shard
-from stlm_kd.cache.writing import Work, complete
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sparse import Sparse
-from stlm_kd.run import cache_merging
 from stlm_kd.run.cache_command import summary
-from stlm_kd.run.cache_merging import merge_caches, mixed, names_of
+from stlm_kd.teachers.cache import merge
+from stlm_kd.teachers.cache.format import Json, Layout, read_manifest, shard_name
+from stlm_kd.teachers.cache.merge import merge_caches, mixed, names_of
+from stlm_kd.teachers.cache.reader import Found, TeacherCache, distribution
+from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms
+from stlm_kd.teachers.cache.shards import write_shard
+from stlm_kd.teachers.cache.writer import Work, complete
 from tests.road import done, stlm_kd
 
 OUTCOMES, LENGTHS = 30, np.array([3, 0, 5, 1, 4, 2, 6])
@@ -134,10 +134,10 @@ def test_pieces_of_a_few_tokens_make_the_same_cache(tmp_path: Path, monkeypatch:
         sizes.append(len(targets[0].ids))
         return mixed(targets, *given)
 
-    monkeypatch.setattr(cache_merging, "mixed", noting)
+    monkeypatch.setattr(merge, "mixed", noting)
     whole = merge_caches(folders, how="entropy", options={}, output=tmp_path / "whole")
     assert sizes == [13, 8]
-    monkeypatch.setattr(cache_merging, "PIECE_TOKENS", 1)
+    monkeypatch.setattr(merge, "PIECE_TOKENS", 1)
     pieces = merge_caches(folders, how="entropy", options={}, output=tmp_path / "pieces")
     assert sizes[2:] == LENGTHS.tolist()
     assert read_manifest(pieces).fingerprint == read_manifest(whole).fingerprint

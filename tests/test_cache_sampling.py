@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.cache.layout import Layout
-from stlm_kd.cache.reading import Found, distribution
-from stlm_kd.cache.sampling import head_and_tail, uniforms
 from stlm_kd.losses.sparse import Sparse
+from stlm_kd.teachers.cache.format import Layout
+from stlm_kd.teachers.cache.reader import Found, distribution
+from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms
 from tests.loss_checks import estimate
 
 OUTCOMES, HEAD, DRAWS = 40, 4, 3

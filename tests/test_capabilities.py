@@ -27,10 +27,10 @@ from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.blocks import call
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import ModelError
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models import attention, capabilities
 from stlm_kd.models.capabilities import check_forward, require_paths
 from stlm_kd.models.load import load_language_model, save_model
-from stlm_kd.terms import Intervention
 from tests.interchange_case import MAPS, SOURCES, assert_same, case_of
 from tests.pico import ALL_FAMILIES, CAUSAL, packed_batch, pico_model
 from tests.road import stlm_kd

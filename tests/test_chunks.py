@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stlm_kd import counterfactuals, ensembles
-from stlm_kd.cache import writing
-from stlm_kd.cache.layout import Layout
-from stlm_kd.combine import GATE, Mixing
-from stlm_kd.counted import Rows
-from stlm_kd.distributions import Dense, Distribution
+from stlm_kd.distillation import intervention_metrics, teacher_agreement
+from stlm_kd.distillation.logit_terms import projected_losses
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.token_table import Rows
 from stlm_kd.eval import masked
 from stlm_kd.losses import chunked, spans
 from stlm_kd.losses.spans import log_likelihoods
 from stlm_kd.models.forward import Head
-from stlm_kd.responses import projected_losses
-from stlm_kd.run import cache_merging
-from stlm_kd.run.cache_merging import merge_caches
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.cache import merge, writer
+from stlm_kd.teachers.cache.format import Layout
+from stlm_kd.teachers.cache.merge import merge_caches
+from stlm_kd.teachers.combination import GATE, Mixing
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.targets import Dense, Distribution
 from stlm_kd.vocab import likeness
 from tests import test_cache_files, test_cache_merging, test_counterfactuals, test_ensembles
 
@@ -79,7 +79,7 @@ def test_a_gate_learns_the_same_whatever_the_vocabulary_and_the_chunks(
     expected = found(tokens, outcomes, masks, "dense")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "chunk_rows", lambda weight, share: chunk)
-        patch.setattr("stlm_kd.counted.block_rows", lambda logits: block)
+        patch.setattr("stlm_kd.distillation.token_table.block_rows", lambda logits: block)
         values = found(tokens, outcomes, masks, "chunked")
     assert len(values) == 6
     assert all(torch.allclose(*pair, rtol=1e-11, atol=1e-11) for pair in zip(values, expected, strict=True))
@@ -93,7 +93,7 @@ def test_a_gate_learns_with_vocabularies_as_they_are(vocabulary: int) -> None:
     values = found(tokens, vocabulary, masks, "chunked", dtype=torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "chunk_rows", lambda weight, share: tokens)
-        patch.setattr("stlm_kd.counted.block_rows", lambda logits: tokens)
+        patch.setattr("stlm_kd.distillation.token_table.block_rows", lambda logits: tokens)
         expected = found(tokens, vocabulary, masks, "chunked", dtype=torch.float32)
     assert all(torch.allclose(*pair, rtol=1e-4, atol=1e-4) for pair in zip(values, expected, strict=True))
 
@@ -114,8 +114,8 @@ def test_what_teachers_say_beside_one_another_is_measured_alike(chunk: int, bloc
 
     expected = measured()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ensembles, "chunk_rows", lambda *_: chunk)
-        patch.setattr("stlm_kd.counted.block_rows", lambda logits: block)
+        patch.setattr(teacher_agreement, "chunk_rows", lambda *_: chunk)
+        patch.setattr("stlm_kd.distillation.token_table.block_rows", lambda logits: block)
         assert measured() == pytest.approx(expected, rel=1e-9)
 
 
@@ -130,8 +130,8 @@ def test_what_interventions_do_is_measured_alike(chunk: int) -> None:
 
     expected = measured()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counterfactuals, "chunk_rows", lambda *_: chunk)
-        patch.setattr(ensembles, "chunk_rows", lambda *_: chunk)
+        patch.setattr(intervention_metrics, "chunk_rows", lambda *_: chunk)
+        patch.setattr(teacher_agreement, "chunk_rows", lambda *_: chunk)
         assert measured() == pytest.approx(expected, rel=1e-9)
 
 
@@ -168,10 +168,10 @@ def test_a_cache_holds_the_same_whatever_its_shards_and_micro_batches(
     """Each row's items, wherever they lie, and read in ranges that cross shards."""
     rows, layout = test_cache_files.packed(), Layout(test_cache_files.VOCABULARY, 6, 3, 2.0)
     plain = test_cache_files.work(rows, layout)
-    other = writing.Work(layout, len(rows), 1, min(per_shard, len(rows)), 3, micro_batch, plain.batch)
+    other = writer.Work(layout, len(rows), 1, min(per_shard, len(rows)), 3, micro_batch, plain.batch)
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         expected = test_cache_files.cached(Path(folder) / "one", plain, test_cache_files.teacher())
-        patch.setattr(writing, "CHUNK_ELEMENTS", elements)
+        patch.setattr(writer, "CHUNK_ELEMENTS", elements)
         cache = test_cache_files.cached(Path(folder) / "other", other, test_cache_files.teacher())
         for begin in range(0, len(rows), 4):
             wanted = range(begin, min(begin + 4, len(rows)))
@@ -196,7 +196,7 @@ def test_merged_caches_hold_the_same_whatever_their_shards_and_pieces(
 
     with TemporaryDirectory() as one, TemporaryDirectory() as other, pytest.MonkeyPatch.context() as patch:
         expected = merged(Path(one), (7, 7))
-        patch.setattr(cache_merging, "PIECE_TOKENS", tokens)
+        patch.setattr(merge, "PIECE_TOKENS", tokens)
         values = merged(Path(other), (first, second))
     assert all(torch.allclose(*pair, rtol=1e-6) for pair in zip(values, expected, strict=True))
 

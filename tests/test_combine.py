@@ -9,10 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stlm_kd.combine import COMBINERS, Domains, Mixing, drawn_for, mixed_teachers, mixture, of_said
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.losses import Softened
-from stlm_kd.terms import Combination
+from stlm_kd.teachers.combination import (
+    COMBINERS,
+    Domains,
+    Mixing,
+    drawn_for,
+    mixed_teachers,
+    mixture,
+    of_said,
+)
+from stlm_kd.teachers.combination.mixture import Combination
 
 Options = dict[str, Any]
 N, V = 6, 9

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from stlm_kd.combine import GATE, Gate
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.distributions import Logits
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.models.forward import last_hidden
 from stlm_kd.models.observing import Needs, Observed
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import TeacherOutput
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.combination import GATE, Gate
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.protocol import TeacherOutput
+from stlm_kd.teachers.targets import Logits
 from tests.pico import packed_batch, pico_model
 
 BATCH = packed_batch([[5, 7], [12], [3, 3, 4], [2, 6]], length=12)

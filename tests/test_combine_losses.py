@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stlm_kd.combine import Mixing
-from stlm_kd.counted import Rows
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.distributions import Dense, Distribution, Logits
+from stlm_kd.distillation.logit_terms import projected_losses
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.token_table import Rows
 from stlm_kd.losses import LOSSES, Sparse, SparseMixture, Whole, chunked, forward_kl, sparse_forward_kl
 from stlm_kd.models.forward import Head
-from stlm_kd.responses import projected_losses
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.targets import Dense, Distribution, Logits
 from tests.loss_checks import logits, slope_of
 from tests.test_combine import WAYS, Options
 

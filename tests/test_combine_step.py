@@ -8,12 +8,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from stlm_kd.combine import Domains
 from stlm_kd.data.batch import Batch
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.observing import Needs
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher, RememberingTeacher, TeacherOutput
-from stlm_kd.terms import COMBINED, Combination, Intervention, Term
+from stlm_kd.teachers.combination import Domains
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.protocol import TeacherOutput
 from tests.interchange_case import supplies
 from tests.pico import packed_batch, part, pico_model
 from tests.six_passes import counterfactual

@@ -11,13 +11,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stlm_kd.data.dealing import share_run_again
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import layer_at
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.observing import Needs
 from stlm_kd.run.compute import Reading, affordable_steps, pass_cost, training_flops
 from stlm_kd.schedules import Steps
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
-from stlm_kd.terms import Intervention, Term
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.protocol import Teacher
 from tests.interchange_case import supplies
 from tests.interchange_steps import CONTEXT, stream
 from tests.interchange_steps import step_of as step_with_interventions

@@ -10,16 +10,19 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from stlm_kd import counterfactuals
 from stlm_kd.data.examples import AnyBatch, ExampleBatch
+from stlm_kd.distillation import intervention_metrics
+from stlm_kd.distillation.objective import term_mask
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.interventions import Plan
 from stlm_kd.interventions.plan import OwnStates
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.observing import Needs
-from stlm_kd.objective import term_mask
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher, TeacherOutput
-from stlm_kd.terms import COMBINED, Combination, Intervention, Term
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.protocol import TeacherOutput
 from tests.interchange_case import base_batch, supplies
 from tests.pico import MASKED, part, pico_model
 from tests.six_passes import exchanged, whole_run
@@ -99,7 +102,7 @@ def kl(after: Tensor, before: Tensor) -> float:
 def test_the_measures_are_those_of_whole_runs_with_hooks(
     kind: str, on: str, more: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counterfactuals, "chunk_rows", lambda *_: 3)
+    monkeypatch.setattr(intervention_metrics, "chunk_rows", lambda *_: 3)
     step, batch = step_of(kind, on=on, more=more)
     plan = step.drawn(batch)["diito"]
     mask = term_mask(step.terms[0], batch) & plan.touched

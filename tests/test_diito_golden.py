@@ -14,9 +14,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from stlm_kd.data.batch import Batch
+from stlm_kd.distillation.objective import Sides
+from stlm_kd.distillation.step import StepModule
 from stlm_kd.models import forward
-from stlm_kd.objective import Sides
-from stlm_kd.step import StepModule
 from stlm_kd.training.protocols import StepOutput
 from tests.golden_diito import Case, case_names, sampled
 

@@ -20,8 +20,8 @@ from stlm_kd.data.batch import Sources
 from stlm_kd.data.batches import BatchStream
 from stlm_kd.data.dealing import NO_SOURCE, dealt, in_pairs, share_run_again, sources, sources_within
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distillation.step import StepModule
 from stlm_kd.interventions.plan import Joined, OtherStates, OwnStates
-from stlm_kd.step import StepModule
 from tests.engine_fleet import Run, launch, train
 from tests.interchange_case import SOURCES
 from tests.interchange_steps import KINDS, Kind, packed, step_of, stream

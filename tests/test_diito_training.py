@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stlm_kd.features import Projections, TermProjections
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Lexicon, Supplies
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import Intervention, Term
+from stlm_kd.interventions.spec import Intervention
+from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.tracking import StepMetrics
 from stlm_kd.training import FitSettings
 from tests.engine_pico import VOCABULARY, Memory, PicoBatches, digest, pico_fit

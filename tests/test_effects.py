@@ -17,10 +17,11 @@ from torch import nn
 
 from stlm_kd.artifacts.results import SuiteResult, Variant
 from stlm_kd.artifacts.stage_store import Key
-from stlm_kd.cache.answering import CachedTeacher
 from stlm_kd.data import hub
 from stlm_kd.data.examples import ExampleStream
 from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import FINE_TUNED, SUITES
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
 from stlm_kd.models.presets import PRESETS
@@ -31,8 +32,7 @@ from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.distill import variants
 from stlm_kd.run.text import student_tokenizer, tokens_by_domain
 from stlm_kd.run.workshop import Workshop, workshop_for
-from stlm_kd.step import StepModule
-from stlm_kd.terms import Term
+from stlm_kd.teachers.cached import CachedTeacher
 from tests.effects_world import build, build_cache, home
 from tests.field_effects import EFFECTS, ELSEWHERE, WITHOUT_TEACHERS
 

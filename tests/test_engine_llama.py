@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.step import StepModule
-from stlm_kd.terms import Term
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.training import FitSettings, fit
 from tests.engine_pico import Memory, digest
 from tests.pico import packed_batch, pico_model

@@ -17,15 +17,16 @@ from stlm_kd.alignment import Alignment
 from stlm_kd.data.batch import TENSORS, Batch
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import interchange
 from stlm_kd.eval.interchange import ALL, Exchange, Interchange, draw_exchanges, measure
 from stlm_kd.eval.likelihood import ratio_stderr
 from stlm_kd.interventions import Supplies
 from stlm_kd.interventions.plan import OwnStates, Tokens
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.load import save_model
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import Intervention, Term
+from stlm_kd.teachers.live import LiveTeacher
 from tests.interchange_case import both, supplies
 from tests.pico import MASKED, packed_batch, pico_model
 from tests.road import done, stlm_kd

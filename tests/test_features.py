@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stlm_kd.alignment import Site
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections, map_term_sum, state_term_sum
 from stlm_kd.errors import ModelError
-from stlm_kd.features import Projections, TermProjections, map_term_sum, state_term_sum
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.observing import Observed

@@ -24,6 +24,8 @@ from stlm_kd.data.sources import Source, documents
 from stlm_kd.data.spans import Question, encode_windows, read_questions
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.data.words import Sentences, encode_words, read_sentences
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import DataError, EnvironmentFault
 from stlm_kd.eval import SUITES, ner, squad
 from stlm_kd.eval.entities import (
@@ -39,8 +41,6 @@ from stlm_kd.models.heads import SPAN, load_token_classifier
 from stlm_kd.models.load import save_model
 from stlm_kd.run.finetuning import checked_subjects, tuned_scores
 from stlm_kd.run.workshop import Workshop
-from stlm_kd.step import StepModule
-from stlm_kd.terms import Term
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

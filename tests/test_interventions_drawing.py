@@ -18,7 +18,7 @@ from stlm_kd.errors import DataError
 from stlm_kd.interventions import Lexicon, Places, Plan, Supplies, draw_plan
 from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Tokens
 from stlm_kd.interventions.planning import layer_at
-from stlm_kd.terms import Intervention
+from stlm_kd.interventions.spec import Intervention
 from tests.interchange_case import SOURCES, Rows, base_batch, supplies
 from tests.pico import packed_batch, part
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from stlm_kd.alignment import Site
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.blocks import Inputs
-from stlm_kd.interventions.passes import Rerun
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.interventions.plan import OtherStates, OwnStates
+from stlm_kd.interventions.rerun import Rerun
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.observing import Observed
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import COMBINED, Combination, Intervention, Term
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.live import LiveTeacher
 from tests.interchange_case import FAMILIES, LAYOUTS, MAPS, SOURCES, Case, assert_same, case_of, supplies
 from tests.pico import pico_model
 from tests.six_passes import counterfactual

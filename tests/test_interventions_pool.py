@@ -9,9 +9,9 @@ from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.masking import Masking
 from stlm_kd.interventions import Supplies, draw_plan
+from stlm_kd.interventions.example_pool import TextPool
 from stlm_kd.interventions.plan import OtherStates
-from stlm_kd.interventions.pool import TextPool
-from stlm_kd.terms import Intervention
+from stlm_kd.interventions.spec import Intervention
 from tests.stores import store_of
 
 

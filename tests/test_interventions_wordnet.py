@@ -17,8 +17,8 @@ from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.interventions import Lexicon, Supplies, draw_plan, wordnet
 from stlm_kd.interventions.plan import OtherStates
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.interventions.wordnet import Relation, check_relation, thesaurus, wordnet_identity
-from stlm_kd.terms import Intervention
 from stlm_kd.vocab.spelling import read_vocabulary
 from tests.pico import packed_batch
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from stlm_kd.combine import Mixing
-from stlm_kd.counted import Rows
-from stlm_kd.distributions import Dense
+from stlm_kd.distillation.logit_terms import projected_losses
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.token_table import Rows
 from stlm_kd.losses import LABELS, SLOPES, chunked
 from stlm_kd.models.forward import Head
-from stlm_kd.responses import projected_losses
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.targets import Dense
 
 N, D, V = 512, 8, 2048
 ONE_LOGITS = N * V * 4

@@ -12,17 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from stlm_kd.combine import Mixing
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
-from stlm_kd.distributions import Dense
-from stlm_kd.features import Projections
+from stlm_kd.distillation.hidden_terms import Projections
+from stlm_kd.distillation.objective import Sides, reduce_terms
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses import chunked, forward_kl
 from stlm_kd.models.forward import Head, head_of, last_hidden
 from stlm_kd.models.observing import Needs, Observed
-from stlm_kd.objective import Sides, reduce_terms
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher, TeacherOutput
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.protocol import Teacher, TeacherOutput
+from stlm_kd.teachers.targets import Dense
 from tests.pico import packed_batch, part, pico_model
 
 BATCH = packed_batch([[5, 7], [12], [3, 3, 4], [2]], length=12)

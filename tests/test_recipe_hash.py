@@ -9,9 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.combine import COMBINERS
+from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
 from stlm_kd.eval import SUITES
-from stlm_kd.interventions.losses import INTERCHANGE_LOSSES
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
@@ -35,6 +34,7 @@ from stlm_kd.recipe.fields import Part
 from stlm_kd.recipe.load import _Dumper
 from stlm_kd.recipe.options import with_options
 from stlm_kd.recipe.tree import parse
+from stlm_kd.teachers.combination import COMBINERS
 from tests.field_effects import BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
 
 PARTS = {

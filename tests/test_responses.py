@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stlm_kd.combine import Mixing
-from stlm_kd.counted import Rows
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.distributions import Dense, Logits
+from stlm_kd.distillation.logit_terms import direct_losses, projected_losses
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.token_table import Rows
 from stlm_kd.losses import LABELS, LOSSES, SLOPES, SPARSE_LOSSES, Sparse, chunked, forward_kl
 from stlm_kd.models.forward import Head
-from stlm_kd.responses import direct_losses, projected_losses
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.targets import Dense, Logits
 from tests.loss_checks import CASES, case_name
 
 N, V = 37, 61

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.cache.layout import read_manifest
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.load import load_language_model
 from stlm_kd.run import loading
+from stlm_kd.teachers.cache.format import read_manifest
 from tests import classes
 from tests.road import LLAMA, ROBERTA, distilled, done, stlm_kd, student, weights
 

@@ -10,14 +10,16 @@ import torch
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream
+from stlm_kd.distillation.step import StepModule
 from stlm_kd.models.observing import Needs
 from stlm_kd.recipe import load
 from stlm_kd.run import training
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.material import ExampleMaterial, TextMaterial
 from stlm_kd.run.text import student_tokenizer
-from stlm_kd.step import StepModule
-from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.protocol import Teacher
 from tests.effects_world import build, home
 
 

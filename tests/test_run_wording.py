@@ -7,7 +7,7 @@ import yaml
 
 from stlm_kd.recipe import format, load
 from stlm_kd.recipe.describe import describe
-from stlm_kd.run.cache_words import made_of_rows
+from stlm_kd.reporting.cache_contents import made_of_rows
 
 HASH, OTHER = "0123456789ab" + "c" * 52, "ba9876543210" + "d" * 52
 

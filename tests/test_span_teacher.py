@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.adaptation import new_rows
+from stlm_kd.adaptation.initialisers import new_rows
+from stlm_kd.adaptation.span_distillation import PairedText, SpanTeacher, paired_text
+from stlm_kd.adaptation.step import SPANS, SpanStep
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.data.tokens import TokenStore, build_store
 from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
-from stlm_kd.run.adaptation_step import SPANS, SpanStep
-from stlm_kd.span_teacher import PairedText, SpanTeacher, paired_text
 from tests.pico import pico_model
 
 Stores = dict[str, TokenStore]

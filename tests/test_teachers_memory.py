@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stlm_kd import teachers
 from stlm_kd.data.batch import Batch
 from stlm_kd.models.observing import Needs
-from stlm_kd.teachers import LiveTeacher
+from stlm_kd.teachers import live
+from stlm_kd.teachers.live import LiveTeacher
 from tests.pico import pico_model
 
 NEEDS = Needs(head_input=True, sites=frozenset({"embeddings", 0}))
@@ -41,9 +41,9 @@ def test_a_body_is_moved_for_its_turn_alone_and_says_the_same(
         seen.update(name for name, weight in model.named_parameters() if weight.data_ptr() != resting[name])
         return observe(*given)
 
-    observe = teachers.observe
-    monkeypatch.setattr(teachers, "_moved", to_another_place)
-    monkeypatch.setattr(teachers, "observe", watched)
+    observe = live.observe
+    monkeypatch.setattr(live, "_moved", to_another_place)
+    monkeypatch.setattr(live, "observe", watched)
     found = LiveTeacher(model, 61, offload=True)(batch(), NEEDS)
     outer = {
         name
@@ -67,8 +67,8 @@ def test_a_failure_leaves_the_weights_where_they_rest(monkeypatch: pytest.Monkey
     def fails(*given: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(teachers, "_moved", lambda weight, device: weight.clone())
-    monkeypatch.setattr(teachers, "observe", fails)
+    monkeypatch.setattr(live, "_moved", lambda weight, device: weight.clone())
+    monkeypatch.setattr(live, "observe", fails)
     with pytest.raises(MemoryError):
         LiveTeacher(model, 61, offload=True)(batch(), NEEDS)
     assert [weight.data_ptr() for weight in model.parameters()] == resting

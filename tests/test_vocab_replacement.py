@@ -16,7 +16,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from stlm_kd.adaptation import new_rows
+from stlm_kd.adaptation.initialisers import new_rows
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import ModelError
 from stlm_kd.models.positions import num_positions

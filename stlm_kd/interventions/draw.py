@@ -18,9 +18,9 @@ import torch
 from stlm_kd.data.batch import IGNORED, Batch, Integers
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.errors import DataError
-from stlm_kd.interventions.lexicon import Lexicon
 from stlm_kd.interventions.plan import Places
-from stlm_kd.terms import Intervention
+from stlm_kd.interventions.spec import Intervention
+from stlm_kd.interventions.word_tokens import Lexicon
 
 
 class Pool(Protocol):

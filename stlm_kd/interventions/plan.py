@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.terms import Intervention
+from stlm_kd.interventions.spec import Intervention
 
 
 @dataclass(frozen=True, slots=True)

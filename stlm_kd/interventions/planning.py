@@ -6,7 +6,7 @@ from stlm_kd.data.examples import AnyBatch, on_cpu
 from stlm_kd.interventions.draw import Draw, Supplies, named_generator
 from stlm_kd.interventions.plan import Plan, plan_of
 from stlm_kd.interventions.sources import SOURCES
-from stlm_kd.terms import Intervention
+from stlm_kd.interventions.spec import Intervention
 
 
 def draw_plan(

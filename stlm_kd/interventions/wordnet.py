@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from typing import Any, Literal
 
 from stlm_kd.errors import EnvironmentFault, ModelError
-from stlm_kd.interventions.lexicon import Lexicon
+from stlm_kd.interventions.word_tokens import Lexicon
 
 Relation = Literal["synonym", "antonym", "meronym", "holonym"]
 

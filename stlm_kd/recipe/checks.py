@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import Fault, did_you_mean
 from stlm_kd.recipe.cache_checks import cache_contradictions
 from stlm_kd.recipe.combine_checks import combine_contradictions
@@ -14,7 +15,6 @@ from stlm_kd.recipe.objective_checks import objective_contradictions
 from stlm_kd.recipe.schema import Recipe, Teacher
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.recipe.training import Engine
-from stlm_kd.terms import COMBINED
 
 
 def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
@@ -155,7 +155,7 @@ def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Contradi
 def _paced(place: Place, adapt: Adapt) -> Iterator[Contradiction]:
     if adapt.old_rows_learning_rate is None:
         return
-    from stlm_kd.adaptation import COPYING
+    from stlm_kd.adaptation.initialisers import COPYING
 
     if adapt.init not in COPYING:
         known = " or ".join(sorted(COPYING))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stlm_kd.alignment import Choice, aligned
+from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import ModelError
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
 from stlm_kd.recipe.feature_checks import given_layers, layers_beyond
 from stlm_kd.recipe.interchange import SOURCE_OPTIONS, Interchange, sources
 from stlm_kd.recipe.schema import Recipe
-from stlm_kd.terms import COMBINED
 
 LAYER_OPTIONS = ["alignment", "layer_schedule", "exclude_last", "source_site", "exact_dropout"]
 """Fields without a meaning where no state is exchanged."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from stlm_kd.artifacts.run_dir import RECIPE
+from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import Fault, RecipeError
 from stlm_kd.recipe.checks import contradictions
 from stlm_kd.recipe.contradiction import Contradiction, Place
@@ -23,7 +24,6 @@ from stlm_kd.recipe.overlaps import overlaps
 from stlm_kd.recipe.schema import Recipe
 from stlm_kd.recipe.source import Document, read
 from stlm_kd.recipe.tree import Node, Plain, scalar
-from stlm_kd.terms import COMBINED
 
 Found: TypeAlias = tuple[Place, str, str]
 """Place, kind, message."""

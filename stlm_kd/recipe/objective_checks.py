@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
 from stlm_kd.recipe.feature_checks import feature_contradictions, layers_beyond
 from stlm_kd.recipe.interchange import Interchange
 from stlm_kd.recipe.interchange_checks import interchange_contradictions
 from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
 from stlm_kd.recipe.schema import Recipe
-from stlm_kd.terms import COMBINED
 
 
 def objective_contradictions(recipe: Recipe) -> Iterator[Contradiction]:

@@ -24,11 +24,11 @@ from pydantic import (
 from typing_extensions import Self
 
 from stlm_kd.alignment import ALIGNMENTS
+from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.fields import NotNegative, Part, Real, Text, fault, show
 from stlm_kd.recipe.options import added_options, known_name, row_of, with_options
 from stlm_kd.registry import Registry
-from stlm_kd.terms import COMBINED
 
 LABELS = "labels"
 """The loss that needs no teacher."""
@@ -136,7 +136,7 @@ def map_losses() -> Registry[Any]:
 
 def interchange_losses() -> Registry[Any]:
     """The losses after an intervention on hidden states."""
-    from stlm_kd.interventions.losses import INTERCHANGE_LOSSES
+    from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
 
     return INTERCHANGE_LOSSES
 
@@ -254,7 +254,7 @@ class MapFeature(Objective):
 
 
 def _combiners() -> Registry[Any]:
-    from stlm_kd.combine import COMBINERS
+    from stlm_kd.teachers.combination import COMBINERS
 
     return COMBINERS
 

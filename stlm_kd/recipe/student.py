@@ -111,7 +111,7 @@ class Student(Part):
 
 
 def _initialiser(value: object) -> object:
-    from stlm_kd.adaptation import INITIALISERS
+    from stlm_kd.adaptation.initialisers import INITIALISERS
 
     return known_name(value, INITIALISERS)
 

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.adaptation import VocabularyInit, new_rows
+from stlm_kd.adaptation.initialisers import VocabularyInit, new_rows
+from stlm_kd.adaptation.span_distillation import PairedText, SpanTeacher, paired_text, positions_of
+from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.reports import MEASURES, REPORT, AdaptationReport
 from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.data.tokens import joined
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import count_parameters, save_model
@@ -33,7 +36,6 @@ from stlm_kd.models.vocabulary import (
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.run.adaptation_report import Quality, measurer
-from stlm_kd.run.adaptation_step import AdaptationStep, span_step
 from stlm_kd.run.compute import reading_of, training_flops
 from stlm_kd.run.examples import training_examples
 from stlm_kd.run.identity import model_identity
@@ -49,10 +51,9 @@ from stlm_kd.run.material import (
 from stlm_kd.run.text import training_stores
 from stlm_kd.run.training import held_out_of, tenth
 from stlm_kd.run.workshop import Workshop, Zero
-from stlm_kd.span_teacher import paired_text, positions_of
-from stlm_kd.teachers import LiveTeacher
-from stlm_kd.terms import Term
+from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training import FitResult, FitSettings, PacedRows, current_device, fit
+from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.vocab.likeness import Integers
 
@@ -335,3 +336,26 @@ def adaptation_settings(adapt: Adapt, material: Material, *, zero: Zero) -> FitS
 
 def _fraction(recipe: Recipe, adapt: Adapt) -> float:
     return recipe.data.fraction if adapt.fraction is None else adapt.fraction
+
+
+def span_step(
+    model: PreTrainedModel, original: PreTrainedModel, text: PairedText, adapt: Adapt, *, asked_often: bool
+) -> SpanStep:
+    """The step of a language model that learns what it said of spans before.
+
+    Args:
+        model: With its new rows.
+        original: As it was.
+        text: What both read.
+        adapt: The weights of its objective, its precision, its batches.
+        asked_often: Whether rows come more than once, so that what is said of them is kept.
+    """
+    device = current_device()
+    move(original, device)
+    teacher = SpanTeacher(original, text)
+    if asked_often:
+        with autocast(device, adapt.precision):
+            teacher.remember(adapt.micro_batch or adapt.effective_batch)
+    given = adapt.objective or {}
+    terms = {LABELS: CROSS_ENTROPY, SPANS: SELF_DISTILLATION}
+    return SpanStep(model, teacher, {term: given.get(name, 0.0) for term, name in terms.items()})

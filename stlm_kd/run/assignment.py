@@ -10,10 +10,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import Variant
 from stlm_kd.artifacts.stage_store import Json, Key
-from stlm_kd.cache.layout import read_manifest
-from stlm_kd.combine import COMBINERS
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.presets import PRESETS
@@ -28,7 +27,8 @@ from stlm_kd.run.interchange import wordnet_key
 from stlm_kd.run.material import Material, data_key, held_out_key, material_of
 from stlm_kd.run.terms import followed, looked_into, terms_of
 from stlm_kd.run.workshop import Workshop
-from stlm_kd.terms import COMBINED, Term
+from stlm_kd.teachers.cache.format import read_manifest
+from stlm_kd.teachers.combination import COMBINERS
 
 
 def labels_term() -> Term:

@@ -13,10 +13,6 @@ import torch
 
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.run_dir import file_name
-from stlm_kd.cache.layout import Manifest
-from stlm_kd.cache.reading import TeacherCache, kept_positions
-from stlm_kd.cache.shards import Array, checksums
-from stlm_kd.cache.writing import columns_of
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import expanded
 from stlm_kd.distributed import first_process_runs
@@ -31,7 +27,11 @@ from stlm_kd.run.recording import recorded_once
 from stlm_kd.run.teaching import cached_teacher, ready_teacher
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.workshop import Workshop, workshop_for
-from stlm_kd.teachers import TeacherOutput
+from stlm_kd.teachers.cache.format import Manifest
+from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
+from stlm_kd.teachers.cache.shards import Array, checksums
+from stlm_kd.teachers.cache.writer import columns_of
+from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.training import current_device
 from stlm_kd.training.backends.ddp import autocast
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from stlm_kd.cache.layout import Manifest
-from stlm_kd.cache.reading import TeacherCache
 from stlm_kd.data.files import expanded
+from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.caching import responses_of
-from stlm_kd.run.cache_words import WORDS
 from stlm_kd.run.caching import CacheOrder
 from stlm_kd.run.identity import model_identity
-from stlm_kd.terms import COMBINED
+from stlm_kd.teachers.cache.format import WORDS, Manifest
+from stlm_kd.teachers.cache.reader import TeacherCache
 
 
 def differences(order: CacheOrder, manifest: Manifest, *, with_teacher: bool) -> Iterator[str]:

@@ -11,16 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.cache.layout import Layout, Manifest, read_manifest
-from stlm_kd.cache.writing import (
-    Work,
-    complete,
-    estimated_bytes,
-    require_space,
-    shard_items,
-    unwritten,
-    write,
-)
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
@@ -40,7 +30,17 @@ from stlm_kd.run.material import Material, batch_sizes, material_of, rows_key
 from stlm_kd.run.numbers import width
 from stlm_kd.run.terms import looked_into
 from stlm_kd.run.workshop import Workshop
-from stlm_kd.teachers import TeacherOutput
+from stlm_kd.teachers.cache.format import Layout, Manifest, read_manifest
+from stlm_kd.teachers.cache.writer import (
+    Work,
+    complete,
+    estimated_bytes,
+    require_space,
+    shard_items,
+    unwritten,
+    write,
+)
+from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.tracking.cache_progress import CacheProgress
 from stlm_kd.training import current_device
 from stlm_kd.training.backends.ddp import autocast

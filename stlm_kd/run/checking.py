@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.cache.layout import read_manifest
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.distributed import launched_processes
@@ -42,6 +41,7 @@ from stlm_kd.run.terms import feature_faults, looked_into
 from stlm_kd.run.text import student_tokenizer
 from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.teachers.cache.format import read_manifest
 from stlm_kd.tracking.wandb import WandbTracker
 from stlm_kd.vocab.spelling import vocabulary_size
 

@@ -18,7 +18,7 @@ from stlm_kd.errors import DataError, ModelError, UsageError
 from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.exchanges import exchanges_of, row_length
 from stlm_kd.eval.interchange import ALL, measure
-from stlm_kd.interventions.effects import RATIOS
+from stlm_kd.interventions.metrics import RATIOS
 from stlm_kd.models.forward import task_of
 from stlm_kd.run.beside import load_for_exchange, shared_tokenizer
 from stlm_kd.run.evaluate import held_out_of_run, read_held_out

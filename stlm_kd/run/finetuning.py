@@ -20,6 +20,8 @@ from stlm_kd.artifacts.results import Json as Fact
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json, Key
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import first_process_runs, process_rank
 from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES, glue, ner, squad
@@ -37,8 +39,6 @@ from stlm_kd.run.subject_words import ner_subjects
 from stlm_kd.run.subjects import Reading, Subject
 from stlm_kd.run.training import tenth
 from stlm_kd.run.workshop import Workshop
-from stlm_kd.step import StepModule
-from stlm_kd.terms import Term
 from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.training import FitResult, FitSettings, fit
 

@@ -18,7 +18,7 @@ from stlm_kd.models.students import student_from_fields
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.terms import paths_into
-from stlm_kd.teachers import LiveTeacher
+from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training import current_device
 from stlm_kd.vocab.spelling import vocabulary_size
 

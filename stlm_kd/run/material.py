@@ -12,7 +12,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.combine import Domains
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches, numbered_batch
 from stlm_kd.data.encoding import MULTIPLE, EncodedTexts, encode_texts
 from stlm_kd.data.examples import (
@@ -27,7 +26,7 @@ from stlm_kd.data.labelled import Examples
 from stlm_kd.data.masking import Masking
 from stlm_kd.distributed import launched_processes, process_rank
 from stlm_kd.interventions import Pool
-from stlm_kd.interventions.pool import ExamplePool, TextPool
+from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.training import Train
 from stlm_kd.run.examples import class_names_of, examples_key, held_out_examples, training_examples
@@ -41,6 +40,7 @@ from stlm_kd.run.text import (
     training_rows,
 )
 from stlm_kd.run.workshop import Workshop
+from stlm_kd.teachers.combination import Domains
 from stlm_kd.training import current_device
 
 ACCELERATOR_FORWARD_COST = 4000

@@ -7,8 +7,8 @@ from typing import cast
 from transformers import PretrainedConfig
 
 from stlm_kd.recipe.objectives import Schedule
+from stlm_kd.registry import Option
 from stlm_kd.schedules import Number, Ramp, Steps
-from stlm_kd.terms import Option
 
 
 def number(value: float | Schedule) -> Number:

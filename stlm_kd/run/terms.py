@@ -8,8 +8,9 @@ from transformers import PretrainedConfig
 
 from stlm_kd.alignment import Site, layer_pairs, site_pairs
 from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.errors import Fault, ModelError
-from stlm_kd.features import Projections, TermProjections
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.capabilities import Path
@@ -20,7 +21,6 @@ from stlm_kd.recipe.objectives import Feature, MapFeature, Objective, Response
 from stlm_kd.run.interchange import asked_of, interchange_faults, interchange_terms
 from stlm_kd.run.numbers import num_layers, number, option, width
 from stlm_kd.schedules import Ramp, Steps, is_ever_above_zero
-from stlm_kd.terms import COMBINED, Term
 
 
 def terms_of(

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.reports import REPORT, TrainingReport
-from stlm_kd.cache.answering import CachedTeacher
-from stlm_kd.combine import COMBINERS, Gate
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distillation.step import StepModule, teacher_needs
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import told_at
 from stlm_kd.models.attention import install_maps
@@ -32,9 +32,12 @@ from stlm_kd.run.loading import check_model, live_teacher, load_model, model_fro
 from stlm_kd.run.material import Material, batch_sizes
 from stlm_kd.run.terms import looked_into, projections_of
 from stlm_kd.run.workshop import Zero
-from stlm_kd.step import StepModule, teacher_needs
-from stlm_kd.teachers import LiveTeacher, RememberingTeacher, Teacher
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.cached import CachedTeacher
+from stlm_kd.teachers.combination import COMBINERS, Gate
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.protocol import Teacher
 from stlm_kd.training import FitResult, FitSettings, current_device, fit
 from stlm_kd.training.backends.ddp import autocast
 

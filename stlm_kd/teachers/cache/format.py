@@ -206,3 +206,27 @@ def _plain(value: object) -> object:
 
 
 _MANIFESTS: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+WORDS = {
+    "teacher": "the teacher",
+    "tokenizer": "the student's tokenizer",
+    "task": "the task",
+    "text": "the training data and its share",
+    "seed": "the seed that draws the examples",
+    "context": "data.context",
+    "masked_share": "data.masked_share",
+    "variants": "the masks of each row",
+    "temperature": "the temperature",
+    "positions": "the positions that objectives count",
+    "top": "the likeliest outcomes that are kept",
+    "draws": "the draws from the others",
+    "states": "the hidden states that are kept",
+    "precision": "the precision of the computation",
+    "weights": "the precision of the teacher's weights",
+}
+"""What decides a cache's content, as people call it."""
+
+
+OF_ONE_CACHE = ("teacher", "top", "draws", "states", "precision", "weights")
+"""In which caches of the same tokens may differ."""

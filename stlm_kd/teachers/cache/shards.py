@@ -19,10 +19,10 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from stlm_kd.artifacts.atomic import written_whole
-from stlm_kd.cache.layout import Layout
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.errors import CheckpointError
+from stlm_kd.teachers.cache.format import Layout
 
 Array = npt.NDArray[Any]
 INDEX = np.dtype("<u4")

@@ -9,23 +9,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.alignment import Site
-from stlm_kd.combine import GATE, Domains, Gate, Mixing, drawn_for, mixed_teachers
-from stlm_kd.counterfactuals import measure_names, measured
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.ensembles import ensemble_measures, ensemble_names
-from stlm_kd.features import Projections
+from stlm_kd.distillation.hidden_terms import Projections
+from stlm_kd.distillation.intervention_metrics import measure_names, measured
+from stlm_kd.distillation.objective import Changed, Sides, reduce_terms, term_mask
+from stlm_kd.distillation.teacher_agreement import ensemble_measures, ensemble_names
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.interventions import Plan, Supplies, draw_plan
-from stlm_kd.interventions.passes import Rerun
+from stlm_kd.interventions.rerun import Rerun
 from stlm_kd.losses import LABELS, LOSSES
 from stlm_kd.losses.maps import MAP_LOSSES
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.attention import install_maps
 from stlm_kd.models.forward import inputs_of, task_of, vocabulary_head
 from stlm_kd.models.observing import Needs, observe
-from stlm_kd.objective import Changed, Sides, reduce_terms, term_mask
 from stlm_kd.schedules import is_ever_above_zero
-from stlm_kd.teachers import LiveTeacher, Teacher
-from stlm_kd.terms import COMBINED, Combination, Term
+from stlm_kd.teachers.combination import GATE, Domains, Gate, Mixing, drawn_for, mixed_teachers
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.teachers.protocol import Teacher
 from stlm_kd.training.protocols import Measure, StepOutput
 
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stlm_kd.combine import GATE, Mixing, gate_losses, mixture, of_said
-from stlm_kd.combine.evidence import Said
-from stlm_kd.distributions import Distribution
+from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses import (
     LOSSES,
     SLOPES,
@@ -29,7 +27,9 @@ from stlm_kd.losses import (
     Whole,
 )
 from stlm_kd.losses.chunked import block_rows, pieces
-from stlm_kd.terms import COMBINED, Term
+from stlm_kd.teachers.combination import GATE, Mixing, gate_losses, mixture, of_said
+from stlm_kd.teachers.combination.features import Said
+from stlm_kd.teachers.targets import Distribution
 
 
 @dataclass(frozen=True, slots=True)

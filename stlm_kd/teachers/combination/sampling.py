@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stlm_kd.combine.evidence import OF_TOKENS, Evidence
-from stlm_kd.combine.weightings import COMBINERS
 from stlm_kd.interventions.draw import named_generator
-from stlm_kd.terms import Combination
+from stlm_kd.teachers.combination.features import OF_TOKENS, Evidence
+from stlm_kd.teachers.combination.mixture import Combination
+from stlm_kd.teachers.combination.weighting import COMBINERS
 
 
 def mixed_teachers(

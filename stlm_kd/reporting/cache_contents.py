@@ -6,29 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from stlm_kd.recipe.format import option_words, value_words
-
-WORDS = {
-    "teacher": "the teacher",
-    "tokenizer": "the student's tokenizer",
-    "task": "the task",
-    "text": "the training data and its share",
-    "seed": "the seed that draws the examples",
-    "context": "data.context",
-    "masked_share": "data.masked_share",
-    "variants": "the masks of each row",
-    "temperature": "the temperature",
-    "positions": "the positions that objectives count",
-    "top": "the likeliest outcomes that are kept",
-    "draws": "the draws from the others",
-    "states": "the hidden states that are kept",
-    "precision": "the precision of the computation",
-    "weights": "the precision of the teacher's weights",
-}
-"""What decides a cache's content, as people call it."""
-
-OF_ONE_CACHE = ("teacher", "top", "draws", "states", "precision", "weights")
-"""In which caches of the same tokens may differ."""
-
+from stlm_kd.teachers.cache.format import WORDS
 
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 

@@ -21,16 +21,15 @@ import torch
 from torch import Tensor
 
 from stlm_kd.artifacts.atomic import full_disk_told, written_whole
-from stlm_kd.cache.layout import Json, Layout, Manifest, shard_name
-from stlm_kd.cache.reading import Found, Items, TeacherCache, distribution
-from stlm_kd.cache.sampling import drawn, uniforms
-from stlm_kd.cache.shards import write_shard
-from stlm_kd.cache.writing import Work, complete, estimated_bytes, require_space
-from stlm_kd.combine import COMBINERS, Evidence, of_said
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sparse import Sparse, SparseMixture
-from stlm_kd.run.cache_words import OF_ONE_CACHE, WORDS
+from stlm_kd.teachers.cache.format import OF_ONE_CACHE, WORDS, Json, Layout, Manifest, shard_name
+from stlm_kd.teachers.cache.reader import Found, Items, TeacherCache, distribution
+from stlm_kd.teachers.cache.sampling import drawn, uniforms
+from stlm_kd.teachers.cache.shards import write_shard
+from stlm_kd.teachers.cache.writer import Work, complete, estimated_bytes, require_space
+from stlm_kd.teachers.combination import COMBINERS, Evidence, of_said
 
 WAYS = ("mean", "weighted", "confidence", "entropy", "label-likelihood")
 """To combine teachers by what a cache tells of each token."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from stlm_kd.distillation.terms import Term
 from stlm_kd.registry import Registry
 from stlm_kd.schedules import Number
-from stlm_kd.terms import Term
 
 InterchangeLoss = Callable[[Term, str, Number], list[Term]]
 """``loss(template, cosine_teacher, cosine_weight)`` → terms that share the template's intervention."""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stlm_kd.combine import GATE, gate_losses
-from stlm_kd.counted import Block, Group, Rows
+from stlm_kd.distillation.terms import Term
+from stlm_kd.distillation.token_table import Block, Group, Rows
 from stlm_kd.losses import Softened
 from stlm_kd.losses.chunked import chunked_losses
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head
-from stlm_kd.terms import Term
+from stlm_kd.teachers.combination import GATE, gate_losses
 
 
 def projected_losses(

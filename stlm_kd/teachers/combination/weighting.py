@@ -9,9 +9,9 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from stlm_kd.combine.evidence import Evidence, Need
 from stlm_kd.registry import Registry
 from stlm_kd.schedules import Ramp, Shape
+from stlm_kd.teachers.combination.features import Evidence, Need
 
 Combiner = Callable[..., Tensor]
 """``combiner(evidence, /, **options)`` → the teachers' weights at each token, (n, M)."""

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from stlm_kd.artifacts.hashing import known_sha256
-from stlm_kd.cache.layout import Json, Layout, Manifest, ShardRecord, shard_name
-from stlm_kd.cache.reading import kept_positions
-from stlm_kd.cache.sampling import head_and_tail, uniforms
-from stlm_kd.cache.shards import Array, Shard, checksums, open_shard, write_shard
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.distributions import Dense, Logits
 from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
 from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, pieces
 from stlm_kd.losses.sparse import Sparse
 from stlm_kd.models.observing import Needs
-from stlm_kd.teachers import Teacher
+from stlm_kd.teachers.cache.format import Json, Layout, Manifest, ShardRecord, shard_name
+from stlm_kd.teachers.cache.reader import kept_positions
+from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms
+from stlm_kd.teachers.cache.shards import Array, Shard, checksums, open_shard, write_shard
+from stlm_kd.teachers.protocol import Teacher
+from stlm_kd.teachers.targets import Dense, Logits
 
 SHARDS = 16
 SHARD_BYTES = 1 << 20, 1 << 28

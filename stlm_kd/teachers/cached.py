@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from stlm_kd.cache.reading import TeacherCache, distribution, on_device, states
 from stlm_kd.data.examples import AnyBatch, on_cpu
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.observing import Needs, Observed
-from stlm_kd.teachers import TeacherOutput
+from stlm_kd.teachers.cache.reader import TeacherCache, distribution, on_device, states
+from stlm_kd.teachers.protocol import TeacherOutput
 
 
 class CachedTeacher:

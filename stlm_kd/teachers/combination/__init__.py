@@ -5,12 +5,12 @@ arguments become its options in recipes. Softening, chunks, cached targets and t
 not its business.
 """
 
-from stlm_kd.combine.domains import Domains
-from stlm_kd.combine.evidence import Evidence, Need, of_said
-from stlm_kd.combine.gate import GATE, Gate, gate_losses
-from stlm_kd.combine.mixing import Mixing, mixture
-from stlm_kd.combine.presence import drawn_for, mixed_teachers
-from stlm_kd.combine.weightings import COMBINERS
+from stlm_kd.teachers.combination.domains import Domains
+from stlm_kd.teachers.combination.features import Evidence, Need, of_said
+from stlm_kd.teachers.combination.gate import GATE, Gate, gate_losses
+from stlm_kd.teachers.combination.mixture import Mixing, mixture
+from stlm_kd.teachers.combination.sampling import drawn_for, mixed_teachers
+from stlm_kd.teachers.combination.weighting import COMBINERS
 
 __all__ = [
     "COMBINERS",

@@ -6,15 +6,15 @@ Shapes: N tokens, n of these, M teachers, V outcomes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from stlm_kd.combine.evidence import OF_DISTRIBUTIONS, Evidence, Need, Said
-from stlm_kd.combine.weightings import COMBINERS
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.terms import Combination
+from stlm_kd.registry import Option
+from stlm_kd.teachers.combination.features import OF_DISTRIBUTIONS, Evidence, Need, Said
+from stlm_kd.teachers.combination.weighting import COMBINERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +91,20 @@ def mixture(log_probs_nV: Mapping[str, Tensor], weights_nM: Tensor) -> Tensor:
         mixed_nV = shifted_nV if mixed_nV is None else torch.logaddexp(mixed_nV, shifted_nV)
     assert mixed_nV is not None
     return mixed_nV
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """How several teachers become one target.
+
+    Attributes:
+        how: A name in ``COMBINERS``.
+        options: Its keyword arguments.
+        teacher_dropout: With which probability each teacher is left out of an optimizer step, never all.
+        seed: Of what is drawn.
+    """
+
+    how: str = "mean"
+    options: Mapping[str, Option] = field(default_factory=dict)
+    teacher_dropout: float = 0.0
+    seed: int = 0

@@ -11,16 +11,16 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from stlm_kd.combine import Mixing
-from stlm_kd.combine.gate import LEAST_LOG_PROB
-from stlm_kd.counted import Block, Group, Rows
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.distributions import Dense, Distribution, Logits
+from stlm_kd.distillation.objective import Sides, of_base
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.token_table import Block, Group, Rows
 from stlm_kd.losses import LOSSES, Sparse
 from stlm_kd.losses.chunked import chunk_rows, pieces
-from stlm_kd.objective import Sides, of_base
-from stlm_kd.terms import COMBINED, Term
+from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination.gate import LEAST_LOG_PROB
+from stlm_kd.teachers.targets import Dense, Distribution, Logits
 from stlm_kd.training.protocols import Measure
 
 OF_EACH = ("teacher_weight", "teacher_kl", "teacher_label_loss")

@@ -12,19 +12,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stlm_kd.combine import GATE, Gate, Mixing
-from stlm_kd.counted import Rows
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.distributions import Dense, Distribution, Logits, joined_sparse
-from stlm_kd.features import Projections, map_term_sum, state_term_sum
+from stlm_kd.distillation.hidden_terms import Projections, map_term_sum, state_term_sum
+from stlm_kd.distillation.logit_terms import direct_losses, projected_losses
+from stlm_kd.distillation.terms import Term
+from stlm_kd.distillation.token_table import Rows
 from stlm_kd.losses import LOSSES, Sparse
 from stlm_kd.losses.states import STATE_LOSSES
 from stlm_kd.models.forward import Head
 from stlm_kd.models.observing import Observed
-from stlm_kd.responses import direct_losses, projected_losses
-from stlm_kd.teachers import TeacherOutput
-from stlm_kd.terms import Term
+from stlm_kd.teachers.combination import GATE, Gate, Mixing
+from stlm_kd.teachers.protocol import TeacherOutput
+from stlm_kd.teachers.targets import Dense, Distribution, Logits, joined_sparse
 
 
 def term_mask(term: Term, batch: AnyBatch) -> Tensor:

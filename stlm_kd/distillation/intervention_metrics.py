@@ -10,17 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stlm_kd.combine import Mixing
-from stlm_kd.counted import Rows
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.distributions import Dense, Distribution, Logits
+from stlm_kd.distillation.logit_terms import target_log_probs
+from stlm_kd.distillation.objective import Sides, before_and_after
+from stlm_kd.distillation.terms import Term
+from stlm_kd.distillation.token_table import Rows
 from stlm_kd.interventions import exchanges_tokens, layer_at
-from stlm_kd.interventions.effects import RATIOS, SUMS, Said, effects
+from stlm_kd.interventions.metrics import RATIOS, SUMS, Said, effects
+from stlm_kd.interventions.spec import Intervention
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.chunked import chunk_rows, pieces
-from stlm_kd.objective import Sides, before_and_after
-from stlm_kd.responses import target_log_probs
-from stlm_kd.terms import Intervention, Term
+from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.targets import Dense, Distribution, Logits
 from stlm_kd.training.protocols import Measure
 
 MEASURED = ("agreement", "interchange_accuracy", "teacher_effect", "student_effect")

@@ -9,19 +9,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from stlm_kd.adaptation.span_distillation import SpanTeacher
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.spans import log_likelihoods, span_agreement, span_sums
 from stlm_kd.models.forward import head_of, last_hidden
-from stlm_kd.models.placing import move
-from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
-from stlm_kd.span_teacher import PairedText, SpanTeacher
-from stlm_kd.step import StepModule
-from stlm_kd.terms import Term
-from stlm_kd.training import current_device
-from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.protocols import StepOutput
 
 SPANS = "spans"
@@ -91,26 +87,3 @@ class SpanStep(AdaptationStep):
         own_S = span_sums(likelihoods_N, of_N, spans.count)
         target_S = self._teacher.log_probabilities(batch.example_ids)
         return {LABELS: -likelihoods_N.sum(), SPANS: span_agreement(own_S, target_S).sum()}
-
-
-def span_step(
-    model: PreTrainedModel, original: PreTrainedModel, text: PairedText, adapt: Adapt, *, asked_often: bool
-) -> SpanStep:
-    """The step of a language model that learns what it said of spans before.
-
-    Args:
-        model: With its new rows.
-        original: As it was.
-        text: What both read.
-        adapt: The weights of its objective, its precision, its batches.
-        asked_often: Whether rows come more than once, so that what is said of them is kept.
-    """
-    device = current_device()
-    move(original, device)
-    teacher = SpanTeacher(original, text)
-    if asked_often:
-        with autocast(device, adapt.precision):
-            teacher.remember(adapt.micro_batch or adapt.effective_batch)
-    given = adapt.objective or {}
-    terms = {LABELS: CROSS_ENTROPY, SPANS: SELF_DISTILLATION}
-    return SpanStep(model, teacher, {term: given.get(name, 0.0) for term, name in terms.items()})

@@ -1,0 +1,1 @@
+"""A teacher's new vocabulary: initialised from the old one, then trained."""

@@ -1,0 +1,1 @@
+"""Teachers: live, precomputed or cached; their targets, and how several become one."""
