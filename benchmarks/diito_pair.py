@@ -19,7 +19,6 @@ from transformers import (
     Qwen2Config,
 )
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule
@@ -27,6 +26,7 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, Supplies
 from stlm_kd.interventions.plan import OtherStates, OwnStates
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.teachers.live import LiveTeacher
 
 TEMPERATURE = 2.0

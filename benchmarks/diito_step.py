@@ -23,9 +23,9 @@ import torch
 from clm_step import flops_of, peak_bytes, seconds
 from diito_pair import Pair
 
-from stlm_kd.alignment import aligned
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.models.layer_alignment import aligned
 
 FLOPS_TARGETS = {
     ("bert", "batch"): {"middle": 0.555, "late": 0.51, "full": 0.58},

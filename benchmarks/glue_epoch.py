@@ -36,7 +36,7 @@ from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.glue import CONTEXT, TASKS
 from stlm_kd.losses import LABELS
-from stlm_kd.models.classifiers import load_classifier
+from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.run.material import BatchSizes, ExampleMaterial
 from stlm_kd.tracking import Trackers
 from stlm_kd.training import FitSettings, fit

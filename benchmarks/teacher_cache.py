@@ -39,8 +39,8 @@ from stlm_kd.data.sources import Source
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.losses.sparse import Sparse
-from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.losses.sampled import Sparse
+from stlm_kd.models.outputs import Needs, Observed
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.reader import Found, TeacherCache, distribution

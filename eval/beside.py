@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.alignment import Alignment, aligned
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled import Examples
 from stlm_kd.eval.asked import Asked
@@ -17,7 +16,8 @@ from stlm_kd.eval.examples import hash_of_texts
 from stlm_kd.eval.exchanges import exchanges_of, row_length
 from stlm_kd.eval.interchange import ALL, SUITE, measure
 from stlm_kd.models.forward import task_of, vocabulary_head
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.models.layer_alignment import Alignment, aligned
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 JUDGED = ("interchange_accuracy", "agreement")
 """What tells how good a student is; the other metrics describe the interventions, and layers are parts."""

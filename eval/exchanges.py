@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.architectures import Task
 from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.encoding import encode_texts
 from stlm_kd.data.examples import AnyBatch, EncodedExamples
@@ -27,8 +26,9 @@ from stlm_kd.eval.running import MASKED_WINDOW
 from stlm_kd.interventions import Lexicon, Pool, Supplies
 from stlm_kd.interventions.draw import named_generator
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
+from stlm_kd.models.families import Task
 from stlm_kd.models.positions import num_positions
-from stlm_kd.vocab.spelling import read_vocabulary
+from stlm_kd.vocabulary.token_bytes import read_vocabulary
 
 ROWS_OF_A_BATCH = 32
 

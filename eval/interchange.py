@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stlm_kd.alignment import Alignment
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
@@ -33,7 +32,8 @@ from stlm_kd.interventions.rerun import Rerun
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.losses.chunked import chunk_rows, pieces
 from stlm_kd.models.forward import inputs_of, vocabulary_head
-from stlm_kd.models.observing import Needs, Observed, observe
+from stlm_kd.models.layer_alignment import Alignment
+from stlm_kd.models.outputs import Needs, Observed, observe
 from stlm_kd.teachers.targets import Dense, Logits
 
 SUITE = "interchange"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stlm_kd.architectures import Task
 from stlm_kd.errors import ModelError
+from stlm_kd.models.families import Task
 from stlm_kd.models.forward import task_of
 from stlm_kd.models.positions import num_positions
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from stlm_kd.architectures import Goal
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.eval.identity import Identity, of_lm_eval, of_wikitext
 from stlm_kd.eval.tunings import Tuning
+from stlm_kd.models.families import Goal
 from stlm_kd.registry import Registry
 
 Suite = Callable[..., SuiteResult | tuple[Tuning, ...]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
-from stlm_kd.models.classifiers import classifier_from_fields
+from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
 from stlm_kd.recipe import load
 from stlm_kd.run.caching import CacheOrder

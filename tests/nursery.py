@@ -108,7 +108,7 @@ def _import_everything() -> None:
     import stlm_kd.run.adapt
     import stlm_kd.run.distill
     import stlm_kd.tracking.opening  # noqa: F401
-    from stlm_kd.models.mobillama import register
+    from stlm_kd.models.architectures.mobillama import register
     from tests.pico import pico_model
 
     assert AutoModelForCausalLM and AutoModelForMaskedLM

@@ -21,10 +21,10 @@ from transformers import (
     RobertaConfig,
 )
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
-from stlm_kd.models import mobillama
-from stlm_kd.models.mobillama import MobiLlamaConfig
+from stlm_kd.models.architectures import mobillama
+from stlm_kd.models.architectures.mobillama import MobiLlamaConfig
+from stlm_kd.models.families import ARCHITECTURES
 
 mobillama.register()
 

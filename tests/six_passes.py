@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Places, Plan, Tokens
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import model_inputs
 
 Overwrite = Callable[[Tensor], Tensor]

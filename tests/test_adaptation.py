@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.adaptation.initialisers import INITIALISERS, VocabularyInit, new_rows
 from stlm_kd.errors import ModelError
 from stlm_kd.models.vocabulary import replace_vocabulary
-from stlm_kd.vocab.likeness import Integers, company_vectors
-from stlm_kd.vocab.mapping import Kind, map_vocabulary
+from stlm_kd.vocabulary.cooccurrence import Integers, company_vectors
+from stlm_kd.vocabulary.mapping import Kind, map_vocabulary
 from tests.pico import pico_model
 from tests.vocab_pico import TEXT, byte_level, sentencepiece_bpe, word_piece
 

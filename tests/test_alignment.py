@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stlm_kd.alignment import ALIGNMENTS, aligned, layer_pairs, site_pairs
 from stlm_kd.errors import ModelError
+from stlm_kd.models.layer_alignment import ALIGNMENTS, aligned, layer_pairs, site_pairs
 
 DEPTHS = st.integers(1, 40)
 

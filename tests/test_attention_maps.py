@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import ModelError
-from stlm_kd.models import attention
-from stlm_kd.models.attention import install_maps, kept_maps
+from stlm_kd.models.attention_maps import install_maps, kept_maps
+from stlm_kd.models.families import ARCHITECTURES
 from tests.pico import ALL_FAMILIES, MASKED, pico_model
 from tests.test_blocks import LAYERS, ROWS, built, gradients, inputs_of, real
 
@@ -241,6 +240,6 @@ def test_attention_that_cannot_be_read_is_refused() -> None:
     module = built("gpt2").transformer.h[0].attn
     states = torch.zeros(1, 2, 8, 8)
     with pytest.raises(ModelError, match="GPT2Attention: attention with softcap cannot be read"):
-        attention._attention_with_maps(module, states, states, states, None, softcap=1.0)
+        attention_maps._attention_with_maps(module, states, states, states, None, softcap=1.0)
     with pytest.raises(ModelError, match="attention with a mask of 2 dimensions cannot be read"):
-        attention._attention_with_maps(module, states, states, states, torch.ones(1, 8))
+        attention_maps._attention_with_maps(module, states, states, states, torch.ones(1, 8))

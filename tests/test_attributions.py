@@ -27,7 +27,7 @@ from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
 from stlm_kd.eval.gradient_weights import integrated_gradients
 from stlm_kd.eval.lime_weights import lime_weights, perturbations
 from stlm_kd.eval.words import _segmenter, without, words_of
-from stlm_kd.models.classifiers import classifier_from_fields
+from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.reporting.attribution_page import attribution_page
 from tests.planted import planted
 

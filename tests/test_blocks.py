@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.blocks import finish, prepare
 from stlm_kd.errors import ModelError
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import bypassed_head, head_of, last_hidden, model_inputs
+from stlm_kd.models.partial_forward import finish, prepare
 from tests.pico import ALL_FAMILIES, CAUSAL, packed_batch, pico_model
 
 LAYERS, LENGTH = 4, 8

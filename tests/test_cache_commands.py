@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.losses.sparse import Sparse
+from stlm_kd.losses.sampled import Sparse
 from stlm_kd.run.cache_command import _compared
 from stlm_kd.run.identity import model_identity
 from stlm_kd.teachers.cache.format import MANIFEST, shard_name

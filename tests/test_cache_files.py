@@ -16,8 +16,8 @@ from stlm_kd.data.batches import BatchStream, PackedRows, numbered_batch
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.masking import Masking
 from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
-from stlm_kd.losses.sparse import Sparse
-from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.losses.sampled import Sparse
+from stlm_kd.models.outputs import Needs, Observed
 from stlm_kd.teachers.cache.format import MANIFEST, Layout, read_manifest, shard_name
 from stlm_kd.teachers.cache.reader import TeacherCache
 from stlm_kd.teachers.cache.shards import Array

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.losses.sparse import Sparse
+from stlm_kd.losses.sampled import Sparse
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.reader import Found, distribution
 from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms

@@ -23,14 +23,14 @@ from transformers import (
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.blocks import call
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import ModelError
 from stlm_kd.interventions.spec import Intervention
-from stlm_kd.models import attention, capabilities
+from stlm_kd.models import attention_maps, capabilities
 from stlm_kd.models.capabilities import check_forward, require_paths
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.load import load_language_model, save_model
+from stlm_kd.models.partial_forward import call
 from tests.interchange_case import MAPS, SOURCES, assert_same, case_of
 from tests.pico import ALL_FAMILIES, CAUSAL, packed_batch, pico_model
 from tests.road import stlm_kd
@@ -186,7 +186,7 @@ def test_a_state_that_is_changed_between_blocks_is_refused(monkeypatch: pytest.M
         hidden, kept = run(self, *given, **named)
         return hidden + 0.1 * hidden.roll(1, -1), kept
 
-    monkeypatch.setattr("stlm_kd.blocks.Prepared.run", noisy)
+    monkeypatch.setattr("stlm_kd.models.partial_forward.Prepared.run", noisy)
     with pytest.raises(ModelError, match=r"\(run in parts it has other logits than run whole\)"):
         require_paths(built("llama"), {"blocks"}, name="novels")
 
@@ -201,19 +201,19 @@ def test_attention_that_is_not_looked_up_or_computes_other_maps_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(attention, "install_maps", lambda model, layers: None)
+        patch.setattr(attention_maps, "install_maps", lambda model, layers: None)
         with pytest.raises(ModelError, match="layer 0 computes its attention without the function"):
             require_paths(built("llama"), {"maps"}, name="novels")
 
     def doubled(module: nn.Module, query: Tensor, *given: Tensor, **named: object) -> tuple[Tensor, Tensor]:
-        return attention._attention_with_maps(module, 2 * query, *given, **named)  # type: ignore[arg-type]
+        return attention_maps._attention_with_maps(module, 2 * query, *given, **named)  # type: ignore[arg-type]
 
     try:
-        AttentionInterface.register(attention._NAME, doubled)
+        AttentionInterface.register(attention_maps._NAME, doubled)
         with pytest.raises(ModelError, match=r"attention maps .*\(those of layer 0 are not those of eager"):
             require_paths(built("llama"), {"maps"}, name="novels")
     finally:
-        AttentionInterface.register(attention._NAME, attention._attention_with_maps)
+        AttentionInterface.register(attention_maps._NAME, attention_maps._attention_with_maps)
     require_paths(built("llama"), {"maps"}, name="novels")
 
 
@@ -249,10 +249,10 @@ def test_a_configuration_without_the_name_of_its_attention_is_refused() -> None:
             return super().__getattribute__(name)
 
     model = built("llama")
-    module = attention.attention_module(model, 0)
+    module = attention_maps.attention_module(model, 0)
     module.config = Renamed()
     with pytest.raises(ModelError, match="does not look its function up by the configuration's _attn"):
-        attention.install_maps(model, [0])
+        attention_maps.install_maps(model, [0])
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2", "llama"])
@@ -343,13 +343,13 @@ def test_a_recipe_takes_responses_of_any_family_and_refuses_to_look_into_it(
 def test_a_recipe_that_needs_maps_is_refused_where_they_cannot_be_read_and_another_is_not(
     teachers: Callable[[str], Path], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install = attention.install_maps
+    install = attention_maps.install_maps
 
     def unheard(model: PreTrainedModel, layers: Iterable[int]) -> None:
         if model.config.model_type != "mistral":
             install(model, layers)
 
-    monkeypatch.setattr(attention, "install_maps", unheard)
+    monkeypatch.setattr(attention_maps, "install_maps", unheard)
     teacher = f"teachers=[{{name: t, model: {teachers('mistral')}}}]"
     kl = "objectives=[{loss: labels}, {loss: forward_kl}]"
     assert distil(teacher, kl, "--output-dir", str(tmp_path / "kl")).exit_code == 0

@@ -26,7 +26,7 @@ from stlm_kd.teachers.cache.merge import merge_caches
 from stlm_kd.teachers.combination import GATE, Mixing
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense, Distribution
-from stlm_kd.vocab import likeness
+from stlm_kd.vocabulary import cooccurrence
 from tests import test_cache_files, test_cache_merging, test_counterfactuals, test_ensembles
 
 WIDTH, SCALES = 5, [0.3, 0.7]
@@ -210,10 +210,10 @@ def test_tokens_keep_the_same_company_whatever_is_counted_at_once(lengths: list[
     for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         for i in range(begin, end):
             for j in range(begin, end):
-                expected[tokens[i], tokens[j]] += 0 < abs(i - j) <= likeness.WINDOW
+                expected[tokens[i], tokens[j]] += 0 < abs(i - j) <= cooccurrence.WINDOW
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likeness, "_CHUNK", size)
-        assert np.array_equal(likeness._company(tokens, offsets, 7).toarray(), expected)
+        patch.setattr(cooccurrence, "_CHUNK", size)
+        assert np.array_equal(cooccurrence._company(tokens, offsets, 7).toarray(), expected)
 
 
 @given(elements=st.integers(1, 400))
@@ -221,9 +221,9 @@ def test_tokens_keep_the_same_company_whatever_is_counted_at_once(lengths: list[
 def test_mixes_of_anchors_are_the_same_whatever_is_compared_at_once(elements: int) -> None:
     vectors = normal(0, 30, 6).numpy().astype(np.float32)
     ids, anchors = np.arange(17), np.arange(17, 30)
-    expected = likeness.likeness(vectors, ids, anchors)
+    expected = cooccurrence.likeness(vectors, ids, anchors)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likeness, "_CHUNK", elements)
-        values = likeness.likeness(vectors, ids, anchors)
+        patch.setattr(cooccurrence, "_CHUNK", elements)
+        values = cooccurrence.likeness(vectors, ids, anchors)
     assert np.allclose(values.weights, expected.weights, atol=1e-6)
     assert np.array_equal(np.sort(values.anchors, 1), np.sort(expected.anchors, 1))

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import ModelError
-from stlm_kd.models.class_names import check_classes, class_order
-from stlm_kd.models.classifiers import class_names, load_classifier, rename_classes, set_labels
+from stlm_kd.models.heads.class_names import check_classes, class_order
+from stlm_kd.models.heads.classifiers import class_names, load_classifier, rename_classes, set_labels
 from stlm_kd.models.load import save_model
 from tests.classes import BERT, ROBERTA, build, model_folder
 from tests.road import distilled, stlm_kd, student

@@ -17,21 +17,21 @@ from transformers import (
     pipeline,
 )
 
-from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.blocks import prepare
 from stlm_kd.data.encoding import encode_texts
 from stlm_kd.data.examples import EncodedExamples, example_evaluation_batches
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
-from stlm_kd.models.classifiers import (
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.forward import inputs_of
+from stlm_kd.models.heads.classifiers import (
     check_classifier,
     class_names,
     classifier_from_fields,
     load_classifier,
     set_labels,
 )
-from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
+from stlm_kd.models.partial_forward import prepare
 from stlm_kd.models.students import student_from_layers
 from stlm_kd.models.vocabulary import freeze_all_but_embedding, replace_embedding, set_padding
 from tests.pico import pico_model

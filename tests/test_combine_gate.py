@@ -14,7 +14,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.models.forward import last_hidden
-from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.models.outputs import Needs, Observed
 from stlm_kd.teachers.combination import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.protocol import TeacherOutput

@@ -12,7 +12,7 @@ from stlm_kd.data.batch import Batch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.interventions.spec import Intervention
-from stlm_kd.models.observing import Needs
+from stlm_kd.models.outputs import Needs
 from stlm_kd.teachers.combination import Domains
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher

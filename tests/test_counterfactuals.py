@@ -19,7 +19,7 @@ from stlm_kd.interventions import Plan
 from stlm_kd.interventions.plan import OwnStates
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.forward import inputs_of
-from stlm_kd.models.observing import Needs
+from stlm_kd.models.outputs import Needs
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import TeacherOutput

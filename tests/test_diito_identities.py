@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.examples import ExampleBatch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Places, Plan
 from stlm_kd.interventions.plan import OtherStates, OwnStates
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.teachers.live import LiveTeacher
 from tests.interchange_case import FAMILIES, LAST, LAYOUTS, MAPS, SOURCES, Case, case_of, supplies
 from tests.pico import part, pico_model

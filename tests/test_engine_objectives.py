@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from stlm_kd.losses import LOSSES
-from stlm_kd.losses.maps import MAP_LOSSES
-from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.losses.attention import MAP_LOSSES
+from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.teachers.combination import GATE
 from stlm_kd.tracking import read_metrics
 from tests.engine_fleet import Run, Told, launch, train

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.alignment import Alignment
 from stlm_kd.data.labelled import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.beside import JUDGED, Taught, beside_teachers
 from stlm_kd.eval.exchanges import exchanges_of
-from stlm_kd.models.classifiers import classifier_from_fields
+from stlm_kd.models.heads.classifiers import classifier_from_fields
+from stlm_kd.models.layer_alignment import Alignment
 from tests.classes import BERT, LABELS
 from tests.recipes import faults
 from tests.road import build, distilled, done, stlm_kd

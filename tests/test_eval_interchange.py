@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stlm_kd.alignment import Alignment
 from stlm_kd.data.batch import TENSORS, Batch
 from stlm_kd.data.sample import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
@@ -25,6 +24,7 @@ from stlm_kd.eval.likelihood import ratio_stderr
 from stlm_kd.interventions import Supplies
 from stlm_kd.interventions.plan import OwnStates, Tokens
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.models.layer_alignment import Alignment
 from stlm_kd.models.load import save_model
 from stlm_kd.teachers.live import LiveTeacher
 from tests.interchange_case import both, supplies

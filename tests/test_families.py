@@ -20,16 +20,16 @@ from transformers import (
 )
 
 from stlm_kd.adaptation.initialisers import new_rows
-from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.blocks import finish, prepare
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError
 from stlm_kd.models.capabilities import check_forward
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import last_hidden, model_inputs
 from stlm_kd.models.load import load_config, load_language_model, model_class, save_model
+from stlm_kd.models.partial_forward import finish, prepare
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import student_from_fields, student_from_layers
 from stlm_kd.models.vocabulary import is_tied, replace_vocabulary

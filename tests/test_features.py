@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stlm_kd.alignment import Site
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections, map_term_sum, state_term_sum
 from stlm_kd.errors import ModelError
-from stlm_kd.losses.maps import MAP_LOSSES
-from stlm_kd.losses.states import STATE_LOSSES
-from stlm_kd.models.observing import Observed
+from stlm_kd.losses.attention import MAP_LOSSES
+from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.models.layer_alignment import Site
+from stlm_kd.models.outputs import Observed
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "features.safetensors")
 PAIRS: tuple[tuple[Site, Site], ...] = ((0, 2), ("last", "last"))

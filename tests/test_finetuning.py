@@ -27,7 +27,7 @@ from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError, Preempted, UsageError
 from stlm_kd.eval import SUITES, glue
 from stlm_kd.eval.tunings import Tuning
-from stlm_kd.models.classifiers import classifier_from_fields, head_place
+from stlm_kd.models.heads.classifiers import classifier_from_fields, head_place
 from stlm_kd.models.load import save_model
 from stlm_kd.recipe import load
 from stlm_kd.reporting.tables.results import result_table

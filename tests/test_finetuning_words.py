@@ -37,7 +37,7 @@ from stlm_kd.eval.entities import (
     micro_f1,
 )
 from stlm_kd.losses import LABELS
-from stlm_kd.models.heads import SPAN, load_token_classifier
+from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
 from stlm_kd.models.load import save_model
 from stlm_kd.run.finetuning import checked_subjects, tuned_scores
 from stlm_kd.run.workshop import Workshop

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stlm_kd.alignment import Site
-from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.blocks import Inputs
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.interventions.plan import OtherStates, OwnStates
 from stlm_kd.interventions.rerun import Rerun
 from stlm_kd.interventions.spec import Intervention
-from stlm_kd.models.observing import Observed
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.layer_alignment import Site
+from stlm_kd.models.outputs import Observed
+from stlm_kd.models.partial_forward import Inputs
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from tests.interchange_case import FAMILIES, LAYOUTS, MAPS, SOURCES, Case, assert_same, case_of, supplies

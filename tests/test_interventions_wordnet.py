@@ -19,7 +19,7 @@ from stlm_kd.interventions import Lexicon, Supplies, draw_plan, wordnet
 from stlm_kd.interventions.plan import OtherStates
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.interventions.wordnet import Relation, check_relation, thesaurus, wordnet_identity
-from stlm_kd.vocab.spelling import read_vocabulary
+from stlm_kd.vocabulary.token_bytes import read_vocabulary
 from tests.pico import packed_batch
 
 

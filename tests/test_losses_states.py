@@ -15,8 +15,8 @@ from scipy.stats import entropy
 from torch import Tensor
 from torch.nn import functional
 
-from stlm_kd.losses.maps import MAP_LOSSES, attention_cross_entropy, attention_mse
-from stlm_kd.losses.states import STATE_LOSSES, cosine, hint, normalised_mse
+from stlm_kd.losses.attention import MAP_LOSSES, attention_cross_entropy, attention_mse
+from stlm_kd.losses.hidden import STATE_LOSSES, cosine, hint, normalised_mse
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "features.safetensors")
 SEEDS = st.integers(0, 1000)

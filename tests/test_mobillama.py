@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.models.architectures.mobillama import MobiLlamaConfig, MobiLlamaForCausalLM
 from stlm_kd.models.load import count_parameters, load_config, load_language_model, save_model
-from stlm_kd.models.mobillama import MobiLlamaConfig, MobiLlamaForCausalLM
 from stlm_kd.training.weights import load_model_tensors, model_tensors
 from tests.pico import pico_model
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.models.students import choose_layers, student_from_fields, student_from_layers

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from stlm_kd.errors import EnvironmentFault, ModelError
-from stlm_kd.models.generation import mend_generation_config
+from stlm_kd.models.checkpoints.generation_config import mend_generation_config
 from stlm_kd.models.load import load_language_model, save_model
 from stlm_kd.models.vocabulary import replace_vocabulary
 from tests.pico import pico_model

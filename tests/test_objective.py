@@ -19,7 +19,7 @@ from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses import chunked, forward_kl
 from stlm_kd.models.forward import Head, head_of, last_hidden
-from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.models.outputs import Needs, Observed
 from stlm_kd.teachers.combination import Mixing
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher

@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from stlm_kd.alignment import Site
-from stlm_kd.architectures import ARCHITECTURES
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import last_hidden, model_inputs
-from stlm_kd.models.observing import Needs, observe
+from stlm_kd.models.layer_alignment import Site
+from stlm_kd.models.outputs import Needs, observe
 from tests.pico import ALL_FAMILIES, MASKED, packed_batch, pico_model
 from tests.test_blocks import LAYERS, NORMS, ROWS, built, gradients, inputs_of, real
 

@@ -21,10 +21,10 @@ from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, read_
 from stlm_kd.data.sources import Source, documents
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.choices import Choice, degenerate_choices
-from stlm_kd.models import generation
-from stlm_kd.models.classifiers import load_classifier
+from stlm_kd.models.checkpoints import generation_config
+from stlm_kd.models.checkpoints.reloading import check_reloaded
+from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, save_model
-from stlm_kd.models.reloading import check_reloaded
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.run.overlap import refuse_identical_files
 from stlm_kd.run.requirements import refuse_what_cannot_run
@@ -158,7 +158,7 @@ def _pickled(is_planted: bool, place: Place) -> object:
 @case("generation settings that cannot be saved", "dropped temperature 0.5")
 def _generation(is_planted: bool, place: Place) -> object:
     notes: list[str] = []
-    place.patch.setattr(generation, "note", notes.append)
+    place.patch.setattr(generation_config, "note", notes.append)
     folder = checkpoint(place, None)
     settings = {"do_sample": not is_planted, "temperature": 0.5}
     (folder / "generation_config.json").write_text(json.dumps(settings))

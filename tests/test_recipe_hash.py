@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
 from stlm_kd.eval import SUITES
 from stlm_kd.losses import LOSSES
-from stlm_kd.losses.maps import MAP_LOSSES
-from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.losses.attention import MAP_LOSSES
+from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.recipe import (
     Recipe,
     caching,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.alignment import ALIGNMENTS
-from stlm_kd.losses.maps import MAP_LOSSES
-from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.losses.attention import MAP_LOSSES
+from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.recipe import load, recipe_hash, resolved_yaml
 from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.objectives import Feature, MapFeature, Response

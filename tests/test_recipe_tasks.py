@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, TASK_OF_SUITE
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, load, recipe_hash
 from stlm_kd.recipe.describe import describe

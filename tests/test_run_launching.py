@@ -33,8 +33,8 @@ SLEEPS = "time.sleep(60)"
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], int]:
     """Two processes of bare Python in place of the command."""
-    monkeypatch.setattr(launch, "PROGRAM", PROGRAM)
-    monkeypatch.setattr(launch, "_POLL_S", 0.01)
+    monkeypatch.setattr(launching, "PROGRAM", PROGRAM)
+    monkeypatch.setattr(launching, "_POLL_S", 0.01)
     monkeypatch.chdir(tmp_path)
     return lambda code: launch([code], 2)
 
@@ -196,7 +196,7 @@ def test_once_one_has_ended_the_others_are_ended_after_a_while(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(launch, "GRACE_S", 0.2)
+    monkeypatch.setattr(launching, "GRACE_S", 0.2)
     deaf = STAYS + "signal.signal(signal.SIGTERM, signal.SIG_IGN); " + TELLS
     waits = "[time.sleep(0.01) for _ in iter(lambda: os.path.exists('1'), True)]; "
     assert launched(deaf + f"os.environ['RANK'] == '1' and {SLEEPS}; {waits}os._exit(5)") == 5

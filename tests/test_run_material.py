@@ -11,7 +11,7 @@ import torch
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.models.observing import Needs
+from stlm_kd.models.outputs import Needs
 from stlm_kd.recipe import load
 from stlm_kd.run import training
 from stlm_kd.run.assignment import Assignment

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, DistilBertForMaskedLM, PreTrainedModel
 
-from stlm_kd.blocks import finish, prepare
 from stlm_kd.errors import ModelError
 from stlm_kd.models.load import count_parameters
+from stlm_kd.models.partial_forward import finish, prepare
 from stlm_kd.models.students import choose_layers, student_from_layers
 from tests.pico import ALL_FAMILIES, pico_model
 

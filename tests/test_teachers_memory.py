@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.models.observing import Needs
+from stlm_kd.models.outputs import Needs
 from stlm_kd.teachers import live
 from stlm_kd.teachers.live import LiveTeacher
 from tests.pico import pico_model

@@ -13,7 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from stlm_kd.vocab.mapping import Kind, VocabularyMapping, map_vocabulary
+from stlm_kd.vocabulary.mapping import Kind, VocabularyMapping, map_vocabulary
 from tests.vocab_pico import (
     REAL,
     byte_level,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.losses.spans import log_likelihoods, span_agreement, span_sums
-from stlm_kd.vocab.spans import NO_SPAN, ends_of, spans_of, spelled
-from stlm_kd.vocab.spelling import read_vocabulary
+from stlm_kd.vocabulary.byte_alignment import NO_SPAN, ends_of, spans_of, spelled
+from stlm_kd.vocabulary.token_bytes import read_vocabulary
 from tests.vocab_pico import byte_level, sentencepiece_bpe
 
 TOKENIZERS = {

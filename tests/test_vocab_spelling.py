@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.errors import ModelError
-from stlm_kd.vocab.spelling import (
+from stlm_kd.vocabulary.token_bytes import (
     Spelling,
     byte_alphabet,
     in_byte_alphabet,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.vocab.spelling import read_vocabulary
-from stlm_kd.vocab.splitting import split_surfaces
+from stlm_kd.vocabulary.token_bytes import read_vocabulary
+from stlm_kd.vocabulary.tokenise_bytes import split_surfaces
 from tests.vocab_pico import byte_level, metaspace_unigram, sentencepiece_bpe, word_piece
 
 BYTE_LEVEL, SENTENCEPIECE = byte_level(), sentencepiece_bpe()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from stlm_kd.errors import ModelError
 from stlm_kd.models.vocabulary import is_tied, plain_embedding, vocabulary_layers
 from stlm_kd.registry import Registry
-from stlm_kd.vocab.likeness import Integers, Likeness, company_vectors, likeness
-from stlm_kd.vocab.mapping import Kind, VocabularyMapping, map_vocabulary
+from stlm_kd.vocabulary.cooccurrence import Integers, Likeness, company_vectors, likeness
+from stlm_kd.vocabulary.mapping import Kind, VocabularyMapping, map_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

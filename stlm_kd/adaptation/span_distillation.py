@@ -22,8 +22,8 @@ from stlm_kd.data.tokens import TokenStore
 from stlm_kd.losses.spans import log_likelihoods, span_sums
 from stlm_kd.models.forward import head_of, last_hidden
 from stlm_kd.models.positions import num_positions
-from stlm_kd.vocab.spans import NO_SPAN, Ends, Spans, ends_of, spans_of, spelled
-from stlm_kd.vocab.spelling import Vocabulary, read_vocabulary
+from stlm_kd.vocabulary.byte_alignment import NO_SPAN, Ends, Spans, ends_of, spans_of, spelled
+from stlm_kd.vocabulary.token_bytes import Vocabulary, read_vocabulary
 
 _DOCUMENTS = 256
 """Documents whose bytes are kept counted."""

@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.alignment import Site
 from stlm_kd.errors import ModelError
-from stlm_kd.losses.maps import MAP_LOSSES
-from stlm_kd.losses.states import STATE_LOSSES
-from stlm_kd.models.observing import Observed
+from stlm_kd.losses.attention import MAP_LOSSES
+from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.models.layer_alignment import Site
+from stlm_kd.models.outputs import Observed
 
 Projected = Literal["auto", "linear", "none"]
 """Whether a student's states are projected: where the widths differ, always, or never."""

@@ -19,9 +19,9 @@ from stlm_kd.distillation.logit_terms import direct_losses, projected_losses
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import Rows
 from stlm_kd.losses import LOSSES, Sparse
-from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.forward import Head
-from stlm_kd.models.observing import Observed
+from stlm_kd.models.outputs import Observed
 from stlm_kd.teachers.combination import GATE, Gate, Mixing
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Dense, Distribution, Logits, joined_sparse

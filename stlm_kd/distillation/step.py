@@ -8,7 +8,6 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stlm_kd.alignment import Site
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.distillation.hidden_terms import Projections
 from stlm_kd.distillation.intervention_metrics import measure_names, measured
@@ -18,11 +17,12 @@ from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.interventions import Plan, Supplies, draw_plan
 from stlm_kd.interventions.rerun import Rerun
 from stlm_kd.losses import LABELS, LOSSES
-from stlm_kd.losses.maps import MAP_LOSSES
-from stlm_kd.losses.states import STATE_LOSSES
-from stlm_kd.models.attention import install_maps
+from stlm_kd.losses.attention import MAP_LOSSES
+from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.forward import inputs_of, task_of, vocabulary_head
-from stlm_kd.models.observing import Needs, observe
+from stlm_kd.models.layer_alignment import Site
+from stlm_kd.models.outputs import Needs, observe
 from stlm_kd.schedules import is_ever_above_zero
 from stlm_kd.teachers.combination import GATE, Domains, Gate, Mixing, drawn_for, mixed_teachers
 from stlm_kd.teachers.combination.mixture import Combination

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from stlm_kd.alignment import Site
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.models.layer_alignment import Site
 from stlm_kd.registry import Option
 from stlm_kd.schedules import Number, Ramp, Steps, at
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stlm_kd.alignment import Site
-from stlm_kd.blocks import Change, Inputs, prepare
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.interventions.plan import Joined, Noise, OtherStates, OwnStates, Plan, Tokens, parts_of
 from stlm_kd.models.forward import inputs_of
-from stlm_kd.models.observing import Needs, Observed, conclude, observe
+from stlm_kd.models.layer_alignment import Site
+from stlm_kd.models.outputs import Needs, Observed, conclude, observe
+from stlm_kd.models.partial_forward import Change, Inputs, prepare
 
 States = Mapping[Site, Tensor]
 """States of a batch, (B, T, D) each."""

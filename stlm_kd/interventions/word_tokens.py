@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stlm_kd.data.batch import Integers
-from stlm_kd.vocab.spelling import Vocabulary
+from stlm_kd.vocabulary.token_bytes import Vocabulary
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,10 +7,9 @@ memory.
 
 from stlm_kd.losses.cross_entropy import cross_entropy
 from stlm_kd.losses.divergences import forward_kl, jensen_shannon, reverse_kl, skew_forward_kl
-from stlm_kd.losses.regression import logit_mse
-from stlm_kd.losses.slopes import cross_entropy_slope
-from stlm_kd.losses.softened import Softened
-from stlm_kd.losses.sparse import Sparse, SparseMixture, Whole, sparse_forward_kl
+from stlm_kd.losses.gradients import cross_entropy_slope
+from stlm_kd.losses.logit_mse import logit_mse
+from stlm_kd.losses.sampled import Sparse, SparseMixture, Whole, sparse_forward_kl
 from stlm_kd.losses.table import (
     LABELS,
     LOSSES,
@@ -22,6 +21,7 @@ from stlm_kd.losses.table import (
     Temperature,
     TemperatureScaling,
 )
+from stlm_kd.losses.tempered import Softened
 
 __all__ = [
     "LABELS",

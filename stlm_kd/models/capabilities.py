@@ -19,12 +19,12 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stlm_kd.blocks import Inputs, call, finish, prepare
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.errors import ModelError
-from stlm_kd.models.attention import attention_module, kept_maps
+from stlm_kd.models.attention_maps import attention_module, kept_maps
 from stlm_kd.models.forward import head_of, last_hidden, model_inputs, vocabulary_head
-from stlm_kd.models.observing import logits_of
+from stlm_kd.models.outputs import logits_of
+from stlm_kd.models.partial_forward import Inputs, call, finish, prepare
 
 Path = Literal["blocks", "maps"]
 """A way into a model that only some objectives take: its blocks one by one, or its attention maps."""

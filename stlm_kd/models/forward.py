@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.architectures import ARCHITECTURES, Task
-from stlm_kd.blocks import call
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.examples import AnyBatch
+from stlm_kd.models.families import ARCHITECTURES, Task
+from stlm_kd.models.partial_forward import call
 from stlm_kd.models.positions import first_position
 
 if TYPE_CHECKING:

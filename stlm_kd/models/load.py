@@ -25,14 +25,17 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.data.files import expanded
 from stlm_kd.errors import EnvironmentFault, ModelError
-from stlm_kd.models import mobillama
-from stlm_kd.models.generation import mend_generation_config, refuse_unreadable_generation_config
-from stlm_kd.models.recognition import recognised, weight_names
-from stlm_kd.models.weight_checks import check_weights
+from stlm_kd.models.architectures import mobillama
+from stlm_kd.models.architectures.mobillama_detection import recognised, weight_names
+from stlm_kd.models.checkpoints.generation_config import (
+    mend_generation_config,
+    refuse_unreadable_generation_config,
+)
+from stlm_kd.models.checkpoints.weights import check_weights
+from stlm_kd.models.families import ARCHITECTURES, Task
 
 mobillama.register()
 
@@ -362,3 +365,8 @@ def _remote_code(name: str) -> ModelError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def to_device(model: PreTrainedModel, device: torch.device) -> None:
+    """Move a model's weights to a device."""
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides what it decorates

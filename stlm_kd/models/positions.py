@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import ModelError
+from stlm_kd.models.families import ARCHITECTURES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -19,13 +19,13 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from stlm_kd.architectures import ARCHITECTURES, Task
 from stlm_kd.errors import ModelError, did_you_mean
-from stlm_kd.models.distilbert import copy_bert, distilbert_config
+from stlm_kd.models.architectures.distilbert import copy_bert, distilbert_config
+from stlm_kd.models.families import ARCHITECTURES, Task
 from stlm_kd.models.load import Kind, check_task, count_parameters, model_class
 from stlm_kd.models.positions import first_position
 from stlm_kd.models.vocabulary import required_padding
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 LARGEST_STUDENT = 150_000_000
 """Parameters that a student may have at most."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.encoding import padding_id
 from stlm_kd.errors import ModelError
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.positions import count_from_padding
-from stlm_kd.vocab.roles import roles_of
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.vocabulary.special_tokens import roles_of
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import Fault, did_you_mean
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.recipe.cache_checks import cache_contradictions
 from stlm_kd.recipe.combine_checks import combine_contradictions
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from stlm_kd.alignment import Choice, layer_pairs, site_pairs
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import ModelError
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.layer_alignment import Choice, layer_pairs, site_pairs
 from stlm_kd.recipe.contradiction import Contradiction, Place
 from stlm_kd.recipe.objectives import Feature, MapFeature
 from stlm_kd.recipe.schema import Recipe
@@ -31,7 +31,7 @@ def given_layers(recipe: Recipe) -> int | None:
 
 
 def site_choices(objective: Feature | MapFeature) -> tuple[Choice, ...]:
-    """The objective's sites as ``stlm_kd.alignment`` takes them, with layers as numbers."""
+    """The objective's sites as ``stlm_kd.models.layer_alignment`` takes them, with layers as numbers."""
     return tuple(
         {int(key): layers for key, layers in site.items()} if isinstance(site, dict) else site
         for site in objective.sites

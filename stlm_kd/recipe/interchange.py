@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, PlainValidator, TypeAdapter, ValidationInfo
 
-from stlm_kd.alignment import ALIGNMENTS
+from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.recipe.fields import Count, Flag, Positive, Share, Text, fault, show
 from stlm_kd.recipe.objectives import LayerMap, Objective, Schedule, Weight, layer_map, schedulable
 from stlm_kd.recipe.options import known_name

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stlm_kd.alignment import Choice, aligned
 from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import ModelError
+from stlm_kd.models.layer_alignment import Choice, aligned
 from stlm_kd.recipe.contradiction import Contradiction, Place, known_names
 from stlm_kd.recipe.feature_checks import given_layers, layers_beyond
 from stlm_kd.recipe.interchange import SOURCE_OPTIONS, Interchange, sources

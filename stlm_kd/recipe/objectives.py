@@ -23,9 +23,9 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from stlm_kd.alignment import ALIGNMENTS
 from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import did_you_mean
+from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.recipe.fields import NotNegative, Part, Real, Text, fault, show
 from stlm_kd.recipe.options import added_options, known_name, row_of, with_options
 from stlm_kd.registry import Registry
@@ -122,14 +122,14 @@ def losses() -> Registry[Any]:
 
 def state_losses() -> Registry[Any]:
     """The losses on hidden states."""
-    from stlm_kd.losses.states import STATE_LOSSES
+    from stlm_kd.losses.hidden import STATE_LOSSES
 
     return STATE_LOSSES
 
 
 def map_losses() -> Registry[Any]:
     """The losses on attention maps."""
-    from stlm_kd.losses.maps import MAP_LOSSES
+    from stlm_kd.losses.attention import MAP_LOSSES
 
     return MAP_LOSSES
 

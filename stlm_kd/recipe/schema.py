@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
-from stlm_kd.architectures import Goal, Task
 from stlm_kd.errors import did_you_mean
+from stlm_kd.models.families import Goal, Task
 from stlm_kd.recipe.caching import AnyCache
 from stlm_kd.recipe.data import MASKED_SHARE, Data
 from stlm_kd.recipe.fields import Flag, Part, Seed, Text, fault, show, texts_of

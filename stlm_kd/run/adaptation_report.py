@@ -13,7 +13,7 @@ from stlm_kd.eval.examples import measure as measure_examples
 from stlm_kd.eval.perplexity import measure
 from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
 from stlm_kd.eval.running import common_window
-from stlm_kd.models.placing import move
+from stlm_kd.models.load import to_device
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.material import held_out_of_recipe
 from stlm_kd.run.overlap import HeldOut
@@ -36,7 +36,7 @@ def measurer(recipe: Recipe) -> Callable[[PreTrainedModel, PreTrainedTokenizerFa
     held = held_out_of_recipe(recipe, most_bytes=MEASURED_BYTES.get(recipe.task))
 
     def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Quality:
-        move(model, current_device())
+        to_device(model, current_device())
         return first_process_runs(lambda: _measured(model, tokenizer, held, recipe))
 
     return measured

@@ -22,8 +22,7 @@ from stlm_kd.data.tokens import joined
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.losses import LABELS
-from stlm_kd.models.load import count_parameters, save_model
-from stlm_kd.models.placing import move
+from stlm_kd.models.load import count_parameters, save_model, to_device
 from stlm_kd.models.vocabulary import (
     freeze_all_but_embedding,
     freeze_body,
@@ -55,7 +54,7 @@ from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training import FitResult, FitSettings, PacedRows, current_device, fit
 from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.optimizer import trainable_parameters
-from stlm_kd.vocab.likeness import Integers
+from stlm_kd.vocabulary.cooccurrence import Integers
 
 _USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 """What is trained on where nothing is said: of language models, and of classifiers."""
@@ -284,7 +283,7 @@ def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Reci
     """A language model learns from the labels, a classifier what it said of the same examples before."""
     if original is None:
         return AdaptationStep(model, [Term(LABELS, LABELS)])
-    move(original, current_device())
+    to_device(original, current_device())
     if recipe.task == "regression":
         term = Term("logit_mse", "logit_mse", teacher=ORIGINAL, options={"centred": False})
     else:
@@ -351,7 +350,7 @@ def span_step(
         asked_often: Whether rows come more than once, so that what is said of them is kept.
     """
     device = current_device()
-    move(original, device)
+    to_device(original, device)
     teacher = SpanTeacher(original, text)
     if asked_often:
         with autocast(device, adapt.precision):

@@ -11,8 +11,8 @@ from stlm_kd.errors import DataError, UsageError, did_you_mean
 from stlm_kd.eval.alike import compared
 from stlm_kd.eval.examples import hash_of_texts
 from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading
-from stlm_kd.models.class_names import is_unnamed, same_classes
-from stlm_kd.models.classifiers import class_names
+from stlm_kd.models.heads.class_names import is_unnamed, same_classes
+from stlm_kd.models.heads.classifiers import class_names
 from stlm_kd.models.load import load_config
 from stlm_kd.reporting.attribution_page import attribution_page
 from stlm_kd.reporting.tables.agreement import Agreements

@@ -14,8 +14,8 @@ from stlm_kd.data.labelled import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.eval.agreement_suite import AnswersOf
 from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
-from stlm_kd.models.classifiers import load_classifier
-from stlm_kd.models.placing import move
+from stlm_kd.models.heads.classifiers import load_classifier
+from stlm_kd.models.load import to_device
 from stlm_kd.run.identity import model_identity
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.training import current_device
@@ -47,7 +47,7 @@ def ask(
     folder = model_of(model)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     loaded = load_classifier(folder, examples.label_names, tokenizer=tokenizer, trust_remote_code=trust)
-    move(loaded, current_device())
+    to_device(loaded, current_device())
     return answers_of(name, loaded, tokenizer, examples, reading, explaining, like=like)
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.alignment import Alignment, aligned
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.json_io import AGAIN, read_saved
 from stlm_kd.artifacts.model_names import model_of
@@ -20,10 +18,11 @@ from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.errors import ModelError
 from stlm_kd.eval.beside import Taught
 from stlm_kd.models.capabilities import require_paths
-from stlm_kd.models.classifiers import class_names, load_classifier
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import head_of, task_of, vocabulary_head
-from stlm_kd.models.load import load_config, load_language_model
-from stlm_kd.models.placing import move
+from stlm_kd.models.heads.classifiers import class_names, load_classifier
+from stlm_kd.models.layer_alignment import Alignment, aligned
+from stlm_kd.models.load import load_config, load_language_model, to_device
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.interchange import Interchange
 from stlm_kd.run.identity import model_identity
@@ -31,7 +30,7 @@ from stlm_kd.run.interchange import asked_of, layers_of
 from stlm_kd.run.numbers import num_layers
 from stlm_kd.run.terms import followed
 from stlm_kd.training import current_device
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 TEACHERS = "teachers.json"
 """In a run's folder: its teachers by name, as they taught; folders are relative to the run's."""
@@ -82,7 +81,7 @@ class Beside:
                 teacher = load_classifier(
                     place, class_names(student.config), tokenizer=tokenizer, trust_remote_code=trust
                 )
-                move(teacher, current_device())
+                to_device(teacher, current_device())
             else:
                 teacher = load_for_exchange(place, tokenizer, trust)
                 if task_of(teacher) != task_of(student):
@@ -173,7 +172,7 @@ def load_for_exchange(name: str, tokenizer: PreTrainedTokenizerFast, trust: bool
             f"{name}: the tokenizer has ids up to {needed - 1}, but the model has a vocabulary of {size}; "
             "give the model the tokenizer that it was trained with"
         )
-    move(model, current_device())
+    to_device(model, current_device())
     require_paths(model, {"blocks"}, name=name)
     return model
 

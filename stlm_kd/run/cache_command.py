@@ -17,7 +17,7 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import expanded
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import CheckpointError, EnvironmentFault
-from stlm_kd.models.observing import Needs
+from stlm_kd.models.outputs import Needs
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.run.caching import CacheOrder, work_of
 from stlm_kd.run.checking import check_recipe

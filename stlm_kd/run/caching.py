@@ -9,15 +9,15 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.data.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distributed import first_process_runs, launched_processes, process_rank, wait_for_all
 from stlm_kd.errors import told_at
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.load import load_config
-from stlm_kd.models.observing import Needs
+from stlm_kd.models.outputs import Needs
 from stlm_kd.recipe import Recipe, plain
 from stlm_kd.recipe.caching import VARIANTS, Cache, positions_of, temperature_of
 from stlm_kd.recipe.schema import Teacher
@@ -44,7 +44,7 @@ from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.tracking.cache_progress import CacheProgress
 from stlm_kd.training import current_device
 from stlm_kd.training.backends.ddp import autocast
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
 @dataclass(frozen=True, slots=True)

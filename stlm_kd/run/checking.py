@@ -18,9 +18,9 @@ from stlm_kd.eval import FINE_TUNED, wikitext
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.explaining import check_packages
 from stlm_kd.eval.harness import check as check_tasks
-from stlm_kd.models.class_names import check_classes, class_order
-from stlm_kd.models.classifiers import class_names, kind_of, load_classifier
-from stlm_kd.models.distilbert import distilbert_config
+from stlm_kd.models.architectures.distilbert import distilbert_config
+from stlm_kd.models.heads.class_names import check_classes, class_order
+from stlm_kd.models.heads.classifiers import class_names, kind_of, load_classifier
 from stlm_kd.models.load import check_task, load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import check_family, choose_layers
@@ -43,7 +43,7 @@ from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
 from stlm_kd.teachers.cache.format import read_manifest
 from stlm_kd.tracking.wandb import WandbTracker
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
 def check_recipe(

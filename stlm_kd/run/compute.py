@@ -20,15 +20,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.data.dealing import share_run_again
 from stlm_kd.distillation.step import StepModule, teacher_needs
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import launched_processes
 from stlm_kd.interventions.sources import pairs_rows
 from stlm_kd.interventions.spec import Intervention
+from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import task_of, vocabulary_head
-from stlm_kd.models.observing import Needs
+from stlm_kd.models.outputs import Needs
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.material import BatchSizes, Material
 from stlm_kd.run.numbers import num_layers

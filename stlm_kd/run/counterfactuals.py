@@ -10,8 +10,6 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from stlm_kd.alignment import Alignment, aligned
-from stlm_kd.architectures import Task
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.data.labelled import Examples
 from stlm_kd.errors import DataError, ModelError, UsageError
@@ -19,11 +17,13 @@ from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.exchanges import exchanges_of, row_length
 from stlm_kd.eval.interchange import ALL, measure
 from stlm_kd.interventions.metrics import RATIOS
+from stlm_kd.models.families import Task
 from stlm_kd.models.forward import task_of
+from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.run.beside import load_for_exchange, shared_tokenizer
 from stlm_kd.run.evaluate import held_out_of_run, read_held_out
 from stlm_kd.run.numbers import num_layers
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
 @dataclass(frozen=True, slots=True)

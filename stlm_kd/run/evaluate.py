@@ -17,8 +17,8 @@ from stlm_kd.data.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
 from stlm_kd.eval.running import common_window
-from stlm_kd.models.class_names import is_unnamed
-from stlm_kd.models.classifiers import class_names, kind_of
+from stlm_kd.models.heads.class_names import is_unnamed
+from stlm_kd.models.heads.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.recipe.load import recipe_of

@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.alignment import aligned
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.errors import Fault, ModelError
 from stlm_kd.interventions import Lexicon, Supplies
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.interventions.wordnet import check_relation, wordnet_identity
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.interchange import Interchange, relations
 from stlm_kd.recipe.objectives import Objective
 from stlm_kd.run.material import Material
 from stlm_kd.run.numbers import num_layers, number, option
-from stlm_kd.vocab.spelling import read_vocabulary
+from stlm_kd.vocabulary.token_bytes import read_vocabulary
 
 
 def asked_of(entry: Interchange, recipe: Recipe) -> list[str]:

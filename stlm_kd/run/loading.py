@@ -11,16 +11,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import told_at
 from stlm_kd.models.capabilities import check_forward, require_paths
-from stlm_kd.models.classifiers import check_classifier, classifier_from_fields, load_classifier
-from stlm_kd.models.load import declared_task, load_config, load_language_model, model_class
-from stlm_kd.models.placing import move
+from stlm_kd.models.heads.classifiers import check_classifier, classifier_from_fields, load_classifier
+from stlm_kd.models.load import declared_task, load_config, load_language_model, model_class, to_device
 from stlm_kd.models.students import student_from_fields
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.terms import paths_into
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training import current_device
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
 def load_model(
@@ -75,7 +74,7 @@ def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bo
         tokenizer = load_tokenizer(place, trust_remote_code=trust)
         model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust, dtype=dtype)
         if not entry.offload:
-            move(model, current_device())
+            to_device(model, current_device())
         check_model(model, recipe, teacher=name, name=place)
     return LiveTeacher(model, vocabulary_size(tokenizer), name=name, offload=entry.offload)
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.alignment import aligned
 from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
 from stlm_kd.data.labelled import Examples
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
@@ -28,9 +27,9 @@ from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, wikitext
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.beside import Taught
 from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
-from stlm_kd.models.load import save_model
-from stlm_kd.models.placing import move
-from stlm_kd.models.reloading import check_reloaded
+from stlm_kd.models.checkpoints.reloading import check_reloaded
+from stlm_kd.models.layer_alignment import aligned
+from stlm_kd.models.load import save_model, to_device
 from stlm_kd.recipe import Recipe
 from stlm_kd.run.finetuning import SUBJECTS
 from stlm_kd.run.material import held_out_of_recipe
@@ -188,7 +187,7 @@ def _rehearse(
         with _told("was saved and loaded by plain transformers", kind=ModelError):
             check_reloaded(model, tokenizer, saved, trust_remote_code=workshop.trust_remote_code)
     held = _few(held_out_of_recipe(recipe, most_bytes=_BYTES)) if recipe.eval else []
-    move(model, current_device())
+    to_device(model, current_device())
     for number, call in enumerate(suite_calls(recipe)):
         with _told(f"eval[{number}] ({call.suite})"):
             if call.suite not in FINE_TUNED:

@@ -23,9 +23,8 @@ from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
 from stlm_kd.eval.agreement_suite import AnswersOf
 from stlm_kd.eval.beside import Taught
 from stlm_kd.eval.running import common_window
-from stlm_kd.models.classifiers import load_classifier
-from stlm_kd.models.load import load_language_model
-from stlm_kd.models.placing import move
+from stlm_kd.models.heads.classifiers import load_classifier
+from stlm_kd.models.load import load_language_model, to_device
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Suite
 from stlm_kd.run.answering import answering
@@ -216,7 +215,7 @@ def _load(
         loaded = load_language_model(model, None, trust_remote_code=trust)
     else:
         loaded = load_classifier(model, labels, tokenizer=tokenizer, trust_remote_code=trust)
-    move(loaded, current_device())
+    to_device(loaded, current_device())
     return loaded, tokenizer
 
 

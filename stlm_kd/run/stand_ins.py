@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stlm_kd.architectures import ARCHITECTURES
-from stlm_kd.models.classifiers import set_labels
-from stlm_kd.models.generation import mend_generation_config
+from stlm_kd.models.checkpoints.generation_config import mend_generation_config
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.heads.classifiers import set_labels
 from stlm_kd.models.load import model_class
 from stlm_kd.models.vocabulary import (
     is_tied,
@@ -34,7 +34,7 @@ from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.numbers import num_layers, width
 from stlm_kd.run.training import initial_student
 from stlm_kd.run.workshop import Workshop
-from stlm_kd.vocab.spelling import vocabulary_size
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 LAYERS = 2
 """Blocks of a stand-in: two, since some families share weights between blocks."""

@@ -15,7 +15,7 @@ from stlm_kd.errors import DataError
 from stlm_kd.eval import squad
 from stlm_kd.eval.benchmark_data import TRAIN, Found
 from stlm_kd.eval.tunings import Tuning
-from stlm_kd.models.heads import SPAN, load_token_classifier
+from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
 from stlm_kd.run.material import row_multiple
 from stlm_kd.run.subjects import SCORED, Reading, Subject, TokenisedReading, found_splits
 

@@ -15,7 +15,7 @@ from stlm_kd.errors import DataError
 from stlm_kd.eval import glue
 from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate
 from stlm_kd.eval.tunings import Tuning
-from stlm_kd.models.classifiers import check_classifier, head_place, load_classifier
+from stlm_kd.models.heads.classifiers import check_classifier, head_place, load_classifier
 from stlm_kd.run.examples import known_examples
 from stlm_kd.run.material import ExampleMaterial
 from stlm_kd.run.subjects import Reading, Subject

@@ -16,7 +16,7 @@ from stlm_kd.eval import ner
 from stlm_kd.eval.benchmark_data import TRAIN, Found
 from stlm_kd.eval.entities import seqeval
 from stlm_kd.eval.tunings import Tuning
-from stlm_kd.models.heads import load_token_classifier
+from stlm_kd.models.heads.tokens import load_token_classifier
 from stlm_kd.run.material import row_multiple
 from stlm_kd.run.subjects import SCORED, Reading, Subject, TokenisedReading, found_splits
 

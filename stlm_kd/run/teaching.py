@@ -15,8 +15,8 @@ from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import told_at
-from stlm_kd.models.class_names import class_order
-from stlm_kd.models.classifiers import class_names, load_classifier, rename_classes
+from stlm_kd.models.heads.class_names import class_order
+from stlm_kd.models.heads.classifiers import class_names, load_classifier, rename_classes
 from stlm_kd.models.load import save_model
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema import Teacher

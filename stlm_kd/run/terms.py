@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 
 from transformers import PretrainedConfig
 
-from stlm_kd.alignment import Site, layer_pairs, site_pairs
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.errors import Fault, ModelError
 from stlm_kd.losses import LABELS
-from stlm_kd.losses.states import STATE_LOSSES
+from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.capabilities import Path
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.layer_alignment import Site, layer_pairs, site_pairs
 from stlm_kd.recipe import Recipe, term_names
 from stlm_kd.recipe.feature_checks import site_choices
 from stlm_kd.recipe.interchange import Interchange

@@ -16,11 +16,11 @@ from stlm_kd.distillation.step import StepModule, teacher_needs
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import told_at
-from stlm_kd.models.attention import install_maps
+from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.dropout import set_dropout
 from stlm_kd.models.forward import head_of
 from stlm_kd.models.load import count_parameters, save_model
-from stlm_kd.models.observing import Needs
+from stlm_kd.models.outputs import Needs
 from stlm_kd.models.students import check_size, student_from_layers
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.training import Train

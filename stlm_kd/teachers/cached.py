@@ -6,7 +6,7 @@ import torch
 
 from stlm_kd.data.examples import AnyBatch, on_cpu
 from stlm_kd.errors import CheckpointError
-from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.models.outputs import Needs, Observed
 from stlm_kd.teachers.cache.reader import TeacherCache, distribution, on_device, states
 from stlm_kd.teachers.protocol import TeacherOutput
 

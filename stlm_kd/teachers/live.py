@@ -16,8 +16,8 @@ from stlm_kd.data.examples import AnyBatch
 from stlm_kd.interventions import Plan
 from stlm_kd.interventions.rerun import Rerun
 from stlm_kd.models.forward import head_of, inputs_of
-from stlm_kd.models.observing import Needs, Observed, observe
-from stlm_kd.models.placing import move
+from stlm_kd.models.load import to_device
+from stlm_kd.models.outputs import Needs, Observed, observe
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Dense, Logits
 
@@ -59,7 +59,7 @@ class LiveTeacher:
         """While it is entered, the whole model is on the device."""
         if not self.offload:
             if self.model.device != device:
-                move(self.model, device)
+                to_device(self.model, device)
             yield
             return
         for layer in _outer(self.model):

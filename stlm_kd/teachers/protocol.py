@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stlm_kd.data.examples import AnyBatch
-from stlm_kd.models.observing import Needs, Observed
+from stlm_kd.models.outputs import Needs, Observed
 from stlm_kd.teachers.targets import Distribution
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.losses.precision import at_least_float32, compute_dtype
-from stlm_kd.losses.sparse import Sparse
+from stlm_kd.losses.sampled import Sparse
 
 if TYPE_CHECKING:
     from stlm_kd.models.forward import Head

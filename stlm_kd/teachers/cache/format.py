@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from stlm_kd.alignment import Site
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.models.layer_alignment import Site
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

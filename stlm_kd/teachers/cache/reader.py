@@ -17,7 +17,7 @@ from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.errors import CheckpointError
-from stlm_kd.losses.sparse import Sparse
+from stlm_kd.losses.sampled import Sparse
 from stlm_kd.teachers.cache.format import Layout, Manifest, read_manifest, shard_name
 from stlm_kd.teachers.cache.shards import Array, Shard, checksums, open_shard
 from stlm_kd.teachers.targets import Logits

@@ -21,8 +21,8 @@ from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.examples import AnyBatch
 from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
 from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, pieces
-from stlm_kd.losses.sparse import Sparse
-from stlm_kd.models.observing import Needs
+from stlm_kd.losses.sampled import Sparse
+from stlm_kd.models.outputs import Needs
 from stlm_kd.teachers.cache.format import Json, Layout, Manifest, ShardRecord, shard_name
 from stlm_kd.teachers.cache.reader import kept_positions
 from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms

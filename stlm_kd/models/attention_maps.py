@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from stlm_kd.architectures import ARCHITECTURES
 from stlm_kd.errors import ModelError
 from stlm_kd.losses.precision import at_least_float32
+from stlm_kd.models.families import ARCHITECTURES
 
 _NAME = "stlm_kd_maps"
 _CHANGES_SCORES = ("softcap", "position_bias", "s_aux")

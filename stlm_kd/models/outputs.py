@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from stlm_kd.alignment import Site
-from stlm_kd.blocks import Inputs, Prepared, call, finish, prepare
-from stlm_kd.models.attention import kept_maps
+from stlm_kd.models.attention_maps import kept_maps
 from stlm_kd.models.forward import bypassed_head
+from stlm_kd.models.layer_alignment import Site
+from stlm_kd.models.partial_forward import Inputs, Prepared, call, finish, prepare
 
 
 @dataclass(frozen=True, slots=True)

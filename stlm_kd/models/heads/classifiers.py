@@ -21,8 +21,8 @@ from transformers.utils.generic import ModelOutput
 
 from stlm_kd.data.examples import ExampleBatch
 from stlm_kd.errors import ModelError
-from stlm_kd.models.class_names import check_classes
 from stlm_kd.models.forward import inputs_of
+from stlm_kd.models.heads.class_names import check_classes
 from stlm_kd.models.load import check_shapes, config_to_load, load_weights, require_all
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import model_from_fields
@@ -149,7 +149,7 @@ def rename_classes(model: PreTrainedModel, order: Sequence[int], labels: Sequenc
 
     Args:
         model: As loaded; its head's rows are reordered.
-        order: For each of the names, the class that it is for, as ``stlm_kd.models.class_names.class_order``.
+        order: For each of the names, the class that it is for, as ``class_order`` gives it.
         labels: The names.
         name: What messages call the model.
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stlm_kd.vocab.roles import map_roles, roles_of
-from stlm_kd.vocab.spelling import Vocabulary, read_vocabulary
-from stlm_kd.vocab.splitting import split_surfaces
+from stlm_kd.vocabulary.special_tokens import map_roles, roles_of
+from stlm_kd.vocabulary.token_bytes import Vocabulary, read_vocabulary
+from stlm_kd.vocabulary.tokenise_bytes import split_surfaces
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase

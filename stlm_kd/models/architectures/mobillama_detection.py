@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from stlm_kd.errors import ModelError
-from stlm_kd.models.mobillama import MobiLlamaConfig
+from stlm_kd.models.architectures.mobillama import MobiLlamaConfig
 
 _MLP = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.losses.precision import at_least_float32
-from stlm_kd.losses.softened import Softened
 from stlm_kd.losses.table import (
     SPARSE_LOSSES,
     SPARSE_SLOPES,
@@ -25,6 +24,7 @@ from stlm_kd.losses.table import (
     TemperatureScaling,
     temperature_factor,
 )
+from stlm_kd.losses.tempered import Softened
 
 
 @dataclass(frozen=True, slots=True)

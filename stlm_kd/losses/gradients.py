@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.losses.divergences import Skew, TeacherShare
-from stlm_kd.losses.regression import logit_gap
-from stlm_kd.losses.softened import Softened
+from stlm_kd.losses.logit_mse import logit_gap
 from stlm_kd.losses.table import LABELS, SLOPES, Temperature, TemperatureScaling, temperature_factor
+from stlm_kd.losses.tempered import Softened
 
 _LEAST = -1e30
 """In place of -inf, whose product with a probability of 0 is NaN."""

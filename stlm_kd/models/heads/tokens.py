@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from stlm_kd.errors import ModelError
-from stlm_kd.models.classifiers import set_labels
+from stlm_kd.models.heads.classifiers import set_labels
 from stlm_kd.models.load import check_shapes, config_to_load, load_weights, require_all
 from stlm_kd.models.vocabulary import set_padding
 
@@ -39,7 +39,7 @@ def load_token_classifier(
         head_seed: By which the head is drawn.
 
     Raises:
-        EnvironmentFault: As ``stlm_kd.models.classifiers.load_classifier``.
+        EnvironmentFault: As ``stlm_kd.models.heads.classifiers.load_classifier``.
         ModelError: Likewise, or a family of which transformers has no such model.
     """
     name, config = config_to_load(name, trust_remote_code=trust_remote_code)

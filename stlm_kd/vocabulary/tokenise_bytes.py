@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
-from stlm_kd.vocab.spelling import SPACE_MARK, Json, Spelling, Vocabulary, in_byte_alphabet
+from stlm_kd.vocabulary.token_bytes import SPACE_MARK, Json, Spelling, Vocabulary, in_byte_alphabet
 
 
 def split_surfaces(

@@ -1,0 +1,1 @@
+"""Architectures that transformers lacks, or that are made of another."""

@@ -1,0 +1,1 @@
+"""What a checkpoint brings along: weights and settings that are checked, mended or compared."""

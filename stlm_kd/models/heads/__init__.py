@@ -1,0 +1,1 @@
+"""Models with a fresh head: on a text, on every token, and the names of classes."""
