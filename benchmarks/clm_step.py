@@ -36,7 +36,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.corpus import prepare, texts
-from stlm_kd.data.sources import Source
+from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term

@@ -26,7 +26,7 @@ import torch
 
 from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.corpus import pack_sources, prepare
-from stlm_kd.data.sources import Source
+from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import load_tokenizer
 
 

@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, read_examples
+from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, read_examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term

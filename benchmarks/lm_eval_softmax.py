@@ -23,7 +23,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stlm_kd.data.sample import PHENOMENA, minimal_pairs, sample_documents
+from stlm_kd.data.synthetic import PHENOMENA, minimal_pairs, sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.eval.lm_eval_model import DocumentLM
 

@@ -34,8 +34,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stlm_kd.data.batches import PackedRows, numbered_batch
 from stlm_kd.data.corpus import pack_sources, prepare
-from stlm_kd.data.examples import AnyBatch
-from stlm_kd.data.sources import Source
+from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term

@@ -28,7 +28,7 @@ from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
     from stlm_kd.recipe import Recipe
-    from stlm_kd.recipe.tree import Plain
+    from stlm_kd.recipe.yaml import Plain
 
 
 TeacherAndChanges = Annotated[
@@ -168,8 +168,8 @@ def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:
 
 def _count(words: str) -> Plain:
     """The number that is written as 40000, 40k or 2M."""
-    from stlm_kd.recipe.fields import parse_count
-    from stlm_kd.recipe.tree import scalar
+    from stlm_kd.recipe.schema.fields import parse_count
+    from stlm_kd.recipe.yaml import scalar
 
     found = parse_count(scalar(words))
     if type(found) is not int or found < 1:

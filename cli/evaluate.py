@@ -12,7 +12,7 @@ from stlm_kd.cli.printing import print_json, print_table
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd.recipe.tree import Plain
+    from stlm_kd.recipe.yaml import Plain
 
 
 Models = Annotated[

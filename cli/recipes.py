@@ -19,7 +19,7 @@ Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a built-i
 @app.command("list", cls=Command)
 def list_recipes(as_json: AsJson = False) -> None:
     """The built-in recipes and lists of objectives, and their purposes."""
-    from stlm_kd.recipe.source import built_in, built_in_objectives
+    from stlm_kd.recipe.locate import built_in, built_in_objectives
 
     found = {"recipe": built_in(), "objectives": built_in_objectives()}
     if as_json:
@@ -47,7 +47,7 @@ def show(
 ) -> None:
     """A recipe or a list of objectives as it is written, or a recipe resolved."""
     from stlm_kd.errors import UsageError
-    from stlm_kd.recipe.source import shown, text_of
+    from stlm_kd.recipe.locate import shown, text_of
 
     if resolved:
         from stlm_kd.recipe import load, resolved_yaml
@@ -69,7 +69,7 @@ def copy(
 ) -> None:
     """Copy a recipe, to change it."""
     from stlm_kd.errors import EnvironmentFault, UsageError
-    from stlm_kd.recipe.source import locate, text_of
+    from stlm_kd.recipe.locate import locate, text_of
 
     source = locate(recipe)
     target = destination if destination is not None else Path()

@@ -32,7 +32,7 @@ def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1
     if processes == 1:
         return False
     from stlm_kd.cli.launch import launch
-    from stlm_kd.recipe.checks import uneven_batches
+    from stlm_kd.recipe.validation.recipe import uneven_batches
 
     if jobs > 1:
         raise UsageError(

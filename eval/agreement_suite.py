@@ -11,7 +11,7 @@ import numpy.typing as npt
 from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.alike import Alike, Compared, ExplanationAgreement, compared
 from stlm_kd.eval.choosing import Choice, Which
 from stlm_kd.eval.classification import one_class

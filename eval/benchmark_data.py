@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stlm_kd.data import hub
+from stlm_kd.data.sources import hub
 from stlm_kd.errors import DataError, EnvironmentFault
 from stlm_kd.eval.tunings import Source
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.examples import hash_of_texts
 from stlm_kd.eval.exchanges import exchanges_of, row_length

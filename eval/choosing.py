@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.eval.agreement import Predictions
 from stlm_kd.eval.words import words_of

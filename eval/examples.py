@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from stlm_kd.artifacts.results import Json, SuiteResult
-from stlm_kd.data.encoding import encode_texts
-from stlm_kd.data.examples import EncodedExamples, example_evaluation_batches
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.batches import EncodedExamples, example_evaluation_batches
+from stlm_kd.data.labelled.encoding import encode_texts
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.classification import classification_scores, regression_scores
 from stlm_kd.eval.running import autocast, evaluating, require_finite
 from stlm_kd.models.forward import inputs_of

@@ -14,11 +14,11 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import PackedRows, require_one_context
-from stlm_kd.data.encoding import encode_texts
-from stlm_kd.data.examples import AnyBatch, EncodedExamples
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.batches import AnyBatch, EncodedExamples
+from stlm_kd.data.labelled.encoding import encode_texts
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import even_masking
-from stlm_kd.data.tokens import build_store
+from stlm_kd.data.token_store import build_store
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.interchange import SUITE, Exchange, draw_exchanges

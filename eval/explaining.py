@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.agreement import Predictions
 from stlm_kd.eval.choosing import Choice, chosen
 from stlm_kd.eval.examples import logits_of, longest_read

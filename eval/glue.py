@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from stlm_kd.artifacts.results import Score, SuiteResult
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.examples import measure
 from stlm_kd.eval.tunings import Precision, Settings

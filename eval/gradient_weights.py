@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stlm_kd.data.encoding import Source, encode_texts, padding_id, token_sources
-from stlm_kd.data.examples import ExampleBatch
+from stlm_kd.data.labelled.batches import ExampleBatch
+from stlm_kd.data.labelled.encoding import Source, encode_texts, padding_id, token_sources
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.eval.running import evaluating
 from stlm_kd.eval.words import Word

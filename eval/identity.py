@@ -47,7 +47,7 @@ def of_wikitext(options: Mapping[str, Any]) -> Json:
 
 
 def _rows(name: str, origin: str, given: Mapping[str, Any]) -> Json:
-    from stlm_kd.data.sources import Source, fingerprint
+    from stlm_kd.data.sources.sources import Source, fingerprint
     from stlm_kd.eval import sources
 
     if origin == "builtin":
@@ -69,7 +69,7 @@ def _ours(*templates: str) -> str:
 @cache
 def _state(path: str, configuration: str | None) -> str | None:
     """The commit of a data set, or None where the library knows none."""
-    from stlm_kd.data import hub
+    from stlm_kd.data.sources import hub
 
     try:
         return hub.version(path, name=configuration, revision=None)

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.tasks.hellaswag.utils import preprocess, process_docs
 
-from stlm_kd.data.sample import minimal_pairs
+from stlm_kd.data.synthetic import minimal_pairs
 from stlm_kd.errors import DataError, EnvironmentFault
 
 Row = dict[str, Any]  # one line of a benchmark's file, whose columns are its own

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 
 from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
-from stlm_kd.data.examples import example_evaluation_batches
-from stlm_kd.data.spans import EncodedWindows, Question, digest, encode_windows
+from stlm_kd.data.labelled.batches import example_evaluation_batches
+from stlm_kd.data.labelled.question_answering import EncodedWindows, Question, digest, encode_windows
 from stlm_kd.eval.running import autocast, evaluating, require_finite
 from stlm_kd.eval.tunings import Precision, Settings
 from stlm_kd.models.forward import inputs_of

@@ -18,7 +18,7 @@ from stlm_kd.eval.suite_table import SUITES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-    from stlm_kd.data.labelled import Examples
+    from stlm_kd.data.labelled.examples import Examples
     from stlm_kd.eval.beside import Taught
 
 Precision = Literal["fp32", "bf16"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from stlm_kd.data import hub
-from stlm_kd.data.documents import cut
-from stlm_kd.data.sources import Source, documents, fingerprint
+from stlm_kd.data.sources import hub
+from stlm_kd.data.sources.documents import cut
+from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import EnvironmentFault
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.data.labelled import LabelledSource, read_examples
+from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stlm_kd.data.sample import sample_documents
+from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model

@@ -22,10 +22,10 @@ from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.cli.main import app
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.score_notes import warning_notes
-from stlm_kd.data.labelled import Examples
-from stlm_kd.data.spans import Question
-from stlm_kd.data.tokens import build_store, ends_inside
-from stlm_kd.data.words import Sentences
+from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.data.labelled.question_answering import Question
+from stlm_kd.data.labelled.token_labels import Sentences
+from stlm_kd.data.token_store import build_store, ends_inside
 from stlm_kd.errors import StlmKdError
 from stlm_kd.eval import SUITES, interchange, ner, squad, token_losses
 from stlm_kd.eval.agreement_suite import agreement

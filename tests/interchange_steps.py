@@ -10,8 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.batches import BatchStream, PackedRows
-from stlm_kd.data.encoding import EncodedTexts
-from stlm_kd.data.examples import EncodedExamples, ExampleStream
+from stlm_kd.data.labelled.batches import EncodedExamples, ExampleStream
+from stlm_kd.data.labelled.encoding import EncodedTexts
 from stlm_kd.data.masking import Masking
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule

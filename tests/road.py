@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
-from stlm_kd.data.sample import sample_documents
+from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.models.load import save_model
 from tests.pico import pico_model

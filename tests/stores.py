@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stlm_kd.data.tokens import TokenStore
+from stlm_kd.data.token_store import TokenStore
 
 START, END = 0, 1
 

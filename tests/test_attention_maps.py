@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from stlm_kd.errors import ModelError
+from stlm_kd.models import attention_maps
 from stlm_kd.models.attention_maps import install_maps, kept_maps
 from stlm_kd.models.families import ARCHITECTURES
 from tests.pico import ALL_FAMILIES, MASKED, pico_model

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from lime.lime_text import LimeTextExplainer
 from scipy.stats import spearmanr
 
-from stlm_kd.data.encoding import encode_texts, token_sources
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.encoding import encode_texts, token_sources
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, EnvironmentFault
 from stlm_kd.eval.agreement import Predictions

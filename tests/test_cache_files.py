@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, numbered_batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.masking import Masking
 from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
 from stlm_kd.losses.sampled import Sparse

@@ -17,8 +17,8 @@ from transformers import (
     pipeline,
 )
 
-from stlm_kd.data.encoding import encode_texts
-from stlm_kd.data.examples import EncodedExamples, example_evaluation_batches
+from stlm_kd.data.labelled.batches import EncodedExamples, example_evaluation_batches
+from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models.families import ARCHITECTURES

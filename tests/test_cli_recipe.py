@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from stlm_kd.artifacts import run_dir
 from stlm_kd.cli.main import app
 from stlm_kd.recipe import load, recipe_hash
-from stlm_kd.recipe.source import built_in, built_in_objectives
+from stlm_kd.recipe.locate import built_in, built_in_objectives
 
 RECIPE = """# Purpose: a test.
 task: clm

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.models.forward import last_hidden

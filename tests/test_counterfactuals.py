@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from stlm_kd.data.examples import AnyBatch, ExampleBatch
+from stlm_kd.data.labelled.batches import AnyBatch, ExampleBatch
 from stlm_kd.distillation import intervention_metrics
 from stlm_kd.distillation.objective import term_mask
 from stlm_kd.distillation.step import StepModule

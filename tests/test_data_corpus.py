@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data import corpus
 from stlm_kd.data.corpus import pack_sources, prepare, share, texts
-from stlm_kd.data.sources import Source
+from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError
 
@@ -86,8 +86,8 @@ def test_a_half_written_store_is_never_used_and_goes_when_it_is_built_again(
     source = source_of(tmp_path / "a.txt")
     # As after the power went: nothing is cleaned up, and the folder has not got its name.
     with monkeypatch.context() as patch:
-        patch.setattr("stlm_kd.data.tokens.shutil.rmtree", lambda *_, **__: None)
-        patch.setattr("stlm_kd.data.tokens._put_in_place", lambda *_: None)
+        patch.setattr("stlm_kd.data.token_store.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("stlm_kd.data.token_store._put_in_place", lambda *_: None)
         with pytest.raises(DataError, match="no token store"):
             prepare([source], tokenizer, tmp_path / "stages")
     (left,) = (tmp_path / "stages").glob(".tokens-*")

@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.dealing import cheapest_bounds
-from stlm_kd.data.encoding import EncodedTexts, encode_texts, padding_id
-from stlm_kd.data.examples import (
+from stlm_kd.data.labelled.batches import (
     EncodedExamples,
     ExampleBatch,
     ExampleStream,
     example_evaluation_batches,
 )
+from stlm_kd.data.labelled.encoding import EncodedTexts, encode_texts, padding_id
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "a cat", "naïve 日本", "the dog " * 9]
@@ -265,7 +265,7 @@ def test_no_other_grouping_takes_fewer_positions(lengths: list[int], most: int, 
 
 def test_dealing_by_length_takes_less_than_half_of_the_positions(shared_data: Path) -> None:
     """On SST-2, against one micro-batch a step that is padded to its longest example."""
-    from stlm_kd.data.labelled import LabelledSource, read_examples
+    from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 
     source = LabelledSource(path=str(shared_data / "glue" / "sst2" / "validation.jsonl.gz"))
     examples = read_examples(source)

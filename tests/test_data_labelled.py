@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
+from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
 from stlm_kd.errors import DataError, EnvironmentFault
 
 ROWS = [

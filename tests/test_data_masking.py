@@ -18,9 +18,9 @@ from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches
 from stlm_kd.data.corpus import pack_sources, prepare
 from stlm_kd.data.masking import Masking, masking_for, masking_weights, token_counts
-from stlm_kd.data.sources import Source
+from stlm_kd.data.sources.sources import Source
+from stlm_kd.data.token_store import build_store
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
-from stlm_kd.data.tokens import build_store
 from stlm_kd.errors import ModelError
 from tests.stores import END, START, store_of
 

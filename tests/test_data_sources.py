@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.data import documents as document_files
-from stlm_kd.data import files
-from stlm_kd.data.documents import Documents, Separator
-from stlm_kd.data.sources import Source, documents, fingerprint
+from stlm_kd.data.sources import documents as document_files
+from stlm_kd.data.sources import files
+from stlm_kd.data.sources.documents import Documents, Separator
+from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import DataError, EnvironmentFault
 
 TEXTS = ["The otter slept .", "naïve 日本 \n\n text", " leading and trailing "]

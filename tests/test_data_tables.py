@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.data.labelled import LabelledSource, read_examples
-from stlm_kd.data.sources import Source, documents
-from stlm_kd.data.spans import read_questions
-from stlm_kd.data.tables import read_rows
-from stlm_kd.data.words import read_sentences
+from stlm_kd.data.labelled.examples import LabelledSource, read_examples
+from stlm_kd.data.labelled.question_answering import read_questions
+from stlm_kd.data.labelled.token_labels import read_sentences
+from stlm_kd.data.sources.sources import Source, documents
+from stlm_kd.data.sources.tables import read_rows
 from stlm_kd.errors import DataError, StlmKdError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.data import tokens as tokens_module
+from stlm_kd.data import token_store as tokens_module
 from stlm_kd.data.overlap import text_hash
+from stlm_kd.data.token_store import TokenStore, build_store
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.data.tokens import TokenStore, build_store
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError
 
 TEXTS = ["The otter slept .", "naïve 日本 text", "x", "The heron saw the otter and the otter saw it ." * 30]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from stlm_kd.data.examples import ExampleBatch
+from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Places, Plan

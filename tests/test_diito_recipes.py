@@ -11,13 +11,13 @@ from transformers import BertConfig, GPTNeoXConfig, LlamaConfig, PretrainedConfi
 from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
-from stlm_kd.data.sample import sample_documents
+from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.interventions import SOURCES, Lexicon, wordnet
 from stlm_kd.interventions.wordnet import check_relation
 from stlm_kd.recipe import Recipe, load, resolved_yaml
-from stlm_kd.recipe.interchange import SOURCE_OPTIONS
+from stlm_kd.recipe.schema.interchange import SOURCE_OPTIONS
 from stlm_kd.run.interchange import check_sources
 from stlm_kd.run.terms import feature_faults, projections_of, terms_of
 from stlm_kd.schedules import Ramp

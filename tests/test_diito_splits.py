@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stlm_kd.data import batches as of_text
-from stlm_kd.data import examples as of_examples
 from stlm_kd.data.batch import Sources
 from stlm_kd.data.batches import BatchStream
 from stlm_kd.data.dealing import NO_SOURCE, dealt, in_pairs, share_run_again, sources, sources_within
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled import batches as of_examples
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.interventions.plan import Joined, OtherStates, OwnStates
 from tests.engine_fleet import Run, launch, train

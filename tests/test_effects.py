@@ -17,8 +17,8 @@ from torch import nn
 
 from stlm_kd.artifacts.results import SuiteResult, Variant
 from stlm_kd.artifacts.stage_store import Key
-from stlm_kd.data import hub
-from stlm_kd.data.examples import ExampleStream
+from stlm_kd.data.labelled.batches import ExampleStream
+from stlm_kd.data.sources import hub
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.data.labelled import LabelledSource, read_examples
+from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.beside import JUDGED, Taught, beside_teachers

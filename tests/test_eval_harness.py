@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.data.sample import PHENOMENA, minimal_pairs
+from stlm_kd.data.synthetic import PHENOMENA, minimal_pairs
 from stlm_kd.eval import SUITES
 
 LIMIT = 6

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.data.batch import TENSORS, Batch
-from stlm_kd.data.sample import sample_documents
+from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term

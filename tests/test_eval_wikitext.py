@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.data import hub
+from stlm_kd.data.sources import hub
 from stlm_kd.errors import EnvironmentFault, RecipeError, UsageError
 from stlm_kd.eval import SUITES, identity, wikitext
 from stlm_kd.recipe import load

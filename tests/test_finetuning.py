@@ -21,8 +21,8 @@ from stlm_kd.artifacts.results import Row, Score, SuiteResult
 from stlm_kd.comparison.average import averaged
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.metrics import metrics_of, values
-from stlm_kd.data.examples import ExampleBatch, ExampleStream
-from stlm_kd.data.labelled import LabelledSource, read_examples
+from stlm_kd.data.labelled.batches import ExampleBatch, ExampleStream
+from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError, Preempted, UsageError
 from stlm_kd.eval import SUITES, glue

@@ -19,11 +19,11 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfi
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.data.examples import example_evaluation_batches
-from stlm_kd.data.sources import Source, documents
-from stlm_kd.data.spans import Question, encode_windows, read_questions
+from stlm_kd.data.labelled.batches import example_evaluation_batches
+from stlm_kd.data.labelled.question_answering import Question, encode_windows, read_questions
+from stlm_kd.data.labelled.token_labels import Sentences, encode_words, read_sentences
+from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.data.words import Sentences, encode_words, read_sentences
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import DataError, EnvironmentFault

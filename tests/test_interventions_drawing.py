@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.data.encoding import Encoded
-from stlm_kd.data.examples import ExampleBatch, on_cpu
+from stlm_kd.data.labelled.batches import ExampleBatch, on_cpu
+from stlm_kd.data.labelled.encoding import Encoded
 from stlm_kd.errors import DataError
 from stlm_kd.interventions import Lexicon, Places, Plan, Supplies, draw_plan
 from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Tokens

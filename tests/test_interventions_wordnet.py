@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.data.sample import sample_documents
+from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.interventions import Lexicon, Supplies, draw_plan, wordnet

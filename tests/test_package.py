@@ -180,7 +180,7 @@ def test_the_installed_package_lists_the_recipes_and_shows_one(installed: Simple
 def test_the_installed_package_knows_its_lists_of_objectives(installed: SimpleNamespace) -> None:
     lists = sorted(path.stem for path in (ROOT / "recipes" / "objectives").glob("*.yaml"))
     program = (
-        "from stlm_kd.recipe.source import built_in_objectives; "
+        "from stlm_kd.recipe.locate import built_in_objectives; "
         "print(*(entry.name for entry in built_in_objectives()))"
     )
     assert installed.run("-c", program).split() == lists

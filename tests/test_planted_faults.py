@@ -17,8 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Stages
-from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, read_examples
-from stlm_kd.data.sources import Source, documents
+from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, read_examples
+from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.choices import Choice, degenerate_choices
 from stlm_kd.models.checkpoints import generation_config

@@ -3,7 +3,7 @@
 import pytest
 
 from stlm_kd.recipe import from_values, load, plain
-from stlm_kd.recipe.source import built_in, locate, text_of
+from stlm_kd.recipe.locate import built_in, locate, text_of
 
 NAMES = [recipe.name for recipe in built_in()]
 

@@ -14,32 +14,18 @@ from stlm_kd.eval import SUITES
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
-from stlm_kd.recipe import (
-    Recipe,
-    caching,
-    data,
-    from_values,
-    interchange,
-    load,
-    objectives,
-    plain,
-    recipe_hash,
-    resolved_yaml,
-    schema,
-    student,
-    term_names,
-    training,
-)
-from stlm_kd.recipe.fields import Part
+from stlm_kd.recipe import Recipe, from_values, load, plain, recipe_hash, resolved_yaml, term_names
 from stlm_kd.recipe.load import _Dumper
-from stlm_kd.recipe.options import with_options
-from stlm_kd.recipe.tree import parse
+from stlm_kd.recipe.schema import cache, data, interchange, objectives, root, student, training
+from stlm_kd.recipe.schema.fields import Part
+from stlm_kd.recipe.schema.options import with_options
+from stlm_kd.recipe.yaml import parse
 from stlm_kd.teachers.combination import COMBINERS
 from tests.field_effects import BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
 
 PARTS = {
     name: part
-    for module in (schema, student, data, objectives, interchange, training, caching)
+    for module in (root, student, data, objectives, interchange, training, cache)
     for name, part in vars(module).items()
     if isinstance(part, type) and issubclass(part, Part) and part is not Part
 }
@@ -49,7 +35,7 @@ TABLES = (
     (objectives.Feature, STATE_LOSSES),
     (objectives.MapFeature, MAP_LOSSES),
     (interchange.Interchange, INTERCHANGE_LOSSES),
-    (schema.Suite, SUITES),
+    (root.Suite, SUITES),
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stlm_kd.data.labelled import LabelledSource
+from stlm_kd.data.labelled.examples import LabelledSource
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from stlm_kd.recipe.fields import parse_count
-from stlm_kd.recipe.tree import LARGEST, Malformed, Node, parse
+from stlm_kd.recipe.schema.fields import parse_count
+from stlm_kd.recipe.yaml import LARGEST, Malformed, Node, parse
 
 
 def faults(text: str) -> list[str]:

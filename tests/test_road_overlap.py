@@ -9,7 +9,7 @@ import pytest
 
 from stlm_kd.data.corpus import texts
 from stlm_kd.data.overlap import text_hash
-from stlm_kd.data.sources import Source
+from stlm_kd.data.sources.sources import Source
 from stlm_kd.errors import RecipeError
 from stlm_kd.recipe import load
 from stlm_kd.run.overlap import recipe_notes

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.data import hub
-from stlm_kd.data import sources as data_sources
+from stlm_kd.data.sources import hub
+from stlm_kd.data.sources import sources as data_sources
 from stlm_kd.eval import identity, sources
 from stlm_kd.recipe import load
 from stlm_kd.run.scoring import kept_scores

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from stlm_kd.cli import launch as launching
 from stlm_kd.cli.launch import described, first_process_ends, launch, variables, verdict
 from stlm_kd.errors import UsageError
 

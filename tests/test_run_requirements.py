@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
 from stlm_kd.recipe import Recipe, load
-from stlm_kd.recipe.source import built_in
+from stlm_kd.recipe.locate import built_in
 from stlm_kd.run import requirements
 from stlm_kd.run.requirements import missing_here
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from stlm_kd.data.sample import tasks
-from stlm_kd.data.sample.pairs import minimal_pairs
-from stlm_kd.data.sample.tasks import TASK_SPLITS, TASKS, sample_rows
+from stlm_kd.data.synthetic import tasks
+from stlm_kd.data.synthetic.pairs import minimal_pairs
+from stlm_kd.data.synthetic.tasks import TASK_SPLITS, TASKS, sample_rows
 from stlm_kd.errors import DataError
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.data.sample import PHENOMENA, minimal_pairs, sample_documents
-from stlm_kd.data.sample.draw import Draws
-from stlm_kd.data.sample.lexicon import CLASSES, noun_form, verb_form
+from stlm_kd.data.synthetic import PHENOMENA, minimal_pairs, sample_documents
+from stlm_kd.data.synthetic.draw import Draws
+from stlm_kd.data.synthetic.lexicon import CLASSES, noun_form, verb_form
 from stlm_kd.errors import DataError
 
 SINGULAR = {noun: cls.name for cls in CLASSES for noun in cls.nouns}
@@ -47,7 +47,7 @@ def test_the_text_of_a_seed_stays_the_same() -> None:
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_text_does_not_depend_on_the_order_of_sets(hash_seed: str) -> None:
     program = (
-        "import hashlib; from stlm_kd.data.sample import sample_documents;"
+        "import hashlib; from stlm_kd.data.synthetic import sample_documents;"
         "text = '\\n'.join(sample_documents('train', size=20_000, seed=3));"
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )

@@ -12,9 +12,9 @@ from stlm_kd.adaptation.span_distillation import PairedText, SpanTeacher, paired
 from stlm_kd.adaptation.step import SPANS, SpanStep
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import PackedRows
-from stlm_kd.data.sample import sample_documents
+from stlm_kd.data.synthetic import sample_documents
+from stlm_kd.data.token_store import TokenStore, build_store
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.data.tokens import TokenStore, build_store
 from stlm_kd.models.vocabulary import freeze_body, replace_vocabulary
 from tests.pico import pico_model
 

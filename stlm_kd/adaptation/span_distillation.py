@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import PackedRows
-from stlm_kd.data.tokens import TokenStore
+from stlm_kd.data.token_store import TokenStore
 from stlm_kd.losses.spans import log_likelihoods, span_sums
 from stlm_kd.models.forward import head_of, last_hidden
 from stlm_kd.models.positions import num_positions

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from stlm_kd.adaptation.span_distillation import SpanTeacher
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan

@@ -14,7 +14,7 @@ from torch import Tensor
 from stlm_kd.data.dealing import sources_within
 
 if TYPE_CHECKING:
-    from stlm_kd.data.examples import AnyBatch
+    from stlm_kd.data.labelled.batches import AnyBatch
 
 Integers = npt.NDArray[np.int64]
 

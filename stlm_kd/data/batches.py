@@ -12,10 +12,10 @@ import numpy as np
 
 from stlm_kd.data.batch import IGNORED, Batch, FlatRows, Integers, batches_with_sources
 from stlm_kd.data.dealing import dealt, in_pairs, sources
+from stlm_kd.data.mask_variants import chosen_variants, variant_generators
 from stlm_kd.data.masking import Masking
 from stlm_kd.data.packing import cut, pack
-from stlm_kd.data.tokens import TokenStore
-from stlm_kd.data.variants import chosen_variants, variant_generators
+from stlm_kd.data.token_store import TokenStore
 from stlm_kd.errors import DataError
 
 _ORDER, _SHARE, _MASKS, _EVALUATION_MASKS = range(4)  # what a random generator is for

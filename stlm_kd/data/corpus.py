@@ -16,9 +16,9 @@ from filelock import FileLock
 
 from stlm_kd.artifacts.atomic import remove
 from stlm_kd.data.batches import PackedRows, require_one_context
-from stlm_kd.data.sources import Source, documents, fingerprint
+from stlm_kd.data.sources.sources import Source, documents, fingerprint
+from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
-from stlm_kd.data.tokens import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.errors import EnvironmentFault
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.data.batch import IGNORED, FlatRows, Integers
-from stlm_kd.data.tokens import TokenStore
+from stlm_kd.data.token_store import TokenStore
 from stlm_kd.errors import ModelError
 
 if TYPE_CHECKING:

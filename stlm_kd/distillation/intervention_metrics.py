@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.logit_terms import target_log_probs
 from stlm_kd.distillation.objective import Sides, before_and_after
 from stlm_kd.distillation.terms import Term

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.hidden_terms import Projections, map_term_sum, state_term_sum
 from stlm_kd.distillation.logit_terms import direct_losses, projected_losses
 from stlm_kd.distillation.terms import Term

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.hidden_terms import Projections
 from stlm_kd.distillation.intervention_metrics import measure_names, measured
 from stlm_kd.distillation.objective import Changed, Sides, reduce_terms, term_mask

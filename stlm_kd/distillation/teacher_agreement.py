@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.objective import Sides, of_base
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.distillation.token_table import Block, Group, Rows

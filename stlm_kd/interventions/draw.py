@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from stlm_kd.data.batch import IGNORED, Batch, Integers
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import DataError
 from stlm_kd.interventions.plan import Places
 from stlm_kd.interventions.spec import Intervention

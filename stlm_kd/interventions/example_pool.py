@@ -8,7 +8,7 @@ import numpy as np
 
 from stlm_kd.data.batch import Batch, FlatRows
 from stlm_kd.data.batches import PackedRows
-from stlm_kd.data.examples import EncodedExamples, ExampleBatch
+from stlm_kd.data.labelled.batches import EncodedExamples, ExampleBatch
 from stlm_kd.data.masking import Masking
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.interventions.spec import Intervention
 
 

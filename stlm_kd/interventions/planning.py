@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stlm_kd.data.examples import AnyBatch, on_cpu
+from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.interventions.draw import Draw, Supplies, named_generator
 from stlm_kd.interventions.plan import Plan, plan_of
 from stlm_kd.interventions.sources import SOURCES

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.interventions.plan import Joined, Noise, OtherStates, OwnStates, Plan, Tokens, parts_of
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.layer_alignment import Site

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stlm_kd.data.batch import Integers
 from stlm_kd.data.dealing import NO_SOURCE
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.interventions.draw import Document, Draw, Pool, documents_of, places_of
 from stlm_kd.interventions.plan import (
     Joined,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.models.families import ARCHITECTURES, Task
 from stlm_kd.models.partial_forward import call
 from stlm_kd.models.positions import first_position

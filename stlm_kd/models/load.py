@@ -26,7 +26,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from stlm_kd.artifacts.atomic import written_whole
-from stlm_kd.data.files import expanded
+from stlm_kd.data.sources.files import expanded
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.models.architectures import mobillama
 from stlm_kd.models.architectures.mobillama_detection import recognised, weight_names

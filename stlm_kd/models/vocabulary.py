@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from stlm_kd.data.encoding import padding_id
+from stlm_kd.data.labelled.encoding import padding_id
 from stlm_kd.errors import ModelError
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.positions import count_from_padding

@@ -4,7 +4,7 @@
 """
 
 from stlm_kd.recipe.load import from_values, hash_of, load, plain, recipe_hash, resolved_yaml, term_names
-from stlm_kd.recipe.schema import Recipe
+from stlm_kd.recipe.schema.root import Recipe
 
 __all__ = [
     "Recipe",

@@ -7,14 +7,14 @@ from stlm_kd.distributed import launched_processes
 from stlm_kd.interventions.sources import exchanges_tokens
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
-from stlm_kd.recipe.caching import VARIANTS, Cache, temperature_of
-from stlm_kd.recipe.data import Separator, Source
 from stlm_kd.recipe.format import listed_options, option_words, value_words
-from stlm_kd.recipe.interchange import Interchange
-from stlm_kd.recipe.objectives import LABELS, Feature, MapFeature, Objective, Response
-from stlm_kd.recipe.schema import Teacher
-from stlm_kd.recipe.student import Adapt, TokenizerTraining
-from stlm_kd.recipe.training import Train
+from stlm_kd.recipe.schema.cache import VARIANTS, Cache, temperature_of
+from stlm_kd.recipe.schema.data import Separator, Source
+from stlm_kd.recipe.schema.interchange import Interchange
+from stlm_kd.recipe.schema.objectives import LABELS, Feature, MapFeature, Objective, Response
+from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
+from stlm_kd.recipe.schema.training import Train
 
 
 def describe(recipe: Recipe) -> str:

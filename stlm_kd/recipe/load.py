@@ -17,13 +17,13 @@ from pydantic.fields import FieldInfo
 from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import Fault, RecipeError
-from stlm_kd.recipe.checks import contradictions
-from stlm_kd.recipe.contradiction import Contradiction, Place
-from stlm_kd.recipe.fields import LENIENT, UNKNOWN_KEY
-from stlm_kd.recipe.overlaps import overlaps
-from stlm_kd.recipe.schema import Recipe
-from stlm_kd.recipe.source import Document, read
-from stlm_kd.recipe.tree import Node, Plain, scalar
+from stlm_kd.recipe.locate import Document, read
+from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
+from stlm_kd.recipe.schema.root import Recipe
+from stlm_kd.recipe.validation.conflict import Contradiction, Place
+from stlm_kd.recipe.validation.overlap import overlaps
+from stlm_kd.recipe.validation.recipe import contradictions
+from stlm_kd.recipe.yaml import Node, Plain, scalar
 
 Found: TypeAlias = tuple[Place, str, str]
 """Place, kind, message."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from stlm_kd.errors import Fault, UsageError
-from stlm_kd.recipe.tree import Malformed, Node, parse
+from stlm_kd.recipe.yaml import Malformed, Node, parse
 
 Step = str | int
 _SHORT = {"data": "path", "eval": "suite"}

@@ -9,8 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from stlm_kd.errors import Fault, UsageError
 from stlm_kd.recipe.load import plain
-from stlm_kd.recipe.schema import AnySuite, Suite, spelled_out
-from stlm_kd.recipe.tree import Malformed, Plain, parse
+from stlm_kd.recipe.schema.root import AnySuite, Suite, spelled_out
+from stlm_kd.recipe.yaml import Malformed, Plain, parse
 
 _SUITES: TypeAdapter[tuple[Suite, ...]] = TypeAdapter(tuple[AnySuite, ...])
 

@@ -18,7 +18,7 @@ from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.reports import TrainingReport
 from stlm_kd.artifacts.results import Row, Variant
 from stlm_kd.comparison.metrics import metrics_of, spread
-from stlm_kd.data.files import expanded
+from stlm_kd.data.sources.files import expanded
 from stlm_kd.recipe import Recipe, resolved_yaml
 from stlm_kd.recipe.describe import describe
 from stlm_kd.reporting.tables.results import notes_of

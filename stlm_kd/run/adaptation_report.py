@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.eval.examples import measure as measure_examples
 from stlm_kd.eval.perplexity import measure

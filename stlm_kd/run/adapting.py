@@ -17,8 +17,8 @@ from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.reports import MEASURES, REPORT, AdaptationReport
 from stlm_kd.artifacts.stage_store import Key
+from stlm_kd.data.token_store import joined
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.data.tokens import joined
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.losses import LABELS
@@ -33,7 +33,7 @@ from stlm_kd.models.vocabulary import (
     vocabulary_parameters,
 )
 from stlm_kd.recipe import Recipe, hash_of, plain
-from stlm_kd.recipe.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
+from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.run.adaptation_report import Quality, measurer
 from stlm_kd.run.compute import reading_of, training_flops
 from stlm_kd.run.examples import training_examples

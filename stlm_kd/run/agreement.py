@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from stlm_kd.artifacts.model_names import model_of
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, UsageError, did_you_mean
 from stlm_kd.eval.alike import compared
 from stlm_kd.eval.examples import hash_of_texts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.model_names import model_of
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.eval.agreement_suite import AnswersOf
 from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of

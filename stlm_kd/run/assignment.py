@@ -10,16 +10,16 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import Variant
 from stlm_kd.artifacts.stage_store import Json, Key
-from stlm_kd.data.files import expanded
+from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, plain
-from stlm_kd.recipe.interchange import Interchange
-from stlm_kd.recipe.objectives import labels_alone
-from stlm_kd.recipe.schema import Teacher
+from stlm_kd.recipe.schema.interchange import Interchange
+from stlm_kd.recipe.schema.objectives import labels_alone
+from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.run.cache_reading import unbiased_notes
 from stlm_kd.run.caching import CacheOrder, mask_variants
 from stlm_kd.run.identity import model_identity

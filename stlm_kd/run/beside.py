@@ -24,7 +24,7 @@ from stlm_kd.models.heads.classifiers import class_names, load_classifier
 from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.models.load import load_config, load_language_model, to_device
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.interchange import Interchange
+from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.run.identity import model_identity
 from stlm_kd.run.interchange import asked_of, layers_of
 from stlm_kd.run.numbers import num_layers

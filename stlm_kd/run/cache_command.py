@@ -13,8 +13,8 @@ import torch
 
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.run_dir import file_name
-from stlm_kd.data.examples import AnyBatch
-from stlm_kd.data.files import expanded
+from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.data.sources.files import expanded
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import CheckpointError, EnvironmentFault
 from stlm_kd.models.outputs import Needs

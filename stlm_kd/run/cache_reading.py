@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from stlm_kd.data.files import expanded
+from stlm_kd.data.sources.files import expanded
 from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.distributed import first_process_runs
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.caching import responses_of
+from stlm_kd.recipe.schema.cache import responses_of
 from stlm_kd.run.caching import CacheOrder
 from stlm_kd.run.identity import model_identity
 from stlm_kd.teachers.cache.format import WORDS, Manifest

@@ -10,8 +10,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.data.examples import AnyBatch
-from stlm_kd.data.files import expanded
+from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distributed import first_process_runs, launched_processes, process_rank, wait_for_all
 from stlm_kd.errors import told_at
@@ -19,8 +19,8 @@ from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.load import load_config
 from stlm_kd.models.outputs import Needs
 from stlm_kd.recipe import Recipe, plain
-from stlm_kd.recipe.caching import VARIANTS, Cache, positions_of, temperature_of
-from stlm_kd.recipe.schema import Teacher
+from stlm_kd.recipe.schema.cache import VARIANTS, Cache, positions_of, temperature_of
+from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.run.compute import pass_cost
 from stlm_kd.run.examples import class_names_of
 from stlm_kd.run.identity import model_identity

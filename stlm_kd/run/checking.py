@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.data.files import expanded
+from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.distributed import launched_processes
 from stlm_kd.errors import DataError, EnvironmentFault, Fault, ModelError, RecipeError, told_at
@@ -25,8 +25,8 @@ from stlm_kd.models.load import check_task, load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import check_family, choose_layers
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.checks import uneven_batches
-from stlm_kd.recipe.schema import Teacher
+from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.recipe.validation.recipe import uneven_batches
 from stlm_kd.run.adapting import adaptation_key
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.cache_reading import cache_faults

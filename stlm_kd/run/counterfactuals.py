@@ -11,7 +11,7 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from stlm_kd.artifacts.results import Score, SuiteResult
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, ModelError, UsageError
 from stlm_kd.eval.asked import Asked
 from stlm_kd.eval.exchanges import exchanges_of, row_length

@@ -21,7 +21,7 @@ from stlm_kd.distributed import first_process_runs, launched_processes
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.models.load import count_parameters
 from stlm_kd.recipe import Recipe, from_values, plain
-from stlm_kd.recipe.caching import asking
+from stlm_kd.recipe.schema.cache import asking
 from stlm_kd.reporting.explanations import write_explanations
 from stlm_kd.reporting.figure import draw_curves
 from stlm_kd.reporting.model_card import CardFacts, family_of, write_card

@@ -11,9 +11,9 @@ from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.artifacts.output import write_output
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import RECORD
-from stlm_kd.data.labelled import LabelledSource, read_examples
-from stlm_kd.data.sources import Source
-from stlm_kd.data.sources import documents as read_documents
+from stlm_kd.data.labelled.examples import LabelledSource, read_examples
+from stlm_kd.data.sources.sources import Source
+from stlm_kd.data.sources.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
 from stlm_kd.eval.running import common_window

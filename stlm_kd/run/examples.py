@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
+from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.data import Source
+from stlm_kd.recipe.schema.data import Source
 
 _FIELDS = ("path", "hub", "sample", "text", "label", "name", "split", "revision", "size")
 

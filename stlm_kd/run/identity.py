@@ -9,7 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from stlm_kd.artifacts.hashing import file_hash
 from stlm_kd.artifacts.stage_store import STAGE, WEIGHTS
-from stlm_kd.data.files import expanded
+from stlm_kd.data.sources.files import expanded
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.models.load import load_config
 

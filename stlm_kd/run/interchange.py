@@ -15,8 +15,8 @@ from stlm_kd.interventions.wordnet import check_relation, wordnet_identity
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.interchange import Interchange, relations
-from stlm_kd.recipe.objectives import Objective
+from stlm_kd.recipe.schema.interchange import Interchange, relations
+from stlm_kd.recipe.schema.objectives import Objective
 from stlm_kd.run.material import Material
 from stlm_kd.run.numbers import num_layers, number, option
 from stlm_kd.vocabulary.token_bytes import read_vocabulary

@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches, numbered_batch
-from stlm_kd.data.encoding import MULTIPLE, EncodedTexts, encode_texts
-from stlm_kd.data.examples import (
+from stlm_kd.data.labelled.batches import (
     FORWARD_COST,
     AnyBatch,
     EncodedExamples,
@@ -22,13 +21,14 @@ from stlm_kd.data.examples import (
     Tokenised,
     example_evaluation_batches,
 )
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encode_texts
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import Masking
 from stlm_kd.distributed import launched_processes, process_rank
 from stlm_kd.interventions import Pool
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.training import Train
+from stlm_kd.recipe.schema.training import Train
 from stlm_kd.run.examples import class_names_of, examples_key, held_out_examples, training_examples
 from stlm_kd.run.overlap import HeldOut, example_notes, refuse_identical_files, text_notes
 from stlm_kd.run.text import (

@@ -10,15 +10,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import PackedRows
-from stlm_kd.data.files import ROWS, TEXTS, expanded, text_files
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.overlap import Hashes, found_in, identical_file, text_hash
-from stlm_kd.data.tokens import ends_inside
+from stlm_kd.data.sources.files import ROWS, TEXTS, expanded, text_files
+from stlm_kd.data.token_store import ends_inside
 from stlm_kd.errors import DataError, EnvironmentFault
 from stlm_kd.notes import note
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.data import Source
-from stlm_kd.recipe.overlaps import trainings
+from stlm_kd.recipe.schema.data import Source
+from stlm_kd.recipe.validation.overlap import trainings
 from stlm_kd.run.examples import all_examples, held_out_examples
 from stlm_kd.run.text import held_out_rows, sources, student_tokenizer, training_rows
 from stlm_kd.run.workshop import Workshop

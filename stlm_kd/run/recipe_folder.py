@@ -11,7 +11,7 @@ from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, open_run, writing
 from stlm_kd.errors import CheckpointError
 from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
-from stlm_kd.recipe.tree import Malformed, Plain, parse
+from stlm_kd.recipe.yaml import Malformed, Plain, parse
 
 
 def folder_of(recipe: Recipe, *, name: str, output_dir: Path) -> Path:

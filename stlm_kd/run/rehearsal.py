@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, wikitext
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT

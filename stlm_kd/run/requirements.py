@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stlm_kd.data.files import expanded
-from stlm_kd.data.reachable import data_set_is_cached, file_is_cached, hub_answers
-from stlm_kd.data.sample import BENCHMARK
+from stlm_kd.data.sources.files import expanded
+from stlm_kd.data.sources.reachable import data_set_is_cached, file_is_cached, hub_answers
+from stlm_kd.data.synthetic import BENCHMARK
 from stlm_kd.errors import EnvironmentFault, Fault, UsageError
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.data import Source
-from stlm_kd.recipe.interchange import relations
-from stlm_kd.recipe.schema import Teacher
+from stlm_kd.recipe.schema.data import Source
+from stlm_kd.recipe.schema.interchange import relations
+from stlm_kd.recipe.schema.root import Teacher
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")

@@ -16,7 +16,7 @@ from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.data.labelled import Examples
+from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.eval import FINE_TUNED, IDENTITIES, NEEDS_TEACHERS, SUITES, reads_held_out
 from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
@@ -26,7 +26,7 @@ from stlm_kd.eval.running import common_window
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, to_device
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema import Suite
+from stlm_kd.recipe.schema.root import Suite
 from stlm_kd.run.answering import answering
 from stlm_kd.run.beside import Beside
 from stlm_kd.run.examples import class_names_of

@@ -27,7 +27,7 @@ from stlm_kd.models.vocabulary import (
     vocabulary_layers,
 )
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema import Teacher
+from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.checking import own_tokenizer, student_config, teacher_config
 from stlm_kd.run.examples import class_names_of

@@ -10,7 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.data.spans import Question, digest, draw_questions, encode_windows, read_questions
+from stlm_kd.data.labelled.question_answering import (
+    Question,
+    digest,
+    draw_questions,
+    encode_windows,
+    read_questions,
+)
 from stlm_kd.errors import DataError
 from stlm_kd.eval import squad
 from stlm_kd.eval.benchmark_data import TRAIN, Found

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.data.labelled import Examples, LabelledSource, draw_fraction, fingerprint
+from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint
 from stlm_kd.errors import DataError
 from stlm_kd.eval import glue
 from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.data.words import Sentences, encode_words, read_sentences
+from stlm_kd.data.labelled.token_labels import Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError
 from stlm_kd.eval import ner
 from stlm_kd.eval.benchmark_data import TRAIN, Found

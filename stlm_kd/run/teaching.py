@@ -19,7 +19,7 @@ from stlm_kd.models.heads.class_names import class_order
 from stlm_kd.models.heads.classifiers import class_names, load_classifier, rename_classes
 from stlm_kd.models.load import save_model
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema import Teacher
+from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.run.adapting import adapt_model, adaptation_key
 from stlm_kd.run.assignment import Assignment
 from stlm_kd.run.caching import CacheOrder, cached_seeds

@@ -15,9 +15,9 @@ from stlm_kd.models.capabilities import Path
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import Site, layer_pairs, site_pairs
 from stlm_kd.recipe import Recipe, term_names
-from stlm_kd.recipe.feature_checks import site_choices
-from stlm_kd.recipe.interchange import Interchange
-from stlm_kd.recipe.objectives import Feature, MapFeature, Objective, Response
+from stlm_kd.recipe.schema.interchange import Interchange
+from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Objective, Response
+from stlm_kd.recipe.validation.features import site_choices
 from stlm_kd.run.interchange import asked_of, interchange_faults, interchange_terms
 from stlm_kd.run.numbers import num_layers, number, option, width
 from stlm_kd.schedules import Ramp, Steps, is_ever_above_zero

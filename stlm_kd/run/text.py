@@ -14,17 +14,17 @@ from stlm_kd.artifacts.atomic import system_errors
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare, texts
-from stlm_kd.data.documents import Separator
 from stlm_kd.data.masking import Masking, even_masking, masking_for
-from stlm_kd.data.sources import Source, documents, fingerprint
+from stlm_kd.data.sources.documents import Separator
+from stlm_kd.data.sources.sources import Source, documents, fingerprint
+from stlm_kd.data.token_store import TokenStore
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
-from stlm_kd.data.tokens import TokenStore
 from stlm_kd.distributed import first_process_runs, launched_processes
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.data import Separator as RecipeSeparator
-from stlm_kd.recipe.data import Source as RecipeSource
-from stlm_kd.recipe.student import TokenizerTraining
+from stlm_kd.recipe.schema.data import Separator as RecipeSeparator
+from stlm_kd.recipe.schema.data import Source as RecipeSource
+from stlm_kd.recipe.schema.student import TokenizerTraining
 from stlm_kd.run.examples import all_examples, examples_key
 from stlm_kd.run.workshop import Workshop
 

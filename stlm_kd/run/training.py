@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.reports import REPORT, TrainingReport
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import StepModule, teacher_needs
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.distributed import first_process_runs
@@ -23,7 +23,7 @@ from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.outputs import Needs
 from stlm_kd.models.students import check_size, student_from_layers
 from stlm_kd.recipe import Recipe, hash_of
-from stlm_kd.recipe.training import Train
+from stlm_kd.recipe.schema.training import Train
 from stlm_kd.run.assignment import Assignment, labels_term
 from stlm_kd.run.cache_reading import opened
 from stlm_kd.run.compute import affordable_steps, reading_of, training_flops

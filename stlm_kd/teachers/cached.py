@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stlm_kd.data.examples import AnyBatch, on_cpu
+from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.outputs import Needs, Observed
 from stlm_kd.teachers.cache.reader import TeacherCache, distribution, on_device, states

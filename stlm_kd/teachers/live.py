@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.interventions import Plan
 from stlm_kd.interventions.rerun import Rerun
 from stlm_kd.models.forward import head_of, inputs_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.models.outputs import Needs, Observed
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import TeacherOutput

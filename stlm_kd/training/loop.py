@@ -10,7 +10,7 @@ from typing import Literal, NoReturn
 
 from torch import nn
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distributed import first_process_runs, refuse_alone
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 from stlm_kd.training.backends.choice import open_engine

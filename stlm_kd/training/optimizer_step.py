@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
 from stlm_kd.training.optimizer import learning_rate
 from stlm_kd.training.processes import Processes

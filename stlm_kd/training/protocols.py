@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.checkpoint import Validation
 from stlm_kd.training.optimizer import Schedule
 from stlm_kd.training.row_learning_rates import PacedRows

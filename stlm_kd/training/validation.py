@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import DataError, NonFiniteError
 from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.processes import Processes

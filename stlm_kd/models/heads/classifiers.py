@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils.generic import ModelOutput
 
-from stlm_kd.data.examples import ExampleBatch
+from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.errors import ModelError
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.heads.class_names import check_classes

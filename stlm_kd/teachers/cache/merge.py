@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.artifacts.atomic import full_disk_told, written_whole
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sampled import Sparse, SparseMixture
 from stlm_kd.teachers.cache.format import OF_ONE_CACHE, WORDS, Json, Layout, Manifest, shard_name

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses.sampled import Sparse
 from stlm_kd.teachers.cache.format import Layout, Manifest, read_manifest, shard_name

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.data.batch import Batch
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError
 from stlm_kd.teachers.cache.format import Layout
 

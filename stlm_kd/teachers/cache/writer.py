@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stlm_kd.artifacts.hashing import known_sha256
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
 from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, pieces
 from stlm_kd.losses.sampled import Sparse

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stlm_kd.data.examples import AnyBatch
+from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.backends.ddp import MicroBatch
 from stlm_kd.training.backends.deepspeed_setup import deprecations_ignored, environment
 from stlm_kd.training.optimizer import (

@@ -1,0 +1,241 @@
+"""Batches of labelled examples, and which examples make which optimizer step.
+
+Everything is a function of the step's number and the seed, as in ``stlm_kd.data.batches``. The examples of a
+step are drawn first, and then dealt out to micro-batches by their length, so that little is padded.
+
+Shapes: B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stlm_kd.data.batch import IGNORED, Batch, Integers, Sources, batches_with_sources, is_on_cpu
+from stlm_kd.data.dealing import dealt, sources
+from stlm_kd.data.labelled.encoding import Encoded, EncodedTexts
+from stlm_kd.data.labelled.examples import Labels
+
+FORWARD_COST = 100
+"""What a pass forward and back costs besides its positions, in positions, on a CPU; on a GPU, thousands."""
+
+_ORDER = 0  # what a random generator is for
+
+
+Labelled = Literal["text", "words", "span"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleBatch:
+    """B examples, padded on the right; the first three fields as in ``Encoded``.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        attention_mask: (B, T) bool.
+        token_type_ids: (B, T) int64, or None.
+        labels: (B,): int64 classes, or float32 numbers. A row of padding has ``IGNORED``, or not a number. Of
+            words (B, T): at some positions a class, elsewhere ``IGNORED``; of a span (B, 2): the positions of
+            its first and last token.
+        example_ids: (B,) int64, the example's place in its data set: stable over epochs, shuffles and ranks;
+            -1 for a row of padding, which a rank gets that has no example when others have one.
+        others: The same examples as other tokenizers read them, by the name of the teacher that reads so.
+        of: What is labelled: an example as a whole, words in it, or a span of it.
+        sources: As in ``Batch``.
+        origin: The same batch on the CPU, where it was moved from there.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor | None
+    labels: Tensor
+    example_ids: Tensor
+    others: Mapping[str, Encoded] = field(default_factory=dict)
+    of: Labelled = "text"
+    sources: Sources | None = field(default=None, repr=False, compare=False)
+    origin: ExampleBatch | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def own(self) -> Encoded:
+        """The rows as the student's tokenizer reads them."""
+        return Encoded(self.input_ids, self.attention_mask, self.token_type_ids)
+
+    def reading(self, teacher: str) -> Encoded:
+        """The rows as a teacher reads them: by a tokenizer of its own, or as the student."""
+        return self.others.get(teacher, self.own)
+
+    def to(self, device: torch.device) -> ExampleBatch:
+        """The same batch on a device."""
+        own = self.own.to(device)
+        moved = ExampleBatch(
+            own.input_ids,
+            own.attention_mask,
+            own.token_type_ids,
+            self.labels.to(device, non_blocking=True),
+            self.example_ids.to(device, non_blocking=True),
+            {name: encoded.to(device) for name, encoded in self.others.items()},
+            self.of,
+            self.sources,
+        )
+        object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
+        return moved
+
+    def num_tokens(self) -> int:
+        """Positions of the student's reading that are not padding."""
+        return int(self.attention_mask[self.example_ids >= 0].sum())
+
+
+AnyBatch = Batch | ExampleBatch
+"""One micro-batch of whatever a student reads."""
+
+
+def on_cpu(batch: AnyBatch) -> AnyBatch:
+    """The same batch on the CPU; no device is waited for where it came from there."""
+    if is_on_cpu(batch.input_ids):
+        return batch
+    if batch.origin is not None:
+        return batch.origin
+    found = batch.to(torch.device("cpu"))
+    torch.accelerator.synchronize()  # batches move without waiting, and what is read now must have come
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExamples:
+    """N examples, tokenised.
+
+    Attributes:
+        labels: (N,), as ``Examples``.
+        own: As the student's tokenizer reads them.
+        others: As other tokenizers do, by the name of the teacher that reads so.
+    """
+
+    labels: Labels
+    own: EncodedTexts
+    others: Mapping[str, EncodedTexts] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert all(len(texts) == len(self.labels) for texts in (self.own, *self.others.values()))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, places: Integers) -> ExampleBatch:
+        """These examples in this order; one row of padding where there are none."""
+        own = self.own.rows(places)
+        labels_B = torch.from_numpy(self.labels[places])
+        ids_B = torch.from_numpy(places)
+        if not len(places):
+            nothing = torch.nan if labels_B.is_floating_point() else IGNORED
+            labels_B, ids_B = labels_B.new_full((1,), nothing), ids_B.new_full((1,), -1)
+        return ExampleBatch(
+            own.input_ids,
+            own.attention_mask,
+            own.token_type_ids,
+            labels_B,
+            ids_B,
+            {name: texts.rows(places) for name, texts in self.others.items()},
+        )
+
+
+class Tokenised(Protocol):
+    """Examples of some kind, of which batches are made."""
+
+    @property
+    def own(self) -> EncodedTexts:
+        """As the student's tokenizer reads them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, places: Integers) -> ExampleBatch:
+        """These examples in this order; one row of padding where there are none."""
+
+
+class ExampleStream:
+    """The micro-batches of every optimizer step, in an order that is drawn anew in each epoch.
+
+    In an epoch every example comes once; its last step has what is left. A step's examples are dealt out by
+    length, the longest first, in as many micro-batches on every rank: as many as make the fewest positions,
+    where a micro-batch counts as ``forward_cost`` positions more.
+
+    With ``pairs`` rows are sources of each other in interventions: neighbours by length, so of about the same
+    length, whatever the split. A pair goes to one micro-batch, unless micro-batches hold one row.
+
+    Args:
+        examples: At least one.
+        effective_batch: Examples of an optimizer step, over all ranks and micro-batches.
+        micro_batch: Most examples of one forward on one rank.
+        seed: Of the order, 0 or more.
+        rank: This process, of ``world_size``.
+        world_size: Processes that share the examples of a step.
+        forward_cost: What a forward and backward pass costs by itself, in positions.
+        pairs: Whether a step's rows are sources of each other.
+    """
+
+    def __init__(
+        self,
+        examples: Tokenised,
+        *,
+        effective_batch: int,
+        micro_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        forward_cost: int = FORWARD_COST,
+        pairs: bool = False,
+    ) -> None:
+        assert effective_batch >= 1 and micro_batch >= 1 and seed >= 0 and 0 <= rank < world_size
+        self._examples = examples
+        self._lengths = examples.own.lengths()
+        self._effective_batch = effective_batch
+        self._micro_batch = micro_batch
+        self._seed = seed
+        self._rank, self._world_size = rank, world_size
+        self._forward_cost = forward_cost
+        self._pairs = pairs
+        self._order: tuple[int, Integers] = (0, self._shuffled(0))
+        self.rows_per_epoch = len(examples)
+        self.steps_per_epoch = -(-self.rows_per_epoch // effective_batch)
+
+    def step(self, index: int) -> list[ExampleBatch]:
+        """The rank's micro-batches of an optimizer step, counted from 0 over all epochs."""
+        epoch, step = divmod(index, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, self._shuffled(epoch))
+        begin = step * self._effective_batch
+        places = _longest_first(self._order[1][begin : begin + self._effective_batch], self._lengths)
+        groups = dealt(
+            self._examples.own.padded(self._lengths[places]),
+            rank=self._rank,
+            world_size=self._world_size,
+            most=self._micro_batch,
+            cost=self._forward_cost,
+            pairs=self._pairs,
+        )
+        if not self._pairs:
+            return [self._examples.batch(places[own]) for own in groups]
+        return batches_with_sources(lambda own: self._examples.batch(places[own]), groups, sources(places))
+
+    def _shuffled(self, epoch: int) -> Integers:
+        return np.random.default_rng([self._seed, epoch, _ORDER]).permutation(len(self._examples))
+
+
+def example_evaluation_batches(
+    examples: Tokenised, *, micro_batch: int, rank: int = 0, world_size: int = 1
+) -> Iterator[ExampleBatch]:
+    """Every example once, the longest first; as many batches on every rank.
+
+    Of examples as long as each other, the first comes first.
+    """
+    places = _longest_first(np.arange(len(examples)), examples.own.lengths())
+    stride = micro_batch * world_size
+    for begin in range(0, len(places), stride):
+        yield examples.batch(places[begin : begin + stride][rank::world_size])
+
+
+def _longest_first(places: Integers, lengths: Integers) -> Integers:
+    return places[np.argsort(-lengths[places], kind="stable")]

@@ -1,0 +1,367 @@
+"""Labelled examples: one or two texts each, and a class or a number.
+
+A class is known by its name outside (``entailment``, ``1``) and by its place in ``label_names`` inside.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from stlm_kd.data.sources import hub
+from stlm_kd.data.sources.files import ROWS, expanded, text_files
+from stlm_kd.data.sources.sources import file_facts, hash_of, sample_facts
+from stlm_kd.data.sources.tables import Row, read_rows, require_columns, shown, text_value
+from stlm_kd.data.synthetic.tasks import TASK_SPLITS, TASKS, sample_rows
+from stlm_kd.errors import DataError, did_you_mean
+
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+
+SAMPLE_EXAMPLES: Mapping[str, int] = {"train": 6000, "validation": 1000}
+"""Examples of a sample whose size is not given."""
+
+_ID_COLUMNS = ("idx", "id")
+_SOURCE_COLUMN = "source"
+_HIDDEN = "-1"
+_SAMPLE_SEED = 0
+_INTEGER = re.compile(r"-?\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSource:
+    """One place where labelled examples come from; exactly one of ``path``, ``hub`` and ``sample`` is given.
+
+    Attributes:
+        path: A .jsonl, .csv, .tsv (each also .gz or .xz) or .parquet file, or a folder of such files, read
+            in the order of the names. ``~`` and ``$VARIABLES`` are filled in.
+        hub: The id of a data set on the Hugging Face Hub.
+        sample: A task of the built-in generator of synthetic English: ``acceptability`` or ``sentiment``.
+        text: The columns of one text, or of a pair.
+        label: The column of the label.
+        name: Hub: the configuration, where the data set has several.
+        split: Hub and sample: the split; ``train`` or ``validation`` of a sample.
+        revision: Hub: a branch, tag or commit.
+        size: Sample: examples; by default ``SAMPLE_EXAMPLES``.
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    sample: str | None = None
+    text: tuple[str, ...] = ("sentence",)
+    label: str = "label"
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        place = self.described()
+        if sum(value is not None for value in (self.path, self.hub, self.sample)) != 1:
+            raise DataError(f"{place}: give exactly one of path, hub and sample")
+        if len(self.text) not in (1, 2):
+            raise DataError(
+                f"{place}: {len(self.text)} columns of text found, expected one, or two for pairs"
+            )
+        if self.label in self.text or len(set(self.text)) < len(self.text):
+            raise DataError(
+                f"{place}: a column is named twice; text: {', '.join(self.text)}; label: {self.label}"
+            )
+        if self.sample is None:
+            return
+        if self.sample not in TASKS:
+            raise DataError(f"{place}: not a task of the sample{did_you_mean(self.sample, TASKS)}")
+        if self.split not in TASK_SPLITS:
+            raise DataError(f"{place}: not a split of the sample{did_you_mean(self.split, TASK_SPLITS)}")
+        if self.size is not None and self.size <= 0:
+            raise DataError(f"{place}: size {self.size} found, expected a positive number of examples")
+
+    def described(self) -> str:
+        """What messages call it."""
+        if self.sample is not None:
+            return f"sample {self.sample}, split {self.split}"
+        if self.hub is not None:
+            return f"{self.hub}, split {self.split}"
+        return self.path or "a source of examples"
+
+    @property
+    def examples(self) -> int:
+        """How many examples of the sample are made."""
+        return self.size or SAMPLE_EXAMPLES[self.split]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """N labelled examples in the order of their sources.
+
+    Attributes:
+        texts: One text or a pair for each.
+        labels: (N,): int64 places in ``label_names``, or float32 numbers.
+        ids: What each is called in results: its ``idx`` or ``id`` in the source where all have a different
+            one, else its place among all, from 0.
+        label_names: The classes; none for numbers.
+        sources: Where each is from, as a column ``source`` says (in CoLA's: the book or article); "" where
+            there is none. Empty, in place of N of these, where no example has one.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    labels: Labels
+    ids: tuple[str, ...]
+    label_names: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the labels are numbers."""
+        return not self.label_names
+
+    def counts(self) -> dict[str, int]:
+        """How many examples each class has; empty for numbers."""
+        return {name: int((self.labels == place).sum()) for place, name in enumerate(self.label_names)}
+
+    def select(self, places: npt.NDArray[np.int64]) -> Examples:
+        """These examples, in this order."""
+        return replace(
+            self,
+            texts=tuple(self.texts[place] for place in places),
+            labels=self.labels[places],
+            ids=tuple(self.ids[place] for place in places),
+            sources=tuple(self.sources[place] for place in places) if self.sources else (),
+        )
+
+
+def read_examples(*sources: LabelledSource, labels: Sequence[str] = (), regression: bool = False) -> Examples:
+    """All examples of one or several sources.
+
+    Args:
+        *sources: At least one; all of single texts, or all of pairs.
+        labels: The names of the classes in order. A label is one of them, or a number that counts them from
+            0. Where none are given, they are the different labels that are found, numbers in the order of
+            their size, else by the alphabet.
+        regression: Whether labels are numbers to predict rather than classes.
+
+    Raises:
+        EnvironmentFault: Not there; or on the Hub, which cannot be reached, and not in its cache.
+        DataError: Malformed content, a column that is not there, a text that is none, a label that is
+            missing, hidden (-1, as in GLUE's test sets) or not one of the given, or no example at all.
+    """
+    assert sources and not (labels and regression)
+    if len(labels) == 1 or len(set(labels)) < len(labels):
+        raise DataError(
+            f"labels: {', '.join(labels)} found; expected at least two different names of classes"
+        )
+    if len({len(source.text) for source in sources}) > 1:
+        raise DataError("sources of single texts and of pairs together; give text the same number of columns")
+    texts: list[tuple[str, ...]] = []
+    found: list[tuple[str, object]] = []
+    own_ids: list[str | None] = []
+    origins: list[str] = []
+    for source in sources:
+        before = len(texts)
+        for place, row in _rows(source):
+            texts.append(tuple(_text(row[column], f"{place}, column {column}") for column in source.text))
+            found.append((f"{place}, column {source.label}", row[source.label]))
+            own_ids.append(_own_id(row))
+            origins.append(_origin(row, source))
+        if len(texts) == before:
+            raise DataError(f"{source.described()}: no example in it")
+    from_where = tuple(origins) if any(origins) else ()
+    if regression:
+        return Examples(tuple(texts), _numbers(found), _ids(own_ids), (), from_where)
+    values, names = _classes(found, labels)
+    return Examples(tuple(texts), values, _ids(own_ids), names, from_where)
+
+
+def draw_fraction(
+    examples: Examples, fraction: float, *, seed: int, place: str = "data.fraction"
+) -> Examples:
+    """A random share of the examples, in their order; of each class the same share, rounded.
+
+    With one seed, the examples of a smaller share are among those of a larger one.
+
+    Args:
+        examples: All of them.
+        fraction: Above 0, at most 1.
+        seed: Of the draw.
+        place: What messages call the fraction.
+
+    Raises:
+        DataError: A class, or all, would be left without an example.
+    """
+    assert 0 < fraction <= 1 and seed >= 0
+    names = examples.label_names or ("",)
+    groups = np.zeros(len(examples), np.int64) if examples.is_regression else examples.labels
+    chosen = []
+    for number, name in enumerate(names):
+        members = np.flatnonzero(groups == number)
+        count = math.floor(fraction * len(members) + 0.5)
+        if len(members) and not count:
+            raise DataError(_too_small(place, fraction, len(members), len(examples), name))
+        chosen.append(np.random.default_rng([seed, number]).permutation(members)[:count])
+    return examples.select(np.sort(np.concatenate(chosen)))
+
+
+def _too_small(place: str, fraction: float, members: int, total: int, name: str) -> str:
+    least = math.ceil(500_000 / members) / 1_000_000
+    of_class = f" of the {members} of class {name}" if name else ""
+    return (
+        f"{place}: {fraction:g} of {total} examples leaves none{of_class}; "
+        f"it takes {math.ceil(least * total)} examples, a fraction of at least {least:g}"
+    )
+
+
+def fingerprint(source: LabelledSource) -> str:
+    """A hash (hex) of the rows that a source stands for: of content, as for text.
+
+    Raises:
+        EnvironmentFault: As ``read_examples``.
+        DataError: As ``read_examples``, where the fault can be seen without reading.
+    """
+    if source.sample is not None:
+        facts = sample_facts(source.sample, source.split, source.examples, _SAMPLE_SEED)
+    elif source.hub is not None:
+        version = hub.version(source.hub, name=source.name, revision=source.revision)
+        facts = ["hub", source.hub, source.name, source.split, version]
+    else:
+        assert source.path is not None
+        facts = file_facts(text_files(expanded(source.path), kinds=ROWS))
+    return hash_of(["examples", facts, source.text, source.label])
+
+
+def _rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
+    columns = (*source.text, source.label)
+    if source.sample is not None:
+        rows = sample_rows(source.sample, source.split, count=source.examples, seed=_SAMPLE_SEED)
+        yield from _of_sample(source, columns, rows)
+    elif source.hub is not None:
+        yield from hub.rows(
+            source.hub,
+            name=source.name,
+            split=source.split,
+            columns=columns,
+            revision=source.revision,
+            optional=(*_ID_COLUMNS, _SOURCE_COLUMN),
+        )
+    else:
+        assert source.path is not None
+        for path in text_files(expanded(source.path), kinds=ROWS):
+            yield from read_rows(path, columns=columns, optional=(*_ID_COLUMNS, _SOURCE_COLUMN))
+
+
+def _of_sample(
+    source: LabelledSource, columns: Sequence[str], rows: Sequence[Row]
+) -> Iterator[tuple[str, Row]]:
+    require_columns(source.described(), columns, rows[0])
+    for number, row in enumerate(rows, start=1):
+        yield f"{source.described()}: row {number}", row
+
+
+def _text(value: object, place: str) -> str:
+    if value is None:
+        raise DataError(f"{place}: null found, expected text; fill it in or remove the row")
+    kept = "".join(text_value(value, place))  # which leaves blank text out
+    return kept if kept else str(value)
+
+
+def _own_id(row: Row) -> str | None:
+    for column in _ID_COLUMNS:
+        value = row.get(column)
+        if isinstance(value, (int, str)) and not isinstance(value, bool):
+            return str(value)
+    return None
+
+
+def _origin(row: Row, source: LabelledSource) -> str:
+    """What the row's source is called; "" where no column says so, or the column is read otherwise."""
+    value = row.get(_SOURCE_COLUMN)
+    is_read_otherwise = _SOURCE_COLUMN in (*source.text, source.label)
+    return value if isinstance(value, str) and not is_read_otherwise else ""
+
+
+def _ids(own: Sequence[str | None]) -> tuple[str, ...]:
+    present = [value for value in own if value is not None]
+    if len(set(present)) == len(own):
+        return tuple(present)
+    return tuple(str(place) for place in range(len(own)))
+
+
+def _numbers(found: Sequence[tuple[str, object]]) -> npt.NDArray[np.float32]:
+    """The labels as numbers; a whole set of -1 is one whose labels are hidden."""
+    values = np.array([_number(value, place) for place, value in found], np.float32)
+    if (values == -1).all():
+        raise DataError(_hidden(found[0][0], ""))
+    return values
+
+
+def _number(value: object, place: str) -> float:
+    if not isinstance(value, (int, float, str)) or isinstance(value, bool):
+        raise DataError(f"{place}: {shown(value)} found, expected a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{place}: {shown(value)} found, expected a number") from error
+    if not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
+        raise DataError(f"{place}: {shown(value)} found, expected a finite number")
+    return number
+
+
+def _classes(
+    found: Sequence[tuple[str, object]], given: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """The labels as places among the names, and the names."""
+    labels = [(place, _name(value, place)) for place, value in found]
+    names = tuple(given) or _names_in(labels)
+    places = {name: place for place, name in enumerate(names)}
+    if not any(_INTEGER.fullmatch(name) for name in names):
+        places |= {str(place): place for place in range(len(names))}
+    for place, label in labels:
+        if label not in places:
+            raise DataError(_hidden(place) if label == _HIDDEN else _unknown(place, label, names))
+    return np.array([places[label] for _, label in labels], np.int64), names
+
+
+def _names_in(labels: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    different = {label for _, label in labels}
+    for place, label in labels:
+        if label == _HIDDEN:
+            raise DataError(_hidden(place))
+    numeric = all(_INTEGER.fullmatch(label) for label in different)
+    names = sorted(different, key=int) if numeric else sorted(different)
+    if len(names) < 2:
+        raise DataError(
+            f"{labels[0][0]}: every label is {names[0]}; classes need at least two; "
+            "if there are others, name all of them (labels)"
+        )
+    return tuple(names)
+
+
+def _name(value: object, place: str) -> str:
+    """A label as text: 1.0, which Parquet makes of 1 where another row has none, is 1."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    if value is None or value == "":
+        raise DataError(f"{place}: no label; expected the name or number of a class; remove the row")
+    raise DataError(f"{place}: {shown(value)} found, expected the name or number of a class")
+
+
+_IF_A_CLASS = ' (if it is a class of its own, name all classes: labels: ["-1", …])'
+
+
+def _hidden(place: str, otherwise: str = _IF_A_CLASS) -> str:
+    hint = f"; use a split that has them{otherwise}"
+    return f"{place}: the label is -1, by which test sets hide their labels{hint}"
+
+
+def _unknown(place: str, label: str, names: Sequence[str]) -> str:
+    return f"{place}: label {label} is not one of the classes{did_you_mean(label, names)}"

@@ -1,0 +1,272 @@
+"""Questions about passages whose answers are spans of these, read in windows that overlap.
+
+Shapes: N windows, P positions of all windows together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from stlm_kd.data.batch import Integers
+from stlm_kd.data.labelled.batches import ExampleBatch
+from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encodings, padding_id, separates
+from stlm_kd.data.sources import hub
+from stlm_kd.data.sources.files import expanded
+from stlm_kd.data.sources.tables import Row, read_rows, shown
+from stlm_kd.data.tokenizers import document_ends
+from stlm_kd.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+LONGEST_QUESTION = 64
+"""Tokens of a question at most, as in BERT's own script."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question: ``answers`` are texts and where each begins in the passage; ``id`` names it in results."""
+
+    id: str
+    question: str
+    passage: str
+    answers: tuple[tuple[str, int], ...]
+
+
+def read_questions(
+    *, path: str | None = None, dataset: str | None = None, split: str = "train"
+) -> tuple[Question, ...]:
+    """Questions in the layout of SQuAD v1.1: ``id``, ``context``, ``question``, ``answers``.
+
+    Args:
+        path: A file as ``stlm_kd.data.sources.files.read_rows`` reads it; or
+        dataset: the id of a data set on the Hub.
+        split: Of the data set.
+
+    Raises:
+        EnvironmentFault: It is not there.
+        DataError: Malformed content, a question without answer or id, an answer that does not stand where it
+            is said to, two questions with one id, or none at all.
+    """
+    columns = ("id", "context", "question", "answers")
+    if path is not None:
+        rows = read_rows(expanded(path), columns=columns)
+    else:
+        assert dataset is not None
+        rows = hub.rows(dataset, name=None, split=split, columns=columns, revision=None)
+    found = tuple(_question(row, place) for place, row in rows)
+    if not found:
+        raise DataError(f"{path or dataset}: no question in it")
+    if len({one.id for one in found}) < len(found):
+        raise DataError(f"{path or dataset}: two questions have one id; give each its own")
+    return found
+
+
+def _question(row: Row, place: str) -> Question:
+    question, passage = (_required_text(row, column, place) for column in ("question", "context"))
+    if not isinstance(row["id"], (str, int)) or isinstance(row["id"], bool):
+        raise DataError(f"{place}, column id: {shown(row['id'])} found; expected a text or an integer")
+    pairs = _answers(row["answers"], f"{place}, column answers")
+    for text, start in pairs:
+        if passage[start : start + len(text)] != text:
+            raise DataError(
+                f"{place}: the answer {text!r} is not at {start} of the context; expected the place of its "
+                "first character, counted from 0; mend answer_start"
+            )
+    return Question(str(row["id"]), question, passage, pairs)
+
+
+def _required_text(row: Row, column: str, place: str) -> str:
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"{place}, column {column}: {shown(value)} found; expected text; fill it in or remove the row"
+        )
+    return value
+
+
+def _answers(answers: object, place: str) -> tuple[tuple[str, int], ...]:
+    """The texts of a question's answers and where each begins, at least one."""
+    found = answers if isinstance(answers, Mapping) else {}
+    texts, starts = found.get("text"), found.get("answer_start")
+    if not isinstance(texts, list) or not isinstance(starts, list):
+        raise DataError(
+            f"{place}: {shown(answers)} found; expected a mapping with the lists text and answer_start"
+        )
+    if len(texts) != len(starts):
+        raise DataError(
+            f"{place}: {len(texts)} text and {len(starts)} answer_start found; expected as many of both"
+        )
+    if not texts:
+        raise DataError(f"{place}: no answer; expected at least one, as in SQuAD v1.1; remove the row")
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text:
+            raise DataError(f"{place}, text: {shown(text)} found; expected text that is not empty")
+        if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+            raise DataError(f"{place}, answer_start: {shown(start)} found; expected an integer from 0")
+    return tuple(zip(texts, starts, strict=True))
+
+
+def draw_questions(questions: Sequence[Question], fraction: float, *, seed: int) -> tuple[Question, ...]:
+    """A random share of the questions, at least one, in their order."""
+    count = max(1, round(fraction * len(questions)))
+    places = np.sort(np.random.default_rng([seed]).permutation(len(questions))[:count])
+    return tuple(questions[place] for place in places)
+
+
+def digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
+    """SHA-256 (hex) of all, whatever their order, or as they are drawn: in theirs."""
+    rows = [[one.id, one.question, one.passage, one.answers] for one in questions]
+    rows = rows if in_order else sorted(rows)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedWindows:
+    """Windows of all questions, tokenised.
+
+    Attributes:
+        own: Their tokens.
+        labels: (N, 2) int64: the positions of the answer's first and last token; 0 and 0 where the window
+            does not hold all of it.
+        questions: (N,): the number of each window's question.
+        characters: (P, 2): where each token of the passage begins and ends in it; -1 of other tokens.
+    """
+
+    own: EncodedTexts
+    labels: Integers
+    questions: Integers
+    characters: Integers
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def batch(self, places: Integers) -> ExampleBatch:
+        """These windows in this order; one row of padding where there are none."""
+        own = self.own.rows(places)
+        labels_B2 = torch.from_numpy(self.labels[places])
+        ids_B = torch.from_numpy(places)
+        if not len(places):
+            labels_B2, ids_B = labels_B2.new_full((1, 2), -100), ids_B.new_full((1,), -1)
+        return ExampleBatch(
+            own.input_ids, own.attention_mask, own.token_type_ids, labels_B2, ids_B, of="span"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The special tokens before a question, between it and the passage, and behind; types of the passage."""
+
+    before: tuple[int, ...]
+    middle: tuple[int, ...]
+    after: tuple[int, ...]
+    passage_type: int
+
+
+def _frame(tokenizer: PreTrainedTokenizerFast) -> _Frame:
+    """As the tokenizer puts them; where it puts none in between, what ends a document."""
+    pair = separates(tokenizer)
+    probe = next(encodings([("a", "a") if pair else ("a",)], tokenizer, LONGEST_QUESTION))
+    special = np.array(probe.special_tokens_mask, bool)
+    ids, own = np.array(probe.ids), np.flatnonzero(~special)
+    before, after = ids[: own[0]], ids[own[-1] + 1 :]
+    if not pair:
+        return _Frame(tuple(before.tolist()), (document_ends(tokenizer)[1],), tuple(after.tolist()), 0)
+    gap = next(place for place in range(int(own[0]), len(ids)) if special[place])
+    begin = next(int(place) for place in own if place > gap)
+    return _Frame(
+        tuple(before.tolist()), tuple(ids[gap:begin].tolist()), tuple(after.tolist()), probe.type_ids[begin]
+    )
+
+
+def encode_windows(
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    context: int,
+    stride: int,
+    multiple: int = MULTIPLE,
+) -> EncodedWindows:
+    """Each question with its passage, in as many windows as the passage takes.
+
+    Args:
+        questions: At least one.
+        tokenizer: What reads them; its special tokens stand around both.
+        context: Tokens of a window at most.
+        stride: Tokens of the passage that neighbouring windows share.
+        multiple: Rows are padded to a multiple of so many positions.
+
+    Raises:
+        DataError: A window has no room for more of the passage than neighbours share.
+    """
+    frame = _frame(tokenizer)
+    asked = encodings([(one.question,) for one in questions], tokenizer, None)
+    passages = encodings([(one.passage,) for one in questions], tokenizer, None)
+    ids: list[list[int]] = []
+    types: list[list[int]] = []
+    labels: list[tuple[int, int]] = []
+    numbers: list[int] = []
+    characters: list[list[tuple[int, int]]] = []
+    for number, (own, passage) in enumerate(zip(asked, passages, strict=True)):
+        head = [*frame.before, *own.ids[:LONGEST_QUESTION], *frame.middle]
+        room = context - len(head) - len(frame.after)
+        if room <= stride and len(passage.ids) > room:
+            raise DataError(
+                f"question {questions[number].id}: {room} of {context} tokens are left for the passage, but "
+                f"windows share {stride}; use a longer context or a shorter stride"
+            )
+        for begin, end in _bounds(len(passage.ids), room, stride):
+            spans = passage.offsets[begin:end]
+            ids.append([*head, *passage.ids[begin:end], *frame.after])
+            types.append([0] * len(head) + [frame.passage_type] * (end - begin + len(frame.after)))
+            characters.append([(-1, -1)] * len(head) + spans + [(-1, -1)] * len(frame.after))
+            labels.append(_span_of(questions[number], spans, len(head)))
+            numbers.append(number)
+    flat_types = np.array([kind for row in types for kind in row], np.int8)
+    own_texts = EncodedTexts(
+        tokens=np.array([token for row in ids for token in row], np.int32),
+        types=flat_types if flat_types.any() else None,
+        offsets=np.cumsum([0, *map(len, ids)]),
+        context=context,
+        padding=padding_id(tokenizer),
+        truncated=0,
+        multiple=multiple,
+    )
+    return EncodedWindows(
+        own_texts,
+        np.array(labels, np.int64),
+        np.array(numbers, np.int64),
+        np.array([pair for row in characters for pair in row], np.int64),
+    )
+
+
+def _bounds(length: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
+    """The windows of a passage of so many tokens; neighbours share ``stride``.
+
+    >>> list(_bounds(10, 6, 2))
+    [(0, 6), (4, 10)]
+    """
+    begin = 0
+    while True:
+        end = min(begin + room, length)
+        yield begin, end
+        if end >= length:
+            return
+        begin = end - stride
+
+
+def _span_of(question: Question, spans: Sequence[tuple[int, int]], before: int) -> tuple[int, int]:
+    """The positions of the first answer's first and last token in a window; (0, 0) where it is not whole."""
+    text, start = question.answers[0]
+    end = start + len(text)
+    touched = [place for place, (first, last) in enumerate(spans) if first < end and last > start]
+    if not touched or spans[touched[0]][0] > start or spans[touched[-1]][1] < end:
+        return 0, 0
+    return before + touched[0], before + touched[-1]

@@ -1,0 +1,195 @@
+"""Sentences of words with a tag each, and how a tokenizer reads them: a word's first token bears its tag.
+
+Shapes: B rows, T positions, P positions of all sentences together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stlm_kd.data.batch import IGNORED, Integers
+from stlm_kd.data.labelled.batches import ExampleBatch
+from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encode_texts, encodings
+from stlm_kd.data.sources import hub
+from stlm_kd.data.sources.files import expanded
+from stlm_kd.data.sources.tables import Row, read_rows, shown
+from stlm_kd.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class Sentences:
+    """N sentences.
+
+    Attributes:
+        words: Of each.
+        tags: Of each, a place in ``tag_names`` for every word.
+        ids: What each is called in results.
+        tag_names: ``O``, ``B-PER`` and so on.
+    """
+
+    words: tuple[tuple[str, ...], ...]
+    tags: tuple[tuple[int, ...], ...]
+    ids: tuple[str, ...]
+    tag_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def draw(self, fraction: float, *, seed: int) -> Sentences:
+        """A random share of the sentences, at least one, in their order."""
+        count = max(1, round(fraction * len(self)))
+        places = np.sort(np.random.default_rng([seed]).permutation(len(self))[:count]).tolist()
+        return replace(
+            self,
+            words=tuple(self.words[place] for place in places),
+            tags=tuple(self.tags[place] for place in places),
+            ids=tuple(self.ids[place] for place in places),
+        )
+
+    def digest(self, *, in_order: bool = False) -> str:
+        """SHA-256 (hex) of ids, words and tags, whatever their order, or as they are drawn: in theirs."""
+        rows = [*zip(self.ids, self.words, self.tags, strict=True)]
+        rows = rows if in_order else sorted(rows)
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def read_sentences(
+    tag_names: Sequence[str], *, path: str | None = None, dataset: str | None = None, split: str = "train"
+) -> Sentences:
+    """Sentences of a file or of a data set on the Hub, with columns ``tokens`` and ``ner_tags``.
+
+    Args:
+        tag_names: All tags in order; a tag is one of them, or a number that counts them from 0.
+        path: A file as ``stlm_kd.data.sources.files.read_rows`` reads it; or
+        dataset: the id of a data set on the Hub.
+        split: Of the data set.
+
+    Raises:
+        EnvironmentFault: It is not there.
+        DataError: Malformed content, a tag that is not one of them, another number of tags than of words, or
+            no sentence at all.
+    """
+    columns = ("tokens", "ner_tags")
+    if path is not None:
+        rows = read_rows(expanded(path), columns=columns, optional=("id",))
+    else:
+        assert dataset is not None
+        rows = hub.rows(dataset, name=None, split=split, columns=columns, revision=None, optional=("id",))
+    words, tags = [], []
+    ids: list[str] = []
+    for place, row in rows:
+        found = _sentence(row, place, tag_names)
+        if found[0]:
+            words.append(found[0])
+            tags.append(found[1])
+            own = row.get("id")
+            ids.append(str(len(ids) if own is None else own))
+    if not words:
+        raise DataError(f"{path or dataset}: no sentence in it")
+    if len(set(ids)) < len(ids):
+        ids = [str(number) for number in range(len(ids))]
+    return Sentences(tuple(words), tuple(tags), tuple(ids), tuple(tag_names))
+
+
+def _sentence(row: Row, place: str, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    words, tags = row["tokens"], row["ner_tags"]
+    if not isinstance(words, list) or not isinstance(tags, list):
+        value, column = (tags, "ner_tags") if isinstance(words, list) else (words, "tokens")
+        raise DataError(f"{place}, column {column}: {shown(value)} found; expected a list")
+    if len(words) != len(tags):
+        raise DataError(
+            f"{place}: {len(words)} words (tokens) and {len(tags)} tags (ner_tags) found; expected a tag for "
+            "each word"
+        )
+    for word in words:
+        if not isinstance(word, str):
+            raise DataError(
+                f"{place}, column tokens: {shown(word)} found; expected text; quote it or remove the row"
+            )
+    return tuple(words), tuple(_tag(tag, place, names) for tag in tags)
+
+
+def _tag(tag: object, place: str, names: Sequence[str]) -> int:
+    if isinstance(tag, int) and not isinstance(tag, bool) and 0 <= tag < len(names):
+        return tag
+    if tag in names:
+        return names.index(str(tag))
+    raise DataError(f"{place}: tag {shown(tag)} is not one of the tags{did_you_mean(str(tag), names)}")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedWords:
+    """Sentences, tokenised.
+
+    Attributes:
+        own: Their tokens.
+        labels: (P,) int64: at a word's first token its tag, elsewhere ``IGNORED``.
+        firsts: For each sentence, the position of each word's first token in its row; -1 of a word that was
+            cut off or has no token.
+    """
+
+    own: EncodedTexts
+    labels: Integers
+    firsts: tuple[npt.NDArray[np.int64], ...]
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    @property
+    def unread(self) -> int:
+        """How many words have no token in their row."""
+        return int(sum((row < 0).sum() for row in self.firsts))
+
+    def batch(self, places: Integers) -> ExampleBatch:
+        """These sentences in this order; one row of padding where there are none."""
+        own = self.own.rows(places)
+        tags = replace(self.own, tokens=self.labels.astype(np.int32), types=None, padding=IGNORED)
+        ids_B = torch.from_numpy(places)
+        if not len(places):
+            ids_B = ids_B.new_full((1,), -1)
+        labels_BT = tags.rows(places).input_ids
+        return ExampleBatch(
+            own.input_ids, own.attention_mask, own.token_type_ids, labels_BT, ids_B, of="words"
+        )
+
+
+def encode_words(
+    sentences: Sentences, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int = MULTIPLE
+) -> EncodedWords:
+    """The sentences, their words joined by spaces, with special tokens around, cut to ``context``."""
+    texts = [(" ".join(words),) for words in sentences.words]
+    own = encode_texts(texts, tokenizer, context=context, multiple=multiple)
+    labels = np.full(len(own.tokens), IGNORED, np.int64)
+    firsts = []
+    for number, encoding in enumerate(encodings(texts, tokenizer, context)):
+        first_W = _first_tokens(sentences.words[number], encoding.offsets, encoding.special_tokens_mask)
+        read_W = first_W >= 0
+        labels[own.offsets[number] + first_W[read_W]] = np.array(sentences.tags[number])[read_W]
+        firsts.append(first_W)
+    return EncodedWords(own, labels, tuple(firsts))
+
+
+def _first_tokens(
+    words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """The position of the first token that reads a character of each word; -1 where there is none."""
+    ends = np.cumsum([len(word) + 1 for word in words])  # each with the space behind it
+    first_W = np.full(len(words), -1, np.int64)
+    for position, ((begin, end), is_special) in enumerate(zip(offsets, special, strict=True)):
+        if is_special or begin == end:
+            continue
+        word = int(np.searchsorted(ends, end - 1, side="right"))
+        if word < len(words) and first_W[word] < 0:
+            first_W[word] = position
+    return first_W

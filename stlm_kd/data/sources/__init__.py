@@ -1,0 +1,1 @@
+"""Where text and rows come from: files, the Hub, the built-in generator."""

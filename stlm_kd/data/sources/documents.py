@@ -1,0 +1,119 @@
+"""Documents of one file: plain text cut into documents, or the texts of one column of a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stlm_kd.data.sources.files import MAX_CHARACTERS, kind_of, lines_of
+from stlm_kd.data.sources.tables import read_rows, text_value
+from stlm_kd.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Separator:
+    """A text that stands between documents, such as ``<|endoftext|>``, and belongs to none."""
+
+    text: str
+
+
+Documents = Literal["article", "line", "blank-line", "file"] | Separator
+"""How a plain text file is cut into documents; see ``cut``."""
+
+_TITLE = re.compile(r"^ ?= [^=].* = ?$")
+
+
+def read(path: Path, *, column: str, documents: Documents) -> Iterator[str]:
+    """The documents of one file, none of them blank.
+
+    Text comes out of plain files without the white space around each document; a column's values are left
+    as they are.
+
+    Raises:
+        DataError: Malformed or truncated content, not UTF-8, or a column that is not there; names the line.
+        EnvironmentFault: The file cannot be opened.
+    """
+    kind = kind_of(path)
+    if kind == "text":
+        yield from cut(lines_of(path), documents=documents, place=str(path))
+        return
+    for place, row in read_rows(path, columns=[column]):
+        yield from text_value(row[column], f"{place}, column {column}")
+
+
+def cut(lines: Iterable[str], *, documents: Documents, place: str) -> Iterator[str]:
+    r"""Documents made of the lines of a plain text.
+
+    ``line``: each line is one. ``blank-line``: each run of lines between blank lines is one.
+    ``file``: all lines are one. ``article``, the default of a source: all lines are one, but where a line
+    `` = Title = `` stands between blank lines (as in WikiText) a new document begins with it, so that text
+    without such titles, a novel for instance, stays in one piece. A ``Separator``: what stands between two
+    occurrences of it is one, within a line too.
+
+    >>> list(cut(["one\n", "two<end>three\n", "<end>\n"], documents=Separator("<end>"), place="x"))
+    ['one\ntwo', 'three']
+    >>> list(cut([" = A = \n", "\n", "a\n", "\n", " = B = \n", "\n", "b\n"], documents="article", place="x"))
+    ['= A = \n\na', '= B = \n\nb']
+    """
+    pending: list[str] = []
+    size = 0
+    for piece, begins in _beginnings(lines, documents):
+        if begins:
+            yield from _joined(pending)
+            pending, size = [], 0
+        pending.append(piece)
+        size += len(piece)
+        if size > MAX_CHARACTERS:
+            how = f"separator {documents.text!r}" if isinstance(documents, Separator) else documents
+            raise DataError(
+                f"{place}: a document of more than {MAX_CHARACTERS:,} characters (documents: {how}); "
+                "choose documents: line or blank-line, or name what stands between them: {separator: …}"
+            )
+    yield from _joined(pending)
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    text = "".join(lines).strip()
+    if text:
+        yield text
+
+
+def _beginnings(lines: Iterable[str], documents: Documents) -> Iterator[tuple[str, bool]]:
+    """Each line, or piece of one, and whether a document begins with it."""
+    if documents == "article":
+        yield from _title_beginnings(lines)
+    elif isinstance(documents, Separator):
+        yield from _pieces_between(lines, documents.text)
+    else:
+        for line in lines:
+            yield line, documents == "line" or (documents == "blank-line" and not line.strip())
+
+
+def _pieces_between(lines: Iterable[str], separator: str) -> Iterator[tuple[str, bool]]:
+    """As ``_beginnings``; as ``str.split`` would divide all lines together, if pieces are joined."""
+    held, begins = "", False
+    for line in lines:
+        *whole, held = (held + line).split(separator)
+        for piece in whole:
+            yield piece, begins
+            begins = True
+        safe = max(0, len(held) - len(separator) + 1)  # what follows may be the beginning of a separator
+        yield held[:safe], begins
+        held, begins = held[safe:], False
+    yield held, begins
+
+
+def _title_beginnings(lines: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """As ``_beginnings``, one line late, because a title is known by the blank line after it."""
+    before, current = "", ""
+    for after in lines:
+        yield current, _is_title(before, current, after)
+        before, current = current, after
+    yield current, _is_title(before, current, "")
+
+
+def _is_title(before: str, line: str, after: str) -> bool:
+    return not before.strip() and not after.strip() and bool(_TITLE.match(line.rstrip("\n")))

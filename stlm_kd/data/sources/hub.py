@@ -1,0 +1,116 @@
+"""Texts and rows of data sets on the Hugging Face Hub, through the ``datasets`` library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from stlm_kd.data.sources.tables import Row, require_columns, text_value
+from stlm_kd.errors import DataError, EnvironmentFault
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder
+
+T = TypeVar("T")
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def column(dataset: str, *, name: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
+    """The texts of one column of one split, from the Hub or its cache.
+
+    The library keeps the data set as a memory-mapped file in its own cache, read a thousand rows at a time.
+
+    Raises:
+        EnvironmentFault: Not on the Hub, or the Hub cannot be reached and the data set is not in the cache.
+        DataError: No such configuration, split or column, or a value that is not text.
+    """
+    for place, row in rows(dataset, name=name, split=split, columns=[column], revision=revision):
+        yield from text_value(row[column], f"{place}, column {column}")
+
+
+def rows(
+    dataset: str,
+    *,
+    name: str | None,
+    split: str,
+    columns: Sequence[str],
+    revision: str | None,
+    optional: Sequence[str] = (),
+) -> Iterator[tuple[str, Row]]:
+    """Each row of one split with the place where it stands, as ``stlm_kd.data.sources.files.read_rows``.
+
+    Raises:
+        EnvironmentFault: As ``column``.
+        DataError: No such configuration, split or column.
+    """
+    table = _rows(_builder(dataset, name=name, revision=revision), dataset, split)
+    require_columns(f"{dataset}, split {split}", columns, table.column_names)
+    wanted = [known for known in table.column_names if known in (*columns, *optional)]
+    number = 0
+    for batch in table.select_columns(wanted).iter(batch_size=1000):
+        for values in zip(*(batch[known] for known in wanted), strict=True):
+            number += 1
+            yield f"{dataset}, split {split}: row {number}", dict(zip(wanted, values, strict=True))
+
+
+def version(dataset: str, *, name: str | None, revision: str | None) -> str:
+    """What the library knows a data set's state by: a commit, or a hash of its files.
+
+    Raises:
+        EnvironmentFault: As ``column``.
+        DataError: No such configuration.
+    """
+    return str(_builder(dataset, name=name, revision=revision).hash)
+
+
+def _builder(dataset: str, *, name: str | None, revision: str | None) -> DatasetBuilder:
+    """The library's builder, at the commit that was asked for: offline it takes any that is in the cache."""
+
+    def ask() -> DatasetBuilder:
+        from datasets import load_dataset_builder
+
+        return load_dataset_builder(dataset, name, revision=revision)
+
+    builder = _asked(ask, dataset)
+    if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
+        raise EnvironmentFault(
+            f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
+            "go online once, or name that one"
+        )
+    return builder
+
+
+def _rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
+    """A split's rows, downloaded first where the cache does not have them."""
+
+    def ask() -> Dataset:
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+
+    return _asked(ask, dataset)
+
+
+def _asked(ask: Callable[[], T], dataset: str) -> T:
+    """The library's answer, or our error in place of its own."""
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    try:
+        return ask()
+    except (DatasetNotFoundError, FileNotFoundError) as error:
+        raise EnvironmentFault(
+            f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
+        ) from error
+    except ConnectionError as error:
+        raise EnvironmentFault(
+            f"{dataset}: the Hub cannot be reached and the data set is not in its cache; "
+            "go online once, or give the path of a local copy"
+        ) from error
+    except OSError as error:
+        raise EnvironmentFault(f"{dataset}: cannot be read ({_first_line(error)})") from error
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:
+        raise DataError(f"{dataset}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

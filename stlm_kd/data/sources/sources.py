@@ -1,0 +1,189 @@
+"""Where text comes from: files, folders, data sets of the Hugging Face Hub, and the built-in generator.
+
+A source names one of them and how to read it. ``documents`` streams its texts, so a corpus of any size passes
+through little memory, and ``fingerprint`` is a hash of what would be streamed, so that whatever is made of it
+can be found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from stlm_kd.artifacts.hashing import known_sha256
+from stlm_kd.data.sources import hub
+from stlm_kd.data.sources.documents import Documents, Separator, read
+from stlm_kd.data.sources.files import expanded, kind_of, text_files
+from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.notes import note
+
+SAMPLE_SIZE = 4_000_000
+"""Bytes of text in a sample whose size is not given."""
+
+SAMPLE_SPLITS = ("train", "validation")
+_SAMPLE_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One place where text comes from; exactly one of ``path``, ``hub`` and ``sample`` is given.
+
+    Attributes:
+        path: A .txt, .jsonl (each also .gz or .xz) or .parquet file, or a folder of such files, which is
+            searched through and read in the order of the names. ``~`` and ``$VARIABLES`` are filled in.
+        hub: The id of a data set on the Hugging Face Hub.
+        sample: A split of the built-in generator of synthetic English: ``train`` or ``validation``.
+        name: Hub: the configuration, where the data set has several.
+        split: Hub: the split.
+        revision: Hub: a branch, tag or commit.
+        column: JSON, Parquet, Hub: the field that holds the text.
+        documents: Plain text: how a file is cut into documents (``stlm_kd.data.sources.documents.cut``).
+        size: Sample: bytes of text.
+        domain: A name for this kind of text, in reports.
+        weight: How often a row of this text comes in an epoch (``stlm_kd.data.batches``).
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    sample: str | None = None
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    column: str = "text"
+    documents: Documents = "article"
+    size: int = SAMPLE_SIZE
+    domain: str = "default"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.path, self.hub, self.sample)) != 1:
+            raise DataError(f"{self.described()}: give exactly one of path, hub and sample")
+        if self.sample is not None and self.sample not in SAMPLE_SPLITS:
+            raise DataError(
+                f"{self.described()}: not a split of the sample; known: {', '.join(SAMPLE_SPLITS)}"
+            )
+        if self.size <= 0:
+            raise DataError(
+                f"{self.described()}: size {self.size} found, expected a positive number of bytes"
+            )
+        if isinstance(self.documents, Separator) and not self.documents.text:
+            raise DataError(f"{self.described()}: an empty separator found; expected text between documents")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise DataError(f"{self.described()}: weight {self.weight} found, expected 0 or more")
+
+    def described(self) -> str:
+        """What messages call it."""
+        if self.sample is not None:
+            return f"sample {self.sample}"
+        if self.hub is not None:
+            return f"{self.hub}, split {self.split}"
+        return self.path or "a source"
+
+
+def documents(source: Source) -> Iterator[str]:
+    """The texts of a source, one document at a time, none of them blank.
+
+    Raises:
+        EnvironmentFault: Not there; or on the Hub, which cannot be reached, and not in its cache.
+        DataError: Malformed content, a column that is not there, or no text at all.
+    """
+    found = False
+    for text in _documents(source):
+        found = True
+        yield text
+    if not found:
+        raise DataError(f"{source.described()}: no text in it; every document is empty or blank")
+
+
+def _documents(source: Source) -> Iterator[str]:
+    if source.sample is not None:
+        from stlm_kd.data.synthetic import sample_documents
+
+        yield from sample_documents(source.sample, size=source.size, seed=_SAMPLE_SEED)
+    elif source.hub is not None:
+        yield from hub.column(
+            source.hub,
+            name=source.name,
+            split=source.split,
+            column=source.column,
+            revision=source.revision,
+        )
+    elif source.path is not None:
+        paths = text_files(expanded(source.path))
+        found = 0
+        for path in paths:
+            for text in read(path, column=source.column, documents=source.documents):
+                found += 1
+                yield text
+        texts = sum(kind_of(path) == "text" for path in paths)
+        if isinstance(source.documents, Separator) and texts == len(paths) >= found:
+            note(
+                f"{source.path}: the separator {source.documents.text!r} divides nothing: {texts} files, "
+                f"{found} documents; is it spelt as in the text?"
+            )
+
+
+def fingerprint(source: Source) -> str:
+    """A hash (hex) of the texts that a source stands for: of content, so a moved file keeps it.
+
+    Files are hashed with what decides how they are read; a Hub data set by its id, split and the commit it is
+    at; the sample by its generator's code and arguments. Domain and weight change no text and do not count.
+
+    Raises:
+        EnvironmentFault: As ``documents``.
+        DataError: As ``documents``, where the fault can be seen without reading.
+    """
+    if source.sample is not None:
+        facts = sample_facts(source.sample, source.size, _SAMPLE_SEED)
+    elif source.hub is not None:
+        version = hub.version(source.hub, name=source.name, revision=source.revision)
+        facts = ["hub", source.hub, source.name, source.split, source.column, version]
+    else:
+        assert source.path is not None
+        how = source.documents
+        cut = ["separator", how.text] if isinstance(how, Separator) else how
+        facts = [*file_facts(text_files(expanded(source.path))), source.column, cut]
+    return hash_of(facts)
+
+
+def sample_facts(*arguments: object) -> list[object]:
+    """What the generator makes is known by its arguments and its code."""
+    return ["sample", *arguments, _generator_hash()]
+
+
+def file_facts(paths: Sequence[Path]) -> list[object]:
+    """What files hold is known by their content and by their kind, which says how they are read.
+
+    Raises:
+        EnvironmentFault: One cannot be read.
+    """
+    return ["files", [["".join(path.suffixes[-2:]).lower(), _file_hash(path)] for path in paths]]
+
+
+def hash_of(facts: Sequence[object]) -> str:
+    """A hash (hex) of facts that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        return known_sha256(path)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@cache
+def _generator_hash() -> str:
+    """Of the generator's code, so that text from another version of it is never taken for this one's."""
+    import stlm_kd.data.synthetic as generator
+
+    folder = Path(generator.__path__[0])
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,199 @@
+"""Rows of tables: JSON lines, CSV, tab-separated values and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from stlm_kd.data.sources.files import MAX_CHARACTERS, ROWS, kind_of, lines_of
+from stlm_kd.errors import DataError, EnvironmentFault
+
+Row = Mapping[str, object]
+"""One row of a table: what stands in each column."""
+
+
+def read_rows(
+    path: Path, *, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Row]]:
+    """Each row of one table with the place where it stands, for messages.
+
+    A row of JSON lines or of a .csv or .tsv file may have other columns besides. A .csv or .tsv file begins
+    with the names of its columns; in a .csv file quotes may hold commas and ends of lines, in a .tsv file
+    they mean nothing.
+
+    Args:
+        path: Of a kind in ``ROWS``.
+        columns: Every row must have these.
+        optional: These are read where they are there.
+
+    Raises:
+        DataError: Malformed or truncated content, not UTF-8, or a column that is not there or named twice;
+            names the line.
+        EnvironmentFault: The file cannot be opened.
+    """
+    kind = kind_of(path, kinds=ROWS)
+    if kind == "json":
+        yield from _json_rows(path, columns)
+    elif kind == "parquet":
+        yield from _parquet_rows(path, columns, optional)
+    else:
+        yield from _table_rows(path, columns, optional, tabs=kind == "tsv")
+
+
+def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(lines_of(path), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line, object_pairs_hook=_without_repeated_keys)
+        except _RepeatedKey as error:
+            raise DataError(_named_twice(place, str(error))) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: not JSON ({error}); each line must be one JSON object") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{place}: {type(row).__name__} found, expected a JSON object with a {columns[0]} field"
+            )
+        require_columns(place, columns, row)
+        yield place, row
+
+
+class _RepeatedKey(Exception):
+    """A JSON object has a key twice; the message is the key."""
+
+
+def _without_repeated_keys(pairs: list[tuple[str, object]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise _RepeatedKey(_first_repeated([key for key, _ in pairs]))
+    return row
+
+
+def _first_repeated(names: Sequence[str]) -> str:
+    return next(name for place, name in enumerate(names) if name in names[:place])
+
+
+def _named_twice(place: str, column: str) -> str:
+    return (
+        f"{place}: column {column} is named twice; expected different names; rename or remove one of the two"
+    )
+
+
+def _table_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str], *, tabs: bool
+) -> Iterator[tuple[str, Row]]:
+    rows = _tab_separated(path) if tabs else _comma_separated(path)
+    _, header = next(rows, (1, []))
+    require_columns(f"{path}:1", columns, header)
+    _require_once(f"{path}:1", [name for name in header if name in (*columns, *optional)])
+    for number, values in rows:
+        if len(values) != len(header):
+            separator = "tabs" if tabs else "commas (quote a text that holds some)"
+            raise DataError(
+                f"{path}:{number}: {len(values)} values found, but line 1 names {len(header)} columns; "
+                f"separate values by {separator}"
+            )
+        yield f"{path}:{number}", dict(zip(header, values, strict=True))
+
+
+def _require_once(place: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise DataError(_named_twice(place, _first_repeated(names)))
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The values of each line that has some, with the line's number."""
+    for number, line in enumerate(lines_of(path), start=1):
+        if values := line.removesuffix("\n"):
+            yield number, values.split("\t")
+
+
+def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The values of each row that has some, with the number of the line where it ends."""
+    rows = csv.reader(lines_of(path), strict=True)
+    while True:
+        begin = rows.line_num + 1
+        try:
+            values = _next_row(rows)
+        except csv.Error as error:
+            raise DataError(
+                f"{path}:{begin}: not a row of a table ({error}); expected values between commas, quoted "
+                f'where they hold commas or ends of lines, with quotes doubled ("") and at most '
+                f"{MAX_CHARACTERS:,} characters each"
+            ) from error
+        if values is None:
+            return
+        if values:
+            yield rows.line_num, values
+
+
+def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
+    """The next row, with values of up to ``MAX_CHARACTERS``; the limit is one of the whole process."""
+    before = csv.field_size_limit(MAX_CHARACTERS)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            require_columns(str(path), columns, names)
+            wanted = [name for name in names if name in (*columns, *optional)]
+            _require_once(str(path), wanted)
+            for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", row
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: not a whole Parquet file ({error}); fetch it again") from error
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read ({error})") from error
+
+
+def require_columns(place: str, columns: Iterable[str], found: Collection[str]) -> None:
+    """Refuse a table without one of these columns, and say which it has.
+
+    Raises:
+        DataError: One is not there.
+    """
+    for column in columns:
+        if column not in found:
+            listed = ", ".join(sorted(found)) or "none"
+            raise DataError(f"{place}: no column {column}; found: {listed}; name one of them")
+
+
+def text_value(value: object, place: str) -> Iterator[str]:
+    """A column's text, or nothing where it is null or blank.
+
+    Raises:
+        DataError: Not a text, or one with half of a surrogate pair, which has no UTF-8 form.
+    """
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {type(value).__name__} found, expected text")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{place}: half of a surrogate pair at character {error.start}") from error
+    if value.strip():
+        yield value
+
+
+def shown(value: object) -> str:
+    """A value as messages show it, cut after 40 characters."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

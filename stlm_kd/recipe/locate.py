@@ -1,0 +1,199 @@
+"""Find and read recipes: built-in names and files, with overrides applied; nothing is judged here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stlm_kd.errors import EnvironmentFault, Fault, RecipeError, did_you_mean
+from stlm_kd.recipe import overrides as dotted
+from stlm_kd.recipe.yaml import LARGEST, Malformed, Node, parse
+
+MOST_RECIPES = 32
+"""Recipes that one recipe may draw in for its teachers."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """A recipe that comes with the package, and its purpose from the first line of its header."""
+
+    name: str
+    path: Path
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A recipe as it was written, with overrides applied and other recipes that it names read in.
+
+    Attributes:
+        origin: What messages call it.
+        root: The tree.
+        faults: Overrides that lead nowhere, and recipes named within that cannot be read.
+    """
+
+    origin: str
+    root: Node
+    faults: tuple[Fault, ...]
+
+
+def folder() -> Path:
+    """Where the built-in recipes lie."""
+    import stlm_kd.recipes
+
+    (place,) = stlm_kd.recipes.__path__
+    return Path(place)
+
+
+def built_in() -> list[BuiltIn]:
+    """The recipes that come with the package, by name."""
+    return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(folder().glob("*.yaml"))]
+
+
+def built_in_objectives() -> list[BuiltIn]:
+    """The lists of objectives that come with the package, which a recipe may name (``objectives: NAME``)."""
+    place = folder() / "objectives"
+    return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(place.glob("*.yaml"))]
+
+
+def shown(name: str) -> Path:
+    """The file of what ``recipe list`` names: a recipe, as ``locate`` finds it, or a list of objectives.
+
+    Raises:
+        EnvironmentFault: There is neither.
+    """
+    lists = {entry.name: entry.path for entry in built_in_objectives()}
+    if name in lists and name not in {entry.name for entry in built_in()} and not Path(name).is_file():
+        return lists[name]
+    return locate(name)
+
+
+def purpose(path: Path) -> str:
+    """The first line of a recipe's header comment, or ""."""
+    first = path.read_text(encoding="utf-8").splitlines()[:1]
+    if not first or not first[0].startswith("#"):
+        return ""
+    return first[0].lstrip("# ").removeprefix("Purpose:").strip()
+
+
+def locate(name: str, *, beside: Path | None = None) -> Path:
+    """The file of a recipe: an existing file, else a built-in name with or without ``.yaml``.
+
+    Args:
+        name: A file or a built-in name; a built-in name may carry ``recipes/`` in front.
+        beside: The folder that a relative path starts from; the current one where None.
+
+    Raises:
+        EnvironmentFault: There is no such recipe; the message names the nearest.
+    """
+    path = Path(name).expanduser()
+    path = path if beside is None or path.is_absolute() else beside / path
+    if path.is_file():
+        return path
+    known = {recipe.name: recipe.path for recipe in built_in()}
+    bare = name.removeprefix("recipes/").removesuffix(".yaml")
+    if bare in known:
+        return known[bare]
+    raise EnvironmentFault(f"{name}: neither a file nor a built-in recipe{did_you_mean(bare, known)}")
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> Document:
+    """A recipe as it is written, with overrides applied in order.
+
+    Raises:
+        EnvironmentFault: No such recipe.
+        RecipeError: Not YAML, or not plain data.
+        UsageError: An override that is not ``key.path=value``.
+    """
+    path = locate(name)
+    reader = _Reader(path)
+    try:
+        root = parse(text_of(path))
+    except Malformed as error:
+        raise RecipeError(_shown(path), error.faults) from error
+    for override in overrides:
+        reader.expand_objectives(root)
+        found = dotted.apply(root, override, reader.expand)
+        if found is not None:
+            reader.faults.append(found)
+    reader.expand_objectives(root)
+    reader.expand_teachers(root, path.parent, (path.resolve(),))
+    once = {(found.message, found.line): found for found in reader.faults}  # also where it was read again
+    return Document(_shown(path), root, tuple(once.values()))
+
+
+def text_of(path: Path) -> str:
+    """The text of a recipe file, refused before it is read where it is too large.
+
+    Raises:
+        EnvironmentFault: It cannot be read.
+        RecipeError: Too large, or not UTF-8.
+    """
+    try:
+        if path.stat().st_size > 4 * LARGEST:
+            raise RecipeError(_shown(path), [Fault("", f"larger than {4 * LARGEST:,} bytes; not a recipe")])
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        fault = Fault("", f"byte {error.start} is not UTF-8; save the file as UTF-8")
+        raise RecipeError(_shown(path), [fault]) from error
+
+
+def _shown(path: Path) -> str:
+    """The path as a person would write it: from the current folder where it lies below."""
+    absolute, here = path.resolve(), Path.cwd()
+    return os.fspath(absolute.relative_to(here)) if absolute.is_relative_to(here) else os.fspath(path)
+
+
+class _Reader:
+    """Puts the content of recipes in place of their names under ``teachers[i].recipe``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.faults: list[Fault] = []
+        self.num_read = 0
+
+    def expand(self, node: Node) -> None:
+        """Read the recipe that a node of the file itself names."""
+        self._expand(node, "teachers[].recipe", self.path.parent, (self.path.resolve(),))
+
+    def expand_teachers(self, node: Node, beside: Path, chain: tuple[Path, ...], place: str = "") -> None:
+        """Read every recipe that a recipe's teachers name; those that cannot be read keep their names."""
+        teachers = node.value.get("teachers") if isinstance(node.value, dict) else None
+        entries = teachers.value if teachers is not None and isinstance(teachers.value, list) else []
+        for i, entry in enumerate(entries):
+            named = entry.value.get("recipe") if isinstance(entry.value, dict) else None
+            if named is not None:
+                self._expand(named, f"{place}teachers[{i}].recipe", beside, chain)
+
+    def expand_objectives(self, node: Node) -> None:
+        """Put the list in place of its name; a name that is not known stays, and is told when judged."""
+        named = node.value.get("objectives") if isinstance(node.value, dict) else None
+        known = {entry.name: entry.path for entry in built_in_objectives()}
+        if named is not None and isinstance(named.value, str) and named.value in known:
+            path = known[named.value]
+            named.value = parse(text_of(path), origin=_shown(path)).value
+
+    def _expand(self, node: Node, place: str, beside: Path, chain: tuple[Path, ...]) -> None:
+        if not isinstance(node.value, str):  # written out, or read in before
+            self.expand_objectives(node)
+            self.expand_teachers(node, beside, chain, f"{place}.")
+            return
+        try:
+            path = locate(node.value, beside=None if node.line is None else beside)
+            self.num_read += 1
+            if path.resolve() in chain or self.num_read > MOST_RECIPES:
+                problem = "names itself, in a circle" if path.resolve() in chain else "is one recipe too many"
+                self.faults.append(Fault(place, f"{node.value} {problem}", node.line))
+                return
+            node.value = parse(text_of(path), origin=_shown(path)).value
+            self.expand_objectives(node)
+        except EnvironmentFault as error:
+            self.faults.append(Fault(place, str(error), node.line))
+        except (Malformed, RecipeError) as error:
+            self.faults += [Fault(place, f"{node.value}: {found}", node.line) for found in error.faults]
+        else:
+            self.expand_teachers(node, path.parent, (*chain, path.resolve()), f"{place}.")

@@ -1,0 +1,126 @@
+"""Options of a loss, a combiner or a suite: a part made from the keyword-only arguments of its function."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
+
+from pydantic import Strict, ValidationError, ValidationInfo, create_model
+from pydantic_core import InitErrorDetails
+
+from stlm_kd.errors import did_you_mean
+from stlm_kd.recipe.schema.fields import Part, fault, show
+from stlm_kd.registry import Registry
+
+Chosen = TypeVar("Chosen", bound=Part)
+Handler: TypeAlias = Callable[[object], Any]
+_CLASSES: dict[tuple[type[Part], str, object], type[Part]] = {}
+
+
+Rows: TypeAlias = Sequence[tuple[type[Chosen], Registry[Any]]]
+"""Tables, and the part whose fields every row of a table has beside its options."""
+
+
+def row_of(
+    base: type[Chosen], key: str, tables: Callable[[], Rows[Chosen]]
+) -> Callable[[object, Handler, ValidationInfo], Chosen]:
+    """A wrap validator: the part of the row that ``given[key]`` names, with the options of that row.
+
+    A name that is in no table is judged with the options of the nearest one, so that their faults show.
+
+    Args:
+        base: What all these parts are.
+        key: The field that holds the row's name.
+        tables: Asked when something is validated.
+    """
+
+    def validate(given: object, handler: Handler, info: ValidationInfo) -> Chosen:
+        rows = tables()
+        if isinstance(given, base):
+            if type(given) is not base:
+                return given
+            given = given.model_dump()
+        name = _value_near(given, key)
+        if name is None:
+            return handler(given)  # type: ignore[no-any-return]  # pydantic's handler has no type
+        known = {row: (part, table) for part, table in rows for row in table}
+        near = [name] if name in known else get_close_matches(name, list(known), n=1)
+        if not near:
+            unknown = InitErrorDetails(type=fault(_unknown(name, rows[0][1])), loc=(key,), input=name)
+            raise ValidationError.from_exception_data(base.__name__, [unknown])
+        part, table = known[near[0]]
+        return with_options(part, near[0], table).model_validate(given, context=info.context)
+
+    return validate
+
+
+def added_options(part: Part, *bases: type[Part]) -> dict[str, Any]:
+    """The options that the row of a table adds to its part, with defaults filled in."""
+    fixed = {name for base in bases for name in base.model_fields}
+    return {name: getattr(part, name) for name in type(part).model_fields if name not in fixed}
+
+
+def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Chosen]:
+    """``base`` with one more field for each option of the row."""
+    identity = (base, name, table[name])
+    if identity not in _CLASSES:
+        options = table.options(name)
+        taken = sorted(set(options) & set(base.model_fields))
+        assert not taken, f"{table.kind} {name}: {taken} are fields of every {table.kind}"
+        fields: dict[str, Any] = {
+            option: (
+                base.of_option(strict(annotation)),
+                ... if default is inspect.Parameter.empty else default,
+            )
+            for option, (annotation, default) in options.items()
+        }
+        made = create_model(f"{base.__name__}[{name}]", __base__=base, **fields)
+        made.called = f"an option of {name}"
+        _CLASSES[identity] = made
+    return _CLASSES[identity]  # type: ignore[return-value]  # the key says which base
+
+
+def known_name(value: object, table: Registry[Any]) -> object:
+    """The same name, if the table has it.
+
+    Raises:
+        PydanticCustomError: It has not; the message names the nearest.
+    """
+    if isinstance(value, str) and value not in table:
+        raise fault(_unknown(value, table))
+    return value
+
+
+def strict(annotation: Any) -> Any:
+    """The same type, in which a number is not read from text nor from true and false.
+
+    >>> strict(dict[str, float])
+    dict[str, typing.Annotated[float, Strict(strict=True)]]
+    """
+    if annotation in (int, float, bool):
+        return Annotated[annotation, Strict()]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Annotated[(strict(arguments[0]), *annotation.__metadata__)]
+    if origin is None or any(isinstance(a, (str, list, int)) for a in arguments):
+        return annotation
+    inner = tuple(a if a is Ellipsis or a is type(None) else strict(a) for a in arguments)
+    if origin in (Union, types.UnionType):
+        return Union[inner]  # noqa: UP007 (of a tuple, which | does not take)
+    return origin[inner]
+
+
+def _unknown(name: str, table: Registry[Any]) -> str:
+    return f"{show(name)} is not a known {table.kind}{did_you_mean(name, table)}"
+
+
+def _value_near(given: object, key: str) -> str | None:
+    """The text under the key, or under a near miss of it."""
+    if not isinstance(given, Mapping):
+        return None
+    near = [key] if key in given else get_close_matches(key, [str(k) for k in given], n=1)
+    value = given.get(near[0]) if near else None
+    return value if isinstance(value, str) else None

@@ -1,0 +1,175 @@
+"""The schema of a recipe: one class for each mapping of the YAML file.
+
+The larger parts have modules of their own: ``student``, ``data``, ``objectives``, ``training``. Values are
+checked one part at a time; ``checks.py`` checks the parts against one another. Names and options of losses,
+combiners and suites come from their tables, which are asked when a recipe is validated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, model_validator
+
+from stlm_kd.errors import did_you_mean
+from stlm_kd.models.families import Goal, Task
+from stlm_kd.recipe.schema.cache import AnyCache
+from stlm_kd.recipe.schema.data import MASKED_SHARE, Data
+from stlm_kd.recipe.schema.fields import Flag, Part, Seed, Text, fault, show, texts_of
+from stlm_kd.recipe.schema.objectives import AnyCombine, AnyObjective, Combine
+from stlm_kd.recipe.schema.options import added_options, known_name, row_of
+from stlm_kd.recipe.schema.student import Adapt, Student
+from stlm_kd.recipe.schema.training import Engine, Precision, Train
+from stlm_kd.registry import Registry
+
+Control = Literal["no-teacher", "all-data", "equal-compute"]
+"""The student without teachers: on the same data and steps, on all the data, or for as much computing."""
+Tracker = Literal["tensorboard", "wandb"]
+
+
+class Teacher(Part):
+    """A model to learn from: a folder or Hub id, or what another recipe trains.
+
+    ``cache``: what it says of the training data is read from disk: ``auto``, a folder, or a mapping.
+    ``precision``: of its weights while it teaches; bf16 takes half the memory. ``offload``: all but its
+    embedding and head rest on the CPU, and are on the device only while it is asked. ``classes``: of a
+    classifier that names its classes otherwise, the data's name of each.
+    """
+
+    called: ClassVar[str] = "a key of teachers"
+    one_of: ClassVar[tuple[str, ...]] = ("model", "recipe")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    model: Text | None = None
+    recipe: Recipe | None = None
+    adapt: Adapt | None = None
+    cache: AnyCache = None
+    precision: Precision = "fp32"
+    offload: Flag = False
+    classes: Annotated[dict[Text, Text] | None, BeforeValidator(texts_of)] = None
+
+    @property
+    def is_only_read(self) -> bool:
+        """Whether nothing of it is there but a cache."""
+        return self.cache is not None and self.cache.path is not None
+
+    @classmethod
+    def _may_lack(cls, given: Mapping[str, object]) -> bool:
+        cache = given.get("cache")
+        in_a_folder = cache.get("path") is not None if isinstance(cache, Mapping) else isinstance(cache, str)
+        only_read = in_a_folder and cache != "auto"
+        return only_read and all(given.get(key) is None for key in cls.one_of)
+
+
+def _suites() -> Registry[Any]:
+    from stlm_kd.eval import SUITES
+
+    return SUITES
+
+
+class Suite(Part):
+    """An evaluation; the options of the suite are further fields."""
+
+    called: ClassVar[str] = "a key of eval"
+    suite: Annotated[Text, BeforeValidator(lambda value: known_name(value, _suites()))]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the suite."""
+        return added_options(self, Suite)
+
+
+SHORT: Mapping[str, Mapping[str, Any]] = {"stlm": {"suite": "lm-eval", "tasks": ["stlm"]}}
+"""Names of suites that stand for another with some of its options: the super-tiny-LM study's benchmarks."""
+
+
+def spelled_out(value: object) -> object:
+    """A suite by its name or as a mapping, short names written out.
+
+    >>> spelled_out({"suite": "stlm", "limit": 5})
+    {'suite': 'lm-eval', 'limit': 5, 'tasks': ['stlm']}
+    """
+    given = {"suite": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or given.get("suite") not in SHORT:
+        return given
+    meant = SHORT[given["suite"]]
+    twice = sorted(meant.keys() & given.keys() - {"suite"})
+    if twice:
+        raise fault(f"{given['suite']} says {twice[0]} already; use {meant['suite']} with your own")
+    return {**given, **meant}
+
+
+AnySuite = Annotated[
+    SerializeAsAny[Suite],
+    WrapValidator(row_of(Suite, "suite", lambda: [(Suite, _suites())])),
+    BeforeValidator(spelled_out),
+]
+
+
+def _objectives(value: object) -> object:
+    from stlm_kd.recipe.locate import built_in_objectives
+
+    if isinstance(value, str):  # one that is known was read in with the recipe
+        names = [entry.name for entry in built_in_objectives()]
+        hint = did_you_mean(value, names)
+        raise fault(f"{show(value)} is not a known list of objectives{hint}; known: {', '.join(names)}")
+    return value
+
+
+def _seeds(value: object) -> object:
+    if isinstance(value, (list, tuple)) and not value:
+        raise fault("an empty list found; expected at least one seed")
+    return value
+
+
+class Recipe(Part):
+    """What one command does, from teachers to evaluation. A recipe without a student's body only adapts."""
+
+    called: ClassVar[str] = "a key of a recipe"
+    task: Goal
+    student: Student
+    teachers: tuple[Teacher, ...] = ()
+    combine: AnyCombine = Field(default_factory=lambda: Combine(how="mean"), validate_default=True)
+    data: Data
+    objectives: Annotated[tuple[AnyObjective, ...], BeforeValidator(_objectives)] = ()
+    train: Train = Train()
+    engine: Engine = Engine()
+    eval: tuple[AnySuite, ...] = ()
+    controls: tuple[Control, ...] = ()
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_seeds)] = (1,)
+    tracking: tuple[Tracker, ...] = ("tensorboard",)
+
+    @property
+    def language_task(self) -> Task | None:
+        """What its models predict, where they are language models; None where they are classifiers."""
+        return self.task if self.task in ("clm", "mlm") else None
+
+    @property
+    def adapts_only(self) -> bool:
+        """Whether it says how to adapt teachers and nothing about a student's training."""
+        return not self.student.has_body and not self.objectives
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask_the_usual_share(cls, given: object) -> object:
+        if not isinstance(given, dict) or given.get("task") != "mlm":
+            return given
+        data = given.get("data")
+        if not isinstance(data, Mapping) or data.get("masked_share") is not None:
+            return given
+        return {**given, "data": {**data, "masked_share": MASKED_SHARE}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_best_where_it_is_known(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        train, data = given.get("train"), given.get("data")
+        if not isinstance(train, Mapping) or not isinstance(data, Mapping) or "keep" in train:
+            return given
+        if not train.get("validate_every") or not data.get("validation"):
+            return given
+        return {**given, "train": {**train, "keep": "best"}}
+
+
+Teacher.model_rebuild()

@@ -1,0 +1,72 @@
+"""The parts of a recipe that say how the student is trained, and by which engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from stlm_kd.recipe.schema.fields import Count, Flag, NotNegative, Part, Positive, Real, fault, show
+
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["fp32", "bf16"]
+Warmup = Annotated[Real, Field(ge=0, lt=1)]
+Beta = Annotated[Real, Field(ge=0, lt=1)]
+
+
+class Train(Part):
+    """How the student is trained. Steps are optimizer steps; null turns a thing off.
+
+    ``micro_batch``: as ``effective_batch`` where null. ``validate_every`` null: at the end only.
+    ``checkpoint_every`` null: every tenth of the steps; besides, one is written with each improvement where
+    the best is kept, when stopped, and at the end. ``warmup``: a share of the steps. ``bias_correction``:
+    whether AdamW corrects the bias of its averages in early steps; BertAdam does not. ``keep``, if not given:
+    ``best`` where there is validation text and ``validate_every``, else ``last``.
+    """
+
+    called: ClassVar[str] = "a key of train"
+    one_of: ClassVar[tuple[str, ...]] = ("steps", "epochs")
+    one_of_optional: ClassVar[bool] = True
+    steps: Count | None = None
+    epochs: Count | None = None
+    effective_batch: Count = 32
+    micro_batch: Count | None = None
+    learning_rate: Positive = 5e-4
+    schedule: Schedule = "cosine"
+    warmup: Warmup = 0.05
+    weight_decay: NotNegative = 0.1
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    bias_correction: Flag = True
+    clip: Positive | None = 1.0
+    precision: Precision = "fp32"
+    gradient_checkpointing: Flag = False
+    validate_every: Count | None = None
+    keep: Literal["best", "last"] = "last"
+    patience: Count | None = None
+    checkpoint_every: Count | None = None
+    log_every: Count = 10
+
+
+def _stage(value: object) -> object:
+    if type(value) is not int:  # True passes for 1 otherwise
+        raise fault(f"{show(value)} found; expected one of 0, 1, 2")
+    return value
+
+
+class DeepSpeed(Part):
+    """DeepSpeed's ZeRO: what is divided among processes: nothing, the optimizer, its gradients too."""
+
+    called: ClassVar[str] = "a key of deepspeed"
+    zero: Annotated[Literal[0, 1, 2], BeforeValidator(_stage)] = 2
+
+
+class Engine(Part):
+    """What runs the trainings; it changes their speed and memory, and results by rounding alone.
+
+    ``vocabulary_loss``: whether logits exist for a chunk of tokens at a time, or for all at once.
+    """
+
+    called: ClassVar[str] = "a key of engine"
+    deepspeed: DeepSpeed | None = None
+    vocabulary_loss: Literal["chunked", "dense"] = "chunked"

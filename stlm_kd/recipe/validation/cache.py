@@ -1,0 +1,124 @@
+"""What a teacher that is read from a cache cannot do, as far as the recipe shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stlm_kd.recipe.schema.cache import VARIANTS, Cache, asking, responses_of
+from stlm_kd.recipe.schema.interchange import Interchange
+from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Objective, Schedule
+from stlm_kd.recipe.schema.root import Recipe, Teacher
+from stlm_kd.recipe.validation.conflict import Contradiction, Place
+
+
+def cache_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+    """What objectives, task and teachers demand of caches."""
+    for i, teacher in enumerate(recipe.teachers):
+        if teacher.cache is None:
+            continue
+        place: Place = ("teachers", i, "cache")
+        if recipe.adapts_only:
+            yield (place,), "given, but no student is trained, so nothing would be read from it"
+        if teacher.cache.path is not None:
+            yield from _of_a_folder(i, teacher, teacher.cache, recipe)
+        elif recipe.language_task is None:
+            yield from _of_classes(place, teacher.cache, recipe)
+        elif recipe.task != "mlm" and teacher.cache.variants is not None:
+            yield ((*place, "variants"), ("task",)), "only for masked language models (task: mlm)"
+        for j, objective in asking(recipe, teacher.name).items():
+            yield from _objective(("objectives", j), objective, teacher)
+        if recipe.language_task is not None:
+            yield from _temperatures(place, teacher, recipe)
+    yield from _variants(recipe)
+
+
+def _of_a_folder(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iterator[Contradiction]:
+    """A teacher of which only a cache is there."""
+    place: Place = ("teachers", i, "cache")
+    known = Cache.model_validate({"path": cache.path})
+    for name in ("preset", "top", "draws", "temperature", "variants", "states"):
+        if getattr(cache, name) != getattr(known, name):
+            yield (
+                ((*place, name), (*place, "path")),
+                "given, but the cache at path is what it is; leave it out",
+            )
+    for name in ("adapt", "recipe"):
+        if getattr(teacher, name) is not None:
+            message = "given, but the teacher is read from a folder and not made; leave one of them out"
+            yield (("teachers", i, name), place), message
+    init_from = recipe.student.init_from
+    if init_from is not None and init_from.teacher == teacher.name:
+        message = f"{teacher.name} is read from a folder, which has no weights; use cache: auto"
+        yield (("student", "init_from", "teacher"), place), message
+
+
+def _of_classes(place: Place, cache: Cache, recipe: Recipe) -> Iterator[Contradiction]:
+    for name in ("preset", "top", "draws", "temperature", "variants", "states"):
+        if getattr(cache, name) != getattr(Cache.model_validate({}), name):
+            message = f"given, but of a {recipe.task} all logits are kept; use cache: auto"
+            yield ((*place, name), ("task",)), message
+
+
+def _objective(place: Place, objective: Objective, teacher: Teacher) -> Iterator[Contradiction]:
+    assert teacher.cache is not None
+    where = ((*place, "loss"), ("teachers",))
+    if isinstance(objective, Interchange):
+        yield (
+            where,
+            (
+                f"{objective.loss} runs its teachers again after exchanging their states, and {teacher.name} "
+                "is read from a cache; leave out its cache, or this objective"
+            ),
+        )
+    if isinstance(objective, MapFeature):
+        yield (
+            where,
+            (
+                f"{objective.loss} compares attention maps, which are not kept in the cache of {teacher.name}"
+                "; leave out the cache, or this objective"
+            ),
+        )
+    if isinstance(objective, Feature) and teacher.cache.path is None and not teacher.cache.states:
+        yield (
+            where,
+            (
+                f"{objective.loss} compares hidden states, and the cache of {teacher.name} keeps none; "
+                "name those that are compared, such as cache: {states: [last]}, or leave out the cache"
+            ),
+        )
+    if isinstance(objective, Feature) and teacher.cache.path is not None and teacher.model is None:
+        yield where, f"{objective.loss} needs the configuration of {teacher.name}; name its model too"
+
+
+def _temperatures(place: Place, teacher: Teacher, recipe: Recipe) -> Iterator[Contradiction]:
+    """A cache has one temperature: what is drawn at one is no sample at another."""
+    assert teacher.cache is not None
+    given = [entry.options.get("temperature", 1.0) for entry in responses_of(recipe, teacher.name)]
+    if any(isinstance(temperature, Schedule) for temperature in given):
+        message = "given, but a cache has one temperature, and an objective's changes over the training"
+        yield (place, ("objectives",)), message
+        return
+    found = sorted({float(temperature) for temperature in given})
+    words = " and ".join(f"{temperature:g}" for temperature in found)
+    if len(found) > 1:
+        message = f"given, but a cache has one temperature, and objectives on {teacher.name} have {words}"
+        yield (place, ("objectives",)), message
+    elif teacher.cache.temperature is not None and found and found != [teacher.cache.temperature]:
+        message = f"{teacher.cache.temperature:g} given, but the objectives on {teacher.name} have {words}"
+        yield ((*place, "temperature"), ("objectives",)), message
+
+
+def _variants(recipe: Recipe) -> Iterator[Contradiction]:
+    if recipe.task != "mlm":
+        return
+    made = [
+        (i, teacher.cache.variants or VARIANTS)
+        for i, teacher in enumerate(recipe.teachers)
+        if teacher.cache is not None and teacher.cache.path is None
+    ]
+    for i, variants in made[1:]:
+        if variants != made[0][1]:
+            message = (
+                f"{variants} given, but teachers[{made[0][0]}] has {made[0][1]}: all read the same masks"
+            )
+            yield (("teachers", i, "cache", "variants"), ("teachers", made[0][0], "cache")), message

@@ -1,0 +1,111 @@
+"""Whether losses on states and maps fit a student and a teacher of which the recipe itself says enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from stlm_kd.errors import ModelError
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.layer_alignment import Choice, layer_pairs, site_pairs
+from stlm_kd.recipe.schema.objectives import Feature, MapFeature
+from stlm_kd.recipe.schema.root import Recipe
+from stlm_kd.recipe.validation.conflict import Contradiction, Place
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+WIDTHS = ("hidden_size", "n_embd", "dim")
+"""What configurations call them."""
+
+
+def given_number(recipe: Recipe, names: tuple[str, ...]) -> int | None:
+    """A number of a student that is made from fields; None where it takes a model to know."""
+    given = [value for name, value in _fields(recipe).items() if name in names]
+    return given[0] if given and type(given[0]) is int else None
+
+
+def given_layers(recipe: Recipe) -> int | None:
+    """How many layers a student has that is made from fields or of named layers; None as ``given_number``."""
+    made_of = recipe.student.init_from
+    if made_of is not None and isinstance(made_of.layers, tuple):
+        return len(made_of.layers)
+    return given_number(recipe, LAYERS)
+
+
+def site_choices(objective: Feature | MapFeature) -> tuple[Choice, ...]:
+    """The objective's sites as ``stlm_kd.models.layer_alignment`` takes them, with layers as numbers."""
+    return tuple(
+        {int(key): layers for key, layers in site.items()} if isinstance(site, dict) else site
+        for site in objective.sites
+    )
+
+
+def layers_beyond(
+    place: Place, chosen: Iterable[object], asked: list[str], recipe: Recipe
+) -> Iterator[Contradiction]:
+    """Layers that a model does not have, where the recipe says how many it has."""
+    teachers = {teacher.name: teacher.recipe for teacher in recipe.teachers if teacher.name in asked}
+    maps = [site for site in chosen if isinstance(site, dict)]
+    teacher_layers = [n for site in maps for given in site.values() for n in _numbers(given)]
+    models: list[tuple[str, Recipe | None, list[int]]] = [
+        ("the student", recipe, [int(layer) for site in maps for layer in site]),
+        *((f"teacher {name}", inner, teacher_layers) for name, inner in teachers.items()),
+    ]
+    for who, made, named in models:
+        layers = None if made is None else given_layers(made)
+        if layers is not None and (beyond := [layer for layer in named if layer >= layers]):
+            message = f"layer {beyond[0]} given, but {who} has {layers}; use layers 0 to {layers - 1}"
+            yield (place, ("student",), ("teachers",)), message
+
+
+def _numbers(given: int | tuple[int, ...]) -> tuple[int, ...]:
+    return given if isinstance(given, tuple) else (given,)
+
+
+def feature_contradictions(
+    place: Place, objective: Feature | MapFeature, recipe: Recipe, teacher: str, inner: Recipe | None
+) -> Iterator[Contradiction]:
+    """Families whose parts are not known, sites that one of them does not have, widths without a projection.
+
+    Args:
+        place: Of the objective.
+        objective: What looks into both.
+        recipe: The student's.
+        teacher: The teacher's name.
+        inner: What makes the teacher; None where it is a model.
+    """
+    for who, made in (("the student", recipe), (f"teacher {teacher}", inner)):
+        family = None if made is None else _fields(made).get("model_type")
+        if family is not None and family not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            message = f"{objective.loss} looks into models, and {who} is a {family}; it knows {known}"
+            yield ((*place, "loss"), ("student",), ("teachers",)), message
+    if inner is None:
+        return
+    layers = [given_layers(made) for made in (recipe, inner)]
+    if layers[0] is not None and layers[1] is not None:
+        yield from _sites((*place, "sites"), objective, layers[0], layers[1])
+    widths = [given_number(made, WIDTHS) for made in (recipe, inner)]
+    if isinstance(objective, Feature) and objective.projection == "none" and None not in widths:
+        own, other = widths
+        if own != other:
+            message = (
+                f"none, but the student's states have {own} numbers and those of teacher {teacher} {other}; "
+                "use auto or linear"
+            )
+            yield ((*place, "projection"), ("student",), ("teachers",)), message
+
+
+def _sites(
+    place: Place, objective: Feature | MapFeature, student: int, teacher: int
+) -> Iterator[Contradiction]:
+    choose = layer_pairs if isinstance(objective, MapFeature) else site_pairs
+    try:
+        choose(site_choices(objective), student, teacher)
+    except ModelError as error:
+        yield (place, ("student",), ("teachers",)), str(error)
+
+
+def _fields(recipe: Recipe) -> dict[str, object]:
+    """The configuration of a student that is made from fields; empty of any other."""
+    from stlm_kd.models.presets import PRESETS
+
+    return {**PRESETS.get(recipe.student.preset or "", recipe.student.architecture or {})}

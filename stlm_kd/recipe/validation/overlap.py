@@ -1,0 +1,55 @@
+"""Validation data that are training data too, as far as their names say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from stlm_kd.recipe.schema.data import Source
+from stlm_kd.recipe.schema.root import Recipe
+from stlm_kd.recipe.validation.conflict import Contradiction, Place
+
+
+def trainings(recipe: Recipe, place: Place = (), teacher: str = "") -> Iterator[tuple[Place, str, Recipe]]:
+    """The recipe itself and all recipes that its teachers are trained by, and theirs.
+
+    Yields:
+        Where it stands, the teacher's name ("" for the recipe itself), and the recipe.
+    """
+    yield place, teacher, recipe
+    for i, entry in enumerate(recipe.teachers):
+        if entry.recipe is not None:
+            yield from trainings(entry.recipe, (*place, "teachers", i, "recipe"), entry.name)
+
+
+def overlaps(recipe: Recipe) -> Iterator[Contradiction]:
+    """Validation data on which a student or one of its teachers is trained, unless that is allowed."""
+    for place, _, outer in trainings(recipe):
+        if not outer.data.allow_overlap:
+            for places, message in _of_one(outer):
+                yield tuple((*place, *inner) for inner in places), message
+
+
+def _of_one(recipe: Recipe) -> Iterator[Contradiction]:
+    known: dict[tuple[str | None, ...], tuple[Place, str]] = {}
+    for place, teacher, trained in trainings(recipe):
+        of_teacher = f" of the recipe of teacher {teacher}" if teacher else ""
+        for i, source in enumerate(trained.data.train):
+            where: Place = (*place, "data", "train", i)
+            known.setdefault(_origin(source), (where, f"data.train[{i}]{of_teacher}"))
+    for i, source in enumerate(recipe.data.validation or ()):
+        if _origin(source) not in known:
+            continue
+        where, told = known[_origin(source)]
+        key = next(key for key in Source.one_of if getattr(source, key) is not None)
+        message = (
+            f"{getattr(source, key)} is {told} too; expected data that are not trained on; "
+            "name others, or set data.allow_overlap: true"
+        )
+        yield (("data", "validation", i, key), where), message
+
+
+def _origin(source: Source) -> tuple[str | None, ...]:
+    """What names the data of a source, however they are read."""
+    path = None if source.path is None else os.path.normpath(source.path)
+    return path, source.hub, source.sample, source.name, source.split, source.revision

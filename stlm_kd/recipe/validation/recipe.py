@@ -1,0 +1,369 @@
+"""What the parts of a recipe demand of one another, as far as it shows without loading a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stlm_kd.distillation.terms import COMBINED
+from stlm_kd.errors import Fault, did_you_mean
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.recipe.schema.data import LABELLED_SAMPLES, Source
+from stlm_kd.recipe.schema.root import Recipe, Teacher
+from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
+from stlm_kd.recipe.schema.training import Engine
+from stlm_kd.recipe.validation.cache import cache_contradictions
+from stlm_kd.recipe.validation.combination import combine_contradictions
+from stlm_kd.recipe.validation.conflict import Contradiction, Place, known_names
+from stlm_kd.recipe.validation.objectives import objective_contradictions
+
+
+def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+    """Every contradiction within a recipe, and within the recipes of its teachers."""
+    yield from _task(recipe)
+    yield from _student(recipe)
+    yield from _teachers(recipe)
+    yield from combine_contradictions(recipe)
+    yield from _data(recipe)
+    yield from _eval(recipe)
+    yield from objective_contradictions(recipe)
+    yield from cache_contradictions(recipe)
+    yield from _train(recipe)
+    yield from _controls(recipe)
+
+
+def _task(recipe: Recipe) -> Iterator[Contradiction]:
+    """What the task decides: kinds of models, how text is read, and how it is scored."""
+    from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, TASK_OF_SUITE
+    from stlm_kd.models.presets import PRESETS
+
+    task: Place = ("task",)
+    student = recipe.student
+    fields = PRESETS.get(student.preset or "", student.architecture or {})
+    row = ARCHITECTURES.get(str(fields.get("model_type")))
+    if row is not None and recipe.language_task not in (None, row.task):
+        place = ("student", "preset" if student.preset is not None else "architecture")
+        message = f"{fields['model_type']} is for task {row.task}, but the task is {recipe.task}"
+        yield (place, task), message
+    if student.init_from is not None and student.init_from.model_type is not None:
+        yield from _made_into(student.init_from.model_type, recipe)
+    if recipe.task != "mlm" and recipe.data.masked_share is not None:
+        yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
+    if recipe.task == "mlm" and recipe.data.context < 3:
+        message = f"{recipe.data.context} found; expected at least 3 for mlm: a token between start and end"
+        yield (("data", "context"), task), message
+    if recipe.language_task is None:
+        if recipe.data.context < 4:
+            message = (
+                f"{recipe.data.context} found; expected at least 4 for {recipe.task}: a pair and its ends"
+            )
+            yield (("data", "context"), task), message
+        if recipe.engine.vocabulary_loss != "chunked":
+            message = f"only for language models; a {recipe.task} has few outcomes, all of them at once"
+            yield (("engine", "vocabulary_loss"), task), message
+    for i, entry in enumerate(recipe.eval):
+        of_several = FINE_TUNED if recipe.language_task is not None else frozenset()
+        of_several |= NEEDS_TEACHERS - TASK_OF_SUITE.keys() if recipe.task != "regression" else frozenset()
+        fitting = [name for name in SUITES if TASK_OF_SUITE.get(name) == recipe.task or name in of_several]
+        if entry.suite not in fitting:
+            needed = (
+                f"task {TASK_OF_SUITE[entry.suite]}"
+                if entry.suite in TASK_OF_SUITE
+                else "language models" + (" and classifiers" if entry.suite in NEEDS_TEACHERS else "")
+            )
+            message = f"{entry.suite} is for {needed}; expected for {recipe.task}: {', '.join(fitting)}"
+            yield (("eval", i), task), message
+
+
+def _made_into(model_type: str, recipe: Recipe) -> Iterator[Contradiction]:
+    """What a teacher's layers are made into."""
+    place: Place = ("student", "init_from", "model_type")
+    row = ARCHITECTURES.get(model_type)
+    if row is None:
+        yield (place,), f"{model_type} is not a known family{did_you_mean(model_type, ARCHITECTURES)}"
+    elif recipe.language_task not in (None, row.task):
+        yield (place, ("task",)), f"{model_type} is for task {row.task}, but the task is {recipe.task}"
+
+
+def _student(recipe: Recipe) -> Iterator[Contradiction]:
+    if recipe.student.new_head and recipe.student.model is None:
+        yield (("student", "new_head"), ("student", "model")), "only for a student.model that has no head"
+    if (
+        recipe.student.dropout is not None
+        and recipe.student.model is None
+        and recipe.student.init_from is None
+    ):
+        kind = "architecture" if recipe.student.architecture is not None else "preset"
+        message = "only for student.model and student.init_from; a student.architecture names its own fields"
+        yield (("student", "dropout"), ("student", kind)), message
+    names = [teacher.name for teacher in recipe.teachers]
+    init_from = recipe.student.init_from
+    if init_from is not None and init_from.teacher not in names:
+        place = ("student", "init_from", "teacher")
+        yield (
+            (place, ("teachers",)),
+            f"{init_from.teacher} is not a teacher of this recipe{known_names(init_from.teacher, names)}",
+        )
+    if recipe.adapts_only:
+        if not any(teacher.adapt for teacher in recipe.teachers):
+            kinds = ", ".join(recipe.student.one_of)
+            message = f"nothing to do: no teacher to adapt, and no student to train; give one of {kinds}"
+            yield (("student",), ("teachers",)), message
+        return
+    if not recipe.student.has_body:
+        yield (("student",),), f"none given; expected exactly one of {', '.join(recipe.student.one_of)}"
+
+
+def _teachers(recipe: Recipe) -> Iterator[Contradiction]:
+    names = [teacher.name for teacher in recipe.teachers]
+    for i, teacher in enumerate(recipe.teachers):
+        place: Place = ("teachers", i)
+        if names.index(teacher.name) != i:
+            first = names.index(teacher.name)
+            yield ((*place, "name"),), f"{teacher.name} is the name of teachers[{first}] too; choose another"
+        if teacher.name == COMBINED:
+            yield ((*place, "name"),), f"{COMBINED} stands for all teachers together; choose another name"
+        if teacher.adapt is not None:
+            yield from _split((*place, "adapt"), teacher.adapt.effective_batch, teacher.adapt.micro_batch)
+            if recipe.data.validation is None:
+                message = (
+                    "not given, but a teacher is adapted, which is stopped and reported by held-out text"
+                )
+                yield (("data", "validation"), (*place, "adapt")), message
+            yield from _adapted_on((*place, "adapt"), teacher.adapt, recipe)
+            yield from _paced((*place, "adapt"), teacher.adapt)
+        if teacher.recipe is not None:
+            yield from _trained_teacher(recipe, teacher, (*place, "recipe"))
+        if teacher.classes is not None and recipe.task != "classification":
+            yield ((*place, "classes"), ("task",)), f"only for classification, but the task is {recipe.task}"
+        elif teacher.classes is not None and teacher.is_only_read:
+            message = "the cache has the classes of the data already; leave classes out"
+            yield ((*place, "classes"), (*place, "cache")), message
+
+
+def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Contradiction]:
+    if adapt.objective is None or recipe.task == "clm":
+        return
+    places = ((*place, "objective"), ("task",))
+    if recipe.language_task is None:
+        message = "a classifier is trained to keep its own probabilities; leave the objective out"
+        yield places, message
+    elif SELF_DISTILLATION in adapt.objective:
+        message = f"{SELF_DISTILLATION} compares what causal models say of spans; use {CROSS_ENTROPY}"
+        yield places, message
+
+
+def _paced(place: Place, adapt: Adapt) -> Iterator[Contradiction]:
+    if adapt.old_rows_learning_rate is None:
+        return
+    from stlm_kd.adaptation.initialisers import COPYING
+
+    if adapt.init not in COPYING:
+        known = " or ".join(sorted(COPYING))
+        message = f"{adapt.init} copies no rows of tokens, so that none are old; use {known}, or leave it out"
+        yield ((*place, "old_rows_learning_rate"), (*place, "init")), message
+
+
+def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator[Contradiction]:
+    assert teacher.recipe is not None
+    for places, message in contradictions(teacher.recipe):
+        yield tuple((*place, *inner) for inner in places), message
+    if teacher.recipe.adapts_only:
+        yield (
+            ((*place, "student"),),
+            "trains nothing; give it a student, objectives and steps, or name a model",
+        )
+    if len(teacher.recipe.seeds) > 1:
+        seeds = ", ".join(map(str, teacher.recipe.seeds))
+        yield ((*place, "seeds"),), f"{seeds} given; a teacher is trained once: give one seed"
+    if teacher.recipe.task != recipe.task:
+        message = (
+            f"{teacher.recipe.task} given, but it teaches for task {recipe.task}: what it predicts "
+            "cannot be compared with what the student predicts; give it the same task"
+        )
+        yield ((*place, "task"), ("task",)), message
+    if teacher.recipe.engine != Engine():
+        yield (
+            ((*place, "engine"),),
+            "a teacher is trained by the engine of the recipe that it teaches in; remove it",
+        )
+    if teacher.recipe.controls:
+        yield ((*place, "controls"),), "a teacher's recipe trains the teacher alone; remove them"
+    if teacher.recipe.eval:
+        message = "a teacher is scored by the eval of the recipe that it teaches in; remove it"
+        yield ((*place, "eval"),), message
+
+
+def _data(recipe: Recipe) -> Iterator[Contradiction]:
+    labelled = recipe.language_task is None
+    if labelled:
+        yield from _pairs(recipe)
+    if recipe.data.labels is not None:
+        yield from _labels(recipe, recipe.data.labels)
+    for i, source in enumerate(recipe.data.train):
+        yield from _source(("data", "train", i), source, labelled=labelled)
+    for i, source in enumerate(recipe.data.validation or ()):
+        yield from _source(("data", "validation", i), source, labelled=labelled)
+        if source.weight != 1.0:
+            yield (
+                (("data", "validation", i, "weight"),),
+                "held-out text is read once; weights are for training text",
+            )
+
+
+def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Contradiction]:
+    yield from _of_its_task(place, source, labelled=labelled)
+    for key in ("name", "revision"):
+        if source.hub is None and getattr(source, key) is not None:
+            yield ((*place, key), (*place, "hub")), "only for text from the Hub (hub: …)"
+    has_splits = source.hub is not None or source.sample in LABELLED_SAMPLES
+    if not has_splits and source.split is not None:
+        yield ((*place, "split"), (*place, "hub")), "only for data from the Hub (hub: …) and labelled samples"
+    if has_splits and source.split is None:
+        yield ((*place, "split"), (*place, "hub")), "null given; text from the Hub needs one, such as train"
+    if source.sample in LABELLED_SAMPLES and source.split not in (None, "train", "validation"):
+        message = f"{source.split} found; a sample has the splits train and validation"
+        yield ((*place, "split"), (*place, "sample")), message
+    if source.sample is None and source.size is not None:
+        yield ((*place, "size"), (*place, "sample")), "only for generated text (sample: …)"
+    if source.sample in ("train", "validation") and source.size is None:
+        message = "null given; generated text needs its size in bytes, such as 4M"
+        yield ((*place, "size"), (*place, "sample")), message
+    if source.sample is not None and source.column != "text":
+        yield ((*place, "column"), (*place, "sample")), "only for text from files and the Hub"
+    if source.path is None and source.documents != "article":
+        yield ((*place, "documents"), (*place, "path")), "only for text from files (path: …)"
+
+
+def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Contradiction]:
+    """Keys that say something of text alone, or of labelled examples alone."""
+    task: Place = ("task",)
+    if labelled:
+        text_only = {"column": "text", "documents": "article", "domain": "default", "weight": 1.0}
+        for key, default in text_only.items():
+            if getattr(source, key) != default:
+                yield ((*place, key), task), "only for language models; labelled examples have text and label"
+        if source.sample in ("train", "validation"):
+            message = f"{source.sample} has no labels; expected one of {', '.join(LABELLED_SAMPLES)}"
+            yield ((*place, "sample"), task), message
+        yield from _columns(place, source)
+        return
+    for key in ("text", "label"):
+        if getattr(source, key) is not None:
+            yield ((*place, key), task), "only for classification and regression; the text is in column"
+    if source.sample in LABELLED_SAMPLES:
+        message = f"{source.sample} has labels, which no language model reads; use train or validation"
+        yield ((*place, "sample"), task), message
+
+
+def _columns(place: Place, source: Source) -> Iterator[Contradiction]:
+    text = source.text or ("sentence",)
+    if source.text is not None and len(source.text) not in (1, 2):
+        yield ((*place, "text"),), f"{len(source.text)} columns found; expected one, or two for pairs"
+    elif len(set(text)) < len(text):
+        yield ((*place, "text"),), f"{text[0]} given twice; expected the columns of the two texts of a pair"
+    if (source.label or "label") in text:
+        yield ((*place, "label"), (*place, "text")), f"{source.label or 'label'} is a column of the text too"
+    if source.sample is not None and (text != ("sentence",) or source.label not in (None, "label")):
+        message = "a sample has the columns sentence and label; leave text and label out"
+        yield ((*place, "text"), (*place, "label")), message
+
+
+def _pairs(recipe: Recipe) -> Iterator[Contradiction]:
+    """All examples are single texts, or all are pairs."""
+    given = {
+        (part, i): len(source.text or ("sentence",))
+        for part, entries in (("train", recipe.data.train), ("validation", recipe.data.validation or ()))
+        for i, source in enumerate(entries)
+    }
+    first = given["train", 0]
+    for (part, i), count in given.items():
+        if count != first:
+            message = f"{count} columns of text, but data.train has {first}; expected the same number"
+            yield (("data", part, i, "text"), ("data", "train")), message
+
+
+def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Contradiction]:
+    place: Place = ("data", "labels")
+    if recipe.task != "classification":
+        yield (place, ("task",)), f"only for classification, but the task is {recipe.task}"
+    elif len(labels) < 2:
+        yield (place,), f"{len(labels)} class found; expected at least two"
+    for i, label in enumerate(labels):
+        if labels.index(label) != i:
+            yield ((*place, i),), f"{label} given twice"
+
+
+def _eval(recipe: Recipe) -> Iterator[Contradiction]:
+    from stlm_kd.eval import NEEDS_TEACHERS, reads_held_out
+
+    for i, entry in enumerate(recipe.eval):
+        if reads_held_out(entry.suite, entry.options) and recipe.data.validation is None:
+            yield (
+                (("eval", i), ("data", "validation")),
+                f"{entry.suite} is measured on data.validation; name some",
+            )
+        asked = [teacher for teacher in recipe.teachers if not teacher.is_only_read]
+        if entry.suite in NEEDS_TEACHERS and (recipe.adapts_only or not asked):
+            message = (
+                f"{entry.suite} compares a student with teachers that can be asked; this recipe has not both"
+            )
+            yield (("eval", i), ("teachers",)), message
+
+
+def _train(recipe: Recipe) -> Iterator[Contradiction]:
+    train = recipe.train
+    steps: Place = ("train", "steps")
+    if train.steps is None and train.epochs is None and not recipe.adapts_only:
+        yield (("train",), steps, ("train", "epochs")), "none given; expected exactly one of steps, epochs"
+    yield from _split(("train",), train.effective_batch, train.micro_batch)
+    validation: Place = ("data", "validation")
+    every: Place = ("train", "validate_every")
+    if train.validate_every is not None and recipe.data.validation is None:
+        yield (every, validation), f"{train.validate_every} given, but data.validation names no held-out text"
+    if train.patience is not None and train.validate_every is None:
+        yield (("train", "patience"), every), "needs train.validate_every, to see whether things improve"
+    if train.keep == "best" and train.validate_every is None:
+        yield (("train", "keep"), every), "best needs train.validate_every, to know which that is"
+
+
+def _split(place: Place, effective: int, micro: int | None) -> Iterator[Contradiction]:
+    if micro is not None and effective % micro:
+        message = f"{micro} does not divide effective_batch, {effective}"
+        yield ((*place, "micro_batch"), (*place, "effective_batch")), message
+
+
+def uneven_batches(recipe: Recipe, processes: int) -> Iterator[Fault]:
+    """Optimizer steps whose rows so many processes cannot share evenly."""
+    batches = {"train.effective_batch": recipe.train.effective_batch}
+    for index, teacher in enumerate(recipe.teachers):
+        if teacher.adapt is not None:
+            batches[f"teachers[{index}].adapt.effective_batch"] = teacher.adapt.effective_batch
+    if recipe.adapts_only:
+        del batches["train.effective_batch"]
+    for place, size in batches.items():
+        if size % processes:
+            less = size - size % processes
+            fitting = f"{less} or {less + processes}" if less else f"{processes}"
+            message = (
+                f"{size} rows cannot be shared evenly by {processes} processes; "
+                f"use {fitting}, or another number of processes"
+            )
+            yield Fault(place, message)
+
+
+def _controls(recipe: Recipe) -> Iterator[Contradiction]:
+    for i, control in enumerate(recipe.controls):
+        place: Place = ("controls", i)
+        if recipe.controls.index(control) != i:
+            yield (place,), f"{control} given twice"
+        if not recipe.teachers:
+            yield (
+                (place, ("teachers",)),
+                f"{control} is what a student with teachers is compared with; there are none",
+            )
+    for i, seed in enumerate(recipe.seeds):
+        if recipe.seeds.index(seed) != i:
+            yield (("seeds", i),), f"{seed} given twice; two runs with one seed are one run"
+    for i, tracker in enumerate(recipe.tracking):
+        if recipe.tracking.index(tracker) != i:
+            yield (("tracking", i),), f"{tracker} given twice"
