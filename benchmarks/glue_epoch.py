@@ -37,7 +37,7 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.glue import CONTEXT, TASKS
 from stlm_kd.losses import LABELS
 from stlm_kd.models.heads.classifiers import load_classifier
-from stlm_kd.run.material import BatchSizes, ExampleMaterial
+from stlm_kd.pipeline.builders.data import BatchSizes, ExampleMaterial
 from stlm_kd.tracking import Trackers
 from stlm_kd.training import FitSettings, fit
 

@@ -129,7 +129,7 @@ def adapt_teacher(
         teacher, name = None, f"adapt-{loaded.teachers[0].name}"
     if launched_again(processes, loaded, origin=recipe or "the options"):
         return
-    from stlm_kd.run.adapt import adapt_teacher as run
+    from stlm_kd.pipeline.adapt import adapt_teacher as run
 
     folder = run(
         loaded,

@@ -119,9 +119,9 @@ def agreement(
     from stlm_kd.artifacts.output import write_output, write_page
     from stlm_kd.eval.choosing import Choice
     from stlm_kd.eval.explaining import Explaining, Reading
+    from stlm_kd.pipeline.agreement import agreements, methods_of, page_of
     from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
     from stlm_kd.reporting.tables.agreement import as_json as plain
-    from stlm_kd.run.agreement import agreements, methods_of, page_of
 
     methods = methods_of(_words(attributions))
     if html is not None and not methods:

@@ -69,14 +69,14 @@ def distill(
         from stlm_kd.recipe.describe import describe
 
         typer.echo("\n\n".join(describe(one) for one in runs.values()))
-        from stlm_kd.run.requirements import refuse_what_cannot_run
+        from stlm_kd.pipeline.checks.requirements import refuse_what_cannot_run
 
         for name, one in runs.items():
             refuse_what_cannot_run(one, origin=name)
         return
     if launched_again(processes, loaded, origin=recipe, jobs=jobs):
         return
-    from stlm_kd.run.distill import distill as run
+    from stlm_kd.pipeline.distill import distill as run
 
     folders = [
         run(
@@ -109,14 +109,14 @@ def recipes_of(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> di
     refuse_repeated([*changes, *sweeps])
     if not sweeps:
         return {Path(recipe).stem: load(recipe, changes)}
-    from stlm_kd.run.sweep import swept
+    from stlm_kd.pipeline.sweep import swept
 
     return swept(recipe, changes, sweeps)
 
 
 def print_side_by_side(folders: Sequence[Path], *, as_json: bool) -> None:
     """The students of several runs, and where the runs lie."""
-    from stlm_kd.run.sweep import side_by_side
+    from stlm_kd.pipeline.sweep import side_by_side
 
     comparison = side_by_side(folders)
     if as_json:

@@ -20,7 +20,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt."""
-    from stlm_kd.run.generate import generate as run
+    from stlm_kd.pipeline.generate import generate as run
 
     text = run(
         model,

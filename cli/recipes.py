@@ -103,7 +103,7 @@ def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False)
         faults = [{"place": f.place, "line": f.line, "message": f.message} for f in error.faults]
         print_json({"recipe": recipe, "ok": False, "faults": faults})
         raise typer.Exit(error.exit_code) from error
-    from stlm_kd.run.requirements import missing_here, refuse_what_cannot_run
+    from stlm_kd.pipeline.checks.requirements import missing_here, refuse_what_cannot_run
 
     digest = recipe_hash(loaded)
     if not as_json:

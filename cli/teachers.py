@@ -24,7 +24,7 @@ from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 from stlm_kd.errors import StlmKdError, UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd.run.cache_command import CacheSummary
+    from stlm_kd.pipeline.cache import CacheSummary
     from stlm_kd.teachers.cache.format import Json
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def cache(
         raise UsageError(f"{recipe}: trains no student of teachers, so there is nothing to cache")
     if launched_again(processes, loaded, origin=recipe):
         return
-    from stlm_kd.run.cache_command import cache_teachers, summary
+    from stlm_kd.pipeline.cache import cache_teachers, summary
 
     made = cache_teachers(
         loaded,
@@ -78,8 +78,8 @@ def cache(
 @app.command(cls=Command)
 def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
     """Size, mass that the head covers, entropy, and what a cache was made of."""
+    from stlm_kd.pipeline.cache import summary
     from stlm_kd.reporting.cache_contents import made_of_rows
-    from stlm_kd.run.cache_command import summary
 
     found = summary(folder)
     if as_json:
@@ -102,7 +102,7 @@ def verify(
 
     Of a merged cache only the bytes are checked: there is no one teacher to compare it with.
     """
-    from stlm_kd.run.cache_command import verify_cache
+    from stlm_kd.pipeline.cache import verify_cache
 
     found = verify_cache(
         folder, rows=rows, seed=seed, output_dir=output_dir, trust_remote_code=trust_remote_code
@@ -153,7 +153,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Make one cache of several teachers' by a way to combine them; a recipe reads it as one teacher."""
-    from stlm_kd.run.cache_command import summary
+    from stlm_kd.pipeline.cache import summary
     from stlm_kd.teachers.cache.merge import merge_caches
 
     options: dict[str, Json] = {}

@@ -9,9 +9,9 @@ from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
 from stlm_kd.recipe import load
-from stlm_kd.run.caching import CacheOrder
-from stlm_kd.run.workshop import Workshop
 from tests.field_effects import BASES
 from tests.pico import pico_model
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.modeling_outputs import TokenClassifierOutput
 from typer.testing import CliRunner
 
-import stlm_kd.run.distill
+import stlm_kd.pipeline.distill
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.cli.main import app
 from stlm_kd.comparison.compare import compare
@@ -33,7 +33,7 @@ from stlm_kd.eval.explaining import answers_of
 from stlm_kd.eval.lm_eval_model import DocumentLM
 from stlm_kd.eval.perplexity import measure
 from stlm_kd.models.load import check_attention, load_language_model, save_model
-from stlm_kd.run.remarks import weak_teachers
+from stlm_kd.pipeline.summary import weak_teachers
 from tests import test_eval_interchange as exchanged
 from tests import test_eval_masked as masked
 from tests.compared import run_folder, score_file, seeds_of
@@ -352,7 +352,7 @@ def _two_sweeps(is_planted: bool, place: Place) -> object:
             run_folder(output_dir / name, {"distilled student": ("student", seeds_of(0.5, len(runs)))})
         )
 
-    place.patch.setattr(stlm_kd.run.distill, "distill", distill)
+    place.patch.setattr(stlm_kd.pipeline.distill, "distill", distill)
     Path("runs").mkdir()
     second = "train.steps" if is_planted else "seeds"
     values = "[5, 6]" if is_planted else "[[1], [2]]"

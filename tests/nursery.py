@@ -105,8 +105,8 @@ def _import_everything() -> None:
     import matplotlib.pyplot  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    import stlm_kd.run.adapt
-    import stlm_kd.run.distill
+    import stlm_kd.pipeline.adapt
+    import stlm_kd.pipeline.distill
     import stlm_kd.tracking.opening  # noqa: F401
     from stlm_kd.models.architectures.mobillama import register
     from tests.pico import pico_model

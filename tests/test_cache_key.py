@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.artifacts.stage_store import Key
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
 from stlm_kd.recipe import load
-from stlm_kd.run.caching import CacheOrder
-from stlm_kd.run.workshop import Workshop
 
 TEXT = """
 task: clm
@@ -55,8 +55,8 @@ def key_of(text: str, *overrides: str, model: str = "m", tokenizer: str = "t", s
 def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A folder with the data, where models and tokenizers are identified by name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.run.caching.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.run.caching.tokenizer_identity", lambda name: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stages.teacher_cache.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stages.teacher_cache.tokenizer_identity", lambda name: name)
     for name in ("a.txt", "b.txt"):
         Path(name).write_text(f"Text of {name}.\n", encoding="utf-8")
     rows = [f'{{"text": "text {i}", "label": "{i % 2}"}}' for i in range(8)]

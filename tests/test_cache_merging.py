@@ -13,7 +13,7 @@ import torch
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sampled import Sparse
-from stlm_kd.run.cache_command import summary
+from stlm_kd.pipeline.cache import summary
 from stlm_kd.teachers.cache import merge
 from stlm_kd.teachers.cache.format import Json, Layout, read_manifest, shard_name
 from stlm_kd.teachers.cache.merge import merge_caches, mixed, names_of

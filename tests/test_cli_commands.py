@@ -53,9 +53,9 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, module: str, name: str, calls: Calls) -> Calls:
-    stand_in = ModuleType(f"stlm_kd.run.{module}")
+    stand_in = ModuleType(f"stlm_kd.pipeline.{module}")
     setattr(stand_in, name, calls)
-    monkeypatch.setitem(sys.modules, f"stlm_kd.run.{module}", stand_in)
+    monkeypatch.setitem(sys.modules, f"stlm_kd.pipeline.{module}", stand_in)
     return calls
 
 
@@ -254,7 +254,7 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
         "evaluate": "suites data text label teachers output trust_remote_code",
         "generate": "prompt max_new_tokens temperature seed trust_remote_code",
     }[module]
-    function = getattr(importlib.import_module(f"stlm_kd.run.{module}"), name)
+    function = getattr(importlib.import_module(f"stlm_kd.pipeline.{module}"), name)
     bound = inspect.signature(function).bind(object(), **dict.fromkeys(given.split()))
     assert set(list(bound.arguments)[1:]) == set(given.split())
 

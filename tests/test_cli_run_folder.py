@@ -7,8 +7,8 @@ import pytest
 
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, file_name, list_runs, open_run
 from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.pipeline.recipe_folder import create, differences, open_for
 from stlm_kd.recipe import Recipe, from_values, load, recipe_hash
-from stlm_kd.run.recipe_folder import create, differences, open_for
 
 
 def recipe(steps: int = 10) -> Recipe:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import stlm_kd.run.distill
-import stlm_kd.run.sweep
+import stlm_kd.pipeline.distill
+import stlm_kd.pipeline.sweep
 from stlm_kd.cli.main import app
+from stlm_kd.pipeline.sweep import _short, swept
 from stlm_kd.recipe import Recipe
-from stlm_kd.run.sweep import _short, swept
 from tests.compared import run_folder, seeds_of
 
 RECIPE = """
@@ -42,7 +42,7 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Recipe]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(RECIPE)
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(stlm_kd.run.distill, "distill", distill)
+    monkeypatch.setattr(stlm_kd.pipeline.distill, "distill", distill)
     return runs
 
 

@@ -16,7 +16,7 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import layer_at
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.outputs import Needs
-from stlm_kd.run.compute import Reading, affordable_steps, pass_cost, training_flops
+from stlm_kd.pipeline.builders.flops import Reading, affordable_steps, pass_cost, training_flops
 from stlm_kd.schedules import Steps
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import RememberingTeacher

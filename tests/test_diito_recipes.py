@@ -16,10 +16,10 @@ from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import EnvironmentFault
 from stlm_kd.interventions import SOURCES, Lexicon, wordnet
 from stlm_kd.interventions.wordnet import check_relation
+from stlm_kd.pipeline.builders.interchange import check_sources
+from stlm_kd.pipeline.builders.objective import feature_faults, projections_of, terms_of
 from stlm_kd.recipe import Recipe, load, resolved_yaml
 from stlm_kd.recipe.schema.interchange import SOURCE_OPTIONS
-from stlm_kd.run.interchange import check_sources
-from stlm_kd.run.terms import feature_faults, projections_of, terms_of
 from stlm_kd.schedules import Ramp
 from tests.recipes import faults
 

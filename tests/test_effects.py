@@ -25,13 +25,13 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import FINE_TUNED, SUITES
 from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
 from stlm_kd.models.presets import PRESETS
+from stlm_kd.pipeline.builders.text import student_tokenizer, tokens_by_domain
+from stlm_kd.pipeline.context import Workshop, workshop_for
+from stlm_kd.pipeline.distill import variants
+from stlm_kd.pipeline.stages import adaptation, adaptation_quality, score, student
+from stlm_kd.pipeline.stages.student_job import Assignment
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
-from stlm_kd.run import adaptation_report, adapting, scoring, training
-from stlm_kd.run.assignment import Assignment
-from stlm_kd.run.distill import variants
-from stlm_kd.run.text import student_tokenizer, tokens_by_domain
-from stlm_kd.run.workshop import Workshop, workshop_for
 from stlm_kd.teachers.cached import CachedTeacher
 from tests.effects_world import build, build_cache, home
 from tests.field_effects import EFFECTS, ELSEWHERE, WITHOUT_TEACHERS
@@ -67,7 +67,7 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hub, "column", column)
     monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
-    monkeypatch.setattr(adaptation_report, "measure", lambda *asked, **named: unmeasured)
+    monkeypatch.setattr(adaptation_quality, "measure", lambda *asked, **named: unmeasured)
 
 
 class Caught(Exception):
@@ -81,7 +81,7 @@ def working_for(recipe: Recipe, world: Path) -> Workshop:
 
 def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, workshop: Workshop) -> Values:
     """All that a recipe brings about: trainings, adaptations, evaluations, and those of its teachers."""
-    for module in (training, adapting):
+    for module in (student, adaptation):
         monkeypatch.setattr(module, "fit", caught)
     tokenizer = student_tokenizer(recipe, workshop)
     models = {teacher.name: teacher.model or "some/model" for teacher in recipe.teachers}
@@ -89,17 +89,17 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, workshop: Workshop)
     for variant, seed in ((variant, seed) for variant in variants(recipe) for seed in recipe.seeds):
         assignment = Assignment(recipe, variant, seed, models, tokenizer, workshop)
         with pytest.raises(Caught) as door:
-            training.train_student(assignment, workshop.output_dir / "student", label="")
+            student.train_student(assignment, workshop.output_dir / "student", label="")
         fits[variant, seed] = {**door.value.args[0], "key": assignment.key()}
     for teacher in recipe.teachers:
         if teacher.adapt is not None:
             with pytest.raises(Caught) as door:
-                adapting.adapt_model(
+                adaptation.adapt_model(
                     recipe, teacher.adapt, models[teacher.name], tokenizer, name=teacher.name,
                     folder=workshop.output_dir / "teacher", workshop=workshop,
                 )  # fmt: skip
             given = (recipe, teacher.adapt, models[teacher.name], tokenizer)
-            key = adapting.adaptation_key(*given, trust=False)
+            key = adaptation.adaptation_key(*given, trust=False)
             adaptations[teacher.name] = {**door.value.args[0], "key": key}
     nested = [teacher.recipe for teacher in recipe.teachers if teacher.recipe is not None]
     return {
@@ -189,10 +189,10 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, A
         return []
 
     known = {name: SUITES[name] for name in FINE_TUNED}
-    monkeypatch.setattr(scoring, "SUITES", {name: spy(name) for name in SUITES})
-    monkeypatch.setattr(scoring, "tuned_scores", tuned)
-    monkeypatch.setattr(scoring, "_taught", lambda *_: {})
-    scoring.score("some/model", scoring.suite_calls(recipe), [], workshop=home())
+    monkeypatch.setattr(score, "SUITES", {name: spy(name) for name in SUITES})
+    monkeypatch.setattr(score, "tuned_scores", tuned)
+    monkeypatch.setattr(score, "_taught", lambda *_: {})
+    score.score("some/model", score.suite_calls(recipe), [], workshop=home())
     return calls
 
 
@@ -250,7 +250,7 @@ def test_a_change_of_any_field_changes_the_plan(field: str, world: Path) -> None
 def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     recipe = load("two-teachers.yaml", EFFECTS["Train.steps"].overrides)
     written = recipe.train.model_dump()
-    given = asdict(training.fit_settings(recipe.train, 101, 7, zero=None))
+    given = asdict(student.fit_settings(recipe.train, 101, 7, zero=None))
     shared = written.keys() & given.keys() - SIDE
     assert len(shared) == 13
     assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
@@ -258,7 +258,7 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     adapt = recipe.teachers[0].adapt
     assert adapt is not None
     material = Assignment(recipe, "student", 1, {}, load_tokenizer("some/tokenizer"), home()).material(1.0)
-    written, given = adapt.model_dump(), asdict(adapting.adaptation_settings(adapt, material, zero=None))
+    written, given = adapt.model_dump(), asdict(adaptation.adaptation_settings(adapt, material, zero=None))
     shared = written.keys() & given.keys()
     assert len(shared) == 7
     assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
@@ -339,6 +339,6 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
     models = {"a": "some/model", "b": "some/model"}
     workshop = home()
     trained = [Assignment(recipe, "student", 1, models, t, workshop).key() for t in (own, other)]
-    adapted = [adapting.adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
+    adapted = [adaptation.adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
     assert trained[0] != trained[1]
     assert adapted[0] != adapted[1]

@@ -10,9 +10,9 @@ import pytest
 from stlm_kd.data.sources import hub
 from stlm_kd.errors import EnvironmentFault, RecipeError, UsageError
 from stlm_kd.eval import SUITES, identity, wikitext
+from stlm_kd.pipeline.evaluate import evaluate
 from stlm_kd.recipe import load
 from stlm_kd.recipe.suites import suites
-from stlm_kd.run.evaluate import evaluate
 
 LINES = [" \n", " = A = \n", " \n", "the dog sees the cat\n", " \n", " = B = \n", " \n", "a cat\n"]
 

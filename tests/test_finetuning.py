@@ -29,13 +29,13 @@ from stlm_kd.eval import SUITES, glue
 from stlm_kd.eval.tunings import Tuning
 from stlm_kd.models.heads.classifiers import classifier_from_fields, head_place
 from stlm_kd.models.load import save_model
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.evaluate import evaluate
+from stlm_kd.pipeline.stages import fine_tune
+from stlm_kd.pipeline.stages.fine_tune import checked_subjects, tuned_scores
+from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.recipe import load
 from stlm_kd.reporting.tables.results import result_table
-from stlm_kd.run import finetuning
-from stlm_kd.run.evaluate import evaluate
-from stlm_kd.run.finetuning import checked_subjects, tuned_scores
-from stlm_kd.run.scoring import kept_scores
-from stlm_kd.run.workshop import Workshop
 
 BERT: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -135,7 +135,7 @@ def test_a_finished_fine_tuning_is_not_done_again(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = scored(world, tmp_path, tasks=["rte"], seeds=1)
-    monkeypatch.setattr(finetuning, "fit", None)
+    monkeypatch.setattr(fine_tune, "fit", None)
     assert scored(world, tmp_path, tasks=["rte"], seeds=1) == first
     with pytest.raises(TypeError):
         scored(world, tmp_path, tasks=["rte"], seeds=2)

@@ -39,8 +39,8 @@ from stlm_kd.eval.entities import (
 from stlm_kd.losses import LABELS
 from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
 from stlm_kd.models.load import save_model
-from stlm_kd.run.finetuning import checked_subjects, tuned_scores
-from stlm_kd.run.workshop import Workshop
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.stages.fine_tune import checked_subjects, tuned_scores
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -11,9 +11,7 @@ import pytest
 
 from stlm_kd.data.labelled.examples import LabelledSource
 from stlm_kd.errors import DataError
-from stlm_kd.recipe import Recipe, load
-from stlm_kd.recipe.describe import describe
-from stlm_kd.run.examples import (
+from stlm_kd.pipeline.builders.examples import (
     all_examples,
     class_names_of,
     examples_key,
@@ -21,6 +19,8 @@ from stlm_kd.run.examples import (
     labelled_sources,
     training_examples,
 )
+from stlm_kd.recipe import Recipe, load
+from stlm_kd.recipe.describe import describe
 from tests.recipes import faults
 
 BERT = "{model_type: bert, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2}"

@@ -10,12 +10,12 @@ import pytest
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.layer_alignment import ALIGNMENTS
+from stlm_kd.pipeline.builders.objective import weight_of
 from stlm_kd.recipe import load, recipe_hash, resolved_yaml
 from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.locate import built_in_objectives
 from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Response
 from stlm_kd.recipe.yaml import parse
-from stlm_kd.run.terms import weight_of
 from stlm_kd.schedules import Ramp, Steps
 from tests.recipes import faults
 

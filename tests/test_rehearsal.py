@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import EnvironmentFault, ModelError, StlmKdError
+from stlm_kd.pipeline.builders.text import student_tokenizer
+from stlm_kd.pipeline.checks import rehearsal, stand_ins
+from stlm_kd.pipeline.checks.rehearsal import rehearse
+from stlm_kd.pipeline.context import workshop_for
+from stlm_kd.pipeline.distill import distill
 from stlm_kd.recipe import Recipe, load
-from stlm_kd.run import rehearsal, stand_ins
-from stlm_kd.run.distill import distill
-from stlm_kd.run.rehearsal import rehearse
-from stlm_kd.run.text import student_tokenizer
-from stlm_kd.run.workshop import workshop_for
 from tests.road import distilled, started, stlm_kd, student, weights
 
 CLASSIFIERS = [

@@ -15,9 +15,9 @@ import pytest
 
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.errors import CheckpointError, StlmKdError
+from stlm_kd.pipeline.stages.teacher_set import TEACHERS, teachers_of_run
 from stlm_kd.reporting.run_page.gather import gather
 from stlm_kd.reporting.run_page.page import page
-from stlm_kd.run.beside import TEACHERS, teachers_of_run
 from tests.compared import LABELS, classified
 from tests.test_report import ADAPTED, lines, metrics, run_of
 

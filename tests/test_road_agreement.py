@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.run.beside import TEACHERS
+from stlm_kd.pipeline.stages.teacher_set import TEACHERS
 from tests.recipes import faults
 from tests.road import distilled, done, stlm_kd
 

@@ -10,7 +10,7 @@ import pytest
 
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.load import load_language_model
-from stlm_kd.run import loading
+from stlm_kd.pipeline.builders import models
 from stlm_kd.teachers.cache.format import read_manifest
 from tests import classes
 from tests.road import LLAMA, ROBERTA, distilled, done, stlm_kd, student, weights
@@ -59,7 +59,7 @@ def test_a_teacher_whose_cache_is_there_is_not_loaded(
         loaded.append(model)
         return load_language_model(model, *given, **named)  # type: ignore[arg-type]  # passed on as they came
 
-    monkeypatch.setattr(loading, "load_language_model", noting)
+    monkeypatch.setattr(models, "load_language_model", noting)
     run = distilled(name, "seeds=[2]", output_dir=tmp_path)
     assert loaded == []
     assert len(list(tmp_path.glob("stages/cache-*"))) == 1

@@ -244,7 +244,7 @@ def test_sites_and_widths_that_do_not_fit_are_refused_by_configurations_alone(
     def loaded(*given: object, **named: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("stlm_kd.run.loading.load_classifier", loaded)
+    monkeypatch.setattr("stlm_kd.pipeline.builders.models.load_classifier", loaded)
     words = ["distill", "-r", f"{recipe}.yaml", f"objectives=[{objective}]", "--output-dir", str(tmp_path)]
     result = stlm_kd(*words)
     assert result.exit_code == 3, result.output

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import load_language_model, save_model
+from stlm_kd.pipeline.distill import distill
 from stlm_kd.recipe import load
-from stlm_kd.run.distill import distill
 from tests.pico import pico_model
 from tests.road import ADAPT, LLAMA, TEXT, TRAIN, distilled, done, stlm_kd, student, weights
 

@@ -11,10 +11,10 @@ from stlm_kd.data.corpus import texts
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.errors import RecipeError
+from stlm_kd.pipeline.builders.text import student_tokenizer
+from stlm_kd.pipeline.checks.overlap import recipe_notes
+from stlm_kd.pipeline.context import Workshop
 from stlm_kd.recipe import load
-from stlm_kd.run.overlap import recipe_notes
-from stlm_kd.run.text import student_tokenizer
-from stlm_kd.run.workshop import Workshop
 from tests.road import distilled, stlm_kd
 
 STEPS = ("train.steps=2", "train.validate_every=2", "eval=[perplexity]")

@@ -16,9 +16,9 @@ from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources import sources as data_sources
 from stlm_kd.eval import identity, sources
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.recipe import load
-from stlm_kd.run.scoring import kept_scores
-from stlm_kd.run.workshop import Workshop
 from tests.road import distilled, done, student
 
 ARC = "{suite: lm-eval, tasks: [arc_easy], source: local}"

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.pipeline.builders.data import held_out_key
+from stlm_kd.pipeline.builders.examples import all_examples
+from stlm_kd.pipeline.builders.objective import projections_of, terms_of
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.stages.score import suite_calls
+from stlm_kd.pipeline.stages.student_job import Assignment
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
-from stlm_kd.run.assignment import Assignment
-from stlm_kd.run.examples import all_examples
-from stlm_kd.run.material import held_out_key
-from stlm_kd.run.scoring import suite_calls
-from stlm_kd.run.terms import projections_of, terms_of
-from stlm_kd.run.workshop import Workshop
 from tests.pico import pico_model
 
 BASE = """
@@ -54,8 +54,8 @@ def test_the_key_holds_the_names_from_which_projections_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.run.assignment.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.run.assignment.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     config = pico_model("llama").config
     keys, weights = [], []
@@ -73,15 +73,17 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.run.assignment.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.run.assignment.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
 
     def keys(entry: str) -> list[object]:
         found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
         made = []
         for version in ("one", "another"):
-            monkeypatch.setattr("stlm_kd.run.interchange.wordnet_identity", lambda version=version: version)
+            monkeypatch.setattr(
+                "stlm_kd.pipeline.builders.interchange.wordnet_identity", lambda version=version: version
+            )
             assignment = Assignment(found, "student", 1, {"a": "m"}, None, Workshop(tmp_path))  # type: ignore[arg-type]  # likewise
             made.append(assignment.key())
         return made
@@ -164,8 +166,8 @@ def test_rows_are_dealt_out_in_pairs_where_they_are_sources_of_each_other(
     entry: str, pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.run.assignment.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.run.assignment.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
     student, control = (

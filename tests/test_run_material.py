@@ -12,11 +12,11 @@ from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.models.outputs import Needs
+from stlm_kd.pipeline.builders.data import ExampleMaterial, TextMaterial
+from stlm_kd.pipeline.builders.text import student_tokenizer
+from stlm_kd.pipeline.stages import student
+from stlm_kd.pipeline.stages.student_job import Assignment
 from stlm_kd.recipe import load
-from stlm_kd.run import training
-from stlm_kd.run.assignment import Assignment
-from stlm_kd.run.material import ExampleMaterial, TextMaterial
-from stlm_kd.run.text import student_tokenizer
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import RememberingTeacher
 from stlm_kd.teachers.protocol import Teacher
@@ -46,8 +46,8 @@ def assignment(base: str, teachers: dict[str, str], *overrides: str) -> Assignme
 
 def step_of(work: Assignment, *, epochs: float) -> StepModule:
     """The step that trains the student."""
-    student = training.initial_student(work)
-    return training.step_of(work, student, work.material(1.0), epochs=epochs)
+    model = student.initial_student(work)
+    return student.step_of(work, model, work.material(1.0), epochs=epochs)
 
 
 def taught(*overrides: str) -> Assignment:
@@ -59,7 +59,7 @@ def test_the_memory_of_all_teachers_together_is_limited(
     room: float, remembered: list[str], world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = taught().material(1.0).num_rows
-    monkeypatch.setattr(training, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
+    monkeypatch.setattr(student, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
     teachers = step_of(taught(), epochs=2.0)._teachers
     assert [name for name, one in teachers.items() if isinstance(one, RememberingTeacher)] == remembered
 
@@ -72,7 +72,7 @@ def test_states_that_are_compared_take_their_part_of_the_memory(
     objectives = f"objectives=[{{loss: forward_kl, teacher: a}}, {{loss: hint, teacher: a, sites: {sites}}}]"
     rows = taught().material(1.0).num_rows
     for room, kind in ((times - 0.1, LiveTeacher), (times, RememberingTeacher)):
-        monkeypatch.setattr(training, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
+        monkeypatch.setattr(student, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
         (teacher,) = step_of(taught(objectives, "combine={how: mean}"), epochs=2.0)._teachers.values()
         assert type(teacher) is kind
 
@@ -90,7 +90,7 @@ def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
         return found
 
     remembering = step_of(work, epochs=2.0)._teachers["a"]
-    monkeypatch.setattr(training, "REMEMBERED_BYTES", 0)
+    monkeypatch.setattr(student, "REMEMBERED_BYTES", 0)
     live = step_of(work, epochs=2.0)._teachers["a"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected, remembered = says(live), says(remembering)
@@ -169,9 +169,9 @@ def test_a_training_reads_rows_in_pairs_where_they_are_sources_of_each_other(
     def caught(step: StepModule, stream: BatchStream, *_: object, **__: object) -> None:
         raise Caught(stream.step(0))
 
-    monkeypatch.setattr(training, "fit", caught)
+    monkeypatch.setattr(student, "fit", caught)
     work = taught(f"objectives=[{{loss: labels}}, {{loss: diito, source: {source}}}]", "train.micro_batch=2")
     with pytest.raises(Caught) as found:
-        training.train_student(work, tmp_path / "student", label="")
+        student.train_student(work, tmp_path / "student", label="")
     batches = found.value.args[0]
     assert [batch.sources is not None for batch in batches] == [pairs] * len(batches)

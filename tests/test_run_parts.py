@@ -25,15 +25,15 @@ from stlm_kd.artifacts.stage_store import Stages, copy_folder
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.intervals import estimate
 from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
+from stlm_kd.pipeline import context
+from stlm_kd.pipeline.distill import parameters_of
+from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.jobs import Job, run_jobs
+from stlm_kd.pipeline.summary import comparisons, selection_remark, weak_teachers
 from stlm_kd.recipe import load
 from stlm_kd.reporting.tables.adaptation import adaptation_table
 from stlm_kd.reporting.tables.results import result_table
 from stlm_kd.reporting.tables.scores import score_table
-from stlm_kd.run import workshop
-from stlm_kd.run.distill import parameters_of
-from stlm_kd.run.identity import model_identity
-from stlm_kd.run.jobs import Job, run_jobs
-from stlm_kd.run.remarks import comparisons, selection_remark, weak_teachers
 from stlm_kd.statistics import corrected
 from stlm_kd.tracking import Trackers
 from tests.compared import whole_run
@@ -397,8 +397,8 @@ def test_trackers_group_a_runs_stages_by_the_runs_name(
         given.update(options)
         return Trackers()
 
-    monkeypatch.setattr(workshop, "open_tracker", opened)
-    place = workshop.Workshop(tmp_path, run_name="tiny-1a2b3c4d")
+    monkeypatch.setattr(context, "open_tracker", opened)
+    place = context.Workshop(tmp_path, run_name="tiny-1a2b3c4d")
     place.tracker(tmp_path, recipe=load("sample-two-teachers"), stage="no-teacher seed 1")
     assert given["run_name"] == "tiny-1a2b3c4d"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.errors import DataError, Elsewhere, Interrupted, Preempted
-from stlm_kd.run.recording import recorded, recorded_once
+from stlm_kd.pipeline.recording import recorded, recorded_once
 from tests.test_cli_run_folder import recipe
 
 

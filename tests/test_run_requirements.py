@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from stlm_kd.cli.main import app
+from stlm_kd.pipeline.checks import requirements
+from stlm_kd.pipeline.checks.requirements import missing_here
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.locate import built_in
-from stlm_kd.run import requirements
-from stlm_kd.run.requirements import missing_here
 
 OFFLINE = [recipe.name for recipe in built_in() if recipe.name.startswith("sample-")]
 OF_VARIABLES = [

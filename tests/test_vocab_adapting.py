@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import save_model
-from stlm_kd.run import adapting
+from stlm_kd.pipeline.stages import adaptation
 from tests.pico import pico_model
 from tests.road import ADAPT, stlm_kd
 
@@ -34,7 +34,7 @@ def teacher(road: Path) -> Path:
 def test_a_body_is_run_without_dropout_in_training_and_keeps_it_in_its_configuration(
     teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit, seen = adapting.fit, []
+    fit, seen = adaptation.fit, []
 
     def watched(step: Any, batches: Any, settings: Any, **named: Any) -> Any:
         step.train()
@@ -45,7 +45,7 @@ def test_a_body_is_run_without_dropout_in_training_and_keeps_it_in_its_configura
         assert not any(part.training for part in step.student.modules())
         return trained
 
-    monkeypatch.setattr(adapting, "fit", watched)
+    monkeypatch.setattr(adaptation, "fit", watched)
     torch.manual_seed(0)
     teachers = f"teachers=[{{name: g, model: {teacher}, adapt: {ADAPT}}}]"
     result = stlm_kd("adapt-teacher", "-r", "adapts.yaml", teachers, "--output-dir", str(tmp_path))

@@ -1,0 +1,155 @@
+"""The command ``adapt-teacher``: a recipe's teachers in the student's vocabulary, and what that cost them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from stlm_kd.artifacts.atomic import write_json, write_text
+from stlm_kd.artifacts.output import width_of
+from stlm_kd.artifacts.reports import read_adaptation
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.run_dir import file_name
+from stlm_kd.artifacts.stage_store import copy_folder
+from stlm_kd.comparison.compare import Comparison, compare_pairs
+from stlm_kd.comparison.entries import Contender, metrics_of
+from stlm_kd.distributed import first_process_runs, launched_processes
+from stlm_kd.pipeline.builders.text import student_tokenizer
+from stlm_kd.pipeline.checks.rehearsal import rehearse
+from stlm_kd.pipeline.checks.validate import check_recipe
+from stlm_kd.pipeline.context import Workshop, workshop_for
+from stlm_kd.pipeline.recording import recorded_once
+from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
+from stlm_kd.pipeline.stages.teacher import ReadyTeacher, finished_teacher, keep_making, ready_teacher
+from stlm_kd.recipe import Recipe
+from stlm_kd.reporting.tables.adaptation import adaptation_table
+from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json
+from stlm_kd.reporting.tables.comparison import differences_table
+from stlm_kd.reporting.tables.scores import score_table
+
+
+def adapt_teacher(
+    recipe: Recipe,
+    *,
+    teacher: str | None,
+    name: str,
+    output_dir: Path,
+    resume: Literal["auto", "never"] = "auto",
+    trust_remote_code: bool,
+    command: str = "",
+    rehearsal: bool = True,
+) -> Path:
+    """Adapt all teachers that the recipe adapts, or the named one, and report.
+
+    Args:
+        recipe: A checked recipe.
+        teacher: One teacher's name, or None.
+        name: The recipe's name, of which the run's is made.
+        output_dir: Holds all runs and what they share.
+        resume: Whether unfinished work goes on where it stopped.
+        trust_remote_code: Whether models may run code that they bring.
+        command: As typed, for the record.
+        rehearsal: Whether models are saved, loaded and scored once before anything is trained.
+
+    Returns:
+        The run folder: Hugging Face folders under ``teachers/``; ``results.json`` and ``table.txt``.
+    """
+    with recorded_once(
+        recipe, name=_run_name(recipe, name, teacher), output_dir=output_dir, command=command
+    ) as run:
+        workshop = workshop_for(
+            recipe,
+            output_dir,
+            resume=resume == "auto",
+            trust_remote_code=trust_remote_code,
+            run_name=run.name,
+        )
+        _work(recipe, teacher, run, workshop, origin=name, rehearsal=rehearsal)
+    return run
+
+
+def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
+    """Apart from the recipe's distillation, and from the adaptation of its other teachers.
+
+    A folder's name has 64 characters, so that a long name is cut where it does not tell folders apart.
+    """
+    if teacher is not None:
+        return f"{file_name(name)[:24]}-adapt-{teacher}"
+    return name if recipe.adapts_only else f"{file_name(name)[:58]}-adapt"
+
+
+def _work(
+    recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, origin: str, rehearsal: bool
+) -> None:
+    tokenizer = student_tokenizer(recipe, workshop)
+    wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
+
+    def check() -> None:
+        check_recipe(recipe, tokenizer, workshop, origin=origin)
+        if rehearsal and not all(finished_teacher(recipe, entry, tokenizer, workshop) for entry in wanted):
+            names = [entry.name for entry in wanted]
+            rehearse(recipe, tokenizer, workshop, folder=run, origin=origin, only=names)
+
+    first_process_runs(check)
+    ready = [ready_teacher(recipe, entry, tokenizer, workshop) for entry in wanted]
+    if launched_processes() > 1:  # scoring is the first one's, but what is trained all train together
+        for model in dict.fromkeys(m for teacher in ready for m in (teacher.original, teacher.model)):
+            fine_tune(recipe, model, workshop)
+    first_process_runs(lambda: _report(recipe, ready, run, workshop))
+
+
+def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: Workshop) -> None:
+    for teacher in ready:
+        copy_folder(Path(teacher.model), run / "teachers" / teacher.name)
+    keep_making(ready, run)
+    reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
+    scores = _scores(recipe, ready, workshop)
+    cost = _cost(scores, [teacher.name for teacher in ready])
+    values = {
+        "adaptations": {name: asdict(report) for name, report in reports.items()},
+        "suites": {name: [result.to_json() for result in found] for name, found in scores.items()},
+        "differences": comparison_as_json(cost)["comparisons"],
+        "notes": list(cost.notes),
+        "models": {teacher.name: str(run / "teachers" / teacher.name) for teacher in ready},
+    }
+    write_json(run / "results.json", values)
+    tables = [adaptation_table(reports, title=run.name)]
+    if scores:
+        tables += [score_table(scores), differences_table(cost)]
+    text = StringIO()
+    for table in tables:
+        Console(file=text, width=width_of(table)).print(table)
+    write_text(run / "table.txt", text.getvalue())
+
+
+def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:
+    """What adaptation cost: each adapted teacher minus itself as it was, on the same examples."""
+    rows = {
+        name: Contender(name, "", "teacher", None, None, (), (tuple(found),))
+        for name, found in scores.items()
+    }
+    metrics = metrics_of(rows.values())
+    pairs = [
+        (rows[f"{name}, adapted"], rows[name], metric)
+        for name in names
+        for metric in metrics
+        if name in rows and rows[name].values(metric)
+    ]
+    return Comparison(tuple(rows.values()), tuple(metrics), "as it was", *compare_pairs(pairs))
+
+
+def _scores(
+    recipe: Recipe, ready: Sequence[ReadyTeacher], workshop: Workshop
+) -> dict[str, list[SuiteResult]]:
+    if not recipe.eval:
+        return {}
+    found = {}
+    for teacher in ready:
+        found[teacher.name] = kept_scores(recipe, teacher.original, workshop)
+        found[f"{teacher.name}, adapted"] = kept_scores(recipe, teacher.model, workshop)
+    return found

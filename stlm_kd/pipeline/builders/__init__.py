@@ -1,0 +1,1 @@
+"""From parts of a recipe to data, models, objectives and settings."""

@@ -1,0 +1,154 @@
+"""From a recipe's objectives on interventions to what a training needs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.errors import Fault, ModelError
+from stlm_kd.interventions import Lexicon, Supplies
+from stlm_kd.interventions.spec import Intervention
+from stlm_kd.interventions.wordnet import check_relation, wordnet_identity
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.layer_alignment import aligned
+from stlm_kd.pipeline.builders.data import Material
+from stlm_kd.pipeline.builders.numbers import num_layers, number, option
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.interchange import Interchange, relations
+from stlm_kd.recipe.schema.objectives import Objective
+from stlm_kd.vocabulary.token_bytes import read_vocabulary
+
+
+def asked_of(entry: Interchange, recipe: Recipe) -> list[str]:
+    """The names of the teachers whose states are exchanged."""
+    return [teacher.name for teacher in recipe.teachers if entry.teacher in (COMBINED, teacher.name)]
+
+
+def interchange_terms(
+    name: str,
+    entry: Interchange,
+    recipe: Recipe,
+    student: PretrainedConfig,
+    teachers: Mapping[str, PretrainedConfig],
+) -> list[Term]:
+    """The terms of an objective, which share one intervention.
+
+    Raises:
+        ModelError: The models have no layers in common; see ``interchange_faults``, which names the place.
+    """
+    intervention = Intervention(
+        name=name,
+        layers=_layers(entry, recipe, student, teachers),
+        layer_schedule=entry.layer_schedule,
+        positions=entry.positions,
+        fraction=entry.fraction,
+        max_tokens=entry.max_tokens,
+        source=entry.source,
+        options=entry.source_options,
+        source_site=entry.source_site,
+        exact_dropout=entry.exact_dropout,
+    )
+    template = Term(
+        name=name,
+        loss=entry.loss,
+        weight=number(entry.weight),
+        on=entry.on,
+        teacher=entry.teacher,
+        options={key: option(value) for key, value in entry.options.items()},
+        intervention=intervention,
+    )
+    first = asked_of(entry, recipe)[0]
+    return INTERCHANGE_LOSSES[entry.loss](template, first, number(entry.causal_cosine_weight))
+
+
+def _layers(
+    entry: Interchange,
+    recipe: Recipe,
+    student: PretrainedConfig,
+    teachers: Mapping[str, PretrainedConfig],
+) -> dict[str, dict[int, tuple[int, ...]]]:
+    """By teacher, the student's layers that may be drawn and the teacher's layers of each."""
+    found = {name: layers_of(entry, name, student, teachers[name]) for name in asked_of(entry, recipe)}
+    if not set.intersection(*(set(layers) for layers in found.values())):
+        given = "; ".join(f"{name} with {', '.join(map(str, layers))}" for name, layers in found.items())
+        raise ModelError(f"no layer of the student is aligned with every teacher: {given}")
+    return found
+
+
+def layers_of(
+    entry: Interchange, name: str, student: PretrainedConfig, teacher: PretrainedConfig
+) -> dict[int, tuple[int, ...]]:
+    """The student's layers that are aligned with a teacher, and the teacher's of each.
+
+    Args:
+        entry: The objective.
+        name: The teacher's.
+        student: Its configuration.
+        teacher: Its configuration.
+
+    Raises:
+        ModelError: One of them does not have the layers, or none is left.
+    """
+    own = num_layers(student)
+    alignment = aligned(entry.alignment_of(name), own, num_layers(teacher))
+    dropped = {own - 1} if entry.exclude_last else set()
+    found = {layer: theirs for layer, theirs in alignment.items() if layer not in dropped}
+    if not found:
+        raise ModelError("exclude_last leaves no layer of the student; use another alignment")
+    return found
+
+
+def interchange_faults(
+    place: str,
+    entry: Interchange,
+    recipe: Recipe,
+    student: PretrainedConfig,
+    teachers: Mapping[str, PretrainedConfig],
+) -> Iterator[Fault]:
+    """Families whose blocks are not known, and layers that a model does not have."""
+    models = [
+        ("the student", student),
+        *((f"teacher {name}", teachers[name]) for name in asked_of(entry, recipe)),
+    ]
+    unknown = [
+        f"{who} is a {config.model_type}" for who, config in models if config.model_type not in ARCHITECTURES
+    ]
+    if unknown:
+        known = ", ".join(ARCHITECTURES)
+        yield Fault(
+            f"{place}.loss",
+            f"{entry.loss} exchanges states within models, and {' and '.join(unknown)}; it knows {known}",
+        )
+        return
+    try:
+        _layers(entry, recipe, student, teachers)
+    except ModelError as error:
+        yield Fault(f"{place}.alignment", str(error))
+
+
+def supplies_of(material: Material, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Supplies:
+    """What the interventions of a training draw from."""
+    return Supplies(seed, material.pool(), Lexicon.of(read_vocabulary(tokenizer)))
+
+
+def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse sources that cannot be had.
+
+    Raises:
+        EnvironmentFault: WordNet is needed, and it is not there.
+        ModelError: No word of the vocabulary has the relation that a source asks for.
+    """
+    for relation in relations(recipe.objectives):
+        check_relation(Lexicon.of(read_vocabulary(tokenizer)), relation)
+
+
+def wordnet_key(entries: Iterable[Objective]) -> dict[str, str]:
+    """What in a training's key says which WordNet its sources are drawn from; nothing where none is.
+
+    Raises:
+        EnvironmentFault: WordNet is needed, and it is not there.
+    """
+    return {"wordnet": wordnet_identity()} if relations(entries) else {}

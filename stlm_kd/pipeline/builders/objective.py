@@ -1,0 +1,200 @@
+"""From a recipe's objectives to the terms that the models of a training can compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from transformers import PretrainedConfig
+
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections
+from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.errors import Fault, ModelError
+from stlm_kd.losses import LABELS
+from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.models.capabilities import Path
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.layer_alignment import Site, layer_pairs, site_pairs
+from stlm_kd.pipeline.builders.interchange import asked_of, interchange_faults, interchange_terms
+from stlm_kd.pipeline.builders.numbers import num_layers, number, option, width
+from stlm_kd.recipe import Recipe, term_names
+from stlm_kd.recipe.schema.interchange import Interchange
+from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Objective, Response
+from stlm_kd.recipe.validation.features import site_choices
+from stlm_kd.schedules import Ramp, Steps, is_ever_above_zero
+
+
+def terms_of(
+    recipe: Recipe, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]
+) -> list[Term]:
+    """The recipe's objectives for a student and teachers of these configurations.
+
+    Raises:
+        ModelError: A site that one of them does not have; see ``feature_faults``, which names the place.
+    """
+    return [
+        term
+        for name, entry in followed(recipe).items()
+        for term in (
+            interchange_terms(name, entry, recipe, student, teachers)
+            if isinstance(entry, Interchange)
+            else [_term(name, entry, recipe, student, teachers)]
+        )
+    ]
+
+
+def _term(
+    name: str,
+    entry: Objective,
+    recipe: Recipe,
+    student: PretrainedConfig,
+    teachers: Mapping[str, PretrainedConfig],
+) -> Term:
+    assert isinstance(entry, (Response, Feature, MapFeature))
+    pairs: tuple[tuple[Site, Site], ...] = ()
+    teacher = None if entry.loss == LABELS else entry.teacher
+    if isinstance(entry, (Feature, MapFeature)):
+        teacher = teacher_of(entry, recipe)
+        pairs = pairs_of(entry, student, teachers[teacher])
+    return Term(
+        name=name,
+        loss=entry.loss,
+        weight=weight_of(entry),
+        on=entry.on,
+        teacher=teacher,
+        options={key: option(value) for key, value in entry.options.items()},
+        pairs=pairs,
+    )
+
+
+def followed(recipe: Recipe) -> dict[str, Objective]:
+    """The objectives that weigh something at some time, by name, of which what they draw depends."""
+    named = zip(term_names(recipe), recipe.objectives, strict=True)
+    return {name: entry for name, entry in named if is_followed(entry)}
+
+
+def looked_into(recipe: Recipe) -> set[str]:
+    """The teachers of whose inside an objective reads something."""
+    found: set[str] = set()
+    for entry in followed(recipe).values():
+        if isinstance(entry, (Feature, MapFeature)):
+            found.add(teacher_of(entry, recipe))
+        elif isinstance(entry, Interchange):
+            found.update(asked_of(entry, recipe))
+    return found
+
+
+def paths_into(recipe: Recipe, teacher: str | None) -> set[Path]:
+    """How the objectives look into a teacher of this name, or (None) into the student."""
+    found: set[Path] = set()
+    for entry in followed(recipe).values():
+        asked: list[str] = []
+        if isinstance(entry, (Feature, MapFeature)):
+            asked = [teacher_of(entry, recipe)]
+        elif isinstance(entry, Interchange):
+            asked = asked_of(entry, recipe)
+        if asked and (teacher is None or teacher in asked):
+            found |= {"blocks", "maps"} if isinstance(entry, MapFeature) else {"blocks"}
+    return found
+
+
+def teacher_of(entry: Feature | MapFeature, recipe: Recipe) -> str:
+    """The name of the one teacher whose states or maps are compared."""
+    if entry.teacher != COMBINED:
+        return entry.teacher
+    (teacher,) = recipe.teachers
+    return teacher.name
+
+
+def pairs_of(
+    entry: Feature | MapFeature, student: PretrainedConfig, teacher: PretrainedConfig
+) -> tuple[tuple[Site, Site], ...]:
+    """The sites that an objective compares.
+
+    Raises:
+        ModelError: One of the models does not have them.
+    """
+    choose = layer_pairs if isinstance(entry, MapFeature) else site_pairs
+    return tuple(choose(site_choices(entry), num_layers(student), num_layers(teacher)))
+
+
+def projections_of(
+    recipe: Recipe,
+    terms: list[Term],
+    student: PretrainedConfig,
+    teachers: Mapping[str, PretrainedConfig],
+    *,
+    seed: int,
+) -> Projections:
+    """The projections of all terms on states."""
+    entries = followed(recipe)
+    made = {}
+    for term in terms:
+        if term.loss not in STATE_LOSSES:
+            continue
+        assert term.teacher is not None
+        entry = entries.get(term.name)
+        made[term.name] = TermProjections(
+            term.pairs,
+            width(student),
+            width(teachers[term.teacher]),
+            how=entry.projection if isinstance(entry, Feature) else "auto",
+            term=term.name,
+            seed=seed,
+        )
+    return Projections(made)
+
+
+def feature_faults(
+    recipe: Recipe, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]
+) -> Iterator[Fault]:
+    """Sites that a model does not have, families whose parts are not known, widths without a projection."""
+    for index, entry in enumerate(recipe.objectives):
+        if isinstance(entry, Interchange):
+            yield from interchange_faults(f"objectives[{index}]", entry, recipe, student, teachers)
+        if not isinstance(entry, (Feature, MapFeature)):
+            continue
+        place, name = f"objectives[{index}]", teacher_of(entry, recipe)
+        unknown = [
+            f"{who} is a {config.model_type}"
+            for who, config in (("the student", student), (f"teacher {name}", teachers[name]))
+            if config.model_type not in ARCHITECTURES
+        ]
+        if unknown:
+            known = ", ".join(ARCHITECTURES)
+            message = f"{entry.loss} looks into models, and {' and '.join(unknown)}; it knows {known}"
+            yield Fault(f"{place}.loss", message)
+            continue
+        own, other = (ARCHITECTURES[config.model_type].task for config in (student, teachers[name]))
+        if isinstance(entry, MapFeature) and own != other:
+            message = (
+                f"{entry.loss} compares where positions look, but of the student ({student.model_type}) and "
+                f"teacher {name} ({teachers[name].model_type}) one looks back only and the other both ways"
+            )
+            yield Fault(f"{place}.loss", message)
+        try:
+            pairs_of(entry, student, teachers[name])
+        except ModelError as error:
+            yield Fault(f"{place}.sites", str(error))
+        if (
+            isinstance(entry, Feature)
+            and entry.projection == "none"
+            and width(student) != width(teachers[name])
+        ):
+            message = (
+                f"none, but the student's states have {width(student)} numbers and those of teacher {name} "
+                f"{width(teachers[name])}; use auto or linear"
+            )
+            yield Fault(f"{place}.projection", message)
+
+
+def weight_of(entry: Objective) -> float | Ramp | Steps:
+    """How much an objective weighs, and when."""
+    return number(entry.weight)
+
+
+def is_followed(entry: Objective) -> bool:
+    """Whether an objective weighs anything at some time."""
+    weights = [entry.weight]
+    if isinstance(entry, Interchange):
+        weights.append(entry.causal_cosine_weight)
+    return any(is_ever_above_zero(number(weight)) for weight in weights)

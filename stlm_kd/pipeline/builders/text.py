@@ -1,0 +1,174 @@
+"""A recipe's text: its sources, its packed rows, the student's tokenizer, and what identifies them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from stlm_kd.artifacts.atomic import system_errors
+from stlm_kd.artifacts.stage_store import Json
+from stlm_kd.data.batches import PackedRows
+from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare, texts
+from stlm_kd.data.masking import Masking, even_masking, masking_for
+from stlm_kd.data.sources.documents import Separator
+from stlm_kd.data.sources.sources import Source, documents, fingerprint
+from stlm_kd.data.token_store import TokenStore
+from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.distributed import first_process_runs, launched_processes
+from stlm_kd.errors import DataError
+from stlm_kd.pipeline.builders.examples import all_examples, examples_key
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.data import Separator as RecipeSeparator
+from stlm_kd.recipe.schema.data import Source as RecipeSource
+from stlm_kd.recipe.schema.student import TokenizerTraining
+
+
+def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
+    """The recipe's sources as the data layer takes them; what the recipe leaves open has its default."""
+    return tuple(Source(**_given(entry)) for entry in entries)
+
+
+def _given(entry: RecipeSource) -> dict[str, Any]:
+    names = [field.name for field in fields(Source)]
+    given = {name: value for name in names if (value := getattr(entry, name)) is not None}
+    if isinstance(entry.documents, RecipeSeparator):
+        given["documents"] = Separator(entry.documents.separator)
+    return given
+
+
+def text_key(entries: Sequence[RecipeSource], fraction: float) -> Json:
+    """What identifies the text of some sources: content, share, weights."""
+    texts: list[Json] = [[fingerprint(source), source.weight] for source in sources(entries)]
+    return [fraction, *texts]
+
+
+def training_rows(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    workshop: Workshop,
+    *,
+    fraction: float | None = None,
+) -> tuple[PackedRows, ...]:
+    """The training text, or as much of it as the recipe says, tokenised (once, on disk) and packed."""
+    share = recipe.data.fraction if fraction is None else fraction
+    prepared = _prepared(recipe.data.train, tokenizer, workshop, fraction=share)
+    return _packed(prepared, recipe, "data.train")
+
+
+def training_stores(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop, *, fraction: float
+) -> tuple[TokenStore, ...]:
+    """A share of the training text, tokenised: for each source a store of the same documents."""
+    prepared = _prepared(recipe.data.train, tokenizer, workshop, fraction=fraction)
+    return tuple(source.store for source in prepared)
+
+
+def tokens_by_domain(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> dict[str, int]:
+    """Tokens of the student's training text, each once, for each domain that the recipe names."""
+    tokens: Counter[str] = Counter()
+    for part in training_rows(recipe, tokenizer, workshop):
+        tokens[part.domain] += part.num_tokens
+    return dict(tokens)
+
+
+def held_out_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> tuple[PackedRows, ...]:
+    """The validation text tokenised and packed; () where the recipe names none."""
+    if not recipe.data.validation:
+        return ()
+    prepared = _prepared(recipe.data.validation, tokenizer, workshop, fraction=1.0)
+    return _packed(prepared, recipe, "data.validation")
+
+
+def _prepared(
+    entries: Sequence[RecipeSource],
+    tokenizer: PreTrainedTokenizerFast,
+    workshop: Workshop,
+    *,
+    fraction: float,
+) -> tuple[PreparedSource, ...]:
+    """The text tokenised: by the first of several processes, so that the others find it on disk."""
+
+    def tokenised() -> tuple[PreparedSource, ...]:
+        return prepare(sources(entries), tokenizer, workshop.tokens, fraction=fraction)
+
+    if launched_processes() > 1:
+        first_process_runs(lambda: len(tokenised()))
+    return tokenised()
+
+
+def _packed(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> tuple[PackedRows, ...]:
+    try:
+        return pack_sources(prepared, recipe.data.context, wrapped=recipe.task == "mlm")
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def training_masking(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows]
+) -> Masking | None:
+    """What a masked language model does not see of its training text: rare tokens are drawn more often."""
+    share = recipe.data.masked_share
+    return None if share is None else masking_for(tokenizer, parts, share=share)
+
+
+def held_out_masking(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Masking | None:
+    """The same for held-out text: every token alike, so that models of any training text can be compared."""
+    return None if recipe.data.masked_share is None else even_masking(tokenizer)
+
+
+def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
+    """The recipe's validation documents, in order, up to about so many bytes; the last one is cut."""
+    kept: list[str] = []
+    room = most_bytes
+    for source in sources(recipe.data.validation or ()):
+        for text in documents(source):
+            if room is None:
+                kept.append(text)
+                continue
+            if room <= 0:
+                return kept
+            piece = text.encode()[:room].decode(errors="ignore")
+            room -= len(piece.encode())
+            kept.append(piece)
+    return kept
+
+
+def student_tokenizer(recipe: Recipe, workshop: Workshop) -> PreTrainedTokenizerFast:
+    """The student's tokenizer: loaded, or trained on the whole training text and kept as a stage."""
+    wanted = recipe.student.tokenizer
+    if not isinstance(wanted, TokenizerTraining):
+        return load_tokenizer(wanted, trust_remote_code=workshop.trust_remote_code)
+    entries, labelled = recipe.data.train, recipe.language_task is None
+    key: dict[str, Json] = {
+        "task": "clm" if recipe.task == "clm" else "mlm",
+        "train": wanted.train,
+        "size": wanted.size,
+        "text": [fingerprint(source) for source in sources(entries)]
+        if not labelled
+        else examples_key(entries, recipe),
+    }
+
+    def build(folder: Path) -> None:
+        own = _of_examples(recipe) if labelled else texts(sources(entries))
+        made = train_tokenizer(own, wanted.train, wanted.size, masked=recipe.task != "clm")
+        with system_errors(folder):
+            made.save_pretrained(folder)
+
+    place = first_process_runs(lambda: workshop.stages.make("tokenizer", key, build))
+    return load_tokenizer(str(place))
+
+
+def _of_examples(recipe: Recipe) -> Iterator[str]:
+    """The texts of all training examples, both of each pair."""
+    for example in all_examples(recipe).texts:
+        yield from example

@@ -1,0 +1,276 @@
+"""The commands of teachers' caches: make them for a recipe, look at one, compute a part of one again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.run_dir import file_name
+from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.data.sources.files import expanded
+from stlm_kd.distributed import first_process_runs
+from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.models.outputs import Needs
+from stlm_kd.pipeline.builders.models import live_teacher
+from stlm_kd.pipeline.builders.text import student_tokenizer
+from stlm_kd.pipeline.checks.validate import check_recipe
+from stlm_kd.pipeline.context import Workshop, workshop_for
+from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.recording import recorded_once
+from stlm_kd.pipeline.stages.teacher import cached_teacher, ready_teacher
+from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, work_of
+from stlm_kd.recipe import Recipe, from_values, plain
+from stlm_kd.teachers.cache.format import Manifest
+from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
+from stlm_kd.teachers.cache.shards import Array, checksums
+from stlm_kd.teachers.cache.writer import columns_of
+from stlm_kd.teachers.protocol import TeacherOutput
+from stlm_kd.training import current_device
+from stlm_kd.training.backends.ddp import autocast
+
+LARGEST_DIFFERENCE = 5e-3
+"""Of a probability between two computations of it: half precision gives a tenth of that."""
+
+LEAST_AGREEMENT = 0.95
+"""Of ids: where two outcomes are as likely as each other, either may come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSummary:
+    """What ``inspect`` tells of a cache; sizes in bytes, entropy in nats."""
+
+    folder: str
+    teacher: str
+    rows: int
+    variants: int
+    tokens: int
+    bytes: int
+    bytes_per_token: float
+    shards: int
+    kept: str
+    temperature: float
+    head_covers: float
+    entropy: float
+    states: Mapping[str, int]
+    made_of: Mapping[str, object]
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether it is of a mixture, of which it knows exactly what the teachers' heads hold."""
+        return _is_merged(self.made_of)
+
+
+def _is_merged(made_of: Mapping[str, object]) -> bool:
+    teacher = made_of.get("teacher")
+    return isinstance(teacher, dict) and "merged" in teacher
+
+
+def cache_teachers(
+    recipe: Recipe, *, name: str, output_dir: Path, resume: bool, trust_remote_code: bool, command: str
+) -> dict[str, list[Path]]:
+    """Write each teacher's cache for the recipe's data, unless it is there; the folders by teacher.
+
+    Teachers are trained and adapted first, as the recipe says; one without ``cache`` gets the default one.
+    """
+    given = plain(recipe)
+    teachers = given["teachers"]
+    assert isinstance(teachers, list)
+    given["teachers"] = [
+        {"cache": "auto", **teacher} if isinstance(teacher, dict) else teacher for teacher in teachers
+    ]
+    full = from_values(given, origin=name)
+    run_name = f"{file_name(name)[:58]}-cache"
+    with recorded_once(full, name=run_name, output_dir=output_dir, command=command) as run:
+        workshop = workshop_for(
+            full, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
+        )
+        tokenizer = student_tokenizer(full, workshop)
+        first_process_runs(lambda: check_recipe(full, tokenizer, workshop, origin=name))
+        made = {}
+        for teacher in full.teachers:
+            if teacher.is_only_read:
+                continue
+            ready = ready_teacher(full, teacher, tokenizer, workshop)
+            made[teacher.name] = cached_teacher(full, teacher, ready.model, tokenizer, workshop)
+        found = {name: [asdict(summary(folder)) for folder in folders] for name, folders in made.items()}
+        first_process_runs(lambda: write_json(run / "results.json", {"caches": found}))
+    return made
+
+
+def summary(folder: Path) -> CacheSummary:
+    """What a cache's manifest says, once every shard is found to have its size.
+
+    Raises:
+        EnvironmentFault: There is none.
+        CheckpointError: It is damaged, or a shard is cut short or not there.
+    """
+    manifest = TeacherCache.open(folder, every_byte=False).manifest
+    layout = manifest.layout
+    kept = "all logits" if layout.logits else f"{layout.head} likeliest outcomes and {layout.draws} draws"
+    return CacheSummary(
+        folder=str(folder),
+        teacher=_teacher_of(manifest),
+        rows=manifest.rows,
+        variants=manifest.variants,
+        tokens=manifest.tokens,
+        bytes=manifest.num_bytes,
+        bytes_per_token=manifest.num_bytes / max(manifest.tokens, 1),
+        shards=len(manifest.shards),
+        kept=kept,
+        temperature=layout.temperature,
+        head_covers=manifest.covered,
+        entropy=manifest.entropy,
+        states=layout.states,
+        made_of=manifest.made_of,
+    )
+
+
+def _teacher_of(manifest: Manifest) -> str:
+    names = manifest.source.get("names")
+    if isinstance(names, list):
+        return f"{', '.join(map(str, names))} merged"
+    return str(manifest.source.get("teacher"))
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far a part of a cache is from what its teacher says now.
+
+    Attributes:
+        rows: That were computed again.
+        tokens: Of these.
+        difference: The largest one of a probability; of entropies and hidden states as a share of the largest
+            of them; of logits, of a logit.
+        ids: The share of ids that are the same; 1 of logits.
+        not_finite: Values that are NaN or infinite and therefore have no difference; the logarithm or logit
+            of what both rule out, minus infinity, is none of them.
+    """
+
+    rows: int
+    tokens: int
+    difference: float
+    ids: float
+    not_finite: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether that is within rounding, and every value a number."""
+        close = self.difference <= LARGEST_DIFFERENCE and self.ids >= LEAST_AGREEMENT
+        return close and not self.not_finite
+
+
+def verify_cache(
+    folder: Path, *, rows: int, seed: int, output_dir: Path, trust_remote_code: bool
+) -> Verification | None:
+    """Compute some rows again, chosen by the seed, and compare them with what a cache holds.
+
+    None for a merged cache, whose files are whole: there is no one teacher to compare it with.
+
+    Raises:
+        CheckpointError: The cache is damaged, or is of another revision of its teacher.
+        EnvironmentFault: There is none, or its teacher or data are not there any more.
+    """
+    cache, output_dir = TeacherCache.open(folder), output_dir.absolute()
+    if _is_merged(cache.manifest.made_of):
+        return None
+    with _where_it_was_made(cache):
+        return _verified(cache, _order_of(cache, output_dir, trust_remote_code), rows, seed)
+
+
+@contextmanager
+def _where_it_was_made(cache: TeacherCache) -> Iterator[None]:
+    """Work in the folder from which relative paths of the cache's recipe are seen, if it is there."""
+    before, made_in = Path.cwd(), cache.manifest.source.get("directory")
+    if isinstance(made_in, str) and Path(made_in).is_dir():
+        os.chdir(made_in)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _verified(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> Verification:
+    folder, trust = cache.folder, order.workshop.trust_remote_code
+    work = replace(work_of(order, material := order.material()), items_per_shard=1)
+    if work.items != cache.manifest.items or material.num_rows != cache.manifest.rows:
+        raise CheckpointError(f"{folder}: of {cache.manifest.rows} rows, but the data has {work.rows} now")
+    device = current_device()
+    live = live_teacher(order.model, order.recipe, name=order.teacher.name, trust_remote_code=trust)
+
+    def asked(batch: AnyBatch, needs: Needs) -> TeacherOutput:
+        return live(batch.to(device), needs)
+
+    chosen = np.random.default_rng(seed).permutation(work.items)[:rows].tolist()
+    found = []
+    with autocast(device, order.recipe.train.precision), torch.no_grad():
+        for item in chosen:
+            ((items, batch),) = work.batches(item)
+            stored = cache.items(items)
+            if checksums(batch) != stored.checks.tolist():
+                raise CheckpointError(f"{folder}: item {item} is of other text than the data now has")
+            made = columns_of(asked, batch, kept_positions(batch, work.layout), items, work)
+            found.append(_compared(stored.columns, made))
+    return Verification(
+        rows=len(chosen),
+        tokens=sum(entry.tokens for entry in found),
+        difference=max(entry.difference for entry in found),
+        ids=float(np.average([entry.ids for entry in found], weights=[max(e.tokens, 1) for e in found])),
+        not_finite=sum(entry.not_finite for entry in found),
+    )
+
+
+def _compared(stored: Mapping[str, Array], made: Mapping[str, Array]) -> Verification:
+    if "logits" in stored:
+        sides = [side["logits"].astype(np.float64) for side in (stored, made)]
+        ruled_out = np.isneginf(sides[0]) & np.isneginf(sides[1])
+        apart, not_finite = _apart(*(np.where(ruled_out, 0.0, side) for side in sides))
+        return Verification(1, len(made["logits"]), apart, 1.0, not_finite)
+    found = []
+    for name in ("log_probs", "tail", "label_log_probs"):
+        found.append(_apart(*(np.exp(side[name].astype(np.float64)) for side in (stored, made))))
+    for name in made:
+        if name == "entropy" or name.startswith("state."):
+            here, there = (side[name].astype(np.float64) for side in (stored, made))
+            largest = np.abs(there[np.isfinite(there)]).max(initial=1e-6)
+            found.append(_apart(here / largest, there / largest))
+    same = float((stored["ids"] == made["ids"]).mean()) if made["ids"].size else 1.0
+    apart, not_finite = max(one for one, _ in found), sum(count for _, count in found)
+    return Verification(1, len(made["tail"]), apart, same, not_finite)
+
+
+def _apart(stored: Array, made: Array) -> tuple[float, int]:
+    """The largest difference of two finite values, and how many others there are."""
+    finite = np.isfinite(stored) & np.isfinite(made)
+    differences = np.abs(stored[finite] - made[finite])
+    return float(differences.max(initial=0.0)), int((~finite).sum())
+
+
+def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) -> CacheOrder:
+    """What made a cache, in the words of its manifest."""
+    source, folder = cache.manifest.source, cache.folder
+    values, name, model, seed = (source.get(key) for key in ("recipe", "teacher", "model", "seed"))
+    if not isinstance(values, dict) or not isinstance(model, str) or type(seed) is not int:
+        raise CheckpointError(
+            f"{folder}: its manifest names no recipe and teacher to compare it with; make the cache anew"
+        )
+    recipe = from_values(values, origin=f"{folder}: recipe", is_stored=True)
+    teacher = next((entry for entry in recipe.teachers if entry.name == name), None)
+    if teacher is None:
+        raise CheckpointError(f"{folder}: damaged, its recipe has no teacher {name!r}; make the cache anew")
+    workshop = Workshop(output_dir, trust_remote_code=trust_remote_code)
+    identity = cache.manifest.made_of.get("teacher")
+    is_of_hub = isinstance(identity, str) and identity.startswith(f"{model}@")
+    if not is_of_hub and not expanded(model).is_dir():
+        raise EnvironmentFault(
+            f"{folder}: its teacher is not there any more: {expanded(model).absolute()}; put it back"
+        )
+    if model_identity(model, trust_remote_code=trust_remote_code) != identity:
+        raise CheckpointError(f"{folder}: {model} is not the teacher that it was made of: another revision")
+    return CacheOrder(recipe, teacher, model, student_tokenizer(recipe, workshop), workshop, seed)

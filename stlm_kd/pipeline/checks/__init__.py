@@ -1,0 +1,1 @@
+"""What is refused, measured or tried before anything is trained."""

@@ -1,0 +1,255 @@
+"""Save, load and score once before anything is trained what a run would save, load and score at its end.
+
+The student is rehearsed untrained. A teacher is rehearsed as a stand-in of its family, two blocks deep: with
+its own vocabulary it is scored, with the student's it is saved and loaded as well, so that no large body is
+written.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
+from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.errors import ModelError, RecipeError, StlmKdError
+from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, wikitext
+from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
+from stlm_kd.eval.beside import Taught
+from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
+from stlm_kd.models.checkpoints.reloading import check_reloaded
+from stlm_kd.models.layer_alignment import aligned
+from stlm_kd.models.load import save_model, to_device
+from stlm_kd.pipeline.builders.data import held_out_of_recipe
+from stlm_kd.pipeline.builders.numbers import num_layers
+from stlm_kd.pipeline.checks.overlap import HeldOut
+from stlm_kd.pipeline.checks.stand_ins import adapted_stand_in, stand_in, untrained_student
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.stages.fine_tune import SUBJECTS
+from stlm_kd.pipeline.stages.score import SuiteCall, suite_calls
+from stlm_kd.recipe import Recipe
+from stlm_kd.training import current_device
+
+_BYTES = 4_000
+"""Of held-out text that are read at most."""
+
+_CHARACTERS = 300
+"""Of each of the two documents that are scored at most."""
+
+_REMEDY = "; mend it before anything is trained, or skip the rehearsal by --no-rehearsal"
+
+_FEWER: Mapping[str, int] = {"limit": 2, "tokens": 32, "rows": 2, "examples": 2, "samples": 16, "steps": 2}
+"""Options of suites that make them short."""
+
+
+Built = tuple[PreTrainedModel, PreTrainedTokenizerFast]
+"""A model, untrained and in evaluation mode on the CPU, and what it reads by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A model that the run will save or score.
+
+    Attributes:
+        place: Where it stands in the recipe.
+        build: Makes it; None where it is too large, or of an unknown family.
+        is_saved: Whether the run saves it.
+        is_student: Whether suites compare it with teachers.
+    """
+
+    place: str
+    build: Callable[[], Built | None]
+    is_saved: bool
+    is_student: bool = False
+
+
+def rehearse(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    workshop: Workshop,
+    *,
+    folder: Path,
+    origin: str,
+    only: Sequence[str] | None = None,
+) -> None:
+    """Refuse a run whose models could not be saved, loaded or scored after their training.
+
+    Nothing that is written stays, and the states of random generators are as before.
+
+    Args:
+        recipe: Checked by ``check_recipe``.
+        tokenizer: The student's.
+        workshop: Where the run works.
+        folder: The run's, which this command has to itself.
+        origin: What messages call the recipe.
+        only: Names of teachers to rehearse, and no student; None: the student and all teachers.
+
+    Raises:
+        StlmKdError: Of the kind of the fault: a model that cannot be saved, is not the same when plain
+            transformers has loaded it, or makes a suite fail.
+    """
+    began = time.monotonic()
+    target = folder / "rehearsal"
+    clear_unfinished_for(target)
+    unfinished = unfinished_name(target)
+    names: list[str] = []
+    try:
+        with untouched_generators():
+            for part in _parts(recipe, tokenizer, workshop, only):
+                with _told(f"{origin}: dress rehearsal: {part.place}", _REMEDY):
+                    if (built := part.build()) is not None:
+                        _rehearse(part, *built, recipe, workshop, unfinished)
+                        names.append(part.place)
+                remove(unfinished)
+    finally:
+        remove(unfinished)
+    if names:
+        took = f"{time.monotonic() - began:.1f} s"
+        print(f"dress rehearsal: {', '.join(names)}: all well in {took}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Whatever is drawn within the block, the global random generators are afterwards as they were."""
+    plain, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)
+
+
+@contextmanager
+def _told(what: str, remedy: str = "", kind: type[StlmKdError] = StlmKdError) -> Iterator[None]:
+    """Say what was tried, and the way out; what other software raises becomes an error of a kind of ours."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except StlmKdError as error:
+        raise type(error)(f"{what}: {error}{remedy}") from error
+    except Exception as error:
+        if is_full_disk(error):
+            raise
+        raise kind(f"{what}: {type(error).__name__}: {_first_lines(error)}{remedy}") from error
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _parts(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop, only: Sequence[str] | None
+) -> Iterator[Part]:
+    """The models that are rehearsed, built one after the other so that only one of them is in memory."""
+    if only is None:
+        yield Part(
+            "student",
+            lambda: (untrained_student(recipe, tokenizer, workshop), tokenizer),
+            is_saved=True,
+            is_student=True,
+        )
+    for number, teacher in enumerate(recipe.teachers):
+        if teacher.is_only_read or (only is not None and teacher.name not in only):
+            continue
+        place = f"teachers[{number}] ({teacher.name})"
+        if recipe.eval:
+            yield Part(place, partial(stand_in, teacher, recipe, workshop), is_saved=False)
+        if teacher.adapt is not None:
+            adapted = partial(adapted_stand_in, teacher, recipe, tokenizer, workshop)
+            yield Part(f"{place}, adapted", adapted, is_saved=True)
+
+
+def _rehearse(
+    part: Part,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    workshop: Workshop,
+    folder: Path,
+) -> None:
+    saved = folder / "model"
+    if part.is_saved:
+        with _told("cannot be saved, as the run will do at its end", kind=ModelError):
+            folder.mkdir(parents=True)
+            save_model(model, tokenizer, saved)
+        with _told("was saved and loaded by plain transformers", kind=ModelError):
+            check_reloaded(model, tokenizer, saved, trust_remote_code=workshop.trust_remote_code)
+    held = _few(held_out_of_recipe(recipe, most_bytes=_BYTES)) if recipe.eval else []
+    to_device(model, current_device())
+    for number, call in enumerate(suite_calls(recipe)):
+        with _told(f"eval[{number}] ({call.suite})"):
+            if call.suite not in FINE_TUNED:
+                if part.is_student or call.suite not in NEEDS_TEACHERS:
+                    _score(call, model, tokenizer, held)
+            elif part.is_saved:
+                _with_head(call, saved, tokenizer, trust=workshop.trust_remote_code)
+
+
+def _few(held: HeldOut) -> HeldOut:
+    """Two examples, of different labels; or the beginnings of two documents."""
+    if not isinstance(held, Examples):
+        texts = [text[:_CHARACTERS] for text in held[:2]]
+        return texts if len(texts) != 1 else [texts[0][: len(texts[0]) // 2], texts[0][len(texts[0]) // 2 :]]
+    different = np.unique(held.labels, return_index=True)[1]
+    least = 4 if held.is_regression else 2  # correlations have no error of fewer
+    return held.select(np.sort(different[: max(least, len(held.label_names))]).astype(np.int64))
+
+
+def _score(
+    call: SuiteCall, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut
+) -> None:
+    """Have a suite score two examples."""
+    options = _short(call)
+    if call.options.get("on") == "wikitext":
+        options["on"], held = "held-out", _few(wikitext.articles())
+    teachers = (_itself(call, model, tokenizer, held),) if call.suite in NEEDS_TEACHERS else ()
+    SUITES[call.suite](model, tokenizer, held, *teachers, **options)
+
+
+def _short(call: SuiteCall) -> dict[str, object]:
+    """A suite's options with as little to do as can be."""
+    options = dict(call.options)
+    for name, most in _FEWER.items():
+        given = options.get(name)
+        if name in options:
+            options[name] = min(given, most) if isinstance(given, int) else most
+    for name in ("ids", "classes", "sources"):  # which two examples need not have
+        if name in options:
+            options[name] = ()
+    return options
+
+
+def _itself(
+    call: SuiteCall, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut
+) -> Mapping[str, object]:
+    """The student in the place of its teachers, which are not there yet."""
+    if call.suite != AGREEMENT:
+        layers = num_layers(model.config)
+        return {"itself": Taught(model, aligned("full", layers, layers))}
+    assert isinstance(held, Examples)
+    examples = held
+
+    def answers(reading: Reading, explaining: Explaining) -> Answers:
+        return answers_of("itself", model, tokenizer, examples, reading, explaining)
+
+    return {"itself": answers}
+
+
+def _with_head(call: SuiteCall, saved: Path, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> None:
+    """Make the model that a suite will fine-tune, for the first of its tasks."""
+    tunings = SUITES[call.suite](**call.options)
+    assert isinstance(tunings, tuple)
+    (subject,) = SUBJECTS[call.suite](tunings[:1])
+    subject.model(str(saved), tokenizer, context=subject.tuning.context or 8, trust=trust)

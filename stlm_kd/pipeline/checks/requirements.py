@@ -1,0 +1,173 @@
+"""What a recipe needs and this machine lacks, as far as it shows without reading data or loading models."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stlm_kd.data.sources.files import expanded
+from stlm_kd.data.sources.reachable import data_set_is_cached, file_is_cached, hub_answers
+from stlm_kd.data.synthetic import BENCHMARK
+from stlm_kd.errors import EnvironmentFault, Fault, UsageError
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.data import Source
+from stlm_kd.recipe.schema.interchange import relations
+from stlm_kd.recipe.schema.root import Teacher
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
+
+
+def missing_here(recipe: Recipe, *, prefix: str = "") -> list[Fault]:
+    """Everything that the recipe and the recipes of its teachers need and that is not here.
+
+    Files and folders, variables, models and data sets of the Hub (cached, or a Hub that answers), optional
+    packages, and the rows of suites. One fault for each thing, with all the places that need it.
+    """
+    found: dict[str, list[str]] = {}
+    for place, message in _missing(recipe, prefix):
+        places = found.setdefault(message, [])
+        if place not in places:
+            places.append(place)
+    return [Fault(", ".join(places), message) for message, places in found.items()]
+
+
+def refuse_what_cannot_run(recipe: Recipe, *, origin: str) -> None:
+    """Refuse a recipe that cannot run on this machine.
+
+    Raises:
+        EnvironmentFault: Something is missing: all of it, one line each.
+    """
+    if missing := missing_here(recipe):
+        lines = [f"{origin}: cannot run here: {len(missing)} missing", *(f"  {fault}" for fault in missing)]
+        raise EnvironmentFault("\n".join(lines))
+
+
+def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
+    student, data = recipe.student, recipe.data
+    if isinstance(student.tokenizer, str):
+        yield from _of_model(f"{prefix}student.tokenizer", student.tokenizer, _TOKENIZER)
+    if student.model is not None:
+        yield from _of_model(f"{prefix}student.model", student.model, _WEIGHTS)
+    for number, teacher in enumerate(recipe.teachers):
+        yield from _of_teacher(f"{prefix}teachers[{number}]", teacher)
+    for part, sources in (("train", data.train), ("validation", data.validation or ())):
+        for number, source in enumerate(sources):
+            several = f"[{number}]" if len(sources) > 1 else ""
+            yield from _of_source(f"{prefix}data.{part}{several}", source)
+    yield from _of_packages(recipe, prefix)
+    for number, entry in enumerate(recipe.eval):
+        yield from _of_suite(f"{prefix}eval[{number}] ({entry.suite})", entry.suite, entry.options)
+
+
+def _of_teacher(place: str, teacher: Teacher) -> Iterator[tuple[str, str]]:
+    cached = teacher.cache is not None and teacher.cache.path is not None
+    if cached:
+        assert teacher.cache is not None and teacher.cache.path is not None
+        yield from _of_path(f"{place}.cache", teacher.cache.path)
+    elif teacher.recipe is not None:
+        yield from _missing(teacher.recipe, f"{place}.recipe.")
+    elif teacher.model is not None:
+        yield from _of_model(f"{place}.model", teacher.model, _WEIGHTS)
+
+
+def _of_source(place: str, source: Source) -> Iterator[tuple[str, str]]:
+    if source.path is not None:
+        yield from _of_path(f"{place}.path", source.path)
+    elif source.hub is not None and not data_set_is_cached(source.hub, source.name) and not hub_answers():
+        yield (
+            f"{place}.hub",
+            f"{source.hub}: not in the cache of data sets, and the Hub cannot be reached; go online once, or "
+            "name a local copy by path",
+        )
+
+
+def _of_path(place: str, path: str) -> Iterator[tuple[str, str]]:
+    if unset := _unset(path):
+        yield place, _not_set(unset)
+    elif not expanded(path).exists():
+        yield place, f"{path}: no such file or folder (seen from {Path.cwd()}); give one that exists"
+
+
+def _of_model(place: str, name: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Of a folder its existence alone, of a Hub id one of these files in the cache."""
+    if unset := _unset(name):
+        yield place, _not_set(unset)
+        return
+    folder = expanded(name)
+    try:
+        if folder.is_dir() or file_is_cached(str(folder), *files) or hub_answers():
+            return
+        missing = "neither a folder nor in the Hub's cache, and the Hub cannot be reached"
+        yield place, f"{name}: {missing}; go online once, or give a folder"
+    except (ValueError, OSError):
+        yield place, f"{name}: no such folder (seen from {Path.cwd()}), and no Hub id; give one that exists"
+
+
+def _unset(path: str) -> tuple[str, ...]:
+    """The environment variables in a path that are not set."""
+    names = re.findall(r"\$(?:\{(\w+)\}|(\w+))", os.path.expandvars(path))
+    return tuple(dict.fromkeys(braced or plain for braced, plain in names))
+
+
+def _not_set(names: Sequence[str]) -> str:
+    listed = ", ".join(f"${name}" for name in names)
+    return f"{listed} not set; set it to the folder that the recipe's header describes, or give full paths"
+
+
+def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
+    if "wandb" in recipe.tracking and find_spec("wandb") is None:
+        yield f"{prefix}tracking", "the package wandb is not installed; pip install 'stlm-kd[wandb]'"
+    if recipe.engine.deepspeed is not None and find_spec("deepspeed") is None:
+        yield f"{prefix}engine.deepspeed", "the package deepspeed is not installed; pip install deepspeed"
+    if found := relations(recipe.objectives):
+        from stlm_kd.interventions.wordnet import require_wordnet
+
+        yield from _tried(f"{prefix}objectives: source {', '.join(found)}", require_wordnet)
+
+
+def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from stlm_kd.eval import FINE_TUNED
+
+    if suite == "lm-eval" and {*options["tasks"]} != {BENCHMARK}:
+        from stlm_kd.eval import sources  # takes seconds, which generated rows need not
+
+        for task in sources.expand(options["tasks"]):
+            look = partial(sources.find_origin, task, options["source"], options["num_fewshot"])
+            yield from _tried(place, look)
+    elif options.get("on") == "wikitext":
+        from stlm_kd.eval import wikitext
+
+        if wikitext.local_file() is None and not data_set_is_cached(*wikitext.HUB) and not hub_answers():
+            yield from _tried(place, wikitext.identity)
+    elif suite in FINE_TUNED:
+        yield from _of_fine_tuning(place, suite, options)
+    elif "attributions" in options:
+        from stlm_kd.eval.explaining import check_packages
+
+        yield from _tried(place, lambda: check_packages(options["attributions"]))
+
+
+def _of_fine_tuning(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from stlm_kd.eval import SUITES
+    from stlm_kd.eval.entities import seqeval
+    from stlm_kd.pipeline.stages.fine_tune import SUBJECTS
+
+    if suite == "ner":
+        yield from _tried(place, seqeval)
+    tunings = SUITES[suite](**options)
+    assert isinstance(tunings, tuple)
+    yield from _tried(place, lambda: SUBJECTS[suite](tunings))
+
+
+def _tried(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:
+    """The message of what a look finds missing."""
+    try:
+        look()
+    except (EnvironmentFault, UsageError) as error:
+        yield place, str(error)

@@ -1,0 +1,159 @@
+"""Models as a run will have them, but untrained: its student, and small stand-ins for its teachers."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from stlm_kd.models.checkpoints.generation_config import mend_generation_config
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.heads.classifiers import set_labels
+from stlm_kd.models.load import model_class
+from stlm_kd.models.vocabulary import (
+    is_tied,
+    plain_embedding,
+    replace_embedding,
+    replace_vocabulary,
+    set_padding,
+    vocabulary_layers,
+)
+from stlm_kd.pipeline.builders.examples import class_names_of
+from stlm_kd.pipeline.builders.numbers import num_layers, width
+from stlm_kd.pipeline.checks.validate import own_tokenizer, student_config, teacher_config
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.stages.student import initial_student
+from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
+
+LAYERS = 2
+"""Blocks of a stand-in: two, since some families share weights between blocks."""
+
+LARGEST = 2**28
+"""Numbers in the embedding and head of a stand-in at most: 1 GiB."""
+
+_FEW_ROWS = 16
+
+
+def untrained_student(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> PreTrainedModel:
+    """The recipe's student; random weights where it starts from a teacher, who may not be there yet."""
+    if recipe.student.init_from is None:
+        assignment = Assignment(recipe, "student", recipe.seeds[0], {}, tokenizer, workshop)
+        student = initial_student(assignment)
+        student.eval()
+        return student
+    (source,) = (t for t in recipe.teachers if t.name == recipe.student.init_from.teacher)
+    config = deepcopy(student_config(recipe, workshop))
+    if source.adapt is not None:
+        return _with_rows_for(tokenizer, _few_rows(config, recipe, workshop))
+    return _built(config, recipe, tokenizer, workshop)
+
+
+def stand_in(
+    teacher: Teacher, recipe: Recipe, workshop: Workshop
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
+    """A model like the teacher before any adaptation, and its tokenizer; None of a large or unknown one."""
+    config = _cut(teacher_config(teacher, workshop))
+    if config is None or not _fits(config, int(config.get_text_config().vocab_size)):
+        return None
+    tokenizer = own_tokenizer(teacher, workshop)
+    return _built(config, recipe, tokenizer, workshop), tokenizer
+
+
+def adapted_stand_in(
+    teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
+    """A model like the teacher with the student's vocabulary, and this; None of a large or unknown one."""
+    config = _cut(teacher_config(teacher, workshop))
+    if config is None or not _fits(config, vocabulary_size(tokenizer)):
+        return None
+    model = _few_rows(config, recipe, workshop)
+    if teacher.model is not None and model.can_generate():
+        _take_generation_config(model, teacher.model)
+    return _with_rows_for(tokenizer, model), tokenizer
+
+
+def _cut(config: PretrainedConfig) -> PretrainedConfig | None:
+    """The configuration with few blocks; None of a family that is not known."""
+    if config.model_type not in ARCHITECTURES:
+        return None
+    config = deepcopy(config)
+    text, layers = config.get_text_config(), num_layers(config)
+    text.num_hidden_layers = min(LAYERS, layers)
+    for name, value in list(vars(text).items()):
+        if "layer" in name and isinstance(value, list) and len(value) == layers:
+            setattr(text, name, value[: text.num_hidden_layers])
+    return config
+
+
+def _fits(config: PretrainedConfig, rows: int) -> bool:
+    return rows * width(config) * (1 if config.tie_word_embeddings else 2) <= LARGEST
+
+
+def _few_rows(config: PretrainedConfig, recipe: Recipe, workshop: Workshop) -> PreTrainedModel:
+    """A model over a handful of tokens, which get others' rows next."""
+    text = config.get_text_config()
+    text.vocab_size = _FEW_ROWS
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(text, name, None)
+        if isinstance(value, list) or (isinstance(value, int) and value >= _FEW_ROWS):
+            setattr(text, name, None)
+    return _from_config(config, recipe, workshop)
+
+
+def _built(
+    config: PretrainedConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> PreTrainedModel:
+    model = _from_config(config, recipe, workshop)
+    if recipe.language_task is None:
+        set_padding(model, tokenizer)
+    return model
+
+
+def _from_config(config: PretrainedConfig, recipe: Recipe, workshop: Workshop) -> PreTrainedModel:
+    """A model of the recipe's task and classes, with random weights."""
+    kind: Any = AutoModelForSequenceClassification
+    if recipe.language_task is not None:
+        kind = model_class(recipe.language_task)
+    else:
+        set_labels(config, class_names_of(recipe))
+    model: PreTrainedModel = kind.from_config(
+        config, trust_remote_code=workshop.trust_remote_code, dtype=torch.float32
+    )
+    model.eval()
+    return model
+
+
+def _with_rows_for(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> PreTrainedModel:
+    """The model with a random embedding and head for the tokenizer, as adaptation gives it."""
+    size = vocabulary_size(tokenizer)
+    old = plain_embedding(model)
+    rows_VD = 0.02 * torch.randn(size, old.embedding_dim)
+    if model.get_output_embeddings() is None:
+        replace_embedding(model, rows_VD, tokenizer=tokenizer)
+        return model
+    _, head = vocabulary_layers(model)
+    bias_V = None if head.bias is None else torch.zeros(size)
+    replace_vocabulary(model, rows_VD, None if is_tied(model) else rows_VD, bias_V, tokenizer=tokenizer)
+    return model
+
+
+def _take_generation_config(model: PreTrainedModel, name: str) -> None:
+    """Give a stand-in the settings that the teacher's own checkpoint brings, mended as when it is loaded."""
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(name)
+    except OSError:
+        return  # the checkpoint has none
+    mend_generation_config(model, place=name)

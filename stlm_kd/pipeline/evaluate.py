@@ -1,0 +1,241 @@
+"""The command ``eval``: any suites on any models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.output import write_output
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.run_dir import RECORD
+from stlm_kd.data.labelled.examples import LabelledSource, read_examples
+from stlm_kd.data.sources.sources import Source
+from stlm_kd.data.sources.sources import documents as read_documents
+from stlm_kd.errors import ModelError, UsageError
+from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
+from stlm_kd.eval.running import common_window
+from stlm_kd.models.heads.class_names import is_unnamed
+from stlm_kd.models.heads.classifiers import class_names, kind_of
+from stlm_kd.models.load import declared_task, load_config
+from stlm_kd.models.positions import num_positions
+from stlm_kd.pipeline.builders.data import held_out_of_recipe
+from stlm_kd.pipeline.builders.examples import labelled_sources
+from stlm_kd.pipeline.checks.overlap import HeldOut, note_trained_on
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.stages.score import SuiteCall, check_rows, score
+from stlm_kd.pipeline.stages.teacher_set import Beside, teachers_of_run
+from stlm_kd.recipe.load import recipe_of
+
+LABELLED = {"classification", "regression"}
+"""The tasks of labelled examples."""
+
+
+def evaluate(
+    models: Sequence[str],
+    *,
+    suites: Sequence[Mapping[str, Any]],
+    data: Sequence[str],
+    text: Sequence[str] | None,
+    label: str | None,
+    teachers: Sequence[str] = (),
+    output: Path | None,
+    trust_remote_code: bool,
+    output_dir: Path = Path("runs"),
+    resume: bool = True,
+) -> dict[str, list[SuiteResult]]:
+    """Each model's scores, by the name that it was given.
+
+    Args:
+        models: Runs, model folders or Hub ids.
+        suites: Each ``{"suite": name, **options}``.
+        data: Files of held-out text, or of labelled examples, for the suites that read them; none: each run's
+            own.
+        text: Of labelled examples, the columns of the text; those of the model's run where None.
+        label: Of labelled examples, the column of the label; that of the model's run where None.
+        teachers: For suites that compare with teachers: runs, model folders or Hub ids; none: those of each
+            model's run.
+        output: A JSON file for all results, or None.
+        trust_remote_code: Whether models may run code that they bring.
+        output_dir: Below it, fine-tunings are kept and found again.
+        resume: Whether unfinished ones go on where they stopped.
+
+    Raises:
+        UsageError: A suite that reads text, without any; columns that are not those of the model's run; or
+            data, columns or teachers that no suite asks for.
+        ModelError: A suite that is not for what the model does.
+    """
+    calls = [
+        SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
+        for entry in suites
+    ]
+    needed = {
+        _task_of(call, models[0], trust_remote_code)
+        for call in calls
+        if reads_held_out(call.suite, call.options)
+    }
+    labelled = needed & LABELLED
+    if (labelled and needed != labelled) or len(labelled) > 1:
+        raise UsageError(
+            "--suite: suites of text, of classes and of numbers score different models; ask apart"
+        )
+    for name in models:
+        _check_kind(name, calls, trust=trust_remote_code)
+    compares = any(call.suite in NEEDS_TEACHERS for call in calls)
+    _refuse_unread(
+        calls,
+        {
+            "--data": (bool(data), bool(needed), "reads held-out data"),
+            "--text": (text is not None, bool(labelled), "reads labelled examples"),
+            "--label": (label is not None, bool(labelled), "reads labelled examples"),
+            "--teacher": (bool(teachers), compares, "compares with teachers"),
+        },
+    )
+    check_rows(calls)
+    sizes = [_text_read(name, trust=trust_remote_code) for name in models]
+    calls = [replace(call, window=common_window(call.suite, sizes)) for call in calls]
+    workshop = Workshop(output_dir, resume, trust_remote_code)
+    results = {}
+    for name in models:
+        columns = _columns(name, text, label) if labelled else None
+        held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
+        run = _run_of(name)
+        if data and run is not None:
+            note_trained_on(name, recipe_of(run), data, held)
+        held = held or (held_out_of_run(name) if needed else [])
+        beside = _beside(name, teachers) if compares else None
+        results[name] = score(model_of(name), calls, held, workshop=workshop, beside=beside)
+    if output is not None:
+        write_output(
+            output, {name: [result.to_json() for result in found] for name, found in results.items()}
+        )
+    return results
+
+
+def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool, bool, str]]) -> None:
+    """Refuse what was given and would be read by nothing.
+
+    Args:
+        calls: The suites.
+        options: By name, whether it is given, whether a suite reads it, and what such a suite does.
+
+    Raises:
+        UsageError: There is some; the message names the first.
+    """
+    suites = ", ".join(dict.fromkeys(call.suite for call in calls))
+    for option, (is_given, is_read, reading) in options.items():
+        if is_given and not is_read:
+            raise UsageError(
+                f"{option}: nothing of {suites} {reading}; leave it out, or add a suite that does"
+            )
+
+
+def _task_of(call: SuiteCall, model: str, trust: bool) -> str | None:
+    """What a suite scores; one that scores several tasks, what the model does if that is to label texts."""
+    return TASK_OF_SUITE.get(call.suite) or kind_of(load_config(model_of(model), trust_remote_code=trust))
+
+
+def _beside(name: str, given: Sequence[str]) -> Beside:
+    """The teachers of the command line, or those of the model's run with its recipe."""
+    if given:
+        return Beside({teacher: model_of(teacher) for teacher in given}, None)
+    run = _run_of(name)
+    known = {} if run is None else teachers_of_run(run)
+    if run is None or not known:
+        raise UsageError(
+            f"{name}: the suite compares with teachers, and this is of no run that has some; "
+            "give --teacher MODEL"
+        )
+    return Beside(known, recipe_of(run))
+
+
+def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
+    """Refuse suites of classes or numbers on a language model, and others on a model of these."""
+    config = load_config(model_of(name), trust_remote_code=trust)
+    kind = kind_of(config)
+    for call in calls:
+        needed = TASK_OF_SUITE.get(call.suite)
+        if kind is not None and call.suite in FINE_TUNED:
+            raise ModelError(
+                f"{name}: a {config.model_type} model with a head for {kind} already; {call.suite} gives "
+                "language models and bodies a fresh one; name the model that it was made from"
+            )
+        if kind == "regression" and call.suite in NEEDS_TEACHERS:
+            raise ModelError(f"{name}: {call.suite} compares distributions, and a model of numbers has none")
+        if kind is not None and needed not in (None, kind):
+            what = "classifier" if kind == "classification" else "model of numbers"
+            raise ModelError(
+                f"{name}: a {config.model_type} {what}, which {call.suite} does not score; use {kind}"
+            )
+        if kind is None and needed in LABELLED:
+            fitting = "masked-loss" if declared_task(config) == "mlm" else "perplexity"
+            raise ModelError(
+                f"{name}: a {config.model_type} language model, which tells no {needed} of a text; "
+                f"use {fitting}, or a model that was trained for task: {needed}"
+            )
+
+
+def _text_read(name: str, *, trust: bool) -> int | None:
+    """Tokens that a model reads at once: those of its run's recipe, or as many as it has positions."""
+    run = _run_of(name)
+    positions = num_positions(load_config(model_of(name), trust_remote_code=trust))
+    if run is None:
+        return positions
+    context = recipe_of(run).data.context
+    return context if positions is None else min(context, positions)
+
+
+def _columns(name: str, text: Sequence[str] | None, label: str | None) -> tuple[tuple[str, ...], str]:
+    """The columns of examples: as given, or as the recipe of the model's run names them."""
+    run = _run_of(name)
+    own = None if run is None else recipe_of(run)
+    if own is None or own.task not in LABELLED:
+        return tuple(text or ("sentence",)), label or "label"
+    (known, *_) = labelled_sources(own.data.validation or own.data.train)
+    if text is not None and len(text) != len(known.text):
+        raise UsageError(
+            f"--text {','.join(text)}: {len(text)} given, but {name} was trained on {len(known.text)} "
+            f"({','.join(known.text)}); name as many columns"
+        )
+    return tuple(text or known.text), label or known.label
+
+
+def _run_of(name: str) -> Path | None:
+    """The folder of the run that a model belongs to."""
+    folders = (Path(name), *Path(name).resolve().parents)
+    return next((folder for folder in folders if (folder / RECORD).is_file()), None)
+
+
+def read_held_out(
+    files: Sequence[str],
+    columns: tuple[tuple[str, ...], str] | None,
+    model: str,
+    tasks: Collection[str | None],
+) -> HeldOut:
+    """Documents; or examples with these columns, whose classes are the model's."""
+    if columns is None:
+        return [text for file in files for text in read_documents(Source(path=file))]
+    sources = [LabelledSource(path=file, text=columns[0], label=columns[1]) for file in files]
+    if "regression" in tasks:
+        return read_examples(*sources, regression=True)
+    names = class_names(load_config(model_of(model)))
+    numbers = [str(place) for place in range(len(names))]
+    return read_examples(*sources, labels=numbers if is_unnamed(names) else names)
+
+
+def held_out_of_run(name: str) -> HeldOut:
+    """The validation text or examples of the run that a model belongs to.
+
+    Raises:
+        UsageError: It belongs to none that has some.
+    """
+    run = _run_of(name)
+    if run is not None:
+        found = held_out_of_recipe(recipe_of(run))
+        if found:
+            return found
+    raise UsageError(
+        f"{name}: the suites need held-out data, and this is no run that has some; give --data FILE"
+    )

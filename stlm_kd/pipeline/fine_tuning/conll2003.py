@@ -1,0 +1,125 @@
+"""What the fine-tunings of the suite ``ner`` have to do with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.stage_store import Json
+from stlm_kd.data.labelled.token_labels import Sentences, encode_words, read_sentences
+from stlm_kd.errors import DataError
+from stlm_kd.eval import ner
+from stlm_kd.eval.benchmark_data import TRAIN, Found
+from stlm_kd.eval.entities import seqeval
+from stlm_kd.eval.tunings import Tuning
+from stlm_kd.models.heads.tokens import load_token_classifier
+from stlm_kd.pipeline.builders.data import row_multiple
+from stlm_kd.pipeline.fine_tuning.tasks import SCORED, Reading, Subject, TokenisedReading, found_splits
+
+
+@dataclass(frozen=True)
+class WordSubject:
+    """CoNLL-2003.
+
+    Attributes:
+        tuning: How.
+        found: Where its splits are.
+    """
+
+    tuning: Tuning
+    found: Found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Subject``."""
+        return self.found.notes
+
+    @property
+    def unit(self) -> str:
+        """See ``Subject``."""
+        return "nats/word"
+
+    @property
+    def context(self) -> int:
+        """See ``Subject``."""
+        return ner.CONTEXT
+
+    def key(self) -> Json:
+        """See ``Subject``."""
+        return [self._read(TRAIN).digest(in_order=True), self._read(SCORED).digest()]
+
+    def check(self) -> None:
+        """See ``Subject``.
+
+        Raises:
+            DataError: A tag outside the task's, or a share that leaves no entity.
+            EnvironmentFault: seqeval is not installed, or a file is not there.
+        """
+        seqeval()
+        drawn = self._drawn()
+        if not any(tag for tags in drawn.tags for tag in tags):
+            raise DataError(
+                f"{ner.SUITE}: {self.tuning.fraction:g} of the sentences ({len(drawn)}) leaves no entity; "
+                "draw a larger fraction"
+            )
+        self._read(SCORED)
+
+    def model(
+        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
+    ) -> PreTrainedModel:
+        """See ``Subject``."""
+        return load_token_classifier(
+            name, ner.TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.tuning.seed
+        )
+
+    def material(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
+        """See ``Subject``."""
+        encoded = encode_words(self._drawn(), tokenizer, context=context, multiple=row_multiple())
+        notes = (
+            (f"{encoded.unread} words have no token within {context} positions",) if encoded.unread else ()
+        )
+        return TokenisedReading(encoded, notes)
+
+    def head(self, model: PreTrainedModel) -> str:
+        """See ``Subject``."""
+        return "each word's first token"
+
+    def scores(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
+    ) -> list[SuiteResult]:
+        """See ``Subject``."""
+        precision = self.tuning.settings.precision
+        return [ner.score(model, tokenizer, self._read(SCORED), context=context, precision=precision)]
+
+    def _drawn(self) -> Sentences:
+        """The share of the training sentences that the seed draws."""
+        return self._read(TRAIN).draw(self.tuning.fraction, seed=self.tuning.seed)
+
+    def _read(self, split: str) -> Sentences:
+        files: Mapping[str, str] = self.found.files or {}
+        return _sentences(files.get(split), self.found.hub[0], split)
+
+
+@lru_cache(maxsize=2)
+def _sentences(path: str | None, dataset: str, split: str) -> Sentences:
+    """The sentences of a split, read once by a command."""
+    try:
+        if path is not None:
+            return read_sentences(ner.TAGS, path=path)
+        return read_sentences(ner.TAGS, dataset=dataset, split=split)
+    except DataError as error:
+        raise DataError(f"{ner.SUITE}: {error}") from error
+
+
+def ner_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
+    """What each fine-tuning has to do with.
+
+    Raises:
+        EnvironmentFault: The data is not there; the message says where it may lie.
+    """
+    found = found_splits(ner.SUITE, ner.TASK, ner.HUB, tunings)
+    return [WordSubject(tuning, found) for tuning in tunings]

@@ -1,0 +1,133 @@
+"""What the fine-tunings of the suite ``squad`` have to do with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.stage_store import Json
+from stlm_kd.data.labelled.question_answering import (
+    Question,
+    digest,
+    draw_questions,
+    encode_windows,
+    read_questions,
+)
+from stlm_kd.errors import DataError
+from stlm_kd.eval import squad
+from stlm_kd.eval.benchmark_data import TRAIN, Found
+from stlm_kd.eval.tunings import Tuning
+from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
+from stlm_kd.pipeline.builders.data import row_multiple
+from stlm_kd.pipeline.fine_tuning.tasks import SCORED, Reading, Subject, TokenisedReading, found_splits
+
+
+@dataclass(frozen=True)
+class SpanSubject:
+    """SQuAD v1.1.
+
+    Attributes:
+        tuning: How.
+        found: Where its splits are.
+    """
+
+    tuning: Tuning
+    found: Found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Subject``."""
+        return self.found.notes
+
+    @property
+    def unit(self) -> str:
+        """See ``Subject``."""
+        return "nats/end"
+
+    @property
+    def context(self) -> int:
+        """See ``Subject``."""
+        return squad.CONTEXT
+
+    @property
+    def _stride(self) -> int:
+        assert self.tuning.stride is not None
+        return self.tuning.stride
+
+    def key(self) -> Json:
+        """See ``Subject``."""
+        return [digest(self._read(TRAIN), in_order=True), digest(self._read(SCORED))]
+
+    def check(self) -> None:
+        """See ``Subject``.
+
+        Raises:
+            DataError: A question that is malformed.
+            EnvironmentFault: A file that is not there.
+        """
+        for split in (TRAIN, SCORED):
+            self._read(split)
+
+    def model(
+        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
+    ) -> PreTrainedModel:
+        """See ``Subject``."""
+        return load_token_classifier(
+            name, SPAN, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.tuning.seed
+        )
+
+    def material(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
+        """See ``Subject``."""
+        drawn = draw_questions(self._read(TRAIN), self.tuning.fraction, seed=self.tuning.seed)
+        windows = encode_windows(
+            drawn, tokenizer, context=context, stride=self._stride, multiple=row_multiple()
+        )
+        return TokenisedReading(windows, (f"{len(drawn)} questions in {len(windows)} windows",))
+
+    def head(self, model: PreTrainedModel) -> str:
+        """See ``Subject``."""
+        return "every token"
+
+    def scores(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
+    ) -> list[SuiteResult]:
+        """See ``Subject``."""
+        return [
+            squad.score(
+                model,
+                tokenizer,
+                self._read(SCORED),
+                context=context,
+                stride=self._stride,
+                precision=self.tuning.settings.precision,
+            )
+        ]
+
+    def _read(self, split: str) -> tuple[Question, ...]:
+        files: Mapping[str, str] = self.found.files or {}
+        return _questions(files.get(split), self.found.hub[0], split)
+
+
+@lru_cache(maxsize=2)
+def _questions(path: str | None, dataset: str, split: str) -> tuple[Question, ...]:
+    """The questions of a split, read once by a command."""
+    try:
+        if path is not None:
+            return read_questions(path=path)
+        return read_questions(dataset=dataset, split=split)
+    except DataError as error:
+        raise DataError(f"{squad.SUITE}: {error}") from error
+
+
+def squad_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
+    """What each fine-tuning has to do with.
+
+    Raises:
+        EnvironmentFault: The data is not there; the message says where it may lie.
+    """
+    found = found_splits(squad.SUITE, squad.TASK, squad.HUB, tunings)
+    return [SpanSubject(tuning, found) for tuning in tunings]

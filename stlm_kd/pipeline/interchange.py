@@ -1,0 +1,197 @@
+"""The command ``interchange``: students beside their teacher after the same interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedModel
+
+from stlm_kd.artifacts.results import Score, SuiteResult
+from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.errors import DataError, ModelError, UsageError
+from stlm_kd.eval.asked import Asked
+from stlm_kd.eval.exchanges import exchanges_of, row_length
+from stlm_kd.eval.interchange import ALL, measure
+from stlm_kd.interventions.metrics import RATIOS
+from stlm_kd.models.families import Task
+from stlm_kd.models.forward import task_of
+from stlm_kd.models.layer_alignment import Alignment, aligned
+from stlm_kd.pipeline.builders.numbers import num_layers
+from stlm_kd.pipeline.evaluate import held_out_of_run, read_held_out
+from stlm_kd.pipeline.stages.teacher_set import load_for_exchange, shared_tokenizer
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What students and teacher are asked.
+
+    Attributes:
+        alignment: Name in ``ALIGNMENTS``.
+        asked: Which interventions.
+        context: Positions of a row; None: as ``row_length``.
+    """
+
+    alignment: str
+    asked: Asked
+    context: int | None
+
+
+def interchange_scores(
+    teacher: str,
+    students: Sequence[str],
+    question: Question,
+    *,
+    data: Sequence[str],
+    trust_remote_code: bool = False,
+) -> dict[str, SuiteResult]:
+    """What each student says beside the teacher, by the name that it was given.
+
+    Args:
+        teacher: A run, model folder or Hub id of a language model.
+        students: The same; different ones.
+        question: The same for all.
+        data: Files of held-out text; none: the validation text of the models' runs, which has to be the same.
+        trust_remote_code: Whether models may run code that they bring.
+
+    Raises:
+        UsageError: A student given twice, or no text.
+        ModelError: Other vocabularies or tasks, blocks that are not known, or no such alignment.
+        DataError: Runs of other text, or less than two rows of it.
+    """
+    twice = sorted({name for name in students if students.count(name) > 1})
+    if twice:
+        raise UsageError(f"{', '.join(twice)}: given twice")
+    tokenizer = shared_tokenizer([teacher, *students], trust=trust_remote_code)
+    documents = _documents([*students, teacher], data)
+    models = {
+        name: load_for_exchange(name, tokenizer, trust_remote_code)
+        for name in dict.fromkeys([teacher, *students])
+    }
+    task = _task(models)
+    layers = {name: _alignment(question.alignment, teacher, name, models) for name in students}
+    context = row_length(models, question.context, place="--context")
+    exchanges = exchanges_of(documents, tokenizer, question.asked, context=context, task=task)
+    vocabulary = vocabulary_size(tokenizer)
+    return {
+        name: measure(
+            models[teacher], models[name], exchanges, alignment=layers[name], vocabulary=vocabulary
+        ).as_result()
+        for name in students
+    }
+
+
+def interchange_table(teacher: str, found: Mapping[str, SuiteResult]) -> Table:
+    """A row for each student and layer; what a reader must know stands below."""
+    told: dict[str, list[str]] = {}
+    for name, result in found.items():
+        for note in result.notes:
+            told.setdefault(note, []).append(name)
+    notes = [f"{', '.join(names)}: {note}" for note, names in told.items()]
+    rows = next(iter(found.values())).score(ALL, "agreement").examples
+    lines = [
+        f"teacher {teacher}; {rows} rows; ±: standard error over rows; effect: KL(after || before) in nats",
+        *notes,
+    ]
+    table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
+    table.add_column("student")
+    table.add_column("exchanged")
+    for title in TITLES.values():
+        table.add_column(title, justify="right")
+    for name, result in found.items():
+        scores = {(score.task, score.metric): score for score in result.scores}
+        for task in dict.fromkeys(score.task for score in result.scores):
+            cells = [_shown(scores.get((task, metric))) for metric in TITLES]
+            table.add_row(Text(name), _exchanged(task, result), *cells)
+    return table
+
+
+TITLES = {
+    "interchange_accuracy": "interchange accuracy ↑",
+    "agreement": "agreement ↑",
+    "base_agreement": "without intervention ↑",
+    "teacher_changes": "teacher's top-1 changes",
+    "teacher_effect": "teacher's effect",
+    "student_effect": "student's effect",
+}
+assert TITLES.keys() == RATIOS.keys()
+
+
+def as_json(teacher: str, question: Question, found: Mapping[str, SuiteResult]) -> dict[str, Any]:
+    """Everything, ready for ``json.dumps``."""
+    return {
+        "teacher": teacher,
+        "alignment": question.alignment,
+        "source": question.asked.source,
+        "positions": question.asked.positions,
+        "rows": question.asked.rows,
+        "seed": question.asked.seed,
+        "students": {name: result.to_json() for name, result in found.items()},
+    }
+
+
+def _task(models: Mapping[str, PreTrainedModel]) -> Task:
+    """What all of them predict."""
+    tasks = {name: task_of(model) for name, model in models.items()}
+    if len(set(tasks.values())) > 1:
+        causal = [name for name, task in tasks.items() if task == "clm"]
+        masked = [name for name, task in tasks.items() if task == "mlm"]
+        raise ModelError(
+            f"{', '.join(causal)} predict the next token, {', '.join(masked)} masked ones; "
+            "compare models of one task"
+        )
+    return next(iter(tasks.values()))
+
+
+def _alignment(choice: str, teacher: str, student: str, models: Mapping[str, PreTrainedModel]) -> Alignment:
+    try:
+        return aligned(choice, num_layers(models[student].config), num_layers(models[teacher].config))
+    except ModelError as error:
+        raise ModelError(f"{student} and {teacher}: --alignment: {error}") from error
+
+
+def _documents(names: Sequence[str], data: Sequence[str]) -> list[str]:
+    if data:
+        return _text(read_held_out(data, None, names[0], ()), "--data")
+    own = {name: found for name in names if (found := _of_run(name)) is not None}
+    if not own:
+        raise UsageError(f"{', '.join(names)}: none is of a run that has held-out text; give --data FILE")
+    first = next(iter(own))
+    for name, documents in own.items():
+        if documents != own[first]:
+            raise DataError(
+                f"{name} and {first}: the validation text of their runs is not the same; "
+                "give one for both: --data FILE"
+            )
+    return own[first]
+
+
+def _of_run(name: str) -> list[str] | None:
+    try:
+        found = held_out_of_run(name)
+    except UsageError:  # which says that it is of no run
+        return None
+    return _text(found, name)
+
+
+def _text(found: list[str] | Examples, name: str) -> list[str]:
+    if isinstance(found, Examples):
+        raise UsageError(f"{name}: its run has labelled examples, not text; give --data FILE")
+    return [text for text in found if text]
+
+
+def _exchanged(task: str, result: SuiteResult) -> str:
+    alignment = result.report["alignment"]
+    assert isinstance(alignment, Mapping)
+    layers = alignment.get(task.removeprefix("layer "))
+    return f"{task} ↔ {', '.join(map(str, layers))}" if isinstance(layers, list) else task
+
+
+def _shown(score: Score | None) -> str:
+    if score is None:
+        return "—"
+    return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")

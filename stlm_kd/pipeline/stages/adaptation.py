@@ -1,0 +1,360 @@
+"""Give one teacher the student's vocabulary, train its new rows, and report what that cost."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.adaptation.initialisers import VocabularyInit, new_rows
+from stlm_kd.adaptation.span_distillation import PairedText, SpanTeacher, paired_text, positions_of
+from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.reports import MEASURES, REPORT, AdaptationReport
+from stlm_kd.artifacts.stage_store import Key
+from stlm_kd.data.token_store import joined
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.distillation.terms import Term
+from stlm_kd.distributed import first_process_runs
+from stlm_kd.losses import LABELS
+from stlm_kd.models.load import count_parameters, save_model, to_device
+from stlm_kd.models.vocabulary import (
+    freeze_all_but_embedding,
+    freeze_body,
+    plain_embedding,
+    replace_embedding,
+    replace_vocabulary,
+    thaw_norms,
+    vocabulary_parameters,
+)
+from stlm_kd.pipeline.builders.data import (
+    BatchSizes,
+    Material,
+    TextMaterial,
+    data_key,
+    held_out_key,
+    material_of,
+)
+from stlm_kd.pipeline.builders.examples import training_examples
+from stlm_kd.pipeline.builders.flops import reading_of, training_flops
+from stlm_kd.pipeline.builders.models import check_model, load_model
+from stlm_kd.pipeline.builders.text import training_stores
+from stlm_kd.pipeline.context import Workshop, Zero
+from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
+from stlm_kd.pipeline.stages.student import held_out_of, tenth
+from stlm_kd.recipe import Recipe, hash_of, plain
+from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
+from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.training import FitResult, FitSettings, PacedRows, current_device, fit
+from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.training.optimizer import trainable_parameters
+from stlm_kd.vocabulary.cooccurrence import Integers
+
+_USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
+"""What is trained on where nothing is said: of language models, and of classifiers."""
+
+ORIGINAL = "original"
+"""What a classifier's own self, as it was, is called while it teaches."""
+
+
+def adaptation_key(
+    recipe: Recipe, adapt: Adapt, teacher: str, tokenizer: PreTrainedTokenizerFast, *, trust: bool
+) -> Key:
+    """Everything that decides the adapted weights; ``teacher`` is its folder or Hub id."""
+    return {
+        "teacher": model_identity(teacher, trust_remote_code=trust),
+        "tokenizer": tokenizer_identity(tokenizer),
+        "adapt": {**plain(adapt), "fraction": None},
+        "text": data_key(recipe, _fraction(recipe, adapt)),
+        "validation": held_out_key(recipe),
+        "context": recipe.data.context,
+        "task": recipe.task,
+        "masked_share": recipe.data.masked_share,
+    }
+
+
+def adapt_model(
+    recipe: Recipe,
+    adapt: Adapt,
+    teacher: str,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    name: str,
+    folder: Path,
+    workshop: Workshop,
+) -> None:
+    """Fill a folder with ``model/`` (under the student's tokenizer), ``report.json`` and ``metrics.jsonl``.
+
+    Args:
+        recipe: Its text, context and trackers.
+        adapt: Its settings for this teacher.
+        teacher: Folder or Hub id.
+        tokenizer: The student's.
+        name: The teacher's name in the recipe.
+        folder: Where an interrupted adaptation finds its checkpoints again.
+        workshop: Where shared results lie.
+
+    Raises:
+        ModelError: The teacher is of a kind that cannot be run on packed rows, or of another vocabulary than
+            its tokenizer's.
+    """
+    trust = workshop.trust_remote_code
+    own = load_tokenizer(teacher, trust_remote_code=trust)
+    work = _Work(recipe, adapt, teacher, own, tokenizer, workshop)
+    model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
+    check_model(model, recipe, teacher=name, name=teacher)
+    fingerprint = hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust)))
+    tracker = workshop.tracker(folder, recipe=recipe, stage=f"adapt {name}")
+    try:
+        measured = measurer(recipe)
+        before = measured(model, own)
+        original = deepcopy(model) if _is_asked_again(recipe, adapt) else None
+        made = _with_new_rows(work, model)
+        initialised = measured(model, tokenizer)
+        tracker.note(
+            f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "
+            f"{initialised.value:.3f} with new rows ({adapt.init}); training them"
+        )
+        lesson = _lesson(work, model, original)
+        for note in _notes(lesson.material):
+            tracker.note(f"{name}: {note}")
+        result = fit(
+            lesson.step,
+            lesson.material.stream(_batches(adapt), seed=adapt.seed),
+            replace(lesson.settings, paced=_paced(lesson.step, made, adapt)),
+            folder=folder,
+            validation=held_out_of(lesson.material, _batches(adapt).micro),
+            tracker=tracker,
+            resume=workshop.resume,
+            fingerprint=fingerprint,
+        )
+    finally:
+        tracker.close()
+    trained = measured(model, tokenizer)
+    report = _report(work, lesson, made, result, before=before, initialised=initialised, trained=trained)
+    first_process_runs(lambda: _save(model, tokenizer, report, folder))
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A teacher to adapt, by its settings in a recipe, from its own tokenizer to the student's."""
+
+    recipe: Recipe
+    adapt: Adapt
+    teacher: str
+    own: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast
+    workshop: Workshop
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What a teacher with new rows is trained on.
+
+    Attributes:
+        material: What it reads.
+        settings: How it is trained, old rows like new ones.
+        step: The model and its terms.
+        aligned: As in the report.
+    """
+
+    material: Material
+    settings: FitSettings
+    step: AdaptationStep
+    aligned: float | None
+
+
+def _with_new_rows(work: _Work, model: PreTrainedModel) -> VocabularyInit:
+    """The new rows, which the model has afterwards, and nothing else of it trainable but norms if asked."""
+    adapt, text = work.adapt, partial(_joined_text, work)
+    made = new_rows(model, work.own, work.tokenizer, adapt.init, seed=adapt.seed, text=text)
+    _give(model, made, work.tokenizer)
+    if adapt.norms:
+        thaw_norms(model)
+    return made
+
+
+def _lesson(work: _Work, model: PreTrainedModel, original: PreTrainedModel | None) -> _Lesson:
+    """The text or examples, and what is learnt of them: spans where a language model is asked again."""
+    recipe, adapt = work.recipe, work.adapt
+    readers = {ORIGINAL: work.own} if recipe.language_task is None else {}
+    material = material_of(
+        recipe, work.tokenizer, work.workshop, fraction=adapt.fraction, seed=adapt.seed, readers=readers
+    )
+    settings = adaptation_settings(adapt, material, zero=work.workshop.zero)
+    if not isinstance(material, TextMaterial) or original is None:
+        return _Lesson(material, settings, _step(model, original, recipe), None)
+    text = paired_text(
+        material.parts,
+        training_stores(recipe, work.own, work.workshop, fraction=_fraction(recipe, adapt)),
+        work.tokenizer,
+        work.own,
+        most_old=positions_of(original),
+    )
+    asked_often = settings.steps > material.stream(_batches(adapt), seed=adapt.seed).steps_per_epoch
+    step = span_step(model, original, text, adapt, asked_often=asked_often)
+    return _Lesson(material, settings, step, text.share_in_spans())
+
+
+def _report(
+    work: _Work,
+    lesson: _Lesson,
+    made: VocabularyInit,
+    result: FitResult,
+    *,
+    before: Quality,
+    initialised: Quality,
+    trained: Quality,
+) -> AdaptationReport:
+    """What was made of the teacher, how good it was at three times, and what that took."""
+    return AdaptationReport(
+        teacher=work.teacher,
+        task=work.recipe.task,
+        init=work.adapt.init,
+        old_vocabulary=len(work.own),
+        new_vocabulary=len(work.tokenizer),
+        tokens_by_origin=made.counts,
+        before=before.value,
+        initialised=initialised.value,
+        trained=trained.value,
+        held_out=trained.size,
+        trained_parameters=count_parameters(lesson.step.student, trainable_only=True),
+        tokens_seen=result.tokens,
+        tokens_of_text=lesson.material.num_tokens,
+        steps=result.steps,
+        seconds=round(result.seconds, 1),
+        stopped=result.stopped,
+        objective=work.adapt.objective or _USUAL[work.recipe.language_task is None],
+        aligned=lesson.aligned,
+        flops=_flops(work, lesson, steps=result.steps),
+        best_step=result.best_step,
+    )
+
+
+def _flops(work: _Work, lesson: _Lesson, *, steps: int) -> int | None:
+    """What the training computed; None of self-distillation, whose teacher reads other rows."""
+    if lesson.aligned is not None:
+        return None
+    epoch = lesson.material.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
+    reading = reading_of(work.recipe, lesson.material, _batches(work.adapt), steps_per_epoch=epoch)
+    return training_flops(lesson.step, reading, steps=steps, frozen_body=True)
+
+
+def _notes(material: Material) -> tuple[str, ...]:
+    """What a user should know before the training; early stops go by nats, reports by bits."""
+    bits = material.bits_of_a_nat if isinstance(material, TextMaterial) else None
+    unit = () if bits is None else (f"validation: 1 nat per token is {bits:.3f} bits per byte",)
+    return (*material.notes, *unit)
+
+
+def _is_asked_again(recipe: Recipe, adapt: Adapt) -> bool:
+    """Whether the teacher as it was says what its new rows are trained on."""
+    return recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
+
+
+def _joined_text(work: _Work) -> tuple[Integers, Integers]:
+    """The beginning of the training text, or of the examples, in the new vocabulary: ids, and their ends."""
+    recipe, tokenizer, fraction = work.recipe, work.tokenizer, _fraction(work.recipe, work.adapt)
+    if recipe.language_task is not None:
+        return joined(training_stores(recipe, tokenizer, work.workshop, fraction=fraction))
+    examples = training_examples(recipe, fraction, seed=work.adapt.seed)
+    texts = [text for example in examples.texts for text in example]
+    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return np.concatenate([np.array(row, np.int64) for row in rows]), np.cumsum([0, *map(len, rows)])
+
+
+def _give(model: PreTrainedModel, made: VocabularyInit, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The model with the new rows, and nothing else of it trainable."""
+    if model.get_output_embeddings() is None:
+        replace_embedding(model, made.embedding, tokenizer=tokenizer)
+        freeze_all_but_embedding(model)
+    else:
+        replace_vocabulary(model, made.embedding, made.head, made.head_bias, tokenizer=tokenizer)
+        freeze_body(model)
+
+
+def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Recipe) -> AdaptationStep:
+    """A language model learns from the labels, a classifier what it said of the same examples before."""
+    if original is None:
+        return AdaptationStep(model, [Term(LABELS, LABELS)])
+    to_device(original, current_device())
+    if recipe.task == "regression":
+        term = Term("logit_mse", "logit_mse", teacher=ORIGINAL, options={"centred": False})
+    else:
+        term = Term("forward_kl", "forward_kl", teacher=ORIGINAL)
+    return AdaptationStep(model, [term], teachers={ORIGINAL: LiveTeacher(original, name=ORIGINAL)})
+
+
+def _paced(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tuple[PacedRows, ...]:
+    """The copies of old rows, in embedding, head and its bias, where they are trained at another pace."""
+    if adapt.old_rows_learning_rate in (None, adapt.learning_rate):
+        return ()
+    model, pace = step.student, adapt.old_rows_learning_rate / adapt.learning_rate
+    classifies = model.get_output_embeddings() is None
+    weights = [plain_embedding(model).weight] if classifies else vocabulary_parameters(model)
+    rows, known = tuple(made.copied.tolist()), {id(weight) for weight in weights}
+    names = [name for name, weight in trainable_parameters(step).items() if id(weight) in known]
+    return tuple(PacedRows(name, rows, pace) for name in names)
+
+
+def _batches(adapt: Adapt) -> BatchSizes:
+    return BatchSizes(adapt.effective_batch, adapt.micro_batch or adapt.effective_batch)
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: AdaptationReport, folder: Path
+) -> None:
+    save_model(model.cpu(), tokenizer, folder / "model")
+    write_json(folder / REPORT, asdict(report))
+
+
+def adaptation_settings(adapt: Adapt, material: Material, *, zero: Zero) -> FitSettings:
+    """The adaptation's settings as the engine takes them; ``tokens`` is rounded up to whole steps."""
+    steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * material.row_tokens)))
+    return FitSettings(
+        steps=steps,
+        learning_rate=adapt.learning_rate,
+        schedule=adapt.schedule,
+        warmup=adapt.warmup,
+        weight_decay=0.0,
+        precision=adapt.precision,
+        validate_every=adapt.validate_every,
+        keep="best",
+        patience=adapt.patience,
+        checkpoint_every=tenth(steps),
+        seed=adapt.seed,
+        zero=zero,
+    )
+
+
+def _fraction(recipe: Recipe, adapt: Adapt) -> float:
+    return recipe.data.fraction if adapt.fraction is None else adapt.fraction
+
+
+def span_step(
+    model: PreTrainedModel, original: PreTrainedModel, text: PairedText, adapt: Adapt, *, asked_often: bool
+) -> SpanStep:
+    """The step of a language model that learns what it said of spans before.
+
+    Args:
+        model: With its new rows.
+        original: As it was.
+        text: What both read.
+        adapt: The weights of its objective, its precision, its batches.
+        asked_often: Whether rows come more than once, so that what is said of them is kept.
+    """
+    device = current_device()
+    to_device(original, device)
+    teacher = SpanTeacher(original, text)
+    if asked_often:
+        with autocast(device, adapt.precision):
+            teacher.remember(adapt.micro_batch or adapt.effective_batch)
+    given = adapt.objective or {}
+    terms = {LABELS: CROSS_ENTROPY, SPANS: SELF_DISTILLATION}
+    return SpanStep(model, teacher, {term: given.get(name, 0.0) for term, name in terms.items()})

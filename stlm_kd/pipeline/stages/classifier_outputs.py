@@ -1,0 +1,82 @@
+"""What classifiers say of examples, and why: asked once of each model, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.eval.agreement_suite import AnswersOf
+from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
+from stlm_kd.models.heads.classifiers import load_classifier
+from stlm_kd.models.load import to_device
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.training import current_device
+
+_FILE = "answers.json"
+
+
+def ask(
+    name: str,
+    examples: Examples,
+    reading: Reading,
+    explaining: Explaining,
+    *,
+    model: str,
+    trust: bool,
+    like: Answers | None = None,
+) -> Answers:
+    """What a model says, which is loaded for it; see ``answers_of``.
+
+    Args:
+        name: What it is called.
+        examples: What it is asked.
+        reading: How it reads them.
+        explaining: What it is to explain.
+        model: A run, model folder or Hub id.
+        trust: Whether it may run code that it brings.
+        like: A teacher's answers.
+    """
+    folder = model_of(model)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+    loaded = load_classifier(folder, examples.label_names, tokenizer=tokenizer, trust_remote_code=trust)
+    to_device(loaded, current_device())
+    return answers_of(name, loaded, tokenizer, examples, reading, explaining, like=like)
+
+
+def answering(teachers: Mapping[str, str], examples: Examples, workshop: Workshop) -> dict[str, AnswersOf]:
+    """The teachers by name; what one says is found again when the next student is asked the same."""
+    return {name: _kept(name, model, examples, workshop) for name, model in teachers.items()}
+
+
+def _kept(name: str, model: str, examples: Examples, workshop: Workshop) -> AnswersOf:
+    trust = workshop.trust_remote_code
+
+    def answers(reading: Reading, explaining: Explaining) -> Answers:
+        def build(folder: Path) -> None:
+            found = ask(name, examples, reading, explaining, model=model, trust=trust)
+            write_json(folder / _FILE, found.to_json())
+
+        key = {
+            "model": model_identity(model, trust_remote_code=trust),
+            "examples": _hash(examples),
+            "reading": asdict(reading),
+            "explaining": json.loads(json.dumps(asdict(explaining))),
+        }
+        folder = workshop.stages.make("answers", key, build)
+        return Answers.from_json(json.loads((folder / _FILE).read_text(encoding="utf-8")), name=name)
+
+    return answers
+
+
+def _hash(examples: Examples) -> str:
+    """SHA-256 (hex) of all that is known of the examples."""
+    known = [examples.ids, examples.texts, examples.labels.tolist(), examples.label_names, examples.sources]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()

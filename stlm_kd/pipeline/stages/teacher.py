@@ -1,0 +1,185 @@
+"""From a recipe's teachers to folders that are ready to teach in the student's vocabulary."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from stlm_kd.artifacts.atomic import written_whole
+from stlm_kd.artifacts.run_dir import ADAPTATION, KEPT, TRAINING, making_folder
+from stlm_kd.artifacts.stage_store import Key
+from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.distributed import first_process_runs
+from stlm_kd.errors import told_at
+from stlm_kd.models.heads.class_names import class_order
+from stlm_kd.models.heads.classifiers import class_names, load_classifier, rename_classes
+from stlm_kd.models.load import save_model
+from stlm_kd.pipeline.builders.examples import class_names_of
+from stlm_kd.pipeline.builders.models import teacher_place
+from stlm_kd.pipeline.builders.text import student_tokenizer
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.stages.adaptation import adapt_model, adaptation_key
+from stlm_kd.pipeline.stages.student import train_student
+from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, cached_seeds
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.root import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyTeacher:
+    """A teacher that can be asked.
+
+    Attributes:
+        name: In the recipe.
+        original: Folder or Hub id before adaptation.
+        training: The folder of the training that made it; None for a model that was there.
+        adaptation: The folder of its adaptation; None where it has the student's vocabulary already.
+        is_only_read: Whether nothing of it is there but a cache, or at least nothing else is asked.
+    """
+
+    name: str
+    original: str
+    training: Path | None
+    adaptation: Path | None
+    is_only_read: bool = False
+
+    @property
+    def model(self) -> str:
+        """What to load."""
+        return self.original if self.adaptation is None else str(self.adaptation / "model")
+
+
+def ready_teacher(
+    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> ReadyTeacher:
+    """The teacher, trained by its recipe and adapted if the recipe says so; made stages are reused."""
+    if teacher.cache is not None and teacher.cache.path is not None:
+        return ReadyTeacher(teacher.name, teacher.model or teacher.cache.path, None, None, is_only_read=True)
+    with told_at(teacher_place(recipe, teacher.name)):
+        return _made(recipe, teacher, tokenizer, workshop)
+
+
+def _made(
+    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> ReadyTeacher:
+    training = _trained(teacher.recipe, teacher.name, workshop) if teacher.recipe is not None else None
+    original = str(training / "model") if training is not None else teacher.model
+    assert original is not None
+    if teacher.classes is not None:
+        original = str(_renamed(recipe, original, teacher.classes, workshop) / "model")
+    if teacher.adapt is None:
+        return ReadyTeacher(teacher.name, original, training, None)
+    adapt = teacher.adapt
+
+    def build(folder: Path) -> None:
+        adapt_model(recipe, adapt, original, tokenizer, name=teacher.name, folder=folder, workshop=workshop)
+
+    key = adaptation_key(recipe, adapt, original, tokenizer, trust=workshop.trust_remote_code)
+    adapted = workshop.stages.make("adapted", key, build, together=True)
+    return ReadyTeacher(teacher.name, original, training, adapted)
+
+
+def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], workshop: Workshop) -> Path:
+    """A copy of a classifier whose classes have the data's names and order."""
+    trust, labels = workshop.trust_remote_code, class_names_of(recipe)
+
+    def build(folder: Path) -> None:
+        tokenizer = load_tokenizer(model, trust_remote_code=trust)
+        own = load_classifier(model, None, tokenizer=tokenizer, trust_remote_code=trust)
+        order = class_order(model, class_names(own.config), labels, classes)
+        rename_classes(own, order, labels, name=model)
+        save_model(own, tokenizer, folder / "model")
+
+    key = _renamed_key(recipe, model, classes, trust=trust)
+    return first_process_runs(lambda: workshop.stages.make("renamed", key, build))
+
+
+def _renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trust: bool) -> Key:
+    return {
+        "model": model_identity(model, trust_remote_code=trust),
+        "classes": dict(classes),
+        "labels": list(class_names_of(recipe)),
+    }
+
+
+def cached_teacher(
+    recipe: Recipe, teacher: Teacher, model: str, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> list[Path]:
+    """The caches of a teacher that is ready to teach: one, or one for each seed that draws examples."""
+    orders = [CacheOrder(recipe, teacher, model, tokenizer, workshop, seed) for seed in cached_seeds(recipe)]
+    return [order.made() for order in orders]
+
+
+def _trained(recipe: Recipe, name: str, workshop: Workshop) -> Path:
+    """What the recipe of a teacher trains."""
+    tokenizer = student_tokenizer(recipe, workshop)
+    teachers = {t.name: ready_teacher(recipe, t, tokenizer, workshop).model for t in recipe.teachers}
+    (seed,) = recipe.seeds
+
+    assignment = Assignment(recipe, "student", seed, teachers, tokenizer, workshop)
+
+    def build(folder: Path) -> None:
+        train_student(assignment, folder, label=f"teacher {name}")
+
+    return workshop.stages.make("model", assignment.key(), build, together=True)
+
+
+def finished_teachers(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> dict[str, str] | None:
+    """By name, what a recipe's teachers are loaded from; None where one is still to be trained or adapted."""
+    found = {}
+    for teacher in recipe.teachers:
+        model = finished_teacher(recipe, teacher, tokenizer, workshop)
+        if model is None:
+            return None
+        found[teacher.name] = model
+    return found
+
+
+def finished_teacher(
+    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+) -> str | None:
+    """What a teacher is loaded from; None where it is still to be trained or adapted."""
+    if teacher.cache is not None and teacher.cache.path is not None:
+        return teacher.model or teacher.cache.path
+    model = teacher.model
+    if teacher.recipe is not None:
+        own = student_tokenizer(teacher.recipe, workshop)
+        teachers = finished_teachers(teacher.recipe, own, workshop)
+        if teachers is None:
+            return None
+        (seed,) = teacher.recipe.seeds
+        assignment = Assignment(teacher.recipe, "student", seed, teachers, own, workshop)
+        model = _model_of(workshop.stages.path("model", assignment.key()))
+    trust = workshop.trust_remote_code
+    if teacher.classes is not None and model is not None:
+        named = _renamed_key(recipe, model, teacher.classes, trust=trust)
+        model = _model_of(workshop.stages.path("renamed", named))
+    if teacher.adapt is None or model is None:
+        return model
+    key = adaptation_key(recipe, teacher.adapt, model, tokenizer, trust=trust)
+    return _model_of(workshop.stages.path("adapted", key))
+
+
+def _model_of(stage: Path) -> str | None:
+    return str(stage / "model") if stage.is_dir() else None
+
+
+def keep_making(teachers: Iterable[ReadyTeacher], run: Path) -> None:
+    """Copy the reports and metrics of the stages, which may be deleted or lie elsewhere one day."""
+    for teacher in teachers:
+        for kind, stage in ((TRAINING, teacher.training), (ADAPTATION, teacher.adaptation)):
+            if stage is None:
+                continue
+            with written_whole(making_folder(run) / teacher.name / kind) as unfinished:
+                unfinished.mkdir(parents=True)
+                for name in KEPT:
+                    if (stage / name).is_file():
+                        shutil.copy2(stage / name, unfinished / name)

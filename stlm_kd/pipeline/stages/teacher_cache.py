@@ -1,0 +1,271 @@
+"""Teachers' caches as stages: found again by what made them, and made where there are none."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from stlm_kd.artifacts.stage_store import Json
+from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.data.sources.files import expanded
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.distributed import first_process_runs, launched_processes, process_rank, wait_for_all
+from stlm_kd.errors import told_at
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.load import load_config
+from stlm_kd.models.outputs import Needs
+from stlm_kd.pipeline.builders.data import Material, batch_sizes, material_of, rows_key
+from stlm_kd.pipeline.builders.examples import class_names_of
+from stlm_kd.pipeline.builders.flops import pass_cost
+from stlm_kd.pipeline.builders.models import empty_model, live_teacher, teacher_place
+from stlm_kd.pipeline.builders.numbers import width
+from stlm_kd.pipeline.builders.objective import looked_into
+from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.jobs import PrefixedLines
+from stlm_kd.recipe import Recipe, plain
+from stlm_kd.recipe.schema.cache import VARIANTS, Cache, positions_of, temperature_of
+from stlm_kd.recipe.schema.root import Teacher
+from stlm_kd.teachers.cache.format import Layout, Manifest, read_manifest
+from stlm_kd.teachers.cache.writer import (
+    Work,
+    complete,
+    estimated_bytes,
+    require_space,
+    shard_items,
+    unwritten,
+    write,
+)
+from stlm_kd.teachers.protocol import TeacherOutput
+from stlm_kd.tracking.cache_progress import CacheProgress
+from stlm_kd.training import current_device
+from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOrder:
+    """A cache that a recipe asks for.
+
+    Attributes:
+        recipe: Its data and objectives.
+        teacher: Of the recipe; with a cache.
+        model: The teacher's folder or Hub id, once it is ready to teach.
+        tokenizer: The student's.
+        workshop: Where caches lie.
+        seed: The student's, by which examples are drawn.
+    """
+
+    recipe: Recipe
+    teacher: Teacher
+    model: str
+    tokenizer: PreTrainedTokenizerFast
+    workshop: Workshop
+    seed: int
+
+    @property
+    def options(self) -> Cache:
+        """What is to be kept."""
+        assert self.teacher.cache is not None
+        return self.teacher.cache
+
+    def data_key(self) -> dict[str, Json]:
+        """What decides the rows, and the tokens of them that are kept."""
+        recipe = self.recipe
+        of_text = recipe.language_task is not None
+        return {
+            "task": recipe.task,
+            "tokenizer": tokenizer_identity(self.tokenizer),
+            "text": rows_key(recipe, recipe.data.fraction),
+            "seed": self.seed if _draws_examples(recipe) else None,
+            "context": recipe.data.context,
+            "masked_share": recipe.data.masked_share,
+            "variants": mask_variants(recipe),
+            "temperature": temperature_of(recipe, self.teacher.name, self.options) if of_text else None,
+            "positions": positions_of(recipe, self.teacher.name) if of_text else None,
+        }
+
+    def key(self) -> dict[str, Json]:
+        """Everything that decides what a cache holds."""
+        options: dict[str, Json] = {}
+        if self.recipe.language_task is not None:
+            kept = self.options
+            options = {"top": kept.top, "draws": kept.draws, "states": [*sorted(map(str, kept.states))]}
+        trust = self.workshop.trust_remote_code
+        return {
+            "teacher": model_identity(self.model, trust_remote_code=trust),
+            **self.data_key(),
+            **options,
+            "precision": self.recipe.train.precision,
+            "weights": self.teacher.precision,
+        }
+
+    def made(self) -> Path:
+        """The cache's folder; it is made unless it is there. All processes call this."""
+        return self.workshop.stages.make("cache", self.key(), self._build, together=True)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it was made already."""
+        return self.workshop.stages.path("cache", self.key()).is_dir()
+
+    def _build(self, folder: Path) -> None:
+        material = self.material()
+        work = work_of(self, material)
+        missing = first_process_runs(lambda: _begin(self, work, material, folder))
+        own = missing[process_rank() :: launched_processes()]
+        if own:
+            _write(self, work, material, folder, own)
+        wait_for_all()
+        source: dict[str, Json] = {
+            "recipe": plain(self.recipe),
+            "teacher": self.teacher.name,
+            "model": self.model,
+            "seed": self.seed,
+            "directory": str(Path.cwd()),
+        }
+        flops = _flops(self, work, material)
+        first_process_runs(
+            lambda: complete(folder, work, made_of=self.key(), source=source, flops=flops).items
+        )
+
+    def material(self) -> Material:
+        """The training data, as the teacher reads it too."""
+        readers = {}
+        if self.recipe.language_task is None and self.teacher.name not in looked_into(self.recipe):
+            own = load_tokenizer(self.model, trust_remote_code=self.workshop.trust_remote_code)
+            if tokenizer_identity(own) != tokenizer_identity(self.tokenizer):
+                readers = {self.teacher.name: own}
+        return material_of(
+            self.recipe,
+            self.tokenizer,
+            self.workshop,
+            fraction=None,
+            seed=self.seed,
+            readers=readers,
+            variants=mask_variants(self.recipe),
+        )
+
+
+def _begin(order: CacheOrder, work: Work, material: Material, folder: Path) -> list[int]:
+    """The shards that are missing; says what they take, and refuses what the disk cannot hold."""
+    missing = unwritten(folder, work)
+    share = len(missing) / work.num_shards
+    tokens = kept_tokens(order, material)
+    size = estimated_bytes(work.layout, tokens, work.items)
+    name = order.teacher.name
+    _say(
+        order,
+        f"cache of teacher {name}: about {tokens:,} tokens, {size / 1e6:,.1f} MB in {work.num_shards} "
+        f"shard{'s' if work.num_shards > 1 else ''}, {len(missing)} to write",
+    )
+    require_space(folder, int(size * share), why=f"the cache of teacher {name}")
+    return missing
+
+
+def _write(order: CacheOrder, work: Work, material: Material, folder: Path, shards: list[int]) -> None:
+    recipe, device = order.recipe, current_device()
+    trust = order.workshop.trust_remote_code
+    live = live_teacher(order.model, recipe, name=order.teacher.name, trust_remote_code=trust)
+
+    def asked(batch: AnyBatch, needs: Needs) -> TeacherOutput:
+        return live(batch.to(device), needs)
+
+    tokens = kept_tokens(order, material) * len(shards) // work.num_shards
+    progress = CacheProgress(order.teacher.name, tokens, say=lambda line: _say(order, line))
+    with told_at(teacher_place(recipe, order.teacher.name)), autocast(device, recipe.train.precision):
+        write(folder, work, asked, shards, done=progress.done)
+
+
+def _flops(order: CacheOrder, work: Work, material: Material) -> int | None:
+    """What the teacher computes of all rows; None where its family is not known."""
+    model = empty_model(order.model, trust_remote_code=order.workshop.trust_remote_code)
+    if model.config.model_type not in ARCHITECTURES:
+        return None
+    recipe = order.recipe
+    text = recipe.language_task is not None
+    cost = pass_cost(model, recipe.data.context if text else max(1, round(material.row_tokens)))
+    masked = recipe.data.masked_share if work.layout.positions == "labels" else None
+    return work.items * (cost.body + round(cost.head * (masked or 1.0)))
+
+
+def _say(order: CacheOrder, line: str) -> None:
+    """A line of progress, of the first process alone."""
+    if process_rank() == 0:
+        name = order.workshop.quiet_name
+        print(line, file=PrefixedLines(name) if name else sys.stderr, flush=True)
+
+
+def cached_seeds(recipe: Recipe) -> tuple[int, ...]:
+    """The seeds that have caches of their own: all if each draws other examples, else the first for all."""
+    return recipe.seeds if _draws_examples(recipe) else recipe.seeds[:1]
+
+
+def _draws_examples(recipe: Recipe) -> bool:
+    return recipe.language_task is None and recipe.data.fraction < 1
+
+
+def work_of(order: CacheOrder, material: Material) -> Work:
+    """What is to be written."""
+    layout = layout_of(order)
+    variants = mask_variants(order.recipe) or 1
+    name = hashlib.sha256(str(order.key()["teacher"]).encode()).digest()
+    return Work(
+        layout=layout,
+        rows=material.num_rows,
+        variants=variants,
+        items_per_shard=shard_items(layout, kept_tokens(order, material), material.num_rows * variants),
+        seed=int.from_bytes(name[:8], "little"),
+        micro_batch=batch_sizes(order.recipe.train).micro,
+        batch=material.rows,
+    )
+
+
+def kept_tokens(order: CacheOrder, material: Material) -> int:
+    """About how many tokens are kept; never much less than there are."""
+    recipe = order.recipe
+    if recipe.language_task is None:
+        return material.num_rows
+    masked = recipe.data.masked_share or 1.0
+    share = masked if positions_of(recipe, order.teacher.name) == "labels" else 1.0
+    return int(material.num_tokens * share * (mask_variants(recipe) or 1)) + material.num_rows
+
+
+def layout_of(order: CacheOrder) -> Layout:
+    """What is kept of each token or example."""
+    recipe, options = order.recipe, order.options
+    if recipe.language_task is None:
+        return Layout(max(len(class_names_of(recipe)), 1), 0, 0, logits=True)
+    vocabulary = vocabulary_size(order.tokenizer)
+    head = min(options.top, vocabulary)
+    states: dict[str, int] = {}
+    if options.states:
+        config = load_config(order.model, trust_remote_code=order.workshop.trust_remote_code)
+        states = {str(site): width(config) for site in options.states}
+    return Layout(
+        vocabulary,
+        head,
+        options.draws if head < vocabulary else 0,
+        temperature_of(recipe, order.teacher.name, options),
+        positions_of(recipe, order.teacher.name),
+        states=states,
+    )
+
+
+def mask_variants(recipe: Recipe) -> int | None:
+    """The masks of each row of a masked language model that reads a teacher from a cache; else None."""
+    if recipe.task != "mlm":
+        return None
+    for teacher in recipe.teachers:
+        if teacher.cache is not None:
+            path = teacher.cache.path
+            return (teacher.cache.variants or VARIANTS) if path is None else _given(path).variants
+    return None
+
+
+def _given(path: str) -> Manifest:
+    return read_manifest(expanded(path))

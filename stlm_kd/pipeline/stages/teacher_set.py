@@ -1,0 +1,190 @@
+"""The teachers that a student is scored beside: found, loaded, and aligned as the recipe's objectives say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from stlm_kd.artifacts.atomic import write_json
+from stlm_kd.artifacts.json_io import AGAIN, read_saved
+from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.stage_store import Json
+from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
+from stlm_kd.errors import ModelError
+from stlm_kd.eval.beside import Taught
+from stlm_kd.models.capabilities import require_paths
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.forward import head_of, task_of, vocabulary_head
+from stlm_kd.models.heads.classifiers import class_names, load_classifier
+from stlm_kd.models.layer_alignment import Alignment, aligned
+from stlm_kd.models.load import load_config, load_language_model, to_device
+from stlm_kd.pipeline.builders.interchange import asked_of, layers_of
+from stlm_kd.pipeline.builders.numbers import num_layers
+from stlm_kd.pipeline.builders.objective import followed
+from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.interchange import Interchange
+from stlm_kd.training import current_device
+from stlm_kd.vocabulary.token_bytes import vocabulary_size
+
+TEACHERS = "teachers.json"
+"""In a run's folder: its teachers by name, as they taught; folders are relative to the run's."""
+_TEACHERS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a student is scored beside.
+
+    Attributes:
+        teachers: By name, a folder or Hub id of the student's vocabulary, or classes.
+        recipe: Whose objectives say which layers stand for which; None: ``full``.
+    """
+
+    teachers: Mapping[str, str]
+    recipe: Recipe | None
+
+    def key(self, student: str, *, trust: bool) -> Json:
+        """What decides a score beside the student: the teachers and the layers."""
+        return {
+            name: [model_identity(model, trust_remote_code=trust), _told(self._layers(name, student, trust))]
+            for name, model in self.teachers.items()
+        }
+
+    def models(self, *, trust: bool) -> Json:
+        """What decides a score beside the teachers where their layers play no part."""
+        return {name: model_identity(model, trust_remote_code=trust) for name, model in self.teachers.items()}
+
+    def taught(
+        self, name: str, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, trust: bool
+    ) -> dict[str, Taught]:
+        """The teachers, loaded.
+
+        Args:
+            name: What messages call the student.
+            student: Loaded.
+            tokenizer: The student's.
+            trust: Whether they may run code that they bring.
+
+        Raises:
+            ModelError: Another vocabulary, other classes or another task; or blocks that are not known.
+        """
+        found = {}
+        for one, place in self.teachers.items():
+            check_vocabulary(name, tokenizer, one, load_tokenizer(place, trust_remote_code=trust))
+            if vocabulary_head(student) is None:
+                teacher = load_classifier(
+                    place, class_names(student.config), tokenizer=tokenizer, trust_remote_code=trust
+                )
+                to_device(teacher, current_device())
+            else:
+                teacher = load_for_exchange(place, tokenizer, trust)
+                if task_of(teacher) != task_of(student):
+                    raise ModelError(
+                        f"{name} and {one}: one predicts the next token and the other masked ones; "
+                        "compare models of one task"
+                    )
+            check_family(name, student.config)
+            check_family(one, teacher.config)
+            found[one] = Taught(teacher, self._aligned(one, student.config, teacher.config))
+        return found
+
+    def _layers(self, teacher: str, student: str, trust: bool) -> Alignment:
+        configs = (load_config(model, trust_remote_code=trust) for model in (student, self.teachers[teacher]))
+        return self._aligned(teacher, *configs)
+
+    def _aligned(self, teacher: str, student: PretrainedConfig, config: PretrainedConfig) -> Alignment:
+        """As the first objective on interventions says that has this teacher."""
+        for entry in followed(self.recipe).values() if self.recipe is not None else ():
+            assert self.recipe is not None
+            if isinstance(entry, Interchange) and teacher in asked_of(entry, self.recipe):
+                return layers_of(entry, teacher, student, config)
+        return aligned("full", num_layers(student), num_layers(config))
+
+
+def remember_teachers(run: Path, teachers: Mapping[str, str]) -> None:
+    """Write down a run's teachers."""
+    told = {
+        name: os.path.relpath(model, run) if Path(model).is_dir() else model
+        for name, model in teachers.items()
+    }
+    write_json(run / TEACHERS, told)
+
+
+def teachers_of_run(run: Path) -> dict[str, str]:
+    """Those that were written down; {} where there are none.
+
+    Raises:
+        CheckpointError: What was written is damaged.
+    """
+    if not (run / TEACHERS).is_file():
+        return {}
+    told = read_saved(run / TEACHERS, _TEACHERS, remedy=AGAIN)
+    folders = {name: run / model for name, model in told.items()}
+    return {
+        name: str(folder.resolve()) if _is_folder(folder) else told[name] for name, folder in folders.items()
+    }
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long for one
+        return False
+
+
+def shared_tokenizer(names: Sequence[str], *, trust: bool) -> PreTrainedTokenizerFast:
+    """The one that all models have in common.
+
+    Raises:
+        ModelError: Their vocabularies differ.
+    """
+    first, *others = names
+    tokenizer = load_tokenizer(model_of(first), trust_remote_code=trust)
+    for name in others:
+        check_vocabulary(first, tokenizer, name, load_tokenizer(model_of(name), trust_remote_code=trust))
+    return tokenizer
+
+
+def check_vocabulary(
+    name: str, tokenizer: PreTrainedTokenizerFast, other: str, theirs: PreTrainedTokenizerFast
+) -> None:
+    """Refuse models whose ids mean other tokens."""
+    if not same_vocabulary(tokenizer, theirs):
+        raise ModelError(
+            f"{name} and {other} have other vocabularies, so that what they say cannot be compared; "
+            "adapt the teacher to the student's tokenizer first: stlm-kd adapt-teacher"
+        )
+
+
+def load_for_exchange(name: str, tokenizer: PreTrainedTokenizerFast, trust: bool) -> PreTrainedModel:
+    """A language model of this tokenizer, in which states can be exchanged, on its device."""
+    model = load_language_model(model_of(name), None, trust_remote_code=trust)
+    check_family(name, model.config)
+    size, needed = head_of(model).size, vocabulary_size(tokenizer)
+    if size < needed:
+        raise ModelError(
+            f"{name}: the tokenizer has ids up to {needed - 1}, but the model has a vocabulary of {size}; "
+            "give the model the tokenizer that it was trained with"
+        )
+    to_device(model, current_device())
+    require_paths(model, {"blocks"}, name=name)
+    return model
+
+
+def check_family(name: str, config: PretrainedConfig) -> None:
+    """Refuse a model whose blocks are not known."""
+    if config.model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"{name}: states are exchanged within models, and this is a {config.model_type}; known are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+
+
+def _told(alignment: Alignment) -> Json:
+    return {str(layer): list(theirs) for layer, theirs in alignment.items()}

@@ -1,0 +1,104 @@
+"""What a run's table ends with: the student against its controls, weak teachers, and what flatters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stlm_kd.artifacts.results import Row
+from stlm_kd.comparison.compare import compare_pairs
+from stlm_kd.comparison.entries import contender_of
+from stlm_kd.comparison.intervals import estimate
+from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric, metrics_of, values
+from stlm_kd.comparison.verdicts import Compared
+from stlm_kd.eval import reads_held_out
+from stlm_kd.pipeline.stages.score import suite_calls
+from stlm_kd.recipe import Recipe
+
+
+def weak_teachers(rows: Sequence[Row]) -> list[str]:
+    """A warning for each teacher that is no better than a student without it.
+
+    Those that teach have the student's vocabulary, so that losses per token compare too.
+    """
+    controls = [row for row in rows if row.kind == "control"]
+    teachers = [row for row in rows if row.teaches]
+    metrics = _text_metrics(rows)
+    if teachers and controls and not metrics:
+        suites = ", ".join(MEASURES_TEXT)
+        return [f"whether the teachers are better than the controls is not known: eval has none of {suites}"]
+    lines = []
+    for row in teachers:
+        for control in controls:
+            for metric in metrics:
+                own, other = values(row, metric), values(control, metric)
+                if own and other and not _is_better(own[0], estimate(other).mean, metric):
+                    lines.append(
+                        f"warning: {row.name} ({own[0]:.4f} {metric.label[:-2]}) is not better than "
+                        f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
+                    )
+    return lines
+
+
+def comparisons(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """In words: the student against each control as ``compare`` has it; and what a reader must know.
+
+    The correction is for all that are made here.
+    """
+    students = [row for row in rows if row.kind == "student"]
+    controls = [row for row in rows if row.kind == "control"]
+    pairs = [
+        (contender_of(student), contender_of(control), metric)
+        for metric in metrics_of(rows)
+        for student in students
+        for control in controls
+        if values(student, metric) and values(control, metric)
+    ]
+    found, notes = compare_pairs(pairs)
+    count = sum(one.corrected_p is not None and not one.repeats for one in found)
+    return [_against(one, count) for one in found], list(notes)
+
+
+def selection_remark(recipe: Recipe) -> list[str]:
+    """That the kept weights were chosen on what they are scored on, where they were."""
+    reading = [call.suite for call in suite_calls(recipe) if reads_held_out(call.suite, call.options)]
+    if recipe.train.keep != "best" or not reading:
+        return []
+    return [
+        f"train.keep: best chose the weights of all rows trained here on the held-out data that "
+        f"{', '.join(dict.fromkeys(reading))} scored: a little too good, unless other data confirm it"
+    ]
+
+
+def text_remark(tokens_by_domain: Mapping[str, int]) -> list[str]:
+    """What the training text is made of, where it is of several domains."""
+    if len(tokens_by_domain) < 2:
+        return []
+    parts = (f"{name} {tokens:,}" for name, tokens in tokens_by_domain.items())
+    return [f"tokens of the student's text by domain: {', '.join(parts)}"]
+
+
+def _against(one: Compared, count: int) -> str:
+    told = f"{one.metric.label[:-2]}: {one.name} - {one.baseline} = {one.evidence.mean:+.4f}"
+    difference = one.evidence.difference
+    if difference is not None:
+        told += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+    if one.p is None:
+        return f"{told}: {one.words}"
+    return (
+        f"{told} (seeds: {one.seeds}; noise of {one.evidence.noise}; p {one.p:.3f}, corrected for {count} "
+        f"comparisons): {one.words}"
+    )
+
+
+def _is_better(value: float, other: float, metric: Metric) -> bool:
+    return value > other if metric.higher_is_better else value < other
+
+
+def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
+    """How well the held-out text is predicted, by the first suite that says so."""
+    metrics = metrics_of(rows)
+    for suite, name in MEASURES_TEXT.items():
+        found = [metric for metric in metrics if (metric.suite, metric.metric) == (suite, name)]
+        if found:
+            return found
+    return []
