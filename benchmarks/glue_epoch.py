@@ -34,7 +34,7 @@ from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fracti
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.eval.glue import CONTEXT, TASKS
+from stlm_kd.eval.fine_tuning.glue import CONTEXT, TASKS
 from stlm_kd.losses import LABELS
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.pipeline.builders.data import BatchSizes, ExampleMaterial

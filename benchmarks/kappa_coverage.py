@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.eval.predictions import cohen_kappa
+from stlm_kd.eval.agreement.predictions import cohen_kappa
 
 SIZES = (30, 50, 100, 300)
 KAPPAS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95)

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stlm_kd.data.synthetic import PHENOMENA, minimal_pairs, sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.eval.lm_eval_model import DocumentLM
+from stlm_kd.eval.harness.adapter import DocumentLM
 
 
 def main() -> None:

@@ -117,8 +117,8 @@ def agreement(
 ) -> None:
     """Compare students with a teacher: κ, divergences, shared errors, calibration, flips, explanations."""
     from stlm_kd.artifacts.output import write_output, write_page
-    from stlm_kd.eval.choosing import Choice
-    from stlm_kd.eval.explaining import Explaining, Reading
+    from stlm_kd.eval.attribution.explain import Explaining, Reading
+    from stlm_kd.eval.attribution.select import Choice
     from stlm_kd.pipeline.agreement import agreements, methods_of, page_of
     from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
     from stlm_kd.reporting.tables.agreement import as_json as plain

@@ -61,7 +61,7 @@ def interchange(
 ) -> None:
     """Compare students with a teacher after the same exchange of hidden states in both."""
     from stlm_kd.artifacts.output import write_output
-    from stlm_kd.eval.asked import Asked
+    from stlm_kd.eval.interchange.config import Asked
     from stlm_kd.pipeline.interchange import Question, interchange_scores, interchange_table
     from stlm_kd.pipeline.interchange import as_json as plain
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.eval.harness.local_rows import LAYOUT
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Identity = Callable[[Mapping[str, Any]], Json]
@@ -24,10 +24,10 @@ def of_lm_eval(options: Mapping[str, Any]) -> Json:
     Raises:
         UsageError, EnvironmentFault: As ``harness.check``.
     """
-    from stlm_kd.eval import harness
+    from stlm_kd.eval.harness import evaluate
 
     given = {name: options[name] for name in ("tasks", "source", "num_fewshot")}
-    origins = harness.check(**given)
+    origins = evaluate.check(**given)
     return {
         "lm-eval": metadata.version("lm-eval"),
         "tasks": {name: [origin, _rows(name, origin, given)] for name, origin in origins.items()},
@@ -40,7 +40,7 @@ def of_wikitext(options: Mapping[str, Any]) -> Json:
     Raises:
         EnvironmentFault: It is not there.
     """
-    from stlm_kd.eval import wikitext
+    from stlm_kd.eval.language_modeling import wikitext
 
     del options
     return wikitext.identity()
@@ -48,22 +48,24 @@ def of_wikitext(options: Mapping[str, Any]) -> Json:
 
 def _rows(name: str, origin: str, given: Mapping[str, Any]) -> Json:
     from stlm_kd.data.sources.sources import Source, fingerprint
-    from stlm_kd.eval import sources
+    from stlm_kd.eval.harness import task_data
 
     if origin == "builtin":
-        (built,) = sources.build([name], source=given["source"], num_fewshot=given["num_fewshot"])
-        return {path: _state(path, config) for path, config in sorted(sources.data_sets(built).items())}
+        (built,) = task_data.build([name], source=given["source"], num_fewshot=given["num_fewshot"])
+        return {path: _state(path, config) for path, config in sorted(task_data.data_sets(built).items())}
     if origin == "generated":
-        return [_ours(name, f"{name}_group"), fingerprint(Source(sample="train"))]  # of the generator's code
-    whole = sources.whole_of(name) or name
-    return [_ours(whole), sources.local_version(name, os.environ["STLM_KD_DATA"])]
+        return [
+            _ours(name, f"{name}_group"),
+            fingerprint(Source(sample="train")),
+        ]  # of the generator's version
+    whole = task_data.whole_of(name) or name
+    return [_ours(whole), task_data.local_version(name, os.environ["STLM_KD_DATA"])]
 
 
 def _ours(*templates: str) -> str:
-    """A hash of the templates of a task and of the code that lays out its rows."""
+    """A hash of the templates of a task, with the version of the layout of its rows."""
     texts = [files("stlm_kd.eval.tasks").joinpath(f"{name}.yaml").read_bytes() for name in templates]
-    code = Path(__file__).with_name("rows.py").read_bytes()
-    return hashlib.sha256(b"\0".join([*texts, code])).hexdigest()
+    return hashlib.sha256(b"\0".join([*texts, str(LAYOUT).encode()])).hexdigest()
 
 
 @cache

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.eval.asked import Asked, HeldOutSource
-from stlm_kd.eval.suite_table import SUITES
+from stlm_kd.eval.interchange.config import Asked, HeldOutSource
+from stlm_kd.eval.suite import SUITES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from stlm_kd.data.labelled.examples import Examples
-    from stlm_kd.eval.beside import Taught
+    from stlm_kd.eval.interchange.suite import Taught
 
 Precision = Literal["fp32", "bf16"]
 Text = Literal["held-out", "wikitext"]
@@ -59,8 +59,8 @@ def perplexity(
         ModelError: A masked language model, a tokenizer without a start token, or a window beyond the
             model's positions.
     """
-    from stlm_kd.eval import wikitext
-    from stlm_kd.eval.perplexity import measure
+    from stlm_kd.eval.language_modeling import wikitext
+    from stlm_kd.eval.language_modeling.perplexity import measure
 
     documents = wikitext.articles() if on == "wikitext" else documents
     measured = measure(
@@ -103,7 +103,7 @@ def pseudo_perplexity(
         ModelError: A causal model, a tokenizer without mask or ends, or a window beyond the model's
             positions.
     """
-    from stlm_kd.eval.pseudo_perplexity import measure
+    from stlm_kd.eval.language_modeling.pseudo_perplexity import measure
 
     measured = measure(
         model,
@@ -150,7 +150,7 @@ def masked_loss(
         ModelError: A causal model, a tokenizer without mask or ends, or a window beyond the model's
             positions.
     """
-    from stlm_kd.eval.masked_loss import measure
+    from stlm_kd.eval.language_modeling.masked_loss import measure
 
     measured = measure(
         model,
@@ -199,7 +199,7 @@ def lm_eval(
         UsageError: A task that lm-eval does not know.
         EnvironmentFault: The rows of a task are neither on the Hub, in its cache nor in local files.
     """
-    from stlm_kd.eval.harness import evaluate
+    from stlm_kd.eval.harness.evaluate import evaluate
 
     del documents
     return evaluate(
@@ -249,7 +249,7 @@ def interchange(
         ModelError: An alignment that these models do not have.
         UsageError: More positions than a model has.
     """
-    from stlm_kd.eval.beside import beside_teachers
+    from stlm_kd.eval.interchange.suite import beside_teachers
 
     asked = Asked(source, positions, rows, seed)
     return beside_teachers(
@@ -281,7 +281,7 @@ def _examples(
     Raises:
         ModelError: A logit is not finite.
     """
-    from stlm_kd.eval.examples import measure
+    from stlm_kd.eval.classification.scoring import measure
 
     return measure(model, tokenizer, examples, context=context, batch_size=batch_size, precision=precision)
 

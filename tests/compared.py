@@ -12,8 +12,8 @@ import numpy as np
 
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.results import Json, SuiteResult
-from stlm_kd.eval.classification import classification_scores
-from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
+from stlm_kd.eval.classification.metrics import classification_scores
+from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
 
 LABELS = np.random.default_rng(0).integers(2, size=300)
 Scores = Sequence[Sequence[SuiteResult]]

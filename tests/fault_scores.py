@@ -27,11 +27,14 @@ from stlm_kd.data.labelled.question_answering import Question
 from stlm_kd.data.labelled.token_labels import Sentences
 from stlm_kd.data.token_store import build_store, ends_inside
 from stlm_kd.errors import StlmKdError
-from stlm_kd.eval import SUITES, interchange, ner, squad, token_losses
-from stlm_kd.eval.agreement_suite import agreement
-from stlm_kd.eval.explaining import answers_of
-from stlm_kd.eval.lm_eval_model import DocumentLM
-from stlm_kd.eval.perplexity import measure
+from stlm_kd.eval import SUITES
+from stlm_kd.eval.agreement.suite import agreement
+from stlm_kd.eval.attribution.explain import answers_of
+from stlm_kd.eval.fine_tuning import conll2003, squad
+from stlm_kd.eval.harness.adapter import DocumentLM
+from stlm_kd.eval.interchange import metrics as interchange
+from stlm_kd.eval.language_modeling import token_losses
+from stlm_kd.eval.language_modeling.perplexity import measure
 from stlm_kd.models.load import check_attention, load_language_model, save_model
 from stlm_kd.pipeline.summary import weak_teachers
 from tests import test_eval_interchange as exchanged
@@ -103,8 +106,8 @@ def _no_entity(is_planted: bool, place: Place) -> object:
     model, tokenizer = of_tokens({word: names.get(word, -1.0) for word in WORDS}, 1, 1)
     words = tuple(tuple(text.split()) for text in PASSAGES)
     tags = tuple(tuple(int(word in ("Ann", "Bob")) for word in sentence) for sentence in words)
-    sentences = Sentences(words, tags, tuple("abcd"), ner.TAGS[:2])
-    return ner.score(model, tokenizer, sentences, context=24, precision="fp32")
+    sentences = Sentences(words, tags, tuple("abcd"), conll2003.TAGS[:2])
+    return conll2003.score(model, tokenizer, sentences, context=24, precision="fp32")
 
 
 @case("agreement: one class for all examples", "predicts a single class for all 40 examples")

@@ -18,8 +18,8 @@ from scipy.stats import entropy, spearmanr
 from benchmarks.kappa_coverage import coverage, table_of
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError
-from stlm_kd.eval.agreement import Predictions, agreement
-from stlm_kd.eval.predictions import calibration_error, cohen_kappa, jensen_shannon, kl_divergence
+from stlm_kd.eval.agreement.predictions import calibration_error, cohen_kappa, jensen_shannon, kl_divergence
+from stlm_kd.eval.agreement.report import Predictions, agreement
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
 from tests.road import done, stlm_kd

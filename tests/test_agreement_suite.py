@@ -10,9 +10,9 @@ import pytest
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.errors import EnvironmentFault
-from stlm_kd.eval.agreement_suite import AnswersOf, agreement, explained_in, teachers_in
-from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading, answers_of, check_packages
-from stlm_kd.eval.predictions import cohen_kappa
+from stlm_kd.eval.agreement.predictions import cohen_kappa
+from stlm_kd.eval.agreement.suite import AnswersOf, agreement, explained_in, teachers_in
+from stlm_kd.eval.attribution.explain import Answers, Explaining, Method, Reading, answers_of, check_packages
 from stlm_kd.reporting.attribution_page import attribution_page
 from tests.planted import planted
 from tests.test_attributions import PARTS, SENTENCE, examples

@@ -20,13 +20,13 @@ from stlm_kd.data.labelled.encoding import encode_texts, token_sources
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, EnvironmentFault
-from stlm_kd.eval.agreement import Predictions
-from stlm_kd.eval.alike import compared, rank_correlation, top_overlap
-from stlm_kd.eval.choosing import Choice, chosen
-from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
-from stlm_kd.eval.gradient_weights import integrated_gradients
-from stlm_kd.eval.lime_weights import lime_weights, perturbations
-from stlm_kd.eval.words import _segmenter, without, words_of
+from stlm_kd.eval.agreement.report import Predictions
+from stlm_kd.eval.attribution.compare import compared, rank_correlation, top_overlap
+from stlm_kd.eval.attribution.explain import Answers, Explaining, Reading, answers_of
+from stlm_kd.eval.attribution.integrated_gradients import integrated_gradients
+from stlm_kd.eval.attribution.lime import lime_weights, perturbations
+from stlm_kd.eval.attribution.select import Choice, chosen
+from stlm_kd.eval.attribution.words import _segmenter, without, words_of
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.reporting.attribution_page import attribution_page
 from tests.planted import planted

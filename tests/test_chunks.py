@@ -16,7 +16,7 @@ from stlm_kd.distillation import intervention_metrics, teacher_agreement
 from stlm_kd.distillation.logit_terms import projected_losses
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.distillation.token_table import Rows
-from stlm_kd.eval import masked
+from stlm_kd.eval.language_modeling import masked_windows
 from stlm_kd.losses import chunked, spans
 from stlm_kd.losses.spans import log_likelihoods
 from stlm_kd.models.forward import Head
@@ -152,8 +152,8 @@ def test_masked_tokens_cost_what_they_cost_all_at_once(tokens: int, elements: in
     targets = torch.arange(tokens) % 11
     log_probs = (states @ head.weight.T).log_softmax(-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked, "CHUNK_ELEMENTS", elements)
-        nats, top, behind = masked._against_vocabulary(states, targets, head)
+        patch.setattr(masked_windows, "CHUNK_ELEMENTS", elements)
+        nats, top, behind = masked_windows._against_vocabulary(states, targets, head)
     assert torch.allclose(nats, -log_probs[torch.arange(tokens), targets], rtol=1e-10)
     assert torch.equal(top, log_probs.argmax(-1))
     expected = log_probs.max(-1).values - log_probs[torch.arange(tokens), targets]

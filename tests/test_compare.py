@@ -16,8 +16,8 @@ from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.entries import read_contenders
 from stlm_kd.errors import UsageError
-from stlm_kd.eval.classification import regression_scores
-from stlm_kd.eval.entities import entity_scores
+from stlm_kd.eval.classification.metrics import regression_scores
+from stlm_kd.eval.fine_tuning.entities import entity_scores
 from stlm_kd.statistics import holm
 from tests.compared import LABELS, classified, read_text, run_folder, score_file, seeds_of, whole_run
 from tests.road import distilled, done, stlm_kd

@@ -23,7 +23,7 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import FINE_TUNED, SUITES
-from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
+from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders.text import student_tokenizer, tokens_by_domain
 from stlm_kd.pipeline.context import Workshop, workshop_for

@@ -11,9 +11,9 @@ import torch
 
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.eval.asked import Asked
-from stlm_kd.eval.beside import JUDGED, Taught, beside_teachers
-from stlm_kd.eval.exchanges import exchanges_of
+from stlm_kd.eval.interchange.config import Asked
+from stlm_kd.eval.interchange.pairs import exchanges_of
+from stlm_kd.eval.interchange.suite import JUDGED, Taught, beside_teachers
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.layer_alignment import Alignment
 from tests.classes import BERT, LABELS

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stlm_kd.artifacts.results import Score
-from stlm_kd.eval import sources
-from stlm_kd.eval.choices import (
+from stlm_kd.eval.harness import task_data
+from stlm_kd.eval.harness.choices import (
     Choice,
     choice,
     degenerate_choices,
@@ -25,8 +25,8 @@ likelihoods = st.lists(st.floats(-50, -0.1), min_size=2, max_size=2, unique=True
 
 
 def pairs() -> Any:
-    (built,) = sources.build(["sample_minimal_pairs"], source="auto", num_fewshot=None)
-    return sources.leaves(built.item)[0]
+    (built,) = task_data.build(["sample_minimal_pairs"], source="auto", num_fewshot=None)
+    return task_data.leaves(built.item)[0]
 
 
 @given(values=st.lists(st.integers(-4, 0), min_size=1, max_size=6), data=st.data())

@@ -12,7 +12,7 @@ from scipy import stats
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.errors import DataError
-from stlm_kd.eval.classification import (
+from stlm_kd.eval.classification.metrics import (
     classification_scores,
     macro_f1,
     matthews,

@@ -18,9 +18,9 @@ from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.eval import interchange
-from stlm_kd.eval.interchange import ALL, Exchange, Interchange, draw_exchanges, measure
-from stlm_kd.eval.likelihood import ratio_stderr
+from stlm_kd.eval.interchange import metrics
+from stlm_kd.eval.interchange.metrics import ALL, Exchange, Interchange, draw_exchanges, measure
+from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
 from stlm_kd.interventions import Supplies
 from stlm_kd.interventions.plan import OwnStates, Tokens
 from stlm_kd.interventions.spec import Intervention
@@ -79,9 +79,9 @@ def plainly(
     teacher: torch.nn.Module, student: torch.nn.Module, asked: list[Exchange], alignment: Alignment
 ) -> dict[str, list[list[tuple[float, float]]]]:
     """By metric, for each layer, the sums of each row, by whole runs of dense logits."""
-    found: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in interchange.RATIOS}
+    found: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in metrics.RATIOS}
     for layer, theirs in alignment.items():
-        rows: dict[str, list[tuple[float, float]]] = {name: [] for name in interchange.RATIOS}
+        rows: dict[str, list[tuple[float, float]]] = {name: [] for name in metrics.RATIOS}
         for one in asked:
             plan = one.at(layer, theirs, torch.device("cpu"))
             with torch.no_grad():
@@ -133,7 +133,7 @@ def test_the_numbers_are_those_of_whole_runs_with_hooks(
     teacher: str, student: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of whatever size the chunks are."""
-    monkeypatch.setattr(interchange, "chunk_rows", lambda *_: 5)
+    monkeypatch.setattr(metrics, "chunk_rows", lambda *_: 5)
     large = pico_model(teacher, layers=4, seed=2).double()
     small = pico_model(student, seed=1).double()
     alignment = {0: (0, 1), 1: (2,)}
@@ -200,7 +200,7 @@ def test_what_is_exchanged_does_not_depend_on_the_students_layers() -> None:
     (one,) = exchanges("other-example", batches=1)
     first, second = one.at(0, (0,), torch.device("cpu")), one.at(3, (5, 6), torch.device("cpu"))
     assert torch.equal(first.base.positions, second.base.positions)
-    assert (second.layers(None), second.layers(interchange.TEACHER)) == ((3,), (5, 6))
+    assert (second.layers(None), second.layers(metrics.TEACHER)) == ((3,), (5, 6))
     (again,) = exchanges("other-example", batches=1)
     assert torch.equal(again.plan.base.positions, one.plan.base.positions)
 

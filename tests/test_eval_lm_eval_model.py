@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import EnvironmentFault, ModelError
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.lm_eval_model import DocumentLM
-from stlm_kd.eval.perplexity import measure
+from stlm_kd.eval.harness.adapter import DocumentLM
+from stlm_kd.eval.language_modeling.perplexity import measure
 from tests.tokenizer_kinds import KINDS, TEXTS, byte_level, end_in_template, llama, word_piece
 
 MADE = {name: make() for name, make in KINDS.items()}

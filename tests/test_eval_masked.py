@@ -30,18 +30,10 @@ from typer.testing import CliRunner
 from stlm_kd.cli.main import app
 from stlm_kd.data.tokenizers import END_OF_TEXT, PAD, load_tokenizer
 from stlm_kd.errors import DataError, ModelError
-from stlm_kd.eval import (
-    FINE_TUNED,
-    NEEDS_TEACHERS,
-    NEEDS_TEXT,
-    SUITES,
-    TASK_OF_SUITE,
-    masked,
-    masked_loss,
-    pseudo_perplexity,
-)
-from stlm_kd.eval.masked import TextWindow, split_document, windowed_text
-from stlm_kd.eval.running import MASKED_WINDOW
+from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, NEEDS_TEXT, SUITES, TASK_OF_SUITE
+from stlm_kd.eval.language_modeling import masked_loss, masked_windows, pseudo_perplexity
+from stlm_kd.eval.language_modeling.masked_windows import TextWindow, split_document, windowed_text
+from stlm_kd.eval.runner import MASKED_WINDOW
 from stlm_kd.models.load import save_model
 from stlm_kd.models.positions import num_positions
 from tests.pico import pico_model
@@ -377,7 +369,7 @@ def test_only_masked_positions_meet_the_vocabulary(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = [TEXTS[2] * 5]
-    monkeypatch.setattr(masked, "CHUNK_ELEMENTS", 24 * VOCABULARY)
+    monkeypatch.setattr(masked_windows, "CHUNK_ELEMENTS", 24 * VOCABULARY)
     with _Widest() as widest:
         pseudo_perplexity.measure(model, BYTES, text, batch_size=20)
     assert widest.rows == 20  # of 20 * 24 positions

@@ -18,7 +18,7 @@ from transformers import (
 
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.perplexity import measure, split_into_windows
+from stlm_kd.eval.language_modeling.perplexity import measure, split_into_windows
 
 TEXTS = [
     "The dog barks.",

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.round_trip import bytes_kept
+from stlm_kd.eval.language_modeling.round_trip import bytes_kept
 from tests.tokenizer_kinds import TEXTS, byte_level, llama, unigram, word_piece
 
 BYTES = byte_level()

@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.hellaswag.utils import preprocess
 
 from stlm_kd.errors import DataError, EnvironmentFault, UsageError
-from stlm_kd.eval import rows, sources
+from stlm_kd.eval.harness import local_rows, task_data
 
 BUILTIN = Path(lm_eval.tasks.__file__).parent
 
@@ -43,7 +43,7 @@ HELLASWAG_HUB = [
 
 @pytest.fixture
 def data(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    sources._build.cache_clear()  # a run sets the shots of its tasks
+    task_data._build.cache_clear()  # a run sets the shots of its tasks
     monkeypatch.setenv("STLM_KD_DATA", str(shared_data))
     return shared_data / "lm_eval"
 
@@ -65,13 +65,13 @@ def builtin(monkeypatch: pytest.MonkeyPatch, name: str, splits: Mapping[str, Dat
         return DatasetDict(chosen)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    folder = BUILTIN / sources.LOCAL[name].folder
+    folder = BUILTIN / task_data.LOCAL[name].folder
     tasks: dict[str, Task] = TaskManager(include_defaults=False, include_path=folder).load([name])["tasks"]
     return tasks
 
 
 def local(name: str) -> dict[str, Task]:
-    item = sources.build([name], source="local", num_fewshot=None)[0].item
+    item = task_data.build([name], source="local", num_fewshot=None)[0].item
     return {task.task_name: task for task in (item.get_all_tasks() if isinstance(item, Group) else [item])}
 
 
@@ -211,33 +211,33 @@ def test_the_local_hellaswag_is_whole_and_without_marks(data: Path) -> None:
 
 
 def test_rows_are_built_once_for_several_models(data: Path) -> None:
-    first, second = (sources.build(["arc_easy"], source="local", num_fewshot=None)[0] for _ in range(2))
+    first, second = (task_data.build(["arc_easy"], source="local", num_fewshot=None)[0] for _ in range(2))
     assert first.item is second.item
-    assert sources.build(["arc_easy"], source="local", num_fewshot=2)[0].item is not first.item
+    assert task_data.build(["arc_easy"], source="local", num_fewshot=2)[0].item is not first.item
 
 
 def test_offline_the_local_files_are_taken_and_online_the_hub(
     data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(sources, "hub_answers", lambda: False)
-    assert sources.find_origin("mmlu", "auto") == "local"
+    monkeypatch.setattr(task_data, "hub_answers", lambda: False)
+    assert task_data.find_origin("mmlu", "auto") == "local"
     (tmp_path / "cais___mmlu" / "abstract_algebra").mkdir(parents=True)
-    assert sources.find_origin("mmlu", "auto") == "builtin"
-    assert sources.find_origin("mmlu", "local") == "local"
-    monkeypatch.setattr(sources, "hub_answers", lambda: True)
-    assert sources.find_origin("blimp", "auto") == "builtin"
-    assert sources.find_origin("sample_minimal_pairs", "auto") == "generated"
+    assert task_data.find_origin("mmlu", "auto") == "builtin"
+    assert task_data.find_origin("mmlu", "local") == "local"
+    monkeypatch.setattr(task_data, "hub_answers", lambda: True)
+    assert task_data.find_origin("blimp", "auto") == "builtin"
+    assert task_data.find_origin("sample_minimal_pairs", "auto") == "generated"
 
 
 def test_what_is_nowhere_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.delenv("STLM_KD_DATA", raising=False)
     with pytest.raises(EnvironmentFault, match="STLM_KD_DATA is not set; go online once, or set"):
-        sources.build(["blimp"], source="auto", num_fewshot=None)
+        task_data.build(["blimp"], source="auto", num_fewshot=None)
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     with pytest.raises(EnvironmentFault, match="has no lm_eval/blimp"):
-        sources.build(["blimp"], source="local", num_fewshot=None)
+        task_data.build(["blimp"], source="local", num_fewshot=None)
 
 
 def test_the_builtin_task_offline_and_not_cached_is_a_missing_download(
@@ -245,7 +245,7 @@ def test_the_builtin_task_offline_and_not_cached_is_a_missing_download(
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(EnvironmentFault, match="arc_easy: its rows could not be read"):
-        sources.build(["arc_easy"], source="builtin", num_fewshot=None)
+        task_data.build(["arc_easy"], source="builtin", num_fewshot=None)
 
 
 def test_the_builtin_task_reads_the_cache_of_the_hub(
@@ -268,8 +268,8 @@ def test_the_builtin_task_reads_the_cache_of_the_hub(
     builder.dataset_name, builder.config.name = "ai2_arc", "ARC-Easy"
     builder.info.dataset_name, builder.info.config_name = "ai2_arc", "ARC-Easy"
     builder.download_and_prepare(str(cache))
-    assert sources.find_origin("arc_easy", "auto") == "builtin"
-    cached = {"arc_easy": sources._load_builtin("arc_easy")}
+    assert task_data.find_origin("arc_easy", "auto") == "builtin"
+    cached = {"arc_easy": task_data._load_builtin("arc_easy")}
     assert compared(cached, {"arc_easy": loaded}) == 7  # type: ignore[arg-type]  # tasks by another type
 
 
@@ -277,35 +277,35 @@ def test_few_shot_examples_that_the_local_files_lack_are_refused(data: Path) -> 
     with pytest.raises(
         EnvironmentFault, match="winogrande: its few-shot examples come from the training split"
     ):
-        sources.build(["winogrande"], source="local", num_fewshot=5)
+        task_data.build(["winogrande"], source="local", num_fewshot=5)
 
 
 def test_an_unknown_task_gets_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
     few = TaskManager(include_defaults=False, include_path=BUILTIN / "arc")
-    monkeypatch.setattr(sources, "_all_builtin_tasks", lambda: few)
+    monkeypatch.setattr(task_data, "_all_builtin_tasks", lambda: few)
     with pytest.raises(UsageError, match=r"arc_esy is not a known task \(did you mean arc_easy\?\)"):
-        sources.build(["arc_esy"], source="auto", num_fewshot=None)
+        task_data.build(["arc_esy"], source="auto", num_fewshot=None)
 
 
 def test_a_broken_local_file_names_the_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: not a line of JSON"):
-        rows.from_files(splits={"test": str(file)})
+        local_rows.from_files(splits={"test": str(file)})
 
 
 @pytest.mark.parametrize(
     ("name", "tasks"), [("blimp_wh_island", 1), ("mmlu_abstract_algebra", 1), ("mmlu_stem", 19)]
 )
 def test_a_part_is_found_in_the_local_files_of_the_whole(data: Path, name: str, tasks: int) -> None:
-    (built,) = sources.build([name], source="local", num_fewshot=None)
-    (whole,) = sources.build([sources.whole_of(name) or ""], source="local", num_fewshot=None)
-    of_whole = {task.task_name: task for task in sources.leaves(whole.item)}
-    found = sources.leaves(built.item)
+    (built,) = task_data.build([name], source="local", num_fewshot=None)
+    (whole,) = task_data.build([task_data.whole_of(name) or ""], source="local", num_fewshot=None)
+    of_whole = {task.task_name: task for task in task_data.leaves(whole.item)}
+    found = task_data.leaves(built.item)
     assert (built.origin, len(found)) == ("local", tasks)
     for task in found:
         assert task.eval_docs[3] == of_whole[task.task_name].eval_docs[3]
-    assert sources.local_version(name, str(data.parent)) == sources.local_version(
+    assert task_data.local_version(name, str(data.parent)) == task_data.local_version(
         name.partition("_")[0], str(data.parent)
     )
 
@@ -317,7 +317,7 @@ def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(
     from tests.tokenizer_kinds import byte_level, llama
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(sources, "hub_answers", lambda: False)
+    monkeypatch.setattr(task_data, "hub_answers", lambda: False)
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     monkeypatch.setattr(evaluate, "score", lambda *_, **__: pytest.fail("a model was scored"))
     tokenizer = byte_level()
@@ -345,6 +345,6 @@ def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(
 
 
 def test_a_name_that_only_begins_like_a_benchmark_is_no_part_of_it() -> None:
-    assert [sources.whole_of(name) for name in ("blimp_nl", "mmlu_pro", "arc_easy_x", "hellaswag_de")] == [
+    assert [task_data.whole_of(name) for name in ("blimp_nl", "mmlu_pro", "arc_easy_x", "hellaswag_de")] == [
         None
     ] * 4

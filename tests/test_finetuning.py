@@ -25,8 +25,9 @@ from stlm_kd.data.labelled.batches import ExampleBatch, ExampleStream
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.errors import DataError, EnvironmentFault, ModelError, Preempted, UsageError
-from stlm_kd.eval import SUITES, glue
-from stlm_kd.eval.tunings import Tuning
+from stlm_kd.eval import SUITES
+from stlm_kd.eval.fine_tuning import glue
+from stlm_kd.eval.fine_tuning.base import Tuning
 from stlm_kd.models.heads.classifiers import classifier_from_fields, head_place
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.context import Workshop

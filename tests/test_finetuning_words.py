@@ -27,8 +27,9 @@ from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import DataError, EnvironmentFault
-from stlm_kd.eval import SUITES, ner, squad
-from stlm_kd.eval.entities import (
+from stlm_kd.eval import SUITES
+from stlm_kd.eval.fine_tuning import conll2003, squad
+from stlm_kd.eval.fine_tuning.entities import (
     entities_by_kind,
     entity_counts,
     entity_scores,
@@ -96,7 +97,7 @@ def tokenizer_of(world: Path, model: str) -> PreTrainedTokenizerFast:
     return found
 
 
-TAGS = st.sampled_from(ner.TAGS)
+TAGS = st.sampled_from(conll2003.TAGS)
 
 
 @settings(max_examples=60)
@@ -177,7 +178,7 @@ def test_a_words_first_token_bears_its_tag(world: Path, model: str) -> None:
     tokenizer = tokenizer_of(world, model)
     words = (("so", "Roman", "dogs,", "see"), ("x",))
     encoded = encode_words(
-        Sentences(words, ((0, 5, 0, 1), (2,)), ("a", "b"), ner.TAGS), tokenizer, context=32, multiple=1
+        Sentences(words, ((0, 5, 0, 1), (2,)), ("a", "b"), conll2003.TAGS), tokenizer, context=32, multiple=1
     )
     batch = encoded.batch(torch.arange(2).numpy())
     for row, (sentence, tags) in enumerate(zip(words, ((0, 5, 0, 1), (2,)), strict=True)):
@@ -227,14 +228,14 @@ def test_the_likeliest_span_lies_in_the_passage_and_begins_before_it_ends(world:
 def test_any_split_into_micro_batches_gives_the_same_gradient(world: Path, kind: str) -> None:
     """However much padding a row gets: it is no position of a span."""
     tokenizer = tokenizer_of(world, "bert")
-    labels = ner.TAGS if kind == "words" else SPAN
+    labels = conll2003.TAGS if kind == "words" else SPAN
     model = load_token_classifier(
         str(world / "bert"), labels, tokenizer=tokenizer, trust_remote_code=False, head_seed=0
     )
     data = world / "data"
     encoded: Any = (
         encode_words(
-            read_sentences(ner.TAGS, path=str(data / "conll2003/train.jsonl")), tokenizer, context=32
+            read_sentences(conll2003.TAGS, path=str(data / "conll2003/train.jsonl")), tokenizer, context=32
         )
         if kind == "words"
         else encode_windows(
@@ -274,7 +275,7 @@ def test_tags_and_answers_that_are_not_there_are_refused(tmp_path: Path) -> None
     sentence = {"tokens": ["a", "b"], "ner_tags": ["O", "B-DOG"]}
     (tmp_path / "tags.jsonl").write_text(json.dumps(sentence), encoding="utf-8")
     with pytest.raises(DataError, match="tag 'B-DOG' is not one of the tags"):
-        read_sentences(ner.TAGS, path=str(tmp_path / "tags.jsonl"))
+        read_sentences(conll2003.TAGS, path=str(tmp_path / "tags.jsonl"))
     row = {"id": "1", "context": "a cat", "question": "?", "answers": {"text": ["dog"], "answer_start": [0]}}
     (tmp_path / "answers.jsonl").write_text(json.dumps(row), encoding="utf-8")
     with pytest.raises(DataError, match="'dog' is not at 0 of the context"):

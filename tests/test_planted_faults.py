@@ -20,7 +20,7 @@ from stlm_kd.artifacts.stage_store import Stages
 from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, read_examples
 from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.choices import Choice, degenerate_choices
+from stlm_kd.eval.harness.choices import Choice, degenerate_choices
 from stlm_kd.models.checkpoints import generation_config
 from stlm_kd.models.checkpoints.reloading import check_reloaded
 from stlm_kd.models.heads.classifiers import load_classifier

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ import pytest
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources import sources as data_sources
-from stlm_kd.eval import identity, sources
+from stlm_kd.eval import identity
+from stlm_kd.eval.harness import task_data
 from stlm_kd.pipeline.context import Workshop
 from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.recipe import load
@@ -87,11 +89,11 @@ def another_version(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def another_generator(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    patch.setattr(data_sources, "_generator_hash", lambda: "another")
+    patch.setattr(data_sources, "VERSION", "another")
 
 
 def another_template(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    shutil.copytree(Path(identity.__file__).parent / "tasks", folder, dirs_exist_ok=True)
+    shutil.copytree(Path(str(files("stlm_kd.eval.tasks"))), folder, dirs_exist_ok=True)
     file = folder / "sample_minimal_pairs.yaml"
     file.write_text(file.read_text().replace("pairs: 200", "pairs: 100"))
     patch.setattr(identity, "files", lambda package: folder)
@@ -113,8 +115,8 @@ def test_what_lm_eval_and_its_tasks_are_decides_its_scores(
 
 def test_rows_of_the_hub_count_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     task = SimpleNamespace(config=SimpleNamespace(dataset_path="some/rows", dataset_name="small"))
-    built = [sources.Built("some_task", task, "builtin")]  # type: ignore[arg-type]  # with as much of a task as is asked
-    monkeypatch.setattr(sources, "build", lambda tasks, **options: built)
+    built = [task_data.Built("some_task", task, "builtin")]  # type: ignore[arg-type]  # with as much of a task as is asked
+    monkeypatch.setattr(task_data, "build", lambda tasks, **options: built)
     found = []
     for commit in ("one", "two"):
         monkeypatch.setattr(hub, "version", lambda path, *, name, revision, at=commit: f"{path} {name} {at}")

@@ -108,9 +108,9 @@ MISSING = {
 
 @pytest.mark.parametrize("what", sorted(MISSING))
 def test_what_is_missing_is_named(what: str, mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stlm_kd.eval import sources
+    from stlm_kd.eval.harness import task_data
 
-    monkeypatch.setattr(sources, "hub_answers", lambda: False)
+    monkeypatch.setattr(task_data, "hub_answers", lambda: False)
     overrides, expected = MISSING[what]
     if what == "a teacher's recipe":
         Path("bert.yaml").write_text(

@@ -18,7 +18,7 @@ from stlm_kd.comparison.intervals import estimate
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.pairing import Resampled
 from stlm_kd.comparison.resampling import resampled
-from stlm_kd.eval.classification import classification_scores, regression_scores
+from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
 from stlm_kd.statistics import (
     Difference,
     by_noises,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.eval.perplexity import measure
-from stlm_kd.eval.text_blocks import BLOCK_BYTES, text_blocks, token_starts
+from stlm_kd.eval.language_modeling.perplexity import measure
+from stlm_kd.eval.language_modeling.text_blocks import BLOCK_BYTES, text_blocks, token_starts
 
 TEXT = "Größe matters, 我们 said. " * 120
 

@@ -19,8 +19,8 @@ from stlm_kd.comparison.resampling import resampled_blocks
 from stlm_kd.comparison.smallest import DEFAULTS, Smallest, read_smallest
 from stlm_kd.comparison.verdicts import Compared, verdict_of
 from stlm_kd.errors import DataError, UsageError
-from stlm_kd.eval.perplexity import DocumentLoss, TextLoss
-from stlm_kd.eval.text_blocks import TextBlocks
+from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
+from stlm_kd.eval.language_modeling.text_blocks import TextBlocks
 from stlm_kd.statistics import Difference, from_resamples
 from tests.compared import classified, read_text, run_folder, score_file, seeds_of, whole_run
 from tests.road import done, stlm_kd

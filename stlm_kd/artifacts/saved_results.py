@@ -18,7 +18,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True, slots=True)
 class _SavedRow:
-    """A ``Row`` as ``run.results.as_json`` writes it; what an earlier version did not write is None."""
+    """A ``Row`` as written to ``results.json``; what an earlier version did not write is None."""
 
     name: str
     kind: str

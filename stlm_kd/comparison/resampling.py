@@ -13,8 +13,8 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.eval import entities
-from stlm_kd.eval.classification import f1_of_second, macro_f1, matthews, pearson, spearman
+from stlm_kd.eval.classification.metrics import f1_of_second, macro_f1, matthews, pearson, spearman
+from stlm_kd.eval.fine_tuning import entities
 
 RESAMPLES = 2000
 _CHUNK = 2_000_000

@@ -8,9 +8,9 @@ from typing import get_args
 from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, UsageError, did_you_mean
-from stlm_kd.eval.alike import compared
-from stlm_kd.eval.examples import hash_of_texts
-from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading
+from stlm_kd.eval.attribution.compare import compared
+from stlm_kd.eval.attribution.explain import Answers, Explaining, Method, Reading
+from stlm_kd.eval.classification.scoring import hash_of_texts
 from stlm_kd.models.heads.class_names import is_unnamed, same_classes
 from stlm_kd.models.heads.classifiers import class_names
 from stlm_kd.models.load import load_config

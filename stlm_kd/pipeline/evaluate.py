@@ -16,7 +16,7 @@ from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.sources.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
-from stlm_kd.eval.running import common_window
+from stlm_kd.eval.runner import common_window
 from stlm_kd.models.heads.class_names import is_unnamed
 from stlm_kd.models.heads.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config

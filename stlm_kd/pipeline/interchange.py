@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, ModelError, UsageError
-from stlm_kd.eval.asked import Asked
-from stlm_kd.eval.exchanges import exchanges_of, row_length
-from stlm_kd.eval.interchange import ALL, measure
+from stlm_kd.eval.interchange.config import Asked
+from stlm_kd.eval.interchange.metrics import ALL, measure
+from stlm_kd.eval.interchange.pairs import exchanges_of, row_length
 from stlm_kd.interventions.metrics import RATIOS
 from stlm_kd.models.families import Task
 from stlm_kd.models.forward import task_of

@@ -12,10 +12,10 @@ from html import escape
 import numpy as np
 from scipy.special import softmax
 
-from stlm_kd.eval.agreement import Predictions
-from stlm_kd.eval.alike import Compared, MeanOver
-from stlm_kd.eval.explaining import Answers, Method, Weights
-from stlm_kd.eval.words import Word, words_of
+from stlm_kd.eval.agreement.report import Predictions
+from stlm_kd.eval.attribution.compare import Compared, MeanOver
+from stlm_kd.eval.attribution.explain import Answers, Method, Weights
+from stlm_kd.eval.attribution.words import Word, words_of
 
 FOR, AGAINST = (253, 141, 60), (107, 174, 214)
 """The darkest orange and blue, which all who see two colours can tell apart, and on which black is read."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.artifacts.run_dir import file_name
-from stlm_kd.eval.agreement_suite import SUITE, explained_in, teachers_in
+from stlm_kd.eval.agreement.suite import SUITE, explained_in, teachers_in
 from stlm_kd.reporting.attribution_page import attribution_page
 
 PAGE = "attributions"

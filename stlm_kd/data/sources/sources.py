@@ -12,13 +12,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.documents import Documents, Separator, read
 from stlm_kd.data.sources.files import expanded, kind_of, text_files
+from stlm_kd.data.synthetic import VERSION
 from stlm_kd.errors import DataError, EnvironmentFault
 from stlm_kd.notes import note
 
@@ -132,7 +132,7 @@ def fingerprint(source: Source) -> str:
     """A hash (hex) of the texts that a source stands for: of content, so a moved file keeps it.
 
     Files are hashed with what decides how they are read; a Hub data set by its id, split and the commit it is
-    at; the sample by its generator's code and arguments. Domain and weight change no text and do not count.
+    at; the sample by its generator's version and arguments. Domain and weight do not count.
 
     Raises:
         EnvironmentFault: As ``documents``.
@@ -152,8 +152,8 @@ def fingerprint(source: Source) -> str:
 
 
 def sample_facts(*arguments: object) -> list[object]:
-    """What the generator makes is known by its arguments and its code."""
-    return ["sample", *arguments, _generator_hash()]
+    """Generated text is identified by the generator's arguments and version."""
+    return ["sample", *arguments, VERSION]
 
 
 def file_facts(paths: Sequence[Path]) -> list[object]:
@@ -175,15 +175,3 @@ def _file_hash(path: Path) -> str:
         return known_sha256(path)
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-@cache
-def _generator_hash() -> str:
-    """Of the generator's code, so that text from another version of it is never taken for this one's."""
-    import stlm_kd.data.synthetic as generator
-
-    folder = Path(generator.__path__[0])
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()

@@ -23,10 +23,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
-from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, wikitext
-from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
-from stlm_kd.eval.beside import Taught
-from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
+from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES
+from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
+from stlm_kd.eval.attribution.explain import Answers, Explaining, Reading, answers_of
+from stlm_kd.eval.interchange.suite import Taught
+from stlm_kd.eval.language_modeling import wikitext
 from stlm_kd.models.checkpoints.reloading import check_reloaded
 from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.models.load import save_model, to_device

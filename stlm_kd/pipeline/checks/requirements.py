@@ -135,27 +135,27 @@ def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tu
     from stlm_kd.eval import FINE_TUNED
 
     if suite == "lm-eval" and {*options["tasks"]} != {BENCHMARK}:
-        from stlm_kd.eval import sources  # takes seconds, which generated rows need not
+        from stlm_kd.eval.harness import task_data  # takes seconds, which generated rows need not
 
-        for task in sources.expand(options["tasks"]):
-            look = partial(sources.find_origin, task, options["source"], options["num_fewshot"])
+        for task in task_data.expand(options["tasks"]):
+            look = partial(task_data.find_origin, task, options["source"], options["num_fewshot"])
             yield from _tried(place, look)
     elif options.get("on") == "wikitext":
-        from stlm_kd.eval import wikitext
+        from stlm_kd.eval.language_modeling import wikitext
 
         if wikitext.local_file() is None and not data_set_is_cached(*wikitext.HUB) and not hub_answers():
             yield from _tried(place, wikitext.identity)
     elif suite in FINE_TUNED:
         yield from _of_fine_tuning(place, suite, options)
     elif "attributions" in options:
-        from stlm_kd.eval.explaining import check_packages
+        from stlm_kd.eval.attribution.explain import check_packages
 
         yield from _tried(place, lambda: check_packages(options["attributions"]))
 
 
 def _of_fine_tuning(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from stlm_kd.eval import SUITES
-    from stlm_kd.eval.entities import seqeval
+    from stlm_kd.eval.fine_tuning.entities import seqeval
     from stlm_kd.pipeline.stages.fine_tune import SUBJECTS
 
     if suite == "ner":

@@ -14,10 +14,11 @@ from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.distributed import launched_processes
 from stlm_kd.errors import DataError, EnvironmentFault, Fault, ModelError, RecipeError, told_at
-from stlm_kd.eval import FINE_TUNED, wikitext
-from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
-from stlm_kd.eval.explaining import check_packages
-from stlm_kd.eval.harness import check as check_tasks
+from stlm_kd.eval import FINE_TUNED
+from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
+from stlm_kd.eval.attribution.explain import check_packages
+from stlm_kd.eval.harness.evaluate import check as check_tasks
+from stlm_kd.eval.language_modeling import wikitext
 from stlm_kd.models.architectures.distilbert import distilbert_config
 from stlm_kd.models.heads.class_names import check_classes, class_order
 from stlm_kd.models.heads.classifiers import class_names, kind_of, load_classifier

@@ -12,10 +12,10 @@ from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.token_labels import Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError
-from stlm_kd.eval import ner
-from stlm_kd.eval.benchmark_data import TRAIN, Found
-from stlm_kd.eval.entities import seqeval
-from stlm_kd.eval.tunings import Tuning
+from stlm_kd.eval.fine_tuning import conll2003
+from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found
+from stlm_kd.eval.fine_tuning.entities import seqeval
 from stlm_kd.models.heads.tokens import load_token_classifier
 from stlm_kd.pipeline.builders.data import row_multiple
 from stlm_kd.pipeline.fine_tuning.tasks import SCORED, Reading, Subject, TokenisedReading, found_splits
@@ -46,7 +46,7 @@ class WordSubject:
     @property
     def context(self) -> int:
         """See ``Subject``."""
-        return ner.CONTEXT
+        return conll2003.CONTEXT
 
     def key(self) -> Json:
         """See ``Subject``."""
@@ -63,8 +63,8 @@ class WordSubject:
         drawn = self._drawn()
         if not any(tag for tags in drawn.tags for tag in tags):
             raise DataError(
-                f"{ner.SUITE}: {self.tuning.fraction:g} of the sentences ({len(drawn)}) leaves no entity; "
-                "draw a larger fraction"
+                f"{conll2003.SUITE}: {self.tuning.fraction:g} of the sentences ({len(drawn)}) leaves no "
+                "entity; draw a larger fraction"
             )
         self._read(SCORED)
 
@@ -73,7 +73,7 @@ class WordSubject:
     ) -> PreTrainedModel:
         """See ``Subject``."""
         return load_token_classifier(
-            name, ner.TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.tuning.seed
+            name, conll2003.TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.tuning.seed
         )
 
     def material(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
@@ -93,7 +93,7 @@ class WordSubject:
     ) -> list[SuiteResult]:
         """See ``Subject``."""
         precision = self.tuning.settings.precision
-        return [ner.score(model, tokenizer, self._read(SCORED), context=context, precision=precision)]
+        return [conll2003.score(model, tokenizer, self._read(SCORED), context=context, precision=precision)]
 
     def _drawn(self) -> Sentences:
         """The share of the training sentences that the seed draws."""
@@ -109,10 +109,10 @@ def _sentences(path: str | None, dataset: str, split: str) -> Sentences:
     """The sentences of a split, read once by a command."""
     try:
         if path is not None:
-            return read_sentences(ner.TAGS, path=path)
-        return read_sentences(ner.TAGS, dataset=dataset, split=split)
+            return read_sentences(conll2003.TAGS, path=path)
+        return read_sentences(conll2003.TAGS, dataset=dataset, split=split)
     except DataError as error:
-        raise DataError(f"{ner.SUITE}: {error}") from error
+        raise DataError(f"{conll2003.SUITE}: {error}") from error
 
 
 def ner_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
@@ -121,5 +121,5 @@ def ner_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
     Raises:
         EnvironmentFault: The data is not there; the message says where it may lie.
     """
-    found = found_splits(ner.SUITE, ner.TASK, ner.HUB, tunings)
+    found = found_splits(conll2003.SUITE, conll2003.TASK, conll2003.HUB, tunings)
     return [WordSubject(tuning, found) for tuning in tunings]

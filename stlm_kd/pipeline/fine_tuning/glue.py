@@ -12,9 +12,9 @@ from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint
 from stlm_kd.errors import DataError
-from stlm_kd.eval import glue
-from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate
-from stlm_kd.eval.tunings import Tuning
+from stlm_kd.eval.fine_tuning import glue
+from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found, Wanted, locate
 from stlm_kd.models.heads.classifiers import check_classifier, head_place, load_classifier
 from stlm_kd.pipeline.builders.data import ExampleMaterial
 from stlm_kd.pipeline.builders.examples import known_examples

@@ -18,9 +18,9 @@ from stlm_kd.data.labelled.question_answering import (
     read_questions,
 )
 from stlm_kd.errors import DataError
-from stlm_kd.eval import squad
-from stlm_kd.eval.benchmark_data import TRAIN, Found
-from stlm_kd.eval.tunings import Tuning
+from stlm_kd.eval.fine_tuning import squad
+from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found
 from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
 from stlm_kd.pipeline.builders.data import row_multiple
 from stlm_kd.pipeline.fine_tuning.tasks import SCORED, Reading, Subject, TokenisedReading, found_splits

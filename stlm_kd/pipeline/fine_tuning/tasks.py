@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import Tokenised
-from stlm_kd.eval.benchmark_data import TRAIN, Found, Wanted, locate
-from stlm_kd.eval.tunings import Tuning
+from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found, Wanted, locate
 from stlm_kd.pipeline.builders.data import BatchSizes, Stream, example_stream
 
 SCORED = "validation"

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.distributed import first_process_runs
-from stlm_kd.eval.examples import measure as measure_examples
-from stlm_kd.eval.perplexity import measure
-from stlm_kd.eval.pseudo_perplexity import measure as measure_pseudo
-from stlm_kd.eval.running import common_window
+from stlm_kd.eval.classification.scoring import measure as measure_examples
+from stlm_kd.eval.language_modeling.perplexity import measure
+from stlm_kd.eval.language_modeling.pseudo_perplexity import measure as measure_pseudo
+from stlm_kd.eval.runner import common_window
 from stlm_kd.models.load import to_device
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.checks.overlap import HeldOut

@@ -12,8 +12,8 @@ from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.eval.agreement_suite import AnswersOf
-from stlm_kd.eval.explaining import Answers, Explaining, Reading, answers_of
+from stlm_kd.eval.agreement.suite import AnswersOf
+from stlm_kd.eval.attribution.explain import Answers, Explaining, Reading, answers_of
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import to_device
 from stlm_kd.pipeline.context import Workshop

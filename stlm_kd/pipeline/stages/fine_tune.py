@@ -24,8 +24,9 @@ from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import first_process_runs, process_rank
 from stlm_kd.errors import ModelError
-from stlm_kd.eval import SUITES, glue, ner, squad
-from stlm_kd.eval.tunings import Settings, Tuning
+from stlm_kd.eval import SUITES
+from stlm_kd.eval.fine_tuning import conll2003, glue, squad
+from stlm_kd.eval.fine_tuning.base import Settings, Tuning
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.positions import num_positions
@@ -45,7 +46,7 @@ from stlm_kd.training import FitResult, FitSettings, fit
 STAGE = "fine-tuned"
 SUBJECTS: Mapping[str, Callable[[Sequence[Tuning]], Sequence[Subject]]] = {
     glue.SUITE: glue_subjects,
-    ner.SUITE: ner_subjects,
+    conll2003.SUITE: ner_subjects,
     squad.SUITE: squad_subjects,
 }
 """By suite, what its fine-tunings have to do with; a new suite is a row here and in ``eval.tuned_suites``."""

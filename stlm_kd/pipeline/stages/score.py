@@ -19,10 +19,10 @@ from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.eval import FINE_TUNED, IDENTITIES, NEEDS_TEACHERS, SUITES, reads_held_out
-from stlm_kd.eval.agreement_suite import SUITE as AGREEMENT
-from stlm_kd.eval.agreement_suite import AnswersOf
-from stlm_kd.eval.beside import Taught
-from stlm_kd.eval.running import common_window
+from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
+from stlm_kd.eval.agreement.suite import AnswersOf
+from stlm_kd.eval.interchange.suite import Taught
+from stlm_kd.eval.runner import common_window
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, to_device
 from stlm_kd.pipeline.builders.data import held_out_key, held_out_of_recipe
@@ -137,12 +137,12 @@ def check_rows(calls: Sequence[SuiteCall]) -> None:
         UsageError: A task that lm-eval does not know.
         EnvironmentFault, DataError: Rows that are not there.
     """
-    from stlm_kd.eval import harness  # takes seconds, which other suites need not
+    from stlm_kd.eval.harness import evaluate  # takes seconds, which other suites need not
 
     for call in calls:
         if call.suite == LM_EVAL:
             known = ("tasks", "source", "num_fewshot")
-            harness.check(**{name: call.options[name] for name in known if name in call.options})
+            evaluate.check(**{name: call.options[name] for name in known if name in call.options})
 
 
 def kept_scores(

@@ -16,7 +16,7 @@ from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.errors import ModelError
-from stlm_kd.eval.beside import Taught
+from stlm_kd.eval.interchange.suite import Taught
 from stlm_kd.models.capabilities import require_paths
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import head_of, task_of, vocabulary_head

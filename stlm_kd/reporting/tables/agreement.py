@@ -9,11 +9,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.eval.agreement import Agreement, Mean
-from stlm_kd.eval.alike import Compared, ExplanationAgreement, MeanOver
-from stlm_kd.eval.explaining import Answers
-from stlm_kd.eval.predictions import Kappa
-from stlm_kd.eval.words import words_of
+from stlm_kd.eval.agreement.predictions import Kappa
+from stlm_kd.eval.agreement.report import Agreement, Mean
+from stlm_kd.eval.attribution.compare import Compared, ExplanationAgreement, MeanOver
+from stlm_kd.eval.attribution.explain import Answers
+from stlm_kd.eval.attribution.words import words_of
 
 _WIDEST = 44
 """Characters of a column: paths of models, which are long, are broken there, and no cell is."""

@@ -15,8 +15,8 @@ from scipy.special import log_softmax
 
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, did_you_mean
-from stlm_kd.eval.agreement import Predictions
-from stlm_kd.eval.words import words_of
+from stlm_kd.eval.agreement.report import Predictions
+from stlm_kd.eval.attribution.words import words_of
 
 Which = Literal["random", "easy", "hard", "easy-and-hard"]
 

@@ -18,8 +18,8 @@ from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.masking import even_masking
 from stlm_kd.errors import DataError
-from stlm_kd.eval.likelihood import ratio_stderr
-from stlm_kd.eval.masked import (
+from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
+from stlm_kd.eval.language_modeling.masked_windows import (
     Found,
     MaskedRow,
     WindowedText,

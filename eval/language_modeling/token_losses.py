@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stlm_kd.eval.running import autocast, evaluating, require_finite
+from stlm_kd.eval.runner import autocast, evaluating, require_finite
 from stlm_kd.losses.precision import at_least_float32
 
 _MAX_LOGITS = 1 << 27

@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.errors import DataError
-from stlm_kd.eval.predictions import Kappa, calibration_error, cohen_kappa, jensen_shannon, kl_divergence
+from stlm_kd.eval.agreement.predictions import (
+    Kappa,
+    calibration_error,
+    cohen_kappa,
+    jensen_shannon,
+    kl_divergence,
+)
 from stlm_kd.statistics import CONFIDENCE, Difference, McNemar, mcnemar, paired_bootstrap
 
 Floats = npt.NDArray[np.float64]

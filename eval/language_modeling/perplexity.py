@@ -12,11 +12,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, SuiteResult
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import DataError
-from stlm_kd.eval import likelihood
-from stlm_kd.eval.round_trip import bytes_kept, lossy_note
-from stlm_kd.eval.running import check_window, require_task
-from stlm_kd.eval.text_blocks import TextBlocks, text_blocks, token_starts
-from stlm_kd.eval.token_losses import Piece, is_uniform, piece_losses
+from stlm_kd.eval.language_modeling import likelihood
+from stlm_kd.eval.language_modeling.round_trip import bytes_kept, lossy_note
+from stlm_kd.eval.language_modeling.text_blocks import TextBlocks, text_blocks, token_starts
+from stlm_kd.eval.language_modeling.token_losses import Piece, is_uniform, piece_losses
+from stlm_kd.eval.runner import check_window, require_task
 from stlm_kd.models.positions import num_positions
 
 SUITE = "perplexity"

@@ -22,8 +22,8 @@ from torch import Tensor
 from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.data.labelled.encoding import Source, encode_texts, padding_id, token_sources
 from stlm_kd.errors import EnvironmentFault
-from stlm_kd.eval.running import evaluating
-from stlm_kd.eval.words import Word
+from stlm_kd.eval.attribution.words import Word
+from stlm_kd.eval.runner import evaluating
 from stlm_kd.models.forward import inputs_of
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from stlm_kd.data.labelled.examples import Examples
-from stlm_kd.eval.agreement import Predictions
-from stlm_kd.eval.choosing import Choice, chosen
-from stlm_kd.eval.examples import logits_of, longest_read
-from stlm_kd.eval.gradient_weights import integrated_gradients, integrator
-from stlm_kd.eval.lime_weights import draws_of, lime_weights, surrogate
-from stlm_kd.eval.words import words_of
+from stlm_kd.eval.agreement.report import Predictions
+from stlm_kd.eval.attribution.integrated_gradients import integrated_gradients, integrator
+from stlm_kd.eval.attribution.lime import draws_of, lime_weights, surrogate
+from stlm_kd.eval.attribution.select import Choice, chosen
+from stlm_kd.eval.attribution.words import words_of
+from stlm_kd.eval.classification.scoring import logits_of, longest_read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stlm_kd.data.sources import hub
 from stlm_kd.errors import DataError, EnvironmentFault
-from stlm_kd.eval.tunings import Source
+from stlm_kd.eval.fine_tuning.base import Source
 
 DATA = "STLM_KD_DATA"
 TRAIN = "train"

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
-from stlm_kd.eval.asked import Asked
-from stlm_kd.eval.examples import hash_of_texts
-from stlm_kd.eval.exchanges import exchanges_of, row_length
-from stlm_kd.eval.interchange import ALL, SUITE, measure
+from stlm_kd.eval.classification.scoring import hash_of_texts
+from stlm_kd.eval.interchange.config import Asked
+from stlm_kd.eval.interchange.metrics import ALL, SUITE, measure
+from stlm_kd.eval.interchange.pairs import exchanges_of, row_length
 from stlm_kd.models.forward import task_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.vocabulary.token_bytes import vocabulary_size

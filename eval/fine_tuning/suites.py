@@ -9,12 +9,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from stlm_kd.eval import glue as benchmark
-from stlm_kd.eval import ner as conll
-from stlm_kd.eval import squad as questions
-from stlm_kd.eval.glue import OFFICIAL, GlueName, Preset
-from stlm_kd.eval.suite_table import SUITES
-from stlm_kd.eval.tunings import Precision, Source, Tuning
+from stlm_kd.eval.fine_tuning import conll2003 as conll
+from stlm_kd.eval.fine_tuning import glue as benchmark
+from stlm_kd.eval.fine_tuning import squad as questions
+from stlm_kd.eval.fine_tuning.base import Precision, Source, Tuning
+from stlm_kd.eval.fine_tuning.glue import OFFICIAL, GlueName, Preset
+from stlm_kd.eval.suite import SUITES
 
 FINE_TUNED = frozenset({benchmark.SUITE, conll.SUITE, questions.SUITE})
 """The suites whose rows give ``Tuning``s: language models and bodies are fine-tuned, then scored."""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.errors import EnvironmentFault
-from stlm_kd.eval.words import Word, without
+from stlm_kd.eval.attribution.words import Word, without
 
 KERNEL_WIDTH = 25
 """Of the exponential kernel on 100 times the cosine distance, as in ``lime``."""

@@ -20,9 +20,9 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import EnvironmentFault, ModelError
-from stlm_kd.eval.perplexity import split_into_windows
-from stlm_kd.eval.running import name_of
-from stlm_kd.eval.token_losses import Piece, is_uniform, piece_losses
+from stlm_kd.eval.language_modeling.perplexity import split_into_windows
+from stlm_kd.eval.language_modeling.token_losses import Piece, is_uniform, piece_losses
+from stlm_kd.eval.runner import name_of
 from stlm_kd.models.positions import num_positions
 
 SUITE = "lm-eval"

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.eval.likelihood import ratio_stderr
-from stlm_kd.eval.running import evaluating, require_finite
+from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
+from stlm_kd.eval.runner import evaluating, require_finite
 from stlm_kd.interventions import Plan, Supplies, draw_plan
 from stlm_kd.interventions.metrics import RATIOS, SUMS, Said, effects
 from stlm_kd.interventions.plan import Tokens

@@ -12,13 +12,13 @@ from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
-from stlm_kd.eval.alike import Alike, Compared, ExplanationAgreement, compared
-from stlm_kd.eval.choosing import Choice, Which
-from stlm_kd.eval.classification import one_class
-from stlm_kd.eval.examples import hash_of_texts
-from stlm_kd.eval.explaining import Answers, Explaining, Method, Reading, answers_of
-from stlm_kd.eval.predictions import jensen_shannon, kl_divergence
-from stlm_kd.eval.suite_table import SUITES
+from stlm_kd.eval.agreement.predictions import jensen_shannon, kl_divergence
+from stlm_kd.eval.attribution.compare import Alike, Compared, ExplanationAgreement, compared
+from stlm_kd.eval.attribution.explain import Answers, Explaining, Method, Reading, answers_of
+from stlm_kd.eval.attribution.select import Choice, Which
+from stlm_kd.eval.classification.metrics import one_class
+from stlm_kd.eval.classification.scoring import hash_of_texts
+from stlm_kd.eval.suite import SUITES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.eval.agreement import Agreement, agreement
-from stlm_kd.eval.classification import spearman
-from stlm_kd.eval.explaining import Answers, Method, Weights
+from stlm_kd.eval.agreement.report import Agreement, agreement
+from stlm_kd.eval.attribution.explain import Answers, Method, Weights
+from stlm_kd.eval.classification.metrics import spearman
 from stlm_kd.statistics import Difference, paired_bootstrap
 
 FEWEST_WORDS = 3

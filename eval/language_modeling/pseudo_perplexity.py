@@ -15,8 +15,8 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import ExampleScore, Json, SuiteResult
-from stlm_kd.eval.likelihood import bits_per_byte, likelihood_scores, unknown_note
-from stlm_kd.eval.masked import (
+from stlm_kd.eval.language_modeling.likelihood import bits_per_byte, likelihood_scores, unknown_note
+from stlm_kd.eval.language_modeling.masked_windows import (
     MaskedRow,
     TextWindow,
     WindowedText,
@@ -24,7 +24,7 @@ from stlm_kd.eval.masked import (
     find_tokens,
     windowed_text,
 )
-from stlm_kd.eval.round_trip import lossy_note
+from stlm_kd.eval.language_modeling.round_trip import lossy_note
 
 SUITE = "pseudo-perplexity"
 

@@ -20,9 +20,9 @@ from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import even_masking
 from stlm_kd.data.token_store import build_store
 from stlm_kd.errors import DataError, UsageError
-from stlm_kd.eval.asked import Asked
-from stlm_kd.eval.interchange import SUITE, Exchange, draw_exchanges
-from stlm_kd.eval.running import MASKED_WINDOW
+from stlm_kd.eval.interchange.config import Asked
+from stlm_kd.eval.interchange.metrics import SUITE, Exchange, draw_exchanges
+from stlm_kd.eval.runner import MASKED_WINDOW
 from stlm_kd.interventions import Lexicon, Pool, Supplies
 from stlm_kd.interventions.draw import named_generator
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool

@@ -18,8 +18,9 @@ from stlm_kd.artifacts.results import UNIFORM
 from stlm_kd.data.masking import mask_id_of
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
-from stlm_kd.eval.round_trip import bytes_kept
-from stlm_kd.eval.running import (
+from stlm_kd.eval.language_modeling.round_trip import bytes_kept
+from stlm_kd.eval.language_modeling.token_losses import EQUAL
+from stlm_kd.eval.runner import (
     MASKED_WINDOW,
     autocast,
     check_window,
@@ -27,7 +28,6 @@ from stlm_kd.eval.running import (
     require_finite,
     require_task,
 )
-from stlm_kd.eval.token_losses import EQUAL
 from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head, bypassed_head, head_of

@@ -15,8 +15,8 @@ from stlm_kd.artifacts.results import Json, SuiteResult
 from stlm_kd.data.labelled.batches import EncodedExamples, example_evaluation_batches
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
-from stlm_kd.eval.classification import classification_scores, regression_scores
-from stlm_kd.eval.running import autocast, evaluating, require_finite
+from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
+from stlm_kd.eval.runner import autocast, evaluating, require_finite
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.positions import num_positions
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.eval.fine_tuning.base import Tuning
 from stlm_kd.eval.identity import Identity, of_lm_eval, of_wikitext
-from stlm_kd.eval.tunings import Tuning
 from stlm_kd.models.families import Goal
 from stlm_kd.registry import Registry
 

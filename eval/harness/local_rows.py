@@ -19,6 +19,9 @@ from lm_eval.tasks.hellaswag.utils import preprocess, process_docs
 from stlm_kd.data.synthetic import minimal_pairs
 from stlm_kd.errors import DataError, EnvironmentFault
 
+LAYOUT = 1
+"""Enters the key of each score: raised when the same file gives other rows."""
+
 Row = dict[str, Any]  # one line of a benchmark's file, whose columns are its own
 
 # The last piece of a text that breaks off, after the last sentence that ends.

@@ -22,11 +22,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
-from stlm_kd.eval.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
-from stlm_kd.eval.running import evaluating, require_task
+from stlm_kd.eval.harness.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
+from stlm_kd.eval.runner import evaluating, require_task
 
 if TYPE_CHECKING:
-    from stlm_kd.eval.sources import Origin
+    from stlm_kd.eval.harness.task_data import Origin
 
 # The parts of lm-eval's report that tell of the machine and the moment, not of the scores.
 _LEFT_OUT = ("samples", "pretty_env_info", "git_hash", "upper_git_hash", "date")
@@ -61,13 +61,13 @@ def evaluate(
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
 
-        from stlm_kd.eval import sources
-        from stlm_kd.eval.lm_eval_model import DocumentLM
+        from stlm_kd.eval.harness import task_data
+        from stlm_kd.eval.harness.adapter import DocumentLM
 
-        built = sources.build(tasks, source=source, num_fewshot=num_fewshot)
+        built = task_data.build(tasks, source=source, num_fewshot=num_fewshot)
         with evaluating(model), _random_states_kept(), _environment_unasked(), ExitStack() as reduced:
             wrapped = DocumentLM(model, tokenizer, batch_size=batch_size, precision=precision)
-            leaves = {task.task_name: task for one in built for task in sources.leaves(one.item)}
+            leaves = {task.task_name: task for one in built for task in task_data.leaves(one.item)}
             chosen = reduced.enter_context(ties_share_the_point(leaves))
             output: Mapping[str, Any] = simple_evaluate(
                 model=wrapped,
@@ -100,9 +100,9 @@ def check(*, tasks: Sequence[str], source: str = "auto", num_fewshot: int | None
         EnvironmentFault: Rows of a task that are not there.
     """
     with _quiet():
-        from stlm_kd.eval import sources
+        from stlm_kd.eval.harness import task_data
 
-        built = sources.build(tasks, source=source, num_fewshot=num_fewshot)
+        built = task_data.build(tasks, source=source, num_fewshot=num_fewshot)
     return {one.name: one.origin for one in built}
 
 

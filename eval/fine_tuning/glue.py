@@ -17,8 +17,8 @@ import numpy as np
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, UsageError
-from stlm_kd.eval.examples import measure
-from stlm_kd.eval.tunings import Precision, Settings
+from stlm_kd.eval.classification.scoring import measure
+from stlm_kd.eval.fine_tuning.base import Precision, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -1,0 +1,1 @@
+"""How far a student classifies as its teacher does."""

@@ -1,0 +1,1 @@
+"""A student beside its teachers after the same interventions."""

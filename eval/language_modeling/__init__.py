@@ -1,0 +1,1 @@
+"""How well text is predicted: bits per byte, pseudo-perplexity, the masked loss."""
