@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.distill import print_results
+from stlm_kd.cli.invocation import is_first_process, launched_again, typed_command
 from stlm_kd.cli.options import (
     AsJson,
     Limit,
@@ -23,7 +24,6 @@ from stlm_kd.cli.options import (
     TrustRemoteCode,
     one_value_each,
 )
-from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:

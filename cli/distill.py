@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stlm_kd.cli.console import print_json, print_table
+from stlm_kd.cli.invocation import is_first_process, launched_again, typed_command
 from stlm_kd.cli.options import (
     AsJson,
     OutputDir,
@@ -21,8 +23,6 @@ from stlm_kd.cli.options import (
     ResumeOption,
     TrustRemoteCode,
 )
-from stlm_kd.cli.printing import print_json, print_table
-from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 
 if TYPE_CHECKING:
     from stlm_kd.recipe import Recipe

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.console import print_json
 from stlm_kd.cli.options import AsJson, TrustRemoteCode
-from stlm_kd.cli.printing import print_json
 
 
 def generate(

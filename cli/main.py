@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli.adapt_teacher import adapt_teacher
-from stlm_kd.cli.agreement import agreement
-from stlm_kd.cli.compare import compare
 from stlm_kd.cli.distill import distill
-from stlm_kd.cli.evaluate import evaluate
 from stlm_kd.cli.generate import generate
 from stlm_kd.cli.group import Command, Commands
-from stlm_kd.cli.interchange import interchange
 from stlm_kd.cli.recipes import app as recipes
-from stlm_kd.cli.report import report
 from stlm_kd.cli.runs import app as runs
+from stlm_kd.cli.scores.agreement import agreement
+from stlm_kd.cli.scores.compare import compare
+from stlm_kd.cli.scores.evaluate import evaluate
+from stlm_kd.cli.scores.interchange import interchange
+from stlm_kd.cli.scores.report import report
 from stlm_kd.cli.teachers import app as teachers
 
 app = typer.Typer(

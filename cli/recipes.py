@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, Overrides
-from stlm_kd.cli.printing import print_json, print_rows
 
 app = typer.Typer(no_args_is_help=True, help="Find, read, copy and check recipes.", rich_markup_mode=None)
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, OutputDir
-from stlm_kd.cli.printing import print_json, print_rows
 
 app = typer.Typer(no_args_is_help=True, help="What was run, and what came of it.", rich_markup_mode=None)
 

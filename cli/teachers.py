@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
+from stlm_kd.cli.invocation import is_first_process, launched_again, typed_command
 from stlm_kd.cli.options import (
     AsJson,
     OutputDir,
@@ -19,8 +21,6 @@ from stlm_kd.cli.options import (
     ResumeOption,
     TrustRemoteCode,
 )
-from stlm_kd.cli.printing import print_json, print_rows
-from stlm_kd.cli.words import is_first_process, launched_again, typed_command
 from stlm_kd.errors import StlmKdError, UsageError
 
 if TYPE_CHECKING:

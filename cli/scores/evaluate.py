@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stlm_kd.cli.console import print_json, print_table
 from stlm_kd.cli.options import AsJson, Limit, OutputDir, Resume, ResumeOption, TrustRemoteCode
-from stlm_kd.cli.printing import print_json, print_table
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.console import print_json, print_table
 from stlm_kd.cli.options import AsJson, Baseline, SmallestDifferences
-from stlm_kd.cli.printing import print_json, print_table
 
 
 def compare(

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli.console import print_json, print_table
 from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode
-from stlm_kd.cli.printing import print_json, print_table
 
 
 class Aligned(str, Enum):

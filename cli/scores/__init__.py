@@ -1,0 +1,1 @@
+"""The commands that score models and compare what is scored."""
