@@ -182,14 +182,14 @@ def as_json(found: Agreements) -> dict[str, Any]:
                 "text": list(found.texts[example]),
                 "label": names[teacher.labels[place]],
                 "predicted": {one.name: names[one.predicted[place]] for one in said},
-                **_explained(found, example),
+                **_explanation_json(found, example),
             }
             for place, example in enumerate(teacher.ids)
         ],
     }
 
 
-def _explained(found: Agreements, example: str) -> dict[str, Any]:
+def _explanation_json(found: Agreements, example: str) -> dict[str, Any]:
     """Of an example that was: its words, the class that their weights are for, and every model's weights."""
     teacher = found.answers[0]
     if example not in teacher.classes:
