@@ -23,7 +23,7 @@ from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.interventions import Plan, Supplies
+from stlm_kd.interventions import Plan, SourceInputs
 from stlm_kd.interventions.plan import OtherStates, OwnStates
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.families import ARCHITECTURES
@@ -77,7 +77,7 @@ class Pair:
             terms,
             teachers={"t": LiveTeacher(self.teacher, self.outcomes, name="t")},
             projections=Projections({"cos": TermProjections(LAST, width, width, term="cos", seed=0)}),
-            supplies=Supplies(0, Others(self)),
+            supplies=SourceInputs(0, Others(self)),
         ).train()
 
     def turn(self, step: StepModule) -> float:

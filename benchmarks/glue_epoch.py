@@ -37,7 +37,7 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.fine_tuning.glue import CONTEXT, TASKS
 from stlm_kd.losses import LABELS
 from stlm_kd.models.heads.classifiers import load_classifier
-from stlm_kd.pipeline.builders.data import BatchSizes, ExampleMaterial
+from stlm_kd.pipeline.builders.data import BatchSizes, LabelledData
 from stlm_kd.tracking import Trackers
 from stlm_kd.training import FitSettings, fit
 
@@ -111,8 +111,8 @@ def ours(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """One epoch through the one loop."""
-    material = ExampleMaterial(examples, None, tokenizer, {}, CONTEXT)
-    stream = material.stream(BatchSizes(options.batch, options.batch), seed=1)
+    training_data = LabelledData(examples, None, tokenizer, {}, CONTEXT)
+    stream = training_data.stream(BatchSizes(options.batch, options.batch), seed=1)
     settings = FitSettings(
         steps=stream.steps_per_epoch,
         learning_rate=LEARNING_RATE,
@@ -172,7 +172,7 @@ def compare_losses(
     """Stop unless both sides say the same of the first batch of examples."""
     model = model_of(options, tokenizer).eval()
     few = examples.select(torch.arange(options.batch).numpy())
-    batch = next(ExampleMaterial(few, None, tokenizer, {}, CONTEXT).in_order(options.batch))
+    batch = next(LabelledData(few, None, tokenizer, {}, CONTEXT).in_order(options.batch))
     step = StepModule(model, [Term(LABELS, LABELS)]).eval()
     own = float(step(batch, {LABELS: options.batch}).loss)
     padded = tokenizer.pad([tokenised[place] for place in range(options.batch)], return_tensors="pt")

@@ -39,8 +39,8 @@ from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.losses.sampled import Sparse
-from stlm_kd.models.outputs import Needs, Observed
+from stlm_kd.losses.sampled import TopKTail
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.reader import Found, TeacherCache, distribution
@@ -113,7 +113,7 @@ class Pairs:
         self.frequent = torch.from_numpy(frequent / frequent.sum())
         self.sharpness = 1.0
 
-    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+    def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         """See ``Teacher``."""
         followed = torch.from_numpy(self.counts[batch.input_ids.flatten().numpy()].toarray())
         seen = followed.sum(-1, keepdim=True)
@@ -121,12 +121,12 @@ class Pairs:
         probs = trust * followed / seen.clamp(min=1) + (1 - trust) * self.frequent
         probs = 0.9 * probs + 0.1 * self.frequent
         logits = self.sharpness * probs.log().view(*batch.input_ids.shape, -1)
-        return TeacherOutput(Logits(logits), Observed())
+        return TeacherOutput(Logits(logits), ModelOutputs())
 
 
 def sharpened(teacher: Pairs, batch: AnyBatch, entropy: float) -> Pairs:
     """The same teacher with this mean entropy on a batch, by bisection of its exponent."""
-    said = teacher(batch, Needs(head_input=True)).distribution
+    said = teacher(batch, OutputSpec(head_input=True)).distribution
     assert isinstance(said, Logits)
     low, high = 1.0, 8.0
     for _ in range(12):
@@ -212,7 +212,7 @@ def library_rows(cache: TeacherCache, folder: Path) -> datasets.Dataset:
 def steps(cache: TeacherCache, part: PackedRows, vocabulary: int, options: argparse.Namespace) -> bool:
     """A step on labels alone, and one on labels and the cached teacher, of the same student and batches."""
     student = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **PRESETS[options.student]))
-    needs = Needs(head_input=True)
+    needs = OutputSpec(head_input=True)
     labels = Term("labels", "labels")
     taught = Term("forward_kl", "forward_kl", teacher="t", weight=0.5)
     alone = StepModule(student, [labels])
@@ -248,7 +248,7 @@ def cached_rows(cache: TeacherCache, options: argparse.Namespace) -> list[np.nda
 def gradients(teacher: Teacher, part: PackedRows, layout: Layout, options: argparse.Namespace) -> bool:
     """Of forward KL by the student's logits: q less p, so that the error is that of p alone."""
     batch = part.batch([0])
-    said = teacher(batch, Needs(head_input=True)).distribution
+    said = teacher(batch, OutputSpec(head_input=True)).distribution
     assert isinstance(said, Logits)
     logits_nV = said.rows(batch.attention_mask).logits(slice(0, options.tokens), layout.vocabulary)
     p_nV = logits_nV.double().softmax(-1)
@@ -259,7 +259,7 @@ def gradients(teacher: Teacher, part: PackedRows, layout: Layout, options: argpa
         made = head_and_tail(logits_nV, label_n, numbers, head=layout.head, temperature=1.0)
         columns = {name: made[name].numpy().astype(dtype) for name, (dtype, _) in layout.columns().items()}
         target = distribution(Found(torch.ones(len(label_n), dtype=torch.bool), columns), layout)
-        assert isinstance(target, Sparse)
+        assert isinstance(target, TopKTail)
         error_nV = torch.zeros_like(p_nV).scatter_add_(-1, target.ids, target.masses().double()) - p_nV
         sums_nV += error_nV
         squares_n += error_nV.square().sum(-1)

@@ -36,9 +36,9 @@ from torch.utils.checkpoint import checkpoint
 
 from stlm_kd.distillation.logit_terms import projected_losses
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.distillation.token_table import Rows
+from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.models.forward import Head
-from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense
 
@@ -106,9 +106,9 @@ def dense(inputs: Inputs, loss: str) -> Tensor:
 
 def of_library(inputs: Inputs, loss: str, method: Literal["chunked", "dense"]) -> Tensor:
     tokens, vocabulary = len(inputs.hidden), len(inputs.weight)
-    rows = Rows(
+    rows = TokenTable(
         terms=[Term(loss, loss, teacher=COMBINED)],
-        mixing=Mixing(Combination(), tuple(map(str, range(len(inputs.teachers))))),
+        mixing=TeacherMixture(Combination(), tuple(map(str, range(len(inputs.teachers))))),
         labels=torch.zeros(tokens, dtype=torch.int64),
         masks=[torch.ones(tokens, dtype=torch.bool)],
         teachers={

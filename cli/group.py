@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from stlm_kd.errors import Elsewhere, Interrupted, StlmKdError, UsageError
+from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError
 
 PATIENCE_S = 10.0
 """Seconds that the other processes wait for the first one to meet the same error and to say it."""
@@ -40,7 +40,7 @@ class Commands(TyperGroup):
         """Run the command that the words name; ``ctx`` is the context of click, or of the copy in Typer."""
         try:
             return super().invoke(ctx)
-        except Elsewhere as error:
+        except RemoteProcessError as error:
             raise typer.Exit(error.exit_code) from error
         except StlmKdError as error:
             if _is_to_say_it():

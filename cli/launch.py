@@ -49,32 +49,32 @@ def launch(words: Sequence[str], processes: int) -> int:
             "leave --processes out"
         )
     port = _free_port()
-    print(described(words, processes, port), file=sys.stderr, flush=True)
+    print(command_lines(words, processes, port), file=sys.stderr, flush=True)
     started: list[subprocess.Popen[bytes]] = []
-    with _passed_on(started) as received:
+    with forward_signals(started) as received:
         with _held_back():
             for rank in range(processes):
-                places = variables(rank, processes, port)
+                places = rank_env(rank, processes, port)
                 started.append(_start([*PROGRAM, *words], places, is_heard=rank == 0))
         codes = _wait(started)
-    code, message = verdict(codes, received)
+    code, message = exit_status(codes, received)
     if message:
         print(message, file=sys.stderr)
     return code
 
 
-def described(words: Sequence[str], processes: int, port: int) -> str:
+def command_lines(words: Sequence[str], processes: int, port: int) -> str:
     """What is run, as it could be typed; and how to run it on several nodes."""
     command = shlex.join([*PROGRAM, *words])
     lines = [
-        " ".join([*(f"{name}={value}" for name, value in variables(rank, processes, port).items()), command])
+        " ".join([*(f"{name}={value}" for name, value in rank_env(rank, processes, port).items()), command])
         for rank in range(processes)
     ]
     same = shlex.join(["torchrun", "--nproc-per-node", str(processes), "-m", "stlm_kd", *words])
     return "\n".join([*lines, f"the same by torchrun, which takes --nnodes as well: {same}"])
 
 
-def variables(rank: int, processes: int, port: int) -> dict[str, str]:
+def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
     """What is set for one process: its place among them, its share of the threads, no warnings of PyTorch's.
 
     What the user has set stays, but for the place.
@@ -92,7 +92,7 @@ def variables(rank: int, processes: int, port: int) -> dict[str, str]:
     }
 
 
-def verdict(codes: Sequence[int | None], received: Sequence[int]) -> tuple[int, str]:
+def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[int, str]:
     """One exit code for all processes, and what has to be said, if anything.
 
     A process that only lost the others ends with 1, and so the largest code says most.
@@ -155,7 +155,7 @@ def _start(command: Sequence[str], places: Mapping[str, str], *, is_heard: bool)
 
 
 @contextmanager
-def _passed_on(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+def forward_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
     """While it is entered, SIGINT and SIGTERM go to all processes that run; those that came."""
     received: list[int] = []
 

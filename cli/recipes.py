@@ -68,7 +68,7 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
 ) -> None:
     """Copy a recipe, to change it."""
-    from stlm_kd.errors import EnvironmentFault, UsageError
+    from stlm_kd.errors import MissingResourceError, UsageError
     from stlm_kd.recipe.locate import locate, text_of
 
     source = locate(recipe)
@@ -81,7 +81,7 @@ def copy(
         with target.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise EnvironmentFault(f"{target}: cannot be written ({error.strerror})") from error
+        raise MissingResourceError(f"{target}: cannot be written ({error.strerror})") from error
     typer.echo(f"{target}\nTry it: stlm-kd recipe validate {target}")
 
 
@@ -92,7 +92,7 @@ def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False)
     Reads no text and loads no model. A recipe without faults that cannot run on this machine is told with
     its hash and what is missing.
     """
-    from stlm_kd.errors import EnvironmentFault, RecipeError
+    from stlm_kd.errors import MissingResourceError, RecipeError
     from stlm_kd.recipe import load, recipe_hash
 
     try:
@@ -113,4 +113,4 @@ def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False)
     missing = [{"place": fault.place, "message": fault.message} for fault in missing_here(loaded)]
     print_json({"recipe": recipe, "ok": True, "hash": digest, "missing": missing})
     if missing:
-        raise typer.Exit(EnvironmentFault.exit_code)
+        raise typer.Exit(MissingResourceError.exit_code)

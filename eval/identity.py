@@ -10,7 +10,7 @@ from importlib import metadata
 from importlib.resources import files
 from typing import Any
 
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval.harness.local_rows import LAYOUT
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -75,5 +75,5 @@ def _state(path: str, configuration: str | None) -> str | None:
 
     try:
         return hub.version(path, name=configuration, revision=None)
-    except (EnvironmentFault, DataError):
+    except (MissingResourceError, DataError):
         return None

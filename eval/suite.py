@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.identity import Identity, of_lm_eval, of_wikitext
 from stlm_kd.models.families import Goal
 from stlm_kd.registry import Registry
 
-Suite = Callable[..., SuiteResult | tuple[Tuning, ...]]
+Suite = Callable[..., SuiteResult | tuple[FineTuneJob, ...]]
 """``suite(model, tokenizer, held_out, /, **options)``: the recipe's held-out documents, or its examples.
 
 One of ``NEEDS_TEACHERS`` gets the student's teachers after them. Those of ``tuned_suites`` take options

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.eval.interchange.config import Asked, HeldOutSource
+from stlm_kd.eval.interchange.config import HeldOutSource, PairConfig
 from stlm_kd.eval.suite import SUITES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from stlm_kd.data.labelled.examples import Examples
-    from stlm_kd.eval.interchange.suite import Taught
+    from stlm_kd.eval.interchange.suite import AlignedTeacher
 
 Precision = Literal["fp32", "bf16"]
 Text = Literal["held-out", "wikitext"]
@@ -219,7 +219,7 @@ def interchange(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     held: Sequence[str] | Examples,
-    teachers: Mapping[str, Taught],
+    teachers: Mapping[str, AlignedTeacher],
     /,
     *,
     alignment: Literal["full", "middle", "late", "first", "last"] | None = None,
@@ -249,10 +249,10 @@ def interchange(
         ModelError: An alignment that these models do not have.
         UsageError: More positions than a model has.
     """
-    from stlm_kd.eval.interchange.suite import beside_teachers
+    from stlm_kd.eval.interchange.suite import score_beside_teachers
 
-    asked = Asked(source, positions, rows, seed)
-    return beside_teachers(
+    asked = PairConfig(source, positions, rows, seed)
+    return score_beside_teachers(
         model, tokenizer, held, teachers, alignment=alignment, asked=asked, context=context
     )
 

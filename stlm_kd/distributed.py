@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from stlm_kd.errors import Elsewhere, EnvironmentFault, StlmKdError
+from stlm_kd.errors import MissingResourceError, RemoteProcessError, StlmKdError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,7 +51,7 @@ def join_processes() -> None:
 
     missing = [n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
     if missing:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"WORLD_SIZE: {launched_processes()} processes were launched, but {', '.join(missing)} "
             "is not set; launch with torchrun, which sets them all"
         )
@@ -67,14 +67,14 @@ def _take_device(local_rank: int, devices: int) -> None:
     import torch
 
     if local_rank >= devices:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"LOCAL_RANK: process {local_rank} of this node has no GPU, of which there are {devices}; "
             f"launch {devices} processes on a node, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPUs"
         )
     torch.cuda.set_device(local_rank)
 
 
-def first_process_runs(work: Callable[[], T]) -> T:
+def on_main_process(work: Callable[[], T]) -> T:
     """What ``work`` gives on the first process, which alone runs it; the others wait for as long as it takes.
 
     Called by all processes, in the same order; within ``work`` it just runs what it is given, as if there
@@ -101,22 +101,22 @@ def first_process_runs(work: Callable[[], T]) -> T:
     try:
         distributed.broadcast_object_list(told, src=0, group=_waiting_group(), device=torch.device("cpu"))
     except RuntimeError as lost:  # the first process ended in another way, and so said nothing
-        raise error or Elsewhere(StlmKdError.exit_code) from lost
+        raise error or RemoteProcessError(StlmKdError.exit_code) from lost
     if error is not None:
         raise error
     if isinstance(told[0], int):
-        raise Elsewhere(told[0])
+        raise RemoteProcessError(told[0])
     return cast("T", told[1])
 
 
-def refuse_alone(what: str) -> None:
+def require_all_processes(what: str) -> None:
     """See that no process does alone what all do together: it would wait for the others, and they for it.
 
     Args:
         what: Is to be done together; it begins the message.
 
     Raises:
-        StlmKdError: it is called within the work of ``first_process_runs``.
+        StlmKdError: it is called within the work of ``on_main_process``.
     """
     if launched_processes() > 1 and _alone:
         raise StlmKdError(
@@ -139,7 +139,7 @@ def wait_for_all() -> None:
     try:
         distributed.barrier(group=_waiting_group())
     except RuntimeError as lost:
-        raise Elsewhere(StlmKdError.exit_code) from lost
+        raise RemoteProcessError(StlmKdError.exit_code) from lost
 
 
 @cache

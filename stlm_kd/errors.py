@@ -39,7 +39,7 @@ class UsageError(StlmKdError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class RecipeFault:
     """One fault of a recipe: the dotted place, what is wrong there, and the line where it is known."""
 
     place: str
@@ -56,13 +56,13 @@ class RecipeError(StlmKdError):
 
     exit_code = 3
 
-    def __init__(self, origin: str, faults: Sequence[Fault]) -> None:
+    def __init__(self, origin: str, faults: Sequence[RecipeFault]) -> None:
         self.origin = origin
         self.faults = tuple(faults)
         count = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}"
         super().__init__("\n".join([f"{origin}: {count}", *(f"  {fault}" for fault in self.faults)]))
 
-    def __reduce__(self) -> tuple[type[RecipeError], tuple[str, tuple[Fault, ...]]]:
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[str, tuple[RecipeFault, ...]]]:
         """An error is sent between processes by its arguments, of which this one's message is none."""
         return type(self), (self.origin, self.faults)
 
@@ -73,7 +73,7 @@ class ModelError(StlmKdError):
     exit_code = 3
 
 
-class EnvironmentFault(StlmKdError):
+class MissingResourceError(StlmKdError):
     """A file, a download or a package that is needed is not there."""
 
     exit_code = 5
@@ -95,7 +95,7 @@ class DivergedError(StlmKdError):
     """The processes of one training hold different weights."""
 
 
-class Elsewhere(StlmKdError):
+class RemoteProcessError(StlmKdError):
     """Another process failed and says why; this one ends with the same exit code and need say nothing."""
 
     def __init__(self, exit_code: int) -> None:
@@ -119,7 +119,7 @@ class Interrupted(StlmKdError):
 
 
 @contextmanager
-def told_at(place: str) -> Iterator[None]:
+def error_context(place: str) -> Iterator[None]:
     """Where a model, a file or a text is refused, the message begins with who asked for it.
 
     >>> with told_at("teachers[1] (novels)"):
@@ -129,7 +129,7 @@ def told_at(place: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ModelError, EnvironmentFault, DataError) as error:
+    except (ModelError, MissingResourceError, DataError) as error:
         raise type(error)(f"{place}: {error}") from error
 
 

@@ -9,7 +9,7 @@ from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
 from stlm_kd.recipe import load
 from tests.field_effects import BASES
@@ -62,6 +62,6 @@ def build_cache() -> None:
     made.rename("some/cache")
 
 
-def home() -> Workshop:
+def home() -> RunContext:
     """Where results lie, in the current folder."""
-    return Workshop(Path("runs"))
+    return RunContext(Path("runs"))

@@ -23,10 +23,10 @@ from torch import nn
 from stlm_kd.data.batch import Batch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.distributed import end_processes, first_process_runs, launched_processes, process_rank
+from stlm_kd.distributed import end_processes, launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError, StlmKdError
 from stlm_kd.tracking import open_tracker
-from stlm_kd.training import FitSettings, PacedRows, fit
+from stlm_kd.training import FitSettings, RowScale, fit
 from stlm_kd.training.weights import model_tensors
 from tests.engine_objectives import Texts, all_objectives, held_out_texts
 from tests.engine_pico import WIDTH, PicoOutput, PicoStep, digest, held_out, pico_fit
@@ -184,7 +184,7 @@ def train(folder: Path, run: Run) -> dict[str, object]:
     """What became of one run; everything in it is a fact about this process."""
     here = folder / run.name
     if run.begins_as is not None:
-        first_process_runs(lambda: str(shutil.copytree(folder / str(run.begins_as), here)))
+        on_main_process(lambda: str(shutil.copytree(folder / str(run.begins_as), here)))
     step = STEPS[run.step]()
     of_text = run.step.startswith("objectives")
     kind = KINDS.get(run.step, Texts if of_text else SignallingBatches)
@@ -219,10 +219,10 @@ def train(folder: Path, run: Run) -> dict[str, object]:
     return told | {"freed": [reference() is None for reference in watched]}
 
 
-def paced_rows(pace: float | None) -> tuple[PacedRows, ...]:
+def paced_rows(pace: float | None) -> tuple[RowScale, ...]:
     """Of two weights, which lie in different groups of the optimizer."""
     named = ("embedding.weight", "head.bias") if pace is not None else ()
-    return tuple(PacedRows(name, (0, 5, 11), pace or 0.0) for name in named)
+    return tuple(RowScale(name, (0, 5, 11), pace or 0.0) for name in named)
 
 
 def launch(folder: Path, processes: int, runs: Sequence[Run]) -> Told:
@@ -258,13 +258,13 @@ def fail() -> int:
 
 def main() -> int:
     folder, runs = Path(sys.argv[1]), [Run(**run) for run in json.loads(sys.argv[2])]
-    told: dict[str, object] = {"ranks": [first_process_runs(process_rank), process_rank()]}
+    told: dict[str, object] = {"ranks": [on_main_process(process_rank), process_rank()]}
     try:
-        first_process_runs(fail)
+        on_main_process(fail)
     except StlmKdError as error:
         told["failed"] = [type(error).__name__, error.exit_code]
     try:
-        first_process_runs(partial(pico_fit, PicoStep(), folder / "alone", FitSettings(1, 1e-2)))
+        on_main_process(partial(pico_fit, PicoStep(), folder / "alone", FitSettings(1, 1e-2)))
     except StlmKdError as error:
         told["alone"] = [type(error).__name__, error.exit_code, str(error)]
     gc.freeze()  # else each look for what can be freed goes through all that was imported

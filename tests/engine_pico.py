@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.tracking import StepMetrics, Tracker, Trackers, ValidationMetrics
 from stlm_kd.training import FitResult, FitSettings, fit
-from stlm_kd.training.protocols import Measure
+from stlm_kd.training.protocols import MeanMetric
 
 VOCABULARY, WIDTH, LENGTH = 13, 6, 7
 
@@ -23,7 +23,7 @@ VOCABULARY, WIDTH, LENGTH = 13, 6, 7
 class PicoOutput:
     loss: Tensor
     sums: dict[str, Tensor]
-    measures: dict[str, Measure] = field(default_factory=dict)
+    measures: dict[str, MeanMetric] = field(default_factory=dict)
 
 
 class PicoStep(nn.Module):
@@ -66,14 +66,14 @@ class PicoStep(nn.Module):
         measures = self.is_logged and self.training
         return PicoOutput(loss, sums, self._measured(batch, logits.detach()) if measures else {})
 
-    def _measured(self, batch: Batch, logits: Tensor) -> dict[str, Measure]:
+    def _measured(self, batch: Batch, logits: Tensor) -> dict[str, MeanMetric]:
         """Mean squares where a row begins, and of token 0, which not all micro-batches have."""
         size = logits.square().mean(-1)
         chosen = {
             "size/first": batch.attention_mask & (batch.position_ids == 0),
             "size/rare": batch.attention_mask & (batch.input_ids == 0),
         }
-        return {n: Measure(size[mask].sum(), mask.sum()) for n, mask in chosen.items() if bool(mask.any())}
+        return {n: MeanMetric(size[mask].sum(), mask.sum()) for n, mask in chosen.items() if bool(mask.any())}
 
 
 def pico_rows(count: int, seed: int) -> Batch:

@@ -29,7 +29,7 @@ from stlm_kd.data.token_store import build_store, ends_inside
 from stlm_kd.errors import StlmKdError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.agreement.suite import agreement
-from stlm_kd.eval.attribution.explain import answers_of
+from stlm_kd.eval.attribution.explain import classifier_outputs
 from stlm_kd.eval.fine_tuning import conll2003, squad
 from stlm_kd.eval.harness.adapter import DocumentLM
 from stlm_kd.eval.interchange import metrics as interchange
@@ -117,7 +117,7 @@ def _one_class_beside(is_planted: bool, place: Place) -> object:
     model, _ = planted({"good": 2.0, "bad": 1.0 if is_planted else -2.0})
 
     def answers(reading: Any, explaining: Any) -> Any:
-        return answers_of("t", teacher, tokenizer, held, reading, explaining)
+        return classifier_outputs("t", teacher, tokenizer, held, reading, explaining)
 
     return agreement(model, tokenizer, held, {"t": answers}, context=8)
 

@@ -19,7 +19,7 @@ from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.interventions.plan import OtherStates, Places, Plan, Source, Tokens
+from stlm_kd.interventions.plan import OtherStates, Plan, Positions, Source, Tokens
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.teachers.live import LiveTeacher
 
@@ -72,7 +72,7 @@ class Case:
     def plan(self) -> Plan:
         """The case's own layers and positions."""
         base, source = (
-            Places(*self.tensors[f"{side}_interchange_mask"].nonzero(as_tuple=True))
+            Positions(*self.tensors[f"{side}_interchange_mask"].nonzero(as_tuple=True))
             for side in ("base", "source")
         )
         other = self._batch("source", torch.full_like(self.base().labels, IGNORED))

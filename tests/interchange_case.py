@@ -15,7 +15,7 @@ from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.interventions import Lexicon, Plan, Supplies
+from stlm_kd.interventions import Plan, SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.forward import model_inputs
 from stlm_kd.teachers.live import LiveTeacher
@@ -59,10 +59,10 @@ class Rows:
         return Batch(*(torch.cat([getattr(row, name) for row in picked]) for name in TENSORS))
 
 
-def supplies(seed: int = 0) -> Supplies:
+def supplies(seed: int = 0) -> SourceInputs:
     more = packed_batch([[8], [3, 4], [5], [2, 2, 4]], length=8, seed=9)
     pool = Rows(replace(more, example_ids=torch.arange(10, 14)))
-    return Supplies(seed, pool, Lexicon(np.arange(5, 61), {}))
+    return SourceInputs(seed, pool, WordTokens(np.arange(5, 61), {}))
 
 
 def base_batch(layout: str, *, masked: bool) -> Batch:

@@ -16,7 +16,7 @@ from stlm_kd.data.masking import Masking
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.interventions import Lexicon, Pool, Supplies
+from stlm_kd.interventions import SourceInputs, SourcePool, WordTokens
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.teachers.live import LiveTeacher
@@ -92,7 +92,7 @@ def step_of(kind: Kind, source: str = "batch", *, positions: str = "consecutive"
         terms,
         teachers={"t": LiveTeacher(teacher.double(), None if kind == "examples" else VOCABULARY, name="t")},
         projections=Projections({"cos": TermProjections(LAST, 16, WIDTH, term="cos", seed=0)}).double(),
-        supplies=Supplies(0, _pool(kind), Lexicon(np.arange(5, VOCABULARY), {})),
+        supplies=SourceInputs(0, _pool(kind), WordTokens(np.arange(5, VOCABULARY), {})),
     )
     return step.train()
 
@@ -110,7 +110,7 @@ def _model(kind: Kind, layers: int, width: int) -> PreTrainedModel:
     return BertForSequenceClassification(config)
 
 
-def _pool(kind: Kind) -> Pool:
+def _pool(kind: Kind) -> SourcePool:
     if kind == "examples":
         return ExamplePool(examples())
     masked = kind == "masked"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy.special import log_softmax
 from torch import Tensor
 
-from stlm_kd.losses import LABELS, LOSSES, SLOPES, Loss, Slope, Softened, Sparse
+from stlm_kd.losses import GRADIENTS, LABELS, LOSSES, Loss, LossGradient, TemperedLogits, TopKTail
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "responses.safetensors")
 TEMPERATURES = sorted(float(name.split(".T")[1]) for name in GOLDEN if name.startswith("fwd_kl"))
@@ -21,7 +21,7 @@ DIVERGENCES = [name for name in LOSSES if name != LABELS]
 Options = Mapping[str, Any]
 
 
-def estimate(target: Sparse, outcomes: int) -> Tensor:
+def estimate(target: TopKTail, outcomes: int) -> Tensor:
     """The probabilities that a sparse target's entries stand for, summed by outcome, (N, outcomes)."""
     masses = target.masses()
     return masses.new_zeros(len(masses), outcomes).scatter_add_(-1, target.ids, masses)
@@ -154,16 +154,18 @@ def check_ruled_out(loss: Loss, options: Options) -> None:
     assert any(torch.allclose(values, one, rtol=0, atol=1e-10) for one in either)
 
 
-def check_slope(loss: Loss, slope: Slope, options: Options, name: str, teacher: Tensor | None = None) -> None:
+def check_slope(
+    loss: Loss, slope: LossGradient, options: Options, name: str, teacher: Tensor | None = None
+) -> None:
     """The analytic gradient and its values are autograd's on the plain loss."""
     student, target = logits(0, (6, 13)), target_of(name, 1, (6, 13)) if teacher is None else teacher
-    softened = target if name == LABELS else Softened(target.clone())
-    values, found = slope(Softened(student.clone()), softened, **options)
+    softened = target if name == LABELS else TemperedLogits(target.clone())
+    values, found = slope(TemperedLogits(student.clone()), softened, **options)
     assert torch.allclose(values, loss(student, target, **options), rtol=0, atol=1e-10)
     assert torch.allclose(found, slope_of(loss, student, target, options), rtol=0, atol=1e-10)
 
 
-def check_bf16(loss: Loss, options: Options, slope: Slope | None, noise: float) -> None:
+def check_bf16(loss: Loss, options: Options, slope: LossGradient | None, noise: float) -> None:
     """From the same bf16 logits, the gradient is within 1 % of float64's."""
     student = logits(0, (64, 1000)).bfloat16()
     teacher = (student.double() + noise * logits(1, (64, 1000))).bfloat16()
@@ -171,8 +173,8 @@ def check_bf16(loss: Loss, options: Options, slope: Slope | None, noise: float) 
     if slope is None:
         found = slope_of(loss, student, teacher, options)
     else:
-        found = slope(Softened(student.float()), Softened(teacher.float()), **options)[1]
+        found = slope(TemperedLogits(student.float()), TemperedLogits(teacher.float()), **options)[1]
     assert (found.double() - exact).norm() / exact.norm() < 0.01
 
 
-SLOPED = [(name, options) for name, options in CASES if name in SLOPES]
+SLOPED = [(name, options) for name, options in CASES if name in GRADIENTS]

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Places, Plan, Tokens
+from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Plan, Positions, Tokens
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import model_inputs
 
@@ -113,7 +113,7 @@ def mixed(
     return {layer: overwrite_of(layer) for layer in layers}
 
 
-def pairs(places: Places) -> list[tuple[int, int]]:
+def pairs(places: Positions) -> list[tuple[int, int]]:
     return list(zip(places.rows.tolist(), places.positions.tolist(), strict=True))
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.adaptation.initialisers import INITIALISERS, VocabularyInit, new_rows
 from stlm_kd.errors import ModelError
 from stlm_kd.models.vocabulary import replace_vocabulary
-from stlm_kd.vocabulary.cooccurrence import Integers, company_vectors
+from stlm_kd.vocabulary.cooccurrence import Integers, ppmi_vectors
 from stlm_kd.vocabulary.mapping import Kind, map_vocabulary
 from tests.pico import pico_model
 from tests.vocab_pico import TEXT, byte_level, sentencepiece_bpe, word_piece
@@ -171,7 +171,7 @@ def test_overlap_copies_shared_rows_and_mixes_the_others_of_them() -> None:
     exact = mapping.ids_of(Kind.EXACT)
     sources = [mapping.sources_of(i)[0] for i in exact]
     assert torch.equal(rows.embedding[exact], old_VD[sources])
-    vectors_VA = company_vectors(*text_in(new), len(mapping))
+    vectors_VA = ppmi_vectors(*text_in(new), len(mapping))
     anchors = [(i, s) for i, s in zip(exact, sources, strict=True) if np.abs(vectors_VA[i]).any()]
     mixed = [i for i in mapping.ids_of(Kind.PIECES) if np.abs(vectors_VA[i]).any()]
     assert mixed and len(anchors) > 3
@@ -196,7 +196,7 @@ def test_tokens_of_like_company_have_like_vectors() -> None:
     generator = np.random.default_rng(0)
     topics = generator.integers(0, 10, 2000)
     documents = [topic * 2 + generator.integers(0, 2, 8) for topic in topics]
-    vectors_VA = company_vectors(np.concatenate(documents), np.arange(0, 16_001, 8), 22)
+    vectors_VA = ppmi_vectors(np.concatenate(documents), np.arange(0, 16_001, 8), 22)
     cosines = vectors_VA @ vectors_VA.T
     for i in range(20):
         assert cosines[i].argsort()[-2:].tolist() in ([i, i ^ 1], [i ^ 1, i])

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.agreement.predictions import cohen_kappa
 from stlm_kd.eval.agreement.suite import AnswersOf, agreement, explained_in, teachers_in
-from stlm_kd.eval.attribution.explain import Answers, Explaining, Method, Reading, answers_of, check_packages
+from stlm_kd.eval.attribution.explain import (
+    AttributionConfig,
+    ClassifierOutputs,
+    Method,
+    ReadConfig,
+    check_packages,
+    classifier_outputs,
+)
 from stlm_kd.reporting.attribution_page import attribution_page
 from tests.planted import planted
 from tests.test_attributions import PARTS, SENTENCE, examples
@@ -25,8 +32,8 @@ HELD = examples(
 def teacher(parts: dict[str, float]) -> AnswersOf:
     model, tokenizer = planted(parts)
 
-    def answers(reading: Reading, asked: Explaining) -> Answers:
-        return answers_of("t", model, tokenizer, HELD, reading, asked)
+    def answers(reading: ReadConfig, asked: AttributionConfig) -> ClassifierOutputs:
+        return classifier_outputs("t", model, tokenizer, HELD, reading, asked)
 
     return answers
 
@@ -38,9 +45,9 @@ def test_the_suite_scores_a_student_beside_each_teacher() -> None:
     teachers = {"first": teacher(one), "second": teacher(other)}
     asked = {"attributions": ("integrated-gradients",), "examples": 4, "top": 2, "which": "easy"}
     found = agreement(model, tokenizer, HELD, teachers, **asked)  # type: ignore[arg-type]  # options of several types
-    student = answers_of("s", model, tokenizer, HELD, Reading(), Explaining()).predictions
+    student = classifier_outputs("s", model, tokenizer, HELD, ReadConfig(), AttributionConfig()).predictions
     for name, parts in (("first", one), ("second", other)):
-        told = teacher(parts)(Reading(), Explaining()).predictions
+        told = teacher(parts)(ReadConfig(), AttributionConfig()).predictions
         assert found.score(name, "kappa").value == cohen_kappa(told.predicted, student.predicted).value
         for score in (s for s in found.scores if s.task == name and s.metric != "kappa"):
             rows = [row.value for row in found.examples if (row.task, row.metric) == (name, score.metric)]
@@ -67,5 +74,7 @@ def test_a_package_that_is_not_there_is_named(
 ) -> None:
     check_packages([method])
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(EnvironmentFault, match=r"is not installed; pip install 'stlm-kd\[attributions\]'"):
+    with pytest.raises(
+        MissingResourceError, match=r"is not installed; pip install 'stlm-kd\[attributions\]'"
+    ):
         check_packages([method])

@@ -19,10 +19,15 @@ from scipy.stats import spearmanr
 from stlm_kd.data.labelled.encoding import encode_texts, token_sources
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval.agreement.report import Predictions
 from stlm_kd.eval.attribution.compare import compared, rank_correlation, top_overlap
-from stlm_kd.eval.attribution.explain import Answers, Explaining, Reading, answers_of
+from stlm_kd.eval.attribution.explain import (
+    AttributionConfig,
+    ClassifierOutputs,
+    ReadConfig,
+    classifier_outputs,
+)
 from stlm_kd.eval.attribution.integrated_gradients import integrated_gradients
 from stlm_kd.eval.attribution.lime import lime_weights, perturbations
 from stlm_kd.eval.attribution.select import Choice, chosen
@@ -81,7 +86,9 @@ def test_a_script_without_blanks_needs_the_segmenter_and_others_do_not(
     monkeypatch.setitem(sys.modules, "budoux", None)
     _segmenter.cache_clear()
     assert len(words_of([SENTENCE])) == 9
-    with pytest.raises(EnvironmentFault, match=r"\(thai\), and the package budoux.*stlm-kd\[attributions\]"):
+    with pytest.raises(
+        MissingResourceError, match=r"\(thai\), and the package budoux.*stlm-kd\[attributions\]"
+    ):
         words_of(["ดี"])
 
 
@@ -144,8 +151,8 @@ def test_lime_weights_are_the_packages_for_short_and_long_texts(num_words: int) 
 def test_both_methods_find_the_planted_word(place: int, strength: float) -> None:
     words = words_of([SENTENCE])
     model, tokenizer = planted({**PARTS, words[place].text: strength})
-    asked = Explaining(("lime", "integrated-gradients"), Choice(ids=("e0", "e1")), samples=200)
-    found = answers_of("m", model, tokenizer, examples(SENTENCE, "a"), Reading(), asked)
+    asked = AttributionConfig(("lime", "integrated-gradients"), Choice(ids=("e0", "e1")), samples=200)
+    found = classifier_outputs("m", model, tokenizer, examples(SENTENCE, "a"), ReadConfig(), asked)
     for method in asked.methods:
         weights = np.array(found.weights[method]["e0"].values)
         assert np.abs(weights).argmax() == place
@@ -314,8 +321,8 @@ def test_words_without_weight_are_not_among_the_heaviest() -> None:
 
 
 def explained(
-    parts: dict[str, float], *, features: int | None = None, like: Answers | None = None
-) -> Answers:
+    parts: dict[str, float], *, features: int | None = None, like: ClassifierOutputs | None = None
+) -> ClassifierOutputs:
     model, tokenizer = planted(parts)
     held = examples(
         SENTENCE,
@@ -323,8 +330,10 @@ def explained(
         "the breeze rode the rocks",
         "a of a the of sailors rode a clear a loose of",
     )
-    asked = Explaining(("lime", "integrated-gradients"), Choice(examples=4), samples=300, features=features)
-    return answers_of("m", model, tokenizer, held, Reading(), asked, like=like)
+    asked = AttributionConfig(
+        ("lime", "integrated-gradients"), Choice(examples=4), samples=300, features=features
+    )
+    return classifier_outputs("m", model, tokenizer, held, ReadConfig(), asked, like=like)
 
 
 def test_agreement_of_explanations_is_that_of_its_examples() -> None:
@@ -356,9 +365,9 @@ def test_the_page_shows_every_model_and_number_and_escapes_all_texts() -> None:
     model, tokenizer = planted({**PARTS, "rode": 2.0})
     weaker, _ = planted({**PARTS, "rode": -1.0})
     held = examples(evil, "the breeze of rocks", "a rode")
-    asked = Explaining(("integrated-gradients",), Choice(ids=("e0", "e1")))
-    first = answers_of("<i>teacher</i>", model, tokenizer, held, Reading(), asked)
-    second = answers_of("stud&ent", weaker, tokenizer, held, Reading(), asked, like=first)
+    asked = AttributionConfig(("integrated-gradients",), Choice(ids=("e0", "e1")))
+    first = classifier_outputs("<i>teacher</i>", model, tokenizer, held, ReadConfig(), asked)
+    second = classifier_outputs("stud&ent", weaker, tokenizer, held, ReadConfig(), asked, like=first)
     found = compared(first, second, top=2)
     texts = dict(zip(held.ids, held.texts, strict=True))
     page = attribution_page([first, second], [found], texts)
@@ -396,6 +405,6 @@ class Seen(HTMLParser):
 def test_answers_survive_json() -> None:
     found = explained({**PARTS, "rocks": 1.0}, features=2)
     assert max(sum(w != 0 for w in one.values) for one in found.weights["lime"].values()) == 2
-    read = Answers.from_json(found.to_json(), name="m")
+    read = ClassifierOutputs.from_json(found.to_json(), name="m")
     assert read.to_json() == found.to_json()
     assert read.weights == found.weights and math.isfinite(read.predictions.logits.sum())

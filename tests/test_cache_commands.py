@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.losses.sampled import Sparse
+from stlm_kd.losses.sampled import TopKTail
 from stlm_kd.pipeline.cache import _compared
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.teachers.cache.format import MANIFEST, shard_name
@@ -26,11 +26,11 @@ from tests.test_road_cache import taught
 OUTCOMES, HEAD, DRAWS = 30, 3, 2
 
 
-def drawn(logits: torch.Tensor, copies: int) -> Sparse:
+def drawn(logits: torch.Tensor, copies: int) -> TopKTail:
     labels = torch.full((copies,), 5)
     numbers = torch.rand(copies, DRAWS, dtype=torch.float64)
     made = head_and_tail(logits.expand(copies, -1), labels, numbers, head=HEAD, temperature=1.0)
-    return Sparse(**made, temperature=1.0, vocabulary=OUTCOMES)
+    return TopKTail(**made, temperature=1.0, vocabulary=OUTCOMES)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_mixture_that_is_drawn_again_is_the_mixture_on_average(
     if weight is None:
         weight = float(torch.stack([log[5] for log in told]).softmax(0)[0])
     expected = weight * told[0].exp() + (1 - weight) * told[1].exp()
-    found = Sparse(**made, temperature=1.0, vocabulary=OUTCOMES)  # type: ignore[arg-type]  # fields of several types
+    found = TopKTail(**made, temperature=1.0, vocabulary=OUTCOMES)  # type: ignore[arg-type]  # fields of several types
     probs = estimate(found, OUTCOMES)
     error = (probs.mean(0) - expected) / (probs.std(0) / copies**0.5).clamp(min=1e-6)
     assert error.abs().max() < 4.5

@@ -15,9 +15,9 @@ from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream, PackedRows, numbered_batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.masking import Masking
-from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
-from stlm_kd.losses.sampled import Sparse
-from stlm_kd.models.outputs import Needs, Observed
+from stlm_kd.errors import CheckpointError, MissingResourceError, ModelError
+from stlm_kd.losses.sampled import TopKTail
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.teachers.cache.format import MANIFEST, Layout, read_manifest, shard_name
 from stlm_kd.teachers.cache.reader import TeacherCache
 from stlm_kd.teachers.cache.shards import Array
@@ -63,9 +63,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> TeacherCache:
     return cached(folder, work(packed(), Layout(VOCABULARY, 6, 3, 2.0)), teacher())
 
 
-def answers(cache: TeacherCache, batch: Batch) -> Sparse:
-    said = CachedTeacher(cache, Needs(head_input=True))(batch, Needs(head_input=True)).distribution
-    assert isinstance(said, Sparse)
+def answers(cache: TeacherCache, batch: Batch) -> TopKTail:
+    said = CachedTeacher(cache, OutputSpec(head_input=True))(batch, OutputSpec(head_input=True)).distribution
+    assert isinstance(said, TopKTail)
     return said
 
 
@@ -82,7 +82,7 @@ def by_row(cache: TeacherCache, batches: list[Batch]) -> dict[int, list[torch.Te
 
 def test_what_is_read_is_what_the_teacher_says(whole: TeacherCache) -> None:
     batch = packed().batch([7, 0, 3])
-    said, live = answers(whole, batch), teacher()(batch, Needs(head_input=True)).distribution
+    said, live = answers(whole, batch), teacher()(batch, OutputSpec(head_input=True)).distribution
     assert isinstance(live, Dense)
     mask = batch.labels != IGNORED
     log = (live.rows(mask).logits(slice(None), VOCABULARY) / 2).log_softmax(-1)
@@ -151,7 +151,7 @@ def test_each_variant_of_a_masked_row_is_found_by_what_it_reads(tmp_path: Path) 
     for index in range(6 * stream.steps_per_epoch):
         for batch in stream.step(index):
             mask, said = batch.labels != IGNORED, answers(cache, batch)
-            dense = live(batch, Needs(head_input=True)).distribution
+            dense = live(batch, OutputSpec(head_input=True)).distribution
             assert isinstance(dense, Dense)
             log = dense.rows(mask).logits(slice(None), VOCABULARY).log_softmax(-1)
             assert torch.allclose(said.rows(mask).log_probs, log.topk(6).values, atol=2e-3)
@@ -179,7 +179,7 @@ def test_all_attended_positions_and_states_are_kept_where_they_are_asked(tmp_pat
     layout = Layout(VOCABULARY, 6, 3, positions="attended", states={"0": 16, "last": 16})
     cache = cached(tmp_path, work(rows, layout), live)
     batch = rows.batch([4, 1])
-    needs = Needs(head_input=True, sites=frozenset({0, "last"}))
+    needs = OutputSpec(head_input=True, sites=frozenset({0, "last"}))
     said, expected = CachedTeacher(cache, needs)(batch, needs), live(batch, needs)
     mask = batch.attention_mask
     assert said.observed.states.keys() == {0, "last"}
@@ -206,8 +206,8 @@ def test_a_teacher_that_says_nan_is_refused_by_row_and_one_that_rules_out_is_not
 def columns_said(values: torch.Tensor, own: Work) -> Mapping[str, Array]:
     """What is kept of rows 6 and 7 of a teacher that says these logits."""
 
-    def saying(batch: AnyBatch, needs: Needs) -> TeacherOutput:
-        return TeacherOutput(Logits(values), Observed())
+    def saying(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
+        return TeacherOutput(Logits(values), ModelOutputs())
 
     return columns_of(saying, packed().batch([6, 7]), torch.ones(2, CONTEXT).bool(), range(6, 8), own)
 
@@ -294,8 +294,8 @@ def test_a_damaged_manifest_is_refused(
 
 
 def test_a_cache_that_is_not_there_is_a_missing_input(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match=r"no teacher cache there \(no such folder\)") as missing:
+    with pytest.raises(MissingResourceError, match=r"no teacher cache there \(no such folder\)") as missing:
         read_manifest(tmp_path / "elsewhere")
     assert missing.value.exit_code == 5
-    with pytest.raises(EnvironmentFault, match=r"no teacher cache there \(no manifest.json in it\)"):
+    with pytest.raises(MissingResourceError, match=r"no teacher cache there \(no manifest.json in it\)"):
         read_manifest(tmp_path)

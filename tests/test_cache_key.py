@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.artifacts.stage_store import Key
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
 from stlm_kd.recipe import load
 
@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 def key_of(text: str, *overrides: str, model: str = "m", tokenizer: str = "t", seed: int = 1) -> Key:
     Path("recipe.yaml").write_text(text, encoding="utf-8")
     recipe = load("recipe.yaml", overrides)
-    return CacheOrder(recipe, recipe.teachers[0], model, tokenizer, Workshop(Path("runs")), seed).key()  # type: ignore[arg-type]  # which is only identified
+    return CacheOrder(recipe, recipe.teachers[0], model, tokenizer, RunContext(Path("runs")), seed).key()  # type: ignore[arg-type]  # which is only identified
 
 
 @pytest.fixture(autouse=True)

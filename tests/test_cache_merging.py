@@ -12,7 +12,7 @@ import torch
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, UsageError
-from stlm_kd.losses.sampled import Sparse
+from stlm_kd.losses.sampled import TopKTail
 from stlm_kd.pipeline.cache import summary
 from stlm_kd.teachers.cache import merge
 from stlm_kd.teachers.cache.format import Json, Layout, read_manifest, shard_name
@@ -64,12 +64,12 @@ def cached(
     return folder
 
 
-def said(folder: Path) -> Sparse:
+def said(folder: Path) -> TopKTail:
     cache = TeacherCache.open(folder)
     found = cache.items(range(len(LENGTHS)))
     assert found.lengths.tolist() == LENGTHS.tolist()
     target = distribution(Found(torch.ones(TOKENS, dtype=torch.bool), found.columns), cache.layout)
-    assert isinstance(target, Sparse)
+    assert isinstance(target, TopKTail)
     return target
 
 
@@ -130,7 +130,7 @@ def test_pieces_of_a_few_tokens_make_the_same_cache(tmp_path: Path, monkeypatch:
     folders = [cached(tmp_path / "a", "a", 1, per_shard=5), cached(tmp_path / "b", "b", 2, per_shard=2)]
     sizes: list[int] = []
 
-    def noting(targets: Sequence[Sparse], *given: Any) -> Mapping[str, torch.Tensor]:
+    def noting(targets: Sequence[TopKTail], *given: Any) -> Mapping[str, torch.Tensor]:
         sizes.append(len(targets[0].ids))
         return mixed(targets, *given)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stlm_kd.losses.sampled import Sparse
+from stlm_kd.losses.sampled import TopKTail
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.reader import Found, distribution
 from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms
@@ -17,7 +17,7 @@ from tests.loss_checks import estimate
 OUTCOMES, HEAD, DRAWS = 40, 4, 3
 
 
-def many(logits: torch.Tensor, copies: int, *, temperature: float = 1.0, seed: int = 0) -> Sparse:
+def many(logits: torch.Tensor, copies: int, *, temperature: float = 1.0, seed: int = 0) -> TopKTail:
     """One token's distribution cached so often, each time with other draws, as it is read back."""
     layout = Layout(OUTCOMES, HEAD, DRAWS, temperature)
     numbers = uniforms(seed, np.arange(copies), np.zeros(copies, np.int64), DRAWS)
@@ -27,7 +27,7 @@ def many(logits: torch.Tensor, copies: int, *, temperature: float = 1.0, seed: i
     )
     columns = {name: made[name].numpy().astype(dtype) for name, (dtype, _) in layout.columns().items()}
     found = distribution(Found(torch.ones(copies, dtype=torch.bool), columns), layout)
-    assert isinstance(found, Sparse)
+    assert isinstance(found, TopKTail)
     return found
 
 
@@ -54,7 +54,7 @@ def test_half_precision_leaves_no_bias_in_the_masses() -> None:
     made = head_and_tail(logits, torch.zeros(20_000, dtype=torch.int64), numbers, head=HEAD, temperature=1.0)
     columns = {name: made[name].numpy().astype(dtype) for name, (dtype, _) in layout.columns().items()}
     said = distribution(Found(torch.ones(20_000, dtype=torch.bool), columns), layout)
-    assert isinstance(said, Sparse)
+    assert isinstance(said, TopKTail)
     error = said.masses()[:, :HEAD].double() - made["log_probs"].double().exp()
     assert error.abs().max() < 1e-3
     assert abs(float(error.sum(-1).mean())) < 4 * float(error.sum(-1).std()) / math.sqrt(len(error)) + 1e-7

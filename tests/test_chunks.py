@@ -15,7 +15,7 @@ from torch import Tensor
 from stlm_kd.distillation import intervention_metrics, teacher_agreement
 from stlm_kd.distillation.logit_terms import projected_losses
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.distillation.token_table import Rows
+from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.eval.language_modeling import masked_windows
 from stlm_kd.losses import chunked, spans
 from stlm_kd.losses.spans import log_likelihoods
@@ -23,7 +23,7 @@ from stlm_kd.models.forward import Head
 from stlm_kd.teachers.cache import merge, writer
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.merge import merge_caches
-from stlm_kd.teachers.combination import GATE, Mixing
+from stlm_kd.teachers.combination import GATE, TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense, Distribution
 from stlm_kd.vocabulary import cooccurrence
@@ -54,8 +54,8 @@ def found(
     shapes = [(tokens, WIDTH), (outcomes, WIDTH), (outcomes,), (tokens, 2)]
     leaves = [normal(seed, *shape).to(dtype).requires_grad_() for seed, shape in enumerate(shapes)]
     labels = torch.arange(tokens) * 7 % (outcomes - 1)
-    mixing = Mixing(Combination("learned", {}), ("a", "b"), gate=leaves[3])
-    rows = Rows(TERMS, mixing, labels, masks, teachers, outcomes)
+    mixing = TeacherMixture(Combination("learned", {}), ("a", "b"), gate=leaves[3])
+    rows = TokenTable(TERMS, mixing, labels, masks, teachers, outcomes)
     total, sums = projected_losses(rows, leaves[0], Head(*leaves[1:3]), SCALES, method=method)  # type: ignore[arg-type]
     total.backward()
     return [total.detach(), sums, *(leaf.grad for leaf in leaves if leaf.grad is not None)]

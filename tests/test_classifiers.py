@@ -20,7 +20,7 @@ from transformers import (
 from stlm_kd.data.labelled.batches import EncodedExamples, example_evaluation_batches
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.heads.classifiers import (
@@ -285,9 +285,9 @@ def test_what_a_language_model_may_not_be_a_classifier_may_not_be(
         load()
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(EnvironmentFault, match="only safetensors"):
+    with pytest.raises(MissingResourceError, match="only safetensors"):
         load()
-    with pytest.raises(EnvironmentFault, match=r"without config\.json"):
+    with pytest.raises(MissingResourceError, match=r"without config\.json"):
         load_classifier(str(tmp_path), LABELS, tokenizer=masked)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "brand-new", "auto_map": {"AutoConfig": "evil.Config"}}

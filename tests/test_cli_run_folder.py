@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, file_name, list_runs, open_run
-from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.pipeline.recipe_folder import create, differences, open_for
 from stlm_kd.recipe import Recipe, from_values, load, recipe_hash
 
@@ -71,7 +71,7 @@ def test_a_damaged_record_is_said_and_listed_as_damaged(tmp_path: Path, text: st
 
 def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentFault, match="cannot be written"):
+    with pytest.raises(MissingResourceError, match="cannot be written"):
         create(recipe(), name="x", output_dir=tmp_path / "file", command="")
 
 

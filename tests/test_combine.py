@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.losses import Softened
+from stlm_kd.losses import TemperedLogits
 from stlm_kd.teachers.combination import (
     COMBINERS,
     Domains,
-    Mixing,
-    drawn_for,
-    mixed_teachers,
+    TeacherMixture,
+    active_teachers,
     mixture,
-    of_said,
+    routing_draws,
+    weighting_features,
 )
 from stlm_kd.teachers.combination.mixture import Combination
 
@@ -52,14 +52,14 @@ def distributions(seed: int = 0, spread: float = 3.0) -> list[Tensor]:
     return [one.log_softmax(-1) for one in raw]
 
 
-def mixing_of(how: str, options: Options, progress: float = 0.4) -> Mixing:
-    return Mixing(
+def mixing_of(how: str, options: Options, progress: float = 0.4) -> TeacherMixture:
+    return TeacherMixture(
         Combination(how, options), NAMES, progress, domains=DOMAINS, domain=OF_ROWS, drawn=DRAWN, gate=GATE
     )
 
 
-def weights_of(mixing: Mixing, log_probs: list[Tensor], labels: Tensor = LABELS) -> Tensor:
-    told = of_said([Softened(one.clone()) for one in log_probs], labels, mixing.needs, 1.0)
+def weights_of(mixing: TeacherMixture, log_probs: list[Tensor], labels: Tensor = LABELS) -> Tensor:
+    told = weighting_features([TemperedLogits(one.clone()) for one in log_probs], labels, mixing.needs, 1.0)
     return mixing.weights(told, labels, like=log_probs[0])
 
 
@@ -129,7 +129,9 @@ def test_where_no_teacher_allows_the_label_all_weigh_the_same() -> None:
 
 
 def test_the_teachers_that_are_left_of_a_domain_share_its_weight() -> None:
-    mixing = Mixing(Combination("domains", {"weights": TABLE}), ("a", "b"), domains=DOMAINS, domain=OF_ROWS)
+    mixing = TeacherMixture(
+        Combination("domains", {"weights": TABLE}), ("a", "b"), domains=DOMAINS, domain=OF_ROWS
+    )
     found = weights_of(mixing, distributions()[:2])
     assert found[0].tolist() == [0.25, 0.75]
     assert found[1].tolist() == [0.5, 0.5]  # both weigh nothing there
@@ -137,7 +139,7 @@ def test_the_teachers_that_are_left_of_a_domain_share_its_weight() -> None:
 
 def present(how: str, options: Options, dropout: float = 0.0, steps: int = 400) -> list[tuple[str, ...]]:
     combination = Combination(how, options, dropout, seed=3)
-    return [mixed_teachers(combination, NAMES, index=i, progress=i / steps) for i in range(steps)]
+    return [active_teachers(combination, NAMES, index=i, progress=i / steps) for i in range(steps)]
 
 
 def test_teachers_that_weigh_nothing_in_a_step_are_not_of_its_mixture() -> None:
@@ -168,9 +170,9 @@ def test_dropout_leaves_each_teacher_out_as_often_as_it_says_and_never_all() -> 
 def test_a_rows_draw_depends_on_seed_step_and_row_alone(chosen: set[int]) -> None:
     combination = Combination("random", {"per": "sequence"}, seed=3)
     rows = torch.tensor(sorted(chosen))
-    every = drawn_for(combination, torch.arange(41), index=7)
-    assert torch.equal(drawn_for(combination, rows, index=7), every[rows])
-    others = (drawn_for(combination, torch.arange(41), index=8), every.flip(0))
+    every = routing_draws(combination, torch.arange(41), index=7)
+    assert torch.equal(routing_draws(combination, rows, index=7), every[rows])
+    others = (routing_draws(combination, torch.arange(41), index=8), every.flip(0))
     assert not any(torch.equal(other, every) for other in others)
     assert len(every.unique()) == 41
 

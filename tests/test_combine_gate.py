@@ -14,7 +14,7 @@ from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.models.forward import last_hidden
-from stlm_kd.models.outputs import Needs, Observed
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.teachers.combination import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.protocol import TeacherOutput
@@ -33,8 +33,8 @@ class Saying:
     def __init__(self, logits_BTV: Tensor) -> None:
         self.logits = logits_BTV
 
-    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
-        return TeacherOutput(Logits(self.logits[batch.example_ids]), Observed())
+    def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
+        return TeacherOutput(Logits(self.logits[batch.example_ids]), ModelOutputs())
 
 
 def random_logits(seed: int) -> Tensor:

@@ -14,10 +14,18 @@ from torch.nn import functional
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.distillation.logit_terms import projected_losses
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.distillation.token_table import Rows
-from stlm_kd.losses import LOSSES, Sparse, SparseMixture, Whole, chunked, forward_kl, sparse_forward_kl
+from stlm_kd.distillation.token_table import TokenTable
+from stlm_kd.losses import (
+    LOSSES,
+    FullDistribution,
+    TargetMixture,
+    TopKTail,
+    chunked,
+    forward_kl,
+    sparse_forward_kl,
+)
 from stlm_kd.models.forward import Head
-from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense, Distribution, Logits
 from tests.loss_checks import logits, slope_of
@@ -43,9 +51,9 @@ LABELS_N = torch.randint(0, 55, (N,), generator=torch.Generator().manual_seed(3)
 SOME, EVERY = normal(11, N) > -0.5, torch.ones(N, dtype=torch.bool)
 
 
-def mixing_of(how: str, options: Options) -> Mixing:
+def mixing_of(how: str, options: Options) -> TeacherMixture:
     draws = torch.rand(N, generator=torch.Generator().manual_seed(1))
-    return Mixing(
+    return TeacherMixture(
         Combination(how, options),
         NAMES,
         0.4,
@@ -56,7 +64,7 @@ def mixing_of(how: str, options: Options) -> Mixing:
     )
 
 
-def found(rows: Rows, method: str) -> list[Tensor]:
+def found(rows: TokenTable, method: str) -> list[Tensor]:
     leaves = [part.clone().requires_grad_() for part in (HIDDEN, HEAD.weight)]
     total, sums = projected_losses(
         rows, leaves[0], Head(leaves[1], HEAD.bias), [0.3] * len(rows.terms), method=method
@@ -80,7 +88,7 @@ def test_chunks_equal_one_plain_mixture_under_autograd(how: str, options: Option
         Term("kl", "forward_kl", teacher=COMBINED, options={"temperature": 2.0}),
         Term("js", "jensen_shannon", teacher=COMBINED),
     ]
-    rows = Rows(terms, mixing, LABELS_N, [SOME, EVERY], TEACHERS, V)
+    rows = TokenTable(terms, mixing, LABELS_N, [SOME, EVERY], TEACHERS, V)
     leaves = [part.clone().requires_grad_() for part in (HIDDEN, HEAD.weight)]
     own = functional.linear(leaves[0], leaves[1], HEAD.bias)
     expected = own.new_zeros(())
@@ -98,7 +106,7 @@ def test_chunks_equal_one_plain_mixture_under_autograd(how: str, options: Option
             assert torch.allclose(slope, leaf.grad, atol=1e-9)
 
 
-def plain_weights(mixing: Mixing, told: list[Tensor]) -> Tensor:
+def plain_weights(mixing: TeacherMixture, told: list[Tensor]) -> Tensor:
     """From the distributions of all tokens at once."""
     how, options = mixing.combination.how, mixing.combination.options
     p = torch.stack(told, 1).exp()
@@ -124,12 +132,12 @@ def plain_weights(mixing: Mixing, told: list[Tensor]) -> Tensor:
     return raw / raw.sum(-1, keepdim=True)
 
 
-def stored(log: Tensor, temperature: float, labels: Tensor, head: int) -> Sparse:
+def stored(log: Tensor, temperature: float, labels: Tensor, head: int) -> TopKTail:
     top = log.topk(head)
     tail = (1 - top.values.exp().sum(-1)).clamp(min=0).log()
     entropy = torch.special.entr(log.exp()).sum(-1)
     right = log.gather(-1, labels.clamp(min=0)[:, None]).squeeze(-1)
-    return Sparse(top.indices, top.values, tail, entropy, temperature, V, right)
+    return TopKTail(top.indices, top.values, tail, entropy, temperature, V, right)
 
 
 @pytest.mark.parametrize(("how", "options"), WAYS)
@@ -141,7 +149,7 @@ def test_stored_targets_that_hold_everything_combine_as_the_live_ones(
         Term("kl", "forward_kl", teacher=COMBINED, options={"temperature": 2.0}),
         Term("rkl", "reverse_kl", teacher=COMBINED, options={"temperature": 2.0}),
     ]
-    rows = Rows(terms, mixing_of(how, options), LABELS_N, [SOME, EVERY], TEACHERS, V)
+    rows = TokenTable(terms, mixing_of(how, options), LABELS_N, [SOME, EVERY], TEACHERS, V)
     whole = {n: TEACHERS[n].logits(slice(0, None), V).div(2).log_softmax(-1) for n in NAMES}
     known = {n: stored(whole[n], 2.0, LABELS_N, V) for n in kept}
     _, sums, *slopes = found(replace(rows, teachers={**TEACHERS, **known}), "chunked")
@@ -167,10 +175,12 @@ def test_a_mixture_of_draws_has_the_right_gradient_on_average(number: int, live:
     pairs = list(product(range(len(draws[0])), range(len(draws[1]))))
     chance = torch.stack([chances[0][i] * chances[1][j] for i, j in pairs])
     picked = [own[[pair[k] for pair in pairs]] for k, own in enumerate(draws)]
-    targets: list[Sparse | Whole] = [drawn(one, own, head) for one, own in zip(teachers, picked, strict=True)]
+    targets: list[TopKTail | FullDistribution] = [
+        drawn(one, own, head) for one, own in zip(teachers, picked, strict=True)
+    ]
     if live:
-        targets[1] = Whole(teachers[1].expand(len(pairs), -1), 1.0)
-    target = SparseMixture(targets, weights.expand(len(pairs), 2))
+        targets[1] = FullDistribution(teachers[1].expand(len(pairs), -1), 1.0)
+    target = TargetMixture(targets, weights.expand(len(pairs), 2))
     repeated = student.repeat(len(pairs), 1)
     mixed = sum(w * one.exp() for w, one in zip(weights, teachers, strict=True)).log()[None]
     slope = (chance[:, None] * slope_of(sparse_forward_kl, repeated, target, {})).sum(0)
@@ -187,19 +197,19 @@ def all_draws(log: Tensor, number: int, head: int) -> tuple[Tensor, Tensor]:
     return draws, (log.exp() / log.exp()[rest].sum())[draws].prod(-1)
 
 
-def drawn(log: Tensor, draws: Tensor, head: int) -> Sparse:
+def drawn(log: Tensor, draws: Tensor, head: int) -> TopKTail:
     top, every = log.topk(head), len(draws)
     ids = torch.cat([top.indices.expand(every, -1), draws], dim=-1)
     tail = torch.log1p(-top.values.exp().sum()).expand(every)
     entropy = torch.special.entr(log.exp()).sum().expand(every)
-    return Sparse(ids, top.values.expand(every, -1), tail, entropy, 1.0, len(log))
+    return TopKTail(ids, top.values.expand(every, -1), tail, entropy, 1.0, len(log))
 
 
 @pytest.mark.parametrize("how", ["confidence", "entropy", "label-likelihood"])
 def test_what_is_said_after_an_intervention_is_weighed_as_what_was_said_before_it(how: str) -> None:
     after: Mapping[str, Distribution] = {n: Logits(normal(20 + i, N, V)) for i, n in enumerate(NAMES)}
     term = Term("kl", "forward_kl", teacher=COMBINED)
-    rows = Rows([term], mixing_of(how, {}), LABELS_N, [EVERY], after, V, judged=TEACHERS)
+    rows = TokenTable([term], mixing_of(how, {}), LABELS_N, [EVERY], after, V, judged=TEACHERS)
     said = [after[n].logits(slice(0, None), V).log_softmax(-1) for n in NAMES]
     before = [TEACHERS[n].logits(slice(0, None), V).log_softmax(-1) for n in NAMES]
     weights = plain_weights(mixing_of(how, {"sharpness": 1.0}), before)
@@ -214,4 +224,4 @@ def test_a_target_stored_without_its_labels_cannot_be_weighed_by_them() -> None:
     term = Term("kl", "forward_kl", teacher=COMBINED)
     told = {**TEACHERS, "c": replace(known, label_log_probs=None)}
     with pytest.raises(ValueError, match="without its labels"):
-        found(Rows([term], mixing_of("label-likelihood", {}), LABELS_N, [EVERY], told, V), "chunked")
+        found(TokenTable([term], mixing_of("label-likelihood", {}), LABELS_N, [EVERY], told, V), "chunked")

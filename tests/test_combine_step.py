@@ -12,11 +12,11 @@ from stlm_kd.data.batch import Batch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.interventions.spec import Intervention
-from stlm_kd.models.outputs import Needs
+from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.teachers.combination import Domains
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
-from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import TeacherOutput
 from tests.interchange_case import supplies
 from tests.pico import packed_batch, part, pico_model
@@ -41,7 +41,7 @@ class Counting(LiveTeacher):
 
     asked = 0
 
-    def __call__(self, batch: Batch, needs: Needs) -> TeacherOutput:
+    def __call__(self, batch: Batch, needs: OutputSpec) -> TeacherOutput:
         self.asked += 1
         return super().__call__(batch, needs)
 
@@ -126,7 +126,7 @@ def test_teachers_that_know_their_answers_by_heart_are_combined_alike() -> None:
     for how, options, dropout in WAYS:
         live, remembering = step_of(how, options, dropout), step_of(how, options, dropout)
         remembering._teachers = {
-            name: RememberingTeacher(teacher, [BATCH], rows=8, needs=Needs(head_input=True))
+            name: PrecomputedTeacher(teacher, [BATCH], rows=8, needs=OutputSpec(head_input=True))
             for name, teacher in remembering._teachers.items()
         }
         live.begin(4, 10)
@@ -150,7 +150,9 @@ def test_counterfactual_distributions_get_the_weights_of_the_base(family: str) -
     plan = step.drawn(BATCH)["diito"]
     found = step(BATCH, {name: float(count) for name, count in step.count(BATCH).items()}).sums["diito"]
     with torch.no_grad():
-        base = [teacher(BATCH, Needs(head_input=True)).distribution for teacher in step._teachers.values()]
+        base = [
+            teacher(BATCH, OutputSpec(head_input=True)).distribution for teacher in step._teachers.values()
+        ]
         rows = BATCH.attention_mask
         before = [one.rows(rows).logits(slice(0, None), 61).softmax(-1) for one in base]
         raw = torch.stack([(3.0 * one.xlogy(one).sum(-1)).exp() for one in before], -1)

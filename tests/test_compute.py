@@ -15,11 +15,11 @@ from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import layer_at
 from stlm_kd.interventions.spec import Intervention
-from stlm_kd.models.outputs import Needs
-from stlm_kd.pipeline.builders.flops import Reading, affordable_steps, pass_cost, training_flops
+from stlm_kd.models.outputs import OutputSpec
+from stlm_kd.pipeline.builders.flops import StepShape, affordable_steps, pass_cost, training_flops
 from stlm_kd.schedules import Steps
 from stlm_kd.teachers.live import LiveTeacher
-from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
 from tests.interchange_case import supplies
 from tests.interchange_steps import CONTEXT, stream
@@ -28,7 +28,7 @@ from tests.pico import ALL_FAMILIES, MASKED, packed_batch, pico_model
 from tests.road import distilled, student
 
 LENGTH, VOCABULARY = 16, 61
-READING = Reading(rows=3, length=LENGTH, counted=1.0)
+READING = StepShape(rows=3, length=LENGTH, counted=1.0)
 LABELS, KL = Term("labels", "labels"), Term("kl", "forward_kl", teacher="t", on="attended")
 
 
@@ -80,7 +80,7 @@ def test_an_intervention_costs_the_blocks_after_it_and_its_source_those_before(s
         with FlopCounterMode(display=False) as seen:
             step(packed_batch([[8]] * 3, length=8), {"labels": 1.0, "diito": 1.0}).loss.backward()
         counted += int(seen.get_total_flops())
-    found = training_flops(step, Reading(3, 8, 1.0), steps=2)
+    found = training_flops(step, StepShape(3, 8, 1.0), steps=2)
     assert found == pytest.approx(counted, rel=0.06)
 
 
@@ -106,7 +106,7 @@ def test_a_source_in_another_micro_batch_costs_the_blocks_before_the_exchange_ag
     fixed = replace(intervention, layers={"t": {layer: intervention.layers["t"][layer]}})
     step._all = [replace(term, intervention=term.intervention and fixed) for term in step._all]
     whole, again = (
-        training_flops(step, Reading(effective, CONTEXT, 1.0, share), steps=3) for share in (0.0, run_again)
+        training_flops(step, StepShape(effective, CONTEXT, 1.0, share), steps=3) for share in (0.0, run_again)
     )
     assert whole is not None and again is not None
     more = counted(micro) - counted(effective)
@@ -116,8 +116,8 @@ def test_a_source_in_another_micro_batch_costs_the_blocks_before_the_exchange_ag
 
 def test_a_teacher_that_is_known_by_heart_computes_its_body_once_and_its_head_in_each_step() -> None:
     live = LiveTeacher(pico_model("llama", layers=4, width=24), VOCABULARY)
-    known = RememberingTeacher(
-        live, [packed_batch([[LENGTH]] * 5, length=LENGTH)], rows=5, needs=Needs(head_input=True)
+    known = PrecomputedTeacher(
+        live, [packed_batch([[LENGTH]] * 5, length=LENGTH)], rows=5, needs=OutputSpec(head_input=True)
     )
     own, other = pass_cost(pico_model("llama"), LENGTH), pass_cost(live.model, LENGTH)
     each = 3 * (own.body + own.head) + other.head

@@ -19,7 +19,7 @@ from stlm_kd.interventions import Plan
 from stlm_kd.interventions.plan import OwnStates
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.forward import inputs_of
-from stlm_kd.models.outputs import Needs
+from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import TeacherOutput
@@ -147,10 +147,10 @@ def test_what_parts_of_a_batch_measure_adds_up_to_what_the_whole_does() -> None:
 def test_measuring_asks_more_of_the_teachers_and_changes_neither_loss_nor_gradient(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Needs] = []
+    asked: list[OutputSpec] = []
     answer = LiveTeacher.__call__
 
-    def asking(self: LiveTeacher, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+    def asking(self: LiveTeacher, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         asked.append(replace(needs, sites=frozenset()))
         return answer(self, batch, needs)
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 
 ROWS = [
     {"idx": 7, "premise": 'A "big", old\tdog', "hypothesis": "A dog", "label": "entailment"},
@@ -194,7 +194,7 @@ def test_other_files_and_missing_ones_are_refused(tmp_path: Path) -> None:
         DataError, match=r"known: jsonl, ndjson, csv and tsv \(each also \.gz or \.xz\), parquet"
     ):
         read_examples(LabelledSource(path=str(tmp_path / "a.txt")))
-    with pytest.raises(EnvironmentFault, match="no such file"):
+    with pytest.raises(MissingResourceError, match="no such file"):
         read_examples(LabelledSource(path=str(tmp_path / "b.csv")))
 
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from stlm_kd.data.sources.reachable import hub_answers
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 
 @pytest.fixture(autouse=True)
@@ -42,13 +42,13 @@ def test_an_address_that_is_none_is_named_with_its_variable(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    with pytest.raises(EnvironmentFault, match=f"HF_ENDPOINT: '{address}' found"):
+    with pytest.raises(MissingResourceError, match=f"HF_ENDPOINT: '{address}' found"):
         hub_answers()
 
 
 def test_a_server_that_speaks_no_http_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", server(b"SSH-2.0-x\r\n"))
-    with pytest.raises(EnvironmentFault, match="HF_ENDPOINT"):
+    with pytest.raises(MissingResourceError, match="HF_ENDPOINT"):
         hub_answers()
 
 

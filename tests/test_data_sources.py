@@ -20,7 +20,7 @@ from stlm_kd.data.sources import documents as document_files
 from stlm_kd.data.sources import files
 from stlm_kd.data.sources.documents import Documents, Separator
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 
 TEXTS = ["The otter slept .", "naïve 日本 \n\n text", " leading and trailing "]
 ARTICLES = " \n = Du Fu = \n \n A poet . \n \n = = Life = = \n \n Born . \n \n = York = \n \n A city . \n"
@@ -106,7 +106,7 @@ def test_variables_in_a_path_are_filled_in(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SOME_FOLDER", str(tmp_path))
     assert read(Source(path="$SOME_FOLDER/a.txt")) == ["text"]
     monkeypatch.delenv("SOME_FOLDER")
-    with pytest.raises(EnvironmentFault, match="variable SOME_FOLDER is not set"):
+    with pytest.raises(MissingResourceError, match="variable SOME_FOLDER is not set"):
         read(Source(path="${SOME_FOLDER}/a.txt"))
 
 
@@ -205,7 +205,7 @@ def test_a_line_or_document_without_end_is_refused(tmp_path: Path, monkeypatch: 
 
 def test_a_missing_file_is_an_environment_fault(tmp_path: Path) -> None:
     for ask in (read, fingerprint):
-        with pytest.raises(EnvironmentFault, match=r"nothing\.txt: no such file"):
+        with pytest.raises(MissingResourceError, match=r"nothing\.txt: no such file"):
             ask(Source(path=str(tmp_path / "nothing.txt")))
 
 
@@ -318,7 +318,7 @@ def test_a_hub_fingerprint_holds_the_commit(dataset_cache: Path) -> None:
 
 def test_another_commit_than_the_cached_one_is_refused_offline(dataset_cache: Path) -> None:
     assert read(Source(hub="nobody/notes", column="body", revision=COMMIT)) == TEXTS
-    with pytest.raises(EnvironmentFault, match=f"the cache has {COMMIT}"):
+    with pytest.raises(MissingResourceError, match=f"the cache has {COMMIT}"):
         read(Source(hub="nobody/notes", column="body", revision="f" * 40))
 
 
@@ -333,7 +333,7 @@ def test_an_unknown_split_column_or_configuration_is_refused(dataset_cache: Path
 
 def test_what_is_not_cached_is_said_in_one_line_when_offline(dataset_cache: Path) -> None:
     for ask in (read, fingerprint):
-        with pytest.raises(EnvironmentFault, match=r"nobody/nothing.*go online once") as caught:
+        with pytest.raises(MissingResourceError, match=r"nobody/nothing.*go online once") as caught:
             ask(Source(hub="nobody/nothing"))
         assert "\n" not in str(caught.value)
 

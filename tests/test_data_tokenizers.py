@@ -16,7 +16,7 @@ from stlm_kd.data.tokenizers import (
     tokenizer_identity,
     train_tokenizer,
 )
-from stlm_kd.errors import DataError, EnvironmentFault, ModelError
+from stlm_kd.errors import DataError, MissingResourceError, ModelError
 
 TEXTS = [
     f"The {who} {did} the {what} near the old {where} .\n"
@@ -194,13 +194,13 @@ def with_roles(roles: dict[str, str]) -> PreTrainedTokenizerFast:
 
 
 def test_a_missing_folder_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="no such folder") as caught:
+    with pytest.raises(MissingResourceError, match="no such folder") as caught:
         load_tokenizer(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
 
 
 def test_an_id_that_is_not_cached_is_said_in_one_line_when_offline() -> None:
-    with pytest.raises(EnvironmentFault, match=r"nobody/nothing.*go online once") as caught:
+    with pytest.raises(MissingResourceError, match=r"nobody/nothing.*go online once") as caught:
         load_tokenizer("nobody/nothing")
     assert "\n" not in str(caught.value)
 

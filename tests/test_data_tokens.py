@@ -12,7 +12,7 @@ from stlm_kd.data import token_store as tokens_module
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.token_store import TokenStore, build_store
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import DataError, EnvironmentFault, ModelError
+from stlm_kd.errors import DataError, MissingResourceError, ModelError
 
 TEXTS = ["The otter slept .", "naïve 日本 text", "x", "The heron saw the otter and the otter saw it ." * 30]
 
@@ -204,13 +204,13 @@ def test_another_store_that_appears_meanwhile_is_not_taken_for_this_one(
         build_store(["other"], tokenizer, tmp_path / "store")
         yield from TEXTS
 
-    with pytest.raises(EnvironmentFault, match="cannot be written"):
+    with pytest.raises(MissingResourceError, match="cannot be written"):
         build_store(slow(), tokenizer, tmp_path / "store")
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EnvironmentFault, match="cannot be written"):
+    with pytest.raises(MissingResourceError, match="cannot be written"):
         build_store(TEXTS, tokenizer, tmp_path / "file" / "store")
 
 

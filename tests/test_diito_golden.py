@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.distillation.objective import Sides
+from stlm_kd.distillation.objective import ForwardOutputs
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.models import forward
 from stlm_kd.training.protocols import StepOutput
@@ -52,7 +52,7 @@ def run(step: StepModule, case: Case) -> StepOutput:
     return step(batch, counts, {"diito": case.plan()})
 
 
-def said(step: StepModule, sides: Sides) -> dict[str, Tensor]:
+def said(step: StepModule, sides: ForwardOutputs) -> dict[str, Tensor]:
     """Logits and last states by the names that the reference values have."""
     head, after = sides.head, sides.after["diito"]
     assert head is not None

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.interventions import Places, Plan
+from stlm_kd.interventions import Plan, Positions
 from stlm_kd.interventions.plan import OtherStates, OwnStates
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.families import ARCHITECTURES
@@ -69,7 +69,7 @@ def test_no_place_is_no_intervention(family: str, source: str) -> None:
     )
     nothing = torch.zeros(0, dtype=torch.int64)
     plan = case.plan()
-    none = Places(nothing, nothing)
+    none = Positions(nothing, nothing)
     kept = {
         key: nothing.to(value.dtype)
         for key in ("shares", "tokens", "ids")

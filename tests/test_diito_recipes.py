@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from stlm_kd.cli.main import app
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import EnvironmentFault
-from stlm_kd.interventions import SOURCES, Lexicon, wordnet
+from stlm_kd.errors import MissingResourceError
+from stlm_kd.interventions import SOURCES, WordTokens, wordnet
 from stlm_kd.interventions.wordnet import check_relation
 from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.objective import feature_faults, projections_of, terms_of
@@ -259,7 +259,9 @@ def test_wordnet_that_is_not_there_is_said_with_what_to_do(
     wordnet.thesaurus.cache_clear()
     tokenizer = train_tokenizer(list(sample_documents("train", size=20_000, seed=1)), size=300)
     recipe = recipe_of(good, "objectives[1].source=synonym")
-    with pytest.raises(EnvironmentFault, match=r"set NLTK_DATA to a folder that has corpora/wordnet\.zip"):
+    with pytest.raises(
+        MissingResourceError, match=r"set NLTK_DATA to a folder that has corpora/wordnet\.zip"
+    ):
         check_sources(recipe, tokenizer)
     checked = CliRunner().invoke(app, ["recipe", "validate", good, "objectives[1].source=synonym"])
     assert (checked.exit_code, "source synonym: WordNet is not there; run" in checked.stderr) == (5, True)
@@ -268,5 +270,5 @@ def test_wordnet_that_is_not_there_is_said_with_what_to_do(
 def test_nltk_that_is_not_installed_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nltk.corpus", None)
     wordnet.thesaurus.cache_clear()
-    with pytest.raises(EnvironmentFault, match=r"pip install 'stlm-kd\[wordnet\]'"):
-        check_relation(Lexicon(np.arange(3), {0: "dog"}), "synonym")
+    with pytest.raises(MissingResourceError, match=r"pip install 'stlm-kd\[wordnet\]'"):
+        check_relation(WordTokens(np.arange(3), {0: "dog"}), "synonym")

@@ -12,7 +12,7 @@ from torch import Tensor
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.interventions import Lexicon, Supplies
+from stlm_kd.interventions import SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.tracking import StepMetrics
@@ -105,7 +105,7 @@ def test_the_loss_alone_raises_the_agreement_after_interventions(source: str) ->
         "diito", "forward_kl", on="attended", teacher="t", options={"temperature": 2.0},
         intervention=intervention,
     )  # fmt: skip
-    given = Supplies(0, None, Lexicon(np.arange(VOCABULARY), {}))
+    given = SourceInputs(0, None, WordTokens(np.arange(VOCABULARY), {}))
     step = StepModule(
         student, [term], teachers={"t": LiveTeacher(teacher, VOCABULARY, name="t")}, supplies=given
     ).train()

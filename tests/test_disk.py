@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
-    full_disk_told,
+    full_disk_as_error,
     system_errors,
     write_text,
     written_whole,
 )
 from stlm_kd.artifacts.stage_store import copy_folder
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.models.load import save_model
 from tests.pico import pico_model
 from tests.test_checkpoint import files_of_at_most
@@ -81,7 +81,7 @@ def test_libraries_that_tell_of_the_system_in_words_are_understood(tmp_path: Pat
 
 def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
     for error in (ValueError("no (os error)"), OSError(errno.EACCES, "denied", "x"), shutil.Error("odd")):
-        with pytest.raises(type(error)) as raised, full_disk_told(tmp_path), system_errors(tmp_path):
+        with pytest.raises(type(error)) as raised, full_disk_as_error(tmp_path), system_errors(tmp_path):
             raise error
         assert raised.value is error
 
@@ -89,7 +89,10 @@ def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_names_the_file_and_what_to_do(tmp_path: Path, code: int) -> None:
     for name, shown in (("some.bin", "some.bin"), (None, str(tmp_path))):
-        with pytest.raises(EnvironmentFault, match="Free some space") as raised, full_disk_told(tmp_path):
+        with (
+            pytest.raises(MissingResourceError, match="Free some space") as raised,
+            full_disk_as_error(tmp_path),
+        ):
             raise OSError(code, os.strerror(code), name)
         assert str(raised.value).startswith(f"{shown}: cannot be written ({os.strerror(code)})")
 

@@ -26,10 +26,10 @@ from stlm_kd.eval import FINE_TUNED, SUITES
 from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders.text import student_tokenizer, tokens_by_domain
-from stlm_kd.pipeline.context import Workshop, workshop_for
+from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.distill import variants
 from stlm_kd.pipeline.stages import adaptation, adaptation_quality, score, student
-from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
 from stlm_kd.teachers.cached import CachedTeacher
@@ -74,29 +74,29 @@ class Caught(Exception):
     """Raised at the door of the engine, with what came there."""
 
 
-def working_for(recipe: Recipe, world: Path) -> Workshop:
+def working_for(recipe: Recipe, world: Path) -> RunContext:
     """As the commands make it."""
-    return workshop_for(recipe, world / "runs", resume=True, trust_remote_code=False, run_name="")
+    return context_for(recipe, world / "runs", resume=True, trust_remote_code=False, run_name="")
 
 
-def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, workshop: Workshop) -> Values:
+def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext) -> Values:
     """All that a recipe brings about: trainings, adaptations, evaluations, and those of its teachers."""
     for module in (student, adaptation):
         monkeypatch.setattr(module, "fit", caught)
-    tokenizer = student_tokenizer(recipe, workshop)
+    tokenizer = student_tokenizer(recipe, context)
     models = {teacher.name: teacher.model or "some/model" for teacher in recipe.teachers}
     fits, adaptations = {}, {}
     for variant, seed in ((variant, seed) for variant in variants(recipe) for seed in recipe.seeds):
-        assignment = Assignment(recipe, variant, seed, models, tokenizer, workshop)
+        job = StudentJob(recipe, variant, seed, models, tokenizer, context)
         with pytest.raises(Caught) as door:
-            student.train_student(assignment, workshop.output_dir / "student", label="")
-        fits[variant, seed] = {**door.value.args[0], "key": assignment.key()}
+            student.train_student(job, context.output_dir / "student", label="")
+        fits[variant, seed] = {**door.value.args[0], "key": job.key()}
     for teacher in recipe.teachers:
         if teacher.adapt is not None:
             with pytest.raises(Caught) as door:
                 adaptation.adapt_model(
                     recipe, teacher.adapt, models[teacher.name], tokenizer, name=teacher.name,
-                    folder=workshop.output_dir / "teacher", workshop=workshop,
+                    folder=context.output_dir / "teacher", context=context,
                 )  # fmt: skip
             given = (recipe, teacher.adapt, models[teacher.name], tokenizer)
             key = adaptation.adaptation_key(*given, trust=False)
@@ -106,8 +106,8 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, workshop: Workshop)
         "fits": fits,
         "adaptations": adaptations,
         "suites": suites(monkeypatch, recipe),
-        "domains": tokens_by_domain(recipe, tokenizer, workshop) if recipe.language_task else None,
-        "nested": [reached(monkeypatch, inner, workshop) for inner in nested],
+        "domains": tokens_by_domain(recipe, tokenizer, context) if recipe.language_task else None,
+        "nested": [reached(monkeypatch, inner, context) for inner in nested],
     }
 
 
@@ -192,7 +192,7 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, A
     monkeypatch.setattr(score, "SUITES", {name: spy(name) for name in SUITES})
     monkeypatch.setattr(score, "tuned_scores", tuned)
     monkeypatch.setattr(score, "_taught", lambda *_: {})
-    score.score("some/model", score.suite_calls(recipe), [], workshop=home())
+    score.score("some/model", score.suite_calls(recipe), [], context=home())
     return calls
 
 
@@ -257,8 +257,13 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     assert (given["checkpoint_every"], given["seed"]) == (11, 7)
     adapt = recipe.teachers[0].adapt
     assert adapt is not None
-    material = Assignment(recipe, "student", 1, {}, load_tokenizer("some/tokenizer"), home()).material(1.0)
-    written, given = adapt.model_dump(), asdict(adaptation.adaptation_settings(adapt, material, zero=None))
+    training_data = StudentJob(
+        recipe, "student", 1, {}, load_tokenizer("some/tokenizer"), home()
+    ).training_data(1.0)
+    written, given = (
+        adapt.model_dump(),
+        asdict(adaptation.adaptation_settings(adapt, training_data, zero=None)),
+    )
     shared = written.keys() & given.keys()
     assert len(shared) == 7
     assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
@@ -282,7 +287,7 @@ def key_of(variant: Variant, *overrides: str, base: str = "two-teachers") -> Key
     recipe = load(f"{base}.yaml", overrides)
     teachers = {teacher.name: "some/model" for teacher in recipe.teachers}
     own = load_tokenizer("some/tokenizer")
-    return Assignment(recipe, variant, 1, teachers, own, home()).key()
+    return StudentJob(recipe, variant, 1, teachers, own, home()).key()
 
 
 NANO = "{" + ", ".join(f"{name}: {value}" for name, value in PRESETS["stlm-nano"].items()) + "}"
@@ -337,8 +342,8 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
     own, other = load_tokenizer("some/tokenizer"), load_tokenizer("some/tokenizer")
     other.pad_token = None
     models = {"a": "some/model", "b": "some/model"}
-    workshop = home()
-    trained = [Assignment(recipe, "student", 1, models, t, workshop).key() for t in (own, other)]
+    context = home()
+    trained = [StudentJob(recipe, "student", 1, models, t, context).key() for t in (own, other)]
     adapted = [adaptation.adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
     assert trained[0] != trained[1]
     assert adapted[0] != adapted[1]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from stlm_kd import distributed
-from stlm_kd.distributed import first_process_runs
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.distributed import on_main_process
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.tracking import read_metrics
 from stlm_kd.training import FitSettings
 from stlm_kd.training.backends import deepspeed_setup
@@ -287,13 +287,17 @@ def test_processes_that_cannot_meet_are_told_what_is_missing(monkeypatch: pytest
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(EnvironmentFault, match=r"2 processes .* RANK, LOCAL_RANK, MASTER_ADDR is not set"):
-        first_process_runs(lambda: 1)
+    with pytest.raises(
+        MissingResourceError, match=r"2 processes .* RANK, LOCAL_RANK, MASTER_ADDR is not set"
+    ):
+        on_main_process(lambda: 1)
 
 
 def test_without_deepspeed_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
-    with pytest.raises(EnvironmentFault, match=r"zero: DeepSpeed cannot be imported .* install deepspeed"):
+    with pytest.raises(
+        MissingResourceError, match=r"zero: DeepSpeed cannot be imported .* install deepspeed"
+    ):
         pico_fit(PicoStep(), tmp_path, FitSettings(steps=1, learning_rate=1e-2, zero=1))
     assert pico_fit(PicoStep(), tmp_path, FitSettings(steps=1, learning_rate=1e-2)).steps == 1
 
@@ -320,10 +324,10 @@ def test_what_the_environment_asks_of_deepspeed_changes_nothing(
 
 def test_a_deepspeed_that_trains_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deepspeed_setup.metadata, "version", lambda name: "0.18.2")
-    with pytest.raises(EnvironmentFault, match=r"deepspeed 0\.18\.2 found, expected 0\.19\.8 or newer"):
+    with pytest.raises(MissingResourceError, match=r"deepspeed 0\.18\.2 found, expected 0\.19\.8 or newer"):
         deepspeed_setup._import_deepspeed(torch.device("cpu"))
 
 
 def test_a_process_without_a_gpu_of_its_own_is_refused() -> None:
-    with pytest.raises(EnvironmentFault, match="process 1 of this node has no GPU, of which there are 1"):
+    with pytest.raises(MissingResourceError, match="process 1 of this node has no GPU, of which there are 1"):
         distributed._take_device(1, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stlm_kd.training import FitSettings, PacedRows
+from stlm_kd.training import FitSettings, RowScale
 from stlm_kd.training.optimizer import learning_rate
 from tests.engine_pico import VOCABULARY, PicoBatches, PicoStep, pico_fit
 
@@ -19,7 +19,7 @@ DECAYS = {"embedding.weight": 0.5, "head.weight": 0.5, "head.bias": 0.0, "norm.w
 
 
 def paced(pace: float, *weights: str) -> FitSettings:
-    return replace(PLAN, paced=tuple(PacedRows(weight, OLD, pace) for weight in weights))
+    return replace(PLAN, paced=tuple(RowScale(weight, OLD, pace) for weight in weights))
 
 
 def trained_in_parts(*, tied: bool, pace: float) -> dict[str, Tensor]:

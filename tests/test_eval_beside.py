@@ -11,9 +11,9 @@ import torch
 
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.eval.interchange.config import Asked
-from stlm_kd.eval.interchange.pairs import exchanges_of
-from stlm_kd.eval.interchange.suite import JUDGED, Taught, beside_teachers
+from stlm_kd.eval.interchange.config import PairConfig
+from stlm_kd.eval.interchange.pairs import draw_pairs
+from stlm_kd.eval.interchange.suite import JUDGED, AlignedTeacher, score_beside_teachers
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.layer_alignment import Alignment
 from tests.classes import BERT, LABELS
@@ -120,19 +120,19 @@ def test_classifiers_are_compared_example_by_example() -> None:
         for layers in (2, 4)
     )  # fmt: skip
     alignment: Alignment = {0: (0, 1), 1: (2, 3)}
-    asked = Asked(rows=12, seed=3)
-    result = beside_teachers(
+    asked = PairConfig(rows=12, seed=3)
+    result = score_beside_teachers(
         student,
         tokenizer,
         examples,
-        {"t": Taught(teacher, alignment)},
+        {"t": AlignedTeacher(teacher, alignment)},
         alignment=None,
         asked=asked,
         context=32,
     )
     same, changed, effects = [], [], []
     ids: list[str] = []
-    for one in exchanges_of(examples, tokenizer, asked, context=32, task=None):
+    for one in draw_pairs(examples, tokenizer, asked, context=32, task=None):
         ids += [examples.ids[number] for number in one.batch.example_ids.tolist()]
         for layer, theirs in alignment.items():
             plan = one.at(layer, theirs, torch.device("cpu"))

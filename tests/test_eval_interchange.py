@@ -21,7 +21,7 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.interchange import metrics
 from stlm_kd.eval.interchange.metrics import ALL, Exchange, Interchange, draw_exchanges, measure
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
-from stlm_kd.interventions import Supplies
+from stlm_kd.interventions import SourceInputs
 from stlm_kd.interventions.plan import OwnStates, Tokens
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.layer_alignment import Alignment
@@ -217,7 +217,7 @@ def test_a_student_trained_by_interventions_alone_agrees_more() -> None:
     step = StepModule(student, [term], teachers={"t": LiveTeacher(teacher, few, name="t")})
     held_out = draw_exchanges(
         [packed_batch([[8]] * 8, length=8, vocabulary=few, seed=5000 + index) for index in range(16)],
-        source="other-example", positions="consecutive", supplies=Supplies(), causal=True,
+        source="other-example", positions="consecutive", supplies=SourceInputs(), causal=True,
     )  # fmt: skip
 
     def accuracy() -> float:

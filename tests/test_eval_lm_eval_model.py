@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import document_ends
-from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.harness.adapter import DocumentLM
 from stlm_kd.eval.language_modeling.perplexity import measure
@@ -156,5 +156,5 @@ def test_generation_reads_prompts_from_the_start_token_or_refuses_the_version(
     asked = [request("the cat", {"until": ["."], "max_gen_toks": 4})]
     assert len(wrapped.generate_until(asked, disable_tqdm=True)) == 1
     monkeypatch.setattr(HFLM, "generate_until", lambda self, requests, disable_tqdm: ["text"])
-    with pytest.raises(EnvironmentFault, match="generation no longer encodes prompts"):
+    with pytest.raises(MissingResourceError, match="generation no longer encodes prompts"):
         wrapped.generate_until(asked)

@@ -15,7 +15,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks.hellaswag.utils import preprocess
 
-from stlm_kd.errors import DataError, EnvironmentFault, UsageError
+from stlm_kd.errors import DataError, MissingResourceError, UsageError
 from stlm_kd.eval.harness import local_rows, task_data
 
 BUILTIN = Path(lm_eval.tasks.__file__).parent
@@ -233,10 +233,10 @@ def test_offline_the_local_files_are_taken_and_online_the_hub(
 def test_what_is_nowhere_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.delenv("STLM_KD_DATA", raising=False)
-    with pytest.raises(EnvironmentFault, match="STLM_KD_DATA is not set; go online once, or set"):
+    with pytest.raises(MissingResourceError, match="STLM_KD_DATA is not set; go online once, or set"):
         task_data.build(["blimp"], source="auto", num_fewshot=None)
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
-    with pytest.raises(EnvironmentFault, match="has no lm_eval/blimp"):
+    with pytest.raises(MissingResourceError, match="has no lm_eval/blimp"):
         task_data.build(["blimp"], source="local", num_fewshot=None)
 
 
@@ -244,7 +244,7 @@ def test_the_builtin_task_offline_and_not_cached_is_a_missing_download(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(EnvironmentFault, match="arc_easy: its rows could not be read"):
+    with pytest.raises(MissingResourceError, match="arc_easy: its rows could not be read"):
         task_data.build(["arc_easy"], source="builtin", num_fewshot=None)
 
 
@@ -275,7 +275,7 @@ def test_the_builtin_task_reads_the_cache_of_the_hub(
 
 def test_few_shot_examples_that_the_local_files_lack_are_refused(data: Path) -> None:
     with pytest.raises(
-        EnvironmentFault, match="winogrande: its few-shot examples come from the training split"
+        MissingResourceError, match="winogrande: its few-shot examples come from the training split"
     ):
         task_data.build(["winogrande"], source="local", num_fewshot=5)
 
@@ -336,7 +336,9 @@ def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(
             trust_remote_code=False,
         )
 
-    with pytest.raises(EnvironmentFault, match=r"blimp_wh_island: .* has no lm_eval/blimp; go online once"):
+    with pytest.raises(
+        MissingResourceError, match=r"blimp_wh_island: .* has no lm_eval/blimp; go online once"
+    ):
         scored()
     (tmp_path / "lm_eval" / "blimp").mkdir(parents=True)
     (tmp_path / "lm_eval" / "blimp" / "blimp_all.jsonl.gz").write_bytes(gzip.compress(b'{"UID": "other"}\n'))

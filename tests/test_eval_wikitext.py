@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.data.sources import hub
-from stlm_kd.errors import EnvironmentFault, RecipeError, UsageError
+from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
 from stlm_kd.eval import SUITES, identity
 from stlm_kd.eval.language_modeling import wikitext
 from stlm_kd.pipeline.evaluate import evaluate
@@ -64,7 +64,7 @@ def test_a_kept_perplexity_is_of_the_bytes_of_wikitext(local: Path) -> None:
 def test_where_wikitext_may_lie_is_told_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     with pytest.raises(
-        EnvironmentFault, match=r"wikitext: no test.txt\[.gz\] .*lm/wikitext-2-raw.*Salesforce"
+        MissingResourceError, match=r"wikitext: no test.txt\[.gz\] .*lm/wikitext-2-raw.*Salesforce"
     ):
         wikitext.articles()
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stlm_kd.distillation.hidden_terms import Projections, TermProjections, map_term_sum, state_term_sum
+from stlm_kd.distillation.hidden_terms import Projections, TermProjections, attention_loss, hidden_state_loss
 from stlm_kd.errors import ModelError
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.layer_alignment import Site
-from stlm_kd.models.outputs import Observed
+from stlm_kd.models.outputs import ModelOutputs
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "features.safetensors")
 PAIRS: tuple[tuple[Site, Site], ...] = ((0, 2), ("last", "last"))
@@ -32,16 +32,16 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def with_states(side: int, width: int, *, seed: int = 0) -> Observed:
+def with_states(side: int, width: int, *, seed: int = 0) -> ModelOutputs:
     sites = [pair[side] for pair in PAIRS]
-    return Observed(states={site: draw(B, T, width, seed=seed + 10 * i) for i, site in enumerate(sites)})
+    return ModelOutputs(states={site: draw(B, T, width, seed=seed + 10 * i) for i, site in enumerate(sites)})
 
 
-def with_maps(side: int, heads: int, *, seed: int = 0) -> Observed:
+def with_maps(side: int, heads: int, *, seed: int = 0) -> ModelOutputs:
     forbidden = torch.ones(T, T, dtype=torch.bool).triu(1)
     scores = [draw(B, heads, T, T, seed=seed + 10 * i) for i in range(2)]
     maps = [s.masked_fill(forbidden, float("-inf")).log_softmax(-1) for s in scores]
-    return Observed(maps={pair[side]: m for pair, m in zip(LAYER_PAIRS, maps, strict=True)})
+    return ModelOutputs(maps={pair[side]: m for pair, m in zip(LAYER_PAIRS, maps, strict=True)})
 
 
 def mask_of(seed: int = 0) -> Tensor:
@@ -64,7 +64,7 @@ def test_a_term_on_states_is_the_sum_over_positions_of_the_mean_over_pairs(loss:
             linear = by_pair["layer0_to_layer2" if mine == 0 else "last_to_last"]
             projected = linear.weight @ student.states[mine][b, t] + linear.bias
             expected += STATE_LOSSES[loss](projected[None], teacher.states[theirs][b, t][None])[0] / 2
-    found = state_term_sum(loss, PAIRS, student, teacher, mask_BT, by_pair)
+    found = hidden_state_loss(loss, PAIRS, student, teacher, mask_BT, by_pair)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
@@ -84,7 +84,7 @@ def test_a_term_on_maps_is_the_sum_over_queries_of_the_mean_over_heads_and_pairs
                     m.exp().mean(0, keepdim=True).log() for m in (student_HK, teacher_HK)
                 )
             expected += MAP_LOSSES[loss](student_HK, teacher_HK).mean() / 2
-    found = map_term_sum(loss, LAYER_PAIRS, student, teacher, mask_BT)
+    found = attention_loss(loss, LAYER_PAIRS, student, teacher, mask_BT)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
@@ -92,42 +92,42 @@ def test_a_term_on_maps_is_the_sum_over_queries_of_the_mean_over_heads_and_pairs
 def test_attention_terms_have_the_reference_values(which: str, layer: int) -> None:
     mask_BT = GOLDEN["mask"].bool()
     student, teacher = (
-        Observed(maps={0: GOLDEN[f"{who}_attentions"][layer].log()}) for who in ("student", "teacher")
+        ModelOutputs(maps={0: GOLDEN[f"{who}_attentions"][layer].log()}) for who in ("student", "teacher")
     )
-    found = map_term_sum("attention_cross_entropy", [(0, 0)], student, teacher, mask_BT) / mask_BT.sum()
+    found = attention_loss("attention_cross_entropy", [(0, 0)], student, teacher, mask_BT) / mask_BT.sum()
     expected = GOLDEN[f"attention_ce.{which}.mean_over_heads_and_valid_queries"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     one_more = replace(student, maps={0: torch.cat([student.maps[0], student.maps[0]], dim=1)})
-    averaged = map_term_sum("attention_cross_entropy", [(0, 0)], one_more, teacher, mask_BT) / mask_BT.sum()
+    averaged = attention_loss("attention_cross_entropy", [(0, 0)], one_more, teacher, mask_BT) / mask_BT.sum()
     expected = GOLDEN[f"attention_ce.{which}.heads_averaged.mean_over_valid_queries"]
     torch.testing.assert_close(averaged, expected, rtol=0, atol=1e-10)
 
 
 def test_a_hint_term_has_the_reference_value() -> None:
     mask_BT = GOLDEN["mask"].bool()
-    student, teacher = (Observed(states={0: GOLDEN[f"{who}_hidden"]}) for who in ("student", "teacher"))
+    student, teacher = (ModelOutputs(states={0: GOLDEN[f"{who}_hidden"]}) for who in ("student", "teacher"))
     made = TermProjections([(0, 0)], 6, 10, term="hint", seed=0).double()
     made["layer0_to_layer0"].load_state_dict({"weight": GOLDEN["proj_weight"], "bias": GOLDEN["proj_bias"]})
-    found = state_term_sum("hint", [(0, 0)], student, teacher, mask_BT, made) / mask_BT.sum()
+    found = hidden_state_loss("hint", [(0, 0)], student, teacher, mask_BT, made) / mask_BT.sum()
     torch.testing.assert_close(found, GOLDEN["hint_mse.mean_masked_elements"], rtol=0, atol=1e-10)
 
 
-def tensors_of(observed: Observed) -> Iterator[Tensor]:
+def tensors_of(observed: ModelOutputs) -> Iterator[Tensor]:
     yield from observed.states.values()
     yield from observed.maps.values()
 
 
-def needing_gradients(observed: Observed) -> Observed:
-    return Observed(
+def needing_gradients(observed: ModelOutputs) -> ModelOutputs:
+    return ModelOutputs(
         states={site: state.clone().requires_grad_() for site, state in observed.states.items()},
         maps={layer: m.clone().requires_grad_() for layer, m in observed.maps.items()},
     )
 
 
-def spoilt(observed: Observed, mask_BT: Tensor, value: float) -> Observed:
+def spoilt(observed: ModelOutputs, mask_BT: Tensor, value: float) -> ModelOutputs:
     """With another value at every position outside the mask."""
     outside = ~mask_BT
-    return Observed(
+    return ModelOutputs(
         states={site: s.masked_fill(outside[:, :, None], value) for site, s in observed.states.items()},
         maps={layer: m.masked_fill(outside[:, None, :, None], value) for layer, m in observed.maps.items()},
     )
@@ -160,10 +160,12 @@ def test_positions_outside_the_mask_have_no_influence_on_value_or_gradient(
     assert all(result.isfinite().all() for result in results[1])
 
 
-def term_sum(loss: str, mine: Observed, theirs: Observed, mask_BT: Tensor, made: TermProjections) -> Tensor:
+def term_sum(
+    loss: str, mine: ModelOutputs, theirs: ModelOutputs, mask_BT: Tensor, made: TermProjections
+) -> Tensor:
     if loss in MAP_LOSSES:
-        return map_term_sum(loss, LAYER_PAIRS, mine, theirs, mask_BT)
-    return state_term_sum(loss, PAIRS, mine, theirs, mask_BT, made)
+        return attention_loss(loss, LAYER_PAIRS, mine, theirs, mask_BT)
+    return hidden_state_loss(loss, PAIRS, mine, theirs, mask_BT, made)
 
 
 @pytest.mark.parametrize("loss", [*STATE_LOSSES, *MAP_LOSSES])
@@ -183,8 +185,8 @@ def test_any_split_of_the_rows_has_the_same_sum(loss: str, cuts: set[int], seed:
     torch.testing.assert_close(torch.stack(parts).sum(), whole, rtol=1e-12, atol=1e-14)
 
 
-def rows_of(observed: Observed, rows: slice) -> Observed:
-    return Observed(
+def rows_of(observed: ModelOutputs, rows: slice) -> ModelOutputs:
+    return ModelOutputs(
         states={site: state[rows] for site, state in observed.states.items()},
         maps={layer: m[rows] for layer, m in observed.maps.items()},
     )
@@ -195,11 +197,11 @@ def test_the_gradient_through_averaged_heads_is_that_of_finite_differences(loss:
     forbidden = torch.ones(3, 3, dtype=torch.bool).triu(1)
 
     def of_scores(scores: Tensor) -> Tensor:
-        mine = Observed(maps={0: scores.masked_fill(forbidden, float("-inf")).log_softmax(-1)})
-        theirs = Observed(
+        mine = ModelOutputs(maps={0: scores.masked_fill(forbidden, float("-inf")).log_softmax(-1)})
+        theirs = ModelOutputs(
             maps={0: draw(1, 1, 3, 3, seed=4).masked_fill(forbidden, float("-inf")).log_softmax(-1)}
         )
-        return map_term_sum(loss, [(0, 0)], mine, theirs, torch.ones(1, 3, dtype=torch.bool))
+        return attention_loss(loss, [(0, 0)], mine, theirs, torch.ones(1, 3, dtype=torch.bool))
 
     assert torch.autograd.gradcheck(of_scores, draw(1, 2, 3, 3, seed=3).requires_grad_())
 
@@ -282,12 +284,12 @@ class Step(nn.Module):
 
     def forward(self, mask_BT: Tensor, resting: frozenset[str]) -> Tensor:
         given, teacher = with_states(0, 4), with_states(1, 6, seed=5)
-        student = Observed(states={site: self.student(state) for site, state in given.states.items()})
+        student = ModelOutputs(states={site: self.student(state) for site, state in given.states.items()})
         total = torch.tensor(0.0).double() + self.projections.nothing(resting)
         for term in ("hint", "cosine.big-2.1"):
             if term not in resting:
                 made = self.projections.of(term)
-                total = total + state_term_sum("hint", PAIRS, student, teacher, mask_BT, made)
+                total = total + hidden_state_loss("hint", PAIRS, student, teacher, mask_BT, made)
         return total
 
 
@@ -323,10 +325,10 @@ def test_states_and_projections_of_different_types_meet() -> None:
     """A student in half precision whose projections are not, and under autocast."""
     student, teacher = with_states(0, 4), with_states(1, 6, seed=5)
     made, mask_BT = projections(4, 6).float(), mask_of()
-    exact = state_term_sum("hint", PAIRS, student, teacher, mask_BT, made)
-    half = Observed(states={site: state.bfloat16() for site, state in student.states.items()})
-    found = state_term_sum("hint", PAIRS, half, teacher, mask_BT, made)
+    exact = hidden_state_loss("hint", PAIRS, student, teacher, mask_BT, made)
+    half = ModelOutputs(states={site: state.bfloat16() for site, state in student.states.items()})
+    found = hidden_state_loss("hint", PAIRS, half, teacher, mask_BT, made)
     torch.testing.assert_close(found, exact, rtol=0.02, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = state_term_sum("hint", PAIRS, half, teacher, mask_BT, made)
+        found = hidden_state_loss("hint", PAIRS, half, teacher, mask_BT, made)
     torch.testing.assert_close(found, exact, rtol=0.02, atol=0)

@@ -24,13 +24,13 @@ from stlm_kd.comparison.metrics import metrics_of, values
 from stlm_kd.data.labelled.batches import ExampleBatch, ExampleStream
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import DataError, EnvironmentFault, ModelError, Preempted, UsageError
+from stlm_kd.errors import DataError, MissingResourceError, ModelError, Preempted, UsageError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.fine_tuning import glue
-from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.models.heads.classifiers import classifier_from_fields, head_place
 from stlm_kd.models.load import save_model
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.evaluate import evaluate
 from stlm_kd.pipeline.stages import fine_tune
 from stlm_kd.pipeline.stages.fine_tune import checked_subjects, tuned_scores
@@ -81,7 +81,7 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scored(world: Path, output_dir: Path, model: str = "bert", **options: Any) -> list[SuiteResult]:
-    return tuned_scores("glue", {**QUICK, **options}, str(world / model), Workshop(output_dir))
+    return tuned_scores("glue", {**QUICK, **options}, str(world / model), RunContext(output_dir))
 
 
 def predictions(results: Sequence[SuiteResult]) -> list[Any]:
@@ -187,9 +187,9 @@ def test_a_decoder_gets_a_head_on_its_last_token_and_says_so(world: Path, tmp_pa
 
 
 def test_the_studies_settings() -> None:
-    def settings(**options: Any) -> dict[str, Tuning]:
+    def settings(**options: Any) -> dict[str, FineTuneJob]:
         found = SUITES["glue"](**options)
-        return {one.task: one for one in found if isinstance(one, Tuning)}
+        return {one.task: one for one in found if isinstance(one, FineTuneJob)}
 
     study = settings()
     assert {task: one.settings.epochs for task, one in study.items()} == {
@@ -255,7 +255,7 @@ def test_what_is_missing_is_told_of_all_tasks_at_once(
     for split, name in (("train", "train_subset"), ("validation", "validation")):
         (data / "qnli" / f"{name}.jsonl").symlink_to(world / "data" / "glue" / "qnli" / f"{split}.jsonl")
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
-    with pytest.raises(EnvironmentFault) as fault:
+    with pytest.raises(MissingResourceError) as fault:
         checked_subjects("glue", {"tasks": ["cola", "qqp", "mnli", "qnli"], "source": "local"})
     first, second = str(fault.value).splitlines()
     assert first == "glue: data of 1 of 4 tasks is missing; without them: tasks: [cola, qqp, qnli]"
@@ -327,7 +327,7 @@ tracking: []
 """
     (tmp_path / "own.yaml").write_text(recipe, encoding="utf-8")
     loaded = load(str(tmp_path / "own.yaml"))
-    results = kept_scores(loaded, str(world / "llama"), Workshop(tmp_path))
+    results = kept_scores(loaded, str(world / "llama"), RunContext(tmp_path))
     row = Row("own", "student", 1, 1, 1, (1,), (tuple(results),))
     for metric in metrics_of([row]):
         found = [

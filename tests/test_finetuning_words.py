@@ -26,7 +26,7 @@ from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.fine_tuning import conll2003, squad
 from stlm_kd.eval.fine_tuning.entities import (
@@ -40,7 +40,7 @@ from stlm_kd.eval.fine_tuning.entities import (
 from stlm_kd.losses import LABELS
 from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
 from stlm_kd.models.load import save_model
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.fine_tune import checked_subjects, tuned_scores
 
 SHAPE: dict[str, Any] = {
@@ -87,7 +87,7 @@ def write_data(folder: Path) -> None:
 def scored(world: Path, suite: str, output_dir: Path, model: str = "bert", **options: Any) -> SuiteResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STLM_KD_DATA", str(world / "data"))
-        (result,) = tuned_scores(suite, {**QUICK, **options}, str(world / model), Workshop(output_dir))
+        (result,) = tuned_scores(suite, {**QUICK, **options}, str(world / model), RunContext(output_dir))
     return result
 
 
@@ -288,7 +288,7 @@ def test_where_missing_data_may_lie_is_told(
 ) -> None:
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     with pytest.raises(
-        EnvironmentFault, match=rf"{suite}: data of 1 of 1 tasks is missing\n  .*no train\.jsonl"
+        MissingResourceError, match=rf"{suite}: data of 1 of 1 tasks is missing\n  .*no train\.jsonl"
     ):
         checked_subjects(suite, {"source": "local"})
 

@@ -15,7 +15,7 @@ from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import ExampleBatch, on_cpu
 from stlm_kd.data.labelled.encoding import Encoded
 from stlm_kd.errors import DataError
-from stlm_kd.interventions import Lexicon, Places, Plan, Supplies, draw_plan
+from stlm_kd.interventions import Plan, Positions, SourceInputs, WordTokens, draw_plan
 from stlm_kd.interventions.plan import Noise, OtherStates, OwnStates, Tokens
 from stlm_kd.interventions.planning import layer_at
 from stlm_kd.interventions.spec import Intervention
@@ -31,18 +31,22 @@ rows_of_documents = st.lists(
 
 
 def drawn(
-    intervention: Intervention, batch: Batch | ExampleBatch, *, index: int = 0, given: Supplies | None = None
+    intervention: Intervention,
+    batch: Batch | ExampleBatch,
+    *,
+    index: int = 0,
+    given: SourceInputs | None = None,
 ) -> Plan:
     return draw_plan(intervention, batch, given or supplies(), index=index, steps=10, causal=False)
 
 
-def spans(places: Places, batch: Batch) -> Counter[tuple[int, int]]:
+def spans(places: Positions, batch: Batch) -> Counter[tuple[int, int]]:
     """How many places there are in each document."""
     documents = batch.document_ids[places.rows, places.positions].tolist()
     return Counter(zip(places.rows.tolist(), documents, strict=True))
 
 
-def source_of(plan: Plan, batch: Batch) -> tuple[Places, Batch] | None:
+def source_of(plan: Plan, batch: Batch) -> tuple[Positions, Batch] | None:
     if isinstance(plan.source, OwnStates):
         return plan.source.places, batch
     if isinstance(plan.source, OtherStates):
@@ -118,7 +122,7 @@ def test_a_batch_of_one_row_takes_its_source_from_the_training_text() -> None:
     assert isinstance(plan.source, OtherStates)
     assert plan.source.batch.example_ids.item() in range(10, 14)
     with pytest.raises(DataError, match="d: no other row to draw a source from"):
-        drawn(Intervention("d", LAYERS), batch, given=Supplies(0))
+        drawn(Intervention("d", LAYERS), batch, given=SourceInputs(0))
 
 
 def test_a_row_of_the_pool_is_never_its_own_source() -> None:
@@ -126,7 +130,9 @@ def test_a_row_of_the_pool_is_never_its_own_source() -> None:
     batch = part(pool.rows, slice(0, 1))
     options = {"pairing": "independent"}
     for index in range(20):
-        plan = drawn(Intervention("d", LAYERS, options=options), batch, index=index, given=Supplies(0, pool))
+        plan = drawn(
+            Intervention("d", LAYERS, options=options), batch, index=index, given=SourceInputs(0, pool)
+        )
         assert isinstance(plan.source, OtherStates)
         assert plan.source.batch.example_ids.tolist() == [1]
 
@@ -275,9 +281,9 @@ def test_a_source_in_context_differs_at_just_its_places() -> None:
 
 def test_random_tokens_are_never_special() -> None:
     batch = packed_batch([[16]] * 4, length=16)
-    lexicon = Lexicon(np.array([7, 8, 9]), {})
+    lexicon = WordTokens(np.array([7, 8, 9]), {})
     intervention = Intervention("d", LAYERS, source="in-context-random", fraction=1.0)
-    plan = drawn(intervention, batch, given=Supplies(0, None, lexicon))
+    plan = drawn(intervention, batch, given=SourceInputs(0, None, lexicon))
     assert isinstance(plan.source, OtherStates)
     assert set(plan.source.batch.input_ids.flatten().tolist()) == {7, 8, 9}
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.interventions.plan import OtherStates, OwnStates
-from stlm_kd.interventions.rerun import Rerun
+from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import Site
-from stlm_kd.models.outputs import Observed
+from stlm_kd.models.outputs import ModelOutputs
 from stlm_kd.models.partial_forward import Inputs
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
@@ -117,15 +117,15 @@ def test_the_gradient_goes_through_the_students_source(family: str, pairing: str
     case = case_of(family, family, "full", intervention)
     _, slopes = case.ours()
     _, expected = case.plainly()
-    read = Rerun._source_states
+    read = InterventionPass._source_states
 
     def detached(
-        self: Rerun, source: OwnStates | OtherStates, inputs: Inputs, base: Observed
+        self: InterventionPass, source: OwnStates | OtherStates, inputs: Inputs, base: ModelOutputs
     ) -> dict[Site, Tensor]:
         return {site: state.detach() for site, state in read(self, source, inputs, base).items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rerun, "_source_states", detached)
+        patch.setattr(InterventionPass, "_source_states", detached)
         _, without = case.ours()
     largest = max(float(slope.abs().max()) for slope in expected.values())
     apart = {

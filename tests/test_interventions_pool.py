@@ -8,7 +8,7 @@ import torch
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.batches import BatchStream, PackedRows
 from stlm_kd.data.masking import Masking
-from stlm_kd.interventions import Supplies, draw_plan
+from stlm_kd.interventions import SourceInputs, draw_plan
 from stlm_kd.interventions.example_pool import TextPool
 from stlm_kd.interventions.plan import OtherStates
 from stlm_kd.interventions.spec import Intervention
@@ -65,7 +65,7 @@ def test_every_other_row_becomes_a_source_sometimes() -> None:
     seen = set()
     for index in range(40):
         plan = draw_plan(
-            intervention, batch, Supplies(0, TextPool(parts)), index=index, steps=40, causal=True
+            intervention, batch, SourceInputs(0, TextPool(parts)), index=index, steps=40, causal=True
         )
         assert isinstance(plan.source, OtherStates)
         seen.add(plan.source.batch.example_ids.item())

@@ -14,8 +14,8 @@ import torch
 
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import EnvironmentFault, ModelError
-from stlm_kd.interventions import Lexicon, Supplies, draw_plan, wordnet
+from stlm_kd.errors import MissingResourceError, ModelError
+from stlm_kd.interventions import SourceInputs, WordTokens, draw_plan, wordnet
 from stlm_kd.interventions.plan import OtherStates
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.interventions.wordnet import Relation, check_relation, thesaurus, wordnet_identity
@@ -94,7 +94,7 @@ WORDS = [
     "car", "auto", "cars", "autos", "Car", "Auto", "wheel", "small", "big", "little", "walking", "hiking",
     "stopping", "unknown", "walk",
 ]  # fmt: skip
-LEXICON = Lexicon(np.arange(5, 40), dict(enumerate(WORDS, start=5)), frozenset({30}), "pico")
+LEXICON = WordTokens(np.arange(5, 40), dict(enumerate(WORDS, start=5)), frozenset({30}), "pico")
 IDS = {word: number for number, word in LEXICON.words.items()}
 
 
@@ -140,7 +140,7 @@ def sources(ids: list[int], source: str) -> list[list[int]]:
     batch = packed_batch([[len(ids)]], length=len(ids))
     batch = replace(batch, input_ids=torch.tensor([ids]))
     intervention = Intervention("d", {"t": {0: (0,)}}, source=source, fraction=1.0)
-    given = Supplies(0, None, LEXICON)
+    given = SourceInputs(0, None, LEXICON)
     found = []
     for index in range(30):
         plan = draw_plan(intervention, batch, given, index=index, steps=30, causal=True)
@@ -175,7 +175,7 @@ def test_holonyms_are_a_source() -> None:
 
 def test_a_vocabulary_without_a_related_word_is_refused() -> None:
     check_relation(LEXICON, "antonym")
-    poor = Lexicon(np.arange(5, 8), {5: "car", 6: "wheel"}, name="poor")
+    poor = WordTokens(np.arange(5, 8), {5: "car", 6: "wheel"}, name="poor")
     check_relation(poor, "meronym")
     with pytest.raises(
         ModelError, match="poor: no word of this vocabulary has another as antonym in WordNet"
@@ -187,7 +187,7 @@ def test_a_vocabulary_without_a_related_word_is_refused() -> None:
 def test_the_words_of_a_tokenizer_begin_words_and_are_letters(masked: bool) -> None:
     texts = list(sample_documents("train", size=20_000, seed=1))
     tokenizer = train_tokenizer(texts, size=400, masked=masked)
-    lexicon = Lexicon.of(read_vocabulary(tokenizer))
+    lexicon = WordTokens.of(read_vocabulary(tokenizer))
     special = set(tokenizer.all_special_ids)
     assert special and not special & set(lexicon.ids.tolist())
     assert set(lexicon.words) <= set(lexicon.ids.tolist())
@@ -238,10 +238,10 @@ def test_the_real_wordnet_knows_forms_of_words(monkeypatch: pytest.MonkeyPatch) 
     """Where NLTK finds one."""
     monkeypatch.undo()
     words = ["dog", "dogs", "hound", "hounds", "good", "evil", "car", "cars", "trunk", "tree"]
-    lexicon = Lexicon(np.arange(len(words)), dict(enumerate(words)))
+    lexicon = WordTokens(np.arange(len(words)), dict(enumerate(words)))
     try:
         known = {relation: thesaurus(lexicon, relation) for relation in wordnet.RELATIONS}
-    except EnvironmentFault as error:
+    except MissingResourceError as error:
         pytest.skip(str(error))
     assert words[known["synonym"].of(1)[0]] == "hounds"
     assert "evil" in {words[token] for token in known["antonym"].of(4)}

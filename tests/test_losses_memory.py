@@ -10,10 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from stlm_kd.distillation.logit_terms import projected_losses
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.distillation.token_table import Rows
-from stlm_kd.losses import LABELS, SLOPES, chunked
+from stlm_kd.distillation.token_table import TokenTable
+from stlm_kd.losses import GRADIENTS, LABELS, chunked
 from stlm_kd.models.forward import Head
-from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense
 
@@ -26,8 +26,8 @@ def peak_bytes(loss: str, teachers: int, method: Literal["chunked", "dense"], ho
     labels = torch.zeros(N, dtype=torch.int64)
     told = {f"{i}": Dense(torch.randn(N, D), Head(torch.randn(V, D), None), V) for i in range(teachers)}
     term = Term(loss, loss, teacher=None if loss == LABELS else COMBINED)
-    mixing = Mixing(Combination(how), tuple(told))
-    rows = Rows([term], mixing, labels, [torch.ones(N, dtype=torch.bool)], told, V)
+    mixing = TeacherMixture(Combination(how), tuple(told))
+    rows = TokenTable([term], mixing, labels, [torch.ones(N, dtype=torch.bool)], told, V)
     hidden, weight = torch.randn(N, D).requires_grad_(), torch.randn(V, D).requires_grad_()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         projected_losses(rows, hidden, Head(weight, None), [1.0], method=method)[0].backward()
@@ -47,7 +47,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "BLOCK_ELEMENTS", N // 128 * V)
 
 
-@pytest.mark.parametrize("loss", list(SLOPES))
+@pytest.mark.parametrize("loss", list(GRADIENTS))
 def test_chunks_never_hold_one_tensor_of_all_logits_and_dense_holds_several(loss: str) -> None:
     assert peak_bytes(loss, 1, "chunked") < 0.55 * ONE_LOGITS
     assert peak_bytes(loss, 1, "dense") > 3 * ONE_LOGITS

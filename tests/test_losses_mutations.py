@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stlm_kd.losses import SLOPES, Softened, forward_kl, jensen_shannon, reverse_kl, skew_forward_kl
+from stlm_kd.losses import GRADIENTS, TemperedLogits, forward_kl, jensen_shannon, reverse_kl, skew_forward_kl
 from tests.loss_checks import (
     check_blind_to_constants,
     check_formula,
@@ -89,7 +89,7 @@ def test_a_wrong_loss_is_noticed(mutant: str) -> None:
         MUTANTS[mutant]()
 
 
-@pytest.mark.parametrize("name", [name for name in SLOPES if "temperature" in SLOPES.options(name)])
+@pytest.mark.parametrize("name", [name for name in GRADIENTS if "temperature" in GRADIENTS.options(name)])
 def test_a_wrong_analytic_gradient_is_noticed(name: str) -> None:
     loss = {
         "forward_kl": forward_kl,
@@ -99,17 +99,19 @@ def test_a_wrong_analytic_gradient_is_noticed(name: str) -> None:
     }[name]
 
     def forgets_the_temperature(
-        student: Softened, teacher: Softened, /, *, temperature: float
+        student: TemperedLogits, teacher: TemperedLogits, /, *, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        values, slope = SLOPES[name](student, teacher, temperature=temperature)
+        values, slope = GRADIENTS[name](student, teacher, temperature=temperature)
         return values, slope * temperature
 
-    def points_away(student: Softened, teacher: Softened, /, *, temperature: float) -> tuple[Tensor, Tensor]:
-        values, slope = SLOPES[name](student, teacher, temperature=temperature)
+    def points_away(
+        student: TemperedLogits, teacher: TemperedLogits, /, *, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        values, slope = GRADIENTS[name](student, teacher, temperature=temperature)
         return values, -slope
 
     options = {"temperature": 2.0}
-    check_slope(loss, SLOPES[name], options, name)
+    check_slope(loss, GRADIENTS[name], options, name)
     for wrong in (forgets_the_temperature, points_away):
         with pytest.raises(AssertionError):
             check_slope(loss, wrong, options, name)

@@ -3,19 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stlm_kd.losses import LABELS, LOSSES, SLOPES, SPARSE_LOSSES, SPARSE_SLOPES, Softened
+from stlm_kd.losses import GRADIENTS, LABELS, LOSSES, SPARSE_LOSSES, SPARSE_SLOPES, TemperedLogits
 from tests.loss_checks import SLOPED, case_name, check_bf16, check_slope, logits, target_of
 
 sloped = pytest.mark.parametrize(("name", "options"), SLOPED, ids=case_name)
 taught = pytest.mark.parametrize(
     ("name", "options"), [case for case in SLOPED if case[0] != LABELS], ids=case_name
 )
-SOFTENED = [name for name in SLOPES if "temperature" in SLOPES.options(name)]
+SOFTENED = [name for name in GRADIENTS if "temperature" in GRADIENTS.options(name)]
 
 
-@pytest.mark.parametrize("name", list(SLOPES))
+@pytest.mark.parametrize("name", list(GRADIENTS))
 def test_an_analytic_gradient_has_the_options_of_its_loss(name: str) -> None:
-    assert SLOPES.options(name) == LOSSES.options(name)
+    assert GRADIENTS.options(name) == LOSSES.options(name)
 
 
 @pytest.mark.parametrize("name", list(SPARSE_LOSSES))
@@ -25,7 +25,7 @@ def test_a_loss_on_sparse_targets_has_the_options_of_the_loss(name: str) -> None
 
 @sloped
 def test_the_analytic_gradient_is_that_of_autograd(name: str, options: dict[str, object]) -> None:
-    check_slope(LOSSES[name], SLOPES[name], options, name)
+    check_slope(LOSSES[name], GRADIENTS[name], options, name)
 
 
 @taught
@@ -35,7 +35,7 @@ def test_so_it_is_where_the_teacher_rules_outcomes_out(
 ) -> None:
     teacher = logits(1, (6, 13))
     teacher[:, allowed:] = float("-inf")
-    check_slope(LOSSES[name], SLOPES[name], options, name, teacher)
+    check_slope(LOSSES[name], GRADIENTS[name], options, name, teacher)
 
 
 @pytest.mark.parametrize("name", SOFTENED)
@@ -46,21 +46,21 @@ def test_the_analytic_gradient_is_finite_at_extreme_temperatures(
 ) -> None:
     student, teacher = (10 * logits(seed).float() for seed in (0, 1))
     teacher[:, allowed:] = float("-inf")
-    values, slope = SLOPES[name](Softened(student), Softened(teacher), temperature=temperature)
+    values, slope = GRADIENTS[name](TemperedLogits(student), TemperedLogits(teacher), temperature=temperature)
     assert values.isfinite().all()
     assert slope.isfinite().all()
 
 
 @sloped
 def test_what_terms_share_is_not_written_to(name: str, options: dict[str, object]) -> None:
-    student, target = Softened(logits(0)), target_of(name, 1)
-    teacher = target if name == LABELS else Softened(target)
+    student, target = TemperedLogits(logits(0)), target_of(name, 1)
+    teacher = target if name == LABELS else TemperedLogits(target)
     temperature = options.get("temperature", 1.0)
     shared = [student.logits, student.log_probs(1.0), student.log_probs(temperature)]
-    if isinstance(teacher, Softened):
+    if isinstance(teacher, TemperedLogits):
         shared += [teacher.logits, teacher.log_probs(temperature)]
     before = [tensor.clone() for tensor in shared]
-    _, slope = SLOPES[name](student, teacher, **options)
+    _, slope = GRADIENTS[name](student, teacher, **options)
     slope.zero_()
     assert all(torch.equal(*pair) for pair in zip(shared, before, strict=True))
 
@@ -70,4 +70,4 @@ def test_what_terms_share_is_not_written_to(name: str, options: dict[str, object
 def test_analytic_gradients_from_bf16_logits_are_within_one_percent_of_float64(
     name: str, options: dict[str, object], noise: float
 ) -> None:
-    check_bf16(LOSSES[name], options, SLOPES[name], noise)
+    check_bf16(LOSSES[name], options, GRADIENTS[name], noise)

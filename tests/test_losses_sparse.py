@@ -7,13 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from stlm_kd.losses import SPARSE_LOSSES, SPARSE_SLOPES, Softened, Sparse, forward_kl, sparse_forward_kl
+from stlm_kd.losses import (
+    SPARSE_LOSSES,
+    SPARSE_SLOPES,
+    TemperedLogits,
+    TopKTail,
+    forward_kl,
+    sparse_forward_kl,
+)
 from tests.loss_checks import estimate, logits, slope_of
 
 OUTCOMES, HEAD = 6, 2
 
 
-def sampled(teacher: Tensor, temperature: float, draws: Tensor) -> Sparse:
+def sampled(teacher: Tensor, temperature: float, draws: Tensor) -> TopKTail:
     """The head of one token's distribution, once for each row of draws (S, M) of its outcomes."""
     log = (teacher / temperature).log_softmax(-1)
     top = log.topk(HEAD)
@@ -21,7 +28,7 @@ def sampled(teacher: Tensor, temperature: float, draws: Tensor) -> Sparse:
     tail = torch.log1p(-top.values.exp().sum())
     entropy = -(log.exp() * log).sum()
     every = len(draws)
-    return Sparse(
+    return TopKTail(
         ids, top.values.expand(every, -1), tail.expand(every), entropy.expand(every), temperature, OUTCOMES
     )
 
@@ -68,7 +75,7 @@ def test_the_analytic_gradient_is_that_of_autograd(name: str, options: dict[str,
     draws, _ = all_draws(teacher, 2.0, 2)
     target, student = sampled(teacher, 2.0, draws), logits(0, (len(draws), OUTCOMES))
     options = {"temperature": 2.0, **options}
-    values, slope = SPARSE_SLOPES[name](Softened(student.clone()), target, **options)
+    values, slope = SPARSE_SLOPES[name](TemperedLogits(student.clone()), target, **options)
     assert torch.allclose(values, SPARSE_LOSSES[name](student, target, **options), atol=1e-12)
     assert torch.allclose(slope, slope_of(SPARSE_LOSSES[name], student, target, options), atol=1e-12)
     leaf = student.clone().requires_grad_()
@@ -103,6 +110,6 @@ def test_half_precision_and_chosen_tokens_keep_their_distributions() -> None:
     assert chosen.label_log_probs is None
     labelled = replace(target, label_log_probs=-torch.arange(len(target.ids)))
     assert labelled.rows(torch.tensor([3, 1])).label_log_probs.tolist() == [-3, -1]
-    half = Sparse(chosen.ids, chosen.log_probs.half(), chosen.tail.half(), chosen.entropy, 1.0, OUTCOMES)
+    half = TopKTail(chosen.ids, chosen.log_probs.half(), chosen.tail.half(), chosen.entropy, 1.0, OUTCOMES)
     assert half.masses().dtype == torch.float32
     assert torch.allclose(half.masses().double(), chosen.masses(), rtol=1e-2)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
-from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.architectures.mobillama import MobiLlamaConfig, MobiLlamaForCausalLM
 from stlm_kd.models.load import count_parameters, load_config, load_language_model, save_model
 from stlm_kd.training.weights import load_model_tensors, model_tensors
@@ -252,7 +252,7 @@ def test_a_configuration_whose_weights_are_not_there_says_no_more_than_it_can(sn
     write_original(snapshot, pico_model("mobillama", layers=LAYERS))
     (snapshot / "model.safetensors").unlink()
     assert load_config("somebody/mobillama").model_type == "llama"
-    with pytest.raises(EnvironmentFault, match="somebody/mobillama"):
+    with pytest.raises(MissingResourceError, match="somebody/mobillama"):
         load_language_model("somebody/mobillama", "clm")
 
 

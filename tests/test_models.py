@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.load import count_parameters, load_language_model, save_model
 from stlm_kd.models.presets import PRESETS
@@ -161,10 +161,10 @@ def test_a_saved_model_is_loaded_by_plain_transformers(
 
 
 def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="neither a folder nor in the Hub's cache"):
+    with pytest.raises(MissingResourceError, match="neither a folder nor in the Hub's cache"):
         load_language_model("nobody/nothing-of-that-name", "clm")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EnvironmentFault, match=r"without config\.json"):
+    with pytest.raises(MissingResourceError, match=r"without config\.json"):
         load_language_model(str(tmp_path / "empty"), "clm")
 
 
@@ -177,7 +177,7 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(EnvironmentFault, match="only safetensors"):
+    with pytest.raises(MissingResourceError, match="only safetensors"):
         load_language_model(str(folder), "clm")
 
 

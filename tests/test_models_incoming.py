@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.checkpoints.generation_config import mend_generation_config
 from stlm_kd.models.load import load_language_model, save_model
 from stlm_kd.models.vocabulary import replace_vocabulary
@@ -247,5 +247,5 @@ def test_a_package_that_trusted_code_lacks_is_named(
     if part is None:
         load_language_model(str(folder), "clm", trust_remote_code=True)
         return
-    with pytest.raises(EnvironmentFault, match="surely_not_installed"):
+    with pytest.raises(MissingResourceError, match="surely_not_installed"):
         load_language_model(str(folder), "clm", trust_remote_code=True)

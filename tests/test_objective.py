@@ -14,16 +14,16 @@ from torch.nn import functional
 
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.distillation.hidden_terms import Projections
-from stlm_kd.distillation.objective import Sides, reduce_terms
+from stlm_kd.distillation.objective import ForwardOutputs, reduce_terms
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses import chunked, forward_kl
 from stlm_kd.models.forward import Head, head_of, last_hidden
-from stlm_kd.models.outputs import Needs, Observed
-from stlm_kd.teachers.combination import Mixing
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec
+from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
-from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher, TeacherOutput
 from stlm_kd.teachers.targets import Dense
 from tests.pico import packed_batch, part, pico_model
@@ -43,7 +43,7 @@ def teachers(seed: int = 5) -> dict[str, LiveTeacher]:
     }
 
 
-HEAD = Needs(head_input=True)
+HEAD = OutputSpec(head_input=True)
 
 
 def dense_of(teacher: Teacher, batch: Batch) -> Dense:
@@ -53,9 +53,9 @@ def dense_of(teacher: Teacher, batch: Batch) -> Dense:
     return found
 
 
-def alone(hidden: torch.Tensor, head: Head) -> Sides:
+def alone(hidden: torch.Tensor, head: Head) -> ForwardOutputs:
     """A student without teachers."""
-    return Sides(Observed(hidden), head, {}, Projections())
+    return ForwardOutputs(ModelOutputs(hidden), head, {}, Projections())
 
 
 def teachers_in_float32() -> dict[str, LiveTeacher]:
@@ -223,7 +223,7 @@ def test_padded_rows_of_a_teachers_head_take_no_probability() -> None:
 
 def test_a_remembering_teacher_answers_as_the_live_one_in_any_order() -> None:
     live = LiveTeacher(pico_model("llama"), 61)
-    remembering = RememberingTeacher(
+    remembering = PrecomputedTeacher(
         live, [part(BATCH, slice(2, 4)), part(BATCH, slice(0, 2))], rows=4, needs=HEAD
     )
     shuffled = type(BATCH)(*(getattr(BATCH, n)[[3, 0, 2, 1]] for n in TENSORS))
@@ -236,7 +236,7 @@ def test_a_remembering_teacher_holds_its_states_once_while_it_learns_them() -> N
     live = LiveTeacher(pico_model("llama"), 61)
     answers: list[weakref.ref[torch.Tensor]] = []
 
-    def noted(batch: Batch, needs: Needs) -> TeacherOutput:
+    def noted(batch: Batch, needs: OutputSpec) -> TeacherOutput:
         answer = live(batch, needs)
         answers.append(weakref.ref(answer.observed.head_input))
         return answer
@@ -247,7 +247,7 @@ def test_a_remembering_teacher_holds_its_states_once_while_it_learns_them() -> N
             assert sum(answer() is not None for answer in answers) <= 1
             yield part(BATCH, slice(row, row + 1))
 
-    RememberingTeacher(noted, batches(), rows=4, needs=HEAD)  # type: ignore[arg-type]  # answers as a teacher does
+    PrecomputedTeacher(noted, batches(), rows=4, needs=HEAD)  # type: ignore[arg-type]  # answers as a teacher does
     assert len(answers) == 4
 
 
@@ -279,7 +279,9 @@ def test_a_gradient_of_the_gradient_fails_instead_of_being_left_out() -> None:
     head = Head(torch.randn(61, 16, requires_grad=True), None)
     terms = [Term("labels", "labels")]
     batch = packed_batch([[12]], length=12)
-    loss = reduce_terms(terms, Mixing(Combination(), ()), batch, alone(hidden, head), {"labels": 1.0}).loss
+    loss = reduce_terms(
+        terms, TeacherMixture(Combination(), ()), batch, alone(hidden, head), {"labels": 1.0}
+    ).loss
     with pytest.raises(RuntimeError, match="create_graph"):
         torch.autograd.grad(loss, hidden, create_graph=True)
 
@@ -290,8 +292,8 @@ def test_a_term_of_weight_zero_is_measured_and_has_no_gradient() -> None:
     hidden = last_hidden(student, BATCH).detach().requires_grad_()
     answers = {name: teacher(BATCH, HEAD) for name, teacher in taught.items()}
     terms = [Term("kl", "forward_kl", weight=0.0, teacher="a")]
-    sides = Sides(Observed(hidden), head_of(student), answers, Projections())
-    reduced = reduce_terms(terms, Mixing(Combination(), ()), BATCH, sides, {"kl": 1.0})
+    sides = ForwardOutputs(ModelOutputs(hidden), head_of(student), answers, Projections())
+    reduced = reduce_terms(terms, TeacherMixture(Combination(), ()), BATCH, sides, {"kl": 1.0})
     reduced.loss.backward()
     assert reduced.loss.item() == 0
     assert hidden.grad.abs().sum() == 0
@@ -312,7 +314,7 @@ def test_bf16_autocast_sums_the_heads_gradient_in_float32() -> None:
     term = [Term("labels", "labels")]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         sides = alone(hidden[None], Head(weight, None))
-        loss = reduce_terms(term, Mixing(Combination(), ()), batch, sides, {"labels": 200.0})
+        loss = reduce_terms(term, TeacherMixture(Combination(), ()), batch, sides, {"labels": 200.0})
     loss.loss.backward()
     exact = weight.detach().double().requires_grad_()
     functional.cross_entropy(hidden.detach().double() @ exact.T, labels[0]).backward()
@@ -325,7 +327,9 @@ def test_a_second_backward_fails_instead_of_scaling_twice() -> None:
     head = Head(torch.randn(61, 16, requires_grad=True), None)
     batch = packed_batch([[12]], length=12)
     terms = [Term("labels", "labels")]
-    loss = reduce_terms(terms, Mixing(Combination(), ()), batch, alone(hidden, head), {"labels": 1.0}).loss
+    loss = reduce_terms(
+        terms, TeacherMixture(Combination(), ()), batch, alone(hidden, head), {"labels": 1.0}
+    ).loss
     loss.backward(retain_graph=True)
     with pytest.raises(TypeError):
         loss.backward()

@@ -20,7 +20,7 @@ from transformers import (
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import last_hidden, model_inputs
 from stlm_kd.models.layer_alignment import Site
-from stlm_kd.models.outputs import Needs, observe
+from stlm_kd.models.outputs import OutputSpec, forward_with_outputs
 from tests.pico import ALL_FAMILIES, MASKED, packed_batch, pico_model
 from tests.test_blocks import LAYERS, NORMS, ROWS, built, gradients, inputs_of, real
 
@@ -34,7 +34,9 @@ def test_states_are_transformers_own_bit_for_bit(family: str, padding: str, doub
     model = built(family, double=double)
     inputs, kept = inputs_of(model, padding), real(padding)
     whole = model(**inputs, use_cache=False, output_hidden_states=True)
-    found = observe(model, inputs, Needs(head_input=True, logits=True, sites=frozenset(SITES)))
+    found = forward_with_outputs(
+        model, inputs, OutputSpec(head_input=True, logits=True, sites=frozenset(SITES))
+    )
     states = found.states
     assert set(states) == set(SITES)
     assert torch.equal(states["embeddings"][kept], whole.hidden_states[0][kept])
@@ -52,7 +54,7 @@ def test_the_head_meets_what_it_meets_without_an_observer(family: str, sites: tu
     model = built(family)
     batch = packed_batch(ROWS["packed"], length=8)
     inputs = model_inputs(batch, model)
-    found = observe(model, inputs, Needs(head_input=True, sites=frozenset(sites)))
+    found = forward_with_outputs(model, inputs, OutputSpec(head_input=True, sites=frozenset(sites)))
     assert found.head_input is not None and found.logits is None
     assert torch.equal(found.head_input, last_hidden(model, batch))
     assert set(found.states) == set(sites)
@@ -72,9 +74,11 @@ def test_whatever_is_asked_for_is_the_same_and_no_more_is_run(
 ) -> None:
     model = built(family)
     inputs = inputs_of(model, "packed")
-    everything = Needs(head_input=True, logits=True, sites=frozenset(SITES), maps=frozenset(range(LAYERS)))
-    expected = observe(model, inputs, everything)
-    needs = Needs(head_input=head_input, logits=logits, sites=frozenset(sites), maps=frozenset(maps))
+    everything = OutputSpec(
+        head_input=True, logits=True, sites=frozenset(SITES), maps=frozenset(range(LAYERS))
+    )
+    expected = forward_with_outputs(model, inputs, everything)
+    needs = OutputSpec(head_input=head_input, logits=logits, sites=frozenset(sites), maps=frozenset(maps))
     ran: list[str] = []
     blocks = model.base_model.get_submodule(ARCHITECTURES[family].blocks)
     for i, block in enumerate(blocks):
@@ -82,7 +86,7 @@ def test_whatever_is_asked_for_is_the_same_and_no_more_is_run(
     model.get_output_embeddings().register_forward_hook(
         lambda _head, _met, said: ran.append("head" if said.shape[-1] == 61 else "head bypassed")
     )
-    found = observe(model, inputs, needs)
+    found = forward_with_outputs(model, inputs, needs)
     whole = head_input or logits or "last" in sites
     deepest = LAYERS - 1 if whole else max([-1, *maps, *(s for s in sites if isinstance(s, int))])
     blocks_run = [str(i) for i in range(deepest + 1)]
@@ -113,7 +117,9 @@ def test_gradients_through_states_and_logits_are_those_of_the_whole_model(
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable()
-    found = observe(model, inputs, Needs(logits=True, sites=frozenset({"embeddings", 1, "last"})))
+    found = forward_with_outputs(
+        model, inputs, OutputSpec(logits=True, sites=frozenset({"embeddings", 1, "last"}))
+    )
     assert found.logits is not None
     observed = gradients(model, flat([*(found.states[s] for s in ("embeddings", 1, "last")), found.logits]))
     assert observed.keys() == expected.keys()
@@ -151,7 +157,7 @@ def test_classifiers_say_what_they_say(family: str, kind: type, sites: tuple[Sit
     if family == "bert":
         inputs["token_type_ids"] = torch.tensor([[0] * 4 + [1] * 4] * 2)
     whole = model(**inputs, output_hidden_states=True)
-    found = observe(model, inputs, Needs(logits=True, sites=frozenset(sites)))
+    found = forward_with_outputs(model, inputs, OutputSpec(logits=True, sites=frozenset(sites)))
     expected = whole.logits if "logits" in whole else torch.stack([whole.start_logits, whole.end_logits], -1)
     assert found.logits is not None and torch.equal(found.logits, expected)
     kept = inputs["attention_mask"].bool()
@@ -162,7 +168,7 @@ def test_classifiers_say_what_they_say(family: str, kind: type, sites: tuple[Sit
 
 def test_classifiers_have_maps_too() -> None:
     model, inputs = classifier("bert", CLASSIFIERS[0]), {"input_ids": torch.arange(1, 9)[None]}
-    found = observe(model, inputs, Needs(logits=True, maps=frozenset({2})))
+    found = forward_with_outputs(model, inputs, OutputSpec(logits=True, maps=frozenset({2})))
     assert found.maps[2].shape == (1, 2, 8, 8)
     assert found.logits is not None
     torch.testing.assert_close(found.logits, model(**inputs).logits)
@@ -172,19 +178,23 @@ def test_classifiers_have_maps_too() -> None:
 def test_no_hook_is_left_behind(family: str) -> None:
     model = built(family)
     with pytest.raises(IndexError):
-        observe(
-            model, {"input_ids": torch.tensor([[1000]])}, Needs(head_input=True, sites=frozenset({"last"}))
+        forward_with_outputs(
+            model,
+            {"input_ids": torch.tensor([[1000]])},
+            OutputSpec(head_input=True, sites=frozenset({"last"})),
         )
-    observe(model, inputs_of(model, "none"), Needs(head_input=True, sites=frozenset({"last"})))
+    forward_with_outputs(
+        model, inputs_of(model, "none"), OutputSpec(head_input=True, sites=frozenset({"last"}))
+    )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_needs_are_joined() -> None:
-    one = Needs(head_input=True, sites=frozenset({"last"}), maps=frozenset({1}))
-    other = Needs(logits=True, sites=frozenset({"last", 3}))
-    joined = Needs(head_input=True, logits=True, sites=frozenset({"last", 3}), maps=frozenset({1}))
+    one = OutputSpec(head_input=True, sites=frozenset({"last"}), maps=frozenset({1}))
+    other = OutputSpec(logits=True, sites=frozenset({"last", 3}))
+    joined = OutputSpec(head_input=True, logits=True, sites=frozenset({"last", 3}), maps=frozenset({1}))
     assert one | other == joined == other | one
-    assert one | Needs() == one
-    early, late = Needs(resume=1), Needs(resume=3)
-    assert early | late == late | early == Needs(resume=1)
+    assert one | OutputSpec() == one
+    early, late = OutputSpec(resume=1), OutputSpec(resume=3)
+    assert early | late == late | early == OutputSpec(resume=1)
     assert late | one == replace(one, resume=3)

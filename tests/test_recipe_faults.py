@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.errors import EnvironmentFault, RecipeError, UsageError
+from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
 from stlm_kd.recipe import Recipe, load
 
 GOOD = """
@@ -253,7 +253,7 @@ def test_a_file_that_is_not_text_or_too_large_is_refused(tmp_path: Path) -> None
 
 
 def test_the_nearest_built_in_name_is_said() -> None:
-    with pytest.raises(EnvironmentFault, match=r"did you mean stlm-47m-clm\?"):
+    with pytest.raises(MissingResourceError, match=r"did you mean stlm-47m-clm\?"):
         load("stlm-47m-cml")
 
 

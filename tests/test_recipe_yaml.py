@@ -4,11 +4,11 @@ import pytest
 import yaml
 
 from stlm_kd.recipe.schema.fields import parse_count
-from stlm_kd.recipe.yaml import LARGEST, Malformed, Node, parse
+from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
 
 
 def faults(text: str) -> list[str]:
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(YamlError) as caught:
         parse(text)
     return [str(fault) for fault in caught.value.faults]
 

@@ -15,11 +15,11 @@ from tokenizers import normalizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.errors import EnvironmentFault, ModelError, StlmKdError
+from stlm_kd.errors import MissingResourceError, ModelError, StlmKdError
 from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.checks import rehearsal, stand_ins
 from stlm_kd.pipeline.checks.rehearsal import rehearse
-from stlm_kd.pipeline.context import workshop_for
+from stlm_kd.pipeline.context import context_for
 from stlm_kd.pipeline.distill import distill
 from stlm_kd.recipe import Recipe, load
 from tests.road import distilled, started, stlm_kd, student, weights
@@ -34,7 +34,7 @@ DIITO = ["objectives=[{loss: labels}, {loss: diito, teacher: a}]", "eval=[interc
 
 
 def rehearsed(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
-    place = workshop_for(recipe, folder, resume=True, trust_remote_code=False, run_name="run")
+    place = context_for(recipe, folder, resume=True, trust_remote_code=False, run_name="run")
     (folder / "run").mkdir(parents=True, exist_ok=True)
     own = tokenizer or student_tokenizer(recipe, place)
     rehearse(recipe, own, place, folder=folder / "run", origin="mine.yaml")
@@ -61,7 +61,7 @@ def test_recipes_that_work_pass_and_leave_nothing_behind(
 ) -> None:
     recipe = load(f"{name}.yaml", changes)
     if name == "adapts":
-        made = workshop_for(recipe, tmp_path, resume=True, trust_remote_code=False, run_name="run")
+        made = context_for(recipe, tmp_path, resume=True, trust_remote_code=False, run_name="run")
         (tmp_path / "run").mkdir()
         own = student_tokenizer(recipe, made)
         rehearse(recipe, own, made, folder=tmp_path / "run", origin="x", only=["g", "q"])
@@ -102,8 +102,8 @@ def changed_student(
     """The recipe's student, changed after it is built."""
     build = stand_ins.initial_student
 
-    def built(assignment: Any) -> PreTrainedModel:
-        model = build(assignment)
+    def built(job: Any) -> PreTrainedModel:
+        model = build(job)
         change(model)
         return model
 
@@ -159,7 +159,8 @@ PLANTED: dict[str, tuple[Any, list[str], type[StlmKdError], int, str]] = {
         [], ModelError, 3, "it gives logits that differ by up to",
     ),
     "a suite without rows": (
-        no_rows, ["eval=[{suite: lm-eval, tasks: [blimp]}]"], EnvironmentFault, 5, "eval[0] (lm-eval): blimp",
+        no_rows, ["eval=[{suite: lm-eval, tasks: [blimp]}]"], MissingResourceError, 5,
+        "eval[0] (lm-eval): blimp",
     ),
     "a suite that raises": (
         failing_suite, ["eval=[perplexity]"], StlmKdError, 1, "eval[0] (perplexity): TypeError: unsupported",

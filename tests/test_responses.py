@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.distillation.logit_terms import direct_losses, projected_losses
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.distillation.token_table import Rows
-from stlm_kd.losses import LABELS, LOSSES, SLOPES, SPARSE_LOSSES, Sparse, chunked, forward_kl
+from stlm_kd.distillation.token_table import TokenTable
+from stlm_kd.losses import GRADIENTS, LABELS, LOSSES, SPARSE_LOSSES, TopKTail, chunked, forward_kl
 from stlm_kd.models.forward import Head
-from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense, Logits
 from tests.loss_checks import CASES, case_name
@@ -52,13 +52,15 @@ def term_of(name: str, options: dict[str, object] | None = None, teacher: str = 
 
 def rows_of(
     terms: Sequence[Term], masks: Sequence[Tensor] | None = None, how: Combination | None = None
-) -> Rows:
+) -> TokenTable:
     masks = [EVERY] * len(terms) if masks is None else masks
-    return Rows(terms, Mixing(how or Combination(), tuple(TEACHERS)), LABELS_N, masks, TEACHERS, V)
+    return TokenTable(
+        terms, TeacherMixture(how or Combination(), tuple(TEACHERS)), LABELS_N, masks, TEACHERS, V
+    )
 
 
 def found(
-    rows: Rows, scales: Sequence[float], hidden: Tensor = HIDDEN, head: Head = HEAD, method="chunked"
+    rows: TokenTable, scales: Sequence[float], hidden: Tensor = HIDDEN, head: Head = HEAD, method="chunked"
 ) -> list[Tensor]:
     """Total, sums, and the gradients of states, weight and bias."""
     leaves = [part.clone().requires_grad_() for part in (hidden, head.weight, head.bias)]
@@ -93,7 +95,7 @@ def test_a_loss_without_an_analytic_gradient_gets_autograds(
 ) -> None:
     rows = rows_of([term_of(name)], [SOME])
     expected = found(rows, [0.3])
-    monkeypatch.delitem(SLOPES._rows, name)
+    monkeypatch.delitem(GRADIENTS._rows, name)
     assert same(found(rows, [0.3]), expected)
 
 
@@ -256,8 +258,8 @@ def test_direct_losses_on_few_outcomes_are_the_plain_sums() -> None:
     logits = normal(20, N, 3).requires_grad_()
     labels, told = LABELS_N % 3, normal(21, N, 3)
     terms = [Term("ce", LABELS), Term("kl", "forward_kl", teacher="t")]
-    mixing = Mixing(Combination(), ("t",))
-    rows = Rows(terms, mixing, labels, [EVERY, SOME], {"t": Logits(told)}, 3)
+    mixing = TeacherMixture(Combination(), ("t",))
+    rows = TokenTable(terms, mixing, labels, [EVERY, SOME], {"t": Logits(told)}, 3)
     total, sums = direct_losses(rows, logits, [0.5, 2.0])
     cross = functional.cross_entropy(logits, labels, reduction="sum")
     kl = functional.kl_div(
@@ -279,7 +281,7 @@ def test_a_sparse_target_that_holds_everything_is_the_dense_one() -> None:
     log_probs = (TEACHERS["c"].values / 2).log_softmax(-1)
     top = log_probs.topk(V)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
-    sparse = Sparse(top.indices, top.values, torch.full((N,), -torch.inf).double(), entropy, 2.0, V)
+    sparse = TopKTail(top.indices, top.values, torch.full((N,), -torch.inf).double(), entropy, 2.0, V)
     soft = [name for name in NAMES if "temperature" in LOSSES.options(name)]
     for terms in (
         [term_of(name, {"temperature": 2.0}, "c") for name in soft],
@@ -302,13 +304,13 @@ def test_a_sparse_target_that_holds_everything_is_the_dense_one() -> None:
 def test_a_sparse_target_at_another_temperature_is_refused() -> None:
     one = torch.zeros(N, 1, dtype=torch.int64)
     zero = torch.zeros(N).double()
-    teachers = {"c": Sparse(one, zero[:, None], zero - torch.inf, zero, 2.0, V)}
+    teachers = {"c": TopKTail(one, zero[:, None], zero - torch.inf, zero, 2.0, V)}
     for name in ("forward_kl", "reverse_kl"):
         for teacher in ("c", COMBINED):
             rows = replace(
                 rows_of([term_of(name, {"temperature": 1.5}, teacher)]),
                 teachers=teachers,
-                mixing=Mixing(Combination(), ("c",)),
+                mixing=TeacherMixture(Combination(), ("c",)),
             )
             with pytest.raises(ValueError, match="temperature 2 cannot serve"):
                 found(rows, [1.0])
@@ -328,7 +330,9 @@ def test_no_tensor_of_all_logits_is_made() -> None:
 
     terms, masks, scales = mixed_terms()
     dense = {name: TEACHERS[name] for name in ("a", "b")}
-    rows = replace(rows_of(terms, masks), teachers=dense, mixing=Mixing(Combination("entropy"), tuple(dense)))
+    rows = replace(
+        rows_of(terms, masks), teachers=dense, mixing=TeacherMixture(Combination("entropy"), tuple(dense))
+    )
     with Noting():
         found(rows, scales)
     assert largest <= 16 * V

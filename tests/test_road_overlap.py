@@ -13,7 +13,7 @@ from stlm_kd.data.sources.sources import Source
 from stlm_kd.errors import RecipeError
 from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.checks.overlap import recipe_notes
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.recipe import load
 from tests.road import distilled, stlm_kd
 
@@ -91,8 +91,8 @@ def noted(place: Path, tmp_path: Path, *changes: str) -> tuple[str, ...]:
     (tmp_path / "known.txt").write_text("\n".join(train[::4][:30]))
     held = f"data.validation={{path: {tmp_path / 'known.txt'}, documents: line}}"
     recipe = load("plain.yaml", [LINES, held, "data.fraction=0.1", *changes])
-    workshop = Workshop(tmp_path)
-    return recipe_notes(recipe, student_tokenizer(recipe, workshop), workshop)
+    context = RunContext(tmp_path)
+    return recipe_notes(recipe, student_tokenizer(recipe, context), context)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from stlm_kd.data.sources import hub
 from stlm_kd.data.sources import sources as data_sources
 from stlm_kd.eval import identity
 from stlm_kd.eval.harness import task_data
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.recipe import load
 from tests.road import distilled, done, student
@@ -29,7 +29,7 @@ OPTIONS = {"tasks": ("sample_minimal_pairs",), "source": "auto", "num_fewshot": 
 
 
 def scored(output_dir: Path, *changes: str) -> list[SuiteResult]:
-    return kept_scores(load("plain.yaml", changes), "same", Workshop(output_dir))
+    return kept_scores(load("plain.yaml", changes), "same", RunContext(output_dir))
 
 
 def stages(output_dir: Path) -> dict[str, str]:

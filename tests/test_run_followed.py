@@ -11,9 +11,9 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.pipeline.builders.data import held_out_key
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.objective import projections_of, terms_of
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import suite_calls
-from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
 from tests.pico import pico_model
@@ -42,10 +42,10 @@ def test_an_objective_of_weight_0_asks_no_teacher_and_has_no_term_and_no_project
     idle = "{loss: hint, teacher: a, weight: 0, projection: linear}"
     found = with_objectives(tmp_path, idle, "{loss: forward_kl, teacher: b}")
     tokenizer = None
-    assignment = Assignment(found, "student", 1, {}, tokenizer, Workshop(tmp_path))  # type: ignore[arg-type]  # which is not asked
-    configs = {name: pico_model("gpt2").config for name in assignment.asked}
+    job = StudentJob(found, "student", 1, {}, tokenizer, RunContext(tmp_path))  # type: ignore[arg-type]  # which is not asked
+    configs = {name: pico_model("gpt2").config for name in job.asked}
     terms = terms_of(found, pico_model("llama").config, configs)
-    assert assignment.asked == {"b"}
+    assert job.asked == {"b"}
     assert [term.name for term in terms] == ["labels", "forward_kl@b"]
     assert not list(projections_of(found, terms, pico_model("llama").config, configs, seed=1).parameters())
 
@@ -61,8 +61,8 @@ def test_the_key_holds_the_names_from_which_projections_are_drawn(
     keys, weights = [], []
     for entries in ((HINT,), (HINT.replace("linear", "linear, weight: 0"), HINT)):
         found = with_objectives(tmp_path, *entries)
-        workshop = Workshop(tmp_path)
-        keys.append(Assignment(found, "student", 1, {"a": "some/model"}, None, workshop).key())  # type: ignore[arg-type]  # no tokenizer is asked
+        context = RunContext(tmp_path)
+        keys.append(StudentJob(found, "student", 1, {"a": "some/model"}, None, context).key())  # type: ignore[arg-type]  # no tokenizer is asked
         made = projections_of(found, terms_of(found, config, {"a": config}), config, {"a": config}, seed=1)
         weights.append(next(iter(made.parameters())))
     assert not weights[0].equal(weights[1])
@@ -84,8 +84,8 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
             monkeypatch.setattr(
                 "stlm_kd.pipeline.builders.interchange.wordnet_identity", lambda version=version: version
             )
-            assignment = Assignment(found, "student", 1, {"a": "m"}, None, Workshop(tmp_path))  # type: ignore[arg-type]  # likewise
-            made.append(assignment.key())
+            job = StudentJob(found, "student", 1, {"a": "m"}, None, RunContext(tmp_path))  # type: ignore[arg-type]  # likewise
+            made.append(job.key())
         return made
 
     for source, differ in (("synonym", True), ("in-context-random", False)):
@@ -147,9 +147,9 @@ def test_a_teacher_whose_tokenizer_reads_otherwise_reads_for_itself(
     own, theirs = (load_tokenizer(str(tmp_path / name)) for name in ("own", "theirs"))
     assert same_vocabulary(own, theirs)
     recipe = labelled(tmp_path, ("a", "b"), ("a",))
-    assignment = Assignment(recipe, "student", 1, {"t": str(tmp_path / "theirs")}, own, Workshop(tmp_path))
-    monkeypatch.setattr(Assignment, "asked", property(lambda _: {"t"}))
-    assert set(assignment._readers()) == ({"t"} if lowercase else set())
+    job = StudentJob(recipe, "student", 1, {"t": str(tmp_path / "theirs")}, own, RunContext(tmp_path))
+    monkeypatch.setattr(StudentJob, "asked", property(lambda _: {"t"}))
+    assert set(job._readers()) == ({"t"} if lowercase else set())
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_rows_are_dealt_out_in_pairs_where_they_are_sources_of_each_other(
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
     student, control = (
-        Assignment(found, variant, 1, {"a": "m"}, None, Workshop(tmp_path))  # type: ignore[arg-type]  # likewise
+        StudentJob(found, variant, 1, {"a": "m"}, None, RunContext(tmp_path))  # type: ignore[arg-type]  # likewise
         for variant in ("student", "no-teacher")
     )
     assert (student.pairs_rows, control.pairs_rows) == (pairs, False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.cli import launch as launching
-from stlm_kd.cli.launch import described, first_process_ends, launch, variables, verdict
+from stlm_kd.cli.launch import command_lines, exit_status, first_process_ends, launch, rank_env
 from stlm_kd.errors import UsageError
 
 PROGRAM = (sys.executable, "-S", "-E", "-c")
@@ -96,7 +96,7 @@ def test_each_process_is_told_its_place_and_only_the_first_ones_stdout_appears(
 def test_the_lines_that_are_printed_do_the_same_when_they_are_typed(
     launched: Callable[[str], int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    names = [*variables(0, 2, 1)]
+    names = [*rank_env(0, 2, 1)]
     code = f"import os; open(os.environ['RANK'], 'w').write(str([os.environ[n] for n in {names}]))"
     assert launched(code) == 0
     before = [(tmp_path / rank).read_text() for rank in "01"]
@@ -109,7 +109,7 @@ def test_the_lines_that_are_printed_do_the_same_when_they_are_typed(
 
 
 def test_words_with_spaces_are_quoted() -> None:
-    line = described(["distill", "teachers=[{name: a}]"], 3, 29500).splitlines()[2]
+    line = command_lines(["distill", "teachers=[{name: a}]"], 3, 29500).splitlines()[2]
     assert line.endswith("-m stlm_kd distill 'teachers=[{name: a}]'")
     assert line.startswith("RANK=2 LOCAL_RANK=2 LOCAL_WORLD_SIZE=3 WORLD_SIZE=3 MASTER_ADDR=127.0.0.1 ")
 
@@ -125,14 +125,14 @@ def test_the_command_itself_is_what_is_run(capfd: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("processes", [1, 2, 3, 1000])
 def test_the_processes_share_the_cores(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    threads = int(variables(0, processes, 1)["OMP_NUM_THREADS"])
+    threads = int(rank_env(0, processes, 1)["OMP_NUM_THREADS"])
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     assert threads >= 1 and (threads == 1 or threads * processes <= cores < (threads + 1) * processes)
 
 
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert "OMP_NUM_THREADS" not in variables(0, 2, 1)
+    assert "OMP_NUM_THREADS" not in rank_env(0, 2, 1)
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 5, 75])
@@ -154,8 +154,8 @@ def test_a_process_that_only_lost_the_others_does_not_decide(
     codes: list[int], received: list[int], code: int
 ) -> None:
     if -15 not in codes:
-        assert verdict(codes, received) == (code, "")
-    assert verdict(codes, received)[0] == verdict(codes[::-1], received)[0] == code
+        assert exit_status(codes, received) == (code, "")
+    assert exit_status(codes, received)[0] == exit_status(codes[::-1], received)[0] == code
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_process_that_only_lost_the_others_does_not_decide(
 def test_a_process_that_was_killed_is_named_unless_all_were_told_to_stop(
     codes: list[int | None], received: list[int], code: int, said: str
 ) -> None:
-    found, message = verdict(codes, received)
+    found, message = exit_status(codes, received)
     assert found == code and message.startswith(said) and "\n" not in message
 
 

@@ -11,14 +11,14 @@ import torch
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import BatchStream
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.models.outputs import Needs
-from stlm_kd.pipeline.builders.data import ExampleMaterial, TextMaterial
+from stlm_kd.models.outputs import OutputSpec
+from stlm_kd.pipeline.builders.data import LabelledData, PackedText
 from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.stages import student
-from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.recipe import load
 from stlm_kd.teachers.live import LiveTeacher
-from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
 from tests.effects_world import build, home
 
@@ -38,30 +38,30 @@ def world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def assignment(base: str, teachers: dict[str, str], *overrides: str) -> Assignment:
+def job(base: str, teachers: dict[str, str], *overrides: str) -> StudentJob:
     """The student of a base recipe, whose teachers lie in these folders."""
     recipe = load(f"{base}.yaml", overrides)
-    return Assignment(recipe, "student", 1, teachers, student_tokenizer(recipe, home()), home())
+    return StudentJob(recipe, "student", 1, teachers, student_tokenizer(recipe, home()), home())
 
 
-def step_of(work: Assignment, *, epochs: float) -> StepModule:
+def step_of(work: StudentJob, *, epochs: float) -> StepModule:
     """The step that trains the student."""
     model = student.initial_student(work)
-    return student.step_of(work, model, work.material(1.0), epochs=epochs)
+    return student.step_of(work, model, work.training_data(1.0), epochs=epochs)
 
 
-def taught(*overrides: str) -> Assignment:
-    return assignment("two-teachers", {"a": "some/model", "b": "other/model"}, "data.train=a.txt", *overrides)
+def taught(*overrides: str) -> StudentJob:
+    return job("two-teachers", {"a": "some/model", "b": "other/model"}, "data.train=a.txt", *overrides)
 
 
 @pytest.mark.parametrize(("room", "remembered"), [(0.9, []), (1.0, ["a"]), (1.9, ["a"]), (2.0, ["a", "b"])])
 def test_the_memory_of_all_teachers_together_is_limited(
     room: float, remembered: list[str], world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = taught().material(1.0).num_rows
+    rows = taught().training_data(1.0).num_rows
     monkeypatch.setattr(student, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
     teachers = step_of(taught(), epochs=2.0)._teachers
-    assert [name for name, one in teachers.items() if isinstance(one, RememberingTeacher)] == remembered
+    assert [name for name, one in teachers.items() if isinstance(one, PrecomputedTeacher)] == remembered
 
 
 @pytest.mark.parametrize(("sites", "times"), [("last", 2), ("[embeddings, last]", 3)])
@@ -70,8 +70,8 @@ def test_states_that_are_compared_take_their_part_of_the_memory(
 ) -> None:
     """Of a teacher that is asked for its head's input too."""
     objectives = f"objectives=[{{loss: forward_kl, teacher: a}}, {{loss: hint, teacher: a, sites: {sites}}}]"
-    rows = taught().material(1.0).num_rows
-    for room, kind in ((times - 0.1, LiveTeacher), (times, RememberingTeacher)):
+    rows = taught().training_data(1.0).num_rows
+    for room, kind in ((times - 0.1, LiveTeacher), (times, PrecomputedTeacher)):
         monkeypatch.setattr(student, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
         (teacher,) = step_of(taught(objectives, "combine={how: mean}"), epochs=2.0)._teachers.values()
         assert type(teacher) is kind
@@ -81,11 +81,11 @@ def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = taught("train.precision=bf16")
-    batch = next(work.material(1.0).in_order(2))
+    batch = next(work.training_data(1.0).in_order(2))
     assert isinstance(batch, Batch)
 
     def says(teacher: Teacher) -> torch.Tensor:
-        found = teacher(batch, Needs(head_input=True)).observed.head_input
+        found = teacher(batch, OutputSpec(head_input=True)).observed.head_input
         assert found is not None
         return found
 
@@ -95,44 +95,44 @@ def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected, remembered = says(live), says(remembering)
     error = (expected - says(live)).abs().max()
-    assert isinstance(remembering, RememberingTeacher) and isinstance(live, LiveTeacher)
+    assert isinstance(remembering, PrecomputedTeacher) and isinstance(live, LiveTeacher)
     assert remembered.dtype == expected.dtype
     assert error > 1e-3
     assert (remembered - expected).abs().max() < error / 10
 
 
 def test_nothing_is_remembered_of_what_masked_models_read_since_it_differs_each_time(world: Path) -> None:
-    work = assignment("masked", {"a": "masked/model"})
+    work = job("masked", {"a": "masked/model"})
     assert [type(one) for one in step_of(work, epochs=5.0)._teachers.values()] == [LiveTeacher]
 
 
 @pytest.mark.parametrize(
     ("loss", "kind"),
-    [("forward_kl", RememberingTeacher), ("hint", LiveTeacher), ("attention_mse", LiveTeacher)],
+    [("forward_kl", PrecomputedTeacher), ("hint", LiveTeacher), ("attention_mse", LiveTeacher)],
 )
 def test_of_examples_whose_rows_differ_in_length_only_responses_are_remembered(
     loss: str, kind: type, world: Path
 ) -> None:
     taught_by = "teachers=[{name: c, model: masked/classifier}]"
-    work = assignment(
+    work = job(
         "classes", {"c": "masked/classifier"}, taught_by, f"objectives=[{{loss: labels}}, {{loss: {loss}}}]"
     )
     assert [type(one) for one in step_of(work, epochs=5.0)._teachers.values()] == [kind]
 
 
 def test_held_out_text_is_masked_evenly_and_to_the_usual_share(world: Path) -> None:
-    work = assignment("masked", {"a": "masked/model"}, "data.masked_share=0.4")
-    material = work.material(1.0)
-    assert isinstance(material, TextMaterial) and material.masking is not None
-    assert material.masking.share == 0.4
+    work = job("masked", {"a": "masked/model"}, "data.masked_share=0.4")
+    training_data = work.training_data(1.0)
+    assert isinstance(training_data, PackedText) and training_data.masking is not None
+    assert training_data.masking.share == 0.4
     labelled = attended = 0
-    for batch in material.held_out(8) or ():
+    for batch in training_data.held_out(8) or ():
         assert isinstance(batch, Batch)
         per_row = (batch.labels != IGNORED).sum(1)
         assert torch.equal(per_row, (batch.attention_mask.sum(1) * 0.15).ceil().long())
         labelled, attended = labelled + int(per_row.sum()), attended + batch.num_tokens()
     assert labelled / attended == pytest.approx(0.15, abs=0.01)
-    masking = material.held_masking
+    masking = training_data.held_masking
     assert masking is not None
     assert set(masking.weights.tolist()) == {0.0, 1.0}
 
@@ -141,21 +141,21 @@ def test_a_teacher_that_reads_by_another_tokenizer_gets_its_own_reading(world: P
     taught_by = "teachers=[{name: c, model: masked/classifier}]"
     changes = (taught_by, "student.tokenizer=other/tokenizer", "objectives=[{loss: forward_kl}]")
     for extra, readers in ((), {"c"}), (("student.tokenizer=masked/tokenizer",), set()):
-        material = assignment("classes", {"c": "masked/classifier"}, *changes, *extra).material(1.0)
-        assert isinstance(material, ExampleMaterial)
-        assert material.readers.keys() == readers
+        training_data = job("classes", {"c": "masked/classifier"}, *changes, *extra).training_data(1.0)
+        assert isinstance(training_data, LabelledData)
+        assert training_data.readers.keys() == readers
 
 
 def test_nats_per_held_out_token_become_bits_per_byte(world: Path) -> None:
     """What is predicted, counted in the batches; the bytes, in the file."""
     by_line = "data.validation={path: b.txt, documents: line}"
-    material = taught("data.context=16", by_line).material(1.0)
-    held = material.held_out(3)
+    training_data = taught("data.context=16", by_line).training_data(1.0)
+    held = training_data.held_out(3)
     assert held is not None
     predicted = sum(int((batch.labels != IGNORED).sum()) for batch in held)
     num_bytes = sum(map(len, (world / "b.txt").read_bytes().splitlines()))
-    assert isinstance(material, TextMaterial)
-    assert material.bits_of_a_nat == pytest.approx(predicted * math.log2(math.e) / num_bytes)
+    assert isinstance(training_data, PackedText)
+    assert training_data.bits_of_a_nat == pytest.approx(predicted * math.log2(math.e) / num_bytes)
 
 
 class Caught(Exception):

@@ -24,7 +24,7 @@ from stlm_kd.artifacts.saved_results import read_results
 from stlm_kd.artifacts.stage_store import Stages, copy_folder
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.intervals import estimate
-from stlm_kd.errors import CheckpointError, Fault, NonFiniteError, RecipeError, StlmKdError
+from stlm_kd.errors import CheckpointError, NonFiniteError, RecipeError, RecipeFault, StlmKdError
 from stlm_kd.pipeline import context
 from stlm_kd.pipeline.distill import parameters_of
 from stlm_kd.pipeline.identity import model_identity
@@ -343,7 +343,7 @@ def test_after_any_error_no_job_begins_and_those_that_run_end(tmp_path: Path) ->
 
 
 def test_a_recipes_faults_come_whole_from_another_process() -> None:
-    error = RecipeError("a recipe", [Fault("train.steps", "too few", 3)])
+    error = RecipeError("a recipe", [RecipeFault("train.steps", "too few", 3)])
     sent = pickle.loads(pickle.dumps(error))
     assert (str(sent), sent.origin, sent.faults) == (str(error), error.origin, error.faults)
 
@@ -398,7 +398,7 @@ def test_trackers_group_a_runs_stages_by_the_runs_name(
         return Trackers()
 
     monkeypatch.setattr(context, "open_tracker", opened)
-    place = context.Workshop(tmp_path, run_name="tiny-1a2b3c4d")
+    place = context.RunContext(tmp_path, run_name="tiny-1a2b3c4d")
     place.tracker(tmp_path, recipe=load("sample-two-teachers"), stage="no-teacher seed 1")
     assert given["run_name"] == "tiny-1a2b3c4d"
 

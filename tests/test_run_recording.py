@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stlm_kd.errors import DataError, Elsewhere, Interrupted, Preempted
+from stlm_kd.errors import DataError, Interrupted, Preempted, RemoteProcessError
 from stlm_kd.pipeline.recording import recorded, recorded_once
 from tests.test_cli_run_folder import recipe
 
@@ -84,7 +84,7 @@ def test_a_lost_connection_among_several_processes_is_another_ones_failure(
             monkeypatch.setenv("WORLD_SIZE", "2")
             raise RuntimeError(LOST)
 
-    with pytest.raises(Elsewhere) as caught:
+    with pytest.raises(RemoteProcessError) as caught:
         lose()
     assert caught.value.exit_code == 1
 

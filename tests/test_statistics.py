@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from stlm_kd.comparison.difference import Side, difference_between
+from stlm_kd.comparison.difference import Sample, difference_between
 from stlm_kd.comparison.intervals import estimate
 from stlm_kd.comparison.metrics import Metric
-from stlm_kd.comparison.pairing import Resampled
+from stlm_kd.comparison.pairing import ResampledDifference
 from stlm_kd.comparison.resampling import resampled
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
 from stlm_kd.statistics import (
@@ -216,9 +216,9 @@ def test_a_difference_that_just_matters_is_equivalent_in_at_most_five_percent(un
     for _ in range(4000):
         values = generator.normal(20, 1, size=units)
         drawn, mean = drawn_means(values, generator, 500), float(values.mean())
-        sides = Side((mean,), ()), Side((0.0,), ())
+        sides = Sample((mean,), ()), Sample((0.0,), ())
         told = difference_between(
-            *sides, Resampled(drawn, units), metric, are_paired=False, smallest=20.0
+            *sides, ResampledDifference(drawn, units), metric, are_paired=False, smallest=20.0
         ).equivalence_p
         assert told is not None
         found.append(told < 0.05)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import Batch
-from stlm_kd.models.outputs import Needs
+from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.teachers import live
 from stlm_kd.teachers.live import LiveTeacher
 from tests.pico import pico_model
 
-NEEDS = Needs(head_input=True, sites=frozenset({"embeddings", 0}))
+NEEDS = OutputSpec(head_input=True, sites=frozenset({"embeddings", 0}))
 
 
 def batch() -> Batch:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.tracking import (
     JsonlTracker,
     LiveProgress,
@@ -146,7 +146,7 @@ def test_a_missing_wandb_is_said_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(EnvironmentFault, match=r"pip install 'stlm-kd\[wandb\]'"):
+    with pytest.raises(MissingResourceError, match=r"pip install 'stlm-kd\[wandb\]'"):
         open_tracker(tmp_path, backends=["wandb"])
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.errors import ModelError
 from stlm_kd.vocabulary.token_bytes import (
-    Spelling,
+    TokenAlphabet,
     byte_alphabet,
     in_byte_alphabet,
     read_vocabulary,
@@ -57,14 +57,14 @@ def test_the_surface_of_every_whole_token_is_its_decoding_after_another_token(
 @pytest.mark.parametrize(
     ("name", "spelling", "some"),
     [
-        ("gpt2", Spelling.BYTE_LEVEL, {262: b" the", 50256: None}),
-        ("llama-2", Spelling.SENTENCEPIECE, {278: b" the", 3 + 0xAB: b"\xab", 1: None}),
-        ("stories260K", Spelling.SENTENCEPIECE, {3: b"\x00", 2: None}),
-        ("bert-base-uncased", Spelling.WORDPIECE, {1996: b" the", 1012: b".", 101: None}),
+        ("gpt2", TokenAlphabet.BYTE_LEVEL, {262: b" the", 50256: None}),
+        ("llama-2", TokenAlphabet.SENTENCEPIECE, {278: b" the", 3 + 0xAB: b"\xab", 1: None}),
+        ("stories260K", TokenAlphabet.SENTENCEPIECE, {3: b"\x00", 2: None}),
+        ("bert-base-uncased", TokenAlphabet.WORDPIECE, {1996: b" the", 1012: b".", 101: None}),
     ],
 )
 def test_known_tokens_stand_for_known_bytes(
-    shared_data: Path, name: str, spelling: Spelling, some: dict[int, bytes | None]
+    shared_data: Path, name: str, spelling: TokenAlphabet, some: dict[int, bytes | None]
 ) -> None:
     vocabulary = read_vocabulary(real_tokenizer(shared_data, name))
     assert vocabulary.spelling is spelling

@@ -117,7 +117,7 @@ def agreement(
 ) -> None:
     """Compare students with a teacher: κ, divergences, shared errors, calibration, flips, explanations."""
     from stlm_kd.artifacts.output import write_output, write_page
-    from stlm_kd.eval.attribution.explain import Explaining, Reading
+    from stlm_kd.eval.attribution.explain import AttributionConfig, ReadConfig
     from stlm_kd.eval.attribution.select import Choice
     from stlm_kd.pipeline.agreement import agreements, methods_of, page_of
     from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
@@ -133,8 +133,8 @@ def agreement(
         data=[str(path) for path in data or ()],
         text=_words(text),
         label=label,
-        reading=Reading(context, precision=precision.value),
-        explaining=Explaining(methods, choice, features, samples, steps),
+        reading=ReadConfig(context, precision=precision.value),
+        explaining=AttributionConfig(methods, choice, features, samples, steps),
         top=top,
         trust_remote_code=trust_remote_code,
     )

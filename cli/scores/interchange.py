@@ -61,11 +61,11 @@ def interchange(
 ) -> None:
     """Compare students with a teacher after the same exchange of hidden states in both."""
     from stlm_kd.artifacts.output import write_output
-    from stlm_kd.eval.interchange.config import Asked
+    from stlm_kd.eval.interchange.config import PairConfig
     from stlm_kd.pipeline.interchange import Question, interchange_scores, interchange_table
     from stlm_kd.pipeline.interchange import as_json as plain
 
-    asked = Asked(source.value, positions.value, rows, seed)
+    asked = PairConfig(source.value, positions.value, rows, seed)
     question = Question(alignment.value, asked, context)
     found = interchange_scores(
         teacher,

@@ -14,7 +14,13 @@ from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.agreement.predictions import jensen_shannon, kl_divergence
 from stlm_kd.eval.attribution.compare import Alike, Compared, ExplanationAgreement, compared
-from stlm_kd.eval.attribution.explain import Answers, Explaining, Method, Reading, answers_of
+from stlm_kd.eval.attribution.explain import (
+    AttributionConfig,
+    ClassifierOutputs,
+    Method,
+    ReadConfig,
+    classifier_outputs,
+)
 from stlm_kd.eval.attribution.select import Choice, Which
 from stlm_kd.eval.classification.metrics import one_class
 from stlm_kd.eval.classification.scoring import hash_of_texts
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 
 SUITE = "agreement"
 
-AnswersOf = Callable[[Reading, Explaining], Answers]
+AnswersOf = Callable[[ReadConfig, AttributionConfig], ClassifierOutputs]
 """What a teacher says of the examples that its student is asked, and why."""
 
 Floats = npt.NDArray[np.float64]
@@ -84,13 +90,13 @@ def agreement(
         EnvironmentFault: A package that explains is not there.
     """
     choice = Choice(examples, tuple(map(str, ids)), which, tuple(map(str, classes)), sources, seed)
-    explaining = Explaining(attributions, choice, features, samples, steps)
-    reading = Reading(context, batch_size, precision)
-    found: dict[str, Beside] = {}
+    explaining = AttributionConfig(attributions, choice, features, samples, steps)
+    reading = ReadConfig(context, batch_size, precision)
+    found: dict[str, StudentBesideTeacher] = {}
     for name, of_teacher in teachers.items():
         told = of_teacher(reading, explaining)
-        own = answers_of("student", model, tokenizer, held, reading, explaining, like=told)
-        found[name] = Beside(told, own, compared(told, own, top=top))
+        own = classifier_outputs("student", model, tokenizer, held, reading, explaining, like=told)
+        found[name] = StudentBesideTeacher(told, own, compared(told, own, top=top))
     return SuiteResult(
         SUITE,
         tuple(score for name, one in found.items() for score in _marked_scores(name, one)),
@@ -103,17 +109,17 @@ def agreement(
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class StudentBesideTeacher:
     """A teacher's answers, its student's, and how alike they are."""
 
-    teacher: Answers
-    student: Answers
+    teacher: ClassifierOutputs
+    student: ClassifierOutputs
     compared: Compared
 
 
 def explained_in(
     result: SuiteResult, teacher: str, *, student: str
-) -> tuple[Beside, dict[str, tuple[str, ...]]]:
+) -> tuple[StudentBesideTeacher, dict[str, tuple[str, ...]]]:
     """What a result holds of one teacher, and the texts of the explained examples by id.
 
     Args:
@@ -122,10 +128,10 @@ def explained_in(
         student: What the student is to be called.
     """
     report: Any = result.report
-    told = Answers.from_json(report["beside"][teacher]["teacher_answers"], name=teacher)
-    own = Answers.from_json(report["beside"][teacher]["student_answers"], name=student)
+    told = ClassifierOutputs.from_json(report["beside"][teacher]["teacher_answers"], name=teacher)
+    own = ClassifierOutputs.from_json(report["beside"][teacher]["student_answers"], name=student)
     texts = {name: tuple(sides) for name, sides in report["beside"][teacher]["explained"].items()}
-    return Beside(told, own, compared(told, own, top=report["top"])), texts
+    return StudentBesideTeacher(told, own, compared(told, own, top=report["top"])), texts
 
 
 def teachers_in(result: SuiteResult) -> list[str]:
@@ -134,7 +140,7 @@ def teachers_in(result: SuiteResult) -> list[str]:
     return [name for name, one in report["beside"].items() if one["explained"]]
 
 
-def _marked_scores(teacher: str, one: Beside) -> Iterator[Score]:
+def _marked_scores(teacher: str, one: StudentBesideTeacher) -> Iterator[Score]:
     """The scores, marked as degenerate where the student predicts a single class."""
     own = one.student.predictions
     degenerate = one_class(own.labels, own.predicted)
@@ -163,7 +169,7 @@ def _named(each: ExplanationAgreement, metric: str) -> str:
     return f"{each.method.replace('-', '_')}_{metric}"
 
 
-def _rows(teacher: str, one: Beside) -> Iterator[ExampleScore]:
+def _rows(teacher: str, one: StudentBesideTeacher) -> Iterator[ExampleScore]:
     """The metrics that are means, of each example."""
     told = one.teacher.predictions
     own = one.student.predictions.ordered(told.ids)
@@ -186,7 +192,7 @@ def _of_row(row: Alike) -> dict[str, float | None]:
     return {"correlation": row.correlation, "overlap": row.overlap}
 
 
-def _report(found: Mapping[str, Beside], held: Examples, top: int) -> dict[str, Any]:
+def _report(found: Mapping[str, StudentBesideTeacher], held: Examples, top: int) -> dict[str, Any]:
     """What compares results, and for each teacher all figures and all answers."""
     texts = dict(zip(held.ids, held.texts, strict=True))
     said = next(iter(found.values())).student.predictions

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.eval.agreement.report import Agreement, agreement
-from stlm_kd.eval.attribution.explain import Answers, Method, Weights
+from stlm_kd.eval.attribution.explain import ClassifierOutputs, Method, Weights
 from stlm_kd.eval.classification.metrics import spearman
 from stlm_kd.statistics import Difference, paired_bootstrap
 
@@ -91,7 +91,7 @@ class Compared:
     explanations: tuple[ExplanationAgreement, ...]
 
 
-def compared(teacher: Answers, student: Answers, *, top: int) -> Compared:
+def compared(teacher: ClassifierOutputs, student: ClassifierOutputs, *, top: int) -> Compared:
     """Both agreements.
 
     Args:

@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadConfig:
     """How models read examples: tokens of one at most, examples of one forward pass, and in what."""
 
     context: int | None = None
@@ -39,7 +39,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Explaining:
+class AttributionConfig:
     """Which explanations are wanted.
 
     Attributes:
@@ -75,7 +75,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ClassifierOutputs:
     """What one model says, and why.
 
     Attributes:
@@ -103,7 +103,7 @@ class Answers:
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], *, name: str) -> Answers:
+    def from_json(cls, content: Mapping[str, Any], *, name: str) -> ClassifierOutputs:
         """What ``to_json`` made, of a model of this name."""
         predictions = Predictions(
             name,
@@ -140,16 +140,16 @@ def _weights(content: Mapping[str, Any]) -> Weights:
     )
 
 
-def answers_of(
+def classifier_outputs(
     name: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     examples: Examples,
-    reading: Reading,
-    explaining: Explaining,
+    reading: ReadConfig,
+    explaining: AttributionConfig,
     *,
-    like: Answers | None = None,
-) -> Answers:
+    like: ClassifierOutputs | None = None,
+) -> ClassifierOutputs:
     """What a model says of the examples.
 
     Args:
@@ -170,7 +170,7 @@ def answers_of(
     labels_N = np.asarray(examples.labels, np.int64)
     predictions = Predictions(name, examples.ids, labels_N, logits_NC, examples.label_names)
     if not explaining.methods:
-        return Answers(predictions, {}, {})
+        return ClassifierOutputs(predictions, {}, {})
     classes = _classes(predictions, examples, explaining.choice) if like is None else like.classes
     places = {example: place for place, example in enumerate(examples.ids)}
     texts = {example: examples.texts[places[example]] for example in classes}
@@ -180,7 +180,7 @@ def answers_of(
             model, tokenizer, of, target, reading, explaining
         ),
     }
-    return Answers(
+    return ClassifierOutputs(
         predictions,
         classes,
         {
@@ -203,8 +203,8 @@ def _by_lime(
     examples: Examples,
     texts: tuple[str, ...],
     target: int,
-    reading: Reading,
-    explaining: Explaining,
+    reading: ReadConfig,
+    explaining: AttributionConfig,
 ) -> Weights:
     def predict(perturbed: Sequence[tuple[str, ...]]) -> Floats:
         size = len(perturbed)
@@ -227,8 +227,8 @@ def _by_gradients(
     tokenizer: PreTrainedTokenizerFast,
     texts: tuple[str, ...],
     target: int,
-    reading: Reading,
-    explaining: Explaining,
+    reading: ReadConfig,
+    explaining: AttributionConfig,
 ) -> Weights:
     context = longest_read(model, reading.context)
     found = integrated_gradients(

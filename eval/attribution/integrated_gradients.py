@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.data.labelled.encoding import Source, encode_texts, padding_id, token_sources
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.attribution.words import Word
 from stlm_kd.eval.runner import evaluating
 from stlm_kd.models.forward import inputs_of
@@ -155,7 +155,7 @@ def integrator() -> type[IntegratedGradients]:
     try:
         from captum.attr import IntegratedGradients
     except ModuleNotFoundError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             "integrated-gradients: the package captum is not installed; pip install "
             "'stlm-kd[attributions]', or leave integrated-gradients out of attributions"
         ) from error

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.attribution.words import Word, without
 
 KERNEL_WIDTH = 25
@@ -153,7 +153,7 @@ def surrogate(counts_S: Floats | float = 1.0) -> _Surrogate:
     try:
         from lime.lime_base import LimeBase
     except ModuleNotFoundError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             "lime: the package is not installed; pip install 'stlm-kd[attributions]', or leave lime out of "
             "attributions"
         ) from error

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 _PIECE = re.compile(r"\S+")
 _THAI = "\u0e00-\u0e7f"
@@ -110,7 +110,7 @@ def _segmenter(language: str) -> Callable[[str], list[str]]:
     try:
         import budoux
     except ModuleNotFoundError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"attributions: a text is in a script without blanks ({language.replace('_', ' ')}), and the "
             "package budoux, which finds its words, is not installed; pip install 'stlm-kd[attributions]'"
         ) from error

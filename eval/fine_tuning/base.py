@@ -1,7 +1,7 @@
-"""What a suite that scores fine-tuned models asks for: which task, how to train, with which seed.
+"""A fine-tuning that a suite asks for: which task, how to train, with which seed.
 
-Such a suite is a row of the table of suites whose function gives ``Tuning``s in place of scores. Who runs a
-suite fine-tunes a copy of the model for each, through the one training loop, and lets the suite score it.
+The function of such a suite returns ``FineTuneJob``s in place of scores. The caller fine-tunes a copy of the
+model for each, through the one training loop, and lets the suite score it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
+class FineTuneJob:
     """One fine-tuning.
 
     Attributes:

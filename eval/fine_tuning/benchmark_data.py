@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stlm_kd.data.sources import hub
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval.fine_tuning.base import Source
 
 DATA = "STLM_KD_DATA"
@@ -71,7 +71,7 @@ def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
         there = [one.name for one in wanted if one.name in found]
         rest = f"; without them: tasks: [{', '.join(there)}]" if there else ""
         lines = [f"{suite}: data of {len(missing)} of {len(wanted)} tasks is missing{rest}", *missing]
-        raise EnvironmentFault("\n".join(lines))
+        raise MissingResourceError("\n".join(lines))
     return found
 
 
@@ -122,6 +122,6 @@ def _hub_fault(wanted: Wanted) -> str:
     dataset, name = wanted.hub
     try:
         hub.version(dataset, name=name, revision=None)
-    except (EnvironmentFault, DataError) as error:
+    except (MissingResourceError, DataError) as error:
         return f"{dataset}: {str(error).removeprefix(f'{dataset}: ')}"
     return ""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 RESAMPLES = 1000
 
@@ -98,7 +98,7 @@ def seqeval() -> ModuleType:
     try:
         return import_module("seqeval.metrics")
     except ImportError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             "ner is scored by seqeval, which is not installed; pip install 'stlm-kd[eval]'"
         ) from error
 

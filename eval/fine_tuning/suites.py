@@ -12,12 +12,12 @@ from annotated_types import Ge, Gt, Le
 from stlm_kd.eval.fine_tuning import conll2003 as conll
 from stlm_kd.eval.fine_tuning import glue as benchmark
 from stlm_kd.eval.fine_tuning import squad as questions
-from stlm_kd.eval.fine_tuning.base import Precision, Source, Tuning
+from stlm_kd.eval.fine_tuning.base import FineTuneJob, Precision, Source
 from stlm_kd.eval.fine_tuning.glue import OFFICIAL, GlueName, Preset
 from stlm_kd.eval.suite import SUITES
 
 FINE_TUNED = frozenset({benchmark.SUITE, conll.SUITE, questions.SUITE})
-"""The suites whose rows give ``Tuning``s: language models and bodies are fine-tuned, then scored."""
+"""The suites whose rows give ``FineTuneJob``s: language models and bodies are fine-tuned, then scored."""
 
 
 @SUITES.register(benchmark.SUITE)
@@ -35,7 +35,7 @@ def glue(
     context: Annotated[int, Ge(4)] | None = None,
     precision: Precision = "fp32",
     source: Source = "auto",
-) -> tuple[Tuning, ...]:
+) -> tuple[FineTuneJob, ...]:
     """GLUE: a copy of the model with a fresh head is fine-tuned for each task and seed, and scored.
 
     Args:
@@ -72,7 +72,7 @@ def glue(
     }
     share = benchmark.fraction_of(preset) if fraction is None else fraction
     return tuple(
-        Tuning(benchmark.SUITE, task, seed, share, context, source, settings[task])
+        FineTuneJob(benchmark.SUITE, task, seed, share, context, source, settings[task])
         for task in chosen
         for seed in range(1, seeds + 1)
     )
@@ -91,7 +91,7 @@ def ner(
     context: Annotated[int, Ge(4)] | None = None,
     precision: Precision = "fp32",
     source: Source = "auto",
-) -> tuple[Tuning, ...]:
+) -> tuple[FineTuneJob, ...]:
     """CoNLL-2003: a copy of the model with a head on each word is fine-tuned for each seed, and scored.
 
     Args:
@@ -115,7 +115,7 @@ def ner(
         precision=precision,
     )
     return tuple(
-        Tuning(conll.SUITE, conll.TASK, seed, fraction, context, source, settings)
+        FineTuneJob(conll.SUITE, conll.TASK, seed, fraction, context, source, settings)
         for seed in range(1, seeds + 1)
     )
 
@@ -134,7 +134,7 @@ def squad(
     stride: Annotated[int, Gt(0)] = questions.STRIDE,
     precision: Precision = "fp32",
     source: Source = "auto",
-) -> tuple[Tuning, ...]:
+) -> tuple[FineTuneJob, ...]:
     """SQuAD v1.1: a copy of the model that finds spans is fine-tuned for each seed, and scored.
 
     Args:
@@ -159,6 +159,6 @@ def squad(
         precision=precision,
     )
     return tuple(
-        Tuning(questions.SUITE, questions.TASK, seed, fraction, context, source, settings, stride)
+        FineTuneJob(questions.SUITE, questions.TASK, seed, fraction, context, source, settings, stride)
         for seed in range(1, seeds + 1)
     )

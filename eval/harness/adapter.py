@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
-from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.eval.language_modeling.perplexity import split_into_windows
 from stlm_kd.eval.language_modeling.token_losses import Piece, is_uniform, piece_losses
 from stlm_kd.eval.runner import name_of
@@ -148,7 +148,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         before = self._encoded_prompts
         found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         if requests and self._encoded_prompts == before:
-            raise EnvironmentFault(
+            raise MissingResourceError(
                 f"lm-eval {metadata.version('lm-eval')}: its generation no longer encodes prompts by "
                 "tok_batch_encode, so that they would not begin as documents of training do; use a version "
                 "within the range that this package declares"

@@ -17,7 +17,7 @@ from datasets import Dataset
 from lm_eval.tasks.hellaswag.utils import preprocess, process_docs
 
 from stlm_kd.data.synthetic import minimal_pairs
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 
 LAYOUT = 1
 """Enters the key of each score: raised when the same file gives other rows."""
@@ -102,7 +102,9 @@ def _time_of_change(file: str) -> int:
     """In nanoseconds: a file that was changed is read again."""
     path = Path(file)
     if not path.is_file():
-        raise EnvironmentFault(f"{path}: no such file; STLM_KD_DATA must name the folder that holds lm_eval/")
+        raise MissingResourceError(
+            f"{path}: no such file; STLM_KD_DATA must name the folder that holds lm_eval/"
+        )
     return path.stat().st_mtime_ns
 
 

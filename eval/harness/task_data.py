@@ -26,7 +26,7 @@ from lm_eval.tasks import TaskManager
 from stlm_kd.data.sources.reachable import data_set_is_cached, hub_answers
 from stlm_kd.data.sources.sources import Source, fingerprint
 from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
-from stlm_kd.errors import EnvironmentFault, UsageError, did_you_mean
+from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean
 
 Origin: TypeAlias = Literal["builtin", "local", "generated"]
 
@@ -155,7 +155,7 @@ def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origi
     if source == "builtin" or (source == "auto" and (whole is None or on_hub_or_cached(LOCAL[whole]))):
         return "builtin"
     if whole is None:
-        raise EnvironmentFault(f"{name}: no local files are known for it; use source: builtin")
+        raise MissingResourceError(f"{name}: no local files are known for it; use source: builtin")
     _check_local(name, whole, num_fewshot)
     return "local"
 
@@ -164,12 +164,12 @@ def _check_local(name: str, whole: str, num_fewshot: int | None) -> None:
     benchmark, data = LOCAL[whole], os.environ.get("STLM_KD_DATA")
     if not data or not (Path(data) / "lm_eval" / whole).is_dir():
         found = f"{data} has no lm_eval/{whole}" if data else "STLM_KD_DATA is not set"
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{name}: {benchmark.hub[0]} is neither reachable on the Hub nor in its cache, and {found}; "
             f"go online once, or set STLM_KD_DATA to a folder that holds lm_eval/{whole}"
         )
     if num_fewshot and not benchmark.shots:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{name}: its few-shot examples come from the training split, which the local files lack; "
             "use num_fewshot: 0, or go online"
         )
@@ -220,7 +220,7 @@ def _load(manager: TaskManager, name: str) -> Task | Group:
         loaded = manager.load([name])
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
         first_line = str(error).partition("\n")[0]
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{name}: its rows could not be read ({first_line}); go online, or set STLM_KD_DATA to a folder "
             f"that holds lm_eval/{whole_of(name) or name} and use source: local"
         ) from error

@@ -10,7 +10,7 @@ HeldOutSource = Literal["other-example", "in-context-random", "mixup", "input-to
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PairConfig:
     """Which interventions.
 
     Attributes:

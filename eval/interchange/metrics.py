@@ -25,15 +25,15 @@ from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
 from stlm_kd.eval.runner import evaluating, require_finite
-from stlm_kd.interventions import Plan, Supplies, draw_plan
+from stlm_kd.interventions import Plan, SourceInputs, draw_plan
 from stlm_kd.interventions.metrics import RATIOS, SUMS, Said, effects
 from stlm_kd.interventions.plan import Tokens
-from stlm_kd.interventions.rerun import Rerun
+from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.losses.chunked import chunk_rows, pieces
 from stlm_kd.models.forward import inputs_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Alignment
-from stlm_kd.models.outputs import Needs, Observed, observe
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec, forward_with_outputs
 from stlm_kd.teachers.targets import Dense, Logits
 
 SUITE = "interchange"
@@ -154,7 +154,7 @@ def draw_exchanges(
     *,
     source: str,
     positions: Literal["consecutive", "random"],
-    supplies: Supplies,
+    supplies: SourceInputs,
     causal: bool,
     fraction: float = 0.3,
 ) -> list[Exchange]:
@@ -286,14 +286,14 @@ def _said(
 ) -> _Said:
     """Of the teacher, by its name in the plans, or (None) of the student."""
     head = vocabulary_head(model)
-    outcomes = Needs(head_input=head is not None, logits=head is None)
-    parts = {layer: Rerun(model, plan.layers(who), plan) for layer, plan in plans.items()}
+    outcomes = OutputSpec(head_input=head is not None, logits=head is None)
+    parts = {layer: InterventionPass(model, plan.layers(who), plan) for layer, plan in plans.items()}
     needs = outcomes
     for part in parts.values():
         needs |= part.needs()
-    base = observe(model, inputs_of(batch, model), needs)
+    base = forward_with_outputs(model, inputs_of(batch, model), needs)
 
-    def counted(observed: Observed) -> Dense | Logits:
+    def counted(observed: ModelOutputs) -> Dense | Logits:
         if head is None:
             assert observed.logits is not None
             return Logits(observed.logits).rows(chosen)

@@ -20,10 +20,10 @@ from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import even_masking
 from stlm_kd.data.token_store import build_store
 from stlm_kd.errors import DataError, UsageError
-from stlm_kd.eval.interchange.config import Asked
+from stlm_kd.eval.interchange.config import PairConfig
 from stlm_kd.eval.interchange.metrics import SUITE, Exchange, draw_exchanges
 from stlm_kd.eval.runner import MASKED_WINDOW
-from stlm_kd.interventions import Lexicon, Pool, Supplies
+from stlm_kd.interventions import SourceInputs, SourcePool, WordTokens
 from stlm_kd.interventions.draw import named_generator
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.models.families import Task
@@ -49,10 +49,10 @@ def row_length(models: Mapping[str, PreTrainedModel], wanted: int | None, *, pla
     return wanted
 
 
-def exchanges_of(
+def draw_pairs(
     held: Sequence[str] | Examples,
     tokenizer: PreTrainedTokenizerFast,
-    asked: Asked,
+    asked: PairConfig,
     *,
     context: int,
     task: Task | None,
@@ -92,17 +92,19 @@ def _packed(
         yield parts
 
 
-def _drawn(pool: Pool, tokenizer: PreTrainedTokenizerFast, asked: Asked, *, causal: bool) -> list[Exchange]:
+def _drawn(
+    pool: SourcePool, tokenizer: PreTrainedTokenizerFast, asked: PairConfig, *, causal: bool
+) -> list[Exchange]:
     order = named_generator(asked.seed, SUITE, "rows").permutation(len(pool))[: asked.rows]
     pieces = np.array_split(order, -(-len(order) // ROWS_OF_A_BATCH))
     return draw_exchanges(
         (_batch(pool, piece.tolist(), asked.seed) for piece in pieces),
         source=asked.source,
         positions=asked.positions,
-        supplies=Supplies(asked.seed, pool, Lexicon.of(read_vocabulary(tokenizer))),
+        supplies=SourceInputs(asked.seed, pool, WordTokens.of(read_vocabulary(tokenizer))),
         causal=causal,
     )
 
 
-def _batch(pool: Pool, places: Sequence[int], seed: int) -> AnyBatch:
+def _batch(pool: SourcePool, places: Sequence[int], seed: int) -> AnyBatch:
     return pool.batch(places, [named_generator(seed, SUITE, "base masks", place) for place in places])

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.classification.scoring import hash_of_texts
-from stlm_kd.eval.interchange.config import Asked
+from stlm_kd.eval.interchange.config import PairConfig
 from stlm_kd.eval.interchange.metrics import ALL, SUITE, measure
-from stlm_kd.eval.interchange.pairs import exchanges_of, row_length
+from stlm_kd.eval.interchange.pairs import draw_pairs, row_length
 from stlm_kd.models.forward import task_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
@@ -24,7 +24,7 @@ JUDGED = ("interchange_accuracy", "agreement")
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class AlignedTeacher:
     """A teacher of a student.
 
     Attributes:
@@ -36,14 +36,14 @@ class Taught:
     alignment: Alignment
 
 
-def beside_teachers(
+def score_beside_teachers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     held: Sequence[str] | Examples,
-    teachers: Mapping[str, Taught],
+    teachers: Mapping[str, AlignedTeacher],
     *,
     alignment: str | None,
-    asked: Asked,
+    asked: PairConfig,
     context: int | None,
 ) -> SuiteResult:
     """Interchange accuracy and agreement beside each teacher, which is the task; the layers are parts of it.
@@ -68,7 +68,7 @@ def beside_teachers(
         place=f"{SUITE}: context",
     )
     task = None if vocabulary_head(model) is None else task_of(model)
-    exchanges = exchanges_of(held, tokenizer, asked, context=length, task=task)
+    exchanges = draw_pairs(held, tokenizer, asked, context=length, task=task)
     found = {
         name: measure(
             taught.model,

@@ -11,7 +11,7 @@ from pathlib import Path
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.documents import cut
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 _FOLDER = Path("lm") / "wikitext-2-raw"
@@ -39,7 +39,7 @@ def articles() -> list[str]:
         rows = hub.rows(dataset, name=name, split="test", columns=["text"], revision=None)
         lines = (str(row["text"]) for _, row in rows)
         return list(cut(lines, documents="article", place=dataset))
-    except EnvironmentFault as error:
+    except MissingResourceError as error:
         raise _absent(error) from error
 
 
@@ -54,11 +54,11 @@ def identity() -> str:
         return fingerprint(Source(path=str(path)))
     try:
         return hub.version(HUB[0], name=HUB[1], revision=None)
-    except EnvironmentFault as error:
+    except MissingResourceError as error:
         raise _absent(error) from error
 
 
-def _absent(error: EnvironmentFault) -> EnvironmentFault:
+def _absent(error: MissingResourceError) -> MissingResourceError:
     data = os.environ.get("STLM_KD_DATA")
     place = f"{Path(data) / _FOLDER}" if data else f"set STLM_KD_DATA to a folder with {_FOLDER}/"
-    return EnvironmentFault(f"wikitext: no test.txt[.gz] ({place}); {error}")
+    return MissingResourceError(f"wikitext: no test.txt[.gz] ({place}); {error}")

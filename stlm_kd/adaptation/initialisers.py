@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stlm_kd.errors import ModelError
 from stlm_kd.models.vocabulary import is_tied, plain_embedding, vocabulary_layers
 from stlm_kd.registry import Registry
-from stlm_kd.vocabulary.cooccurrence import Integers, Likeness, company_vectors, likeness
+from stlm_kd.vocabulary.cooccurrence import Integers, Likeness, likeness, ppmi_vectors
 from stlm_kd.vocabulary.mapping import Kind, VocabularyMapping, map_vocabulary
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Aids:
+class InitContext:
     """What an initialiser may use beside the old rows and the mapping.
 
     Attributes:
@@ -39,7 +39,7 @@ class Aids:
 class Initialiser(Protocol):
     """Old rows (V, D), the mapping of V' tokens onto them and aids → new rows (V', D)."""
 
-    def __call__(self, old_VD: Tensor, mapping: VocabularyMapping, aids: Aids, /) -> Tensor:
+    def __call__(self, old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
         """New rows, fp32, on the device of the old ones."""
         ...
 
@@ -54,7 +54,7 @@ COPYING = frozenset({"subword-mean", "overlap"})
 
 
 @INITIALISERS.register("random")
-def random(old_VD: Tensor, mapping: VocabularyMapping, aids: Aids, /) -> Tensor:
+def random(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
     """Rows drawn from a normal distribution with the old rows' mean and deviation in each dimension.
 
     The body was trained on rows of that place and size and stays as it is; a configuration's
@@ -66,13 +66,13 @@ def random(old_VD: Tensor, mapping: VocabularyMapping, aids: Aids, /) -> Tensor:
 
 
 @INITIALISERS.register("mean")
-def mean(old_VD: Tensor, mapping: VocabularyMapping, aids: Aids, /) -> Tensor:
+def mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
     """Every row is the mean of the old rows."""
     return _used(old_VD, mapping).mean(0).repeat(len(mapping), 1)
 
 
 @INITIALISERS.register("subword-mean")
-def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, aids: Aids, /) -> Tensor:
+def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
     """Each row is the mean of the old rows of its pieces; of all old rows where there is no piece.
 
     A token that the old vocabulary holds is its own single piece, so its row is copied bit for bit.
@@ -86,7 +86,7 @@ def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, aids: Aids, /) -> T
 
 
 @INITIALISERS.register("overlap")
-def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: Aids, /) -> Tensor:
+def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
     """Rows that both vocabularies share are copied; the others are mixes of shared ones that are used alike.
 
     Dobler and de Melo, "FOCUS: Effective Embedding Initialization for Monolingual Specialization of
@@ -159,7 +159,7 @@ def new_rows(
     embedding = plain_embedding(teacher) if is_classifier else vocabulary_layers(teacher)[0]
     mapping = map_vocabulary(teacher_tokenizer, student_tokenizer)
     _check_rows(embedding, mapping, str(teacher.config.model_type))
-    aids = Aids(torch.Generator().manual_seed(seed), _likeness(mapping, init, text))
+    aids = InitContext(torch.Generator().manual_seed(seed), _likeness(mapping, init, text))
 
     def make(old_VD: Tensor, how: VocabularyMapping) -> Tensor:
         old_VD = old_VD.detach()
@@ -184,7 +184,7 @@ def _likeness(
         return None
     assert text is not None, f"{init} looks at a text"
     others = mapping.ids_of(Kind.PIECES, Kind.FALLBACK)
-    return likeness(company_vectors(*text(), len(mapping)), others, mapping.ids_of(Kind.EXACT))
+    return likeness(ppmi_vectors(*text(), len(mapping)), others, mapping.ids_of(Kind.EXACT))
 
 
 def _with_roles(rows_VD: Tensor, old_VD: Tensor, mapping: VocabularyMapping) -> Tensor:

@@ -22,7 +22,7 @@ from stlm_kd.data.token_store import TokenStore
 from stlm_kd.losses.spans import log_likelihoods, span_sums
 from stlm_kd.models.forward import head_of, last_hidden
 from stlm_kd.models.positions import num_positions
-from stlm_kd.vocabulary.byte_alignment import NO_SPAN, Ends, Spans, ends_of, spans_of, spelled
+from stlm_kd.vocabulary.byte_alignment import NO_SPAN, ByteBoundaries, Spans, ends_of, spans_of, spelled
 from stlm_kd.vocabulary.token_bytes import Vocabulary, read_vocabulary
 
 _DOCUMENTS = 256
@@ -47,7 +47,7 @@ class BatchSpans:
     count: int
 
 
-class PairedText:
+class AlignedTokenisations:
     """Packed rows of a text in the new vocabulary, and the same documents in the old one.
 
     Args:
@@ -102,22 +102,22 @@ class PairedText:
                 ids = self._stores[part].document(document)
                 yield spans_of(ends, ids, begin - int(offsets[document]), length, most_old=self._most_old)
 
-    def _counted(self, part: int, document: int) -> Ends | None:
+    def _counted(self, part: int, document: int) -> ByteBoundaries | None:
         new = spelled(self._rows[part].store.document(document), self._new.surfaces)
         old = spelled(self._stores[part].document(document), self._old.surfaces)
         return None if new is None or old is None else ends_of(new, old)
 
 
-def paired_text(
+def align_tokenisations(
     rows: Sequence[PackedRows],
     stores: Sequence[TokenStore],
     new: PreTrainedTokenizerFast,
     old: PreTrainedTokenizerFast,
     *,
     most_old: int,
-) -> PairedText:
-    """``PairedText`` of two tokenizers' vocabularies."""
-    return PairedText(rows, stores, read_vocabulary(new), read_vocabulary(old), most_old=most_old)
+) -> AlignedTokenisations:
+    """``AlignedTokenisations`` of two tokenizers' vocabularies."""
+    return AlignedTokenisations(rows, stores, read_vocabulary(new), read_vocabulary(old), most_old=most_old)
 
 
 def positions_of(model: PreTrainedModel) -> int:
@@ -133,7 +133,7 @@ class SpanTeacher:
         text: What it is asked of.
     """
 
-    def __init__(self, model: PreTrainedModel, text: PairedText) -> None:
+    def __init__(self, model: PreTrainedModel, text: AlignedTokenisations) -> None:
         self.model = model.eval().requires_grad_(False)
         self._text = text
         self._known: dict[int, Tensor] = {}

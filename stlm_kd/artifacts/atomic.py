@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNFINISHED = ".unfinished"
@@ -68,7 +68,7 @@ def system_errors(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_told(place: Path) -> Iterator[None]:
+def full_disk_as_error(place: Path) -> Iterator[None]:
     """Turn the errors of a full disk, or of a quota or limit that is used up, into one message.
 
     Raises:
@@ -79,7 +79,7 @@ def full_disk_told(place: Path) -> Iterator[None]:
     except OSError as error:
         if not is_full_disk(error):
             raise
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{error.filename or place}: cannot be written ({error.strerror}). Free some space and give the "
             "same command again: what is finished is whole, and it goes on from there"
         ) from error

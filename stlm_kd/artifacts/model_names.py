@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stlm_kd.artifacts.run_dir import RECORD, show_run
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 
 def model_of(name: str) -> str:
@@ -18,7 +18,7 @@ def model_of(name: str) -> str:
     if (folder / RECORD).is_file():
         models = show_run(folder).models
         if not models:
-            raise EnvironmentFault(
+            raise MissingResourceError(
                 f"{name}: no finished model in this run; finish it with the command that began it"
             )
         own = [model for model in models if model.parent.parent.name == "student"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlm_kd.artifacts.atomic import write_json, write_text
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,4 +44,6 @@ def _told(path: Path, option: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise EnvironmentFault(f"{path}: cannot be written ({reason}); choose another {option}") from error
+        raise MissingResourceError(
+            f"{path}: cannot be written ({reason}); choose another {option}"
+        ) from error

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from stlm_kd.artifacts.atomic import clear_unfinished, write_json
 from stlm_kd.artifacts.record import Record, Status, new_record, now, read_record
-from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.errors import CheckpointError, MissingResourceError
 
 RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
 _PATIENCE = 1.0
@@ -104,7 +104,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{path}: cannot be written ({reason}); choose another --output-dir"
         ) from error
 
@@ -128,7 +128,7 @@ def open_run(path: Path) -> RunFolder:
         CheckpointError: It is not a run's folder, or its record is damaged.
     """
     if not path.is_dir():
-        raise EnvironmentFault(f"{path}: no such run folder; see stlm-kd runs list")
+        raise MissingResourceError(f"{path}: no such run folder; see stlm-kd runs list")
     if not (path / RECORD).is_file():
         raise CheckpointError(
             f"{path}: no {RECORD} in it, so it is not a run's folder; see stlm-kd runs list"
@@ -176,6 +176,6 @@ TRAINING, ADAPTATION = "training", "adaptation"
 KEPT = ("report.json", "metrics.jsonl")
 
 
-def making_folder(run: Path) -> Path:
+def provenance_folder(run: Path) -> Path:
     """Where it lies: a folder for each teacher, and in it one for its training and one for its adaptation."""
     return run / "making"

@@ -21,12 +21,12 @@ from filelock import FileLock
 from stlm_kd.artifacts.atomic import (
     clear_unfinished,
     clear_unfinished_for,
-    full_disk_told,
+    full_disk_as_error,
     write_json,
     written_whole,
 )
 from stlm_kd.artifacts.hashing import file_hash
-from stlm_kd.distributed import first_process_runs
+from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -75,8 +75,8 @@ class Stages:
             CheckpointError: What lies there is not this stage, or was changed since it was completed.
         """
         folder = self.path(kind, key)
-        first: Callable[[Callable[[], bool]], bool] = first_process_runs if together else _here
-        with full_disk_told(folder), ExitStack() as held:
+        first: Callable[[Callable[[], bool]], bool] = on_main_process if together else _here
+        with full_disk_as_error(folder), ExitStack() as held:
             if first(lambda: self._begin(folder, held)):
                 build(_partial(folder))
                 first(lambda: self._complete(folder, kind, key))

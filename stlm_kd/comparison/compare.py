@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from stlm_kd.artifacts.results import measurable
-from stlm_kd.comparison.difference import Side, difference_between, side_of
-from stlm_kd.comparison.entries import Contender, metrics_of, read_contenders
+from stlm_kd.comparison.difference import Sample, difference_between, sample_of
+from stlm_kd.comparison.entries import Entry, metrics_of, read_entries
 from stlm_kd.comparison.lossy import Lossy, lossy_fault
 from stlm_kd.comparison.metrics import Metric
-from stlm_kd.comparison.pairing import Apart, Joined, Resampled, join
+from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference, pair
 from stlm_kd.comparison.requirements import require_lossless, require_same_examples, require_shared_tasks
 from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
 from stlm_kd.comparison.score_notes import warning_notes
@@ -26,7 +26,7 @@ DEFAULT_SMALLEST = Smallest()
 class Comparison:
     """All rows, their metrics, how each differs from the baseline, and what a reader must know."""
 
-    contenders: tuple[Contender, ...]
+    entries: tuple[Entry, ...]
     metrics: tuple[Metric, ...]
     baseline: str
     compared: tuple[Compared, ...]
@@ -55,20 +55,20 @@ def compare(
 
     Raises:
         UsageError: A source given twice, a baseline or metric that is not there, or nothing to compare with.
-        EnvironmentFault, CheckpointError: As ``read_contenders``.
+        EnvironmentFault, CheckpointError: As ``read_entries``.
         DataError: Results of other examples, or of which none compares, or of a lossy tokenizer; the message
             says what differs.
     """
-    contenders = read_contenders(sources)
-    if len(contenders) < 2:
-        raise UsageError(f"{', '.join(sources)}: one row ({contenders[0].name}); name a second to compare")
-    base = _baseline(contenders, baseline)
-    return compare_with(base, contenders, only=only, smallest=smallest, lossy=lossy)
+    entries = read_entries(sources)
+    if len(entries) < 2:
+        raise UsageError(f"{', '.join(sources)}: one row ({entries[0].name}); name a second to compare")
+    base = _baseline(entries, baseline)
+    return compare_with(base, entries, only=only, smallest=smallest, lossy=lossy)
 
 
 def compare_with(
-    base: Contender,
-    contenders: Sequence[Contender],
+    base: Entry,
+    entries: Sequence[Entry],
     *,
     only: Collection[str] = (),
     smallest: Smallest = DEFAULT_SMALLEST,
@@ -80,29 +80,29 @@ def compare_with(
         UsageError: No row has such a metric.
         DataError: As ``compare``.
     """
-    known = metrics_of(contenders)
+    known = metrics_of(entries)
     smallest.require_known(_names(known))
     metrics = _chosen(known, only)
     pairs = [
         (other, metric)
-        for other in contenders
+        for other in entries
         if other is not base
         for metric in metrics
         if other.values(metric) and base.values(metric)
     ]
-    require_shared_tasks(contenders, base, {other.source for other, _ in pairs})
+    require_shared_tasks(entries, base, {other.source for other, _ in pairs})
     require_same_examples(pairs, base)
     found, notes = compare_pairs(
         [(other, base, metric) for other, metric in pairs], smallest=smallest, lossy=lossy
     )
     if not found:
         raise DataError("\n".join([f"nothing can be compared with {base.name}:", *notes]))
-    notes = (*notes, *_notes_of_results(contenders, metrics))
-    return Comparison(tuple(contenders), tuple(metrics), base.name, found, notes)
+    notes = (*notes, *_notes_of_results(entries, metrics))
+    return Comparison(tuple(entries), tuple(metrics), base.name, found, notes)
 
 
 def compare_pairs(
-    pairs: Sequence[tuple[Contender, Contender, Metric]],
+    pairs: Sequence[tuple[Entry, Entry, Metric]],
     *,
     smallest: Smallest = DEFAULT_SMALLEST,
     lossy: Lossy = "leave out",
@@ -118,12 +118,12 @@ def compare_pairs(
         require_lossless(pairs)
     notes: dict[str, None] = {}
     found: list[Compared] = []
-    sides: list[tuple[Metric, Side, Side]] = []
+    sides: list[tuple[Metric, Sample, Sample]] = []
     for other, base, metric in pairs:
         one = _compared(other, base, metric, notes, smallest=smallest.of(metric), lossy=lossy)
         if one is not None:
             found.append(one)
-            sides.append((metric, side_of(other, metric), side_of(base, metric)))
+            sides.append((metric, sample_of(other, metric), sample_of(base, metric)))
     firsts = [sides.index(one) for one in sides]
     told = [
         one if first == place else replace(one, repeats=found[first].name)
@@ -132,23 +132,23 @@ def compare_pairs(
     return judged(told, firsts), tuple(notes)
 
 
-def _baseline(contenders: Sequence[Contender], name: str | None) -> Contender:
+def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
     if name is not None:
-        named = [one for one in contenders if one.name == name]
-        named = named or [one for one in contenders if name in (one.variant, one.source)]
+        named = [one for one in entries if one.name == name]
+        named = named or [one for one in entries if name in (one.variant, one.source)]
         if len(named) != 1:
-            known = [one.name for one in named or contenders]
+            known = [one.name for one in named or entries]
             what = "several rows" if named else f"no such row{did_you_mean(name, known)}"
             raise UsageError(f"--baseline {name}: {what}; give one of: {', '.join(known)}")
         return named[0]
-    for source in dict.fromkeys(one.source for one in contenders):
-        rows = [one for one in contenders if one.source == source]
+    for source in dict.fromkeys(one.source for one in entries):
+        rows = [one for one in entries if one.source == source]
         controls = [one for one in rows if one.kind == "control"]
         controls.sort(key=lambda one: one.variant != "no-teacher")
         untaught = [one for one in rows if one.kind == "student" and not one.taught]
         if controls or untaught:
             return (controls + untaught)[0]
-    return next((one for one in contenders if one.kind in ("student", "model")), contenders[0])
+    return next((one for one in entries if one.kind in ("student", "model")), entries[0])
 
 
 def _chosen(metrics: Sequence[Metric], names: Collection[str]) -> list[Metric]:
@@ -163,21 +163,21 @@ def _names(metrics: Sequence[Metric]) -> set[str]:
     return {name for metric in metrics for name in (metric.label[:-2], metric.metric)}
 
 
-def _notes_of_results(contenders: Sequence[Contender], metrics: Sequence[Metric]) -> Iterator[str]:
+def _notes_of_results(entries: Sequence[Entry], metrics: Sequence[Metric]) -> Iterator[str]:
     """Notes of the compared results, degenerate models and chance, with the rows if not all."""
     names: dict[str, dict[str, None]] = {}
-    for one, metric in product(contenders, metrics):
+    for one, metric in product(entries, metrics):
         results = [result for seed in one.results(metric) for result in seed]
         warnings = warning_notes(result.score(metric.task, metric.metric) for result in results)
         for note in (*(note for result in results for note in result.notes), *warnings):
             names.setdefault(note, {})[one.name] = None
     for note, rows in names.items():
-        yield note if len(rows) == len(contenders) else f"{', '.join(rows)}: {note}"
+        yield note if len(rows) == len(entries) else f"{', '.join(rows)}: {note}"
 
 
 def _compared(
-    other: Contender,
-    base: Contender,
+    other: Entry,
+    base: Entry,
     metric: Metric,
     notes: dict[str, None],
     *,
@@ -187,7 +187,7 @@ def _compared(
     """One comparison before correction; None, and a note, where the metric does not compare."""
     shared = [seed for seed in other.seeds if seed in base.seeds]
     are_paired = len(shared) > 1 or (shared != [] and len(other.scores) == len(base.scores) == 1)
-    first, second = (side_of(one, metric, shared if are_paired else None) for one in (other, base))
+    first, second = (sample_of(one, metric, shared if are_paired else None) for one in (other, base))
     label = metric.label[:-2]
     if not all(map(measurable, (*first.values, *second.values))):
         notes[f"{label}: {other.name} or {base.name} has a score that is not finite"] = None
@@ -195,8 +195,8 @@ def _compared(
     if lossy != "allow" and (fault := lossy_fault(other, base, metric)):
         notes[f"{label}: {other.name} and {base.name} are not compared: {fault}"] = None
         return None
-    joined = join(first.results, second.results, metric)
-    if isinstance(joined, Apart) and not joined.is_comparable:
+    joined = pair(first.results, second.results, metric)
+    if isinstance(joined, NotPaired) and not joined.is_comparable:
         notes[
             f"{label}: {other.name} and {base.name} are not compared: {joined.reason}; bits per byte compare "
             "(--suite perplexity, or pseudo-perplexity for masked models)"
@@ -219,41 +219,41 @@ def _compared(
 
 
 def _notes(
-    other: Contender,
-    base: Contender,
+    other: Entry,
+    base: Entry,
     metric: Metric,
-    joined: Joined | Resampled | Apart,
+    joined: PairedExamples | ResampledDifference | NotPaired,
     *,
     paired: int | None,
 ) -> Iterator[str]:
     """What a reader of this comparison must know; ``paired``: over so many shared seeds."""
     label = metric.label[:-2]
-    if isinstance(joined, Apart):
+    if isinstance(joined, NotPaired):
         yield (
             f"{label}: where examples are not paired ({joined.reason}), models count as if they erred "
             "independently, as far as it is known how much, which makes intervals too wide"
         )
-    elif isinstance(joined, Resampled) and joined.within:
+    elif isinstance(joined, ResampledDifference) and joined.within:
         yield (
             f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), stretches are drawn "
             "within each: verdicts speak of these documents, not of others like them"
         )
-    elif isinstance(joined, Joined) and not joined.is_mean:
+    elif isinstance(joined, PairedExamples) and not joined.is_mean:
         yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
     windows = {
-        str(result.report.get("window")) for one in (other, base) for result in side_of(one, metric).results
+        str(result.report.get("window")) for one in (other, base) for result in sample_of(one, metric).results
     }
     if len(windows) > 1:
         yield f"{label}: not all models see windows of the same length"
     for one in (other, base):
         if len(one.scores) == 1 and one.seeds:
             yield f"{one.name} has one seed: what another seed would change is not counted"
-        if len(tuned := side_of(one, metric).results) == 1 and "fine_tuning" in tuned[0].report:
+        if len(tuned := sample_of(one, metric).results) == 1 and "fine_tuning" in tuned[0].report:
             yield f"{one.name} was fine-tuned once: what another fine-tuning would change is not counted"
         if paired is not None and paired < len(one.seeds):
             yield f"{one.name}: differences are over the {paired} seeds that both have"
 
 
-def _told(other: Contender, base: Contender) -> str:
+def _told(other: Entry, base: Entry) -> str:
     counts = [len(one.seeds) for one in (other, base)]
     return " and ".join(str(count) if count else "—" for count in counts) if any(counts) else "—"

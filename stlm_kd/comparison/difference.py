@@ -10,9 +10,9 @@ from statistics import fmean
 import numpy as np
 
 from stlm_kd.artifacts.results import Json, SuiteResult, measurable
-from stlm_kd.comparison.entries import Contender
+from stlm_kd.comparison.entries import Entry
 from stlm_kd.comparison.metrics import Metric
-from stlm_kd.comparison.pairing import Apart, Joined, Resampled
+from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference
 from stlm_kd.statistics import (
     Difference,
     McNemar,
@@ -28,7 +28,7 @@ from stlm_kd.statistics import (
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Sample:
     """A contender's metric for each seed, and the results that the values are from."""
 
     values: tuple[float, ...]
@@ -53,7 +53,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class DifferenceEstimate:
     """What is known of the difference of two contenders in a metric.
 
     Attributes:
@@ -75,25 +75,25 @@ class Evidence:
     equivalence_p: float | None = None
 
 
-def side_of(one: Contender, metric: Metric, seeds: Sequence[int] | None = None) -> Side:
+def sample_of(one: Entry, metric: Metric, seeds: Sequence[int] | None = None) -> Sample:
     """Some seeds' values (None: all), and the results behind them."""
     places = range(len(one.scores)) if seeds is None else [one.seeds.index(seed) for seed in seeds]
     values, results = one.values(metric), one.results(metric)
-    return Side(
+    return Sample(
         tuple(values[place] for place in places),
         tuple(result for place in places for result in results[place]),
     )
 
 
 def difference_between(
-    first: Side,
-    second: Side,
-    joined: Joined | Resampled | Apart,
+    first: Sample,
+    second: Sample,
+    joined: PairedExamples | ResampledDifference | NotPaired,
     metric: Metric,
     *,
     are_paired: bool,
     smallest: float,
-) -> Evidence:
+) -> DifferenceEstimate:
     """The first minus the second, with all the noise that is known.
 
     Where either side has several seeds, or is one model that was fine-tuned several times, by ``over_seeds``;
@@ -111,13 +111,13 @@ def difference_between(
         smallest: The smallest difference that matters.
     """
     mean = fmean(first.values) - fmean(second.values)
-    if isinstance(joined, Joined):
+    if isinstance(joined, PairedExamples):
         found = _of_joined(mean, joined)
-    elif isinstance(joined, Resampled):
+    elif isinstance(joined, ResampledDifference):
         drawn = from_resamples(mean, joined.drawn, examples=joined.examples)
-        found = Evidence(mean, drawn, "examples", joined.examples, drawn)
+        found = DifferenceEstimate(mean, drawn, "examples", joined.examples, drawn)
     else:
-        found = Evidence(mean, None, "none")
+        found = DifferenceEstimate(mean, None, "none")
     stderr = _stderr(first, second, joined, metric)
     freedom = found.num_examples - 1 if found.num_examples else math.inf
     ours, theirs = first.repeats(metric), second.repeats(metric)
@@ -130,7 +130,7 @@ def difference_between(
         return found
     else:
         noises = (((stderr**2, freedom),),)
-        noise = "examples, not paired" if isinstance(joined, Apart) else found.noise
+        noise = "examples, not paired" if isinstance(joined, NotPaired) else found.noise
     is_told = found.difference is not None and len(ours) == len(theirs) == 1
     return replace(
         found,
@@ -140,7 +140,7 @@ def difference_between(
     )
 
 
-def _noise(first: Side, second: Side, stderr: float | None) -> str:
+def _noise(first: Sample, second: Sample, stderr: float | None) -> str:
     """What the interval counts, in words."""
     counted = {
         "seeds": len(first.values) > 1 or len(second.values) > 1,
@@ -150,7 +150,7 @@ def _noise(first: Side, second: Side, stderr: float | None) -> str:
     return ", ".join(name for name, is_counted in counted.items() if is_counted)
 
 
-def _of_joined(mean: float, joined: Joined) -> Evidence:
+def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
     """As of single models; over seeds or fine-tunings only the tests of examples count."""
     bootstrap = paired_bootstrap(joined.first.mean(0), joined.second.mean(0))
     tests: tuple[McNemar, ...] = ()
@@ -162,19 +162,21 @@ def _of_joined(mean: float, joined: Joined) -> Evidence:
         difference = Difference(mean, bootstrap.low, bootstrap.high, p)
     elif stderr is not None:
         difference = by_stderr(mean, stderr, freedom=len(joined.ids) - 1)
-    return Evidence(
+    return DifferenceEstimate(
         mean, difference, "none" if difference is None else "examples", len(joined.ids), bootstrap, tests
     )
 
 
-def _stderr(first: Side, second: Side, joined: Joined | Resampled | Apart, metric: Metric) -> float | None:
+def _stderr(
+    first: Sample, second: Sample, joined: PairedExamples | ResampledDifference | NotPaired, metric: Metric
+) -> float | None:
     """The standard error of the difference over examples; of scores as if they were independent if need be.
 
     None where one of these has none, or it is 0, which tells nothing.
     """
-    if isinstance(joined, Joined):
+    if isinstance(joined, PairedExamples):
         return _stderr_of_examples(joined)
-    if isinstance(joined, Resampled):
+    if isinstance(joined, ResampledDifference):
         return resampled_stderr(joined.drawn, examples=joined.examples) or None
     variances = []
     for side in (first, second):
@@ -186,7 +188,7 @@ def _stderr(first: Side, second: Side, joined: Joined | Resampled | Apart, metri
     return math.sqrt(sum(variances)) or None
 
 
-def _stderr_of_examples(joined: Joined) -> float | None:
+def _stderr_of_examples(joined: PairedExamples) -> float | None:
     """Of a metric of right and wrong, with one more example that each side alone has right; None if 0.
 
     So models that are right on the same few examples do not count as equivalent on all others (Bonett and
@@ -201,5 +203,5 @@ def _stderr_of_examples(joined: Joined) -> float | None:
     return float(np.std(differences_N, ddof=1)) / math.sqrt(len(differences_N))
 
 
-def _are_right_or_wrong(joined: Joined) -> bool:
+def _are_right_or_wrong(joined: PairedExamples) -> bool:
     return all(bool(np.isin(side, (0, 1)).all()) for side in (joined.first, joined.second))

@@ -15,7 +15,7 @@ from stlm_kd.artifacts.run_dir import open_run
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.comparison.average import averaged
 from stlm_kd.comparison.metrics import PER_TOKEN, Metric
-from stlm_kd.errors import CheckpointError, EnvironmentFault, UsageError
+from stlm_kd.errors import CheckpointError, MissingResourceError, UsageError
 from stlm_kd.statistics import nested_means
 
 _SCORES: TypeAdapter[Mapping[str, Sequence[SavedSuite]]] = TypeAdapter(Mapping[str, Sequence[SavedSuite]])
@@ -25,7 +25,7 @@ _OF_A_SEED = re.compile(r"(?P<name>.+?)[/\\]seed-(?P<seed>\d+)(?:[/\\]model)?[/\
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Entry:
     """A teacher, a student with all its seeds, or a model.
 
     Attributes:
@@ -64,11 +64,11 @@ class Contender:
         return next((_score(result, metric) for result in averaged(self.results(metric)[0])), None)
 
 
-def metrics_of(contenders: Iterable[Contender]) -> list[Metric]:
+def metrics_of(entries: Iterable[Entry]) -> list[Metric]:
     """The metrics that were asked for, without the parts of groups and the perplexities per token."""
     found: dict[Metric, None] = {}
-    for contender in contenders:
-        for results in contender.scores:
+    for entry in entries:
+        for results in entry.scores:
             for result in results:
                 for score in result.scores:
                     if score.part_of is None and score.metric not in PER_TOKEN:
@@ -76,7 +76,7 @@ def metrics_of(contenders: Iterable[Contender]) -> list[Metric]:
     return list(found)
 
 
-def read_contenders(sources: Sequence[str]) -> list[Contender]:
+def read_entries(sources: Sequence[str]) -> list[Entry]:
     """All rows of runs, and all models of files of scores; the names are different from each other.
 
     In a file, models whose names end in ``seed-1``, ``seed-2`` and so on are one model's seeds.
@@ -93,7 +93,7 @@ def read_contenders(sources: Sequence[str]) -> list[Contender]:
     twice = sorted({source for source, place in zip(sources, places, strict=True) if places.count(place) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)}: given twice; name each run or file once")
-    found = [contender for source in sources for contender in _read(source)]
+    found = [entry for source in sources for entry in _read(source)]
     for named in (lambda one: one.name, lambda one: f"{Path(one.source).name}: {one.name}"):
         names = [named(one) for one in found]
         if len(set(names)) == len(names):
@@ -103,10 +103,10 @@ def read_contenders(sources: Sequence[str]) -> list[Contender]:
     return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
 
 
-def _read(source: str) -> list[Contender]:
+def _read(source: str) -> list[Entry]:
     path = Path(source)
     if not path.exists():
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{source}: no such run folder or file of scores; see stlm-kd runs list, or write one by "
             "stlm-kd eval MODEL … --output FILE"
         )
@@ -114,7 +114,7 @@ def _read(source: str) -> list[Contender]:
         run = open_run(path)
         path = path / RESULTS
         if not path.is_file():
-            raise EnvironmentFault(
+            raise MissingResourceError(
                 f"{source}: no {RESULTS} in it (the run is {run.record.status}); finish it with the command "
                 "that began it"
             )
@@ -128,17 +128,17 @@ def _read(source: str) -> list[Contender]:
     return found
 
 
-def _of_run(results: Results, source: str) -> list[Contender]:
+def _of_run(results: Results, source: str) -> list[Entry]:
     has_teachers = any(row.kind in ("teacher", "adapted") for row in results.rows)
-    found = [contender_of(row, source=source) for row in results.rows if any(row.scores)]
+    found = [entry_of(row, source=source) for row in results.rows if any(row.scores)]
     return [
         replace(one, taught=has_teachers and one.kind == "student") if one.variant else one for one in found
     ]
 
 
-def contender_of(row: Row, *, source: str = "") -> Contender:
+def entry_of(row: Row, *, source: str = "") -> Entry:
     """A row of a run, of which it is not known whether it was taught."""
-    return Contender(
+    return Entry(
         name=row.name,
         source=source,
         kind=row.kind,
@@ -149,14 +149,14 @@ def contender_of(row: Row, *, source: str = "") -> Contender:
     )
 
 
-def _of_file(content: Mapping[str, Sequence[SavedSuite]], source: str) -> list[Contender]:
+def _of_file(content: Mapping[str, Sequence[SavedSuite]], source: str) -> list[Entry]:
     models: dict[tuple[str, bool], dict[int, tuple[SuiteResult, ...]]] = {}
     for name, suites in content.items():
         found = _OF_A_SEED.fullmatch(name)
         key, seed = ((found["name"], True), int(found["seed"])) if found else ((name, False), 0)
         models.setdefault(key, {})[seed] = tuple(suite.result() for suite in suites)
     return [
-        Contender(
+        Entry(
             name=name,
             source=source,
             kind="model",
@@ -169,17 +169,16 @@ def _of_file(content: Mapping[str, Sequence[SavedSuite]], source: str) -> list[C
     ]
 
 
-def _check(path: Path, found: Sequence[Contender]) -> None:
+def _check(path: Path, found: Sequence[Entry]) -> None:
     """Refuse examples that share an id, and seeds without scores."""
-    for contender in found:
-        if not any(contender.scores):
-            raise CheckpointError(f"{path}: damaged: {contender.name} has no scores; {_REMEDY}")
-        for result in (result for results in contender.scores for result in results):
+    for entry in found:
+        if not any(entry.scores):
+            raise CheckpointError(f"{path}: damaged: {entry.name} has no scores; {_REMEDY}")
+        for result in (result for results in entry.scores for result in results):
             rows = {(row.task, row.id, row.metric) for row in result.examples}
             if len(rows) < len(result.examples):
                 raise CheckpointError(
-                    f"{path}: damaged: {contender.name}: two examples of {result.suite} have one id; "
-                    f"{_REMEDY}"
+                    f"{path}: damaged: {entry.name}: two examples of {result.suite} have one id; {_REMEDY}"
                 )
 
 

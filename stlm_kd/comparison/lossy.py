@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.comparison.entries import Contender
+from stlm_kd.comparison.entries import Entry
 from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric
 
 Lossy = Literal["refuse", "leave out", "allow"]
 """What becomes of a pair of which a tokenizer loses a part of the text."""
 
 
-def lossy_fault(one: Contender, other: Contender, metric: Metric) -> str:
+def lossy_fault(one: Entry, other: Entry, metric: Metric) -> str:
     """Why two rows do not compare in bits per byte; "" where they do, as those of one and the same tokenizer.
 
     A lossy tokenizer (case, accents, blanks, unknown tokens) has fewer nats for the same bytes. A result that

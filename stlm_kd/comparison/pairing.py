@@ -82,7 +82,7 @@ _PER_TOKEN = {"masked_loss", "masked_accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class PairedExamples:
     """A metric of the same examples, as two contenders' models have it.
 
     Attributes:
@@ -99,7 +99,7 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
-class Resampled:
+class ResampledDifference:
     """A metric that is no mean: the difference on drawn sets of the examples, (R,), and how many they are.
 
     Of bits per byte, the examples are documents, or stretches within few documents; ``within`` is how many
@@ -112,7 +112,7 @@ class Resampled:
 
 
 @dataclass(frozen=True, slots=True)
-class Apart:
+class NotPaired:
     """Why the examples are not joined; ``is_comparable``: the scores compare nevertheless."""
 
     reason: str
@@ -155,9 +155,9 @@ def _facts(suite: str) -> tuple[str, ...]:
     return (*_SAME_TEXT.get(suite, ()), "labels", "texts", "interventions")
 
 
-def join(
+def pair(
     first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
-) -> Joined | Resampled | Apart:
+) -> PairedExamples | ResampledDifference | NotPaired:
     """The examples of two contenders between which ``faults_of`` finds none.
 
     Args:
@@ -168,8 +168,8 @@ def join(
     results = (*first, *second)
     if not all(_reads_alike(results[0], other) for other in results):
         if metric.metric in _PER_TOKEN:
-            return Apart("their tokens differ, and so does what a token is worth", is_comparable=False)
-        return Apart("their tokens differ, and with them the pieces of text", is_comparable=True)
+            return NotPaired("their tokens differ, and so does what a token is worth", is_comparable=False)
+        return NotPaired("their tokens differ, and with them the pieces of text", is_comparable=True)
     if (drawn := _of_blocks(results, len(first), metric)) is not None:
         return drawn
     values = [_values(result, metric) for result in results]
@@ -178,15 +178,15 @@ def join(
         rows = np.array([[found[name] for name in ids] for found in values])
         scores = [result.score(metric.task, metric.metric).value for result in results]
         is_mean = bool(np.allclose(rows.mean(1), scores, rtol=1e-6, atol=1e-9))
-        return Joined(ids, rows[: len(first)], rows[len(first) :], is_mean)
-    return _resampled(first, second, metric) or Apart(
+        return PairedExamples(ids, rows[: len(first)], rows[len(first) :], is_mean)
+    return _resampled(first, second, metric) or NotPaired(
         "no results of several single examples", is_comparable=True
     )
 
 
 def _resampled(
     first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
-) -> Resampled | None:
+) -> ResampledDifference | None:
     """By the predictions and labels in the reports; None where they are not there or tell another score."""
     results = (*first, *second)
     if metric.metric in OF_ENTITIES:
@@ -207,7 +207,7 @@ def _resampled(
     return _difference(results, len(first), metric, drawn, examples=len(labels))
 
 
-def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> Resampled | None:
+def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> ResampledDifference | None:
     """By the entities of each sentence."""
     counts = [_told(result, "entities", _ENTITIES) for result in results]
     names = [*counts[0]]
@@ -217,7 +217,7 @@ def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> 
     return _difference(results, first, metric, drawn, examples=len(names))
 
 
-def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> Resampled | None:
+def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> ResampledDifference | None:
     """Bits per byte, by blocks of the text that all results have; None where they do not."""
     if metric.metric not in BITS_PER_BYTE:
         return None
@@ -240,7 +240,7 @@ def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> Re
     drawn = resampled_blocks(np.split(bits_B, np.cumsum(counts)[:-1]), sizes_DB)
     if drawn is None or not np.isclose(bits_B.sum() / np.concatenate(sizes_DB).sum(), told, atol=1e-6):
         return None
-    return Resampled(*drawn)
+    return ResampledDifference(*drawn)
 
 
 def _difference(
@@ -250,14 +250,14 @@ def _difference(
     drawn: tuple[Floats, Floats],
     *,
     examples: int,
-) -> Resampled | None:
+) -> ResampledDifference | None:
     """The first results minus the others; None where what was resampled is not what was scored."""
     whole_M, drawn_MR = drawn
     scores = [result.score(metric.task, metric.metric).value for result in results]
     if not np.allclose(whole_M, scores, atol=1e-6):
         return None
     difference_R = drawn_MR[:first].mean(0) - drawn_MR[first:].mean(0)
-    return Resampled(np.asarray(difference_R, np.float64), examples)
+    return ResampledDifference(np.asarray(difference_R, np.float64), examples)
 
 
 def _told(result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, Told]]) -> Mapping[str, Told]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from stlm_kd.comparison.difference import side_of
-from stlm_kd.comparison.entries import Contender, metrics_of
+from stlm_kd.comparison.difference import sample_of
+from stlm_kd.comparison.entries import Entry, metrics_of
 from stlm_kd.comparison.lossy import lossy_fault
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.pairing import faults_of
@@ -15,15 +15,15 @@ _OF_TEXT = {"perplexity", "pseudo-perplexity", "masked-loss"}
 _BETWEEN_TOKENIZERS = ". Between tokenizers, bits per byte compare (--suite perplexity, pseudo-perplexity)"
 
 
-def require_shared_tasks(contenders: Sequence[Contender], base: Contender, sharing: Collection[str]) -> None:
+def require_shared_tasks(entries: Sequence[Entry], base: Entry, sharing: Collection[str]) -> None:
     """Refuse a run or file of which no row has a metric of the baseline.
 
     Raises:
         DataError: There is one; the message names what each has.
     """
-    sources = dict.fromkeys(one.source for one in contenders)
+    sources = dict.fromkeys(one.source for one in entries)
     rows = {
-        source: [one for one in contenders if one.source == source and one is not base] for source in sources
+        source: [one for one in entries if one.source == source and one is not base] for source in sources
     }
     strange = [source for source, others in rows.items() if others and source not in sharing]
     if strange:
@@ -32,11 +32,11 @@ def require_shared_tasks(contenders: Sequence[Contender], base: Contender, shari
         raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(lines))
 
 
-def _told_metrics(contenders: Sequence[Contender]) -> str:
-    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(contenders)) or "none"
+def _told_metrics(entries: Sequence[Entry]) -> str:
+    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(entries)) or "none"
 
 
-def require_same_examples(pairs: Sequence[tuple[Contender, Metric]], base: Contender) -> None:
+def require_same_examples(pairs: Sequence[tuple[Entry, Metric]], base: Entry) -> None:
     """Refuse results of other examples.
 
     Raises:
@@ -44,7 +44,7 @@ def require_same_examples(pairs: Sequence[tuple[Contender, Metric]], base: Conte
     """
     faults: dict[tuple[str, str], list[str]] = {}
     for other, metric in pairs:
-        own, others = (side_of(one, metric).results for one in (base, other))
+        own, others = (sample_of(one, metric).results for one in (base, other))
         if found := faults_of(others, own, metric):
             faults.setdefault((other.name, f"{metric.suite} {metric.task}".strip()), found)
     if faults:
@@ -57,7 +57,7 @@ def require_same_examples(pairs: Sequence[tuple[Contender, Metric]], base: Conte
         )
 
 
-def require_lossless(pairs: Sequence[tuple[Contender, Contender, Metric]]) -> None:
+def require_lossless(pairs: Sequence[tuple[Entry, Entry, Metric]]) -> None:
     """Refuse bits per byte of a lossy tokenizer.
 
     Raises:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.comparison.difference import Evidence, Side
-from stlm_kd.comparison.entries import Contender
+from stlm_kd.comparison.difference import DifferenceEstimate, Sample
+from stlm_kd.comparison.entries import Entry
 from stlm_kd.comparison.metrics import Metric
-from stlm_kd.comparison.pairing import Apart, Joined, Resampled
+from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference
 from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
 from stlm_kd.statistics import CONFIDENCE, Difference, corrected
 
@@ -42,7 +42,7 @@ class Compared:
     baseline: str
     metric: Metric
     seeds: str
-    evidence: Evidence
+    evidence: DifferenceEstimate
     smallest: float
     scope: tuple[str, ...] = ()
     repeats: str = ""
@@ -107,10 +107,10 @@ def verdict_of(
 
 
 def scope_of(
-    other: Contender,
-    base: Contender,
+    other: Entry,
+    base: Entry,
     results: Sequence[SuiteResult],
-    joined: Joined | Resampled | Apart,
+    joined: PairedExamples | ResampledDifference | NotPaired,
 ) -> Iterator[str]:
     """What a verdict speaks of, where that is less than trainings and texts of their kind."""
     if not other.seeds and not base.seeds:
@@ -120,15 +120,17 @@ def scope_of(
         yield "on these documents" if documents > 1 else "on this document"
 
 
-def _few_documents(results: Sequence[SuiteResult], joined: Joined | Resampled | Apart) -> int:
+def _few_documents(
+    results: Sequence[SuiteResult], joined: PairedExamples | ResampledDifference | NotPaired
+) -> int:
     """How many documents the noise of examples is that within; 0 where it is that between documents."""
-    if isinstance(joined, Resampled):
+    if isinstance(joined, ResampledDifference):
         return joined.within
     found = [count for result in results if isinstance(count := result.report.get("documents"), int)]
     return min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
 
 
-def unknown_noise(sides: Sequence[tuple[Contender, Side]], evidence: Evidence) -> str:
+def unknown_noise(sides: Sequence[tuple[Entry, Sample]], evidence: DifferenceEstimate) -> str:
     """Why there is no verdict: it needs the noise of seeds and that of examples; "" where both are known."""
     for one, side in sides:
         if one.seeds and len(side.values) == 1:

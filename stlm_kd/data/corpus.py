@@ -19,7 +19,7 @@ from stlm_kd.data.batches import PackedRows, require_one_context
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -86,7 +86,7 @@ def _alone(folder: Path) -> Iterator[None]:
         locks.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space or use another place"
         ) from error
     try:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.notes import note
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def build_store(
         _write_json(unfinished / "manifest.json", asdict(manifest))
         _put_in_place(unfinished, folder, manifest)
     except OSError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space or use another place"
         ) from error
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.data.sources.files import expanded
-from stlm_kd.errors import DataError, EnvironmentFault, ModelError
+from stlm_kd.errors import DataError, MissingResourceError, ModelError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -41,7 +41,7 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except OSError as error:
-        raise EnvironmentFault(_not_there(name_or_folder)) from error
+        raise MissingResourceError(_not_there(name_or_folder)) from error
     except (ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(_unusable(name_or_folder, error)) from error
     if not isinstance(loaded, PreTrainedTokenizerFast):

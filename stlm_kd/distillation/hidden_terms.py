@@ -20,7 +20,7 @@ from stlm_kd.errors import ModelError
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.layer_alignment import Site
-from stlm_kd.models.outputs import Observed
+from stlm_kd.models.outputs import ModelOutputs
 
 Projected = Literal["auto", "linear", "none"]
 """Whether a student's states are projected: where the widths differ, always, or never."""
@@ -107,11 +107,11 @@ class Projections(nn.ModuleDict):
         return sum((p.flatten()[:0].sum() for name in names for p in self[name].parameters()), 0.0)
 
 
-def state_term_sum(
+def hidden_state_loss(
     loss: str,
     pairs: Sequence[tuple[Site, Site]],
-    student: Observed,
-    teacher: Observed,
+    student: ModelOutputs,
+    teacher: ModelOutputs,
     mask_BT: Tensor,
     projections: TermProjections,
     options: Options = _NO_OPTIONS,
@@ -136,11 +136,11 @@ def state_term_sum(
     return torch.stack([value_N.sum() for value_N in values_N]).mean()
 
 
-def map_term_sum(
+def attention_loss(
     loss: str,
     pairs: Sequence[tuple[int, int]],
-    student: Observed,
-    teacher: Observed,
+    student: ModelOutputs,
+    teacher: ModelOutputs,
     mask_BT: Tensor,
     options: Options = _NO_OPTIONS,
 ) -> Tensor:

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.logit_terms import target_log_probs
-from stlm_kd.distillation.objective import Sides, before_and_after
+from stlm_kd.distillation.objective import ForwardOutputs, paired_targets
 from stlm_kd.distillation.terms import Term
-from stlm_kd.distillation.token_table import Rows
+from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.interventions import exchanges_tokens, layer_at
 from stlm_kd.interventions.metrics import RATIOS, SUMS, Said, effects
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.chunked import chunk_rows, pieces
-from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.targets import Dense, Distribution, Logits
-from stlm_kd.training.protocols import Measure
+from stlm_kd.training.protocols import MeanMetric
 
 MEASURED = ("agreement", "interchange_accuracy", "teacher_effect", "student_effect")
 """Of ``RATIOS``."""
@@ -53,11 +53,11 @@ def measure_names(terms: Sequence[Term], *, seed: int, index: int, steps: int) -
 @torch.no_grad()
 def measured(
     terms: Sequence[Term],
-    mixing: Mixing,
+    mixing: TeacherMixture,
     batch: AnyBatch,
-    sides: Sides,
+    sides: ForwardOutputs,
     layers: Mapping[str, int],
-) -> dict[str, Measure]:
+) -> dict[str, MeanMetric]:
     """The parts of what ``measure_names`` announces, of one micro-batch.
 
     Counted are the positions that a term counts and its intervention can reach. What is compared are plain
@@ -70,14 +70,14 @@ def measured(
         sides: What both said, of the teachers without an intervention too.
         layers: By intervention, the student's layer that it overwrites.
     """
-    found: dict[str, Measure] = {}
+    found: dict[str, MeanMetric] = {}
     for term in counterfactual_terms(terms):
         assert term.intervention is not None
         sums = _sums(term, mixing, batch, sides)
         for metric in MEASURED:
             above, below = RATIOS[metric]
             name = _name(term.intervention, metric, layers[term.intervention.name])
-            found[name] = Measure(sums[above], sums[below])
+            found[name] = MeanMetric(sums[above], sums[below])
     return found
 
 
@@ -86,9 +86,9 @@ def _name(intervention: Intervention, metric: str, layer: int) -> str:
     return f"{intervention.name}.{metric}/{where}"
 
 
-def _sums(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) -> dict[str, Tensor]:
+def _sums(term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs) -> dict[str, Tensor]:
     """``SUMS`` over the N positions."""
-    rows, student = before_and_after(term, mixing, batch, sides)
+    rows, student = paired_targets(term, mixing, batch, sides)
     totals = torch.zeros(len(SUMS), dtype=torch.float64, device=rows.labels.device)
     with torch.autocast(rows.labels.device.type, enabled=False):
         for before, after in _chunks(rows, student):
@@ -97,7 +97,7 @@ def _sums(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) -> dict[str
     return dict(zip(SUMS, totals, strict=True))
 
 
-def _chunks(rows: Rows, student: Distribution) -> Iterator[tuple[Said, Said]]:
+def _chunks(rows: TokenTable, student: Distribution) -> Iterator[tuple[Said, Said]]:
     """What both say of a few positions at a time, before and after."""
     number = len(rows.labels) // 2
     size = max(number, 1)
@@ -108,7 +108,7 @@ def _chunks(rows: Rows, student: Distribution) -> Iterator[tuple[Said, Said]]:
         yield _said(rows, student, few), _said(rows, student, later)
 
 
-def _said(rows: Rows, student: Distribution, chunk: slice) -> Said:
+def _said(rows: TokenTable, student: Distribution, chunk: slice) -> Said:
     assert isinstance(student, (Dense, Logits))
     logits_nV = student.logits(chunk, rows.outcomes)
     own_nV = logits_nV.log_softmax(-1)

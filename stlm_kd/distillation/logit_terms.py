@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.distillation.terms import Term
-from stlm_kd.distillation.token_table import Block, Group, Rows
-from stlm_kd.losses import Softened
+from stlm_kd.distillation.token_table import TermGroup, TokenBlock, TokenTable
+from stlm_kd.losses import TemperedLogits
 from stlm_kd.losses.chunked import chunked_losses
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head
@@ -24,7 +24,7 @@ from stlm_kd.teachers.combination import GATE, gate_losses
 
 
 def projected_losses(
-    rows: Rows,
+    rows: TokenTable,
     hidden_ND: Tensor,
     head: Head,
     scales: Sequence[float],
@@ -58,7 +58,9 @@ def projected_losses(
     return total + _gate_loss(rows, losses.label_log_probs, scales), sums
 
 
-def _gate_loss(rows: Rows, label_log_probs_NM: Tensor | None, scales: Sequence[float]) -> Tensor | float:
+def _gate_loss(
+    rows: TokenTable, label_log_probs_NM: Tensor | None, scales: Sequence[float]
+) -> Tensor | float:
     """The gate's part of the total, from what the chunks left of the teachers; 0 where there is no gate."""
     if label_log_probs_NM is None:
         return 0.0
@@ -74,7 +76,7 @@ def _gradient_alone(loss: Tensor) -> Tensor:
     return loss - loss.detach()
 
 
-def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
+def direct_losses(rows: TokenTable, logits_NC: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
     """The same from the student's logits, by autograd: for few outcomes, as a classifier's.
 
     Args:
@@ -84,7 +86,7 @@ def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tup
     """
     found: dict[int, Tensor] = {}
     for own in rows.groups():
-        block = Group(rows, own, slice(0, len(logits_NC)), logits_NC).whole()
+        block = TermGroup(rows, own, slice(0, len(logits_NC)), logits_NC).whole()
         found.update({i: block.values(rows.terms[i]).sum() for i in own})
     sums = [found[i] for i in range(len(rows.terms))]
     enters = [
@@ -97,7 +99,7 @@ def direct_losses(rows: Rows, logits_NC: Tensor, scales: Sequence[float]) -> tup
 
 
 @torch.no_grad()
-def target_log_probs(rows: Rows, logits_nC: Tensor, chunk: slice) -> Tensor:
+def target_log_probs(rows: TokenTable, logits_nC: Tensor, chunk: slice) -> Tensor:
     """Log-probabilities (n, C) of what the only term is compared with, not softened.
 
     Args:
@@ -107,8 +109,8 @@ def target_log_probs(rows: Rows, logits_nC: Tensor, chunk: slice) -> Tensor:
     """
     (term,) = rows.terms
     plain = replace(term, options={**term.options, "temperature": 1.0})
-    target = Group(replace(rows, terms=[plain]), [0], chunk, logits_nC).whole().target(plain)
-    assert isinstance(target, Softened), "an intervention is answered by models that run"
+    target = TermGroup(replace(rows, terms=[plain]), [0], chunk, logits_nC).whole().target(plain)
+    assert isinstance(target, TemperedLogits), "an intervention is answered by models that run"
     return target.log_probs(1.0)
 
 
@@ -119,7 +121,7 @@ class _ChunkTerms:
         label_log_probs: For a gate, what each teacher gives to the labels, (N, M); elsewhere 0.
     """
 
-    def __init__(self, rows: Rows, scales: Sequence[float]) -> None:
+    def __init__(self, rows: TokenTable, scales: Sequence[float]) -> None:
         self.rows, self.scales, self.groups = rows, scales, rows.groups()
         gate = rows.mixing.gate if any(term.loss == GATE for term in rows.terms) else None
         self.label_log_probs = None if gate is None else torch.zeros_like(gate)
@@ -143,24 +145,24 @@ class _ChunkTerms:
                 total_nV = group.add_to(total_nV, logits_nV)
         return sums, total_nV
 
-    def _note(self, term: Term, places: Tensor | slice, block: Block) -> None:
+    def _note(self, term: Term, places: Tensor | slice, block: TokenBlock) -> None:
         """Keep what the gate's gradient is made of."""
         if term.loss == GATE:
             assert self.label_log_probs is not None
             self.label_log_probs[places] = block.label_log_probs(term.temperature).to(self.label_log_probs)
 
-    def _groups(self, chunk: slice, logits_nV: Tensor) -> list[Group]:
+    def _groups(self, chunk: slice, logits_nV: Tensor) -> list[TermGroup]:
         """The groups of the chunk. One at most counts all its tokens: it comes first, and has no copy."""
         everything: list[int] = []
-        parts: list[Group] = []
+        parts: list[TermGroup] = []
         for own in self.groups:
             if bool(self.rows.masks[own[0]][chunk].all()):
                 everything += own
             else:
-                parts.append(Group(self.rows, own, chunk, logits_nV))
-        return [Group(self.rows, everything, chunk, logits_nV), *parts] if everything else parts
+                parts.append(TermGroup(self.rows, own, chunk, logits_nV))
+        return [TermGroup(self.rows, everything, chunk, logits_nV), *parts] if everything else parts
 
-    def _slope(self, block: Block, weighted: Sequence[int], sums: Tensor) -> Tensor | None:
+    def _slope(self, block: TokenBlock, weighted: Sequence[int], sums: Tensor) -> Tensor | None:
         """The derivative of a block's weighted total, whose terms it adds to the sums."""
         total_bV: Tensor | None = None
         for i in weighted:

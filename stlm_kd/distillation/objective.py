@@ -14,15 +14,15 @@ from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.distillation.hidden_terms import Projections, map_term_sum, state_term_sum
+from stlm_kd.distillation.hidden_terms import Projections, attention_loss, hidden_state_loss
 from stlm_kd.distillation.logit_terms import direct_losses, projected_losses
 from stlm_kd.distillation.terms import Term
-from stlm_kd.distillation.token_table import Rows
-from stlm_kd.losses import LOSSES, Sparse
+from stlm_kd.distillation.token_table import TokenTable
+from stlm_kd.losses import LOSSES, TopKTail
 from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.forward import Head
-from stlm_kd.models.outputs import Observed
-from stlm_kd.teachers.combination import GATE, Gate, Mixing
+from stlm_kd.models.outputs import ModelOutputs
+from stlm_kd.teachers.combination import GATE, Gate, TeacherMixture
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Dense, Distribution, Logits, joined_sparse
 
@@ -41,7 +41,7 @@ def term_mask(term: Term, batch: AnyBatch) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class ForwardOutputs:
     """What both sides said of a batch.
 
     Attributes:
@@ -53,26 +53,26 @@ class Sides:
         gate: What learns to weigh teachers that are combined.
     """
 
-    student: Observed
+    student: ModelOutputs
     head: Head | None
     teachers: Mapping[str, TeacherOutput]
     projections: Projections
-    after: Mapping[str, Changed] = field(default_factory=dict)
+    after: Mapping[str, InterventionOutputs] = field(default_factory=dict)
     gate: Gate | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class InterventionOutputs:
     """What both sides said of a batch after an intervention on it.
 
     Attributes:
-        student: As in ``Sides``.
-        teachers: As in ``Sides``.
+        student: As in ``ForwardOutputs``.
+        teachers: As in ``ForwardOutputs``.
         touched: What the intervention may have changed: (B, T) bool, or (B,) of examples. Elsewhere
             outcomes are those without it.
     """
 
-    student: Observed
+    student: ModelOutputs
     teachers: Mapping[str, TeacherOutput]
     touched: Tensor
 
@@ -87,9 +87,9 @@ class Reduced:
 
 def reduce_terms(
     terms: Sequence[Term],
-    mixing: Mixing,
+    mixing: TeacherMixture,
     batch: AnyBatch,
-    sides: Sides,
+    sides: ForwardOutputs,
     denominators: Mapping[str, float],
     *,
     method: Literal["chunked", "dense"] = "chunked",
@@ -125,9 +125,9 @@ def _is_response(term: Term) -> bool:
 
 def _responses(
     terms: Sequence[Term],
-    mixing: Mixing,
+    mixing: TeacherMixture,
     batch: AnyBatch,
-    sides: Sides,
+    sides: ForwardOutputs,
     scales: Mapping[str, float],
     method: Literal["chunked", "dense"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -140,7 +140,9 @@ def _responses(
     return loss, {term.name: sums[i] for i, term in enumerate(terms)}
 
 
-def before_and_after(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) -> tuple[Rows, Distribution]:
+def paired_targets(
+    term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs
+) -> tuple[TokenTable, Distribution]:
     """What a term's target is made of, and what the student says, without an intervention and after it.
 
     Args:
@@ -162,7 +164,9 @@ def before_and_after(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) 
     return replace(rows, outcomes=min(sides.head.size, *sizes)), dense
 
 
-def of_base(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) -> tuple[Rows, Distribution]:
+def base_targets(
+    term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs
+) -> tuple[TokenTable, Distribution]:
     """What a term's target is made of, and what the student says, without an intervention.
 
     Args:
@@ -181,14 +185,14 @@ def of_base(term: Term, mixing: Mixing, batch: AnyBatch, sides: Sides) -> tuple[
 
 def _rows(
     terms: Sequence[Term],
-    mixing: Mixing,
+    mixing: TeacherMixture,
     batch: AnyBatch,
-    sides: Sides,
+    sides: ForwardOutputs,
     parts: Sequence[_Part],
-) -> tuple[Rows, Tensor]:
+) -> tuple[TokenTable, Tensor]:
     """What the terms need of the parts' tokens, and the student's logits or what meets its head."""
     student = _joined([part.tokens(_outcomes(part.student, sides.head, batch)) for part in parts])
-    rows = Rows(
+    rows = TokenTable(
         terms=terms,
         mixing=_mixing_of_tokens(mixing, batch, sides, parts),
         labels=_joined([part.tokens(batch.labels) for part in parts]),
@@ -212,7 +216,7 @@ class _Part:
         order: Another order of these tokens; None: as they come.
     """
 
-    student: Observed
+    student: ModelOutputs
     teachers: Mapping[str, TeacherOutput]
     masks: Sequence[Tensor]
     needed: Tensor
@@ -232,7 +236,7 @@ class _Part:
         return chosen if self.order is None else chosen.rows(self.order)
 
 
-def _parts(terms: Sequence[Term], batch: AnyBatch, sides: Sides) -> list[_Part]:
+def _parts(terms: Sequence[Term], batch: AnyBatch, sides: ForwardOutputs) -> list[_Part]:
     """The base and the interventions; a term on an intervention counts what it left untouched in the base."""
     masks = [term_mask(term, batch) for term in terms]
     nothing = torch.zeros_like(masks[0])
@@ -251,7 +255,7 @@ def _parts(terms: Sequence[Term], batch: AnyBatch, sides: Sides) -> list[_Part]:
     return parts
 
 
-def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: Sides) -> _Part:
+def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: ForwardOutputs) -> _Part:
     """What is counted without an intervention, and first of it what terms on one count too.
 
     So most chunks are counted whole by all these terms, which then share what the teachers say.
@@ -264,7 +268,9 @@ def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: Side
     return _Part(sides.student, sides.teachers, masks, needed, order)
 
 
-def _mixing_of_tokens(mixing: Mixing, batch: AnyBatch, sides: Sides, parts: Sequence[_Part]) -> Mixing:
+def _mixing_of_tokens(
+    mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs, parts: Sequence[_Part]
+) -> TeacherMixture:
     """What is known of the rows, and what the gate says of the base, at the needed tokens of all parts."""
 
     def of_tokens(value_B: Tensor | None) -> Tensor | None:
@@ -280,7 +286,7 @@ def _mixing_of_tokens(mixing: Mixing, batch: AnyBatch, sides: Sides, parts: Sequ
     return replace(mixing, domain=of_tokens(mixing.domain), drawn=of_tokens(mixing.drawn), gate=gate)
 
 
-def _judged(parts: Sequence[_Part], mixing: Mixing) -> dict[str, Distribution] | None:
+def _judged(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[str, Distribution] | None:
     """What the teachers said of the base, at the needed tokens of all parts.
 
     What they say after an intervention is weighed as what they said before it: None where that is the same.
@@ -292,7 +298,7 @@ def _judged(parts: Sequence[_Part], mixing: Mixing) -> dict[str, Distribution] |
     return _said([replace(part, teachers=mixed) for part in parts])
 
 
-def _outcomes(student: Observed, head: Head | None, batch: AnyBatch) -> Tensor:
+def _outcomes(student: ModelOutputs, head: Head | None, batch: AnyBatch) -> Tensor:
     """A classifier's logits, or the state that meets a language model's head.
 
     A span's ends are each one of the positions of the row, (B, 2, T); padding is none of them.
@@ -320,8 +326,8 @@ def _joined_said(found: Sequence[Distribution | int]) -> Distribution:
     if len(found) == 1 and not isinstance(found[0], int):
         return found[0]
     (first, *_) = (said for said in found if not isinstance(said, int))
-    if isinstance(first, Sparse):
-        return joined_sparse([said for said in found if isinstance(said, (int, Sparse))], like=first)
+    if isinstance(first, TopKTail):
+        return joined_sparse([said for said in found if isinstance(said, (int, TopKTail))], like=first)
     values = [_values(said, like=first) for said in found]
     if isinstance(first, Dense):
         return Dense(_joined(values), first.head, first.vocabulary)
@@ -341,14 +347,16 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([*parts])
 
 
-def _feature(term: Term, batch: AnyBatch, sides: Sides) -> Tensor:
+def _feature(term: Term, batch: AnyBatch, sides: ForwardOutputs) -> Tensor:
     """The sum of a term on states or maps over the positions that it counts."""
     assert term.teacher is not None
-    said: Sides | Changed = sides if term.intervention is None else sides.after[term.intervention.name]
+    said: ForwardOutputs | InterventionOutputs = (
+        sides if term.intervention is None else sides.after[term.intervention.name]
+    )
     teacher = said.teachers[term.teacher].observed
     mask_BT = term_mask(term, batch)
     if term.loss in STATE_LOSSES:
-        return state_term_sum(
+        return hidden_state_loss(
             term.loss,
             term.pairs,
             said.student,
@@ -358,4 +366,4 @@ def _feature(term: Term, batch: AnyBatch, sides: Sides) -> Tensor:
             term.options,
         )
     layers = [(own, other) for own, other in term.pairs if isinstance(own, int) and isinstance(other, int)]
-    return map_term_sum(term.loss, layers, said.student, teacher, mask_BT, term.options)
+    return attention_loss(term.loss, layers, said.student, teacher, mask_BT, term.options)

@@ -11,24 +11,24 @@ from transformers import PreTrainedModel
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.hidden_terms import Projections
 from stlm_kd.distillation.intervention_metrics import measure_names, measured
-from stlm_kd.distillation.objective import Changed, Sides, reduce_terms, term_mask
+from stlm_kd.distillation.objective import ForwardOutputs, InterventionOutputs, reduce_terms, term_mask
 from stlm_kd.distillation.teacher_agreement import ensemble_measures, ensemble_names
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.interventions import Plan, Supplies, draw_plan
-from stlm_kd.interventions.rerun import Rerun
+from stlm_kd.interventions import Plan, SourceInputs, draw_plan
+from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.losses import LABELS, LOSSES
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.forward import inputs_of, task_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Site
-from stlm_kd.models.outputs import Needs, observe
+from stlm_kd.models.outputs import OutputSpec, forward_with_outputs
 from stlm_kd.schedules import is_ever_above_zero
-from stlm_kd.teachers.combination import GATE, Domains, Gate, Mixing, drawn_for, mixed_teachers
+from stlm_kd.teachers.combination import GATE, Domains, Gate, TeacherMixture, active_teachers, routing_draws
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import Teacher
-from stlm_kd.training.protocols import Measure, StepOutput
+from stlm_kd.training.protocols import MeanMetric, StepOutput
 
 
 class StepModule(nn.Module):
@@ -48,7 +48,7 @@ class StepModule(nn.Module):
         combination: Combination | None = None,
         projections: Projections | None = None,
         vocabulary_loss: Literal["chunked", "dense"] = "chunked",
-        supplies: Supplies | None = None,
+        supplies: SourceInputs | None = None,
         domains: Domains | None = None,
         gate: Gate | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class StepModule(nn.Module):
         if not any(term.name == LABELS for term in terms):
             self._all.append(Term(LABELS, LABELS, weight=0.0))
         self._index, self._steps, self._is_logged = 0, 1, False
-        self._supplies = supplies or Supplies()
+        self._supplies = supplies or SourceInputs()
         self._domains = domains
         self.combination = combination or Combination()
         self.vocabulary_loss = vocabulary_loss
@@ -129,7 +129,7 @@ class StepModule(nn.Module):
         terms = self.terms
         plans = self.drawn(batch) if plans is None else plans
         sides, mixing = self.ask(batch, plans), self._mixing(batch)
-        measures: dict[str, Measure] = {}
+        measures: dict[str, MeanMetric] = {}
         if self._measures:
             layers = {name: plan.student_layer for name, plan in plans.items()}
             measures = measured(terms, mixing, batch, sides, layers)
@@ -151,7 +151,7 @@ class StepModule(nn.Module):
             for name, intervention in interventions.items()
         }
 
-    def ask(self, batch: AnyBatch, plans: Mapping[str, Plan]) -> Sides:
+    def ask(self, batch: AnyBatch, plans: Mapping[str, Plan]) -> ForwardOutputs:
         """What student and teachers say of the batch, and after each intervention on it.
 
         Args:
@@ -170,16 +170,16 @@ class StepModule(nn.Module):
         }
         needs = student_needs(terms, classes=classes)
         causal = task_of(self.student) == "clm"
-        base, judged = causal or self._measures, Mixing(self.combination, mixed).weighs_distributions
+        base, judged = causal or self._measures, TeacherMixture(self.combination, mixed).weighs_distributions
         asked = teacher_needs(terms, mixed, classes=classes, base=base, judged=judged)
         for name in plans:
             needs |= own[name].needs()
             for teacher, (part, _) in theirs[name].items():
                 asked[teacher] |= part.needs()
-        student = observe(self.student, inputs_of(batch, self.student), needs)
+        student = forward_with_outputs(self.student, inputs_of(batch, self.student), needs)
         teachers = {name: self._teachers[name](batch, needs) for name, needs in asked.items()}
         after = {
-            name: Changed(
+            name: InterventionOutputs(
                 student=own[name].after(batch, student, student_needs(terms, classes=classes, after=name)),
                 teachers={
                     teacher: self._live(teacher).after(batch, teachers[teacher], part, wanted)
@@ -189,28 +189,28 @@ class StepModule(nn.Module):
             )
             for name, plan in plans.items()
         }
-        return Sides(student, head, teachers, self.projections, after, self.gate)
+        return ForwardOutputs(student, head, teachers, self.projections, after, self.gate)
 
     @property
     def mixed(self) -> tuple[str, ...]:
         """The teachers of whom the mixture of the next forward is made."""
         progress = self._index / self._steps
         names = list(self._teachers)
-        return mixed_teachers(self.combination, names, index=self._index, progress=progress) if names else ()
+        return active_teachers(self.combination, names, index=self._index, progress=progress) if names else ()
 
-    def _mixing(self, batch: AnyBatch) -> Mixing:
+    def _mixing(self, batch: AnyBatch) -> TeacherMixture:
         """The teachers' mixture, with what is known of the batch's rows."""
-        return Mixing(
+        return TeacherMixture(
             self.combination,
             self.mixed,
             progress=self._index / self._steps,
             domains=() if self._domains is None else self._domains.names,
             domain=None if self._domains is None else self._domains.of(batch.example_ids),
-            drawn=drawn_for(self.combination, batch.example_ids, index=self._index),
+            drawn=routing_draws(self.combination, batch.example_ids, index=self._index),
         )
 
-    def _own_part(self, plan: Plan) -> Rerun:
-        return Rerun(self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout)
+    def _own_part(self, plan: Plan) -> InterventionPass:
+        return InterventionPass(self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout)
 
     def _live(self, name: str) -> LiveTeacher:
         teacher = self._teachers[name]
@@ -236,7 +236,7 @@ class StepModule(nn.Module):
         return gate + self.projections.nothing([term.name for term in self._all if term.name not in running])
 
 
-def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> Needs:
+def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> OutputSpec:
     """What terms look at in the student; what it predicts (``classes``: of an example) is always asked.
 
     Args:
@@ -244,7 +244,7 @@ def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = N
         classes: Whether it predicts classes of an example, not tokens.
         after: The intervention after which they look; None: of those without any.
     """
-    needs = Needs(head_input=not classes, logits=classes)
+    needs = OutputSpec(head_input=not classes, logits=classes)
     for term in terms:
         if _intervention(term) == after:
             needs |= _needs(term, [student for student, _ in term.pairs], classes=classes)
@@ -259,7 +259,7 @@ def teacher_needs(
     after: str | None = None,
     base: bool = False,
     judged: bool = False,
-) -> dict[str, Needs]:
+) -> dict[str, OutputSpec]:
     """What terms look at in each teacher; those that no term asks are left out.
 
     Args:
@@ -271,17 +271,17 @@ def teacher_needs(
             positions that it leaves untouched.
         judged: The same of combined teachers alone, which are weighed by what they say without it.
     """
-    found: dict[str, Needs] = {}
+    found: dict[str, OutputSpec] = {}
     for term in terms:
         if term.teacher is None or after not in (None, _intervention(term)):
             continue
-        needs = Needs()
+        needs = OutputSpec()
         if term.loss in LOSSES and (base or (judged and term.teacher == COMBINED)):
-            needs = Needs(head_input=not classes, logits=classes)
+            needs = OutputSpec(head_input=not classes, logits=classes)
         if _intervention(term) == after:
             needs = _needs(term, [teacher for _, teacher in term.pairs], classes=classes)
         for name in teachers if term.teacher == COMBINED else [term.teacher]:
-            found[name] = found.get(name, Needs()) | needs
+            found[name] = found.get(name, OutputSpec()) | needs
     return found
 
 
@@ -289,9 +289,9 @@ def _intervention(term: Term) -> str | None:
     return None if term.intervention is None else term.intervention.name
 
 
-def _needs(term: Term, sites: Sequence[Site], *, classes: bool) -> Needs:
+def _needs(term: Term, sites: Sequence[Site], *, classes: bool) -> OutputSpec:
     if term.loss in STATE_LOSSES:
-        return Needs(sites=frozenset(sites))
+        return OutputSpec(sites=frozenset(sites))
     if term.loss in MAP_LOSSES:
-        return Needs(maps=frozenset(site for site in sites if isinstance(site, int)))
-    return Needs(head_input=not classes, logits=classes) if term.teacher is not None else Needs()
+        return OutputSpec(maps=frozenset(site for site in sites if isinstance(site, int)))
+    return OutputSpec(head_input=not classes, logits=classes) if term.teacher is not None else OutputSpec()

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.distillation.objective import Sides, of_base
+from stlm_kd.distillation.objective import ForwardOutputs, base_targets
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.distillation.token_table import Block, Group, Rows
-from stlm_kd.losses import LOSSES, Sparse
+from stlm_kd.distillation.token_table import TermGroup, TokenBlock, TokenTable
+from stlm_kd.losses import LOSSES, TopKTail
 from stlm_kd.losses.chunked import chunk_rows, pieces
-from stlm_kd.teachers.combination import Mixing
+from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.gate import LEAST_LOG_PROB
 from stlm_kd.teachers.targets import Dense, Distribution, Logits
-from stlm_kd.training.protocols import Measure
+from stlm_kd.training.protocols import MeanMetric
 
 OF_EACH = ("teacher_weight", "teacher_kl", "teacher_label_loss")
 OF_PAIRS = ("teachers_agree/top-1", "teachers_differ/jensen_shannon")
@@ -47,8 +47,8 @@ def ensemble_names(terms: Sequence[Term], teachers: Sequence[str]) -> list[str]:
 
 @torch.no_grad()
 def ensemble_measures(
-    terms: Sequence[Term], mixing: Mixing, batch: AnyBatch, sides: Sides
-) -> dict[str, Measure]:
+    terms: Sequence[Term], mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs
+) -> dict[str, MeanMetric]:
     """Weights, losses and agreement of the teachers, of one micro-batch, without interventions.
 
     Over the tokens that the first term on the mixture counts, softened by its temperature: each teacher's
@@ -65,7 +65,7 @@ def ensemble_measures(
     term = combined_term(terms)
     if term is None:
         return {}
-    rows, student = of_base(term, mixing, batch, sides)
+    rows, student = base_targets(term, mixing, batch, sides)
     totals: dict[str, Tensor] = {}
     labelled = (rows.labels != IGNORED).sum()
     with torch.autocast(rows.labels.device.type, enabled=False):
@@ -74,24 +74,24 @@ def ensemble_measures(
                 totals[name] = totals.get(name, 0.0) + value_n.sum(dtype=torch.float64)
     counted = torch.tensor(len(rows.labels), device=rows.labels.device)
     return {
-        name: Measure(totals[name], labelled if name.startswith("teacher_label_loss") else counted)
+        name: MeanMetric(totals[name], labelled if name.startswith("teacher_label_loss") else counted)
         for name in ensemble_names(terms, mixing.teachers)
         if name in totals
     }
 
 
-def _blocks(rows: Rows, student: Distribution) -> Iterator[Block]:
+def _blocks(rows: TokenTable, student: Distribution) -> Iterator[TokenBlock]:
     number = len(rows.labels)
     size = max(number, 1)
     assert isinstance(student, (Dense, Logits))
     if isinstance(student, Dense):  # logits of student and teachers
         size = chunk_rows(student.head.weight, 2 / (1 + len(rows.teachers)))
     for chunk in pieces(number, size):
-        group = Group(rows, [0], chunk, student.logits(chunk, rows.outcomes))
+        group = TermGroup(rows, [0], chunk, student.logits(chunk, rows.outcomes))
         yield from (block for _, block in group.blocks())
 
 
-def _values(block: Block, temperature: float) -> Iterator[tuple[str, Tensor]]:
+def _values(block: TokenBlock, temperature: float) -> Iterator[tuple[str, Tensor]]:
     """Each measure at the tokens of a block, (n,)."""
     names = block.mixing.teachers
     own_nV = block.student.log_probs(temperature)
@@ -101,7 +101,7 @@ def _values(block: Block, temperature: float) -> Iterator[tuple[str, Tensor]]:
     place_n1 = block.label_m.masked_fill(~labelled_n, 0)[:, None]
     for name, weight_n, log_nV in zip(names, weights_nM.unbind(-1), log_probs, strict=True):
         said = block.said[name]
-        stored_n = said.label_log_probs if isinstance(said, Sparse) else None
+        stored_n = said.label_log_probs if isinstance(said, TopKTail) else None
         label_n = log_nV.gather(-1, place_n1).squeeze(-1) if stored_n is None else stored_n
         label_n = label_n.clamp(min=LEAST_LOG_PROB)
         yield f"teacher_weight/{name}", weight_n

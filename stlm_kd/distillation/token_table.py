@@ -1,7 +1,7 @@
-"""The tokens that terms over outcomes count, taken apart by the terms, and what these share of them.
+"""The tokens that logit terms count, grouped by term, with the intermediate results that the terms share.
 
-Tokens that the same terms count are a ``Group`` within a chunk, and a group comes in ``Block``s that stay in
-a processor's caches: products with heads want many tokens, everything else few.
+Tokens of a chunk that the same terms count form a ``TermGroup``, processed in ``TokenBlock``s that fit a
+processor's caches: products with heads want many tokens, everything else few.
 
 Shapes: N tokens that some term needs, n tokens of one chunk, m of these in a group or block, V outcomes of
 the student's head, M teachers that are combined.
@@ -17,23 +17,23 @@ from torch import Tensor
 
 from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses import (
+    GRADIENTS,
     LOSSES,
-    SLOPES,
     SPARSE_LOSSES,
     SPARSE_SLOPES,
-    Softened,
-    Sparse,
-    SparseMixture,
-    Whole,
+    FullDistribution,
+    TargetMixture,
+    TemperedLogits,
+    TopKTail,
 )
 from stlm_kd.losses.chunked import block_rows, pieces
-from stlm_kd.teachers.combination import GATE, Mixing, gate_losses, mixture, of_said
-from stlm_kd.teachers.combination.features import Said
+from stlm_kd.teachers.combination import GATE, TeacherMixture, gate_losses, mixture, weighting_features
+from stlm_kd.teachers.combination.features import TeacherDistributions
 from stlm_kd.teachers.targets import Distribution
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TokenTable:
     """What the terms of N tokens need besides the student's logits.
 
     Attributes:
@@ -48,7 +48,7 @@ class Rows:
     """
 
     terms: Sequence[Term]
-    mixing: Mixing
+    mixing: TeacherMixture
     labels: Tensor
     masks: Sequence[Tensor]
     teachers: Mapping[str, Distribution]
@@ -59,7 +59,7 @@ class Rows:
         """The tokens that some term counts, (N,) bool."""
         return torch.stack([*self.masks]).any(0)
 
-    def only(self, chosen_N: Tensor) -> Rows:
+    def only(self, chosen_N: Tensor) -> TokenTable:
         """The same of the tokens under a mask."""
         return replace(
             self,
@@ -86,7 +86,7 @@ def _rows(said: Mapping[str, Distribution], chosen: Tensor | slice) -> dict[str,
     return {name: one.rows(chosen) for name, one in said.items()}
 
 
-class Group:
+class TermGroup:
     """The tokens of a chunk that some terms count. Others are not looked at: they may hold NaN.
 
     Args:
@@ -96,18 +96,18 @@ class Group:
         logits_nV: The student's of the chunk.
     """
 
-    def __init__(self, rows: Rows, own: Sequence[int], chunk: slice, logits_nV: Tensor) -> None:
+    def __init__(self, rows: TokenTable, own: Sequence[int], chunk: slice, logits_nV: Tensor) -> None:
         mask_n = rows.masks[own[0]][chunk]
         self.rows, self.own = rows, own
         self.within = None if bool(mask_n.all()) else mask_n.nonzero().squeeze(1)
         self.chosen = chunk if self.within is None else self.within + chunk.start
         self.logits_mV = logits_nV if self.within is None else logits_nV[self.within]
 
-    def whole(self) -> Block:
+    def whole(self) -> TokenBlock:
         """All of its tokens."""
         return self._block(slice(0, len(self.logits_mV)), self._said(), self._judged())
 
-    def blocks(self) -> Iterator[tuple[slice, Block]]:
+    def blocks(self) -> Iterator[tuple[slice, TokenBlock]]:
         """Its tokens, so few at a time that what the losses make of them stays small."""
         said, judged = self._said(), self._judged()
         for few in pieces(len(self.logits_mV), block_rows(self.logits_mV)):
@@ -126,13 +126,15 @@ class Group:
         total_nV = logits_nV.zero_() if total_nV is None else total_nV
         return total_nV.index_add_(0, self.within, self.logits_mV)
 
-    def _block(self, few: slice, said: Mapping[str, Tensor | Sparse], judged: Mapping[float, Said]) -> Block:
-        part = {name: one.rows(few) if isinstance(one, Sparse) else one[few] for name, one in said.items()}
-        return Block(
+    def _block(
+        self, few: slice, said: Mapping[str, Tensor | TopKTail], judged: Mapping[float, TeacherDistributions]
+    ) -> TokenBlock:
+        part = {name: one.rows(few) if isinstance(one, TopKTail) else one[few] for name, one in said.items()}
+        return TokenBlock(
             self.rows,
             self.rows.labels[self.chosen][few],
             self.rows.mixing.rows(self.chosen).rows(few),
-            Softened(self.logits_mV[few]),
+            TemperedLogits(self.logits_mV[few]),
             part,
             {temperature: one.rows(few) for temperature, one in judged.items()},
         )
@@ -146,20 +148,20 @@ class Group:
         return any(term.teacher == COMBINED for term in self._terms)
 
     @torch.no_grad()
-    def _said(self) -> dict[str, Tensor | Sparse]:
+    def _said(self) -> dict[str, Tensor | TopKTail]:
         """What the teachers that its terms ask say: logits (m, V), or sparse targets."""
         asked = {term.teacher for term in self._terms} | set(self.rows.mixing.teachers if self._mixes else ())
-        said: dict[str, Tensor | Sparse] = {}
+        said: dict[str, Tensor | TopKTail] = {}
         for name, one in self.rows.teachers.items():
             if name in asked:
-                if isinstance(one, Sparse):
+                if isinstance(one, TopKTail):
                     said[name] = one.rows(self.chosen)
                 else:
                     said[name] = one.logits(self.chosen, self.rows.outcomes)
         return said
 
     @torch.no_grad()
-    def _judged(self) -> dict[float, Said]:
+    def _judged(self) -> dict[float, TeacherDistributions]:
         """By temperature, what the teachers' distributions before an intervention tell of themselves.
 
         One teacher after the other is projected, and only this is kept of it.
@@ -169,17 +171,17 @@ class Group:
             return {}
         temperatures = {term.temperature for term in self._terms if term.teacher == COMBINED}
         label_m = self.rows.labels[self.chosen]
-        found: dict[float, list[Said]] = {temperature: [] for temperature in temperatures}
+        found: dict[float, list[TeacherDistributions]] = {temperature: [] for temperature in temperatures}
         for name in mixing.teachers:
             one = judged[name]
-            assert not isinstance(one, Sparse), "what was stored beforehand answers no intervention"
-            logits = Softened(one.logits(self.chosen, self.rows.outcomes))
+            assert not isinstance(one, TopKTail), "what was stored beforehand answers no intervention"
+            logits = TemperedLogits(one.logits(self.chosen, self.rows.outcomes))
             for temperature, columns in found.items():
-                columns.append(of_said([logits], label_m, mixing.needs, temperature))
-        return {temperature: Said.beside(columns) for temperature, columns in found.items()}
+                columns.append(weighting_features([logits], label_m, mixing.needs, temperature))
+        return {temperature: TeacherDistributions.beside(columns) for temperature, columns in found.items()}
 
 
-class Block:
+class TokenBlock:
     """Some tokens, all of which the terms count, and what these terms share.
 
     Args:
@@ -193,17 +195,19 @@ class Block:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: TokenTable,
         label_m: Tensor,
-        mixing: Mixing,
-        student: Softened,
-        said: Mapping[str, Tensor | Sparse],
-        judged: Mapping[float, Said],
+        mixing: TeacherMixture,
+        student: TemperedLogits,
+        said: Mapping[str, Tensor | TopKTail],
+        judged: Mapping[float, TeacherDistributions],
     ) -> None:
         self.rows, self.label_m, self.mixing, self.student = rows, label_m, mixing, student
-        self.said = {name: one if isinstance(one, Sparse) else Softened(one) for name, one in said.items()}
+        self.said = {
+            name: one if isinstance(one, TopKTail) else TemperedLogits(one) for name, one in said.items()
+        }
         self.judged = judged
-        self.targets: dict[tuple[str | None, float], Softened] = {}
+        self.targets: dict[tuple[str | None, float], TemperedLogits] = {}
 
     def values(self, term: Term) -> Tensor:
         """The term's values (m,), differentiable by the student's logits; those of a gate by its scores."""
@@ -211,19 +215,19 @@ class Block:
             assert self.mixing.gate is not None
             return gate_losses(self.mixing.gate, self.label_log_probs(term.temperature))
         target = self.target(term)
-        is_sparse = isinstance(target, (Sparse, SparseMixture))
+        is_sparse = isinstance(target, (TopKTail, TargetMixture))
         loss = SPARSE_LOSSES[term.loss] if is_sparse else LOSSES[term.loss]
-        plain = target.logits if isinstance(target, Softened) else target
+        plain = target.logits if isinstance(target, TemperedLogits) else target
         return loss(self.student.logits, plain, **term.options)
 
     def values_and_slope(self, term: Term) -> tuple[Tensor, Tensor]:
         """The values (m,) and their derivative by the student's logits, (m, V), by formula or autograd."""
         target = self.target(term)
-        slopes = SPARSE_SLOPES if isinstance(target, (Sparse, SparseMixture)) else SLOPES
+        slopes = SPARSE_SLOPES if isinstance(target, (TopKTail, TargetMixture)) else GRADIENTS
         if term.loss in slopes:
             with torch.no_grad():
                 return slopes[term.loss](self.student, target, **term.options)
-        plain = target.logits if isinstance(target, Softened) else target
+        plain = target.logits if isinstance(target, TemperedLogits) else target
         with torch.enable_grad():
             leaf_mV = self.student.logits.detach().requires_grad_()
             values_m = LOSSES[term.loss](leaf_mV, plain, **term.options)
@@ -234,20 +238,20 @@ class Block:
     def label_log_probs(self, temperature: float) -> Tensor:
         """What each teacher of the mixture gives to the labels, (m, M)."""
         said = [self.said[name] for name in self.mixing.teachers]
-        found = of_said(said, self.label_m, ["label_log_prob"], temperature).label_log_prob
+        found = weighting_features(said, self.label_m, ["label_log_prob"], temperature).label_log_prob
         assert found is not None
         return found
 
     @torch.no_grad()
     def weights(self, temperature: float) -> Tensor:
         """What each teacher of the mixture weighs, (m, M)."""
-        told = self.judged.get(temperature) or of_said(
+        told = self.judged.get(temperature) or weighting_features(
             [self.said[name] for name in self.mixing.teachers], self.label_m, self.mixing.needs, temperature
         )
         return self.mixing.weights(told, self.label_m, like=self.student.logits)
 
     @torch.no_grad()
-    def target(self, term: Term) -> Tensor | Softened | Sparse | SparseMixture:
+    def target(self, term: Term) -> Tensor | TemperedLogits | TopKTail | TargetMixture:
         """Labels, a teacher's distribution, or the teachers' mixture."""
         if term.teacher is None:
             return self.label_m
@@ -256,34 +260,36 @@ class Block:
         if len(names) == 1:
             return self._of(names[0], temperature, linear=linear)
         said = [self.said[name] for name in names]
-        if linear and any(isinstance(one, Sparse) for one in said):
+        if linear and any(isinstance(one, TopKTail) for one in said):
             parts = [
-                one if isinstance(one, Sparse) else Whole(one.log_probs(temperature), temperature)
+                one
+                if isinstance(one, TopKTail)
+                else FullDistribution(one.log_probs(temperature), temperature)
                 for one in said
             ]
-            return SparseMixture(parts, self.weights(temperature))
+            return TargetMixture(parts, self.weights(temperature))
         key = (None, temperature)
         if key not in self.targets:
             log_probs_mV = {name: self.log_probs(name, temperature) for name in names}
             mixed_mV = mixture(log_probs_mV, self.weights(temperature))
-            self.targets[key] = Softened.of_log_probs(mixed_mV, temperature)
+            self.targets[key] = TemperedLogits.of_log_probs(mixed_mV, temperature)
         return self.targets[key]
 
     @torch.no_grad()
     def log_probs(self, name: str, temperature: float) -> Tensor:
         """A teacher's log-probabilities (m, V); of a sparse one with its tail spread."""
         one = self.said[name]
-        if isinstance(one, Softened):
+        if isinstance(one, TemperedLogits):
             return one.log_probs(temperature)
         one.check(temperature)
         return one.spread(self.rows.outcomes)
 
-    def _of(self, name: str, temperature: float, *, linear: bool) -> Softened | Sparse:
+    def _of(self, name: str, temperature: float, *, linear: bool) -> TemperedLogits | TopKTail:
         """One teacher's distribution; a sparse one stays so for a loss that is linear in it."""
         one = self.said[name]
-        if isinstance(one, Softened) or linear:
+        if isinstance(one, TemperedLogits) or linear:
             return one
         key = (name, temperature)
         if key not in self.targets:
-            self.targets[key] = Softened.of_log_probs(self.log_probs(name, temperature), temperature)
+            self.targets[key] = TemperedLogits.of_log_probs(self.log_probs(name, temperature), temperature)
         return self.targets[key]

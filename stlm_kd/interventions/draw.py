@@ -18,12 +18,12 @@ import torch
 from stlm_kd.data.batch import IGNORED, Batch, Integers
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import DataError
-from stlm_kd.interventions.plan import Places
+from stlm_kd.interventions.plan import Positions
 from stlm_kd.interventions.spec import Intervention
-from stlm_kd.interventions.word_tokens import Lexicon
+from stlm_kd.interventions.word_tokens import WordTokens
 
 
-class Pool(Protocol):
+class SourcePool(Protocol):
     """Rows from which sources are drawn that are not in the batch."""
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class Pool(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Supplies:
+class SourceInputs:
     """What interventions are made of.
 
     Attributes:
@@ -50,8 +50,8 @@ class Supplies:
     """
 
     seed: int = 0
-    pool: Pool | None = None
-    lexicon: Lexicon | None = None
+    pool: SourcePool | None = None
+    lexicon: WordTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def documents_of(batch: AnyBatch) -> list[list[Document]]:
     return found
 
 
-class Draw:
+class SourceRequest:
     """One micro-batch, about to have places chosen in it.
 
     Args:
@@ -89,7 +89,9 @@ class Draw:
         supplies: Seed, pool and tokens.
     """
 
-    def __init__(self, intervention: Intervention, batch: AnyBatch, index: int, supplies: Supplies) -> None:
+    def __init__(
+        self, intervention: Intervention, batch: AnyBatch, index: int, supplies: SourceInputs
+    ) -> None:
         self.intervention, self.batch, self.index, self.supplies = intervention, batch, index, supplies
         self.documents = documents_of(batch)
         self.ids: list[int] = batch.example_ids.tolist()
@@ -104,7 +106,7 @@ class Draw:
         numbers = [self.ids[row] for row in rows]
         return named_generator(self.supplies.seed, self.intervention.name, self.index, purpose, *numbers)
 
-    def pool(self) -> Pool:
+    def pool(self) -> SourcePool:
         """All training rows.
 
         Raises:
@@ -118,7 +120,7 @@ class Draw:
             )
         return pool
 
-    def lexicon(self) -> Lexicon:
+    def lexicon(self) -> WordTokens:
         """The student's tokens."""
         lexicon = self.supplies.lexicon
         assert lexicon is not None, "a source that draws tokens is supplied with them"
@@ -158,12 +160,12 @@ def named_generator(seed: int, *names: int | str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
 
 
-def places_of(found: Sequence[tuple[int, Integers]]) -> Places:
+def places_of(found: Sequence[tuple[int, Integers]]) -> Positions:
     """Positions of rows, one after the other."""
     if not found:
-        return Places(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+        return Positions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     rows = np.repeat([row for row, _ in found], [len(positions) for _, positions in found])
-    return Places(torch.from_numpy(rows), torch.from_numpy(np.concatenate([own for _, own in found])))
+    return Positions(torch.from_numpy(rows), torch.from_numpy(np.concatenate([own for _, own in found])))
 
 
 def _run(positions: Integers, count: int, generator: np.random.Generator) -> Integers:

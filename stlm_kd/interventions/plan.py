@@ -18,7 +18,7 @@ from stlm_kd.interventions.spec import Intervention
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Positions:
     """P positions of a batch: ``rows`` and ``positions``, (P,) int64 each; no place comes twice."""
 
     rows: Tensor
@@ -27,16 +27,18 @@ class Places:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def to(self, device: torch.device) -> Places:
+    def to(self, device: torch.device) -> Positions:
         """The same places on a device."""
-        return Places(self.rows.to(device, non_blocking=True), self.positions.to(device, non_blocking=True))
+        return Positions(
+            self.rows.to(device, non_blocking=True), self.positions.to(device, non_blocking=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class OwnStates:
     """States of the base batch itself, of other rows: no further run is needed."""
 
-    places: Places
+    places: Positions
 
     def to(self, device: torch.device) -> OwnStates:
         """The same on a device."""
@@ -48,7 +50,7 @@ class OtherStates:
     """States of another batch, which has to be run."""
 
     batch: AnyBatch
-    places: Places
+    places: Positions
 
     def to(self, device: torch.device) -> OtherStates:
         """The same on a device."""
@@ -135,7 +137,7 @@ class Plan:
     student_layer: int
     teacher_layers: Mapping[str, tuple[int, ...]]
     source_site: Literal["block-output", "block-input"]
-    base: Places
+    base: Positions
     source: Source
     touched: Tensor
     exact_dropout: bool = False
@@ -157,7 +159,7 @@ class Plan:
 def plan_of(
     intervention: Intervention,
     student_layer: int,
-    base: Places,
+    base: Positions,
     source: Source,
     batch: AnyBatch,
     *,
@@ -184,7 +186,7 @@ def plan_of(
     )
 
 
-def _touched(base: Places, batch: AnyBatch, *, causal: bool) -> Tensor:
+def _touched(base: Positions, batch: AnyBatch, *, causal: bool) -> Tensor:
     if not isinstance(batch, Batch):
         return torch.ones(len(batch.example_ids), dtype=torch.bool)
     if not causal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
-from stlm_kd.interventions.draw import Draw, Supplies, named_generator
+from stlm_kd.interventions.draw import SourceInputs, SourceRequest, named_generator
 from stlm_kd.interventions.plan import Plan, plan_of
 from stlm_kd.interventions.sources import SOURCES
 from stlm_kd.interventions.spec import Intervention
@@ -12,7 +12,7 @@ from stlm_kd.interventions.spec import Intervention
 def draw_plan(
     intervention: Intervention,
     batch: AnyBatch,
-    supplies: Supplies,
+    supplies: SourceInputs,
     *,
     index: int,
     steps: int,
@@ -36,7 +36,7 @@ def draw_plan(
         DataError: A source is another row, and there is none.
     """
     readable = on_cpu(batch)
-    draw = Draw(intervention, readable, index, supplies)
+    draw = SourceRequest(intervention, readable, index, supplies)
     base, source = SOURCES[intervention.source](draw, **intervention.options)
     layer = layer_at(intervention, supplies.seed, index=index, steps=steps)
     return plan_of(intervention, layer, base, source, readable, causal=causal).to(batch.input_ids.device)

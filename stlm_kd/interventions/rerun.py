@@ -22,7 +22,7 @@ from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.interventions.plan import Joined, Noise, OtherStates, OwnStates, Plan, Tokens, parts_of
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.layer_alignment import Site
-from stlm_kd.models.outputs import Needs, Observed, conclude, observe
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec, finish_forward, forward_with_outputs
 from stlm_kd.models.partial_forward import Change, Inputs, prepare
 
 States = Mapping[Site, Tensor]
@@ -30,7 +30,7 @@ States = Mapping[Site, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Rerun:
+class InterventionPass:
     """One model's part in an intervention.
 
     Attributes:
@@ -47,19 +47,19 @@ class Rerun:
     reader: str = ""
     fresh_dropout: bool = False
 
-    def needs(self) -> Needs:
+    def needs(self) -> OutputSpec:
         """What to read of the base, so that ``after`` can go on from there."""
         source = self.plan.source
         if isinstance(source, Tokens):
-            return Needs()
+            return OutputSpec()
         sites = self._noise_sites(source) if isinstance(source, Noise) else set[Site]()
         if self.fresh_dropout:
-            return Needs(sites=frozenset(sites))
+            return OutputSpec(sites=frozenset(sites))
         if not isinstance(source, Noise) and any(isinstance(part, OwnStates) for part in parts_of(source)):
             sites |= {self._source_site(layer) for layer in self.layers}
-        return Needs(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0])
+        return OutputSpec(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0])
 
-    def after(self, batch: AnyBatch, base: Observed, needs: Needs) -> Observed:
+    def after(self, batch: AnyBatch, base: ModelOutputs, needs: OutputSpec) -> ModelOutputs:
         """What is needed of the model after the intervention: what its head meets, logits, the last state.
 
         Args:
@@ -69,7 +69,7 @@ class Rerun:
         """
         inputs = inputs_of(batch, self.model, reader=self.reader)
         if isinstance(self.plan.source, Tokens):
-            return observe(self.model, self._with_tokens(inputs, self.plan.source), needs)
+            return forward_with_outputs(self.model, self._with_tokens(inputs, self.plan.source), needs)
         writes = self._writes(batch, base, inputs)
         if self.fresh_dropout:
             hidden, _ = prepare(self.model, inputs).run(overwrite=writes)
@@ -78,7 +78,7 @@ class Rerun:
             first = self.layers[0]
             hidden = writes.pop(first)(base.states[first])
             hidden, _ = base.prepared.run(hidden, start=first + 1, overwrite=writes)
-        return conclude(self.model, inputs, hidden, needs)
+        return finish_forward(self.model, inputs, hidden, needs)
 
     def _source_site(self, layer: int) -> Site:
         """Where the source's state is read that is put in the place of a block's output."""
@@ -95,17 +95,17 @@ class Rerun:
             sites.update(site for layer in self.layers[1:] for site in (layer - 1, layer))
         return sites
 
-    def _source_states(self, source: OwnStates | OtherStates, inputs: Inputs, base: Observed) -> States:
+    def _source_states(self, source: OwnStates | OtherStates, inputs: Inputs, base: ModelOutputs) -> States:
         """The states from which those that are put in are taken."""
         sites = frozenset(self._source_site(layer) for layer in self.layers)
         if isinstance(source, OtherStates):
             read = inputs_of(source.batch, self.model, reader=self.reader)
-            return observe(self.model, read, Needs(sites=sites)).states
+            return forward_with_outputs(self.model, read, OutputSpec(sites=sites)).states
         if self.fresh_dropout:
-            return observe(self.model, inputs, Needs(sites=sites)).states
+            return forward_with_outputs(self.model, inputs, OutputSpec(sites=sites)).states
         return base.states
 
-    def _writes(self, batch: AnyBatch, base: Observed, inputs: Inputs) -> dict[int, Change]:
+    def _writes(self, batch: AnyBatch, base: ModelOutputs, inputs: Inputs) -> dict[int, Change]:
         """By block, what overwrites its output."""
         source = self.plan.source
         if isinstance(source, Noise):
@@ -123,7 +123,7 @@ class Rerun:
         return {layer: _Write(self.plan, states_at(self._source_site(layer))) for layer in self.layers}
 
     @torch.no_grad()
-    def _noise(self, noise: Noise, layer: int, batch: AnyBatch, base: Observed) -> Tensor:
+    def _noise(self, noise: Noise, layer: int, batch: AnyBatch, base: ModelOutputs) -> Tensor:
         """What is mixed in at each place, (P, D)."""
         first, rows, positions = self.layers[0], self.plan.base.rows, self.plan.base.positions
         embedding = self.model.get_input_embeddings().weight

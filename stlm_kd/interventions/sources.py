@@ -20,13 +20,13 @@ from torch import Tensor
 from stlm_kd.data.batch import Integers
 from stlm_kd.data.dealing import NO_SOURCE
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.interventions.draw import Document, Draw, Pool, documents_of, places_of
+from stlm_kd.interventions.draw import Document, SourcePool, SourceRequest, documents_of, places_of
 from stlm_kd.interventions.plan import (
     Joined,
     Noise,
     OtherStates,
     OwnStates,
-    Places,
+    Positions,
     Source,
     Tokens,
     parts_of,
@@ -34,7 +34,7 @@ from stlm_kd.interventions.plan import (
 from stlm_kd.interventions.wordnet import Relation, thesaurus
 from stlm_kd.registry import Registry
 
-CounterfactualSource = Callable[..., tuple[Places, Source]]
+CounterfactualSource = Callable[..., tuple[Positions, Source]]
 """``source(draw, /, **options)`` → places of the base, and what they get."""
 
 SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source")
@@ -45,7 +45,7 @@ other row of the training text."""
 
 
 @SOURCES.register("other-example")
-def other_example(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places, Source]:
+def other_example(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple[Positions, Source]:
     """States of another text, as in the paper (Wu et al., 2022, section 3).
 
     Each document gets those of one document of the other row. The rows of an optimizer step are paired so
@@ -57,7 +57,7 @@ def other_example(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places,
 
 
 @SOURCES.register("input-tokens")
-def input_tokens(draw: Draw, /, *, pairing: Pairing = "batch") -> tuple[Places, Source]:
+def input_tokens(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple[Positions, Source]:
     """No states but tokens of another text, as an ablation: both sides read the changed text."""
     base, states = _exchanged(draw, pairing)
     ids = []
@@ -86,7 +86,7 @@ def exchanges_tokens(source: str) -> bool:
 
 
 @SOURCES.register("in-context-random")
-def in_context_random(draw: Draw, /) -> tuple[Places, Source]:
+def in_context_random(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """States of the base itself, in which other tokens stand at just the places that are overwritten.
 
     From Starshak's few-shot study of causal distillation ("in-context" interventions).
@@ -95,37 +95,37 @@ def in_context_random(draw: Draw, /) -> tuple[Places, Source]:
 
 
 @SOURCES.register("synonym")
-def synonym(draw: Draw, /) -> tuple[Places, Source]:
+def synonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """As ``in-context-random``, but the tokens are synonyms by WordNet, and random where a word has none."""
     return _related(draw, "synonym")
 
 
 @SOURCES.register("antonym")
-def antonym(draw: Draw, /) -> tuple[Places, Source]:
+def antonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """As ``synonym``, of words that mean the contrary."""
     return _related(draw, "antonym")
 
 
 @SOURCES.register("meronym")
-def meronym(draw: Draw, /) -> tuple[Places, Source]:
+def meronym(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """As ``synonym``, of words for a part, a substance or a member of what the word stands for."""
     return _related(draw, "meronym")
 
 
 @SOURCES.register("holonym")
-def holonym(draw: Draw, /) -> tuple[Places, Source]:
+def holonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """As ``synonym``, of words for what has it as a part, a substance or a member."""
     return _related(draw, "holonym")
 
 
 @SOURCES.register("mixup")
 def mixup(
-    draw: Draw,
+    draw: SourceRequest,
     /,
     *,
     mixup_map: Literal["same", "residual"] = "same",
     mixup_noise: Literal["normal", "matched", "token-embedding"] = "normal",
-) -> tuple[Places, Source]:
+) -> tuple[Positions, Source]:
     """The base's states mixed with random ones, in a random proportion at each place: no source is run.
 
     From the few-shot study, h ← λh + (1 - λ)y, λ uniform, y standard normal. The student and all teachers
@@ -154,7 +154,7 @@ def mixup(
     )
 
 
-def _related(draw: Draw, relation: Relation) -> tuple[Places, Source]:
+def _related(draw: SourceRequest, relation: Relation) -> tuple[Positions, Source]:
     lexicon = draw.lexicon()
     known = thesaurus(lexicon, relation)
 
@@ -168,8 +168,8 @@ def _related(draw: Draw, relation: Relation) -> tuple[Places, Source]:
 
 
 def _in_context(
-    draw: Draw, replaced: Callable[[list[int], np.random.Generator], int]
-) -> tuple[Places, OtherStates]:
+    draw: SourceRequest, replaced: Callable[[list[int], np.random.Generator], int]
+) -> tuple[Positions, OtherStates]:
     """States of the base with its own tokens replaced at the places.
 
     Args:
@@ -191,14 +191,14 @@ _Found = tuple[list[tuple[int, Integers]], OwnStates | OtherStates]
 """Positions of the base's rows, and the source's."""
 
 
-def _exchanged(draw: Draw, pairing: Pairing) -> tuple[Places, OwnStates | OtherStates | Joined]:
+def _exchanged(draw: SourceRequest, pairing: Pairing) -> tuple[Positions, OwnStates | OtherStates | Joined]:
     found = [_from_pool(draw, draw.rows)] if pairing == "independent" else _from_step(draw)
     base = places_of([own for places, _ in found for own in places])
     parts = tuple(part for _, part in found)
     return base, parts[0] if len(parts) == 1 else Joined(parts)
 
 
-def _from_step(draw: Draw) -> list[_Found]:
+def _from_step(draw: SourceRequest) -> list[_Found]:
     """Each row from another row of the step, in this micro-batch or another; or, without one, of the text."""
     sources = draw.batch.sources
     source = _circle(draw) if sources is None else dict(enumerate(sources.rows.tolist()))
@@ -218,7 +218,7 @@ def _from_step(draw: Draw) -> list[_Found]:
     return [(base, OwnStates(places_of(places))), *found]
 
 
-def _circle(draw: Draw) -> dict[int, int]:
+def _circle(draw: SourceRequest) -> dict[int, int]:
     """For each row of a batch that is no part of a step, the row after it in a random circle of all rows."""
     rows = draw.rows
     if len(rows) < 2:
@@ -227,14 +227,14 @@ def _circle(draw: Draw) -> dict[int, int]:
     return dict(zip(circle, circle[1:] + circle[:1], strict=True))
 
 
-def _from_rows(draw: Draw, pairs: list[tuple[int, int]], batch: AnyBatch) -> _Found:
+def _from_rows(draw: SourceRequest, pairs: list[tuple[int, int]], batch: AnyBatch) -> _Found:
     """Rows from those of another batch."""
     documents = documents_of(batch)
     base, source = _paired(draw, [(row, documents[other]) for row, other in pairs])
     return base, OtherStates(batch, places_of(source))
 
 
-def _from_pool(draw: Draw, rows: list[int]) -> _Found:
+def _from_pool(draw: SourceRequest, rows: list[int]) -> _Found:
     """Rows of the batch, each from any row of the training text that is another."""
     if not rows:
         return [], OwnStates(places_of([]))
@@ -244,7 +244,7 @@ def _from_pool(draw: Draw, rows: list[int]) -> _Found:
     return _from_rows(draw, [(row, place) for place, row in enumerate(rows)], batch)
 
 
-def _another(pool: Pool, own: int, generator: np.random.Generator) -> int:
+def _another(pool: SourcePool, own: int, generator: np.random.Generator) -> int:
     """The place of a row that is not this one; any is as likely."""
     place = int(generator.integers(len(pool)))
     while pool.number(place) == own:
@@ -253,7 +253,7 @@ def _another(pool: Pool, own: int, generator: np.random.Generator) -> int:
 
 
 def _paired(
-    draw: Draw, sources: list[tuple[int, list[Document]]]
+    draw: SourceRequest, sources: list[tuple[int, list[Document]]]
 ) -> tuple[list[tuple[int, Integers]], list[tuple[int, Integers]]]:
     """Positions of each document of the rows, and as many of one of the source's documents."""
     base, source = [], []
@@ -267,7 +267,7 @@ def _paired(
     return base, source
 
 
-def _within(draw: Draw) -> list[tuple[int, Integers]]:
+def _within(draw: SourceRequest) -> list[tuple[int, Integers]]:
     """Positions of each row, of all its documents together."""
     found = []
     for row in draw.rows:
@@ -276,6 +276,6 @@ def _within(draw: Draw) -> list[tuple[int, Integers]]:
     return found
 
 
-def _normal(draw: Draw, counts: list[tuple[int, int]], width: int) -> Tensor:
+def _normal(draw: SourceRequest, counts: list[tuple[int, int]], width: int) -> Tensor:
     numbers = [draw.generator("noise", row).standard_normal((count, width)) for row, count in counts]
     return torch.from_numpy(np.concatenate([np.zeros((0, width)), *numbers]))

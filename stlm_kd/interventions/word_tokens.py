@@ -12,7 +12,7 @@ from stlm_kd.vocabulary.token_bytes import Vocabulary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lexicon:
+class WordTokens:
     """What may stand in the place of a token.
 
     Attributes:
@@ -29,7 +29,7 @@ class Lexicon:
     name: str = "the vocabulary"
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary) -> Lexicon:
+    def of(cls, vocabulary: Vocabulary) -> WordTokens:
         """The tokens of a tokenizer's vocabulary."""
         told = [(number, text) for number, text in enumerate(vocabulary.surfaces) if text is not None]
         spelled = [(number, _word(text)) for number, text in told]

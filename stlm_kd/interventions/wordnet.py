@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from typing import Any, Literal
 
-from stlm_kd.errors import EnvironmentFault, ModelError
-from stlm_kd.interventions.word_tokens import Lexicon
+from stlm_kd.errors import MissingResourceError, ModelError
+from stlm_kd.interventions.word_tokens import WordTokens
 
 Relation = Literal["synonym", "antonym", "meronym", "holonym"]
 
@@ -32,7 +32,7 @@ class Thesaurus:
         EnvironmentFault: NLTK or WordNet is not there.
     """
 
-    def __init__(self, lexicon: Lexicon, relation: Relation) -> None:
+    def __init__(self, lexicon: WordTokens, relation: Relation) -> None:
         self._lexicon, self._relation = lexicon, relation
         self._ids: dict[str, int] = {}
         for number, word in lexicon.words.items():
@@ -105,7 +105,7 @@ class Thesaurus:
 
 
 @lru_cache(maxsize=8)
-def thesaurus(lexicon: Lexicon, relation: Relation) -> Thesaurus:
+def thesaurus(lexicon: WordTokens, relation: Relation) -> Thesaurus:
     """The relation between a vocabulary's words, read once.
 
     Raises:
@@ -123,7 +123,7 @@ def require_wordnet() -> None:
     _wordnet()
 
 
-def check_relation(lexicon: Lexicon, relation: Relation) -> None:
+def check_relation(lexicon: WordTokens, relation: Relation) -> None:
     """Refuse a vocabulary none of whose words has the relation.
 
     Raises:
@@ -165,13 +165,13 @@ def _wordnet() -> Any:
     try:
         from nltk.corpus import wordnet
     except ImportError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             "WordNet is read through NLTK, which is not installed; pip install 'stlm-kd[wordnet]'"
         ) from error
     try:
         wordnet.ensure_loaded()
     except LookupError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             "WordNet is not there; run python -m nltk.downloader wordnet, or set NLTK_DATA to a folder that "
             "has corpora/wordnet.zip"
         ) from error

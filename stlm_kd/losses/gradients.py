@@ -16,15 +16,15 @@ from torch.nn import functional
 
 from stlm_kd.losses.divergences import Skew, TeacherShare
 from stlm_kd.losses.logit_mse import logit_gap
-from stlm_kd.losses.table import LABELS, SLOPES, Temperature, TemperatureScaling, temperature_factor
-from stlm_kd.losses.tempered import Softened
+from stlm_kd.losses.table import GRADIENTS, LABELS, Temperature, TemperatureScaling, temperature_factor
+from stlm_kd.losses.tempered import TemperedLogits
 
 _LEAST = -1e30
 """In place of -inf, whose product with a probability of 0 is NaN."""
 
 
-@SLOPES.register(LABELS)
-def cross_entropy_slope(student: Softened, label_N: Tensor, /) -> tuple[Tensor, Tensor]:
+@GRADIENTS.register(LABELS)
+def cross_entropy_slope(student: TemperedLogits, label_N: Tensor, /) -> tuple[Tensor, Tensor]:
     """Of ``cross_entropy``: q less one at the label."""
     log_NC, label_N1 = student.log_probs(1.0), label_N[:, None]
     slope_NC = log_NC.exp()
@@ -32,10 +32,10 @@ def cross_entropy_slope(student: Softened, label_N: Tensor, /) -> tuple[Tensor, 
     return -log_NC.gather(-1, label_N1).squeeze(-1), slope_NC
 
 
-@SLOPES.register("forward_kl")
+@GRADIENTS.register("forward_kl")
 def forward_kl_slope(
-    student: Softened,
-    teacher: Softened,
+    student: TemperedLogits,
+    teacher: TemperedLogits,
     /,
     *,
     temperature: Temperature = 1.0,
@@ -50,10 +50,10 @@ def forward_kl_slope(
     return _scaled(values_N, slope_NC, temperature, temperature_scaling)
 
 
-@SLOPES.register("reverse_kl")
+@GRADIENTS.register("reverse_kl")
 def reverse_kl_slope(
-    student: Softened,
-    teacher: Softened,
+    student: TemperedLogits,
+    teacher: TemperedLogits,
     /,
     *,
     temperature: Temperature = 1.0,
@@ -74,10 +74,10 @@ def reverse_kl_slope(
     return _scaled(values_N, slope_NC, temperature, temperature_scaling)
 
 
-@SLOPES.register("jensen_shannon")
+@GRADIENTS.register("jensen_shannon")
 def jensen_shannon_slope(
-    student: Softened,
-    teacher: Softened,
+    student: TemperedLogits,
+    teacher: TemperedLogits,
     /,
     *,
     beta: TeacherShare = 0.5,
@@ -102,10 +102,10 @@ def jensen_shannon_slope(
     return _scaled(values_N, slope_NC, temperature, temperature_scaling)
 
 
-@SLOPES.register("skew_forward_kl")
+@GRADIENTS.register("skew_forward_kl")
 def skew_forward_kl_slope(
-    student: Softened,
-    teacher: Softened,
+    student: TemperedLogits,
+    teacher: TemperedLogits,
     /,
     *,
     alpha: Skew = 0.1,
@@ -124,9 +124,9 @@ def skew_forward_kl_slope(
     return _scaled(values_N, slope_NC, temperature, temperature_scaling)
 
 
-@SLOPES.register("logit_mse")
+@GRADIENTS.register("logit_mse")
 def logit_mse_slope(
-    student: Softened, teacher: Softened, /, *, centred: bool = False
+    student: TemperedLogits, teacher: TemperedLogits, /, *, centred: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Of ``logit_mse``: twice the difference over the number of outcomes."""
     gap_NC, counted_N1 = logit_gap(student.logits, teacher.logits, centred=centred)

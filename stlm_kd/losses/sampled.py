@@ -24,11 +24,11 @@ from stlm_kd.losses.table import (
     TemperatureScaling,
     temperature_factor,
 )
-from stlm_kd.losses.tempered import Softened
+from stlm_kd.losses.tempered import TemperedLogits
 
 
 @dataclass(frozen=True, slots=True)
-class Sparse:
+class TopKTail:
     """A teacher's distribution at one temperature: its head, and draws from the rest.
 
     Attributes:
@@ -52,7 +52,7 @@ class Sparse:
     vocabulary: int
     label_log_probs: Tensor | None = None
 
-    def rows(self, chosen: Tensor | slice) -> Sparse:
+    def rows(self, chosen: Tensor | slice) -> TopKTail:
         """The tokens under a mask, at indices, or of a slice."""
         names = ("ids", "log_probs", "tail", "entropy", "label_log_probs")
         parts = {name: getattr(self, name) for name in names}
@@ -90,7 +90,7 @@ class Sparse:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class FullDistribution:
     """A distribution that is known whole, beside sparse ones in a mixture.
 
     Attributes:
@@ -118,12 +118,12 @@ class Whole:
         return at_least_float32(self.log_probs).exp()
 
     def check(self, temperature: float) -> None:
-        """As ``Sparse.check``."""
+        """As ``TopKTail.check``."""
         assert temperature == self.temperature
 
 
 @dataclass(frozen=True, slots=True)
-class SparseMixture:
+class TargetMixture:
     """Σ w p of several targets, some sparse: the entries of all in a row; an outcome may come twice.
 
     Attributes:
@@ -131,7 +131,7 @@ class SparseMixture:
         weights: (N, M), summing to one at each token.
     """
 
-    targets: Sequence[Sparse | Whole]
+    targets: Sequence[TopKTail | FullDistribution]
     weights: Tensor
 
     @property
@@ -160,7 +160,7 @@ class SparseMixture:
         return torch.cat([target.masses() * weight_N[:, None] for target, weight_N in pairs], dim=-1)
 
     def check(self, temperature: float) -> None:
-        """As ``Sparse.check``, of each target."""
+        """As ``TopKTail.check``, of each target."""
         for target in self.targets:
             target.check(temperature)
 
@@ -168,7 +168,7 @@ class SparseMixture:
 @SPARSE_LOSSES.register("forward_kl")
 def sparse_forward_kl(
     student_NC: Tensor,
-    target: Sparse | SparseMixture,
+    target: TopKTail | TargetMixture,
     /,
     *,
     temperature: Temperature = 1.0,
@@ -177,7 +177,7 @@ def sparse_forward_kl(
     """An unbiased estimate of ``forward_kl`` at each token, (N,), in nats; below 0 where draws are unlucky.
 
     Of a mixture, its gradient is that of KL(Σ w p || q), and its value Σ w KL(p || q), which is larger by
-    what no student changes; see ``SparseMixture.entropy``.
+    what no student changes; see ``TargetMixture.entropy``.
 
     Raises:
         ValueError: The target has another temperature.
@@ -190,8 +190,8 @@ def sparse_forward_kl(
 
 @SPARSE_SLOPES.register("forward_kl")
 def sparse_forward_kl_slope(
-    student: Softened,
-    target: Sparse | SparseMixture,
+    student: TemperedLogits,
+    target: TopKTail | TargetMixture,
     /,
     *,
     temperature: Temperature = 1.0,

@@ -21,7 +21,7 @@ Loss = Callable[..., Tensor]
 The target is a teacher's logits (N, C), or for ``labels`` the label of each token (N,).
 """
 
-Slope = Callable[..., tuple[Tensor, Tensor]]
+LossGradient = Callable[..., tuple[Tensor, Tensor]]
 """``slope(student, target, /, **options)`` → the loss's values (N,) and their derivative (N, C).
 
 The derivative is by the student's logits. Student and teacher come as ``Softened``, labels as they are; the
@@ -31,13 +31,13 @@ differentiated by autograd.
 
 LOSSES: Registry[Loss] = Registry("loss")
 
-SLOPES: Registry[Slope] = Registry("analytic gradient")
+GRADIENTS: Registry[LossGradient] = Registry("analytic gradient")
 
 SPARSE_LOSSES: Registry[Loss] = Registry("loss on sparse targets")
 """Losses linear in the teacher's probabilities, so that a sampled target estimates them without bias. The
 target is a ``Sparse`` in place of logits; names and options are those in ``LOSSES``."""
 
-SPARSE_SLOPES: Registry[Slope] = Registry("analytic gradient on sparse targets")
+SPARSE_SLOPES: Registry[LossGradient] = Registry("analytic gradient on sparse targets")
 
 LABELS = "labels"
 """The one loss whose target is the data's labels and not a teacher."""

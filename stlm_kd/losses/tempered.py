@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-class Softened:
+class TemperedLogits:
     """Logits and their log-probabilities at the temperatures asked for; shared, so not to be written to.
 
     Args:
@@ -21,7 +21,7 @@ class Softened:
         self._log_probs: dict[float, Tensor] = {}
 
     @classmethod
-    def of_log_probs(cls, log_probs_NC: Tensor, temperature: float) -> Softened:
+    def of_log_probs(cls, log_probs_NC: Tensor, temperature: float) -> TemperedLogits:
         """What has these log-probabilities at the temperature; its logits are known up to a constant."""
         softened = cls(log_probs_NC if temperature == 1.0 else log_probs_NC * temperature)
         softened._log_probs[temperature] = log_probs_NC

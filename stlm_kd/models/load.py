@@ -27,9 +27,9 @@ from transformers.utils import logging
 
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.data.sources.files import expanded
-from stlm_kd.errors import EnvironmentFault, ModelError
+from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.architectures import mobillama
-from stlm_kd.models.architectures.mobillama_detection import recognised, weight_names
+from stlm_kd.models.architectures.mobillama_detection import detect, weight_names
 from stlm_kd.models.checkpoints.generation_config import (
     mend_generation_config,
     refuse_unreadable_generation_config,
@@ -64,7 +64,9 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     """
     name = str(expanded(name))
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise EnvironmentFault(f"{name}: a folder without config.json; expected a Hugging Face model folder")
+        raise MissingResourceError(
+            f"{name}: a folder without config.json; expected a Hugging Face model folder"
+        )
     try:
         trusted = trust_remote_code and not _is_known_here(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
@@ -78,7 +80,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         raise _lacking(name, error) from error
     assert isinstance(config, PretrainedConfig)
     _refuse_quantized(name, config)
-    return recognised(name, config)
+    return detect(name, config)
 
 
 def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
@@ -153,7 +155,7 @@ def config_to_load(name: str, *, trust_remote_code: bool) -> tuple[str, Pretrain
     name = str(expanded(name))
     config = load_config(name, trust_remote_code=trust_remote_code)
     weight_names(name, fetch=True)
-    return name, recognised(name, config, fetch=True)
+    return name, detect(name, config, fetch=True)
 
 
 def require_all(name: str, config: PretrainedConfig, missing: Sequence[str], *, what: str) -> None:
@@ -331,14 +333,14 @@ def quietly(*, local: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _absent(name: str, error: Exception) -> EnvironmentFault | ModelError:
+def _absent(name: str, error: Exception) -> MissingResourceError | ModelError:
     if "trust_remote_code" in str(error):
         return _remote_code(name)
     if Path(name).is_dir():
-        return EnvironmentFault(
+        return MissingResourceError(
             f"{name}: {_first_line(error)}; only safetensors weights are read, never pickled ones"
         )
-    return EnvironmentFault(
+    return MissingResourceError(
         f"{name}: neither a folder nor in the Hub's cache, and the Hub gave no such model "
         f"({_first_line(error)}); check the name, download it first (hf download {name}), or give a folder"
     )
@@ -350,8 +352,8 @@ def _refused(name: str, error: Exception) -> ModelError:
     return ModelError(f"{name}: not a language model that transformers can load ({_first_line(error)})")
 
 
-def _lacking(name: str, error: ImportError) -> EnvironmentFault:
-    return EnvironmentFault(
+def _lacking(name: str, error: ImportError) -> MissingResourceError:
+    return MissingResourceError(
         f"{name}: its code needs a package that is not installed ({_first_line(error)}); install it"
     )
 

@@ -17,11 +17,11 @@ from transformers.utils.generic import ModelOutput
 from stlm_kd.models.attention_maps import kept_maps
 from stlm_kd.models.forward import bypassed_head
 from stlm_kd.models.layer_alignment import Site
-from stlm_kd.models.partial_forward import Inputs, Prepared, call, finish, prepare
+from stlm_kd.models.partial_forward import Inputs, PartialForward, call, finish, prepare
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class OutputSpec:
     """What to read of a model; needs of several readers are joined by ``|``.
 
     Attributes:
@@ -38,8 +38,8 @@ class Needs:
     maps: frozenset[int] = frozenset()
     resume: int | None = None
 
-    def __or__(self, other: Needs) -> Needs:
-        return Needs(
+    def __or__(self, other: OutputSpec) -> OutputSpec:
+        return OutputSpec(
             head_input=self.head_input or other.head_input,
             logits=self.logits or other.logits,
             sites=self.sites | other.sites,
@@ -56,7 +56,7 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ModelOutputs:
     """What was read of a model.
 
     Attributes:
@@ -72,10 +72,10 @@ class Observed:
     logits: Tensor | None = None
     states: Mapping[Site, Tensor] = field(default_factory=dict)
     maps: Mapping[int, Tensor] = field(default_factory=dict)
-    prepared: Prepared | None = None
+    prepared: PartialForward | None = None
 
 
-def observe(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
+def forward_with_outputs(model: PreTrainedModel, inputs: Inputs, needs: OutputSpec) -> ModelOutputs:
     """What is asked for, of one run of the model.
 
     A run that needs neither the head nor the last state ends after the deepest block that it needs. Dropout,
@@ -96,12 +96,12 @@ def observe(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
     return _end(model, needs, lambda part: call(part, inputs))
 
 
-def conclude(model: PreTrainedModel, inputs: Inputs, hidden: Tensor, needs: Needs) -> Observed:
+def finish_forward(model: PreTrainedModel, inputs: Inputs, hidden: Tensor, needs: OutputSpec) -> ModelOutputs:
     """What is asked for that lies behind the last block, from the state after it, (B, T, D)."""
     return _end(model, needs, lambda part: finish(part, hidden, inputs))
 
 
-def _in_parts(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
+def _in_parts(model: PreTrainedModel, inputs: Inputs, needs: OutputSpec) -> ModelOutputs:
     last = needs.last_block
     prepared = prepare(model, inputs)
     with kept_maps(model, needs.maps) as maps:
@@ -114,17 +114,19 @@ def _in_parts(model: PreTrainedModel, inputs: Inputs, needs: Needs) -> Observed:
         states["embeddings"] = prepared.embedded
     again = None if needs.resume is None else prepared
     if last is not None:
-        return Observed(states=states, maps=maps, prepared=again)
-    end = conclude(model, inputs, hidden, needs)
-    return Observed(end.head_input, end.logits, {**states, **end.states}, maps, again)
+        return ModelOutputs(states=states, maps=maps, prepared=again)
+    end = finish_forward(model, inputs, hidden, needs)
+    return ModelOutputs(end.head_input, end.logits, {**states, **end.states}, maps, again)
 
 
-def _end(model: PreTrainedModel, needs: Needs, run: Callable[[PreTrainedModel], ModelOutput]) -> Observed:
+def _end(
+    model: PreTrainedModel, needs: OutputSpec, run: Callable[[PreTrainedModel], ModelOutput]
+) -> ModelOutputs:
     """What lies behind the last block; ``run`` gives the output of the model or of its body."""
     if not needs.head_input and not needs.logits:
         body = model.base_model
         assert isinstance(body, PreTrainedModel)
-        return Observed(states={"last": run(body)["last_hidden_state"]})
+        return ModelOutputs(states={"last": run(body)["last_hidden_state"]})
     noted: dict[str, Tensor] = {}
 
     def note_last(_body: nn.Module, _args: object, output: ModelOutput) -> None:
@@ -142,7 +144,7 @@ def _end(model: PreTrainedModel, needs: Needs, run: Callable[[PreTrainedModel], 
     finally:
         for hook in hooks:
             hook.remove()
-    return Observed(
+    return ModelOutputs(
         head_input=noted.get("head_input"),
         logits=logits_of(output) if needs.logits else None,
         states={"last": noted["last"]} if "last" in needs.sites else {},

@@ -33,7 +33,7 @@ _NO_CHANGES: Mapping[int, Change] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class BlockInputs:
     """What one block is called with beside the hidden states."""
 
     args: tuple[object, ...]
@@ -41,7 +41,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PartialForward:
     """A model and one input, ready to be run in parts, as often as wanted.
 
     Dropout of the embeddings was drawn when it was prepared; that of the blocks is drawn at each run.
@@ -54,7 +54,7 @@ class Prepared:
 
     embedded: Tensor
     blocks: tuple[nn.Module, ...]
-    calls: tuple[Call, ...]
+    calls: tuple[BlockInputs, ...]
 
     def run(
         self,
@@ -117,7 +117,7 @@ def call(model: PreTrainedModel, inputs: Inputs, **options: bool) -> ModelOutput
     return output
 
 
-def prepare(model: PreTrainedModel, inputs: Inputs) -> Prepared:
+def prepare(model: PreTrainedModel, inputs: Inputs) -> PartialForward:
     """The model with its input embedded and everything made that its blocks need; no block is run.
 
     Nothing is cached from one position to the next. Not for two threads on one model: its list of blocks is
@@ -139,7 +139,7 @@ def prepare(model: PreTrainedModel, inputs: Inputs) -> Prepared:
     assert isinstance(body, PreTrainedModel)
     with _exchanged(site, stand_ins):
         call(body, inputs)
-    return Prepared(stand_ins[0].met(), blocks, tuple(stand_in.call for stand_in in stand_ins))
+    return PartialForward(stand_ins[0].met(), blocks, tuple(stand_in.call for stand_in in stand_ins))
 
 
 def finish(model: PreTrainedModel, hidden: Tensor, inputs: Inputs) -> ModelOutput:
@@ -165,10 +165,10 @@ class _StandIn(nn.Module):
         super().__init__()
         self.state: Tensor | None = None
         self.seen: Tensor | None = None
-        self.call = Call((), {})
+        self.call = BlockInputs((), {})
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        self.seen, self.call = hidden_states, Call(args, kwargs)
+        self.seen, self.call = hidden_states, BlockInputs(args, kwargs)
         return hidden_states if self.state is None else self.state
 
     def met(self) -> Tensor:

@@ -17,15 +17,15 @@ from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.artifacts.stage_store import copy_folder
 from stlm_kd.comparison.compare import Comparison, compare_pairs
-from stlm_kd.comparison.entries import Contender, metrics_of
-from stlm_kd.distributed import first_process_runs, launched_processes
+from stlm_kd.comparison.entries import Entry, metrics_of
+from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
-from stlm_kd.pipeline.context import Workshop, workshop_for
+from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
-from stlm_kd.pipeline.stages.teacher import ReadyTeacher, finished_teacher, keep_making, ready_teacher
+from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports, finished_teacher, prepare_teacher
 from stlm_kd.recipe import Recipe
 from stlm_kd.reporting.tables.adaptation import adaptation_table
 from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json
@@ -62,14 +62,14 @@ def adapt_teacher(
     with recorded_once(
         recipe, name=_run_name(recipe, name, teacher), output_dir=output_dir, command=command
     ) as run:
-        workshop = workshop_for(
+        context = context_for(
             recipe,
             output_dir,
             resume=resume == "auto",
             trust_remote_code=trust_remote_code,
             run_name=run.name,
         )
-        _work(recipe, teacher, run, workshop, origin=name, rehearsal=rehearsal)
+        _work(recipe, teacher, run, context, origin=name, rehearsal=rehearsal)
     return run
 
 
@@ -84,31 +84,31 @@ def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
 
 
 def _work(
-    recipe: Recipe, only: str | None, run: Path, workshop: Workshop, *, origin: str, rehearsal: bool
+    recipe: Recipe, only: str | None, run: Path, context: RunContext, *, origin: str, rehearsal: bool
 ) -> None:
-    tokenizer = student_tokenizer(recipe, workshop)
+    tokenizer = student_tokenizer(recipe, context)
     wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
 
     def check() -> None:
-        check_recipe(recipe, tokenizer, workshop, origin=origin)
-        if rehearsal and not all(finished_teacher(recipe, entry, tokenizer, workshop) for entry in wanted):
+        check_recipe(recipe, tokenizer, context, origin=origin)
+        if rehearsal and not all(finished_teacher(recipe, entry, tokenizer, context) for entry in wanted):
             names = [entry.name for entry in wanted]
-            rehearse(recipe, tokenizer, workshop, folder=run, origin=origin, only=names)
+            rehearse(recipe, tokenizer, context, folder=run, origin=origin, only=names)
 
-    first_process_runs(check)
-    ready = [ready_teacher(recipe, entry, tokenizer, workshop) for entry in wanted]
+    on_main_process(check)
+    ready = [prepare_teacher(recipe, entry, tokenizer, context) for entry in wanted]
     if launched_processes() > 1:  # scoring is the first one's, but what is trained all train together
         for model in dict.fromkeys(m for teacher in ready for m in (teacher.original, teacher.model)):
-            fine_tune(recipe, model, workshop)
-    first_process_runs(lambda: _report(recipe, ready, run, workshop))
+            fine_tune(recipe, model, context)
+    on_main_process(lambda: _report(recipe, ready, run, context))
 
 
-def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: Workshop) -> None:
+def _report(recipe: Recipe, ready: Sequence[PreparedTeacher], run: Path, context: RunContext) -> None:
     for teacher in ready:
         copy_folder(Path(teacher.model), run / "teachers" / teacher.name)
-    keep_making(ready, run)
+    copy_reports(ready, run)
     reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
-    scores = _scores(recipe, ready, workshop)
+    scores = _scores(recipe, ready, context)
     cost = _cost(scores, [teacher.name for teacher in ready])
     values = {
         "adaptations": {name: asdict(report) for name, report in reports.items()},
@@ -130,8 +130,7 @@ def _report(recipe: Recipe, ready: Sequence[ReadyTeacher], run: Path, workshop: 
 def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:
     """What adaptation cost: each adapted teacher minus itself as it was, on the same examples."""
     rows = {
-        name: Contender(name, "", "teacher", None, None, (), (tuple(found),))
-        for name, found in scores.items()
+        name: Entry(name, "", "teacher", None, None, (), (tuple(found),)) for name, found in scores.items()
     }
     metrics = metrics_of(rows.values())
     pairs = [
@@ -144,12 +143,12 @@ def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> 
 
 
 def _scores(
-    recipe: Recipe, ready: Sequence[ReadyTeacher], workshop: Workshop
+    recipe: Recipe, ready: Sequence[PreparedTeacher], context: RunContext
 ) -> dict[str, list[SuiteResult]]:
     if not recipe.eval:
         return {}
     found = {}
     for teacher in ready:
-        found[teacher.name] = kept_scores(recipe, teacher.original, workshop)
-        found[f"{teacher.name}, adapted"] = kept_scores(recipe, teacher.model, workshop)
+        found[teacher.name] = kept_scores(recipe, teacher.original, context)
+        found[f"{teacher.name}, adapted"] = kept_scores(recipe, teacher.model, context)
     return found

@@ -9,13 +9,13 @@ from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, UsageError, did_you_mean
 from stlm_kd.eval.attribution.compare import compared
-from stlm_kd.eval.attribution.explain import Answers, Explaining, Method, Reading
+from stlm_kd.eval.attribution.explain import AttributionConfig, ClassifierOutputs, Method, ReadConfig
 from stlm_kd.eval.classification.scoring import hash_of_texts
 from stlm_kd.models.heads.class_names import is_unnamed, same_classes
 from stlm_kd.models.heads.classifiers import class_names
 from stlm_kd.models.load import load_config
 from stlm_kd.pipeline.evaluate import held_out_of_run, read_held_out
-from stlm_kd.pipeline.stages.classifier_outputs import ask
+from stlm_kd.pipeline.stages.classifier_outputs import cached_outputs
 from stlm_kd.reporting.attribution_page import attribution_page
 from stlm_kd.reporting.tables.agreement import Agreements
 
@@ -27,8 +27,8 @@ def agreements(
     data: Sequence[str],
     text: Sequence[str],
     label: str,
-    reading: Reading,
-    explaining: Explaining,
+    reading: ReadConfig,
+    explaining: AttributionConfig,
     top: int,
     trust_remote_code: bool = False,
 ) -> Agreements:
@@ -57,11 +57,11 @@ def agreements(
         raise UsageError(f"{', '.join(twice)}: given twice; name each model once")
     _require_same_classes(names)
     held = _of_data(names, data, tuple(text), label) if data else _of_runs(names)
-    answers: list[Answers] = []
+    answers: list[ClassifierOutputs] = []
     for name in names:
         like = answers[0] if answers else None
         asked = (held[name], reading, explaining)
-        answers.append(ask(name, *asked, model=name, trust=trust_remote_code, like=like))
+        answers.append(cached_outputs(name, *asked, model=name, trust=trust_remote_code, like=like))
     first = held[teacher]
     return Agreements(
         tuple(compared(answers[0], student, top=top) for student in answers[1:]),

@@ -15,16 +15,16 @@ from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.sources.files import expanded
-from stlm_kd.distributed import first_process_runs
-from stlm_kd.errors import CheckpointError, EnvironmentFault
-from stlm_kd.models.outputs import Needs
+from stlm_kd.distributed import on_main_process
+from stlm_kd.errors import CheckpointError, MissingResourceError
+from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.models import live_teacher
 from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.checks.validate import check_recipe
-from stlm_kd.pipeline.context import Workshop, workshop_for
+from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.recording import recorded_once
-from stlm_kd.pipeline.stages.teacher import cached_teacher, ready_teacher
+from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, work_of
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.teachers.cache.format import Manifest
@@ -88,19 +88,19 @@ def cache_teachers(
     full = from_values(given, origin=name)
     run_name = f"{file_name(name)[:58]}-cache"
     with recorded_once(full, name=run_name, output_dir=output_dir, command=command) as run:
-        workshop = workshop_for(
+        context = context_for(
             full, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )
-        tokenizer = student_tokenizer(full, workshop)
-        first_process_runs(lambda: check_recipe(full, tokenizer, workshop, origin=name))
+        tokenizer = student_tokenizer(full, context)
+        on_main_process(lambda: check_recipe(full, tokenizer, context, origin=name))
         made = {}
         for teacher in full.teachers:
             if teacher.is_only_read:
                 continue
-            ready = ready_teacher(full, teacher, tokenizer, workshop)
-            made[teacher.name] = cached_teacher(full, teacher, ready.model, tokenizer, workshop)
+            ready = prepare_teacher(full, teacher, tokenizer, context)
+            made[teacher.name] = cached_teacher(full, teacher, ready.model, tokenizer, context)
         found = {name: [asdict(summary(folder)) for folder in folders] for name, folders in made.items()}
-        first_process_runs(lambda: write_json(run / "results.json", {"caches": found}))
+        on_main_process(lambda: write_json(run / "results.json", {"caches": found}))
     return made
 
 
@@ -197,14 +197,14 @@ def _where_it_was_made(cache: TeacherCache) -> Iterator[None]:
 
 
 def _verified(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> Verification:
-    folder, trust = cache.folder, order.workshop.trust_remote_code
-    work = replace(work_of(order, material := order.material()), items_per_shard=1)
-    if work.items != cache.manifest.items or material.num_rows != cache.manifest.rows:
+    folder, trust = cache.folder, order.context.trust_remote_code
+    work = replace(work_of(order, training_data := order.training_data()), items_per_shard=1)
+    if work.items != cache.manifest.items or training_data.num_rows != cache.manifest.rows:
         raise CheckpointError(f"{folder}: of {cache.manifest.rows} rows, but the data has {work.rows} now")
     device = current_device()
     live = live_teacher(order.model, order.recipe, name=order.teacher.name, trust_remote_code=trust)
 
-    def asked(batch: AnyBatch, needs: Needs) -> TeacherOutput:
+    def asked(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         return live(batch.to(device), needs)
 
     chosen = np.random.default_rng(seed).permutation(work.items)[:rows].tolist()
@@ -264,13 +264,13 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
     teacher = next((entry for entry in recipe.teachers if entry.name == name), None)
     if teacher is None:
         raise CheckpointError(f"{folder}: damaged, its recipe has no teacher {name!r}; make the cache anew")
-    workshop = Workshop(output_dir, trust_remote_code=trust_remote_code)
+    context = RunContext(output_dir, trust_remote_code=trust_remote_code)
     identity = cache.manifest.made_of.get("teacher")
     is_of_hub = isinstance(identity, str) and identity.startswith(f"{model}@")
     if not is_of_hub and not expanded(model).is_dir():
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{folder}: its teacher is not there any more: {expanded(model).absolute()}; put it back"
         )
     if model_identity(model, trust_remote_code=trust_remote_code) != identity:
         raise CheckpointError(f"{folder}: {model} is not the teacher that it was made of: another revision")
-    return CacheOrder(recipe, teacher, model, student_tokenizer(recipe, workshop), workshop, seed)
+    return CacheOrder(recipe, teacher, model, student_tokenizer(recipe, context), context, seed)

@@ -16,7 +16,7 @@ Zero = Literal[0, 1, 2] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class RunContext:
     """Passed to everything that makes something; small enough to be sent to another process.
 
     Attributes:
@@ -63,9 +63,9 @@ class Workshop:
         return tracker
 
 
-def workshop_for(
+def context_for(
     recipe: Recipe, output_dir: Path, *, resume: bool, trust_remote_code: bool, run_name: str
-) -> Workshop:
+) -> RunContext:
     """The workshop of a recipe's run: its engine trains everything, the teachers of other recipes too."""
     zero = recipe.engine.deepspeed.zero if recipe.engine.deepspeed is not None else None
-    return Workshop(output_dir, resume, trust_remote_code, zero, run_name=run_name)
+    return RunContext(output_dir, resume, trust_remote_code, zero, run_name=run_name)

@@ -17,7 +17,7 @@ from stlm_kd.artifacts.output import width_of
 from stlm_kd.artifacts.reports import read_adaptation, read_report
 from stlm_kd.artifacts.results import Row, SuiteResult, Variant
 from stlm_kd.artifacts.stage_store import STAGE, copy_folder
-from stlm_kd.distributed import first_process_runs, launched_processes
+from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.models.load import count_parameters
 from stlm_kd.pipeline.builders.models import empty_model
@@ -25,20 +25,20 @@ from stlm_kd.pipeline.builders.text import student_tokenizer, tokens_by_domain
 from stlm_kd.pipeline.checks.overlap import recipe_notes
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
-from stlm_kd.pipeline.context import Workshop, workshop_for
+from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores, write_reports
 from stlm_kd.pipeline.stages.student import train_student
-from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher import (
-    ReadyTeacher,
+    PreparedTeacher,
     cached_teacher,
+    copy_reports,
     finished_teachers,
-    keep_making,
-    ready_teacher,
+    prepare_teacher,
 )
-from stlm_kd.pipeline.stages.teacher_set import Beside, remember_teachers
+from stlm_kd.pipeline.stages.teacher_set import TeacherSet, remember_teachers
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.recipe.schema.cache import asking
@@ -84,62 +84,62 @@ def distill(
             "several processes each; leave one of them out"
         )
     with recorded_once(recipe, name=name, output_dir=output_dir, command=command) as run:
-        workshop = workshop_for(
+        context = context_for(
             recipe,
             output_dir,
             resume=resume == "auto",
             trust_remote_code=trust_remote_code,
             run_name=run.name,
         )
-        _check(recipe, run, workshop, origin=name, rehearsal=rehearsal)
-        _work(recipe, run, workshop, jobs)
+        _check(recipe, run, context, origin=name, rehearsal=rehearsal)
+        _work(recipe, run, context, jobs)
     return run
 
 
-def _check(recipe: Recipe, run: Path, workshop: Workshop, *, origin: str, rehearsal: bool) -> None:
+def _check(recipe: Recipe, run: Path, context: RunContext, *, origin: str, rehearsal: bool) -> None:
     """Refuse on the main process, for all, what cannot work; a finished training needs no rehearsal."""
-    tokenizer = student_tokenizer(recipe, workshop)
+    tokenizer = student_tokenizer(recipe, context)
 
     def check() -> None:
-        check_recipe(recipe, tokenizer, workshop, origin=origin)
-        if rehearsal and not _is_trained(recipe, tokenizer, run, workshop):
-            rehearse(recipe, tokenizer, workshop, folder=run, origin=origin)
+        check_recipe(recipe, tokenizer, context, origin=origin)
+        if rehearsal and not _is_trained(recipe, tokenizer, run, context):
+            rehearse(recipe, tokenizer, context, folder=run, origin=origin)
 
-    first_process_runs(check)
+    on_main_process(check)
 
 
-def _is_trained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, run: Path, workshop: Workshop) -> bool:
+def _is_trained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, run: Path, context: RunContext) -> bool:
     """Whether every teacher and student is finished, in this run's folder or as a stage."""
     folders = [student_folder(run, variant, seed) for variant in variants(recipe) for seed in recipe.seeds]
     if all((folder / STAGE).is_file() for folder in folders):
         return True
-    teachers = finished_teachers(recipe, tokenizer, workshop)
+    teachers = finished_teachers(recipe, tokenizer, context)
     if teachers is None or "equal-compute" in recipe.controls:
         return False
     orders = (
-        Assignment(recipe, variant, seed, teachers, tokenizer, workshop)
+        StudentJob(recipe, variant, seed, teachers, tokenizer, context)
         for variant in variants(recipe)
         for seed in recipe.seeds
     )
-    return all(workshop.stages.path("model", order.key()).is_dir() for order in orders)
+    return all(context.stages.path("model", order.key()).is_dir() for order in orders)
 
 
-def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int) -> None:
+def _work(recipe: Recipe, run: Path, context: RunContext, jobs: int) -> None:
     values = plain(recipe)
     teachers = run_jobs(
         [
-            Job(_teacher_job, (values, index, _named(workshop, jobs, teacher.name)))
+            Job(_teacher_job, (values, index, _named(context, jobs, teacher.name)))
             for index, teacher in enumerate(recipe.teachers)
         ],
         workers=jobs,
     )
-    first_process_runs(lambda: remember_teachers(run, _ready(teachers)))
+    on_main_process(lambda: remember_teachers(run, _ready(teachers)))
     for wave in _waves(variants(recipe)):
         run_jobs(
             [
                 Job(
                     _student_job,
-                    (values, variant, seed, teachers, run, _named(workshop, jobs, f"{variant} {seed}")),
+                    (values, variant, seed, teachers, run, _named(context, jobs, f"{variant} {seed}")),
                 )
                 for variant in wave
                 for seed in recipe.seeds
@@ -148,11 +148,11 @@ def _work(recipe: Recipe, run: Path, workshop: Workshop, jobs: int) -> None:
         )
     if launched_processes() > 1:  # scoring is the first one's, but what is trained all train together
         for model in _scored_models(recipe, run, teachers):
-            fine_tune(recipe, model, workshop)
-    first_process_runs(lambda: _report(recipe, run, teachers, workshop, jobs))
+            fine_tune(recipe, model, context)
+    on_main_process(lambda: _report(recipe, run, teachers, context, jobs))
 
 
-def _scored_models(recipe: Recipe, run: Path, teachers: Sequence[ReadyTeacher]) -> list[str]:
+def _scored_models(recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher]) -> list[str]:
     """The folders or Hub ids of all models that the table has a row for."""
     own = [teacher for teacher in teachers if not teacher.is_only_read]
     models = dict.fromkeys(model for teacher in own for model in (teacher.original, teacher.model))
@@ -176,27 +176,27 @@ def student_folder(run: Path, variant: Variant, seed: int) -> Path:
     return run / "students" / variant / f"seed-{seed}"
 
 
-def share_student(assignment: Assignment, folder: Path) -> None:
+def share_student(job: StudentJob, folder: Path) -> None:
     """Train a student in its run's folder, and share it: another run that wants the very same gets it."""
-    stages, key = assignment.workshop.stages, assignment.key()
-    if first_process_runs(lambda: stages.holds(folder, "model", key)):
+    stages, key = job.context.stages, job.key()
+    if on_main_process(lambda: stages.holds(folder, "model", key)):
         return
 
     def build(stage: Path) -> None:
-        train_student(assignment, folder, label=f"{assignment.variant} seed {assignment.seed}")
-        first_process_runs(lambda: copy_folder(folder, stage))
+        train_student(job, folder, label=f"{job.variant} seed {job.seed}")
+        on_main_process(lambda: copy_folder(folder, stage))
 
     shared = stages.make("model", key, build, together=True)
-    first_process_runs(lambda: copy_folder(shared, folder))
+    on_main_process(lambda: copy_folder(shared, folder))
 
 
-def _teacher_job(values: Values, index: int, workshop: Workshop) -> ReadyTeacher:
+def _teacher_job(values: Values, index: int, context: RunContext) -> PreparedTeacher:
     recipe = from_values(values, origin="recipe")
-    tokenizer = student_tokenizer(recipe, workshop)
+    tokenizer = student_tokenizer(recipe, context)
     teacher = recipe.teachers[index]
-    ready = ready_teacher(recipe, teacher, tokenizer, workshop)
+    ready = prepare_teacher(recipe, teacher, tokenizer, context)
     if teacher.cache is not None and not ready.is_only_read:
-        cached_teacher(recipe, teacher, ready.model, tokenizer, workshop)
+        cached_teacher(recipe, teacher, ready.model, tokenizer, context)
     return ready
 
 
@@ -204,16 +204,16 @@ def _student_job(
     values: Values,
     variant: Variant,
     seed: int,
-    teachers: Sequence[ReadyTeacher],
+    teachers: Sequence[PreparedTeacher],
     run: Path,
-    workshop: Workshop,
+    context: RunContext,
 ) -> None:
     recipe = from_values(values, origin="recipe")
-    tokenizer = student_tokenizer(recipe, workshop)
+    tokenizer = student_tokenizer(recipe, context)
     models = {teacher.name: teacher.model for teacher in teachers}
     flops = _flops_of_student(run, seed) if variant == "equal-compute" else None
-    assignment = Assignment(recipe, variant, seed, models, tokenizer, workshop, flops)
-    share_student(assignment, student_folder(run, variant, seed))
+    job = StudentJob(recipe, variant, seed, models, tokenizer, context, flops)
+    share_student(job, student_folder(run, variant, seed))
 
 
 def _flops_of_student(run: Path, seed: int) -> int:
@@ -233,22 +233,22 @@ def _flops_of_student(run: Path, seed: int) -> int:
     return flops
 
 
-def _ready(teachers: Sequence[ReadyTeacher]) -> dict[str, str]:
+def _ready(teachers: Sequence[PreparedTeacher]) -> dict[str, str]:
     """By name, what teaches and can be asked."""
     return {teacher.name: teacher.model for teacher in teachers if not teacher.is_only_read}
 
 
 def _score_job(
-    values: Values, model: str, workshop: Workshop, teachers: Mapping[str, str] | None
+    values: Values, model: str, context: RunContext, teachers: Mapping[str, str] | None
 ) -> list[SuiteResult]:
     """The scores of a student beside its teachers, or (None) of one of these."""
     recipe = from_values(values, origin="recipe")
-    beside = None if teachers is None else Beside(teachers, recipe)
-    return kept_scores(recipe, model, workshop, beside=beside)
+    beside = None if teachers is None else TeacherSet(teachers, recipe)
+    return kept_scores(recipe, model, context, beside=beside)
 
 
 def _report(
-    recipe: Recipe, run: Path, teachers: Sequence[ReadyTeacher], workshop: Workshop, jobs: int
+    recipe: Recipe, run: Path, teachers: Sequence[PreparedTeacher], context: RunContext, jobs: int
 ) -> None:
     students: dict[str, list[Path]] = {
         variant: [student_folder(run, variant, seed) for seed in recipe.seeds] for variant in variants(recipe)
@@ -259,13 +259,13 @@ def _report(
     beside = {model: _ready(teachers) if model in trained else None for model in models}
     scored = run_jobs(
         [
-            Job(_score_job, (plain(recipe), model, _named(workshop, jobs, "eval"), beside[model]))
+            Job(_score_job, (plain(recipe), model, _named(context, jobs, "eval"), beside[model]))
             for model in models
         ],
         workers=jobs if recipe.eval else 1,
     )
-    keep_making(teachers, run)
-    trust = workshop.trust_remote_code
+    copy_reports(teachers, run)
+    trust = context.trust_remote_code
     by_model = {model: tuple(results) for model, results in zip(models, scored, strict=True)}
     rows = [row for teacher in own for row in _teacher_rows(teacher, by_model, trust)]
     taught = any(asking(recipe, teacher.name) for teacher in recipe.teachers)
@@ -287,14 +287,14 @@ def _report(
                 scores=tuple(by_model[str(folder / "model")] for folder in folders),
             )
         )
-    tokenizer = student_tokenizer(recipe, workshop)
+    tokenizer = student_tokenizer(recipe, context)
     domains = {}
     if recipe.language_task is not None:
-        domains = tokens_by_domain(recipe, tokenizer, workshop)
+        domains = tokens_by_domain(recipe, tokenizer, context)
     verdicts, notes = comparisons(rows)
     about_data = [
         *selection_remark(recipe),
-        *recipe_notes(recipe, tokenizer, workshop),
+        *recipe_notes(recipe, tokenizer, context),
         *text_remark(domains),
     ]
     remarks = [*weak_teachers(rows), *verdicts, *notes, *about_data]
@@ -317,7 +317,7 @@ def _write_cards(recipe: Recipe, run: Path, rows: Sequence[Row], remarks: Sequen
 
 
 def _teacher_rows(
-    teacher: ReadyTeacher, scores: dict[str, tuple[SuiteResult, ...]], trust: bool
+    teacher: PreparedTeacher, scores: dict[str, tuple[SuiteResult, ...]], trust: bool
 ) -> Iterator[Row]:
     """The teacher as it was, and as it is with the student's vocabulary."""
     trained = read_report(teacher.training) if teacher.training is not None else None
@@ -370,5 +370,5 @@ def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
     return text.getvalue()
 
 
-def _named(workshop: Workshop, jobs: int, name: str) -> Workshop:
-    return replace(workshop, quiet_name=name) if jobs > 1 else workshop
+def _named(context: RunContext, jobs: int, name: str) -> RunContext:
+    return replace(context, quiet_name=name) if jobs > 1 else context

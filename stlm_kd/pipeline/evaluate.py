@@ -24,9 +24,9 @@ from stlm_kd.models.positions import num_positions
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.examples import labelled_sources
 from stlm_kd.pipeline.checks.overlap import HeldOut, note_trained_on
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import SuiteCall, check_rows, score
-from stlm_kd.pipeline.stages.teacher_set import Beside, teachers_of_run
+from stlm_kd.pipeline.stages.teacher_set import TeacherSet, teachers_of_run
 from stlm_kd.recipe.load import recipe_of
 
 LABELLED = {"classification", "regression"}
@@ -96,7 +96,7 @@ def evaluate(
     check_rows(calls)
     sizes = [_text_read(name, trust=trust_remote_code) for name in models]
     calls = [replace(call, window=common_window(call.suite, sizes)) for call in calls]
-    workshop = Workshop(output_dir, resume, trust_remote_code)
+    context = RunContext(output_dir, resume, trust_remote_code)
     results = {}
     for name in models:
         columns = _columns(name, text, label) if labelled else None
@@ -106,7 +106,7 @@ def evaluate(
             note_trained_on(name, recipe_of(run), data, held)
         held = held or (held_out_of_run(name) if needed else [])
         beside = _beside(name, teachers) if compares else None
-        results[name] = score(model_of(name), calls, held, workshop=workshop, beside=beside)
+        results[name] = score(model_of(name), calls, held, context=context, beside=beside)
     if output is not None:
         write_output(
             output, {name: [result.to_json() for result in found] for name, found in results.items()}
@@ -137,10 +137,10 @@ def _task_of(call: SuiteCall, model: str, trust: bool) -> str | None:
     return TASK_OF_SUITE.get(call.suite) or kind_of(load_config(model_of(model), trust_remote_code=trust))
 
 
-def _beside(name: str, given: Sequence[str]) -> Beside:
+def _beside(name: str, given: Sequence[str]) -> TeacherSet:
     """The teachers of the command line, or those of the model's run with its recipe."""
     if given:
-        return Beside({teacher: model_of(teacher) for teacher in given}, None)
+        return TeacherSet({teacher: model_of(teacher) for teacher in given}, None)
     run = _run_of(name)
     known = {} if run is None else teachers_of_run(run)
     if run is None or not known:
@@ -148,7 +148,7 @@ def _beside(name: str, given: Sequence[str]) -> Beside:
             f"{name}: the suite compares with teachers, and this is of no run that has some; "
             "give --teacher MODEL"
         )
-    return Beside(known, recipe_of(run))
+    return TeacherSet(known, recipe_of(run))
 
 
 def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:

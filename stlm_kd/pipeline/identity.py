@@ -10,7 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from stlm_kd.artifacts.hashing import file_hash
 from stlm_kd.artifacts.stage_store import STAGE, WEIGHTS
 from stlm_kd.data.sources.files import expanded
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.models.load import load_config
 
 
@@ -18,7 +18,9 @@ def _commit(name: str) -> str:
     """The revision of a Hub model's configuration in the cache, by whose name its folder is called."""
     config = try_to_load_from_cache(name, "config.json")
     if not isinstance(config, str):
-        raise EnvironmentFault(f"{name}: config.json is not in the Hub's cache, so its revision is not known")
+        raise MissingResourceError(
+            f"{name}: config.json is not in the Hub's cache, so its revision is not known"
+        )
     return Path(config).parent.name
 
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, ModelError, UsageError
-from stlm_kd.eval.interchange.config import Asked
+from stlm_kd.eval.interchange.config import PairConfig
 from stlm_kd.eval.interchange.metrics import ALL, measure
-from stlm_kd.eval.interchange.pairs import exchanges_of, row_length
+from stlm_kd.eval.interchange.pairs import draw_pairs, row_length
 from stlm_kd.interventions.metrics import RATIOS
 from stlm_kd.models.families import Task
 from stlm_kd.models.forward import task_of
@@ -37,7 +37,7 @@ class Question:
     """
 
     alignment: str
-    asked: Asked
+    asked: PairConfig
     context: int | None
 
 
@@ -75,7 +75,7 @@ def interchange_scores(
     task = _task(models)
     layers = {name: _alignment(question.alignment, teacher, name, models) for name in students}
     context = row_length(models, question.context, place="--context")
-    exchanges = exchanges_of(documents, tokenizer, question.asked, context=context, task=task)
+    exchanges = draw_pairs(documents, tokenizer, question.asked, context=context, task=task)
     vocabulary = vocabulary_size(tokenizer)
     return {
         name: measure(

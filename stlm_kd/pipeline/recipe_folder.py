@@ -11,7 +11,7 @@ from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, open_run, writing
 from stlm_kd.errors import CheckpointError
 from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
-from stlm_kd.recipe.yaml import Malformed, Plain, parse
+from stlm_kd.recipe.yaml import Plain, YamlError, parse
 
 
 def folder_of(recipe: Recipe, *, name: str, output_dir: Path) -> Path:
@@ -73,7 +73,7 @@ def differences(before: Plain, after: Plain, place: str = "") -> list[str]:
 def _saved_recipe(path: Path) -> Plain:
     try:
         return parse((path / RECIPE).read_text(encoding="utf-8")).plain()
-    except (OSError, UnicodeDecodeError, Malformed) as error:
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise CheckpointError(f"{path / RECIPE}: damaged ({error}); move the folder away") from error
 
 

@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from stlm_kd.artifacts.atomic import full_disk_told
+from stlm_kd.artifacts.atomic import full_disk_as_error
 from stlm_kd.artifacts.run_dir import RunFolder, held
-from stlm_kd.distributed import first_process_runs, launched_processes, process_rank
-from stlm_kd.errors import Elsewhere, Interrupted, Preempted, StlmKdError
+from stlm_kd.distributed import launched_processes, on_main_process, process_rank
+from stlm_kd.errors import Interrupted, Preempted, RemoteProcessError, StlmKdError
 from stlm_kd.pipeline.recipe_folder import create, folder_of
 from stlm_kd.recipe import Recipe
 
@@ -36,9 +36,9 @@ def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> It
         Interrupted, Preempted: Ctrl-C or SIGTERM came, between trainings or within one.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
-    with held(path), full_disk_told(path):
+    with held(path), full_disk_as_error(path):
         run = create(recipe, name=name, output_dir=output_dir, command=command).restart(command)
-        with _ending_recorded(run), full_disk_told(path):
+        with _ending_recorded(run), full_disk_as_error(path):
             yield run.path
 
 
@@ -53,7 +53,7 @@ def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) 
     """
     with _losses_named(), ExitStack() as held:
         record = recorded(recipe, name=name, output_dir=output_dir, command=command)
-        path = first_process_runs(lambda: held.enter_context(record))
+        path = on_main_process(lambda: held.enter_context(record))
         if process_rank() > 0:  # not before the first one is there to listen
             held.enter_context(_deaf())
         yield path
@@ -67,7 +67,7 @@ def _losses_named() -> Iterator[None]:
     except RuntimeError as error:
         nccl = type(error).__name__ == "DistBackendError"
         if launched_processes() > 1 and (nccl or any(words in str(error) for words in _PEER_GONE)):
-            raise Elsewhere(StlmKdError.exit_code) from error
+            raise RemoteProcessError(StlmKdError.exit_code) from error
         raise
 
 

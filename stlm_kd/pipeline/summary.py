@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from stlm_kd.artifacts.results import Row
 from stlm_kd.comparison.compare import compare_pairs
-from stlm_kd.comparison.entries import contender_of
+from stlm_kd.comparison.entries import entry_of
 from stlm_kd.comparison.intervals import estimate
 from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric, metrics_of, values
 from stlm_kd.comparison.verdicts import Compared
@@ -47,7 +47,7 @@ def comparisons(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     students = [row for row in rows if row.kind == "student"]
     controls = [row for row in rows if row.kind == "control"]
     pairs = [
-        (contender_of(student), contender_of(control), metric)
+        (entry_of(student), entry_of(control), metric)
         for metric in metrics_of(rows)
         for student in students
         for control in controls

@@ -16,13 +16,13 @@ from pydantic.fields import FieldInfo
 
 from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.distillation.terms import COMBINED
-from stlm_kd.errors import Fault, RecipeError
+from stlm_kd.errors import RecipeError, RecipeFault
 from stlm_kd.recipe.locate import Document, read
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.validation.conflict import Contradiction, Place
+from stlm_kd.recipe.validation.conflict import Conflict, Place
 from stlm_kd.recipe.validation.overlap import overlaps
-from stlm_kd.recipe.validation.recipe import contradictions
+from stlm_kd.recipe.validation.recipe import conflicts
 from stlm_kd.recipe.yaml import Node, Plain, scalar
 
 Found: TypeAlias = tuple[Place, str, str]
@@ -69,7 +69,7 @@ def checked(document: Document, *, is_stored: bool = False) -> Recipe:
     except ValidationError as error:
         found = [(tuple(line["loc"]), line["type"], line["msg"]) for line in error.errors(include_url=False)]
         found = [entry for entry in found if not _reported(document.root, entry[0])]
-        salvaged = _salvage(values, found)
+        salvaged = partial_recipe(values, found)
         broken = [place for place, kind, _ in found if kind != UNKNOWN_KEY]
         more = () if salvaged is None else _judged(salvaged, is_stored)
         found += [(c[0][0], "fault", c[1]) for c in more if not _touches(c, broken)]
@@ -81,8 +81,8 @@ def checked(document: Document, *, is_stored: bool = False) -> Recipe:
     return recipe
 
 
-def _judged(recipe: Recipe, is_stored: bool) -> Iterator[Contradiction]:
-    yield from contradictions(recipe)
+def _judged(recipe: Recipe, is_stored: bool) -> Iterator[Conflict]:
+    yield from conflicts(recipe)
     if not is_stored:
         yield from overlaps(recipe)
 
@@ -163,7 +163,7 @@ def _tree(values: Plain) -> Node:
     return Node([_tree(value) for value in values] if isinstance(values, list) else values)
 
 
-def _salvage(values: Plain, found: Sequence[Found]) -> Recipe | None:
+def partial_recipe(values: Plain, found: Sequence[Found]) -> Recipe | None:
     """The recipe without the values that are wrong, to see what else is; None where too little is left."""
     for place, kind, _ in found:
         if kind != UNKNOWN_KEY and place:
@@ -184,7 +184,7 @@ def _without(values: Plain, place: Place) -> Plain:
     return values
 
 
-def _touches(contradiction: Contradiction, broken: Sequence[Place]) -> bool:
+def _touches(contradiction: Conflict, broken: Sequence[Place]) -> bool:
     """Whether a contradiction may only be there because a wrong value was taken out."""
     return any(
         place[: len(other)] == other or other[: len(place)] == place
@@ -212,16 +212,16 @@ def _walk(root: Node, place: Place) -> tuple[Node, int]:
     return node, len(place)
 
 
-def _fault(root: Node, place: Place, message: str) -> Fault:
+def _fault(root: Node, place: Place, message: str) -> RecipeFault:
     node, _ = _walk(root, place)
     shown = _shown(root, place)
     if not node.origin:
-        return Fault(shown, message, node.line)
+        return RecipeFault(shown, message, node.line)
     if node.line is not None:
-        return Fault(f"{shown} ({node.origin} line {node.line})", message)
+        return RecipeFault(f"{shown} ({node.origin} line {node.line})", message)
     key = node.origin.partition("=")[0]
     same = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", key) == shown
-    return Fault(node.origin if same else f"{shown} ({node.origin})", message)
+    return RecipeFault(node.origin if same else f"{shown} ({node.origin})", message)
 
 
 def _shown(root: Node, place: Place) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stlm_kd.errors import EnvironmentFault, Fault, RecipeError, did_you_mean
+from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, did_you_mean
 from stlm_kd.recipe import overrides as dotted
-from stlm_kd.recipe.yaml import LARGEST, Malformed, Node, parse
+from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
 
 MOST_RECIPES = 32
 """Recipes that one recipe may draw in for its teachers."""
@@ -36,7 +36,7 @@ class Document:
 
     origin: str
     root: Node
-    faults: tuple[Fault, ...]
+    faults: tuple[RecipeFault, ...]
 
 
 def folder() -> Path:
@@ -96,7 +96,7 @@ def locate(name: str, *, beside: Path | None = None) -> Path:
     bare = name.removeprefix("recipes/").removesuffix(".yaml")
     if bare in known:
         return known[bare]
-    raise EnvironmentFault(f"{name}: neither a file nor a built-in recipe{did_you_mean(bare, known)}")
+    raise MissingResourceError(f"{name}: neither a file nor a built-in recipe{did_you_mean(bare, known)}")
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> Document:
@@ -111,7 +111,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
     reader = _Reader(path)
     try:
         root = parse(text_of(path))
-    except Malformed as error:
+    except YamlError as error:
         raise RecipeError(_shown(path), error.faults) from error
     for override in overrides:
         reader.expand_objectives(root)
@@ -133,12 +133,14 @@ def text_of(path: Path) -> str:
     """
     try:
         if path.stat().st_size > 4 * LARGEST:
-            raise RecipeError(_shown(path), [Fault("", f"larger than {4 * LARGEST:,} bytes; not a recipe")])
+            raise RecipeError(
+                _shown(path), [RecipeFault("", f"larger than {4 * LARGEST:,} bytes; not a recipe")]
+            )
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror})") from error
+        raise MissingResourceError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        fault = Fault("", f"byte {error.start} is not UTF-8; save the file as UTF-8")
+        fault = RecipeFault("", f"byte {error.start} is not UTF-8; save the file as UTF-8")
         raise RecipeError(_shown(path), [fault]) from error
 
 
@@ -153,7 +155,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.faults: list[Fault] = []
+        self.faults: list[RecipeFault] = []
         self.num_read = 0
 
     def expand(self, node: Node) -> None:
@@ -187,13 +189,13 @@ class _Reader:
             self.num_read += 1
             if path.resolve() in chain or self.num_read > MOST_RECIPES:
                 problem = "names itself, in a circle" if path.resolve() in chain else "is one recipe too many"
-                self.faults.append(Fault(place, f"{node.value} {problem}", node.line))
+                self.faults.append(RecipeFault(place, f"{node.value} {problem}", node.line))
                 return
             node.value = parse(text_of(path), origin=_shown(path)).value
             self.expand_objectives(node)
-        except EnvironmentFault as error:
-            self.faults.append(Fault(place, str(error), node.line))
-        except (Malformed, RecipeError) as error:
-            self.faults += [Fault(place, f"{node.value}: {found}", node.line) for found in error.faults]
+        except MissingResourceError as error:
+            self.faults.append(RecipeFault(place, str(error), node.line))
+        except (YamlError, RecipeError) as error:
+            self.faults += [RecipeFault(place, f"{node.value}: {found}", node.line) for found in error.faults]
         else:
             self.expand_teachers(node, path.parent, (*chain, path.resolve()), f"{place}.")

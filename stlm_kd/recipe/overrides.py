@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from stlm_kd.errors import Fault, UsageError
-from stlm_kd.recipe.yaml import Malformed, Node, parse
+from stlm_kd.errors import RecipeFault, UsageError
+from stlm_kd.recipe.yaml import Node, YamlError, parse
 
 Step = str | int
 _SHORT = {"data": "path", "eval": "suite"}
@@ -34,7 +34,7 @@ def split(override: str) -> tuple[list[Step], Node]:
     ]
     try:
         return path, parse(value, origin=override, lines=False)
-    except Malformed as error:
+    except YamlError as error:
         raise UsageError(f"{override}: the value is not plain YAML: {error}") from error
 
 
@@ -57,7 +57,7 @@ def refuse_repeated(overrides: Sequence[str]) -> None:
         first[path] = override
 
 
-def apply(root: Node, override: str, expand: Callable[[Node], None]) -> Fault | None:
+def apply(root: Node, override: str, expand: Callable[[Node], None]) -> RecipeFault | None:
     """Set one value in the tree, making the mappings that lead to it.
 
     Args:
@@ -78,7 +78,7 @@ def apply(root: Node, override: str, expand: Callable[[Node], None]) -> Fault | 
             node.value = {_SHORT[str(path[0])]: Node(node.value, node.line, node.origin)}
         inner = _enter(node, step, value if last else None, override)
         if isinstance(inner, str):
-            return Fault(override, inner)
+            return RecipeFault(override, inner)
         node = inner
     return None
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from stlm_kd.errors import Fault, UsageError
+from stlm_kd.errors import RecipeFault, UsageError
 from stlm_kd.recipe.load import plain
 from stlm_kd.recipe.schema.root import AnySuite, Suite, spelled_out
-from stlm_kd.recipe.yaml import Malformed, Plain, parse
+from stlm_kd.recipe.yaml import Plain, YamlError, parse
 
 _SUITES: TypeAdapter[tuple[Suite, ...]] = TypeAdapter(tuple[AnySuite, ...])
 
@@ -42,7 +42,7 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
         return [plain(suite) for suite in _SUITES.validate_python(entries)]
     except ValidationError as error:
         lines = error.errors(include_url=False)
-        faults = [str(Fault(".".join(map(str, line["loc"][1:])), line["msg"])) for line in lines]
+        faults = [str(RecipeFault(".".join(map(str, line["loc"][1:])), line["msg"])) for line in lines]
         raise UsageError("\n".join(f"--suite: {fault}" for fault in faults)) from error
 
 
@@ -59,7 +59,7 @@ def _short(entry: dict[str, Plain]) -> dict[str, Plain]:
 def _entry(word: str) -> dict[str, Plain]:
     try:
         value = parse(word).plain()
-    except Malformed as error:
+    except YamlError as error:
         raise UsageError(f"--suite {word}: not YAML: {error}") from error
     if isinstance(value, str) and value:
         return {"suite": value}

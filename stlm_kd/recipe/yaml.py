@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import yaml
 
-from stlm_kd.errors import Fault
+from stlm_kd.errors import RecipeFault
 
 LARGEST = 256 * 1024
 """Characters that a recipe may have at most."""
@@ -58,10 +58,10 @@ class Node:
         return self.value
 
 
-class Malformed(Exception):
+class YamlError(Exception):
     """Text that is not one plain YAML document; holds the faults."""
 
-    def __init__(self, faults: list[Fault]) -> None:
+    def __init__(self, faults: list[RecipeFault]) -> None:
         self.faults = faults
         super().__init__("; ".join(map(str, faults)))
 
@@ -78,15 +78,15 @@ def parse(text: str, *, origin: str = "", lines: bool = True) -> Node:
         Malformed: Bad syntax, or anything but plain data; holds every repeated key that was found.
     """
     if len(text) > LARGEST:
-        raise Malformed([Fault("", f"{len(text):,} characters found; expected at most {LARGEST:,}")])
+        raise YamlError([RecipeFault("", f"{len(text):,} characters found; expected at most {LARGEST:,}")])
     try:
         return _Builder(text, origin, lines=lines).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise Malformed([Fault("", f"not YAML: {problem}", mark.line + 1 if mark else None)]) from error
+        raise YamlError([RecipeFault("", f"not YAML: {problem}", mark.line + 1 if mark else None)]) from error
     except yaml.YAMLError as error:
-        raise Malformed([Fault("", f"not YAML: {' '.join(str(error).split())}")]) from error
+        raise YamlError([RecipeFault("", f"not YAML: {' '.join(str(error).split())}")]) from error
 
 
 def scalar(text: str) -> Scalar:
@@ -109,7 +109,7 @@ class _Builder:
         self.events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
         self.origin = origin
         self.lines = lines
-        self.faults: list[Fault] = []
+        self.faults: list[RecipeFault] = []
 
     def document(self) -> Node:
         root: Node | None = None
@@ -117,10 +117,10 @@ class _Builder:
             if isinstance(event, yaml.DocumentStartEvent):
                 if root is not None:
                     line = _line(event)
-                    raise Malformed([Fault("", "a second document begins; expected one", line)])
+                    raise YamlError([RecipeFault("", "a second document begins; expected one", line)])
                 root = self.node(next(self.events), "", 0)
         if self.faults:
-            raise Malformed(self.faults)
+            raise YamlError(self.faults)
         return root if root is not None else self.made(None, 1)
 
     def made(self, value: dict[str, Node] | list[Node] | Scalar, line: int) -> Node:
@@ -128,9 +128,9 @@ class _Builder:
 
     def node(self, event: yaml.Event, place: str, depth: int) -> Node:
         line = _line(event)
-        self.refuse_tricks(event, place, line)
+        self.reject_aliases_and_tags(event, place, line)
         if depth > DEEPEST:
-            raise Malformed([Fault("", f"nested more than {DEEPEST} deep", line)])
+            raise YamlError([RecipeFault("", f"nested more than {DEEPEST} deep", line)])
         if isinstance(event, yaml.MappingStartEvent):
             return self.made(self.mapping(place, depth), line)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -145,24 +145,28 @@ class _Builder:
         entries: dict[str, Node] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             line = _line(event)
-            self.refuse_tricks(event, place, line)
+            self.reject_aliases_and_tags(event, place, line)
             if not isinstance(event, yaml.ScalarEvent):
-                raise Malformed([Fault(place, "a key that is a list or mapping; expected text", line)])
+                raise YamlError([RecipeFault(place, "a key that is a list or mapping; expected text", line)])
             key = event.value
             inner = f"{place}.{key}" if place else key
             node = self.node(next(self.events), inner, depth + 1)
             if key in entries:
-                self.faults.append(Fault(inner, f"given twice; first in line {entries[key].line}", line))
+                self.faults.append(
+                    RecipeFault(inner, f"given twice; first in line {entries[key].line}", line)
+                )
             else:
                 entries[key] = self.made(node.value, line)
         return entries
 
-    def refuse_tricks(self, event: yaml.Event, place: str, line: int) -> None:
+    def reject_aliases_and_tags(self, event: yaml.Event, place: str, line: int) -> None:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise Malformed([Fault(place, "anchors and aliases are not read; write the value out", line)])
+            raise YamlError(
+                [RecipeFault(place, "anchors and aliases are not read; write the value out", line)]
+            )
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise Malformed([Fault(place, f"the tag {tag} is not read; write plain data", line)])
+            raise YamlError([RecipeFault(place, f"the tag {tag} is not read; write plain data", line)])
 
 
 def _line(event: yaml.Event) -> int:

@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from stlm_kd.eval.agreement.report import Predictions
 from stlm_kd.eval.attribution.compare import Compared, MeanOver
-from stlm_kd.eval.attribution.explain import Answers, Method, Weights
+from stlm_kd.eval.attribution.explain import ClassifierOutputs, Method, Weights
 from stlm_kd.eval.attribution.words import Word, words_of
 
 FOR, AGAINST = (253, 141, 60), (107, 174, 214)
@@ -63,7 +63,7 @@ summary {{ cursor: pointer; font-size: .875rem; color: #444; padding: .3rem 0; }
 
 
 def attribution_page(
-    answers: Sequence[Answers], found: Sequence[Compared], texts: Mapping[str, tuple[str, ...]]
+    answers: Sequence[ClassifierOutputs], found: Sequence[Compared], texts: Mapping[str, tuple[str, ...]]
 ) -> str:
     """The page.
 
@@ -134,7 +134,7 @@ def _mean(mean: MeanOver | None) -> str:
 
 
 def _example(
-    example: str, answers: Sequence[Answers], texts: tuple[str, ...], teacher: Predictions
+    example: str, answers: Sequence[ClassifierOutputs], texts: tuple[str, ...], teacher: Predictions
 ) -> Iterator[str]:
     label = teacher.classes[teacher.labels[teacher.ids.index(example)]]
     target = teacher.classes[answers[0].classes[example]]
@@ -155,7 +155,12 @@ def _example(
 
 
 def _model(
-    one: Answers, example: str, weights: Weights, texts: tuple[str, ...], words: Sequence[Word], label: str
+    one: ClassifierOutputs,
+    example: str,
+    weights: Weights,
+    texts: tuple[str, ...],
+    words: Sequence[Word],
+    label: str,
 ) -> str:
     said = one.predictions
     chances = softmax(said.logits[said.ids.index(example)])

@@ -6,7 +6,7 @@ import torch
 
 from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.errors import CheckpointError
-from stlm_kd.models.outputs import Needs, Observed
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.teachers.cache.reader import TeacherCache, distribution, on_device, states
 from stlm_kd.teachers.protocol import TeacherOutput
 
@@ -22,7 +22,7 @@ class CachedTeacher:
         CheckpointError: States are asked for that the cache does not keep.
     """
 
-    def __init__(self, cache: TeacherCache, needs: Needs) -> None:
+    def __init__(self, cache: TeacherCache, needs: OutputSpec) -> None:
         missing = sorted({str(site) for site in needs.sites} - cache.layout.states.keys())
         if missing:
             raise CheckpointError(
@@ -32,7 +32,7 @@ class CachedTeacher:
         self.cache = cache
 
     @torch.no_grad()
-    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+    def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         """See ``Teacher``; attention maps and runs after interventions are not kept.
 
         Raises:
@@ -44,4 +44,4 @@ class CachedTeacher:
         kept = {site: state.to(device) for site, state in states(found, layout).items()}
         said = on_device(distribution(found, layout), device)
         wanted = {site: kept[str(site)] for site in needs.sites}
-        return TeacherOutput(said, Observed(states=wanted))
+        return TeacherOutput(said, ModelOutputs(states=wanted))

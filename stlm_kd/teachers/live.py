@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.interventions import Plan
-from stlm_kd.interventions.rerun import Rerun
+from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.models.forward import head_of, inputs_of
 from stlm_kd.models.load import to_device
-from stlm_kd.models.outputs import Needs, Observed, observe
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec, forward_with_outputs
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.teachers.targets import Dense, Logits
 
@@ -49,10 +49,12 @@ class LiveTeacher:
         self._resting = [(weight, weight.data) for weight in model.parameters() if id(weight) not in stays]
 
     @torch.no_grad()
-    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+    def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         """See ``Teacher``."""
         with self._on(batch.input_ids.device):
-            return self.output(observe(self.model, inputs_of(batch, self.model, reader=self.name), needs))
+            return self.output(
+                forward_with_outputs(self.model, inputs_of(batch, self.model, reader=self.name), needs)
+            )
 
     @contextmanager
     def _on(self, device: torch.device) -> Iterator[None]:
@@ -74,12 +76,14 @@ class LiveTeacher:
             for weight, resting in self._resting:  # nothing is copied back: they never change
                 weight.data = resting
 
-    def part(self, plan: Plan, layers: tuple[int, ...]) -> Rerun:
+    def part(self, plan: Plan, layers: tuple[int, ...]) -> InterventionPass:
         """Its part in an intervention on these of its layers."""
-        return Rerun(self.model, layers, plan, reader=self.name)
+        return InterventionPass(self.model, layers, plan, reader=self.name)
 
     @torch.no_grad()
-    def after(self, batch: AnyBatch, base: TeacherOutput, part: Rerun, needs: Needs) -> TeacherOutput:
+    def after(
+        self, batch: AnyBatch, base: TeacherOutput, part: InterventionPass, needs: OutputSpec
+    ) -> TeacherOutput:
         """What it says of a batch after an intervention.
 
         Args:
@@ -91,7 +95,7 @@ class LiveTeacher:
         with self._on(batch.input_ids.device):
             return self.output(part.after(batch, base.observed, needs))
 
-    def output(self, observed: Observed) -> TeacherOutput:
+    def output(self, observed: ModelOutputs) -> TeacherOutput:
         """What was observed of the model, with its head."""
         if observed.head_input is not None:
             assert self.vocabulary is not None

@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.models.outputs import Needs, Observed
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import TeacherOutput
 
 
-class RememberingTeacher:
+class PrecomputedTeacher:
     """Knows its answers for one data set by heart: each row was run once, before the training.
 
     For data that is read many times and fits in memory. All rows are run at the start and in their own order,
@@ -27,10 +27,12 @@ class RememberingTeacher:
         needs: All that will ever be asked for.
     """
 
-    def __init__(self, teacher: LiveTeacher, batches: Iterable[AnyBatch], *, rows: int, needs: Needs) -> None:
+    def __init__(
+        self, teacher: LiveTeacher, batches: Iterable[AnyBatch], *, rows: int, needs: OutputSpec
+    ) -> None:
         self._teacher = teacher
         self.num_rows = rows
-        kept: Observed | None = None
+        kept: ModelOutputs | None = None
         for batch in batches:
             found = teacher(batch, needs).observed
             if kept is None:
@@ -41,7 +43,7 @@ class RememberingTeacher:
         self._known = kept
 
     @staticmethod
-    def row_bytes(teacher: LiveTeacher, batch: AnyBatch, needs: Needs) -> int:
+    def row_bytes(teacher: LiveTeacher, batch: AnyBatch, needs: OutputSpec) -> int:
         """What one row's answer takes in memory, after asking for a batch."""
         return _bytes(teacher(batch, needs).observed) // len(batch.example_ids)
 
@@ -56,16 +58,16 @@ class RememberingTeacher:
         return _bytes(self._known)
 
     @torch.no_grad()
-    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+    def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         """See ``Teacher``; all that is known is given."""
         device = batch.input_ids.device
         known = _each(self._known, lambda part: part[batch.example_ids.to(part.device)].to(device))
         return self._teacher.output(known)
 
 
-def _each(observed: Observed, change: Callable[[Tensor], Tensor]) -> Observed:
+def _each(observed: ModelOutputs, change: Callable[[Tensor], Tensor]) -> ModelOutputs:
     """The same with every tensor changed."""
-    return Observed(
+    return ModelOutputs(
         head_input=None if observed.head_input is None else change(observed.head_input),
         logits=None if observed.logits is None else change(observed.logits),
         states={site: change(state) for site, state in observed.states.items()},
@@ -73,10 +75,10 @@ def _each(observed: Observed, change: Callable[[Tensor], Tensor]) -> Observed:
     )
 
 
-def _parts(observed: Observed) -> list[Tensor]:
+def _parts(observed: ModelOutputs) -> list[Tensor]:
     single = [part for part in (observed.head_input, observed.logits) if part is not None]
     return [*single, *observed.states.values(), *observed.maps.values()]
 
 
-def _bytes(observed: Observed) -> int:
+def _bytes(observed: ModelOutputs) -> int:
     return sum(part.numel() * part.element_size() for part in _parts(observed))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.models.outputs import Needs, Observed
+from stlm_kd.models.outputs import ModelOutputs, OutputSpec
 from stlm_kd.teachers.targets import Distribution
 
 
@@ -20,12 +20,12 @@ class TeacherOutput:
     """
 
     distribution: Distribution | None
-    observed: Observed
+    observed: ModelOutputs
 
 
 class Teacher(Protocol):
     """Answers a batch. It hangs outside the engine: nothing of it is trained, wrapped or saved."""
 
-    def __call__(self, batch: AnyBatch, needs: Needs) -> TeacherOutput:
+    def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         """What is needed of the batch, (B, T, …) each; the head's input stands for a distribution."""
         ...

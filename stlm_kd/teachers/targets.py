@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.losses.precision import at_least_float32, compute_dtype
-from stlm_kd.losses.sampled import Sparse
+from stlm_kd.losses.sampled import TopKTail
 
 if TYPE_CHECKING:
     from stlm_kd.models.forward import Head
@@ -62,23 +62,23 @@ class Logits:
         return _padded(at_least_float32(self.values[chosen].clone())[:, :outcomes], outcomes)
 
 
-Distribution = Dense | Logits | Sparse
+Distribution = Dense | Logits | TopKTail
 """What a teacher says; ``rows`` chooses among its tokens."""
 
 
-def joined_sparse(found: Sequence[Sparse | int], *, like: Sparse) -> Sparse:
+def joined_sparse(found: Sequence[TopKTail | int], *, like: TopKTail) -> TopKTail:
     """Sparse targets one after the other; where a number of tokens stands in place of one, zeros.
 
     A cached teacher is not asked after an intervention: there nothing of it is counted.
     """
 
-    def joined(of: Callable[[Sparse], Tensor]) -> Tensor:
+    def joined(of: Callable[[TopKTail], Tensor]) -> Tensor:
         own = of(like)
         return torch.cat(
             [own.new_zeros(said, *own.shape[1:]) if isinstance(said, int) else of(said) for said in found]
         )
 
-    def labels(said: Sparse) -> Tensor:
+    def labels(said: TopKTail) -> Tensor:
         assert said.label_log_probs is not None
         return said.label_log_probs
 

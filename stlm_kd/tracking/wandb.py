@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Protocol, cast
 
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.tracking.metrics import StepMetrics, ValidationMetrics
 
 
@@ -38,7 +38,7 @@ class WandbTracker:
         try:
             self._wandb = cast(_Wandb, importlib.import_module("wandb"))
         except ImportError as error:
-            raise EnvironmentFault(
+            raise MissingResourceError(
                 "tracking: wandb was asked for, but its package is not installed; "
                 "pip install 'stlm-kd[wandb]', or take wandb out of tracking"
             ) from error

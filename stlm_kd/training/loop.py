@@ -11,7 +11,7 @@ from typing import Literal, NoReturn
 from torch import nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.distributed import first_process_runs, refuse_alone
+from stlm_kd.distributed import on_main_process, require_all_processes
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 from stlm_kd.training.backends.choice import open_engine
 from stlm_kd.training.checkpoint import CheckpointStore, TrainingState, Validation
@@ -57,7 +57,7 @@ def fit(
             processes: a checkpoint of any engine goes on under any other.
 
     Raises:
-        StlmKdError: one of several processes calls it within ``first_process_runs``.
+        StlmKdError: one of several processes calls it within ``on_main_process``.
         NonFiniteError: a loss or gradient is NaN or infinite; nothing was changed by it.
         DivergedError: when a checkpoint is due, the processes hold different weights.
         EnvironmentFault: the processes cannot meet, or DeepSpeed is asked for and not there.
@@ -68,7 +68,7 @@ def fit(
         Preempted: SIGTERM came; a checkpoint was saved.
     """
     assert isinstance(step, nn.Module)
-    refuse_alone("fit")
+    require_all_processes("fit")
     assert settings.steps >= 1 and settings.log_every >= 1
     assert validation is not None or (settings.keep == "last" and settings.patience is None)
     was_training = step.training
@@ -126,7 +126,7 @@ class _Training:
             self._train_step()
 
     def _begin(self, resume: bool) -> None:
-        step = first_process_runs(lambda: self._find(resume))
+        step = on_main_process(lambda: self._find(resume))
         if step is not None:
             self.state = self.store.read_state(step)
             self._load_weights(step)
@@ -236,7 +236,7 @@ class _Training:
         self.state = replace(self.state, seconds=time.monotonic() - self.started)
         self.processes.check_same(trainable_parameters(self.step))
         optimizer = self.engine.optimizer_tensors()
-        first_process_runs(
+        on_main_process(
             lambda: self.store.save(self.state, model=model_tensors(self.step), optimizer=optimizer)
         )
         self.saved_step = self.state.step
@@ -249,7 +249,7 @@ class _Training:
     def _finish(self, why: Literal["done", "early-stop"]) -> FitResult:
         best = self.state.best_step
         if self.settings.keep == "best" and best is not None and best != self.state.step:
-            first_process_runs(lambda: self.store.verified_state(best).step)
+            on_main_process(lambda: self.store.verified_state(best).step)
             self._load_weights(best)
             if best == 0:
                 self.tracker.note("no validation was better than that before the first step: kept step 0")

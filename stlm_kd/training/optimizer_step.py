@@ -16,7 +16,7 @@ from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
 from stlm_kd.training.optimizer import learning_rate
 from stlm_kd.training.processes import Processes
-from stlm_kd.training.protocols import Engine, FitSettings, Measure, TrainStep
+from stlm_kd.training.protocols import Engine, FitSettings, MeanMetric, TrainStep
 from stlm_kd.training.signals import StopFlags
 
 
@@ -108,7 +108,7 @@ class Updater:
             loss, terms, found = self.engine.accumulate(batch.to(device), denominators, is_last=is_last)
             assert found.keys() <= set(measured), "a measure that was not announced"
             zero = loss.new_zeros(())
-            nothing = Measure(zero, zero)
+            nothing = MeanMetric(zero, zero)
             measures = chain(*(found.get(name, nothing) for name in measured))
             parts = [loss, zero, zero, *(terms[name] for name in denominators), *measures]
             sums += torch.stack([part.detach().to(sums).reshape(()) for part in parts])

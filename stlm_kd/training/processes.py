@@ -18,7 +18,7 @@ from accelerate.utils import (
 from torch import Tensor
 
 from stlm_kd.distributed import join_processes, launched_processes
-from stlm_kd.errors import DivergedError, EnvironmentFault
+from stlm_kd.errors import DivergedError, MissingResourceError
 
 
 def current_device() -> torch.device:
@@ -49,7 +49,7 @@ class Processes:
         self.rank: int = self.accelerator.process_index
         self.is_first: bool = self.rank == 0
         if self.count != launched_processes():
-            raise EnvironmentFault(
+            raise MissingResourceError(
                 f"WORLD_SIZE: {launched_processes()} processes were launched, but they are {self.count} for "
                 "Accelerate; launch with torchrun, which sets RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT"
             )

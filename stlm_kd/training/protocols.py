@@ -11,10 +11,10 @@ from torch import Tensor
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.checkpoint import Validation
 from stlm_kd.training.optimizer import Schedule
-from stlm_kd.training.row_learning_rates import PacedRows
+from stlm_kd.training.row_learning_rates import RowScale
 
 
-class Measure(NamedTuple):
+class MeanMetric(NamedTuple):
     """A mean by its parts, scalars without a gradient: means of several micro-batches cannot be added up.
 
     It is named ``group/name``; what one group holds is drawn in one panel. A tuple, since engines look for
@@ -38,10 +38,10 @@ class StepOutput:
 
     loss: Tensor
     sums: dict[str, Tensor]
-    measures: dict[str, Measure] = field(default_factory=dict)
+    measures: dict[str, MeanMetric] = field(default_factory=dict)
 
 
-PlainOutput = tuple[Tensor, dict[str, Tensor], dict[str, Measure]]
+PlainOutput = tuple[Tensor, dict[str, Tensor], dict[str, MeanMetric]]
 """Loss, sums and measures of a ``StepOutput``."""
 
 
@@ -158,7 +158,7 @@ class FitSettings:
     log_every: int = 10
     seed: int = 0
     zero: Literal[0, 1, 2] | None = None
-    paced: tuple[PacedRows, ...] = ()
+    paced: tuple[RowScale, ...] = ()
 
     def is_logged(self, step: int) -> bool:
         """Whether an optimizer step, counted from 1, is logged: the first and the last one always are."""

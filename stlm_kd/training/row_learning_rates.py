@@ -11,7 +11,7 @@ from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
-class PacedRows:
+class RowScale:
     """Some rows of a weight, and by what their learning rate is multiplied.
 
     Attributes:
@@ -37,7 +37,7 @@ class Pacing:
         paces: Rows of some of them.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], paces: Sequence[PacedRows]) -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], paces: Sequence[RowScale]) -> None:
         self.names = tuple(paced.weight for paced in paces)
         self._parts = [
             (weights[paced.weight], torch.tensor(paced.rows, device=weights[paced.weight].device), paced.pace)

@@ -18,7 +18,7 @@ NO_SPAN = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
+class ByteBoundaries:
     """Where the tokens of both tokenisations of a document end.
 
     Attributes:
@@ -66,7 +66,7 @@ def spelled(ids: npt.NDArray[np.integer], surfaces: Sequence[bytes | None]) -> t
     return b"".join(part for part in parts if part is not None), np.cumsum(lengths)
 
 
-def ends_of(new: tuple[bytes, Integers], old: tuple[bytes, Integers]) -> Ends:
+def ends_of(new: tuple[bytes, Integers], old: tuple[bytes, Integers]) -> ByteBoundaries:
     """Both tokenisations on one count of bytes.
 
     A space that one of them puts before the text (SentencePiece's) is not counted. Where normalisation makes
@@ -87,15 +87,15 @@ def ends_of(new: tuple[bytes, Integers], old: tuple[bytes, Integers]) -> Ends:
         else:
             old_text, old_ends = old_text[1:], np.maximum(old_ends - 1, 0)
     if new_text == old_text:
-        return Ends(new_ends, old_ends, int(new_ends[-1]))
+        return ByteBoundaries(new_ends, old_ends, int(new_ends[-1]))
     shorter = min(len(new_text), len(old_text))
     first, second = (np.frombuffer(text, np.uint8, shorter) for text in (new_text, old_text))
     unlike = np.flatnonzero(first != second)
-    return Ends(new_ends, old_ends, int(unlike[0]) if len(unlike) else shorter)
+    return ByteBoundaries(new_ends, old_ends, int(unlike[0]) if len(unlike) else shorter)
 
 
 def spans_of(
-    ends: Ends, old_ids: npt.NDArray[np.integer], begin: int, length: int, *, most_old: int
+    ends: ByteBoundaries, old_ids: npt.NDArray[np.integer], begin: int, length: int, *, most_old: int
 ) -> Spans:
     """The spans of a stretch of a document, each ended by both tokenisations at the same byte.
 

@@ -50,7 +50,7 @@ def likeness(vectors_VA: Floats, ids: Integers, anchors: Integers) -> Likeness:
     Tokens and anchors without a vector are left out; all tokens, where no anchor has one.
 
     Args:
-        vectors_VA: As ``company_vectors`` gives them.
+        vectors_VA: As ``ppmi_vectors`` gives them.
         ids: Tokens.
         anchors: What they may be mixes of.
     """
@@ -83,7 +83,7 @@ def sparsemax(values_NK: Floats) -> Floats:
     return np.asarray(np.maximum(values_NK - threshold[:, None], 0), np.float32)
 
 
-def company_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> Floats:
+def ppmi_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> Floats:
     """A unit vector for each token by the tokens around it; zeros where it hardly occurs. (V, A).
 
     The positive pointwise mutual information of tokens at most ``WINDOW`` apart, the counts of context

@@ -29,7 +29,7 @@ SPACE_MARK = "\u2581"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class Spelling(Enum):
+class TokenAlphabet(Enum):
     """The alphabet in which a vocabulary's tokens are written."""
 
     BYTE_LEVEL = "byte-level"
@@ -58,7 +58,7 @@ class Vocabulary:
     """
 
     name: str
-    spelling: Spelling
+    spelling: TokenAlphabet
     tokens: list[str | None]
     surfaces: list[bytes | None]
     special: frozenset[int]
@@ -101,8 +101,8 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         i for i, added in tokenizer.added_tokens_decoder.items() if added.special
     }
     added = special | set(tokenizer.added_tokens_decoder)
-    byte_tokens = _byte_tokens(tokens) if spelling is Spelling.SENTENCEPIECE else {}
-    isolated = _isolated(tokens, backend) if spelling is Spelling.WORDPIECE else frozenset()
+    byte_tokens = _byte_tokens(tokens) if spelling is TokenAlphabet.SENTENCEPIECE else {}
+    isolated = _isolated(tokens, backend) if spelling is TokenAlphabet.WORDPIECE else frozenset()
     byte_of = {i: bytes([byte]) for byte, i in byte_tokens.items()}
 
     def surface(i: int, token: str | None) -> bytes | None:
@@ -171,11 +171,11 @@ def _nodes(node: Json) -> Iterator[dict[str, Json]]:
             yield from _nodes(value)
 
 
-def _spelled(token: str, spelling: Spelling, *, isolated: bool) -> bytes:
-    if spelling is Spelling.BYTE_LEVEL:
+def _spelled(token: str, spelling: TokenAlphabet, *, isolated: bool) -> bytes:
+    if spelling is TokenAlphabet.BYTE_LEVEL:
         known = _ALPHABET.issuperset(token)
         return token.translate(_FROM_ALPHABET).encode("latin-1") if known else token.encode()
-    if spelling is Spelling.SENTENCEPIECE:
+    if spelling is TokenAlphabet.SENTENCEPIECE:
         return token.replace(SPACE_MARK, " ").encode()
     if token.startswith("##") and len(token) > 2:
         return token[2:].encode()
@@ -192,16 +192,16 @@ def _steps(backend: Tokenizer) -> dict[str, Json]:
     return steps
 
 
-def _spelling_of(backend: Tokenizer, steps: dict[str, Json], name: str) -> Spelling:
+def _spelling_of(backend: Tokenizer, steps: dict[str, Json], name: str) -> TokenAlphabet:
     model = backend.model
     parts = [steps.get("pre_tokenizer"), steps.get("decoder")]
     types = {part["type"] for part in _nodes(parts)}
     if isinstance(model, models.WordPiece) and model.continuing_subword_prefix == "##":
-        return Spelling.WORDPIECE
+        return TokenAlphabet.WORDPIECE
     if "ByteLevel" in types:
-        return Spelling.BYTE_LEVEL
+        return TokenAlphabet.BYTE_LEVEL
     if "Metaspace" in types or SPACE_MARK in json.dumps(parts, ensure_ascii=False):
-        return Spelling.SENTENCEPIECE
+        return TokenAlphabet.SENTENCEPIECE
     raise ModelError(
         f"{name}: a {type(model).__name__} vocabulary whose spelling is not known; expected byte-level (as "
         "GPT-2's), SentencePiece (▁ and <0xAB>, as Llama's) or WordPiece (##, as BERT's); choose another one"

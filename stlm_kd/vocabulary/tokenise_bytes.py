@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
-from stlm_kd.vocabulary.token_bytes import SPACE_MARK, Json, Spelling, Vocabulary, in_byte_alphabet
+from stlm_kd.vocabulary.token_bytes import SPACE_MARK, Json, TokenAlphabet, Vocabulary, in_byte_alphabet
 
 
 def split_surfaces(
@@ -25,12 +25,12 @@ def split_surfaces(
         unknown: The id that stands for what cannot be spelled; left out of the result.
     """
     pipeline = _without_dummy_prefix(vocabulary)
-    if vocabulary.spelling is Spelling.WORDPIECE:
+    if vocabulary.spelling is TokenAlphabet.WORDPIECE:
         return [_split_word_pieces(vocabulary, pipeline, surface) for surface in surfaces]
     texts = [_plain_text(surface, vocabulary.spelling) for surface in surfaces]
     whole = [text for text in texts if text is not None]
     encodings = iter(pipeline.encode_batch_fast(whole, add_special_tokens=False))
-    odd = _split_bytes if vocabulary.spelling is Spelling.BYTE_LEVEL else _split_runs
+    odd = _split_bytes if vocabulary.spelling is TokenAlphabet.BYTE_LEVEL else _split_runs
     ids = [
         odd(vocabulary, pipeline, surface) if text is None else next(encodings).ids
         for text, surface in zip(texts, surfaces, strict=True)
@@ -38,13 +38,13 @@ def split_surfaces(
     return [[i for i in row if i != unknown] for row in ids]
 
 
-def _plain_text(surface: bytes, spelling: Spelling) -> str | None:
+def _plain_text(surface: bytes, spelling: TokenAlphabet) -> str | None:
     """The surface as text that means the same to the tokenizer, or None."""
     try:
         text = surface.decode()
     except UnicodeDecodeError:
         return None
-    return None if spelling is Spelling.SENTENCEPIECE and SPACE_MARK in text else text
+    return None if spelling is TokenAlphabet.SENTENCEPIECE and SPACE_MARK in text else text
 
 
 def _split_bytes(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, cast
 
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 
 MAX_CHARACTERS = 1 << 24
 """The longest line and the longest document of a text file that are read into memory: 16 Mi characters."""
@@ -42,9 +42,9 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
     try:
         exists = path.exists()
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not exists:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{path}: no such file or folder (seen from {Path.cwd()}); give one that exists"
         )
     if path.is_file():
@@ -96,7 +96,7 @@ def lines_of(path: Path) -> Iterator[str]:
             f"{path}: broken or cut short after line {number} ({error}); fetch it again"
         ) from error
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def expanded(path: str) -> Path:
@@ -109,7 +109,7 @@ def expanded(path: str) -> Path:
     unset = re.findall(r"\$(?:\{(\w+)\}|(\w+))", filled)
     if unset:
         names = ", ".join(braced or plain for braced, plain in unset)
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{path}: the environment variable {names} is not set; set it or give a full path"
         )
     return Path(filled).expanduser()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from stlm_kd.data.sources.tables import Row, require_columns, text_value
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
@@ -74,7 +74,7 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
 
     builder = _asked(ask, dataset)
     if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
             "go online once, or name that one"
         )
@@ -98,16 +98,16 @@ def _asked(ask: Callable[[], T], dataset: str) -> T:
     try:
         return ask()
     except (DatasetNotFoundError, FileNotFoundError) as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
         ) from error
     except ConnectionError as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{dataset}: the Hub cannot be reached and the data set is not in its cache; "
             "go online once, or give the path of a local copy"
         ) from error
     except OSError as error:
-        raise EnvironmentFault(f"{dataset}: cannot be read ({_first_line(error)})") from error
+        raise MissingResourceError(f"{dataset}: cannot be read ({_first_line(error)})") from error
     except (ValueError, RuntimeError, DatasetGenerationError) as error:
         raise DataError(f"{dataset}: {_first_line(error)}") from error
 

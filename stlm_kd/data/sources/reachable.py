@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 
 
 def data_set_is_cached(name: str, configuration: str | None = None) -> bool:
@@ -49,7 +49,7 @@ def hub_answers() -> bool:
     except OSError:
         return False
     except (ValueError, HTTPException) as error:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"the environment variable HF_ENDPOINT: {constants.ENDPOINT!r} found ({error!r}); expected the "
             "address of a Hub, such as https://huggingface.co; correct or unset it"
         ) from error

@@ -19,7 +19,7 @@ from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.documents import Documents, Separator, read
 from stlm_kd.data.sources.files import expanded, kind_of, text_files
 from stlm_kd.data.synthetic import VERSION
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.notes import note
 
 SAMPLE_SIZE = 4_000_000
@@ -174,4 +174,4 @@ def _file_hash(path: Path) -> str:
     try:
         return known_sha256(path)
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stlm_kd.data.sources.files import MAX_CHARACTERS, ROWS, kind_of, lines_of
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 
 Row = Mapping[str, object]
 """One row of a table: what stands in each column."""
@@ -159,7 +159,7 @@ def _parquet_rows(
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a whole Parquet file ({error}); fetch it again") from error
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({error})") from error
+        raise MissingResourceError(f"{path}: cannot be read ({error})") from error
 
 
 def require_columns(place: str, columns: Iterable[str], found: Collection[str]) -> None:

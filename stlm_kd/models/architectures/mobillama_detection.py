@@ -21,7 +21,7 @@ from stlm_kd.models.architectures.mobillama import MobiLlamaConfig
 _MLP = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
 
-def recognised(name: str, config: PretrainedConfig, *, fetch: bool = False) -> PretrainedConfig:
+def detect(name: str, config: PretrainedConfig, *, fetch: bool = False) -> PretrainedConfig:
     """The configuration, a MobiLlama's where it is called a Llama's but the weights say otherwise.
 
     They do when there are several layers, and either only layer 0 has a feed-forward network in the

@@ -25,7 +25,7 @@ from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encode_texts
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import Masking
 from stlm_kd.distributed import launched_processes, process_rank
-from stlm_kd.interventions import Pool
+from stlm_kd.interventions import SourcePool
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
 from stlm_kd.pipeline.builders.examples import (
     class_names_of,
@@ -42,7 +42,7 @@ from stlm_kd.pipeline.builders.text import (
     training_rows,
 )
 from stlm_kd.pipeline.checks.overlap import HeldOut, example_notes, refuse_identical_files, text_notes
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.training import Train
 from stlm_kd.teachers.combination import Domains
@@ -76,7 +76,7 @@ class BatchSizes:
     pairs: bool = False
 
 
-class Material(Protocol):
+class TrainingData(Protocol):
     """What a student reads."""
 
     @property
@@ -115,12 +115,12 @@ class Material(Protocol):
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
         """The held-out batches of this process; None where there are none."""
 
-    def pool(self) -> Pool:
+    def pool(self) -> SourcePool:
         """All training rows, to draw sources of interventions from."""
 
 
 @dataclass(frozen=True)
-class TextMaterial:
+class PackedText:
     """Packed rows of text, of which a masked language model reads some tokens masked.
 
     Attributes:
@@ -129,7 +129,7 @@ class TextMaterial:
         masking: Of the training text; None for causal models.
         held_masking: Of the held-out text.
         variants: Of the masks of each training row; None where they are drawn anew each time.
-        notes: See ``Material``.
+        notes: See ``TrainingData``.
     """
 
     parts: Sequence[PackedRows]
@@ -141,17 +141,17 @@ class TextMaterial:
 
     @property
     def num_rows(self) -> int:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return sum(len(part) for part in self.parts)
 
     @property
     def num_tokens(self) -> int:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return sum(part.num_tokens for part in self.parts)
 
     @property
     def row_tokens(self) -> float:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return self.parts[0].context
 
     @property
@@ -165,16 +165,16 @@ class TextMaterial:
 
     @property
     def is_always_the_same(self) -> bool:
-        """See ``Material``: what is masked differs each time."""
+        """See ``TrainingData``: what is masked differs each time."""
         return self.masking is None
 
     @property
     def domains(self) -> Domains:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return Domains(tuple(part.domain for part in self.parts), tuple(map(len, self.parts)))
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> BatchStream:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return BatchStream(
             self.parts,
             effective_batch=sizes.effective,
@@ -188,15 +188,15 @@ class TextMaterial:
         )
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return evaluation_batches(self.parts, micro_batch=micro_batch)
 
     def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return numbered_batch(self.parts, numbers, variants, self.masking)
 
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         if not self.held:
             return None
         return evaluation_batches(
@@ -208,12 +208,12 @@ class TextMaterial:
         )
 
     def pool(self) -> TextPool:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return TextPool(self.parts, self.masking)
 
 
 @dataclass(frozen=True)
-class ExampleMaterial:
+class LabelledData:
     """Labelled examples, as the student's tokenizer reads them and those of teachers that read otherwise.
 
     Attributes:
@@ -232,22 +232,22 @@ class ExampleMaterial:
 
     @property
     def num_rows(self) -> int:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return len(self.examples)
 
     @property
     def num_tokens(self) -> int:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return int(self._encoded.own.lengths().sum())
 
     @property
     def row_tokens(self) -> float:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return self.num_tokens / self.num_rows
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         overlap = example_notes(self.examples, self.held)
         cut = self._encoded.own.truncated
         if not cut:
@@ -257,27 +257,27 @@ class ExampleMaterial:
 
     @property
     def is_always_the_same(self) -> bool:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return True
 
     @property
     def domains(self) -> None:
-        """See ``Material``."""
+        """See ``TrainingData``."""
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> ExampleStream:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return example_stream(self._encoded, sizes, seed=seed)
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return example_evaluation_batches(self._encoded, micro_batch=micro_batch)
 
     def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
-        """See ``Material``; nothing is masked."""
+        """See ``TrainingData``; nothing is masked."""
         return self._encoded.batch(np.asarray(numbers, np.int64))
 
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         if self._held is None:
             return None
         return example_evaluation_batches(
@@ -285,7 +285,7 @@ class ExampleMaterial:
         )
 
     def pool(self) -> ExamplePool:
-        """See ``Material``."""
+        """See ``TrainingData``."""
         return ExamplePool(self._encoded)
 
     @cached_property
@@ -321,22 +321,22 @@ def row_multiple() -> int:
     return 1 if current_device().type == "cpu" else MULTIPLE
 
 
-def material_of(
+def build_training_data(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
-    workshop: Workshop,
+    context: RunContext,
     *,
     fraction: float | None,
     seed: int,
     readers: Mapping[str, PreTrainedTokenizerFast],
     variants: int | None = None,
-) -> Material:
+) -> TrainingData:
     """What a student of the recipe reads.
 
     Args:
         recipe: Its data.
         tokenizer: The student's.
-        workshop: Where tokenised text is kept.
+        context: Where tokenised text is kept.
         fraction: The share of the training text; ``data.fraction`` where None.
         seed: Draws the examples of the share. The share of a text is the same for all seeds.
         readers: By teacher, a tokenizer that is not the student's.
@@ -348,16 +348,16 @@ def material_of(
     refuse_identical_files(recipe)
     fraction = recipe.data.fraction if fraction is None else fraction
     if recipe.language_task is None:
-        return ExampleMaterial(
+        return LabelledData(
             training_examples(recipe, fraction, seed=seed),
             held_out_examples(recipe),
             tokenizer,
             readers,
             recipe.data.context,
         )
-    parts = training_rows(recipe, tokenizer, workshop, fraction=fraction)
-    held = held_out_rows(recipe, tokenizer, workshop)
-    return TextMaterial(
+    parts = training_rows(recipe, tokenizer, context, fraction=fraction)
+    held = held_out_rows(recipe, tokenizer, context)
+    return PackedText(
         parts,
         held,
         training_masking(recipe, tokenizer, parts),

@@ -28,13 +28,13 @@ from stlm_kd.interventions.sources import pairs_rows
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import task_of, vocabulary_head
-from stlm_kd.models.outputs import Needs
-from stlm_kd.pipeline.builders.data import BatchSizes, Material
+from stlm_kd.models.outputs import OutputSpec
+from stlm_kd.pipeline.builders.data import BatchSizes, TrainingData
 from stlm_kd.pipeline.builders.numbers import num_layers
 from stlm_kd.recipe import Recipe
 from stlm_kd.teachers.cached import CachedTeacher
 from stlm_kd.teachers.live import LiveTeacher
-from stlm_kd.teachers.precomputed import RememberingTeacher
+from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
 
 LOOKS = 1000
@@ -51,7 +51,7 @@ class PassCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class StepShape:
     """What an optimizer step reads.
 
     Attributes:
@@ -83,20 +83,22 @@ def pass_cost(model: PreTrainedModel, length: int) -> PassCost:
     return PassCost(int(counter.get_total_flops()) - in_head, in_head, num_layers(config))
 
 
-def reading_of(recipe: Recipe, material: Material, sizes: BatchSizes, *, steps_per_epoch: int) -> Reading:
+def step_shape(
+    recipe: Recipe, training_data: TrainingData, sizes: BatchSizes, *, steps_per_epoch: int
+) -> StepShape:
     """What an optimizer step reads; of examples the last one of an epoch has fewer rows."""
     again = 0.0
     if sizes.pairs:
-        rows = min(sizes.effective, material.num_rows)
+        rows = min(sizes.effective, training_data.num_rows)
         again = share_run_again(rows, micro_batch=sizes.micro, world_size=launched_processes())
     if recipe.language_task is None:
-        length = max(1, round(material.row_tokens))
-        return Reading(material.num_rows / steps_per_epoch, length, 1.0, again)
-    return Reading(sizes.effective, recipe.data.context, recipe.data.masked_share or 1.0, again)
+        length = max(1, round(training_data.row_tokens))
+        return StepShape(training_data.num_rows / steps_per_epoch, length, 1.0, again)
+    return StepShape(sizes.effective, recipe.data.context, recipe.data.masked_share or 1.0, again)
 
 
 def training_flops(
-    step: StepModule, reading: Reading, *, steps: int, planned: int | None = None, frozen_body: bool = False
+    step: StepModule, reading: StepShape, *, steps: int, planned: int | None = None, frozen_body: bool = False
 ) -> int | None:
     """What so many optimizer steps compute; None where a model is of a family that ``ARCHITECTURES`` lacks.
 
@@ -129,7 +131,7 @@ def training_flops(
     return round(steps * reading.rows * fmean(rows)) + once
 
 
-def affordable_steps(step: StepModule, reading: Reading, *, flops: int) -> int:
+def affordable_steps(step: StepModule, reading: StepShape, *, flops: int) -> int:
     """Optimizer steps that so many FLOPs pay for, at least one."""
     price = training_flops(step, reading, steps=1)
     assert price is not None, "what the same student computed with its teachers is known"
@@ -144,16 +146,16 @@ class _Answers:
     rows: int
 
 
-def _answers(teacher: Teacher, reading: Reading) -> _Answers:
+def _answers(teacher: Teacher, reading: StepShape) -> _Answers:
     """Which teachers compute when: one that is read from a cache computed before."""
     if isinstance(teacher, CachedTeacher):
         return _Answers(PassCost(0, 0, 1), 0)
-    rows = teacher.num_rows if isinstance(teacher, RememberingTeacher) else 0
+    rows = teacher.num_rows if isinstance(teacher, PrecomputedTeacher) else 0
     return _Answers(pass_cost(_model(teacher), reading.length), rows)
 
 
 def _model(teacher: Teacher) -> PreTrainedModel:
-    assert isinstance(teacher, LiveTeacher | RememberingTeacher)
+    assert isinstance(teacher, LiveTeacher | PrecomputedTeacher)
     return teacher.model
 
 
@@ -161,7 +163,7 @@ def _row_flops(
     step: StepModule,
     student: PassCost,
     teachers: Mapping[str, _Answers],
-    reading: Reading,
+    reading: StepShape,
     *,
     frozen_body: bool,
 ) -> float:
@@ -191,7 +193,7 @@ def _row_flops(
     )
 
 
-def _depth(needs: Needs, cost: PassCost) -> float:
+def _depth(needs: OutputSpec, cost: PassCost) -> float:
     """The share of the blocks that run."""
     return 1.0 if needs.last_block is None else (needs.last_block + 1) / cost.num_layers
 
@@ -213,7 +215,7 @@ def _again(
     intervention: Intervention,
     layers: Sequence[Sequence[int]],
     cost: PassCost,
-    reading: Reading,
+    reading: StepShape,
     *,
     own: bool,
 ) -> _Again:

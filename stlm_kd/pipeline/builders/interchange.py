@@ -8,13 +8,13 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.errors import Fault, ModelError
-from stlm_kd.interventions import Lexicon, Supplies
+from stlm_kd.errors import ModelError, RecipeFault
+from stlm_kd.interventions import SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.interventions.wordnet import check_relation, wordnet_identity
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import aligned
-from stlm_kd.pipeline.builders.data import Material
+from stlm_kd.pipeline.builders.data import TrainingData
 from stlm_kd.pipeline.builders.numbers import num_layers, number, option
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange, relations
@@ -107,7 +107,7 @@ def interchange_faults(
     recipe: Recipe,
     student: PretrainedConfig,
     teachers: Mapping[str, PretrainedConfig],
-) -> Iterator[Fault]:
+) -> Iterator[RecipeFault]:
     """Families whose blocks are not known, and layers that a model does not have."""
     models = [
         ("the student", student),
@@ -118,7 +118,7 @@ def interchange_faults(
     ]
     if unknown:
         known = ", ".join(ARCHITECTURES)
-        yield Fault(
+        yield RecipeFault(
             f"{place}.loss",
             f"{entry.loss} exchanges states within models, and {' and '.join(unknown)}; it knows {known}",
         )
@@ -126,12 +126,14 @@ def interchange_faults(
     try:
         _layers(entry, recipe, student, teachers)
     except ModelError as error:
-        yield Fault(f"{place}.alignment", str(error))
+        yield RecipeFault(f"{place}.alignment", str(error))
 
 
-def supplies_of(material: Material, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Supplies:
+def supplies_of(
+    training_data: TrainingData, tokenizer: PreTrainedTokenizerFast, *, seed: int
+) -> SourceInputs:
     """What the interventions of a training draw from."""
-    return Supplies(seed, material.pool(), Lexicon.of(read_vocabulary(tokenizer)))
+    return SourceInputs(seed, training_data.pool(), WordTokens.of(read_vocabulary(tokenizer)))
 
 
 def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -142,7 +144,7 @@ def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         ModelError: No word of the vocabulary has the relation that a source asks for.
     """
     for relation in relations(recipe.objectives):
-        check_relation(Lexicon.of(read_vocabulary(tokenizer)), relation)
+        check_relation(WordTokens.of(read_vocabulary(tokenizer)), relation)
 
 
 def wordnet_key(entries: Iterable[Objective]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.errors import told_at
+from stlm_kd.errors import error_context
 from stlm_kd.models.capabilities import check_forward, require_paths
 from stlm_kd.models.heads.classifiers import check_classifier, classifier_from_fields, load_classifier
 from stlm_kd.models.load import declared_task, load_config, load_language_model, model_class, to_device
@@ -70,7 +70,7 @@ def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bo
     (entry,) = (teacher for teacher in recipe.teachers if teacher.name == name)
     dtype = torch.bfloat16 if entry.precision == "bf16" else torch.float32
     trust = trust_remote_code
-    with told_at(teacher_place(recipe, name)):
+    with error_context(teacher_place(recipe, name)):
         tokenizer = load_tokenizer(place, trust_remote_code=trust)
         model = load_model(place, recipe, tokenizer=tokenizer, trust_remote_code=trust, dtype=dtype)
         if not entry.offload:

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.terms import COMBINED, Term
-from stlm_kd.errors import Fault, ModelError
+from stlm_kd.errors import ModelError, RecipeFault
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.capabilities import Path
@@ -146,7 +146,7 @@ def projections_of(
 
 def feature_faults(
     recipe: Recipe, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]
-) -> Iterator[Fault]:
+) -> Iterator[RecipeFault]:
     """Sites that a model does not have, families whose parts are not known, widths without a projection."""
     for index, entry in enumerate(recipe.objectives):
         if isinstance(entry, Interchange):
@@ -162,7 +162,7 @@ def feature_faults(
         if unknown:
             known = ", ".join(ARCHITECTURES)
             message = f"{entry.loss} looks into models, and {' and '.join(unknown)}; it knows {known}"
-            yield Fault(f"{place}.loss", message)
+            yield RecipeFault(f"{place}.loss", message)
             continue
         own, other = (ARCHITECTURES[config.model_type].task for config in (student, teachers[name]))
         if isinstance(entry, MapFeature) and own != other:
@@ -170,11 +170,11 @@ def feature_faults(
                 f"{entry.loss} compares where positions look, but of the student ({student.model_type}) and "
                 f"teacher {name} ({teachers[name].model_type}) one looks back only and the other both ways"
             )
-            yield Fault(f"{place}.loss", message)
+            yield RecipeFault(f"{place}.loss", message)
         try:
             pairs_of(entry, student, teachers[name])
         except ModelError as error:
-            yield Fault(f"{place}.sites", str(error))
+            yield RecipeFault(f"{place}.sites", str(error))
         if (
             isinstance(entry, Feature)
             and entry.projection == "none"
@@ -184,7 +184,7 @@ def feature_faults(
                 f"none, but the student's states have {width(student)} numbers and those of teacher {name} "
                 f"{width(teachers[name])}; use auto or linear"
             )
-            yield Fault(f"{place}.projection", message)
+            yield RecipeFault(f"{place}.projection", message)
 
 
 def weight_of(entry: Objective) -> float | Ramp | Steps:

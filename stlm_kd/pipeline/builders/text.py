@@ -19,10 +19,10 @@ from stlm_kd.data.sources.documents import Separator
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
-from stlm_kd.distributed import first_process_runs, launched_processes
+from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import DataError
 from stlm_kd.pipeline.builders.examples import all_examples, examples_key
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Separator as RecipeSeparator
 from stlm_kd.recipe.schema.data import Source as RecipeSource
@@ -51,58 +51,58 @@ def text_key(entries: Sequence[RecipeSource], fraction: float) -> Json:
 def training_rows(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
-    workshop: Workshop,
+    context: RunContext,
     *,
     fraction: float | None = None,
 ) -> tuple[PackedRows, ...]:
     """The training text, or as much of it as the recipe says, tokenised (once, on disk) and packed."""
     share = recipe.data.fraction if fraction is None else fraction
-    prepared = _prepared(recipe.data.train, tokenizer, workshop, fraction=share)
+    prepared = _prepared(recipe.data.train, tokenizer, context, fraction=share)
     return _packed(prepared, recipe, "data.train")
 
 
 def training_stores(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop, *, fraction: float
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, *, fraction: float
 ) -> tuple[TokenStore, ...]:
     """A share of the training text, tokenised: for each source a store of the same documents."""
-    prepared = _prepared(recipe.data.train, tokenizer, workshop, fraction=fraction)
+    prepared = _prepared(recipe.data.train, tokenizer, context, fraction=fraction)
     return tuple(source.store for source in prepared)
 
 
 def tokens_by_domain(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> dict[str, int]:
     """Tokens of the student's training text, each once, for each domain that the recipe names."""
     tokens: Counter[str] = Counter()
-    for part in training_rows(recipe, tokenizer, workshop):
+    for part in training_rows(recipe, tokenizer, context):
         tokens[part.domain] += part.num_tokens
     return dict(tokens)
 
 
 def held_out_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> tuple[PackedRows, ...]:
     """The validation text tokenised and packed; () where the recipe names none."""
     if not recipe.data.validation:
         return ()
-    prepared = _prepared(recipe.data.validation, tokenizer, workshop, fraction=1.0)
+    prepared = _prepared(recipe.data.validation, tokenizer, context, fraction=1.0)
     return _packed(prepared, recipe, "data.validation")
 
 
 def _prepared(
     entries: Sequence[RecipeSource],
     tokenizer: PreTrainedTokenizerFast,
-    workshop: Workshop,
+    context: RunContext,
     *,
     fraction: float,
 ) -> tuple[PreparedSource, ...]:
     """The text tokenised: by the first of several processes, so that the others find it on disk."""
 
     def tokenised() -> tuple[PreparedSource, ...]:
-        return prepare(sources(entries), tokenizer, workshop.tokens, fraction=fraction)
+        return prepare(sources(entries), tokenizer, context.tokens, fraction=fraction)
 
     if launched_processes() > 1:
-        first_process_runs(lambda: len(tokenised()))
+        on_main_process(lambda: len(tokenised()))
     return tokenised()
 
 
@@ -143,11 +143,11 @@ def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
     return kept
 
 
-def student_tokenizer(recipe: Recipe, workshop: Workshop) -> PreTrainedTokenizerFast:
+def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:
     """The student's tokenizer: loaded, or trained on the whole training text and kept as a stage."""
     wanted = recipe.student.tokenizer
     if not isinstance(wanted, TokenizerTraining):
-        return load_tokenizer(wanted, trust_remote_code=workshop.trust_remote_code)
+        return load_tokenizer(wanted, trust_remote_code=context.trust_remote_code)
     entries, labelled = recipe.data.train, recipe.language_task is None
     key: dict[str, Json] = {
         "task": "clm" if recipe.task == "clm" else "mlm",
@@ -164,7 +164,7 @@ def student_tokenizer(recipe: Recipe, workshop: Workshop) -> PreTrainedTokenizer
         with system_errors(folder):
             made.save_pretrained(folder)
 
-    place = first_process_runs(lambda: workshop.stages.make("tokenizer", key, build))
+    place = on_main_process(lambda: context.stages.make("tokenizer", key, build))
     return load_tokenizer(str(place))
 
 

@@ -14,11 +14,11 @@ from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.overlap import Hashes, found_in, identical_file, text_hash
 from stlm_kd.data.sources.files import ROWS, TEXTS, expanded, text_files
 from stlm_kd.data.token_store import ends_inside
-from stlm_kd.errors import DataError, EnvironmentFault
+from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.notes import note
 from stlm_kd.pipeline.builders.examples import all_examples, held_out_examples
 from stlm_kd.pipeline.builders.text import held_out_rows, sources, student_tokenizer, training_rows
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.validation.overlap import trainings
@@ -44,7 +44,9 @@ def refuse_identical_files(recipe: Recipe) -> None:
         try:
             found = identical_file(held, training)
         except OSError as error:
-            raise EnvironmentFault(f"{error.filename}: cannot be read ({error.strerror or error})") from error
+            raise MissingResourceError(
+                f"{error.filename}: cannot be read ({error.strerror or error})"
+            ) from error
         if found is not None:
             of_teacher = f" of teacher {teacher}" if teacher else ""
             raise DataError(
@@ -60,17 +62,17 @@ def _files(entries: Sequence[Source], recipe: Recipe) -> list[Path]:
     return [file for path in paths for file in text_files(path, kinds=kinds)]
 
 
-def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> tuple[str, ...]:
+def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> tuple[str, ...]:
     """The notes on all training and validation data of a recipe, and on what its teachers are trained on."""
     others = [(name, trained) for _, name, trained in trainings(recipe) if name]
     if recipe.language_task is None:
         examples = held_out_examples(recipe)
         told = [example_notes(all_examples(trained), examples, name) for name, trained in others]
         return (*example_notes(all_examples(recipe), examples), *chain(*told))
-    parts, held = _most_rows(recipe, tokenizer, workshop), held_out_rows(recipe, tokenizer, workshop)
+    parts, held = _most_rows(recipe, tokenizer, context), held_out_rows(recipe, tokenizer, context)
     told = []
     for name, trained in others if held else ():
-        read = _most_rows(trained, student_tokenizer(trained, workshop), workshop)
+        read = _most_rows(trained, student_tokenizer(trained, context), context)
         told.append(text_notes(read, held, name))
     named = [
         *zip(recipe.data.train, parts, strict=True),
@@ -85,13 +87,13 @@ def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: W
 
 
 def _most_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> tuple[PackedRows, ...]:
     """The largest share of the training text that the student, a control or an adaptation reads."""
     adaptations = (teacher.adapt for teacher in recipe.teachers if teacher.adapt is not None)
     shares = [adapt.fraction for adapt in adaptations if adapt.fraction is not None]
     largest = 1.0 if "all-data" in recipe.controls else max([recipe.data.fraction, *shares])
-    return training_rows(recipe, tokenizer, workshop, fraction=largest)
+    return training_rows(recipe, tokenizer, context, fraction=largest)
 
 
 def text_notes(parts: Sequence[PackedRows], held: Sequence[PackedRows], teacher: str = "") -> tuple[str, ...]:
@@ -141,7 +143,7 @@ def note_trained_on(name: str, recipe: Recipe, files: Sequence[str], held: HeldO
     try:
         training = _files(recipe.data.train, recipe)
         found = identical_file([expanded(file) for file in files if expanded(file).is_file()], training)
-    except (EnvironmentFault, OSError):
+    except (MissingResourceError, OSError):
         return  # training data that are no longer there cannot be compared
     if found is not None:
         note(f"{name}: {found[0]} has the same content as {found[1]}, on which it was trained")

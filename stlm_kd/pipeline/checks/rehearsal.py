@@ -25,8 +25,13 @@ from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
 from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES
 from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
-from stlm_kd.eval.attribution.explain import Answers, Explaining, Reading, answers_of
-from stlm_kd.eval.interchange.suite import Taught
+from stlm_kd.eval.attribution.explain import (
+    AttributionConfig,
+    ClassifierOutputs,
+    ReadConfig,
+    classifier_outputs,
+)
+from stlm_kd.eval.interchange.suite import AlignedTeacher
 from stlm_kd.eval.language_modeling import wikitext
 from stlm_kd.models.checkpoints.reloading import check_reloaded
 from stlm_kd.models.layer_alignment import aligned
@@ -35,7 +40,7 @@ from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.numbers import num_layers
 from stlm_kd.pipeline.checks.overlap import HeldOut
 from stlm_kd.pipeline.checks.stand_ins import adapted_stand_in, stand_in, untrained_student
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.fine_tune import SUBJECTS
 from stlm_kd.pipeline.stages.score import SuiteCall, suite_calls
 from stlm_kd.recipe import Recipe
@@ -77,7 +82,7 @@ class Part:
 def rehearse(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
-    workshop: Workshop,
+    context: RunContext,
     *,
     folder: Path,
     origin: str,
@@ -90,7 +95,7 @@ def rehearse(
     Args:
         recipe: Checked by ``check_recipe``.
         tokenizer: The student's.
-        workshop: Where the run works.
+        context: Where the run works.
         folder: The run's, which this command has to itself.
         origin: What messages call the recipe.
         only: Names of teachers to rehearse, and no student; None: the student and all teachers.
@@ -106,10 +111,10 @@ def rehearse(
     names: list[str] = []
     try:
         with untouched_generators():
-            for part in _parts(recipe, tokenizer, workshop, only):
+            for part in _parts(recipe, tokenizer, context, only):
                 with _told(f"{origin}: dress rehearsal: {part.place}", _REMEDY):
                     if (built := part.build()) is not None:
-                        _rehearse(part, *built, recipe, workshop, unfinished)
+                        _rehearse(part, *built, recipe, context, unfinished)
                         names.append(part.place)
                 remove(unfinished)
     finally:
@@ -151,13 +156,13 @@ def _first_lines(error: Exception) -> str:
 
 
 def _parts(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop, only: Sequence[str] | None
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, only: Sequence[str] | None
 ) -> Iterator[Part]:
     """The models that are rehearsed, built one after the other so that only one of them is in memory."""
     if only is None:
         yield Part(
             "student",
-            lambda: (untrained_student(recipe, tokenizer, workshop), tokenizer),
+            lambda: (untrained_student(recipe, tokenizer, context), tokenizer),
             is_saved=True,
             is_student=True,
         )
@@ -166,9 +171,9 @@ def _parts(
             continue
         place = f"teachers[{number}] ({teacher.name})"
         if recipe.eval:
-            yield Part(place, partial(stand_in, teacher, recipe, workshop), is_saved=False)
+            yield Part(place, partial(stand_in, teacher, recipe, context), is_saved=False)
         if teacher.adapt is not None:
-            adapted = partial(adapted_stand_in, teacher, recipe, tokenizer, workshop)
+            adapted = partial(adapted_stand_in, teacher, recipe, tokenizer, context)
             yield Part(f"{place}, adapted", adapted, is_saved=True)
 
 
@@ -177,7 +182,7 @@ def _rehearse(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
-    workshop: Workshop,
+    context: RunContext,
     folder: Path,
 ) -> None:
     saved = folder / "model"
@@ -186,7 +191,7 @@ def _rehearse(
             folder.mkdir(parents=True)
             save_model(model, tokenizer, saved)
         with _told("was saved and loaded by plain transformers", kind=ModelError):
-            check_reloaded(model, tokenizer, saved, trust_remote_code=workshop.trust_remote_code)
+            check_reloaded(model, tokenizer, saved, trust_remote_code=context.trust_remote_code)
     held = _few(held_out_of_recipe(recipe, most_bytes=_BYTES)) if recipe.eval else []
     to_device(model, current_device())
     for number, call in enumerate(suite_calls(recipe)):
@@ -195,7 +200,7 @@ def _rehearse(
                 if part.is_student or call.suite not in NEEDS_TEACHERS:
                     _score(call, model, tokenizer, held)
             elif part.is_saved:
-                _with_head(call, saved, tokenizer, trust=workshop.trust_remote_code)
+                _with_head(call, saved, tokenizer, trust=context.trust_remote_code)
 
 
 def _few(held: HeldOut) -> HeldOut:
@@ -238,19 +243,19 @@ def _itself(
     """The student in the place of its teachers, which are not there yet."""
     if call.suite != AGREEMENT:
         layers = num_layers(model.config)
-        return {"itself": Taught(model, aligned("full", layers, layers))}
+        return {"itself": AlignedTeacher(model, aligned("full", layers, layers))}
     assert isinstance(held, Examples)
     examples = held
 
-    def answers(reading: Reading, explaining: Explaining) -> Answers:
-        return answers_of("itself", model, tokenizer, examples, reading, explaining)
+    def answers(reading: ReadConfig, explaining: AttributionConfig) -> ClassifierOutputs:
+        return classifier_outputs("itself", model, tokenizer, examples, reading, explaining)
 
     return {"itself": answers}
 
 
 def _with_head(call: SuiteCall, saved: Path, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> None:
     """Make the model that a suite will fine-tune, for the first of its tasks."""
-    tunings = SUITES[call.suite](**call.options)
-    assert isinstance(tunings, tuple)
-    (subject,) = SUBJECTS[call.suite](tunings[:1])
-    subject.model(str(saved), tokenizer, context=subject.tuning.context or 8, trust=trust)
+    jobs = SUITES[call.suite](**call.options)
+    assert isinstance(jobs, tuple)
+    (task,) = SUBJECTS[call.suite](jobs[:1])
+    task.model(str(saved), tokenizer, context=task.job.context or 8, trust=trust)

@@ -13,7 +13,7 @@ from typing import Any
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.sources.reachable import data_set_is_cached, file_is_cached, hub_answers
 from stlm_kd.data.synthetic import BENCHMARK
-from stlm_kd.errors import EnvironmentFault, Fault, UsageError
+from stlm_kd.errors import MissingResourceError, RecipeFault, UsageError
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import relations
@@ -23,7 +23,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
-def missing_here(recipe: Recipe, *, prefix: str = "") -> list[Fault]:
+def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
     """Everything that the recipe and the recipes of its teachers need and that is not here.
 
     Files and folders, variables, models and data sets of the Hub (cached, or a Hub that answers), optional
@@ -34,7 +34,7 @@ def missing_here(recipe: Recipe, *, prefix: str = "") -> list[Fault]:
         places = found.setdefault(message, [])
         if place not in places:
             places.append(place)
-    return [Fault(", ".join(places), message) for message, places in found.items()]
+    return [RecipeFault(", ".join(places), message) for message, places in found.items()]
 
 
 def refuse_what_cannot_run(recipe: Recipe, *, origin: str) -> None:
@@ -45,7 +45,7 @@ def refuse_what_cannot_run(recipe: Recipe, *, origin: str) -> None:
     """
     if missing := missing_here(recipe):
         lines = [f"{origin}: cannot run here: {len(missing)} missing", *(f"  {fault}" for fault in missing)]
-        raise EnvironmentFault("\n".join(lines))
+        raise MissingResourceError("\n".join(lines))
 
 
 def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
@@ -169,5 +169,5 @@ def _tried(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:
     """The message of what a look finds missing."""
     try:
         look()
-    except (EnvironmentFault, UsageError) as error:
+    except (MissingResourceError, UsageError) as error:
         yield place, str(error)

@@ -29,9 +29,9 @@ from stlm_kd.models.vocabulary import (
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.numbers import num_layers, width
 from stlm_kd.pipeline.checks.validate import own_tokenizer, student_config, teacher_config
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.student import initial_student
-from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
@@ -46,40 +46,40 @@ _FEW_ROWS = 16
 
 
 def untrained_student(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> PreTrainedModel:
     """The recipe's student; random weights where it starts from a teacher, who may not be there yet."""
     if recipe.student.init_from is None:
-        assignment = Assignment(recipe, "student", recipe.seeds[0], {}, tokenizer, workshop)
-        student = initial_student(assignment)
+        job = StudentJob(recipe, "student", recipe.seeds[0], {}, tokenizer, context)
+        student = initial_student(job)
         student.eval()
         return student
     (source,) = (t for t in recipe.teachers if t.name == recipe.student.init_from.teacher)
-    config = deepcopy(student_config(recipe, workshop))
+    config = deepcopy(student_config(recipe, context))
     if source.adapt is not None:
-        return _with_rows_for(tokenizer, _few_rows(config, recipe, workshop))
-    return _built(config, recipe, tokenizer, workshop)
+        return _with_rows_for(tokenizer, _few_rows(config, recipe, context))
+    return _built(config, recipe, tokenizer, context)
 
 
 def stand_in(
-    teacher: Teacher, recipe: Recipe, workshop: Workshop
+    teacher: Teacher, recipe: Recipe, context: RunContext
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
     """A model like the teacher before any adaptation, and its tokenizer; None of a large or unknown one."""
-    config = _cut(teacher_config(teacher, workshop))
+    config = _cut(teacher_config(teacher, context))
     if config is None or not _fits(config, int(config.get_text_config().vocab_size)):
         return None
-    tokenizer = own_tokenizer(teacher, workshop)
-    return _built(config, recipe, tokenizer, workshop), tokenizer
+    tokenizer = own_tokenizer(teacher, context)
+    return _built(config, recipe, tokenizer, context), tokenizer
 
 
 def adapted_stand_in(
-    teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
     """A model like the teacher with the student's vocabulary, and this; None of a large or unknown one."""
-    config = _cut(teacher_config(teacher, workshop))
+    config = _cut(teacher_config(teacher, context))
     if config is None or not _fits(config, vocabulary_size(tokenizer)):
         return None
-    model = _few_rows(config, recipe, workshop)
+    model = _few_rows(config, recipe, context)
     if teacher.model is not None and model.can_generate():
         _take_generation_config(model, teacher.model)
     return _with_rows_for(tokenizer, model), tokenizer
@@ -102,7 +102,7 @@ def _fits(config: PretrainedConfig, rows: int) -> bool:
     return rows * width(config) * (1 if config.tie_word_embeddings else 2) <= LARGEST
 
 
-def _few_rows(config: PretrainedConfig, recipe: Recipe, workshop: Workshop) -> PreTrainedModel:
+def _few_rows(config: PretrainedConfig, recipe: Recipe, context: RunContext) -> PreTrainedModel:
     """A model over a handful of tokens, which get others' rows next."""
     text = config.get_text_config()
     text.vocab_size = _FEW_ROWS
@@ -110,19 +110,19 @@ def _few_rows(config: PretrainedConfig, recipe: Recipe, workshop: Workshop) -> P
         value = getattr(text, name, None)
         if isinstance(value, list) or (isinstance(value, int) and value >= _FEW_ROWS):
             setattr(text, name, None)
-    return _from_config(config, recipe, workshop)
+    return _from_config(config, recipe, context)
 
 
 def _built(
-    config: PretrainedConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    config: PretrainedConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> PreTrainedModel:
-    model = _from_config(config, recipe, workshop)
+    model = _from_config(config, recipe, context)
     if recipe.language_task is None:
         set_padding(model, tokenizer)
     return model
 
 
-def _from_config(config: PretrainedConfig, recipe: Recipe, workshop: Workshop) -> PreTrainedModel:
+def _from_config(config: PretrainedConfig, recipe: Recipe, context: RunContext) -> PreTrainedModel:
     """A model of the recipe's task and classes, with random weights."""
     kind: Any = AutoModelForSequenceClassification
     if recipe.language_task is not None:
@@ -130,7 +130,7 @@ def _from_config(config: PretrainedConfig, recipe: Recipe, workshop: Workshop) -
     else:
         set_labels(config, class_names_of(recipe))
     model: PreTrainedModel = kind.from_config(
-        config, trust_remote_code=workshop.trust_remote_code, dtype=torch.float32
+        config, trust_remote_code=context.trust_remote_code, dtype=torch.float32
     )
     model.eval()
     return model

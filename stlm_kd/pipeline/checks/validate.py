@@ -13,7 +13,14 @@ from transformers import BertConfig, PretrainedConfig, PreTrainedTokenizerFast
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.distributed import launched_processes
-from stlm_kd.errors import DataError, EnvironmentFault, Fault, ModelError, RecipeError, told_at
+from stlm_kd.errors import (
+    DataError,
+    MissingResourceError,
+    ModelError,
+    RecipeError,
+    RecipeFault,
+    error_context,
+)
 from stlm_kd.eval import FINE_TUNED
 from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
 from stlm_kd.eval.attribution.explain import check_packages
@@ -25,19 +32,19 @@ from stlm_kd.models.heads.classifiers import class_names, kind_of, load_classifi
 from stlm_kd.models.load import check_task, load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.models.students import check_family, choose_layers
-from stlm_kd.pipeline.builders.data import material_of
+from stlm_kd.pipeline.builders.data import build_training_data
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.models import load_model, teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults, looked_into
 from stlm_kd.pipeline.builders.text import student_tokenizer
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.adaptation import adaptation_key
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
 from stlm_kd.pipeline.stages.fine_tune import checked_subjects
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.pipeline.stages.student import initial_student
-from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, cached_seeds
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
@@ -48,14 +55,14 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
 def check_recipe(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop, *, origin: str
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, *, origin: str
 ) -> None:
     """Refuse a recipe whose parts do not fit together, and the recipes of its teachers likewise.
 
     Args:
         recipe: Its teachers, text and student are looked at.
         tokenizer: The student's.
-        workshop: Where tokenised text is kept: what is read here need not be read again.
+        context: Where tokenised text is kept: what is read here need not be read again.
         origin: What messages call the recipe.
 
     Raises:
@@ -67,33 +74,33 @@ def check_recipe(
     """
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
-            own = student_tokenizer(teacher.recipe, workshop)
-            check_recipe(teacher.recipe, own, workshop, origin=f"{origin}, recipe of teacher {teacher.name}")
+            own = student_tokenizer(teacher.recipe, context)
+            check_recipe(teacher.recipe, own, context, origin=f"{origin}, recipe of teacher {teacher.name}")
     faults = []
     for teacher in recipe.teachers:
         place = teacher_place(recipe, teacher.name)
-        with told_at(f"{origin}: {place}"):
-            faults += list(_teacher_faults(place, teacher, recipe, tokenizer, workshop))
+        with error_context(f"{origin}: {place}"):
+            faults += list(_teacher_faults(place, teacher, recipe, tokenizer, context))
     faults += uneven_batches(recipe, launched_processes())
     faults += _tokenizer_fault(tokenizer, recipe)
-    with told_at(f"{origin}: student.model"):
-        faults += _student_faults(recipe, tokenizer, workshop)
+    with error_context(f"{origin}: student.model"):
+        faults += _student_faults(recipe, tokenizer, context)
     if faults:
         raise RecipeError(origin, faults)
-    with told_at(origin):
-        _check_features(recipe, workshop, origin)
+    with error_context(origin):
+        _check_features(recipe, context, origin)
         check_sources(recipe, tokenizer)
-        _try_teachers(recipe, tokenizer, workshop)
-        _try_student(recipe, tokenizer, workshop)
+        _try_teachers(recipe, tokenizer, context)
+        _try_student(recipe, tokenizer, context)
     _try_tools(recipe)
-    _check_data(recipe, tokenizer, workshop)
+    _check_data(recipe, tokenizer, context)
 
 
-def _check_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
+def _check_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
     """Read all of it: the text is tokenised on the way, and examples are drawn as for the first seed."""
     place, seed = "data.train", recipe.seeds[0]
-    material = material_of(recipe, tokenizer, workshop, fraction=None, seed=seed, readers={})
-    found = material.num_rows
+    training_data = build_training_data(recipe, tokenizer, context, fraction=None, seed=seed, readers={})
+    found = training_data.num_rows
     if found < launched_processes():
         raise DataError(
             f"{place}: {found} rows for {launched_processes()} processes, each of which needs one; "
@@ -102,17 +109,17 @@ def _check_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Wo
 
 
 def _teacher_faults(
-    place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
-) -> Iterator[Fault]:
+    place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
+) -> Iterator[RecipeFault]:
     if teacher.cache is not None and teacher.cache.path is not None:
-        yield from _cache_faults(f"{place}.cache", teacher, recipe, tokenizer, workshop)
+        yield from _cache_faults(f"{place}.cache", teacher, recipe, tokenizer, context)
         return
-    config = teacher_config(teacher, workshop)
+    config = teacher_config(teacher, context)
     other_task = list(_task_fault(place, config, recipe))
     if other_task:
         yield from other_task
         return
-    own = own_tokenizer(teacher, workshop)
+    own = own_tokenizer(teacher, context)
     yield from _classes_fault(place, teacher, config, recipe)
     yield from _positions_fault(place, config, recipe)
     if teacher.model is not None:
@@ -126,26 +133,26 @@ def _teacher_faults(
             f"its vocabulary ({len(own)} tokens) is not the student's ({len(tokenizer)} tokens): "
             "ids mean different tokens; add adapt: {}, or give the student the teacher's tokenizer"
         )
-        yield Fault(place, message)
+        yield RecipeFault(place, message)
 
 
 def _cache_faults(
-    place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
-) -> Iterator[Fault]:
+    place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
+) -> Iterator[RecipeFault]:
     """Of a cache that is there: whether it is of this data, vocabulary and teacher, for every seed."""
     assert teacher.cache is not None and teacher.cache.path is not None
     path = teacher.cache.path
     if not expanded(path).exists():
         hint = " (did you mean auto?)" if get_close_matches(path, ["auto"]) else ""
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"cache: {path} is taken for a folder, and none is there (seen from {Path.cwd()}){hint}; "
             "name a cache's folder, or make one by cache: auto"
         )
     manifest = read_manifest(expanded(path))
     model = teacher.model or ""
-    orders = [CacheOrder(recipe, teacher, model, tokenizer, workshop, seed) for seed in cached_seeds(recipe)]
+    orders = [CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
     for fault in dict.fromkeys(fault for order in orders for fault in cache_faults(order, manifest)):
-        yield Fault(place, f"{path} is not a cache for this recipe: {fault}")
+        yield RecipeFault(place, f"{path} is not a cache for this recipe: {fault}")
 
 
 def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
@@ -162,9 +169,9 @@ def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
 
 
 def _student_faults(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
-) -> Iterator[Fault]:
-    name, trust = recipe.student.model, workshop.trust_remote_code
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
+) -> Iterator[RecipeFault]:
+    name, trust = recipe.student.model, context.trust_remote_code
     if name is None:
         return
     config = load_config(name, trust_remote_code=trust)
@@ -180,18 +187,20 @@ def _student_faults(
             f"its vocabulary ({len(known)} tokens) is not that of student.tokenizer "
             f"({len(tokenizer)} tokens); name the same folder as tokenizer, or start from a preset"
         )
-        yield Fault("student.model", message)
+        yield RecipeFault("student.model", message)
 
 
-def _task_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[Fault]:
+def _task_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[RecipeFault]:
     try:
         if recipe.language_task is not None:
             check_task(config, recipe.language_task, place=place)
     except ModelError as error:
-        yield Fault(place, str(error).removeprefix(f"{place}: "))
+        yield RecipeFault(place, str(error).removeprefix(f"{place}: "))
 
 
-def _classes_fault(place: str, teacher: Teacher, config: PretrainedConfig, recipe: Recipe) -> Iterator[Fault]:
+def _classes_fault(
+    place: str, teacher: Teacher, config: PretrainedConfig, recipe: Recipe
+) -> Iterator[RecipeFault]:
     """Classes that are not the data's, also of a teacher that is trained yet or is read from a cache."""
     if recipe.task != "classification":
         return
@@ -208,38 +217,40 @@ def _classes_fault(place: str, teacher: Teacher, config: PretrainedConfig, recip
         else:
             check_classes(name, own, labels)
     except ModelError as error:
-        yield Fault(place, str(error))
+        yield RecipeFault(place, str(error))
 
 
-def _tokenizer_fault(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[Fault]:
+def _tokenizer_fault(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[RecipeFault]:
     if recipe.task == "mlm" and tokenizer.mask_token_id is None:
         message = "it has no mask token, which a masked language model needs; take that of such a model"
-        yield Fault("student.tokenizer", message)
+        yield RecipeFault("student.tokenizer", message)
 
 
-def _positions_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[Fault]:
+def _positions_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterator[RecipeFault]:
     positions, context = num_positions(config), recipe.data.context
     if positions is not None and positions < context:
-        yield Fault(place, f"it has {positions} positions, but data.context is {context}; shorten it")
+        yield RecipeFault(place, f"it has {positions} positions, but data.context is {context}; shorten it")
 
 
-def _rows_fault(place: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[Fault]:
+def _rows_fault(
+    place: str, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[RecipeFault]:
     rows, needed = getattr(config, "vocab_size", None), vocabulary_size(tokenizer)
     if isinstance(rows, int) and rows < needed:
         message = (
             f"its embedding has {rows} rows, but its tokenizer ids up to {needed - 1}; "
             "use the tokenizer that it was trained with"
         )
-        yield Fault(place, message)
+        yield RecipeFault(place, message)
 
 
-def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
+def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
     """Load each once, so that a damaged one is found before others are adapted for hours."""
     for teacher in recipe.teachers:
-        if teacher.model is None or _is_cached(teacher, recipe, tokenizer, workshop):
+        if teacher.model is None or _is_cached(teacher, recipe, tokenizer, context):
             continue
-        with told_at(teacher_place(recipe, teacher.name)):
-            own, trust = own_tokenizer(teacher, workshop), workshop.trust_remote_code
+        with error_context(teacher_place(recipe, teacher.name)):
+            own, trust = own_tokenizer(teacher, context), context.trust_remote_code
             if teacher.classes is not None:  # which were compared with the data's
                 load_classifier(teacher.model, None, tokenizer=own, trust_remote_code=trust)
                 continue
@@ -247,7 +258,7 @@ def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: 
 
 
 def _is_cached(
-    teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> bool:
     """Whether all that it has to say is on disk, so that it need not be loaded."""
     if teacher.cache is None or teacher.model is None:
@@ -256,25 +267,25 @@ def _is_cached(
         return True
     model = teacher.model
     if teacher.adapt is not None:
-        key = adaptation_key(recipe, teacher.adapt, model, tokenizer, trust=workshop.trust_remote_code)
-        model = str(workshop.stages.path("adapted", key) / "model")
+        key = adaptation_key(recipe, teacher.adapt, model, tokenizer, trust=context.trust_remote_code)
+        model = str(context.stages.path("adapted", key) / "model")
         if not Path(model).is_dir():
             return False
-    orders = (CacheOrder(recipe, teacher, model, tokenizer, workshop, seed) for seed in cached_seeds(recipe))
+    orders = (CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe))
     return all(order.is_there for order in orders)
 
 
-def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop) -> None:
+def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
     """Build the student once, or look whether its teacher has the layers."""
     init_from = recipe.student.init_from
     if init_from is not None:
         (teacher,) = (teacher for teacher in recipe.teachers if teacher.name == init_from.teacher)
-        config = teacher_config(teacher, workshop)
+        config = teacher_config(teacher, context)
         if init_from.model_type is not None:
             check_family(config.model_type, init_from.model_type, place="student.init_from.model_type")
         choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
     elif recipe.student.has_body:
-        initial_student(Assignment(recipe, "student", recipe.seeds[0], {}, tokenizer, workshop))
+        initial_student(StudentJob(recipe, "student", recipe.seeds[0], {}, tokenizer, context))
 
 
 def _try_tools(recipe: Recipe) -> None:
@@ -293,32 +304,32 @@ def _try_tools(recipe: Recipe) -> None:
             check_packages(call.options["attributions"])
 
 
-def own_tokenizer(teacher: Teacher, workshop: Workshop) -> PreTrainedTokenizerFast:
+def own_tokenizer(teacher: Teacher, context: RunContext) -> PreTrainedTokenizerFast:
     """The teacher's own tokenizer."""
     if teacher.recipe is not None:
-        return student_tokenizer(teacher.recipe, workshop)
+        return student_tokenizer(teacher.recipe, context)
     assert teacher.model is not None
-    return load_tokenizer(teacher.model, trust_remote_code=workshop.trust_remote_code)
+    return load_tokenizer(teacher.model, trust_remote_code=context.trust_remote_code)
 
 
-def teacher_config(teacher: Teacher, workshop: Workshop) -> PretrainedConfig:
+def teacher_config(teacher: Teacher, context: RunContext) -> PretrainedConfig:
     """The teacher's configuration, or the one that it will have once its recipe has made it."""
     if teacher.recipe is None:
         assert teacher.model is not None
-        return load_config(teacher.model, trust_remote_code=workshop.trust_remote_code)
-    return student_config(teacher.recipe, workshop)
+        return load_config(teacher.model, trust_remote_code=context.trust_remote_code)
+    return student_config(teacher.recipe, context)
 
 
-def student_config(recipe: Recipe, workshop: Workshop) -> PretrainedConfig:
+def student_config(recipe: Recipe, context: RunContext) -> PretrainedConfig:
     """The configuration of a recipe's student."""
-    wanted, trust = recipe.student, workshop.trust_remote_code
+    wanted, trust = recipe.student, context.trust_remote_code
     if wanted.model is not None:
         return load_config(wanted.model, trust_remote_code=trust)
     if wanted.init_from is None:
-        tokenizer = student_tokenizer(recipe, workshop)
-        return initial_student(Assignment(recipe, "student", 0, {}, tokenizer, workshop)).config
+        tokenizer = student_tokenizer(recipe, context)
+        return initial_student(StudentJob(recipe, "student", 0, {}, tokenizer, context)).config
     (source,) = (entry for entry in recipe.teachers if entry.name == wanted.init_from.teacher)
-    config = deepcopy(teacher_config(source, workshop))
+    config = deepcopy(teacher_config(source, context))
     chosen = choose_layers(
         config.num_hidden_layers, wanted.init_from.layers, place="student.init_from.layers"
     )
@@ -328,11 +339,11 @@ def student_config(recipe: Recipe, workshop: Workshop) -> PretrainedConfig:
     return config
 
 
-def _check_features(recipe: Recipe, workshop: Workshop, origin: str) -> None:
+def _check_features(recipe: Recipe, context: RunContext, origin: str) -> None:
     if not looked_into(recipe):
         return
     own = [teacher for teacher in recipe.teachers if teacher.model is not None or teacher.recipe is not None]
-    teachers = {teacher.name: teacher_config(teacher, workshop) for teacher in own}
-    faults = list(feature_faults(recipe, student_config(recipe, workshop), teachers))
+    teachers = {teacher.name: teacher_config(teacher, context) for teacher in own}
+    faults = list(feature_faults(recipe, student_config(recipe, context), teachers))
     if faults:
         raise RecipeError(origin, faults)

@@ -13,47 +13,47 @@ from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.token_labels import Sentences, encode_words, read_sentences
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning import conll2003
-from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found
 from stlm_kd.eval.fine_tuning.entities import seqeval
 from stlm_kd.models.heads.tokens import load_token_classifier
 from stlm_kd.pipeline.builders.data import row_multiple
-from stlm_kd.pipeline.fine_tuning.tasks import SCORED, Reading, Subject, TokenisedReading, found_splits
+from stlm_kd.pipeline.fine_tuning.tasks import SCORED, FineTuneTask, Reading, TokenisedReading, found_splits
 
 
 @dataclass(frozen=True)
-class WordSubject:
+class ConllFineTuneTask:
     """CoNLL-2003.
 
     Attributes:
-        tuning: How.
+        job: How.
         found: Where its splits are.
     """
 
-    tuning: Tuning
+    job: FineTuneJob
     found: Found
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return self.found.notes
 
     @property
     def unit(self) -> str:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return "nats/word"
 
     @property
     def context(self) -> int:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return conll2003.CONTEXT
 
     def key(self) -> Json:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return [self._read(TRAIN).digest(in_order=True), self._read(SCORED).digest()]
 
     def check(self) -> None:
-        """See ``Subject``.
+        """See ``FineTuneTask``.
 
         Raises:
             DataError: A tag outside the task's, or a share that leaves no entity.
@@ -63,7 +63,7 @@ class WordSubject:
         drawn = self._drawn()
         if not any(tag for tags in drawn.tags for tag in tags):
             raise DataError(
-                f"{conll2003.SUITE}: {self.tuning.fraction:g} of the sentences ({len(drawn)}) leaves no "
+                f"{conll2003.SUITE}: {self.job.fraction:g} of the sentences ({len(drawn)}) leaves no "
                 "entity; draw a larger fraction"
             )
         self._read(SCORED)
@@ -71,13 +71,13 @@ class WordSubject:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return load_token_classifier(
-            name, conll2003.TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.tuning.seed
+            name, conll2003.TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
         )
 
-    def material(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        """See ``Subject``."""
+    def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
+        """See ``FineTuneTask``."""
         encoded = encode_words(self._drawn(), tokenizer, context=context, multiple=row_multiple())
         notes = (
             (f"{encoded.unread} words have no token within {context} positions",) if encoded.unread else ()
@@ -85,19 +85,19 @@ class WordSubject:
         return TokenisedReading(encoded, notes)
 
     def head(self, model: PreTrainedModel) -> str:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return "each word's first token"
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
     ) -> list[SuiteResult]:
-        """See ``Subject``."""
-        precision = self.tuning.settings.precision
+        """See ``FineTuneTask``."""
+        precision = self.job.settings.precision
         return [conll2003.score(model, tokenizer, self._read(SCORED), context=context, precision=precision)]
 
     def _drawn(self) -> Sentences:
         """The share of the training sentences that the seed draws."""
-        return self._read(TRAIN).draw(self.tuning.fraction, seed=self.tuning.seed)
+        return self._read(TRAIN).draw(self.job.fraction, seed=self.job.seed)
 
     def _read(self, split: str) -> Sentences:
         files: Mapping[str, str] = self.found.files or {}
@@ -115,11 +115,11 @@ def _sentences(path: str | None, dataset: str, split: str) -> Sentences:
         raise DataError(f"{conll2003.SUITE}: {error}") from error
 
 
-def ner_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
+def conll_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
     """What each fine-tuning has to do with.
 
     Raises:
         EnvironmentFault: The data is not there; the message says where it may lie.
     """
-    found = found_splits(conll2003.SUITE, conll2003.TASK, conll2003.HUB, tunings)
-    return [WordSubject(tuning, found) for tuning in tunings]
+    found = found_splits(conll2003.SUITE, conll2003.TASK, conll2003.HUB, jobs)
+    return [ConllFineTuneTask(job, found) for job in jobs]

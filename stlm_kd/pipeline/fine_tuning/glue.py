@@ -13,53 +13,53 @@ from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning import glue
-from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found, Wanted, locate
 from stlm_kd.models.heads.classifiers import check_classifier, head_place, load_classifier
-from stlm_kd.pipeline.builders.data import ExampleMaterial
+from stlm_kd.pipeline.builders.data import LabelledData
 from stlm_kd.pipeline.builders.examples import known_examples
-from stlm_kd.pipeline.fine_tuning.tasks import Reading, Subject
+from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask, Reading
 
 HUB = "nyu-mll/glue"
 
 
 @dataclass(frozen=True)
-class GlueSubject:
+class GlueFineTuneTask:
     """A task of GLUE.
 
     Attributes:
-        tuning: Which, and how.
+        job: Which, and how.
         train: Its training examples.
         scored: Each part that is scored, by its name.
         notes: What a reader of the scores must know of the data.
     """
 
-    tuning: Tuning
+    job: FineTuneJob
     train: LabelledSource
     scored: Mapping[str, LabelledSource]
     notes: tuple[str, ...]
 
     @property
     def unit(self) -> str:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return "nats/example" if self._labels else "squared error"
 
     @property
     def context(self) -> int:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return glue.CONTEXT
 
     @property
     def _labels(self) -> tuple[str, ...]:
-        return glue.TASKS[self.tuning.task].labels
+        return glue.TASKS[self.job.task].labels
 
     def key(self) -> Json:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         parts: dict[str, Json] = {name: fingerprint(source) for name, source in self.scored.items()}
         return [fingerprint(self.train), parts, list(self._labels)]
 
     def check(self) -> None:
-        """See ``Subject``.
+        """See ``FineTuneTask``.
 
         Raises:
             DataError: A label outside the task's, or a share that leaves a class without an example.
@@ -72,32 +72,32 @@ class GlueSubject:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         model = load_classifier(
             name,
             self._labels,
             tokenizer=tokenizer,
             trust_remote_code=trust,
-            head_seed=self.tuning.seed,
+            head_seed=self.job.seed,
             dtype=torch.float32,
         )
         check_classifier(model, context=context, name=name)
         return model
 
-    def material(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        """See ``Subject``."""
-        return ExampleMaterial(self._examples(), None, tokenizer, {}, context)
+    def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
+        """See ``FineTuneTask``."""
+        return LabelledData(self._examples(), None, tokenizer, {}, context)
 
     def head(self, model: PreTrainedModel) -> str:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         place = head_place(model)
         return "all tokens" if place == "several" else f"the {place} token"
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
     ) -> list[SuiteResult]:
-        """See ``Subject``."""
-        task, precision = self.tuning.task, self.tuning.settings.precision
+        """See ``FineTuneTask``."""
+        task, precision = self.job.task, self.job.settings.precision
         return [
             glue.score(
                 model,
@@ -113,49 +113,49 @@ class GlueSubject:
 
     def _examples(self) -> Examples:
         """The share of the training examples that the seed draws."""
-        found, tuning = self._read(self.train), self.tuning
-        if tuning.fraction == 1.0:
+        found, job = self._read(self.train), self.job
+        if job.fraction == 1.0:
             return found
-        return draw_fraction(found, tuning.fraction, seed=tuning.seed, place=f"{tuning.suite} {tuning.task}")
+        return draw_fraction(found, job.fraction, seed=job.seed, place=f"{job.suite} {job.task}")
 
     def _read(self, source: LabelledSource) -> Examples:
         try:
             found = known_examples((source,), (fingerprint(source),), self._labels, not self._labels)
-            glue.check_labels(found, self.tuning.task)
+            glue.check_labels(found, self.job.task)
             return found
         except DataError as error:
-            raise DataError(f"{self.tuning.suite} {self.tuning.task}: {error}") from error
+            raise DataError(f"{self.job.suite} {self.job.task}: {error}") from error
 
 
-def glue_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
+def glue_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
     """What each fine-tuning has to do with; the data of all tasks is looked for first.
 
     Raises:
         EnvironmentFault: Data that is not there: of which tasks, and where it may lie.
     """
-    return [_glue_subject(tuning, found) for tuning, found in _found(tunings)]
+    return [_glue_subject(job, found) for job, found in _found(jobs)]
 
 
-def _found(tunings: Sequence[Tuning]) -> list[tuple[Tuning, Found | None]]:
+def _found(jobs: Sequence[FineTuneJob]) -> list[tuple[FineTuneJob, Found | None]]:
     """Each fine-tuning with the place of its data; None of generated text."""
     wanted = {
-        tuning.task: Wanted(
-            tuning.suite,
-            tuning.task,
-            f"{tuning.suite}/{tuning.task}",
-            (HUB, tuning.task),
-            (TRAIN, *glue.scored_parts(tuning.task).values()),
+        job.task: Wanted(
+            job.suite,
+            job.task,
+            f"{job.suite}/{job.task}",
+            (HUB, job.task),
+            (TRAIN, *glue.scored_parts(job.task).values()),
         )
-        for tuning in tunings
-        if glue.TASKS[tuning.task].sample is None
+        for job in jobs
+        if glue.TASKS[job.task].sample is None
     }
-    places = locate(list(wanted.values()), tunings[0].source) if wanted else {}
-    return [(tuning, places.get(tuning.task)) for tuning in tunings]
+    places = locate(list(wanted.values()), jobs[0].source) if wanted else {}
+    return [(job, places.get(job.task)) for job in jobs]
 
 
-def _glue_subject(tuning: Tuning, found: Found | None) -> GlueSubject:
-    task = glue.TASKS[tuning.task]
-    parts = glue.scored_parts(tuning.task)
+def _glue_subject(job: FineTuneJob, found: Found | None) -> GlueFineTuneTask:
+    task = glue.TASKS[job.task]
+    parts = glue.scored_parts(job.task)
 
     def source(split: str) -> LabelledSource:
         if found is None:
@@ -165,4 +165,4 @@ def _glue_subject(tuning: Tuning, found: Found | None) -> GlueSubject:
         return LabelledSource(hub=found.hub[0], name=found.hub[1], split=split, text=task.text)
 
     notes = ("sample tasks are synthetic",) if found is None else found.notes
-    return GlueSubject(tuning, source(TRAIN), {part: source(split) for part, split in parts.items()}, notes)
+    return GlueFineTuneTask(job, source(TRAIN), {part: source(split) for part, split in parts.items()}, notes)

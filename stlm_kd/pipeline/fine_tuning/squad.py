@@ -19,51 +19,51 @@ from stlm_kd.data.labelled.question_answering import (
 )
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning import squad
-from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found
 from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
 from stlm_kd.pipeline.builders.data import row_multiple
-from stlm_kd.pipeline.fine_tuning.tasks import SCORED, Reading, Subject, TokenisedReading, found_splits
+from stlm_kd.pipeline.fine_tuning.tasks import SCORED, FineTuneTask, Reading, TokenisedReading, found_splits
 
 
 @dataclass(frozen=True)
-class SpanSubject:
+class SquadFineTuneTask:
     """SQuAD v1.1.
 
     Attributes:
-        tuning: How.
+        job: How.
         found: Where its splits are.
     """
 
-    tuning: Tuning
+    job: FineTuneJob
     found: Found
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return self.found.notes
 
     @property
     def unit(self) -> str:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return "nats/end"
 
     @property
     def context(self) -> int:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return squad.CONTEXT
 
     @property
     def _stride(self) -> int:
-        assert self.tuning.stride is not None
-        return self.tuning.stride
+        assert self.job.stride is not None
+        return self.job.stride
 
     def key(self) -> Json:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return [digest(self._read(TRAIN), in_order=True), digest(self._read(SCORED))]
 
     def check(self) -> None:
-        """See ``Subject``.
+        """See ``FineTuneTask``.
 
         Raises:
             DataError: A question that is malformed.
@@ -75,27 +75,27 @@ class SpanSubject:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return load_token_classifier(
-            name, SPAN, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.tuning.seed
+            name, SPAN, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
         )
 
-    def material(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        """See ``Subject``."""
-        drawn = draw_questions(self._read(TRAIN), self.tuning.fraction, seed=self.tuning.seed)
+    def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
+        """See ``FineTuneTask``."""
+        drawn = draw_questions(self._read(TRAIN), self.job.fraction, seed=self.job.seed)
         windows = encode_windows(
             drawn, tokenizer, context=context, stride=self._stride, multiple=row_multiple()
         )
         return TokenisedReading(windows, (f"{len(drawn)} questions in {len(windows)} windows",))
 
     def head(self, model: PreTrainedModel) -> str:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return "every token"
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
     ) -> list[SuiteResult]:
-        """See ``Subject``."""
+        """See ``FineTuneTask``."""
         return [
             squad.score(
                 model,
@@ -103,7 +103,7 @@ class SpanSubject:
                 self._read(SCORED),
                 context=context,
                 stride=self._stride,
-                precision=self.tuning.settings.precision,
+                precision=self.job.settings.precision,
             )
         ]
 
@@ -123,11 +123,11 @@ def _questions(path: str | None, dataset: str, split: str) -> tuple[Question, ..
         raise DataError(f"{squad.SUITE}: {error}") from error
 
 
-def squad_subjects(tunings: Sequence[Tuning]) -> list[Subject]:
+def squad_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
     """What each fine-tuning has to do with.
 
     Raises:
         EnvironmentFault: The data is not there; the message says where it may lie.
     """
-    found = found_splits(squad.SUITE, squad.TASK, squad.HUB, tunings)
-    return [SpanSubject(tuning, found) for tuning in tunings]
+    found = found_splits(squad.SUITE, squad.TASK, squad.HUB, jobs)
+    return [SquadFineTuneTask(job, found) for job in jobs]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import Tokenised
-from stlm_kd.eval.fine_tuning.base import Tuning
+from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found, Wanted, locate
 from stlm_kd.pipeline.builders.data import BatchSizes, Stream, example_stream
 
@@ -51,11 +51,11 @@ class TokenisedReading:
         return example_stream(self.encoded, sizes, seed=seed)
 
 
-class Subject(Protocol):
+class FineTuneTask(Protocol):
     """One fine-tuning, as whoever trains and scores it sees it."""
 
     @property
-    def tuning(self) -> Tuning:
+    def job(self) -> FineTuneJob:
         """Which, and how."""
 
     @property
@@ -81,7 +81,7 @@ class Subject(Protocol):
     ) -> PreTrainedModel:
         """The model with a fresh head of the tuning's seed, in evaluation mode."""
 
-    def material(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
+    def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
         """The examples to train on."""
 
     def head(self, model: PreTrainedModel) -> str:
@@ -93,10 +93,10 @@ class Subject(Protocol):
         """One result for each part that is scored."""
 
 
-def found_splits(suite: str, task: str, hub: str, tunings: Sequence[Tuning]) -> Found:
+def found_splits(suite: str, task: str, hub: str, jobs: Sequence[FineTuneJob]) -> Found:
     """Where the two splits of a suite's only task are.
 
     Raises:
         EnvironmentFault: The data is not there; the message says where it may lie.
     """
-    return locate([Wanted(suite, task, task, (hub, None), (TRAIN, SCORED))], tunings[0].source)[task]
+    return locate([Wanted(suite, task, task, (hub, None), (TRAIN, SCORED))], jobs[0].source)[task]

@@ -12,7 +12,12 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.adaptation.initialisers import VocabularyInit, new_rows
-from stlm_kd.adaptation.span_distillation import PairedText, SpanTeacher, paired_text, positions_of
+from stlm_kd.adaptation.span_distillation import (
+    AlignedTokenisations,
+    SpanTeacher,
+    align_tokenisations,
+    positions_of,
+)
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.reports import MEASURES, REPORT, AdaptationReport
@@ -20,7 +25,7 @@ from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.token_store import joined
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distillation.terms import Term
-from stlm_kd.distributed import first_process_runs
+from stlm_kd.distributed import on_main_process
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import count_parameters, save_model, to_device
 from stlm_kd.models.vocabulary import (
@@ -34,24 +39,24 @@ from stlm_kd.models.vocabulary import (
 )
 from stlm_kd.pipeline.builders.data import (
     BatchSizes,
-    Material,
-    TextMaterial,
+    PackedText,
+    TrainingData,
+    build_training_data,
     data_key,
     held_out_key,
-    material_of,
 )
 from stlm_kd.pipeline.builders.examples import training_examples
-from stlm_kd.pipeline.builders.flops import reading_of, training_flops
+from stlm_kd.pipeline.builders.flops import step_shape, training_flops
 from stlm_kd.pipeline.builders.models import check_model, load_model
 from stlm_kd.pipeline.builders.text import training_stores
-from stlm_kd.pipeline.context import Workshop, Zero
+from stlm_kd.pipeline.context import RunContext, Zero
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
 from stlm_kd.pipeline.stages.student import held_out_of, tenth
 from stlm_kd.recipe import Recipe, hash_of, plain
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.teachers.live import LiveTeacher
-from stlm_kd.training import FitResult, FitSettings, PacedRows, current_device, fit
+from stlm_kd.training import FitResult, FitSettings, RowScale, current_device, fit
 from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.vocabulary.cooccurrence import Integers
@@ -87,7 +92,7 @@ def adapt_model(
     *,
     name: str,
     folder: Path,
-    workshop: Workshop,
+    context: RunContext,
 ) -> None:
     """Fill a folder with ``model/`` (under the student's tokenizer), ``report.json`` and ``metrics.jsonl``.
 
@@ -98,19 +103,19 @@ def adapt_model(
         tokenizer: The student's.
         name: The teacher's name in the recipe.
         folder: Where an interrupted adaptation finds its checkpoints again.
-        workshop: Where shared results lie.
+        context: Where shared results lie.
 
     Raises:
         ModelError: The teacher is of a kind that cannot be run on packed rows, or of another vocabulary than
             its tokenizer's.
     """
-    trust = workshop.trust_remote_code
+    trust = context.trust_remote_code
     own = load_tokenizer(teacher, trust_remote_code=trust)
-    work = _Work(recipe, adapt, teacher, own, tokenizer, workshop)
+    work = _Work(recipe, adapt, teacher, own, tokenizer, context)
     model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
     check_model(model, recipe, teacher=name, name=teacher)
     fingerprint = hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust)))
-    tracker = workshop.tracker(folder, recipe=recipe, stage=f"adapt {name}")
+    tracker = context.tracker(folder, recipe=recipe, stage=f"adapt {name}")
     try:
         measured = measurer(recipe)
         before = measured(model, own)
@@ -122,23 +127,23 @@ def adapt_model(
             f"{initialised.value:.3f} with new rows ({adapt.init}); training them"
         )
         lesson = _lesson(work, model, original)
-        for note in _notes(lesson.material):
+        for note in _notes(lesson.training_data):
             tracker.note(f"{name}: {note}")
         result = fit(
             lesson.step,
-            lesson.material.stream(_batches(adapt), seed=adapt.seed),
+            lesson.training_data.stream(_batches(adapt), seed=adapt.seed),
             replace(lesson.settings, paced=_paced(lesson.step, made, adapt)),
             folder=folder,
-            validation=held_out_of(lesson.material, _batches(adapt).micro),
+            validation=held_out_of(lesson.training_data, _batches(adapt).micro),
             tracker=tracker,
-            resume=workshop.resume,
+            resume=context.resume,
             fingerprint=fingerprint,
         )
     finally:
         tracker.close()
     trained = measured(model, tokenizer)
     report = _report(work, lesson, made, result, before=before, initialised=initialised, trained=trained)
-    first_process_runs(lambda: _save(model, tokenizer, report, folder))
+    on_main_process(lambda: _save(model, tokenizer, report, folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ class _Work:
     teacher: str
     own: PreTrainedTokenizerFast
     tokenizer: PreTrainedTokenizerFast
-    workshop: Workshop
+    context: RunContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +163,13 @@ class _Lesson:
     """What a teacher with new rows is trained on.
 
     Attributes:
-        material: What it reads.
+        training_data: What it reads.
         settings: How it is trained, old rows like new ones.
         step: The model and its terms.
         aligned: As in the report.
     """
 
-    material: Material
+    training_data: TrainingData
     settings: FitSettings
     step: AdaptationStep
     aligned: float | None
@@ -184,22 +189,22 @@ def _lesson(work: _Work, model: PreTrainedModel, original: PreTrainedModel | Non
     """The text or examples, and what is learnt of them: spans where a language model is asked again."""
     recipe, adapt = work.recipe, work.adapt
     readers = {ORIGINAL: work.own} if recipe.language_task is None else {}
-    material = material_of(
-        recipe, work.tokenizer, work.workshop, fraction=adapt.fraction, seed=adapt.seed, readers=readers
+    training_data = build_training_data(
+        recipe, work.tokenizer, work.context, fraction=adapt.fraction, seed=adapt.seed, readers=readers
     )
-    settings = adaptation_settings(adapt, material, zero=work.workshop.zero)
-    if not isinstance(material, TextMaterial) or original is None:
-        return _Lesson(material, settings, _step(model, original, recipe), None)
-    text = paired_text(
-        material.parts,
-        training_stores(recipe, work.own, work.workshop, fraction=_fraction(recipe, adapt)),
+    settings = adaptation_settings(adapt, training_data, zero=work.context.zero)
+    if not isinstance(training_data, PackedText) or original is None:
+        return _Lesson(training_data, settings, _step(model, original, recipe), None)
+    text = align_tokenisations(
+        training_data.parts,
+        training_stores(recipe, work.own, work.context, fraction=_fraction(recipe, adapt)),
         work.tokenizer,
         work.own,
         most_old=positions_of(original),
     )
-    asked_often = settings.steps > material.stream(_batches(adapt), seed=adapt.seed).steps_per_epoch
+    asked_often = settings.steps > training_data.stream(_batches(adapt), seed=adapt.seed).steps_per_epoch
     step = span_step(model, original, text, adapt, asked_often=asked_often)
-    return _Lesson(material, settings, step, text.share_in_spans())
+    return _Lesson(training_data, settings, step, text.share_in_spans())
 
 
 def _report(
@@ -226,7 +231,7 @@ def _report(
         held_out=trained.size,
         trained_parameters=count_parameters(lesson.step.student, trainable_only=True),
         tokens_seen=result.tokens,
-        tokens_of_text=lesson.material.num_tokens,
+        tokens_of_text=lesson.training_data.num_tokens,
         steps=result.steps,
         seconds=round(result.seconds, 1),
         stopped=result.stopped,
@@ -241,16 +246,16 @@ def _flops(work: _Work, lesson: _Lesson, *, steps: int) -> int | None:
     """What the training computed; None of self-distillation, whose teacher reads other rows."""
     if lesson.aligned is not None:
         return None
-    epoch = lesson.material.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
-    reading = reading_of(work.recipe, lesson.material, _batches(work.adapt), steps_per_epoch=epoch)
+    epoch = lesson.training_data.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
+    reading = step_shape(work.recipe, lesson.training_data, _batches(work.adapt), steps_per_epoch=epoch)
     return training_flops(lesson.step, reading, steps=steps, frozen_body=True)
 
 
-def _notes(material: Material) -> tuple[str, ...]:
+def _notes(training_data: TrainingData) -> tuple[str, ...]:
     """What a user should know before the training; early stops go by nats, reports by bits."""
-    bits = material.bits_of_a_nat if isinstance(material, TextMaterial) else None
+    bits = training_data.bits_of_a_nat if isinstance(training_data, PackedText) else None
     unit = () if bits is None else (f"validation: 1 nat per token is {bits:.3f} bits per byte",)
-    return (*material.notes, *unit)
+    return (*training_data.notes, *unit)
 
 
 def _is_asked_again(recipe: Recipe, adapt: Adapt) -> bool:
@@ -262,7 +267,7 @@ def _joined_text(work: _Work) -> tuple[Integers, Integers]:
     """The beginning of the training text, or of the examples, in the new vocabulary: ids, and their ends."""
     recipe, tokenizer, fraction = work.recipe, work.tokenizer, _fraction(work.recipe, work.adapt)
     if recipe.language_task is not None:
-        return joined(training_stores(recipe, tokenizer, work.workshop, fraction=fraction))
+        return joined(training_stores(recipe, tokenizer, work.context, fraction=fraction))
     examples = training_examples(recipe, fraction, seed=work.adapt.seed)
     texts = [text for example in examples.texts for text in example]
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -291,7 +296,7 @@ def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Reci
     return AdaptationStep(model, [term], teachers={ORIGINAL: LiveTeacher(original, name=ORIGINAL)})
 
 
-def _paced(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tuple[PacedRows, ...]:
+def _paced(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tuple[RowScale, ...]:
     """The copies of old rows, in embedding, head and its bias, where they are trained at another pace."""
     if adapt.old_rows_learning_rate in (None, adapt.learning_rate):
         return ()
@@ -300,7 +305,7 @@ def _paced(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tuple[Pa
     weights = [plain_embedding(model).weight] if classifies else vocabulary_parameters(model)
     rows, known = tuple(made.copied.tolist()), {id(weight) for weight in weights}
     names = [name for name, weight in trainable_parameters(step).items() if id(weight) in known]
-    return tuple(PacedRows(name, rows, pace) for name in names)
+    return tuple(RowScale(name, rows, pace) for name in names)
 
 
 def _batches(adapt: Adapt) -> BatchSizes:
@@ -314,9 +319,9 @@ def _save(
     write_json(folder / REPORT, asdict(report))
 
 
-def adaptation_settings(adapt: Adapt, material: Material, *, zero: Zero) -> FitSettings:
+def adaptation_settings(adapt: Adapt, training_data: TrainingData, *, zero: Zero) -> FitSettings:
     """The adaptation's settings as the engine takes them; ``tokens`` is rounded up to whole steps."""
-    steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * material.row_tokens)))
+    steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * training_data.row_tokens)))
     return FitSettings(
         steps=steps,
         learning_rate=adapt.learning_rate,
@@ -338,7 +343,12 @@ def _fraction(recipe: Recipe, adapt: Adapt) -> float:
 
 
 def span_step(
-    model: PreTrainedModel, original: PreTrainedModel, text: PairedText, adapt: Adapt, *, asked_often: bool
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    text: AlignedTokenisations,
+    adapt: Adapt,
+    *,
+    asked_often: bool,
 ) -> SpanStep:
     """The step of a language model that learns what it said of spans before.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.labelled.examples import Examples
-from stlm_kd.distributed import first_process_runs
+from stlm_kd.distributed import on_main_process
 from stlm_kd.eval.classification.scoring import measure as measure_examples
 from stlm_kd.eval.language_modeling.perplexity import measure
 from stlm_kd.eval.language_modeling.pseudo_perplexity import measure as measure_pseudo
@@ -37,7 +37,7 @@ def measurer(recipe: Recipe) -> Callable[[PreTrainedModel, PreTrainedTokenizerFa
 
     def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Quality:
         to_device(model, current_device())
-        return first_process_runs(lambda: _measured(model, tokenizer, held, recipe))
+        return on_main_process(lambda: _measured(model, tokenizer, held, recipe))
 
     return measured
 

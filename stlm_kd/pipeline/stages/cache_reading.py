@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.distillation.terms import COMBINED
-from stlm_kd.distributed import first_process_runs
+from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
 from stlm_kd.pipeline.identity import model_identity
@@ -28,7 +28,7 @@ def differences(order: CacheOrder, manifest: Manifest, *, with_teacher: bool) ->
     """
     expected = order.data_key()
     if with_teacher:
-        trust = order.workshop.trust_remote_code
+        trust = order.context.trust_remote_code
         expected["teacher"] = model_identity(order.model, trust_remote_code=trust)
     found: Mapping[str, object] = manifest.made_of
     if found.get("positions") == "attended":  # those with a label are among them
@@ -54,7 +54,7 @@ def opened(order: CacheOrder) -> TeacherCache:
     if path is None:
         return TeacherCache.open(order.made(), every_byte=False)  # a stage's files were compared just now
     folder = expanded(path)
-    first_process_runs(lambda: bool(_compared(order, folder)))
+    on_main_process(lambda: bool(_compared(order, folder)))
     return TeacherCache.open(folder, every_byte=False)
 
 

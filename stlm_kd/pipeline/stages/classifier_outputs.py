@@ -13,27 +13,32 @@ from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.eval.agreement.suite import AnswersOf
-from stlm_kd.eval.attribution.explain import Answers, Explaining, Reading, answers_of
+from stlm_kd.eval.attribution.explain import (
+    AttributionConfig,
+    ClassifierOutputs,
+    ReadConfig,
+    classifier_outputs,
+)
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import to_device
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.training import current_device
 
 _FILE = "answers.json"
 
 
-def ask(
+def cached_outputs(
     name: str,
     examples: Examples,
-    reading: Reading,
-    explaining: Explaining,
+    reading: ReadConfig,
+    explaining: AttributionConfig,
     *,
     model: str,
     trust: bool,
-    like: Answers | None = None,
-) -> Answers:
-    """What a model says, which is loaded for it; see ``answers_of``.
+    like: ClassifierOutputs | None = None,
+) -> ClassifierOutputs:
+    """What a model says, which is loaded for it; see ``classifier_outputs``.
 
     Args:
         name: What it is called.
@@ -48,20 +53,20 @@ def ask(
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     loaded = load_classifier(folder, examples.label_names, tokenizer=tokenizer, trust_remote_code=trust)
     to_device(loaded, current_device())
-    return answers_of(name, loaded, tokenizer, examples, reading, explaining, like=like)
+    return classifier_outputs(name, loaded, tokenizer, examples, reading, explaining, like=like)
 
 
-def answering(teachers: Mapping[str, str], examples: Examples, workshop: Workshop) -> dict[str, AnswersOf]:
+def answering(teachers: Mapping[str, str], examples: Examples, context: RunContext) -> dict[str, AnswersOf]:
     """The teachers by name; what one says is found again when the next student is asked the same."""
-    return {name: _kept(name, model, examples, workshop) for name, model in teachers.items()}
+    return {name: _kept(name, model, examples, context) for name, model in teachers.items()}
 
 
-def _kept(name: str, model: str, examples: Examples, workshop: Workshop) -> AnswersOf:
-    trust = workshop.trust_remote_code
+def _kept(name: str, model: str, examples: Examples, context: RunContext) -> AnswersOf:
+    trust = context.trust_remote_code
 
-    def answers(reading: Reading, explaining: Explaining) -> Answers:
+    def answers(reading: ReadConfig, explaining: AttributionConfig) -> ClassifierOutputs:
         def build(folder: Path) -> None:
-            found = ask(name, examples, reading, explaining, model=model, trust=trust)
+            found = cached_outputs(name, examples, reading, explaining, model=model, trust=trust)
             write_json(folder / _FILE, found.to_json())
 
         key = {
@@ -70,8 +75,10 @@ def _kept(name: str, model: str, examples: Examples, workshop: Workshop) -> Answ
             "reading": asdict(reading),
             "explaining": json.loads(json.dumps(asdict(explaining))),
         }
-        folder = workshop.stages.make("answers", key, build)
-        return Answers.from_json(json.loads((folder / _FILE).read_text(encoding="utf-8")), name=name)
+        folder = context.stages.make("answers", key, build)
+        return ClassifierOutputs.from_json(
+            json.loads((folder / _FILE).read_text(encoding="utf-8")), name=name
+        )
 
     return answers
 

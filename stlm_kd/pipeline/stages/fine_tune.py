@@ -22,20 +22,20 @@ from stlm_kd.artifacts.stage_store import Json, Key
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.distributed import first_process_runs, process_rank
+from stlm_kd.distributed import on_main_process, process_rank
 from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.fine_tuning import conll2003, glue, squad
-from stlm_kd.eval.fine_tuning.base import Settings, Tuning
+from stlm_kd.eval.fine_tuning.base import FineTuneJob, Settings
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.pipeline.builders.data import BatchSizes
-from stlm_kd.pipeline.context import Workshop
-from stlm_kd.pipeline.fine_tuning.conll2003 import ner_subjects
-from stlm_kd.pipeline.fine_tuning.glue import glue_subjects
-from stlm_kd.pipeline.fine_tuning.squad import squad_subjects
-from stlm_kd.pipeline.fine_tuning.tasks import Reading, Subject
+from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.fine_tuning.conll2003 import conll_tasks
+from stlm_kd.pipeline.fine_tuning.glue import glue_tasks
+from stlm_kd.pipeline.fine_tuning.squad import squad_tasks
+from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask, Reading
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stages.student import tenth
@@ -44,10 +44,10 @@ from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.training import FitResult, FitSettings, fit
 
 STAGE = "fine-tuned"
-SUBJECTS: Mapping[str, Callable[[Sequence[Tuning]], Sequence[Subject]]] = {
-    glue.SUITE: glue_subjects,
-    conll2003.SUITE: ner_subjects,
-    squad.SUITE: squad_subjects,
+SUBJECTS: Mapping[str, Callable[[Sequence[FineTuneJob]], Sequence[FineTuneTask]]] = {
+    glue.SUITE: glue_tasks,
+    conll2003.SUITE: conll_tasks,
+    squad.SUITE: squad_tasks,
 }
 """By suite, what its fine-tunings have to do with; a new suite is a row here and in ``eval.tuned_suites``."""
 
@@ -55,7 +55,9 @@ _RESULTS = "results.json"
 _LEAST_BETWEEN_CHECKPOINTS = 250
 
 
-def tuned_scores(suite: str, options: Mapping[str, Any], model: str, workshop: Workshop) -> list[SuiteResult]:
+def tuned_scores(
+    suite: str, options: Mapping[str, Any], model: str, context: RunContext
+) -> list[SuiteResult]:
     """The scores of all fine-tunings of a model that a suite asks for; finished ones are found again.
 
     For each task and seed there is a result for each part that is scored; and for each seed the average,
@@ -65,24 +67,24 @@ def tuned_scores(suite: str, options: Mapping[str, Any], model: str, workshop: W
         suite: Its name.
         options: Its options.
         model: Folder or Hub id of a language model, or of a body without a head.
-        workshop: Where the stages are.
+        context: Where the stages are.
 
     Raises:
         EnvironmentFault, DataError: Data that is not there, or does not fit the task.
         ModelError: A model without a fitting head in its family, or that reads padded rows otherwise.
         Interrupted, Preempted: SIGINT or SIGTERM came; what was being trained is saved.
     """
-    subjects = checked_subjects(suite, options)
+    tasks = checked_subjects(suite, options)
     by_seed: dict[int, list[SuiteResult]] = {}
-    for subject in subjects:
-        key = _key(subject, model, workshop)
+    for task in tasks:
+        key = _key(task, model, context)
 
-        def build(folder: Path, subject: Subject = subject, key: Key = key) -> None:
-            _fine_tune(subject, model, workshop, folder, fingerprint=hash_of(dict(key)))
+        def build(folder: Path, task: FineTuneTask = task, key: Key = key) -> None:
+            _fine_tune(task, model, context, folder, fingerprint=hash_of(dict(key)))
 
-        folder = workshop.stages.make(STAGE, key, build, together=True)
-        by_seed.setdefault(subject.tuning.seed, []).extend(_read(folder))
-    several = len({subject.tuning.task for subject in subjects}) > 1
+        folder = context.stages.make(STAGE, key, build, together=True)
+        by_seed.setdefault(task.job.seed, []).extend(_read(folder))
+    several = len({task.job.task for task in tasks}) > 1
     results = [result for found in by_seed.values() for result in found]
     if suite == glue.SUITE and several:
         results += [
@@ -92,7 +94,7 @@ def tuned_scores(suite: str, options: Mapping[str, Any], model: str, workshop: W
     return results
 
 
-def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[Subject]:
+def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTuneTask]:
     """What a suite's fine-tunings have to do with, of which everything is read once.
 
     Raises:
@@ -100,83 +102,81 @@ def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[Subject
         DataError: Labels outside a task's, or a share that leaves a class without an example.
         UsageError: Settings that a preset does not have.
     """
-    tunings = SUITES[suite](**options)
-    assert isinstance(tunings, tuple)
-    subjects = SUBJECTS[suite](tunings)
-    for subject in subjects:
-        subject.check()
-    return subjects
+    jobs = SUITES[suite](**options)
+    assert isinstance(jobs, tuple)
+    tasks = SUBJECTS[suite](jobs)
+    for task in tasks:
+        task.check()
+    return tasks
 
 
-def _key(subject: Subject, model: str, workshop: Workshop) -> Key:
+def _key(task: FineTuneTask, model: str, context: RunContext) -> Key:
     """Everything that decides the scores."""
-    tuning, trust = subject.tuning, workshop.trust_remote_code
-    settings: dict[str, Json] = json.loads(json.dumps(asdict(tuning.settings)))
+    job, trust = task.job, context.trust_remote_code
+    settings: dict[str, Json] = json.loads(json.dumps(asdict(job.settings)))
     return {
         "model": model_identity(model, trust_remote_code=trust),
         "tokenizer": tokenizer_identity(load_tokenizer(model, trust_remote_code=trust)),
-        "suite": tuning.suite,
-        "task": tuning.task,
-        "examples": subject.key(),
-        "fraction": tuning.fraction,
-        "context": _context(subject, model, workshop),
-        "stride": tuning.stride,
+        "suite": job.suite,
+        "task": job.task,
+        "examples": task.key(),
+        "fraction": job.fraction,
+        "context": _context(task, model, context),
+        "stride": job.stride,
         "settings": settings,
-        "seed": tuning.seed,
+        "seed": job.seed,
     }
 
 
-def _context(subject: Subject, model: str, workshop: Workshop) -> int:
+def _context(task: FineTuneTask, model: str, context: RunContext) -> int:
     """As given; else the suite's own, or as many positions as the model has."""
-    if subject.tuning.context is not None:
-        return subject.tuning.context
-    positions = num_positions(load_config(model, trust_remote_code=workshop.trust_remote_code))
-    return min(subject.context, positions or subject.context)
+    if task.job.context is not None:
+        return task.job.context
+    positions = num_positions(load_config(model, trust_remote_code=context.trust_remote_code))
+    return min(task.context, positions or task.context)
 
 
-def _fine_tune(subject: Subject, name: str, workshop: Workshop, folder: Path, *, fingerprint: str) -> None:
+def _fine_tune(task: FineTuneTask, name: str, context: RunContext, folder: Path, *, fingerprint: str) -> None:
     """Train a copy of the model and write its scores into the folder."""
-    tuning, trust = subject.tuning, workshop.trust_remote_code
-    context = _context(subject, name, workshop)
+    job, trust = task.job, context.trust_remote_code
+    length = _context(task, name, context)
     positions = num_positions(load_config(name, trust_remote_code=trust))
-    if positions is not None and positions < context:
-        raise ModelError(f"{name}: it reads at most {positions} tokens, but context is {context}; shorten it")
+    if positions is not None and positions < length:
+        raise ModelError(f"{name}: it reads at most {positions} tokens, but context is {length}; shorten it")
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
-    model = subject.model(name, tokenizer, context=context, trust=trust)
-    material = subject.material(tokenizer, context=context)
-    head = subject.head(model)
-    sizes = BatchSizes(
-        tuning.settings.effective_batch, tuning.settings.micro_batch or tuning.settings.effective_batch
-    )
-    stream = material.stream(sizes, seed=tuning.seed)
-    steps = tuning.settings.steps or tuning.settings.epochs * stream.steps_per_epoch
-    tracker = _tracker(subject, workshop, folder)
-    for note in material.notes:
+    model = task.model(name, tokenizer, context=length, trust=trust)
+    training_data = task.training_data(tokenizer, context=length)
+    head = task.head(model)
+    sizes = BatchSizes(job.settings.effective_batch, job.settings.micro_batch or job.settings.effective_batch)
+    stream = training_data.stream(sizes, seed=job.seed)
+    steps = job.settings.steps or job.settings.epochs * stream.steps_per_epoch
+    tracker = _tracker(task, context, folder)
+    for note in training_data.notes:
         tracker.note(note)
     try:
         trained = fit(
             StepModule(model, [Term(LABELS, LABELS)]),
             stream,
-            _fit_settings(tuning.settings, steps, tuning.seed, workshop),
+            _fit_settings(job.settings, steps, job.seed, context),
             folder=folder,
             validation=None,
             tracker=tracker,
-            resume=workshop.resume,
+            resume=context.resume,
             fingerprint=fingerprint,
         )
     finally:
         tracker.close()
 
     def write() -> None:
-        found = subject.scores(model, tokenizer, context=context)
-        facts = _facts(subject, head, material, trained, context)
-        told = [_told(result, subject, head, facts, model) for result in found]
+        found = task.scores(model, tokenizer, context=length)
+        facts = _facts(task, head, training_data, trained, length)
+        told = [_told(result, task, head, facts, model) for result in found]
         write_json(folder / _RESULTS, [result.to_json() for result in told])
 
-    first_process_runs(write)
+    on_main_process(write)
 
 
-def _fit_settings(settings: Settings, steps: int, seed: int, workshop: Workshop) -> FitSettings:
+def _fit_settings(settings: Settings, steps: int, seed: int, context: RunContext) -> FitSettings:
     return FitSettings(
         steps=steps,
         learning_rate=settings.learning_rate,
@@ -191,32 +191,32 @@ def _fit_settings(settings: Settings, steps: int, seed: int, workshop: Workshop)
         checkpoint_every=max(_LEAST_BETWEEN_CHECKPOINTS, tenth(steps)),
         log_every=max(1, steps // 20),
         seed=seed,
-        zero=workshop.zero,
+        zero=context.zero,
     )
 
 
-def _tracker(subject: Subject, workshop: Workshop, folder: Path) -> Trackers:
+def _tracker(task: FineTuneTask, context: RunContext, folder: Path) -> Trackers:
     """Progress and ``metrics.jsonl``; only the first process tells them."""
     if process_rank() > 0:
         return Trackers()
-    tuning = subject.tuning
-    stream = PrefixedLines(workshop.quiet_name) if workshop.quiet_name else None
-    tracker = open_tracker(folder, run_name=workshop.run_name, stream=stream, unit=subject.unit)
-    tracker.stage(f"{tuning.suite} {tuning.task} seed {tuning.seed}")
+    job = task.job
+    stream = PrefixedLines(context.quiet_name) if context.quiet_name else None
+    tracker = open_tracker(folder, run_name=context.run_name, stream=stream, unit=task.unit)
+    tracker.stage(f"{job.suite} {job.task} seed {job.seed}")
     return tracker
 
 
 def _facts(
-    subject: Subject, head: str, material: Reading, trained: FitResult, context: int
+    task: FineTuneTask, head: str, training_data: Reading, trained: FitResult, context: int
 ) -> dict[str, Fact]:
     """How a model was fine-tuned, for the report of its scores."""
-    tuning = subject.tuning
-    settings: dict[str, Fact] = asdict(tuning.settings)
+    job = task.job
+    settings: dict[str, Fact] = asdict(job.settings)
     return {
-        "task": tuning.task,
-        "seed": tuning.seed,
-        "fraction": tuning.fraction,
-        "training_rows": material.num_rows,
+        "task": job.task,
+        "seed": job.seed,
+        "fraction": job.fraction,
+        "training_rows": training_data.num_rows,
         "steps": trained.steps,
         "seconds": round(trained.seconds, 1),
         "context": context,
@@ -226,11 +226,11 @@ def _facts(
 
 
 def _told(
-    result: SuiteResult, subject: Subject, head: str, facts: dict[str, Fact], model: PreTrainedModel
+    result: SuiteResult, task: FineTuneTask, head: str, facts: dict[str, Fact], model: PreTrainedModel
 ) -> SuiteResult:
     """The result with what a reader must know: the head, the data, and how it was fine-tuned."""
     about = f"{result.suite}: fine-tuned with a fresh head on {head} ({model.config.model_type})"
-    notes = (*result.notes, about, *subject.notes)
+    notes = (*result.notes, about, *task.notes)
     return replace(result, notes=notes, report={**result.report, "fine_tuning": facts})
 
 

@@ -21,18 +21,18 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.eval import FINE_TUNED, IDENTITIES, NEEDS_TEACHERS, SUITES, reads_held_out
 from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
 from stlm_kd.eval.agreement.suite import AnswersOf
-from stlm_kd.eval.interchange.suite import Taught
+from stlm_kd.eval.interchange.suite import AlignedTeacher
 from stlm_kd.eval.runner import common_window
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, to_device
 from stlm_kd.pipeline.builders.data import held_out_key, held_out_of_recipe
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.checks.overlap import HeldOut
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.stages.classifier_outputs import answering
 from stlm_kd.pipeline.stages.fine_tune import tuned_scores
-from stlm_kd.pipeline.stages.teacher_set import Beside
+from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Suite
 from stlm_kd.training import current_device
@@ -104,8 +104,8 @@ def score(
     calls: Sequence[SuiteCall],
     held: HeldOut,
     *,
-    workshop: Workshop,
-    beside: Beside | None = None,
+    context: RunContext,
+    beside: TeacherSet | None = None,
 ) -> list[SuiteResult]:
     """What each suite says of a model, which is loaded once; of one that fine-tunes it, several results.
 
@@ -113,16 +113,16 @@ def score(
         model: Folder or Hub id.
         calls: Suites with their options.
         held: Held-out text, or labelled examples for classifiers.
-        workshop: Where fine-tunings and what teachers say are kept, and whether the model may run code that
+        context: Where fine-tunings and what teachers say are kept, and whether the model may run code that
             it brings.
         beside: The teachers, for suites that need them.
     """
     names = held.label_names if isinstance(held, Examples) else None
-    trust = workshop.trust_remote_code
+    trust = context.trust_remote_code
     loaded = cache(lambda: _load(model, names, trust))
-    taught = cache(lambda suite: _taught(suite, model, loaded(), held, beside, workshop))
+    taught = cache(lambda suite: _taught(suite, model, loaded(), held, beside, context))
     results = [
-        tuned_scores(call.suite, call.options, model, workshop)
+        tuned_scores(call.suite, call.options, model, context)
         if call.suite in FINE_TUNED
         else [_asked(model, call, loaded(), held, taught)]
         for call in calls
@@ -146,28 +146,28 @@ def check_rows(calls: Sequence[SuiteCall]) -> None:
 
 
 def kept_scores(
-    recipe: Recipe, model: str, workshop: Workshop, *, beside: Beside | None = None
+    recipe: Recipe, model: str, context: RunContext, *, beside: TeacherSet | None = None
 ) -> list[SuiteResult]:
     """The recipe's suites on a model, each as a stage; the model is loaded if a score is not there yet.
 
     Args:
         recipe: Its suites, and the data that they read.
         model: Folder or Hub id.
-        workshop: Where scores are kept.
+        context: Where scores are kept.
         beside: A student's teachers; None of a teacher, which suites that compare with teachers leave out.
     """
     calls = [call for call in suite_calls(recipe) if beside is not None or call.suite not in NEEDS_TEACHERS]
-    trust = workshop.trust_remote_code
+    trust = context.trust_remote_code
     text = held_out_key(recipe)
     of_model = model_identity(model, trust_remote_code=trust)
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
     loaded = cache(lambda: _load(model, labels(), trust))
-    taught = cache(lambda suite: _taught(suite, model, loaded(), held(), beside, workshop))
+    taught = cache(lambda suite: _taught(suite, model, loaded(), held(), beside, context))
     results: list[list[SuiteResult]] = []
     for call in calls:
         if call.suite in FINE_TUNED:
-            results.append(tuned_scores(call.suite, call.options, model, workshop))
+            results.append(tuned_scores(call.suite, call.options, model, context))
             continue
 
         def build(folder: Path, call: SuiteCall = call) -> None:
@@ -186,15 +186,15 @@ def kept_scores(
             assert beside is not None
             of_models = beside.models(trust=trust)
             key["beside"] = of_models if call.suite == AGREEMENT else beside.key(model, trust=trust)
-        results.append([_read(workshop.stages.make("eval", key, build))])
+        results.append([_read(context.stages.make("eval", key, build))])
     return _labelled(results, calls)
 
 
-def fine_tune(recipe: Recipe, model: str, workshop: Workshop) -> None:
+def fine_tune(recipe: Recipe, model: str, context: RunContext) -> None:
     """What ``kept_scores`` would fine-tune: by all processes of the command, which call this together."""
     for call in suite_calls(recipe):
         if call.suite in FINE_TUNED:
-            tuned_scores(call.suite, call.options, model, workshop)
+            tuned_scores(call.suite, call.options, model, context)
 
 
 def write_reports(results: Sequence[SuiteResult], folder: Path) -> None:
@@ -224,15 +224,15 @@ def _taught(
     name: str,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],
     held: HeldOut,
-    beside: Beside | None,
-    workshop: Workshop,
-) -> Mapping[str, Taught] | Mapping[str, AnswersOf]:
+    beside: TeacherSet | None,
+    context: RunContext,
+) -> Mapping[str, AlignedTeacher] | Mapping[str, AnswersOf]:
     """The teachers as a suite asks them."""
     assert beside is not None, "suites that need teachers are asked for where there are some"
     if suite == AGREEMENT:
         assert isinstance(held, Examples)
-        return answering(beside.teachers, held, workshop)
-    return beside.taught(name, *loaded, trust=workshop.trust_remote_code)
+        return answering(beside.teachers, held, context)
+    return beside.taught(name, *loaded, trust=context.trust_remote_code)
 
 
 def _asked(
@@ -240,7 +240,7 @@ def _asked(
     call: SuiteCall,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],
     held: HeldOut,
-    taught: Callable[[str], Mapping[str, Taught] | Mapping[str, AnswersOf]],
+    taught: Callable[[str], Mapping[str, AlignedTeacher] | Mapping[str, AnswersOf]],
 ) -> SuiteResult:
     """What a suite says, which takes long enough for some that it is said before."""
     print(f"scoring {model}  {call.suite}", file=sys.stderr, flush=True)

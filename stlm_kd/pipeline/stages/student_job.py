@@ -16,10 +16,10 @@ from stlm_kd.distillation.terms import COMBINED, Term
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.presets import PRESETS
-from stlm_kd.pipeline.builders.data import Material, data_key, held_out_key, material_of
+from stlm_kd.pipeline.builders.data import TrainingData, build_training_data, data_key, held_out_key
 from stlm_kd.pipeline.builders.interchange import wordnet_key
 from stlm_kd.pipeline.builders.objective import followed, looked_into, terms_of
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.stages.cache_reading import unbiased_notes
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, mask_variants
@@ -37,7 +37,7 @@ def labels_term() -> Term:
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
+class StudentJob:
     """What to train.
 
     Attributes:
@@ -46,7 +46,7 @@ class Assignment:
         seed: Of initial weights, order of the data, masks and dropout.
         teachers: By name, the folder of each teacher that is ready to teach (adapted where need be).
         tokenizer: The student's.
-        workshop: Where shared results lie.
+        context: Where shared results lie.
         flops: What the training may compute, in place of a number of steps; None but for ``equal-compute``.
     """
 
@@ -55,7 +55,7 @@ class Assignment:
     seed: int
     teachers: Mapping[str, str]
     tokenizer: PreTrainedTokenizerFast
-    workshop: Workshop
+    context: RunContext
     flops: int | None = None
 
     def __post_init__(self) -> None:
@@ -78,12 +78,12 @@ class Assignment:
         """What is trained on: the recipe's objectives, or in a control the labels alone."""
         return [labels_term()] if self.variant != "student" else terms_of(self.recipe, student, teachers)
 
-    def material(self, fraction: float) -> Material:
+    def training_data(self, fraction: float) -> TrainingData:
         """What is read, of this share of the training text."""
-        return material_of(
+        return build_training_data(
             self.recipe,
             self.tokenizer,
-            self.workshop,
+            self.context,
             fraction=fraction,
             seed=self.seed,
             readers=self._readers(),
@@ -104,11 +104,11 @@ class Assignment:
     def order(self, name: str) -> CacheOrder:
         """The cache of a teacher that is read from one."""
         model, teacher = self.teachers[name], self.cached[name]
-        return CacheOrder(self.recipe, teacher, model, self.tokenizer, self.workshop, self.seed)
+        return CacheOrder(self.recipe, teacher, model, self.tokenizer, self.context, self.seed)
 
     def configuration(self, name: str) -> PretrainedConfig:
         """Of a teacher that is read from a cache."""
-        return load_config(self.teachers[name], trust_remote_code=self.workshop.trust_remote_code)
+        return load_config(self.teachers[name], trust_remote_code=self.context.trust_remote_code)
 
     @property
     def cache_notes(self) -> list[str]:
@@ -124,7 +124,7 @@ class Assignment:
         """
         if self.recipe.language_task is not None:
             return {}
-        trust, own = self.workshop.trust_remote_code, tokenizer_identity(self.tokenizer)
+        trust, own = self.context.trust_remote_code, tokenizer_identity(self.tokenizer)
         names = sorted(self.asked - looked_into(self.recipe) - self.cached.keys())
         found = {name: load_tokenizer(self.teachers[name], trust_remote_code=trust) for name in names}
         return {name: other for name, other in found.items() if tokenizer_identity(other) != own}
@@ -149,7 +149,7 @@ class Assignment:
             train.pop(name, None)
         if self.flops is not None:
             train = {**train, "steps": None, "epochs": None, "flops": self.flops}
-        identify = cache(partial(model_identity, trust_remote_code=self.workshop.trust_remote_code))
+        identify = cache(partial(model_identity, trust_remote_code=self.context.trust_remote_code))
         own = followed(recipe) if self.variant == "student" else {LABELS: labels_alone()}
         combined = {entry.teacher for entry in own.values() if entry.loss != LABELS}
         return {

@@ -10,29 +10,29 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import written_whole
-from stlm_kd.artifacts.run_dir import ADAPTATION, KEPT, TRAINING, making_folder
+from stlm_kd.artifacts.run_dir import ADAPTATION, KEPT, TRAINING, provenance_folder
 from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.distributed import first_process_runs
-from stlm_kd.errors import told_at
+from stlm_kd.distributed import on_main_process
+from stlm_kd.errors import error_context
 from stlm_kd.models.heads.class_names import class_order
 from stlm_kd.models.heads.classifiers import class_names, load_classifier, rename_classes
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.models import teacher_place
 from stlm_kd.pipeline.builders.text import student_tokenizer
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.stages.adaptation import adapt_model, adaptation_key
 from stlm_kd.pipeline.stages.student import train_student
-from stlm_kd.pipeline.stages.student_job import Assignment
+from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, cached_seeds
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyTeacher:
+class PreparedTeacher:
     """A teacher that can be asked.
 
     Attributes:
@@ -55,39 +55,41 @@ class ReadyTeacher:
         return self.original if self.adaptation is None else str(self.adaptation / "model")
 
 
-def ready_teacher(
-    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
-) -> ReadyTeacher:
+def prepare_teacher(
+    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
+) -> PreparedTeacher:
     """The teacher, trained by its recipe and adapted if the recipe says so; made stages are reused."""
     if teacher.cache is not None and teacher.cache.path is not None:
-        return ReadyTeacher(teacher.name, teacher.model or teacher.cache.path, None, None, is_only_read=True)
-    with told_at(teacher_place(recipe, teacher.name)):
-        return _made(recipe, teacher, tokenizer, workshop)
+        return PreparedTeacher(
+            teacher.name, teacher.model or teacher.cache.path, None, None, is_only_read=True
+        )
+    with error_context(teacher_place(recipe, teacher.name)):
+        return _made(recipe, teacher, tokenizer, context)
 
 
 def _made(
-    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
-) -> ReadyTeacher:
-    training = _trained(teacher.recipe, teacher.name, workshop) if teacher.recipe is not None else None
+    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
+) -> PreparedTeacher:
+    training = _trained(teacher.recipe, teacher.name, context) if teacher.recipe is not None else None
     original = str(training / "model") if training is not None else teacher.model
     assert original is not None
     if teacher.classes is not None:
-        original = str(_renamed(recipe, original, teacher.classes, workshop) / "model")
+        original = str(_renamed(recipe, original, teacher.classes, context) / "model")
     if teacher.adapt is None:
-        return ReadyTeacher(teacher.name, original, training, None)
+        return PreparedTeacher(teacher.name, original, training, None)
     adapt = teacher.adapt
 
     def build(folder: Path) -> None:
-        adapt_model(recipe, adapt, original, tokenizer, name=teacher.name, folder=folder, workshop=workshop)
+        adapt_model(recipe, adapt, original, tokenizer, name=teacher.name, folder=folder, context=context)
 
-    key = adaptation_key(recipe, adapt, original, tokenizer, trust=workshop.trust_remote_code)
-    adapted = workshop.stages.make("adapted", key, build, together=True)
-    return ReadyTeacher(teacher.name, original, training, adapted)
+    key = adaptation_key(recipe, adapt, original, tokenizer, trust=context.trust_remote_code)
+    adapted = context.stages.make("adapted", key, build, together=True)
+    return PreparedTeacher(teacher.name, original, training, adapted)
 
 
-def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], workshop: Workshop) -> Path:
+def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], context: RunContext) -> Path:
     """A copy of a classifier whose classes have the data's names and order."""
-    trust, labels = workshop.trust_remote_code, class_names_of(recipe)
+    trust, labels = context.trust_remote_code, class_names_of(recipe)
 
     def build(folder: Path) -> None:
         tokenizer = load_tokenizer(model, trust_remote_code=trust)
@@ -97,7 +99,7 @@ def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], workshop: W
         save_model(own, tokenizer, folder / "model")
 
     key = _renamed_key(recipe, model, classes, trust=trust)
-    return first_process_runs(lambda: workshop.stages.make("renamed", key, build))
+    return on_main_process(lambda: context.stages.make("renamed", key, build))
 
 
 def _renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trust: bool) -> Key:
@@ -109,34 +111,34 @@ def _renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trus
 
 
 def cached_teacher(
-    recipe: Recipe, teacher: Teacher, model: str, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    recipe: Recipe, teacher: Teacher, model: str, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> list[Path]:
     """The caches of a teacher that is ready to teach: one, or one for each seed that draws examples."""
-    orders = [CacheOrder(recipe, teacher, model, tokenizer, workshop, seed) for seed in cached_seeds(recipe)]
+    orders = [CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
     return [order.made() for order in orders]
 
 
-def _trained(recipe: Recipe, name: str, workshop: Workshop) -> Path:
+def _trained(recipe: Recipe, name: str, context: RunContext) -> Path:
     """What the recipe of a teacher trains."""
-    tokenizer = student_tokenizer(recipe, workshop)
-    teachers = {t.name: ready_teacher(recipe, t, tokenizer, workshop).model for t in recipe.teachers}
+    tokenizer = student_tokenizer(recipe, context)
+    teachers = {t.name: prepare_teacher(recipe, t, tokenizer, context).model for t in recipe.teachers}
     (seed,) = recipe.seeds
 
-    assignment = Assignment(recipe, "student", seed, teachers, tokenizer, workshop)
+    job = StudentJob(recipe, "student", seed, teachers, tokenizer, context)
 
     def build(folder: Path) -> None:
-        train_student(assignment, folder, label=f"teacher {name}")
+        train_student(job, folder, label=f"teacher {name}")
 
-    return workshop.stages.make("model", assignment.key(), build, together=True)
+    return context.stages.make("model", job.key(), build, together=True)
 
 
 def finished_teachers(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> dict[str, str] | None:
     """By name, what a recipe's teachers are loaded from; None where one is still to be trained or adapted."""
     found = {}
     for teacher in recipe.teachers:
-        model = finished_teacher(recipe, teacher, tokenizer, workshop)
+        model = finished_teacher(recipe, teacher, tokenizer, context)
         if model is None:
             return None
         found[teacher.name] = model
@@ -144,41 +146,41 @@ def finished_teachers(
 
 
 def finished_teacher(
-    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, workshop: Workshop
+    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> str | None:
     """What a teacher is loaded from; None where it is still to be trained or adapted."""
     if teacher.cache is not None and teacher.cache.path is not None:
         return teacher.model or teacher.cache.path
     model = teacher.model
     if teacher.recipe is not None:
-        own = student_tokenizer(teacher.recipe, workshop)
-        teachers = finished_teachers(teacher.recipe, own, workshop)
+        own = student_tokenizer(teacher.recipe, context)
+        teachers = finished_teachers(teacher.recipe, own, context)
         if teachers is None:
             return None
         (seed,) = teacher.recipe.seeds
-        assignment = Assignment(teacher.recipe, "student", seed, teachers, own, workshop)
-        model = _model_of(workshop.stages.path("model", assignment.key()))
-    trust = workshop.trust_remote_code
+        job = StudentJob(teacher.recipe, "student", seed, teachers, own, context)
+        model = _model_of(context.stages.path("model", job.key()))
+    trust = context.trust_remote_code
     if teacher.classes is not None and model is not None:
         named = _renamed_key(recipe, model, teacher.classes, trust=trust)
-        model = _model_of(workshop.stages.path("renamed", named))
+        model = _model_of(context.stages.path("renamed", named))
     if teacher.adapt is None or model is None:
         return model
     key = adaptation_key(recipe, teacher.adapt, model, tokenizer, trust=trust)
-    return _model_of(workshop.stages.path("adapted", key))
+    return _model_of(context.stages.path("adapted", key))
 
 
 def _model_of(stage: Path) -> str | None:
     return str(stage / "model") if stage.is_dir() else None
 
 
-def keep_making(teachers: Iterable[ReadyTeacher], run: Path) -> None:
+def copy_reports(teachers: Iterable[PreparedTeacher], run: Path) -> None:
     """Copy the reports and metrics of the stages, which may be deleted or lie elsewhere one day."""
     for teacher in teachers:
         for kind, stage in ((TRAINING, teacher.training), (ADAPTATION, teacher.adaptation)):
             if stage is None:
                 continue
-            with written_whole(making_folder(run) / teacher.name / kind) as unfinished:
+            with written_whole(provenance_folder(run) / teacher.name / kind) as unfinished:
                 unfinished.mkdir(parents=True)
                 for name in KEPT:
                     if (stage / name).is_file():

@@ -13,18 +13,18 @@ from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.distributed import first_process_runs, launched_processes, process_rank, wait_for_all
-from stlm_kd.errors import told_at
+from stlm_kd.distributed import launched_processes, on_main_process, process_rank, wait_for_all
+from stlm_kd.errors import error_context
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.load import load_config
-from stlm_kd.models.outputs import Needs
-from stlm_kd.pipeline.builders.data import Material, batch_sizes, material_of, rows_key
+from stlm_kd.models.outputs import OutputSpec
+from stlm_kd.pipeline.builders.data import TrainingData, batch_sizes, build_training_data, rows_key
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.flops import pass_cost
 from stlm_kd.pipeline.builders.models import empty_model, live_teacher, teacher_place
 from stlm_kd.pipeline.builders.numbers import width
 from stlm_kd.pipeline.builders.objective import looked_into
-from stlm_kd.pipeline.context import Workshop
+from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.recipe import Recipe, plain
@@ -56,7 +56,7 @@ class CacheOrder:
         teacher: Of the recipe; with a cache.
         model: The teacher's folder or Hub id, once it is ready to teach.
         tokenizer: The student's.
-        workshop: Where caches lie.
+        context: Where caches lie.
         seed: The student's, by which examples are drawn.
     """
 
@@ -64,7 +64,7 @@ class CacheOrder:
     teacher: Teacher
     model: str
     tokenizer: PreTrainedTokenizerFast
-    workshop: Workshop
+    context: RunContext
     seed: int
 
     @property
@@ -95,7 +95,7 @@ class CacheOrder:
         if self.recipe.language_task is not None:
             kept = self.options
             options = {"top": kept.top, "draws": kept.draws, "states": [*sorted(map(str, kept.states))]}
-        trust = self.workshop.trust_remote_code
+        trust = self.context.trust_remote_code
         return {
             "teacher": model_identity(self.model, trust_remote_code=trust),
             **self.data_key(),
@@ -106,20 +106,20 @@ class CacheOrder:
 
     def made(self) -> Path:
         """The cache's folder; it is made unless it is there. All processes call this."""
-        return self.workshop.stages.make("cache", self.key(), self._build, together=True)
+        return self.context.stages.make("cache", self.key(), self._build, together=True)
 
     @property
     def is_there(self) -> bool:
         """Whether it was made already."""
-        return self.workshop.stages.path("cache", self.key()).is_dir()
+        return self.context.stages.path("cache", self.key()).is_dir()
 
     def _build(self, folder: Path) -> None:
-        material = self.material()
-        work = work_of(self, material)
-        missing = first_process_runs(lambda: _begin(self, work, material, folder))
+        training_data = self.training_data()
+        work = work_of(self, training_data)
+        missing = on_main_process(lambda: _begin(self, work, training_data, folder))
         own = missing[process_rank() :: launched_processes()]
         if own:
-            _write(self, work, material, folder, own)
+            _write(self, work, training_data, folder, own)
         wait_for_all()
         source: dict[str, Json] = {
             "recipe": plain(self.recipe),
@@ -128,22 +128,20 @@ class CacheOrder:
             "seed": self.seed,
             "directory": str(Path.cwd()),
         }
-        flops = _flops(self, work, material)
-        first_process_runs(
-            lambda: complete(folder, work, made_of=self.key(), source=source, flops=flops).items
-        )
+        flops = _flops(self, work, training_data)
+        on_main_process(lambda: complete(folder, work, made_of=self.key(), source=source, flops=flops).items)
 
-    def material(self) -> Material:
+    def training_data(self) -> TrainingData:
         """The training data, as the teacher reads it too."""
         readers = {}
         if self.recipe.language_task is None and self.teacher.name not in looked_into(self.recipe):
-            own = load_tokenizer(self.model, trust_remote_code=self.workshop.trust_remote_code)
+            own = load_tokenizer(self.model, trust_remote_code=self.context.trust_remote_code)
             if tokenizer_identity(own) != tokenizer_identity(self.tokenizer):
                 readers = {self.teacher.name: own}
-        return material_of(
+        return build_training_data(
             self.recipe,
             self.tokenizer,
-            self.workshop,
+            self.context,
             fraction=None,
             seed=self.seed,
             readers=readers,
@@ -151,11 +149,11 @@ class CacheOrder:
         )
 
 
-def _begin(order: CacheOrder, work: Work, material: Material, folder: Path) -> list[int]:
+def _begin(order: CacheOrder, work: Work, training_data: TrainingData, folder: Path) -> list[int]:
     """The shards that are missing; says what they take, and refuses what the disk cannot hold."""
     missing = unwritten(folder, work)
     share = len(missing) / work.num_shards
-    tokens = kept_tokens(order, material)
+    tokens = kept_tokens(order, training_data)
     size = estimated_bytes(work.layout, tokens, work.items)
     name = order.teacher.name
     _say(
@@ -167,28 +165,30 @@ def _begin(order: CacheOrder, work: Work, material: Material, folder: Path) -> l
     return missing
 
 
-def _write(order: CacheOrder, work: Work, material: Material, folder: Path, shards: list[int]) -> None:
+def _write(
+    order: CacheOrder, work: Work, training_data: TrainingData, folder: Path, shards: list[int]
+) -> None:
     recipe, device = order.recipe, current_device()
-    trust = order.workshop.trust_remote_code
+    trust = order.context.trust_remote_code
     live = live_teacher(order.model, recipe, name=order.teacher.name, trust_remote_code=trust)
 
-    def asked(batch: AnyBatch, needs: Needs) -> TeacherOutput:
+    def asked(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         return live(batch.to(device), needs)
 
-    tokens = kept_tokens(order, material) * len(shards) // work.num_shards
+    tokens = kept_tokens(order, training_data) * len(shards) // work.num_shards
     progress = CacheProgress(order.teacher.name, tokens, say=lambda line: _say(order, line))
-    with told_at(teacher_place(recipe, order.teacher.name)), autocast(device, recipe.train.precision):
+    with error_context(teacher_place(recipe, order.teacher.name)), autocast(device, recipe.train.precision):
         write(folder, work, asked, shards, done=progress.done)
 
 
-def _flops(order: CacheOrder, work: Work, material: Material) -> int | None:
+def _flops(order: CacheOrder, work: Work, training_data: TrainingData) -> int | None:
     """What the teacher computes of all rows; None where its family is not known."""
-    model = empty_model(order.model, trust_remote_code=order.workshop.trust_remote_code)
+    model = empty_model(order.model, trust_remote_code=order.context.trust_remote_code)
     if model.config.model_type not in ARCHITECTURES:
         return None
     recipe = order.recipe
     text = recipe.language_task is not None
-    cost = pass_cost(model, recipe.data.context if text else max(1, round(material.row_tokens)))
+    cost = pass_cost(model, recipe.data.context if text else max(1, round(training_data.row_tokens)))
     masked = recipe.data.masked_share if work.layout.positions == "labels" else None
     return work.items * (cost.body + round(cost.head * (masked or 1.0)))
 
@@ -196,7 +196,7 @@ def _flops(order: CacheOrder, work: Work, material: Material) -> int | None:
 def _say(order: CacheOrder, line: str) -> None:
     """A line of progress, of the first process alone."""
     if process_rank() == 0:
-        name = order.workshop.quiet_name
+        name = order.context.quiet_name
         print(line, file=PrefixedLines(name) if name else sys.stderr, flush=True)
 
 
@@ -209,30 +209,32 @@ def _draws_examples(recipe: Recipe) -> bool:
     return recipe.language_task is None and recipe.data.fraction < 1
 
 
-def work_of(order: CacheOrder, material: Material) -> Work:
+def work_of(order: CacheOrder, training_data: TrainingData) -> Work:
     """What is to be written."""
     layout = layout_of(order)
     variants = mask_variants(order.recipe) or 1
     name = hashlib.sha256(str(order.key()["teacher"]).encode()).digest()
     return Work(
         layout=layout,
-        rows=material.num_rows,
+        rows=training_data.num_rows,
         variants=variants,
-        items_per_shard=shard_items(layout, kept_tokens(order, material), material.num_rows * variants),
+        items_per_shard=shard_items(
+            layout, kept_tokens(order, training_data), training_data.num_rows * variants
+        ),
         seed=int.from_bytes(name[:8], "little"),
         micro_batch=batch_sizes(order.recipe.train).micro,
-        batch=material.rows,
+        batch=training_data.rows,
     )
 
 
-def kept_tokens(order: CacheOrder, material: Material) -> int:
+def kept_tokens(order: CacheOrder, training_data: TrainingData) -> int:
     """About how many tokens are kept; never much less than there are."""
     recipe = order.recipe
     if recipe.language_task is None:
-        return material.num_rows
+        return training_data.num_rows
     masked = recipe.data.masked_share or 1.0
     share = masked if positions_of(recipe, order.teacher.name) == "labels" else 1.0
-    return int(material.num_tokens * share * (mask_variants(recipe) or 1)) + material.num_rows
+    return int(training_data.num_tokens * share * (mask_variants(recipe) or 1)) + training_data.num_rows
 
 
 def layout_of(order: CacheOrder) -> Layout:
@@ -244,7 +246,7 @@ def layout_of(order: CacheOrder) -> Layout:
     head = min(options.top, vocabulary)
     states: dict[str, int] = {}
     if options.states:
-        config = load_config(order.model, trust_remote_code=order.workshop.trust_remote_code)
+        config = load_config(order.model, trust_remote_code=order.context.trust_remote_code)
         states = {str(site): width(config) for site in options.states}
     return Layout(
         vocabulary,

@@ -16,7 +16,7 @@ from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.errors import ModelError
-from stlm_kd.eval.interchange.suite import Taught
+from stlm_kd.eval.interchange.suite import AlignedTeacher
 from stlm_kd.models.capabilities import require_paths
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import head_of, task_of, vocabulary_head
@@ -38,7 +38,7 @@ _TEACHERS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class TeacherSet:
     """What a student is scored beside.
 
     Attributes:
@@ -62,7 +62,7 @@ class Beside:
 
     def taught(
         self, name: str, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, trust: bool
-    ) -> dict[str, Taught]:
+    ) -> dict[str, AlignedTeacher]:
         """The teachers, loaded.
 
         Args:
@@ -91,7 +91,7 @@ class Beside:
                     )
             check_family(name, student.config)
             check_family(one, teacher.config)
-            found[one] = Taught(teacher, self._aligned(one, student.config, teacher.config))
+            found[one] = AlignedTeacher(teacher, self._aligned(one, student.config, teacher.config))
         return found
 
     def _layers(self, teacher: str, student: str, trust: bool) -> Alignment:

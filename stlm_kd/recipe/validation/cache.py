@@ -8,10 +8,10 @@ from stlm_kd.recipe.schema.cache import VARIANTS, Cache, asking, responses_of
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Objective, Schedule
 from stlm_kd.recipe.schema.root import Recipe, Teacher
-from stlm_kd.recipe.validation.conflict import Contradiction, Place
+from stlm_kd.recipe.validation.conflict import Conflict, Place
 
 
-def cache_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+def cache_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """What objectives, task and teachers demand of caches."""
     for i, teacher in enumerate(recipe.teachers):
         if teacher.cache is None:
@@ -32,7 +32,7 @@ def cache_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _variants(recipe)
 
 
-def _of_a_folder(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iterator[Contradiction]:
+def _of_a_folder(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
     """A teacher of which only a cache is there."""
     place: Place = ("teachers", i, "cache")
     known = Cache.model_validate({"path": cache.path})
@@ -52,14 +52,14 @@ def _of_a_folder(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iter
         yield (("student", "init_from", "teacher"), place), message
 
 
-def _of_classes(place: Place, cache: Cache, recipe: Recipe) -> Iterator[Contradiction]:
+def _of_classes(place: Place, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
     for name in ("preset", "top", "draws", "temperature", "variants", "states"):
         if getattr(cache, name) != getattr(Cache.model_validate({}), name):
             message = f"given, but of a {recipe.task} all logits are kept; use cache: auto"
             yield ((*place, name), ("task",)), message
 
 
-def _objective(place: Place, objective: Objective, teacher: Teacher) -> Iterator[Contradiction]:
+def _objective(place: Place, objective: Objective, teacher: Teacher) -> Iterator[Conflict]:
     assert teacher.cache is not None
     where = ((*place, "loss"), ("teachers",))
     if isinstance(objective, Interchange):
@@ -90,7 +90,7 @@ def _objective(place: Place, objective: Objective, teacher: Teacher) -> Iterator
         yield where, f"{objective.loss} needs the configuration of {teacher.name}; name its model too"
 
 
-def _temperatures(place: Place, teacher: Teacher, recipe: Recipe) -> Iterator[Contradiction]:
+def _temperatures(place: Place, teacher: Teacher, recipe: Recipe) -> Iterator[Conflict]:
     """A cache has one temperature: what is drawn at one is no sample at another."""
     assert teacher.cache is not None
     given = [entry.options.get("temperature", 1.0) for entry in responses_of(recipe, teacher.name)]
@@ -108,7 +108,7 @@ def _temperatures(place: Place, teacher: Teacher, recipe: Recipe) -> Iterator[Co
         yield ((*place, "temperature"), ("objectives",)), message
 
 
-def _variants(recipe: Recipe) -> Iterator[Contradiction]:
+def _variants(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.task != "mlm":
         return
     made = [

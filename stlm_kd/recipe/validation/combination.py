@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.recipe.schema.objectives import LABELS
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.validation.conflict import Contradiction, Place, known_names
+from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
 
 _COMBINE: Place = ("combine",)
 _HOW: Place = ("combine", "how")
 _TEACHERS: Place = ("teachers",)
 
 
-def combine_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+def combination_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Ways to combine that do not fit the teachers, the objectives, the data or the task."""
     combine = recipe.combine
     place = _HOW if combine.how != "mean" else (*_COMBINE, "teacher_dropout")
@@ -41,7 +41,7 @@ def combine_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
         yield from _annealed(combine.options, recipe)
 
 
-def _weights(weights: Mapping[str, float], place: Place, recipe: Recipe) -> Iterator[Contradiction]:
+def _weights(weights: Mapping[str, float], place: Place, recipe: Recipe) -> Iterator[Conflict]:
     """One weight for each teacher."""
     names = [teacher.name for teacher in recipe.teachers]
     for name in weights:
@@ -55,7 +55,7 @@ def _weights(weights: Mapping[str, float], place: Place, recipe: Recipe) -> Iter
         yield (place,), "all are 0; expected at least one above 0"
 
 
-def _domains(weights: Mapping[str, Mapping[str, float]], recipe: Recipe) -> Iterator[Contradiction]:
+def _domains(weights: Mapping[str, Mapping[str, float]], recipe: Recipe) -> Iterator[Conflict]:
     """Weights for each domain of the training text."""
     place: Place = (*_COMBINE, "weights")
     train: Place = ("data", "train")
@@ -73,7 +73,7 @@ def _domains(weights: Mapping[str, Mapping[str, float]], recipe: Recipe) -> Iter
         yield (place, train), f"none for the domain {', '.join(missing)}; expected some for each"
 
 
-def _annealed(options: Mapping[str, object], recipe: Recipe) -> Iterator[Contradiction]:
+def _annealed(options: Mapping[str, object], recipe: Recipe) -> Iterator[Conflict]:
     """Two teachers, and a time between them."""
     names = [teacher.name for teacher in recipe.teachers]
     ends = [str(options[key]) for key in ("first", "last")]

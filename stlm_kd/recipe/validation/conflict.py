@@ -8,7 +8,7 @@ from typing import TypeAlias
 from stlm_kd.errors import did_you_mean
 
 Place: TypeAlias = tuple[str | int, ...]
-Contradiction: TypeAlias = tuple[tuple[Place, ...], str]
+Conflict: TypeAlias = tuple[tuple[Place, ...], str]
 """The places that disagree, the first of which is where the message stands; and the message."""
 
 

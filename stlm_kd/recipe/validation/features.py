@@ -9,7 +9,7 @@ from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import Choice, layer_pairs, site_pairs
 from stlm_kd.recipe.schema.objectives import Feature, MapFeature
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.validation.conflict import Contradiction, Place
+from stlm_kd.recipe.validation.conflict import Conflict, Place
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 WIDTHS = ("hidden_size", "n_embd", "dim")
@@ -40,7 +40,7 @@ def site_choices(objective: Feature | MapFeature) -> tuple[Choice, ...]:
 
 def layers_beyond(
     place: Place, chosen: Iterable[object], asked: list[str], recipe: Recipe
-) -> Iterator[Contradiction]:
+) -> Iterator[Conflict]:
     """Layers that a model does not have, where the recipe says how many it has."""
     teachers = {teacher.name: teacher.recipe for teacher in recipe.teachers if teacher.name in asked}
     maps = [site for site in chosen if isinstance(site, dict)]
@@ -60,9 +60,9 @@ def _numbers(given: int | tuple[int, ...]) -> tuple[int, ...]:
     return given if isinstance(given, tuple) else (given,)
 
 
-def feature_contradictions(
+def feature_conflicts(
     place: Place, objective: Feature | MapFeature, recipe: Recipe, teacher: str, inner: Recipe | None
-) -> Iterator[Contradiction]:
+) -> Iterator[Conflict]:
     """Families whose parts are not known, sites that one of them does not have, widths without a projection.
 
     Args:
@@ -94,9 +94,7 @@ def feature_contradictions(
             yield ((*place, "projection"), ("student",), ("teachers",)), message
 
 
-def _sites(
-    place: Place, objective: Feature | MapFeature, student: int, teacher: int
-) -> Iterator[Contradiction]:
+def _sites(place: Place, objective: Feature | MapFeature, student: int, teacher: int) -> Iterator[Conflict]:
     choose = layer_pairs if isinstance(objective, MapFeature) else site_pairs
     try:
         choose(site_choices(objective), student, teacher)

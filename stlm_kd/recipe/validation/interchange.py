@@ -9,16 +9,14 @@ from stlm_kd.errors import ModelError
 from stlm_kd.models.layer_alignment import Choice, aligned
 from stlm_kd.recipe.schema.interchange import SOURCE_OPTIONS, Interchange, sources
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.validation.conflict import Contradiction, Place, known_names
+from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
 from stlm_kd.recipe.validation.features import given_layers, layers_beyond
 
 LAYER_OPTIONS = ["alignment", "layer_schedule", "exclude_last", "source_site", "exact_dropout"]
 """Fields without a meaning where no state is exchanged."""
 
 
-def interchange_contradictions(
-    place: Place, objective: Interchange, recipe: Recipe
-) -> Iterator[Contradiction]:
+def interchange_conflicts(place: Place, objective: Interchange, recipe: Recipe) -> Iterator[Conflict]:
     """What exchanges states of the student and of one or all teachers."""
     asked = [t.name for t in recipe.teachers if objective.teacher in (COMBINED, t.name)]
     if objective.positions == "masked" and recipe.task != "mlm":
@@ -36,7 +34,7 @@ def interchange_contradictions(
         yield from _layers_left(place, objective, asked, recipe)
 
 
-def _source_options(place: Place, objective: Interchange) -> Iterator[Contradiction]:
+def _source_options(place: Place, objective: Interchange) -> Iterator[Conflict]:
     """Options that the chosen source does not read."""
     known = sources().options(objective.source)
     for name in SOURCE_OPTIONS:
@@ -49,7 +47,7 @@ def _source_options(place: Place, objective: Interchange) -> Iterator[Contradict
             yield ((*place, name),), f"given, but the source {objective.source} has no use for it"
 
 
-def _by_teacher(place: Place, objective: Interchange, asked: list[str]) -> Iterator[Contradiction]:
+def _by_teacher(place: Place, objective: Interchange, asked: list[str]) -> Iterator[Conflict]:
     assert isinstance(objective.alignment, dict)
     given = list(objective.alignment)
     if missing := [name for name in asked if name not in given]:
@@ -59,16 +57,14 @@ def _by_teacher(place: Place, objective: Interchange, asked: list[str]) -> Itera
         yield ((*place, "alignment"), ("teachers",)), f"{unknown[0]} is not a teacher of this loss{known}"
 
 
-def _alignment(
-    place: Place, objective: Interchange, asked: list[str], recipe: Recipe
-) -> Iterator[Contradiction]:
+def _alignment(place: Place, objective: Interchange, asked: list[str], recipe: Recipe) -> Iterator[Conflict]:
     layers = objective.alignment if isinstance(objective.alignment, dict) else {}
     yield from layers_beyond((*place, "alignment"), [layers], asked, recipe)
 
 
 def _layers_left(
     place: Place, objective: Interchange, asked: list[str], recipe: Recipe
-) -> Iterator[Contradiction]:
+) -> Iterator[Conflict]:
     """Alignments that the models cannot have, or of which ``exclude_last`` leaves nothing.
 
     Where the recipe does not say how many layers a teacher has, it has as many as the student.

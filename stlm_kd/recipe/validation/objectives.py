@@ -8,12 +8,12 @@ from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.validation.conflict import Contradiction, Place, known_names
-from stlm_kd.recipe.validation.features import feature_contradictions, layers_beyond
-from stlm_kd.recipe.validation.interchange import interchange_contradictions
+from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
+from stlm_kd.recipe.validation.features import feature_conflicts, layers_beyond
+from stlm_kd.recipe.validation.interchange import interchange_conflicts
 
 
-def objective_contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+def objective_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """What is wrong with the objectives, given the teachers, the student and the task."""
     if not recipe.objectives and not recipe.adapts_only:
         yield (("objectives",),), f"none given; expected at least one, such as {{loss: {LABELS}}}"
@@ -32,7 +32,7 @@ def _weighs(objective: Objective) -> bool:
     return any(any(weight.values) if isinstance(weight, Schedule) else bool(weight) for weight in weights)
 
 
-def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:
+def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Conflict]:
     teachers = [teacher.name for teacher in recipe.teachers]
     if objective.loss == LABELS:
         if isinstance(objective, Response) and objective.on != "labels":
@@ -52,10 +52,10 @@ def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[C
     elif isinstance(objective, (Feature, MapFeature)):
         yield from _feature(place, objective, recipe)
     elif isinstance(objective, Interchange):
-        yield from interchange_contradictions(place, objective, recipe)
+        yield from interchange_conflicts(place, objective, recipe)
 
 
-def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> Iterator[Contradiction]:
+def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> Iterator[Conflict]:
     """What looks into one teacher and the student, as far as their layers are known from the recipe."""
     teachers = {teacher.name: teacher for teacher in recipe.teachers}
     if objective.teacher == COMBINED and len(teachers) > 1:
@@ -64,10 +64,10 @@ def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> I
         return
     name = objective.teacher if objective.teacher != COMBINED else next(iter(teachers))
     beyond = list(layers_beyond((*place, "sites"), objective.sites, [name], recipe))
-    yield from beyond or feature_contradictions(place, objective, recipe, name, teachers[name].recipe)
+    yield from beyond or feature_conflicts(place, objective, recipe, name, teachers[name].recipe)
 
 
-def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:
+def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Conflict]:
     """What cannot be asked of several teachers together."""
     if len(recipe.teachers) < 2 or objective.teacher != COMBINED or objective.loss == LABELS:
         return
@@ -83,7 +83,7 @@ def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Con
         yield ((*place, "centred"), ("teachers",)), message
 
 
-def _for_task(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Contradiction]:
+def _for_task(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Conflict]:
     task: Place = ("task",)
     if recipe.language_task is not None:
         return

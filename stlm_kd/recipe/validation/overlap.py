@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.validation.conflict import Contradiction, Place
+from stlm_kd.recipe.validation.conflict import Conflict, Place
 
 
 def trainings(recipe: Recipe, place: Place = (), teacher: str = "") -> Iterator[tuple[Place, str, Recipe]]:
@@ -22,7 +22,7 @@ def trainings(recipe: Recipe, place: Place = (), teacher: str = "") -> Iterator[
             yield from trainings(entry.recipe, (*place, "teachers", i, "recipe"), entry.name)
 
 
-def overlaps(recipe: Recipe) -> Iterator[Contradiction]:
+def overlaps(recipe: Recipe) -> Iterator[Conflict]:
     """Validation data on which a student or one of its teachers is trained, unless that is allowed."""
     for place, _, outer in trainings(recipe):
         if not outer.data.allow_overlap:
@@ -30,7 +30,7 @@ def overlaps(recipe: Recipe) -> Iterator[Contradiction]:
                 yield tuple((*place, *inner) for inner in places), message
 
 
-def _of_one(recipe: Recipe) -> Iterator[Contradiction]:
+def _of_one(recipe: Recipe) -> Iterator[Conflict]:
     known: dict[tuple[str | None, ...], tuple[Place, str]] = {}
     for place, teacher, trained in trainings(recipe):
         of_teacher = f" of the recipe of teacher {teacher}" if teacher else ""

@@ -5,33 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stlm_kd.distillation.terms import COMBINED
-from stlm_kd.errors import Fault, did_you_mean
+from stlm_kd.errors import RecipeFault, did_you_mean
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.recipe.schema.data import LABELLED_SAMPLES, Source
 from stlm_kd.recipe.schema.root import Recipe, Teacher
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.recipe.schema.training import Engine
-from stlm_kd.recipe.validation.cache import cache_contradictions
-from stlm_kd.recipe.validation.combination import combine_contradictions
-from stlm_kd.recipe.validation.conflict import Contradiction, Place, known_names
-from stlm_kd.recipe.validation.objectives import objective_contradictions
+from stlm_kd.recipe.validation.cache import cache_conflicts
+from stlm_kd.recipe.validation.combination import combination_conflicts
+from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
+from stlm_kd.recipe.validation.objectives import objective_conflicts
 
 
-def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every contradiction within a recipe, and within the recipes of its teachers."""
     yield from _task(recipe)
     yield from _student(recipe)
     yield from _teachers(recipe)
-    yield from combine_contradictions(recipe)
+    yield from combination_conflicts(recipe)
     yield from _data(recipe)
     yield from _eval(recipe)
-    yield from objective_contradictions(recipe)
-    yield from cache_contradictions(recipe)
+    yield from objective_conflicts(recipe)
+    yield from cache_conflicts(recipe)
     yield from _train(recipe)
     yield from _controls(recipe)
 
 
-def _task(recipe: Recipe) -> Iterator[Contradiction]:
+def _task(recipe: Recipe) -> Iterator[Conflict]:
     """What the task decides: kinds of models, how text is read, and how it is scored."""
     from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, TASK_OF_SUITE
     from stlm_kd.models.presets import PRESETS
@@ -74,7 +74,7 @@ def _task(recipe: Recipe) -> Iterator[Contradiction]:
             yield (("eval", i), task), message
 
 
-def _made_into(model_type: str, recipe: Recipe) -> Iterator[Contradiction]:
+def _made_into(model_type: str, recipe: Recipe) -> Iterator[Conflict]:
     """What a teacher's layers are made into."""
     place: Place = ("student", "init_from", "model_type")
     row = ARCHITECTURES.get(model_type)
@@ -84,7 +84,7 @@ def _made_into(model_type: str, recipe: Recipe) -> Iterator[Contradiction]:
         yield (place, ("task",)), f"{model_type} is for task {row.task}, but the task is {recipe.task}"
 
 
-def _student(recipe: Recipe) -> Iterator[Contradiction]:
+def _student(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.student.new_head and recipe.student.model is None:
         yield (("student", "new_head"), ("student", "model")), "only for a student.model that has no head"
     if (
@@ -113,7 +113,7 @@ def _student(recipe: Recipe) -> Iterator[Contradiction]:
         yield (("student",),), f"none given; expected exactly one of {', '.join(recipe.student.one_of)}"
 
 
-def _teachers(recipe: Recipe) -> Iterator[Contradiction]:
+def _teachers(recipe: Recipe) -> Iterator[Conflict]:
     names = [teacher.name for teacher in recipe.teachers]
     for i, teacher in enumerate(recipe.teachers):
         place: Place = ("teachers", i)
@@ -140,7 +140,7 @@ def _teachers(recipe: Recipe) -> Iterator[Contradiction]:
             yield ((*place, "classes"), (*place, "cache")), message
 
 
-def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Contradiction]:
+def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
     if adapt.objective is None or recipe.task == "clm":
         return
     places = ((*place, "objective"), ("task",))
@@ -152,7 +152,7 @@ def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Contradi
         yield places, message
 
 
-def _paced(place: Place, adapt: Adapt) -> Iterator[Contradiction]:
+def _paced(place: Place, adapt: Adapt) -> Iterator[Conflict]:
     if adapt.old_rows_learning_rate is None:
         return
     from stlm_kd.adaptation.initialisers import COPYING
@@ -163,9 +163,9 @@ def _paced(place: Place, adapt: Adapt) -> Iterator[Contradiction]:
         yield ((*place, "old_rows_learning_rate"), (*place, "init")), message
 
 
-def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator[Contradiction]:
+def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator[Conflict]:
     assert teacher.recipe is not None
-    for places, message in contradictions(teacher.recipe):
+    for places, message in conflicts(teacher.recipe):
         yield tuple((*place, *inner) for inner in places), message
     if teacher.recipe.adapts_only:
         yield (
@@ -193,7 +193,7 @@ def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator
         yield ((*place, "eval"),), message
 
 
-def _data(recipe: Recipe) -> Iterator[Contradiction]:
+def _data(recipe: Recipe) -> Iterator[Conflict]:
     labelled = recipe.language_task is None
     if labelled:
         yield from _pairs(recipe)
@@ -210,7 +210,7 @@ def _data(recipe: Recipe) -> Iterator[Contradiction]:
             )
 
 
-def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Contradiction]:
+def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
     yield from _of_its_task(place, source, labelled=labelled)
     for key in ("name", "revision"):
         if source.hub is None and getattr(source, key) is not None:
@@ -234,7 +234,7 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Contrad
         yield ((*place, "documents"), (*place, "path")), "only for text from files (path: …)"
 
 
-def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Contradiction]:
+def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
     """Keys that say something of text alone, or of labelled examples alone."""
     task: Place = ("task",)
     if labelled:
@@ -255,7 +255,7 @@ def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Co
         yield ((*place, "sample"), task), message
 
 
-def _columns(place: Place, source: Source) -> Iterator[Contradiction]:
+def _columns(place: Place, source: Source) -> Iterator[Conflict]:
     text = source.text or ("sentence",)
     if source.text is not None and len(source.text) not in (1, 2):
         yield ((*place, "text"),), f"{len(source.text)} columns found; expected one, or two for pairs"
@@ -268,7 +268,7 @@ def _columns(place: Place, source: Source) -> Iterator[Contradiction]:
         yield ((*place, "text"), (*place, "label")), message
 
 
-def _pairs(recipe: Recipe) -> Iterator[Contradiction]:
+def _pairs(recipe: Recipe) -> Iterator[Conflict]:
     """All examples are single texts, or all are pairs."""
     given = {
         (part, i): len(source.text or ("sentence",))
@@ -282,7 +282,7 @@ def _pairs(recipe: Recipe) -> Iterator[Contradiction]:
             yield (("data", part, i, "text"), ("data", "train")), message
 
 
-def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Contradiction]:
+def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Conflict]:
     place: Place = ("data", "labels")
     if recipe.task != "classification":
         yield (place, ("task",)), f"only for classification, but the task is {recipe.task}"
@@ -293,7 +293,7 @@ def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Contradiction]:
             yield ((*place, i),), f"{label} given twice"
 
 
-def _eval(recipe: Recipe) -> Iterator[Contradiction]:
+def _eval(recipe: Recipe) -> Iterator[Conflict]:
     from stlm_kd.eval import NEEDS_TEACHERS, reads_held_out
 
     for i, entry in enumerate(recipe.eval):
@@ -310,7 +310,7 @@ def _eval(recipe: Recipe) -> Iterator[Contradiction]:
             yield (("eval", i), ("teachers",)), message
 
 
-def _train(recipe: Recipe) -> Iterator[Contradiction]:
+def _train(recipe: Recipe) -> Iterator[Conflict]:
     train = recipe.train
     steps: Place = ("train", "steps")
     if train.steps is None and train.epochs is None and not recipe.adapts_only:
@@ -326,13 +326,13 @@ def _train(recipe: Recipe) -> Iterator[Contradiction]:
         yield (("train", "keep"), every), "best needs train.validate_every, to know which that is"
 
 
-def _split(place: Place, effective: int, micro: int | None) -> Iterator[Contradiction]:
+def _split(place: Place, effective: int, micro: int | None) -> Iterator[Conflict]:
     if micro is not None and effective % micro:
         message = f"{micro} does not divide effective_batch, {effective}"
         yield ((*place, "micro_batch"), (*place, "effective_batch")), message
 
 
-def uneven_batches(recipe: Recipe, processes: int) -> Iterator[Fault]:
+def uneven_batches(recipe: Recipe, processes: int) -> Iterator[RecipeFault]:
     """Optimizer steps whose rows so many processes cannot share evenly."""
     batches = {"train.effective_batch": recipe.train.effective_batch}
     for index, teacher in enumerate(recipe.teachers):
@@ -348,10 +348,10 @@ def uneven_batches(recipe: Recipe, processes: int) -> Iterator[Fault]:
                 f"{size} rows cannot be shared evenly by {processes} processes; "
                 f"use {fitting}, or another number of processes"
             )
-            yield Fault(place, message)
+            yield RecipeFault(place, message)
 
 
-def _controls(recipe: Recipe) -> Iterator[Contradiction]:
+def _controls(recipe: Recipe) -> Iterator[Conflict]:
     for i, control in enumerate(recipe.controls):
         place: Place = ("controls", i)
         if recipe.controls.index(control) != i:

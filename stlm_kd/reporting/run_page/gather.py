@@ -6,11 +6,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stlm_kd.artifacts.reports import REPORT, AdaptationReport, read_adaptation, read_report
-from stlm_kd.artifacts.run_dir import ADAPTATION, TRAINING, making_folder, show_run
+from stlm_kd.artifacts.run_dir import ADAPTATION, TRAINING, provenance_folder, show_run
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST, compare
 from stlm_kd.comparison.smallest import Smallest
-from stlm_kd.errors import CheckpointError, DataError, EnvironmentFault, RecipeError, StlmKdError, UsageError
+from stlm_kd.errors import (
+    CheckpointError,
+    DataError,
+    MissingResourceError,
+    RecipeError,
+    StlmKdError,
+    UsageError,
+)
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.load import recipe_of
@@ -52,7 +59,7 @@ def gather(
     if any(one.rows for one in gathered):
         try:
             comparison = compare([*runs], baseline=baseline, smallest=smallest, lossy="leave out")
-        except (DataError, CheckpointError, EnvironmentFault) as error:
+        except (DataError, CheckpointError, MissingResourceError) as error:
             not_compared = str(error)
         except UsageError as error:
             if baseline is not None or smallest.by_name:
@@ -150,7 +157,7 @@ class _Gathered:
 
     def _made(self, kind: str) -> list[tuple[str, Path]]:
         """By teacher, the folder of its training or its adaptation."""
-        folders = sorted(making_folder(self.path).glob(f"*/{kind}"))
+        folders = sorted(provenance_folder(self.path).glob(f"*/{kind}"))
         return [(folder.parent.name, folder) for folder in folders if folder.is_dir()]
 
     def _trained(self) -> Iterable[Trained]:

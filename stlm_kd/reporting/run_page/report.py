@@ -8,7 +8,7 @@ from pathlib import Path
 from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST
 from stlm_kd.comparison.smallest import Smallest
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.reporting.run_page.gather import gather
 from stlm_kd.reporting.run_page.page import page
 
@@ -38,4 +38,6 @@ def report(
         write_text(target, content)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise EnvironmentFault(f"{target}: cannot be written ({reason}); choose another --html") from error
+        raise MissingResourceError(
+            f"{target}: cannot be written ({reason}); choose another --html"
+        ) from error

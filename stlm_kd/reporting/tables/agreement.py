@@ -12,7 +12,7 @@ from rich.text import Text
 from stlm_kd.eval.agreement.predictions import Kappa
 from stlm_kd.eval.agreement.report import Agreement, Mean
 from stlm_kd.eval.attribution.compare import Compared, ExplanationAgreement, MeanOver
-from stlm_kd.eval.attribution.explain import Answers
+from stlm_kd.eval.attribution.explain import ClassifierOutputs
 from stlm_kd.eval.attribution.words import words_of
 
 _WIDEST = 44
@@ -161,7 +161,7 @@ class Agreements:
     """
 
     found: tuple[Compared, ...]
-    answers: tuple[Answers, ...]
+    answers: tuple[ClassifierOutputs, ...]
     texts: Mapping[str, tuple[str, ...]]
 
 

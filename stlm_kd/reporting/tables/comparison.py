@@ -11,7 +11,7 @@ from rich.text import Text
 
 from stlm_kd.artifacts.results import measurable
 from stlm_kd.comparison.compare import Comparison
-from stlm_kd.comparison.entries import Contender
+from stlm_kd.comparison.entries import Entry
 from stlm_kd.comparison.intervals import estimate
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.verdicts import Compared
@@ -29,7 +29,7 @@ def means_table(comparison: Comparison) -> Table:
     for metric in comparison.metrics:
         table.add_column(Text(metric.label), justify="right")
     hidden = _shared_teachers(comparison)
-    for one in comparison.contenders:
+    for one in comparison.entries:
         if one.name in hidden:
             continue
         name = f"{one.name} (baseline)" if one.name == comparison.baseline else one.name
@@ -78,7 +78,7 @@ def _smallest(comparison: Comparison) -> str:
 
 def _shared_teachers(comparison: Comparison) -> set[str]:
     """The teachers that are another row in every metric: runs that share a teacher each have a row of it."""
-    teachers = {one.name for one in comparison.contenders if one.kind == "teacher"}
+    teachers = {one.name for one in comparison.entries if one.kind == "teacher"}
     repeating = {one.name for one in comparison.compared if one.repeats}
     return (teachers & repeating) - {one.name for one in comparison.compared if not one.repeats}
 
@@ -100,7 +100,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                     if one.values(metric)
                 },
             }
-            for one in comparison.contenders
+            for one in comparison.entries
         ],
         "comparisons": [
             {
@@ -123,7 +123,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _summary(one: Contender, metric: Metric) -> dict[str, Any]:
+def _summary(one: Entry, metric: Metric) -> dict[str, Any]:
     values = one.values(metric)
     if not all(map(measurable, values)):
         return {"values": [value if measurable(value) else str(value) for value in values]}
@@ -138,7 +138,7 @@ def _summary(one: Contender, metric: Metric) -> dict[str, Any]:
     }
 
 
-def _cell(one: Contender, metric: Metric) -> str:
+def _cell(one: Entry, metric: Metric) -> str:
     """A mean with its interval and deviation over seeds; a single model's score with its standard error."""
     values = one.values(metric)
     if not values:
@@ -153,7 +153,7 @@ def _cell(one: Contender, metric: Metric) -> str:
 
 
 def _caption(comparison: Comparison) -> list[str]:
-    counts = sorted({len(one.scores) for one in comparison.contenders})
+    counts = sorted({len(one.scores) for one in comparison.entries})
     lines = []
     if counts[-1] > 1:
         lines.append(f"±: {CONFIDENCE:.0%} interval of the mean over seeds (Student's t); sd: over seeds")

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import written_whole
-from stlm_kd.errors import CheckpointError, EnvironmentFault
+from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.layer_alignment import Site
 
 FORMAT_VERSION = 1
@@ -156,7 +156,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         why = f"no {MANIFEST} in it" if folder.is_dir() else "no such folder"
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{folder}: no teacher cache there ({why}); make one with stlm-kd teacher cache -r RECIPE"
         )
     try:
@@ -164,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise CheckpointError(f"{path}: larger than any manifest of a teacher cache; not one")
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror})") from error
+        raise MissingResourceError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged ({error}); make the cache anew") from error
     found = content.get("format") if isinstance(content, dict) else None

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.artifacts.atomic import full_disk_told, written_whole
+from stlm_kd.artifacts.atomic import full_disk_as_error, written_whole
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError, UsageError
-from stlm_kd.losses.sampled import Sparse, SparseMixture
+from stlm_kd.losses.sampled import TargetMixture, TopKTail
 from stlm_kd.teachers.cache.format import OF_ONE_CACHE, WORDS, Json, Layout, Manifest, shard_name
 from stlm_kd.teachers.cache.reader import Found, Items, TeacherCache, distribution
 from stlm_kd.teachers.cache.sampling import drawn, uniforms
 from stlm_kd.teachers.cache.shards import write_shard
 from stlm_kd.teachers.cache.writer import Work, complete, estimated_bytes, require_space
-from stlm_kd.teachers.combination import COMBINERS, Evidence, of_said
+from stlm_kd.teachers.combination import COMBINERS, WeightingFeatures, weighting_features
 
 WAYS = ("mean", "weighted", "confidence", "entropy", "label-likelihood")
 """To combine teachers by what a cache tells of each token."""
@@ -78,7 +78,7 @@ def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Jso
     known = [cache.manifest.flops for cache in caches if cache.manifest.flops is not None]
     flops = sum(known) if len(known) == len(caches) else None
     source: dict[str, Json] = {"merged": [str(folder) for folder in folders], "names": list(names)}
-    with full_disk_told(output), written_whole(output) as unfinished:
+    with full_disk_as_error(output), written_whole(output) as unfinished:
         unfinished.mkdir()
         for shard in range(work.num_shards):
             pieces = _pieces(work.items_of(shard), first)
@@ -203,7 +203,7 @@ def _merged(
     targets = []
     for cache, own in zip(caches, found, strict=True):
         said = distribution(Found(torch.ones(tokens, dtype=torch.bool), own.columns), cache.layout)
-        assert isinstance(said, Sparse)
+        assert isinstance(said, TopKTail)
         targets.append(said)
     made = mixed(targets, numbers, layout.head, how, options, names)
     columns = {name: made[name].numpy().astype(dtype) for name, (dtype, _) in layout.columns().items()}
@@ -211,7 +211,7 @@ def _merged(
 
 
 def mixed(
-    targets: Sequence[Sparse],
+    targets: Sequence[TopKTail],
     uniforms_nM: Tensor,
     head: int,
     how: str,
@@ -235,25 +235,25 @@ def mixed(
         "ids": torch.cat([ids_nH, torch.where(tail_n1.isneginf(), ids_nH[:, :1], drawn_nM)], dim=-1),
         "log_probs": top.values.log(),
         "tail": tail_n1.squeeze(-1),
-        "entropy": SparseMixture(targets, weights_nM).entropy,
+        "entropy": TargetMixture(targets, weights_nM).entropy,
         "label_log_probs": (weights_nM.log() + labels_nM).logsumexp(-1),
     }
 
 
-def _parts(target: Sparse, weight_n: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _parts(target: TopKTail, weight_n: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Outcomes and weighted masses of a teacher's head, and of its draws."""
     head, masses_nE = target.log_probs.shape[-1], target.masses() * weight_n[:, None]
     return (target.ids[:, :head], masses_nE[:, :head]), (target.ids[:, head:], masses_nE[:, head:])
 
 
 def _weights(
-    targets: Sequence[Sparse], how: str, options: Mapping[str, Json], names: Sequence[str]
+    targets: Sequence[TopKTail], how: str, options: Mapping[str, Json], names: Sequence[str]
 ) -> Tensor:
     """The teachers' weights, (n, M)."""
     tokens = len(targets[0].ids)
     no_label_n = torch.zeros(tokens, dtype=torch.int64)
-    said = of_said(targets, no_label_n, COMBINERS.needs(how, options), targets[0].temperature)
-    evidence = Evidence(
+    said = weighting_features(targets, no_label_n, COMBINERS.needs(how, options), targets[0].temperature)
+    evidence = WeightingFeatures(
         teachers=tuple(names),
         blank=torch.zeros(tokens, len(targets)),
         labelled=torch.ones(tokens, dtype=torch.bool),  # where there is none, all caches say the same of it
@@ -265,7 +265,7 @@ def _weights(
     return weights_nM
 
 
-def _labels(target: Sparse) -> Tensor:
+def _labels(target: TopKTail) -> Tensor:
     assert target.label_log_probs is not None
     return target.label_log_probs
 

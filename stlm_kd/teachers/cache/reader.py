@@ -17,7 +17,7 @@ from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import CheckpointError
-from stlm_kd.losses.sampled import Sparse
+from stlm_kd.losses.sampled import TopKTail
 from stlm_kd.teachers.cache.format import Layout, Manifest, read_manifest, shard_name
 from stlm_kd.teachers.cache.shards import Array, Shard, checksums, open_shard
 from stlm_kd.teachers.targets import Logits
@@ -178,7 +178,7 @@ def kept_positions(batch: AnyBatch, layout: Layout) -> Tensor:
     return batch.labels != IGNORED if layout.positions == "labels" else batch.attention_mask
 
 
-def distribution(found: Found, layout: Layout) -> Sparse | Logits:
+def distribution(found: Found, layout: Layout) -> TopKTail | Logits:
     """What was kept as a distribution at each place of the batch; anything where nothing was kept."""
     if layout.logits:
         return Logits(_placed(found, "logits"))
@@ -186,7 +186,7 @@ def distribution(found: Found, layout: Layout) -> Sparse | Logits:
     # Half precision moves a probability by at most .4 % of itself (below e**-8); their sum is set right.
     total = torch.logaddexp(log_probs.logsumexp(-1), tail) if layout.head else tail
     total = torch.where(found.kept, total, 0.0)
-    return Sparse(
+    return TopKTail(
         ids=_placed(found, "ids"),
         log_probs=log_probs - total[..., None],
         tail=tail - total,
@@ -202,7 +202,7 @@ def states(found: Found, layout: Layout) -> dict[str, Tensor]:
     return {site: _placed(found, f"state.{site}") for site in layout.states}
 
 
-def on_device(said: Sparse | Logits, device: torch.device) -> Sparse | Logits:
+def on_device(said: TopKTail | Logits, device: torch.device) -> TopKTail | Logits:
     """The same distribution on a device."""
     if isinstance(said, Logits):
         return Logits(said.values.to(device, non_blocking=True))

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.errors import CheckpointError, EnvironmentFault, ModelError
+from stlm_kd.errors import CheckpointError, MissingResourceError, ModelError
 from stlm_kd.losses.chunked import ACCELERATOR_CHUNK_ELEMENTS, CHUNK_ELEMENTS, pieces
-from stlm_kd.losses.sampled import Sparse
-from stlm_kd.models.outputs import Needs
+from stlm_kd.losses.sampled import TopKTail
+from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.teachers.cache.format import Json, Layout, Manifest, ShardRecord, shard_name
 from stlm_kd.teachers.cache.reader import kept_positions
 from stlm_kd.teachers.cache.sampling import head_and_tail, uniforms
@@ -105,7 +105,7 @@ def require_space(folder: Path, needed: int, *, why: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"{folder}: {why} takes about {_size(needed)}, and {_size(free)} are free; free some space, name "
             "another --output-dir, or keep less of each token (cache: {preset: small})"
         )
@@ -175,9 +175,9 @@ def columns_of(
 def _asked(teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work) -> Mapping[str, Array]:
     layout = work.layout
     sites = frozenset(layout.sites().values())
-    needs = Needs(head_input=not layout.logits, logits=layout.logits, sites=sites)
+    needs = OutputSpec(head_input=not layout.logits, logits=layout.logits, sites=sites)
     output = teacher(batch, needs)
-    assert output.distribution is not None and not isinstance(output.distribution, Sparse)
+    assert output.distribution is not None and not isinstance(output.distribution, TopKTail)
     rows = output.distribution.rows(kept.to(_device(output.distribution)))
     if layout.logits:
         return {"logits": rows.logits(slice(None), layout.vocabulary).cpu().numpy()}

@@ -6,23 +6,23 @@ not its business.
 """
 
 from stlm_kd.teachers.combination.domains import Domains
-from stlm_kd.teachers.combination.features import Evidence, Need, of_said
+from stlm_kd.teachers.combination.features import Need, WeightingFeatures, weighting_features
 from stlm_kd.teachers.combination.gate import GATE, Gate, gate_losses
-from stlm_kd.teachers.combination.mixture import Mixing, mixture
-from stlm_kd.teachers.combination.sampling import drawn_for, mixed_teachers
+from stlm_kd.teachers.combination.mixture import TeacherMixture, mixture
+from stlm_kd.teachers.combination.sampling import active_teachers, routing_draws
 from stlm_kd.teachers.combination.weighting import COMBINERS
 
 __all__ = [
     "COMBINERS",
     "GATE",
     "Domains",
-    "Evidence",
     "Gate",
-    "Mixing",
     "Need",
-    "drawn_for",
+    "TeacherMixture",
+    "WeightingFeatures",
+    "active_teachers",
     "gate_losses",
-    "mixed_teachers",
     "mixture",
-    "of_said",
+    "routing_draws",
+    "weighting_features",
 ]

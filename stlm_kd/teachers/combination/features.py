@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED
-from stlm_kd.losses import Softened, Sparse
+from stlm_kd.losses import TemperedLogits, TopKTail
 
 Need = Literal[
     "confidence", "entropy", "label_log_prob", "progress", "domain", "step_draw", "row_draw", "gate"
 ]
-"""A part of ``Evidence``; ``step_draw`` and ``row_draw`` say how ``drawn`` is drawn."""
+"""A part of ``WeightingFeatures``; ``step_draw`` and ``row_draw`` say how ``drawn`` is drawn."""
 
 OF_DISTRIBUTIONS: frozenset[Need] = frozenset({"confidence", "entropy", "label_log_prob"})
 OF_TOKENS: frozenset[Need] = OF_DISTRIBUTIONS | {"domain", "row_draw", "gate"}
@@ -26,7 +26,7 @@ OF_TOKENS: frozenset[Need] = OF_DISTRIBUTIONS | {"domain", "row_draw", "gate"}
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class WeightingFeatures:
     """What is known of n tokens and M teachers; None where it was not asked for.
 
     Attributes:
@@ -57,19 +57,19 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What distributions tell of themselves, as in ``Evidence``."""
+class TeacherDistributions:
+    """What distributions tell of themselves, as in ``WeightingFeatures``."""
 
     confidence: Tensor | None = None
     entropy: Tensor | None = None
     label_log_prob: Tensor | None = None
 
-    def rows(self, chosen: Tensor | slice) -> Said:
+    def rows(self, chosen: Tensor | slice) -> TeacherDistributions:
         """Of some tokens."""
-        return Said(*(None if part is None else part[chosen] for part in self._parts()))
+        return TeacherDistributions(*(None if part is None else part[chosen] for part in self._parts()))
 
     @classmethod
-    def beside(cls, columns: Sequence[Said]) -> Said:
+    def beside(cls, columns: Sequence[TeacherDistributions]) -> TeacherDistributions:
         """Of several teachers, from what is known of each."""
         parts = zip(*(column._parts() for column in columns), strict=True)
         return cls(*(None if each[0] is None else torch.cat([*each], dim=-1) for each in parts))
@@ -79,9 +79,12 @@ class Said:
 
 
 @torch.no_grad()
-def of_said(
-    teachers: Sequence[Softened | Sparse], label_n: Tensor, needs: Collection[Need], temperature: float
-) -> Said:
+def weighting_features(
+    teachers: Sequence[TemperedLogits | TopKTail],
+    label_n: Tensor,
+    needs: Collection[Need],
+    temperature: float,
+) -> TeacherDistributions:
     """What the distributions of n tokens tell of themselves, softened by the temperature.
 
     Softened, since that is what is mixed, and all that is known of a sparse target.
@@ -98,17 +101,17 @@ def of_said(
     places_n1 = label_n.masked_fill(label_n == IGNORED, 0)[:, None]
     columns: dict[str, list[Tensor]] = {name: [] for name in OF_DISTRIBUTIONS if name in needs}
     for teacher in teachers if columns else ():
-        if isinstance(teacher, Sparse):
+        if isinstance(teacher, TopKTail):
             teacher.check(temperature)
         for name, found in columns.items():
-            if isinstance(teacher, Sparse):
+            if isinstance(teacher, TopKTail):
                 found.append(_OF_SPARSE[name](teacher))
             else:
                 found.append(_OF_DENSE[name](teacher.log_probs(temperature), places_n1))
-    return Said(**{name: torch.stack(found, dim=-1) for name, found in columns.items()})
+    return TeacherDistributions(**{name: torch.stack(found, dim=-1) for name, found in columns.items()})
 
 
-def _labels_of_sparse(teacher: Sparse) -> Tensor:
+def _labels_of_sparse(teacher: TopKTail) -> Tensor:
     if teacher.label_log_probs is None:
         raise ValueError("a sparse target without its labels' log-probabilities cannot be weighed by them")
     return teacher.label_log_probs

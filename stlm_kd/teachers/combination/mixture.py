@@ -13,12 +13,17 @@ from torch import Tensor
 
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.registry import Option
-from stlm_kd.teachers.combination.features import OF_DISTRIBUTIONS, Evidence, Need, Said
+from stlm_kd.teachers.combination.features import (
+    OF_DISTRIBUTIONS,
+    Need,
+    TeacherDistributions,
+    WeightingFeatures,
+)
 from stlm_kd.teachers.combination.weighting import COMBINERS
 
 
 @dataclass(frozen=True, slots=True)
-class Mixing:
+class TeacherMixture:
     """How the teachers of N tokens become one, and what is known of the tokens before a teacher speaks.
 
     Attributes:
@@ -26,9 +31,9 @@ class Mixing:
         teachers: Of whom the mixture is made, in this order.
         progress: The share of the training that is done.
         domains: Names of domains.
-        domain: As in ``Evidence``, (N,).
-        drawn: As in ``Evidence``, (N,).
-        gate: As in ``Evidence``, (N, M); with the gradient by which the gate is trained, and no other.
+        domain: As in ``WeightingFeatures``, (N,).
+        drawn: As in ``WeightingFeatures``, (N,).
+        gate: As in ``WeightingFeatures``, (N, M), with the gradient that trains the gate.
     """
 
     combination: Combination
@@ -49,12 +54,12 @@ class Mixing:
         """Whether weights depend on what the teachers say of a token."""
         return len(self.teachers) > 1 and bool(self.needs & OF_DISTRIBUTIONS)
 
-    def rows(self, chosen: Tensor | slice) -> Mixing:
+    def rows(self, chosen: Tensor | slice) -> TeacherMixture:
         """Of some tokens."""
         parts = {name: getattr(self, name) for name in ("domain", "drawn", "gate")}
         return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
 
-    def weights(self, said: Said, label_n: Tensor, *, like: Tensor) -> Tensor:
+    def weights(self, said: TeacherDistributions, label_n: Tensor, *, like: Tensor) -> Tensor:
         """The teachers' weights at all its tokens, (n, M).
 
         Args:
@@ -62,7 +67,7 @@ class Mixing:
             label_n: The labels.
             like: Has the place and the type of log-probabilities.
         """
-        evidence = Evidence(
+        evidence = WeightingFeatures(
             teachers=self.teachers,
             blank=like.new_zeros(len(label_n), len(self.teachers)),
             progress=self.progress,

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from stlm_kd.interventions.draw import named_generator
-from stlm_kd.teachers.combination.features import OF_TOKENS, Evidence
+from stlm_kd.teachers.combination.features import OF_TOKENS, WeightingFeatures
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.combination.weighting import COMBINERS
 
 
-def mixed_teachers(
+def active_teachers(
     combination: Combination, teachers: Sequence[str], *, index: int, progress: float
 ) -> tuple[str, ...]:
     """Those that weigh something in a step and are not left out by chance; at least one.
@@ -37,7 +37,7 @@ def mixed_teachers(
     return left or (weighing[int(generator.integers(len(weighing)))],)
 
 
-def drawn_for(combination: Combination, example_ids_B: Tensor, *, index: int) -> Tensor | None:
+def routing_draws(combination: Combination, example_ids_B: Tensor, *, index: int) -> Tensor | None:
     """A number from 0 to 1 for each row; the same one for all, or None, where that is what is asked for."""
     needs = COMBINERS.needs(combination.how, combination.options)
     if "step_draw" in needs:
@@ -61,7 +61,7 @@ def _weighing(
     """Those of a weight above 0, where all tokens of a step have the same; else all."""
     if COMBINERS.needs(combination.how, combination.options) & OF_TOKENS:
         return teachers
-    evidence = Evidence(
+    evidence = WeightingFeatures(
         teachers,
         torch.zeros(1, len(teachers)),
         progress=progress,

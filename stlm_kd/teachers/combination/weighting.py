@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stlm_kd.registry import Registry
 from stlm_kd.schedules import Ramp, Shape
-from stlm_kd.teachers.combination.features import Evidence, Need
+from stlm_kd.teachers.combination.features import Need, WeightingFeatures
 
 Combiner = Callable[..., Tensor]
 """``combiner(evidence, /, **options)`` → the teachers' weights at each token, (n, M)."""
@@ -32,7 +32,7 @@ class Combiners(Registry[Combiner]):
 
         Args:
             name: Not yet taken.
-            needs: What it looks at, of which alone ``Evidence`` is made; perhaps by its options.
+            needs: What it looks at, of which alone ``WeightingFeatures`` is made; perhaps by its options.
         """
         self._needs[name] = needs
         return self.register(name)
@@ -53,13 +53,13 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 
 @COMBINERS.weighing("mean")
-def mean(evidence: Evidence, /) -> Tensor:
+def mean(evidence: WeightingFeatures, /) -> Tensor:
     """The same weight for all."""
     return shares(torch.ones_like(evidence.blank))
 
 
 @COMBINERS.weighing("weighted")
-def weighted(evidence: Evidence, /, *, weights: Mapping[str, NotNegative]) -> Tensor:
+def weighted(evidence: WeightingFeatures, /, *, weights: Mapping[str, NotNegative]) -> Tensor:
     """A fixed weight for each teacher.
 
     Args:
@@ -70,7 +70,7 @@ def weighted(evidence: Evidence, /, *, weights: Mapping[str, NotNegative]) -> Te
 
 
 @COMBINERS.weighing("domains", ["domain"])
-def domains(evidence: Evidence, /, *, weights: Mapping[str, Mapping[str, NotNegative]]) -> Tensor:
+def domains(evidence: WeightingFeatures, /, *, weights: Mapping[str, Mapping[str, NotNegative]]) -> Tensor:
     """Fixed weights for each domain of the data.
 
     Args:
@@ -83,21 +83,21 @@ def domains(evidence: Evidence, /, *, weights: Mapping[str, Mapping[str, NotNega
 
 
 @COMBINERS.weighing("confidence", ["confidence"])
-def confidence(evidence: Evidence, /, *, sharpness: Sharpness = 1.0) -> Tensor:
+def confidence(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
     """In proportion to the probability of a teacher's likeliest outcome, to the power of sharpness."""
     assert evidence.confidence is not None
     return softmax(sharpness * evidence.confidence)
 
 
 @COMBINERS.weighing("entropy", ["entropy"])
-def entropy(evidence: Evidence, /, *, sharpness: Sharpness = 1.0) -> Tensor:
+def entropy(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
     """In proportion to exp(-sharpness · entropy in nats): who is surer weighs more."""
     assert evidence.entropy is not None
     return softmax(-sharpness * evidence.entropy)
 
 
 @COMBINERS.weighing("label-likelihood", ["label_log_prob"])
-def label_likelihood(evidence: Evidence, /, *, sharpness: Sharpness = 1.0) -> Tensor:
+def label_likelihood(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
     """In proportion to the probability that a teacher gives to the label, to the power of sharpness.
 
     With sharpness 1 these are the posterior probabilities of the teachers after the label, from equal ones
@@ -109,7 +109,7 @@ def label_likelihood(evidence: Evidence, /, *, sharpness: Sharpness = 1.0) -> Te
 
 
 @COMBINERS.weighing("learned", ["gate"])
-def learned(evidence: Evidence, /, *, weight: Annotated[float, Gt(0)] = 1.0) -> Tensor:
+def learned(evidence: WeightingFeatures, /, *, weight: Annotated[float, Gt(0)] = 1.0) -> Tensor:
     """As a small gate says, which is trained beside the student to make the labels likely.
 
     Args:
@@ -123,7 +123,7 @@ def learned(evidence: Evidence, /, *, weight: Annotated[float, Gt(0)] = 1.0) -> 
 
 @COMBINERS.weighing("annealed", ["progress"])
 def annealed(
-    evidence: Evidence,
+    evidence: WeightingFeatures,
     /,
     *,
     first: str,
@@ -153,7 +153,7 @@ def _draw_of(options: Options) -> list[Need]:
 
 
 @COMBINERS.weighing("random", _draw_of)
-def random(evidence: Evidence, /, *, per: Literal["batch", "sequence"] = "batch") -> Tensor:
+def random(evidence: WeightingFeatures, /, *, per: Literal["batch", "sequence"] = "batch") -> Tensor:
     """One teacher at a time, each as likely.
 
     Args:

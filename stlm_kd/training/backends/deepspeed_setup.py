@@ -18,7 +18,7 @@ from packaging.version import Version
 from torch import distributed, nn
 
 from stlm_kd.distributed import join_processes
-from stlm_kd.errors import EnvironmentFault
+from stlm_kd.errors import MissingResourceError
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.processes import current_device
 from stlm_kd.training.protocols import FitSettings
@@ -38,7 +38,7 @@ def deepspeed_accelerator(step: nn.Module, settings: FitSettings) -> Accelerator
     """
     device = current_device()
     if device.type == "mps":
-        raise EnvironmentFault("zero: DeepSpeed does not train on MPS; leave zero out")
+        raise MissingResourceError("zero: DeepSpeed does not train on MPS; leave zero out")
     _import_deepspeed(device)
     _join_or_be_alone(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # see forget_deepspeed
@@ -74,10 +74,12 @@ def _import_deepspeed(device: torch.device) -> None:
         with redirect_stdout(sys.stderr):
             import deepspeed.ops
     except ImportError as error:
-        raise EnvironmentFault(f"zero: DeepSpeed cannot be imported ({error}); install deepspeed") from error
+        raise MissingResourceError(
+            f"zero: DeepSpeed cannot be imported ({error}); install deepspeed"
+        ) from error
     found = Version(metadata.version("deepspeed"))
     if found < OLDEST:
-        raise EnvironmentFault(
+        raise MissingResourceError(
             f"zero: deepspeed {found} found, expected {OLDEST} or newer: older ones train wrong weights at "
             "ZeRO 2 with several micro-batches, or miss infinite gradients; pip install -U deepspeed"
         )
