@@ -39,7 +39,8 @@ from stlm_kd.data.corpus import prepare, texts
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training.optimizer import make_optimizer
 

@@ -35,9 +35,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from stlm_kd.distillation.logit_terms import projected_losses
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.models.forward import Head
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense

@@ -11,7 +11,6 @@ from importlib.resources import files
 from typing import Any
 
 from stlm_kd.errors import DataError, MissingResourceError
-from stlm_kd.eval.harness.local_rows import LAYOUT
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Identity = Callable[[Mapping[str, Any]], Json]
@@ -64,6 +63,8 @@ def _rows(name: str, origin: str, given: Mapping[str, Any]) -> Json:
 
 def _ours(*templates: str) -> str:
     """A hash of the templates of a task, with the version of the layout of its rows."""
+    from stlm_kd.eval.harness.local_rows import LAYOUT
+
     texts = [files("stlm_kd.eval.tasks").joinpath(f"{name}.yaml").read_bytes() for name in templates]
     return hashlib.sha256(b"\0".join([*texts, str(LAYOUT).encode()])).hexdigest()
 

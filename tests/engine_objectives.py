@@ -11,11 +11,12 @@ import torch
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule, teacher_needs
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.layer_alignment import layer_pairs, site_pairs
 from stlm_kd.schedules import Ramp, Steps
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher

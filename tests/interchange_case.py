@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.forward import model_inputs
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.live import LiveTeacher
 from tests.pico import packed_batch, part, pico_model
 from tests.six_passes import Run, cosine_sum, counterfactual, kl_sum, labels_sum, whole_run

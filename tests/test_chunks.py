@@ -14,12 +14,13 @@ from torch import Tensor
 
 from stlm_kd.distillation import intervention_metrics, teacher_agreement
 from stlm_kd.distillation.logit_terms import projected_losses
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.eval.language_modeling import masked_windows
 from stlm_kd.losses import chunked, spans
 from stlm_kd.losses.spans import log_likelihoods
 from stlm_kd.models.forward import Head
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cache import merge, writer
 from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.merge import merge_caches

@@ -53,16 +53,16 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, module: str, name: str, calls: Calls) -> Calls:
-    stand_in = ModuleType(f"stlm_kd.pipeline.{module}")
+    stand_in = ModuleType(f"stlm_kd.{module}")
     setattr(stand_in, name, calls)
-    monkeypatch.setitem(sys.modules, f"stlm_kd.pipeline.{module}", stand_in)
+    monkeypatch.setitem(sys.modules, f"stlm_kd.{module}", stand_in)
     return calls
 
 
 def test_distill_hands_on_the_recipe_and_its_options(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = replaced(monkeypatch, "distill", "distill", Calls(result=Path("run")))
+    calls = replaced(monkeypatch, "pipeline.distill", "distill", Calls(result=Path("run")))
     words = ["distill", "-c", "mine.yaml", "train.steps=3", "--seeds", "1,2", "--resume", "never"]
     done = runner.invoke(app, [*words, "--output-dir", "out", "--jobs", "2", "--trust-remote-code"])
     assert done.exit_code == 0, done.stderr
@@ -75,7 +75,7 @@ def test_distill_hands_on_the_recipe_and_its_options(
 
 
 def test_distill_prints_json_alone_on_stdout(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced(monkeypatch, "distill", "distill", Calls(result=Path("run")))
+    replaced(monkeypatch, "pipeline.distill", "distill", Calls(result=Path("run")))
     done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--json"])
     assert json.loads(done.stdout) == {"folder": "run", "results": {"loss": 1}}
 
@@ -83,9 +83,9 @@ def test_distill_prints_json_alone_on_stdout(runner: CliRunner, monkeypatch: pyt
 def test_a_dry_run_shows_the_plan_and_runs_nothing(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = replaced(monkeypatch, "distill", "distill", Calls())
-    replaced(monkeypatch, "plan", "describe", Calls(result="the plan"))
-    replaced(monkeypatch, "requirements", "refuse_what_cannot_run", Calls())
+    run = replaced(monkeypatch, "pipeline.distill", "distill", Calls())
+    replaced(monkeypatch, "recipe.describe", "describe", Calls(result="the plan"))
+    replaced(monkeypatch, "pipeline.checks.requirements", "refuse_what_cannot_run", Calls())
     done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run"])
     assert (done.exit_code, done.stdout, run.arguments) == (0, "the plan\n", [])
     refused = runner.invoke(app, ["distill", "-r", "mine.yaml", "--dry-run", "--json"])
@@ -104,7 +104,7 @@ def test_a_dry_run_shows_the_plan_and_runs_nothing(
 def test_an_error_ends_in_its_exit_code_without_a_traceback(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
 ) -> None:
-    replaced(monkeypatch, "distill", "distill", Calls(error=error))
+    replaced(monkeypatch, "pipeline.distill", "distill", Calls(error=error))
     done = runner.invoke(app, ["distill", "-r", "mine.yaml"])
     assert (done.exit_code, done.stdout) == (code, "")
     assert done.stderr.strip() == (str(error) if isinstance(error, StlmKdError) else "interrupted")
@@ -118,7 +118,7 @@ def test_distill_of_a_recipe_that_only_adapts_says_which_command_does(runner: Cl
 def test_adapt_teacher_makes_a_recipe_of_its_options(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
+    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Path("run")))
     words = ["adapt-teacher", "org/model", "--tokenizer", "t", "--data", "a.txt", "--data", "c.txt"]
     options = ["--validation", "b.txt", "--tokens", "2M", "--init", "mean", "--context", "64", "--seed", "3"]
     options += ["--objective", "self-distillation", "--suite", "lm-eval", "--tasks", "blimp,arc_easy"]
@@ -140,7 +140,7 @@ def test_adapt_teacher_makes_a_recipe_of_its_options(
 def test_adapt_teacher_takes_a_recipe_and_a_teachers_name(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
+    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Path("run")))
     words = ["adapt-teacher", "-r", "mine.yaml", "a", "teachers[0].adapt.tokens=5k", "--resume", "never"]
     done = runner.invoke(app, words)
     assert done.exit_code == 0, done.stderr
@@ -183,7 +183,7 @@ def test_eval_hands_on_checked_suites_and_prints_a_table(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = SuiteResult("lm-eval", (Score("blimp", "acc", 0.625, 0.01, 100, choices=2, chance=0.5),))
-    calls = replaced(monkeypatch, "evaluate", "evaluate", Calls(result={"m": [result]}))
+    calls = replaced(monkeypatch, "pipeline.evaluate", "evaluate", Calls(result={"m": [result]}))
     words = ["eval", "m", "--suite", "perplexity", "--suite", "lm-eval", "--tasks", "blimp", "--limit", "5"]
     done = runner.invoke(app, [*words, "--data", "b.txt"])
     assert done.exit_code == 0, done.stderr
@@ -199,7 +199,7 @@ def test_eval_hands_on_checked_suites_and_prints_a_table(
 
 
 def test_eval_hands_on_the_columns_of_examples(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = replaced(monkeypatch, "evaluate", "evaluate", Calls(result={}))
+    calls = replaced(monkeypatch, "pipeline.evaluate", "evaluate", Calls(result={}))
     words = ["eval", "m", "--suite", "classification", "--text", "one, two", "--label", "kind"]
     assert runner.invoke(app, words).exit_code == 0
     (given,) = calls.arguments
@@ -226,7 +226,7 @@ def test_eval_refuses_what_it_does_not_know(
 
 
 def test_generate_prints_the_text(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = replaced(monkeypatch, "generate", "generate", Calls(result="The end."))
+    calls = replaced(monkeypatch, "pipeline.generate", "generate", Calls(result="The end."))
     done = runner.invoke(app, ["generate", "run", "--prompt", "The", "--temperature", "0", "--seed", "4"])
     assert done.stdout == "The end.\n"
     assert calls.arguments == [
@@ -241,20 +241,23 @@ def test_generate_prints_the_text(runner: CliRunner, monkeypatch: pytest.MonkeyP
     ]
 
 
-@pytest.mark.parametrize("module", ["distill", "plan", "adapt", "evaluate", "generate"])
+@pytest.mark.parametrize(
+    "module",
+    ["pipeline.distill", "recipe.describe", "pipeline.adapt", "pipeline.evaluate", "pipeline.generate"],
+)
 def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None:
     import importlib
     import inspect
 
-    name = {"plan": "describe", "adapt": "adapt_teacher"}.get(module, module)
+    name = {"pipeline.adapt": "adapt_teacher"}.get(module, module.split(".")[1])
     given = {
-        "distill": "name output_dir resume jobs trust_remote_code command",
-        "plan": "",
-        "adapt": "teacher name output_dir resume trust_remote_code command",
-        "evaluate": "suites data text label teachers output trust_remote_code",
-        "generate": "prompt max_new_tokens temperature seed trust_remote_code",
+        "pipeline.distill": "name output_dir resume jobs trust_remote_code command",
+        "recipe.describe": "",
+        "pipeline.adapt": "teacher name output_dir resume trust_remote_code command",
+        "pipeline.evaluate": "suites data text label teachers output trust_remote_code",
+        "pipeline.generate": "prompt max_new_tokens temperature seed trust_remote_code",
     }[module]
-    function = getattr(importlib.import_module(f"stlm_kd.pipeline.{module}"), name)
+    function = getattr(importlib.import_module(f"stlm_kd.{module}"), name)
     bound = inspect.signature(function).bind(object(), **dict.fromkeys(given.split()))
     assert set(list(bound.arguments)[1:]) == set(given.split())
 
@@ -263,7 +266,7 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
 def test_tokens_are_written_as_in_a_recipe(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch, written: str, tokens: int
 ) -> None:
-    calls = replaced(monkeypatch, "adapt", "adapt_teacher", Calls(result=Path("run")))
+    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Path("run")))
     words = ["adapt-teacher", "m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--task", "clm"]
     done = runner.invoke(app, [*words, "--tokens", written])
     assert done.exit_code == 0, done.stderr

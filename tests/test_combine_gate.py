@@ -12,9 +12,10 @@ from torch import Tensor
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.models.forward import last_hidden
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import GATE, Gate
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.protocol import TeacherOutput

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.distillation.logit_terms import projected_losses
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.losses import (
     LOSSES,
@@ -25,6 +25,7 @@ from stlm_kd.losses import (
     sparse_forward_kl,
 )
 from stlm_kd.models.forward import Head
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense, Distribution, Logits

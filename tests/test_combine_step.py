@@ -10,9 +10,10 @@ import torch
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.outputs import OutputSpec
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import Domains
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher

@@ -14,12 +14,13 @@ from stlm_kd.data.labelled.batches import AnyBatch, ExampleBatch
 from stlm_kd.distillation import intervention_metrics
 from stlm_kd.distillation.objective import term_mask
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan
 from stlm_kd.interventions.plan import OwnStates
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.forward import inputs_of
 from stlm_kd.models.outputs import OutputSpec
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import TeacherOutput

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stlm_kd.artifacts import hashing
 from stlm_kd.data.sources import documents as document_files
 from stlm_kd.data.sources import files
 from stlm_kd.data.sources.documents import Documents, Separator
@@ -267,8 +268,8 @@ def test_a_file_is_hashed_once_for_each_of_its_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
-    real = files.sha256
-    monkeypatch.setattr(files, "sha256", lambda path: (hashed.append(path), real(path))[1])
+    real = hashing.sha256
+    monkeypatch.setattr(hashing, "sha256", lambda path: (hashed.append(path), real(path))[1])
     source = written(tmp_path / "a.txt", "One text .\n")
     first = [fingerprint(source) for _ in range(3)]
     assert len(set(first)) == len(hashed) == 1

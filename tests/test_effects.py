@@ -25,11 +25,13 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import FINE_TUNED, SUITES
 from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
 from stlm_kd.models.presets import PRESETS
-from stlm_kd.pipeline.builders.text import student_tokenizer, tokens_by_domain
+from stlm_kd.pipeline.builders.text import tokens_by_domain
 from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.distill import variants
+from stlm_kd.pipeline.identity import adaptation_key, student_key
 from stlm_kd.pipeline.stages import adaptation, adaptation_quality, score, student
 from stlm_kd.pipeline.stages.student_job import StudentJob
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
 from stlm_kd.teachers.cached import CachedTeacher
@@ -90,7 +92,7 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext
         job = StudentJob(recipe, variant, seed, models, tokenizer, context)
         with pytest.raises(Caught) as door:
             student.train_student(job, context.output_dir / "student", label="")
-        fits[variant, seed] = {**door.value.args[0], "key": job.key()}
+        fits[variant, seed] = {**door.value.args[0], "key": student_key(job)}
     for teacher in recipe.teachers:
         if teacher.adapt is not None:
             with pytest.raises(Caught) as door:
@@ -99,7 +101,7 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext
                     folder=context.output_dir / "teacher", context=context,
                 )  # fmt: skip
             given = (recipe, teacher.adapt, models[teacher.name], tokenizer)
-            key = adaptation.adaptation_key(*given, trust=False)
+            key = adaptation_key(*given, trust=False)
             adaptations[teacher.name] = {**door.value.args[0], "key": key}
     nested = [teacher.recipe for teacher in recipe.teachers if teacher.recipe is not None]
     return {
@@ -344,6 +346,6 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
     models = {"a": "some/model", "b": "some/model"}
     context = home()
     trained = [StudentJob(recipe, "student", 1, models, t, context).key() for t in (own, other)]
-    adapted = [adaptation.adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
+    adapted = [adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
     assert trained[0] != trained[1]
     assert adapted[0] != adapted[1]

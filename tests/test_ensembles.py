@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.models.forward import last_hidden
+from stlm_kd.teachers import COMBINED
 from tests.pico import part
 from tests.test_combine_gate import BATCH, random_logits, step_of
 

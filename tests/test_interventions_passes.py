@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions.plan import OtherStates, OwnStates
 from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.interventions.spec import Intervention
@@ -19,6 +19,7 @@ from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import Site
 from stlm_kd.models.outputs import ModelOutputs
 from stlm_kd.models.partial_forward import Inputs
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from tests.interchange_case import FAMILIES, LAYOUTS, MAPS, SOURCES, Case, assert_same, case_of, supplies

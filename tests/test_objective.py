@@ -16,10 +16,11 @@ from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.distillation.hidden_terms import Projections
 from stlm_kd.distillation.objective import ForwardOutputs, reduce_terms
 from stlm_kd.distillation.step import StepModule
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.losses import chunked, forward_kl
 from stlm_kd.models.forward import Head, head_of, last_hidden
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher

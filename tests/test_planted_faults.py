@@ -25,7 +25,7 @@ from stlm_kd.models.checkpoints import generation_config
 from stlm_kd.models.checkpoints.reloading import check_reloaded
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, save_model
-from stlm_kd.pipeline.checks.overlap import refuse_identical_files
+from stlm_kd.pipeline.builders.overlap import refuse_identical_files
 from stlm_kd.pipeline.checks.requirements import refuse_what_cannot_run
 from stlm_kd.recipe import Recipe, load
 from tests import fault_scores

@@ -14,11 +14,11 @@ from stlm_kd.errors import DataError
 from stlm_kd.pipeline.builders.examples import (
     all_examples,
     class_names_of,
-    examples_key,
     held_out_examples,
     labelled_sources,
     training_examples,
 )
+from stlm_kd.pipeline.identity import examples_key
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
 from tests.recipes import faults

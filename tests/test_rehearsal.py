@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError, StlmKdError
-from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.checks import rehearsal, stand_ins
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.context import context_for
 from stlm_kd.pipeline.distill import distill
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe, load
 from tests.road import distilled, started, stlm_kd, student, weights
 

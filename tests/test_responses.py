@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.distillation.logit_terms import direct_losses, projected_losses
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.losses import GRADIENTS, LABELS, LOSSES, SPARSE_LOSSES, TopKTail, chunked, forward_kl
 from stlm_kd.models.forward import Head
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.targets import Dense, Logits

@@ -11,9 +11,9 @@ from stlm_kd.data.corpus import texts
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.errors import RecipeError
-from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.checks.overlap import recipe_notes
 from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import load
 from tests.road import distilled, stlm_kd
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.pipeline.builders.data import held_out_key
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.objective import projections_of, terms_of
 from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.identity import held_out_key, student_key
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.recipe import Recipe, load
@@ -85,7 +85,7 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
                 "stlm_kd.pipeline.builders.interchange.wordnet_identity", lambda version=version: version
             )
             job = StudentJob(found, "student", 1, {"a": "m"}, None, RunContext(tmp_path))  # type: ignore[arg-type]  # likewise
-            made.append(job.key())
+            made.append(student_key(job))
         return made
 
     for source, differ in (("synonym", True), ("in-context-random", False)):

@@ -47,7 +47,7 @@ class Launcher:
         self.process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, code],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(Path(launch.__file__).parents[2])},
+            env={**os.environ, "PYTHONPATH": str(Path(launching.__file__).parents[2])},
             stderr=subprocess.PIPE,
             text=True,
         )

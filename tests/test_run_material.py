@@ -13,9 +13,9 @@ from stlm_kd.data.batches import BatchStream
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.data import LabelledData, PackedText
-from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.stages import student
 from stlm_kd.pipeline.stages.student_job import StudentJob
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import load
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher

@@ -362,7 +362,7 @@ def test_a_signal_to_the_first_process_ends_the_jobs_with_its_own_code(
         import sys, time
         from pathlib import Path
         from stlm_kd.errors import StlmKdError
-        from stlm_kd.run.jobs import Job, run_jobs
+        from stlm_kd.pipeline.jobs import Job, run_jobs
 
         def wait(name):
             Path({str(tmp_path)!r}, name).touch()

@@ -13,7 +13,7 @@ from stlm_kd.distillation.hidden_terms import Projections
 from stlm_kd.distillation.intervention_metrics import measure_names, measured
 from stlm_kd.distillation.objective import ForwardOutputs, InterventionOutputs, reduce_terms, term_mask
 from stlm_kd.distillation.teacher_agreement import ensemble_measures, ensemble_names
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, SourceInputs, draw_plan
 from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.losses import LABELS, LOSSES
@@ -24,6 +24,7 @@ from stlm_kd.models.forward import inputs_of, task_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Site
 from stlm_kd.models.outputs import OutputSpec, forward_with_outputs
 from stlm_kd.schedules import is_ever_above_zero
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import GATE, Domains, Gate, TeacherMixture, active_teachers, routing_draws
 from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher

@@ -14,10 +14,11 @@ from torch import Tensor
 from stlm_kd.data.batch import IGNORED
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.objective import ForwardOutputs, base_targets
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TermGroup, TokenBlock, TokenTable
 from stlm_kd.losses import LOSSES, TopKTail
 from stlm_kd.losses.chunked import chunk_rows, pieces
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import TeacherMixture
 from stlm_kd.teachers.combination.gate import LEAST_LOG_PROB
 from stlm_kd.teachers.targets import Dense, Distribution, Logits

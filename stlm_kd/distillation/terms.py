@@ -11,9 +11,6 @@ from stlm_kd.models.layer_alignment import Site
 from stlm_kd.registry import Option
 from stlm_kd.schedules import Number, Ramp, Steps, at
 
-COMBINED = "combined"
-"""The name of the teachers' mixture among the teachers."""
-
 
 @dataclass(frozen=True, slots=True)
 class Term:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.losses import (
     GRADIENTS,
     LOSSES,
@@ -27,6 +27,7 @@ from stlm_kd.losses import (
     TopKTail,
 )
 from stlm_kd.losses.chunked import block_rows, pieces
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.combination import GATE, TeacherMixture, gate_losses, mixture, weighting_features
 from stlm_kd.teachers.combination.features import TeacherDistributions
 from stlm_kd.teachers.targets import Distribution

@@ -19,13 +19,13 @@ from stlm_kd.artifacts.stage_store import copy_folder
 from stlm_kd.comparison.compare import Comparison, compare_pairs
 from stlm_kd.comparison.entries import Entry, metrics_of
 from stlm_kd.distributed import launched_processes, on_main_process
-from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports, finished_teacher, prepare_teacher
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe
 from stlm_kd.reporting.tables.adaptation import adaptation_table
 from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json

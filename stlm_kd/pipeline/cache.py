@@ -19,13 +19,13 @@ from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.models import live_teacher
-from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, work_of
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.teachers.cache.format import Manifest
 from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions

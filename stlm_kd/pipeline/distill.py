@@ -21,11 +21,12 @@ from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.models.load import count_parameters
 from stlm_kd.pipeline.builders.models import empty_model
-from stlm_kd.pipeline.builders.text import student_tokenizer, tokens_by_domain
+from stlm_kd.pipeline.builders.text import tokens_by_domain
 from stlm_kd.pipeline.checks.overlap import recipe_notes
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RunContext, context_for
+from stlm_kd.pipeline.identity import student_key
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores, write_reports
@@ -39,6 +40,7 @@ from stlm_kd.pipeline.stages.teacher import (
     prepare_teacher,
 )
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet, remember_teachers
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.recipe.schema.cache import asking
@@ -121,7 +123,7 @@ def _is_trained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, run: Path, c
         for variant in variants(recipe)
         for seed in recipe.seeds
     )
-    return all(context.stages.path("model", order.key()).is_dir() for order in orders)
+    return all(context.stages.path("model", student_key(order)).is_dir() for order in orders)
 
 
 def _work(recipe: Recipe, run: Path, context: RunContext, jobs: int) -> None:
@@ -178,7 +180,7 @@ def student_folder(run: Path, variant: Variant, seed: int) -> Path:
 
 def share_student(job: StudentJob, folder: Path) -> None:
     """Train a student in its run's folder, and share it: another run that wants the very same gets it."""
-    stages, key = job.context.stages, job.key()
+    stages, key = job.context.stages, student_key(job)
     if on_main_process(lambda: stages.holds(folder, "model", key)):
         return
 

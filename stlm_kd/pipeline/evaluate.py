@@ -23,7 +23,8 @@ from stlm_kd.models.load import declared_task, load_config
 from stlm_kd.models.positions import num_positions
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.examples import labelled_sources
-from stlm_kd.pipeline.checks.overlap import HeldOut, note_trained_on
+from stlm_kd.pipeline.builders.overlap import HeldOut
+from stlm_kd.pipeline.checks.overlap import note_trained_on
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import SuiteCall, check_rows, score
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet, teachers_of_run

@@ -1,17 +1,55 @@
-"""What identifies a model."""
+"""The keys of all stages: everything that decides a stage's content, and nothing else.
+
+A stage is found again by the hash of its key (``artifacts.stage_store``). Keys are plain values: parts of the
+recipe, hashes of texts and models, versions. A field that does not change the content stays out of the key.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import try_to_load_from_cache
 
 from stlm_kd.artifacts.hashing import file_hash
-from stlm_kd.artifacts.stage_store import STAGE, WEIGHTS
+from stlm_kd.artifacts.stage_store import STAGE, WEIGHTS, Json, Key
+from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.data.labelled.examples import fingerprint as examples_fingerprint
 from stlm_kd.data.sources.files import expanded
+from stlm_kd.data.sources.sources import fingerprint
+from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError
+from stlm_kd.eval import IDENTITIES, reads_held_out
+from stlm_kd.interventions.wordnet import wordnet_identity
+from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
+from stlm_kd.pipeline.builders.examples import class_names_of, labelled_sources
+from stlm_kd.pipeline.builders.objective import followed
+from stlm_kd.pipeline.builders.text import mask_variants, sources
+from stlm_kd.recipe import Recipe, plain
+from stlm_kd.recipe.schema.cache import positions_of, temperature_of
+from stlm_kd.recipe.schema.data import Source
+from stlm_kd.recipe.schema.interchange import relations
+from stlm_kd.recipe.schema.objectives import Objective, labels_alone
+from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
+from stlm_kd.teachers import COMBINED
+from stlm_kd.teachers.cache.format import read_manifest
+from stlm_kd.teachers.combination import COMBINERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from stlm_kd.eval.attribution.explain import AttributionConfig, ReadConfig
+    from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask
+    from stlm_kd.pipeline.stages.score import SuiteCall
+    from stlm_kd.pipeline.stages.student_job import StudentJob
+    from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
+    from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 
 
 def _commit(name: str) -> str:
@@ -37,3 +75,248 @@ def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
     files = sorted(path for path in folder.iterdir() if path.suffix in read)
     text = "\n".join(f"{path.name} {file_hash(path)}" for path in files if path.name != STAGE)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def text_key(entries: Sequence[Source], fraction: float) -> Json:
+    """Text of some sources: content, share, weights."""
+    texts: list[Json] = [[fingerprint(source), source.weight] for source in sources(entries)]
+    return [fraction, *texts]
+
+
+def examples_key(entries: Sequence[Source], recipe: Recipe) -> Json:
+    """Labelled examples of some sources: content, and the names of the classes."""
+    found: list[Json] = [examples_fingerprint(source) for source in labelled_sources(entries)]
+    return [list(recipe.data.labels or ()), recipe.task, *found]
+
+
+def data_key(recipe: Recipe, fraction: float) -> Json:
+    """A share of the training text or examples."""
+    if recipe.language_task is None:
+        return [fraction, examples_key(recipe.data.train, recipe)]
+    return text_key(recipe.data.train, fraction)
+
+
+def rows_key(recipe: Recipe, fraction: float) -> Json:
+    """The same, however often each source is repeated."""
+    found = data_key(recipe, fraction)
+    if recipe.language_task is None:
+        return found
+    assert isinstance(found, list)
+    return [fraction, *(entry[0] for entry in found[1:] if isinstance(entry, list))]
+
+
+def held_out_key(recipe: Recipe) -> Json:
+    """The held-out text or examples."""
+    entries = recipe.data.validation or ()
+    if recipe.language_task is not None:
+        return text_key(entries, 1.0)
+    return [examples_key(entries, recipe), list(class_names_of(recipe))]
+
+
+def tokenizer_key(recipe: Recipe, training: TokenizerTraining) -> Key:
+    """A tokenizer that is trained on the recipe's training text."""
+    entries = recipe.data.train
+    of_text = recipe.language_task is not None
+    return {
+        "task": "clm" if recipe.task == "clm" else "mlm",
+        "train": training.train,
+        "size": training.size,
+        "text": [fingerprint(source) for source in sources(entries)]
+        if of_text
+        else examples_key(entries, recipe),
+    }
+
+
+def student_key(job: StudentJob) -> Key:
+    """The trained weights of a student or control.
+
+    What the variant does not use is left out: other teachers, objectives or ways to combine leave a control's
+    key as it is, and a preset counts by its fields.
+    """
+    recipe = job.recipe
+    train = plain(recipe.train)
+    for name in ("log_every", "checkpoint_every"):
+        train.pop(name, None)
+    if job.flops is not None:
+        train = {**train, "steps": None, "epochs": None, "flops": job.flops}
+    identify = cache(partial(model_identity, trust_remote_code=job.context.trust_remote_code))
+    own = followed(recipe) if job.variant == "student" else {LABELS: labels_alone()}
+    combined = {entry.teacher for entry in own.values() if entry.loss != LABELS}
+    variants = mask_variants(recipe)
+    return {
+        "task": recipe.task,
+        "student": _initial_student(job, identify),
+        "tokenizer": tokenizer_identity(job.tokenizer),
+        "teachers": {name: _student_teacher(job, name, identify) for name in sorted(job.asked)},
+        "combine": _combination(recipe) if len(job.asked) > 1 and COMBINED in combined else None,
+        "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
+        **_wordnet(own.values()),
+        **({"sources": "paired over the step"} if job.pairs_rows else {}),
+        "train": train,
+        "steps_from": recipe.data.fraction if train.get("epochs") else None,
+        "text": data_key(recipe, job.fraction),
+        "validation": held_out_key(recipe),
+        "context": recipe.data.context,
+        "masked_share": recipe.data.masked_share,
+        "seed": job.seed,
+        **({} if variants is None else {"variants": variants}),
+    }
+
+
+def _initial_student(job: StudentJob, identify: Callable[[str], str]) -> Json:
+    """Some layers of a model, a whole one, or fields of a configuration."""
+    student = job.recipe.student
+    dropout = {} if student.dropout is None else {"dropout": student.dropout}
+    if student.init_from is not None:
+        source = job.teachers[student.init_from.teacher]
+        return {**plain(student.init_from), "teacher": identify(source), **dropout}
+    if student.model is not None:
+        return {"model": identify(student.model), "new_head": student.new_head, **dropout}
+    return {"fields": dict(job.fields)}
+
+
+def _student_teacher(job: StudentJob, name: str, identify: Callable[[str], str]) -> Json:
+    """A teacher of a student: a model, or the cache of its outputs."""
+    cached = job.cached.get(name)
+    if cached is None or cached.cache is None:
+        (entry,) = (teacher for teacher in job.recipe.teachers if teacher.name == name)
+        model = identify(job.teachers[name])
+        return model if entry.precision == "fp32" else {"model": model, "precision": entry.precision}
+    if cached.cache.path is not None:
+        return {"cache": read_manifest(expanded(cached.cache.path)).fingerprint}
+    return {"cache": cache_key(job.order(name))}
+
+
+def _combination(recipe: Recipe) -> Json:
+    """How teachers are combined; the domains of the sources where the weights depend on them."""
+    combine = recipe.combine
+    if "domain" not in COMBINERS.needs(combine.how, combine.options):
+        return plain(combine)
+    return {**plain(combine), "domains": [source.domain for source in recipe.data.train]}
+
+
+def _wordnet(entries: Iterable[Objective]) -> dict[str, str]:
+    """Which WordNet counterfactual sources are drawn from; nothing where none is.
+
+    Raises:
+        MissingResourceError: WordNet is needed and not installed.
+    """
+    return {"wordnet": wordnet_identity()} if relations(entries) else {}
+
+
+def adaptation_key(
+    recipe: Recipe, adapt: Adapt, teacher: str, tokenizer: PreTrainedTokenizerFast, *, trust: bool
+) -> Key:
+    """The weights of an adapted teacher; ``teacher`` is its folder or Hub id."""
+    return {
+        "teacher": model_identity(teacher, trust_remote_code=trust),
+        "tokenizer": tokenizer_identity(tokenizer),
+        "adapt": {**plain(adapt), "fraction": None},
+        "text": data_key(recipe, adaptation_fraction(recipe, adapt)),
+        "validation": held_out_key(recipe),
+        "context": recipe.data.context,
+        "task": recipe.task,
+        "masked_share": recipe.data.masked_share,
+    }
+
+
+def adaptation_fraction(recipe: Recipe, adapt: Adapt) -> float:
+    """The share of the training text that a teacher's adaptation reads."""
+    return recipe.data.fraction if adapt.fraction is None else adapt.fraction
+
+
+def renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trust: bool) -> Key:
+    """A copy of a classifier whose classes have the data's names and order."""
+    return {
+        "model": model_identity(model, trust_remote_code=trust),
+        "classes": dict(classes),
+        "labels": list(class_names_of(recipe)),
+    }
+
+
+def cached_rows_key(order: CacheOrder) -> dict[str, Json]:
+    """The rows of a teacher cache, and the positions of them that are kept."""
+    recipe, of_text = order.recipe, order.recipe.language_task is not None
+    draws_examples = not of_text and recipe.data.fraction < 1
+    return {
+        "task": recipe.task,
+        "tokenizer": tokenizer_identity(order.tokenizer),
+        "text": rows_key(recipe, recipe.data.fraction),
+        "seed": order.seed if draws_examples else None,
+        "context": recipe.data.context,
+        "masked_share": recipe.data.masked_share,
+        "variants": mask_variants(recipe),
+        "temperature": temperature_of(recipe, order.teacher.name, order.options) if of_text else None,
+        "positions": positions_of(recipe, order.teacher.name) if of_text else None,
+    }
+
+
+def cache_key(order: CacheOrder) -> dict[str, Json]:
+    """The content of a teacher cache."""
+    options: dict[str, Json] = {}
+    if order.recipe.language_task is not None:
+        kept = order.options
+        options = {"top": kept.top, "draws": kept.draws, "states": [*sorted(map(str, kept.states))]}
+    return {
+        "teacher": model_identity(order.model, trust_remote_code=order.context.trust_remote_code),
+        **cached_rows_key(order),
+        **options,
+        "precision": order.recipe.train.precision,
+        "weights": order.teacher.precision,
+    }
+
+
+def score_key(call: SuiteCall, recipe: Recipe, model: str, *, trust: bool) -> dict[str, Json]:
+    """The scores of one suite on a model, apart from the teachers that it is compared with."""
+    held_out = reads_held_out(call.suite, call.options) or call.suite not in IDENTITIES
+    return {
+        "model": model_identity(model, trust_remote_code=trust),
+        "suite": call.suite,
+        "options": json.loads(json.dumps(call.resolved)),
+        "of": held_out_key(recipe) if held_out else IDENTITIES[call.suite](call.options),
+    }
+
+
+def teachers_key(teachers: TeacherSet, *, trust: bool) -> dict[str, Json]:
+    """The teachers that a student is compared with, whatever their layers."""
+    return {name: model_identity(model, trust_remote_code=trust) for name, model in teachers.teachers.items()}
+
+
+def aligned_teachers_key(teachers: TeacherSet, student: str, *, trust: bool) -> dict[str, Json]:
+    """The same, with the layers of each that stand for the student's."""
+    layers = {name: teachers.layers(name, student, trust) for name in teachers.teachers}
+    return {
+        name: [identity, {str(own): list(theirs) for own, theirs in layers[name].items()}]
+        for name, identity in teachers_key(teachers, trust=trust).items()
+    }
+
+
+def fine_tune_key(task: FineTuneTask, model: str, *, length: int, trust: bool) -> Key:
+    """The scores of a fine-tuned copy of a model; ``length`` is the number of tokens of an example."""
+    job = task.job
+    settings: dict[str, Json] = json.loads(json.dumps(asdict(job.settings)))
+    return {
+        "model": model_identity(model, trust_remote_code=trust),
+        "tokenizer": tokenizer_identity(load_tokenizer(model, trust_remote_code=trust)),
+        "suite": job.suite,
+        "task": job.task,
+        "examples": task.examples_key(),
+        "fraction": job.fraction,
+        "context": length,
+        "stride": job.stride,
+        "settings": settings,
+        "seed": job.seed,
+    }
+
+
+def outputs_key(
+    model: str, examples: Examples, reading: ReadConfig, explaining: AttributionConfig, *, trust: bool
+) -> Key:
+    """The outputs of a classifier on labelled examples, and their attributions."""
+    known = [examples.ids, examples.texts, examples.labels.tolist(), examples.label_names, examples.sources]
+    return {
+        "model": model_identity(model, trust_remote_code=trust),
+        "examples": hashlib.sha256(json.dumps(known).encode()).hexdigest(),
+        "reading": asdict(reading),
+        "explaining": json.loads(json.dumps(asdict(explaining))),
+    }

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from stlm_kd.artifacts.run_dir import RECIPE
-from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import RecipeError, RecipeFault
 from stlm_kd.recipe.locate import Document, read
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
@@ -24,6 +23,7 @@ from stlm_kd.recipe.validation.conflict import Conflict, Place
 from stlm_kd.recipe.validation.overlap import overlaps
 from stlm_kd.recipe.validation.recipe import conflicts
 from stlm_kd.recipe.yaml import Node, Plain, scalar
+from stlm_kd.teachers import COMBINED
 
 Found: TypeAlias = tuple[Place, str, str]
 """Place, kind, message."""

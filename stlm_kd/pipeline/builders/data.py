@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.batches import BatchStream, PackedRows, evaluation_batches, numbered_batch
 from stlm_kd.data.labelled.batches import (
     FORWARD_COST,
@@ -27,21 +26,15 @@ from stlm_kd.data.masking import Masking
 from stlm_kd.distributed import launched_processes, process_rank
 from stlm_kd.interventions import SourcePool
 from stlm_kd.interventions.example_pool import ExamplePool, TextPool
-from stlm_kd.pipeline.builders.examples import (
-    class_names_of,
-    examples_key,
-    held_out_examples,
-    training_examples,
-)
+from stlm_kd.pipeline.builders.examples import held_out_examples, training_examples
+from stlm_kd.pipeline.builders.overlap import HeldOut, example_notes, refuse_identical_files, text_notes
 from stlm_kd.pipeline.builders.text import (
     held_out,
     held_out_masking,
     held_out_rows,
-    text_key,
     training_masking,
     training_rows,
 )
-from stlm_kd.pipeline.checks.overlap import HeldOut, example_notes, refuse_identical_files, text_notes
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.training import Train
@@ -365,30 +358,6 @@ def build_training_data(
         variants,
         text_notes(parts, held),
     )
-
-
-def data_key(recipe: Recipe, fraction: float) -> Json:
-    """What identifies a share of the training text or examples."""
-    if recipe.language_task is None:
-        return [fraction, examples_key(recipe.data.train, recipe)]
-    return text_key(recipe.data.train, fraction)
-
-
-def rows_key(recipe: Recipe, fraction: float) -> Json:
-    """The same, however often the rows of each source are read."""
-    found = data_key(recipe, fraction)
-    if recipe.language_task is None:
-        return found
-    assert isinstance(found, list)
-    return [fraction, *(entry[0] for entry in found[1:] if isinstance(entry, list))]
-
-
-def held_out_key(recipe: Recipe) -> Json:
-    """What identifies the held-out text or examples."""
-    entries = recipe.data.validation or ()
-    if recipe.language_task is not None:
-        return text_key(entries, 1.0)
-    return [examples_key(entries, recipe), list(class_names_of(recipe))]
 
 
 def batch_sizes(train: Train) -> BatchSizes:

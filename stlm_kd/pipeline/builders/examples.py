@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
@@ -20,12 +19,6 @@ def labelled_sources(entries: Sequence[Source]) -> tuple[LabelledSource, ...]:
         LabelledSource(**{name: value for name in _FIELDS if (value := getattr(entry, name)) is not None})
         for entry in entries
     )
-
-
-def examples_key(entries: Sequence[Source], recipe: Recipe) -> Json:
-    """What identifies the examples of some sources: content, and the names of the classes."""
-    found: list[Json] = [fingerprint(source) for source in labelled_sources(entries)]
-    return [list(recipe.data.labels or ()), recipe.task, *found]
 
 
 def all_examples(recipe: Recipe) -> Examples:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError, RecipeFault
 from stlm_kd.interventions import SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
-from stlm_kd.interventions.wordnet import check_relation, wordnet_identity
+from stlm_kd.interventions.wordnet import check_relation
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.pipeline.builders.data import TrainingData
 from stlm_kd.pipeline.builders.numbers import num_layers, number, option
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange, relations
-from stlm_kd.recipe.schema.objectives import Objective
+from stlm_kd.teachers import COMBINED
 from stlm_kd.vocabulary.token_bytes import read_vocabulary
 
 
@@ -145,12 +145,3 @@ def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     """
     for relation in relations(recipe.objectives):
         check_relation(WordTokens.of(read_vocabulary(tokenizer)), relation)
-
-
-def wordnet_key(entries: Iterable[Objective]) -> dict[str, str]:
-    """What in a training's key says which WordNet its sources are drawn from; nothing where none is.
-
-    Raises:
-        EnvironmentFault: WordNet is needed, and it is not there.
-    """
-    return {"wordnet": wordnet_identity()} if relations(entries) else {}

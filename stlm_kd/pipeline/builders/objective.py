@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from transformers import PretrainedConfig
 
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError, RecipeFault
 from stlm_kd.losses import LABELS
 from stlm_kd.losses.hidden import STATE_LOSSES
@@ -21,6 +21,7 @@ from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.validation.features import site_choices
 from stlm_kd.schedules import Ramp, Steps, is_ever_above_zero
+from stlm_kd.teachers import COMBINED
 
 
 def terms_of(

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from stlm_kd.artifacts.atomic import system_errors
-from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.batches import PackedRows
-from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare, texts
+from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.masking import Masking, even_masking, masking_for
 from stlm_kd.data.sources.documents import Separator
-from stlm_kd.data.sources.sources import Source, documents, fingerprint
+from stlm_kd.data.sources.files import expanded
+from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
-from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import DataError
-from stlm_kd.pipeline.builders.examples import all_examples, examples_key
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.cache import VARIANTS
 from stlm_kd.recipe.schema.data import Separator as RecipeSeparator
 from stlm_kd.recipe.schema.data import Source as RecipeSource
-from stlm_kd.recipe.schema.student import TokenizerTraining
+from stlm_kd.teachers.cache.format import read_manifest
 
 
 def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
@@ -40,12 +37,6 @@ def _given(entry: RecipeSource) -> dict[str, Any]:
     if isinstance(entry.documents, RecipeSeparator):
         given["documents"] = Separator(entry.documents.separator)
     return given
-
-
-def text_key(entries: Sequence[RecipeSource], fraction: float) -> Json:
-    """What identifies the text of some sources: content, share, weights."""
-    texts: list[Json] = [[fingerprint(source), source.weight] for source in sources(entries)]
-    return [fraction, *texts]
 
 
 def training_rows(
@@ -143,32 +134,16 @@ def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
     return kept
 
 
-def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:
-    """The student's tokenizer: loaded, or trained on the whole training text and kept as a stage."""
-    wanted = recipe.student.tokenizer
-    if not isinstance(wanted, TokenizerTraining):
-        return load_tokenizer(wanted, trust_remote_code=context.trust_remote_code)
-    entries, labelled = recipe.data.train, recipe.language_task is None
-    key: dict[str, Json] = {
-        "task": "clm" if recipe.task == "clm" else "mlm",
-        "train": wanted.train,
-        "size": wanted.size,
-        "text": [fingerprint(source) for source in sources(entries)]
-        if not labelled
-        else examples_key(entries, recipe),
-    }
-
-    def build(folder: Path) -> None:
-        own = _of_examples(recipe) if labelled else texts(sources(entries))
-        made = train_tokenizer(own, wanted.train, wanted.size, masked=recipe.task != "clm")
-        with system_errors(folder):
-            made.save_pretrained(folder)
-
-    place = on_main_process(lambda: context.stages.make("tokenizer", key, build))
-    return load_tokenizer(str(place))
-
-
-def _of_examples(recipe: Recipe) -> Iterator[str]:
-    """The texts of all training examples, both of each pair."""
-    for example in all_examples(recipe).texts:
-        yield from example
+def mask_variants(recipe: Recipe) -> int | None:
+    """The masks of each row of a masked language model that reads a teacher from a cache; else None."""
+    if recipe.task != "mlm":
+        return None
+    for teacher in recipe.teachers:
+        if teacher.cache is not None:
+            path = teacher.cache.path
+            return (
+                (teacher.cache.variants or VARIANTS)
+                if path is None
+                else read_manifest(expanded(path)).variants
+            )
+    return None

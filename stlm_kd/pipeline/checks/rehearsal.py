@@ -38,7 +38,7 @@ from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.models.load import save_model, to_device
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.numbers import num_layers
-from stlm_kd.pipeline.checks.overlap import HeldOut
+from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.pipeline.checks.stand_ins import adapted_stand_in, stand_in, untrained_student
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.fine_tune import SUBJECTS

@@ -37,15 +37,15 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.models import load_model, teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults, looked_into
-from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stages.adaptation import adaptation_key
+from stlm_kd.pipeline.identity import adaptation_key
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
 from stlm_kd.pipeline.stages.fine_tune import checked_subjects
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, cached_seeds
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.validation.recipe import uneven_batches

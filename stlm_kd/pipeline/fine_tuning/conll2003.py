@@ -48,7 +48,7 @@ class ConllFineTuneTask:
         """See ``FineTuneTask``."""
         return conll2003.CONTEXT
 
-    def key(self) -> Json:
+    def examples_key(self) -> Json:
         """See ``FineTuneTask``."""
         return [self._read(TRAIN).digest(in_order=True), self._read(SCORED).digest()]
 

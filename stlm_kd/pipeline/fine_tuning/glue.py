@@ -53,7 +53,7 @@ class GlueFineTuneTask:
     def _labels(self) -> tuple[str, ...]:
         return glue.TASKS[self.job.task].labels
 
-    def key(self) -> Json:
+    def examples_key(self) -> Json:
         """See ``FineTuneTask``."""
         parts: dict[str, Json] = {name: fingerprint(source) for name, source in self.scored.items()}
         return [fingerprint(self.train), parts, list(self._labels)]

@@ -58,7 +58,7 @@ class SquadFineTuneTask:
         assert self.job.stride is not None
         return self.job.stride
 
-    def key(self) -> Json:
+    def examples_key(self) -> Json:
         """See ``FineTuneTask``."""
         return [digest(self._read(TRAIN), in_order=True), digest(self._read(SCORED))]
 

@@ -70,7 +70,7 @@ class FineTuneTask(Protocol):
     def context(self) -> int:
         """Tokens of an example at most, where the tuning does not say and the model has so many positions."""
 
-    def key(self) -> Json:
+    def examples_key(self) -> Json:
         """What identifies the examples that are trained on and scored."""
 
     def check(self) -> None:

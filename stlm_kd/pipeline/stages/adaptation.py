@@ -21,9 +21,8 @@ from stlm_kd.adaptation.span_distillation import (
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.reports import MEASURES, REPORT, AdaptationReport
-from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.token_store import joined
-from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process
 from stlm_kd.losses import LABELS
@@ -37,23 +36,16 @@ from stlm_kd.models.vocabulary import (
     thaw_norms,
     vocabulary_parameters,
 )
-from stlm_kd.pipeline.builders.data import (
-    BatchSizes,
-    PackedText,
-    TrainingData,
-    build_training_data,
-    data_key,
-    held_out_key,
-)
+from stlm_kd.pipeline.builders.data import BatchSizes, PackedText, TrainingData, build_training_data
 from stlm_kd.pipeline.builders.examples import training_examples
 from stlm_kd.pipeline.builders.flops import step_shape, training_flops
 from stlm_kd.pipeline.builders.models import check_model, load_model
 from stlm_kd.pipeline.builders.text import training_stores
 from stlm_kd.pipeline.context import RunContext, Zero
-from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.identity import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
 from stlm_kd.pipeline.stages.student import held_out_of, tenth
-from stlm_kd.recipe import Recipe, hash_of, plain
+from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training import FitResult, FitSettings, RowScale, current_device, fit
@@ -66,22 +58,6 @@ _USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 
 ORIGINAL = "original"
 """What a classifier's own self, as it was, is called while it teaches."""
-
-
-def adaptation_key(
-    recipe: Recipe, adapt: Adapt, teacher: str, tokenizer: PreTrainedTokenizerFast, *, trust: bool
-) -> Key:
-    """Everything that decides the adapted weights; ``teacher`` is its folder or Hub id."""
-    return {
-        "teacher": model_identity(teacher, trust_remote_code=trust),
-        "tokenizer": tokenizer_identity(tokenizer),
-        "adapt": {**plain(adapt), "fraction": None},
-        "text": data_key(recipe, _fraction(recipe, adapt)),
-        "validation": held_out_key(recipe),
-        "context": recipe.data.context,
-        "task": recipe.task,
-        "masked_share": recipe.data.masked_share,
-    }
 
 
 def adapt_model(
@@ -197,7 +173,7 @@ def _lesson(work: _Work, model: PreTrainedModel, original: PreTrainedModel | Non
         return _Lesson(training_data, settings, _step(model, original, recipe), None)
     text = align_tokenisations(
         training_data.parts,
-        training_stores(recipe, work.own, work.context, fraction=_fraction(recipe, adapt)),
+        training_stores(recipe, work.own, work.context, fraction=adaptation_fraction(recipe, adapt)),
         work.tokenizer,
         work.own,
         most_old=positions_of(original),
@@ -265,7 +241,7 @@ def _is_asked_again(recipe: Recipe, adapt: Adapt) -> bool:
 
 def _joined_text(work: _Work) -> tuple[Integers, Integers]:
     """The beginning of the training text, or of the examples, in the new vocabulary: ids, and their ends."""
-    recipe, tokenizer, fraction = work.recipe, work.tokenizer, _fraction(work.recipe, work.adapt)
+    recipe, tokenizer, fraction = work.recipe, work.tokenizer, adaptation_fraction(work.recipe, work.adapt)
     if recipe.language_task is not None:
         return joined(training_stores(recipe, tokenizer, work.context, fraction=fraction))
     examples = training_examples(recipe, fraction, seed=work.adapt.seed)
@@ -336,10 +312,6 @@ def adaptation_settings(adapt: Adapt, training_data: TrainingData, *, zero: Zero
         seed=adapt.seed,
         zero=zero,
     )
-
-
-def _fraction(recipe: Recipe, adapt: Adapt) -> float:
-    return recipe.data.fraction if adapt.fraction is None else adapt.fraction
 
 
 def span_step(

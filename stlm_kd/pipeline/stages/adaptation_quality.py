@@ -15,7 +15,7 @@ from stlm_kd.eval.language_modeling.pseudo_perplexity import measure as measure_
 from stlm_kd.eval.runner import common_window
 from stlm_kd.models.load import to_device
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
-from stlm_kd.pipeline.checks.overlap import HeldOut
+from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.recipe import Recipe
 from stlm_kd.training import current_device
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from stlm_kd.data.sources.files import expanded
-from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
-from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.identity import cached_rows_key, model_identity
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import responses_of
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cache.format import WORDS, Manifest
 from stlm_kd.teachers.cache.reader import TeacherCache
 
@@ -26,7 +26,7 @@ def differences(order: CacheOrder, manifest: Manifest, *, with_teacher: bool) ->
         manifest: Of the cache.
         with_teacher: Whether the teacher's model is there, to be compared too.
     """
-    expected = order.data_key()
+    expected = cached_rows_key(order)
     if with_teacher:
         trust = order.context.trust_remote_code
         expected["teacher"] = model_identity(order.model, trust_remote_code=trust)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from stlm_kd.artifacts.atomic import write_json
@@ -22,7 +20,7 @@ from stlm_kd.eval.attribution.explain import (
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import to_device
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.identity import outputs_key
 from stlm_kd.training import current_device
 
 _FILE = "answers.json"
@@ -69,21 +67,10 @@ def _kept(name: str, model: str, examples: Examples, context: RunContext) -> Ans
             found = cached_outputs(name, examples, reading, explaining, model=model, trust=trust)
             write_json(folder / _FILE, found.to_json())
 
-        key = {
-            "model": model_identity(model, trust_remote_code=trust),
-            "examples": _hash(examples),
-            "reading": asdict(reading),
-            "explaining": json.loads(json.dumps(asdict(explaining))),
-        }
+        key = outputs_key(model, examples, reading, explaining, trust=trust)
         folder = context.stages.make("answers", key, build)
         return ClassifierOutputs.from_json(
             json.loads((folder / _FILE).read_text(encoding="utf-8")), name=name
         )
 
     return answers
-
-
-def _hash(examples: Examples) -> str:
-    """SHA-256 (hex) of all that is known of the examples."""
-    known = [examples.ids, examples.texts, examples.labels.tolist(), examples.label_names, examples.sources]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()

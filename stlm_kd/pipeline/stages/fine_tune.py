@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.results import Json as Fact
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.artifacts.stage_store import Json, Key
-from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
+from stlm_kd.artifacts.stage_store import Key
+from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process, process_rank
@@ -36,7 +36,7 @@ from stlm_kd.pipeline.fine_tuning.conll2003 import conll_tasks
 from stlm_kd.pipeline.fine_tuning.glue import glue_tasks
 from stlm_kd.pipeline.fine_tuning.squad import squad_tasks
 from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask, Reading
-from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.identity import fine_tune_key
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stages.student import tenth
 from stlm_kd.recipe import hash_of
@@ -77,7 +77,8 @@ def tuned_scores(
     tasks = checked_subjects(suite, options)
     by_seed: dict[int, list[SuiteResult]] = {}
     for task in tasks:
-        key = _key(task, model, context)
+        length = _context(task, model, context)
+        key = fine_tune_key(task, model, length=length, trust=context.trust_remote_code)
 
         def build(folder: Path, task: FineTuneTask = task, key: Key = key) -> None:
             _fine_tune(task, model, context, folder, fingerprint=hash_of(dict(key)))
@@ -108,24 +109,6 @@ def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTun
     for task in tasks:
         task.check()
     return tasks
-
-
-def _key(task: FineTuneTask, model: str, context: RunContext) -> Key:
-    """Everything that decides the scores."""
-    job, trust = task.job, context.trust_remote_code
-    settings: dict[str, Json] = json.loads(json.dumps(asdict(job.settings)))
-    return {
-        "model": model_identity(model, trust_remote_code=trust),
-        "tokenizer": tokenizer_identity(load_tokenizer(model, trust_remote_code=trust)),
-        "suite": job.suite,
-        "task": job.task,
-        "examples": task.key(),
-        "fraction": job.fraction,
-        "context": _context(task, model, context),
-        "stride": job.stride,
-        "settings": settings,
-        "seed": job.seed,
-    }
 
 
 def _context(task: FineTuneTask, model: str, context: RunContext) -> int:

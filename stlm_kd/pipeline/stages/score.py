@@ -15,21 +15,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import file_name
-from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.eval import FINE_TUNED, IDENTITIES, NEEDS_TEACHERS, SUITES, reads_held_out
+from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES
 from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
 from stlm_kd.eval.agreement.suite import AnswersOf
 from stlm_kd.eval.interchange.suite import AlignedTeacher
 from stlm_kd.eval.runner import common_window
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, to_device
-from stlm_kd.pipeline.builders.data import held_out_key, held_out_of_recipe
+from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.examples import class_names_of
-from stlm_kd.pipeline.checks.overlap import HeldOut
+from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.identity import aligned_teachers_key, score_key, teachers_key
 from stlm_kd.pipeline.stages.classifier_outputs import answering
 from stlm_kd.pipeline.stages.fine_tune import tuned_scores
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet
@@ -158,8 +157,6 @@ def kept_scores(
     """
     calls = [call for call in suite_calls(recipe) if beside is not None or call.suite not in NEEDS_TEACHERS]
     trust = context.trust_remote_code
-    text = held_out_key(recipe)
-    of_model = model_identity(model, trust_remote_code=trust)
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
     loaded = cache(lambda: _load(model, labels(), trust))
@@ -173,19 +170,14 @@ def kept_scores(
         def build(folder: Path, call: SuiteCall = call) -> None:
             _write(_asked(model, call, loaded(), held(), taught), folder)
 
-        held_out_is_read = reads_held_out(call.suite, call.options)
-        key: dict[str, Json] = {
-            "model": of_model,
-            "suite": call.suite,
-            "options": json.loads(json.dumps(call.resolved)),
-            "of": text
-            if held_out_is_read or call.suite not in IDENTITIES
-            else IDENTITIES[call.suite](call.options),
-        }
+        key = score_key(call, recipe, model, trust=trust)
         if call.suite in NEEDS_TEACHERS:
             assert beside is not None
-            of_models = beside.models(trust=trust)
-            key["beside"] = of_models if call.suite == AGREEMENT else beside.key(model, trust=trust)
+            key["beside"] = (
+                teachers_key(beside, trust=trust)
+                if call.suite == AGREEMENT
+                else aligned_teachers_key(beside, model, trust=trust)
+            )
         results.append([_read(context.stages.make("eval", key, build))])
     return _labelled(results, calls)
 

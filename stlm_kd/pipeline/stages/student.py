@@ -13,7 +13,7 @@ from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.reports import REPORT, TrainingReport
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import StepModule, teacher_needs
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import error_context
 from stlm_kd.models.attention_maps import install_maps
@@ -34,10 +34,12 @@ from stlm_kd.pipeline.builders.models import (
 )
 from stlm_kd.pipeline.builders.objective import looked_into, projections_of
 from stlm_kd.pipeline.context import Zero
+from stlm_kd.pipeline.identity import student_key
 from stlm_kd.pipeline.stages.cache_reading import opened
 from stlm_kd.pipeline.stages.student_job import StudentJob, labels_term
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.training import Train
+from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cached import CachedTeacher
 from stlm_kd.teachers.combination import COMBINERS, Gate
 from stlm_kd.teachers.combination.mixture import Combination
@@ -83,7 +85,7 @@ def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
             validation=held_out_of(training_data, sizes.micro),
             tracker=tracker,
             resume=context.resume,
-            fingerprint=hash_of(dict(job.key())),
+            fingerprint=hash_of(dict(student_key(job))),
         )
     finally:
         tracker.close()

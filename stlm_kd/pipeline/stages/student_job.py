@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import Variant
-from stlm_kd.artifacts.stage_store import Json, Key
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
-from stlm_kd.distillation.terms import COMBINED, Term
+from stlm_kd.distillation.terms import Term
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.presets import PRESETS
-from stlm_kd.pipeline.builders.data import TrainingData, build_training_data, data_key, held_out_key
-from stlm_kd.pipeline.builders.interchange import wordnet_key
+from stlm_kd.pipeline.builders.data import TrainingData, build_training_data
 from stlm_kd.pipeline.builders.objective import followed, looked_into, terms_of
+from stlm_kd.pipeline.builders.text import mask_variants
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.stages.cache_reading import unbiased_notes
-from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, mask_variants
-from stlm_kd.recipe import Recipe, plain
+from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
+from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange
-from stlm_kd.recipe.schema.objectives import labels_alone
 from stlm_kd.recipe.schema.root import Teacher
-from stlm_kd.teachers.cache.format import read_manifest
-from stlm_kd.teachers.combination import COMBINERS
+from stlm_kd.teachers import COMBINED
 
 
 def labels_term() -> Term:
@@ -136,66 +130,3 @@ class StudentJob:
         fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
         assert fields is not None
         return fields
-
-    def key(self) -> Key:
-        """Everything that decides the trained weights.
-
-        What the variant does not use is left out: other teachers, objectives or ways to combine leave a
-        control's key as it is, and a preset counts by its fields.
-        """
-        recipe, asked = self.recipe, self.asked
-        train = plain(recipe.train)
-        for name in ("log_every", "checkpoint_every"):
-            train.pop(name, None)
-        if self.flops is not None:
-            train = {**train, "steps": None, "epochs": None, "flops": self.flops}
-        identify = cache(partial(model_identity, trust_remote_code=self.context.trust_remote_code))
-        own = followed(recipe) if self.variant == "student" else {LABELS: labels_alone()}
-        combined = {entry.teacher for entry in own.values() if entry.loss != LABELS}
-        return {
-            "task": recipe.task,
-            "student": self._body_key(identify),
-            "tokenizer": tokenizer_identity(self.tokenizer),
-            "teachers": {name: self._teacher_key(name, identify) for name in sorted(asked)},
-            "combine": self._combine_key() if len(asked) > 1 and COMBINED in combined else None,
-            "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
-            **wordnet_key(own.values()),
-            **({"sources": "paired over the step"} if self.pairs_rows else {}),
-            "train": train,
-            "steps_from": recipe.data.fraction if train.get("epochs") else None,
-            "text": data_key(recipe, self.fraction),
-            "validation": held_out_key(recipe),
-            "context": recipe.data.context,
-            "masked_share": recipe.data.masked_share,
-            "seed": self.seed,
-            **({} if mask_variants(recipe) is None else {"variants": mask_variants(recipe)}),
-        }
-
-    def _combine_key(self) -> Json:
-        """How teachers become one, and where that depends on them the domains of the sources."""
-        combine = self.recipe.combine
-        if "domain" not in COMBINERS.needs(combine.how, combine.options):
-            return plain(combine)
-        return {**plain(combine), "domains": [source.domain for source in self.recipe.data.train]}
-
-    def _teacher_key(self, name: str, identify: Callable[[str], str]) -> Json:
-        """What a teacher is: a model, or what was kept of what it said."""
-        cached = self.cached.get(name)
-        if cached is None or cached.cache is None:
-            (entry,) = (teacher for teacher in self.recipe.teachers if teacher.name == name)
-            model = identify(self.teachers[name])
-            return model if entry.precision == "fp32" else {"model": model, "precision": entry.precision}
-        if cached.cache.path is not None:
-            return {"cache": read_manifest(expanded(cached.cache.path)).fingerprint}
-        return {"cache": self.order(name).key()}
-
-    def _body_key(self, identify: Callable[[str], str]) -> Json:
-        """What the student is made of: some layers of a model, a whole one, or fields of a configuration."""
-        wanted = self.recipe.student
-        dropout = {} if wanted.dropout is None else {"dropout": wanted.dropout}
-        if wanted.init_from is not None:
-            source = self.teachers[wanted.init_from.teacher]
-            return {**plain(wanted.init_from), "teacher": identify(source), **dropout}
-        if wanted.model is not None:
-            return {"model": identify(wanted.model), "new_head": wanted.new_head, **dropout}
-        return {"fields": dict(self.fields)}

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.artifacts.run_dir import ADAPTATION, KEPT, TRAINING, provenance_folder
-from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import error_context
@@ -20,13 +19,13 @@ from stlm_kd.models.heads.classifiers import class_names, load_classifier, renam
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.models import teacher_place
-from stlm_kd.pipeline.builders.text import student_tokenizer
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import model_identity
-from stlm_kd.pipeline.stages.adaptation import adapt_model, adaptation_key
+from stlm_kd.pipeline.identity import adaptation_key, renamed_key, student_key
+from stlm_kd.pipeline.stages.adaptation import adapt_model
 from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, cached_seeds
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 
@@ -98,16 +97,8 @@ def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], context: Ru
         rename_classes(own, order, labels, name=model)
         save_model(own, tokenizer, folder / "model")
 
-    key = _renamed_key(recipe, model, classes, trust=trust)
+    key = renamed_key(recipe, model, classes, trust=trust)
     return on_main_process(lambda: context.stages.make("renamed", key, build))
-
-
-def _renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trust: bool) -> Key:
-    return {
-        "model": model_identity(model, trust_remote_code=trust),
-        "classes": dict(classes),
-        "labels": list(class_names_of(recipe)),
-    }
 
 
 def cached_teacher(
@@ -129,7 +120,7 @@ def _trained(recipe: Recipe, name: str, context: RunContext) -> Path:
     def build(folder: Path) -> None:
         train_student(job, folder, label=f"teacher {name}")
 
-    return context.stages.make("model", job.key(), build, together=True)
+    return context.stages.make("model", student_key(job), build, together=True)
 
 
 def finished_teachers(
@@ -159,10 +150,10 @@ def finished_teacher(
             return None
         (seed,) = teacher.recipe.seeds
         job = StudentJob(teacher.recipe, "student", seed, teachers, own, context)
-        model = _model_of(context.stages.path("model", job.key()))
+        model = _model_of(context.stages.path("model", student_key(job)))
     trust = context.trust_remote_code
     if teacher.classes is not None and model is not None:
-        named = _renamed_key(recipe, model, teacher.classes, trust=trust)
+        named = renamed_key(recipe, model, teacher.classes, trust=trust)
         model = _model_of(context.stages.path("renamed", named))
     if teacher.adapt is None or model is None:
         return model

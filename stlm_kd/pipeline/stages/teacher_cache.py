@@ -11,26 +11,26 @@ from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank, wait_for_all
 from stlm_kd.errors import error_context
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.load import load_config
 from stlm_kd.models.outputs import OutputSpec
-from stlm_kd.pipeline.builders.data import TrainingData, batch_sizes, build_training_data, rows_key
+from stlm_kd.pipeline.builders.data import TrainingData, batch_sizes, build_training_data
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.flops import pass_cost
 from stlm_kd.pipeline.builders.models import empty_model, live_teacher, teacher_place
 from stlm_kd.pipeline.builders.numbers import width
 from stlm_kd.pipeline.builders.objective import looked_into
+from stlm_kd.pipeline.builders.text import mask_variants
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.identity import cache_key
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.recipe import Recipe, plain
-from stlm_kd.recipe.schema.cache import VARIANTS, Cache, positions_of, temperature_of
+from stlm_kd.recipe.schema.cache import Cache, positions_of, temperature_of
 from stlm_kd.recipe.schema.root import Teacher
-from stlm_kd.teachers.cache.format import Layout, Manifest, read_manifest
+from stlm_kd.teachers.cache.format import Layout
 from stlm_kd.teachers.cache.writer import (
     Work,
     complete,
@@ -73,45 +73,14 @@ class CacheOrder:
         assert self.teacher.cache is not None
         return self.teacher.cache
 
-    def data_key(self) -> dict[str, Json]:
-        """What decides the rows, and the tokens of them that are kept."""
-        recipe = self.recipe
-        of_text = recipe.language_task is not None
-        return {
-            "task": recipe.task,
-            "tokenizer": tokenizer_identity(self.tokenizer),
-            "text": rows_key(recipe, recipe.data.fraction),
-            "seed": self.seed if _draws_examples(recipe) else None,
-            "context": recipe.data.context,
-            "masked_share": recipe.data.masked_share,
-            "variants": mask_variants(recipe),
-            "temperature": temperature_of(recipe, self.teacher.name, self.options) if of_text else None,
-            "positions": positions_of(recipe, self.teacher.name) if of_text else None,
-        }
-
-    def key(self) -> dict[str, Json]:
-        """Everything that decides what a cache holds."""
-        options: dict[str, Json] = {}
-        if self.recipe.language_task is not None:
-            kept = self.options
-            options = {"top": kept.top, "draws": kept.draws, "states": [*sorted(map(str, kept.states))]}
-        trust = self.context.trust_remote_code
-        return {
-            "teacher": model_identity(self.model, trust_remote_code=trust),
-            **self.data_key(),
-            **options,
-            "precision": self.recipe.train.precision,
-            "weights": self.teacher.precision,
-        }
-
     def made(self) -> Path:
         """The cache's folder; it is made unless it is there. All processes call this."""
-        return self.context.stages.make("cache", self.key(), self._build, together=True)
+        return self.context.stages.make("cache", cache_key(self), self._build, together=True)
 
     @property
     def is_there(self) -> bool:
         """Whether it was made already."""
-        return self.context.stages.path("cache", self.key()).is_dir()
+        return self.context.stages.path("cache", cache_key(self)).is_dir()
 
     def _build(self, folder: Path) -> None:
         training_data = self.training_data()
@@ -129,7 +98,9 @@ class CacheOrder:
             "directory": str(Path.cwd()),
         }
         flops = _flops(self, work, training_data)
-        on_main_process(lambda: complete(folder, work, made_of=self.key(), source=source, flops=flops).items)
+        on_main_process(
+            lambda: complete(folder, work, made_of=cache_key(self), source=source, flops=flops).items
+        )
 
     def training_data(self) -> TrainingData:
         """The training data, as the teacher reads it too."""
@@ -213,7 +184,7 @@ def work_of(order: CacheOrder, training_data: TrainingData) -> Work:
     """What is to be written."""
     layout = layout_of(order)
     variants = mask_variants(order.recipe) or 1
-    name = hashlib.sha256(str(order.key()["teacher"]).encode()).digest()
+    name = hashlib.sha256(str(cache_key(order)["teacher"]).encode()).digest()
     return Work(
         layout=layout,
         rows=training_data.num_rows,
@@ -256,18 +227,3 @@ def layout_of(order: CacheOrder) -> Layout:
         positions_of(recipe, order.teacher.name),
         states=states,
     )
-
-
-def mask_variants(recipe: Recipe) -> int | None:
-    """The masks of each row of a masked language model that reads a teacher from a cache; else None."""
-    if recipe.task != "mlm":
-        return None
-    for teacher in recipe.teachers:
-        if teacher.cache is not None:
-            path = teacher.cache.path
-            return (teacher.cache.variants or VARIANTS) if path is None else _given(path).variants
-    return None
-
-
-def _given(path: str) -> Manifest:
-    return read_manifest(expanded(path))

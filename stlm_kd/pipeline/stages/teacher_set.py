@@ -13,7 +13,6 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.json_io import AGAIN, read_saved
 from stlm_kd.artifacts.model_names import model_of
-from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.errors import ModelError
 from stlm_kd.eval.interchange.suite import AlignedTeacher
@@ -26,7 +25,6 @@ from stlm_kd.models.load import load_config, load_language_model, to_device
 from stlm_kd.pipeline.builders.interchange import asked_of, layers_of
 from stlm_kd.pipeline.builders.numbers import num_layers
 from stlm_kd.pipeline.builders.objective import followed
-from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.training import current_device
@@ -48,17 +46,6 @@ class TeacherSet:
 
     teachers: Mapping[str, str]
     recipe: Recipe | None
-
-    def key(self, student: str, *, trust: bool) -> Json:
-        """What decides a score beside the student: the teachers and the layers."""
-        return {
-            name: [model_identity(model, trust_remote_code=trust), _told(self._layers(name, student, trust))]
-            for name, model in self.teachers.items()
-        }
-
-    def models(self, *, trust: bool) -> Json:
-        """What decides a score beside the teachers where their layers play no part."""
-        return {name: model_identity(model, trust_remote_code=trust) for name, model in self.teachers.items()}
 
     def taught(
         self, name: str, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, trust: bool
@@ -94,7 +81,8 @@ class TeacherSet:
             found[one] = AlignedTeacher(teacher, self._aligned(one, student.config, teacher.config))
         return found
 
-    def _layers(self, teacher: str, student: str, trust: bool) -> Alignment:
+    def layers(self, teacher: str, student: str, trust: bool) -> Alignment:
+        """By layer of the student, the layers of a teacher that stand for it."""
         configs = (load_config(model, trust_remote_code=trust) for model in (student, self.teachers[teacher]))
         return self._aligned(teacher, *configs)
 
@@ -184,7 +172,3 @@ def check_family(name: str, config: PretrainedConfig) -> None:
             f"{name}: states are exchanged within models, and this is a {config.model_type}; known are "
             f"{', '.join(ARCHITECTURES)}"
         )
-
-
-def _told(alignment: Alignment) -> Json:
-    return {str(layer): list(theirs) for layer, theirs in alignment.items()}

@@ -23,12 +23,12 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import did_you_mean
 from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.recipe.schema.fields import NotNegative, Part, Real, Text, fault, show
 from stlm_kd.recipe.schema.options import added_options, known_name, row_of, with_options
 from stlm_kd.registry import Registry
+from stlm_kd.teachers import COMBINED
 
 LABELS = "labels"
 """The loss that needs no teacher."""

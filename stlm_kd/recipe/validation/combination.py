@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.recipe.schema.objectives import LABELS
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
+from stlm_kd.teachers import COMBINED
 
 _COMBINE: Place = ("combine",)
 _HOW: Place = ("combine", "how")

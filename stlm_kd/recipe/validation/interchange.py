@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import ModelError
 from stlm_kd.models.layer_alignment import Choice, aligned
 from stlm_kd.recipe.schema.interchange import SOURCE_OPTIONS, Interchange, sources
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
 from stlm_kd.recipe.validation.features import given_layers, layers_beyond
+from stlm_kd.teachers import COMBINED
 
 LAYER_OPTIONS = ["alignment", "layer_schedule", "exclude_last", "source_site", "exact_dropout"]
 """Fields without a meaning where no state is exchanged."""

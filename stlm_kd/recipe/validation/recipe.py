@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stlm_kd.distillation.terms import COMBINED
 from stlm_kd.errors import RecipeFault, did_you_mean
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.recipe.schema.data import LABELLED_SAMPLES, Source
@@ -15,6 +14,7 @@ from stlm_kd.recipe.validation.cache import cache_conflicts
 from stlm_kd.recipe.validation.combination import combination_conflicts
 from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
 from stlm_kd.recipe.validation.objectives import objective_conflicts
+from stlm_kd.teachers import COMBINED
 
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:

@@ -1,0 +1,42 @@
+"""The student's tokenizer: loaded, or trained and kept as a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from stlm_kd.artifacts.atomic import system_errors
+from stlm_kd.data.corpus import texts
+from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
+from stlm_kd.distributed import on_main_process
+from stlm_kd.pipeline.builders.examples import all_examples
+from stlm_kd.pipeline.builders.text import sources
+from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.identity import tokenizer_key
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.student import TokenizerTraining
+
+
+def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:
+    """The student's tokenizer: loaded, or trained on the whole training text and kept as a stage."""
+    wanted = recipe.student.tokenizer
+    if not isinstance(wanted, TokenizerTraining):
+        return load_tokenizer(wanted, trust_remote_code=context.trust_remote_code)
+    entries, labelled = recipe.data.train, recipe.language_task is None
+
+    def build(folder: Path) -> None:
+        own = _of_examples(recipe) if labelled else texts(sources(entries))
+        made = train_tokenizer(own, wanted.train, wanted.size, masked=recipe.task != "clm")
+        with system_errors(folder):
+            made.save_pretrained(folder)
+
+    place = on_main_process(lambda: context.stages.make("tokenizer", tokenizer_key(recipe, wanted), build))
+    return load_tokenizer(str(place))
+
+
+def _of_examples(recipe: Recipe) -> Iterator[str]:
+    """The texts of all training examples, both of each pair."""
+    for example in all_examples(recipe).texts:
+        yield from example
