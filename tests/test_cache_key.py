@@ -8,6 +8,7 @@ import pytest
 
 from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.identity import cache_key
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
 from stlm_kd.recipe import load
 
@@ -48,15 +49,15 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 def key_of(text: str, *overrides: str, model: str = "m", tokenizer: str = "t", seed: int = 1) -> Key:
     Path("recipe.yaml").write_text(text, encoding="utf-8")
     recipe = load("recipe.yaml", overrides)
-    return CacheOrder(recipe, recipe.teachers[0], model, tokenizer, RunContext(Path("runs")), seed).key()  # type: ignore[arg-type]  # which is only identified
+    return cache_key(CacheOrder(recipe, recipe.teachers[0], model, tokenizer, RunContext(Path("runs")), seed))  # type: ignore[arg-type]  # which is only identified
 
 
 @pytest.fixture(autouse=True)
 def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A folder with the data, where models and tokenizers are identified by name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.stages.teacher_cache.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.stages.teacher_cache.tokenizer_identity", lambda name: name)
+    monkeypatch.setattr("stlm_kd.pipeline.identity.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.identity.tokenizer_identity", lambda name: name)
     for name in ("a.txt", "b.txt"):
         Path(name).write_text(f"Text of {name}.\n", encoding="utf-8")
     rows = [f'{{"text": "text {i}", "label": "{i % 2}"}}' for i in range(8)]

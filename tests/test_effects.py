@@ -289,7 +289,7 @@ def key_of(variant: Variant, *overrides: str, base: str = "two-teachers") -> Key
     recipe = load(f"{base}.yaml", overrides)
     teachers = {teacher.name: "some/model" for teacher in recipe.teachers}
     own = load_tokenizer("some/tokenizer")
-    return StudentJob(recipe, variant, 1, teachers, own, home()).key()
+    return student_key(StudentJob(recipe, variant, 1, teachers, own, home()))
 
 
 NANO = "{" + ", ".join(f"{name}: {value}" for name, value in PRESETS["stlm-nano"].items()) + "}"
@@ -345,7 +345,7 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
     other.pad_token = None
     models = {"a": "some/model", "b": "some/model"}
     context = home()
-    trained = [StudentJob(recipe, "student", 1, models, t, context).key() for t in (own, other)]
+    trained = [student_key(StudentJob(recipe, "student", 1, models, t, context)) for t in (own, other)]
     adapted = [adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
     assert trained[0] != trained[1]
     assert adapted[0] != adapted[1]

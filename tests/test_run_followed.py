@@ -54,15 +54,15 @@ def test_the_key_holds_the_names_from_which_projections_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.identity.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.identity.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     config = pico_model("llama").config
     keys, weights = [], []
     for entries in ((HINT,), (HINT.replace("linear", "linear, weight: 0"), HINT)):
         found = with_objectives(tmp_path, *entries)
         context = RunContext(tmp_path)
-        keys.append(StudentJob(found, "student", 1, {"a": "some/model"}, None, context).key())  # type: ignore[arg-type]  # no tokenizer is asked
+        keys.append(student_key(StudentJob(found, "student", 1, {"a": "some/model"}, None, context)))  # type: ignore[arg-type]  # no tokenizer is asked
         made = projections_of(found, terms_of(found, config, {"a": config}), config, {"a": config}, seed=1)
         weights.append(next(iter(made.parameters())))
     assert not weights[0].equal(weights[1])
@@ -73,8 +73,8 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.identity.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.identity.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
 
     def keys(entry: str) -> list[object]:
@@ -166,8 +166,8 @@ def test_rows_are_dealt_out_in_pairs_where_they_are_sources_of_each_other(
     entry: str, pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.stages.student_job.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.identity.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.identity.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
     student, control = (
@@ -175,7 +175,7 @@ def test_rows_are_dealt_out_in_pairs_where_they_are_sources_of_each_other(
         for variant in ("student", "no-teacher")
     )
     assert (student.pairs_rows, control.pairs_rows) == (pairs, False)
-    assert ("sources" in student.key()) is pairs and "sources" not in control.key()
+    assert ("sources" in student_key(student)) is pairs and "sources" not in student_key(control)
 
 
 @pytest.mark.parametrize(
