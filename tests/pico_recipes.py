@@ -1,4 +1,4 @@
-"""The recipes that come with the package at a size that trains in a second, and what they need, in one folder."""
+"""The shipped recipes at a size that trains in a second, and what they need, in one folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from stlm_kd.data.sample import sample_documents
+from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.models.classifiers import classifier_from_fields
+from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
 from stlm_kd.recipe import Recipe, load, plain
 from tests.pico import pico_model
@@ -32,9 +32,7 @@ def build(folder: Path) -> None:
     (folder / "train.txt").write_text("\n".join(texts[10:]), encoding="utf-8")
     (folder / "valid.txt").write_text("\n".join(texts[:10]), encoding="utf-8")
     for name, few in (("train.jsonl", texts[40:120]), ("valid.jsonl", texts[:12])):
-        rows = [
-            {"one": text[:60], "two": text[60:100], "label": LABELS[len(text) % 2]} for text in few
-        ]
+        rows = [{"one": text[:60], "two": text[60:100], "label": LABELS[len(text) % 2]} for text in few]
         (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     own, other = (train_tokenizer(texts, size=size) for size in (300, 330))
     masked = train_tokenizer(texts, size=300, masked=True)

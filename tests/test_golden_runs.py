@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from stlm_kd.recipe import load
-from stlm_kd.recipe.source import built_in
+from stlm_kd.recipe.locate import built_in
 from tests.pico_recipes import STEPS, build, write_pico
 from tests.road import done
 
 NAMES = [recipe.name for recipe in built_in()]
-GOLDEN = Path(__file__).parent / "golden" / "runs"
+GOLDEN = Path(__file__).parent / "golden" / "recipes"
 RECORDS = os.environ.get("STLM_KD_RECORD") == "1"
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
@@ -51,7 +51,8 @@ def test_the_first_steps_and_the_stage_keys_of_a_recipe_are_as_recorded(
     for stage, curve in expected["curves"].items():
         assert len(found["curves"][stage]) == len(curve)
         for step, losses in enumerate(curve, start=1):
-            assert found["curves"][stage][step - 1] == pytest.approx(losses, abs=1e-5, rel=1e-5), (stage, step)
+            own = found["curves"][stage][step - 1]
+            assert own == pytest.approx(losses, abs=1e-5, rel=1e-5), (stage, step)
     assert adapts_only or [len(curve) for curve in found["curves"].values()][-1] == STEPS
 
 
@@ -68,7 +69,7 @@ def _curves(output_dir: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def _stages(output_dir: Path) -> list[Any]:
-    """Kind, format and key of each stage; a hash of weights or text, which may round otherwise elsewhere, by ``#``."""
+    """Kind, format and key of each stage, with ``#`` for each hash, since weights round otherwise elsewhere."""
     files = sorted((output_dir / "stages").glob("*/stage.json"))
     stages = [json.loads(_DIGEST.sub("#", file.read_text(encoding="utf-8"))) for file in files]
     found = [{name: stage[name] for name in ("kind", "format", "key")} for stage in stages]

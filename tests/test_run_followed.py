@@ -81,9 +81,7 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
         found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
         made = []
         for version in ("one", "another"):
-            monkeypatch.setattr(
-                "stlm_kd.pipeline.identity.wordnet_identity", lambda version=version: version
-            )
+            monkeypatch.setattr("stlm_kd.pipeline.identity.wordnet_identity", lambda version=version: version)
             job = StudentJob(found, "student", 1, {"a": "m"}, None, RunContext(tmp_path))  # type: ignore[arg-type]  # likewise
             made.append(student_key(job))
         return made
