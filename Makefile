@@ -11,15 +11,19 @@ LOCKED_TORCH := 2.13.0
 SHORT_LANE := capabilities families forward blocks observing mobillama diito_identities compute eval_choices eval_lm_eval_model \
 	eval_harness eval_perplexity cache_files data_sources engine_deepspeed road_distill
 LONG_LANE := attention_maps models models_incoming run_hub_identity data_tables attributions cli_commands road_scores
-COMPAT_TESTS = $(patsubst %,tests/test_%.py,$(SHORT_LANE) $(if $(SHORT),,$(LONG_LANE)))
+COMPAT_TESTS = $(foreach name,$(SHORT_LANE) $(if $(SHORT),,$(LONG_LANE)),$(wildcard tests/*/test_$(name).py tests/unit/*/test_$(name).py))
 COMPAT_TORCH = $(if $(SHORT),$(LOCKED_TORCH))
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo test test-gpu lint lock compat compat-lowest compat-newest clean
+.PHONY: demo test test-fast test-gpu lint lock compat compat-lowest compat-newest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stlm-kd distill -r sample-two-teachers --jobs 2
+
+# The unit tests alone.
+test-fast: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -27,7 +31,7 @@ test: $(VENV)/.installed-dev
 # Says so where there is no GPU; STLM_KD_TEST_DEVICE=cpu rehearses the same tests without one.
 test-gpu: $(VENV)/.installed-dev
 	@$(BIN)/python -c "import torch; print('GPU:', torch.cuda.get_device_name() if torch.cuda.is_available() else 'none; nothing runs on one')"
-	$(BIN)/python -m pytest -q -rs tests/test_gpu.py
+	$(BIN)/python -m pytest -q -rs tests/slow/test_gpu.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

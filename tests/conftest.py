@@ -1,4 +1,4 @@
-"""What the tests share: where the real data lies, and offline mode throughout."""
+"""What the tests share: a marker for each folder, where the real data lie, and offline mode throughout."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,14 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by its folder: ``unit``, ``integration`` or ``slow``."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(item.path.relative_to(here).parts[0])
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +29,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the small world of ``tests/road.py``."""
-    from tests.road import build
+    """The folder of the small world of ``tests/support/road.py``."""
+    from tests.support.road import build
 
     folder = tmp_path_factory.mktemp("road")
     build(folder)

@@ -1,0 +1,351 @@
+"""No option does nothing: a change of any field changes the plan, and what reaches the engine or a user.
+
+What reaches the engine is caught at its door, ``fit``: models, batches, terms and settings. Two trainings
+that differ there must have different keys, or one would be taken for the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from stlm_kd.artifacts.results import SuiteResult, Variant
+from stlm_kd.artifacts.stage_store import Key
+from stlm_kd.data.labelled.batches import ExampleStream
+from stlm_kd.data.sources import hub
+from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.terms import Term
+from stlm_kd.eval import FINE_TUNED, SUITES
+from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
+from stlm_kd.models.presets import PRESETS
+from stlm_kd.pipeline.builders.text import tokens_by_domain
+from stlm_kd.pipeline.context import RunContext, context_for
+from stlm_kd.pipeline.distill import variants
+from stlm_kd.pipeline.identity import adaptation_key, student_key
+from stlm_kd.pipeline.stages import adaptation, adaptation_quality, score, student
+from stlm_kd.pipeline.stages.student_job import StudentJob
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.recipe import Recipe, load
+from stlm_kd.recipe.describe import describe
+from stlm_kd.teachers.cached import CachedTeacher
+from tests.support.effects_world import build, build_cache, home
+from tests.support.field_effects import EFFECTS, ELSEWHERE, WITHOUT_TEACHERS
+
+Values = dict[str, Any]
+CHANGES = {name: one for name, one in {**EFFECTS, **WITHOUT_TEACHERS}.items() if name not in ELSEWHERE}
+SIDE = {"log_every", "checkpoint_every", "zero"}
+"""Settings that leave the trained weights as they are."""
+SHARES = range(20)
+"""Twentieths of a training at which its terms are looked at."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that the base recipes name, and what their changes name."""
+    folder = tmp_path_factory.mktemp("world")
+    build(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        build_cache()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the world's folder, with a Hub whose texts tell how they were asked for, and unmeasured teachers."""
+    monkeypatch.chdir(world)
+
+    unmeasured = TextLoss((DocumentLoss(1.0, 1, 1),), 0, 1, 1)
+
+    def column(dataset: str, **asked: str | None) -> Iterator[str]:
+        yield from [f"{dataset} {asked} {number}" for number in range(20)]
+
+    monkeypatch.setattr(hub, "column", column)
+    monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
+    monkeypatch.setattr(adaptation_quality, "measure", lambda *asked, **named: unmeasured)
+
+
+class Caught(Exception):
+    """Raised at the door of the engine, with what came there."""
+
+
+def working_for(recipe: Recipe, world: Path) -> RunContext:
+    """As the commands make it."""
+    return context_for(recipe, world / "runs", resume=True, trust_remote_code=False, run_name="")
+
+
+def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext) -> Values:
+    """All that a recipe brings about: trainings, adaptations, evaluations, and those of its teachers."""
+    for module in (student, adaptation):
+        monkeypatch.setattr(module, "fit", caught)
+    tokenizer = student_tokenizer(recipe, context)
+    models = {teacher.name: teacher.model or "some/model" for teacher in recipe.teachers}
+    fits, adaptations = {}, {}
+    for variant, seed in ((variant, seed) for variant in variants(recipe) for seed in recipe.seeds):
+        job = StudentJob(recipe, variant, seed, models, tokenizer, context)
+        with pytest.raises(Caught) as door:
+            student.train_student(job, context.output_dir / "student", label="")
+        fits[variant, seed] = {**door.value.args[0], "key": student_key(job)}
+    for teacher in recipe.teachers:
+        if teacher.adapt is not None:
+            with pytest.raises(Caught) as door:
+                adaptation.adapt_model(
+                    recipe, teacher.adapt, models[teacher.name], tokenizer, name=teacher.name,
+                    folder=context.output_dir / "teacher", context=context,
+                )  # fmt: skip
+            given = (recipe, teacher.adapt, models[teacher.name], tokenizer)
+            key = adaptation_key(*given, trust=False)
+            adaptations[teacher.name] = {**door.value.args[0], "key": key}
+    nested = [teacher.recipe for teacher in recipe.teachers if teacher.recipe is not None]
+    return {
+        "fits": fits,
+        "adaptations": adaptations,
+        "suites": suites(monkeypatch, recipe),
+        "domains": tokens_by_domain(recipe, tokenizer, context) if recipe.language_task else None,
+        "nested": [reached(monkeypatch, inner, context) for inner in nested],
+    }
+
+
+def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
+    """Stands in for ``fit``."""
+    held = named["validation"]() if named["validation"] is not None else ()
+    raise Caught(
+        {
+            "student": (step.student.config.to_dict(), weights(step.student)),
+            "saves_memory": any(
+                getattr(part, "gradient_checkpointing", False) for part in step.student.modules()
+            ),
+            "terms": terms(step),
+            "combination": step.combination,
+            "projections": weights(step.projections),
+            "vocabulary_loss": step.vocabulary_loss,
+            "teachers": {name: known_of(teacher) for name, teacher in step._teachers.items()},
+            "resting": {
+                name: getattr(getattr(teacher, "_teacher", teacher), "offload", None)
+                for name, teacher in step._teachers.items()
+            },
+            "batches": (batches._effective_batch, batches._micro_batch, batches._seed, read(batches)),
+            "held_out": [digest(batch.input_ids.numpy()) for batch in held],
+            "settings": asdict(settings),
+            "trackers": [type(tracker).__name__ for tracker in named["tracker"].trackers],
+        }
+    )
+
+
+def known_of(teacher: Any) -> Any:
+    """A teacher's weights, or what its cache keeps of it."""
+    if isinstance(teacher, CachedTeacher):
+        manifest = teacher.cache.manifest
+        return [asdict(manifest.layout), manifest.variants, manifest.fingerprint]
+    return weights(getattr(teacher, "_teacher", teacher).model)
+
+
+def terms(step: StepModule) -> list[list[Term]]:
+    """What the step computes at some moments of the training."""
+    step.train()
+    found = []
+    for share in SHARES:
+        step.begin(share, len(SHARES))
+        found.append(step.terms)
+    return found
+
+
+def read(batches: Any) -> list[Any]:
+    """What is read, and how much of it is masked."""
+    if isinstance(batches, ExampleStream):
+        examples = batches._examples
+        return [digest(examples.labels), digest(examples.own.tokens), digest(examples.own.offsets)]
+    parts = [(part.weight, part.context, digest(part.store.tokens)) for part in batches._corpus.parts]
+    return [parts, None if batches._masking is None else batches._masking.share]
+
+
+def digest(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def weights(model: nn.Module) -> list[tuple[str, bool, str]]:
+    named = model.named_parameters()
+    return [(name, value.requires_grad, digest(value.detach().float().numpy())) for name, value in named]
+
+
+def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, Any]]:
+    """The suites that are called, with what they are given."""
+    calls: list[tuple[str, Any]] = []
+
+    def spy(name: str) -> Any:
+        def suite(*given: Any, **options: Any) -> SuiteResult:
+            calls.append((name, options))
+            return SuiteResult(name, ())
+
+        return suite
+
+    def tuned(name: str, options: Values, *asked: Any) -> list[SuiteResult]:
+        calls.append((name, known[name](**options)))
+        return []
+
+    known = {name: SUITES[name] for name in FINE_TUNED}
+    monkeypatch.setattr(score, "SUITES", {name: spy(name) for name in SUITES})
+    monkeypatch.setattr(score, "tuned_scores", tuned)
+    monkeypatch.setattr(score, "_taught", lambda *_: {})
+    score.score("some/model", score.suite_calls(recipe), [], context=home())
+    return calls
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, Values]:
+    """What the base recipes bring about, once it was looked at."""
+    return {}
+
+
+@pytest.mark.parametrize("field", sorted(CHANGES))
+def test_a_change_of_any_field_changes_what_is_done(
+    field: str, world: Path, known: dict[str, Values], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    change = CHANGES[field]
+    recipes = [load(f"{change.base}.yaml", overrides) for overrides in ((), change.overrides)]
+    if change.base not in known:
+        known[change.base] = reached(monkeypatch, recipes[0], working_for(recipes[0], world))
+    before, after = known[change.base], reached(monkeypatch, recipes[1], working_for(recipes[1], world))
+    assert without_keys(before) != without_keys(after)
+    for kind in ("fits", "adaptations"):
+        for name in before[kind].keys() & after[kind].keys():
+            one, two = before[kind][name], after[kind][name]
+            assert one["key"] != two["key"] or decisive(one) == decisive(two)
+
+
+def without_keys(found: Values) -> Values:
+    trainings = {
+        kind: {name: {**one, "key": None} for name, one in found[kind].items()}
+        for kind in ("fits", "adaptations")
+    }
+    return {**found, **trainings, "nested": [without_keys(inner) for inner in found["nested"]]}
+
+
+def decisive(one: Values) -> Values:
+    """What decides the trained weights."""
+    settings = {name: value for name, value in one["settings"].items() if name not in SIDE}
+    return {
+        **one,
+        "settings": settings,
+        "trackers": None,
+        "vocabulary_loss": None,
+        "resting": None,
+        "key": None,
+    }
+
+
+@pytest.mark.parametrize("field", sorted(EFFECTS))
+def test_a_change_of_any_field_changes_the_plan(field: str, world: Path) -> None:
+    change = EFFECTS[field]
+    plans = [describe(load(f"{change.base}.yaml", given)) for given in ((), change.overrides)]
+    told = [[line for line in plan.splitlines() if "recipe" not in line] for plan in plans]
+    assert told[0] != told[1]
+
+
+def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
+    recipe = load("two-teachers.yaml", EFFECTS["Train.steps"].overrides)
+    written = recipe.train.model_dump()
+    given = asdict(student.fit_settings(recipe.train, 101, 7, zero=None))
+    shared = written.keys() & given.keys() - SIDE
+    assert len(shared) == 13
+    assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
+    assert (given["checkpoint_every"], given["seed"]) == (11, 7)
+    adapt = recipe.teachers[0].adapt
+    assert adapt is not None
+    training_data = StudentJob(
+        recipe, "student", 1, {}, load_tokenizer("some/tokenizer"), home()
+    ).training_data(1.0)
+    written, given = (
+        adapt.model_dump(),
+        asdict(adaptation.adaptation_settings(adapt, training_data, zero=None)),
+    )
+    shared = written.keys() & given.keys()
+    assert len(shared) == 7
+    assert {name: given[name] for name in shared} == {name: written[name] for name in shared}
+    assert given["steps"] * adapt.effective_batch * 64 >= adapt.tokens
+
+
+@pytest.mark.parametrize(
+    "field", ["Recipe.engine", "Engine.deepspeed", "DeepSpeed.zero", "Engine.vocabulary_loss"]
+)
+def test_the_engine_reaches_the_training_and_leaves_its_key(
+    field: str, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = [load("masked.yaml", overrides) for overrides in ((), EFFECTS[field].overrides)]
+    fits = [reached(monkeypatch, one, working_for(one, world))["fits"]["student", 1] for one in recipes]
+    told = [(one["settings"]["zero"], one["vocabulary_loss"]) for one in fits]
+    assert told[0] == (1, "chunked") != told[1]
+    assert fits[0]["key"] == fits[1]["key"]
+
+
+def key_of(variant: Variant, *overrides: str, base: str = "two-teachers") -> Key:
+    recipe = load(f"{base}.yaml", overrides)
+    teachers = {teacher.name: "some/model" for teacher in recipe.teachers}
+    own = load_tokenizer("some/tokenizer")
+    return student_key(StudentJob(recipe, variant, 1, teachers, own, home()))
+
+
+NANO = "{" + ", ".join(f"{name}: {value}" for name, value in PRESETS["stlm-nano"].items()) + "}"
+
+
+@pytest.mark.parametrize("variant", ["no-teacher", "all-data"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("teachers[1].model=third/model",),
+        ("teachers[0].name=c", "combine.weights={c: 0.5, b: 0.5}", "student.init_from.teacher=c"),
+        ("combine={how: mean}",),
+        ("objectives=[{loss: labels}]",),
+        ("objectives[1].temperature=2",),
+    ],
+)
+def test_a_controls_key_does_not_depend_on_teachers_and_objectives(
+    variant: Variant, changes: tuple[str, ...], world: Path
+) -> None:
+    assert key_of(variant, *changes) == key_of(variant)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (
+            "objectives=[{loss: labels}, {loss: forward_kl, teacher: a}, {loss: reverse_kl, teacher: b}]",
+            "combine={how: mean}",
+        ),
+        ("teachers=[{name: a, model: some/model}]", "combine={how: mean}"),
+    ],
+)
+def test_a_way_to_combine_that_is_not_used_is_not_in_the_key(changes: tuple[str, ...], world: Path) -> None:
+    assert key_of("student")["combine"] is not None
+    assert key_of("student", *changes)["combine"] is None
+
+
+def test_a_preset_is_in_the_key_by_its_fields(world: Path) -> None:
+    written = ("student.preset=null", f"student.architecture={NANO}")
+    assert key_of("student", *written, base="trained") == key_of("student", base="trained")
+
+
+def test_a_student_of_labels_alone_is_the_control_without_teachers(world: Path) -> None:
+    assert key_of("student", base="trained") == key_of("no-teacher", base="trained")
+
+
+def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
+    """Padding decides a row that is not trained, and every role which rows are mapped to which."""
+    recipe = load("two-teachers.yaml")
+    adapt = recipe.teachers[0].adapt
+    assert adapt is not None
+    own, other = load_tokenizer("some/tokenizer"), load_tokenizer("some/tokenizer")
+    other.pad_token = None
+    models = {"a": "some/model", "b": "some/model"}
+    context = home()
+    trained = [student_key(StudentJob(recipe, "student", 1, models, t, context)) for t in (own, other)]
+    adapted = [adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
+    assert trained[0] != trained[1]
+    assert adapted[0] != adapted[1]

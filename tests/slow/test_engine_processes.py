@@ -1,0 +1,74 @@
+"""Two real processes over gloo against one."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from stlm_kd.tracking import read_metrics
+from tests.support.processes import run_together
+
+SETTINGS = {
+    "steps": 6,
+    "learning_rate": 1e-2,
+    "eps": 1e-3,
+    "validate_every": 3,
+    "checkpoint_every": 2,
+    "log_every": 1,
+}
+
+
+def launch(folder: Path, processes: int, options: dict[str, object]) -> list[tuple[int, str]]:
+    """Exit code and stderr of each process."""
+    ended = run_together(processes, "tests.support.engine_worker", str(folder), json.dumps(options))
+    return [(process.code, process.stderr) for process in ended]
+
+
+def lines(folder: Path) -> list[tuple[object, float, float]]:
+    return [
+        (line["kind"], line["step"], value)
+        for line in read_metrics(folder / "metrics.jsonl")
+        for value in (
+            *line["losses"].values(),
+            *line.get("measures", {}).values(),
+            *(line.get(name, 0.0) for name in ("loss", "tokens", "grad_norm")),
+        )
+    ]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Steps of 6, 6 and 4 rows, dealt to two processes, in micro-batches of 2: 2 + 1 rows, then 2."""
+    folder = tmp_path_factory.mktemp("two")
+    ended = launch(folder, 2, {"settings": SETTINGS, "micro_batch": 2})
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert "Traceback" not in ended[1][1] and "step" not in ended[1][1]
+    return folder
+
+
+def test_two_processes_report_the_losses_and_gradient_norms_of_one(two: Path, tmp_path: Path) -> None:
+    ended = launch(tmp_path, 1, {"settings": SETTINGS, "micro_batch": 6})
+    assert ended[0][0] == 0, ended
+    expected = lines(tmp_path)
+    assert [line[:2] for line in lines(two)] == [line[:2] for line in expected]
+    assert [line[2] for line in lines(two)] == pytest.approx([line[2] for line in expected], rel=1e-5)
+    assert len(expected) == 6 * (5 + 2) + 2 * 5
+
+
+def test_both_processes_end_with_the_same_weights(two: Path) -> None:
+    told = [json.loads((two / f"result-{rank}.json").read_text()) for rank in range(2)]
+    assert told[0]["digest"] == told[1]["digest"]
+    assert told[0]["result"]["validation_history"] == told[1]["result"]["validation_history"]
+
+
+def test_a_signal_to_one_process_stops_both_and_both_go_on_from_there(two: Path, tmp_path: Path) -> None:
+    options = {"settings": SETTINGS, "micro_batch": 2}
+    ended = launch(tmp_path, 2, {**options, "signals": {"2": [signal.SIGTERM, 1]}})
+    assert [code for code, _ in ended] == [75, 75], ended
+    assert all("stopped by SIGTERM after step 3" in text for _, text in ended)
+    ended = launch(tmp_path, 2, options)
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert lines(tmp_path) == lines(two)
+    told = [json.loads((folder / "result-1.json").read_text())["digest"] for folder in (two, tmp_path)]
+    assert told[0] == told[1]

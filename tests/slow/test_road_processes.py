@@ -1,0 +1,525 @@
+"""Commands that run as two processes, against one: the same numbers; and what becomes of them when they fail.
+
+The processes are real ones; ``tests.support.nursery`` only saves them the import of PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from stlm_kd.tracking import read_metrics
+from tests.integration.test_finetuning import write_task
+from tests.integration.test_road_faults import assert_one_message
+from tests.support.nursery import program
+from tests.support.paths import ROOT
+from tests.support.road import LLAMA, RECIPES, TEXT, built, done, stlm_kd
+from tests.support.road import TRAIN as TRAIN_PLAIN
+
+BERT = (
+    "{model_type: bert, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
+    "num_attention_heads: 2, hidden_dropout_prob: 0, attention_probs_dropout_prob: 0}"
+)
+"""Without dropout, whose draws depend on the process."""
+TRAIN = """
+train: {steps: 5, effective_batch: 6, micro_batch: 2, learning_rate: 5e-3, validate_every: 3, log_every: 1}
+"""
+ADAPT = "{tokens: 1500, effective_batch: 4, micro_batch: 1, learning_rate: 3e-3, validate_every: 2}"
+DATA = "data: {train: few.txt, validation: fewer.txt, context: 64}"
+TWO = {
+    "clm": f"""
+task: clm
+student: {{tokenizer: own, architecture: {LLAMA}}}
+teachers:
+  - {{name: g, model: gpt2, adapt: {ADAPT}}}
+  - {{name: l, recipe: nested.yaml}}
+{DATA}
+objectives: [{{loss: labels, weight: 0.5}}, {{loss: forward_kl, weight: 0.5, temperature: 2}}]
+{TRAIN}
+tracking: []
+""",
+    "mlm": f"""
+task: mlm
+student: {{tokenizer: own-masked, architecture: {BERT}}}
+teachers: [{{name: b, model: bert, adapt: {ADAPT}}}, {{name: d, model: distilbert}}]
+{DATA}
+objectives: [{{loss: labels, weight: 0.5}}, {{loss: forward_kl, weight: 0.5, temperature: 2}}]
+{TRAIN}
+tracking: []
+""",
+    "adapted": f"""
+task: clm
+student: {{tokenizer: own}}
+teachers: [{{name: g, model: gpt2, adapt: {ADAPT.replace("{", "{old_rows_learning_rate: 0, ")}}}]
+{DATA}
+eval: [{{suite: glue, tasks: [rte], seeds: 1, steps: 2, effective_batch: 4, context: 16, source: local}}]
+tracking: []
+""",
+    "nested": RECIPES["plain"].replace(TEXT, DATA).replace(TRAIN_PLAIN, TRAIN),
+}
+SPOKEN = re.compile(
+    r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after|dress rehearsal: .* all well"
+)
+STEPS = range(1, 6)
+ZERO = "engine.deepspeed.zero=2"
+SAVED = "*/students/student/seed-1/checkpoints/step-*/checksums.json"
+
+ALSO = ("loss", "grad_norm", "learning_rate", "tokens")
+Point = tuple[str, str, int, str]
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where processes are forked."""
+    place = tmp_path_factory.mktemp("nursery") / "socket"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.nursery", str(place)], cwd=ROOT, env=environment
+    )
+    try:
+        await_(place.exists)
+        yield str(place)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass(frozen=True)
+class Command:
+    """One that runs, or has run, as real processes."""
+
+    process: subprocess.Popen[str]
+
+    def ended(self) -> tuple[int, str, list[str]]:
+        """The exit code, stdout, and the lines on stderr without those that say what was launched."""
+        out, err = self.process.communicate(timeout=240)
+        lines = [line for line in err.splitlines() if line and not line.startswith(("RANK=", "the same by"))]
+        return self.process.returncode, out, lines
+
+    def workers(self) -> dict[int, psutil.Process]:
+        """Its processes that are there, by rank."""
+        folder = self.process.args[-1] if isinstance(self.process.args, list) else None
+        found = {}
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            if folder in (process.info["cmdline"] or ()) and "RANK" in (process.info["environ"] or ()):
+                found[int(process.info["environ"]["RANK"])] = process
+        return found
+
+
+Begin = Callable[..., Command]
+
+
+@pytest.fixture(scope="module")
+def begin(road: Path, nursery: str) -> Iterator[Begin]:
+    """Begins a command in the small world."""
+    text = (road / "train.txt").read_text()
+    (road / "few.txt").write_text(text[:1400])
+    (road / "fewer.txt").write_text(text[-600:])
+    for name, recipe in TWO.items():
+        (road / f"{name}.yaml").write_text(recipe)
+    begun: list[Command] = []
+
+    def begin(*words: str, **environment: str) -> Command:
+        process = subprocess.Popen(
+            [*program(nursery), *words],
+            cwd=road,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        begun.append(Command(process))
+        return begun[-1]
+
+    yield begin
+    for command in begun:
+        command.process.kill()
+        command.process.communicate()
+
+
+def await_(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def distil(recipe: str, *changes: str, output_dir: Path) -> list[str]:
+    return ["distill", "-r", f"{recipe}.yaml", *changes, "--output-dir", str(output_dir)]
+
+
+def two(*words: str) -> list[str]:
+    """With ``--output-dir DIR`` at the end, by which the processes are found."""
+    return [*words] if "--processes" in words else [words[0], "--processes", "2", *words[1:]]
+
+
+# ---------------------------------------------------------------------------------------- the same numbers
+
+
+def curves(output_dir: Path) -> dict[Point, float]:
+    """What was logged of adaptations and trainings, by what was trained, kind of line, step and name."""
+    found: dict[Point, float] = {}
+    for file in (output_dir / "stages").glob("*/metrics.jsonl"):
+        for line in read_metrics(file):
+            if line["kind"] != "note":
+                values = {**line["losses"], **{name: line[name] for name in ALSO if name in line}}
+                found |= {(line["stage"], line["kind"], line["step"], n): x for n, x in values.items()}
+    return found
+
+
+def weights(output_dir: Path) -> dict[tuple[str, str], torch.Tensor]:
+    """Every saved tensor, by what was trained and its name."""
+    return {
+        (str(read_metrics(file.parents[1] / "metrics.jsonl")[0]["stage"]), name): tensor
+        for file in (output_dir / "stages").glob("*/model/model.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+
+
+def same_curves(found: Path, expected: Path) -> bool:
+    """Whether all losses of two folders are equal but for the rounding of sums; the controls see it fail."""
+    ours, theirs = curves(found), curves(expected)
+    assert ours.keys() == theirs.keys() and theirs
+    return ours == pytest.approx(theirs, rel=1e-5)
+
+
+def largest_difference(found: Path, expected: Path) -> float:
+    """Between saved weights, in units of the largest learning rate: about how far AdamW moves a weight."""
+    ours, theirs = weights(found), weights(expected)
+    assert ours.keys() == theirs.keys() and theirs
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) / 5e-3
+
+
+@pytest.fixture(scope="module")
+def one_process(begin: Begin, road: Path) -> Callable[[str], Path]:
+    """The folder of a recipe that one process distilled with plain PyTorch."""
+
+    def folder(task: str) -> Path:
+        if not (road / f"one-{task}").exists():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(road)
+                done(*distil(task, output_dir=Path(f"one-{task}")))
+        return road / f"one-{task}"
+
+    return folder
+
+
+@pytest.fixture(scope="module", params=["clm", "mlm"])
+def task(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def by_zero_2(begin: Begin, road: Path, task: str) -> Path:
+    """The folder of two processes under ZeRO 2; what they said is checked here."""
+    folder = road / f"zero-{task}"
+    code, out, lines = begin(*two(*distil(task, ZERO, "--json", output_dir=folder))).ended()
+    assert code == 0, lines
+    (run,) = folder.glob(f"{task}-*")
+    assert json.loads(out)["folder"] == str(run)
+    assert all(SPOKEN.match(line) for line in lines), lines
+    once = [line for line in lines if not line.startswith("step 0/")]  # as equal as the models at first
+    assert len(once) == len(set(once))
+    return folder
+
+
+def test_two_processes_under_zero_2_report_the_losses_of_one(
+    one_process: Callable[[str], Path], by_zero_2: Path, task: str
+) -> None:
+    expected = curves(one_process(task))
+    assert same_curves(by_zero_2, one_process(task))
+    logged = {(stage, step) for stage, _, step, name in expected if name == "loss"}
+    trained = {"clm": ("teacher l", "student seed 1"), "mlm": ("student seed 1",)}[task]
+    adapted = {"clm": "adapt g", "mlm": "adapt b"}[task]
+    assert logged == {(adapted, 1), (adapted, 6), *product(trained, STEPS)}
+
+
+def test_some_steps_were_smaller_and_none_fitted_into_a_micro_batch(
+    one_process: Callable[[str], Path], task: str
+) -> None:
+    found = curves(one_process(task))
+    seen = {step: value for (stage, _, step, name), value in found.items()
+            if name == "tokens" and stage == "student seed 1"}  # fmt: skip
+    read = [seen[step] - seen.get(step - 1, 0) for step in STEPS]
+    assert min(read) < 5 / 6 * max(read), "the last step of an epoch has fewer rows"
+    assert min(read) > 2 * 64, "more rows than one process takes at once"
+
+
+def test_two_processes_under_zero_2_save_the_weights_of_one(
+    one_process: Callable[[str], Path], by_zero_2: Path, task: str
+) -> None:
+    assert largest_difference(by_zero_2, one_process(task)) < 1e-2
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(begin: Begin, road: Path) -> Path:
+    """The folder of what torchrun started, under DDP: nothing of this project takes part in starting it."""
+    words = distil("clm", output_dir=road / "torchrun")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "-m", "stlm_kd", *words],
+        cwd=road,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Table and results") == 1
+    return road / "torchrun"
+
+
+def test_torchrun_does_the_same_and_so_does_ddp(
+    one_process: Callable[[str], Path], by_torchrun: Path
+) -> None:
+    assert same_curves(by_torchrun, one_process("clm"))
+    assert largest_difference(by_torchrun, one_process("clm")) < 1e-2
+
+
+def test_a_run_that_one_process_finished_is_not_trained_again_by_two(
+    begin: Begin, one_process: Callable[[str], Path]
+) -> None:
+    folder = one_process("clm")
+    before = built(folder)
+    for changes, runs in (((), 1), ((ZERO,), 2)):
+        code, out, lines = begin(*two(*distil("clm", *changes, output_dir=folder))).ended()
+        assert (code, lines) == (0, []) and out.count("Table and results") == 1
+        assert built(folder) == before
+        assert len(list(folder.glob("clm-*/table.txt"))) == runs
+
+
+def test_two_processes_adapt_and_fine_tune_a_teacher_as_one_does(
+    begin: Begin, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both train; then the first one alone scores and reports, with nothing left to train."""
+    write_task(place / "glue" / "rte", "rte", (place / "train.txt").read_text().splitlines())
+    monkeypatch.setenv("STLM_KD_DATA", str(place))
+    folders = [place / f"adapted-by-{processes}" for processes in (1, 2)]
+    one, both = (["adapt-teacher", "-r", "adapted.yaml", "--output-dir", str(folder)] for folder in folders)
+    code, _, lines = begin(*two(*both)).ended()
+    assert code == 0, lines
+    done(*one)
+    found = [{at: x for at, x in curves(folder).items() if at[0] == "adapt g"} for folder in folders]
+    assert len(found[0]) > 6 and found[0] == pytest.approx(found[1], rel=1e-5)
+    assert len(list(folders[1].glob("stages/fine-tuned-*/metrics.jsonl"))) == 2
+    (report,) = (json.loads(file.read_text()) for file in folders[1].glob("*/results.json"))
+    assert {name: len(found) for name, found in report["suites"].items()} == {"g": 1, "g, adapted": 1}
+    assert largest_difference(*folders) < 1e-2
+
+
+@pytest.mark.parametrize("change", ["train.effective_batch=4", "teachers[0].adapt.init=mean"])
+def test_other_batches_are_told_apart(one_process: Callable[[str], Path], place: Path, change: str) -> None:
+    """The negative control: what the comparisons above rest on fails where batches differ."""
+    other = Path(f"other-{change[0]}")
+    done(*distil("clm", change, output_dir=other))
+    assert not same_curves(other, one_process("clm"))
+    assert largest_difference(other, one_process("clm")) > 0.1
+
+
+# ------------------------------------------------------------------------------------- stopped and gone on
+
+LONG = ("train.steps=120", "train.effective_batch=4", "train.checkpoint_every=5", "train.validate_every=60",
+        "train.keep=last", "train.log_every=60")  # fmt: skip
+
+
+def last_saved(output_dir: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    return max((int(path.parent.name.removeprefix("step-")) for path in output_dir.glob(SAVED)), default=0)
+
+
+def only_status(output_dir: Path) -> str:
+    (record,) = output_dir.glob("*/run.json")
+    status = json.loads(record.read_text())["status"]
+    assert isinstance(status, str)
+    return status
+
+
+def model(output_dir: Path) -> bytes:
+    (file,) = output_dir.glob("plain-*/students/student/seed-1/model/model.safetensors")
+    return file.read_bytes()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, what it said at the end, what was saved, and what the run's record says then."""
+
+    code: int
+    out: str
+    message: str
+    saved: int
+    status: str
+
+
+def stopped(begin: Begin, words: Sequence[str], folder: Path, *, stop: Callable[[Command], None]) -> Ended:
+    """The command, stopped in some way once it has saved something more than was there."""
+    before = last_saved(folder)
+    command = begin(*words)
+    await_(lambda: last_saved(folder) > before or command.process.poll() is not None)
+    stop(command)
+    code, out, lines = command.ended()
+    await_(lambda: only_status(folder) != "running")
+    messages = [line for line in lines if not SPOKEN.match(line)]
+    assert len(messages) <= 1, messages
+    return Ended(code, out, "".join(messages), last_saved(folder), only_status(folder))
+
+
+@pytest.fixture(scope="module")
+def stops(begin: Begin, road: Path) -> dict[str, Ended]:
+    """One training of two processes, stopped in four ways, one after the other."""
+    folder = road / "stopped"
+    words = two(*distil("plain", *LONG, output_dir=folder))
+    ways: dict[str, Callable[[Command], None]] = {
+        "SIGINT": lambda command: command.process.send_signal(signal.SIGINT),
+        "worker killed": lambda command: command.workers()[1].kill(),
+        "launcher killed": lambda command: command.process.kill(),
+        "SIGTERM": lambda command: command.process.send_signal(signal.SIGTERM),
+    }
+    found = {name: stopped(begin, words, folder, stop=stop) for name, stop in ways.items()}
+    shutil.copytree(folder, road / "alone")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "said", "status"),
+    [
+        ("SIGINT", 130, "stopped by Ctrl-C after step", "interrupted"),
+        ("worker killed", 1, "process 1 of 2 was killed by SIGKILL", "failed"),
+        ("launcher killed", -signal.SIGKILL, "stopped by SIGTERM after step", "interrupted"),
+        ("SIGTERM", 75, "stopped by SIGTERM after step", "interrupted"),
+    ],
+)
+def test_however_it_is_stopped_one_message_says_why(
+    stops: dict[str, Ended], way: str, code: int, said: str, status: str
+) -> None:
+    found = stops[way]
+    assert (found.code, found.out, found.status) == (code, "", status)
+    assert found.message.startswith(said)
+    assert 0 < found.saved < 120
+
+
+@pytest.fixture(scope="module")
+def whole(begin: Begin, road: Path) -> Path:
+    """The same training without a stop."""
+    code, _, lines = begin(*two(*distil("plain", *LONG, output_dir=road / "whole"))).ended()
+    assert code == 0, lines
+    return road / "whole"
+
+
+def test_a_training_stopped_four_times_ends_bit_for_bit_like_one_that_was_not(
+    begin: Begin, stops: dict[str, Ended], whole: Path, road: Path
+) -> None:
+    code, _, lines = begin(*two(*distil("plain", *LONG, output_dir=road / "stopped"))).ended()
+    assert code == 0, lines
+    assert only_status(road / "stopped") == "done"
+    assert model(road / "stopped") == model(whole)
+
+
+def test_one_process_goes_on_where_two_stopped(
+    begin: Begin, stops: dict[str, Ended], whole: Path, road: Path
+) -> None:
+    code, _, lines = begin(*distil("plain", *LONG, output_dir=road / "alone")).ended()
+    assert code == 0, lines
+    assert largest_difference(road / "alone", whole) < 1e-2
+
+
+def test_two_processes_go_on_where_one_stopped(begin: Begin, whole: Path, road: Path) -> None:
+    folder = road / "joined"
+    words = distil("plain", *LONG, output_dir=folder)
+    ended = stopped(begin, words, folder, stop=lambda command: command.process.terminate())
+    assert ended.code == 75 and 0 < ended.saved < 120
+    code, _, lines = begin(*two(*words)).ended()
+    assert code == 0, lines
+    assert largest_difference(folder, whole) < 1e-2
+
+
+@pytest.mark.parametrize("moment", ["begun", "recorded"])
+def test_sigterm_before_the_training_ends_all_of_it(begin: Begin, tmp_path: Path, moment: str) -> None:
+    command = begin(*two(*distil("plain", *LONG, output_dir=tmp_path)))
+    if moment == "recorded":
+        await_(lambda: any(tmp_path.glob("*/run.json")))
+    else:
+        await_(lambda: command.workers().keys() == {0, 1})
+    command.process.terminate()
+    code, out, lines = command.ended()
+    messages = [line for line in lines if not SPOKEN.match(line)]
+    assert (code, out) == (75, "")
+    assert len(messages) == 1 and messages[0].startswith("stopped by SIGTERM"), lines
+
+
+# -------------------------------------------------------------------------------------------------- faults
+
+TRAINED = ("train.learning_rate=1e30", "train.clip=null", "train.warmup=0")
+FAULTS = [
+    ("plain", ["train.effective_batch=7"], 3, "train.effective_batch: 7 rows cannot be shared evenly by 2"),
+    ("plain", ["data.train=no.txt"], 5, "no.txt"),
+    ("plain", ["student.tokenizer=some/tokenizer"], 5, "some/tokenizer"),
+    (
+        "plain",
+        ["data.train=rows.txt", "train.effective_batch=6", "--processes", "3"],
+        1,
+        "data.train: 2 rows for 3 processes",
+    ),
+    ("plain", TRAINED, 1, "not finite"),
+    ("plain", [*TRAINED, ZERO], 1, "not finite"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "changes", "code", "said"), FAULTS)
+def test_a_fault_is_one_message_with_the_code_that_one_process_ends_with(
+    begin: Begin, place: Path, tmp_path: Path, recipe: str, changes: list[str], code: int, said: str
+) -> None:
+    (place / "rows.txt").write_text((place / "few.txt").read_text()[:120])
+    found, out, lines = begin(*two(*distil(recipe, *changes, output_dir=tmp_path))).ended()
+    assert (found, out) == (code, "")
+    assert_one_message("\n".join(line for line in lines if not SPOKEN.match(line)), said)
+
+
+def test_batches_of_training_and_adaptation_that_cannot_be_shared_are_said_at_once(
+    begin: Begin, tmp_path: Path
+) -> None:
+    changes = ("train.effective_batch=7", "train.micro_batch=1", "teachers[0].adapt.effective_batch=1")
+    code, _, lines = begin(*two(*distil("clm", *changes, output_dir=tmp_path))).ended()
+    assert code == 3 and lines[0] == "clm.yaml: 2 faults" and len(lines) == 3, lines
+    assert "train.effective_batch: 7 rows" in lines[1] and "use 6 or 8" in lines[1]
+    assert "teachers[0].adapt.effective_batch: 1 rows" in lines[2] and "use 2, or" in lines[2]
+
+
+def test_a_folder_in_which_another_command_works_is_refused_once(begin: Begin, whole: Path) -> None:
+    (run,) = whole.glob("plain-*")
+    with FileLock(run / ".lock"):
+        code, out, lines = begin(*two(*distil("plain", *LONG, output_dir=whole))).ended()
+    assert (code, out) == (1, "")
+    assert_one_message("\n".join(lines), f"{run}: another process works in this run's folder")
+    assert only_status(whole) == "done"
+
+
+def test_side_by_side_and_together_exclude_each_other(place: Path, tmp_path: Path) -> None:
+    result = stlm_kd(*two("distill", "--jobs", "2", "-r", "plain.yaml", "--output-dir", str(tmp_path)))
+    assert result.exit_code == 2
+    assert_one_message(result.stderr, "--jobs 2 with --processes 2", "leave one of them out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launcher_under_a_launcher_is_refused(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = stlm_kd(*two(*distil("plain", output_dir=tmp_path)))
+    assert result.exit_code == 2
+    assert_one_message(result.stderr, "--processes", "WORLD_SIZE=2", "leave --processes out")

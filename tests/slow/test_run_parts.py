@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import stats
+
+from stlm_kd.artifacts.reports import AdaptationReport
+from stlm_kd.artifacts.results import Row, Score, SuiteResult
+from stlm_kd.artifacts.saved_results import read_results
+from stlm_kd.artifacts.stage_store import Stages, copy_folder
+from stlm_kd.comparison.compare import compare
+from stlm_kd.comparison.intervals import estimate
+from stlm_kd.errors import CheckpointError, NonFiniteError, RecipeError, RecipeFault, StlmKdError
+from stlm_kd.pipeline import context
+from stlm_kd.pipeline.distill import parameters_of
+from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.jobs import Job, run_jobs
+from stlm_kd.pipeline.summary import comparisons, selection_remark, weak_teachers
+from stlm_kd.recipe import load
+from stlm_kd.reporting.tables.adaptation import adaptation_table
+from stlm_kd.reporting.tables.results import result_table
+from stlm_kd.reporting.tables.scores import score_table
+from stlm_kd.statistics import corrected
+from stlm_kd.tracking import Trackers
+from tests.support.compared import whole_run
+from tests.support.pico import FAMILIES, pico_model
+
+
+def test_a_stage_is_built_once_for_a_key_and_again_for_another(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    built = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "result").write_text(str(len(built)))
+
+    first = stages.make("eval", {"a": 1, "b": [2]}, build)
+    again = stages.make("eval", {"b": [2], "a": 1}, build)
+    other = stages.make("eval", {"a": 1, "b": [3]}, build)
+    assert first == again != other
+    assert len(built) == 2
+    assert (first / "result").read_text() == "1"
+
+
+def test_of_several_that_want_a_stage_at_once_one_builds_it(tmp_path: Path) -> None:
+    built = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        time.sleep(0.2)
+        (folder / "result").write_text("whole")
+
+    def wanted(_: int) -> str:
+        return (Stages(tmp_path).make("model", {"a": 1}, build) / "result").read_text()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(wanted, range(4))) == ["whole"] * 4
+    assert len(built) == 1
+
+
+def test_a_copied_folder_is_whole_shares_only_weights_and_leaves_checkpoints_behind(tmp_path: Path) -> None:
+    (tmp_path / "source" / "checkpoints" / "step").mkdir(parents=True)
+    (tmp_path / "source" / "model").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "source" / "model" / name).write_text("1")
+    (tmp_path / "target" / "old").mkdir(parents=True)
+    copy_folder(tmp_path / "source", tmp_path / "target")
+    copies = {path.name: path for path in (tmp_path / "target").rglob("*") if path.is_file()}
+    assert sorted(copies) == ["config.json", "model.safetensors"]
+    assert copies["model.safetensors"].samefile(tmp_path / "source/model/model.safetensors")
+    assert copies["model.safetensors"].stat().st_mode & 0o222 == 0
+    copies["config.json"].write_text("2")
+    assert (tmp_path / "source/model/config.json").read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "model/model.safetensors"])
+def test_a_stage_that_was_changed_is_refused(tmp_path: Path, name: str) -> None:
+    stages = Stages(tmp_path)
+
+    def build(folder: Path) -> None:
+        (folder / "model").mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (folder / "model" / file).write_text("as it was")
+
+    folder = stages.make("model", {"a": 1}, build)
+    assert stages.make("model", {"a": 1}, build) == folder
+    (folder / "notes.txt").write_text("a file more does no harm")
+    copy_folder(folder, tmp_path / "copy")
+    assert stages.holds(tmp_path / "copy", "model", {"a": 1})
+    (folder / name).write_text("as it is!")
+    with pytest.raises(CheckpointError, match=f"{name}: changed since .* delete {folder}"):
+        stages.make("model", {"a": 1}, build)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}: gone since"):
+        stages.make("model", {"a": 1}, build)
+
+
+def test_an_interrupted_build_finds_its_files_again_and_the_stage_is_not_there(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+
+    def interrupted(folder: Path) -> None:
+        (folder / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.make("model", {"a": 1}, interrupted)
+    assert not stages.path("model", {"a": 1}).exists()
+    seen = []
+    stages.make("model", {"a": 1}, lambda folder: seen.extend(path.name for path in folder.iterdir()))
+    assert seen == ["checkpoint"]
+
+
+def test_without_resume_a_build_begins_anew(tmp_path: Path) -> None:
+    stages = Stages(tmp_path, resume=False)
+    partial = stages.path("model", {"a": 1}).with_name(stages.path("model", {"a": 1}).name + ".partial")
+    partial.mkdir(parents=True)
+    (partial / "checkpoint").write_text("old")
+    seen = []
+    stages.make("model", {"a": 1}, lambda folder: seen.extend(folder.iterdir()))
+    assert seen == []
+
+
+def test_a_folder_that_only_has_the_name_of_a_stage_is_refused(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    folder = stages.make("eval", {"a": 1}, lambda folder: None)
+    (folder / "stage.json").write_text('{"kind": "eval", "key": {"a": 2}}')
+    with pytest.raises(CheckpointError, match="delete the folder"):
+        stages.make("eval", {"a": 1}, lambda folder: None)
+
+
+def test_a_models_identity_is_its_content(tmp_path: Path) -> None:
+    for name, text in (("one", "x"), ("same", "x"), ("other", "y")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+        (tmp_path / name / "notes.md").write_text(name)
+    one, same, other = (model_identity(str(tmp_path / name)) for name in ("one", "same", "other"))
+    assert one == same != other
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8))
+@settings(deadline=None, max_examples=30)
+def test_an_interval_is_scipys(values: list[float]) -> None:
+    found = estimate(values)
+    if np.std(values) > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert math.isclose(found.mean - found.half_width, low, rel_tol=1e-6, abs_tol=1e-6)
+        assert math.isclose(found.mean + found.half_width, high, rel_tol=1e-6, abs_tol=1e-6)
+
+
+def row(
+    name: str,
+    kind: str,
+    values: list[float],
+    *,
+    suite: str = "perplexity",
+    metric: str = "bits_per_byte",
+    teaches: bool = False,
+    stderr: float | None = None,
+) -> Row:
+    suites = tuple(
+        (SuiteResult(suite, (Score("text", metric, value, stderr, 1, False),)),) for value in values
+    )
+    seeds = tuple(range(len(values))) if len(values) > 1 else ()
+    return Row(name, kind, 1, 1, 1, seeds, suites, teaches=teaches)
+
+
+def test_a_comparison_says_better_worse_equivalent_or_within_noise() -> None:
+    told, untold = (row("no-teacher", "control", [1.40, 1.41, 1.42], stderr=error) for error in (0.002, None))
+    for values, verdict in (
+        ([1.00, 1.01, 1.03], "better"),
+        ([1.60, 1.61, 1.63], "worse"),
+        ([1.30, 1.41, 1.52], "within noise"),
+        ([1.4001, 1.4103, 1.4202], "equivalent"),
+    ):
+        (line,), (note,) = comparisons([row("distilled student", "student", values, stderr=0.002), told])
+        assert line.endswith(f"corrected for 1 comparisons): {verdict}") and "seeds: 3 paired" in line
+        assert "no results of several single examples" in note
+        (line,), _ = comparisons([row("distilled student", "student", values), untold])
+        assert line.endswith("]: not known (the noise of examples is not known)")
+    alone = [row("distilled student", "student", [1.0]), row("no-teacher", "control", [1.4])]
+    assert comparisons(alone)[0][0].endswith(": not known (nothing tells how large the noise is)")
+
+
+def test_remarks_have_compares_evidence_corrected_for_all_of_them(tmp_path: Path) -> None:
+    folder = whole_run(tmp_path / "run")
+    lines, _ = comparisons(read_results(tmp_path / "run" / "results.json").rows)
+    evidence = []
+    for line in lines:
+        base = "no-teacher" if "student - no-teacher = " in line else "all-data"
+        found = compare([folder], baseline=base, only=[line.partition(":")[0]]).compared
+        (one,) = (one.evidence for one in found if one.name == "student")
+        assert one.difference is not None and f" = {one.mean:+.4f} [{one.difference.low:+.4f}, " in line
+        evidence.append((one.difference.p, one.equivalence_p))
+    assert len(lines) == 4 * 2
+    for line, (p, _) in zip(lines, corrected(evidence), strict=True):
+        assert f"p {p:.3f}, corrected for 8 comparisons): {'better' if p < 0.05 else 'within noise'}" in line
+
+
+def test_weights_chosen_on_the_scored_data_are_told() -> None:
+    (line,) = selection_remark(load("attention-first-cola"))
+    assert "train.keep: best" in line and "held-out data that classification, agreement scored" in line
+    assert selection_remark(load("few-shot-cola")) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("teacher t, adapted", "adapted"), ("teacher t", "teacher")])
+def test_a_teacher_that_is_no_better_than_the_control_is_reported(name: str, kind: str) -> None:
+    rows = [row(name, kind, [1.5], teaches=True), row("no-teacher", "control", [1.40, 1.41, 1.42])]
+    (line,) = weak_teachers(rows)
+    assert line.startswith(f"warning: {name} (1.5000 bits_per_byte) is not better than no-teacher (1.4100)")
+    rows[0] = row(name, kind, [1.2], teaches=True)
+    assert weak_teachers(rows) == []
+    rows[0] = row(name, kind, [1.5], teaches=False)
+    assert weak_teachers(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("suite", "metric"),
+    [("pseudo-perplexity", "pseudo_bits_per_byte"), ("masked-loss", "masked_loss")],
+)
+def test_a_masked_teacher_is_judged_by_what_measures_text_for_it(suite: str, metric: str) -> None:
+    control = row("no-teacher", "control", [1.4, 1.42], suite=suite, metric=metric)
+    weak, strong = (
+        row("teacher t", "teacher", [value], suite=suite, metric=metric, teaches=True) for value in (1.5, 1.3)
+    )
+    (line,) = weak_teachers([weak, control])
+    assert line.startswith(f"warning: teacher t (1.5000 {metric}) is not better than no-teacher (1.4100)")
+    assert weak_teachers([strong, control]) == []
+
+
+def test_teachers_that_cannot_be_judged_are_one_remark_where_there_are_controls() -> None:
+    teachers = [row(f"teacher {n}", "teacher", [0.5], suite="lm-eval", teaches=True) for n in "ab"]
+    control = row("no-teacher", "control", [0.5], suite="lm-eval")
+    (line,) = weak_teachers([*teachers, control])
+    suites = "perplexity, pseudo-perplexity, masked-loss, classification, regression"
+    assert line.endswith(f"is not known: eval has none of {suites}")
+    assert weak_teachers(teachers) == weak_teachers([control]) == []
+
+
+def printed(*parts: object) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(*parts)
+    return capture.get()
+
+
+STRANGE = "[/news] [bold]x[/] :smile: [link=a]"
+
+
+def test_names_from_outside_are_shown_as_they_are() -> None:
+    scores = (SuiteResult(STRANGE, (Score(STRANGE, "acc", 0.5, None, 1),), label=STRANGE, notes=(STRANGE,)),)
+    table = printed(result_table([Row(STRANGE, "student", 1, 1, 1, (1,), (scores,))], STRANGE))
+    assert table.count(STRANGE) == 5
+    assert printed(score_table({STRANGE: scores})).count(STRANGE) == 4
+    counts = dict.fromkeys(("old_vocabulary", "new_vocabulary", "held_out", "trained_parameters"), 1)
+    counts |= dict.fromkeys(("tokens_seen", "tokens_of_text", "steps", "seconds"), 1)
+    bits = dict.fromkeys(("before", "initialised", "trained"), 1.0)
+    report = AdaptationReport(
+        teacher=STRANGE,
+        task="clm",
+        init=STRANGE,
+        tokens_by_origin={},
+        stopped="done",
+        objective={},
+        aligned=None,
+        **counts,
+        **bits,
+    )
+    assert printed(adaptation_table({STRANGE: report}, STRANGE)).count(STRANGE) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_counted_without_reading_weights(family: str, tied: bool, tmp_path: Path) -> None:
+    model = pico_model(family, tied=tied)
+    model.config.save_pretrained(tmp_path)
+    assert parameters_of(str(tmp_path), False) == sum(p.numel() for p in model.parameters())
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def fail(message: str) -> int:
+    raise NonFiniteError(message)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_give_their_results_in_order_and_pass_errors_on(workers: int) -> None:
+    with ThreadPoolExecutor(1) as pool:  # not in the main thread, which alone may handle signals
+        squares = pool.submit(run_jobs, [Job(square, (n,)) for n in range(4)], workers=workers)
+    assert squares.result() == [0, 1, 4, 9]
+    with pytest.raises(NonFiniteError, match="labels"):
+        run_jobs([Job(square, (1,)), Job(fail, ("labels",))], workers=workers)
+
+
+def touch(path: Path) -> None:
+    path.touch()
+
+
+def appear(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def outlast_a_failure(folder: Path) -> None:
+    touch(folder / "running")
+    appear(folder / "failing")
+    time.sleep(0.5)
+    touch(folder / "ended")
+
+
+def divide(folder: Path) -> None:
+    appear(folder / "running")
+    touch(folder / "failing")
+    raise ZeroDivisionError("by nothing")
+
+
+def end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_after_any_error_no_job_begins_and_those_that_run_end(tmp_path: Path) -> None:
+    jobs = [Job(outlast_a_failure, (tmp_path,)), Job(divide, (tmp_path,))]
+    jobs += [Job(touch, (tmp_path / f"waiting-{n}",)) for n in range(4)]
+    with pytest.raises(ZeroDivisionError, match="by nothing"):
+        run_jobs(jobs, workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ended", "failing", "running"]
+
+
+def test_a_recipes_faults_come_whole_from_another_process() -> None:
+    error = RecipeError("a recipe", [RecipeFault("train.steps", "too few", 3)])
+    sent = pickle.loads(pickle.dumps(error))
+    assert (str(sent), sent.origin, sent.faults) == (str(error), error.origin, error.faults)
+
+
+def test_a_killed_worker_is_one_message_that_says_what_to_do() -> None:
+    with pytest.raises(StlmKdError, match=r"killed, probably because memory ran out; use fewer --jobs"):
+        run_jobs([Job(end, ()), Job(end, ())], workers=2)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_to_the_first_process_ends_the_jobs_with_its_own_code(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    program = textwrap.dedent(
+        f"""
+        import sys, time
+        from pathlib import Path
+        from stlm_kd.errors import StlmKdError
+        from stlm_kd.pipeline.jobs import Job, run_jobs
+
+        def wait(name):
+            Path({str(tmp_path)!r}, name).touch()
+            time.sleep(60)
+
+        if __name__ == "__main__":
+            try:
+                run_jobs([Job(wait, ("a",)), Job(wait, ("b",)), Job(wait, ("c",))], workers=2)
+            except StlmKdError as error:
+                sys.exit(error.exit_code)
+        """
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while not (tmp_path / "a").exists() or not (tmp_path / "b").exists():
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+    finally:
+        process.kill()
+    assert not (tmp_path / "c").exists()
+
+
+def test_trackers_group_a_runs_stages_by_the_runs_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+
+    def opened(folder: Path, **options: object) -> Trackers:
+        given.update(options)
+        return Trackers()
+
+    monkeypatch.setattr(context, "open_tracker", opened)
+    place = context.RunContext(tmp_path, run_name="tiny-1a2b3c4d")
+    place.tracker(tmp_path, recipe=load("sample-two-teachers"), stage="no-teacher seed 1")
+    assert given["run_name"] == "tiny-1a2b3c4d"
+
+
+def test_code_that_a_model_brings_is_part_of_it_where_it_is_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    told = []
+    for code in ("one", "other"):
+        (tmp_path / "modeling.py").write_text(code)
+        told.append([model_identity(str(tmp_path), trust_remote_code=trust) for trust in (False, True)])
+    assert told[0][0] == told[1][0]
+    assert told[0][1] != told[1][1]
