@@ -186,7 +186,7 @@ def test_a_state_that_is_changed_between_blocks_is_refused(monkeypatch: pytest.M
         hidden, kept = run(self, *given, **named)
         return hidden + 0.1 * hidden.roll(1, -1), kept
 
-    monkeypatch.setattr("stlm_kd.models.partial_forward.Prepared.run", noisy)
+    monkeypatch.setattr("stlm_kd.models.partial_forward.PartialForward.run", noisy)
     with pytest.raises(ModelError, match=r"\(run in parts it has other logits than run whole\)"):
         require_paths(built("llama"), {"blocks"}, name="novels")
 

@@ -43,7 +43,7 @@ def test_a_body_is_moved_for_its_turn_alone_and_says_the_same(
 
     observe = live.observe
     monkeypatch.setattr(live, "_moved", to_another_place)
-    monkeypatch.setattr(live, "observe", watched)
+    monkeypatch.setattr(live, "forward_with_outputs", watched)
     found = LiveTeacher(model, 61, offload=True)(batch(), NEEDS)
     outer = {
         name
@@ -68,7 +68,7 @@ def test_a_failure_leaves_the_weights_where_they_rest(monkeypatch: pytest.Monkey
         raise MemoryError
 
     monkeypatch.setattr(live, "_moved", lambda weight, device: weight.clone())
-    monkeypatch.setattr(live, "observe", fails)
+    monkeypatch.setattr(live, "forward_with_outputs", fails)
     with pytest.raises(MemoryError):
         LiveTeacher(model, 61, offload=True)(batch(), NEEDS)
     assert [weight.data_ptr() for weight in model.parameters()] == resting
