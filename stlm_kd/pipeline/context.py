@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,10 @@ class RunContext:
     zero: Zero = None
     run_name: str = ""
     quiet_name: str | None = None
+
+    def named(self, name: str, jobs: int) -> RunContext:
+        """The same for one of several jobs, whose progress lines bear its name."""
+        return replace(self, quiet_name=name) if jobs > 1 else self
 
     @property
     def stages(self) -> Stages:

@@ -29,10 +29,12 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.identity import aligned_teachers_key, score_key, teachers_key
+from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.stages.classifier_outputs import answering
 from stlm_kd.pipeline.stages.fine_tune import tuned_scores
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.load import from_values, plain
 from stlm_kd.recipe.schema.root import Suite
 from stlm_kd.training import current_device
 
@@ -257,3 +259,38 @@ def _write(result: SuiteResult, folder: Path) -> None:
 
 def _read(folder: Path) -> SuiteResult:
     return SuiteResult.from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+def score_models(
+    recipe: Recipe,
+    models: Sequence[str],
+    teachers: Mapping[str, Mapping[str, str] | None],
+    context: RunContext,
+    jobs: int,
+) -> dict[str, tuple[SuiteResult, ...]]:
+    """The scores of several models, ``jobs`` side by side.
+
+    Args:
+        recipe: Its suites.
+        models: Folders or Hub ids.
+        teachers: By model, the teachers that a student is compared with; None of a teacher.
+        context: Where scores are kept.
+        jobs: Evaluations side by side.
+    """
+    found = run_jobs(
+        [
+            Job(_score_model, (plain(recipe), model, context.named("eval", jobs), teachers[model]))
+            for model in models
+        ],
+        workers=jobs if recipe.eval else 1,
+    )
+    return {model: tuple(results) for model, results in zip(models, found, strict=True)}
+
+
+def _score_model(
+    values: dict[str, Any], model: str, context: RunContext, teachers: Mapping[str, str] | None
+) -> list[SuiteResult]:
+    """The scores of a student beside its teachers, or (None) of one of these."""
+    recipe = from_values(values, origin="recipe")
+    beside = None if teachers is None else TeacherSet(teachers, recipe)
+    return kept_scores(recipe, model, context, beside=beside)

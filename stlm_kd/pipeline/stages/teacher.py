@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -21,12 +22,14 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.models import teacher_place
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.identity import adaptation_key, renamed_key, student_key
+from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.stages.adaptation import adapt_model
 from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, cached_seeds
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.load import from_values, plain
 from stlm_kd.recipe.schema.root import Teacher
 
 
@@ -52,6 +55,28 @@ class PreparedTeacher:
     def model(self) -> str:
         """What to load."""
         return self.original if self.adaptation is None else str(self.adaptation / "model")
+
+
+def build_teachers(recipe: Recipe, context: RunContext, jobs: int) -> list[PreparedTeacher]:
+    """Every teacher of the recipe, trained, adapted and cached where need be, ``jobs`` side by side."""
+    values = plain(recipe)
+    return run_jobs(
+        [
+            Job(_build_teacher, (values, index, context.named(teacher.name, jobs)))
+            for index, teacher in enumerate(recipe.teachers)
+        ],
+        workers=jobs,
+    )
+
+
+def _build_teacher(values: dict[str, Any], index: int, context: RunContext) -> PreparedTeacher:
+    recipe = from_values(values, origin="recipe")
+    tokenizer = student_tokenizer(recipe, context)
+    teacher = recipe.teachers[index]
+    ready = prepare_teacher(recipe, teacher, tokenizer, context)
+    if teacher.cache is not None and not ready.is_only_read:
+        cached_teacher(recipe, teacher, ready.model, tokenizer, context)
+    return ready
 
 
 def prepare_teacher(

@@ -39,9 +39,9 @@ def test_a_body_is_moved_for_its_turn_alone_and_says_the_same(
 
     def watched(*given: object) -> object:
         seen.update(name for name, weight in model.named_parameters() if weight.data_ptr() != resting[name])
-        return observe(*given)
+        return forward(*given)
 
-    observe = live.observe
+    forward = live.forward_with_outputs
     monkeypatch.setattr(live, "_moved", to_another_place)
     monkeypatch.setattr(live, "forward_with_outputs", watched)
     found = LiveTeacher(model, 61, offload=True)(batch(), NEEDS)

@@ -1,0 +1,168 @@
+"""What a run writes when all is scored: results, table, explanations, curves and model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from stlm_kd.artifacts.atomic import write_json, write_text
+from stlm_kd.artifacts.output import width_of
+from stlm_kd.artifacts.reports import read_adaptation, read_report
+from stlm_kd.artifacts.results import Row, SuiteResult, Variant
+from stlm_kd.models.load import count_parameters
+from stlm_kd.pipeline.builders.models import empty_model
+from stlm_kd.pipeline.builders.text import tokens_by_domain
+from stlm_kd.pipeline.checks.overlap import recipe_notes
+from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.stages.score import write_reports
+from stlm_kd.pipeline.stages.students import student_folder, variants
+from stlm_kd.pipeline.stages.teacher import (
+    PreparedTeacher,
+    copy_reports,
+)
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
+from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.cache import asking
+from stlm_kd.reporting.explanations import write_explanations
+from stlm_kd.reporting.figure import draw_curves
+from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
+from stlm_kd.reporting.tables.results import as_json, result_table
+from stlm_kd.tracking.metrics import UNITS
+
+
+def write_results(
+    recipe: Recipe,
+    run: Path,
+    teachers: Sequence[PreparedTeacher],
+    students: Mapping[Variant, Sequence[Path]],
+    scores: Mapping[str, tuple[SuiteResult, ...]],
+    context: RunContext,
+) -> None:
+    """``results.json``, ``table.txt``, ``curves.png``, attribution pages, lm-eval's reports, model cards."""
+    copy_reports(teachers, run)
+    for folders in students.values():
+        for folder in folders:
+            write_reports(scores[str(folder / "model")], folder)
+    rows = result_rows(recipe, teachers, students, scores, trust=context.trust_remote_code)
+    tokenizer = student_tokenizer(recipe, context)
+    of_text = recipe.language_task is not None
+    domains = tokens_by_domain(recipe, tokenizer, context) if of_text else {}
+    verdicts, notes = comparisons(rows)
+    remarks = [
+        *weak_teachers(rows),
+        *verdicts,
+        *notes,
+        *selection_remark(recipe),
+        *recipe_notes(recipe, tokenizer, context),
+        *text_remark(domains),
+    ]
+    write_json(run / "results.json", as_json(rows, remarks, domains, verdicts=verdicts))
+    write_text(run / "table.txt", _as_text(rows, remarks, title=run.name))
+    write_explanations(rows, run)
+    draw_curves(
+        {str(variant): folders for variant, folders in students.items()},
+        run / "curves.png",
+        unit=UNITS[recipe.task],
+    )
+    _write_cards(recipe, run, rows, remarks)
+
+
+def result_rows(
+    recipe: Recipe,
+    teachers: Sequence[PreparedTeacher],
+    students: Mapping[Variant, Sequence[Path]],
+    scores: Mapping[str, tuple[SuiteResult, ...]],
+    *,
+    trust: bool,
+) -> list[Row]:
+    """A row for each teacher, as it was and adapted, then for the student and each control."""
+    own = [teacher for teacher in teachers if not teacher.is_only_read]
+    rows = [row for teacher in own for row in _teacher_rows(teacher, scores, trust)]
+    taught = any(asking(recipe, teacher.name) for teacher in recipe.teachers)
+    for variant, folders in students.items():
+        reports = [read_report(folder) for folder in folders]
+        rows.append(
+            Row(
+                name="distilled student" if variant == "student" and taught else variant,
+                kind="student" if variant == "student" else "control",
+                variant=variant,
+                parameters=reports[0].parameters,
+                tokens_of_text=max(report.tokens_of_text for report in reports),
+                tokens_seen=max(report.tokens_seen for report in reports),
+                steps=max(report.steps for report in reports),
+                flops=_most(report.flops for report in reports),
+                seeds=recipe.seeds,
+                scores=tuple(scores[str(folder / "model")] for folder in folders),
+            )
+        )
+    return rows
+
+
+def _teacher_rows(
+    teacher: PreparedTeacher, scores: Mapping[str, tuple[SuiteResult, ...]], trust: bool
+) -> Iterator[Row]:
+    """The teacher as it was, and as it is with the student's vocabulary."""
+    trained = read_report(teacher.training) if teacher.training is not None else None
+    yield Row(
+        name=f"teacher {teacher.name}",
+        kind="teacher",
+        teaches=teacher.adaptation is None,
+        parameters=trained.parameters if trained else parameters_of(teacher.original, trust),
+        tokens_of_text=trained.tokens_of_text if trained else None,
+        tokens_seen=trained.tokens_seen if trained else None,
+        steps=trained.steps if trained else None,
+        flops=trained.flops if trained else None,
+        seeds=(),
+        scores=(scores[teacher.original],),
+    )
+    if teacher.adaptation is not None:
+        adapted = read_adaptation(teacher.adaptation)
+        yield Row(
+            name=f"teacher {teacher.name}, adapted",
+            kind="adapted",
+            teaches=True,
+            parameters=parameters_of(teacher.model, trust),
+            tokens_of_text=adapted.tokens_of_text,
+            tokens_seen=adapted.tokens_seen,
+            steps=adapted.steps,
+            flops=adapted.flops,
+            seeds=(),
+            scores=(scores[teacher.model],),
+        )
+
+
+def _most(counts: Iterable[int | None]) -> int | None:
+    """The largest; None where one is not known."""
+    found = list(counts)
+    known = [count for count in found if count is not None]
+    return max(known) if len(known) == len(found) else None
+
+
+def parameters_of(model: str, trust: bool) -> int:
+    """The parameters that a model has by its configuration; its weights are not read."""
+    return count_parameters(empty_model(model, trust_remote_code=trust))
+
+
+def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
+    text, table = StringIO(), result_table(rows, title)
+    console = Console(file=text, width=width_of(table))
+    console.print(table)
+    for remark in remarks:
+        console.print(Text(remark), soft_wrap=True)
+    return text.getvalue()
+
+
+def _write_cards(recipe: Recipe, run: Path, rows: Sequence[Row], remarks: Sequence[str]) -> None:
+    """A model card beside each student's and control's weights."""
+    by_variant = {row.variant: row for row in rows}
+    for variant in variants(recipe):
+        for seed in recipe.seeds:
+            folder = student_folder(run, variant, seed)
+            model, row = folder / "model", by_variant[variant]
+            report, family = read_report(folder), family_of(model)
+            write_card(CardFacts(run.name, recipe, variant, seed, report, row, remarks, family), model)

@@ -1,0 +1,116 @@
+"""All students and controls of a recipe, trained in their run's folder and shared between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stlm_kd.artifacts.reports import read_report
+from stlm_kd.artifacts.results import Variant
+from stlm_kd.artifacts.stage_store import copy_folder
+from stlm_kd.distributed import on_main_process
+from stlm_kd.errors import CheckpointError
+from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.identity import student_key
+from stlm_kd.pipeline.jobs import Job, run_jobs
+from stlm_kd.pipeline.stages.student import train_student
+from stlm_kd.pipeline.stages.student_job import StudentJob
+from stlm_kd.pipeline.stages.teacher import (
+    PreparedTeacher,
+)
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.recipe import Recipe, from_values, plain
+
+Values = dict[str, Any]
+"""A recipe as plain values, in which form it travels between processes."""
+
+
+def build_students(
+    recipe: Recipe, teachers: Sequence[PreparedTeacher], run: Path, context: RunContext, jobs: int
+) -> dict[Variant, list[Path]]:
+    """Train every variant with every seed, ``jobs`` side by side; by variant, a folder for each seed."""
+    values = plain(recipe)
+    for wave in _waves(variants(recipe)):
+        run_jobs(
+            [
+                Job(
+                    _build_student,
+                    (values, variant, seed, teachers, run, context.named(f"{variant} {seed}", jobs)),
+                )
+                for variant in wave
+                for seed in recipe.seeds
+            ],
+            workers=jobs,
+        )
+    return student_folders(recipe, run)
+
+
+def variants(recipe: Recipe) -> list[Variant]:
+    """The recipe's student, then its controls."""
+    return ["student", *recipe.controls]
+
+
+def student_folders(recipe: Recipe, run: Path) -> dict[Variant, list[Path]]:
+    """By variant, the folder of each seed's training."""
+    return {
+        variant: [student_folder(run, variant, seed) for seed in recipe.seeds] for variant in variants(recipe)
+    }
+
+
+def student_folder(run: Path, variant: Variant, seed: int) -> Path:
+    """Where one training of a run lies."""
+    return run / "students" / variant / f"seed-{seed}"
+
+
+def share_student(job: StudentJob, folder: Path) -> None:
+    """Train a student in its run's folder, and share it: another run that wants the very same gets it."""
+    stages, key = job.context.stages, student_key(job)
+    if on_main_process(lambda: stages.holds(folder, "model", key)):
+        return
+
+    def build(stage: Path) -> None:
+        train_student(job, folder, label=f"{job.variant} seed {job.seed}")
+        on_main_process(lambda: copy_folder(folder, stage))
+
+    shared = stages.make("model", key, build, together=True)
+    on_main_process(lambda: copy_folder(shared, folder))
+
+
+def _build_student(
+    values: Values,
+    variant: Variant,
+    seed: int,
+    teachers: Sequence[PreparedTeacher],
+    run: Path,
+    context: RunContext,
+) -> None:
+    recipe = from_values(values, origin="recipe")
+    tokenizer = student_tokenizer(recipe, context)
+    models = {teacher.name: teacher.model for teacher in teachers}
+    flops = _flops_of_student(run, seed) if variant == "equal-compute" else None
+    job = StudentJob(recipe, variant, seed, models, tokenizer, context, flops)
+    share_student(job, student_folder(run, variant, seed))
+
+
+def _waves(wanted: Sequence[Variant]) -> list[list[Variant]]:
+    """Those that wait for no other first; then those that are given what the students computed."""
+    later: list[Variant] = [variant for variant in wanted if variant == "equal-compute"]
+    return [[variant for variant in wanted if variant not in later], *([later] if later else [])]
+
+
+def _flops_of_student(run: Path, seed: int) -> int:
+    """What the student of this seed and its teachers computed while it was trained.
+
+    Raises:
+        CheckpointError: That was not counted.
+    """
+    folder = student_folder(run, "student", seed)
+    flops = read_report(folder).flops
+    if flops is None:
+        raise CheckpointError(
+            f"{folder}: its FLOPs were not counted (by an earlier version, or for an unknown family), which "
+            "the control equal-compute needs; leave the control out, or delete this folder and the model in "
+            "stages/ of which it is a copy"
+        )
+    return flops
