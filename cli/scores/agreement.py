@@ -119,7 +119,7 @@ def agreement(
     from stlm_kd.artifacts.output import write_output, write_page
     from stlm_kd.eval.attribution.explain import AttributionConfig, ReadConfig
     from stlm_kd.eval.attribution.select import Choice
-    from stlm_kd.pipeline.agreement import agreements, methods_of, page_of
+    from stlm_kd.pipeline.scoring.agreement import agreements, methods_of, page_of
     from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
     from stlm_kd.reporting.tables.agreement import as_json as plain
 

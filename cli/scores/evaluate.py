@@ -100,7 +100,7 @@ def evaluate(
     twice = sorted({model for model in models if models.count(model) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)}: given twice")
-    from stlm_kd.pipeline.evaluate import evaluate as run
+    from stlm_kd.pipeline.scoring.evaluate import evaluate as run
     from stlm_kd.reporting.tables.scores import score_table
 
     results = run(

@@ -62,8 +62,8 @@ def interchange(
     """Compare students with a teacher after the same exchange of hidden states in both."""
     from stlm_kd.artifacts.output import write_output
     from stlm_kd.eval.interchange.config import PairConfig
-    from stlm_kd.pipeline.interchange import Question, interchange_scores, interchange_table
-    from stlm_kd.pipeline.interchange import as_json as plain
+    from stlm_kd.pipeline.scoring.interchange import Question, interchange_scores, interchange_table
+    from stlm_kd.pipeline.scoring.interchange import as_json as plain
 
     asked = PairConfig(source.value, positions.value, rows, seed)
     question = Question(alignment.value, asked, context)

@@ -16,7 +16,7 @@ _SUITES: TypeAdapter[tuple[Suite, ...]] = TypeAdapter(tuple[AnySuite, ...])
 
 
 def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[str, Plain]]:
-    """Each suite with its options, all of them, ready for ``stlm_kd.pipeline.evaluate``.
+    """Each suite with its options, all of them, ready for ``stlm_kd.pipeline.scoring.evaluate``.
 
     Args:
         words: A suite's name, or a mapping such as ``{suite: lm-eval, tasks: [blimp]}``.

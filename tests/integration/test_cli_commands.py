@@ -183,7 +183,7 @@ def test_eval_hands_on_checked_suites_and_prints_a_table(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = SuiteResult("lm-eval", (Score("blimp", "acc", 0.625, 0.01, 100, choices=2, chance=0.5),))
-    calls = replaced(monkeypatch, "pipeline.evaluate", "evaluate", Calls(result={"m": [result]}))
+    calls = replaced(monkeypatch, "pipeline.scoring.evaluate", "evaluate", Calls(result={"m": [result]}))
     words = ["eval", "m", "--suite", "perplexity", "--suite", "lm-eval", "--tasks", "blimp", "--limit", "5"]
     done = runner.invoke(app, [*words, "--data", "b.txt"])
     assert done.exit_code == 0, done.stderr
@@ -199,7 +199,7 @@ def test_eval_hands_on_checked_suites_and_prints_a_table(
 
 
 def test_eval_hands_on_the_columns_of_examples(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = replaced(monkeypatch, "pipeline.evaluate", "evaluate", Calls(result={}))
+    calls = replaced(monkeypatch, "pipeline.scoring.evaluate", "evaluate", Calls(result={}))
     words = ["eval", "m", "--suite", "classification", "--text", "one, two", "--label", "kind"]
     assert runner.invoke(app, words).exit_code == 0
     (given,) = calls.arguments
@@ -243,18 +243,24 @@ def test_generate_prints_the_text(runner: CliRunner, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "module",
-    ["pipeline.distill", "recipe.describe", "pipeline.adapt", "pipeline.evaluate", "pipeline.generate"],
+    [
+        "pipeline.distill",
+        "recipe.describe",
+        "pipeline.adapt",
+        "pipeline.scoring.evaluate",
+        "pipeline.generate",
+    ],
 )
 def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None:
     import importlib
     import inspect
 
-    name = {"pipeline.adapt": "adapt_teacher"}.get(module, module.split(".")[1])
+    name = {"pipeline.adapt": "adapt_teacher"}.get(module, module.split(".")[-1])
     given = {
         "pipeline.distill": "name output_dir resume jobs trust_remote_code command",
         "recipe.describe": "",
         "pipeline.adapt": "teacher name output_dir resume trust_remote_code command",
-        "pipeline.evaluate": "suites data text label teachers output trust_remote_code",
+        "pipeline.scoring.evaluate": "suites data text label teachers output trust_remote_code",
         "pipeline.generate": "prompt max_new_tokens temperature seed trust_remote_code",
     }[module]
     function = getattr(importlib.import_module(f"stlm_kd.{module}"), name)

@@ -313,7 +313,7 @@ def test_a_part_is_found_in_the_local_files_of_the_whole(data: Path, name: str, 
 def test_what_a_part_lacks_is_said_of_the_whole_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from stlm_kd.pipeline import evaluate
+    from stlm_kd.pipeline.scoring import evaluate
     from tests.support.tokenizer_kinds import byte_level, llama
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)

@@ -11,7 +11,7 @@ from stlm_kd.data.sources import hub
 from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
 from stlm_kd.eval import SUITES, identity
 from stlm_kd.eval.language_modeling import wikitext
-from stlm_kd.pipeline.evaluate import evaluate
+from stlm_kd.pipeline.scoring.evaluate import evaluate
 from stlm_kd.recipe import load
 from stlm_kd.recipe.suites import suites
 

@@ -31,7 +31,7 @@ from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.models.heads.classifiers import classifier_from_fields, head_place
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.evaluate import evaluate
+from stlm_kd.pipeline.scoring.evaluate import evaluate
 from stlm_kd.pipeline.stages import fine_tune
 from stlm_kd.pipeline.stages.fine_tune import checked_subjects, tuned_scores
 from stlm_kd.pipeline.stages.score import kept_scores

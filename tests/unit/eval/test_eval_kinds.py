@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, GPT2Config
 
 from stlm_kd.errors import ModelError, UsageError
-from stlm_kd.pipeline.evaluate import evaluate
+from stlm_kd.pipeline.scoring.evaluate import evaluate
 
 BERT = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 SMALL = {**BERT, "intermediate_size": 8, "max_position_embeddings": 16}

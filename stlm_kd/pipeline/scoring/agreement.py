@@ -14,7 +14,7 @@ from stlm_kd.eval.classification.scoring import hash_of_texts
 from stlm_kd.models.heads.class_names import is_unnamed, same_classes
 from stlm_kd.models.heads.classifiers import class_names
 from stlm_kd.models.load import load_config
-from stlm_kd.pipeline.evaluate import held_out_of_run, read_held_out
+from stlm_kd.pipeline.scoring.evaluate import held_out_of_run, read_held_out
 from stlm_kd.pipeline.stages.classifier_outputs import cached_outputs
 from stlm_kd.reporting.attribution_page import attribution_page
 from stlm_kd.reporting.tables.agreement import Agreements

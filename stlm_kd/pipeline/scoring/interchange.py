@@ -21,7 +21,7 @@ from stlm_kd.models.families import Task
 from stlm_kd.models.forward import task_of
 from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.pipeline.builders.numbers import num_layers
-from stlm_kd.pipeline.evaluate import held_out_of_run, read_held_out
+from stlm_kd.pipeline.scoring.evaluate import held_out_of_run, read_held_out
 from stlm_kd.pipeline.stages.teacher_set import load_for_exchange, shared_tokenizer
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
