@@ -11,7 +11,7 @@ from stlm_kd.recipe.format import listed_options, option_words, value_words
 from stlm_kd.recipe.schema.cache import VARIANTS, Cache, temperature_of
 from stlm_kd.recipe.schema.data import Separator, Source
 from stlm_kd.recipe.schema.interchange import Interchange
-from stlm_kd.recipe.schema.objectives import LABELS, Feature, MapFeature, Objective, Response
+from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
 from stlm_kd.recipe.schema.training import Train

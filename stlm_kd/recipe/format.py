@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from stlm_kd.recipe.schema.objectives import Schedule
+from stlm_kd.recipe.schema.objective import Schedule
 
 
 def option_words(options: Mapping[str, object], *, without: tuple[str, ...] = ()) -> str:

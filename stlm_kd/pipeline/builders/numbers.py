@@ -6,7 +6,7 @@ from typing import cast
 
 from transformers import PretrainedConfig
 
-from stlm_kd.recipe.schema.objectives import Schedule
+from stlm_kd.recipe.schema.objective import Schedule
 from stlm_kd.registry import Option
 from stlm_kd.schedules import Number, Ramp, Steps
 

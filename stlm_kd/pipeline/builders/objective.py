@@ -18,7 +18,7 @@ from stlm_kd.pipeline.builders.interchange import asked_of, interchange_faults, 
 from stlm_kd.pipeline.builders.numbers import num_layers, number, option, width
 from stlm_kd.recipe import Recipe, term_names
 from stlm_kd.recipe.schema.interchange import Interchange
-from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Objective, Response
+from stlm_kd.recipe.schema.objective import Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.validation.features import site_choices
 from stlm_kd.schedules import Ramp, Steps, is_ever_above_zero
 from stlm_kd.teachers import COMBINED

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, ValidationInfo, model_validator
 
 from stlm_kd.recipe.schema.fields import Count, Part, Positive, Text, fault, show
-from stlm_kd.recipe.schema.objectives import LABELS, Objective, Response
+from stlm_kd.recipe.schema.objective import LABELS, Objective, Response
 from stlm_kd.teachers import COMBINED
 
 if TYPE_CHECKING:

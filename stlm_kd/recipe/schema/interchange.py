@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, PlainValidator, TypeAdapter, ValidationInf
 
 from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.recipe.schema.fields import Count, Flag, Positive, Share, Text, fault, show
-from stlm_kd.recipe.schema.objectives import LayerMap, Objective, Schedule, Weight, layer_map, schedulable
+from stlm_kd.recipe.schema.objective import LayerMap, Objective, Schedule, Weight, layer_map, schedulable
 from stlm_kd.recipe.schema.options import known_name
 from stlm_kd.registry import Registry
 

@@ -6,251 +6,40 @@ further fields its objective has.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BeforeValidator,
-    ConfigDict,
     Field,
-    PlainValidator,
     SerializeAsAny,
-    TypeAdapter,
-    ValidationInfo,
     WrapValidator,
-    model_validator,
 )
-from typing_extensions import Self
 
-from stlm_kd.errors import did_you_mean
-from stlm_kd.models.layer_alignment import ALIGNMENTS
-from stlm_kd.recipe.schema.fields import NotNegative, Part, Real, Text, fault, show
+from stlm_kd.recipe.schema.fields import Part, Real, Text
+from stlm_kd.recipe.schema.interchange import Interchange
+from stlm_kd.recipe.schema.objective import (
+    LABELS,
+    Feature,
+    MapFeature,
+    Objective,
+    Response,
+    interchange_losses,
+    losses,
+    map_losses,
+    state_losses,
+)
 from stlm_kd.recipe.schema.options import added_options, known_name, row_of, with_options
 from stlm_kd.registry import Registry
-from stlm_kd.teachers import COMBINED
-
-LABELS = "labels"
-"""The loss that needs no teacher."""
-
-Moment = Annotated[Real, Field(ge=0, le=1)]
-
-
-class Schedule(Part):
-    """A number that changes over the training; shares are of the optimizer steps.
-
-    ``linear`` and ``cosine`` go from the first to the second of two values ``between`` two shares;
-    ``step-wise`` takes the next value at each share of ``at``.
-    """
-
-    called: ClassVar[str] = "a key of a schedule"
-    schedule: Literal["linear", "cosine", "step-wise"]
-    values: tuple[Real, ...]
-    between: tuple[Moment, Moment] | None = None
-    at: tuple[Annotated[Moment, Field(lt=1)], ...] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _over_the_whole_training(cls, given: object) -> object:
-        if not isinstance(given, dict) or given.get("schedule") == "step-wise":
-            return given
-        return given if given.get("between") is not None else {**given, "between": (0.0, 1.0)}
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.schedule == "step-wise":
-            self._check_steps()
-            return self
-        if self.at is not None:
-            raise fault(f"at is for step-wise schedules; {self.schedule} goes between two shares")
-        if len(self.values) != 2:
-            raise fault(f"{len(self.values)} values found; expected two, from and to, for {self.schedule}")
-        assert self.between is not None
-        begin, end = self.between
-        if not begin < end:
-            raise fault(f"it ends before it starts: between {begin:g} and {end:g}; expected begin < end")
-        return self
-
-    def _check_steps(self) -> None:
-        if self.between is not None:
-            raise fault(
-                "between is for linear and cosine; step-wise takes the next value at each share of at"
-            )
-        at = self.at or ()
-        if len(self.values) != len(at) + 1 or not at:
-            expected = f"{len(at) + 1} for {len(at)} shares in at" if at else "at with at least one share"
-            raise fault(f"{len(self.values)} values found; expected {expected}")
-        if list(at) != sorted(set(at)) or at[0] == 0:
-            raise fault(f"at {list(at)} found; expected different shares above 0 in ascending order")
-
-
-def schedulable(annotation: Any) -> Any:
-    """The same kind of number, or a schedule of such numbers."""
-    adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
-
-    def validate(value: object, info: ValidationInfo) -> object:
-        if isinstance(value, Schedule):
-            return value
-        if not isinstance(value, Mapping):
-            return adapter.validate_python(value)
-        schedule = Schedule.model_validate(value, context=info.context)
-        for number in schedule.values:
-            adapter.validate_python(number)
-        return schedule
-
-    return Annotated[Any, PlainValidator(validate)]
-
-
-def _is_number(annotation: Any) -> bool:
-    return annotation is float or (get_origin(annotation) is Annotated and get_args(annotation)[0] is float)
-
-
-def _weight(value: object, info: ValidationInfo) -> object:
-    return _WEIGHTS.validate_python(value, context=info.context)
-
-
-_WEIGHTS: TypeAdapter[float | Schedule] = TypeAdapter(schedulable(NotNegative))
-Weight = Annotated[float | Schedule, PlainValidator(_weight)]
-
-
-def losses() -> Registry[Any]:
-    """The losses on outcomes: a vocabulary, or classes."""
-    from stlm_kd.losses import LOSSES
-
-    return LOSSES
-
-
-def state_losses() -> Registry[Any]:
-    """The losses on hidden states."""
-    from stlm_kd.losses.hidden import STATE_LOSSES
-
-    return STATE_LOSSES
-
-
-def map_losses() -> Registry[Any]:
-    """The losses on attention maps."""
-    from stlm_kd.losses.attention import MAP_LOSSES
-
-    return MAP_LOSSES
-
-
-def interchange_losses() -> Registry[Any]:
-    """The losses after an intervention on hidden states."""
-    from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
-
-    return INTERCHANGE_LOSSES
 
 
 def tables() -> list[tuple[type[Objective], Registry[Any]]]:
     """Each table of losses, with what their objectives have beside the options of the loss."""
-    from stlm_kd.recipe.schema.interchange import Interchange
-
     return [
         (Response, losses()),
         (Feature, state_losses()),
         (MapFeature, map_losses()),
         (Interchange, interchange_losses()),
     ]
-
-
-def _loss(value: object) -> object:
-    names = [name for _, table in tables() for name in table]
-    if isinstance(value, str) and value not in names:
-        raise fault(f"{show(value)} is not a known loss{did_you_mean(value, names)}")
-    return value
-
-
-class Objective(Part):
-    """One term of the objective; the options of its loss are further fields.
-
-    ``on``: count the positions that have a label, or all that are not padding.
-    """
-
-    called: ClassVar[str] = "a key of objectives"
-    loss: Annotated[Text, BeforeValidator(_loss)]
-    weight: Weight = 1.0
-    teacher: Text = COMBINED
-
-    @classmethod
-    def of_option(cls, annotation: Any) -> Any:
-        """A number may change over the training."""
-        return schedulable(annotation) if _is_number(annotation) else annotation
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments of the loss."""
-        return added_options(self, Response, Feature, MapFeature)
-
-
-class Response(Objective):
-    """A loss on outcomes."""
-
-    on: Literal["labels", "attended"] = "labels"
-
-
-LayerMap: TypeAlias = dict[str, int | tuple[int, ...]]
-Sites: TypeAlias = tuple[str | LayerMap, ...]
-
-
-def _layer(value: object) -> int | None:
-    if type(value) is int and value >= 0:
-        return value
-    return int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,4}", value) else None
-
-
-def layer_map(value: Mapping[Any, Any]) -> LayerMap:
-    """Layers of the student, as text, by which YAML knows its keys → one or several layers of the teacher."""
-    found: LayerMap = {}
-    for key, layers in value.items():
-        student = _layer(key)
-        teacher = [_layer(entry) for entry in (layers if isinstance(layers, (list, tuple)) else [layers])]
-        if student is None or None in teacher or not teacher:
-            raise fault(
-                f"{key}: {show(layers)} found; expected layers of student and teacher, such as {{0: 1, 1: 3}}"
-            )
-        numbers = tuple(number for number in teacher if number is not None)
-        found[str(student)] = numbers if isinstance(layers, (list, tuple)) else numbers[0]
-    if not found:
-        raise fault("an empty mapping found; expected layers, such as {0: 1, 1: 3}")
-    return found
-
-
-def _sites(value: object, names: Sequence[str]) -> Sites:
-    entries = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not entries:
-        raise fault("an empty list found; expected at least one site")
-    return tuple(_site(entry, names) for entry in entries)
-
-
-def _site(value: object, names: Sequence[str]) -> str | LayerMap:
-    if isinstance(value, Mapping):
-        return layer_map(value)
-    if isinstance(value, str) and value in names:
-        return value
-    hint = did_you_mean(value, names) if isinstance(value, str) else ""
-    choices = ", ".join(names)
-    raise fault(f"{show(value)} found; expected one of {choices}, or layers such as {{0: 1, 1: 3}}{hint}")
-
-
-STATE_SITES = ("embeddings", *ALIGNMENTS)
-
-
-class Feature(Objective):
-    """A loss on hidden states at one or several sites, which teacher and student both have.
-
-    ``projection``: a trained linear map from the student's width to the teacher's; auto: where they differ.
-    """
-
-    on: Literal["labels", "attended"] = "attended"
-    sites: Annotated[Sites, PlainValidator(lambda value: _sites(value, STATE_SITES))] = ("last",)
-    projection: Literal["auto", "linear", "none"] = "auto"
-
-
-class MapFeature(Objective):
-    """A loss on attention maps at one or several layers; a position counts by its queries."""
-
-    on: Literal["labels", "attended"] = "attended"
-    sites: Annotated[Sites, PlainValidator(lambda value: _sites(value, ALIGNMENTS))] = ("last",)
 
 
 def _combiners() -> Registry[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stlm_kd.recipe.schema.cache import VARIANTS, Cache, asking, responses_of
 from stlm_kd.recipe.schema.interchange import Interchange
-from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Objective, Schedule
+from stlm_kd.recipe.schema.objective import Feature, MapFeature, Objective, Schedule
 from stlm_kd.recipe.schema.root import Recipe, Teacher
 from stlm_kd.recipe.validation.conflict import Conflict, Place
 

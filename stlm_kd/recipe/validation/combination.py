@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from stlm_kd.recipe.schema.objectives import LABELS
+from stlm_kd.recipe.schema.objective import LABELS
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
 from stlm_kd.teachers import COMBINED

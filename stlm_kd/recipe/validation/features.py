@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from stlm_kd.errors import ModelError
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import Choice, layer_pairs, site_pairs
-from stlm_kd.recipe.schema.objectives import Feature, MapFeature
+from stlm_kd.recipe.schema.objective import Feature, MapFeature
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stlm_kd.recipe.schema.interchange import Interchange
-from stlm_kd.recipe.schema.objectives import LABELS, Feature, MapFeature, Objective, Response, Schedule
+from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response, Schedule
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
 from stlm_kd.recipe.validation.features import feature_conflicts, layers_beyond

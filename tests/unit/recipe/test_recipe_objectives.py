@@ -14,7 +14,7 @@ from stlm_kd.pipeline.builders.objective import weight_of
 from stlm_kd.recipe import load, recipe_hash, resolved_yaml
 from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.locate import built_in_objectives
-from stlm_kd.recipe.schema.objectives import Feature, MapFeature, Response
+from stlm_kd.recipe.schema.objective import Feature, MapFeature, Response
 from stlm_kd.recipe.yaml import parse
 from stlm_kd.schedules import Ramp, Steps
 from tests.support.recipes import faults
