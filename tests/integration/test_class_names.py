@@ -202,3 +202,18 @@ def test_agreement_and_eval_refuse_other_classes(at_home: Path, flipped: Path) -
     assert found.exit_code == 1 and "cannot be compared: their classes are POS, NEG and" in found.stderr
     found = stlm_kd("eval", "flipped", "--suite", "classification", "--data", "valid.jsonl")
     assert found.exit_code == 1 and "is not one of the classes; known: NEG, POS" in found.stderr
+
+
+def test_eval_says_which_classes_the_numbers_of_the_data_are_taken_for(
+    at_home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in (at_home / "valid.jsonl").read_text().splitlines()[:20]]
+    numbered = [{**row, "label": ["negative", "positive"].index(row["label"])} for row in rows]
+    (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, numbered)))
+    words = ("eval", "bert", "--suite", "classification", "--data")
+    found = stlm_kd(*words, str(tmp_path / "v.jsonl"))
+    assert found.exit_code == 0, found.output
+    assert stlm_kd(*words, "valid.jsonl").exit_code == 0
+    (line,) = caplog.messages
+    assert "v.jsonl:1, column label: a number; numbers here and the classes of bert are matched" in line
+    assert line.endswith("taken as: 0 = negative, 1 = positive")

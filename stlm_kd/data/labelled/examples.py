@@ -19,6 +19,7 @@ from stlm_kd.data.sources.sources import file_facts, hash_of, sample_facts
 from stlm_kd.data.sources.tables import Row, read_rows, require_columns, shown, text_value
 from stlm_kd.data.synthetic.tasks import TASK_SPLITS, TASKS, sample_rows
 from stlm_kd.errors import DataError, did_you_mean
+from stlm_kd.notes import note
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
@@ -137,7 +138,9 @@ class Examples:
         )
 
 
-def read_examples(*sources: LabelledSource, labels: Sequence[str] = (), regression: bool = False) -> Examples:
+def read_examples(
+    *sources: LabelledSource, labels: Sequence[str] = (), regression: bool = False, labels_of: str = ""
+) -> Examples:
     """All examples of one or several sources.
 
     Args:
@@ -146,6 +149,8 @@ def read_examples(*sources: LabelledSource, labels: Sequence[str] = (), regressi
             0. Where none are given, they are the different labels that are found, numbers in the order of
             their size, else by the alphabet.
         regression: Whether labels are numbers to predict rather than classes.
+        labels_of: Whose names the given ones are, where the user did not give them for these sources: a note
+            says which of them numbers are taken for.
 
     Raises:
         EnvironmentFault: Not there; or on the Hub, which cannot be reached, and not in its cache.
@@ -175,7 +180,7 @@ def read_examples(*sources: LabelledSource, labels: Sequence[str] = (), regressi
     from_where = tuple(origins) if any(origins) else ()
     if regression:
         return Examples(tuple(texts), _numbers(found), _ids(own_ids), (), from_where)
-    values, names = _classes(found, labels)
+    values, names = _classes(found, labels, labels_of)
     return Examples(tuple(texts), values, _ids(own_ids), names, from_where)
 
 
@@ -313,7 +318,7 @@ def _number(value: object, place: str) -> float:
 
 
 def _classes(
-    found: Sequence[tuple[str, object]], given: Sequence[str]
+    found: Sequence[tuple[str, object]], given: Sequence[str], given_by: str
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     """The labels as places among the names, and the names."""
     labels = [(place, _name(value, place)) for place, value in found]
@@ -324,6 +329,13 @@ def _classes(
     for place, label in labels:
         if label not in places:
             raise DataError(_hidden(place) if label == _HIDDEN else _unknown(place, label, names))
+    by_number = next((place for place, label in labels if label not in names), None)
+    if by_number is not None and given_by:
+        pairs = ", ".join(f"{number} = {name}" for number, name in enumerate(names))
+        note(
+            f"{by_number}: a number; numbers here and the classes of {given_by} are matched by their numbers"
+            f"; taken as: {pairs}"
+        )
     return np.array([places[label] for _, label in labels], np.int64), names
 
 

@@ -55,21 +55,28 @@ def held_out_examples(recipe: Recipe) -> Examples | None:
     """
     if not recipe.data.validation:
         return None
-    return _read(recipe, recipe.data.validation, class_names_of(recipe), "data.validation")
+    labels_of = "" if recipe.data.labels else "data.train"
+    return _read(recipe, recipe.data.validation, class_names_of(recipe), "data.validation", labels_of)
 
 
-def _read(recipe: Recipe, entries: Sequence[Source], labels: Sequence[str], place: str) -> Examples:
+def _read(
+    recipe: Recipe, entries: Sequence[Source], labels: Sequence[str], place: str, labels_of: str = ""
+) -> Examples:
     sources = labelled_sources(entries)
     try:
         prints = tuple(fingerprint(source) for source in sources)
-        return known_examples(sources, prints, tuple(labels), recipe.task == "regression")
+        return known_examples(sources, prints, tuple(labels), recipe.task == "regression", labels_of)
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
 
 
 @lru_cache(maxsize=4)
 def known_examples(
-    sources: tuple[LabelledSource, ...], prints: tuple[str, ...], labels: tuple[str, ...], regression: bool
+    sources: tuple[LabelledSource, ...],
+    prints: tuple[str, ...],
+    labels: tuple[str, ...],
+    regression: bool,
+    labels_of: str = "",
 ) -> Examples:
     """The examples of these sources, read once while their fingerprints are the same."""
-    return read_examples(*sources, labels=labels, regression=regression)
+    return read_examples(*sources, labels=labels, regression=regression, labels_of=labels_of)

@@ -223,7 +223,7 @@ def read_held_out(
         return read_examples(*sources, regression=True)
     names = class_names(load_config(model_of(model)))
     numbers = [str(place) for place in range(len(names))]
-    return read_examples(*sources, labels=numbers if is_unnamed(names) else names)
+    return read_examples(*sources, labels=numbers if is_unnamed(names) else names, labels_of=model)
 
 
 def held_out_of_run(name: str) -> HeldOut:

@@ -241,3 +241,17 @@ def test_an_example_has_no_label_at_any_position(file: str, task: str) -> None:
         assert found.startswith("objectives[0].on: labels given, but no position of a ")
     (found,) = faults(task, TAUGHT, "objectives=[{loss: logit_mse, centred: false, on: attended}]")
     assert found.startswith("objectives[0].on: attended given, but a ")
+
+
+def test_numbers_in_the_validation_examples_are_matched_with_a_line_unless_the_recipe_orders_the_classes(
+    file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    named = [{**row, "label": ("bad", "good")[i % 2]} for i, row in enumerate(TRAIN)]
+    write(tmp_path, "train.jsonl", named)
+    held = held_out_examples(recipe(file, "data.labels=[good, bad]"))
+    assert held is not None and held.label_names == ("good", "bad") and not caplog.messages
+    held = held_out_examples(recipe(file))
+    assert held is not None and held.label_names == ("bad", "good")
+    (line,) = caplog.messages
+    assert line.startswith("valid.jsonl:1, column label: a number; ")
+    assert line.endswith("classes of data.train are matched by their numbers; taken as: 0 = bad, 1 = good")
