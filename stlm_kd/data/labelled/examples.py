@@ -269,8 +269,6 @@ def _of_sample(
 
 
 def _text(value: object, place: str) -> str:
-    if value is None:
-        raise DataError(f"{place}: null found, expected text; fill it in or remove the row")
     kept = "".join(text_value(value, place))  # which leaves blank text out
     return kept if kept else str(value)
 

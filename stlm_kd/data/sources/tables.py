@@ -175,13 +175,13 @@ def require_columns(place: str, columns: Iterable[str], found: Collection[str]) 
 
 
 def text_value(value: object, place: str) -> Iterator[str]:
-    """A column's text, or nothing where it is null or blank.
+    """A column's text, or nothing where it is blank.
 
     Raises:
-        DataError: Not a text, or one with half of a surrogate pair, which has no UTF-8 form.
+        DataError: Null, not a text, or one with half of a surrogate pair, which has no UTF-8 form.
     """
     if value is None:
-        return
+        raise DataError(f"{place}: null found, expected text; fill it in or remove the row")
     if not isinstance(value, str):
         raise DataError(f"{place}: {type(value).__name__} found, expected text")
     if not value.isascii():

@@ -56,9 +56,17 @@ def test_plain_text_is_read_compressed_or_not(tmp_path: Path, name: str) -> None
     assert read(written(tmp_path / name, ARTICLES))[1] == "= York = \n \n A city ."
 
 
-def test_parquet_keeps_each_text_and_skips_nulls(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", [TEXTS[0], None, *TEXTS[1:], "  "], column="body")
+def test_parquet_keeps_each_text_and_skips_blank_ones(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [TEXTS[0], "", *TEXTS[1:], "  "], column="body")
     assert read(Source(path=str(tmp_path / "a.parquet"), column="body")) == TEXTS
+
+
+def test_a_null_in_place_of_a_text_is_refused_by_its_row(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [TEXTS[0], None])
+    written(tmp_path / "a.jsonl", jsonl([TEXTS[0]]) + '{"text": null}\n')
+    for name, place in (("a.parquet", ": row 2"), ("a.jsonl", ":2")):
+        with pytest.raises(DataError, match=f"{name}{place}, column text: null found, expected text; fill"):
+            read(Source(path=str(tmp_path / name)))
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
@@ -292,6 +300,7 @@ def dataset_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     written(folder / "train.jsonl", jsonl(TEXTS, "body"))
     written(folder / "test.jsonl", jsonl(["held out"], "body"))
+    written(folder / "validation.jsonl", jsonl(["one"], "body") + '{"id": 1, "body": null}\n')
     datasets.load_dataset(str(folder), cache_dir=str(cache))
     (made,) = [path.parent for path in cache.rglob("dataset_info.json")]
     shutil.move(made, cache / "nobody___notes" / "default" / "0.0.0" / COMMIT)
@@ -305,6 +314,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_a_hub_data_set_is_read_by_split_and_column(dataset_cache: Path) -> None:
     assert read(Source(hub="nobody/notes", column="body")) == TEXTS
     assert read(Source(hub="nobody/notes", split="test", column="body")) == ["held out"]
+    with pytest.raises(DataError, match="nobody/notes, split validation: row 2, column body: null found"):
+        read(Source(hub="nobody/notes", split="validation", column="body"))
 
 
 def test_a_hub_fingerprint_holds_the_commit(dataset_cache: Path) -> None:
