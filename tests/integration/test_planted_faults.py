@@ -268,7 +268,7 @@ def _no_label(is_planted: bool, place: Place) -> object:
     return None
 
 
-@case("text that is not UTF-8", "not UTF-8 after line")
+@case("text that is not UTF-8", "a.csv:4: not UTF-8")
 def _latin(is_planted: bool, place: Place) -> object:
     table(place, "a.csv", ROWS.encode() + ("é,1\n".encode("latin-1" if is_planted else "utf-8")))
     return None

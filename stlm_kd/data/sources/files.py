@@ -75,28 +75,52 @@ def _listed(kinds: Kinds) -> str:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, decompressed, with their ends (as ``\\n``)."""
+    """The lines of a text file, decompressed, with their ends (as ``\\n``).
+
+    Raises:
+        DataError: Not UTF-8, broken, or with a line of more than ``MAX_CHARACTERS``.
+        EnvironmentFault: It cannot be read.
+    """
     opener = _OPENERS.get(path.suffix.lower(), open)
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            while line := file.readline(MAX_CHARACTERS + 1):
-                number += 1
-                if len(line) > MAX_CHARACTERS:
-                    raise DataError(
-                        f"{path}:{number}: a line of more than {MAX_CHARACTERS:,} characters; split it"
-                    )
-                yield line
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 after line {number} ({error.reason}); convert it to UTF-8"
-        ) from error
+        try:
+            with opener(path, "rt", encoding="utf-8-sig") as file:
+                while line := file.readline(MAX_CHARACTERS + 1):
+                    number += 1
+                    if len(line) > MAX_CHARACTERS:
+                        raise DataError(
+                            f"{path}:{number}: a line of more than {MAX_CHARACTERS:,} characters; split it"
+                        )
+                    yield line
+        except UnicodeDecodeError as error:
+            number = _whole_lines(path, opener)
+            if opener is not open:
+                _read_through(path, opener)  # whose checksum tells broken content from another encoding
+            raise DataError(
+                f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8"
+            ) from error
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise DataError(
-            f"{path}: broken or cut short after line {number} ({error}); fetch it again"
+            f"{path}: broken or cut short after {number} whole lines ({error}); fetch it again"
         ) from error
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _whole_lines(path: Path, opener: Callable[..., IO[str]]) -> int:
+    """Lines before the first one that is not UTF-8, of which Python tells a buffer too early."""
+    number = 0
+    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
+        while (piece := file.readline(MAX_CHARACTERS)) and not re.search("[\udc80-\udcff]", piece):
+            number += piece.endswith("\n")
+    return number
+
+
+def _read_through(path: Path, opener: Callable[..., IO[str]]) -> None:
+    with opener(path, "rb") as file:
+        while file.read(MAX_CHARACTERS):
+            pass
 
 
 def expanded(path: str) -> Path:

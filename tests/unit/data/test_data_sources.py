@@ -146,14 +146,31 @@ def test_a_compressed_file_cut_short_is_refused(tmp_path: Path, name: str) -> No
         whole[:40] + b"\xff" * 40 + whole[80:],
     ):
         (tmp_path / name).write_bytes(broken)
-        with pytest.raises(DataError, match="broken or cut short"):
+        with pytest.raises(DataError, match=r"broken or cut short after \d+ whole lines"):
             read(source)
 
 
-def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"one\n\xff\xfe\n")
-    with pytest.raises(DataError, match="not UTF-8"):
-        read(Source(path=str(tmp_path / "a.txt")))
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz"])
+@pytest.mark.parametrize("line", [1, 2, 91, 5000])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_bytes_that_are_not_utf_8_are_refused_by_their_line(
+    end: bytes, line: int, ending: str, tmp_path: Path
+) -> None:
+    lines = ["Zoë met a cat , once upon a time in a small town .".encode()] * 5000
+    lines[line - 1] = b"caf\xe9 , then \xff\xfe"
+    path = tmp_path / f"a.txt{ending}"
+    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[ending]
+    path.write_bytes(pack(end.join(lines)))
+    with pytest.raises(DataError, match=rf"a\.txt{ending}:{line}: not UTF-8 \(invalid continuation byte\)"):
+        read(Source(path=str(path)))
+
+
+def test_a_broken_archive_is_told_from_another_encoding(tmp_path: Path) -> None:
+    whole = bytearray(gzip.compress(b"a line\n" * 100 + b"caf\xe9\n"))
+    whole[-8] ^= 1  # of the checksum
+    (tmp_path / "a.txt.gz").write_bytes(whole)
+    with pytest.raises(DataError, match="broken or cut short after 100 whole lines"):
+        read(Source(path=str(tmp_path / "a.txt.gz")))
 
 
 def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
