@@ -179,15 +179,17 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[tuple[float, bool]]:
         pieces = [list(self._pieces(*pair)) for pair in pairs]
+        flat = [piece for each in pieces for piece in each]
         losses = piece_losses(
             self.model,
-            [piece for each in pieces for piece in each],
+            flat,
             batch_size=self.batch_size,
             precision=self._precision,
             suite=SUITE,
         )
-        if losses:
-            self._uniform = self._uniform is not False and is_uniform(losses)
+        uniform = is_uniform(flat, losses)
+        if uniform is not None:
+            self._uniform = self._uniform is not False and uniform
         remaining = iter(losses)
         found = []
         for each in pieces:

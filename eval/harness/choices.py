@@ -56,7 +56,7 @@ def choice(log_likelihoods_C: npt.ArrayLike, right: Sequence[int]) -> Choice:
 
 
 def degenerate_choices(chosen: Sequence[Choice]) -> str | None:
-    """What is to be said of a model that tells no choices apart, or None.
+    """What is to be said of a model that tells no choices apart, or None, as of a single example.
 
     All choices tie in all examples; or one place is chosen in all while the right ones vary, in more examples
     than an honest model would do so by chance. A minimal pair's right answer is always the first, so choosing
@@ -68,7 +68,7 @@ def degenerate_choices(chosen: Sequence[Choice]) -> str | None:
     >>> degenerate_choices([Choice((1,), 4, (index % 4,)) for index in range(300)])
     'degenerate: takes choice 2 in all 300 examples'
     """
-    if not chosen:
+    if len(chosen) < 2:
         return None
     if all(len(each.best) == each.choices > 1 for each in chosen):
         return f"degenerate: all choices tie in all {len(chosen):,} examples"

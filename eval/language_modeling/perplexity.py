@@ -193,7 +193,7 @@ def measure(
         0 if unknown_id in (None, document_ends(tokenizer)[0]) else sum(row.count(unknown_id) for row in ids),
         window,
         stride,
-        is_uniform(losses),
+        bool(is_uniform(pieces, losses)),
         bytes_kept(tokenizer, texts),
     )
 

@@ -79,12 +79,15 @@ def piece_losses(
     return [found[index] for index in range(len(pieces))]
 
 
-def is_uniform(losses: Iterable[PieceLoss]) -> bool:
-    """Whether all scored tokens are equally likely, as under a head of zeros.
+def is_uniform(pieces: Iterable[Piece], losses: Iterable[PieceLoss]) -> bool | None:
+    """Whether all scored tokens are equally likely, as under a head of zeros; None if they are all the same.
 
-    >>> is_uniform([PieceLoss(np.array([2.0, 2.0]), False), PieceLoss(np.array([2.0]), False)])
-    True
+    >>> same = PieceLoss(np.array([2.0, 2.0]), False)
+    >>> is_uniform([Piece((0, 3, 4), 2)], [same]), is_uniform([Piece((0, 3, 3), 2)], [same])
+    (True, None)
     """
+    if len({token for piece in pieces for token in piece.ids[-piece.scored :]}) < 2:
+        return None
     nats = np.concatenate([each.token_nats for each in losses])
     return bool(np.ptp(nats) < EQUAL)
 

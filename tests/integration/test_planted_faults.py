@@ -448,3 +448,9 @@ def test_nothing_is_told_of_its_honest_twin(
 ) -> None:
     _, work = CASES[name]
     assert told(work, False, Place(tmp_path, monkeypatch)) == ""
+
+
+def test_a_single_sentence_does_not_tell_whether_a_model_is_degenerate() -> None:
+    assert {score.degenerate for score in fault_scores.entities({}, fault_scores.PASSAGES[:1]).scores} == {
+        None
+    }

@@ -116,6 +116,7 @@ def test_other_tasks_are_left_alone() -> None:
         ([Choice((2,), 4, (n % 4,)) for n in range(2)], None),  # two examples say nothing
         ([Choice((n % 3,), 4, (1,)) for n in range(50)], None),
         ([Choice((0, 1), 2, (0,)), *[Choice((0,), 2, (0,))] * 20], None),  # one tie
+        ([Choice((0, 1), 2, (0,))], None),  # a single example
         ([], None),
     ],
 )

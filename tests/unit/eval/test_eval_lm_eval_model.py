@@ -145,6 +145,18 @@ def test_a_uniform_model_is_said_to_be_degenerate_and_an_honest_one_is_not(suite
         assert {score.degenerate for score in result.scores} == expected
 
 
+def test_a_text_of_a_single_kind_of_token_does_not_tell_whether_a_model_is_uniform() -> None:
+    tokenizer = byte_level()
+    honest, uniform = llama(len(tokenizer)), llama(len(tokenizer))
+    torch.nn.init.zeros_(uniform.lm_head.weight)
+    assert not measure(honest, tokenizer, ["a"]).uniform
+    assert not measure(uniform, tokenizer, ["a", "a"]).uniform
+    wrapped = adapter(uniform, tokenizer)
+    for texts, expected in ((["a"], False), (["a", "b"], True), (["a"], True)):
+        wrapped.loglikelihood([request("", text) for text in texts])
+        assert wrapped.predicts_uniformly is expected
+
+
 def test_generation_reads_prompts_from_the_start_token_or_refuses_the_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
