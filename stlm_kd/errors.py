@@ -47,7 +47,9 @@ class RecipeFault:
     line: int | None = None
 
     def __str__(self) -> str:
-        where = f"{self.place} (line {self.line})" if self.line is not None else self.place
+        where = self.place
+        if self.line is not None:
+            where = f"{where} (line {self.line})" if where else f"line {self.line}"
         return f"{where}: {self.message}" if where else self.message
 
 

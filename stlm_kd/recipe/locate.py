@@ -96,6 +96,10 @@ def locate(name: str, *, beside: Path | None = None) -> Path:
     bare = name.removeprefix("recipes/").removesuffix(".yaml")
     if bare in known:
         return known[bare]
+    if path.is_dir():
+        raise MissingResourceError(
+            f"{name}: a folder; expected a recipe file or the name of a built-in recipe (stlm-kd recipe list)"
+        )
     raise MissingResourceError(f"{name}: neither a file nor a built-in recipe{did_you_mean(bare, known)}")
 
 

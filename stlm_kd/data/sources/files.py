@@ -37,7 +37,7 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
 
     Raises:
         EnvironmentFault: Nothing is there.
-        DataError: A file of an unknown kind, or a folder without a file of a known kind.
+        DataError: A file of an unknown kind, or a folder without a file, or without one of a known kind.
     """
     try:
         exists = path.exists()
@@ -54,6 +54,10 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
     inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     shown = [file for file in inside if not any(part.startswith(".") for part in file.parts)]
     found = sorted((file for file in shown if kind_of(file, kinds=kinds)), key=lambda file: file.as_posix())
+    if not shown:
+        raise DataError(
+            f"{path}: an empty folder (hidden files do not count); put data there or name another"
+        )
     if not found:
         raise DataError(f"{path}: {len(shown)} files, but none of a known kind; known: {_listed(kinds)}")
     return [path / file for file in found]

@@ -241,6 +241,9 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
         read(Source(path=str(tmp_path / "a.pdf")))
     with pytest.raises(DataError, match="1 files, but none of a known kind"):
         read(Source(path=str(tmp_path)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: an empty folder"):
+        read(Source(path=str(tmp_path / "empty")))
 
 
 @pytest.mark.parametrize("content", ["", " \n\n \n"])

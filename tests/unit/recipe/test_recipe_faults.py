@@ -365,3 +365,17 @@ def test_a_fault_of_an_override_shows_the_override(good: Path, override: str, fa
 def test_an_override_that_cannot_be_read_is_a_usage_error(good: Path, override: str) -> None:
     with pytest.raises(UsageError, match=r"expected key\.path=value|not plain YAML"):
         loaded(good, override)
+
+
+def test_a_folder_in_place_of_a_recipe_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        MissingResourceError, match=r": a folder; expected a recipe file or the name"
+    ) as caught:
+        loaded(tmp_path)
+    assert "known" not in str(caught.value)
+
+
+def test_an_empty_recipe_is_told_by_its_line_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n", encoding="utf-8")
+    (fault,) = faults(tmp_path / "empty.yaml")
+    assert fault.startswith("line 1: nothing (null) found; expected a mapping: task, student, ")
