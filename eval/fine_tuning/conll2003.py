@@ -72,7 +72,9 @@ def score(
     predictions: dict[str, Json] = {name: [*tags] for name, tags in zip(sentences.ids, told, strict=True)}
     known: dict[str, Json] = {"texts": sentences.digest(), "told": predictions}
     scores = found.scores
-    if len(labels) > 1 and {tag for tags in told for tag in tags} == {"O"} != {tag for tags in labels for tag in tags}:
+    if len(labels) > 1 and {tag for tags in told for tag in tags} == {"O"} != {
+        tag for tags in labels for tag in tags
+    }:
         said = f"degenerate: finds no entity in all {len(labels):,} sentences"
         scores = tuple(replace(score, degenerate=said) for score in scores)
     return replace(found, scores=scores, notes=notes, report={**found.report, **known})

@@ -41,9 +41,9 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except OSError as error:
-        raise MissingResourceError(_not_there(name_or_folder)) from error
-    except (ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(_unusable(name_or_folder, error)) from error
+        raise MissingResourceError(_not_there(name_or_folder, place)) from error
+    except Exception as error:  # as which the tokenizers library raises its own
+        raise ModelError(_unusable(name_or_folder, error, _file_of(name))) from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise ModelError(
             f"{name_or_folder}: {type(loaded).__name__} found, expected a tokenizer with a tokenizer.json"
@@ -53,14 +53,12 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
 
 def _as_filed(loaded: PreTrainedTokenizerFast, name: str) -> PreTrainedTokenizerFast:
     """The same tokenizer with the steps that its tokenizer.json holds, if it has one."""
-    from huggingface_hub import try_to_load_from_cache
     from transformers import PreTrainedTokenizerFast
 
-    local = Path(name) / "tokenizer.json"
-    file = str(local) if Path(name).exists() else try_to_load_from_cache(name, "tokenizer.json")
-    if not isinstance(file, str) or not Path(file).is_file():
+    file = _file_of(name)
+    if file is None:
         return loaded
-    filed: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(str(Path(file).parent))
+    filed: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(str(file.parent))
     known = filed.get_vocab()
     roles: dict[str, str | AddedToken | Sequence[str | AddedToken]] = {
         role: str(token)
@@ -74,7 +72,18 @@ def _as_filed(loaded: PreTrainedTokenizerFast, name: str) -> PreTrainedTokenizer
     return filed
 
 
-def _not_there(name: str) -> str:
+def _file_of(name: str) -> Path | None:
+    """The tokenizer.json of a folder, or of a Hub id in the cache; None where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    local = Path(name) / "tokenizer.json"
+    file = local if Path(name).exists() else try_to_load_from_cache(name, "tokenizer.json")
+    return Path(file) if isinstance(file, (str, Path)) and Path(file).is_file() else None
+
+
+def _not_there(name: str, place: str) -> str:
+    if Path(place).is_file():
+        return f"{name}: a file; expected a folder with a tokenizer.json, or an id on the Hub"
     if Path(name).expanduser().is_absolute() or name.startswith("."):
         return f"{name}: no such folder; give a folder with a tokenizer.json, or an id on the Hub"
     return (
@@ -83,13 +92,22 @@ def _not_there(name: str) -> str:
     )
 
 
-def _unusable(name: str, error: Exception) -> str:
+def _unusable(name: str, error: Exception, file: Path | None) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"{name}: its tokenizer runs code of its own, which was not trusted; "
             "read that code, then pass --trust-remote-code"
         )
-    return f"{name}: no usable tokenizer in it; expected a folder with a tokenizer.json"
+    if file is None:
+        return f"{name}: no usable tokenizer in it; expected a folder with a tokenizer.json"
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as fault:  # the library has no class of its own
+        return f"{file}: cannot be read as a tokenizer ({fault}); fetch or copy it again"
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{name}: the tokenizer cannot be loaded ({reason}); check its tokenizer_config.json"
 
 
 def train_tokenizer(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -336,13 +336,31 @@ def quietly(*, local: bool) -> Iterator[None]:
 def _absent(name: str, error: Exception) -> MissingResourceError | ModelError:
     if "trust_remote_code" in str(error):
         return _remote_code(name)
-    if Path(name).is_dir():
-        return MissingResourceError(
-            f"{name}: {_first_line(error)}; only safetensors weights are read, never pickled ones"
+    return MissingResourceError(f"{name}: {_what_is_absent(Path(name), error)}")
+
+
+def _what_is_absent(path: Path, error: Exception) -> str:
+    if path.is_file():
+        return "a file; expected a model's folder or its id on the Hub"
+    pickled = sorted(file.name for file in path.glob("pytorch_model*.bin"))
+    whole = any(path.glob("*.safetensors"))
+    if not whole and (pickled or (not path.is_dir() and "use_safetensors" in str(error))):
+        where = pickled[0] if pickled else "there are others on the Hub"
+        return (
+            f"no model.safetensors ({where}); only safetensors weights are read, never pickled ones; "
+            "convert what you trust by transformers: model.save_pretrained(FOLDER, safe_serialization=True)"
         )
-    return MissingResourceError(
-        f"{name}: neither a folder nor in the Hub's cache, and the Hub gave no such model "
-        f"({_first_line(error)}); check the name, download it first (hf download {name}), or give a folder"
+    if path.is_dir():
+        fault = _first_line(error) if whole else "no weights in this folder; expected model.safetensors"
+        return f"{fault}; fetch or copy it again"
+    if HFValidationError in (type(error), type(error.__cause__)):
+        return f"no such folder (seen from {Path.cwd()}), and no Hub id; give one that exists"
+    nowhere = "neither a folder nor in the Hub's cache, and the Hub"
+    if OfflineModeIsEnabled is type(error) or LocalEntryNotFoundError is type(error.__cause__):
+        return f"{nowhere} cannot be reached; go online once (hf download {path}), or give a folder"
+    return (
+        f"{nowhere} gave no such model ({_first_line(error)}); check the name, download it first "
+        f"(hf download {path}), or give a folder"
     )
 
 

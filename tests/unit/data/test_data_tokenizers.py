@@ -213,8 +213,22 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_broken_tokenizer_file_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     whole = (tmp_path / "tokenizer.json").read_text()
-    (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
-    with pytest.raises(ModelError, match="no usable tokenizer"):
+    unknown_type = json.dumps({**json.loads(whole), "model": {"type": "?"}})
+    for content, reason in (
+        (whole[: len(whole) // 2], "EOF"),
+        ("{}", "Model missing"),
+        (unknown_type, "data did not match"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(
+            ModelError, match=rf"tokenizer\.json: cannot be read as a tokenizer \({reason}.*\); fe"
+        ):
+            load_tokenizer(str(tmp_path))
+    with pytest.raises(MissingResourceError, match=r"tokenizer\.json: a file; expected a folder"):
+        load_tokenizer(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer.json").write_text(whole)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"the tokenizer cannot be loaded \(AttributeError"):
         load_tokenizer(str(tmp_path))
 
 

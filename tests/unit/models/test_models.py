@@ -161,8 +161,15 @@ def test_a_saved_model_is_loaded_by_plain_transformers(
 
 
 def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(MissingResourceError, match="neither a folder nor in the Hub's cache"):
+    with pytest.raises(
+        MissingResourceError, match=r"nor in the Hub's cache, and the Hub cannot be reached; go"
+    ):
         load_language_model("nobody/nothing-of-that-name", "clm")
+    with pytest.raises(MissingResourceError, match=r"no such folder .* and no Hub id"):
+        load_language_model(str(tmp_path / "nothing"), "clm")
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(MissingResourceError, match=r"a\.txt: a file; expected a model's folder or its id on"):
+        load_language_model(str(tmp_path / "a.txt"), "clm")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingResourceError, match=r"without config\.json"):
         load_language_model(str(tmp_path / "empty"), "clm")
@@ -176,8 +183,13 @@ def saved(folder: Path) -> Path:
 def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        MissingResourceError, match=f"{folder}: no weights in this folder; expected model.safete"
+    ):
+        load_language_model(str(folder), "clm")
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(MissingResourceError, match="only safetensors"):
+    said = r"no model\.safetensors \(pytorch_model\.bin\); only safetensors .* convert what you trust by"
+    with pytest.raises(MissingResourceError, match=said):
         load_language_model(str(folder), "clm")
 
 

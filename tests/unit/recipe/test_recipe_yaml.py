@@ -97,7 +97,7 @@ def test_nested_aliases_are_refused_before_they_grow() -> None:
 
 
 def test_syntax_faults_name_the_line() -> None:
-    assert "(line 2)" in faults("a: 1\n  b: 2\n")[0] or faults("a: 1\n  b: 2\n")[0].startswith("not YAML")
+    assert faults("a: 1\n  b: 2\n")[0].startswith("line 2: not YAML")
 
 
 @pytest.mark.parametrize(
