@@ -29,7 +29,7 @@ def of_lm_eval(options: Mapping[str, Any]) -> Json:
     origins = evaluate.check(**given)
     return {
         "lm-eval": metadata.version("lm-eval"),
-        "tasks": {name: [origin, _rows(name, origin, given)] for name, origin in origins.items()},
+        "tasks": {name: [origin, _rows_identity(name, origin, given)] for name, origin in origins.items()},
     }
 
 
@@ -45,7 +45,7 @@ def of_wikitext(options: Mapping[str, Any]) -> Json:
     return wikitext.identity()
 
 
-def _rows(name: str, origin: str, given: Mapping[str, Any]) -> Json:
+def _rows_identity(name: str, origin: str, given: Mapping[str, Any]) -> Json:
     from stlm_kd.data.sources.sources import Source, fingerprint
     from stlm_kd.eval.harness import task_data
 

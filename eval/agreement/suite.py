@@ -100,7 +100,7 @@ def agreement(
     return SuiteResult(
         SUITE,
         tuple(score for name, one in found.items() for score in _marked_scores(name, one)),
-        tuple(row for name, one in found.items() for row in _rows(name, one)),
+        tuple(row for name, one in found.items() for row in _example_scores(name, one)),
         tuple(
             f"beside {name}: {note}" for name, one in found.items() for note in one.compared.agreement.notes
         ),
@@ -169,7 +169,7 @@ def _named(each: ExplanationAgreement, metric: str) -> str:
     return f"{each.method.replace('-', '_')}_{metric}"
 
 
-def _rows(teacher: str, one: StudentBesideTeacher) -> Iterator[ExampleScore]:
+def _example_scores(teacher: str, one: StudentBesideTeacher) -> Iterator[ExampleScore]:
     """The metrics that are means, of each example."""
     told = one.teacher.predictions
     own = one.student.predictions.ordered(told.ids)

@@ -26,7 +26,7 @@ from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
 from stlm_kd.eval.runner import evaluating, require_finite
 from stlm_kd.interventions import Plan, SourceInputs, draw_plan
-from stlm_kd.interventions.metrics import RATIOS, SUMS, Said, effects
+from stlm_kd.interventions.metrics import RATIOS, SUMS, DistributionPair, effects
 from stlm_kd.interventions.plan import Tokens
 from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.interventions.spec import Intervention
@@ -237,7 +237,7 @@ def _filled(batch: AnyBatch) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _OutputPair:
     """What a model says at the counted positions or of examples: of the base, and after interventions."""
 
     base: Dense | Logits
@@ -258,8 +258,8 @@ def _answers(
     plans = {layer: exchange.at(layer, theirs, device) for layer, theirs in alignment.items()}
     mask = batch.attention_mask if isinstance(batch, Batch) else _filled(batch)
     counted = mask & exchange.plan.touched.to(device)  # (B, T), or of examples (B,)
-    theirs = _said(teacher, TEACHER, batch, plans, counted, vocabulary)
-    own = _said(student, None, batch, plans, counted, vocabulary)
+    theirs = _student_and_teacher(teacher, TEACHER, batch, plans, counted, vocabulary)
+    own = _student_and_teacher(student, None, batch, plans, counted, vocabulary)
     row_N = counted.nonzero()[:, 0]
     sums = {layer: {name: torch.zeros(len(counted), dtype=torch.float64) for name in SUMS} for layer in plans}
     head = vocabulary_head(student)
@@ -276,14 +276,14 @@ def _answers(
     }
 
 
-def _said(
+def _student_and_teacher(
     model: PreTrainedModel,
     who: str | None,
     batch: AnyBatch,
     plans: Mapping[int, Plan],
     chosen: Tensor,
     vocabulary: int,
-) -> _Said:
+) -> _OutputPair:
     """Of the teacher, by its name in the plans, or (None) of the student."""
     head = vocabulary_head(model)
     outcomes = OutputSpec(head_input=head is not None, logits=head is None)
@@ -300,14 +300,14 @@ def _said(
         assert observed.head_input is not None
         return Dense(observed.head_input, head, vocabulary).rows(chosen)
 
-    return _Said(
+    return _OutputPair(
         counted(base), {layer: counted(part.after(batch, base, outcomes)) for layer, part in parts.items()}
     )
 
 
 def _compared(
-    teacher: _Said,
-    student: _Said,
+    teacher: _OutputPair,
+    student: _OutputPair,
     chunk: slice,
     outcomes: int,
     models: tuple[PreTrainedModel, PreTrainedModel],
@@ -319,12 +319,12 @@ def _compared(
         ModelError: A log-probability is NaN; -inf marks tokens that a padded head rules out.
     """
 
-    def said(theirs: Dense | Logits, own: Dense | Logits) -> Said:
+    def said(theirs: Dense | Logits, own: Dense | Logits) -> DistributionPair:
         both = [one.logits(chunk, outcomes).log_softmax(-1) for one in (theirs, own)]
         for model, logs, seen in zip(models, both, tops, strict=True):
             require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 of a distribution
             seen.update(logs.argmax(-1).tolist())
-        return Said(*both)
+        return DistributionPair(*both)
 
     before = said(teacher.base, student.base)
     for layer in student.after:

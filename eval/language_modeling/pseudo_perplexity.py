@@ -122,7 +122,7 @@ def measure(
     text = windowed_text(model, tokenizer, documents, window=window, suite=SUITE)
     drawn = draw_windows(text.windows, tokens=tokens, seed=seed)
     longest_first = sorted(drawn, key=lambda index: -text.windows[index].tokens)
-    rows = (row for index in longest_first for row in _rows(text.windows[index], text.mask_id))
+    rows = (row for index in longest_first for row in _masked_rows(text.windows[index], text.mask_id))
     found = find_tokens(model, rows, batch_size=batch_size, precision=precision, suite=SUITE)
     remaining = iter(found)
     nats = {
@@ -153,7 +153,7 @@ def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int
     return tuple(sorted(drawn))
 
 
-def _rows(window: TextWindow, mask_id: int) -> Iterator[MaskedRow]:
+def _masked_rows(window: TextWindow, mask_id: int) -> Iterator[MaskedRow]:
     """One for each token, in which that token alone is masked."""
     for place in range(1, len(window.ids) - 1):
         seen = (*window.ids[:place], mask_id, *window.ids[place + 1 :])

@@ -52,7 +52,6 @@ class SpanStep(AdaptationStep):
         self._weights = dict(weights)
 
     def count(self, batch: AnyBatch) -> dict[str, int]:
-        """See ``StepModule``; spans are counted in training."""
         counts = super().count(batch)
         return (
             counts if not self.training else {**counts, SPANS: self._teacher.spans(batch.example_ids).count}
@@ -64,7 +63,6 @@ class SpanStep(AdaptationStep):
         denominators: Mapping[str, float],
         plans: Mapping[str, Plan] | None = None,
     ) -> StepOutput:
-        """See ``StepModule``."""
         if not self.training:
             return super().forward(batch, denominators, plans)
         assert isinstance(batch, Batch)

@@ -34,10 +34,12 @@ def read_saved(path: Path, kind: TypeAdapter[Found], *, remedy: str) -> Found:
         reason = error.strerror or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read ({reason}); {remedy}") from error
     except ValidationError as error:
-        raise CheckpointError(f"{path}: damaged, or of another version: {_told(error)}; {remedy}") from error
+        raise CheckpointError(
+            f"{path}: damaged, or of another version: {_format_error(error)}; {remedy}"
+        ) from error
 
 
-def _told(error: ValidationError) -> str:
+def _format_error(error: ValidationError) -> str:
     """The first fault: where, what was found and what was expected; and how many more there are."""
     faults = error.errors(include_url=False)
     first, others = faults[0], len(faults) - 1
@@ -48,10 +50,10 @@ def _told(error: ValidationError) -> str:
         told = f"{place} is missing"
     else:
         wanted = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
-        told = f"{place or 'the whole'}: found {_short(first['input'])}, {wanted}"
+        told = f"{place or 'the whole'}: found {_truncated(first['input'])}, {wanted}"
     return f"{told} (and {others} more such faults)" if others else told
 
 
-def _short(value: object) -> str:
+def _truncated(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -20,13 +20,13 @@ def write_output(path: Path, value: object) -> None:
     Raises:
         EnvironmentFault: It cannot be written.
     """
-    with _told(path, "--output"):
+    with _write_errors(path, "--output"):
         write_json(path, value)
 
 
 def write_page(path: Path, page: str) -> None:
     """Write HTML likewise."""
-    with _told(path, "--html"):
+    with _write_errors(path, "--html"):
         write_text(path, page)
 
 
@@ -38,7 +38,7 @@ def width_of(table: Table) -> int:
 
 
 @contextmanager
-def _told(path: Path, option: str) -> Iterator[None]:
+def _write_errors(path: Path, option: str) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

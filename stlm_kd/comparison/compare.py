@@ -210,7 +210,7 @@ def _compared(
         name=other.name,
         baseline=base.name,
         metric=metric,
-        seeds=f"{len(shared)} paired" if are_paired else _told(other, base),
+        seeds=f"{len(shared)} paired" if are_paired else _seed_counts(other, base),
         evidence=found,
         smallest=smallest,
         scope=tuple(scope_of(other, base, (*first.results, *second.results), joined)),
@@ -254,6 +254,6 @@ def _notes(
             yield f"{one.name}: differences are over the {paired} seeds that both have"
 
 
-def _told(other: Entry, base: Entry) -> str:
+def _seed_counts(other: Entry, base: Entry) -> str:
     counts = [len(one.seeds) for one in (other, base)]
     return " and ".join(str(count) if count else "—" for count in counts) if any(counts) else "—"

@@ -194,12 +194,12 @@ def _resampled(
     if metric.metric not in (*OF_CLASSES, *OF_NUMBERS):
         return None
     known = _CLASSES if metric.metric in OF_CLASSES else _NUMBERS
-    labels = _told(results[0], "labels", known)
+    labels = _facts_by_example(results[0], "labels", known)
     if len(labels) < 2:
         return None
     rows = []
     for result in results:
-        predicted = _told(result, "predictions", known)
+        predicted = _facts_by_example(result, "predictions", known)
         if predicted.keys() != labels.keys():
             return None
         rows.append([predicted[name] for name in labels])
@@ -209,7 +209,7 @@ def _resampled(
 
 def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> ResampledDifference | None:
     """By the entities of each sentence."""
-    counts = [_told(result, "entities", _ENTITIES) for result in results]
+    counts = [_facts_by_example(result, "entities", _ENTITIES) for result in results]
     names = [*counts[0]]
     if len(names) < 2 or any(found.keys() != counts[0].keys() for found in counts):
         return None
@@ -260,7 +260,9 @@ def _difference(
     return ResampledDifference(np.asarray(difference_R, np.float64), examples)
 
 
-def _told(result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, Told]]) -> Mapping[str, Told]:
+def _facts_by_example(
+    result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, Told]]
+) -> Mapping[str, Told]:
     """What a report says of each example; {} where it says something else or nothing."""
     try:
         return known.validate_python(result.report.get(fact))

@@ -16,7 +16,7 @@ from stlm_kd.distillation.objective import ForwardOutputs, paired_targets
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
 from stlm_kd.interventions import exchanges_tokens, layer_at
-from stlm_kd.interventions.metrics import RATIOS, SUMS, Said, effects
+from stlm_kd.interventions.metrics import RATIOS, SUMS, DistributionPair, effects
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.chunked import chunk_rows, pieces
@@ -97,7 +97,7 @@ def _sums(term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOut
     return dict(zip(SUMS, totals, strict=True))
 
 
-def _chunks(rows: TokenTable, student: Distribution) -> Iterator[tuple[Said, Said]]:
+def _chunks(rows: TokenTable, student: Distribution) -> Iterator[tuple[DistributionPair, DistributionPair]]:
     """What both say of a few positions at a time, before and after."""
     number = len(rows.labels) // 2
     size = max(number, 1)
@@ -105,11 +105,11 @@ def _chunks(rows: TokenTable, student: Distribution) -> Iterator[tuple[Said, Sai
         size = chunk_rows(student.head.weight, 0.5 / (1 + len(rows.teachers)))
     for few in pieces(number, size):
         later = slice(few.start + number, few.stop + number)
-        yield _said(rows, student, few), _said(rows, student, later)
+        yield _student_and_target(rows, student, few), _student_and_target(rows, student, later)
 
 
-def _said(rows: TokenTable, student: Distribution, chunk: slice) -> Said:
+def _student_and_target(rows: TokenTable, student: Distribution, chunk: slice) -> DistributionPair:
     assert isinstance(student, (Dense, Logits))
     logits_nV = student.logits(chunk, rows.outcomes)
     own_nV = logits_nV.log_softmax(-1)
-    return Said(target_log_probs(rows, logits_nV, chunk), own_nV)
+    return DistributionPair(target_log_probs(rows, logits_nV, chunk), own_nV)

@@ -131,7 +131,7 @@ def _responses(
     scales: Mapping[str, float],
     method: Literal["chunked", "dense"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    rows, student = _rows(terms, mixing, batch, sides, _parts(terms, batch, sides))
+    rows, student = _token_table(terms, mixing, batch, sides, _parts(terms, batch, sides))
     weights = [scales[term.name] for term in terms]
     if sides.head is None:
         loss, sums = direct_losses(rows, student, weights)
@@ -156,7 +156,7 @@ def paired_targets(
     changed = sides.after[term.intervention.name]
     chosen = term_mask(term, batch) & changed.touched
     parts = [_Part(said.student, said.teachers, [chosen], chosen) for said in (sides, changed)]
-    rows, student = _rows([term], mixing, batch, sides, parts)
+    rows, student = _token_table([term], mixing, batch, sides, parts)
     if sides.head is None:
         return rows, Logits(student)
     sizes = [one.vocabulary for one in rows.teachers.values() if isinstance(one, Dense)]
@@ -177,13 +177,13 @@ def base_targets(
     """
     chosen = term_mask(term, batch)
     part = _Part(sides.student, sides.teachers, [chosen], chosen)
-    rows, student = _rows([term], mixing, batch, sides, [part])
+    rows, student = _token_table([term], mixing, batch, sides, [part])
     if sides.head is None:
         return rows, Logits(student)
     return rows, Dense(student, sides.head, sides.head.size).rows(slice(None))
 
 
-def _rows(
+def _token_table(
     terms: Sequence[Term],
     mixing: TeacherMixture,
     batch: AnyBatch,
@@ -197,9 +197,9 @@ def _rows(
         mixing=_mixing_of_tokens(mixing, batch, sides, parts),
         labels=_joined([part.tokens(batch.labels) for part in parts]),
         masks=[_joined([part.tokens(part.masks[i]) for part in parts]) for i in range(len(terms))],
-        teachers=_said(parts),
+        teachers=_teacher_distributions(parts),
         outcomes=student.shape[-1] if sides.head is None else sides.head.size,
-        judged=_judged(parts, mixing),
+        judged=_base_distributions(parts, mixing),
     )
     return rows, student
 
@@ -286,7 +286,7 @@ def _mixing_of_tokens(
     return replace(mixing, domain=of_tokens(mixing.domain), drawn=of_tokens(mixing.drawn), gate=gate)
 
 
-def _judged(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[str, Distribution] | None:
+def _base_distributions(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[str, Distribution] | None:
     """What the teachers said of the base, at the needed tokens of all parts.
 
     What they say after an intervention is weighed as what they said before it: None where that is the same.
@@ -295,7 +295,7 @@ def _judged(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[str, Distrib
     if not others or not mixing.weighs_distributions:
         return None
     mixed = {name: base.teachers[name] for name in mixing.teachers if name in base.teachers}
-    return _said([replace(part, teachers=mixed) for part in parts])
+    return _teacher_distributions([replace(part, teachers=mixed) for part in parts])
 
 
 def _outcomes(student: ModelOutputs, head: Head | None, batch: AnyBatch) -> Tensor:
@@ -310,7 +310,7 @@ def _outcomes(student: ModelOutputs, head: Head | None, batch: AnyBatch) -> Tens
     return found.transpose(1, 2).masked_fill(~batch.attention_mask[:, None], -torch.inf)
 
 
-def _said(parts: Sequence[_Part]) -> dict[str, Distribution]:
+def _teacher_distributions(parts: Sequence[_Part]) -> dict[str, Distribution]:
     """What each teacher says of the needed tokens of all parts.
 
     Where it was not asked, nothing is counted: zeros stand there.

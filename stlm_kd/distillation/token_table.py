@@ -67,8 +67,8 @@ class TokenTable:
             mixing=self.mixing.rows(chosen_N),
             labels=self.labels[chosen_N],
             masks=[mask_N[chosen_N] for mask_N in self.masks],
-            teachers=_rows(self.teachers, chosen_N),
-            judged=None if self.judged is None else _rows(self.judged, chosen_N),
+            teachers=_chosen_rows(self.teachers, chosen_N),
+            judged=None if self.judged is None else _chosen_rows(self.judged, chosen_N),
         )
 
     def groups(self) -> list[list[int]]:
@@ -83,7 +83,7 @@ class TokenTable:
         return groups
 
 
-def _rows(said: Mapping[str, Distribution], chosen: Tensor | slice) -> dict[str, Distribution]:
+def _chosen_rows(said: Mapping[str, Distribution], chosen: Tensor | slice) -> dict[str, Distribution]:
     return {name: one.rows(chosen) for name, one in said.items()}
 
 
@@ -106,11 +106,13 @@ class TermGroup:
 
     def whole(self) -> TokenBlock:
         """All of its tokens."""
-        return self._block(slice(0, len(self.logits_mV)), self._said(), self._judged())
+        return self._block(
+            slice(0, len(self.logits_mV)), self._teacher_targets(), self._weighting_distributions()
+        )
 
     def blocks(self) -> Iterator[tuple[slice, TokenBlock]]:
         """Its tokens, so few at a time that what the losses make of them stays small."""
-        said, judged = self._said(), self._judged()
+        said, judged = self._teacher_targets(), self._weighting_distributions()
         for few in pieces(len(self.logits_mV), block_rows(self.logits_mV)):
             yield few, self._block(few, said, judged)
 
@@ -149,7 +151,7 @@ class TermGroup:
         return any(term.teacher == COMBINED for term in self._terms)
 
     @torch.no_grad()
-    def _said(self) -> dict[str, Tensor | TopKTail]:
+    def _teacher_targets(self) -> dict[str, Tensor | TopKTail]:
         """What the teachers that its terms ask say: logits (m, V), or sparse targets."""
         asked = {term.teacher for term in self._terms} | set(self.rows.mixing.teachers if self._mixes else ())
         said: dict[str, Tensor | TopKTail] = {}
@@ -162,7 +164,7 @@ class TermGroup:
         return said
 
     @torch.no_grad()
-    def _judged(self) -> dict[float, TeacherDistributions]:
+    def _weighting_distributions(self) -> dict[float, TeacherDistributions]:
         """By temperature, what the teachers' distributions before an intervention tell of themselves.
 
         One teacher after the other is projected, and only this is kept of it.

@@ -32,11 +32,9 @@ class TextPool:
         return int(self._begins[-1])
 
     def number(self, place: int) -> int:
-        """See ``Pool``."""
         return place + int(self._shifts[self._part_of(place)])
 
     def batch(self, places: Sequence[int], generators: Sequence[np.random.Generator]) -> Batch:
-        """See ``Pool``."""
         arrays = FlatRows.padding(len(places), self._parts[0].context, self._parts[0].store.eos_id)
         for row, place in enumerate(places):
             index = self._part_of(place)
@@ -60,9 +58,7 @@ class ExamplePool:
         return len(self._examples)
 
     def number(self, place: int) -> int:
-        """See ``Pool``."""
         return place
 
     def batch(self, places: Sequence[int], generators: Sequence[np.random.Generator]) -> ExampleBatch:
-        """See ``Pool``; nothing is masked."""
         return self._examples.batch(np.array(places, np.int64))

@@ -30,14 +30,14 @@ SUMS = ("positions", "same", "base_same", "changed", "same_of_changed", "teacher
 """What is added up for them."""
 
 
-class Said(NamedTuple):
+class DistributionPair(NamedTuple):
     """Log-probabilities (n, V) of both at the same positions."""
 
     teacher: Tensor
     student: Tensor
 
 
-def effects(before: Said, after: Said) -> dict[str, Tensor]:
+def effects(before: DistributionPair, after: DistributionPair) -> dict[str, Tensor]:
     """``SUMS`` at each position, (n,), of what both said before an intervention and after it."""
     (theirs_n, own_n), (theirs_after_n, own_after_n) = (
         (said.teacher.argmax(-1), said.student.argmax(-1)) for said in (before, after)

@@ -67,7 +67,7 @@ def differences(before: Plain, after: Plain, place: str = "") -> list[str]:
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = enumerate(zip(before, after, strict=True))
         return [phrase for i, pair in pairs for phrase in differences(*pair, f"{place}[{i}]")]
-    return [] if before == after else [f"{place} is {_short(before)} there and {_short(after)} here"]
+    return [] if before == after else [f"{place} is {_truncated(before)} there and {_truncated(after)} here"]
 
 
 def _saved_recipe(path: Path) -> Plain:
@@ -77,6 +77,6 @@ def _saved_recipe(path: Path) -> Plain:
         raise CheckpointError(f"{path / RECIPE}: damaged ({error}); move the folder away") from error
 
 
-def _short(value: Plain) -> str:
+def _truncated(value: Plain) -> str:
     text = "not given" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}…"

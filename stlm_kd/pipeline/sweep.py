@@ -35,7 +35,7 @@ def swept(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[st
         loaded = load(recipe, [*changes, *values])
         if not loaded.eval:
             raise UsageError(f"--sweep: {recipe} has no eval, so there are no scores to put side by side")
-        name = "-".join([Path(recipe).stem, *map(_short, values)])
+        name = "-".join([Path(recipe).stem, *map(_value_name, values)])
         numbered = (f"{name}-{number}" for number in itertools.count(2))
         found[next(free for free in itertools.chain([name], numbered) if free not in found)] = loaded
     return found
@@ -52,7 +52,7 @@ def _overrides(sweep: str) -> list[str]:
     return [f"{key}={value}" for value in written]
 
 
-def _short(override: str) -> str:
+def _value_name(override: str) -> str:
     """The value of an override as part of a run's name; negative numbers keep their sign."""
     return "-".join(re.findall(r"(?:(?<!\w)-(?=[\d.]))?[A-Za-z0-9.]+", override.partition("=")[2]))
 

@@ -71,17 +71,17 @@ def checked(document: Document, *, is_stored: bool = False) -> Recipe:
         found = [entry for entry in found if not _reported(document.root, entry[0])]
         salvaged = partial_recipe(values, found)
         broken = [place for place, kind, _ in found if kind != UNKNOWN_KEY]
-        more = () if salvaged is None else _judged(salvaged, is_stored)
+        more = () if salvaged is None else _all_conflicts(salvaged, is_stored)
         found += [(c[0][0], "fault", c[1]) for c in more if not _touches(c, broken)]
     else:
-        found = [(places[0], "fault", message) for places, message in _judged(recipe, is_stored)]
+        found = [(places[0], "fault", message) for places, message in _all_conflicts(recipe, is_stored)]
     faults = [*document.faults, *(_fault(document.root, place, message) for place, _, message in found)]
     if faults:
         raise RecipeError(document.origin, sorted(faults, key=lambda fault: fault.line or 0))
     return recipe
 
 
-def _judged(recipe: Recipe, is_stored: bool) -> Iterator[Conflict]:
+def _all_conflicts(recipe: Recipe, is_stored: bool) -> Iterator[Conflict]:
     yield from conflicts(recipe)
     if not is_stored:
         yield from overlaps(recipe)
@@ -214,7 +214,7 @@ def _walk(root: Node, place: Place) -> tuple[Node, int]:
 
 def _fault(root: Node, place: Place, message: str) -> RecipeFault:
     node, _ = _walk(root, place)
-    shown = _shown(root, place)
+    shown = _dotted(root, place)
     if not node.origin:
         return RecipeFault(shown, message, node.line)
     if node.line is not None:
@@ -224,7 +224,7 @@ def _fault(root: Node, place: Place, message: str) -> RecipeFault:
     return RecipeFault(node.origin if same else f"{shown} ({node.origin})", message)
 
 
-def _shown(root: Node, place: Place) -> str:
+def _dotted(root: Node, place: Place) -> str:
     """The place in dotted form; the entry 0 of what was written without a list is left out."""
     text = ""
     for count, step in enumerate(place):

@@ -116,7 +116,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
     try:
         root = parse(text_of(path))
     except YamlError as error:
-        raise RecipeError(_shown(path), error.faults) from error
+        raise RecipeError(_display_path(path), error.faults) from error
     for override in overrides:
         reader.expand_objectives(root)
         found = dotted.apply(root, override, reader.expand)
@@ -125,7 +125,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
     reader.expand_objectives(root)
     reader.expand_teachers(root, path.parent, (path.resolve(),))
     once = {(found.message, found.line): found for found in reader.faults}  # also where it was read again
-    return Document(_shown(path), root, tuple(once.values()))
+    return Document(_display_path(path), root, tuple(once.values()))
 
 
 def text_of(path: Path) -> str:
@@ -138,17 +138,17 @@ def text_of(path: Path) -> str:
     try:
         if path.stat().st_size > 4 * LARGEST:
             raise RecipeError(
-                _shown(path), [RecipeFault("", f"larger than {4 * LARGEST:,} bytes; not a recipe")]
+                _display_path(path), [RecipeFault("", f"larger than {4 * LARGEST:,} bytes; not a recipe")]
             )
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         fault = RecipeFault("", f"byte {error.start} is not UTF-8; save the file as UTF-8")
-        raise RecipeError(_shown(path), [fault]) from error
+        raise RecipeError(_display_path(path), [fault]) from error
 
 
-def _shown(path: Path) -> str:
+def _display_path(path: Path) -> str:
     """The path as a person would write it: from the current folder where it lies below."""
     absolute, here = path.resolve(), Path.cwd()
     return os.fspath(absolute.relative_to(here)) if absolute.is_relative_to(here) else os.fspath(path)
@@ -181,7 +181,7 @@ class _Reader:
         known = {entry.name: entry.path for entry in built_in_objectives()}
         if named is not None and isinstance(named.value, str) and named.value in known:
             path = known[named.value]
-            named.value = parse(text_of(path), origin=_shown(path)).value
+            named.value = parse(text_of(path), origin=_display_path(path)).value
 
     def _expand(self, node: Node, place: str, beside: Path, chain: tuple[Path, ...]) -> None:
         if not isinstance(node.value, str):  # written out, or read in before
@@ -195,7 +195,7 @@ class _Reader:
                 problem = "names itself, in a circle" if path.resolve() in chain else "is one recipe too many"
                 self.faults.append(RecipeFault(place, f"{node.value} {problem}", node.line))
                 return
-            node.value = parse(text_of(path), origin=_shown(path)).value
+            node.value = parse(text_of(path), origin=_display_path(path)).value
             self.expand_objectives(node)
         except MissingResourceError as error:
             self.faults.append(RecipeFault(place, str(error), node.line))

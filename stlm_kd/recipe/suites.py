@@ -28,7 +28,7 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
     """
     from stlm_kd.eval import SUITES
 
-    entries = [_short(_entry(word)) for word in words]
+    entries = [_entry_name(_entry(word)) for word in words]
     having = [SUITES.options(str(e["suite"])) if e.get("suite") in SUITES else dict(options) for e in entries]
     for option in options:
         if not any(option in names for names in having):
@@ -46,7 +46,7 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
         raise UsageError("\n".join(f"--suite: {fault}" for fault in faults)) from error
 
 
-def _short(entry: dict[str, Plain]) -> dict[str, Plain]:
+def _entry_name(entry: dict[str, Plain]) -> dict[str, Plain]:
     """The entry with a short name written out, so that its options are known."""
     try:
         written = spelled_out(entry)

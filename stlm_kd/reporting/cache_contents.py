@@ -18,10 +18,10 @@ def made_of_rows(made_of: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """
     for name, value in made_of.items():
         if value not in (None, [], {}):
-            yield WORDS.get(name, name), _HASH.sub(r"\1…", _told(name, value))
+            yield WORDS.get(name, name), _HASH.sub(r"\1…", _describe(name, value))
 
 
-def _told(name: str, value: object) -> str:
+def _describe(name: str, value: object) -> str:
     if name == "text" and isinstance(value, list):
         return _text(value)
     if isinstance(value, Mapping) and isinstance(merged := value.get("merged"), list):

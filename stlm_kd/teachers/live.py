@@ -50,7 +50,6 @@ class LiveTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
-        """See ``Teacher``."""
         with self._on(batch.input_ids.device):
             return self.output(
                 forward_with_outputs(self.model, inputs_of(batch, self.model, reader=self.name), needs)

@@ -59,7 +59,6 @@ class PrecomputedTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
-        """See ``Teacher``; all that is known is given."""
         device = batch.input_ids.device
         known = _each(self._known, lambda part: part[batch.example_ids.to(part.device)].to(device))
         return self._teacher.output(known)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 import stlm_kd.pipeline.distill
 import stlm_kd.pipeline.sweep
 from stlm_kd.cli.main import app
-from stlm_kd.pipeline.sweep import _short, swept
+from stlm_kd.pipeline.sweep import _value_name, swept
 from stlm_kd.recipe import Recipe
 from tests.support.compared import run_folder, seeds_of
 
@@ -148,4 +148,4 @@ def test_names_that_collide_are_counted_up_until_free(values: list[str], names: 
     [("-1", "-1"), ("1", "1"), ("-0.5", "-0.5"), ("[1, -2]", "1--2"), ("1e-05", "1e-05"), ('"a-3"', "a-3")],
 )
 def test_the_sign_of_a_number_is_part_of_the_name(value: str, short: str) -> None:
-    assert _short(f"key={value}") == short
+    assert _value_name(f"key={value}") == short

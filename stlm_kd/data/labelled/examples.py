@@ -170,7 +170,7 @@ def read_examples(
     origins: list[str] = []
     for source in sources:
         before = len(texts)
-        for place, row in _rows(source):
+        for place, row in _load_rows(source):
             texts.append(tuple(_text(row[column], f"{place}, column {column}") for column in source.text))
             found.append((f"{place}, column {source.label}", row[source.label]))
             own_ids.append(_own_id(row))
@@ -240,7 +240,7 @@ def fingerprint(source: LabelledSource) -> str:
     return hash_of(["examples", facts, source.text, source.label])
 
 
-def _rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
+def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
     columns = (*source.text, source.label)
     if source.sample is not None:
         rows = sample_rows(source.sample, source.split, count=source.examples, seed=_SAMPLE_SEED)

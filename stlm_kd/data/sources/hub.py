@@ -44,7 +44,7 @@ def rows(
         EnvironmentFault: As ``column``.
         DataError: No such configuration, split or column.
     """
-    table = _rows(_builder(dataset, name=name, revision=revision), dataset, split)
+    table = _split_rows(_builder(dataset, name=name, revision=revision), dataset, split)
     require_columns(f"{dataset}, split {split}", columns, table.column_names)
     wanted = [known for known in table.column_names if known in (*columns, *optional)]
     number = 0
@@ -72,7 +72,7 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
 
         return load_dataset_builder(dataset, name, revision=revision)
 
-    builder = _asked(ask, dataset)
+    builder = _with_our_errors(ask, dataset)
     if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MissingResourceError(
             f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
@@ -81,17 +81,17 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
     return builder
 
 
-def _rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
+def _split_rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
     """A split's rows, downloaded first where the cache does not have them."""
 
     def ask() -> Dataset:
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
 
-    return _asked(ask, dataset)
+    return _with_our_errors(ask, dataset)
 
 
-def _asked(ask: Callable[[], T], dataset: str) -> T:
+def _with_our_errors(ask: Callable[[], T], dataset: str) -> T:
     """The library's answer, or our error in place of its own."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 

@@ -115,7 +115,7 @@ def _key_rows_of_shared(stamps: tuple[tuple[str, int, int], ...], num_layers: in
         if not _is_shared(places, num_layers):
             return None
         name = "model.layers.0.self_attn.k_proj.weight"
-        return None if name not in places else int(_rows(places, name).shape[0])
+        return None if name not in places else int(_first_rows(places, name).shape[0])
     except (SafetensorError, OSError):
         return None
 
@@ -135,10 +135,10 @@ def _is_shared(places: Mapping[str, str], num_layers: int) -> bool:
 
 
 def _equal(places: Mapping[str, str], a: str, b: str, *, rows: int | None = None) -> bool:
-    return torch.equal(_rows(places, a, rows), _rows(places, b, rows))
+    return torch.equal(_first_rows(places, a, rows), _first_rows(places, b, rows))
 
 
-def _rows(places: Mapping[str, str], name: str, rows: int | None = None) -> Tensor:
+def _first_rows(places: Mapping[str, str], name: str, rows: int | None = None) -> Tensor:
     with safe_open(places[name], framework="pt") as opened:
         tensor: Tensor = opened.get_slice(name)[:rows]
     return tensor

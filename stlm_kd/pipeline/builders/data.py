@@ -134,17 +134,14 @@ class PackedText:
 
     @property
     def num_rows(self) -> int:
-        """See ``TrainingData``."""
         return sum(len(part) for part in self.parts)
 
     @property
     def num_tokens(self) -> int:
-        """See ``TrainingData``."""
         return sum(part.num_tokens for part in self.parts)
 
     @property
     def row_tokens(self) -> float:
-        """See ``TrainingData``."""
         return self.parts[0].context
 
     @property
@@ -158,16 +155,13 @@ class PackedText:
 
     @property
     def is_always_the_same(self) -> bool:
-        """See ``TrainingData``: what is masked differs each time."""
         return self.masking is None
 
     @property
     def domains(self) -> Domains:
-        """See ``TrainingData``."""
         return Domains(tuple(part.domain for part in self.parts), tuple(map(len, self.parts)))
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> BatchStream:
-        """See ``TrainingData``."""
         return BatchStream(
             self.parts,
             effective_batch=sizes.effective,
@@ -181,15 +175,12 @@ class PackedText:
         )
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
-        """See ``TrainingData``."""
         return evaluation_batches(self.parts, micro_batch=micro_batch)
 
     def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
-        """See ``TrainingData``."""
         return numbered_batch(self.parts, numbers, variants, self.masking)
 
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
-        """See ``TrainingData``."""
         if not self.held:
             return None
         return evaluation_batches(
@@ -201,7 +192,6 @@ class PackedText:
         )
 
     def pool(self) -> TextPool:
-        """See ``TrainingData``."""
         return TextPool(self.parts, self.masking)
 
 
@@ -225,22 +215,18 @@ class LabelledData:
 
     @property
     def num_rows(self) -> int:
-        """See ``TrainingData``."""
         return len(self.examples)
 
     @property
     def num_tokens(self) -> int:
-        """See ``TrainingData``."""
         return int(self._encoded.own.lengths().sum())
 
     @property
     def row_tokens(self) -> float:
-        """See ``TrainingData``."""
         return self.num_tokens / self.num_rows
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See ``TrainingData``."""
         overlap = example_notes(self.examples, self.held)
         cut = self._encoded.own.truncated
         if not cut:
@@ -250,7 +236,6 @@ class LabelledData:
 
     @property
     def is_always_the_same(self) -> bool:
-        """See ``TrainingData``."""
         return True
 
     @property
@@ -258,19 +243,15 @@ class LabelledData:
         """See ``TrainingData``."""
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> ExampleStream:
-        """See ``TrainingData``."""
         return example_stream(self._encoded, sizes, seed=seed)
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
-        """See ``TrainingData``."""
         return example_evaluation_batches(self._encoded, micro_batch=micro_batch)
 
     def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
-        """See ``TrainingData``; nothing is masked."""
         return self._encoded.batch(np.asarray(numbers, np.int64))
 
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
-        """See ``TrainingData``."""
         if self._held is None:
             return None
         return example_evaluation_batches(
@@ -278,7 +259,6 @@ class LabelledData:
         )
 
     def pool(self) -> ExamplePool:
-        """See ``TrainingData``."""
         return ExamplePool(self._encoded)
 
     @cached_property

@@ -112,7 +112,7 @@ def rehearse(
     try:
         with untouched_generators():
             for part in _parts(recipe, tokenizer, context, only):
-                with _told(f"{origin}: dress rehearsal: {part.place}", _REMEDY):
+                with _failure_named(f"{origin}: dress rehearsal: {part.place}", _REMEDY):
                     if (built := part.build()) is not None:
                         _rehearse(part, *built, recipe, context, unfinished)
                         names.append(part.place)
@@ -137,7 +137,7 @@ def untouched_generators() -> Iterator[None]:
 
 
 @contextmanager
-def _told(what: str, remedy: str = "", kind: type[StlmKdError] = StlmKdError) -> Iterator[None]:
+def _failure_named(what: str, remedy: str = "", kind: type[StlmKdError] = StlmKdError) -> Iterator[None]:
     """Say what was tried, and the way out; what other software raises becomes an error of a kind of ours."""
     try:
         yield
@@ -187,15 +187,15 @@ def _rehearse(
 ) -> None:
     saved = folder / "model"
     if part.is_saved:
-        with _told("cannot be saved, as the run will do at its end", kind=ModelError):
+        with _failure_named("cannot be saved, as the run will do at its end", kind=ModelError):
             folder.mkdir(parents=True)
             save_model(model, tokenizer, saved)
-        with _told("was saved and loaded by plain transformers", kind=ModelError):
+        with _failure_named("was saved and loaded by plain transformers", kind=ModelError):
             check_reloaded(model, tokenizer, saved, trust_remote_code=context.trust_remote_code)
     held = _few(held_out_of_recipe(recipe, most_bytes=_BYTES)) if recipe.eval else []
     to_device(model, current_device())
     for number, call in enumerate(suite_calls(recipe)):
-        with _told(f"eval[{number}] ({call.suite})"):
+        with _failure_named(f"eval[{number}] ({call.suite})"):
             if call.suite not in FINE_TUNED:
                 if part.is_student or call.suite not in NEEDS_TEACHERS:
                     _score(call, model, tokenizer, held)
@@ -217,14 +217,14 @@ def _score(
     call: SuiteCall, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut
 ) -> None:
     """Have a suite score two examples."""
-    options = _short(call)
+    options = _reduced_options(call)
     if call.options.get("on") == "wikitext":
         options["on"], held = "held-out", _few(wikitext.articles())
     teachers = (_itself(call, model, tokenizer, held),) if call.suite in NEEDS_TEACHERS else ()
     SUITES[call.suite](model, tokenizer, held, *teachers, **options)
 
 
-def _short(call: SuiteCall) -> dict[str, object]:
+def _reduced_options(call: SuiteCall) -> dict[str, object]:
     """A suite's options with as little to do as can be."""
     options = dict(call.options)
     for name, most in _FEWER.items():

@@ -35,21 +35,17 @@ class ConllFineTuneTask:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See ``FineTuneTask``."""
         return self.found.notes
 
     @property
     def unit(self) -> str:
-        """See ``FineTuneTask``."""
         return "nats/word"
 
     @property
     def context(self) -> int:
-        """See ``FineTuneTask``."""
         return conll2003.CONTEXT
 
     def examples_key(self) -> Json:
-        """See ``FineTuneTask``."""
         return [self._read(TRAIN).digest(in_order=True), self._read(SCORED).digest()]
 
     def check(self) -> None:
@@ -71,13 +67,11 @@ class ConllFineTuneTask:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
-        """See ``FineTuneTask``."""
         return load_token_classifier(
             name, conll2003.TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
         )
 
     def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        """See ``FineTuneTask``."""
         encoded = encode_words(self._drawn(), tokenizer, context=context, multiple=row_multiple())
         notes = (
             (f"{encoded.unread} words have no token within {context} positions",) if encoded.unread else ()
@@ -85,13 +79,11 @@ class ConllFineTuneTask:
         return TokenisedReading(encoded, notes)
 
     def head(self, model: PreTrainedModel) -> str:
-        """See ``FineTuneTask``."""
         return "each word's first token"
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
     ) -> list[SuiteResult]:
-        """See ``FineTuneTask``."""
         precision = self.job.settings.precision
         return [conll2003.score(model, tokenizer, self._read(SCORED), context=context, precision=precision)]
 

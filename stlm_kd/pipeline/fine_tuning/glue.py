@@ -41,12 +41,10 @@ class GlueFineTuneTask:
 
     @property
     def unit(self) -> str:
-        """See ``FineTuneTask``."""
         return "nats/example" if self._labels else "squared error"
 
     @property
     def context(self) -> int:
-        """See ``FineTuneTask``."""
         return glue.CONTEXT
 
     @property
@@ -54,7 +52,6 @@ class GlueFineTuneTask:
         return glue.TASKS[self.job.task].labels
 
     def examples_key(self) -> Json:
-        """See ``FineTuneTask``."""
         parts: dict[str, Json] = {name: fingerprint(source) for name, source in self.scored.items()}
         return [fingerprint(self.train), parts, list(self._labels)]
 
@@ -72,7 +69,6 @@ class GlueFineTuneTask:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
-        """See ``FineTuneTask``."""
         model = load_classifier(
             name,
             self._labels,
@@ -85,18 +81,15 @@ class GlueFineTuneTask:
         return model
 
     def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        """See ``FineTuneTask``."""
         return LabelledData(self._examples(), None, tokenizer, {}, context)
 
     def head(self, model: PreTrainedModel) -> str:
-        """See ``FineTuneTask``."""
         place = head_place(model)
         return "all tokens" if place == "several" else f"the {place} token"
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
     ) -> list[SuiteResult]:
-        """See ``FineTuneTask``."""
         task, precision = self.job.task, self.job.settings.precision
         return [
             glue.score(

@@ -40,17 +40,14 @@ class SquadFineTuneTask:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See ``FineTuneTask``."""
         return self.found.notes
 
     @property
     def unit(self) -> str:
-        """See ``FineTuneTask``."""
         return "nats/end"
 
     @property
     def context(self) -> int:
-        """See ``FineTuneTask``."""
         return squad.CONTEXT
 
     @property
@@ -59,7 +56,6 @@ class SquadFineTuneTask:
         return self.job.stride
 
     def examples_key(self) -> Json:
-        """See ``FineTuneTask``."""
         return [digest(self._read(TRAIN), in_order=True), digest(self._read(SCORED))]
 
     def check(self) -> None:
@@ -75,13 +71,11 @@ class SquadFineTuneTask:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
-        """See ``FineTuneTask``."""
         return load_token_classifier(
             name, SPAN, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
         )
 
     def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        """See ``FineTuneTask``."""
         drawn = draw_questions(self._read(TRAIN), self.job.fraction, seed=self.job.seed)
         windows = encode_windows(
             drawn, tokenizer, context=context, stride=self._stride, multiple=row_multiple()
@@ -89,13 +83,11 @@ class SquadFineTuneTask:
         return TokenisedReading(windows, (f"{len(drawn)} questions in {len(windows)} windows",))
 
     def head(self, model: PreTrainedModel) -> str:
-        """See ``FineTuneTask``."""
         return "every token"
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
     ) -> list[SuiteResult]:
-        """See ``FineTuneTask``."""
         return [
             squad.score(
                 model,

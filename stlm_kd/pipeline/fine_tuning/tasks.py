@@ -43,11 +43,9 @@ class TokenisedReading:
 
     @property
     def num_rows(self) -> int:
-        """See ``Reading``."""
         return len(self.encoded)
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> Stream:
-        """See ``Reading``."""
         return example_stream(self.encoded, sizes, seed=seed)
 
 

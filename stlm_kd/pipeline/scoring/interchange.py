@@ -105,7 +105,7 @@ def interchange_table(teacher: str, found: Mapping[str, SuiteResult]) -> Table:
     for name, result in found.items():
         scores = {(score.task, score.metric): score for score in result.scores}
         for task in dict.fromkeys(score.task for score in result.scores):
-            cells = [_shown(scores.get((task, metric))) for metric in TITLES]
+            cells = [_format_score(scores.get((task, metric))) for metric in TITLES]
             table.add_row(Text(name), _exchanged(task, result), *cells)
     return table
 
@@ -191,7 +191,7 @@ def _exchanged(task: str, result: SuiteResult) -> str:
     return f"{task} ↔ {', '.join(map(str, layers))}" if isinstance(layers, list) else task
 
 
-def _shown(score: Score | None) -> str:
+def _format_score(score: Score | None) -> str:
     if score is None:
         return "—"
     return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")

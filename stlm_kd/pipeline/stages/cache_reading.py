@@ -35,11 +35,11 @@ def differences(order: CacheOrder, manifest: Manifest, *, with_teacher: bool) ->
         expected["positions"] = "attended"
     for name, wanted in expected.items():
         if found.get(name) != wanted:
-            values = f": {_short(found.get(name))} in the cache, {_short(wanted)} in the recipe"
+            values = f": {_truncated(found.get(name))} in the cache, {_truncated(wanted)} in the recipe"
             yield f"{WORDS[name]} differ{'' if name in ('variants', 'positions') else 's'}{values}"
 
 
-def _short(value: object) -> str:
+def _truncated(value: object) -> str:
     text = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 20 else f"{text[:8]}…{text[-4:]}"
 

@@ -153,7 +153,7 @@ def _fine_tune(task: FineTuneTask, name: str, context: RunContext, folder: Path,
     def write() -> None:
         found = task.scores(model, tokenizer, context=length)
         facts = _facts(task, head, training_data, trained, length)
-        told = [_told(result, task, head, facts, model) for result in found]
+        told = [_with_notes(result, task, head, facts, model) for result in found]
         write_json(folder / _RESULTS, [result.to_json() for result in told])
 
     on_main_process(write)
@@ -208,7 +208,7 @@ def _facts(
     }
 
 
-def _told(
+def _with_notes(
     result: SuiteResult, task: FineTuneTask, head: str, facts: dict[str, Fact], model: PreTrainedModel
 ) -> SuiteResult:
     """The result with what a reader must know: the head, the data, and how it was fine-tuned."""

@@ -125,7 +125,7 @@ def score(
     results = [
         tuned_scores(call.suite, call.options, model, context)
         if call.suite in FINE_TUNED
-        else [_asked(model, call, loaded(), held, taught)]
+        else [_run_suite(model, call, loaded(), held, taught)]
         for call in calls
     ]
     return _labelled(results, calls)
@@ -170,7 +170,7 @@ def kept_scores(
             continue
 
         def build(folder: Path, call: SuiteCall = call) -> None:
-            _write(_asked(model, call, loaded(), held(), taught), folder)
+            _write(_run_suite(model, call, loaded(), held(), taught), folder)
 
         key = score_key(call, recipe, model, trust=trust)
         if call.suite in NEEDS_TEACHERS:
@@ -229,7 +229,7 @@ def _taught(
     return beside.taught(name, *loaded, trust=context.trust_remote_code)
 
 
-def _asked(
+def _run_suite(
     model: str,
     call: SuiteCall,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],

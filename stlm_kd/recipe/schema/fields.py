@@ -134,15 +134,15 @@ def show(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f"the text {_short(value)!r}"
+        return f"the text {_truncated(value)!r}"
     if isinstance(value, Mapping):
-        return f"a mapping ({_short(', '.join(map(str, value)))})"
+        return f"a mapping ({_truncated(', '.join(map(str, value)))})"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
-    return _short(str(value))
+    return _truncated(str(value))
 
 
-def _short(text: str) -> str:
+def _truncated(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 

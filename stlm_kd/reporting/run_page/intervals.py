@@ -41,7 +41,7 @@ def interval_figure(rows: Sequence[Row], metric: Metric) -> Html:
 
 def _mark(row: Row, known: Estimate, top: float, across: Callable[[float], str]) -> Html:
     colour, y = f"c{COLOURS.get(row.kind, 3)}", str(top + 24)
-    told = f"{row.name}: {_told(known)}"
+    told = f"{row.name}: {_label(known)}"
     half = _half(known)
     ends = {"x1": across(known.mean - half), "x2": across(known.mean + half), "y1": y, "y2": y}
     bar = tag("line", tag("title", text(told)), {**ends, "class": f"bar {colour}"})
@@ -61,7 +61,7 @@ def _range(known: Sequence[Estimate]) -> tuple[float, float]:
     return widened(low, high, by=0.05)
 
 
-def _told(known: Estimate) -> str:
+def _label(known: Estimate) -> str:
     """As the table, and which of its two kinds of ± it is where that is not plain."""
     is_single = len(known.values) == 1 and known.half_width is not None
     return f"{known.mean:.4f} (se {known.half_width:.4f})" if is_single else str(known)

@@ -71,7 +71,7 @@ def _explained(found: Agreements) -> list[str]:
 def _of_teacher(one: Compared) -> dict[str, str]:
     """What is said of the teacher alone, by the name of the row."""
     said = one.agreement
-    found = {ACCURACY: _shown(said.teacher_accuracy), CALIBRATION: f"{said.teacher_calibration:.4f}"}
+    found = {ACCURACY: _format_mean(said.teacher_accuracy), CALIBRATION: f"{said.teacher_calibration:.4f}"}
     for each in one.explanations:
         found[_itself(each)] = _over(each.teacher_again)
         if each.teacher_missing is not None:
@@ -87,7 +87,7 @@ def _of_student(one: Compared) -> dict[str, str]:
     """What a student is and has in common with the teacher, by the name of the row."""
     said = one.agreement
     found = {
-        ACCURACY: _shown(said.student_accuracy),
+        ACCURACY: _format_mean(said.student_accuracy),
         CALIBRATION: f"{said.student_calibration:.4f}",
         **_beside_teacher(said),
     }
@@ -128,9 +128,9 @@ def _beside_teacher(one: Agreement) -> dict[str, str]:
         ),
         "McNemar p (mid-p)": f"{one.test.p:.3g}",
         "Cohen's κ": _of_kappa(one.kappa),
-        "same class": _shown(one.top1),
-        "KL(teacher || student)": _shown(one.kl),
-        "Jensen-Shannon": _shown(one.js),
+        "same class": _format_mean(one.top1),
+        "KL(teacher || student)": _format_mean(one.kl),
+        "Jensen-Shannon": _format_mean(one.js),
         "wrong: both (same class), teacher alone, student alone": (
             f"{errors.both} ({errors.same}), {errors.only_teacher}, {errors.only_student}"
         ),
@@ -146,7 +146,7 @@ def _of_kappa(kappa: Kappa) -> str:
     return f"{kappa.value:.4f} [{kappa.low:.4f}, {kappa.high:.4f}]"
 
 
-def _shown(mean: Mean) -> str:
+def _format_mean(mean: Mean) -> str:
     return f"{mean.value:.4f} ± {mean.stderr:.4f}"
 
 

@@ -24,7 +24,7 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
         parts: Also the tasks that a group is made of.
     """
     results = {name: averaged(suites) for name, suites in results.items()}
-    rows = _rows(results, parts)
+    rows = _rows_by_metric(results, parts)
     scores = [score for row in rows.values() for score in row.values()]
     notes = [*_notes(results), *reading_notes(scores)]
     table = Table(caption=Text("\n".join(notes), "table.caption") if notes else None, caption_justify="left")
@@ -70,7 +70,7 @@ def _warnings(suite: SuiteResult) -> list[str]:
     return warning_notes([score for score in suite.scores if score.part_of is None])
 
 
-def _rows(
+def _rows_by_metric(
     results: Mapping[str, Sequence[SuiteResult]], parts: bool
 ) -> dict[tuple[str, str, str, str], dict[str, Score]]:
     rows: dict[tuple[str, str, str, str], dict[str, Score]] = {}

@@ -167,12 +167,14 @@ def columns_of(
     Raises:
         ModelError: Hidden states beyond half precision, or NaN in place of probabilities.
     """
-    columns = _asked(teacher, batch, kept, items, work)
+    columns = _teacher_outputs(teacher, batch, kept, items, work)
     _require_numbers(columns, kept, items, work)
     return columns
 
 
-def _asked(teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work) -> Mapping[str, Array]:
+def _teacher_outputs(
+    teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
+) -> Mapping[str, Array]:
     layout = work.layout
     sites = frozenset(layout.sites().values())
     needs = OutputSpec(head_input=not layout.logits, logits=layout.logits, sites=sites)

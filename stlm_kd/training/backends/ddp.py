@@ -58,24 +58,20 @@ class PlainEngine:
         self.pacing = Pacing(trainable_parameters(step), settings.paced)
 
     def begin_step(self) -> None:
-        """See ``Engine``."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def accumulate(self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool) -> PlainOutput:
-        """See ``Engine``. DDP divides by the number of processes, which is multiplied back here."""
         with nullcontext() if is_last else self.processes.accelerator.no_sync(self.model):
             loss, terms, measures = self.model(batch, denominators)
             self.processes.accelerator.backward(loss * self.processes.count)
         return loss.detach(), terms, measures
 
     def gradient_norm(self) -> Tensor:
-        """See ``Engine``."""
         weights = trainable_parameters(self.step).values()
         self.norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         return self.norm
 
     def gradients_not_finite(self) -> list[str]:
-        """See ``Engine``."""
         return [
             name
             for name, weight in trainable_parameters(self.step).items()
@@ -83,7 +79,6 @@ class PlainEngine:
         ]
 
     def end_step(self, learning_rate: float) -> None:
-        """See ``Engine``."""
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(trainable_parameters(self.step).values(), self.clip, self.norm)
         set_learning_rate(self.optimizer, learning_rate)
@@ -91,18 +86,15 @@ class PlainEngine:
             self.optimizer.step()
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """See ``Engine``."""
         return optimizer_tensors(self.optimizer, self.step)
 
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """See ``Engine``."""
         load_optimizer_tensors(self.optimizer, self.step, tensors)
 
     def weights_were_loaded(self) -> None:
         """See ``Engine``: the optimizer moves the module's own tensors."""
 
     def close(self) -> None:
-        """See ``Engine``."""
         self.processes.accelerator.free_memory()
 
 

@@ -73,18 +73,15 @@ class DeepSpeedEngine:
         ]
 
     def begin_step(self) -> None:
-        """See ``Engine``. DeepSpeed forgets its gradients itself, after its step."""
         self.touched.clear()
 
     def accumulate(self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool) -> PlainOutput:
-        """See ``Engine``. DeepSpeed divides by the number of processes, which is multiplied back here."""
         self.engine.set_gradient_accumulation_boundary(is_last)
         loss, terms, measures = self.engine(batch, denominators)
         self.engine.backward(loss * self.processes.count)
         return loss.detach(), terms, measures
 
     def gradient_norm(self) -> Tensor:
-        """See ``Engine``."""
         if self.is_divided:
             norm = self.optimizer.scaled_global_norm()
             assert isinstance(norm, Tensor)
@@ -94,7 +91,6 @@ class DeepSpeedEngine:
         return nn.utils.get_total_norm([w.grad for w in self.weights.values() if w.grad is not None])
 
     def gradients_not_finite(self) -> list[str]:
-        """See ``Engine``."""
         from deepspeed.utils import safe_get_full_grad
 
         found = {
@@ -104,7 +100,6 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def end_step(self, learning_rate: float) -> None:
-        """See ``Engine``."""
         set_learning_rate(self.optimizer, learning_rate)
         idle = sorted(self.weights.keys() - self.touched) if self.is_divided else []
         before = {name: self.weights[name].detach().clone() for name in idle}
@@ -123,7 +118,6 @@ class DeepSpeedEngine:
         self.moves |= {name: self.moves.get(name, 0) + 1 for name in self.touched}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """See ``Engine``."""
         if not self.is_divided:
             return optimizer_tensors(self.optimizer, self.step)
         tensors: dict[str, Tensor] = {}
@@ -157,13 +151,11 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def weights_were_loaded(self) -> None:
-        """See ``Engine``: ZeRO 1 and 2 hold the weights twice, and overwrite the module's with their own."""
         if self.is_divided:
             for name, weight in self.weights.items():
                 self._put(name, weight, self._part(name))
 
     def close(self) -> None:
-        """See ``Engine``: the weights get memory of their own again, and nothing of DeepSpeed stays."""
         for hook in self.hooks:
             hook.remove()
         for weight in self.weights.values():
