@@ -21,7 +21,7 @@ def of_lm_eval(options: Mapping[str, Any]) -> Json:
     """lm-eval's version, and for each task where its rows are from and which state they are in.
 
     Raises:
-        UsageError, EnvironmentFault: As ``harness.check``.
+        UsageError, MissingResourceError: As ``harness.check``.
     """
     from stlm_kd.eval.harness import evaluate
 
@@ -37,7 +37,7 @@ def of_wikitext(options: Mapping[str, Any]) -> Json:
     """Which state WikiText's test text is in, whatever the options.
 
     Raises:
-        EnvironmentFault: It is not there.
+        MissingResourceError: It is not there.
     """
     from stlm_kd.eval.language_modeling import wikitext
 

@@ -55,7 +55,7 @@ def perplexity(
 
     Raises:
         DataError: No text to score.
-        EnvironmentFault: WikiText is asked for, and not there.
+        MissingResourceError: WikiText is asked for, and not there.
         ModelError: A masked language model, a tokenizer without a start token, or a window beyond the
             model's positions.
     """
@@ -197,7 +197,7 @@ def lm_eval(
     Raises:
         ModelError: A masked language model.
         UsageError: A task that lm-eval does not know.
-        EnvironmentFault: The rows of a task are neither on the Hub, in its cache nor in local files.
+        MissingResourceError: The rows of a task are neither on the Hub, in its cache nor in local files.
     """
     from stlm_kd.eval.harness.evaluate import evaluate
 

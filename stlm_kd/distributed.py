@@ -42,7 +42,7 @@ def join_processes() -> None:
     Accelerate and DeepSpeed use what they find.
 
     Raises:
-        EnvironmentFault: the launcher did not say where the processes meet.
+        MissingResourceError: the launcher did not say where the processes meet.
     """
     if launched_processes() == 1:
         return
@@ -82,7 +82,7 @@ def on_main_process(work: Callable[[], T]) -> T:
 
     Raises:
         StlmKdError: the first process raised it.
-        Elsewhere: in the other processes, with the exit code of that error.
+        RemoteProcessError: in the other processes, with the exit code of that error.
     """
     if launched_processes() == 1 or _alone:
         return work()
@@ -121,7 +121,7 @@ def require_all_processes(what: str) -> None:
     if launched_processes() > 1 and _alone:
         raise StlmKdError(
             f"{what}: asked of the first process alone, while the other {launched_processes() - 1} wait for "
-            "it, but all train together; call it before or after first_process_runs, in every process"
+            "it, but all train together; call it before or after on_main_process, in every process"
         )
 
 
@@ -129,7 +129,7 @@ def wait_for_all() -> None:
     """Go on once all processes are here, for as long as it takes.
 
     Raises:
-        Elsewhere: another process ended, and says why.
+        RemoteProcessError: another process ended, and says why.
     """
     if launched_processes() == 1 or _alone:
         return

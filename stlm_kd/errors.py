@@ -6,12 +6,12 @@
     ├── UsageError             2   the words on the command line
     ├── RecipeError            3   the recipe is wrong, or contradicts what it names
     ├── ModelError             3   a model or tokenizer cannot play the part that it was given
-    ├── EnvironmentFault       5   a file, a download or a package is not there
+    ├── MissingResourceError   5   a file, a download or a package is not there
     ├── DataError              1   text that cannot be used
     ├── CheckpointError        1   a checkpoint or result folder that cannot be used
     ├── NonFiniteError         1   a loss or gradient became NaN or infinite
     ├── DivergedError          1   the processes of one training hold different weights
-    ├── Elsewhere              as  another process failed, and says why
+    ├── RemoteProcessError     as  another process failed, and says why
     ├── Preempted             75   stopped by SIGTERM, after saving
     └── Interrupted          130   stopped by Ctrl-C, after saving
 
@@ -124,7 +124,7 @@ class Interrupted(StlmKdError):
 def error_context(place: str) -> Iterator[None]:
     """Where a model, a file or a text is refused, the message begins with who asked for it.
 
-    >>> with told_at("teachers[1] (novels)"):
+    >>> with error_context("teachers[1] (novels)"):
     ...     raise ModelError("some/folder: 3 weights are missing")
     Traceback (most recent call last):
     stlm_kd.errors.ModelError: teachers[1] (novels): some/folder: 3 weights are missing

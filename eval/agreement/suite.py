@@ -87,7 +87,7 @@ def agreement(
 
     Raises:
         DataError: A logit is not finite, or there are no such examples to explain.
-        EnvironmentFault: A package that explains is not there.
+        MissingResourceError: A package that explains is not there.
     """
     choice = Choice(examples, tuple(map(str, ids)), which, tuple(map(str, classes)), sources, seed)
     explaining = AttributionConfig(attributions, choice, features, samples, steps)

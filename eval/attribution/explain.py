@@ -123,7 +123,7 @@ def check_packages(methods: Sequence[Method]) -> None:
     """Look for what the methods need.
 
     Raises:
-        EnvironmentFault: A package is not there.
+        MissingResourceError: A package is not there.
     """
     packages: dict[Method, Callable[[], object]] = {"lime": surrogate, "integrated-gradients": integrator}
     for method in methods:
@@ -164,7 +164,7 @@ def classifier_outputs(
 
     Raises:
         DataError: A logit is not finite; or as ``choosing.chosen``.
-        EnvironmentFault: A package that a method needs is not there.
+        MissingResourceError: A package that a method needs is not there.
     """
     logits_NC = logits_of(model, tokenizer, examples, **asdict(reading))
     labels_N = np.asarray(examples.labels, np.int64)

@@ -74,7 +74,7 @@ def integrated_gradients(
         context: Tokens of an example at most.
 
     Raises:
-        EnvironmentFault: The package ``captum`` is not there.
+        MissingResourceError: The package ``captum`` is not there.
     """
     row = encode_texts([texts], tokenizer, context=context, multiple=1).rows(np.zeros(1, np.int64))
     owners_T = _owners(token_sources(texts, tokenizer, context=context), words)
@@ -150,7 +150,7 @@ def integrator() -> type[IntegratedGradients]:
     """The package's.
 
     Raises:
-        EnvironmentFault: It is not there.
+        MissingResourceError: It is not there.
     """
     try:
         from captum.attr import IntegratedGradients

@@ -108,7 +108,7 @@ def lime_weights(
         seed: Of the draw.
 
     Raises:
-        EnvironmentFault: The package ``lime`` is not there.
+        MissingResourceError: The package ``lime`` is not there.
     """
     kept_SW, counts_S = perturbations(len(words), samples=samples, seed=seed)
     base = surrogate(counts_S)
@@ -148,7 +148,7 @@ def surrogate(counts_S: Floats | float = 1.0) -> _Surrogate:
     """The package's regression, in which each perturbation counts so often.
 
     Raises:
-        EnvironmentFault: The package is not installed.
+        MissingResourceError: The package is not installed.
     """
     try:
         from lime.lime_base import LimeBase

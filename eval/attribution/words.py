@@ -41,7 +41,7 @@ def words_of(texts: Sequence[str]) -> tuple[Word, ...]:
     punctuation are the words.
 
     Raises:
-        EnvironmentFault: A text has such a run, and the package ``budoux`` is not installed.
+        MissingResourceError: A text has such a run, and the package ``budoux`` is not installed.
 
     >>> [word.text for word in words_of(["The cat's (old) mother-in-law, e.g., left -- twice."])]
     ['The', "cat's", 'old', 'mother-in-law', 'e.g', 'left', 'twice']

@@ -56,7 +56,7 @@ def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
         source: ``local``, ``hub``, or ``auto`` for either.
 
     Raises:
-        EnvironmentFault: Something is missing: what, and where it may lie, of all tasks at once.
+        MissingResourceError: Something is missing: what, and where it may lie, of all tasks at once.
     """
     found: dict[str, Found] = {}
     missing: list[str] = []

@@ -53,7 +53,7 @@ def score(
         precision: ``bf16`` runs the model under autocast.
 
     Raises:
-        EnvironmentFault: seqeval is not installed.
+        MissingResourceError: seqeval is not installed.
     """
     encoded = encode_words(sentences, tokenizer, context=context)
     told: list[list[str]] = [["O"] * len(words) for words in sentences.words]

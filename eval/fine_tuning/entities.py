@@ -43,7 +43,7 @@ def entity_scores(
         suite: The suite's name.
 
     Raises:
-        EnvironmentFault: seqeval is not installed.
+        MissingResourceError: seqeval is not installed.
     """
     metrics = seqeval()
     truth, found = [list(tags) for tags in labels], [list(tags) for tags in predicted]
@@ -93,7 +93,7 @@ def seqeval() -> ModuleType:
     """The metrics of seqeval.
 
     Raises:
-        EnvironmentFault: It is not installed.
+        MissingResourceError: It is not installed.
     """
     try:
         return import_module("seqeval.metrics")

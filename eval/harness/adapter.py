@@ -143,7 +143,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         """lm-eval's own generation.
 
         Raises:
-            EnvironmentFault: This version of lm-eval encodes prompts in another way than ours replaces.
+            MissingResourceError: This version of lm-eval encodes prompts in another way than ours replaces.
         """
         before = self._encoded_prompts
         found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)

@@ -54,7 +54,7 @@ def evaluate(
         ModelError: A masked language model, a tokenizer without ends of documents, or log-probabilities that
             are not finite.
         UsageError: A task that lm-eval does not know.
-        EnvironmentFault: Rows of a task that are not there.
+        MissingResourceError: Rows of a task that are not there.
     """
     require_task(model, "clm", suite="lm-eval")
     with _quiet():
@@ -97,7 +97,7 @@ def check(*, tasks: Sequence[str], source: str = "auto", num_fewshot: int | None
 
     Raises:
         UsageError: A task that lm-eval does not know.
-        EnvironmentFault: Rows of a task that are not there.
+        MissingResourceError: Rows of a task that are not there.
     """
     with _quiet():
         from stlm_kd.eval.harness import task_data

@@ -40,7 +40,7 @@ def from_files(
         **_metadata: lm-eval passes the task's metadata along; none of it matters here.
 
     Raises:
-        EnvironmentFault: A file is missing.
+        MissingResourceError: A file is missing.
         DataError: A file has no such rows, or a line is not JSON.
     """
     chosen = {}

@@ -117,7 +117,7 @@ def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list
 
     Raises:
         UsageError: A task that lm-eval does not know.
-        EnvironmentFault: Rows that are not there.
+        MissingResourceError: Rows that are not there.
     """
     data = os.environ.get("STLM_KD_DATA", "")
     return [
@@ -147,7 +147,7 @@ def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origi
     """Where the rows of a task are to be read from.
 
     Raises:
-        EnvironmentFault: ``source`` (or, for ``auto``, any source) does not have them.
+        MissingResourceError: ``source`` (or, for ``auto``, any source) does not have them.
     """
     if name == BENCHMARK:
         return "generated"

@@ -29,7 +29,7 @@ def articles() -> list[str]:
     """Its articles, from the local file, or from the Hub or its cache.
 
     Raises:
-        EnvironmentFault: It is in neither.
+        MissingResourceError: It is in neither.
     """
     path = local_file()
     if path is not None:
@@ -47,7 +47,7 @@ def identity() -> str:
     """What tells this text from another: of a file the bytes, of the Hub the commit.
 
     Raises:
-        EnvironmentFault: It is in neither.
+        MissingResourceError: It is in neither.
     """
     path = local_file()
     if path is not None:

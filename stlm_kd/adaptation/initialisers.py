@@ -91,7 +91,7 @@ def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) ->
 
     Dobler and de Melo, "FOCUS: Effective Embedding Initialization for Monolingual Specialization of
     Multilingual Models", 2023, section 2. They train fastText on the text; here tokens are compared by
-    ``vocab.likeness.company_vectors`` of it. Tokens that the text hardly has are made as by
+    ``vocabulary.cooccurrence.ppmi_vectors`` of it. Tokens that the text hardly has are made as by
     ``subword-mean``.
     """
     assert aids.likeness is not None, "made of the text for the initialisers that need it"

@@ -72,7 +72,7 @@ def full_disk_as_error(place: Path) -> Iterator[None]:
     """Turn the errors of a full disk, or of a quota or limit that is used up, into one message.
 
     Raises:
-        EnvironmentFault: There was one; ``place`` is named where the error does not say more.
+        MissingResourceError: There was one; ``place`` is named where the error does not say more.
     """
     try:
         yield

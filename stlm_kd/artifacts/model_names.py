@@ -12,7 +12,7 @@ def model_of(name: str) -> str:
     """The model folder or Hub id that a name stands for: a run's is its first student, or its one teacher.
 
     Raises:
-        EnvironmentFault: A run without a finished model.
+        MissingResourceError: A run without a finished model.
     """
     folder = Path(name)
     if (folder / RECORD).is_file():

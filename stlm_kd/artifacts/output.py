@@ -18,7 +18,7 @@ def write_output(path: Path, value: object) -> None:
     """Write JSON where the user wants it; folders are made, and the file appears whole or not at all.
 
     Raises:
-        EnvironmentFault: It cannot be written.
+        MissingResourceError: It cannot be written.
     """
     with _write_errors(path, "--output"):
         write_json(path, value)

@@ -78,7 +78,7 @@ def held(path: Path) -> Iterator[None]:
 
     Raises:
         CheckpointError: Another command works there.
-        EnvironmentFault: It cannot be written.
+        MissingResourceError: It cannot be written.
     """
     lock = FileLock(path / LOCK, timeout=_PATIENCE)
     with writing(path):
@@ -124,7 +124,7 @@ def open_run(path: Path) -> RunFolder:
     """A run's folder that is there.
 
     Raises:
-        EnvironmentFault: No such folder.
+        MissingResourceError: No such folder.
         CheckpointError: It is not a run's folder, or its record is damaged.
     """
     if not path.is_dir():
@@ -148,7 +148,7 @@ def show_run(path: Path) -> RunDetails:
     """What is known of a run.
 
     Raises:
-        EnvironmentFault, CheckpointError: As ``open_run``.
+        MissingResourceError, CheckpointError: As ``open_run``.
     """
     run = open_run(path)
     table = path / "table.txt"

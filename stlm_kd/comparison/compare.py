@@ -55,7 +55,7 @@ def compare(
 
     Raises:
         UsageError: A source given twice, a baseline or metric that is not there, or nothing to compare with.
-        EnvironmentFault, CheckpointError: As ``read_entries``.
+        MissingResourceError, CheckpointError: As ``read_entries``.
         DataError: Results of other examples, or of which none compares, or of a lossy tokenizer; the message
             says what differs.
     """

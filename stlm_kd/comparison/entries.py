@@ -86,7 +86,7 @@ def read_entries(sources: Sequence[str]) -> list[Entry]:
 
     Raises:
         UsageError: One was given twice.
-        EnvironmentFault: One is not there.
+        MissingResourceError: One is not there.
         CheckpointError: A run without results, or a file that is damaged or something else.
     """
     places = [Path(source).resolve() for source in sources]

@@ -45,7 +45,7 @@ def prepare(
     and appears only when it is whole: the same text is never tokenised twice, and never taken for another.
 
     Raises:
-        EnvironmentFault, DataError: As ``documents`` and ``TokenStore.open``.
+        MissingResourceError, DataError: As ``documents`` and ``TokenStore.open``.
         ModelError: The tokenizer has neither eos nor sep.
     """
     tokens_by = tokenizer_hash(tokenizer)

@@ -156,7 +156,7 @@ def build_store(
     Raises:
         ModelError: The tokenizer has neither eos nor sep.
         DataError: No text, or the folder is there already.
-        EnvironmentFault: The files cannot be written.
+        MissingResourceError: The files cannot be written.
     """
     ends = document_ends(tokenizer)
     if folder.exists():

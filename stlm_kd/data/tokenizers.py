@@ -30,7 +30,7 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
     tokens play the special roles.
 
     Raises:
-        EnvironmentFault: No such folder; or on the Hub, which cannot be reached, and not in its cache.
+        MissingResourceError: No such folder; or on the Hub, which cannot be reached, and not in its cache.
         ModelError: No tokenizer in it, one that needs its own code while that is not trusted, or one that
             the ``tokenizers`` library cannot run.
     """

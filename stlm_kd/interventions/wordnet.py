@@ -29,7 +29,7 @@ class Thesaurus:
         relation: Which.
 
     Raises:
-        EnvironmentFault: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not there.
     """
 
     def __init__(self, lexicon: WordTokens, relation: Relation) -> None:
@@ -109,7 +109,7 @@ def thesaurus(lexicon: WordTokens, relation: Relation) -> Thesaurus:
     """The relation between a vocabulary's words, read once.
 
     Raises:
-        EnvironmentFault: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not there.
     """
     return Thesaurus(lexicon, relation)
 
@@ -118,7 +118,7 @@ def require_wordnet() -> None:
     """Refuse to go on without it.
 
     Raises:
-        EnvironmentFault: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not there.
     """
     _wordnet()
 
@@ -128,7 +128,7 @@ def check_relation(lexicon: WordTokens, relation: Relation) -> None:
 
     Raises:
         ModelError: It is one.
-        EnvironmentFault: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not there.
     """
     if not thesaurus(lexicon, relation).has_any():
         raise ModelError(
@@ -142,7 +142,7 @@ def wordnet_identity() -> str:
     """Which WordNet is read: SHA-256 of its files' names and bytes, hex, packed or unpacked.
 
     Raises:
-        EnvironmentFault: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not there.
     """
     wordnet = _wordnet()
     digest = hashlib.sha256()

@@ -57,7 +57,7 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
     (``recognition.recognised``).
 
     Raises:
-        EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache, or its own code
+        MissingResourceError: It is neither a folder nor to be had from the Hub or its cache, or its own code
             needs a package that is not installed.
         ModelError: It needs code of its own and ``trust_remote_code`` is off, is not understood, or its
             weights are quantized.
@@ -117,7 +117,7 @@ def load_language_model(
         head_seed: Where the folder holds a body without a head: the seed of a new one. None refuses that.
 
     Raises:
-        EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
+        MissingResourceError: It is neither a folder nor to be had from the Hub or its cache.
         ModelError: It needs remote code, has no safetensors weights, has missing weights, or another task.
     """
     name, config = config_to_load(name, trust_remote_code=trust_remote_code)
@@ -149,7 +149,7 @@ def config_to_load(name: str, *, trust_remote_code: bool) -> tuple[str, Pretrain
     """A model's name with its variables filled in, and its configuration, for which weights may be fetched.
 
     Raises:
-        EnvironmentFault: As ``load_config``.
+        MissingResourceError: As ``load_config``.
         ModelError: As ``load_config``, or an index of weights that names files elsewhere or pickled ones.
     """
     name = str(expanded(name))
@@ -252,7 +252,7 @@ def load_weights(
     """The model from safetensors alone, and what transformers reports of it; what is missing is drawn.
 
     Raises:
-        EnvironmentFault: The weights are not there, or not as safetensors, or a package is not installed.
+        MissingResourceError: The weights are not there, or not as safetensors, or a package is not installed.
         ModelError: They cannot be read, are not finite or not of floating point, or the model brings code
             that is not trusted, or generation settings that cannot be read.
     """

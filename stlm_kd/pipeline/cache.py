@@ -108,7 +108,7 @@ def summary(folder: Path) -> CacheSummary:
     """What a cache's manifest says, once every shard is found to have its size.
 
     Raises:
-        EnvironmentFault: There is none.
+        MissingResourceError: There is none.
         CheckpointError: It is damaged, or a shard is cut short or not there.
     """
     manifest = TeacherCache.open(folder, every_byte=False).manifest
@@ -175,7 +175,7 @@ def verify_cache(
 
     Raises:
         CheckpointError: The cache is damaged, or is of another revision of its teacher.
-        EnvironmentFault: There is none, or its teacher or data are not there any more.
+        MissingResourceError: There is none, or its teacher or data are not there any more.
     """
     cache, output_dir = TeacherCache.open(folder), output_dir.absolute()
     if _is_merged(cache.manifest.made_of):

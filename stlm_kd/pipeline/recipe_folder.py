@@ -24,7 +24,7 @@ def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunF
 
     Raises:
         CheckpointError: The folder is that of another recipe; the message says what differs.
-        EnvironmentFault: It cannot be written.
+        MissingResourceError: It cannot be written.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
     if (path / RECORD).is_file():
@@ -41,7 +41,7 @@ def open_for(recipe: Recipe, path: Path) -> RunFolder:
     """A run's folder that is there and belongs to this recipe.
 
     Raises:
-        EnvironmentFault: No such folder.
+        MissingResourceError: No such folder.
         CheckpointError: It is another recipe's, or is damaged; the message says what differs.
     """
     found = open_run(path)

@@ -32,7 +32,7 @@ def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> It
 
     Raises:
         CheckpointError: Another command works there, or the folder is another recipe's.
-        EnvironmentFault: It cannot be written.
+        MissingResourceError: It cannot be written.
         Interrupted, Preempted: Ctrl-C or SIGTERM came, between trainings or within one.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
@@ -49,7 +49,7 @@ def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) 
     Between trainings signals are the first one's to act on; it takes the others with it.
 
     Raises:
-        Elsewhere: Another process ended, and says why.
+        RemoteProcessError: Another process ended, and says why.
     """
     with _losses_named(), ExitStack() as held:
         record = recorded(recipe, name=name, output_dir=output_dir, command=command)

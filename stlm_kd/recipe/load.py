@@ -39,7 +39,7 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
             trained on are no fault of it then.
 
     Raises:
-        EnvironmentFault: There is no such recipe.
+        MissingResourceError: There is no such recipe.
         UsageError: An override is not of the form ``key.path=value``.
         RecipeError: The recipe is wrong; holds all faults that were found.
     """
@@ -241,7 +241,7 @@ def recipe_of(run: Path) -> Recipe:
     """The recipe of a run's folder, also one that newer rules refuse to train by.
 
     Raises:
-        EnvironmentFault: It is not there.
+        MissingResourceError: It is not there.
         RecipeError: It is not one that this version understands.
     """
     return load(str(run / RECIPE), is_stored=True)

@@ -62,7 +62,7 @@ def shown(name: str) -> Path:
     """The file of what ``recipe list`` names: a recipe, as ``locate`` finds it, or a list of objectives.
 
     Raises:
-        EnvironmentFault: There is neither.
+        MissingResourceError: There is neither.
     """
     lists = {entry.name: entry.path for entry in built_in_objectives()}
     if name in lists and name not in {entry.name for entry in built_in()} and not Path(name).is_file():
@@ -86,7 +86,7 @@ def locate(name: str, *, beside: Path | None = None) -> Path:
         beside: The folder that a relative path starts from; the current one where None.
 
     Raises:
-        EnvironmentFault: There is no such recipe; the message names the nearest.
+        MissingResourceError: There is no such recipe; the message names the nearest.
     """
     path = Path(name).expanduser()
     path = path if beside is None or path.is_absolute() else beside / path
@@ -107,7 +107,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
     """A recipe as it is written, with overrides applied in order.
 
     Raises:
-        EnvironmentFault: No such recipe.
+        MissingResourceError: No such recipe.
         RecipeError: Not YAML, or not plain data.
         UsageError: An override that is not ``key.path=value``.
     """
@@ -132,7 +132,7 @@ def text_of(path: Path) -> str:
     """The text of a recipe file, refused before it is read where it is too large.
 
     Raises:
-        EnvironmentFault: It cannot be read.
+        MissingResourceError: It cannot be read.
         RecipeError: Too large, or not UTF-8.
     """
     try:

@@ -75,7 +75,7 @@ def parse(text: str, *, origin: str = "", lines: bool = True) -> Node:
         lines: Whether the nodes keep their lines.
 
     Raises:
-        Malformed: Bad syntax, or anything but plain data; holds every repeated key that was found.
+        YamlError: Bad syntax, or anything but plain data; holds every repeated key that was found.
     """
     if len(text) > LARGEST:
         raise YamlError([RecipeFault("", f"{len(text):,} characters found; expected at most {LARGEST:,}")])

@@ -37,7 +37,7 @@ def open_tracker(
         unit: Of the loss on labels.
 
     Raises:
-        EnvironmentFault: a backend's package is not installed.
+        MissingResourceError: a backend's package is not installed.
     """
     if os.environ.get("RANK", "0") != "0":
         return Trackers()

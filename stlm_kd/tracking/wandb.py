@@ -27,7 +27,7 @@ class WandbTracker:
         run_name: The group.
 
     Raises:
-        EnvironmentFault: the package ``wandb`` is not installed.
+        MissingResourceError: the package ``wandb`` is not installed.
     """
 
     def __init__(self, folder: Path, run_name: str) -> None:

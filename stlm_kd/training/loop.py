@@ -60,9 +60,9 @@ def fit(
         StlmKdError: one of several processes calls it within ``on_main_process``.
         NonFiniteError: a loss or gradient is NaN or infinite; nothing was changed by it.
         DivergedError: when a checkpoint is due, the processes hold different weights.
-        EnvironmentFault: the processes cannot meet, or DeepSpeed is asked for and not there.
+        MissingResourceError: the processes cannot meet, or DeepSpeed is asked for and not there.
         CheckpointError: a checkpoint cannot be written, read, or is of another fingerprint.
-        Elsewhere: in the other processes, when the first one met a ``CheckpointError``.
+        RemoteProcessError: in the other processes, when the first one met a ``CheckpointError``.
         DataError: the validation data has no labelled token.
         Interrupted: SIGINT came; a checkpoint was saved.
         Preempted: SIGTERM came; a checkpoint was saved.

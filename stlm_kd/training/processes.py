@@ -39,7 +39,7 @@ class Processes:
         accelerator: What prepares the module and adds up.
 
     Raises:
-        EnvironmentFault: more processes were launched than Accelerate sees.
+        MissingResourceError: more processes were launched than Accelerate sees.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

@@ -267,14 +267,14 @@ def test_processes_whose_weights_differ_are_told_which(two: Told, name: str) -> 
 
 def test_the_first_process_works_for_all_and_fails_for_all(two: Told) -> None:
     assert [rank["ranks"] for rank in two] == [[0, 0], [0, 1]]
-    assert [rank["failed"] for rank in two] == [["DataError", 1], ["Elsewhere", 1]]
+    assert [rank["failed"] for rank in two] == [["DataError", 1], ["RemoteProcessError", 1]]
 
 
 def test_a_training_that_the_first_process_begins_alone_is_refused_and_no_one_waits(
     two: Told, folder: Path
 ) -> None:
     (kind, code, text), elsewhere = (rank["alone"] for rank in two)
-    assert (kind, code, elsewhere[:2]) == ("StlmKdError", 1, ["Elsewhere", 1])
+    assert (kind, code, elsewhere[:2]) == ("StlmKdError", 1, ["RemoteProcessError", 1])
     assert text.startswith("fit: asked of the first process alone, while the other 1 wait")
     assert not (folder / "alone").exists()
 

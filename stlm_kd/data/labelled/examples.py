@@ -153,7 +153,7 @@ def read_examples(
             says which of them numbers are taken for.
 
     Raises:
-        EnvironmentFault: Not there; or on the Hub, which cannot be reached, and not in its cache.
+        MissingResourceError: Not there; or on the Hub, which cannot be reached, and not in its cache.
         DataError: Malformed content, a column that is not there, a text that is none, a label that is
             missing, hidden (-1, as in GLUE's test sets) or not one of the given, or no example at all.
     """
@@ -226,7 +226,7 @@ def fingerprint(source: LabelledSource) -> str:
     """A hash (hex) of the rows that a source stands for: of content, as for text.
 
     Raises:
-        EnvironmentFault: As ``read_examples``.
+        MissingResourceError: As ``read_examples``.
         DataError: As ``read_examples``, where the fault can be seen without reading.
     """
     if source.sample is not None:

@@ -51,7 +51,7 @@ def read_questions(
         split: Of the data set.
 
     Raises:
-        EnvironmentFault: It is not there.
+        MissingResourceError: It is not there.
         DataError: Malformed content, a question without answer or id, an answer that does not stand where it
             is said to, two questions with one id, or none at all.
     """

@@ -76,7 +76,7 @@ def read_sentences(
         split: Of the data set.
 
     Raises:
-        EnvironmentFault: It is not there.
+        MissingResourceError: It is not there.
         DataError: Malformed content, a tag that is not one of them, another number of tags than of words, or
             no sentence at all.
     """

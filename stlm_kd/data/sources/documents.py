@@ -34,7 +34,7 @@ def read(path: Path, *, column: str, documents: Documents) -> Iterator[str]:
 
     Raises:
         DataError: Malformed or truncated content, not UTF-8, or a column that is not there; names the line.
-        EnvironmentFault: The file cannot be opened.
+        MissingResourceError: The file cannot be opened.
     """
     kind = kind_of(path)
     if kind == "text":

@@ -36,7 +36,7 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
     """The file itself, or the files of these kinds below a folder by their names; hidden ones left out.
 
     Raises:
-        EnvironmentFault: Nothing is there.
+        MissingResourceError: Nothing is there.
         DataError: A file of an unknown kind, or a folder without a file, or without one of a known kind.
     """
     try:
@@ -83,7 +83,7 @@ def lines_of(path: Path) -> Iterator[str]:
 
     Raises:
         DataError: Not UTF-8, broken, or with a line of more than ``MAX_CHARACTERS``.
-        EnvironmentFault: It cannot be read.
+        MissingResourceError: It cannot be read.
     """
     opener = _OPENERS.get(path.suffix.lower(), open)
     number = 0
@@ -131,7 +131,7 @@ def expanded(path: str) -> Path:
     """A path with ``~`` and ``$VARIABLES`` filled in, such as ``$STLM_KD_DATA/lm/train.txt.gz``.
 
     Raises:
-        EnvironmentFault: A variable is not set.
+        MissingResourceError: A variable is not set.
     """
     filled = os.path.expandvars(path)
     unset = re.findall(r"\$(?:\{(\w+)\}|(\w+))", filled)

@@ -22,7 +22,8 @@ def column(dataset: str, *, name: str | None, split: str, column: str, revision:
     The library keeps the data set as a memory-mapped file in its own cache, read a thousand rows at a time.
 
     Raises:
-        EnvironmentFault: Not on the Hub, or the Hub cannot be reached and the data set is not in the cache.
+        MissingResourceError: Not on the Hub, or the Hub cannot be reached and the data set is not in the
+            cache.
         DataError: No such configuration, split or column, or a value that is not text.
     """
     for place, row in rows(dataset, name=name, split=split, columns=[column], revision=revision):
@@ -41,7 +42,7 @@ def rows(
     """Each row of one split with the place where it stands, as ``stlm_kd.data.sources.files.read_rows``.
 
     Raises:
-        EnvironmentFault: As ``column``.
+        MissingResourceError: As ``column``.
         DataError: No such configuration, split or column.
     """
     table = _split_rows(_builder(dataset, name=name, revision=revision), dataset, split)
@@ -58,7 +59,7 @@ def version(dataset: str, *, name: str | None, revision: str | None) -> str:
     """What the library knows a data set's state by: a commit, or a hash of its files.
 
     Raises:
-        EnvironmentFault: As ``column``.
+        MissingResourceError: As ``column``.
         DataError: No such configuration.
     """
     return str(_builder(dataset, name=name, revision=revision).hash)

@@ -35,7 +35,7 @@ def hub_answers() -> bool:
     """Whether the Hub can be reached; tried once, and not at all in offline mode.
 
     Raises:
-        EnvironmentFault: Its address (``HF_ENDPOINT``) is none, or what answers there speaks no HTTP.
+        MissingResourceError: Its address (``HF_ENDPOINT``) is none, or what answers there speaks no HTTP.
     """
     import datasets
     from huggingface_hub import constants

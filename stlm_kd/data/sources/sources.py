@@ -89,7 +89,7 @@ def documents(source: Source) -> Iterator[str]:
     """The texts of a source, one document at a time, none of them blank.
 
     Raises:
-        EnvironmentFault: Not there; or on the Hub, which cannot be reached, and not in its cache.
+        MissingResourceError: Not there; or on the Hub, which cannot be reached, and not in its cache.
         DataError: Malformed content, a column that is not there, or no text at all.
     """
     found = False
@@ -135,7 +135,7 @@ def fingerprint(source: Source) -> str:
     at; the sample by its generator's version and arguments. Domain and weight do not count.
 
     Raises:
-        EnvironmentFault: As ``documents``.
+        MissingResourceError: As ``documents``.
         DataError: As ``documents``, where the fault can be seen without reading.
     """
     if source.sample is not None:
@@ -160,7 +160,7 @@ def file_facts(paths: Sequence[Path]) -> list[object]:
     """What files hold is known by their content and by their kind, which says how they are read.
 
     Raises:
-        EnvironmentFault: One cannot be read.
+        MissingResourceError: One cannot be read.
     """
     return ["files", [["".join(path.suffixes[-2:]).lower(), _file_hash(path)] for path in paths]]
 

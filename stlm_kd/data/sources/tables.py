@@ -31,7 +31,7 @@ def read_rows(
     Raises:
         DataError: Malformed or truncated content, not UTF-8, or a column that is not there or named twice;
             names the line.
-        EnvironmentFault: The file cannot be opened.
+        MissingResourceError: The file cannot be opened.
     """
     kind = kind_of(path, kinds=ROWS)
     if kind == "json":

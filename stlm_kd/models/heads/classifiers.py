@@ -52,7 +52,7 @@ def load_classifier(
             another number of classes. None refuses these.
 
     Raises:
-        EnvironmentFault: It is neither a folder nor to be had from the Hub or its cache.
+        MissingResourceError: It is neither a folder nor to be had from the Hub or its cache.
         ModelError: It needs remote code, has no safetensors weights, has missing weights, has no head or one
             for other classes, or has one that a new one would replace to no purpose.
     """

@@ -39,7 +39,7 @@ def load_token_classifier(
         head_seed: By which the head is drawn.
 
     Raises:
-        EnvironmentFault: As ``stlm_kd.models.heads.classifiers.load_classifier``.
+        MissingResourceError: As ``stlm_kd.models.heads.classifiers.load_classifier``.
         ModelError: Likewise, or a family of which transformers has no such model.
     """
     name, config = config_to_load(name, trust_remote_code=trust_remote_code)

@@ -316,7 +316,8 @@ def build_training_data(
         variants: Of the masks of each training row; None where they are drawn anew each time.
 
     Raises:
-        DataError, EnvironmentFault: Data that are not there, too short, or trained on and held out at once.
+        DataError, MissingResourceError: Data that are not there, too short, or trained on and held out at
+            once.
     """
     refuse_identical_files(recipe)
     fraction = recipe.data.fraction if fraction is None else fraction

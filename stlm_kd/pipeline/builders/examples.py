@@ -25,7 +25,7 @@ def all_examples(recipe: Recipe) -> Examples:
     """All training examples, whatever the fraction that is trained on.
 
     Raises:
-        EnvironmentFault, DataError: As ``read_examples``; the message names ``data.train``.
+        MissingResourceError, DataError: As ``read_examples``; the message names ``data.train``.
     """
     return _read(recipe, recipe.data.train, recipe.data.labels or (), "data.train")
 
@@ -34,7 +34,8 @@ def training_examples(recipe: Recipe, fraction: float, *, seed: int) -> Examples
     """The training examples: the share of each class that the seed draws.
 
     Raises:
-        EnvironmentFault, DataError: As ``all_examples``, or a share that leaves a class without an example.
+        MissingResourceError, DataError: As ``all_examples``, or a share that leaves a class without an
+            example.
     """
     found = all_examples(recipe)
     return found if fraction == 1.0 else draw_fraction(found, fraction, seed=seed)
@@ -51,7 +52,7 @@ def held_out_examples(recipe: Recipe) -> Examples | None:
     """The validation examples, with the classes of the training examples; None where there are none.
 
     Raises:
-        EnvironmentFault, DataError: As ``read_examples``; the message names ``data.validation``.
+        MissingResourceError, DataError: As ``read_examples``; the message names ``data.validation``.
     """
     if not recipe.data.validation:
         return None

@@ -140,7 +140,7 @@ def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse sources that cannot be had.
 
     Raises:
-        EnvironmentFault: WordNet is needed, and it is not there.
+        MissingResourceError: WordNet is needed, and it is not there.
         ModelError: No word of the vocabulary has the relation that a source asks for.
     """
     for relation in relations(recipe.objectives):

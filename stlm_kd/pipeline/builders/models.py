@@ -42,7 +42,7 @@ def load_model(
         dtype: Of its weights.
 
     Raises:
-        EnvironmentFault, ModelError: As ``load_language_model`` and ``load_classifier``.
+        MissingResourceError, ModelError: As ``load_language_model`` and ``load_classifier``.
     """
     if recipe.language_task is not None:
         return load_language_model(

@@ -27,7 +27,7 @@ def refuse_identical_files(recipe: Recipe) -> None:
 
     Raises:
         DataError: There is one; the message names both.
-        EnvironmentFault: A file is not there, or cannot be read.
+        MissingResourceError: A file is not there, or cannot be read.
     """
     if recipe.data.allow_overlap:
         return

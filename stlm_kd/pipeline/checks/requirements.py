@@ -41,7 +41,7 @@ def refuse_what_cannot_run(recipe: Recipe, *, origin: str) -> None:
     """Refuse a recipe that cannot run on this machine.
 
     Raises:
-        EnvironmentFault: Something is missing: all of it, one line each.
+        MissingResourceError: Something is missing: all of it, one line each.
     """
     if missing := missing_here(recipe):
         lines = [f"{origin}: cannot run here: {len(missing)} missing", *(f"  {fault}" for fault in missing)]

@@ -68,7 +68,7 @@ def check_recipe(
     Raises:
         RecipeError: A vocabulary that differs without ``adapt``, a model of another task, too few positions,
             or batches that the processes cannot share; all of them at once.
-        DataError, EnvironmentFault: Text that is not there, or too short.
+        DataError, MissingResourceError: Text that is not there, or too short.
         ModelError: A model that cannot be loaded or built.
         UsageError: A task that lm-eval does not know.
     """

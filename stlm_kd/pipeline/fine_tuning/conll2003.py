@@ -53,7 +53,7 @@ class ConllFineTuneTask:
 
         Raises:
             DataError: A tag outside the task's, or a share that leaves no entity.
-            EnvironmentFault: seqeval is not installed, or a file is not there.
+            MissingResourceError: seqeval is not installed, or a file is not there.
         """
         seqeval()
         drawn = self._drawn()
@@ -111,7 +111,7 @@ def conll_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
     """What each fine-tuning has to do with.
 
     Raises:
-        EnvironmentFault: The data is not there; the message says where it may lie.
+        MissingResourceError: The data is not there; the message says where it may lie.
     """
     found = found_splits(conll2003.SUITE, conll2003.TASK, conll2003.HUB, jobs)
     return [ConllFineTuneTask(job, found) for job in jobs]

@@ -60,7 +60,7 @@ class GlueFineTuneTask:
 
         Raises:
             DataError: A label outside the task's, or a share that leaves a class without an example.
-            EnvironmentFault: A file or data set that is not there.
+            MissingResourceError: A file or data set that is not there.
         """
         self._examples()
         for source in self.scored.values():
@@ -124,7 +124,7 @@ def glue_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
     """What each fine-tuning has to do with; the data of all tasks is looked for first.
 
     Raises:
-        EnvironmentFault: Data that is not there: of which tasks, and where it may lie.
+        MissingResourceError: Data that is not there: of which tasks, and where it may lie.
     """
     return [_glue_subject(job, found) for job, found in _found(jobs)]
 

@@ -63,7 +63,7 @@ class SquadFineTuneTask:
 
         Raises:
             DataError: A question that is malformed.
-            EnvironmentFault: A file that is not there.
+            MissingResourceError: A file that is not there.
         """
         for split in (TRAIN, SCORED):
             self._read(split)
@@ -119,7 +119,7 @@ def squad_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
     """What each fine-tuning has to do with.
 
     Raises:
-        EnvironmentFault: The data is not there; the message says where it may lie.
+        MissingResourceError: The data is not there; the message says where it may lie.
     """
     found = found_splits(squad.SUITE, squad.TASK, squad.HUB, jobs)
     return [SquadFineTuneTask(job, found) for job in jobs]

@@ -95,6 +95,6 @@ def found_splits(suite: str, task: str, hub: str, jobs: Sequence[FineTuneJob]) -
     """Where the two splits of a suite's only task are.
 
     Raises:
-        EnvironmentFault: The data is not there; the message says where it may lie.
+        MissingResourceError: The data is not there; the message says where it may lie.
     """
     return locate([Wanted(suite, task, task, (hub, None), (TRAIN, SCORED))], jobs[0].source)[task]

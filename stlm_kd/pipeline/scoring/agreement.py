@@ -49,7 +49,7 @@ def agreements(
     Raises:
         UsageError: A model given twice, or no examples.
         DataError: Other examples or classes, numbers in place of classes, or no such examples to explain.
-        ModelError, EnvironmentFault: As ``load_classifier``; or a package is not there.
+        ModelError, MissingResourceError: As ``load_classifier``; or a package is not there.
     """
     names = [teacher, *students]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -70,7 +70,7 @@ def tuned_scores(
         context: Where the stages are.
 
     Raises:
-        EnvironmentFault, DataError: Data that is not there, or does not fit the task.
+        MissingResourceError, DataError: Data that is not there, or does not fit the task.
         ModelError: A model without a fitting head in its family, or that reads padded rows otherwise.
         Interrupted, Preempted: SIGINT or SIGTERM came; what was being trained is saved.
     """
@@ -99,7 +99,7 @@ def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTun
     """What a suite's fine-tunings have to do with, of which everything is read once.
 
     Raises:
-        EnvironmentFault: Data that is not there: all that is missing.
+        MissingResourceError: Data that is not there: all that is missing.
         DataError: Labels outside a task's, or a share that leaves a class without an example.
         UsageError: Settings that a preset does not have.
     """

@@ -136,7 +136,7 @@ def check_rows(calls: Sequence[SuiteCall]) -> None:
 
     Raises:
         UsageError: A task that lm-eval does not know.
-        EnvironmentFault, DataError: Rows that are not there.
+        MissingResourceError, DataError: Rows that are not there.
     """
     from stlm_kd.eval.harness import evaluate  # takes seconds, which other suites need not
 

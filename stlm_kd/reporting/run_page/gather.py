@@ -43,7 +43,7 @@ def gather(
 
     Raises:
         UsageError: A run given twice, or a baseline or metric that is not there.
-        EnvironmentFault: One is not there.
+        MissingResourceError: One is not there.
         CheckpointError: It is no run, or something in it is damaged; the message names the file.
     """
     twice = sorted({run for run in runs if runs.count(run) > 1})

@@ -29,7 +29,7 @@ def report(
         smallest: The smallest difference that matters in each metric.
 
     Raises:
-        EnvironmentFault: It cannot be written, or a run is not there.
+        MissingResourceError: It cannot be written, or a run is not there.
         UsageError, CheckpointError: As ``gather``.
     """
     content = page(gather(runs, baseline=baseline, smallest=smallest))

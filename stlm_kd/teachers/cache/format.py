@@ -150,7 +150,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in a folder, each of its fields of the right kind.
 
     Raises:
-        EnvironmentFault: There is none, or it cannot be read.
+        MissingResourceError: There is none, or it cannot be read.
         CheckpointError: It is of another format, damaged, or contradicts itself.
     """
     path = folder / MANIFEST

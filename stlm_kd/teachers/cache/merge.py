@@ -51,7 +51,7 @@ def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Jso
         UsageError: Fewer than two caches, one given twice, a way that a cache cannot serve, or a folder that
             is there already.
         CheckpointError: A damaged cache, or caches of different data or temperatures.
-        EnvironmentFault: One of the caches is not there, or the disk is too small.
+        MissingResourceError: One of the caches is not there, or the disk is too small.
     """
     _check_words(folders, how, options, output)
     caches = [TeacherCache.open(folder) for folder in folders]

@@ -73,7 +73,7 @@ class TeacherCache:
             every_byte: Whether the shards' hashes are compared too, and not only their sizes.
 
         Raises:
-            EnvironmentFault: There is none.
+            MissingResourceError: There is none.
             CheckpointError: A shard is not what it was when the cache was completed.
         """
         manifest = read_manifest(folder)

@@ -101,7 +101,7 @@ def require_space(folder: Path, needed: int, *, why: str) -> None:
     """Refuse to begin what the disk has no room for.
 
     Raises:
-        EnvironmentFault: Fewer bytes are free than are needed.
+        MissingResourceError: Fewer bytes are free than are needed.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -135,7 +135,7 @@ def write(
     """Write some shards; ``done`` hears of the tokens of each micro-batch.
 
     Raises:
-        EnvironmentFault: The disk is full.
+        MissingResourceError: The disk is full.
     """
     for shard in shards:
         lengths: list[int] = []

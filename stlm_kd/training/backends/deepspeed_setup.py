@@ -34,7 +34,7 @@ def deepspeed_accelerator(step: nn.Module, settings: FitSettings) -> Accelerator
     """Accelerate, set up to make DeepSpeed engines for ``step``.
 
     Raises:
-        EnvironmentFault: there is no DeepSpeed, or none for this device.
+        MissingResourceError: there is no DeepSpeed, or none for this device.
     """
     device = current_device()
     if device.type == "mps":
