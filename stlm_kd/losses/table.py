@@ -24,9 +24,9 @@ The target is a teacher's logits (N, C), or for ``labels`` the label of each tok
 LossGradient = Callable[..., tuple[Tensor, Tensor]]
 """``slope(student, target, /, **options)`` → the loss's values (N,) and their derivative (N, C).
 
-The derivative is by the student's logits. Student and teacher come as ``TemperedLogits``, labels as they are; the
-options and their defaults are the loss's. The derivative is the caller's to write to. A loss without one is
-differentiated by autograd.
+The derivative is by the student's logits. Student and teacher come as ``TemperedLogits``, labels as they are;
+the options and their defaults are the loss's. The derivative is the caller's to write to. A loss without one
+is differentiated by autograd.
 """
 
 LOSSES: Registry[Loss] = Registry("loss")
