@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import write_json, write_text
 from stlm_kd.artifacts.output import width_of
@@ -27,6 +28,7 @@ from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports, finished_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe
+from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.reporting.tables.adaptation import adaptation_table
 from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json
 from stlm_kd.reporting.tables.comparison import differences_table
@@ -69,7 +71,16 @@ def adapt_teacher(
             trust_remote_code=trust_remote_code,
             run_name=run.name,
         )
-        _work(recipe, teacher, run, context, origin=name, rehearsal=rehearsal)
+        tokenizer = student_tokenizer(recipe, context)
+        chosen = [one for one in recipe.teachers if one.adapt is not None and teacher in (None, one.name)]
+        on_main_process(
+            lambda: _check(recipe, chosen, tokenizer, run, context, origin=name, rehearsal=rehearsal)
+        )
+        adapted = [prepare_teacher(recipe, one, tokenizer, context) for one in chosen]
+        if launched_processes() > 1:  # fine-tuning is training, so all processes take part
+            for model in dict.fromkeys(m for one in adapted for m in (one.original, one.model)):
+                fine_tune(recipe, model, context)
+        on_main_process(lambda: _write_results(recipe, adapted, run, context))
     return run
 
 
@@ -83,39 +94,38 @@ def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
     return name if recipe.adapts_only else f"{file_name(name)[:58]}-adapt"
 
 
-def _work(
-    recipe: Recipe, only: str | None, run: Path, context: RunContext, *, origin: str, rehearsal: bool
+def _check(
+    recipe: Recipe,
+    teachers: Sequence[Teacher],
+    tokenizer: PreTrainedTokenizerFast,
+    run: Path,
+    context: RunContext,
+    *,
+    origin: str,
+    rehearsal: bool,
 ) -> None:
-    tokenizer = student_tokenizer(recipe, context)
-    wanted = [t for t in recipe.teachers if t.adapt is not None and only in (None, t.name)]
-
-    def check() -> None:
-        check_recipe(recipe, tokenizer, context, origin=origin)
-        if rehearsal and not all(finished_teacher(recipe, entry, tokenizer, context) for entry in wanted):
-            names = [entry.name for entry in wanted]
-            rehearse(recipe, tokenizer, context, folder=run, origin=origin, only=names)
-
-    on_main_process(check)
-    ready = [prepare_teacher(recipe, entry, tokenizer, context) for entry in wanted]
-    if launched_processes() > 1:  # scoring is the first one's, but what is trained all train together
-        for model in dict.fromkeys(m for teacher in ready for m in (teacher.original, teacher.model)):
-            fine_tune(recipe, model, context)
-    on_main_process(lambda: _report(recipe, ready, run, context))
+    """Refuse what cannot work; finished teachers need no rehearsal."""
+    check_recipe(recipe, tokenizer, context, origin=origin)
+    if rehearsal and not all(finished_teacher(recipe, one, tokenizer, context) for one in teachers):
+        names = [one.name for one in teachers]
+        rehearse(recipe, tokenizer, context, folder=run, origin=origin, only=names)
 
 
-def _report(recipe: Recipe, ready: Sequence[PreparedTeacher], run: Path, context: RunContext) -> None:
-    for teacher in ready:
+def _write_results(
+    recipe: Recipe, adapted: Sequence[PreparedTeacher], run: Path, context: RunContext
+) -> None:
+    for teacher in adapted:
         copy_folder(Path(teacher.model), run / "teachers" / teacher.name)
-    copy_reports(ready, run)
-    reports = {t.name: read_adaptation(t.adaptation) for t in ready if t.adaptation is not None}
-    scores = _scores(recipe, ready, context)
-    cost = _cost(scores, [teacher.name for teacher in ready])
+    copy_reports(adapted, run)
+    reports = {t.name: read_adaptation(t.adaptation) for t in adapted if t.adaptation is not None}
+    scores = _scores(recipe, adapted, context)
+    cost = _cost(scores, [teacher.name for teacher in adapted])
     values = {
         "adaptations": {name: asdict(report) for name, report in reports.items()},
         "suites": {name: [result.to_json() for result in found] for name, found in scores.items()},
         "differences": comparison_as_json(cost)["comparisons"],
         "notes": list(cost.notes),
-        "models": {teacher.name: str(run / "teachers" / teacher.name) for teacher in ready},
+        "models": {teacher.name: str(run / "teachers" / teacher.name) for teacher in adapted},
     }
     write_json(run / "results.json", values)
     tables = [adaptation_table(reports, title=run.name)]
@@ -143,12 +153,12 @@ def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> 
 
 
 def _scores(
-    recipe: Recipe, ready: Sequence[PreparedTeacher], context: RunContext
+    recipe: Recipe, adapted: Sequence[PreparedTeacher], context: RunContext
 ) -> dict[str, list[SuiteResult]]:
     if not recipe.eval:
         return {}
     found = {}
-    for teacher in ready:
+    for teacher in adapted:
         found[teacher.name] = kept_scores(recipe, teacher.original, context)
         found[f"{teacher.name}, adapted"] = kept_scores(recipe, teacher.model, context)
     return found
