@@ -21,8 +21,8 @@ from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.models import live_teacher
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RunContext, context_for
-from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.recording import recorded_once
+from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, work_of
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer

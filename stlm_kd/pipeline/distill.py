@@ -15,9 +15,9 @@ from stlm_kd.errors import UsageError
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RunContext, context_for
-from stlm_kd.pipeline.identity import student_key
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.results import write_results
+from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.score import fine_tune, score_models
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.students import build_students, student_folders

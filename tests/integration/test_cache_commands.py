@@ -15,7 +15,7 @@ import torch
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.losses.sampled import TopKTail
 from stlm_kd.pipeline.cache import _compared
-from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.teachers.cache.format import MANIFEST, shard_name
 from stlm_kd.teachers.cache.merge import mixed
 from stlm_kd.teachers.cache.sampling import head_and_tail

@@ -27,7 +27,7 @@ from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders.text import tokens_by_domain
 from stlm_kd.pipeline.context import RunContext, context_for
-from stlm_kd.pipeline.identity import adaptation_key, student_key
+from stlm_kd.pipeline.stage_keys import adaptation_key, student_key
 from stlm_kd.pipeline.stages import adaptation, adaptation_quality, score, student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.students import variants

@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import load_language_model, save_model
-from stlm_kd.pipeline.identity import model_identity
+from stlm_kd.pipeline.stage_keys import model_identity
 from tests.support.road import built, distilled, done, stlm_kd, student, weights
 
 BERT = (

@@ -21,7 +21,7 @@ def cached(cache: Path, commit: str) -> None:
 
 
 def identity(cache: Path) -> str:
-    code = f"from stlm_kd.pipeline.identity import model_identity; print(model_identity({NAME!r}))"
+    code = f"from stlm_kd.pipeline.stage_keys import model_identity; print(model_identity({NAME!r}))"
     told = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},

@@ -26,9 +26,9 @@ from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.intervals import estimate
 from stlm_kd.errors import CheckpointError, NonFiniteError, RecipeError, RecipeFault, StlmKdError
 from stlm_kd.pipeline import context
-from stlm_kd.pipeline.identity import model_identity
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.results import parameters_of
+from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.summary import comparisons, selection_remark, weak_teachers
 from stlm_kd.recipe import load
 from stlm_kd.reporting.tables.adaptation import adaptation_table

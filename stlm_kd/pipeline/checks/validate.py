@@ -38,7 +38,7 @@ from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.models import load_model, teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults, looked_into
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import adaptation_key
+from stlm_kd.pipeline.stage_keys import adaptation_key
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
 from stlm_kd.pipeline.stages.fine_tune import checked_subjects
 from stlm_kd.pipeline.stages.score import suite_calls

@@ -42,7 +42,7 @@ from stlm_kd.pipeline.builders.flops import step_shape, training_flops
 from stlm_kd.pipeline.builders.models import check_model, load_model
 from stlm_kd.pipeline.builders.text import training_stores
 from stlm_kd.pipeline.context import RunContext, Zero
-from stlm_kd.pipeline.identity import adaptation_fraction, adaptation_key
+from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
 from stlm_kd.pipeline.stages.student import held_out_of, tenth
 from stlm_kd.recipe import Recipe, hash_of

@@ -9,7 +9,7 @@ from stlm_kd.data.sources.files import expanded
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
-from stlm_kd.pipeline.identity import cached_rows_key, model_identity
+from stlm_kd.pipeline.stage_keys import cached_rows_key, model_identity
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import responses_of

@@ -36,8 +36,8 @@ from stlm_kd.pipeline.fine_tuning.conll2003 import conll_tasks
 from stlm_kd.pipeline.fine_tuning.glue import glue_tasks
 from stlm_kd.pipeline.fine_tuning.squad import squad_tasks
 from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask, Reading
-from stlm_kd.pipeline.identity import fine_tune_key
 from stlm_kd.pipeline.jobs import PrefixedLines
+from stlm_kd.pipeline.stage_keys import fine_tune_key
 from stlm_kd.pipeline.stages.student import tenth
 from stlm_kd.recipe import hash_of
 from stlm_kd.tracking import Trackers, open_tracker

@@ -28,8 +28,8 @@ from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import aligned_teachers_key, score_key, teachers_key
 from stlm_kd.pipeline.jobs import Job, run_jobs
+from stlm_kd.pipeline.stage_keys import aligned_teachers_key, score_key, teachers_key
 from stlm_kd.pipeline.stages.classifier_outputs import answering
 from stlm_kd.pipeline.stages.fine_tune import tuned_scores
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet

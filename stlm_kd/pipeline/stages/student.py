@@ -34,7 +34,7 @@ from stlm_kd.pipeline.builders.models import (
 )
 from stlm_kd.pipeline.builders.objective import looked_into, projections_of
 from stlm_kd.pipeline.context import Zero
-from stlm_kd.pipeline.identity import student_key
+from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.cache_reading import opened
 from stlm_kd.pipeline.stages.student_job import StudentJob, labels_term
 from stlm_kd.recipe import Recipe, hash_of

@@ -12,8 +12,8 @@ from stlm_kd.artifacts.stage_store import copy_folder
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import student_key
 from stlm_kd.pipeline.jobs import Job, run_jobs
+from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher import (

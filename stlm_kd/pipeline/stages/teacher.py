@@ -21,8 +21,8 @@ from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.models import teacher_place
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import adaptation_key, renamed_key, student_key
 from stlm_kd.pipeline.jobs import Job, run_jobs
+from stlm_kd.pipeline.stage_keys import adaptation_key, renamed_key, student_key
 from stlm_kd.pipeline.stages.adaptation import adapt_model
 from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob

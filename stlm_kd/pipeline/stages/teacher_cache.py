@@ -25,8 +25,8 @@ from stlm_kd.pipeline.builders.numbers import width
 from stlm_kd.pipeline.builders.objective import looked_into
 from stlm_kd.pipeline.builders.text import mask_variants
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import cache_key
 from stlm_kd.pipeline.jobs import PrefixedLines
+from stlm_kd.pipeline.stage_keys import cache_key
 from stlm_kd.recipe import Recipe, plain
 from stlm_kd.recipe.schema.cache import Cache, positions_of, temperature_of
 from stlm_kd.recipe.schema.root import Teacher

@@ -14,7 +14,7 @@ from stlm_kd.distributed import on_main_process
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.text import sources
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import tokenizer_key
+from stlm_kd.pipeline.stage_keys import tokenizer_key
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.student import TokenizerTraining
 

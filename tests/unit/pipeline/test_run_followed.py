@@ -11,7 +11,7 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.objective import projections_of, terms_of
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import held_out_key, student_key
+from stlm_kd.pipeline.stage_keys import held_out_key, student_key
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.recipe import Recipe, load
@@ -54,8 +54,8 @@ def test_the_key_holds_the_names_from_which_projections_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.identity.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.identity.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     config = pico_model("llama").config
     keys, weights = [], []
@@ -73,15 +73,17 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.identity.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.identity.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
 
     def keys(entry: str) -> list[object]:
         found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
         made = []
         for version in ("one", "another"):
-            monkeypatch.setattr("stlm_kd.pipeline.identity.wordnet_identity", lambda version=version: version)
+            monkeypatch.setattr(
+                "stlm_kd.pipeline.stage_keys.wordnet_identity", lambda version=version: version
+            )
             job = StudentJob(found, "student", 1, {"a": "m"}, None, RunContext(tmp_path))  # type: ignore[arg-type]  # likewise
             made.append(student_key(job))
         return made
@@ -164,8 +166,8 @@ def test_rows_are_dealt_out_in_pairs_where_they_are_sources_of_each_other(
     entry: str, pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.identity.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.identity.tokenizer_identity", lambda _: "one")
+    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
     student, control = (

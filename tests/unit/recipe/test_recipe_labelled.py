@@ -18,7 +18,7 @@ from stlm_kd.pipeline.builders.examples import (
     labelled_sources,
     training_examples,
 )
-from stlm_kd.pipeline.identity import examples_key
+from stlm_kd.pipeline.stage_keys import examples_key
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
 from tests.support.recipes import faults

@@ -8,7 +8,7 @@ import pytest
 
 from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.identity import cache_key
+from stlm_kd.pipeline.stage_keys import cache_key
 from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
 from stlm_kd.recipe import load
 
@@ -56,8 +56,8 @@ def key_of(text: str, *overrides: str, model: str = "m", tokenizer: str = "t", s
 def _place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A folder with the data, where models and tokenizers are identified by name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.identity.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.identity.tokenizer_identity", lambda name: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.model_identity", lambda name, **_: name)
+    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.tokenizer_identity", lambda name: name)
     for name in ("a.txt", "b.txt"):
         Path(name).write_text(f"Text of {name}.\n", encoding="utf-8")
     rows = [f'{{"text": "text {i}", "label": "{i % 2}"}}' for i in range(8)]
