@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.artifacts.output import refuse_no_file
+
 _RECIPE = typer.Option(
     "--recipe",
     "-r",
@@ -29,6 +31,17 @@ def one_value_each(changes: list[str] | None) -> list[str]:
 
         refuse_repeated(changes)
     return changes or []
+
+
+def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """The value of an option that names a file to write, refused before any work where it cannot be one.
+
+    Raises:
+        UsageError: It is a folder, or a device.
+    """
+    if path is not None:
+        refuse_no_file(path, option.opts[0])
+    return path
 
 
 RecipeName = Annotated[str, _RECIPE]

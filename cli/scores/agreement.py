@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode
+from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode, file_to_write
 from stlm_kd.errors import UsageError
 
 
@@ -85,10 +85,14 @@ Seed = Annotated[int, typer.Option(min=0, help="Of drawn examples and perturbati
 Page = Annotated[
     Path | None,
     typer.Option(
-        help="Write a page here: the explained texts with words coloured by weight, all models side by side."
+        callback=file_to_write,
+        help="Write a page here: the explained texts with words coloured by weight, all models side by side.",
     ),
 ]
-Output = Annotated[Path | None, typer.Option(help="Write all of it here as JSON, with every example.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(callback=file_to_write, help="Write all of it here as JSON, with every example."),
+]
 
 
 def agreement(

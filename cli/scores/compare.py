@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import AsJson, Baseline, SmallestDifferences
+from stlm_kd.cli.options import AsJson, Baseline, SmallestDifferences, file_to_write
 
 
 def compare(
@@ -34,7 +34,9 @@ def compare(
             help="Compare bits per byte also where a tokenizer loses a part of the text (case, accents).",
         ),
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the comparison here as JSON.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=file_to_write, help="Write the comparison here as JSON.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare students, controls and teachers: means over seeds, paired tests, and a verdict.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import AsJson, Limit, OutputDir, Resume, ResumeOption, TrustRemoteCode
+from stlm_kd.cli.options import AsJson, Limit, OutputDir, Resume, ResumeOption, TrustRemoteCode, file_to_write
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ Fraction = Annotated[
     float | None, typer.Option(help="Fine-tuning: the share of the training examples, above 0.")
 ]
 Preset = Annotated[str | None, typer.Option(metavar="study|few-shot", help="Fine-tuning: whose settings.")]
-Output = Annotated[Path | None, typer.Option(help="Write the scores here as JSON.")]
+Output = Annotated[Path | None, typer.Option(callback=file_to_write, help="Write the scores here as JSON.")]
 
 
 def evaluate(

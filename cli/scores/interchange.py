@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode
+from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode, file_to_write
 
 
 class Aligned(str, Enum):
@@ -55,7 +55,10 @@ def interchange(
     rows: Annotated[int, typer.Option(min=2, help="Rows of the text, at most.")] = 256,
     context: Annotated[int | None, typer.Option(min=4, help="Tokens of a row.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Write all of it here as JSON, with every row.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(callback=file_to_write, help="Write all of it here as JSON, with every row."),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:

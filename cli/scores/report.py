@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.options import Baseline, SmallestDifferences
+from stlm_kd.cli.options import Baseline, SmallestDifferences, file_to_write
 
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders.")],
-    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="The file to write.")],
+    html: Annotated[
+        Path, typer.Option("--html", metavar="FILE", callback=file_to_write, help="The file to write.")
+    ],
     baseline: Baseline = None,
     smallest: SmallestDifferences = None,
 ) -> None:

@@ -26,6 +26,8 @@ _UNFINISHED = ".unfinished"
 def written_whole(target: Path) -> Iterator[Path]:
     """Where to write a file or folder, which takes the place of ``target`` if the block ends well.
 
+    A file takes the place of a file alone, and a folder that of a folder.
+
     Raises:
         OSError: It cannot be written; nothing is left of it, and ``target`` is as it was.
     """
@@ -34,9 +36,11 @@ def written_whole(target: Path) -> Iterator[Path]:
     try:
         with system_errors(target):
             yield unfinished
-        if target.is_dir():
+        if target.is_dir() and unfinished.is_dir():
             shutil.rmtree(target)
-        unfinished.replace(target)
+        elif target.exists() and not target.is_file():
+            raise FileExistsError(errno.EEXIST, "not a file is there", str(target))
+        unfinished.replace(target)  # refused by the system where a folder would replace a file
     finally:
         remove(unfinished)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlm_kd.artifacts.atomic import write_json, write_text
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import MissingResourceError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,16 +18,29 @@ def write_output(path: Path, value: object) -> None:
     """Write JSON where the user wants it; folders are made, and the file appears whole or not at all.
 
     Raises:
+        UsageError: Something that is not a file is there.
         MissingResourceError: It cannot be written.
     """
     with _write_errors(path, "--output"):
-        write_json(path, value)
+        write_json(path.resolve(), value)
 
 
 def write_page(path: Path, page: str) -> None:
     """Write HTML likewise."""
     with _write_errors(path, "--html"):
-        write_text(path, page)
+        write_text(path.resolve(), page)
+
+
+def refuse_no_file(path: Path, option: str) -> None:
+    """Refuse a place where a file cannot be written without destroying what is there.
+
+    Raises:
+        UsageError: A folder is there, or a device.
+    """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "not a plain file"
+        example = "report.html" if option == "--html" else "scores.json"
+        raise UsageError(f"{option} {path}: {what}; expected the name of a file, such as {example}")
 
 
 def width_of(table: Table) -> int:
@@ -39,6 +52,7 @@ def width_of(table: Table) -> int:
 
 @contextmanager
 def _write_errors(path: Path, option: str) -> Iterator[None]:
+    refuse_no_file(path, option)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

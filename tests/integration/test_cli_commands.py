@@ -277,3 +277,25 @@ def test_tokens_are_written_as_in_a_recipe(
     done = runner.invoke(app, [*words, "--tokens", written])
     assert done.exit_code == 0, done.stderr
     assert calls.arguments[0]["first"].teachers[0].adapt.tokens == tokens
+
+
+@pytest.mark.parametrize("place", ["run", ".", "", "/", "/dev/null"])
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["report", "nowhere"], "--html"),
+        (["compare", "nowhere"], "--output"),
+        (["eval", "nowhere", "--suite", "perplexity"], "--output"),
+        (["agreement", "nowhere", "here"], "--output"),
+        (["agreement", "nowhere", "here", "--attributions", "lime"], "--html"),
+        (["interchange", "nowhere", "here"], "--output"),
+    ],
+)
+def test_a_folder_is_no_file_to_write_and_keeps_what_it_holds(
+    runner: CliRunner, words: list[str], option: str, place: str
+) -> None:
+    done = runner.invoke(app, [*words, option, place])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{option} {Path(place)}: ")
+    assert done.stderr.count("\n") == 1 and "expected the name of a file" in done.stderr
+    assert sorted(path.name for path in Path("run").iterdir()) == ["results.json", "table.txt"]

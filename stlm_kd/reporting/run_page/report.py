@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import write_text
+from stlm_kd.artifacts.output import refuse_no_file, write_page
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST
 from stlm_kd.comparison.smallest import Smallest
-from stlm_kd.errors import MissingResourceError
 from stlm_kd.reporting.run_page.gather import gather
 from stlm_kd.reporting.run_page.page import page
 
@@ -30,14 +29,8 @@ def report(
 
     Raises:
         MissingResourceError: It cannot be written, or a run is not there.
-        UsageError, CheckpointError: As ``gather``.
+        UsageError: ``target`` is a folder; or as ``gather``.
+        CheckpointError: As ``gather``.
     """
-    content = page(gather(runs, baseline=baseline, smallest=smallest))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, content)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise MissingResourceError(
-            f"{target}: cannot be written ({reason}); choose another --html"
-        ) from error
+    refuse_no_file(target, "--html")
+    write_page(target, page(gather(runs, baseline=baseline, smallest=smallest)))

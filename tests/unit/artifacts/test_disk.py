@@ -20,9 +20,10 @@ from stlm_kd.artifacts.atomic import (
     write_text,
     written_whole,
 )
+from stlm_kd.artifacts.output import write_output, write_page
 from stlm_kd.artifacts.stage_store import copy_folder
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.errors import MissingResourceError
+from stlm_kd.errors import MissingResourceError, UsageError
 from stlm_kd.models.load import save_model
 from tests.support.pico import pico_model
 from tests.unit.training.test_checkpoint import files_of_at_most
@@ -117,3 +118,28 @@ def test_a_folder_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
             unfinished.mkdir()
             (unfinished / content).write_text(content)
     assert everything(tmp_path) == {"folder/second": b"second"}
+
+
+def test_a_file_never_takes_the_place_of_anything_but_a_file(tmp_path: Path) -> None:
+    folder, pipe = tmp_path / "folder", tmp_path / "pipe"
+    folder.mkdir()
+    (folder / "kept").write_text("kept")
+    os.mkfifo(pipe)
+    for target in (folder, pipe):
+        with pytest.raises(FileExistsError):
+            write_text(target, "new")
+        with pytest.raises(UsageError, match=f"--output {target}: .*expected the name of a file"):
+            write_output(target, {})
+        with pytest.raises(UsageError, match=f"--html {target}: .*expected the name of a file"):
+            write_page(target, "")
+    with pytest.raises(OSError), written_whole(folder / "kept") as unfinished:
+        unfinished.mkdir()
+    assert everything(tmp_path) == {"folder/kept": b"kept"}
+    assert pipe.is_fifo() and len([*tmp_path.iterdir()]) == 2
+
+
+def test_what_a_link_points_to_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    write_page(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
