@@ -13,7 +13,7 @@
     ├── DivergedError          1   the processes of one training hold different weights
     ├── RemoteProcessError     as  another process failed, and says why
     ├── Preempted             75   stopped by SIGTERM, after saving
-    └── Interrupted          130   stopped by Ctrl-C, after saving
+    └── Interrupted          130   stopped by Ctrl-C, after saving unless it was pressed three times
 
 A message names the place, what was found, what was expected and what to do.
 """
@@ -115,7 +115,7 @@ class Preempted(StlmKdError):
 
 
 class Interrupted(StlmKdError):
-    """Stopped by Ctrl-C after a checkpoint was saved."""
+    """Stopped by Ctrl-C; a training's checkpoint was saved, unless the message says otherwise."""
 
     exit_code = 130
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError
+from stlm_kd.training.signals import is_third_interrupt, leave_interrupts_to_parent
 
 R = TypeVar("R")
 
@@ -39,7 +40,8 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
         workers: Processes at once; 1 works in this process. Each gets its share of the threads.
 
     Raises:
-        Interrupted, Preempted: SIGINT or SIGTERM came; what was running had time to save.
+        Interrupted, Preempted: SIGINT or SIGTERM came; what was running had time to save, unless SIGINT came
+            three times.
         StlmKdError: A worker was killed.
     """
     if workers == 1 or len(jobs) < 2:
@@ -58,9 +60,11 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
     ):
         try:
             return _results(pool, jobs, workers, received)
-        except BaseException as error:
+        except (CancelledError, BrokenProcessPool, Interrupted, Preempted) as error:
             if received:
                 ending = Preempted if received[0] == signal.SIGTERM else Interrupted
+                if isinstance(error, BrokenProcessPool):  # which may have been training
+                    raise ending("stopped; the same command goes on from what was saved") from error
                 raise ending(
                     "stopped; what was being trained is saved, and the same command goes on from there"
                 ) from error
@@ -78,16 +82,18 @@ def _results(
     """No more jobs are handed out than there are workers: what the pool holds cannot be taken back."""
     futures: list[Future[R]] = []
     running: set[Future[R]] = set()
-    failed: Future[R] | None = None
+    failed = False
     while running or (len(futures) < len(jobs) and not failed and not received):
         while len(running) < workers and len(futures) < len(jobs) and not failed and not received:
             job = jobs[len(futures)]
             futures.append(pool.submit(job.function, *job.arguments))
             running.add(futures[-1])
         ended, running = wait(running, return_when=FIRST_COMPLETED)
-        failed = failed or next((future for future in ended if future.exception() is not None), None)
-    if failed is not None:
-        failed.result()
+        failed = failed or any(future.exception() is not None for future in ended)
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:  # what says more than that a worker was killed, and that more than that one stopped and saved
+        kinds = (Interrupted | Preempted, BrokenProcessPool)
+        raise min(errors, key=lambda error: [isinstance(error, kind) for kind in kinds])
     if received:
         raise CancelledError
     return [future.result() for future in futures]
@@ -103,8 +109,9 @@ def _passing_signals_on() -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        is_forced = number == signal.SIGINT and is_third_interrupt(received)
         for child in active_children():
-            child.terminate()
+            child.kill() if is_forced else child.terminate()
 
     previous = (
         {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -122,7 +129,7 @@ def _begin_worker(threads: int) -> None:
     """A terminal's Ctrl-C reaches all processes; only the first one decides what it means."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_interrupts_to_parent()
     torch.set_num_threads(threads)
 
 

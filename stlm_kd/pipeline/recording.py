@@ -81,23 +81,26 @@ def _ending_recorded(run: RunFolder) -> Iterator[None]:
     try:
         with _stoppable():
             yield
-    except (Interrupted, Preempted) as ending:
-        run.finish("interrupted", str(ending))
-        raise
-    except _Terminated as ending:
-        message = "stopped by SIGTERM between trainings; the same command goes on from there"
-        run.finish("interrupted", message)
-        raise Preempted(message) from ending
-    except KeyboardInterrupt as ending:
-        run.finish("interrupted", "Ctrl-C")
-        raise Interrupted(
-            "stopped by Ctrl-C between trainings; the same command goes on from there"
-        ) from ending
+    except (Interrupted, Preempted, _Terminated, KeyboardInterrupt) as raised:
+        ending = _first_ending(raised)
+        with _deaf():
+            run.finish("interrupted", str(ending))
+        raise ending from None
     except BaseException as error:
         with suppress(OSError):  # on a full disk the record stays as it is, and the error is told
             run.finish("failed", f"{type(error).__name__}: {error}")
         raise
     run.finish("done")
+
+
+def _first_ending(raised: BaseException) -> Interrupted | Preempted:
+    """What stopped the run first: another signal may come while a training's error is on its way."""
+    for error in (raised, raised.__context__):
+        if isinstance(error, Interrupted | Preempted):
+            return error
+    if isinstance(raised, KeyboardInterrupt):
+        return Interrupted("stopped by Ctrl-C between trainings; the same command goes on from there")
+    return Preempted("stopped by SIGTERM between trainings; the same command goes on from there")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.optimizer_step import Updater, UpdateReport
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import BatchSource, Engine, FitResult, FitSettings, TrainStep
-from stlm_kd.training.signals import StopFlags, StopSignals, stopped
+from stlm_kd.training.signals import StopFlags, StopSignals, stopped, stopped_unsaved
 from stlm_kd.training.validation import validate
 from stlm_kd.training.weights import load_model_tensors, model_tensors
 
@@ -64,7 +64,7 @@ def fit(
         CheckpointError: a checkpoint cannot be written, read, or is of another fingerprint.
         RemoteProcessError: in the other processes, when the first one met a ``CheckpointError``.
         DataError: the validation data has no labelled token.
-        Interrupted: SIGINT came; a checkpoint was saved.
+        Interrupted: SIGINT came; a checkpoint was saved, unless it came three times.
         Preempted: SIGTERM came; a checkpoint was saved.
     """
     assert isinstance(step, nn.Module)
@@ -77,6 +77,9 @@ def fit(
         training = _Training(step, batches, settings, validation, tracker, processes, engine, signals, store)
         try:
             return training.run(resume)
+        except KeyboardInterrupt as error:
+            saved = [store.path(step) for step in store.steps()]
+            raise stopped_unsaved(training.state.step, saved[-1] if saved else None) from error
         finally:
             step.train(was_training)
 

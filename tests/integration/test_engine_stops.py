@@ -92,15 +92,38 @@ def test_a_signal_ends_in_its_error_and_the_handlers_are_put_back(
     assert (tmp_path / "checkpoints" / "step-00000003").is_dir()
 
 
-def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
-    class Impatient(PicoBatches):
-        def step(self, index: int) -> Sequence[Batch]:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            return super().step(index)
+class Impatient(PicoBatches):
+    """In its third step Ctrl-C is pressed so many times."""
 
-    with pytest.raises(KeyboardInterrupt):
-        pico_fit(PicoStep(), tmp_path, PLAN, batches=Impatient())
+    def __init__(self, presses: int) -> None:
+        super().__init__()
+        self.presses = presses
+
+    def step(self, index: int) -> Sequence[Batch]:
+        for _ in range(self.presses if index == 2 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return super().step(index)
+
+
+def test_a_second_ctrl_c_waits_for_the_checkpoint_and_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Interrupted, match=r"stopped by Ctrl-C after step 3; saved .*step-00000003"):
+        pico_fit(PicoStep(), tmp_path, PLAN, batches=Impatient(2))
+    assert (tmp_path / "checkpoints" / "step-00000003" / "checksums.json").is_file()
+    assert (
+        capfd.readouterr().err == "saving, then stopping; press Ctrl-C a third time to stop without saving\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("every", "rest"), [(2, "goes on from .*step-00000002"), (None, "begins this training anew")]
+)
+def test_a_third_ctrl_c_stops_at_once_and_says_what_is_left(
+    tmp_path: Path, every: int | None, rest: str
+) -> None:
+    with pytest.raises(Interrupted, match=f"after step 2, without saving; the same command {rest}"):
+        pico_fit(PicoStep(), tmp_path, replace(PLAN, checkpoint_every=every), batches=Impatient(3))
 
 
 def test_a_signal_during_validation_stops_it_and_validation_is_made_up_for_later(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -104,6 +105,29 @@ def test_ctrl_c_saves_says_so_and_the_same_command_goes_on(place: Path, tmp_path
     run = only_run(tmp_path)
     assert run["status"] == "interrupted"
     assert list(student(Path(run["path"])).glob("checkpoints/step-*/checksums.json"))
+
+
+@pytest.mark.parametrize(("jobs", "said"), [(1, "stopped by Ctrl-C after step"), (2, "is saved")])
+def test_ctrl_c_twice_in_a_terminal_saves_what_is_trained(
+    place: Path, tmp_path: Path, jobs: int, said: str
+) -> None:
+    folder = "*/students/student/seed-%s"
+    changes = ("seeds=[1,2]", "train.steps=3000", "train.log_every=1", "--jobs", str(jobs), "--no-rehearsal")
+    pattern = f"{folder % jobs}/metrics.jsonl"
+    with running(*command(tmp_path, *changes), until=tmp_path, pattern=pattern) as process:
+        while len([*tmp_path.glob(f"{folder % '*'}/metrics.jsonl")]) < jobs:
+            time.sleep(0.005)
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.03)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr and "KeyboardInterrupt" not in stderr
+    last = stderr.splitlines()[-1]
+    record = json.loads((Path(only_run(tmp_path)["path"]) / "run.json").read_text())
+    assert said in last and (record["status"], record["message"]) == ("interrupted", last)
+    saved = [*tmp_path.glob(f"{folder % '*'}/checkpoints/step-*/checksums.json")]
+    assert len({path.parents[2] for path in saved}) == jobs
 
 
 def test_an_adaptation_told_to_stop_goes_on_to_the_same_teacher(place: Path, tmp_path: Path) -> None:

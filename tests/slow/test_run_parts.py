@@ -24,7 +24,7 @@ from stlm_kd.artifacts.saved_results import read_results
 from stlm_kd.artifacts.stage_store import Stages, copy_folder
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.intervals import estimate
-from stlm_kd.errors import CheckpointError, NonFiniteError, RecipeError, RecipeFault, StlmKdError
+from stlm_kd.errors import CheckpointError, NonFiniteError, Preempted, RecipeError, RecipeFault, StlmKdError
 from stlm_kd.pipeline import context
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.results import parameters_of
@@ -386,6 +386,27 @@ def test_a_signal_to_the_first_process_ends_the_jobs_with_its_own_code(
     finally:
         process.kill()
     assert not (tmp_path / "c").exists()
+
+
+def fail_when_told_to_stop(folder: Path) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    touch(folder / "running")
+    signal.pause()
+    raise CheckpointError("the checkpoint could not be written")
+
+
+def stop_when_told(folder: Path) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    appear(folder / "running")
+    signal.raise_signal(signal.SIGINT)  # as a terminal sends it, to all processes
+    os.kill(os.getppid(), signal.SIGINT)
+    signal.pause()
+    raise Preempted("saved")
+
+
+def test_what_a_signal_ends_otherwise_than_saved_is_told_as_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="could not be written"):
+        run_jobs([Job(stop_when_told, (tmp_path,)), Job(fail_when_told_to_stop, (tmp_path,))], workers=2)
 
 
 def test_trackers_group_a_runs_stages_by_the_runs_name(

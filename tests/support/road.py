@@ -175,13 +175,14 @@ def distilled(recipe: str, *changes: str, output_dir: Path, options: tuple[str, 
 
 
 def started(*words: str) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """The command in a process of its own, and in a session of its own as in a terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", "stlm_kd", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 

@@ -32,7 +32,7 @@ def fail() -> None:
         (lambda: None, None, "done", ""),
         (fail, DataError, "failed", "DataError: no text"),
         (lambda: signal.raise_signal(signal.SIGTERM), Preempted, "interrupted", "stopped by SIGTERM between"),
-        (lambda: signal.raise_signal(signal.SIGINT), Interrupted, "interrupted", "Ctrl-C"),
+        (lambda: signal.raise_signal(signal.SIGINT), Interrupted, "interrupted", "stopped by Ctrl-C between"),
     ],
 )
 def test_the_record_says_how_a_run_ended(
@@ -64,6 +64,23 @@ def test_a_signal_is_not_lost_in_code_that_tries_something_else_after_any_except
             signal.raise_signal(number)
         except Exception:
             pytest.fail("caught on the way")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_a_training_stopped_leaves_what_it_says(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with (
+        pytest.raises(Interrupted, match=r"^after step 3; saved$"),
+        recorded(recipe(), name="x", output_dir=tmp_path, command=""),
+    ):
+        try:
+            raise Interrupted("after step 3; saved")
+        finally:
+            signal.raise_signal(number)
+    (found,) = tmp_path.glob("*/run.json")
+    record = json.loads(found.read_text())
+    assert (record["status"], record["message"]) == ("interrupted", "after step 3; saved")
 
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:
