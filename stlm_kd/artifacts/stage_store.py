@@ -2,7 +2,8 @@
 
 A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, where an interrupted
 build finds its checkpoints again, and gets its name when it is whole, with the hashes of all its files. Of
-several processes that want the same stage one builds it, and the others wait.
+several processes that want the same stage one builds it, and the others wait. Of a build that ended before
+it wrote a file nothing is left.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class Stages:
         held.enter_context(FileLock(locks / folder.name))
         if folder.is_dir():
             return False
+        held.callback(_drop_if_empty, _partial(folder), locks / folder.name)
         clear_unfinished_for(_partial(folder))
         if not self.resume:
             shutil.rmtree(_partial(folder), ignore_errors=True)
@@ -139,6 +141,13 @@ class Stages:
 
 def _partial(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.partial")
+
+
+def _drop_if_empty(partial: Path, lock: Path) -> None:
+    """Leave nothing of a build that ended before it wrote a file."""
+    if partial.is_dir() and not any(path.is_file() for path in partial.rglob("*")):
+        shutil.rmtree(partial, ignore_errors=True)
+        lock.unlink(missing_ok=True)
 
 
 def _drop_checkpoints(folder: Path) -> None:

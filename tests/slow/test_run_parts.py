@@ -125,6 +125,16 @@ def test_an_interrupted_build_finds_its_files_again_and_the_stage_is_not_there(t
     assert seen == ["checkpoint"]
 
 
+def test_of_a_build_that_failed_before_it_wrote_anything_nothing_is_left(tmp_path: Path) -> None:
+    def failing(folder: Path) -> None:
+        (folder / "checkpoints").mkdir()
+        raise CheckpointError("no text")
+
+    with pytest.raises(CheckpointError, match="no text"):
+        Stages(tmp_path).make("tokenizer", {"a": 1}, failing)
+    assert [path.name for path in tmp_path.rglob("*")] == [".locks"]
+
+
 def test_without_resume_a_build_begins_anew(tmp_path: Path) -> None:
     stages = Stages(tmp_path, resume=False)
     partial = stages.path("model", {"a": 1}).with_name(stages.path("model", {"a": 1}).name + ".partial")
