@@ -110,8 +110,18 @@ def _unusable(name: str, error: Exception, file: Path | None) -> str:
     return f"{name}: the tokenizer cannot be loaded ({reason}); check its tokenizer_config.json"
 
 
+def smallest_size(*, masked: bool) -> int:
+    """The fewest tokens that a trained tokenizer can have: the special ones and the bytes."""
+    return _NUM_BYTES + len(_special_tokens(masked))
+
+
 def train_tokenizer(
-    texts: Iterable[str], kind: Literal["bpe"] = "bpe", size: int = 8192, *, masked: bool = False
+    texts: Iterable[str],
+    kind: Literal["bpe"] = "bpe",
+    size: int = 8192,
+    *,
+    masked: bool = False,
+    place: str = "size",
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of exactly ``size`` tokens, trained on texts as they come.
 
@@ -126,6 +136,7 @@ def train_tokenizer(
         masked: For a causal model, ids 0 and 1 are ``<|endoftext|>`` (bos, eos) and ``<|pad|>``. For a masked
             one, ids 0 to 3 are ``<|start|>`` (cls), ``<|end|>`` (sep), ``<|pad|>`` and ``<|mask|>``, and the
             tokenizer puts a text between start and end, unless asked not to.
+        place: What messages call the size.
 
     Raises:
         ModelError: ``size`` has no room for the bytes.
@@ -135,9 +146,10 @@ def train_tokenizer(
 
     assert kind == "bpe", kind
     special: list[str | AddedToken] = list(_special_tokens(masked))
-    smallest = _NUM_BYTES + len(special)
-    if size < smallest:
-        raise ModelError(f"a tokenizer of {size} tokens: a byte-level BPE needs at least {smallest}")
+    if size < (smallest := smallest_size(masked=masked)):
+        raise ModelError(
+            f"{place}: {size} found; expected at least {smallest}: the special tokens and 256 bytes"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -150,7 +162,7 @@ def train_tokenizer(
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != size:
         raise DataError(
-            f"a tokenizer of {size} tokens: the text yields only {tokenizer.get_vocab_size()}; "
+            f"{place}: {size} found, but the text yields only {tokenizer.get_vocab_size()} tokens; "
             "ask for fewer tokens or give more text"
         )
     return _for_masked_models(tokenizer) if masked else _for_causal_models(tokenizer)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stlm_kd.data.tokenizers import smallest_size
 from stlm_kd.errors import RecipeFault, did_you_mean
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.recipe.schema.data import LABELLED_SAMPLES, Source
 from stlm_kd.recipe.schema.root import Recipe, Teacher
-from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
+from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt, TokenizerTraining
 from stlm_kd.recipe.schema.training import Engine
 from stlm_kd.recipe.validation.cache import cache_conflicts
 from stlm_kd.recipe.validation.combination import combination_conflicts
@@ -46,6 +47,14 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
         yield (place, task), message
     if student.init_from is not None and student.init_from.model_type is not None:
         yield from _made_into(student.init_from.model_type, recipe)
+    if isinstance(student.tokenizer, TokenizerTraining):
+        smallest = smallest_size(masked=recipe.task != "clm")
+        if student.tokenizer.size < smallest:
+            message = (
+                f"{student.tokenizer.size} found; expected at least {smallest} for {recipe.task}: "
+                "the special tokens and 256 bytes"
+            )
+            yield (("student", "tokenizer", "size"), task), message
     if recipe.task != "mlm" and recipe.data.masked_share is not None:
         yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
     if recipe.task == "mlm" and recipe.data.context < 3:

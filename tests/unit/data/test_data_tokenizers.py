@@ -17,6 +17,9 @@ from stlm_kd.data.tokenizers import (
     train_tokenizer,
 )
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
+from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.recipe import load
 
 TEXTS = [
     f"The {who} {did} the {what} near the old {where} .\n"
@@ -118,8 +121,15 @@ def test_a_size_without_room_for_the_bytes_is_refused() -> None:
 
 
 def test_too_little_text_for_the_size_is_refused() -> None:
-    with pytest.raises(DataError, match=r"5000 tokens: the text yields only \d+"):
+    with pytest.raises(DataError, match=r"^size: 5000 found, but the text yields only \d+ tokens"):
         train_tokenizer(TEXTS, size=5000)
+
+
+def test_a_run_says_by_its_key_that_the_text_is_too_little_for_the_size(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("few words\n")
+    recipe = load("sample-teacher-gpt2", [f"data.train={tmp_path}/a.txt"])
+    with pytest.raises(DataError, match=r"^student\.tokenizer\.size: 512 found, but the text yields only"):
+        student_tokenizer(recipe, RunContext(tmp_path / "runs"))
 
 
 def test_a_vocabulary_is_the_same_where_every_id_means_the_same(tokenizer: PreTrainedTokenizerFast) -> None:
