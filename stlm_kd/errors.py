@@ -147,4 +147,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=1)
     if near:
         return f" (did you mean {near[0]}?)"
-    return f"; known: {', '.join(names)}" if names else ""
+    return f"; known: {listed(names)}" if names else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, in quotes where a comma is part of one.
+
+    >>> listed(["student", "teacher a, adapted"])
+    "student, 'teacher a, adapted'"
+    """
+    return ", ".join(repr(name) if "," in name else name for name in names)

@@ -17,7 +17,7 @@ from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
 from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.comparison.verdicts import Compared, judged, scope_of, unknown_noise
-from stlm_kd.errors import DataError, UsageError, did_you_mean
+from stlm_kd.errors import DataError, UsageError, did_you_mean, listed
 
 DEFAULT_SMALLEST = Smallest()
 
@@ -138,8 +138,10 @@ def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
         named = named or [one for one in entries if name in (one.variant, one.source)]
         if len(named) != 1:
             known = [one.name for one in named or entries]
-            what = "several rows" if named else f"no such row{did_you_mean(name, known)}"
-            raise UsageError(f"--baseline {name}: {what}; give one of: {', '.join(known)}")
+            what = f"several rows; give one of: {listed(known)}"
+            raise UsageError(
+                f"--baseline {name}: {what if named else f'no such row{did_you_mean(name, known)}'}"
+            )
         return named[0]
     for source in dict.fromkeys(one.source for one in entries):
         rows = [one for one in entries if one.source == source]

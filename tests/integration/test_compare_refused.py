@@ -165,6 +165,8 @@ def test_an_unfinished_run_and_what_is_not_there_are_told(tmp_path: Path) -> Non
 def test_names_on_the_command_line_are_checked(run: str) -> None:
     with pytest.raises(UsageError, match=r"--baseline no-techer: no such row \(did you mean no-teacher\?\)"):
         compare([run], baseline="no-techer")
+    with pytest.raises(UsageError, match=r"--baseline x: no such row; known: all-data, no-teacher, [^;]+$"):
+        compare([run], baseline="x")
     with pytest.raises(UsageError, match=r"--metric acuracy: .* \(did you mean accuracy\?\)"):
         compare([run], only=["acuracy"])
 
