@@ -237,8 +237,10 @@ def _notes(
         )
     elif isinstance(joined, ResampledDifference) and joined.within:
         yield (
-            f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), stretches are drawn "
-            "within each: verdicts speak of these documents, not of others like them"
+            f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), stretches of "
+            "text are drawn within each, which the column examples counts (the more alike two models differ "
+            "on neighbouring text, the longer and fewer); verdicts speak of these documents, not of others "
+            "like them"
         )
     elif isinstance(joined, PairedExamples) and not joined.is_mean:
         yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
