@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,12 +26,24 @@ from stlm_kd.cli.options import (
     TrustRemoteCode,
     one_value_each,
 )
-from stlm_kd.errors import UsageError
+from stlm_kd.errors import RecipeError, RecipeFault, StlmKdError, UsageError
 
 if TYPE_CHECKING:
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.yaml import Plain
 
+_OPTIONS = {
+    r", or set data\.allow_overlap: true": "",
+    r"data\.train\b(\[\d+\])?(\.\w+)?": "--data",
+    r"data\.validation(\[\d+\])?(\.\w+)?": "--validation",
+    r"data\.context": "--context",
+    r"student\.tokenizer": "--tokenizer",
+    r"teachers\[0\]\.adapt\.(\w+)": r"--\1",
+    r"teachers\[0\](\.(name|model))?( \([^)]*\))?(?![.\w])": "TEACHER",
+    r"eval\[\d+\](\.\w+)*": "--suite",
+    r"^task(?=$|:| \()": "--task",
+}
+"""The options by the places of the recipe that they amount to."""
 
 TeacherAndChanges = Annotated[
     list[str] | None,
@@ -113,39 +127,68 @@ def adapt_teacher(
         "precision": precision,
         "seed": seed,
     }
-    if recipe is not None:
-        given = [*adapt.values(), tokenizer, data, validation, context, task, suite, tasks, limit]
-        if any(value is not None for value in given):
-            raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
-        loaded, teacher = _of_recipe(recipe, words or ())
-        name = Path(recipe).stem
-    else:
-        model = _only_model(words or ())
-        scored = _suites(suite or (), tasks, limit)
-        of_task = partial(_of_options, model, adapt, tokenizer, data, validation, context, scored)
-        loaded = of_task(task or "clm")  # tells faults of the options, before the model is looked for
-        if task is None:
-            loaded = of_task(_task_of(model, trust_remote_code))
-        teacher, name = None, f"adapt-{loaded.teachers[0].name}"
-    if launched_again(processes, loaded, origin=recipe or "the options"):
-        return
-    from stlm_kd.pipeline.adapt import adapt_teacher as run
+    with nullcontext() if recipe is not None else _errors_by_options():
+        if recipe is not None:
+            given = [*adapt.values(), tokenizer, data, validation, context, task, suite, tasks, limit]
+            if any(value is not None for value in given):
+                raise UsageError(
+                    "with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options"
+                )
+            loaded, teacher = _of_recipe(recipe, words or ())
+            name = Path(recipe).stem
+        else:
+            model = _only_model(words or ())
+            scored = _suites(suite or (), tasks, limit)
+            of_task = partial(_of_options, model, adapt, tokenizer, data, validation, context, scored)
+            loaded = of_task(task or "clm")  # tells faults of the options, before the model is looked for
+            if task is None:
+                loaded = of_task(_task_of(model, trust_remote_code))
+            teacher, name = None, f"adapt-{loaded.teachers[0].name}"
+        if launched_again(processes, loaded, origin=recipe or "the options"):
+            return
+        from stlm_kd.pipeline.adapt import adapt_teacher as run
 
-    folder = run(
-        loaded,
-        teacher=teacher,
-        name=name,
-        output_dir=output_dir,
-        resume=resume.value,
-        trust_remote_code=trust_remote_code,
-        command=typed_command(),
-        rehearsal=rehearsal,
-    )
+        folder = run(
+            loaded,
+            teacher=teacher,
+            name=name,
+            output_dir=output_dir,
+            resume=resume.value,
+            trust_remote_code=trust_remote_code,
+            command=typed_command(),
+            rehearsal=rehearsal,
+        )
     if not is_first_process():
         return
     print_results(folder, as_json=as_json)
     if not as_json:
         typer.echo(f"\nFolder: {folder}")
+
+
+def _by_options(text: str) -> str:
+    """A message with the options' names for the recipe's.
+
+    >>> _by_options("teachers[0] (gpt2): it has 8 positions, but data.context is 9; shorten it")
+    'TEACHER: it has 8 positions, but --context is 9; shorten it'
+    >>> _by_options("teachers[0].adapt.learning_rate"), _by_options("data.validation[0].path")
+    ('--learning-rate', '--validation')
+    """
+    for place, option in _OPTIONS.items():
+        text = re.sub(place, option, text)
+    return re.sub(r"--\w+", lambda found: found[0].replace("_", "-"), text)
+
+
+@contextmanager
+def _errors_by_options() -> Iterator[None]:
+    """Errors of the recipe that the options amount to speak of the options."""
+    try:
+        yield
+    except RecipeError as error:
+        faults = [RecipeFault(_by_options(one.place), _by_options(one.message)) for one in error.faults]
+        raise RecipeError(error.origin, faults) from error
+    except StlmKdError as error:
+        error.args = tuple(_by_options(one) if isinstance(one, str) else one for one in error.args)
+        raise
 
 
 def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:

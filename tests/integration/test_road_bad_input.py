@@ -210,3 +210,27 @@ def test_adapt_teacher_refuses_what_cannot_be(
     assert result.exit_code == 3, f"{result.output}{result.exception!r}"
     assert what in result.stderr and "Traceback" not in result.stderr
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_adapt_teacher_without_a_recipe_speaks_of_its_options(place: Path, tmp_path: Path) -> None:
+    words = [
+        "adapt-teacher",
+        "gpt2",
+        "--tokenizer",
+        "own",
+        "--data",
+        "train.txt",
+        "--output-dir",
+        str(tmp_path),
+    ]
+    for more, said in (
+        (["--validation", "train.txt"], "--validation: train.txt is --data too; "),
+        (
+            ["--validation", "valid.txt", "--context", "9999"],
+            "TEACHER: it has 64 positions, but --context is ",
+        ),
+        (["--validation", "valid.txt", "--learning-rate", "-1"], "--learning-rate: "),
+    ):
+        result = stlm_kd(*words, *more)
+        assert result.exit_code == 3 and said in result.stderr, result.output
+        assert not re.search(r"data\.|teachers\[|allow_overlap", result.stderr)
