@@ -1,8 +1,8 @@
-"""Whether two models differ: paired tests over examples, differences over seeds, many comparisons at once.
+"""Tests of whether two models differ: over examples, over seeds, corrected for multiple comparisons.
 
-Two things are left to chance where models are compared: which examples they are asked (``paired_bootstrap``,
-``mcnemar``) and with which seed they were trained or fine-tuned (``over_seeds``, which counts both).
-``equivalence_p`` tells whether they differ by less than what matters.
+Two sources of variance: the test examples (``paired_bootstrap``, ``mcnemar``) and the seed of training or
+fine-tuning (``over_seeds``, which includes both). ``equivalence_p`` tests whether a difference is smaller
+than a threshold.
 
 Shapes: N examples, R resamples.
 """
@@ -27,12 +27,12 @@ _ROUNDING = 1e-9
 
 Floats = npt.NDArray[np.float64]
 Noise = tuple[tuple[float, float], ...]
-"""Variances of a mean that add up, each with its degrees of freedom."""
+"""Additive variance components of a mean, each with its degrees of freedom."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first minus the second: the mean, its 95 % interval, and the two-sided p of there being none."""
+    """First minus second: the mean, its 95 % interval, and the two-sided p-value of no difference."""
 
     mean: float
     low: float
@@ -42,7 +42,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """How many examples only the first, and only the second, has right, and the two-sided mid-p."""
+    """The discordant examples, which only the first or only the second has right, and the two-sided mid-p."""
 
     only_first: int
     only_second: int
@@ -52,13 +52,13 @@ class McNemar:
 def paired_bootstrap(
     first_N: npt.ArrayLike, second_N: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """The difference of two means over the same examples, which are drawn with replacement.
+    """The difference of two means over the same examples, by the paired bootstrap.
 
     Args:
-        first_N: A metric of each example, (N,), N at least 2.
-        second_N: The same of the other model, in the same order.
-        resamples: Drawn sets of examples.
-        seed: Of the draw.
+        first_N: A metric for each example, (N,), N at least 2.
+        second_N: The same for the other model, in the same order.
+        resamples: Number of bootstrap samples.
+        seed: Random seed.
     """
     differences_N = np.asarray(first_N, np.float64) - np.asarray(second_N, np.float64)
     assert differences_N.ndim == 1 and len(differences_N) > 1
@@ -67,23 +67,23 @@ def paired_bootstrap(
 
 
 def from_resamples(mean: float, drawn_R: Floats, *, examples: int) -> Difference:
-    """A difference with the expanded percentile interval of its resamples, and the p that belongs to it.
+    """A difference with the expanded percentile interval of its resamples, and the matching p-value.
 
-    The share of resamples beyond 0 is a tail of a normal distribution with the deviation of N rather than
-    N - 1; it is turned into one of Student's t, so that few examples are not taken for more than they are
-    (Hesterberg, "What teachers should know about the bootstrap", 2015, section 5.3). The p is below .05
-    where the interval leaves 0 out, as finely as the resamples tell; of R resamples one more is counted on
+    The fraction of resamples beyond 0 is a tail of a normal distribution whose standard deviation divides by
+    N rather than N - 1. It is converted to a tail of Student's t, which corrects for few examples
+    (Hesterberg, "What teachers should know about the bootstrap", 2015, section 5.3). p is below .05 exactly
+    where the interval excludes 0, within the resolution of the resamples; one extra resample is counted on
     either side.
 
-    Where no resample lies beyond 0, their number alone bounds that p from below, and a correction for many
-    comparisons multiplies the bound. Then the p is that of Student's t with the resamples' deviation, if it
-    is smaller, so that it goes on falling with the distance from 0. Resamples that are all equal have no
-    deviation, and keep the bound. As of any t-test, small p of few and strongly skewed differences are too
-    small: of 30 exponential ones, 1 % have p below .001.
+    If no resample lies beyond 0, the number of resamples bounds p from below, and a correction for multiple
+    comparisons multiplies that bound. In that case p is that of Student's t with the standard deviation of
+    the resamples, if it is smaller, so that p keeps decreasing with the distance from 0. Resamples that are
+    all equal have no deviation and keep the bound. As in any t-test, small p-values of few, strongly skewed
+    differences are too small: for 30 exponential ones, 1 % have p below .001.
 
     Args:
-        mean: The difference on the examples as they are.
-        drawn_R: The same on each drawn set, (R,).
+        mean: The difference on the original examples.
+        drawn_R: The difference on each resample, (R,).
         examples: N, at least 2.
     """
     shrunk = math.sqrt((examples - 1) / examples)
@@ -99,22 +99,22 @@ def from_resamples(mean: float, drawn_R: Floats, *, examples: int) -> Difference
 
 
 def resampled_stderr(drawn_R: Floats, *, examples: int) -> float:
-    """The standard error that resamples show: their deviation, which is one of N, as one of N - 1."""
+    """The standard error from resamples, corrected from dividing by N to dividing by N - 1."""
     return float(np.std(drawn_R)) * math.sqrt(examples / (examples - 1))
 
 
 def mcnemar(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> McNemar:
-    """The mid-p test of McNemar: whether two models have equally many of the same examples right.
+    """McNemar's mid-p test: whether two models have equally many of the same examples right.
 
-    Twice the exact binomial tail, of which the observed table counts half; 1 where neither is ahead.
+    Twice the exact binomial tail, with half the weight of the observed table; 1 if the counts are equal.
     Fagerland, Lydersen and Laake, "The McNemar test for binary matched-pairs data: mid-p and asymptotic are
     better than exact conditional", 2013.
 
     Args:
         first_N: 1 (or true) where the first model is right, else 0, (N,).
-        second_N: The same of the other model, in the same order.
+        second_N: The same for the other model, in the same order.
     """
-    from scipy.stats import binom  # takes a second to import, and recipes are checked without it
+    from scipy.stats import binom  # slow import, not needed to validate recipes
 
     first, second = (np.asarray(values, np.float64) for values in (first_N, second_N))
     assert first.shape == second.shape and np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
@@ -125,10 +125,10 @@ def mcnemar(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> McNemar:
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """The p of each comparison, corrected for all of them, in their order.
+    """Holm-corrected p-values, in the order of the input.
 
-    The chance that any is below .05 where nothing differs is at most .05, whatever they have to do with each
-    other (Holm, "A simple sequentially rejective multiple test procedure", 1979).
+    Controls the family-wise error rate at .05 under any dependence between the tests (Holm, "A simple
+    sequentially rejective multiple test procedure", 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     (0.03, 0.06, 0.06)
@@ -142,14 +142,14 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def corrected(tests: Sequence[tuple[float, float | None]]) -> tuple[tuple[float, float | None], ...]:
-    """Both p values of each comparison, corrected for all comparisons, in their order.
+    """Both p-values of each comparison, corrected for all comparisons, in the order of the input.
 
-    Of each comparison two claims are tested: that there is a difference, and (where there is a second p) that
-    none matters. Their null hypotheses exclude each other, so that of C comparisons at most C are true, and
-    each p counts C times, less the comparisons of which both are rejected already: which hypotheses these
-    are decides, not their number alone (Shaffer, "Modified sequentially rejective multiple test procedures",
-    1986, procedure S2, whose steps reject at least what those of S1 do; without second p it is ``holm``).
-    The chance of any false claim at .05 is at most .05.
+    Each comparison tests two claims: that there is a difference, and (if there is a second p) that the
+    difference is negligible. Their null hypotheses exclude each other, so at most C of them are true for C
+    comparisons. Each p is multiplied by C less the number of comparisons in which both are already rejected;
+    which hypotheses are rejected matters, not only how many (Shaffer, "Modified sequentially rejective
+    multiple test procedures", 1986, procedure S2, whose steps reject at least what those of S1 do; without
+    second p-values it is ``holm``). Controls the family-wise error rate at .05.
 
     >>> corrected([(0.01, None), (0.04, None), (0.03, None)])
     ((0.03, None), (0.06, None), (0.06, None))
@@ -172,10 +172,10 @@ def corrected(tests: Sequence[tuple[float, float | None]]) -> tuple[tuple[float,
 
 
 def nested_means(groups: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """The mean of each group: of each distillation seed, over the seeds of its fine-tunings.
+    """The mean of each group: for each distillation seed, over its fine-tuning seeds.
 
-    The means are as independent as the distillations are, and an interval over seeds is one over them; runs
-    of one distilled student taken for independent would make it too narrow.
+    The means are independent, as the distillations are, and an interval over seeds uses them. Treating all
+    fine-tunings of one distilled student as independent would make the interval too narrow.
 
     >>> nested_means([[1.0, 3.0], [5.0]])
     (2.0, 5.0)
@@ -191,24 +191,24 @@ def over_seeds(
     examples_stderr: float | None,
     examples_freedom: float = math.inf,
 ) -> tuple[Noise, ...]:
-    """The noise of the difference of two means over seeds, with that of the examples; () if not known.
+    """Variance components of the difference of two means over seeds and examples; () if unknown.
 
-    The seeds' variance is that of the differences where they are paired, else both sides' (Welch's). A side
-    of a single value has none that is known, and counts as fixed. There are two noises, of which whichever
-    makes a claim less sure holds (``by_noises``): that of the seeds alone; and with the examples' variance
-    added, with the degrees of freedom of Satterthwaite ("An approximate distribution of estimates of variance
-    components", 1946). The first alone takes the examples for all there are; the second alone is too sure of
-    few seeds that happen to agree.
+    The seed variance is that of the differences if seeds are paired, else the sum over both sides (Welch). A
+    side with a single value contributes none and counts as fixed. Returns two alternatives, of which
+    ``by_noises`` takes the more conservative: the seed variance alone; and the seed variance plus the example
+    variance, with Satterthwaite's degrees of freedom ("An approximate distribution of estimates of variance
+    components", 1946). The first alone treats the examples as the whole population; the second alone is
+    overconfident for few seeds that happen to agree.
 
-    Seeds that all give one value do not show that seeds make no difference, as where accuracy is a count of
-    few examples. Then the examples' variance stands in for theirs, with the seeds' degrees of freedom; where
-    it is 0 or unknown too, nothing is known.
+    Equal values for all seeds do not show that the seed has no effect, for example if accuracy is a count of
+    few examples. The example variance then replaces the seed variance, with the degrees of freedom of the
+    seeds; if it is 0 or unknown too, the result is ().
 
     Args:
-        first: The metric for each seed, of a training or of a single model's fine-tuning.
-        second: The same of the other model; where paired, of the same seeds in the same order.
-        paired: Whether they are.
-        examples_stderr: The standard error, over examples, of the difference of the means; None if not known.
+        first: The metric for each training seed, or for each fine-tuning seed of a single model.
+        second: The same for the other model; if paired, for the same seeds in the same order.
+        paired: Whether the seeds are paired.
+        examples_stderr: Standard error, over examples, of the difference of the means; None if unknown.
         examples_freedom: Its degrees of freedom.
 
     At least one side has two values or more.
@@ -229,21 +229,21 @@ def over_seeds(
 
 
 def by_noises(mean: float, noises: Sequence[Noise]) -> Difference:
-    """A difference by Student's t: of several noises the wider interval, and the larger p."""
+    """A difference by Student's t: the widest interval and the largest p over several noise estimates."""
     half, p = (max(found) for found in zip(*(_student(mean, noise) for noise in noises), strict=True))
     return Difference(mean, mean - half, mean + half, p)
 
 
 def equivalence_p(mean: float, noises: Sequence[Noise], smallest: float) -> float:
-    """The p of the difference being ``smallest`` or more either way: two one-sided tests.
+    """The p-value of a difference of ``smallest`` or more in either direction: two one-sided tests (TOST).
 
     Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for assessing the
-    equivalence of average bioavailability", 1987. The larger p of the two is that of the nearer limit; of
-    several noises the larger p holds.
+    equivalence of average bioavailability", 1987. The larger p of the two is that of the nearer limit; the
+    largest p over several noise estimates is returned.
 
     Args:
         mean: The difference.
-        noises: As of ``over_seeds``, none of them 0.
+        noises: As returned by ``over_seeds``, none of them 0.
         smallest: The smallest difference that matters, above 0.
     """
     found = []
@@ -254,12 +254,12 @@ def equivalence_p(mean: float, noises: Sequence[Noise], smallest: float) -> floa
 
 
 def by_stderr(mean: float, stderr: float, *, freedom: float = math.inf) -> Difference:
-    """A difference whose standard error is known, by Student's t with so many degrees of freedom."""
+    """A difference with a known standard error, by Student's t with the given degrees of freedom."""
     return by_noises(mean, [((stderr**2, freedom),)])
 
 
 def deviations_wide(values: int) -> float:
-    """The half width of a 95 % interval of a mean over so many seeds, in standard deviations over seeds.
+    """Half width of the 95 % interval of a mean over this many seeds, in standard deviations over seeds.
 
     >>> [round(deviations_wide(seeds), 2) for seeds in (2, 3, 5, 10)]
     [8.98, 2.48, 1.24, 0.72]
@@ -268,7 +268,7 @@ def deviations_wide(values: int) -> float:
 
 
 def _student(mean: float, noise: Noise) -> tuple[float, float]:
-    """The half width of the interval, and p, of a mean whose variance is a sum of estimates."""
+    """Half width of the interval, and p, of a mean with additive variance components."""
     if not any(part for part, _ in noise):
         return 0.0, 1.0 if mean == 0 else 0.0
     stderr, freedom = _satterthwaite(noise)
@@ -278,14 +278,14 @@ def _student(mean: float, noise: Noise) -> tuple[float, float]:
 
 
 def _satterthwaite(noise: Noise) -> tuple[float, float]:
-    """The standard error and its degrees of freedom, of a variance that is a sum of estimates."""
+    """The standard error and its degrees of freedom for additive variance components."""
     total = math.fsum(part for part, _ in noise)
     spread = math.fsum(part**2 / degrees for part, degrees in noise)
     return math.sqrt(total), total**2 / spread if spread else math.inf
 
 
 def _resampled_means(values_N: Floats, resamples: int, generator: np.random.Generator) -> Floats:
-    """The mean of each drawn set, (R,)."""
+    """The mean of each resample, (R,)."""
     different, counts = np.unique(values_N, return_counts=True)
     size = len(values_N)
     if len(different) <= _FEW:

@@ -1,1 +1,1 @@
-"""Statistics over stored results: which models differ, and what the numbers allow to be said."""
+"""Statistical comparison of stored results: which models differ, and how certain that is."""

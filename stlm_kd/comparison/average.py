@@ -1,4 +1,4 @@
-"""Several fine-tunings of one model as one result, for tables."""
+"""Averages several fine-tunings of one model into one result, for tables."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from stlm_kd.artifacts.results import Score, SuiteResult
 
 
 def averaged(results: Sequence[SuiteResult]) -> list[SuiteResult]:
-    """One result for each suite and label: those of fine-tunings become their means, without examples.
+    """One result for each suite and label; several fine-tunings become their mean, without examples.
 
-    The standard error of a mean counts the examples, which are the same for all fine-tunings, and the
-    differences between these: the root of the mean squared standard error and of their variance by their
-    number. A note says so. A result that is alone stays as it is.
+    The standard error of the mean combines the examples, which all fine-tunings share, and the variation
+    between fine-tunings: the square root of the mean squared standard error plus the variance divided by the
+    number of fine-tunings. A note says so. A single result is returned unchanged.
     """
     groups: dict[tuple[str, str], list[SuiteResult]] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""The command ``compare``: which of several models are better than one of them, and which only seem so."""
+"""The command ``compare``: tests which models differ from a baseline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_SMALLEST = Smallest()
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows, their metrics, how each differs from the baseline, and what a reader must know."""
+    """All rows, their metrics, their differences from the baseline, and notes on how to read them."""
 
     entries: tuple[Entry, ...]
     metrics: tuple[Metric, ...]
@@ -41,23 +41,23 @@ def compare(
     smallest: Smallest = DEFAULT_SMALLEST,
     lossy: Lossy = "refuse",
 ) -> Comparison:
-    """All rows of runs and files of scores against one of them.
+    """Compare all rows of runs and score files with a baseline.
 
     Args:
-        sources: Run folders, or JSON files that ``stlm-kd eval --output`` wrote.
-        baseline: A row by its name, or its variant where one row alone has it. By default the first run's
-            control (``no-teacher`` if there is one), or its student if that has no teachers; then the next
-            run's; then whatever student or model comes first.
-        only: Metrics, as ``accuracy`` or ``blimp acc``; by default all that there are. The correction is for
-            all comparisons that are made, so that asking for fewer finds more.
+        sources: Run folders, or JSON files written by ``stlm-kd eval --output``.
+        baseline: Name of a row, or a variant that only one row has. Default: the first run's control
+            (``no-teacher`` if there is one), or its student if that has no teachers; then the same for the
+            next run; then the first student or model.
+        only: Metrics such as ``accuracy`` or ``blimp acc``; default: all. The correction covers all
+            comparisons that are made, so fewer metrics give more power.
         smallest: The smallest difference that matters in each metric.
-        lossy: What becomes of bits per byte where a tokenizer loses a part of the text.
+        lossy: How to handle bits per byte if a tokenizer loses part of the text.
 
     Raises:
-        UsageError: A source given twice, a baseline or metric that is not there, or nothing to compare with.
-        MissingResourceError, CheckpointError: As ``read_entries``.
-        DataError: Results of other examples, or of which none compares, or of a lossy tokenizer; the message
-            says what differs.
+        UsageError: A source is given twice, a baseline or metric does not exist, or there is only one row.
+        MissingResourceError, CheckpointError: See ``read_entries``.
+        DataError: The examples differ, no metric is comparable, or a tokenizer is lossy; the message says
+            what differs.
     """
     entries = read_entries(sources)
     if len(entries) < 2:
@@ -74,11 +74,11 @@ def compare_with(
     smallest: Smallest = DEFAULT_SMALLEST,
     lossy: Lossy = "leave out",
 ) -> Comparison:
-    """As ``compare``, of rows that were read.
+    """Compare rows that were already read; see ``compare``.
 
     Raises:
         UsageError: No row has such a metric.
-        DataError: As ``compare``.
+        DataError: See ``compare``.
     """
     known = metrics_of(entries)
     smallest.require_known(_names(known))
@@ -107,12 +107,13 @@ def compare_pairs(
     smallest: Smallest = DEFAULT_SMALLEST,
     lossy: Lossy = "leave out",
 ) -> tuple[tuple[Compared, ...], tuple[str, ...]]:
-    """The first of each pair minus the second, corrected for all of them; and what a reader must know.
+    """Compare the two entries of each pair, corrected for all pairs; also returns notes.
 
-    Both were scored on the same examples. A metric in which a pair does not compare is left out, with a note.
+    Both entries were scored on the same examples. A metric that is not comparable within a pair is skipped,
+    with a note.
 
     Raises:
-        DataError: A lossy tokenizer, where that is to be refused.
+        DataError: A tokenizer is lossy and ``lossy`` is "refuse".
     """
     if lossy == "refuse":
         require_lossless(pairs)
@@ -166,7 +167,7 @@ def _names(metrics: Sequence[Metric]) -> set[str]:
 
 
 def _notes_of_results(entries: Sequence[Entry], metrics: Sequence[Metric]) -> Iterator[str]:
-    """Notes of the compared results, degenerate models and chance, with the rows if not all."""
+    """Notes of the compared results, degenerate models and chance, naming the rows if not all share them."""
     names: dict[str, dict[str, None]] = {}
     for one, metric in product(entries, metrics):
         results = [result for seed in one.results(metric) for result in seed]
@@ -186,7 +187,7 @@ def _compared(
     smallest: float,
     lossy: Lossy,
 ) -> Compared | None:
-    """One comparison before correction; None, and a note, where the metric does not compare."""
+    """One comparison before correction; None, with a note, if the metric is not comparable."""
     shared = [seed for seed in other.seeds if seed in base.seeds]
     are_paired = len(shared) > 1 or (shared != [] and len(other.scores) == len(base.scores) == 1)
     first, second = (sample_of(one, metric, shared if are_paired else None) for one in (other, base))
@@ -228,32 +229,30 @@ def _notes(
     *,
     paired: int | None,
 ) -> Iterator[str]:
-    """What a reader of this comparison must know; ``paired``: over so many shared seeds."""
+    """Notes on how to read this comparison; ``paired``: the number of shared seeds."""
     label = metric.label[:-2]
     if isinstance(joined, NotPaired):
         yield (
-            f"{label}: where examples are not paired ({joined.reason}), models count as if they erred "
-            "independently, as far as it is known how much, which makes intervals too wide"
+            f"{label}: where examples are not paired ({joined.reason}), errors are treated as independent if "
+            "standard errors are known, which makes intervals too wide"
         )
     elif isinstance(joined, ResampledDifference) and joined.within:
         yield (
-            f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), stretches of "
-            "text are drawn within each, which the column examples counts (the more alike two models differ "
-            "on neighbouring text, the longer and fewer); verdicts speak of these documents, not of others "
-            "like them"
+            f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), blocks are resampled "
+            "within each: verdicts apply to these documents, not to similar ones"
         )
     elif isinstance(joined, PairedExamples) and not joined.is_mean:
-        yield f"{label}: its noise over examples is that of their plain mean, each counting alike"
+        yield f"{label}: standard error over equally weighted examples"
     windows = {
         str(result.report.get("window")) for one in (other, base) for result in sample_of(one, metric).results
     }
     if len(windows) > 1:
-        yield f"{label}: not all models see windows of the same length"
+        yield f"{label}: models use windows of different lengths"
     for one in (other, base):
         if len(one.scores) == 1 and one.seeds:
-            yield f"{one.name} has one seed: what another seed would change is not counted"
+            yield f"{one.name} has one seed: variation over seeds is not included"
         if len(tuned := sample_of(one, metric).results) == 1 and "fine_tuning" in tuned[0].report:
-            yield f"{one.name} was fine-tuned once: what another fine-tuning would change is not counted"
+            yield f"{one.name} was fine-tuned once: variation over fine-tunings is not included"
         if paired is not None and paired < len(one.seeds):
             yield f"{one.name}: differences are over the {paired} seeds that both have"
 

@@ -1,4 +1,4 @@
-"""The difference of two contenders in one metric, by their seeds, by their examples, or by both."""
+"""The difference of two entries in one metric, over seeds, over examples, or over both."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ from stlm_kd.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A contender's metric for each seed, and the results that the values are from."""
+    """An entry's metric for each seed, and the results that the values come from."""
 
     values: tuple[float, ...]
     results: tuple[SuiteResult, ...]
 
     def repeats(self, metric: Metric) -> tuple[float, ...]:
-        """The values between which chance decides: of the seeds, or of one model's fine-tunings."""
+        """The values that vary at random: over seeds, or over the fine-tunings of one model."""
         if len(self.values) > 1:
             return self.values
         return tuple(result.score(metric.task, metric.metric).value for result in self.results)
 
     @property
     def is_tuned_again(self) -> bool:
-        """Whether its repeats are fine-tunings of one model."""
+        """Whether the repeats are fine-tunings of one model."""
         return len(self.values) == 1 and len(self.results) > 1
 
     @property
     def tunings(self) -> tuple[Json, ...]:
-        """The seed of each result's fine-tuning; None of one that does not tell."""
+        """The seed of each result's fine-tuning; None if not recorded."""
         found = [result.report.get("fine_tuning") for result in self.results]
         return tuple(one.get("seed") if isinstance(one, Mapping) else None for one in found)
 
 
 @dataclass(frozen=True, slots=True)
 class DifferenceEstimate:
-    """What is known of the difference of two contenders in a metric.
+    """The estimated difference of two entries in a metric.
 
     Attributes:
         mean: The first's mean over seeds minus the second's.
-        difference: With its interval, and p; None where nothing tells how large the noise is.
-        noise: What the interval counts: seeds, fine-tunings of one model, examples.
-        num_examples: That are joined; 0 where none are.
-        of_examples: The paired bootstrap over examples alone, their metric averaged over the seeds.
-        mcnemar: In a metric of right and wrong, for each pair of models.
-        equivalence_p: Of the difference being as large as the smallest that matters, or larger.
+        difference: With its interval and p; None if no noise estimate is available.
+        noise: The sources of variance in the interval: seeds, fine-tunings of one model, examples.
+        num_examples: Number of paired examples; 0 if none are.
+        of_examples: The paired bootstrap over examples alone, with the metric averaged over seeds.
+        mcnemar: For a right/wrong metric, McNemar's test for each pair of models.
+        equivalence_p: The p-value of a difference at least as large as the smallest that matters.
     """
 
     mean: float
@@ -76,7 +76,7 @@ class DifferenceEstimate:
 
 
 def sample_of(one: Entry, metric: Metric, seeds: Sequence[int] | None = None) -> Sample:
-    """Some seeds' values (None: all), and the results behind them."""
+    """The values of the given seeds (None: all), and the results behind them."""
     places = range(len(one.scores)) if seeds is None else [one.seeds.index(seed) for seed in seeds]
     values, results = one.values(metric), one.results(metric)
     return Sample(
@@ -94,19 +94,18 @@ def difference_between(
     are_paired: bool,
     smallest: float,
 ) -> DifferenceEstimate:
-    """The first minus the second, with all the noise that is known.
+    """The first minus the second, with all known sources of variance.
 
-    Where either side has several seeds, or is one model that was fine-tuned several times, by ``over_seeds``;
-    fine-tunings within seeds are averaged. Where both are single models, by the paired bootstrap over
-    examples, and in a metric of right and wrong by whichever is the larger p, its own or McNemar's. Examples
-    that are not joined count by the standard errors of both scores, as if they were independent, which is too
-    much where the models err on the same examples.
+    If either side has several seeds, or is one model with several fine-tunings, uses ``over_seeds``;
+    fine-tunings are averaged within seeds. If both are single models, uses the paired bootstrap over
+    examples, and for a right/wrong metric the larger of its p and McNemar's. Unpaired examples use the standard errors
+    of both scores as if independent, which overestimates the variance if the models err on the same examples.
 
     Args:
-        first: Of some seeds, or a single model.
-        second: The other; of the same seeds where they are paired.
+        first: One entry's values, over seeds or for a single model.
+        second: The other entry's; for the same seeds if paired.
         joined: Their examples.
-        metric: Which.
+        metric: The metric.
         are_paired: Whether both have the same seeds, in the same order.
         smallest: The smallest difference that matters.
     """
@@ -131,17 +130,17 @@ def difference_between(
     else:
         noises = (((stderr**2, freedom),),)
         noise = "examples, not paired" if isinstance(joined, NotPaired) else found.noise
-    is_told = found.difference is not None and len(ours) == len(theirs) == 1
+    is_known = found.difference is not None and len(ours) == len(theirs) == 1
     return replace(
         found,
-        difference=found.difference if is_told else by_noises(mean, noises) if noises else None,
+        difference=found.difference if is_known else by_noises(mean, noises) if noises else None,
         noise=noise,
         equivalence_p=equivalence_p(mean, noises, smallest) if noises else None,
     )
 
 
 def _noise(first: Sample, second: Sample, stderr: float | None) -> str:
-    """What the interval counts, in words."""
+    """The sources of variance that the interval includes, as text."""
     counted = {
         "seeds": len(first.values) > 1 or len(second.values) > 1,
         "fine-tunings": first.is_tuned_again or second.is_tuned_again,
@@ -151,7 +150,7 @@ def _noise(first: Sample, second: Sample, stderr: float | None) -> str:
 
 
 def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
-    """As of single models; over seeds or fine-tunings only the tests of examples count."""
+    """The estimate for single models; with several seeds or fine-tunings, only its example tests are used."""
     bootstrap = paired_bootstrap(joined.first.mean(0), joined.second.mean(0))
     tests: tuple[McNemar, ...] = ()
     if joined.first.shape == joined.second.shape and _are_right_or_wrong(joined):
@@ -170,9 +169,9 @@ def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
 def _stderr(
     first: Sample, second: Sample, joined: PairedExamples | ResampledDifference | NotPaired, metric: Metric
 ) -> float | None:
-    """The standard error of the difference over examples; of scores as if they were independent if need be.
+    """Standard error of the difference over examples; from independent scores if they are not paired.
 
-    None where one of these has none, or it is 0, which tells nothing.
+    None if one of the scores has no standard error, or it is 0, which is uninformative.
     """
     if isinstance(joined, PairedExamples):
         return _stderr_of_examples(joined)
@@ -189,11 +188,11 @@ def _stderr(
 
 
 def _stderr_of_examples(joined: PairedExamples) -> float | None:
-    """Of a metric of right and wrong, with one more example that each side alone has right; None if 0.
+    """Standard error of a right/wrong metric, with one extra discordant example on each side; None if 0.
 
-    So models that are right on the same few examples do not count as equivalent on all others (Bonett and
-    Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data",
-    2012).
+    Models that are right on the same few examples are then not counted as equivalent on all others (Bonett
+    and Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data", 2012).
     """
     differences_N = joined.first.mean(0) - joined.second.mean(0)
     if _are_right_or_wrong(joined):

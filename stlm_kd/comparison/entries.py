@@ -1,4 +1,4 @@
-"""What is compared: the rows of finished runs, and models whose scores ``stlm-kd eval`` wrote to a file."""
+"""The entries of a comparison: rows of finished runs, and models scored by ``stlm-kd eval``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stlm_kd.statistics import nested_means
 
 _SCORES: TypeAdapter[Mapping[str, Sequence[SavedSuite]]] = TypeAdapter(Mapping[str, Sequence[SavedSuite]])
 _ANY: TypeAdapter[Mapping[str, JsonValue]] = TypeAdapter(Mapping[str, JsonValue])
-_REMEDY = "expected are scores that stlm-kd eval --output wrote, or a run's folder; score the models anew"
+_REMEDY = "expected scores from stlm-kd eval --output, or a run's folder; score the models again"
 _OF_A_SEED = re.compile(r"(?P<name>.+?)[/\\]seed-(?P<seed>\d+)(?:[/\\]model)?[/\\]?")
 
 
@@ -29,14 +29,14 @@ class Entry:
     """A teacher, a student with all its seeds, or a model.
 
     Attributes:
-        name: As the tables call it.
-        source: The run or file that it is from, as it was named.
+        name: Its name in tables.
+        source: The run or file that it comes from, as given by the user.
         kind: ``teacher``, ``adapted``, ``student``, ``control`` or ``model``.
-        variant: Of a student or control, the name of its folder.
-        taught: Whether it learnt from teachers; None where that is not known.
-        seeds: Its seeds; () where it is one model without a seed.
-        scores: For each seed (one entry where there are none), what the suites said. Several results of one
-            suite and label are those of several fine-tunings of that seed's model.
+        variant: For a student or control, the name of its folder.
+        taught: Whether it was distilled from teachers; None if unknown.
+        seeds: Its seeds; () for a single model without a seed.
+        scores: The suite results for each seed (one entry if there are no seeds). Several results of one
+            suite and label are several fine-tunings of that seed's model.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Entry:
     scores: tuple[tuple[SuiteResult, ...], ...]
 
     def results(self, metric: Metric) -> list[list[SuiteResult]]:
-        """For each seed the results that hold the metric, in the order of the seeds."""
+        """The results that contain the metric, for each seed in order."""
         return [[result for result in results if _score(result, metric)] for results in self.scores]
 
     def values(self, metric: Metric) -> tuple[float, ...]:
-        """The metric for each seed, fine-tunings averaged; () unless all seeds have it."""
+        """The metric for each seed, averaged over fine-tunings; () unless all seeds have it."""
         groups = [
             [score.value for result in results if (score := _score(result, metric))]
             for results in self.scores
@@ -65,7 +65,7 @@ class Entry:
 
 
 def metrics_of(entries: Iterable[Entry]) -> list[Metric]:
-    """The metrics that were asked for, without the parts of groups and the perplexities per token."""
+    """The requested metrics, without parts of groups and without perplexities per token."""
     found: dict[Metric, None] = {}
     for entry in entries:
         for results in entry.scores:
@@ -77,17 +77,17 @@ def metrics_of(entries: Iterable[Entry]) -> list[Metric]:
 
 
 def read_entries(sources: Sequence[str]) -> list[Entry]:
-    """All rows of runs, and all models of files of scores; the names are different from each other.
+    """Read all rows of runs, and all models of score files, with unique names.
 
-    In a file, models whose names end in ``seed-1``, ``seed-2`` and so on are one model's seeds.
+    In a file, models whose names end in ``seed-1``, ``seed-2`` and so on are the seeds of one model.
 
     Args:
-        sources: Run folders, or JSON files that ``stlm-kd eval --output`` wrote.
+        sources: Run folders, or JSON files written by ``stlm-kd eval --output``.
 
     Raises:
-        UsageError: One was given twice.
-        MissingResourceError: One is not there.
-        CheckpointError: A run without results, or a file that is damaged or something else.
+        UsageError: A source is given twice.
+        MissingResourceError: A source does not exist.
+        CheckpointError: A run has no results, or a file is damaged or of another kind.
     """
     places = [Path(source).resolve() for source in sources]
     twice = sorted({source for source, place in zip(sources, places, strict=True) if places.count(place) > 1})
@@ -107,7 +107,7 @@ def _read(source: str) -> list[Entry]:
     path = Path(source)
     if not path.exists():
         raise MissingResourceError(
-            f"{source}: no such run folder or file of scores; see stlm-kd runs list, or write one by "
+            f"{source}: no such run folder or file of scores; see stlm-kd runs list, or write one with "
             "stlm-kd eval MODEL … --output FILE"
         )
     if path.is_dir():
@@ -137,7 +137,7 @@ def _of_run(results: Results, source: str) -> list[Entry]:
 
 
 def entry_of(row: Row, *, source: str = "") -> Entry:
-    """A row of a run, of which it is not known whether it was taught."""
+    """A row of a run, with ``taught`` unknown."""
     return Entry(
         name=row.name,
         source=source,
@@ -170,7 +170,7 @@ def _of_file(content: Mapping[str, Sequence[SavedSuite]], source: str) -> list[E
 
 
 def _check(path: Path, found: Sequence[Entry]) -> None:
-    """Refuse examples that share an id, and seeds without scores."""
+    """Refuse duplicate example ids, and seeds without scores."""
     for entry in found:
         if not any(entry.scores):
             raise CheckpointError(f"{path}: damaged: {entry.name} has no scores; {_REMEDY}")

@@ -12,7 +12,7 @@ from stlm_kd.statistics import deviations_wide
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds; ``half_width`` of its 95 % interval (Student's t), None where there is one seed."""
+    """A mean over seeds and the ``half_width`` of its 95 % interval (Student's t), None for one seed."""
 
     mean: float
     half_width: float | None
@@ -25,7 +25,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of independent values with its 95 % interval; none of the latter where a value is not finite.
+    """The mean of independent values with its 95 % interval; no interval if a value is not finite.
 
     >>> str(estimate([1.0, 2.0, 3.0]))
     '2.0000 ± 2.4841'

@@ -1,4 +1,4 @@
-"""Bits per byte of tokenizers from whose ids a part of the text does not come back."""
+"""Bits per byte of tokenizers that do not reproduce the whole text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from stlm_kd.comparison.entries import Entry
 from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric
 
 Lossy = Literal["refuse", "leave out", "allow"]
-"""What becomes of a pair of which a tokenizer loses a part of the text."""
+"""How to handle a pair if one tokenizer loses part of the text."""
 
 
 def lossy_fault(one: Entry, other: Entry, metric: Metric) -> str:
-    """Why two rows do not compare in bits per byte; "" where they do, as those of one and the same tokenizer.
+    """Why two rows are not comparable in bits per byte; "" if they are, for example with the same tokenizer.
 
-    A lossy tokenizer (case, accents, blanks, unknown tokens) has fewer nats for the same bytes. A result that
-    does not tell what share of the bytes comes back counts as if all did.
+    A lossy tokenizer (case, accents, whitespace, unknown tokens) has fewer nats for the same bytes. A result
+    that does not record the fraction of bytes kept counts as lossless.
     """
     if metric.metric not in BITS_PER_BYTE:
         return ""
@@ -26,8 +26,8 @@ def lossy_fault(one: Entry, other: Entry, metric: Metric) -> str:
     tokens = [{str(result.report.get("tokens")) for result in side} for side in sides]
     if min(shares) >= 1 or (shares[0] == shares[1] and tokens[0] == tokens[1]):
         return ""
-    told = [f"{share:.2%} of {each.name}'s" for share, each in zip(shares, (one, other), strict=True)]
-    return f"of the text's bytes, {told[0]} and {told[1]} come back from the tokenizer"
+    kept = [f"{share:.2%} with {each.name}'s" for share, each in zip(shares, (one, other), strict=True)]
+    return f"bytes of the text kept by the tokenizers: {kept[0]}, {kept[1]}"
 
 
 def _bytes_kept(results: Sequence[SuiteResult]) -> float:

@@ -1,4 +1,4 @@
-"""What a run found: one row for each teacher and student, and its table."""
+"""The metrics of a run's rows: which exist, and their values over seeds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MEASURES_TEXT = {
     "classification": "accuracy",
     "regression": "pearson",
 }
-"""The suites that say how well a model does on the held-out text or examples, and in which metric."""
+"""Suites that score a model on the held-out text or examples, and their main metric."""
 
 BITS_PER_BYTE = {"bits_per_byte", "pseudo_bits_per_byte"}
-"""Metrics that are ratios of sums over a text: of its nats and bytes."""
+"""Metrics that are ratios of sums over a text (nats and bytes)."""
 
 PER_TOKEN = {"perplexity", "pseudo_perplexity"}
-"""Metrics that no table shows, since they do not compare across vocabularies and bits per byte do."""
+"""Metrics hidden from tables: not comparable across vocabularies, unlike bits per byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """As the table's head."""
+        """The column heading."""
         name = self.metric if self.suite in MEASURES_TEXT else f"{self.task} {self.metric}"
         name += f" ({self.entry})" if self.entry else ""
         return f"{name} {'↑' if self.higher_is_better else '↓'}"
 
 
 def metrics_of(rows: Iterable[Row]) -> list[Metric]:
-    """The metrics that were asked for, without the parts of groups and the perplexities per token."""
+    """The requested metrics, without parts of groups and without perplexities per token."""
     found: dict[Metric, None] = {}
     for row in rows:
         for suites in row.scores:
@@ -65,7 +65,7 @@ def values(row: Row, metric: Metric) -> list[float]:
 
 
 def spread(row: Row, metric: Metric) -> Estimate | None:
-    """A mean over seeds with its interval; a single model's score with its standard error; None without."""
+    """Mean over seeds with its interval, or a single model's score with its standard error; None if none."""
     found = values(row, metric)
     if len(found) != 1:
         return estimate(found) if found else None

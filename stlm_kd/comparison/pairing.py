@@ -1,9 +1,9 @@
-"""Two models' results on the same examples, joined by the examples' ids; others are refused.
+"""Pairs the examples of two models by id, and refuses results on different examples.
 
-What is known of the examples beside their ids decides too: the bytes of a text, the number of its documents,
-labels, a hash of all texts, the shots and version of a task. So results of two data sets that both number
-their examples from 0 are not taken for one: rows without ids of their own are called by their places, which
-join the rows of one and the same file, and where one result does not say which texts it is of, nothing.
+Other recorded facts are checked too: the bytes of a text, the number of documents, labels, a hash of all
+texts, the shots and version of a task. Two data sets whose examples are both numbered from 0 are therefore
+not mistaken for one. Rows without ids are identified by their index, which pairs rows of the same file; it
+pairs nothing if one result does not record its texts.
 
 Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
 """
@@ -43,13 +43,13 @@ _SAME_READING: Mapping[str, tuple[str, ...]] = {
     "pseudo-perplexity": ("tokens", "windows", "window", "seed", "scored_windows"),
     "masked-loss": ("tokens", "windows", "window", "seed", "share", "masked_tokens"),
 }
-"""What is equal where two models' tokenizers and windows are, on which these suites' examples depend."""
+"""Facts that match if tokenizers and windows do; the examples of these suites depend on both."""
 
 _OF_A_TASK = ("n-shot", "versions", "requests")
-"""What the reports of ``lm-eval`` hold for each task, and what decides its examples."""
+"""Fields of the ``lm-eval`` report that determine a task's examples."""
 
 _MOST_CLASSES = 100
-"""Of a classifier whose confusions are drawn again: their table is as large as the square of this."""
+"""Limit for resampling confusion matrices, whose size is the square of this."""
 
 _Class = Annotated[int, Ge(0), Lt(_MOST_CLASSES)]
 _Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
@@ -57,12 +57,12 @@ _Entities = Mapping[str, tuple[_Number, _Number, _Number]]
 _CLASSES: TypeAdapter[Mapping[str, float]] = TypeAdapter(Mapping[str, _Class])
 _NUMBERS: TypeAdapter[Mapping[str, float]] = TypeAdapter(Mapping[str, _Number])
 _ENTITIES: TypeAdapter[Mapping[str, _Entities]] = TypeAdapter(Mapping[str, _Entities])
-Told = TypeVar("Told")
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, slots=True)
 class _Blocks:
-    """The report of ``perplexity``: by document, the nats and bytes of its blocks."""
+    """The report of ``perplexity``: nats and bytes of the blocks, by document."""
 
     nats: tuple[tuple[_Number, ...], ...]
     bytes: tuple[tuple[Annotated[int, Ge(1), Le(2**40)], ...], ...]
@@ -71,11 +71,11 @@ class _Blocks:
 _BLOCKS: TypeAdapter[_Blocks] = TypeAdapter(_Blocks)
 
 _OTHER_TEXTS = (
-    "the same ids are of other texts, or of the same in another order: rows without a column idx or id are "
-    "called by their places"
+    "the same ids have different texts, or the same texts in another order: rows without a column idx or id "
+    "are identified by their row number"
 )
 _UNKNOWN_TEXTS = (
-    "one of them does not say which texts it is of, and its ids only number rows, perhaps in another order"
+    "one of them does not record its texts, and its ids are only row numbers, perhaps in another order"
 )
 
 _PER_TOKEN = {"masked_loss", "masked_accuracy"}
@@ -83,12 +83,12 @@ _PER_TOKEN = {"masked_loss", "masked_accuracy"}
 
 @dataclass(frozen=True, slots=True)
 class PairedExamples:
-    """A metric of the same examples, as two contenders' models have it.
+    """A per-example metric of two entries' models on the same examples.
 
     Attributes:
         ids: The examples, N.
-        first: Of each model of the first, (M, N).
-        second: Of each model of the second, in the same order of examples.
+        first: For each model of the first entry, (M, N).
+        second: For each model of the second entry, in the same order of examples.
         is_mean: Whether a model's score is the mean over these examples.
     """
 
@@ -100,10 +100,10 @@ class PairedExamples:
 
 @dataclass(frozen=True, slots=True)
 class ResampledDifference:
-    """A metric that is no mean: the difference on drawn sets of the examples, (R,), and how many they are.
+    """A metric that is not a mean: its difference on resampled examples, (R,), and the number of examples.
 
-    Of bits per byte, the examples are documents, or stretches within few documents; ``within`` is how many
-    these are, and 0 where documents or other examples were drawn.
+    For bits per byte, the examples are documents, or blocks within few documents; ``within`` is the number of
+    these documents, and 0 if documents or other examples were resampled.
     """
 
     drawn: Floats
@@ -113,14 +113,14 @@ class ResampledDifference:
 
 @dataclass(frozen=True, slots=True)
 class NotPaired:
-    """Why the examples are not joined; ``is_comparable``: the scores compare nevertheless."""
+    """Why the examples are not paired; ``is_comparable``: whether the scores are still comparable."""
 
     reason: str
     is_comparable: bool
 
 
 def faults_of(here: Sequence[SuiteResult], baseline: Sequence[SuiteResult], metric: Metric) -> list[str]:
-    """What differs between a contender's examples and the baseline's, in words; [] where they do not."""
+    """Differences between an entry's examples and the baseline's, as text; [] if there are none."""
     return list(
         dict.fromkeys(
             fault for one, other in product(here, baseline) for fault in _faults(one, other, metric)
@@ -147,7 +147,7 @@ def _faults(one: SuiteResult, other: SuiteResult, metric: Metric) -> Iterator[st
 
 
 def _are_places(ids: set[str]) -> bool:
-    """Whether examples are called by their places alone."""
+    """Whether the ids are only row numbers."""
     return bool(ids) and ids == {str(place) for place in range(len(ids))}
 
 
@@ -158,18 +158,18 @@ def _facts(suite: str) -> tuple[str, ...]:
 def pair(
     first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
 ) -> PairedExamples | ResampledDifference | NotPaired:
-    """The examples of two contenders between which ``faults_of`` finds none.
+    """Pair the examples of two entries for which ``faults_of`` found no difference.
 
     Args:
-        first: The results that hold the metric, one of each model.
-        second: The other's.
-        metric: What is compared.
+        first: The results that contain the metric, one for each model.
+        second: The same for the other entry.
+        metric: The metric to compare.
     """
     results = (*first, *second)
     if not all(_reads_alike(results[0], other) for other in results):
         if metric.metric in _PER_TOKEN:
-            return NotPaired("their tokens differ, and so does what a token is worth", is_comparable=False)
-        return NotPaired("their tokens differ, and with them the pieces of text", is_comparable=True)
+            return NotPaired("their tokens differ, so scores per token differ in unit", is_comparable=False)
+        return NotPaired("their tokens differ, so the windows of text differ", is_comparable=True)
     if (drawn := _of_blocks(results, len(first), metric)) is not None:
         return drawn
     values = [_values(result, metric) for result in results]
@@ -187,7 +187,7 @@ def pair(
 def _resampled(
     first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
 ) -> ResampledDifference | None:
-    """By the predictions and labels in the reports; None where they are not there or tell another score."""
+    """Resample the predictions and labels in the reports; None if missing or inconsistent with the score."""
     results = (*first, *second)
     if metric.metric in OF_ENTITIES:
         return _of_entities(results, len(first), metric)
@@ -208,7 +208,7 @@ def _resampled(
 
 
 def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> ResampledDifference | None:
-    """By the entities of each sentence."""
+    """Resample sentences with their entities."""
     counts = [_facts_by_example(result, "entities", _ENTITIES) for result in results]
     names = [*counts[0]]
     if len(names) < 2 or any(found.keys() != counts[0].keys() for found in counts):
@@ -218,7 +218,7 @@ def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> 
 
 
 def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> ResampledDifference | None:
-    """Bits per byte, by blocks of the text that all results have; None where they do not."""
+    """Bits per byte, by blocks of the text that all results have; None if they do not."""
     if metric.metric not in BITS_PER_BYTE:
         return None
     try:
@@ -236,9 +236,9 @@ def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> Re
     ]
     bits_B = (sides[0] - sides[1]) / math.log(2)
     scores = [result.score(metric.task, metric.metric).value for result in results]
-    told = np.mean(scores[:first]) - np.mean(scores[first:])
+    expected = np.mean(scores[:first]) - np.mean(scores[first:])
     drawn = resampled_blocks(np.split(bits_B, np.cumsum(counts)[:-1]), sizes_DB)
-    if drawn is None or not np.isclose(bits_B.sum() / np.concatenate(sizes_DB).sum(), told, atol=1e-6):
+    if drawn is None or not np.isclose(bits_B.sum() / np.concatenate(sizes_DB).sum(), expected, atol=1e-6):
         return None
     return ResampledDifference(*drawn)
 
@@ -251,7 +251,7 @@ def _difference(
     *,
     examples: int,
 ) -> ResampledDifference | None:
-    """The first results minus the others; None where what was resampled is not what was scored."""
+    """The first results minus the others; None if the resampled metric does not reproduce the scores."""
     whole_M, drawn_MR = drawn
     scores = [result.score(metric.task, metric.metric).value for result in results]
     if not np.allclose(whole_M, scores, atol=1e-6):
@@ -261,9 +261,9 @@ def _difference(
 
 
 def _facts_by_example(
-    result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, Told]]
-) -> Mapping[str, Told]:
-    """What a report says of each example; {} where it says something else or nothing."""
+    result: SuiteResult, fact: str, known: TypeAdapter[Mapping[str, Fact]]
+) -> Mapping[str, Fact]:
+    """A report's values for each example; {} if missing or malformed."""
     try:
         return known.validate_python(result.report.get(fact))
     except ValidationError:
@@ -275,7 +275,7 @@ def _reads_alike(one: SuiteResult, other: SuiteResult) -> bool:
 
 
 def _values(result: SuiteResult, metric: Metric) -> dict[str, float]:
-    """The metric of each example by id; of a group's, those of its parts. {} where one is not finite."""
+    """The metric of each example by id, for a group those of its parts; {} if one is not finite."""
     leaves = set(_leaves(result, metric.task))
     found = {
         _name(row.task, row.id, metric): row.value
@@ -286,7 +286,7 @@ def _values(result: SuiteResult, metric: Metric) -> dict[str, float]:
 
 
 def _ids(result: SuiteResult, metric: Metric) -> set[str]:
-    """The ids of the task's examples, whatever is known of them."""
+    """All ids of the task's examples."""
     leaves = set(_leaves(result, metric.task))
     return {_name(row.task, row.id, metric) for row in result.examples if row.task in leaves}
 
@@ -296,7 +296,7 @@ def _name(task: str, example: str, metric: Metric) -> str:
 
 
 def _leaves(result: SuiteResult, task: str) -> list[str]:
-    """The tasks that a group is made of, or the task itself."""
+    """The tasks of a group, or the task itself."""
     parts = dict.fromkeys(score.task for score in result.scores if score.part_of == task)
     return [leaf for part in parts for leaf in _leaves(result, part)] if parts else [task]
 

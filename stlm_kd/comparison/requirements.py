@@ -1,4 +1,4 @@
-"""What is refused before rows are compared: other tasks, other examples, tokenizers that lose text."""
+"""Checks before rows are compared: shared tasks, shared examples, lossless tokenizers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BETWEEN_TOKENIZERS = ". Between tokenizers, bits per byte compare (--suite perp
 
 
 def require_shared_tasks(entries: Sequence[Entry], base: Entry, sharing: Collection[str]) -> None:
-    """Refuse a run or file of which no row has a metric of the baseline.
+    """Refuse a run or file if none of its rows shares a metric with the baseline.
 
     Raises:
-        DataError: There is one; the message names what each has.
+        DataError: No shared metric; the message lists the metrics of each.
     """
     sources = dict.fromkeys(one.source for one in entries)
     rows = {
@@ -27,20 +27,20 @@ def require_shared_tasks(entries: Sequence[Entry], base: Entry, sharing: Collect
     }
     strange = [source for source, others in rows.items() if others and source not in sharing]
     if strange:
-        lines = [f"  {base.name}: {_told_metrics([base])}"]
-        lines += [f"  {source}: {_told_metrics(rows[source])}" for source in strange]
+        lines = [f"  {base.name}: {_format_metrics([base])}"]
+        lines += [f"  {source}: {_format_metrics(rows[source])}" for source in strange]
         raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(lines))
 
 
-def _told_metrics(entries: Sequence[Entry]) -> str:
+def _format_metrics(entries: Sequence[Entry]) -> str:
     return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(entries)) or "none"
 
 
 def require_same_examples(pairs: Sequence[tuple[Entry, Metric]], base: Entry) -> None:
-    """Refuse results of other examples.
+    """Refuse results on different examples.
 
     Raises:
-        DataError: There are some; one message names all.
+        DataError: The examples differ; one message names all pairs.
     """
     faults: dict[tuple[str, str], list[str]] = {}
     for other, metric in pairs:
@@ -61,7 +61,7 @@ def require_lossless(pairs: Sequence[tuple[Entry, Entry, Metric]]) -> None:
     """Refuse bits per byte of a lossy tokenizer.
 
     Raises:
-        DataError: There is one; the message names all.
+        DataError: A tokenizer is lossy; the message names all pairs.
     """
     faults = [
         f"  {metric.label[:-2]}: {fault}"
@@ -70,8 +70,8 @@ def require_lossless(pairs: Sequence[tuple[Entry, Entry, Metric]]) -> None:
     ]
     if faults:
         raise DataError(
-            "bits per byte of tokenizers that lose a part of the text do not compare, since fewer nats are "
-            "divided by the same bytes:\n"
+            "bits per byte are not comparable if a tokenizer loses part of the text, since it divides fewer "
+            "nats by the same bytes:\n"
             + "\n".join(faults)
             + "\nCompare other metrics (--metric), or allow it all the same (--allow-lossy)"
         )

@@ -1,7 +1,7 @@
-"""The paired bootstrap of metrics that are no means over examples: F1, Matthews' and other correlations.
+"""Paired bootstrap for metrics that are not means over examples: F1, Matthews' and other correlations.
 
-Shapes: M models, N examples, C classes or kinds of entities, R resamples, K different columns of predictions
-and label.
+Shapes: M models, N examples, C classes or entity types, R resamples, K distinct columns of predictions and
+label.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stlm_kd.eval.fine_tuning import entities
 RESAMPLES = 2000
 _CHUNK = 2_000_000
 ENOUGH_DOCUMENTS = 20
-"""So many tell how much documents differ; of fewer, a verdict speaks of these documents alone."""
+"""Documents needed to estimate the variance between them; with fewer, verdicts cover only these documents."""
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -40,14 +40,14 @@ OF_NUMBERS: Mapping[str, Callable[[Floats, Floats], float]] = {"pearson": pearso
 def resampled(
     metric: str, predicted_MN: npt.ArrayLike, labels_N: npt.ArrayLike, *, resamples: int = RESAMPLES
 ) -> tuple[Floats, Floats]:
-    """A metric of each model on the examples as they are, (M,), and on drawn sets of them, (M, R).
+    """A metric of each model on the original examples, (M,), and on resamples, (M, R).
 
-    Every set is the same for all models, and always the same.
+    All models share the resamples, which are the same on every call.
 
     Args:
-        metric: One of ``OF_CLASSES`` or ``OF_NUMBERS``.
-        predicted_MN: What each model says of each example, (M, N): its class or number.
-        labels_N: What is right.
+        metric: A key of ``OF_CLASSES`` or ``OF_NUMBERS``.
+        predicted_MN: Each model's predicted class or value for each example, (M, N).
+        labels_N: The labels.
         resamples: R.
     """
     if metric in OF_CLASSES:
@@ -60,11 +60,11 @@ def resampled(
 def resampled_entities(
     metric: str, counts_MN: Sequence[Sequence[Mapping[str, Sequence[float]]]], *, resamples: int = RESAMPLES
 ) -> tuple[Floats, Floats]:
-    """As ``resampled``, of sentences with entities.
+    """As ``resampled``, for sentences with entities.
 
     Args:
-        metric: One of ``OF_ENTITIES``.
-        counts_MN: Of each model and sentence, by kind, the entities found right, predicted and labelled.
+        metric: A key of ``OF_ENTITIES``.
+        counts_MN: For each model and sentence, by entity type: correct, predicted and labelled entities.
         resamples: R.
     """
     size, kinds = len(counts_MN[0]), entities.kinds_in(chain(*counts_MN))
@@ -78,23 +78,23 @@ def resampled_entities(
 def resampled_blocks(
     values_DB: Sequence[Floats], sizes_DB: Sequence[Floats], *, resamples: int = 5000
 ) -> tuple[Floats, int, int] | None:
-    """A ratio of sums over a text's blocks, on drawn sets, (R,), and what was drawn.
+    """A ratio of sums over a text's blocks, on resamples, (R,); None for a single block.
 
-    Beside it are returned the effective number of units, and within how many documents they were drawn, 0
-    where documents were.
+    Also returns the effective number of units, and the number of documents within which blocks were drawn (0
+    if documents were drawn).
 
-    With ``ENOUGH_DOCUMENTS`` documents or more, documents are drawn: the ratio is one of any such documents.
-    With fewer, it is one of these documents: stretches of neighbouring blocks are drawn within each. They
-    are twice as long as Carlstein's rule has it for a series whose neighbours correlate as these do ("The
-    use of subseries values for estimating the variance of a general statistic from a stationary sequence",
-    1986), which bounds what is lost of the dependence between them. Deviations are scaled up to be unbiased
-    in each document (Rao and Wu, "Resampling inference with complex survey data", 1988), as far as
-    ``statistics.from_resamples`` does not do so. Blocks drawn at random from a document's are a series too,
-    in their order, whose neighbours are less alike. None of a single block.
+    With ``ENOUGH_DOCUMENTS`` documents or more, documents are resampled, and the ratio generalises to similar
+    documents. With fewer, it applies to these documents: runs of consecutive blocks are resampled within each
+    (block bootstrap). Their length is twice that of Carlstein's rule for a series with this autocorrelation
+    ("The use of subseries values for estimating the variance of a general statistic from a stationary
+    sequence", 1986), which bounds the dependence that is lost. Deviations are scaled up to be unbiased in
+    each document (Rao and Wu, "Resampling inference with complex survey data", 1988), beyond what
+    ``statistics.from_resamples`` corrects. Blocks that were sampled at random from a document also form a
+    series, in their order, with less similar neighbours.
 
     Args:
-        values_DB: Of each document, the numerator of each block, as a difference of nats.
-        sizes_DB: The denominator, as bytes.
+        values_DB: For each document, the numerator of each block, such as a difference of nats.
+        sizes_DB: The denominator, such as bytes.
         resamples: R.
     """
     totals = np.array(
@@ -119,7 +119,7 @@ def resampled_blocks(
 
 
 def _stretches(values_DB: Sequence[Floats], sizes_DB: Sequence[Floats]) -> list[Floats]:
-    """By document, what stretches of its blocks are beyond its own ratio; documents of one block together."""
+    """By document, deviations of block runs from the document's ratio; single-block documents are pooled."""
     pairs = list(zip(values_DB, sizes_DB, strict=True))
     several = [values - sizes * (values.sum() / sizes.sum()) for values, sizes in pairs if len(values) > 1]
     around = [one - one.mean() for one in several]
@@ -139,7 +139,7 @@ def _stretches(values_DB: Sequence[Floats], sizes_DB: Sequence[Floats]) -> list[
 def _of_classes(
     metric: Callable[[Floats], Floats], columns_LN: Integers, resamples: int
 ) -> tuple[Floats, Floats]:
-    """Columns hold the label and then each model's class; equal ones are drawn together, by their counts."""
+    """Rows are the label and each model's class; equal columns are drawn together, by their counts."""
     different_LK, counts_K = np.unique(columns_LN, axis=1, return_counts=True)
     size, num_classes = int(counts_K.sum()), 1 + int(columns_LN.max())
     drawn_RK = np.random.default_rng(0).multinomial(size, counts_K / size, size=resamples)

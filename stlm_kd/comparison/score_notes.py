@@ -1,4 +1,4 @@
-"""What is said of scores beside their values."""
+"""Notes on scores: degenerate predictions, chance level, detectable differences."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from stlm_kd.artifacts.results import Score
 
 
 def warning_notes(scores: Iterable[Score]) -> list[str]:
-    """Degenerate predictions by task, and metrics in which guessing is as good.
+    """Notes on degenerate predictions, by task, and on metrics that are not better than chance.
 
     Args:
-        scores: Of one model, or of all seeds of a training, which have to be at chance in a metric alike.
+        scores: Of one model, or of all seeds of a training, in which case all seeds must be at chance.
 
     >>> warning_notes([Score("t", "acc", value, 0.1, 25, chance=0.5) for value in (0.6, 0.4)])
     ['t acc: not better than chance (0.500) within the 95% interval']
@@ -30,7 +30,7 @@ def warning_notes(scores: Iterable[Score]) -> list[str]:
 
 
 def reading_notes(scores: Iterable[Score]) -> list[str]:
-    """How the numbers of a table are to be read: what brackets hold, and which differences are detectable.
+    """Notes on how to read a table: what brackets contain, and which differences are detectable.
 
     >>> reading_notes([Score("t", "acc", 0.5, 0.01, 100, chance=0.5)])[1]
     'detectable difference of two models (paired test, .05, power .8, independent errors): t acc 0.040'
@@ -51,7 +51,7 @@ def reading_notes(scores: Iterable[Score]) -> list[str]:
 
 
 def addition(score: Score) -> str:
-    """What stands beside a score: centred on chance, and whether it tells no examples apart.
+    """The suffix of a score in tables: the score centred on chance, and whether it is degenerate.
 
     >>> addition(Score("t", "acc", 0.5, None, 100, chance=0.25, degenerate="degenerate: all choices tie"))
     ' (+0.333) degenerate'

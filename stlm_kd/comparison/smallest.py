@@ -10,7 +10,7 @@ from stlm_kd.comparison.metrics import Metric
 from stlm_kd.errors import UsageError, did_you_mean
 
 SHOWN = 0.00005
-"""The least that four decimals show; no difference below it matters in any metric."""
+"""The smallest value visible in four decimals; a smaller difference matters in no metric."""
 
 _SHARES = (
     "accuracy acc acc_norm exact_match em f1 macro_f1 token_f1 entity_f1 entity_macro_f1 masked_accuracy "
@@ -23,36 +23,36 @@ DEFAULTS: Mapping[str, float] = {
     **dict.fromkeys(("bits_per_byte", "pseudo_bits_per_byte"), 0.01),
     **dict.fromkeys(("masked_loss", "kl", "js"), 0.01),
 }
-"""A point of accuracy, F1 or agreement; .02 of a correlation or kappa; .01 bits per byte; .01 nats."""
+"""One point of accuracy, F1 or agreement; .02 for a correlation or kappa; .01 bits per byte; .01 nats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Smallest:
-    """What was asked for; ``DEFAULTS`` hold where nothing was.
+    """The user's thresholds; ``DEFAULTS`` apply to metrics without one.
 
     Attributes:
-        by_name: By a metric's name, as ``accuracy`` or ``blimp acc``.
-        every: Of all other metrics; None: their defaults, and ``SHOWN`` of a metric without one.
+        by_name: By metric name, such as ``accuracy`` or ``blimp acc``.
+        every: For all other metrics; None: ``DEFAULTS``, or ``SHOWN`` for a metric without a default.
     """
 
     by_name: Mapping[str, float] = field(default_factory=dict)
     every: float | None = None
 
     def of(self, metric: Metric) -> float:
-        """Of a metric, in its own unit.
+        """The threshold of a metric, in the metric's unit.
 
         >>> accuracy = Metric("classification", "", "examples", "accuracy", True)
         >>> Smallest().of(accuracy), Smallest(every=0.1).of(accuracy), Smallest({"accuracy": 0}).of(accuracy)
         (0.01, 0.1, 5e-05)
         """
-        asked = self.by_name.get(metric.label[:-2], self.by_name.get(metric.metric, self.every))
-        return max(DEFAULTS.get(metric.metric, 0.0) if asked is None else asked, SHOWN)
+        given = self.by_name.get(metric.label[:-2], self.by_name.get(metric.metric, self.every))
+        return max(DEFAULTS.get(metric.metric, 0.0) if given is None else given, SHOWN)
 
     def require_known(self, names: Collection[str]) -> None:
         """Refuse a metric that no result has.
 
         Raises:
-            UsageError: There is one.
+            UsageError: A metric is unknown.
         """
         for name in self.by_name:
             if name not in names:
@@ -60,10 +60,10 @@ class Smallest:
 
 
 def read_smallest(values: Sequence[str]) -> Smallest:
-    """From ``METRIC=NUMBER`` for one metric, or ``NUMBER`` for all that are not named.
+    """Parse ``METRIC=NUMBER`` for one metric, or ``NUMBER`` for all metrics that are not named.
 
     Raises:
-        UsageError: One is neither, or is given twice.
+        UsageError: A value is neither, or a metric is given twice.
 
     >>> read_smallest(["accuracy=.02", "0.1"])
     Smallest(by_name={'accuracy': 0.02}, every=0.1)

@@ -1,4 +1,4 @@
-"""What is said of a difference: better, worse, equivalent, within noise, or not known."""
+"""Verdicts on a difference: better, worse, equivalent, within noise, or not known."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Compared:
 
     Attributes:
         name: The row's name.
-        baseline: That of the row that it is compared with.
-        metric: Which.
-        seeds: How many, and whether they are paired.
+        baseline: The name of the baseline row.
+        metric: The metric.
+        seeds: The number of seeds, and whether they are paired.
         evidence: The row minus the baseline, before correction.
         smallest: The smallest difference that matters.
-        scope: What a verdict is limited to: two single models, or few documents.
-        repeats: The row before it whose comparison in this metric is the same, result by result, as where
-            runs share a teacher; "" of most.
-        corrected_p: Of there being no difference, corrected for all comparisons of the table, each counted
-            once; None where nothing is claimed, since the noise of seeds or of examples is not known.
-        equivalence_p: Of the difference being ``smallest`` or more, corrected likewise.
-        verdict: As ``verdict_of`` has it; ``not known`` where ``corrected_p`` is None.
-        limit: What limits the verdict, or why there is none; "" of most.
+        scope: Restrictions of the verdict: two single models, or few documents.
+        repeats: An earlier row with identical results in this metric, for example if runs share a teacher;
+            usually "".
+        corrected_p: The p-value of no difference, corrected for all distinct comparisons of the table; None
+            if no claim is made because the noise of seeds or of examples is unknown.
+        equivalence_p: The p-value of a difference of ``smallest`` or more, corrected likewise.
+        verdict: See ``verdict_of``; ``not known`` if ``corrected_p`` is None.
+        limit: What limits the verdict, or why there is none; usually "".
     """
 
     name: str
@@ -53,15 +53,15 @@ class Compared:
 
     @property
     def p(self) -> float | None:
-        """Of the claim that the verdict makes, corrected."""
+        """The corrected p-value of the verdict's claim."""
         return self.equivalence_p if self.verdict == "equivalent" else self.corrected_p
 
     @property
     def words(self) -> str:
-        """The verdict with what limits it."""
+        """The verdict with its limits."""
         limits = [self.limit, *(self.scope if self.corrected_p is not None else ())]
-        told = "; ".join(limit for limit in limits if limit)
-        return f"{self.verdict} ({told})" if told else self.verdict
+        remarks = "; ".join(limit for limit in limits if limit)
+        return f"{self.verdict} ({remarks})" if remarks else self.verdict
 
 
 def verdict_of(
@@ -72,7 +72,7 @@ def verdict_of(
     smallest: float,
     higher_is_better: bool,
 ) -> tuple[Verdict, str]:
-    """A verdict, and what limits it ("" if nothing does).
+    """The verdict, and what limits it ("" if nothing does).
 
     ==================  =============  ============  ====================================================
     not 0 (p < .05)     at least       equivalent    verdict
@@ -88,10 +88,11 @@ def verdict_of(
 
     Args:
         difference: With its interval, before correction.
-        corrected_p: Of there being no difference.
-        equivalence_p: Of it being ``smallest`` or more either way, corrected; None where that is not known.
+        corrected_p: The p-value of no difference.
+        equivalence_p: The p-value of a difference of ``smallest`` or more in either direction, corrected;
+            None if unknown.
         smallest: The smallest difference that matters, above 0.
-        higher_is_better: Which way the metric points.
+        higher_is_better: The direction of the metric.
     """
     level = 1 - CONFIDENCE
     is_equivalent = equivalence_p is not None and equivalence_p < level
@@ -112,7 +113,7 @@ def scope_of(
     results: Sequence[SuiteResult],
     joined: PairedExamples | ResampledDifference | NotPaired,
 ) -> Iterator[str]:
-    """What a verdict speaks of, where that is less than trainings and texts of their kind."""
+    """Restrictions of a verdict that does not generalise to other trainings or texts."""
     if not other.seeds and not base.seeds:
         yield "of these two models"
     documents = _few_documents(results, joined)
@@ -123,7 +124,7 @@ def scope_of(
 def _few_documents(
     results: Sequence[SuiteResult], joined: PairedExamples | ResampledDifference | NotPaired
 ) -> int:
-    """How many documents the noise of examples is that within; 0 where it is that between documents."""
+    """The number of documents if the example noise is only within them; 0 if it is between documents."""
     if isinstance(joined, ResampledDifference):
         return joined.within
     found = [count for result in results if isinstance(count := result.report.get("documents"), int)]
@@ -131,19 +132,19 @@ def _few_documents(
 
 
 def unknown_noise(sides: Sequence[tuple[Entry, Sample]], evidence: DifferenceEstimate) -> str:
-    """Why there is no verdict: it needs the noise of seeds and that of examples; "" where both are known."""
+    """Why there is no verdict: it needs both seed and example noise; "" if both are known."""
     for one, side in sides:
         if one.seeds and len(side.values) == 1:
             return "one seed of a training"
         if len(side.results) == 1 and "fine_tuning" in side.results[0].report:
             return "one fine-tuning"
     if evidence.difference is None:
-        return "nothing tells how large the noise is"
+        return "no noise estimate is available"
     return "" if "examples" in evidence.noise else "the noise of examples is not known"
 
 
 def judged(found: Sequence[Compared], firsts: Sequence[int]) -> tuple[Compared, ...]:
-    """With both p corrected for all, and a verdict; ``firsts``: the place where each stands first."""
+    """Correct both p-values for all comparisons and add verdicts; ``firsts``: index of the first equal one."""
     places = [place for place in dict.fromkeys(firsts) if not found[place].limit]
     tests = [(_difference(found[place]).p, found[place].evidence.equivalence_p) for place in places]
     by_place = dict(zip(places, corrected(tests), strict=True))

@@ -193,7 +193,7 @@ def test_scores_without_examples_are_taken_for_independent(tmp_path: Path) -> No
     assert one.evidence.difference is not None
     assert one.evidence.difference.p == pytest.approx(2 * stats.norm.sf(0.1 / math.hypot(0.03, 0.03)))
     assert one.evidence.noise == "examples, not paired"
-    assert "as if they erred independently" in found.notes[0]
+    assert "errors are treated as independent" in found.notes[0]
 
 
 def test_a_score_without_any_noise_has_no_verdict(tmp_path: Path) -> None:
@@ -261,9 +261,7 @@ def test_a_single_fine_tuning_is_told(tmp_path: Path) -> None:
     models = {"a": [tuned(0.6, 1)], "b": [tuned(0.9, 2)]}
     found = compare([score_file(tmp_path / "s.json", models)], only=["accuracy"])
     for name in "ab":
-        assert (
-            f"{name} was fine-tuned once: what another fine-tuning would change is not counted" in found.notes
-        )
+        assert f"{name} was fine-tuned once: variation over fine-tunings is not included" in found.notes
     assert found.compared[0].evidence.noise == "examples"
 
 

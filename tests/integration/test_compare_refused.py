@@ -78,9 +78,9 @@ def without_texts() -> SuiteResult:
         (with_other_labels, r"labels: example '0' has \d here and \d in the baseline"),
         (
             with_other_texts,
-            "the same ids are of other texts, or of the same in another order: .* column idx or id",
+            "the same ids have different texts, or the same texts in another order: .* column idx or id",
         ),
-        (without_texts, "one of them does not say which texts it is of, and its ids only number rows"),
+        (without_texts, "one of them does not record its texts, and its ids are only row numbers"),
     ],
 )
 def test_results_of_other_examples_are_refused(

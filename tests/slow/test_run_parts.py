@@ -203,7 +203,7 @@ def test_a_comparison_says_better_worse_equivalent_or_within_noise() -> None:
         (line,), _ = comparisons([row("distilled student", "student", values), untold])
         assert line.endswith("]: not known (the noise of examples is not known)")
     alone = [row("distilled student", "student", [1.0]), row("no-teacher", "control", [1.4])]
-    assert comparisons(alone)[0][0].endswith(": not known (nothing tells how large the noise is)")
+    assert comparisons(alone)[0][0].endswith(": not known (no noise estimate is available)")
 
 
 def test_remarks_have_compares_evidence_corrected_for_all_of_them(tmp_path: Path) -> None:
