@@ -1,4 +1,4 @@
-"""What decides a suite's scores beside the model and the suite's options."""
+"""Cache keys of suite scores, beyond the model and the suite's options."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from stlm_kd.errors import DataError, MissingResourceError
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Identity = Callable[[Mapping[str, Any]], Json]
-"""``identity(options)``: equal where the suite's scores of a model would be."""
+"""``identity(options)``: equal if the suite would give a model equal scores."""
 
 
 def of_lm_eval(options: Mapping[str, Any]) -> Json:
-    """lm-eval's version, and for each task where its rows are from and which state they are in.
+    """lm-eval's version, and for each task the source and the version of its rows.
 
     Raises:
-        UsageError, MissingResourceError: As ``harness.check``.
+        UsageError, MissingResourceError: See ``harness.check``.
     """
     from stlm_kd.eval.harness import evaluate
 
@@ -34,10 +34,10 @@ def of_lm_eval(options: Mapping[str, Any]) -> Json:
 
 
 def of_wikitext(options: Mapping[str, Any]) -> Json:
-    """Which state WikiText's test text is in, whatever the options.
+    """The version of WikiText's test text, independent of the options.
 
     Raises:
-        MissingResourceError: It is not there.
+        MissingResourceError: The text is missing.
     """
     from stlm_kd.eval.language_modeling import wikitext
 
@@ -56,13 +56,13 @@ def _rows_identity(name: str, origin: str, given: Mapping[str, Any]) -> Json:
         return [
             _ours(name, f"{name}_group"),
             fingerprint(Source(sample="train")),
-        ]  # of the generator's version
+        ]  # version of the generator
     whole = task_data.whole_of(name) or name
     return [_ours(whole), task_data.local_version(name, os.environ["STLM_KD_DATA"])]
 
 
 def _ours(*templates: str) -> str:
-    """A hash of the templates of a task, with the version of the layout of its rows."""
+    """A hash of a task's templates and of the version of its row format."""
     from stlm_kd.eval.harness.local_rows import LAYOUT
 
     texts = [files("stlm_kd.eval.tasks").joinpath(f"{name}.yaml").read_bytes() for name in templates]
@@ -71,7 +71,7 @@ def _ours(*templates: str) -> str:
 
 @cache
 def _state(path: str, configuration: str | None) -> str | None:
-    """The commit of a data set, or None where the library knows none."""
+    """The commit of a data set, or None if the library does not know it."""
     from stlm_kd.data.sources import hub
 
     try:

@@ -1,4 +1,4 @@
-"""How a suite runs a model: for which task, in which mode and precision, over how many positions."""
+"""How suites run a model: its task, mode, precision and window."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
 
 
 def require_task(model: PreTrainedModel, task: Task, *, suite: str) -> None:
-    """Refuse a model that does not predict what a suite asks it for.
+    """Refuse a model whose task the suite cannot score.
 
     Raises:
-        ModelError: It does not; the message names the suites that can score it.
+        ModelError: Another task; the message names suites that can score the model.
     """
     if task_of(model) == task:
         return
     family = model.config.model_type
     if task == "clm":
         raise ModelError(
-            f"{suite}: this {family} model is a masked language model, which has no probability of a token "
-            "after those before it alone; use pseudo-perplexity or masked-loss"
+            f"{suite}: this {family} model is a masked language model, which does not predict the next "
+            "token; use pseudo-perplexity or masked-loss"
         )
     raise ModelError(
-        f"{suite}: this {family} model is a causal language model, which does not look at what follows a "
-        "masked token; use perplexity"
+        f"{suite}: this {family} model is a causal language model, which does not attend to the tokens after "
+        "a masked one; use perplexity"
     )
 
 
 def name_of(model: PreTrainedModel) -> str:
-    """What messages call a model: the folder or Hub id that it was loaded from, or its family."""
+    """The model's name in messages: the folder or Hub id it was loaded from, or its family."""
     return model.name_or_path or f"this {model.config.model_type} model"
 
 
 def require_finite(model: PreTrainedModel, values: Tensor, *, suite: str | None = None) -> None:
-    """Refuse what a model computes where some of it is NaN or infinite.
+    """Refuse model outputs that are NaN or infinite.
 
     Raises:
-        ModelError: It is; the message names the model.
+        ModelError: A value is not finite; the message names the model.
     """
     if not bool(torch.isfinite(values).all()):
         raise ModelError(
@@ -57,19 +57,21 @@ def require_finite(model: PreTrainedModel, values: Tensor, *, suite: str | None 
 
 
 MASKED_WINDOW = 128
-"""Positions of a window of a masked language model, unless it or the training text has fewer: a row is cheap,
-of which pseudo-perplexity needs one for each token."""
+"""Default window of masked language models, unless the model or the training context is shorter.
+
+Short because pseudo-perplexity needs one row for each token.
+"""
 
 
 def common_window(suite: str, sizes: Iterable[int | None]) -> int | None:
-    """The window in which a suite scores all models of a table, where none is asked for.
+    """The default window for all models of a table.
 
-    Bits per byte depend on how much a model sees, so that all rows of a table have the same window: the
-    smallest of the sizes (the recipe's context, or positions of models; None: any), and for masked language
-    models at most ``MASKED_WINDOW``.
+    Bits per byte depend on the context length, so all rows of a table use the same window: the smallest of
+    the sizes (the recipe's context, or models' positions; None: any), and at most ``MASKED_WINDOW`` for
+    masked language models.
 
     Returns:
-        None where the suite reads no windows of text, or nothing is known.
+        None if the suite does not use windows, or no size is known.
 
     >>> common_window("perplexity", [512, None, 256]), common_window("masked-loss", [512])
     (256, 128)
@@ -83,21 +85,21 @@ def common_window(suite: str, sizes: Iterable[int | None]) -> int | None:
 
 
 def check_window(config: PreTrainedConfig, window: int, *, suite: str) -> None:
-    """Refuse a window that is longer than what the model can see.
+    """Refuse a window that is longer than the model's positions.
 
     Raises:
-        ModelError: It is.
+        ModelError: The window is too long.
     """
     positions = num_positions(config)
     if positions is not None and window > positions:
         raise ModelError(
-            f"{suite}: a window of {window} tokens was asked for, but the model has {positions} "
+            f"{suite}: the window is {window} tokens, but the model has {positions} "
             f"positions; use window: {positions} or less"
         )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The precision in which the model runs: ``bf16`` is autocast, anything else its own."""
+    """The autocast context: ``bf16`` enables autocast, anything else keeps the model's own precision."""
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
@@ -105,7 +107,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, and as it was afterwards."""
+    """Evaluation mode within the context; restores the previous mode."""
     was_training = model.training
     model.eval()
     try:

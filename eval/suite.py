@@ -1,8 +1,8 @@
-"""The table of suites, and what is known of each.
+"""The registry of suites and their requirements.
 
-A new suite is one function decorated with ``SUITES.register``; its keyword-only arguments become its options
-in recipes. If it reads the held-out text, it is named in ``NEEDS_TEXT``; if it compares a student with its
-teachers, in ``NEEDS_TEACHERS``; if its scores depend on something else, it has a row in ``IDENTITIES``.
+A new suite is a function decorated with ``SUITES.register``; its keyword-only arguments become its options in
+recipes. List it in ``NEEDS_TEXT`` if it reads the held-out text, and in ``NEEDS_TEACHERS`` if it compares a
+student with its teachers. If its scores depend on other data, add it to ``IDENTITIES``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from stlm_kd.models.families import Goal
 from stlm_kd.registry import Registry
 
 Suite = Callable[..., SuiteResult | tuple[FineTuneJob, ...]]
-"""``suite(model, tokenizer, held_out, /, **options)``: the recipe's held-out documents, or its examples.
+"""``suite(model, tokenizer, held_out, /, **options)``; ``held_out``: the recipe's documents or examples.
 
-One of ``NEEDS_TEACHERS`` gets the student's teachers after them. Those of ``tuned_suites`` take options
-alone, and say what is to be fine-tuned before it is scored.
+Suites in ``NEEDS_TEACHERS`` receive the student's teachers as a fourth argument. Those in ``tuned_suites``
+take only options, and return fine-tuning jobs.
 """
 
 SUITES: Registry[Suite] = Registry("suite")
 
 IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval, "perplexity": of_wikitext}
-"""What decides the scores of a suite where it does not read the held-out text, beside model and options."""
+"""Cache keys of suites that do not read the held-out text, beyond model and options."""
 
 NEEDS_TEXT = frozenset(
     {
@@ -38,7 +38,7 @@ NEEDS_TEXT = frozenset(
         "agreement",
     }
 )
-"""The suites that read held-out text or examples; see ``reads_held_out`` for those that need not."""
+"""Suites that read held-out text or examples; see ``reads_held_out`` for options that change this."""
 
 
 def reads_held_out(suite: str, options: Mapping[str, object]) -> bool:
@@ -47,7 +47,7 @@ def reads_held_out(suite: str, options: Mapping[str, object]) -> bool:
 
 
 NEEDS_TEACHERS = frozenset({"agreement", "interchange"})
-"""The suites that compare a student with its teachers, and score no teacher."""
+"""Suites that compare a student with its teachers, and do not score teachers."""
 
 TASK_OF_SUITE: dict[str, Goal] = {
     "perplexity": "clm",
@@ -58,4 +58,4 @@ TASK_OF_SUITE: dict[str, Goal] = {
     "regression": "regression",
     "agreement": "classification",
 }
-"""What a model has to predict for a suite to score it; those of ``tuned_suites`` take any language model."""
+"""The model task that a suite requires; suites in ``tuned_suites`` accept any language model."""

@@ -1,6 +1,6 @@
-"""The suites that score a model as it is: rows of the table of suites.
+"""The suites that score a model without fine-tuning it.
 
-What does their work is imported where they run, so that recipes are checked without it.
+Implementations are imported when a suite runs, so that recipes can be validated without them.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ def perplexity(
     batch_size: Annotated[int, Gt(0)] = 16,
     precision: Precision = "fp32",
 ) -> SuiteResult:
-    """Bits per byte and perplexity per token of a text; see ``eval.perplexity``.
+    """Bits per byte and perplexity per token of a text; see ``eval.language_modeling.perplexity``.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
         documents: The held-out text.
-        on: Which text: the held-out one, or ``wikitext``: WikiText-2's test text, from a file below
+        on: The text to score: held-out, or ``wikitext``: WikiText-2's test text, from a file in
             ``STLM_KD_DATA`` or the Hub.
-        window: Tokens that the model sees at once; by default the recipe's ``data.context``, or the smallest
-            number of positions of the models that ``eval`` is given.
-        stride: Tokens by which the window moves; by default half a window.
-        batch_size: Windows per forward pass, at most.
+        window: Tokens in the model's context; default: the recipe's ``data.context``, or the smallest number
+            of positions of the models given to ``eval``.
+        stride: Tokens by which the window moves; default: half a window.
+        batch_size: Maximum windows per forward pass.
         precision: ``bf16`` runs the model under autocast.
 
     Raises:
         DataError: No text to score.
-        MissingResourceError: WikiText is asked for, and not there.
+        MissingResourceError: WikiText is requested and missing.
         ModelError: A masked language model, a tokenizer without a start token, or a window beyond the
             model's positions.
     """
@@ -67,7 +67,7 @@ def perplexity(
         model, tokenizer, documents, window=window, stride=stride, batch_size=batch_size, precision=precision
     )
     result = measured.as_result()
-    notes = ("perplexity: of WikiText-2's test text",) if on == "wikitext" else ()
+    notes = ("perplexity: on WikiText-2's test text",) if on == "wikitext" else ()
     return replace(result, notes=(*notes, *result.notes))
 
 
@@ -84,24 +84,24 @@ def pseudo_perplexity(
     batch_size: Annotated[int, Gt(0)] = 64,
     precision: Precision = "fp32",
 ) -> SuiteResult:
-    """Pseudo-perplexity and pseudo-bits per byte of the held-out text; see ``eval.pseudo_perplexity``.
+    """Pseudo-perplexity and pseudo-bits per byte; see ``eval.language_modeling.pseudo_perplexity``.
 
     Args:
         model: A masked language model.
         tokenizer: Its tokenizer.
-        documents: The text.
-        window: Positions of a row, start and end included; by default 128, or ``data.context``, or as many as
-            the models have, if that is fewer.
-        tokens: About so many tokens are scored, in whole windows drawn from all of the text, since each
-            costs a row; null: all. The windows are the same for all models of a tokenizer and a window.
-        seed: Of the draw.
+        documents: The held-out text.
+        window: Positions per row, including start and end; default: 128, or ``data.context`` or the models'
+            positions if fewer.
+        tokens: Approximate number of scored tokens, in whole windows drawn from the entire text, since each
+            token costs a row; null: all. Models with the same tokenizer and window share the windows.
+        seed: Random seed.
         batch_size: Rows per forward pass.
         precision: ``bf16`` runs the model under autocast.
 
     Raises:
         DataError: No text to score.
-        ModelError: A causal model, a tokenizer without mask or ends, or a window beyond the model's
-            positions.
+        ModelError: A causal model, a tokenizer without mask, start or end token, or a window beyond the
+            model's positions.
     """
     from stlm_kd.eval.language_modeling.pseudo_perplexity import measure
 
@@ -131,24 +131,24 @@ def masked_loss(
     batch_size: Annotated[int, Gt(0)] = 16,
     precision: Precision = "fp32",
 ) -> SuiteResult:
-    """Nats per masked token of the held-out text, and how many of them are found; see ``eval.masked_loss``.
+    """Loss and accuracy on masked tokens of the held-out text; see ``eval.language_modeling.masked_loss``.
 
     Args:
         model: A masked language model.
         tokenizer: Its tokenizer.
         documents: The text.
-        share: Of the tokens that are not special, so many are masked, drawn uniformly. They are the same for
-            all models of a tokenizer and a window.
-        seed: Of the draw.
-        window: Positions of a row, start and end included; by default 128, or ``data.context``, or as many as
-            the models have, if that is fewer.
+        share: Fraction of the non-special tokens to mask, drawn uniformly. Models with the same tokenizer and
+            window share the masks.
+        seed: Random seed.
+        window: Positions per row, including start and end; default: 128, or ``data.context`` or the models'
+            positions if fewer.
         batch_size: Rows per forward pass.
         precision: ``bf16`` runs the model under autocast.
 
     Raises:
         DataError: No text to score.
-        ModelError: A causal model, a tokenizer without mask or ends, or a window beyond the model's
-            positions.
+        ModelError: A causal model, a tokenizer without mask, start or end token, or a window beyond the
+            model's positions.
     """
     from stlm_kd.eval.language_modeling.masked_loss import measure
 
@@ -179,20 +179,20 @@ def lm_eval(
     precision: Precision = "fp32",
     source: Source = "auto",
 ) -> SuiteResult:
-    """lm-eval's tasks, run by lm-eval; see ``eval.harness``. The documents play no part.
+    """lm-evaluation-harness tasks; see ``eval.harness``. Ignores the documents.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        documents: Not used: the tasks bring their own text.
+        documents: Unused: the tasks have their own text.
         tasks: Names of tasks or groups; ``stlm`` is BLiMP, HellaSwag, ARC-Easy, WinoGrande and MMLU,
             ``sample_minimal_pairs`` needs no download.
-        limit: At most so many examples of each task, for a trial.
-        num_fewshot: Examples in the prompt; by default what each task says (0 for those of ``stlm``).
+        limit: Maximum examples of each task, for a trial.
+        num_fewshot: Examples in the prompt; default: each task's own (0 for those of ``stlm``).
         batch_size: Requests per forward pass.
         precision: ``bf16`` runs the model under autocast.
-        source: ``builtin`` reads the Hub or its cache, ``local`` the files below ``STLM_KD_DATA``, and
-            ``auto`` the first of these that is there.
+        source: ``builtin`` reads the Hub or its cache, ``local`` the files in ``STLM_KD_DATA``, and ``auto``
+            the first of these that is available.
 
     Raises:
         ModelError: A masked language model.
@@ -229,20 +229,20 @@ def interchange(
     context: Annotated[int, Gt(3)] | None = None,
     seed: Annotated[int, Ge(0)] = 0,
 ) -> SuiteResult:
-    """How often a student says what its teacher says after the same intervention; see ``eval.beside``.
+    """Interchange intervention accuracy of a student with each teacher; see ``eval.interchange.suite``.
 
     Args:
         model: The student: a language model or a classifier.
-        tokenizer: Its tokenizer, and its teachers'.
+        tokenizer: The tokenizer of the student and its teachers.
         held: Held-out text, or labelled examples.
         teachers: By name.
-        alignment: Which layers are exchanged, one at a time; by default those of the recipe's objective.
-        source: Where the other states come from.
-        positions: A run of neighbours, or any.
-        rows: Rows of the text, or examples, at most.
-        context: Tokens of a row or example; by default 128, or as many as all models have positions for if
-            that is fewer.
-        seed: Of all that is drawn.
+        alignment: Layers to intervene on, one at a time; default: those of the recipe's objective.
+        source: Source of the swapped-in hidden states.
+        positions: Contiguous or random positions.
+        rows: Maximum rows of text, or examples.
+        context: Tokens per row or example; default: 128, or the smallest number of positions of all models if
+            fewer.
+        seed: Random seed.
 
     Raises:
         DataError: Too little text.
@@ -251,9 +251,9 @@ def interchange(
     """
     from stlm_kd.eval.interchange.suite import score_beside_teachers
 
-    asked = PairConfig(source, positions, rows, seed)
+    pairs = PairConfig(source, positions, rows, seed)
     return score_beside_teachers(
-        model, tokenizer, held, teachers, alignment=alignment, asked=asked, context=context
+        model, tokenizer, held, teachers, alignment=alignment, asked=pairs, context=context
     )
 
 
@@ -267,15 +267,16 @@ def _examples(
     batch_size: Annotated[int, Gt(0)] = 64,
     precision: Precision = "fp32",
 ) -> SuiteResult:
-    """Accuracy, F1 and Matthews' correlation of classes, or correlations of numbers; see ``eval.examples``.
+    """Accuracy, F1 and Matthews' correlation for classes, or correlations for regression.
+
+    See ``eval.classification``.
 
     Args:
-        model: A classifier of the examples' classes, or a model of numbers.
-        tokenizer: What it reads by.
-        examples: Labelled ones.
-        context: Tokens of an example at most; by default 512, or as many as the model has positions for if
-            that is fewer.
-        batch_size: Examples of one forward pass.
+        model: A classifier of the examples' classes, or a regression model.
+        tokenizer: Its tokenizer.
+        examples: Labelled examples.
+        context: Maximum tokens of an example; default: 512, or the model's positions if fewer.
+        batch_size: Examples per forward pass.
         precision: ``bf16`` runs the model under autocast.
 
     Raises:

@@ -1,1 +1,1 @@
-"""How well a classifier, or a model of numbers, does on labelled examples."""
+"""Scores of classifiers and regression models on labelled examples."""

@@ -1,8 +1,8 @@
-"""How well a classifier, or a model of numbers, does on labelled examples: GLUE's metrics and more.
+"""Metrics of classifiers and regression models: GLUE's and more.
 
-Accuracy and the mean squared error are means over examples, whose standard errors have a formula. Of F1 and
-the correlations, Matthews' too, the standard error is the standard deviation over ``RESAMPLES`` data sets
-drawn from the examples with replacement (Efron, "Bootstrap methods", 1979), always the same ones.
+Accuracy and mean squared error are means over examples, with closed-form standard errors. For F1 and the
+correlations, including Matthews', the standard error is the bootstrap standard deviation over ``RESAMPLES``
+resamples (Efron, "Bootstrap methods", 1979), which are the same on every call.
 
 Shapes: N examples, C classes, R resamples.
 """
@@ -28,17 +28,17 @@ Integers = npt.NDArray[np.int64]
 def classification_scores(
     logits_NC: npt.ArrayLike, labels_N: npt.ArrayLike, *, task: str, ids: Sequence[str], suite: str
 ) -> SuiteResult:
-    """Accuracy, F1 averaged over the classes, Matthews' correlation; of two classes also the second's F1.
+    """Accuracy, macro F1 and Matthews' correlation; for two classes also the F1 of the second.
 
-    A class that neither occurs nor is predicted does not count in the average; of a class that is never
-    found, F1 is 0, and where all examples get one prediction, Matthews' correlation is. What guessing scores
-    in accuracy is the share of the most frequent class.
+    Macro F1 skips classes that neither occur nor are predicted. F1 is 0 for a class without a correct
+    prediction, and Matthews' correlation is 0 if all predictions are equal. Chance accuracy is the frequency
+    of the most frequent class.
 
     Args:
-        logits_NC: Of each example, what is the largest for the predicted class; of equal ones the first is.
+        logits_NC: Scores whose argmax is the predicted class (the first one if tied).
         labels_N: The classes, from 0.
-        task: What it is called in the result.
-        ids: What each example is called.
+        task: The task's name in the result.
+        ids: The example ids.
         suite: The suite's name.
 
     Raises:
@@ -94,7 +94,7 @@ def classification_scores(
 
 
 def one_class(labels_N: Integers, predicted_N: Integers) -> str | None:
-    """``Score.degenerate`` of a model that predicts a single class where the labels vary, else None."""
+    """``Score.degenerate`` for a model that predicts a single class although the labels vary, else None."""
     if (predicted_N != predicted_N[0]).any() or (labels_N == labels_N[0]).all():
         return None
     return f"degenerate: predicts a single class for all {len(predicted_N):,} examples"
@@ -105,13 +105,13 @@ def regression_scores(
 ) -> SuiteResult:
     """Pearson's and Spearman's correlation and the mean squared error.
 
-    A correlation with something that is the same for all examples is 0, and a note says so.
+    A correlation with constant values is 0, and a note says so.
 
     Args:
-        predicted_N: One number for each example.
-        labels_N: What it should be.
-        task: What it is called in the result.
-        ids: What each example is called.
+        predicted_N: One prediction for each example.
+        labels_N: The labels.
+        task: The task's name in the result.
+        ids: The example ids.
         suite: The suite's name.
 
     Raises:
@@ -168,7 +168,7 @@ def regression_scores(
 
 
 def _confusion(labels_N: Integers, predicted_N: Integers, num_classes: int) -> Floats:
-    """How many examples of each class (row) were given each class (column), (C, C)."""
+    """The confusion matrix, (C, C): rows are labels, columns predictions."""
     counts = np.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes).astype(np.float64)
 
@@ -204,17 +204,17 @@ def matthews(confusion_RCC: Floats) -> Floats:
 
 
 def pearson(a_N: Floats, b_N: Floats) -> float:
-    """Pearson's correlation; 0 where either is the same throughout."""
+    """Pearson's correlation; 0 if either input is constant."""
     if np.ptp(a_N) == 0 or np.ptp(b_N) == 0:
         return 0.0
     a, b = (values - values.mean() for values in (a_N, b_N))
-    a, b = a / np.abs(a).max(), b / np.abs(b).max()  # so that no square is too small for a float
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()  # avoids underflow of squares
     return float(np.clip(a @ b / math.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
 
 
 def spearman(a_N: Floats, b_N: Floats) -> float:
-    """Pearson's correlation of the ranks, equal values having their mean rank."""
-    from scipy.stats import rankdata  # takes a second to import, and recipes are checked without it
+    """Spearman's rank correlation; ties get their mean rank."""
+    from scipy.stats import rankdata  # slow import, not needed to validate recipes
 
     return pearson(rankdata(a_N), rankdata(b_N))
 
@@ -225,13 +225,13 @@ def _finite(values: npt.ArrayLike) -> Floats:
     if broken.any():
         raise DataError(
             f"{int(broken.sum())} of {len(found)} examples have predictions that are not finite (first: "
-            f"number {int(broken.argmax())}); the model's weights or its precision are at fault"
+            f"number {int(broken.argmax())}); check the model's weights and precision"
         )
     return found
 
 
 def _resampled_confusions(confusion_CC: Floats) -> Floats:
-    """Confusion matrices of data sets drawn with replacement, (R, C, C)."""
+    """Confusion matrices of bootstrap resamples, (R, C, C)."""
     total = int(confusion_CC.sum())
     shares = confusion_CC.reshape(-1) / total
     drawn = np.random.default_rng(_SEED).multinomial(total, shares, size=RESAMPLES)

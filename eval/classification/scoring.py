@@ -1,4 +1,4 @@
-"""Score a classifier, or a model of numbers, on labelled examples."""
+"""Scores a classifier or a regression model on labelled examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 LONGEST = 512
-"""Tokens of an example at most, where nothing else is said and the model has positions for more."""
+"""Default maximum tokens of an example, for models with more positions."""
 
 
 def measure(
@@ -38,21 +38,20 @@ def measure(
     task: str = "examples",
     suite: str | None = None,
 ) -> SuiteResult:
-    """The scores of ``eval.classification``.
+    """Score a model with the metrics of ``eval.classification``.
 
-    The report also holds each example's label and a hash of all texts, by which results of other models are
-    known to be of the same examples.
+    The report also contains each example's label and a hash of all texts, which identify the examples when
+    results are compared.
 
     Args:
-        model: A classifier of the examples' classes, or a model of numbers.
-        tokenizer: What it reads by.
+        model: A classifier of the examples' classes, or a regression model.
+        tokenizer: Its tokenizer.
         examples: At least one.
-        context: Tokens of an example at most; by default ``LONGEST``, or as many as the model has positions
-            for if that is fewer.
-        batch_size: Examples of one forward pass.
+        context: Maximum tokens of an example; default: ``LONGEST``, or the model's positions if fewer.
+        batch_size: Examples per forward pass.
         precision: ``bf16`` runs the model under autocast.
-        task: What the scores are called.
-        suite: The suite's name; by default ``classification`` or ``regression``, as the labels are.
+        task: The task's name in the scores.
+        suite: The suite's name; default: ``classification`` or ``regression``, depending on the labels.
 
     Raises:
         ModelError: A logit is not finite.
@@ -83,7 +82,7 @@ def logits_of(
     batch_size: int = 64,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> npt.NDArray[np.float64]:
-    """The model's logits of each example, (N, C), in their order; the arguments are those of ``measure``.
+    """The model's logits for each example, (N, C), in order; see ``measure`` for the arguments.
 
     Raises:
         ModelError: A logit is not finite.
@@ -101,11 +100,11 @@ def logits_of(
 
 
 def longest_read(model: PreTrainedModel, context: int | None) -> int:
-    """Tokens of an example at most: as asked for, or ``LONGEST``, or as the model has positions for."""
+    """Maximum tokens of an example: ``context``, or ``LONGEST`` limited by the model's positions."""
     return context or min(num_positions(model.config) or LONGEST, LONGEST)
 
 
 def hash_of_texts(examples: Examples) -> str:
-    """SHA-256 (hex) of the ids and texts, whatever their order."""
+    """SHA-256 (hex) of ids and texts, independent of their order."""
     rows = sorted(zip(examples.ids, examples.texts, strict=True))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -98,8 +98,9 @@ def difference_between(
 
     If either side has several seeds, or is one model with several fine-tunings, uses ``over_seeds``;
     fine-tunings are averaged within seeds. If both are single models, uses the paired bootstrap over
-    examples, and for a right/wrong metric the larger of its p and McNemar's. Unpaired examples use the standard errors
-    of both scores as if independent, which overestimates the variance if the models err on the same examples.
+    examples, and for a right/wrong metric the larger of its p and McNemar's. Unpaired examples use the
+    standard errors of both scores as if independent, which overestimates the variance if the models err on
+    the same examples.
 
     Args:
         first: One entry's values, over seeds or for a single model.

@@ -144,7 +144,7 @@ def unknown_noise(sides: Sequence[tuple[Entry, Sample]], evidence: DifferenceEst
 
 
 def judged(found: Sequence[Compared], firsts: Sequence[int]) -> tuple[Compared, ...]:
-    """Correct both p-values for all comparisons and add verdicts; ``firsts``: index of the first equal one."""
+    """Add corrected p-values and verdicts; ``firsts``: index of the first equal comparison, for each."""
     places = [place for place in dict.fromkeys(firsts) if not found[place].limit]
     tests = [(_difference(found[place]).p, found[place].evidence.equivalence_p) for place in places]
     by_place = dict(zip(places, corrected(tests), strict=True))

@@ -51,7 +51,7 @@ def test_perplexity_of_wikitext_is_that_of_the_same_text_held_out(local: Path, p
     ]
     assert found[0].scores == found[1].scores
     assert (
-        found[0].notes[0] == "perplexity: of WikiText-2's test text" and found[0].notes[1:] == found[1].notes
+        found[0].notes[0] == "perplexity: on WikiText-2's test text" and found[0].notes[1:] == found[1].notes
     )
 
 
