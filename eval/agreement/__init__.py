@@ -1,1 +1,1 @@
-"""How far a student classifies as its teacher does."""
+"""Agreement of a student classifier with its teacher."""

@@ -1,4 +1,4 @@
-"""Measures on what classifiers predict: Cohen's κ, divergences of distributions, calibration.
+"""Metrics on classifier outputs: Cohen's κ, divergences of distributions, calibration.
 
 Shapes: N examples, C classes.
 """
@@ -23,7 +23,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Kappa:
-    """Cohen's κ with its standard error and 95 % interval; None where chance alone agrees on everything."""
+    """Cohen's κ with its standard error and 95 % interval; None if chance agreement is 1."""
 
     value: float | None
     stderr: float | None
@@ -32,12 +32,12 @@ class Kappa:
 
 
 def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
-    """Agreement beyond chance of two classifications of the same examples: 1 at best, 0 at chance.
+    """Cohen's κ of two classifications of the same examples: 1 for perfect agreement, 0 at chance.
 
-    The standard error is the large-sample one that does not presuppose κ = 0 (Fleiss, Cohen and Everitt,
-    "Large sample standard errors of kappa and weighted kappa", 1969, equation 13). It is too small with few
-    examples, near 1 and with unequal classes, so the interval does not use it: see ``_kappa_interval``. Where
-    both give all examples one and the same class, κ is 0/0, and None.
+    The standard error is the large-sample one that does not assume κ = 0 (Fleiss, Cohen and Everitt, "Large
+    sample standard errors of kappa and weighted kappa", 1969, equation 13). It is too small with few
+    examples, near 1 and with unbalanced classes, so the interval does not use it: see ``_kappa_interval``. If
+    both assign one and the same class to all examples, κ is 0/0, and None.
 
     Args:
         first_N: Classes, (N,).
@@ -50,7 +50,7 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     kappa, expected = float(_kappa_of(table_CC)), float(rows_C @ columns_C)
     if math.isnan(kappa):
         return Kappa(None, None, None, None)
-    # of example (row i, column j), the weights of column i and of row j
+    # for an example in (row i, column j): the weights of column i and row j
     weights_CC = columns_C[:, None] + rows_C[None, :]
     agreeing = np.diagonal(table_CC) @ (1 - np.diagonal(weights_CC) * (1 - kappa)) ** 2
     others_CC = table_CC * weights_CC**2
@@ -62,13 +62,13 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
 
 
 def _kappa_interval(counts_CC: Floats, kappa: float) -> tuple[float, float]:
-    """The 95 % interval: quantiles of κ under Dirichlet distributions of the table's shares.
+    """The 95 % interval: quantiles of κ under Dirichlet distributions of the table's proportions.
 
-    As Clopper and Pearson's interval of a share takes its lower limit as if one more example had failed, and
-    the upper one as if one more had succeeded, the lower limit of κ is of a posterior whose prior counts one
-    more example on which the two differ, and the upper one of a prior that counts one more on which they
-    agree (a quarter of one in the other case, so that no cell is ruled out). The tests and
-    ``benchmarks/kappa_coverage.py`` simulate how often it holds the true κ.
+    Clopper and Pearson's interval takes its lower limit as if one more example had failed, and its upper
+    limit as if one more had succeeded. Likewise, the lower limit of κ uses a prior with one more
+    disagreement, and the upper limit a prior with one more agreement (and a quarter of an example for the
+    other case, so that no cell has probability 0). The tests and ``benchmarks/kappa_coverage.py`` simulate
+    the coverage.
     """
     size = len(counts_CC)
     agreeing = np.eye(size, dtype=np.bool_)
@@ -82,7 +82,7 @@ def _kappa_interval(counts_CC: Floats, kappa: float) -> tuple[float, float]:
 
 
 def _kappa_of(tables_CC: Floats) -> Floats:
-    """κ of tables of counts or shares, (…, C, C) → (…); NaN where chance alone agrees on everything."""
+    """κ of tables of counts or proportions, (…, C, C) → (…); NaN if chance agreement is 1."""
     tables_CC = tables_CC / tables_CC.sum((-2, -1), keepdims=True)
     observed = np.trace(tables_CC, axis1=-2, axis2=-1)
     expected = (tables_CC.sum(-1) * tables_CC.sum(-2)).sum(-1)
@@ -99,12 +99,12 @@ def kl_divergence(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
         second_NC: The other's.
     """
     first, second = (_log_probabilities(logits) for logits in (first_NC, second_NC))
-    found: Floats = np.maximum((np.exp(first) * (first - second)).sum(1), 0.0)  # rounding can go below
+    found: Floats = np.maximum((np.exp(first) * (first - second)).sum(1), 0.0)  # rounding errors below 0
     return found
 
 
 def jensen_shannon(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
-    """The Jensen-Shannon divergence of each example, (N,), in nats: 0 to log 2, whichever comes first.
+    """The Jensen-Shannon divergence of each example, (N,), in nats: symmetric, from 0 to log 2.
 
     Args:
         first_NC: Logits, (N, C), finite.
@@ -117,11 +117,11 @@ def jensen_shannon(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
 
 
 def calibration_error(logits_NC: npt.ArrayLike, labels_N: npt.ArrayLike) -> float:
-    """The expected calibration error: how far confidence is from accuracy, 0 at best.
+    """The expected calibration error (ECE): the gap between confidence and accuracy, 0 at best.
 
-    Over ``CALIBRATION_BINS`` bins of the predicted class's probability, equally wide, the differences between
-    the bin's mean probability and its accuracy, weighted by its examples (Guo et al., "On Calibration of
-    Modern Neural Networks", 2017, section 2). With few examples it is above 0 for a calibrated model too.
+    Over ``CALIBRATION_BINS`` bins of equal width over the predicted class's probability: the absolute gaps
+    between mean probability and accuracy, weighted by the number of examples (Guo et al., "On Calibration of
+    Modern Neural Networks", 2017, section 2). With few examples it exceeds 0 even for a calibrated model.
 
     Args:
         logits_NC: (N, C), finite.
@@ -135,7 +135,7 @@ def calibration_error(logits_NC: npt.ArrayLike, labels_N: npt.ArrayLike) -> floa
 
 
 def _joint(first_N: Integers, second_N: Integers) -> Floats:
-    """The share of examples with each pair of the classes that occur, (C, C)."""
+    """The proportion of each pair of the classes that occur, (C, C)."""
     known, places = np.unique(np.concatenate([first_N, second_N]), return_inverse=True)
     first, second = np.split(places, 2)
     counts = np.bincount(first * len(known) + second, minlength=len(known) ** 2)

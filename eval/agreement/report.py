@@ -1,7 +1,7 @@
-"""How alike a teacher and a student classify: the same classes, the same mistakes, the same confidence.
+"""Agreement of a teacher and a student classifier: in classes, errors and confidence.
 
-Examples are joined by their ids. Results that are merely in the same order cannot be compared here: put in
-another order, two classifiers agree by chance alone, and κ is near 0.
+Examples are paired by id. Results that merely share an order are not accepted: if the orders differ, two
+classifiers agree only by chance, and κ is near 0.
 
 Shapes: N examples, C classes.
 """
@@ -31,14 +31,14 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What one classifier says of N examples.
+    """A classifier's outputs for N examples.
 
     Attributes:
-        name: The model's.
-        ids: What each example is called; all different.
-        labels: The right classes, (N,).
+        name: The model's name.
+        ids: The example ids; unique.
+        labels: The labels, (N,).
         logits: (N, C), finite.
-        classes: Their names, C.
+        classes: The class names, C.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Predictions:
 
     @property
     def predicted(self) -> Integers:
-        """The class of each example, (N,)."""
+        """The predicted class of each example, (N,)."""
         return np.asarray(self.logits.argmax(1), np.int64)
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """Where the predicted class is the right one, (N,)."""
+        """Whether each prediction is correct, (N,)."""
         return np.asarray(self.predicted == self.labels)
 
     def ordered(self, ids: Sequence[str]) -> Predictions:
@@ -83,15 +83,15 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Who errs where.
+    """The overlap of two models' errors.
 
     Attributes:
-        both: Examples that both have wrong.
-        same: Of these, those to which both give the same class.
-        only_teacher: Examples that the teacher alone has wrong.
-        only_student: Examples that the student alone has wrong.
-        overlap: ``both`` as a share of the examples that either has wrong; None where neither errs.
-        by_chance: The overlap to expect if they erred independently, as often as they do.
+        both: Examples that both get wrong.
+        same: Of these, the ones for which both predict the same class.
+        only_teacher: Examples that only the teacher gets wrong.
+        only_student: Examples that only the student gets wrong.
+        overlap: ``both`` divided by the examples that either gets wrong; None if neither errs.
+        by_chance: The expected overlap of independent errors at the same error rates.
         consistency: κ of being right or wrong ("error consistency": Geirhos, Meding and Wichmann, "Beyond
             accuracy", 2020).
     """
@@ -117,7 +117,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A student beside its teacher on the same examples.
+    """A student compared with its teacher on the same examples.
 
     Attributes:
         teacher: Its name.
@@ -126,16 +126,16 @@ class Agreement:
         teacher_accuracy: With its standard error.
         student_accuracy: With its standard error.
         difference: The student's accuracy minus the teacher's, by the paired bootstrap.
-        test: McNemar's, of the student against the teacher.
-        top1: The share of examples to which both give the same class.
+        test: McNemar's test of the student against the teacher.
+        top1: The fraction of examples with the same predicted class.
         kappa: Of the two classifications.
         kl: KL(teacher || student), in nats.
         js: The Jensen-Shannon divergence, in nats.
         teacher_calibration: Its expected calibration error.
         student_calibration: Its expected calibration error.
-        errors: Who errs where.
+        errors: The overlap of their errors.
         flips: The examples that they classify differently, in the teacher's order.
-        notes: What a reader of the numbers must know.
+        notes: Notes on how to read the numbers.
     """
 
     teacher: str
@@ -157,10 +157,10 @@ class Agreement:
 
 
 def agreement(teacher: Predictions, student: Predictions) -> Agreement:
-    """How alike two classifiers are, joined by the examples' ids.
+    """The agreement of two classifiers, whose examples are paired by id.
 
     Raises:
-        DataError: Other examples, labels or classes; the message says what differs.
+        DataError: Examples, labels or classes differ; the message says how.
     """
     require_same_examples(teacher, student)
     student = student.ordered(teacher.ids)
@@ -186,10 +186,10 @@ def agreement(teacher: Predictions, student: Predictions) -> Agreement:
 
 
 def require_same_examples(teacher: Predictions, student: Predictions) -> None:
-    """Refuse what cannot be joined.
+    """Refuse predictions that cannot be paired.
 
     Raises:
-        DataError: Other classes, ids, or labels; the message says what differs.
+        DataError: Classes, ids or labels differ; the message says how.
     """
     between = f"{teacher.name} and {student.name} cannot be compared"
     if teacher.classes != student.classes:
@@ -241,7 +241,7 @@ def _notes(teacher: Predictions, student: Predictions, is_same: bool) -> Iterato
     size = len(teacher.ids)
     for one in (teacher, student):
         if len(set(one.predicted.tolist())) == 1:
-            yield f"{one.name} gives all {size} examples one class, so that κ can tell nothing"
+            yield f"{one.name} predicts one class for all {size} examples, so κ is uninformative"
     if is_same:
         most = 1 - (1 - CONFIDENCE) ** (1 / size)
         yield (

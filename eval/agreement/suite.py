@@ -1,4 +1,4 @@
-"""The suite ``agreement``: what a classifier says beside what each of its teachers says, and why."""
+"""The suite ``agreement``: compares a classifier's predictions and explanations with its teachers'."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SUITE = "agreement"
 
 AnswersOf = Callable[[ReadConfig, AttributionConfig], ClassifierOutputs]
-"""What a teacher says of the examples that its student is asked, and why."""
+"""Computes a teacher's predictions and explanations for the student's examples."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,43 +60,41 @@ def agreement(
     batch_size: Annotated[int, Gt(0)] = 64,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> SuiteResult:
-    """Cohen's κ, equal classes and divergences beside each teacher, which is the task; and explanations.
+    """Cohen's κ, same-class rate and divergences with each teacher, which is the task; and explanations.
 
     Args:
         model: A classifier.
-        tokenizer: What it reads by.
+        tokenizer: Its tokenizer.
         held: Labelled examples.
         teachers: By name.
-        attributions: How decisions are explained by words: ``lime``, ``integrated-gradients``; none: not at
-            all.
-        examples: So many at most are explained.
-        which: ``random``; ``easy`` or ``hard``, by the teacher's loss; ``easy-and-hard``, of each class some
-            of both.
-        ids: These examples and no others are explained.
-        classes: Only examples of these classes.
-        sources: Only examples whose column ``source`` is one of these.
-        features: LIME: so many words at most get a weight; null: all.
-        samples: LIME: perturbed texts, all different.
+        attributions: Word attribution methods: ``lime``, ``integrated-gradients``; default: none.
+        examples: Maximum examples to explain.
+        which: ``random``; ``easy`` or ``hard``, by the teacher's loss; ``easy-and-hard``, some of both for
+            each class.
+        ids: Explain only these examples.
+        classes: Explain only examples of these classes.
+        sources: Explain only examples whose column ``source`` has one of these values.
+        features: LIME: maximum words with a weight; null: all.
+        samples: LIME: perturbed texts, all distinct.
         steps: Integrated gradients: points of the integral.
-        top: So many of the heaviest words are compared.
-        seed: Of drawn examples and perturbations.
-        context: Tokens of an example at most; by default 512, or as many as the model has positions for if
-            that is fewer.
-        batch_size: Examples of one forward pass.
-        precision: ``bf16`` runs the models under autocast, but for integrated gradients.
+        top: Number of top-weighted words to compare.
+        seed: Random seed of examples and perturbations.
+        context: Maximum tokens of an example; default: 512, or the model's positions if fewer.
+        batch_size: Examples per forward pass.
+        precision: ``bf16`` runs the models under autocast, except for integrated gradients.
 
     Raises:
         DataError: A logit is not finite, or there are no such examples to explain.
-        MissingResourceError: A package that explains is not there.
+        MissingResourceError: A package for explanations is not installed.
     """
     choice = Choice(examples, tuple(map(str, ids)), which, tuple(map(str, classes)), sources, seed)
     explaining = AttributionConfig(attributions, choice, features, samples, steps)
     reading = ReadConfig(context, batch_size, precision)
     found: dict[str, StudentBesideTeacher] = {}
     for name, of_teacher in teachers.items():
-        told = of_teacher(reading, explaining)
-        own = classifier_outputs("student", model, tokenizer, held, reading, explaining, like=told)
-        found[name] = StudentBesideTeacher(told, own, compared(told, own, top=top))
+        theirs = of_teacher(reading, explaining)
+        own = classifier_outputs("student", model, tokenizer, held, reading, explaining, like=theirs)
+        found[name] = StudentBesideTeacher(theirs, own, compared(theirs, own, top=top))
     return SuiteResult(
         SUITE,
         tuple(score for name, one in found.items() for score in _marked_scores(name, one)),
@@ -110,7 +108,7 @@ def agreement(
 
 @dataclass(frozen=True, slots=True)
 class StudentBesideTeacher:
-    """A teacher's answers, its student's, and how alike they are."""
+    """Outputs of a teacher and its student, and their agreement."""
 
     teacher: ClassifierOutputs
     student: ClassifierOutputs
@@ -120,42 +118,44 @@ class StudentBesideTeacher:
 def explained_in(
     result: SuiteResult, teacher: str, *, student: str
 ) -> tuple[StudentBesideTeacher, dict[str, tuple[str, ...]]]:
-    """What a result holds of one teacher, and the texts of the explained examples by id.
+    """The outputs and agreement for one teacher in a result, and the texts of the explained examples by id.
 
     Args:
-        result: Of this suite.
+        result: A result of this suite.
         teacher: One of ``teachers_in``.
-        student: What the student is to be called.
+        student: The student's display name.
     """
     report: Any = result.report
-    told = ClassifierOutputs.from_json(report["beside"][teacher]["teacher_answers"], name=teacher)
+    theirs = ClassifierOutputs.from_json(report["beside"][teacher]["teacher_answers"], name=teacher)
     own = ClassifierOutputs.from_json(report["beside"][teacher]["student_answers"], name=student)
     texts = {name: tuple(sides) for name, sides in report["beside"][teacher]["explained"].items()}
-    return StudentBesideTeacher(told, own, compared(told, own, top=report["top"])), texts
+    return StudentBesideTeacher(theirs, own, compared(theirs, own, top=report["top"])), texts
 
 
 def teachers_in(result: SuiteResult) -> list[str]:
-    """The teachers beside whom a result explains decisions."""
+    """The teachers for which a result contains explanations."""
     report: Any = result.report
     return [name for name, one in report["beside"].items() if one["explained"]]
 
 
 def _marked_scores(teacher: str, one: StudentBesideTeacher) -> Iterator[Score]:
-    """The scores, marked as degenerate where the student predicts a single class."""
+    """The scores, marked as degenerate if the student predicts a single class."""
     own = one.student.predictions
     degenerate = one_class(own.labels, own.predicted)
     return (replace(score, degenerate=degenerate) for score in _scores(teacher, one.compared))
 
 
 def _scores(teacher: str, one: Compared) -> Iterator[Score]:
-    """What tells most, and in detail, which tables leave out, what goes with it."""
-    said = one.agreement
-    size, detail = said.examples, f"{teacher} in detail"
-    if said.kappa.value is not None:
-        yield Score(teacher, "kappa", said.kappa.value, said.kappa.stderr, size)
-    yield Score(teacher, "same_class", said.top1.value, said.top1.stderr, size)
-    yield Score(teacher, "kl", said.kl.value, said.kl.stderr, size, higher_is_better=False)
-    yield Score(teacher, "js", said.js.value, said.js.stderr, size, higher_is_better=False, part_of=detail)
+    """The main scores, followed by details that tables omit."""
+    measured = one.agreement
+    size, detail = measured.examples, f"{teacher} in detail"
+    if measured.kappa.value is not None:
+        yield Score(teacher, "kappa", measured.kappa.value, measured.kappa.stderr, size)
+    yield Score(teacher, "same_class", measured.top1.value, measured.top1.stderr, size)
+    yield Score(teacher, "kl", measured.kl.value, measured.kl.stderr, size, higher_is_better=False)
+    yield Score(
+        teacher, "js", measured.js.value, measured.js.stderr, size, higher_is_better=False, part_of=detail
+    )
     for each in one.explanations:
         for metric, mean in (("correlation", each.correlation), ("overlap", each.overlap)):
             part = None if metric == "correlation" else detail
@@ -170,16 +170,16 @@ def _named(each: ExplanationAgreement, metric: str) -> str:
 
 
 def _example_scores(teacher: str, one: StudentBesideTeacher) -> Iterator[ExampleScore]:
-    """The metrics that are means, of each example."""
-    told = one.teacher.predictions
-    own = one.student.predictions.ordered(told.ids)
+    """The per-example values of metrics that are means."""
+    theirs = one.teacher.predictions
+    own = one.student.predictions.ordered(theirs.ids)
     of_all: dict[str, Floats] = {
-        "same_class": (told.predicted == own.predicted).astype(np.float64),
-        "kl": kl_divergence(told.logits, own.logits),
-        "js": jensen_shannon(told.logits, own.logits),
+        "same_class": (theirs.predicted == own.predicted).astype(np.float64),
+        "kl": kl_divergence(theirs.logits, own.logits),
+        "js": jensen_shannon(theirs.logits, own.logits),
     }
     for metric, values_N in of_all.items():
-        for name, value in zip(told.ids, values_N.tolist(), strict=True):
+        for name, value in zip(theirs.ids, values_N.tolist(), strict=True):
             yield ExampleScore(teacher, name, metric, value)
     for each in one.compared.explanations:
         for row in each.examples:
@@ -193,13 +193,13 @@ def _of_row(row: Alike) -> dict[str, float | None]:
 
 
 def _report(found: Mapping[str, StudentBesideTeacher], held: Examples, top: int) -> dict[str, Any]:
-    """What compares results, and for each teacher all figures and all answers."""
+    """The facts for comparing results, and for each teacher all scores and outputs."""
     texts = dict(zip(held.ids, held.texts, strict=True))
-    said = next(iter(found.values())).student.predictions
+    predictions = next(iter(found.values())).student.predictions
     return {
         "texts": hash_of_texts(held),
-        "labels": dict(zip(said.ids, said.labels.tolist(), strict=True)),
-        "predictions": dict(zip(said.ids, said.predicted.tolist(), strict=True)),
+        "labels": dict(zip(predictions.ids, predictions.labels.tolist(), strict=True)),
+        "predictions": dict(zip(predictions.ids, predictions.predicted.tolist(), strict=True)),
         "top": top,
         "beside": {
             name: {

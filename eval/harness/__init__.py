@@ -1,1 +1,1 @@
-"""lm-evaluation-harness on a model in memory: its tasks and prompts, our log-likelihoods and choices."""
+"""lm-evaluation-harness on a model in memory: its tasks and prompts, our log-likelihoods and tie handling."""

@@ -1,7 +1,7 @@
-"""lm-eval's view of a causal model in memory: prompts begin as the documents of training did.
+"""lm-eval interface of a causal model in memory, with prompts that begin like training documents.
 
 Log-likelihoods are our own (lm-eval's public ``loglikelihood`` and ``loglikelihood_rolling``); generation is
-lm-eval's, over prompts that are encoded here.
+lm-eval's, on prompts that are encoded here.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from stlm_kd.models.positions import num_positions
 SUITE = "lm-eval"
 
 Request = Any
-"""lm-eval's ``Instance``, which has no types: ``args`` holds its texts."""
+"""lm-eval's ``Instance``, which is untyped; ``args`` contains its texts."""
 
 
 class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
-    """A model whose prompts are beginnings of documents: the start token, the text, and nothing after it.
+    """A model whose prompts are the beginning of a document: the start token, the text, and no end token.
 
-    A prompt that is longer than the model's positions loses its beginning, the start token with it, as a row
-    of training or a window of perplexity that begins within a document has none.
+    A prompt longer than the model's positions is truncated on the left, including the start token; training
+    rows and perplexity windows that begin within a document have no start token either.
     """
 
     def __init__(
@@ -43,9 +43,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> None:
         self._start, self._end = document_ends(tokenizer)
         own = copy.deepcopy(tokenizer)
-        own.model_max_length = (
-            VERY_LARGE_INTEGER  # what is too long is cut here; no need to warn of it before
-        )
+        own.model_max_length = VERY_LARGE_INTEGER  # silences the length warning; truncation happens here
         if own.pad_token_id is None:
             own.pad_token = own.convert_ids_to_tokens(self._end)
         super().__init__(
@@ -63,17 +61,17 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def predicts_uniformly(self) -> bool:
-        """Whether all tokens that were scored so far were equally likely; False where none was."""
+        """Whether all scored tokens were equally likely; False if none was scored."""
         return bool(self._uniform)
 
     @property
     def eot_token_id(self) -> int:
-        """The id after a document."""
+        """The id of the end-of-document token."""
         return self._end
 
     @property
     def prefix_token_id(self) -> int:
-        """The id before a document."""
+        """The id of the start token."""
         return self._start
 
     def tok_encode(
@@ -95,9 +93,9 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Ids and mask of prompts to continue, (B, T), padded on the left."""
+        """Ids and mask of prompts for generation, (B, T), padded on the left."""
         assert padding_side == "left", padding_side
-        del truncation  # lm-eval asks for it by left_truncate_len
+        del truncation  # lm-eval uses left_truncate_len
         self._encoded_prompts += len(strings)
         rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
         longest = max(map(len, rows))
@@ -140,26 +138,27 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return found
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """lm-eval's own generation.
+        """Generate with lm-eval's own method.
 
         Raises:
-            MissingResourceError: This version of lm-eval encodes prompts in another way than ours replaces.
+            MissingResourceError: This version of lm-eval encodes prompts with a method that is not overridden
+                here.
         """
         before = self._encoded_prompts
         found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         if requests and self._encoded_prompts == before:
             raise MissingResourceError(
-                f"lm-eval {metadata.version('lm-eval')}: its generation no longer encodes prompts by "
-                "tok_batch_encode, so that they would not begin as documents of training do; use a version "
-                "within the range that this package declares"
+                f"lm-eval {metadata.version('lm-eval')}: its generation no longer encodes prompts with "
+                "tok_batch_encode, so they would not begin like training documents; use a version within the "
+                "range that this package declares"
             )
         return found
 
     def _encoded(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The ids of context and continuation; blanks at the end of the context go over, as in lm-eval.
+        """The ids of context and continuation; trailing whitespace moves to the continuation, as in lm-eval.
 
-        The pair is encoded as one text, of whose ids the context has as many as it has alone. Where that
-        leaves none to the continuation, the two are encoded apart.
+        The pair is encoded as one text and split after the length of the encoded context. If this leaves no
+        token for the continuation, the two are encoded separately.
         """
         blanks = len(context) - len(context.rstrip())
         if blanks:
@@ -171,7 +170,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         if not after:
             raise ModelError(
                 f"{SUITE}: the tokenizer of {name_of(self.model)} has no token for the answer "
-                f"{continuation!r}; use a tokenizer that can spell it"
+                f"{continuation!r}; use a tokenizer that can encode it"
             )
         return before, after
 
@@ -198,7 +197,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return found
 
     def _pieces(self, context: Sequence[int], continuation: Sequence[int]) -> Iterator[Piece]:
-        """One row, cut from the left where it is too long; windows where the continuation alone is."""
+        """One row, truncated on the left; or several windows if the continuation alone is too long."""
         ids, longest = (*context, *continuation), self.max_length
         if len(continuation) <= longest:
             yield Piece(ids[-(longest + 1) :], len(continuation))
@@ -210,5 +209,5 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
 
 def _float32(value: float) -> float:
-    """Rounded to float32: what differs by less than its steps is a tie, not an answer."""
+    """Round to float32: smaller differences count as ties."""
     return float(torch.tensor(value, dtype=torch.float32))

@@ -1,7 +1,7 @@
-"""How lm-eval's multiple-choice tasks are reduced here: ties share the point.
+"""Scoring of lm-eval's multiple-choice tasks, in which tied choices share the point.
 
-lm-eval takes the first of the best choices. The right answer of a minimal pair is always the first, so that
-a model which tells nothing apart would score 1.
+lm-eval takes the first of the best choices. The correct answer of a minimal pair is always the first, so a
+model that scores all choices equally would get an accuracy of 1.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy as np
 import numpy.typing as npt
 
 Row: TypeAlias = Mapping[str, Any]
-"""An example of a task, whose columns are its own."""
+"""An example of a task; columns depend on the task."""
 
 BY_CHANCE = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})
-"""Metrics of choices in which guessing scores 1 / the number of choices."""
+"""Multiple-choice metrics whose chance level is 1 / the number of choices."""
 
 _SURELY = 0.01
-"""Honest models choose one place throughout less often than this, if their choices are independent."""
+"""Significance level for a model that always chooses the same position, with independent choices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a model chose in one example.
+    """A model's choice in one example.
 
     Attributes:
-        best: The places of the choices that it holds likeliest, several where they tie.
-        choices: How many there are.
-        right: The places that count as right.
+        best: Indices of the most likely choices, several if tied.
+        choices: The number of choices.
+        right: Indices of the correct choices.
     """
 
     best: tuple[int, ...]
@@ -41,7 +41,7 @@ class Choice:
 
 
 def shared_point(scores_C: npt.ArrayLike, right: Sequence[int]) -> float:
-    """The share of the best choices that is right: 1 or 0 without ties, 1/k where one of k tied ones is.
+    """The fraction of the best choices that is correct: 0 or 1 without ties, 1/k if one of k tied ones is.
 
     >>> shared_point([-2.0, -1.0, -1.0], [1]), shared_point([-2.0, -1.0, -3.0], [1])
     (0.5, 1.0)
@@ -51,16 +51,16 @@ def shared_point(scores_C: npt.ArrayLike, right: Sequence[int]) -> float:
 
 
 def choice(log_likelihoods_C: npt.ArrayLike, right: Sequence[int]) -> Choice:
-    """What is chosen by these log-likelihoods."""
+    """The choice that these log-likelihoods select."""
     return Choice(_best(log_likelihoods_C), len(np.asarray(log_likelihoods_C)), tuple(right))
 
 
 def degenerate_choices(chosen: Sequence[Choice]) -> str | None:
-    """What is to be said of a model that tells no choices apart, or None, as of a single example.
+    """A description of degenerate choices, or None; always None for a single example.
 
-    All choices tie in all examples; or one place is chosen in all while the right ones vary, in more examples
-    than an honest model would do so by chance. A minimal pair's right answer is always the first, so choosing
-    it always is no sign.
+    Degenerate: all choices tie in all examples; or the same position is chosen in all examples although the
+    correct ones vary, in more examples than plausible by chance. The correct answer of a minimal pair is
+    always the first, so always choosing it is not degenerate.
 
     >>> degenerate_choices([Choice((0, 1), 2, (0,))] * 3)
     'degenerate: all choices tie in all 3 examples'
@@ -83,13 +83,13 @@ def degenerate_choices(chosen: Sequence[Choice]) -> str | None:
 
 @contextmanager
 def ties_share_the_point(tasks: Mapping[str, Any]) -> Iterator[dict[str, list[Choice]]]:
-    """While it is open, these tasks of lm-eval score choices as ``shared_point`` does.
+    """Context in which these lm-eval tasks score choices with ``shared_point``.
 
-    Their metrics ``acc``, ``acc_norm`` (by characters of a choice), ``acc_bytes`` and ``acc_mutual_info`` are
-    replaced example by example; means, groups and standard errors stay lm-eval's.
+    Replaces the per-example metrics ``acc``, ``acc_norm`` (by characters of a choice), ``acc_bytes`` and
+    ``acc_mutual_info``; means, groups and standard errors stay lm-eval's.
 
     Yields:
-        What was chosen, by task, filled as lm-eval goes along.
+        The choices by task, filled while lm-eval runs.
     """
     chosen: dict[str, list[Choice]] = {}
     with ExitStack() as patches:
@@ -129,7 +129,7 @@ def _accuracies(
 
 
 def _right(target: int | np.integer[Any] | str | Sequence[int], texts: Sequence[str]) -> tuple[int, ...]:
-    """The places of the right answers; () where lm-eval finds none among the choices."""
+    """Indices of the correct answers; () if lm-eval finds none among the choices."""
     if isinstance(target, str):
         return (texts.index(target),) if target in texts else ()
     places = [target] if isinstance(target, int | np.integer) else list(target)

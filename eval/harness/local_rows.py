@@ -1,6 +1,6 @@
-"""Rows of local files and of the sample generator, in the layout that lm-eval's prompts expect.
+"""Rows of local files and of the sample generator, in the format that lm-eval's prompts expect.
 
-lm-eval calls these functions by the names that the files in ``eval/tasks`` give.
+lm-eval calls these functions by the names in the files of ``eval/tasks``.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from stlm_kd.data.synthetic import minimal_pairs
 from stlm_kd.errors import DataError, MissingResourceError
 
 LAYOUT = 1
-"""Enters the key of each score: raised when the same file gives other rows."""
+"""Part of each score's cache key: increment it if the same file yields different rows."""
 
-Row = dict[str, Any]  # one line of a benchmark's file, whose columns are its own
+Row = dict[str, Any]  # one line of a benchmark's file; columns depend on the benchmark
 
-# The last piece of a text that breaks off, after the last sentence that ends.
+# The unfinished end of a text, after its last complete sentence.
 _FRAGMENT = re.compile(r'(?<=[.!?]) +(?=[^.!?]+$)|(?<=[.!?]["\']) +(?=[^.!?]+$)')
 
 
 def from_files(
     *, splits: Mapping[str, str], column: str | None = None, value: str | None = None, **_metadata: object
 ) -> dict[str, Dataset]:
-    """The rows of each split, or those of them that hold a value in a column.
+    """The rows of each split, optionally filtered by the value of a column.
 
     Args:
-        splits: Split → JSON Lines file, perhaps gzipped.
-        column: Where a file holds several tasks, the column that tells them apart.
-        value: What the column says for this task.
-        **_metadata: lm-eval passes the task's metadata along; none of it matters here.
+        splits: Split → JSON Lines file, optionally gzipped.
+        column: The column that identifies the task, in files with several tasks.
+        value: The value of that column for this task.
+        **_metadata: The task's metadata from lm-eval, unused.
 
     Raises:
         MissingResourceError: A file is missing.
@@ -53,18 +53,18 @@ def from_files(
 
 
 def from_sample(*, phenomenon: str, pairs: int, seed: int, **_metadata: object) -> dict[str, Dataset]:
-    """Synthetic minimal pairs of one phenomenon, laid out as BLiMP's."""
+    """Synthetic minimal pairs of one phenomenon, in BLiMP's format."""
     made = minimal_pairs(pairs, seed=seed, phenomena=(phenomenon,))
     rows = [{"sentence_good": pair.good, "sentence_bad": pair.bad, "UID": pair.phenomenon} for pair in made]
     return {"train": Dataset.from_list(rows)}
 
 
 def hellaswag(dataset: Dataset) -> Dataset:
-    """Rows with ``query``, ``choices`` and ``label``, from text whose WikiHow marks are already removed.
+    """Rows with ``query``, ``choices`` and ``label``, from text whose WikiHow markup is already removed.
 
-    In lm-eval's prompt the sentence that breaks off begins with a capital. The Hub has it in a column of its
-    own; here it is what follows the last sentence that ends. One thing cannot be had again: where a mark
-    stood before an ending, lm-eval's choice begins with a second space.
+    lm-eval's prompt capitalises the unfinished sentence. The Hub has it in a separate column; here it is the
+    text after the last complete sentence. One difference remains: where markup preceded an ending, lm-eval's
+    choice begins with a second space.
     """
     if "ctx_a" in dataset.column_names:
         built: Dataset = process_docs(dataset)
@@ -83,7 +83,7 @@ def _hellaswag_row(row: Row) -> Row:
 
 
 def _with_capital(context: str) -> str:
-    """The text with its last, unfinished sentence capitalised as ``str.capitalize`` does.
+    """The text with its last, unfinished sentence capitalised by ``str.capitalize``.
 
     >>> _with_capital("A man sits. he")
     'A man sits. He'
@@ -99,7 +99,7 @@ def _read(file: str) -> list[Row]:
 
 
 def _time_of_change(file: str) -> int:
-    """In nanoseconds: a file that was changed is read again."""
+    """Modification time in nanoseconds, so that a changed file is read again."""
     path = Path(file)
     if not path.is_file():
         raise MissingResourceError(

@@ -1,6 +1,6 @@
-"""Where lm-eval's tasks get their rows: the Hub or its cache, local files, or the generator of sample text.
+"""Sources of the rows of lm-eval's tasks: the Hub or its cache, local files, or the sample generator.
 
-A local task includes the built-in one and replaces nothing but its rows: prompts and metrics are lm-eval's.
+A local task includes the built-in one and replaces only its rows; prompts and metrics are lm-eval's.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean
 Origin: TypeAlias = Literal["builtin", "local", "generated"]
 
 GROUPS = {"stlm": ("blimp", "hellaswag", "arc_easy", "winogrande", "mmlu")}
-"""Names of our own for several tasks."""
+"""Our own names for groups of tasks."""
 
 _LM_EVAL_TASKS = Path(str(lm_eval_tasks.__file__)).parent
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A task or group that can be had from local files.
+    """A task or group that can be read from local files.
 
     Attributes:
-        folder: Where lm-eval keeps it, below its own tasks.
+        folder: Its folder within lm-eval's tasks.
         hub: Its data set on the Hub and a configuration of it.
         has_parts: Whether it is a group, with one local file for all its tasks.
-        shots: Whether the local files hold the rows that few-shot examples are taken from.
+        shots: Whether the local files contain the rows for few-shot examples.
     """
 
     folder: str
@@ -66,7 +66,7 @@ LOCAL = {
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A task or group that is ready to run, by the name it was asked for, and where its rows are from."""
+    """A task or group that is ready to run, by its requested name, and the source of its rows."""
 
     name: str
     item: Task | Group
@@ -74,7 +74,7 @@ class Built:
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """The names of tasks, with our own groups spelled out and none twice.
+    """The names of tasks, with our own groups expanded and duplicates removed.
 
     >>> expand(["arc_easy", "stlm"])
     ['arc_easy', 'blimp', 'hellaswag', 'winogrande', 'mmlu']
@@ -84,7 +84,7 @@ def expand(names: Sequence[str]) -> list[str]:
 
 
 def whole_of(name: str) -> str | None:
-    """The benchmark of ``LOCAL`` that a name stands for or is a part of; None where there is none.
+    """The benchmark of ``LOCAL`` that a name is or is a part of; None if there is none.
 
     >>> whole_of("blimp"), whole_of("blimp_wh_island"), whole_of("mmlu_stem"), whole_of("mmlu_stme")
     ('blimp', 'blimp', 'mmlu', None)
@@ -106,18 +106,18 @@ def _parts(whole: str) -> frozenset[str]:
 
 
 class _NamesAlone(yaml.SafeLoader):
-    """Reads lm-eval's files without running the functions that they name."""
+    """Reads lm-eval's YAML files without calling the functions they name."""
 
 
 _NamesAlone.add_constructor("!function", lambda loader, node: None)
 
 
 def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list[Built]:
-    """The tasks, ready to run; those built before in this process are used again.
+    """The tasks, ready to run; cached within the process.
 
     Raises:
         UsageError: A task that lm-eval does not know.
-        MissingResourceError: Rows that are not there.
+        MissingResourceError: Rows are missing.
     """
     data = os.environ.get("STLM_KD_DATA", "")
     return [
@@ -128,7 +128,7 @@ def build(names: Sequence[str], *, source: str, num_fewshot: int | None) -> list
 
 
 def local_version(name: str, data: str) -> str:
-    """A hash of the local files that hold a task's rows."""
+    """A hash of the local files with a task's rows."""
     return fingerprint(Source(path=str(Path(data).absolute() / "lm_eval" / (whole_of(name) or name))))
 
 
@@ -138,13 +138,13 @@ def leaves(item: Task | Group) -> list[Task]:
 
 
 def data_sets(built: Built) -> dict[str, str | None]:
-    """The data sets that a task's rows are from, each with one of the configurations that are read."""
+    """The data sets of a task's rows, each with one of the configurations in use."""
     configs = [task.config for task in leaves(built.item)]
     return {config.dataset_path: config.dataset_name for config in configs if config.dataset_path}
 
 
 def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origin:
-    """Where the rows of a task are to be read from.
+    """The source of a task's rows.
 
     Raises:
         MissingResourceError: ``source`` (or, for ``auto``, any source) does not have them.
@@ -176,13 +176,13 @@ def _check_local(name: str, whole: str, num_fewshot: int | None) -> None:
 
 
 def on_hub_or_cached(benchmark: Benchmark) -> bool:
-    """Whether the ``datasets`` library can have a benchmark's rows without local files."""
+    """Whether the ``datasets`` library can load a benchmark's rows without local files."""
     return hub_answers() or data_set_is_cached(*benchmark.hub)
 
 
 @lru_cache(maxsize=32)
 def _build(name: str, origin: Origin, num_fewshot: int | None, data: str, version: str) -> Built:
-    """All arguments belong to the key: a task object keeps its shots, its place and its rows for good."""
+    """All arguments are part of the cache key, since a task object keeps its shots, location and rows."""
     del num_fewshot, version
     if origin == "builtin":
         return Built(name, _load_builtin(name), origin)
@@ -203,7 +203,7 @@ def _load_builtin(name: str) -> Task | Group:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    """A suggestion, but not the list of the thousands that lm-eval knows."""
+    """A suggestion, without the list of lm-eval's thousands of tasks."""
     hint = did_you_mean(name, known)
     return hint if hint.startswith(" (") else "; `lm-eval ls tasks` lists them"
 
@@ -235,7 +235,7 @@ def _load(manager: TaskManager, name: str) -> Task | Group:
 
 @contextmanager
 def _local_files(name: str, data: str) -> Iterator[Path]:
-    """A folder with one task file per part of the benchmark, made from our template for it."""
+    """A folder with one task file for each part of the benchmark, from our template."""
     with tempfile.TemporaryDirectory(prefix="stlm-kd-tasks-") as made:
         folder = Path(made)
         if name == BENCHMARK:
@@ -264,7 +264,7 @@ def _fill_in_parts(name: str, folder: Path, places: dict[str, str]) -> None:
 
 
 def _fill_in(template: str, file: Path, values: dict[str, str]) -> None:
-    """Write a template of ``eval/tasks`` with its ``$NAMES``, all within double quotes, filled in."""
+    """Write a template of ``eval/tasks`` with its ``$NAMES`` (all within double quotes) substituted."""
     text = files("stlm_kd.eval.tasks").joinpath(f"{template}.yaml").read_text()
     escaped = {key: json.dumps(value)[1:-1] for key, value in values.items()}
     file.write_text(Template(text).substitute(escaped))
