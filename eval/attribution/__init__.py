@@ -1,1 +1,1 @@
-"""Which words a classifier's decision rests on, and whether two models agree in them."""
+"""Word attributions of a classifier's predictions, and their agreement between two models."""

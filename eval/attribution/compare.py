@@ -1,4 +1,4 @@
-"""How alike a teacher and a student explain what they say: the order of the words' weights, and the heaviest.
+"""Agreement of a teacher's and a student's word attributions: rank correlation and top-word overlap.
 
 Shapes: N examples, W words.
 """
@@ -17,7 +17,7 @@ from stlm_kd.eval.classification.metrics import spearman
 from stlm_kd.statistics import Difference, paired_bootstrap
 
 FEWEST_WORDS = 3
-"""Of fewer there are too few orders to speak of a correlation."""
+"""Minimum words for a rank correlation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +33,16 @@ class MeanOver:
 
 @dataclass(frozen=True, slots=True)
 class Alike:
-    """One example's explanations side by side.
+    """The attributions of two models for one example, compared.
 
     Attributes:
         id: The example.
-        correlation: Spearman's, of the words' weights; None below ``FEWEST_WORDS`` words, or where a model
-            gives all words one weight.
-        overlap: The share of the heaviest words that they have in common; None where all words would be among
-            them.
-        by_chance: The overlap to expect of words drawn blindly.
+        correlation: Spearman's correlation of the words' weights; None below ``FEWEST_WORDS`` words, or if a
+            model gives all words the same weight.
+        overlap: The shared fraction of the top words; None if all words would be among them.
+        by_chance: The expected overlap of randomly drawn words.
         teacher_again: LIME: the correlation of the teacher's weights with those of another draw.
-        student_again: The same of the student's.
+        student_again: The same for the student.
     """
 
     id: str
@@ -56,19 +55,19 @@ class Alike:
 
 @dataclass(frozen=True, slots=True)
 class ExplanationAgreement:
-    """How alike they are by one method; None where fewer than two examples tell.
+    """Agreement by one method; None for values with fewer than two usable examples.
 
     Attributes:
         method: ``lime`` or ``integrated-gradients``.
-        top: How many of the heaviest words ``overlap`` is of.
+        top: The number of top words that ``overlap`` compares.
         correlation: The mean over examples.
         overlap: The mean over examples.
-        by_chance: The overlap to expect of words drawn blindly, on these examples.
-        teacher_again: LIME: the teacher with itself by another draw: no student can be expected above it.
-        student_again: The student with itself.
-        teacher_missing: Of integrated gradients: the mean nats, without sign, that the weights leave out.
-        student_missing: The same of the student.
-        examples: One by one.
+        by_chance: The expected overlap of randomly drawn words, on these examples.
+        teacher_again: LIME: the teacher's correlation with itself between draws, a ceiling for any student.
+        student_again: The student's correlation with itself.
+        teacher_missing: Integrated gradients: the mean absolute completeness error, in nats.
+        student_missing: The same for the student.
+        examples: Per example.
     """
 
     method: Method
@@ -85,22 +84,22 @@ class ExplanationAgreement:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A student beside its teacher: what they say, and why, by method."""
+    """Agreement of a student with its teacher: predictions, and explanations by method."""
 
     agreement: Agreement
     explanations: tuple[ExplanationAgreement, ...]
 
 
 def compared(teacher: ClassifierOutputs, student: ClassifierOutputs, *, top: int) -> Compared:
-    """Both agreements.
+    """The agreement of predictions and of explanations.
 
     Args:
-        teacher: Its answers.
-        student: Those of a student, made ``like`` them.
-        top: How many of the heaviest words are compared.
+        teacher: The teacher's outputs.
+        student: The student's outputs, computed with ``like`` set to the teacher's.
+        top: The number of top words to compare.
 
     Raises:
-        DataError: As ``agreement``.
+        DataError: See ``agreement``.
     """
     assert teacher.classes == student.classes and teacher.weights.keys() == student.weights.keys()
     return Compared(
@@ -113,7 +112,7 @@ def compared(teacher: ClassifierOutputs, student: ClassifierOutputs, *, top: int
 
 
 def rank_correlation(first_W: npt.ArrayLike, second_W: npt.ArrayLike) -> float | None:
-    """Spearman's correlation of two models' weights of the same words; None where there is none to tell."""
+    """Spearman's correlation of two models' weights of the same words; None if undefined."""
     first, second = (np.asarray(values, np.float64) for values in (first_W, second_W))
     if len(first) < FEWEST_WORDS or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
@@ -121,10 +120,10 @@ def rank_correlation(first_W: npt.ArrayLike, second_W: npt.ArrayLike) -> float |
 
 
 def top_overlap(first_W: npt.ArrayLike, second_W: npt.ArrayLike, top: int) -> float | None:
-    """The share of the ``top`` heaviest words, by size without sign, that two models have in common.
+    """The fraction of the ``top`` words by absolute weight that two models share.
 
-    A word of no weight is none of them; where both models have fewer than ``top``, the share is of the longer
-    list. None where there are no more than ``top`` words, or neither has a heavy one.
+    Words of weight 0 are excluded; if both models have fewer than ``top``, the denominator is the longer
+    list. None if there are at most ``top`` words, or all weights are 0.
     """
     first, second = (np.abs(np.asarray(values, np.float64)) for values in (first_W, second_W))
     if len(first) <= top:

@@ -1,4 +1,4 @@
-"""What a classifier says of examples, and what it makes of the words of some of them.
+"""Predictions of a classifier, and word attributions for some of the examples.
 
 Shapes: N examples, C classes, W words.
 """
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ReadConfig:
-    """How models read examples: tokens of one at most, examples of one forward pass, and in what."""
+    """How models read examples: maximum tokens, examples per forward pass, precision."""
 
     context: int | None = None
     batch_size: int = 64
@@ -40,13 +40,13 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class AttributionConfig:
-    """Which explanations are wanted.
+    """Which attributions to compute.
 
     Attributes:
-        methods: None of them: nothing is explained.
-        choice: Of which examples.
-        features: LIME: so many words at most get a weight; None: all.
-        samples: LIME: perturbed texts, all different.
+        methods: Attribution methods; () computes none.
+        choice: Which examples.
+        features: LIME: maximum words with a weight; None: all.
+        samples: LIME: perturbed texts, all distinct.
         steps: Integrated gradients: points of the integral.
     """
 
@@ -59,13 +59,13 @@ class AttributionConfig:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a model makes of each word of an example, for one class.
+    """The attribution of each word of an example, for one class.
 
     Attributes:
         values: (W,).
-        again: LIME: the same by another draw; equal to ``values`` where all perturbations are there.
-        missing: Of integrated gradients: the nats by which the weights do not add up.
-        change: Of integrated gradients: what they should add up to.
+        again: LIME: the weights from another draw; equal to ``values`` if all perturbations are included.
+        missing: Integrated gradients: the completeness error in nats.
+        change: Integrated gradients: the sum that the weights should have.
     """
 
     values: tuple[float, ...]
@@ -76,11 +76,11 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierOutputs:
-    """What one model says, and why.
+    """One model's predictions and attributions.
 
     Attributes:
-        predictions: Of all examples.
-        classes: Of each explained example by its id, the class that is explained, by its place.
+        predictions: For all examples.
+        classes: For each explained example by id, the index of the explained class.
         weights: By method, then by id.
     """
 
@@ -89,7 +89,7 @@ class ClassifierOutputs:
     weights: Mapping[Method, Mapping[str, Weights]]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the name of the model, ready for ``json.dumps``; ``from_json`` reads it back."""
+        """Everything but the model's name, ready for ``json.dumps``; ``from_json`` is the inverse."""
         found = self.predictions
         return {
             "ids": list(found.ids),
@@ -104,7 +104,7 @@ class ClassifierOutputs:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, name: str) -> ClassifierOutputs:
-        """What ``to_json`` made, of a model of this name."""
+        """Restore the output of ``to_json`` for a model of this name."""
         predictions = Predictions(
             name,
             tuple(content["ids"]),
@@ -120,10 +120,10 @@ class ClassifierOutputs:
 
 
 def check_packages(methods: Sequence[Method]) -> None:
-    """Look for what the methods need.
+    """Check that the packages of the methods are installed.
 
     Raises:
-        MissingResourceError: A package is not there.
+        MissingResourceError: A package is not installed.
     """
     packages: dict[Method, Callable[[], object]] = {"lime": surrogate, "integrated-gradients": integrator}
     for method in methods:
@@ -150,21 +150,21 @@ def classifier_outputs(
     *,
     like: ClassifierOutputs | None = None,
 ) -> ClassifierOutputs:
-    """What a model says of the examples.
+    """Compute a model's predictions and attributions.
 
     Args:
-        name: What it is called.
+        name: The model's display name.
         model: A classifier of the examples' classes.
-        tokenizer: What it reads by.
+        tokenizer: Its tokenizer.
         examples: At least two.
-        reading: How it reads them.
-        explaining: What is explained.
-        like: A teacher's answers: the same examples and classes are explained. Without them the examples
-            are chosen, and of two classes the second is explained, of more the predicted one.
+        reading: How the model reads them.
+        explaining: Which attributions to compute.
+        like: A teacher's outputs: explains the same examples and classes. Without it, examples are selected
+            by the config; with two classes the second is explained, with more the predicted one.
 
     Raises:
-        DataError: A logit is not finite; or as ``choosing.chosen``.
-        MissingResourceError: A package that a method needs is not there.
+        DataError: A logit is not finite; or see ``select.chosen``.
+        MissingResourceError: A package of a method is not installed.
     """
     logits_NC = logits_of(model, tokenizer, examples, **asdict(reading))
     labels_N = np.asarray(examples.labels, np.int64)
@@ -191,7 +191,7 @@ def classifier_outputs(
 
 
 def _classes(teacher: Predictions, examples: Examples, choice: Choice) -> dict[str, int]:
-    """The examples that are explained, each with the class that is."""
+    """The explained examples, each with its explained class."""
     predicted = dict(zip(teacher.ids, teacher.predicted.tolist(), strict=True))
     ids = chosen(teacher, examples, choice)
     return {name: 1 if len(teacher.classes) == 2 else predicted[name] for name in ids}
@@ -209,8 +209,10 @@ def _by_lime(
     def predict(perturbed: Sequence[tuple[str, ...]]) -> Floats:
         size = len(perturbed)
         ids = tuple(str(place) for place in range(size))
-        asked = Examples(tuple(perturbed), np.zeros(size, np.int64), ids, examples.label_names)
-        return np.asarray(softmax(logits_of(model, tokenizer, asked, **asdict(reading)), axis=1), np.float64)
+        variants = Examples(tuple(perturbed), np.zeros(size, np.int64), ids, examples.label_names)
+        return np.asarray(
+            softmax(logits_of(model, tokenizer, variants, **asdict(reading)), axis=1), np.float64
+        )
 
     words = words_of(texts)
     first, samples = explaining.choice.seed, explaining.samples

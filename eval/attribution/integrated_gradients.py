@@ -1,11 +1,11 @@
-"""Integrated gradients: what a classifier makes of each word, by its gradients on the way to it from a mask.
+"""Integrated gradients: attributes a classifier's log-odds to words along a path from a masked baseline.
 
-Sundararajan, Taly and Yan, "Axiomatic attribution for deep networks", 2017, through the package ``captum``.
-In the space of the word embeddings the way leads to the text from a baseline, in which every token of a word
-is the mask, or padding where the tokenizer has no mask. Special tokens and punctuation between words are the
-same at both ends. What is attributed is the log-odds of a class.
+Sundararajan, Taly and Yan, "Axiomatic attribution for deep networks", 2017, with the package ``captum``. The
+path in the word embedding space runs from a baseline to the text. In the baseline, every token of a word is
+the mask token, or padding if the tokenizer has no mask. Special tokens and punctuation between words are the
+same at both ends. The attributed output is the log-odds of a class.
 
-Shapes: B rows, T positions, D width of the embeddings, C classes, W words.
+Shapes: B rows, T positions, D embedding width, C classes, W words.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Integrated:
-    """Weights of words, and how far they are from adding up.
+    """Word weights and their completeness error.
 
     Attributes:
-        weights: (W,), in nats: they add up to the log-odds of the text less those of the baseline ...
-        delta: ... but for so many nats, which the steps of the integral leave.
-        change: The log-odds of the text less those of the baseline.
+        weights: (W,), in nats: they sum to the log-odds of the text minus those of the baseline ...
+        delta: ... except for this error of the numerical integral, in nats.
+        change: The log-odds of the text minus those of the baseline.
     """
 
     weights: Floats
@@ -60,21 +60,21 @@ def integrated_gradients(
     steps: int,
     context: int,
 ) -> Integrated:
-    """The weight of each word for the log-odds of a class, summed over its tokens.
+    """The attribution of each word for the log-odds of a class, summed over its tokens.
 
-    The model computes in its own precision. A word beyond ``context`` has no weight.
+    The model runs in its own precision. A word beyond ``context`` has weight 0.
 
     Args:
         model: A classifier.
-        tokenizer: What it reads by.
+        tokenizer: Its tokenizer.
         texts: One or two.
-        words: Of the texts.
+        words: Words of the texts.
         target: The class.
         steps: Points of the integral (Gauss-Legendre).
-        context: Tokens of an example at most.
+        context: Maximum tokens of an example.
 
     Raises:
-        MissingResourceError: The package ``captum`` is not there.
+        MissingResourceError: The package ``captum`` is not installed.
     """
     row = encode_texts([texts], tokenizer, context=context, multiple=1).rows(np.zeros(1, np.int64))
     owners_T = _owners(token_sources(texts, tokenizer, context=context), words)
@@ -102,10 +102,9 @@ def integrated_gradients(
 
 @dataclass(frozen=True, slots=True)
 class _Embedded:
-    """The log-odds of a class by the embeddings of a text's tokens.
+    """The log-odds of a class as a function of the token embeddings of a text.
 
-    The model is told the ids of the text whatever the embeddings are, since some find the place that they
-    classify at by them.
+    The model also receives the text's ids, since some models use them to find the position to classify at.
     """
 
     model: PreTrainedModel
@@ -130,7 +129,7 @@ class _Embedded:
 
 
 def _owners(sources_T: Sequence[Source | None], words: Sequence[Word]) -> npt.NDArray[np.int64]:
-    """The word of each token, by its place, (T,): the one that it shares most characters with; -1 of none."""
+    """The index of each token's word, (T,): the one with most shared characters; -1 for none."""
     return np.array([-1 if source is None else _owner(source, words) for source in sources_T], np.int64)
 
 
@@ -147,10 +146,10 @@ def _nothing_token(tokenizer: PreTrainedTokenizerFast) -> Tensor:
 
 
 def integrator() -> type[IntegratedGradients]:
-    """The package's.
+    """The class ``IntegratedGradients`` of ``captum``.
 
     Raises:
-        MissingResourceError: It is not there.
+        MissingResourceError: The package is not installed.
     """
     try:
         from captum.attr import IntegratedGradients

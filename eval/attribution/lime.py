@@ -1,10 +1,10 @@
-"""LIME: the weight of each word for a class's probability, by a linear model of texts without some words.
+"""LIME: the weight of each word for a class's probability, by a linear model over texts with words removed.
 
 Ribeiro, Singh and Guestrin, "Why should I trust you?", 2016, with the kernel, the feature selection and the
 ridge regression (alpha 1) of their package ``lime``. The package draws 5,000 perturbations with replacement:
-how many words to leave out (1 to all, uniformly), then which. Here no perturbation is computed twice; each
-counts as often as the package is expected to draw it, so that the ridge penalty has the same effect as there,
-whatever the number of words.
+first the number of words to remove (1 to all, uniformly), then which. Here each distinct perturbation is
+computed once and weighted by its expected count in the package's draw, so that the ridge penalty has the
+same effect as there for any number of words.
 
 Shapes: S perturbed texts, W words, C classes.
 """
@@ -23,19 +23,19 @@ from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.attribution.words import Word, without
 
 KERNEL_WIDTH = 25
-"""Of the exponential kernel on 100 times the cosine distance, as in ``lime``."""
+"""Width of the exponential kernel on 100 times the cosine distance, as in ``lime``."""
 
 DRAWS = 4999
-"""Perturbations that ``lime`` draws by default, beside the text itself."""
+"""Perturbations that ``lime`` draws by default, in addition to the text itself."""
 
 Floats = npt.NDArray[np.float64]
 Kept = npt.NDArray[np.bool_]
 Predict = Callable[[Sequence[tuple[str, ...]]], Floats]
-"""The probabilities of the classes, (S, C), of texts."""
+"""Computes class probabilities, (S, C), of texts."""
 
 
 def draws_of(num_words: int, samples: int) -> int:
-    """How many different perturbations there are to draw, at most ``samples``: n words have 2^n.
+    """The number of distinct perturbations, at most ``samples``: n words have 2^n.
 
     >>> [draws_of(words, 500) for words in (1, 8, 9)]
     [2, 256, 500]
@@ -44,12 +44,12 @@ def draws_of(num_words: int, samples: int) -> int:
 
 
 def perturbations(num_words: int, *, samples: int, seed: int) -> tuple[Kept, Floats]:
-    """Which words each perturbed text keeps, (S, W), all different, and how often each counts, (S,).
+    """The words that each perturbed text keeps, (S, W), all distinct, and the weight of each, (S,).
 
-    The first one is the text itself, which counts once. The others are a stratified sample of what ``lime``
-    draws: those that leave out k words count ``DRAWS / W`` in all, for each k from 1 to W, and equally among
-    themselves. The strata share the samples evenly, as far as they have so many different perturbations;
-    where there are fewer samples than strata, the strata are drawn too.
+    The first is the text itself, with weight 1. The others are a stratified sample of ``lime``'s
+    distribution: the perturbations that remove k words have a total weight of ``DRAWS / W``, for each k from
+    1 to W, divided equally. The samples are spread evenly over the strata, as far as these have enough
+    distinct perturbations; with fewer samples than strata, the strata are sampled too.
     """
     assert num_words >= 1 and samples >= 2
     generator = np.random.default_rng([seed, num_words])
@@ -69,7 +69,7 @@ def perturbations(num_words: int, *, samples: int, seed: int) -> tuple[Kept, Flo
 
 
 def _subsets(num_words: int, size: int, count: int, generator: np.random.Generator) -> Kept:
-    """So many different subsets of a size, drawn uniformly, as (count, W) with their members true."""
+    """``count`` distinct subsets of a size, drawn uniformly, as a boolean mask (count, W)."""
     possible = math.comb(num_words, size)
     if possible <= 2 * count:
         chosen = set(generator.choice(possible, size=count, replace=False).tolist())
@@ -99,16 +99,16 @@ def lime_weights(
     """The weight of each word for a class's probability, (W,).
 
     Args:
-        predict: Asked once, for all perturbed texts.
+        predict: Called once, with all perturbed texts.
         texts: One or two.
-        words: Of the texts, at least one.
+        words: Words of the texts, at least one.
         target: The class.
-        samples: Perturbed texts, all different, the text itself among them.
-        features: So many words at most get a weight, the others 0; None: all do.
-        seed: Of the draw.
+        samples: Perturbed texts, all distinct, including the text itself.
+        features: Maximum words with a weight, the others get 0; None: all.
+        seed: Random seed.
 
     Raises:
-        MissingResourceError: The package ``lime`` is not there.
+        MissingResourceError: The package ``lime`` is not installed.
     """
     kept_SW, counts_S = perturbations(len(words), samples=samples, seed=seed)
     base = surrogate(counts_S)
@@ -130,7 +130,7 @@ def lime_weights(
 
 
 class _Surrogate(Protocol):
-    """What is used of ``lime.lime_base.LimeBase``."""
+    """The interface of ``lime.lime_base.LimeBase`` that is used here."""
 
     def explain_instance_with_data(
         self,
@@ -141,11 +141,11 @@ class _Surrogate(Protocol):
         num_features: int,
         feature_selection: str,
     ) -> tuple[float, Sequence[tuple[int, float]], float, Floats]:
-        """Intercept, (word, weight) of the words that get one, R², and what it says of the text itself."""
+        """Intercept, (word, weight) of the selected words, R², and the prediction for the text itself."""
 
 
 def surrogate(counts_S: Floats | float = 1.0) -> _Surrogate:
-    """The package's regression, in which each perturbation counts so often.
+    """The package's regression with a weight for each perturbation.
 
     Raises:
         MissingResourceError: The package is not installed.
@@ -161,5 +161,5 @@ def surrogate(counts_S: Floats | float = 1.0) -> _Surrogate:
     def weights(distances_S: Floats) -> Floats:
         return np.asarray(counts_S * np.sqrt(np.exp(-(distances_S**2) / KERNEL_WIDTH**2)), np.float64)
 
-    found: _Surrogate = LimeBase(weights, random_state=np.random.RandomState(0))  # nothing is drawn
+    found: _Surrogate = LimeBase(weights, random_state=np.random.RandomState(0))  # unused
     return found

@@ -1,4 +1,4 @@
-"""Which examples are explained: named ones, drawn ones, or those that a teacher finds easy and hard.
+"""Selects the examples to explain: by id, at random, or by the teacher's loss.
 
 Shapes: N examples, C classes.
 """
@@ -25,18 +25,18 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which examples.
+    """The selection of examples.
 
     Attributes:
-        examples: So many at most.
-        ids: These and no others, where any are named.
-        which: ``random``; ``easy`` or ``hard``, where the teacher's loss on the label is lowest or highest;
-            ``easy-and-hard``, of each class as many, half of them easy and half hard (the attention study's
-            four sentences are so chosen, by annotators' opinions).
-        classes: Only examples of these; none: of all.
-        sources: Only examples whose column ``source`` says one of these (CoLA's out-of-domain sentences are
-            clc95, c-05, j_71, s_97, swb04 and w_80); none: all.
-        seed: Of a random draw.
+        examples: Maximum number.
+        ids: If given, only these examples.
+        which: ``random``; ``easy`` or ``hard``: lowest or highest loss of the teacher; ``easy-and-hard``: the
+            same number for each class, half easy and half hard (the attention study selects its four
+            sentences so, by annotators' opinions).
+        classes: Only examples of these classes; (): all.
+        sources: Only examples whose column ``source`` has one of these values (CoLA's out-of-domain sentences
+            are clc95, c-05, j_71, s_97, swb04 and w_80); (): all.
+        seed: Random seed.
     """
 
     examples: int = 100
@@ -48,12 +48,12 @@ class Choice:
 
 
 def chosen(teacher: Predictions, examples: Examples, choice: Choice) -> tuple[str, ...]:
-    """The ids of the examples: random ones in their order, others the easiest or hardest first.
+    """The ids of the selected examples: random ones in their order, others easiest or hardest first.
 
-    Examples without a word are left out.
+    Excludes examples without a word.
 
     Raises:
-        DataError: An id, class or source that is not there, or fewer than two examples.
+        DataError: An id, class or source does not exist, or fewer than two examples are left.
     """
     if choice.ids:
         places = np.array(list(_named(choice.ids, examples)), np.int64)
@@ -61,8 +61,8 @@ def chosen(teacher: Predictions, examples: Examples, choice: Choice) -> tuple[st
         places = _chosen_places(teacher.ordered(examples.ids), examples, choice)
     if len(places) < 2:
         raise DataError(
-            f"{len(places)} of {len(examples)} examples are of the classes and sources that were asked for, "
-            "expected at least two; ask for others"
+            f"{len(places)} of {len(examples)} examples have the given classes and sources, expected at "
+            "least two; choose other classes or sources"
         )
     return tuple(examples.ids[place] for place in places)
 
@@ -75,12 +75,12 @@ def _named(ids: Sequence[str], examples: Examples) -> Iterator[int]:
                 f"example {name}: none of {len(examples)} examples has this id{did_you_mean(name, places)}"
             )
         if not words_of(examples.texts[places[name]]):
-            raise DataError(f"example {name}: its text has no word to explain it by; name another")
+            raise DataError(f"example {name}: its text has no word to explain; choose another")
         yield places[name]
 
 
 def _chosen_places(teacher: Predictions, examples: Examples, choice: Choice) -> Integers:
-    candidates = np.flatnonzero(_asked_for(examples, choice))
+    candidates = np.flatnonzero(_selected(examples, choice))
     count = min(choice.examples, len(candidates))
     if choice.which == "random":
         drawn = np.random.default_rng(choice.seed).permutation(candidates)[:count]
@@ -95,7 +95,7 @@ def _chosen_places(teacher: Predictions, examples: Examples, choice: Choice) -> 
 
 
 def _both_ends(ranked: Integers, labels_N: Integers, count: int) -> Iterator[int]:
-    """Of each class the easiest, then the hardest, ``count`` in all where there are so many."""
+    """The easiest, then the hardest of each class, ``count`` in total if available."""
     classes = np.unique(labels_N[ranked])
     each = max(1, count // (2 * len(classes)))
     for label in classes:
@@ -104,8 +104,8 @@ def _both_ends(ranked: Integers, labels_N: Integers, count: int) -> Iterator[int
         yield from own[::-1][: min(each, max(0, len(own) - each))]
 
 
-def _asked_for(examples: Examples, choice: Choice) -> npt.NDArray[np.bool_]:
-    """Which examples are of the classes and sources, and have words, (N,)."""
+def _selected(examples: Examples, choice: Choice) -> npt.NDArray[np.bool_]:
+    """Examples of the selected classes and sources that have words, (N,)."""
     found_N = np.array([bool(words_of(texts)) for texts in examples.texts])
     if choice.classes:
         _require_known("class", choice.classes, examples.label_names)
@@ -117,8 +117,8 @@ def _asked_for(examples: Examples, choice: Choice) -> npt.NDArray[np.bool_]:
     return found_N
 
 
-def _require_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
-    for name in asked:
+def _require_known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
         if name not in known:
             there = f"known: {', '.join(known)}" if known else "they have no column of that name"
-            raise DataError(f"{what} {name}: no example is of it{did_you_mean(name, known)}; {there}")
+            raise DataError(f"{what} {name}: no example has it{did_you_mean(name, known)}; {there}")

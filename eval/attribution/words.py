@@ -1,4 +1,4 @@
-"""The words of a text, and the text without some of them.
+"""Splits texts into words, and removes words from texts.
 
 Shapes: W words.
 """
@@ -25,7 +25,7 @@ _UNSPACED = re.compile(f"[{_THAI}]+|[{_KANA}{_HAN}]+")
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Where a word stands: in which of an example's texts, and at which of its characters."""
+    """A word's position: the index of the text, and the character range."""
 
     text: str
     side: int
@@ -34,11 +34,11 @@ class Word:
 
 
 def words_of(texts: Sequence[str]) -> tuple[Word, ...]:
-    """What stands between blanks, without the punctuation around it; each occurrence is one of its own.
+    """Whitespace-separated words without surrounding punctuation; each occurrence is separate.
 
-    Runs of Chinese, Japanese and Thai, which are written without blanks, are divided by BudouX (its default
-    models; of Japanese, its words are phrases with their particles). Of texts with nothing else, pieces of
-    punctuation are the words.
+    Runs of Chinese, Japanese and Thai, which are written without spaces, are segmented by BudouX (its default
+    models; for Japanese, into phrases with their particles). In texts without any words, pieces of
+    punctuation count as words.
 
     Raises:
         MissingResourceError: A text has such a run, and the package ``budoux`` is not installed.
@@ -58,7 +58,7 @@ def words_of(texts: Sequence[str]) -> tuple[Word, ...]:
 
 
 def without(texts: Sequence[str], words: Sequence[Word], kept_W: npt.NDArray[np.bool_]) -> tuple[str, ...]:
-    """The texts without the words that are not kept; the blanks before a word go with it.
+    """The texts without the words that are not kept; whitespace before a removed word is removed too.
 
     >>> texts = ["The cat, an old one, left."]
     >>> without(texts, words_of(texts), np.array([True, True, False, False, False, True]))
@@ -86,7 +86,7 @@ def _kept_pieces(text: str, words: Sequence[tuple[Word, bool]]) -> Iterator[str]
 
 
 def _divided(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """A piece between blanks, divided where scripts without blanks begin, end, and have words."""
+    """Split a whitespace-separated piece at boundaries of scripts without spaces, and segment these."""
     for run in _UNSPACED.finditer(text, begin, end):
         if begin < run.start():
             yield begin, run.start()
@@ -119,7 +119,7 @@ def _segmenter(language: str) -> Callable[[str], list[str]]:
 
 
 def _bare(text: str, begin: int, end: int) -> tuple[int, int]:
-    """The part of a piece without punctuation and symbols at its ends; empty where it is nothing else."""
+    """The piece without leading and trailing punctuation and symbols; empty if nothing else is left."""
     while begin < end and _is_punctuation(text[begin]):
         begin += 1
     while begin < end and _is_punctuation(text[end - 1]):

@@ -1,1 +1,1 @@
-"""A student beside its teachers after the same interventions."""
+"""Comparison of a student with its teachers under the same interventions."""

@@ -1,4 +1,4 @@
-"""Which interventions on held-out data a student is compared with its teachers by."""
+"""Options of the interventions that compare a student with its teachers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 HeldOutSource = Literal["other-example", "in-context-random", "mixup", "input-tokens"]
-"""Where the other states come from: the sources that need no thesaurus."""
+"""Sources of the swapped-in hidden states that need no thesaurus."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairConfig:
-    """Which interventions.
+    """The interventions to draw.
 
     Attributes:
         source: Name in ``SOURCES``.
-        positions: Neighbours, or any.
-        rows: Of the held-out text, or examples; drawn by the seed, at most.
-        seed: Of everything drawn.
+        positions: Contiguous or random positions.
+        rows: Maximum rows of held-out text, or examples, drawn by the seed.
+        seed: Random seed.
     """
 
     source: HeldOutSource = "other-example"

@@ -1,12 +1,12 @@
-"""What a student says where hidden states are exchanged in it and in its teacher alike.
+"""Interchange intervention accuracy: student and teacher outputs when hidden states are swapped in both.
 
-A student that has learnt the teacher's causal structure says what the teacher says after the same
+A student that has learnt the teacher's causal structure has the teacher's outputs after the same
 intervention ("interchange intervention accuracy": Geiger et al., "Causal Abstractions of Neural Networks",
-2021; as the aim of distillation: Wu et al., "Causal Distillation for Language Models", 2022). Counted are the
-positions that an intervention can reach: in a causal model those of its document from the first exchanged one
-on.
+2021; as a distillation objective: Wu et al., "Causal Distillation for Language Models", 2022). Only positions
+that an intervention can affect are counted: in a causal model, those of the document from the first swapped
+position on.
 
-Shapes: B rows, T positions, N counted positions, n of one chunk, D width of a model, V tokens.
+Shapes: B rows, T positions, N counted positions, n of one chunk, D hidden width, V tokens.
 """
 
 from __future__ import annotations
@@ -48,31 +48,31 @@ Tops = tuple[set[int], set[int]]
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An intervention on a batch; of its plan, layers are put in by those who use it.
+    """An intervention on a batch, without layers, which are added later.
 
-    The same places and sources serve all layers and all students.
+    All layers and students share the positions and sources.
     """
 
     batch: AnyBatch
     plan: Plan
 
     def at(self, student_layer: int, teacher_layers: tuple[int, ...], device: torch.device) -> Plan:
-        """The plan for a layer of a student and those that it stands for."""
+        """The plan for a student layer and the teacher layers aligned with it."""
         aimed = replace(self.plan, student_layer=student_layer, teacher_layers={TEACHER: teacher_layers})
         return aimed.to(device)
 
 
 @dataclass(frozen=True, slots=True)
 class Interchange:
-    """What a student says beside its teacher.
+    """A student's agreement with its teacher under interventions.
 
     Attributes:
-        alignment: The layers that were exchanged; one of them where tokens were, to which no layer belongs.
-        rows: By student layer, of each row: ``SUMS``, by name, over its counted positions.
-        ids: Of the rows.
-        last_layer: The student's.
-        of_tokens: Whether tokens were exchanged, not states.
-        degenerate: Why the student distinguishes no inputs, if it does not; see ``Score.degenerate``.
+        alignment: The layers with interventions; a single one for token interventions, which have no layer.
+        rows: By student layer, for each row: the sums ``SUMS`` over its counted positions, by name.
+        ids: The ids of the rows.
+        last_layer: The student's last layer.
+        of_tokens: Whether tokens were swapped instead of hidden states.
+        degenerate: Why the student distinguishes no inputs, if so; see ``Score.degenerate``.
     """
 
     alignment: Alignment
@@ -83,9 +83,9 @@ class Interchange:
     degenerate: str | None = None
 
     def as_result(self) -> SuiteResult:
-        """Every metric of all layers together and of each, with standard errors over the rows.
+        """Every metric over all layers and for each layer, with standard errors over the rows.
 
-        ``interchange_accuracy`` is left out where nothing changes the teacher's favourite.
+        ``interchange_accuracy`` is omitted if no intervention changes the teacher's top-1 prediction.
         """
         together = [
             {name: math.fsum(row[name] for row in parts) for name in SUMS}
@@ -131,22 +131,23 @@ class Interchange:
 
     def _notes(self, scores: Sequence[Score]) -> Iterator[str]:
         if self.of_tokens:
-            yield "tokens were exchanged, not states: no layer has a score of its own"
+            yield "tokens were swapped, not hidden states: there are no scores by layer"
         elif self.last_layer in self.alignment:
             yield (
-                f"layer {self.last_layer} is the student's last: what is exchanged there is only put out, "
-                "so that it tells no more than agreement without intervention"
+                f"layer {self.last_layer} is the student's last: states swapped there go directly to the "
+                "output, so it shows no more than agreement without intervention"
             )
         together = {score.metric: score.examples for score in scores if score.task == ALL}
         few, rows = together.get("interchange_accuracy"), together.get("agreement")
         if few is not None and few != rows:
             yield (
-                f"interchange_accuracy is over the {few} of {rows} rows where the teacher's favourite changes"
+                f"interchange_accuracy is over the {few} of {rows} rows in which the teacher's top-1 "
+                "prediction changes"
             )
         scored = {score.task for score in scores if score.metric == "interchange_accuracy"}
         for task in dict.fromkeys(score.task for score in scores):
             if task not in scored:
-                yield f"{task}: no intervention changes what the teacher holds likeliest"
+                yield f"{task}: no intervention changes the teacher's top-1 prediction"
 
 
 def draw_exchanges(
@@ -158,15 +159,15 @@ def draw_exchanges(
     causal: bool,
     fraction: float = 0.3,
 ) -> list[Exchange]:
-    """An intervention for each batch, drawn from the seed of the supplies; see ``Intervention``.
+    """Draw an intervention for each batch from the seed in ``supplies``; see ``Intervention``.
 
     Args:
-        batches: Of held-out text or examples; their order matters.
+        batches: Held-out text or examples, in a fixed order.
         source: Name in ``SOURCES``.
-        positions: Neighbours, or any.
+        positions: Contiguous or random positions.
         supplies: Seed, further rows, tokens.
-        causal: Whether the models look back alone.
-        fraction: Of a document's positions.
+        causal: Whether the models attend only to the left.
+        fraction: Fraction of a document's positions.
 
     Raises:
         DataError: The source is another row, and there is none.
@@ -188,14 +189,15 @@ def measure(
     alignment: Alignment,
     vocabulary: int,
 ) -> Interchange:
-    """How a student and its teacher answer the same interventions, at each aligned layer of the student.
+    """Compare a student and its teacher under the same interventions, at each aligned layer of the student.
 
     Args:
-        teacher: A language model or classifier of a family that ``architectures.py`` lists; left in its mode.
-        student: The same, of the same vocabulary or classes and task, on the same device.
+        teacher: A language model or classifier of a family listed in ``architectures.py``; its mode is
+            restored.
+        student: The same, with the same vocabulary or classes and task, on the same device.
         exchanges: At least one, with rows that are not all padding.
-        alignment: Student layer → the teacher's layers that it stands for.
-        vocabulary: The tokenizer's size; what a head has beyond it is padding.
+        alignment: Student layer → the aligned teacher layers.
+        vocabulary: The tokenizer's size; logits beyond it are padding.
     """
     assert alignment and exchanges
     of_tokens = any(isinstance(exchange.plan.source, Tokens) for exchange in exchanges)
@@ -222,7 +224,7 @@ def measure(
 
 
 def _degenerate(tops: Tops, counted: int, batch: AnyBatch) -> str | None:
-    """For a student with a single top-1 prediction where the teacher's vary."""
+    """The reason if the student has a single top-1 prediction although the teacher's vary."""
     theirs, own = tops
     if len(own) != 1 or len(theirs) < 2:
         return None
@@ -238,7 +240,7 @@ def _filled(batch: AnyBatch) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _OutputPair:
-    """What a model says at the counted positions or of examples: of the base, and after interventions."""
+    """A model's outputs at the counted positions or for examples: of the base, and after interventions."""
 
     base: Dense | Logits
     after: Mapping[int, Dense | Logits]
@@ -284,7 +286,7 @@ def _student_and_teacher(
     chosen: Tensor,
     vocabulary: int,
 ) -> _OutputPair:
-    """Of the teacher, by its name in the plans, or (None) of the student."""
+    """The outputs of the teacher (``who``: its name in the plans) or of the student (None)."""
     head = vocabulary_head(model)
     outcomes = OutputSpec(head_input=head is not None, logits=head is None)
     parts = {layer: InterventionPass(model, plan.layers(who), plan) for layer, plan in plans.items()}
@@ -316,16 +318,16 @@ def _compared(
     """By layer, ``SUMS`` at each position of a chunk, (n,).
 
     Raises:
-        ModelError: A log-probability is NaN; -inf marks tokens that a padded head rules out.
+        ModelError: A log-probability is NaN; -inf marks tokens that a padded head excludes.
     """
 
-    def said(theirs: Dense | Logits, own: Dense | Logits) -> DistributionPair:
+    def output_pair(theirs: Dense | Logits, own: Dense | Logits) -> DistributionPair:
         both = [one.logits(chunk, outcomes).log_softmax(-1) for one in (theirs, own)]
         for model, logs, seen in zip(models, both, tops, strict=True):
-            require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 of a distribution
+            require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 for a distribution
             seen.update(logs.argmax(-1).tolist())
         return DistributionPair(*both)
 
-    before = said(teacher.base, student.base)
+    before = output_pair(teacher.base, student.base)
     for layer in student.after:
-        yield layer, effects(before, said(teacher.after[layer], student.after[layer]))
+        yield layer, effects(before, output_pair(teacher.after[layer], student.after[layer]))

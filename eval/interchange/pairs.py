@@ -1,6 +1,6 @@
-"""The interventions on held-out data by which a student is compared with its teachers; drawn from a seed.
+"""Draws the interventions on held-out data that compare a student with its teachers.
 
-They are the same for all students and teachers of one vocabulary that read rows of one length.
+All students and teachers with the same vocabulary and row length share them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ ROWS_OF_A_BATCH = 32
 
 
 def row_length(models: Mapping[str, PreTrainedModel], wanted: int | None, *, place: str) -> int:
-    """Positions of a row: as wanted, or 128, or as many as all models have if that is fewer.
+    """Positions of a row: ``wanted``, or 128 limited by the positions of all models.
 
     Raises:
-        UsageError: More are wanted than a model has; ``place`` is what the message begins with.
+        UsageError: A model has fewer positions than wanted; ``place`` is the prefix of the message.
     """
     if wanted is None:
         limits = (num_positions(model.config) for model in models.values())
@@ -61,13 +61,13 @@ def draw_pairs(
 
     Args:
         held: The data.
-        tokenizer: What all models read by.
+        tokenizer: The tokenizer of all models.
         asked: Which interventions.
-        context: Tokens of a row, or of an example at most.
+        context: Maximum tokens of a row or example.
         task: Of language models; None: classifiers.
 
     Raises:
-        DataError: No text, or less than two rows of it where a source is another row.
+        DataError: No text, or fewer than two rows of it if the source is another row.
     """
     if isinstance(held, Examples):
         encoded = EncodedExamples(held.labels, encode_texts(held.texts, tokenizer, context=context))
@@ -84,7 +84,7 @@ def draw_pairs(
 def _packed(
     documents: Sequence[str], tokenizer: PreTrainedTokenizerFast, context: int, task: Task | None
 ) -> Iterator[tuple[PackedRows, ...]]:
-    """The text packed as in training; its tokens lie on disk while it is entered."""
+    """The text packed as in training; its tokens are stored on disk within the context."""
     with TemporaryDirectory() as folder:
         store = build_store(documents, tokenizer, Path(folder) / "tokens")
         parts = (PackedRows(store, context, wrapped=task == "mlm"),)

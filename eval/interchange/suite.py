@@ -1,4 +1,4 @@
-"""The suite ``interchange``: a student beside each of its teachers after the same interventions."""
+"""The suite ``interchange``: compares a student with each of its teachers under the same interventions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 JUDGED = ("interchange_accuracy", "agreement")
-"""What tells how good a student is; the other metrics describe the interventions, and layers are parts."""
+"""The main metrics; the others describe the interventions, and layers are parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class AlignedTeacher:
     """A teacher of a student.
 
     Attributes:
-        model: Of the student's vocabulary, or classes, and task; on its device.
-        alignment: Student layer → the teacher's layers that it stands for.
+        model: With the student's vocabulary, or classes, and task; on its device.
+        alignment: Student layer → the aligned teacher layers.
     """
 
     model: PreTrainedModel
@@ -46,16 +46,16 @@ def score_beside_teachers(
     asked: PairConfig,
     context: int | None,
 ) -> SuiteResult:
-    """Interchange accuracy and agreement beside each teacher, which is the task; the layers are parts of it.
+    """Interchange accuracy and agreement with each teacher, which is the task; layers are its parts.
 
     Args:
         model: The student.
-        tokenizer: What all read by.
+        tokenizer: The tokenizer of all models.
         held: Held-out text, or labelled examples.
         teachers: At least one, by name.
-        alignment: Name in ``ALIGNMENTS``; None: as each teacher's says.
+        alignment: Name in ``ALIGNMENTS``; None: each teacher's own.
         asked: Which interventions.
-        context: Tokens of a row or example; None: as ``row_length``.
+        context: Tokens of a row or example; None: see ``row_length``.
 
     Raises:
         UsageError: More positions than a model has.
@@ -122,7 +122,7 @@ def _examples(teacher: str, result: SuiteResult, ids: Sequence[str] | None) -> I
 
 
 def _hash(held: Sequence[str] | Examples) -> str:
-    """SHA-256 (hex) of the data, by which results of other data are known."""
+    """SHA-256 (hex) of the data, which tells results on different data apart."""
     if isinstance(held, Examples):
         return hash_of_texts(held)
     return hashlib.sha256(json.dumps(list(held)).encode()).hexdigest()

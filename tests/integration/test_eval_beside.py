@@ -149,6 +149,6 @@ def test_classifiers_are_compared_example_by_example() -> None:
     told = "other-example states at consecutive positions, 12 rows of up to 32 tokens, seed 3"
     assert told in result.notes[0] and result.report["interventions"] == told
     few = result.score("t", "interchange_accuracy").examples
-    counted = f"over the {few} of 12 rows where the teacher's favourite changes"
+    counted = f"over the {few} of 12 rows in which the teacher's top-1 prediction changes"
     assert any(counted in note for note in result.notes) == (few < 12)
     assert result.score("t, all layers", "student_effect").value == pytest.approx(np.mean(effects), rel=1e-5)

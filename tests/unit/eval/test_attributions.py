@@ -275,9 +275,9 @@ def test_easy_and_hard_examples_are_those_of_least_and_most_loss() -> None:
         (Choice(ids=("e0", "e2")), "example e2: its text has no word"),
         (
             Choice(classes=("god",)),
-            r"class god: no example is of it \(did you mean good\?\); known: bad, good",
+            r"class god: no example has it \(did you mean good\?\); known: bad, good",
         ),
-        (Choice(sources=("x",)), "source x: no example is of it; they have no column of that name"),
+        (Choice(sources=("x",)), "source x: no example has it; they have no column of that name"),
         (Choice(classes=("good",)), "1 of 3 examples are of the classes and sources"),
     ],
 )
