@@ -1,7 +1,7 @@
-"""A fine-tuning that a suite asks for: which task, how to train, with which seed.
+"""A fine-tuning job of a suite: task, settings and seed.
 
-The function of such a suite returns ``FineTuneJob``s in place of scores. The caller fine-tunes a copy of the
-model for each, through the one training loop, and lets the suite score it.
+Such a suite returns ``FineTuneJob``s instead of scores. The caller fine-tunes a copy of the model for each,
+with the common training loop, and lets the suite score it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a model is fine-tuned: by AdamW, β (0.9, 0.999), with gradients clipped at 1.
+    """Fine-tuning settings: AdamW, β (0.9, 0.999), gradient clipping at 1.
 
     Attributes:
-        epochs: Over the training examples that are drawn.
-        steps: Optimizer steps in place of the epochs; None: the epochs.
-        learning_rate: Its peak, from which it falls linearly to 0.
-        effective_batch: Examples of an optimizer step.
-        micro_batch: Examples of a forward pass at most; None: as many as of a step.
-        warmup: Share of the steps in which the learning rate rises.
-        weight_decay: Of matrices.
+        epochs: Over the drawn training examples.
+        steps: Optimizer steps instead of epochs; None: use epochs.
+        learning_rate: Its peak, followed by linear decay to 0.
+        effective_batch: Examples per optimizer step.
+        micro_batch: Maximum examples per forward pass; None: ``effective_batch``.
+        warmup: Fraction of the steps with a rising learning rate.
+        weight_decay: Applied to matrices.
         eps: AdamW's.
         bias_correction: Whether AdamW corrects the bias of its averages; BertAdam does not.
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
@@ -51,7 +51,7 @@ class Settings:
         micro_batch: int | None,
         precision: Precision,
     ) -> Settings:
-        """These, with what is given in place of their own."""
+        """These settings with the given values replaced."""
         return replace(
             self,
             epochs=epochs or self.epochs,
@@ -68,15 +68,14 @@ class FineTuneJob:
     """One fine-tuning.
 
     Attributes:
-        suite: That asks for it.
-        task: What the suite calls the task.
-        seed: Of the fresh head, the drawn examples, their order and dropout.
-        fraction: The share of the training examples that is drawn; of classes of texts, of each the same.
-        context: Tokens of an example at most; None: the suite's own, or as many as the model has positions
-            for if that is fewer.
-        source: Where the examples are from.
+        suite: The suite.
+        task: The suite's name of the task.
+        seed: Seed of the new head, the drawn examples, their order and dropout.
+        fraction: The fraction of training examples to draw; for text classification, the same for each class.
+        context: Maximum tokens of an example; None: the suite's default, or the model's positions if fewer.
+        source: Source of the examples.
         settings: How to train.
-        stride: Tokens that neighbouring windows of a long text share, where a suite reads it in windows.
+        stride: Tokens shared by adjacent windows, for suites that read long texts in windows.
     """
 
     suite: str

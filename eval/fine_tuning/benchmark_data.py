@@ -1,4 +1,4 @@
-"""Where the examples of the benchmarks lie that models are fine-tuned on: local files or the Hub."""
+"""Locates the data of fine-tuning benchmarks: local files or the Hub."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet", ".csv", ".tsv")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A task's data.
+    """A task's required data.
 
     Attributes:
-        suite: That asks.
+        suite: The suite.
         name: The task.
-        folder: Of its files, below the folder that ``STLM_KD_DATA`` names.
+        folder: Its folder within ``STLM_KD_DATA``.
         hub: Its data set on the Hub, and the configuration.
-        splits: What is needed, ``train`` first.
+        splits: The required splits, ``train`` first.
     """
 
     suite: str
@@ -38,7 +38,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a task's splits are: files, or a data set on the Hub; and what a reader of scores must know."""
+    """The location of a task's splits, in files or on the Hub; and notes on the scores."""
 
     files: Mapping[str, str] | None
     hub: tuple[str, str | None]
@@ -46,17 +46,17 @@ class Found:
 
 
 def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
-    """Where each task's data is, by the task's name.
+    """The location of each task's data, by the task's name.
 
-    Whole local files come first, then the Hub or its cache, then local files with a part of the training
+    Order of preference: complete local files, the Hub or its cache, local files with a subset of the training
     examples.
 
     Args:
-        wanted: All tasks that will be needed.
+        wanted: All required tasks.
         source: ``local``, ``hub``, or ``auto`` for either.
 
     Raises:
-        MissingResourceError: Something is missing: what, and where it may lie, of all tasks at once.
+        MissingResourceError: Data is missing; one message lists what, and where to put it, for all tasks.
     """
     found: dict[str, Found] = {}
     missing: list[str] = []
@@ -76,7 +76,7 @@ def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:
 
 
 def _place(wanted: Wanted, source: Source) -> Found | str:
-    """Where the data is, or in words what is missing."""
+    """The location of the data, or a description of what is missing."""
     files = _files(wanted) if source != "hub" else {}
     absent = [split for split in wanted.splits if split not in files]
     whole = not absent and _SUBSET not in files[TRAIN]
@@ -103,7 +103,7 @@ def _folder(wanted: Wanted) -> Path | None:
 
 
 def _files(wanted: Wanted) -> dict[str, str]:
-    """The files of the splits that are there; of the training examples a part, where not all are."""
+    """The existing files of the splits; for training, a subset if the complete file is missing."""
     folder = _folder(wanted)
     if folder is None:
         return {}
@@ -118,7 +118,7 @@ def _files(wanted: Wanted) -> dict[str, str]:
 
 
 def _hub_fault(wanted: Wanted) -> str:
-    """Why the Hub does not have it; '' where it does."""
+    """Why the Hub does not have it; "" if it does."""
     dataset, name = wanted.hub
     try:
         hub.version(dataset, name=name, revision=None)

@@ -1,7 +1,7 @@
-"""CoNLL-2003: its tags, the study's settings, and what a fine-tuned model says of its sentences.
+"""CoNLL-2003: its tags, the study's settings, and the scores of a fine-tuned model.
 
 Wu et al., "Causal Distillation for Language Models", 2022, section 5 and A.4: learning rate 5e-5, batch 32, 3
-epochs; the development set is scored.
+epochs; evaluated on the development set.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ def score(
     context: int,
     precision: Precision,
 ) -> SuiteResult:
-    """Entity F1, micro and macro, and accuracy of a model that was fine-tuned to tell each word's tag.
+    """Entity F1, micro and macro, and accuracy of a model that was fine-tuned to tag words.
 
-    A word that was cut off, or of which the tokenizer makes nothing, is taken to be told ``O``; a note says
-    how many there are.
+    A word that is truncated, or that the tokenizer encodes to nothing, counts as predicted ``O``; a note
+    gives their number.
 
     Args:
-        model: A head of the sentences' tags on every token.
-        tokenizer: What it reads by.
+        model: With a token classification head for the sentences' tags.
+        tokenizer: Its tokenizer.
         sentences: At least one.
-        context: Tokens of a sentence at most.
+        context: Maximum tokens of a sentence.
         precision: ``bf16`` runs the model under autocast.
 
     Raises:
         MissingResourceError: seqeval is not installed.
     """
     encoded = encode_words(sentences, tokenizer, context=context)
-    told: list[list[str]] = [["O"] * len(words) for words in sentences.words]
+    predicted: list[list[str]] = [["O"] * len(words) for words in sentences.words]
     with torch.no_grad(), evaluating(model), autocast(model.device, precision):
         for batch in example_evaluation_batches(encoded, micro_batch=_BATCH):
             logits_BTC = model(**inputs_of(batch.to(model.device), model)).logits
@@ -65,16 +65,18 @@ def score(
             for row, number in enumerate(batch.example_ids.tolist()):
                 firsts = encoded.firsts[number]
                 for word in np.flatnonzero(firsts >= 0):
-                    told[number][word] = sentences.tag_names[places_BT[row, firsts[word]]]
+                    predicted[number][word] = sentences.tag_names[places_BT[row, firsts[word]]]
     labels = [[sentences.tag_names[tag] for tag in tags] for tags in sentences.tags]
-    found = entity_scores(told, labels, task=TASK, ids=sentences.ids, suite=SUITE)
-    notes = (f"{TASK}: {encoded.unread} words are not read and taken for O",) if encoded.unread else ()
-    predictions: dict[str, Json] = {name: [*tags] for name, tags in zip(sentences.ids, told, strict=True)}
+    found = entity_scores(predicted, labels, task=TASK, ids=sentences.ids, suite=SUITE)
+    notes = (f"{TASK}: {encoded.unread} words are not encoded and count as O",) if encoded.unread else ()
+    predictions: dict[str, Json] = {
+        name: [*tags] for name, tags in zip(sentences.ids, predicted, strict=True)
+    }
     known: dict[str, Json] = {"texts": sentences.digest(), "told": predictions}
     scores = found.scores
-    if len(labels) > 1 and {tag for tags in told for tag in tags} == {"O"} != {
+    if len(labels) > 1 and {tag for tags in predicted for tag in tags} == {"O"} != {
         tag for tags in labels for tag in tags
     }:
-        said = f"degenerate: finds no entity in all {len(labels):,} sentences"
-        scores = tuple(replace(score, degenerate=said) for score in scores)
+        reason = f"degenerate: finds no entity in all {len(labels):,} sentences"
+        scores = tuple(replace(score, degenerate=reason) for score in scores)
     return replace(found, scores=scores, notes=notes, report={**found.report, **known})

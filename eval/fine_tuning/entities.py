@@ -1,6 +1,6 @@
-"""How well entities are found, through ``seqeval``: F1 over entities, micro and macro, and accuracy of words.
+"""Scores of entity recognition, with ``seqeval``: micro and macro F1 over entities, and accuracy of words.
 
-Shapes: N sentences, K kinds of entities, R resamples.
+Shapes: N sentences, K entity types, R resamples.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def entity_scores(
     ids: Sequence[str],
     suite: str,
 ) -> SuiteResult:
-    """Micro and macro F1 of entities and accuracy of words; standard errors by resampling sentences.
+    """Micro and macro F1 of entities and accuracy of words; standard errors by bootstrap over sentences.
 
-    An entity counts as found where kind, beginning and end are right (Tjong Kim Sang and De Meulder,
-    "Introduction to the CoNLL-2003 Shared Task", 2003). The values are seqeval's in its default mode, which
-    reads tags as the task's own script does; macro averages over the kinds that occur or are predicted.
+    An entity is correct if type, beginning and end are (Tjong Kim Sang and De Meulder, "Introduction to the
+    CoNLL-2003 Shared Task", 2003). The values are seqeval's in its default mode, which reads tags as the
+    task's own script does; macro averages over the types that occur or are predicted.
 
     Args:
-        predicted: Of each sentence, a tag (``O``, ``B-PER``) for every word.
-        labels: What they should be.
-        task: What it is called in the result.
-        ids: What each sentence is called.
+        predicted: For each sentence, a tag (``O``, ``B-PER``) for every word.
+        labels: The labels.
+        task: The task's name in the result.
+        ids: The sentence ids.
         suite: The suite's name.
 
     Raises:
@@ -60,7 +60,7 @@ def entity_scores(
         "entity_macro_f1": (
             float(metrics.f1_score(truth, found, average="macro", zero_division=0))
             if counts_N3K.any()
-            else 0.0  # of no entities at all seqeval's mean is not a number
+            else 0.0  # seqeval's mean over no entities is NaN
         ),
         "accuracy": float(metrics.accuracy_score(truth, found)),
     }
@@ -99,19 +99,19 @@ def seqeval() -> ModuleType:
         return import_module("seqeval.metrics")
     except ImportError as error:
         raise MissingResourceError(
-            "ner is scored by seqeval, which is not installed; pip install 'stlm-kd[eval]'"
+            "ner: the package seqeval is not installed; pip install 'stlm-kd[eval]'"
         ) from error
 
 
 def micro_f1(counts_R3K: Floats) -> Floats:
-    """F1 over all kinds together, (R,), from the entities found right, predicted and labelled."""
+    """F1 over all types together, (R,), from the counts of correct, predicted and labelled entities."""
     right_R, predicted_R, labelled_R = counts_R3K.sum(2).T
     f1: Floats = 2 * right_R / np.maximum(predicted_R + labelled_R, 1)
     return f1
 
 
 def macro_f1(counts_R3K: Floats) -> Floats:
-    """The mean F1 over the kinds that occur or are predicted, (R,)."""
+    """The mean F1 over the types that occur or are predicted, (R,)."""
     sizes_RK = counts_R3K[:, 1] + counts_R3K[:, 2]
     f1_RK = 2 * counts_R3K[:, 0] / np.maximum(sizes_RK, 1)
     mean: Floats = f1_RK.sum(1) / np.maximum((sizes_RK > 0).sum(1), 1)
@@ -121,21 +121,26 @@ def macro_f1(counts_R3K: Floats) -> Floats:
 def entities_by_kind(
     predicted: Sequence[list[str]], labels: Sequence[list[str]]
 ) -> list[dict[str, tuple[int, int, int]]]:
-    """Of each sentence, by kind, the entities found right, predicted and labelled."""
+    """For each sentence, by type, the numbers of correct, predicted and labelled entities."""
     entities_of = import_module("seqeval.metrics.sequence_labeling").get_entities
     found = []
     for a, b in zip(predicted, labels, strict=True):
-        told, truth = set(entities_of(a)), set(entities_of(b))
-        counted = [Counter(entity[0] for entity in entities) for entities in (told & truth, told, truth)]
-        right, all_told, all_true = counted
+        proposed, truth = set(entities_of(a)), set(entities_of(b))
+        counted = [
+            Counter(entity[0] for entity in entities) for entities in (proposed & truth, proposed, truth)
+        ]
+        right, all_predicted, all_true = counted
         found.append(
-            {kind: (right[kind], all_told[kind], all_true[kind]) for kind in sorted({*all_told, *all_true})}
+            {
+                kind: (right[kind], all_predicted[kind], all_true[kind])
+                for kind in sorted({*all_predicted, *all_true})
+            }
         )
     return found
 
 
 def entity_counts(counts_N: Sequence[Mapping[str, Sequence[float]]], kinds: Sequence[str]) -> Floats:
-    """The counts of ``entities_by_kind`` as numbers, (N, 3, K); of no kind at all K is 1."""
+    """The counts of ``entities_by_kind`` as an array, (N, 3, K); K is 1 if there are no types."""
     counts_N3K = np.zeros((len(counts_N), 3, max(len(kinds), 1)))
     for row, counts in enumerate(counts_N):
         for kind, values in counts.items():
@@ -144,11 +149,11 @@ def entity_counts(counts_N: Sequence[Mapping[str, Sequence[float]]], kinds: Sequ
 
 
 def kinds_in(counts_N: Iterable[Mapping[str, Sequence[float]]]) -> list[str]:
-    """The kinds of entities that occur or are predicted, in order."""
+    """The entity types that occur or are predicted, sorted."""
     return sorted({kind for counts in counts_N for kind in counts})
 
 
 def _weights(size: int) -> Floats:
-    """How often each sentence is drawn, (R, N); always the same draws."""
+    """How often each sentence is drawn, (R, N); the same on every call."""
     drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
     return drawn.astype(np.float64)

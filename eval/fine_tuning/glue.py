@@ -1,7 +1,7 @@
-"""GLUE: its tasks, how the studies fine-tune on them, and its scores.
+"""GLUE: its tasks, the studies' fine-tuning settings, and its scores.
 
 Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", 2019.
-Test sets hide their labels, so that the development sets are scored, as the studies do.
+Test labels are hidden, so the development sets are scored, as in the studies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GlueName = Literal[
 Preset = Literal["study", "few-shot"]
 
 CONTEXT: Final = 128
-"""Tokens of an example at most, in both studies."""
+"""Maximum tokens of an example, in both studies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class GlueTask:
 
     Attributes:
         text: The columns of a text, or of a pair.
-        labels: The names of the classes in order; none of numbers.
-        metrics: Those that GLUE scores it by.
-        scored: The parts that are scored, each with the split that it is.
-        sample: The task of the generator of synthetic text that it is; None of GLUE's own.
-        numbers: Of a regression, the least and the largest label that there is.
+        labels: The class names in order; () for regression.
+        metrics: GLUE's metrics for it.
+        scored: The scored parts, each with its split.
+        sample: The corresponding task of the synthetic text generator; None for GLUE's own tasks.
+        numbers: For regression, the range of the labels.
     """
 
     text: tuple[str, ...]
@@ -90,19 +90,19 @@ OFFICIAL: Final[tuple[GlueName, ...]] = (
 _FEW_SHOT_EPOCHS = {
     "sst2": 50, "mrpc": 150, "cola": 30, "qnli": 30, "sample-sentiment": 50, "sample-acceptability": 30,
 }  # fmt: skip
-"""Starshak, "Few-Shot Causal Distillation", section 5.3; the synthetic tasks as those they are like."""
+"""Starshak, "Few-Shot Causal Distillation", section 5.3; synthetic tasks as the tasks they imitate."""
 
 
 def scored_parts(name: str) -> Mapping[str, str]:
-    """The parts of a task that are scored, with their splits."""
+    """The scored parts of a task, with their splits."""
     return TASKS[name].scored or {name: "validation"}
 
 
 def check_labels(examples: Examples, task: str) -> None:
-    """Refuse numbers that are no label of a regression.
+    """Refuse regression labels outside the task's range.
 
     Raises:
-        DataError: There are some; the message names the first.
+        DataError: A label is outside; the message names the first.
     """
     allowed = TASKS[task].numbers
     if allowed is None:
@@ -117,7 +117,7 @@ def check_labels(examples: Examples, task: str) -> None:
 
 
 def fraction_of(preset: Preset) -> float:
-    """The share of the training examples that a study trains on."""
+    """The fraction of the training examples that a study uses."""
     return 0.1 if preset == "few-shot" else 1.0
 
 
@@ -132,14 +132,14 @@ def settings_of(
     micro_batch: int | None,
     precision: Precision,
 ) -> Settings:
-    """A study's settings for a task, with what is given in place of its own.
+    """A study's settings for a task, with the given values replaced.
 
     ``study`` has 25 epochs for RTE and CoLA and 3 otherwise (Wu et al., "Causal Distillation for Language
-    Models", 2022, A.3); it does not say the rest, which is that of transformers' example ``run_glue``.
+    Models", 2022, A.3); other settings are not published and follow transformers' example ``run_glue``.
     ``few-shot`` is table 2 of Starshak's study, BertAdam included.
 
     Raises:
-        UsageError: The study trains on no such task, and neither epochs nor steps are given.
+        UsageError: The study does not include the task, and neither epochs nor steps are given.
     """
     if preset == "study":
         known: int | None = 25 if name in ("rte", "cola") else 3
@@ -178,12 +178,12 @@ def score(
 
     Args:
         model: The fine-tuned model.
-        tokenizer: What it reads by.
-        examples: Of the part.
-        task: Its name.
-        part: Which of the task's parts is scored, by whose name its scores are called.
-        context: Tokens of an example at most.
-        precision: As of ``eval.examples.measure``.
+        tokenizer: Its tokenizer.
+        examples: Examples of the part.
+        task: The task's name.
+        part: The scored part of the task, which names the scores.
+        context: Maximum tokens of an example.
+        precision: See ``eval.classification.scoring.measure``.
 
     Raises:
         DataError: A logit is not finite.
@@ -194,10 +194,11 @@ def score(
 
 
 def average(results: Sequence[SuiteResult]) -> SuiteResult:
-    """The mean over tasks of the fine-tunings of one seed, each task being the mean of its scores.
+    """The mean over tasks for one fine-tuning seed, where each task is the mean of its scores.
 
-    As GLUE does it: F1 and accuracy of MRPC and QQP, both correlations of STS-B and both parts of MNLI are
-    averaged first. The standard error takes tasks for independent, and the scores of one task for one.
+    As in GLUE, F1 and accuracy of MRPC and QQP, both correlations of STS-B and both parts of MNLI are
+    averaged first. The standard error treats tasks as independent, and the scores of one task as fully
+    correlated.
     """
     by_part: dict[str, list[Score]] = {}
     for result in results:

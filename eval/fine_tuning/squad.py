@@ -2,7 +2,7 @@
 
 Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text", 2016, section 6.1. Settings:
 Wu et al., "Causal Distillation for Language Models", 2022, A.4: learning rate 3e-5, batch 48, 2 epochs,
-windows that share 128 tokens; the development set is scored.
+windows that share 128 tokens; evaluated on the development set.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONTEXT: Final = 384
 STRIDE: Final = 128
 STUDY: Final = Settings(epochs=2, learning_rate=3e-5, effective_batch=48)
 LONGEST_ANSWER: Final = 30
-"""Tokens of an answer at most, as in BERT's own script."""
+"""Maximum tokens of an answer, as in BERT's own script."""
 
 _BEST = 20
 _NO_SPAN: tuple[float, str, tuple[int, ...]] = (-math.inf, "", ())
@@ -56,26 +56,26 @@ def normalised(answer: str) -> str:
 
 
 def exact_match(answer: str, right: str) -> float:
-    """1 where both are the same once they are normalised, else 0."""
+    """1 if both are equal after normalisation, else 0."""
     return float(normalised(answer) == normalised(right))
 
 
 def token_f1(answer: str, right: str) -> float:
-    """The F1 of the words that both share, counted as often as they occur; 0 where they share none."""
-    told, truth = normalised(answer).split(), normalised(right).split()
-    shared = sum((Counter(told) & Counter(truth)).values())
-    return 2 * shared / (len(told) + len(truth)) if shared else 0.0
+    """The F1 of the shared words, counted with multiplicity; 0 if there are none."""
+    predicted, truth = normalised(answer).split(), normalised(right).split()
+    shared = sum((Counter(predicted) & Counter(truth)).values())
+    return 2 * shared / (len(predicted) + len(truth)) if shared else 0.0
 
 
 def answer_scores(
     told: Mapping[str, str], questions: Sequence[Question], *, one_span: bool = False
 ) -> SuiteResult:
-    """Exact match and F1: of each question the best over its answers, averaged over the questions, 0 to 1.
+    """Exact match and F1, 0 to 1: the best over each question's answers, averaged over the questions.
 
     Args:
         told: The predicted answer to each question, by id.
         questions: At least one.
-        one_span: Whether all predicted spans stand at the same tokens of their windows.
+        one_span: Whether all predicted spans are at the same tokens of their windows.
     """
     rows: list[ExampleScore] = []
     scores = []
@@ -96,7 +96,7 @@ def answer_scores(
 
 
 def _degenerate(answers: Sequence[str], *, one_span: bool) -> str | None:
-    """``Score.degenerate`` of a model that gives the same answer, or span, to all of several questions."""
+    """``Score.degenerate`` for a model with the same answer, or span, for all of several questions."""
     if len(answers) < 2 or not (one_span or len(set(answers)) == 1):
         return None
     same = "answer" if len(set(answers)) == 1 else "span of tokens"
@@ -112,14 +112,14 @@ def score(
     stride: int,
     precision: Precision,
 ) -> SuiteResult:
-    """Exact match and F1 of a model that was fine-tuned to find spans.
+    """Exact match and F1 of a model that was fine-tuned to extract spans.
 
     Args:
-        model: A head of two outputs on every token: how much an answer begins, or ends, there.
-        tokenizer: What it reads by.
+        model: With a head of two outputs per token: the start and end logits of an answer.
+        tokenizer: Its tokenizer.
         questions: At least one.
-        context: Tokens of a window at most.
-        stride: Tokens that neighbouring windows share.
+        context: Maximum tokens of a window.
+        stride: Tokens shared by adjacent windows.
         precision: ``bf16`` runs the model under autocast.
     """
     windows = encode_windows(questions, tokenizer, context=context, stride=stride)
@@ -137,12 +137,12 @@ def score(
                     text = questions[question].passage[begin:end]
                     best[question] = value, text, _tokens_of(begin, end, windows, window)
     found_spans = [best.get(place, _NO_SPAN) for place in range(len(questions))]
-    told = {one.id: text for one, (_, text, _) in zip(questions, found_spans, strict=True)}
-    return answer_scores(told, questions, one_span=len({tokens for *_, tokens in found_spans}) == 1)
+    answers = {one.id: text for one, (_, text, _) in zip(questions, found_spans, strict=True)}
+    return answer_scores(answers, questions, one_span=len({tokens for *_, tokens in found_spans}) == 1)
 
 
 def _tokens_of(begin: int, end: int, windows: EncodedWindows, window: int) -> tuple[int, ...]:
-    """The first and last token of a span of characters, counted from the window's first of the passage."""
+    """The first and last token of a character span, counted from the window's first passage token."""
     first, last = windows.own.offsets[window : window + 2]
     starts = windows.characters[first:last, 0]
     places = np.searchsorted(starts[starts >= 0], [begin, end - 1], side="right") - 1
@@ -150,10 +150,10 @@ def _tokens_of(begin: int, end: int, windows: EncodedWindows, window: int) -> tu
 
 
 def best_span(logits_T2: Floats, windows: EncodedWindows, window: int) -> tuple[float, int, int] | None:
-    """The likeliest span of a window's passage: its logits' sum, and where it begins and ends in the passage.
+    """The most likely span of a window's passage: the sum of its logits, and its start and end.
 
-    Of the ``_BEST`` likeliest beginnings and ends, those of at most ``LONGEST_ANSWER`` tokens; None where
-    there is none.
+    Considers the ``_BEST`` most likely starts and ends, and spans of at most ``LONGEST_ANSWER`` tokens; None
+    if there is none.
     """
     first, last = windows.own.offsets[window : window + 2]
     characters_T2 = windows.characters[first:last]

@@ -1,6 +1,6 @@
-"""The suites that score fine-tuned models: rows of the table of suites that say what is to be fine-tuned.
+"""The suites that fine-tune a model and score it.
 
-Their keyword-only arguments are their options in recipes, as those of any suite.
+Their keyword-only arguments are their options in recipes, as for any suite.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stlm_kd.eval.fine_tuning.glue import OFFICIAL, GlueName, Preset
 from stlm_kd.eval.suite import SUITES
 
 FINE_TUNED = frozenset({benchmark.SUITE, conll.SUITE, questions.SUITE})
-"""The suites whose rows give ``FineTuneJob``s: language models and bodies are fine-tuned, then scored."""
+"""The suites that return ``FineTuneJob``s; language models and bodies are fine-tuned, then scored."""
 
 
 @SUITES.register(benchmark.SUITE)
@@ -36,25 +36,25 @@ def glue(
     precision: Precision = "fp32",
     source: Source = "auto",
 ) -> tuple[FineTuneJob, ...]:
-    """GLUE: a copy of the model with a fresh head is fine-tuned for each task and seed, and scored.
+    """GLUE: fine-tunes a copy of the model with a new head for each task and seed, and scores it.
 
     Args:
-        tasks: Of GLUE; or ``sample-acceptability``, ``sample-sentiment``: synthetic, without a download.
-        seeds: How many: 1, 2, … The drawn examples, the head, their order and dropout follow them, in all
-            models alike.
-        preset: Whose settings: ``study`` or ``few-shot``; see ``eval.glue.settings_of``.
-        fraction: The share of the training examples, of each class the same; by default the study's.
-        epochs: In place of the study's.
-        steps: Optimizer steps in place of epochs, for a trial.
-        learning_rate: In place of the study's.
-        effective_batch: Examples of an optimizer step, in place of the study's.
-        micro_batch: Examples of a forward pass at most; by default those of a step.
-        context: Tokens of an example at most; by default 128, or as many as the model has positions for.
+        tasks: GLUE tasks; or ``sample-acceptability``, ``sample-sentiment``: synthetic, without a download.
+        seeds: Number of seeds: 1, 2, … A seed determines the drawn examples, the head, the order and dropout,
+            and is shared by all models.
+        preset: The settings: ``study`` or ``few-shot``; see ``eval.fine_tuning.glue.settings_of``.
+        fraction: Fraction of the training examples of each class; default: the study's.
+        epochs: Instead of the study's.
+        steps: Optimizer steps instead of epochs, for a trial.
+        learning_rate: Instead of the study's.
+        effective_batch: Examples per optimizer step, instead of the study's.
+        micro_batch: Maximum examples per forward pass; default: those of a step.
+        context: Maximum tokens of an example; default: 128, or the model's positions if fewer.
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
-        source: ``local`` reads files below ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
+        source: ``local`` reads files in ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
 
     Raises:
-        UsageError: A task of which the preset knows no epochs, where none are given.
+        UsageError: The preset has no epochs for a task, and none are given.
     """
     chosen = dict.fromkeys(tasks)
     settings = {
@@ -92,19 +92,19 @@ def ner(
     precision: Precision = "fp32",
     source: Source = "auto",
 ) -> tuple[FineTuneJob, ...]:
-    """CoNLL-2003: a copy of the model with a head on each word is fine-tuned for each seed, and scored.
+    """CoNLL-2003: fine-tunes a copy of the model as a token classifier for each seed, and scores it.
 
     Args:
-        seeds: How many: 1, 2, … The head, the drawn examples, their order and dropout follow them.
-        fraction: The share of the training examples.
-        epochs: In place of the study's.
-        steps: Optimizer steps in place of epochs, for a trial.
-        learning_rate: In place of the study's.
-        effective_batch: Examples of an optimizer step, in place of the study's.
-        micro_batch: Examples of a forward pass at most; by default those of a step.
-        context: Tokens of a sentence at most; by default 256, or as many as the model has positions for.
+        seeds: Number of seeds: 1, 2, … A seed determines the head, the drawn examples, the order and dropout.
+        fraction: Fraction of the training examples.
+        epochs: Instead of the study's.
+        steps: Optimizer steps instead of epochs, for a trial.
+        learning_rate: Instead of the study's.
+        effective_batch: Examples per optimizer step, instead of the study's.
+        micro_batch: Maximum examples per forward pass; default: those of a step.
+        context: Maximum tokens of a sentence; default: 256, or the model's positions if fewer.
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
-        source: ``local`` reads files below ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
+        source: ``local`` reads files in ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
     """
     settings = conll.STUDY.with_given(
         epochs=epochs,
@@ -135,20 +135,20 @@ def squad(
     precision: Precision = "fp32",
     source: Source = "auto",
 ) -> tuple[FineTuneJob, ...]:
-    """SQuAD v1.1: a copy of the model that finds spans is fine-tuned for each seed, and scored.
+    """SQuAD v1.1: fine-tunes a copy of the model with a span head for each seed, and scores it.
 
     Args:
-        seeds: How many: 1, 2, … The head, the drawn examples, their order and dropout follow them.
-        fraction: The share of the training examples.
-        epochs: In place of the study's.
-        steps: Optimizer steps in place of epochs, for a trial.
-        learning_rate: In place of the study's.
-        effective_batch: Examples of an optimizer step, in place of the study's.
-        micro_batch: Examples of a forward pass at most; by default those of a step.
-        context: Tokens of a window at most; by default 384, or as many as the model has positions for.
-        stride: Tokens of a passage that neighbouring windows share.
+        seeds: Number of seeds: 1, 2, … A seed determines the head, the drawn examples, the order and dropout.
+        fraction: Fraction of the training examples.
+        epochs: Instead of the study's.
+        steps: Optimizer steps instead of epochs, for a trial.
+        learning_rate: Instead of the study's.
+        effective_batch: Examples per optimizer step, instead of the study's.
+        micro_batch: Maximum examples per forward pass; default: those of a step.
+        context: Maximum tokens of a window; default: 384, or the model's positions if fewer.
+        stride: Passage tokens shared by adjacent windows.
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
-        source: ``local`` reads files below ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
+        source: ``local`` reads files in ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
     """
     settings = questions.STUDY.with_given(
         epochs=epochs,

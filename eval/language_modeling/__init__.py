@@ -1,1 +1,1 @@
-"""How well text is predicted: bits per byte, pseudo-perplexity, the masked loss."""
+"""Language modelling scores on text: bits per byte, pseudo-perplexity, masked loss."""

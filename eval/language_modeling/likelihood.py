@@ -1,4 +1,4 @@
-"""The likelihood of pieces of text as scores, whichever way it was found."""
+"""Scores from the likelihoods of pieces of text."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def perplexity(nats: float, tokens: int) -> float:
 def likelihood_scores(
     pieces: Sequence[tuple[float, int, int]], *, prefix: str = "", degenerate: str | None = None
 ) -> tuple[Score, Score]:
-    """Bits per byte and perplexity of all pieces together, with standard errors over the pieces.
+    """Bits per byte and perplexity over all pieces, with standard errors over the pieces.
 
     Args:
-        pieces: Nats, tokens and UTF-8 bytes of each, taken as independent of each other.
-        prefix: Stands before the names of the metrics.
-        degenerate: Why the model tells no tokens apart, if it does not.
+        pieces: Nats, tokens and UTF-8 bytes of each, treated as independent.
+        prefix: Prefix of the metric names.
+        degenerate: Why the model distinguishes no tokens, if so.
     """
     nats = math.fsum(piece[0] for piece in pieces)
     per_token = perplexity(nats, sum(piece[1] for piece in pieces))
@@ -57,10 +57,10 @@ def likelihood_scores(
 
 
 def unknown_note(unknown: int, tokens: int) -> str:
-    """What a reader of bits per byte must know where the tokenizer cannot spell all of the text."""
+    """A note on bits per byte if the tokenizer cannot encode all of the text."""
     return (
         f"{unknown} of {tokens} tokens are unknown to the tokenizer: bits per byte are too "
-        "low to compare with those of a tokenizer that can spell all of the text"
+        "low to compare with those of a tokenizer that can encode all of the text"
     )
 
 

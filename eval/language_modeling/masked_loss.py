@@ -1,8 +1,8 @@
-"""The loss that masked language models are trained on, on held-out text.
+"""The training loss of masked language models, on held-out text.
 
-BERT's masking (Devlin et al., "BERT", 2019, section 3.1): a share of the tokens is drawn, and what the model
-sees in their place is the mask (0.8), any token (0.1) or the token itself (0.1). They are drawn uniformly,
-not by the weights that training may use, which depend on the training text.
+BERT's masking (Devlin et al., "BERT", 2019, section 3.1): a fraction of the tokens is drawn, and replaced by
+the mask token (0.8), a random token (0.1) or itself (0.1). They are drawn uniformly, not with the weights
+that training may use, since these depend on the training text.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ SUITE = "masked-loss"
 
 @dataclass(frozen=True, slots=True)
 class MaskedLoss:
-    """What a model says of the drawn tokens.
+    """A model's predictions for the masked tokens.
 
     Attributes:
         text: All windows.
-        masked: For each window, how many of its tokens were drawn.
-        found: For each window.
-        candidates: Tokens that could be drawn: all but special ones.
-        share: Of these, so many were.
-        seed: Decided which, and what stood in their place.
-        degenerate: Why the model tells no tokens apart, if it does not.
+        masked: The number of masked tokens of each window.
+        found: The predictions for each window.
+        candidates: The number of tokens that could be masked: all but special ones.
+        share: The fraction of them that is masked.
+        seed: Seed of the masking.
+        degenerate: Why the model distinguishes no tokens, if so.
     """
 
     text: WindowedText
@@ -117,19 +117,19 @@ def measure(
     batch_size: int = 16,
     precision: str = "fp32",
 ) -> MaskedLoss:
-    """The loss of tokens drawn from all documents together; the options are those of the suite.
+    """The loss on tokens drawn from all documents together; the options are those of the suite.
 
     Raises:
-        DataError, ModelError: As ``masked.windowed_text``; DataError also where all tokens are special.
+        DataError, ModelError: See ``windowed_text``; DataError also if all tokens are special.
     """
     text = windowed_text(model, tokenizer, documents, window=window, suite=SUITE)
     rows, candidates = corrupted_rows(text, tokenizer, share=share, seed=seed)
     if not candidates:
-        raise DataError(f"{SUITE}: the tokenizer finds none but special tokens in the text")
+        raise DataError(f"{SUITE}: the tokenizer finds only special tokens in the text")
     longest_first = sorted(
         (index for index, row in enumerate(rows) if row.places), key=lambda index: -len(rows[index].ids)
     )
-    told = find_tokens(
+    predictions = find_tokens(
         model,
         (rows[index] for index in longest_first),
         batch_size=batch_size,
@@ -137,19 +137,19 @@ def measure(
         suite=SUITE,
     )
     found = [Found(0.0, 0)] * len(rows)
-    for index, one in zip(longest_first, told, strict=True):
+    for index, one in zip(longest_first, predictions, strict=True):
         found[index] = one
     masked = tuple(len(row.places) for row in rows)
-    degenerate = degenerate_tokens(told, [target for row in rows for target in row.targets])
+    degenerate = degenerate_tokens(predictions, [target for row in rows for target in row.targets])
     return MaskedLoss(text, masked, tuple(found), candidates, share, seed, degenerate)
 
 
 def corrupted_rows(
     text: WindowedText, tokenizer: PreTrainedTokenizerFast, *, share: float, seed: int
 ) -> tuple[list[MaskedRow], int]:
-    """Each window as the model sees it, with the drawn tokens as targets; and the number that could be drawn.
+    """Each window with masking applied and the masked tokens as targets; and the number of candidates.
 
-    The share (rounded up) is drawn of all tokens of the text together, special ones left out.
+    The fraction (rounded up) is drawn from all non-special tokens of the text together.
     """
     ids = np.concatenate([np.array(window.ids, np.int64) for window in text.windows])
     candidates = ~np.isin(ids, [*text.ends, *tokenizer.all_special_ids])

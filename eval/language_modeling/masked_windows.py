@@ -1,4 +1,4 @@
-"""Text as windows for masked language models, and what a model says at masked positions of them.
+"""Windows of text for masked language models, and predictions at their masked positions.
 
 Dimensions: B rows, T positions, N masked positions, n of one chunk, D width, V ids of the vocabulary.
 """
@@ -42,10 +42,10 @@ class TextWindow:
     """``[start] tokens [end]``: a piece of one document.
 
     Attributes:
-        ids: Start and end included.
-        bytes: UTF-8 bytes of its text, from where its first token begins (the first window of a document:
-            from the document's beginning) to where the first token of the next window does.
-        document: Its place among the documents.
+        ids: Including start and end.
+        bytes: UTF-8 bytes from the beginning of its first token (in a document's first window: from the
+            beginning of the document) to that of the next window's first token.
+        document: The index of its document.
     """
 
     ids: tuple[int, ...]
@@ -54,22 +54,22 @@ class TextWindow:
 
     @property
     def tokens(self) -> int:
-        """Without start and end."""
+        """The number of tokens without start and end."""
         return len(self.ids) - 2
 
 
 @dataclass(frozen=True, slots=True)
 class WindowedText:
-    """Documents cut into windows.
+    """Documents split into windows.
 
     Attributes:
-        windows: Of all documents, in the order of the text; each token and each byte is in one of them.
-        documents: How many there are, but for empty ones.
-        window: Positions of a window, at most.
+        windows: Of all documents, in text order; each token and each byte is in exactly one.
+        documents: The number of non-empty documents.
+        window: Maximum positions of a window.
         mask_id: The mask token.
-        ends: The ids that stand before and after the tokens of each window.
-        unknown_id: Stands for what the tokenizer cannot spell; None where it can spell everything.
-        bytes_kept: The share of the text's bytes that the tokenizer gives back.
+        ends: The ids of start and end of each window.
+        unknown_id: The id of the unknown token; None if the tokenizer can encode everything.
+        bytes_kept: The fraction of the text's bytes that decoding restores.
     """
 
     windows: tuple[TextWindow, ...]
@@ -81,7 +81,7 @@ class WindowedText:
     bytes_kept: float = 1.0
 
     def unknown(self, windows: Iterable[TextWindow]) -> int:
-        """Tokens of these windows that stand for what the tokenizer cannot spell."""
+        """The number of unknown tokens in these windows."""
         if self.unknown_id is None or self.unknown_id in self.ends:
             return 0
         return sum(window.ids.count(self.unknown_id) for window in windows)
@@ -89,12 +89,12 @@ class WindowedText:
 
 @dataclass(frozen=True, slots=True)
 class MaskedRow:
-    """What a model sees, and the tokens that it has to find.
+    """A model input and the tokens to predict.
 
     Attributes:
-        ids: Start and end included.
-        places: Where a token has to be found.
-        targets: The token that belongs in each of these places.
+        ids: Including start and end.
+        places: The positions to predict.
+        targets: The token of each of these positions.
     """
 
     ids: Sequence[int]
@@ -104,13 +104,13 @@ class MaskedRow:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the model predicts in one row.
+    """A model's predictions for one row.
 
     Attributes:
-        nats: Of its targets together.
-        right: How many of them are the model's top prediction.
-        behind: Nats by which a target is less likely than the top prediction, at most.
-        predicted: The top predictions.
+        nats: The total loss of its targets.
+        right: The number of targets that are the top-1 prediction.
+        behind: The maximum gap in nats between the top-1 prediction and a target.
+        predicted: The top-1 predictions.
     """
 
     nats: float
@@ -120,23 +120,23 @@ class Found:
 
 
 def degenerate_tokens(found: Iterable[Found], targets: Iterable[int]) -> str | None:
-    """What is to be said of a model that tells no tokens apart, or None.
+    """A description of degenerate predictions, or None.
 
-    All tokens are equally likely; or one token is predicted throughout, while the targets vary.
+    Degenerate: all tokens are equally likely; or a single token is predicted although the targets vary.
 
     >>> rows = [Found(2.0, 0, 0.0, frozenset({5})), Found(2.0, 0, 0.5, frozenset({5}))]
     >>> degenerate_tokens(rows, [3, 4])
     'degenerate: predicts a single token at all 2 masked positions'
     """
-    asked = list(targets)
+    expected = list(targets)
     rows = [each for each in found if each.predicted]
-    if len(set(asked)) < 2:
+    if len(set(expected)) < 2:
         return None
-    is_right = sum(each.right for each in rows) == len(asked)
+    is_right = sum(each.right for each in rows) == len(expected)
     if max(each.behind for each in rows) < EQUAL and not is_right:
         return UNIFORM
     if len(frozenset[int]().union(*(each.predicted for each in rows))) == 1:
-        return f"degenerate: predicts a single token at all {len(asked):,} masked positions"
+        return f"degenerate: predicts a single token at all {len(expected):,} masked positions"
     return None
 
 
@@ -148,19 +148,19 @@ def windowed_text(
     window: int | None,
     suite: str,
 ) -> WindowedText:
-    """The documents in windows of at most ``window`` positions, for a model that can be scored on them.
+    """Split the documents into windows of at most ``window`` positions that the model can be scored on.
 
     Args:
-        model: Asked for its task, positions and vocabulary.
-        tokenizer: Must have ends and a mask.
-        documents: Empty ones are left out.
-        window: None: ``MASKED_WINDOW``, or as many as the model has if that is fewer.
-        suite: What messages begin with.
+        model: Provides task, positions and vocabulary size.
+        tokenizer: Must have start, end and mask tokens.
+        documents: Empty ones are skipped.
+        window: None: ``MASKED_WINDOW``, or the model's positions if fewer.
+        suite: Prefix of messages.
 
     Raises:
         DataError: No text, or no token in it.
-        ModelError: A causal model; a tokenizer without mask token, without ends or of ids that the model
-            does not have; a window beyond the model's positions.
+        ModelError: A causal model; a tokenizer without mask, start or end token, or with ids outside the
+            model's vocabulary; a window beyond the model's positions.
     """
     require_task(model, "mlm", suite=suite)
     mask_id = mask_id_of(tokenizer)
@@ -185,9 +185,9 @@ def windowed_text(
 def split_document(
     text: str, tokenizer: PreTrainedTokenizerFast, *, ends: tuple[int, int], window: int
 ) -> Iterator[TextWindow]:
-    """A document's windows: as full as they get, one after the other, without overlap.
+    """A document's windows: as long as possible, consecutive, without overlap.
 
-    A document without a token is one window of its start and end.
+    A document without tokens is one window of start and end.
     """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoded["input_ids"]
@@ -201,10 +201,10 @@ def split_document(
 def find_tokens(
     model: PreTrainedModel, rows: Iterable[MaskedRow], *, batch_size: int, precision: str, suite: str
 ) -> list[Found]:
-    """What the model says of each row, in their order; the model is left in its mode.
+    """The model's predictions for each row, in order; the model's mode is restored.
 
-    The rows are run as they come, so those of one length should follow each other. Only the states at the
-    places of the targets meet the vocabulary.
+    Batches follow the order of the rows, so rows of equal length should be adjacent. Only hidden states at
+    target positions are projected to the vocabulary.
     """
     remaining = iter(rows)
     found: list[Found] = []
@@ -248,9 +248,9 @@ def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -
 
 
 def _against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
-    """The nats of each target, the likeliest token, and the nats by which this is likelier than the target.
+    """The loss of each target, the top-1 token, and the gap in nats between the two.
 
-    One chunk of logits is alive at once.
+    Only one chunk of logits is in memory at a time.
     """
     size = max(16, CHUNK_ELEMENTS // head.size)
     nats, top, behind = [], [], []

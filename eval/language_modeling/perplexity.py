@@ -1,4 +1,4 @@
-"""Bits per byte and perplexity of text: each of its tokens scored exactly once."""
+"""Bits per byte and perplexity of text, with each token scored exactly once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DocumentLoss:
         nats: Over its tokens.
         tokens: Their number.
         bytes: Of its text.
-        blocks: The nats of its blocks; None where the tokenizer does not tell where tokens begin.
+        blocks: The nats of its blocks; None if the tokenizer has no token offsets.
     """
 
     nats: float
@@ -41,15 +41,15 @@ class DocumentLoss:
 
 @dataclass(frozen=True, slots=True)
 class TextLoss:
-    """The loss of some text.
+    """The loss of a text.
 
     Attributes:
-        documents: One by one, in their order, but for empty ones.
-        unknown: Tokens of the text that stand for what the tokenizer cannot spell.
-        window: Tokens that the model saw at once, at most.
+        documents: The non-empty documents, in order.
+        unknown: The number of unknown tokens.
+        window: Maximum tokens in the model's context.
         stride: Tokens by which the window moved.
         uniform: Whether the model gives all tokens the same probability.
-        bytes_kept: The share of the text's bytes that the tokenizer gives back.
+        bytes_kept: The fraction of the text's bytes that decoding restores.
     """
 
     documents: tuple[DocumentLoss, ...]
@@ -66,7 +66,7 @@ class TextLoss:
 
     @property
     def tokens(self) -> int:
-        """All tokens of the text; neither start nor end of a document counts."""
+        """The number of tokens, without start and end of documents."""
         return sum(document.tokens for document in self.documents)
 
     @property
@@ -85,7 +85,7 @@ class TextLoss:
         return likelihood.perplexity(self.nats, self.tokens)
 
     def as_result(self) -> SuiteResult:
-        """Both as scores, with the bits per byte of every document."""
+        """Both metrics as scores, with the bits per byte of every document."""
         pieces = [(document.nats, document.tokens, document.bytes) for document in self.documents]
         notes = []
         if self.unknown:
@@ -121,7 +121,7 @@ class TextLoss:
         )
 
     def _blocks(self) -> dict[str, Json]:
-        """By document; nothing where a document has none."""
+        """By document; {} if a document has none."""
         found = [document.blocks for document in self.documents if document.blocks is not None]
         if len(found) < len(self.documents):
             return {}
@@ -132,7 +132,7 @@ class TextLoss:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A piece of one document's ids: the model reads all but the last, and the last ``scored`` are scored."""
+    """A piece of one document's ids: all but the last are inputs, and the last ``scored`` are targets."""
 
     document: int
     start: int
@@ -150,10 +150,10 @@ def measure(
     batch_size: int = 16,
     precision: str = "fp32",
 ) -> TextLoss:
-    """The loss of each document, read from its start token on in windows that overlap.
+    """The loss of each document, in overlapping windows from its start token on.
 
-    Within the first window a token is predicted from all before it, later from at least ``window - stride``
-    tokens. The final end token is not part of the text and not scored.
+    In the first window a token is predicted from all tokens before it, later from at least ``window -
+    stride`` tokens. The end token is not part of the text and not scored.
 
     Raises:
         DataError: No text to score.
@@ -199,7 +199,7 @@ def measure(
 
 
 def split_into_windows(document: int, length: int, window: int, stride: int) -> Iterator[Window]:
-    """Windows of at most ``window`` inputs in which each id but the first is scored once.
+    """Windows of at most ``window`` inputs in which each id except the first is scored once.
 
     >>> [(piece.start, piece.stop, piece.scored) for piece in split_into_windows(0, 8, 4, 2)]
     [(0, 5, 4), (2, 7, 2), (4, 8, 1)]

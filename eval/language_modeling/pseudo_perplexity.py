@@ -1,8 +1,8 @@
-"""Pseudo-perplexity of text under a masked language model: each token predicted from all others around it.
+"""Pseudo-perplexity under a masked language model: each token is predicted from all others around it.
 
-Each scored token is replaced by the mask token, alone, and predicted from both sides; the log-probabilities
-are summed (Salazar et al., "Masked Language Model Scoring", ACL 2020, section 2). That sum is no probability
-of the text, so these scores compare masked language models with each other, not with causal ones.
+Each scored token is masked, alone, and predicted from both sides; the log-probabilities are summed (Salazar
+et al., "Masked Language Model Scoring", ACL 2020, section 2). The sum is not a probability of the text, so
+these scores compare masked language models with each other, not with causal ones.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class PseudoLoss:
 
     Attributes:
         text: All windows.
-        drawn: The places of the scored windows among them, in order.
+        drawn: Indices of the scored windows, in order.
         nats: Over all tokens of each scored window.
-        seed: Decided which were drawn.
-        degenerate: Why the model tells no tokens apart, if it does not.
+        seed: Seed of the draw.
+        degenerate: Why the model distinguishes no tokens, if so.
     """
 
     text: WindowedText
@@ -114,10 +114,10 @@ def measure(
 ) -> PseudoLoss:
     """The pseudo-log-likelihood of windows drawn from the documents; the options are those of the suite.
 
-    Whole windows are drawn, so that nats, tokens and bytes are of the same text.
+    Draws whole windows, so that nats, tokens and bytes refer to the same text.
 
     Raises:
-        DataError, ModelError: As ``masked.windowed_text``.
+        DataError, ModelError: See ``windowed_text``.
     """
     text = windowed_text(model, tokenizer, documents, window=window, suite=SUITE)
     drawn = draw_windows(text.windows, tokens=tokens, seed=seed)
@@ -135,10 +135,10 @@ def measure(
 
 
 def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int) -> tuple[int, ...]:
-    """Places of windows, in order: drawn one after the other until they have so many tokens; None: all.
+    """Indices of windows, in order: drawn until they have ``tokens`` tokens; None: all.
 
-    The window that reaches the number is kept: were it left out, long windows would be drawn too rarely. Of
-    two numbers the larger one's windows include the smaller one's.
+    The window that reaches the number is included; excluding it would under-sample long windows. A larger
+    number includes the windows of a smaller one.
     """
     if tokens is None:
         return tuple(range(len(windows)))
@@ -154,7 +154,7 @@ def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int
 
 
 def _masked_rows(window: TextWindow, mask_id: int) -> Iterator[MaskedRow]:
-    """One for each token, in which that token alone is masked."""
+    """One row for each token, with only that token masked."""
     for place in range(1, len(window.ids) - 1):
         seen = (*window.ids[:place], mask_id, *window.ids[place + 1 :])
         yield MaskedRow(seen, (place,), (window.ids[place],))

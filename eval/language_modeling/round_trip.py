@@ -1,8 +1,8 @@
-"""How much of a text comes back from a tokenizer.
+"""The fraction of a text that survives encoding and decoding.
 
-Lower-casing, stripped accents, collapsed blanks and unknown tokens lose some of it. Bits per byte divide by
-all bytes of the text, so that a tokenizer which loses some is asked for fewer nats: its score does not
-compare with that of a tokenizer which keeps everything.
+Lower-casing, accent stripping, whitespace collapsing and unknown tokens lose part of it. Bits per byte divide
+by all bytes of the text, so a lossy tokenizer has fewer nats to predict: its score is not comparable with
+that of a lossless tokenizer.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tokenizers import decoders
 from transformers import PreTrainedTokenizerBase
 
 _LONGEST = 2000
-"""Characters that are compared at once, cut at blanks: the time grows with the square of it."""
+"""Characters compared at once, split at whitespace: the cost is quadratic in it."""
 
 _UNITS = re.compile(r"\s+|\w+|[^\w\s]")
 _PARTS = re.compile(rf"\s*\S(?s:.{{0,{_LONGEST}}})(?=\s|$)|(?s:.{{1,{_LONGEST}}})")
 
 
 def bytes_kept(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
-    """The share of the texts' UTF-8 bytes that encoding and decoding give back, 0 to 1; 1 of no text.
+    """The fraction of the texts' UTF-8 bytes that decoding restores, 0 to 1; 1 for no text.
 
-    Bytes are given back where original and decoded text have them in the same order; what decoding adds, such
-    as blanks before punctuation, takes nothing away.
+    Bytes count as restored if original and decoded text have them in the same order; text added by decoding,
+    such as spaces before punctuation, does not reduce the fraction.
     """
     total = sum(len(text.encode()) for text in texts)
     lost = sum(
@@ -36,11 +36,11 @@ def bytes_kept(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> floa
 
 
 def lossy_note(kept: float) -> str:
-    """What a reader of bits per byte must know where a tokenizer does not keep all of the text."""
+    """A note on bits per byte for a lossy tokenizer."""
     share = f"{kept:.1%}" if kept < 0.9995 else "not quite 100 %"
     return (
-        f"the tokenizer gives back {share} of the text's bytes (case, accents, blanks or unknown tokens are "
-        "lost): bits per byte are too low to compare with those of a tokenizer that gives back all"
+        f"the tokenizer restores {share} of the text's bytes (case, accents, spaces or unknown tokens are "
+        "lost): bits per byte are too low to compare with those of a lossless tokenizer"
     )
 
 
@@ -54,13 +54,13 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterat
 
 
 def _bytes_without_decoder(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer spells bytes and was saved without the step that makes text of them again."""
+    """Whether a byte-level tokenizer was saved without its decoder."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and backend.decoder is None and "ByteLevel" in repr(backend.pre_tokenizer)
 
 
 def _lost(tokenizer: PreTrainedTokenizerBase, text: str, decoded: str) -> int:
-    """Bytes of a text that do not come back; the parts of a long one are compared one by one."""
+    """Bytes of a text that are not restored; a long text is compared in parts."""
     if text in decoded:
         return 0
     parts = [text] if len(text) <= _LONGEST else _PARTS.findall(text)
@@ -69,7 +69,7 @@ def _lost(tokenizer: PreTrainedTokenizerBase, text: str, decoded: str) -> int:
 
 
 def _lost_of_part(text: str, decoded: str) -> int:
-    """By words, and where words differ by characters."""
+    """Compares by words, and by characters where words differ."""
     own, other = _UNITS.findall(text), _UNITS.findall(decoded)
     lost = 0
     for change, begin, end, other_begin, other_end in SequenceMatcher(

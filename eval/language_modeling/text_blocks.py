@@ -1,7 +1,7 @@
-"""The loss of a document by blocks of its text, which are the same whatever the tokenizer.
+"""The loss of a document by blocks of its text, which do not depend on the tokenizer.
 
-A block is ``BLOCK_BYTES`` bytes of UTF-8, to the next whole character. A token belongs to the block in which
-it begins, so that the blocks of two models hold the same text, but for tokens that cross a limit.
+A block is ``BLOCK_BYTES`` bytes of UTF-8, rounded up to a whole character. A token belongs to the block in
+which it begins, so the blocks of two models cover the same text, except for tokens that cross a boundary.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ BLOCK_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class TextBlocks:
-    """A document's blocks in their order: the nats of the tokens that begin in each, and its bytes."""
+    """A document's blocks in order: the nats of the tokens that begin in each, and its bytes."""
 
     nats: tuple[float, ...]
     bytes: tuple[int, ...]
 
 
 def token_starts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]] | None:
-    """The character at which each token of each text begins; None of a tokenizer that does not tell."""
+    """The character at which each token of each text begins; None if the tokenizer has no offsets."""
     if not tokenizer.is_fast:
         return None
     found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -1,7 +1,7 @@
-"""The loss of the last tokens of rows of ids under a causal language model.
+"""The loss of the last tokens of id sequences under a causal language model.
 
-The one place where text is scored by a causal model: bits per byte and lm-eval's log-likelihoods come from
-it. The body runs in its own precision; log-softmax and sums are float32 or wider.
+All causal scoring uses this module: bits per byte and lm-eval's log-likelihoods. The body runs in its own
+precision; log-softmax and sums use float32 or wider.
 
 Dimensions: B rows of a batch, T positions, N scored tokens of a batch, V ids of the vocabulary.
 """
@@ -22,15 +22,15 @@ from stlm_kd.eval.runner import autocast, evaluating, require_finite
 from stlm_kd.losses.precision import at_least_float32
 
 _MAX_LOGITS = 1 << 27
-"""Logits of one forward pass, at most (half a GiB in float32), unless a single row has more."""
+"""Maximum logits of a forward pass (half a GiB in float32), unless a single row has more."""
 
 EQUAL = 1e-5
-"""Nats by which float32 losses of tokens that are equally likely may differ."""
+"""Tolerance, in nats, for float32 losses of equally likely tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A row of ids: the model reads all but the last, and the last ``scored`` are scored."""
+    """A sequence of ids: all but the last are inputs, and the last ``scored`` are targets."""
 
     ids: tuple[int, ...]
     scored: int
@@ -38,30 +38,30 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class PieceLoss:
-    """The nats of a piece's scored tokens, in float64, and whether each of them is the likeliest."""
+    """The nats of a piece's scored tokens, in float64, and whether each of them is the top-1 prediction."""
 
     token_nats: npt.NDArray[np.float64]
     greedy: bool
 
     @property
     def nats(self) -> float:
-        """The sum, which does not depend on the order of the tokens."""
+        """The sum, independent of the order of the tokens."""
         return math.fsum(self.token_nats)
 
 
 def piece_losses(
     model: PreTrainedModel, pieces: Sequence[Piece], *, batch_size: int, precision: str, suite: str
 ) -> list[PieceLoss]:
-    """The loss of each piece, in their order; the model is left in its mode.
+    """The loss of each piece, in order; the model's mode is restored.
 
-    Pieces that differ in their last id alone (choices of one token) share a row.
+    Pieces that differ only in their last id (single-token choices) share a row.
 
     Args:
         model: A causal language model.
         pieces: Each with at least two ids, and fewer scored ones than ids.
-        batch_size: Rows of a forward pass, at most.
+        batch_size: Maximum rows of a forward pass.
         precision: ``bf16`` runs the body under autocast.
-        suite: What messages begin with.
+        suite: Prefix of messages.
 
     Raises:
         ModelError: A loss is not finite.
@@ -80,7 +80,7 @@ def piece_losses(
 
 
 def is_uniform(pieces: Iterable[Piece], losses: Iterable[PieceLoss]) -> bool | None:
-    """Whether all scored tokens are equally likely, as under a head of zeros; None if they are all the same.
+    """Whether all scored tokens are equally likely, as with a head of zeros; None if all are the same token.
 
     >>> same = PieceLoss(np.array([2.0, 2.0]), False)
     >>> is_uniform([Piece((0, 3, 4), 2)], [same]), is_uniform([Piece((0, 3, 3), 2)], [same])
@@ -95,7 +95,7 @@ def is_uniform(pieces: Iterable[Piece], losses: Iterable[PieceLoss]) -> bool | N
 def _batches(
     rows: Sequence[tuple[int, ...]], batch_size: int, vocab_size: int
 ) -> Iterator[list[tuple[int, ...]]]:
-    """The longest rows first, so that a batch is hardly padded and memory runs out at once or never."""
+    """Longest rows first, which minimises padding and triggers any out-of-memory error in the first batch."""
     batch: list[tuple[int, ...]] = []
     for row in sorted(rows, key=len, reverse=True):
         longest = len(batch[0]) if batch else len(row)
@@ -114,29 +114,29 @@ def _losses(
     pieces: Sequence[Piece],
     precision: str,
 ) -> dict[int, PieceLoss]:
-    """The losses of the pieces of each row, by their indices. Padding stands where no position sees it."""
+    """The losses of the pieces of each row, by their indices. No scored position attends to padding."""
     inputs_BT = torch.zeros(len(rows), len(rows[0]), dtype=torch.long)
     for place, row in enumerate(rows):
         inputs_BT[place, : len(row)] = torch.tensor(row)
-    asked = [(place, pieces[index], index) for place, each in enumerate(indices) for index in each]
-    row_N = torch.tensor([place for place, piece, _ in asked for _ in range(piece.scored)])
+    scored = [(place, pieces[index], index) for place, each in enumerate(indices) for index in each]
+    row_N = torch.tensor([place for place, piece, _ in scored for _ in range(piece.scored)])
     place_N = torch.tensor(
-        [at for _, piece, _ in asked for at in range(len(piece.ids) - 1 - piece.scored, len(piece.ids) - 1)]
+        [at for _, piece, _ in scored for at in range(len(piece.ids) - 1 - piece.scored, len(piece.ids) - 1)]
     )
-    target_N = torch.tensor([token for _, piece, _ in asked for token in piece.ids[-piece.scored :]])
+    target_N = torch.tensor([token for _, piece, _ in scored for token in piece.ids[-piece.scored :]])
     device = model.device
     with autocast(device, precision):
         logits_BTV: Tensor = model(input_ids=inputs_BT.to(device), use_cache=False).logits
     nats_N, greedy_N = _token_losses(logits_BTV, row_N.to(device), place_N.to(device), target_N.to(device))
-    sizes = [piece.scored for _, piece, _ in asked]
-    by_piece = zip(asked, torch.split(nats_N, sizes), torch.split(greedy_N, sizes), strict=True)
+    sizes = [piece.scored for _, piece, _ in scored]
+    by_piece = zip(scored, torch.split(nats_N, sizes), torch.split(greedy_N, sizes), strict=True)
     return {index: PieceLoss(nats.numpy(), bool(greedy.all())) for (_, _, index), nats, greedy in by_piece}
 
 
 def _token_losses(
     logits_BTV: Tensor, row_N: Tensor, place_N: Tensor, target_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Nats of each target in float64, so that their sum is exact, and whether it is the likeliest token."""
+    """Nats of each target in float64, so that their sum is exact, and whether it is the top-1 token."""
     logits_NV = at_least_float32(logits_BTV[row_N, place_N])
     target_logit_N = logits_NV.gather(1, target_N[:, None])[:, 0]
     nats_N = logits_NV.logsumexp(1) - target_logit_N

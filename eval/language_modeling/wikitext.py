@@ -1,4 +1,4 @@
-"""The test text of WikiText-2 (raw), that of WikiText-103 too: a held-out text that is always the same.
+"""The test text of WikiText-2 (raw), identical to that of WikiText-103: a fixed held-out text.
 
 Merity et al., "Pointer Sentinel Mixture Models", 2016.
 """
@@ -19,17 +19,17 @@ _FILES = ("test.txt", "test.txt.gz", "test.txt.xz", "wiki.test.raw")
 
 
 def local_file() -> Path | None:
-    """The file below the folder that ``STLM_KD_DATA`` names, if it is there."""
+    """The file in the folder ``STLM_KD_DATA``, if it exists."""
     data = os.environ.get("STLM_KD_DATA")
     paths = [Path(data) / _FOLDER / name for name in _FILES] if data else []
     return next((path for path in paths if path.is_file()), None)
 
 
 def articles() -> list[str]:
-    """Its articles, from the local file, or from the Hub or its cache.
+    """The articles, from the local file, or from the Hub or its cache.
 
     Raises:
-        MissingResourceError: It is in neither.
+        MissingResourceError: Available in neither.
     """
     path = local_file()
     if path is not None:
@@ -44,10 +44,10 @@ def articles() -> list[str]:
 
 
 def identity() -> str:
-    """What tells this text from another: of a file the bytes, of the Hub the commit.
+    """The version of the text: a hash of the local file, or the commit on the Hub.
 
     Raises:
-        MissingResourceError: It is in neither.
+        MissingResourceError: Available in neither.
     """
     path = local_file()
     if path is not None:

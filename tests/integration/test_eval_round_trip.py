@@ -83,5 +83,5 @@ def test_a_lossy_tokenizer_is_noted_with_its_share_and_a_lossless_one_is_not() -
     for tokenizer, texts, lossless in ((BYTES, ["The Cat"], True), (word_piece(), ["The Cat"], False)):
         result = SUITES["perplexity"](llama(len(tokenizer)), tokenizer, texts)
         assert result.report["bytes_kept"] == (1.0 if lossless else pytest.approx(5 / 7))
-        assert any("gives back 71.4% of the text's bytes" in note for note in result.notes) != lossless
+        assert any("restores 71.4% of the text's bytes" in note for note in result.notes) != lossless
     assert bytes_kept(BYTES, TEXTS) == 1.0
