@@ -1,1 +1,1 @@
-"""Results as something to look at: tables, figures, pages and model cards."""
+"""Presentation of results: tables, figures, pages and model cards."""

@@ -1,7 +1,7 @@
-"""One HTML page: texts with words coloured by what each model makes of them, all models side by side.
+"""A self-contained HTML page of texts, with words coloured by attribution, for all models side by side.
 
-As Figure 2 of the attention study, for any number of texts. The page holds all that it needs, and runs
-nothing. Whatever comes from data or names is escaped.
+Like Figure 2 of the attention study, for any number of texts. The page loads nothing and runs no scripts. All
+data and names are escaped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stlm_kd.eval.attribution.explain import ClassifierOutputs, Method, Weights
 from stlm_kd.eval.attribution.words import Word, words_of
 
 FOR, AGAINST = (253, 141, 60), (107, 174, 214)
-"""The darkest orange and blue, which all who see two colours can tell apart, and on which black is read."""
+"""The darkest orange and blue: safe for colour blindness, and readable under black text."""
 
 UNITS: Mapping[Method, str] = {
     "lime": "LIME, weights in units of the probability",
@@ -65,15 +65,15 @@ summary {{ cursor: pointer; font-size: .875rem; color: #444; padding: .3rem 0; }
 def attribution_page(
     answers: Sequence[ClassifierOutputs], found: Sequence[Compared], texts: Mapping[str, tuple[str, ...]]
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        answers: Of the teacher, which explains some examples, then of each student.
-        found: Each student beside the teacher.
-        texts: Of each explained example by id.
+        answers: The teacher's outputs, with explained examples, followed by each student's.
+        found: Each student's agreement with the teacher.
+        texts: The texts of each explained example, by id.
     """
     teacher = answers[0].predictions
-    title = f"What speaks for a class: {teacher.name} and {_count(len(answers) - 1, 'student')}"
+    title = f"Word attributions: {teacher.name} and {_count(len(answers) - 1, 'student')}"
     sections = [
         "\n".join(_example(example, answers, texts[example], teacher)) for example in answers[0].classes
     ]
@@ -97,34 +97,33 @@ def _legend(classes: Sequence[str]) -> str:
     against, towards = (escape(end) for end in ends)
     return (
         f'<p class="legend"><span style="background:{_colour(-1)}">{against}</span> '
-        f'<span style="background:{_colour(1)}">{towards}</span> — the darker, the more; the scale is that '
-        "of each model's heaviest word in a text. A word's number shows when it is pointed at, and under "
-        "“numbers”.</p>"
+        f'<span style="background:{_colour(1)}">{towards}</span> — darker is stronger; scaled to each '
+        "model's largest weight in a text. The value of a word is in its tooltip, and under “numbers”.</p>"
     )
 
 
 def _summary(found: Sequence[Compared], explained: int) -> str:
-    """What the texts are examples of: the agreement over all of them, one row for each student and method."""
+    """The agreement over all examples, one row for each student and method."""
     top = found[0].explanations[0].top
     heads = [
         "student",
         "by",
         "rank correlation",
-        "teacher with itself",
+        "teacher self-correlation",
         f"top {top} shared",
         "κ of the classes",
     ]
     rows = []
     for one in found:
-        said = one.agreement
-        kappa = said.kappa
-        told = "—" if kappa.value is None else f"{kappa.value:.3f} [{kappa.low:.3f}, {kappa.high:.3f}]"
+        agreement = one.agreement
+        kappa = agreement.kappa
+        interval = "—" if kappa.value is None else f"{kappa.value:.3f} [{kappa.low:.3f}, {kappa.high:.3f}]"
         for each in one.explanations:
             means = (each.correlation, each.teacher_again, each.overlap)
-            rows.append([said.student, each.method, *map(_mean, means), told])
+            rows.append([agreement.student, each.method, *map(_mean, means), interval])
     return (
-        f"<p>Students beside {escape(found[0].agreement.teacher)}: κ on {found[0].agreement.examples:,} "
-        f"examples, weights of words on the {explained} below; means with 95 % intervals.</p>\n"
+        f"<p>Students and {escape(found[0].agreement.teacher)}: κ on {found[0].agreement.examples:,} "
+        f"examples, word weights on the {explained} below; means with 95 % intervals.</p>\n"
         f'<div class="summary">{_table(heads, rows)}</div>'
     )
 
@@ -162,14 +161,15 @@ def _model(
     words: Sequence[Word],
     label: str,
 ) -> str:
-    said = one.predictions
-    chances = softmax(said.logits[said.ids.index(example)])
+    predictions = one.predictions
+    chances = softmax(predictions.logits[predictions.ids.index(example)])
     best = int(chances.argmax())
-    wrong = "" if said.classes[best] == label else ' <span class="wrong">(not its label)</span>'
+    is_right = predictions.classes[best] == label
+    wrong = "" if is_right else ' <span class="wrong">(not its label)</span>'
     return (
-        f'<div class="model"><div class="name">{escape(said.name)}</div>'
+        f'<div class="model"><div class="name">{escape(predictions.name)}</div>'
         f'<div class="words">{_coloured(texts, words, weights.values)}</div>'
-        f'<div class="said">{escape(said.classes[best])} {chances[best]:.3f}{wrong}</div></div>'
+        f'<div class="said">{escape(predictions.classes[best])} {chances[best]:.3f}{wrong}</div></div>'
     )
 
 

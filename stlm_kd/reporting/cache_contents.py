@@ -1,4 +1,4 @@
-"""What a cache was made of, in words."""
+"""Describes the inputs of a cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 def made_of_rows(made_of: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Name and value of each thing that a cache was made of, but for those that played no part.
+    """Name and value of each input of a cache, without unused ones.
 
-    Of a hash the first twelve digits are told.
+    Hashes are shortened to twelve digits.
     """
     for name, value in made_of.items():
         if value not in (None, [], {}):
@@ -32,7 +32,7 @@ def _describe(name: str, value: object) -> str:
 
 
 def _text(key: list[object]) -> str:
-    """Share and fingerprints of the training text, or of examples, whose key names their classes first."""
+    """Fraction and fingerprints of the training text, or of examples, whose key begins with their classes."""
     share, *texts = key
     if texts and isinstance(texts[0], list):
         _, _, *texts = texts[0]

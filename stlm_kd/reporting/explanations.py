@@ -1,4 +1,4 @@
-"""The pages of a run that show why its teachers and students say what they say."""
+"""Writes the attribution pages of a run's teachers and students."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ PAGE = "attributions"
 
 
 def write_explanations(rows: Sequence[Row], folder: Path) -> None:
-    """One page for each teacher and each time that the suite was asked for, if decisions were explained.
+    """Write one page for each teacher and each configured suite with explanations.
 
-    It shows the first seed of the student and of each control.
+    Shows the first seed of the student and of each control.
 
     Args:
-        rows: All of the run.
-        folder: The run's.
+        rows: All rows of the run.
+        folder: The run's folder.
     """
     students = {_called(row): row.scores[0] for row in rows if row.variant is not None}
-    asked = [
+    explained = [
         (result.label, teacher)
         for result in next(iter(students.values()), ())
         if result.suite == SUITE
         for teacher in teachers_in(result)
     ]
-    for label, teacher in asked:
-        words = [PAGE] if len(asked) == 1 else [PAGE, teacher, label]
+    for label, teacher in explained:
+        words = [PAGE] if len(explained) == 1 else [PAGE, teacher, label]
         page = _page(students, label, teacher)
         write_text(folder / f"{file_name(' '.join(filter(None, words)))}.html", page)
 

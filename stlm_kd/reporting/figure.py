@@ -1,4 +1,4 @@
-"""Curves of several trainings in one picture: losses, whole and by term, and what was measured beside."""
+"""A figure with the curves of several trainings: losses, in total and by term, and other metrics."""
 
 from __future__ import annotations
 
@@ -15,34 +15,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Trainings = Mapping[str, Sequence[Path]]
-"""By name, the folders that hold ``metrics.jsonl``, one for each seed."""
+"""By name, the folders that contain ``metrics.jsonl``, one for each seed."""
 
 FAR_APART = 100
-"""Where the largest loss of a term is so many times the smallest, their axis is logarithmic."""
+"""Ratio of the largest to the smallest loss term above which the axis is logarithmic."""
 
 
 def draw_curves(trainings: Trainings, target: Path, *, unit: str) -> None:
-    """A PNG with panels over steps: the loss on the labels, the losses by term, and each group of measures.
+    """Draw a PNG with panels over steps: the loss on the labels, the losses by term, and groups of metrics.
 
-    The first is that on held-out text, or on the training text where none of the trainings has any other; the
-    second stands only where there are more terms than the labels. One colour for each name, one line for each
-    seed.
+    The first panel shows the held-out loss, or the training loss if no training has one. The second is
+    omitted if the labels are the only term. One colour for each name, one line for each seed.
 
     Args:
         trainings: What to draw.
-        target: The file to write.
-        unit: Of the loss.
+        target: The output file.
+        unit: Unit of the loss.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    told = [
+    metrics = [
         Told(name, str(number), read_metrics(folder / "metrics.jsonl"))
         for name, folders in trainings.items()
         for number, folder in enumerate(folders)
     ]
-    by_term = term_panel(told)
-    found = [loss_panel(told, unit=unit), by_term, *measured_panels(told)]
+    by_term = term_panel(metrics)
+    found = [loss_panel(metrics, unit=unit), by_term, *measured_panels(metrics)]
     panels = [panel for panel in found if panel is not None]
     several = len(panels) > 1
     rows, columns = (-(-len(panels) // 2), 2) if several else (1, 1)

@@ -1,1 +1,1 @@
-"""The command ``report``: what is known of runs, gathered into plain values, drawn as one HTML file."""
+"""The command ``report``: collects the data of runs and renders it as one HTML file."""

@@ -1,6 +1,6 @@
-"""Panels of curves as inline SVG, which needs no script; what is drawn is named where a pointer rests on it.
+"""Panels of curves as inline SVG without scripts; tooltips name what is drawn.
 
-All sizes are in units of the view box, of which one is about a pixel.
+All sizes are in units of the view box, one of which is about a pixel.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 34
 NUM_COLOURS = 8
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _FINEST, _SMALLEST = 1e-9, 1e-100
-"""What differs by less, in proportion or at all, is drawn as if it were the same."""
+"""Smaller ranges, relative or absolute, are drawn as a single value."""
 
 MOST_POINTS = 150
-"""Of one line; of more, so many are drawn, evenly chosen."""
+"""Maximum points of a line; longer lines are thinned evenly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """From values to places in the picture."""
+    """Maps values to positions in the picture."""
 
     x: tuple[float, float]
     y: tuple[float, float]
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point is drawn."""
+        """The position of a point."""
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
 def panel_figure(panel: Panel, order: Sequence[str] = ()) -> Html:
-    """A titled figure with axes, curves and a legend.
+    """A figure with title, axes, curves and a legend.
 
     Args:
-        panel: What is drawn.
-        order: Labels that look alike in all panels; of no use to a panel that has others.
+        panel: The panel to draw.
+        order: Labels with the same style in all panels; ignored for panels with other labels.
     """
     own = list(dict.fromkeys(line.label for line in panel.lines))
     labels = order if set(own) <= set(order) else own
@@ -60,7 +60,7 @@ def panel_figure(panel: Panel, order: Sequence[str] = ()) -> Html:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers within a range, at most so many.
+    """Round numbers within a range, at most ``most``.
 
     >>> ticks(0.0, 60.0), ticks(1.23, 1.31, 3)
     ([0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0], [1.25, 1.3])
@@ -73,7 +73,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most so many points, the first and the last among them.
+    """At most ``most`` points, including the first and the last.
 
     >>> thinned(((0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0), (4, 5.0)), 3)
     ((0, 1.0), (2, 3.0), (4, 5.0))
@@ -91,7 +91,7 @@ def _frame(lines: Sequence[Line]) -> Frame:
 
 
 def widened(low: float, high: float, *, by: float) -> tuple[float, float]:
-    """A range with so large a share of itself added on both sides; wide enough for ticks where it is a point.
+    """A range extended on both sides by a fraction of itself; a single value becomes wide enough for ticks.
 
     >>> widened(1.0, 2.0, by=0.5), widened(5.0, 5.0, by=0.5), widened(0.0, 0.0, by=0.5)
     ((0.5, 2.5), (4.5, 5.5), (-0.1, 0.1))
@@ -120,9 +120,9 @@ def _curve(line: Line, index: int, frame: Frame) -> Html:
     look = {"class": f"curve c{index % NUM_COLOURS}", "stroke-dasharray": _dashes(index)}
     parts = [tag("polyline", tag("title", text(name)), {"points": path, **look})]
     for (step, value), (x, y) in places:
-        told = f"{name}: {value:.4g} at step {step:,.0f}"
+        tooltip = f"{name}: {value:.4g} at step {step:,.0f}"
         where = {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "2.2", "class": f"point c{index % NUM_COLOURS}"}
-        parts.append(tag("circle", tag("title", text(told)), where))
+        parts.append(tag("circle", tag("title", text(tooltip)), where))
     return tag("g", parts)
 
 
@@ -134,7 +134,7 @@ def _key(label: str, index: int) -> Html:
 
 
 def _dashes(index: int) -> str:
-    """So that lines can be told apart without their colours."""
+    """A dash pattern, so that lines differ without colours too."""
     return DASHES[index % len(DASHES)] or "none"
 
 

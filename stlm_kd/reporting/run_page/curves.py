@@ -1,4 +1,4 @@
-"""From the metrics of trainings to panels: losses by term, held out and in training, and other measures."""
+"""Builds panels from training metrics: held-out and training losses by term, and other metrics."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PACE = {
     "tokens_per_second": "tokens per second",
 }
 MOST = 1e15
-"""Of a number that is drawn; steps are from 0 to this."""
+"""Largest absolute value that is drawn; steps are from 0 to this."""
 
-HELD_OUT, TRAINING, COURSE = "Held-out losses", "Losses on the training data", "The course of the training"
+HELD_OUT, TRAINING, COURSE = "Held-out losses", "Losses on the training data", "Training progress"
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What one training told: the lines of its ``metrics.jsonl``."""
+    """One training's metrics: the lines of its ``metrics.jsonl``."""
 
     label: str
     seed: str
@@ -32,34 +32,34 @@ class Told:
 
 
 def panels_of(trainings: Sequence[Told], *, unit: str) -> tuple[Panel, ...]:
-    """All panels of some trainings, by group; numbers that are none are left out.
+    """All panels of some trainings, by group, without invalid numbers.
 
     Args:
-        trainings: With the lines of their metrics.
-        unit: Of the loss on the labels.
+        trainings: Trainings with the lines of their metrics.
+        unit: Unit of the loss on the labels.
     """
     return (
         *_by_name(trainings, "validation", "losses", HELD_OUT, {LABELS: unit}),
         *_by_name(trainings, "step", "losses", TRAINING, {LABELS: unit}),
-        *_plain(trainings, TRAINING, {"loss": "weighted sum, which is minimised"}),
+        *_plain(trainings, TRAINING, {"loss": "weighted sum (the objective)"}),
         *measured_panels(trainings),
         *_plain(trainings, COURSE, PACE),
     )
 
 
 def left_out(trainings: Sequence[Told]) -> tuple[str, ...]:
-    """What ``panels_of`` does not draw, one line for each training that has such numbers."""
-    counts = ((told, sum(map(_undrawable, told.lines))) for told in trainings)
+    """A message for each training with numbers that ``panels_of`` does not draw."""
+    counts = ((one, sum(map(_undrawable, one.lines))) for one in trainings)
     return tuple(
-        f"{told.label}{f', seed {told.seed}' if told.seed else ''}: {count:,} of its numbers are not drawn: "
-        f"they are not finite, beyond {MOST:g}, or no numbers"
-        for told, count in counts
+        f"{one.label}{f', seed {one.seed}' if one.seed else ''}: {count:,} of its numbers are not drawn: "
+        f"they are not finite, beyond {MOST:g}, or not numeric"
+        for one, count in counts
         if count
     )
 
 
 def _undrawable(line: Logged) -> int:
-    """The numbers of a line that are none, or all of them where its step is none."""
+    """The number of invalid values in a line; all of them if its step is invalid."""
     if line.get("kind") not in ("step", "validation"):
         return 0
     found = [line[key] for key in ("loss", *PACE) if key in line]
@@ -71,7 +71,7 @@ def _undrawable(line: Logged) -> int:
 def _by_name(
     trainings: Sequence[Told], kind: str, key: str, group: str, units: Mapping[str, str]
 ) -> Iterator[Panel]:
-    """A panel for each name that a mapping of some lines has."""
+    """A panel for each name in a mapping that some lines contain."""
     for name in _names(trainings, kind, key):
         lines = _lines(trainings, kind, partial(_inner, key, name))
         if lines:
@@ -86,7 +86,7 @@ def _plain(trainings: Sequence[Told], group: str, titles: Mapping[str, str]) -> 
 
 
 def loss_panel(trainings: Sequence[Told], *, unit: str) -> Panel | None:
-    """The loss on the labels: held out, or in training where none of them has any other."""
+    """The loss on the labels: held-out, or in training if no training has a held-out loss."""
     for kind, title in (("validation", "held-out loss"), ("step", "training loss")):
         lines = _lines(trainings, kind, partial(_inner, "losses", LABELS))
         if lines:
@@ -95,14 +95,14 @@ def loss_panel(trainings: Sequence[Told], *, unit: str) -> Panel | None:
 
 
 def term_panel(trainings: Sequence[Told]) -> Panel | None:
-    """The training losses, one label for each term of each training; None where all have only the labels."""
+    """The training losses, one label for each term of each training; None if the labels are the only term."""
     names = _names(trainings, "step", "losses")
     lines = _together(trainings, "losses", {name: name for name in names})
     return Panel(TRAINING, "training loss by term", "", lines) if lines and set(names) - {LABELS} else None
 
 
 def measured_panels(trainings: Sequence[Told]) -> Iterator[Panel]:
-    """A panel for each group of measures: one label for each measure, of each training that has it."""
+    """A panel for each group of metrics, with one label for each metric and training."""
     full_names = _names(trainings, "step", "measures")
     for group in dict.fromkeys(name.rpartition("/")[0] for name in full_names):
         members = {name: _last(name) for name in full_names if name.rpartition("/")[0] == group}
@@ -112,7 +112,7 @@ def measured_panels(trainings: Sequence[Told]) -> Iterator[Panel]:
 
 
 def _together(trainings: Sequence[Told], key: str, labels: Mapping[str, str]) -> tuple[Line, ...]:
-    """Lines of several names, each with its label, behind that of its training where there are several."""
+    """Lines of several names, labelled by name, prefixed with the training's label if there are several."""
     found = {name: _lines(trainings, "step", partial(_inner, key, name)) for name in labels}
     several = len({line.label for lines in found.values() for line in lines}) > 1
     return tuple(
@@ -127,18 +127,18 @@ def _last(name: str) -> str:
 
 
 def _names(trainings: Sequence[Told], kind: str, key: str) -> list[str]:
-    found = (line.get(key) for told in trainings for line in told.lines if line.get("kind") == kind)
+    found = (line.get(key) for training in trainings for line in training.lines if line.get("kind") == kind)
     return list(dict.fromkeys(name for inner in found if isinstance(inner, dict) for name in inner))
 
 
 def _lines(trainings: Sequence[Told], kind: str, value: Callable[[Logged], object]) -> tuple[Line, ...]:
-    found = ((told, _points(told, kind, value)) for told in trainings)
-    return tuple(Line(told.label, told.seed, points) for told, points in found if points)
+    found = ((training, _points(training, kind, value)) for training in trainings)
+    return tuple(Line(training.label, training.seed, points) for training, points in found if points)
 
 
-def _points(told: Told, kind: str, value: Callable[[Logged], object]) -> Points:
+def _points(training: Told, kind: str, value: Callable[[Logged], object]) -> Points:
     points: dict[float, float] = {}
-    for line in told.lines:
+    for line in training.lines:
         step, number = line.get("step"), value(line)
         if line.get("kind") == kind and _is_step(step) and _is_number(number):
             points[float(step)] = float(number)

@@ -1,4 +1,4 @@
-"""What a report tells, as plain values that are gathered in one place and drawn in another."""
+"""The contents of a report as plain values, independent of rendering."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.comparison.compare import Comparison
 
 Points = tuple[tuple[float, float], ...]
-"""Optimizer steps, ascending, and a value at each."""
+"""Optimizer steps, ascending, with their values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One seed's curve in a panel; lines of one label are drawn alike."""
+    """One seed's curve in a panel; lines with the same label share a style."""
 
     label: str
     seed: str
@@ -28,11 +28,11 @@ class Panel:
     """Curves with common axes.
 
     Attributes:
-        group: What kind of numbers they are: panels of one group stand together.
+        group: The heading under which the panel is shown.
         title: What is drawn.
-        unit: Of its values, where it is known.
+        unit: The unit of its values, if known.
         lines: At least one, with at least one point each.
-        is_measured: Whether a label names a measure, not a training.
+        is_measured: Whether a label names a metric, not a training.
     """
 
     group: str
@@ -44,7 +44,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a training took: of a student's seed, or of a teacher."""
+    """The training report of a student's seed, or of a teacher."""
 
     name: str
     seed: int | None
@@ -53,21 +53,21 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What is known of one run.
+    """The contents of one run.
 
     Attributes:
-        place: Its folder, as it was named.
-        record: What ``run.json`` holds.
-        recipe: As resolved.
-        plan: What the recipe says, in words; "" where it is not understood.
+        place: Its folder, as given by the user.
+        record: The contents of ``run.json``.
+        recipe: The resolved recipe.
+        plan: A summary of the recipe; "" if it cannot be parsed.
         synthetic: Whether some of its text or examples are generated.
         rows: Teachers, students and controls with their scores; () for a run that only adapts.
-        remarks: What its table ends with.
+        remarks: The notes below its table.
         trained: The trainings of its students, and of the teachers that it trained.
         adaptations: By teacher.
-        teacher_scores: Of a run that only adapts, by teacher as it was and adapted.
-        attributions: The pages of its models' explanations, by file name.
-        lacks: What it does not have, one line each.
+        teacher_scores: For a run that only adapts: scores before and after adaptation, by teacher.
+        attributions: The attribution pages of its models, by file name.
+        lacks: What is missing, one line each.
     """
 
     place: str
@@ -92,9 +92,9 @@ class ReportFacts:
         runs: At least one.
         panels: Curves of the students of all runs.
         teacher_panels: Curves of the trainings and adaptations of their teachers.
-        not_drawn: Numbers of these that no curve shows, a line for each training.
-        comparison: Every row against a baseline; None where nothing compares.
-        not_compared: Why, in a line; "" where there is a comparison.
+        not_drawn: Messages on numbers that no curve shows, one for each training.
+        comparison: Every row against a baseline; None if nothing is comparable.
+        not_compared: The reason, in one line; "" if there is a comparison.
     """
 
     runs: tuple[RunFacts, ...]

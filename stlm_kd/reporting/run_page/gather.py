@@ -1,4 +1,4 @@
-"""What is known of runs, read from their folders: nothing there is trusted, and what is not there is said."""
+"""Collects the data of runs from their folders: all files are validated, and missing ones are reported."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ METRICS = "metrics.jsonl"
 def gather(
     runs: Sequence[str], *, baseline: str | None = None, smallest: Smallest = DEFAULT_SMALLEST
 ) -> ReportFacts:
-    """All that is known of some runs.
+    """Collect the data of some runs.
 
     Args:
         runs: Run folders; different ones.
-        baseline: A row that the others are compared with, as ``compare`` takes it.
+        baseline: The row that the others are compared with; see ``compare``.
         smallest: The smallest difference that matters in each metric.
 
     Raises:
-        UsageError: A run given twice, or a baseline or metric that is not there.
-        MissingResourceError: One is not there.
-        CheckpointError: It is no run, or something in it is damaged; the message names the file.
+        UsageError: A run is given twice, or a baseline or metric does not exist.
+        MissingResourceError: A run does not exist.
+        CheckpointError: A folder is not a run, or a file in it is damaged; the message names the file.
     """
     twice = sorted({run for run in runs if runs.count(run) > 1})
     if twice:
-        raise UsageError(f"{', '.join(twice)}: given twice")
+        raise UsageError(f"{', '.join(twice)}: given twice; name each run once")
     gathered = [_Gathered(Path(run)) for run in runs]
     several = len(gathered) > 1
-    students = [told for one in gathered for told in one.students(named=several)]
-    teachers = [told for one in gathered for told in one.teachers(named=several)]
+    students = [training for one in gathered for training in one.students(named=several)]
+    teachers = [training for one in gathered for training in one.teachers(named=several)]
     units = {one.unit for one in gathered}
     unit = units.pop() if len(units) == 1 else ""
     comparison, not_compared = None, ""
@@ -93,11 +93,11 @@ class _Gathered:
 
     @property
     def unit(self) -> str:
-        """Of its loss on the labels."""
+        """The unit of its loss on the labels."""
         return "" if self.recipe is None else UNITS[self.recipe.task]
 
     def facts(self, *, are_compared: bool) -> RunFacts:
-        """What is told of it; where runs are compared, their verdicts stand in the comparison alone."""
+        """The run's contents; if runs are compared, verdicts are omitted here."""
         recipe = self.recipe
         verdicts = self.results.verdicts if are_compared else ()
         return RunFacts(
@@ -116,7 +116,7 @@ class _Gathered:
         )
 
     def students(self, *, named: bool) -> list[Told]:
-        """What the trainings of its students and controls told."""
+        """The metrics of its students' and controls' trainings."""
         names = {row.variant: row.name for row in self.rows}
         return [
             Told(self._named(names.get(variant, variant), named), str(seed), read_metrics(folder / METRICS))
@@ -124,7 +124,7 @@ class _Gathered:
         ]
 
     def teachers(self, *, named: bool) -> list[Told]:
-        """What the making of its teachers told."""
+        """The metrics of its teachers' trainings and adaptations."""
         return [
             Told(self._named(f"{name}, {kind}", named), "", read_metrics(folder / METRICS))
             for kind in (TRAINING, ADAPTATION)
@@ -175,14 +175,14 @@ class _Gathered:
 
 
 def _page(path: Path) -> str:
-    """A page's text.
+    """The text of a page.
 
     Raises:
-        CheckpointError: It is no text.
+        CheckpointError: It is not text.
     """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error}); write it anew: stlm-kd agreement … --html {path}"
+            f"{path}: cannot be read ({error}); write it again: stlm-kd agreement … --html {path}"
         ) from error

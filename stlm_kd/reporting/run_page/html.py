@@ -1,4 +1,4 @@
-"""Pieces of HTML, in which text is escaped: whatever is no ``Html`` yet becomes it by ``text`` alone."""
+"""HTML fragments with escaping: a plain string becomes ``Html`` only through ``text``."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from rich.table import Table
 from rich.text import Text
 
 Html = NewType("Html", str)
-"""What may stand in a page as it is; a type checker refuses a plain string in its place."""
+"""Safe HTML; a type checker refuses a plain string in its place."""
 
 NO_ATTRIBUTES: Mapping[str, str] = {}
 
 
 def text(value: str) -> Html:
-    """Any text, as a reader shall see it.
+    """Escape any text.
 
     >>> text("<b> & 'c'")
     '&lt;b&gt; &amp; &#x27;c&#x27;'
     """
-    written = value.encode(errors="replace").decode()  # half of a sign stands for nothing in a file
+    written = value.encode(errors="replace").decode()  # lone surrogates cannot be encoded
     return Html(escape("".join(sign for sign in written if sign >= " " or sign in "\n\t")))
 
 
 def tag(
     name: str, content: Html | Iterable[Html] = Html(""), attributes: Mapping[str, str] = NO_ATTRIBUTES
 ) -> Html:
-    """An element; the values of its attributes are escaped.
+    """An element; attribute values are escaped.
 
     >>> tag("a", text("x<y"), {"title": '"'})
     '<a title="&quot;">x&lt;y</a>'
@@ -38,7 +38,7 @@ def tag(
 
 
 def joined(parts: Html | Iterable[Html]) -> Html:
-    """Pieces one after the other."""
+    """Concatenated fragments."""
     return Html(parts if isinstance(parts, str) else "".join(parts))
 
 
@@ -48,34 +48,34 @@ def paragraph(value: str) -> Html:
 
 
 def listed(values: Sequence[str]) -> Html:
-    """Texts as a list; nothing where there are none."""
+    """Texts as a list; empty if there are none."""
     return tag("ul", [tag("li", text(value)) for value in values]) if values else Html("")
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Html:
-    """Names with what they stand for; a pair without a value is left out."""
+    """A definition list of names and values, without empty values."""
     return tag(
         "dl", [joined([tag("dt", text(name)), tag("dd", text(value))]) for name, value in pairs if value]
     )
 
 
 def folded(title: str, content: Html) -> Html:
-    """What is there to be opened."""
+    """A collapsed section."""
     return tag("details", [tag("summary", text(title)), content])
 
 
 def preformatted(value: str) -> Html:
-    """Text whose lines and spaces stay."""
+    """Text with its lines and spaces preserved."""
     return tag("pre", text(value.rstrip("\n")))
 
 
 def section(title: str, content: Iterable[Html], *, level: int = 2) -> Html:
-    """A part of the page under a heading."""
+    """A section of the page under a heading."""
     return tag("section", [tag(f"h{level}", text(title)), *content])
 
 
 def table(made: Table) -> Html:
-    """A table as the terminal shows it, its caption below; a wide one scrolls in a box of its own."""
+    """A table as in the terminal, with its caption below; a wide one scrolls horizontally."""
     columns = made.columns
     sides = [{"class": "number"} if column.justify == "right" else NO_ATTRIBUTES for column in columns]
     head = [
@@ -94,5 +94,5 @@ def table(made: Table) -> Html:
 
 
 def _plain(cell: object) -> str:
-    """What the terminal shows of a cell: a string of Rich's is marked up, a ``Text`` is not."""
+    """The displayed text of a cell: strings contain Rich markup, ``Text`` does not."""
     return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain

@@ -1,4 +1,4 @@
-"""Scores as points on a line; bars are 95 % intervals: over seeds, or of a single model over examples."""
+"""Scores as points on a line, with 95 % intervals: over seeds, or over examples for a single model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS = {"student": 0, "control": 1, "adapted": 2, "teacher": 2}
 
 
 def interval_figure(rows: Sequence[Row], metric: Metric) -> Html:
-    """One line for each row that has a finite score in the metric; nothing where none has."""
+    """One line for each row that has a finite score in the metric; empty if none has."""
     found = [(row, known) for row in rows if (known := spread(row, metric)) and measurable(known.mean)]
     if not found:
         return Html("")
@@ -41,17 +41,17 @@ def interval_figure(rows: Sequence[Row], metric: Metric) -> Html:
 
 def _mark(row: Row, known: Estimate, top: float, across: Callable[[float], str]) -> Html:
     colour, y = f"c{COLOURS.get(row.kind, 3)}", str(top + 24)
-    told = f"{row.name}: {_label(known)}"
+    tooltip = f"{row.name}: {_label(known)}"
     half = _half(known)
     ends = {"x1": across(known.mean - half), "x2": across(known.mean + half), "y1": y, "y2": y}
-    bar = tag("line", tag("title", text(told)), {**ends, "class": f"bar {colour}"})
+    bar = tag("line", tag("title", text(tooltip)), {**ends, "class": f"bar {colour}"})
     point = tag(
         "circle",
-        tag("title", text(told)),
+        tag("title", text(tooltip)),
         {"cx": across(known.mean), "cy": y, "r": "4", "class": f"point {colour}"},
     )
     return tag(
-        "g", [tag("text", text(told), {"x": str(SIDE), "y": str(top + 14), "class": "name"}), bar, point]
+        "g", [tag("text", text(tooltip), {"x": str(SIDE), "y": str(top + 14), "class": "name"}), bar, point]
     )
 
 
@@ -62,13 +62,13 @@ def _range(known: Sequence[Estimate]) -> tuple[float, float]:
 
 
 def _label(known: Estimate) -> str:
-    """As the table, and which of its two kinds of ± it is where that is not plain."""
+    """The score as in the table, with the kind of ± if it is ambiguous."""
     is_single = len(known.values) == 1 and known.half_width is not None
     return f"{known.mean:.4f} (se {known.half_width:.4f})" if is_single else str(known)
 
 
 def _half(known: Estimate) -> float:
-    """The bar on either side of the point; none where it is not known, or not finite."""
+    """Half the length of the interval; 0 if it is unknown or not finite."""
     half = known.half_width or 0.0
     if len(known.values) == 1:  # a standard error
         half *= NormalDist().inv_cdf((1 + CONFIDENCE) / 2)

@@ -19,18 +19,17 @@ def report(
     baseline: str | None = None,
     smallest: Smallest = DEFAULT_SMALLEST,
 ) -> None:
-    """Write one HTML file that tells of a run, or of several side by side.
+    """Write a self-contained HTML report on one run, or on several side by side.
 
     Args:
         runs: Run folders.
-        target: The file; folders are made.
-        baseline: A row that the others are compared with, as ``compare`` takes it.
+        target: The output file; parent folders are created.
+        baseline: The row that the others are compared with; see ``compare``.
         smallest: The smallest difference that matters in each metric.
 
     Raises:
-        MissingResourceError: It cannot be written, or a run is not there.
-        UsageError: ``target`` is a folder; or as ``gather``.
-        CheckpointError: As ``gather``.
+        MissingResourceError: The file cannot be written, or a run does not exist.
+        UsageError, CheckpointError: See ``gather``.
     """
     refuse_no_file(target, "--html")
     write_page(target, page(gather(runs, baseline=baseline, smallest=smallest)))

@@ -1,4 +1,4 @@
-"""How a report looks: in light and dark, on a desk, a phone and paper, without anything from outside."""
+"""The style sheet of reports: light and dark, wide and narrow screens, and print, without external resources."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tables for people, and the same as JSON."""
+"""Tables for display, and the same content as JSON."""

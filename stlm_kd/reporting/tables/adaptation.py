@@ -1,4 +1,4 @@
-"""What adapting teachers cost, as a table."""
+"""A table of vocabulary adaptations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
 
 
 def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Table:
-    """How good each is in the three states, and what the training took."""
+    """Scores before, after initialisation and after training, and the training cost."""
     kinds = " / ".join(dict.fromkeys(MEASURES[report.task] for report in reports.values()))
     table = Table(
         title=Text(title, "table.title"),

@@ -1,4 +1,4 @@
-"""What the command ``agreement`` shows: a table of all models, and the examples where they differ."""
+"""The output of the command ``agreement``: a table of all models, and the examples on which they differ."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from stlm_kd.eval.attribution.explain import ClassifierOutputs
 from stlm_kd.eval.attribution.words import words_of
 
 _WIDEST = 44
-"""Characters of a column: paths of models, which are long, are broken there, and no cell is."""
+"""Width of a column: long model paths wrap, cells do not."""
 
 SHOWN_FLIPS = 10
 
 
 def agreement_table(found: Agreements) -> Table:
-    """One column for each model, the teacher first; the notes stand below."""
-    said = [one.agreement for one in found.found]
-    notes = dict.fromkeys(note for one in said for note in one.notes)
-    first = said[0]
+    """One column for each model, the teacher first, with notes below."""
+    agreements = [one.agreement for one in found.found]
+    notes = dict.fromkeys(note for one in agreements for note in one.notes)
+    first = agreements[0]
     lines = [
         f"{first.examples:,} examples; ±: standard error; […]: 95 % interval; divergences in nats",
         *_explained(found),
@@ -34,7 +34,7 @@ def agreement_table(found: Agreements) -> Table:
     table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
     table.add_column("")
     table.add_column(Text(f"teacher {first.teacher}"), justify="right", max_width=_WIDEST)
-    for one in said:
+    for one in agreements:
         table.add_column(Text(one.student), justify="right", max_width=_WIDEST)
     rows = [_of_student(one) for one in found.found]
     teachers = _of_teacher(found.found[0])
@@ -44,7 +44,7 @@ def agreement_table(found: Agreements) -> Table:
 
 
 def flip_lines(found: Agreements) -> list[str]:
-    """The first ``SHOWN_FLIPS`` examples of each student that it classifies differently from the teacher."""
+    """The first ``SHOWN_FLIPS`` examples that each student classifies differently from the teacher."""
     lines = []
     for one in (each.agreement for each in found.found):
         lines.append(
@@ -63,15 +63,15 @@ def _explained(found: Agreements) -> list[str]:
     if not count:
         return []
     return [
-        f"decisions explained on {count} of them; rank correlation: Spearman's, of the words' weights; with "
-        "itself: by another draw, above which no student can be expected"
+        f"predictions explained on {count} of them; rank correlation: Spearman's, of word weights; "
+        "self-correlation: between two draws, a ceiling for any student"
     ]
 
 
 def _of_teacher(one: Compared) -> dict[str, str]:
-    """What is said of the teacher alone, by the name of the row."""
-    said = one.agreement
-    found = {ACCURACY: _format_mean(said.teacher_accuracy), CALIBRATION: f"{said.teacher_calibration:.4f}"}
+    """The teacher's column, by row name."""
+    both = one.agreement
+    found = {ACCURACY: _format_mean(both.teacher_accuracy), CALIBRATION: f"{both.teacher_calibration:.4f}"}
     for each in one.explanations:
         found[_itself(each)] = _over(each.teacher_again)
         if each.teacher_missing is not None:
@@ -84,30 +84,30 @@ CALIBRATION = "calibration error (ECE) ↓"
 
 
 def _of_student(one: Compared) -> dict[str, str]:
-    """What a student is and has in common with the teacher, by the name of the row."""
-    said = one.agreement
+    """A student's column, by row name."""
+    both = one.agreement
     found = {
-        ACCURACY: _format_mean(said.student_accuracy),
-        CALIBRATION: f"{said.student_calibration:.4f}",
-        **_beside_teacher(said),
+        ACCURACY: _format_mean(both.student_accuracy),
+        CALIBRATION: f"{both.student_calibration:.4f}",
+        **_beside_teacher(both),
     }
     for each in one.explanations:
         found[f"{each.method}: rank correlation ↑"] = _over(each.correlation)
         if each.student_again is not None:
             found[_itself(each)] = _over(each.student_again)
         chance = "" if each.by_chance is None else f" ({each.by_chance:.4f})"
-        found[f"{each.method}: top {each.top} shared (if drawn blindly) ↑"] = _over(each.overlap) + chance
+        found[f"{each.method}: top {each.top} shared (by chance) ↑"] = _over(each.overlap) + chance
         if each.student_missing is not None:
             found[_missing(each)] = f"{each.student_missing:.4f}"
     return found
 
 
 def _itself(each: ExplanationAgreement) -> str:
-    return f"{each.method}: with itself"
+    return f"{each.method}: self-correlation"
 
 
 def _missing(each: ExplanationAgreement) -> str:
-    return f"{each.method}: nats that the weights leave out ↓"
+    return f"{each.method}: completeness error (nats) ↓"
 
 
 def _over(mean: MeanOver | None) -> str:
@@ -117,7 +117,7 @@ def _over(mean: MeanOver | None) -> str:
 
 
 def _beside_teacher(one: Agreement) -> dict[str, str]:
-    """What a student has in common with the teacher, by the name of the row."""
+    """A student's agreement with the teacher, by row name."""
     errors = one.errors
     overlap = "—"
     if errors.overlap is not None:
@@ -131,7 +131,7 @@ def _beside_teacher(one: Agreement) -> dict[str, str]:
         "same class": _format_mean(one.top1),
         "KL(teacher || student)": _format_mean(one.kl),
         "Jensen-Shannon": _format_mean(one.js),
-        "wrong: both (same class), teacher alone, student alone": (
+        "wrong: both (same class), only teacher, only student": (
             f"{errors.both} ({errors.same}), {errors.only_teacher}, {errors.only_student}"
         ),
         "overlap of errors (if independent)": overlap,
@@ -152,12 +152,12 @@ def _format_mean(mean: Mean) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Agreements:
-    """A teacher and its students, and what they were asked.
+    """A teacher and its students, with the examples.
 
     Attributes:
         found: One for each student.
-        answers: Of the teacher, then of each student.
-        texts: Of each example by id: one or two.
+        answers: The teacher's outputs, then each student's.
+        texts: The one or two texts of each example, by id.
     """
 
     found: tuple[Compared, ...]
@@ -166,10 +166,10 @@ class Agreements:
 
 
 def as_json(found: Agreements) -> dict[str, Any]:
-    """Everything, ready for ``json.dumps``; of each example its label and what every model says of it."""
+    """Everything, ready for ``json.dumps``; each example with its label and every model's prediction."""
     teacher = found.answers[0].predictions
     names = teacher.classes
-    said = [one.predictions.ordered(teacher.ids) for one in found.answers]
+    ordered = [one.predictions.ordered(teacher.ids) for one in found.answers]
     return {
         "agreements": [
             {**asdict(one.agreement), "explanations": [asdict(each) for each in one.explanations]}
@@ -181,7 +181,7 @@ def as_json(found: Agreements) -> dict[str, Any]:
                 "id": example,
                 "text": list(found.texts[example]),
                 "label": names[teacher.labels[place]],
-                "predicted": {one.name: names[one.predicted[place]] for one in said},
+                "predicted": {one.name: names[one.predicted[place]] for one in ordered},
                 **_explanation_json(found, example),
             }
             for place, example in enumerate(teacher.ids)
@@ -190,7 +190,7 @@ def as_json(found: Agreements) -> dict[str, Any]:
 
 
 def _explanation_json(found: Agreements, example: str) -> dict[str, Any]:
-    """Of an example that was: its words, the class that their weights are for, and every model's weights."""
+    """An explained example: its words, the explained class, and every model's weights."""
     teacher = found.answers[0]
     if example not in teacher.classes:
         return {}

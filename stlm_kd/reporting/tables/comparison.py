@@ -1,4 +1,4 @@
-"""A comparison as tables for people, and as JSON."""
+"""A comparison as tables for display, and as JSON."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stlm_kd.comparison.verdicts import Compared
 from stlm_kd.statistics import CONFIDENCE, deviations_wide
 
 ENOUGH_SEEDS = 5
-"""With fewer, the table says how wide an interval over so few is."""
+"""With fewer seeds, the table notes the width of the interval."""
 
 
 def means_table(comparison: Comparison) -> Table:
-    """Means over seeds with interval and deviation, or single models' scores; what runs share, once."""
+    """Means over seeds with interval and deviation, or single models' scores; shared rows appear once."""
     table = Table(caption=Text("\n".join(_caption(comparison)), "table.caption"), caption_justify="left")
     table.add_column("model")
     table.add_column("seeds", justify="right")
@@ -39,16 +39,16 @@ def means_table(comparison: Comparison) -> Table:
 
 
 def differences_table(comparison: Comparison) -> Table:
-    """The comparisons with the baseline, each once, with its verdict; the notes stand below."""
+    """The distinct comparisons with the baseline and their verdicts, with notes below."""
     count = sum(one.corrected_p is not None and not one.repeats for one in comparison.compared)
     repeats = {one.name: one.repeats for one in comparison.compared if one.repeats}
     hidden = _shared_teachers(comparison)
     lines = [
-        f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: of what the verdict claims, for "
-        f"{count} comparisons (Holm's, Shaffer's S2); claimed where it is below {1 - CONFIDENCE:.2f}",
+        f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: of the verdict's claim, for "
+        f"{count} comparisons (Holm, Shaffer S2), significant below {1 - CONFIDENCE:.2f}",
         "better, worse: by at least the smallest difference that matters; equivalent: by less (two one-sided "
         f"tests); smallest (--smallest): {_smallest(comparison)}",
-        "p: of the difference and the noise that is named; McNemar p: mid-p, seed by seed from least to most",
+        "p: uncorrected, including the noise listed; McNemar p: mid-p, range over seeds",
         *(
             f"{name}: the same results as {other}, and {'shown and ' if name in hidden else ''}counted once"
             for name, other in repeats.items()
@@ -77,14 +77,14 @@ def _smallest(comparison: Comparison) -> str:
 
 
 def _shared_teachers(comparison: Comparison) -> set[str]:
-    """The teachers that are another row in every metric: runs that share a teacher each have a row of it."""
+    """Teachers identical to another row in every metric: each run that shares a teacher has a row for it."""
     teachers = {one.name for one in comparison.entries if one.kind == "teacher"}
     repeating = {one.name for one in comparison.compared if one.repeats}
     return (teachers & repeating) - {one.name for one in comparison.compared if not one.repeats}
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything but the results of single examples, ready for ``json.dumps``."""
+    """Everything except per-example results, ready for ``json.dumps``."""
     return {
         "baseline": comparison.baseline,
         "rows": [
@@ -160,7 +160,7 @@ def _caption(comparison: Comparison) -> list[str]:
     if counts[0] == 1:
         lines.append(
             "se: a single model's standard error over examples, and over its fine-tunings if there are "
-            "several; it says nothing of other seeds"
+            "several; it does not cover other seeds"
         )
     wide = [
         f"{count} seeds is {deviations_wide(count):.2f} sd either way"
@@ -196,7 +196,7 @@ def _row(one: Compared) -> list[str]:
 
 
 def _p(value: float | None) -> str:
-    """A p for people.
+    """A p-value for display.
 
     >>> [_p(p) for p in (0.0312, 0.00001, None)]
     ['.031', '<.001', '—']

@@ -1,4 +1,4 @@
-"""What a run found: a table of its teachers and students, and the same as JSON."""
+"""The results of a run: a table of its teachers and students, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from stlm_kd.statistics import CONFIDENCE
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
-    """All rows; behind a mean over seeds its interval, behind a single model's score its standard error.
+    """All rows: means over seeds with intervals, single models' scores with standard errors.
 
-    Notes of the suites stand below the table.
+    The suites' notes follow below the table.
     """
     metrics = metrics_of(rows)
     seeds = max((len(row.seeds) for row in rows), default=0)
     over_seeds = f"means over {seeds} seeds ± {CONFIDENCE:.0%} interval (Student's t); " if seeds > 1 else ""
     per_token = ", and losses per token," if any(m.metric == "masked_loss" for m in metrics) else ""
     single = "single models ± standard error over examples"
-    most = "; tokens, steps and FLOPs: of the seed that took most" if seeds > 1 else ""
+    most = "; tokens, steps and FLOPs: maximum over seeds" if seeds > 1 else ""
     means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary{most}"
     caption = Text("\n".join([means, *notes_of(rows)]), "table.caption")
     table = Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
@@ -45,12 +45,12 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
-    """What a reader of the scores must know: notes of suites, degenerate models, chance; each once."""
+    """Notes on the scores, without duplicates: those of suites, degenerate models, chance level."""
     suites = {row.name: [suite for results in row.scores for suite in averaged(results)] for row in rows}
     notes = [note for each in suites.values() for suite in each for note in suite.notes]
     for name, each in suites.items():
-        asked = [score for suite in each for score in suite.scores if score.part_of is None]
-        notes.extend(f"{name}: {note}" for note in warning_notes(asked))
+        top_level = [score for suite in each for score in suite.scores if score.part_of is None]
+        notes.extend(f"{name}: {note}" for note in warning_notes(top_level))
     shown = [score for row in rows for metric in metrics_of([row]) for score in scores_of(row, metric)]
     return list(dict.fromkeys([*notes, *reading_notes(shown)]))
 
@@ -62,7 +62,7 @@ def as_json(
     *,
     verdicts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything, ready for ``json.dumps``; ``verdicts`` are those of the remarks that are verdicts."""
+    """Everything, ready for ``json.dumps``; ``verdicts``: the remarks that are verdicts."""
     metrics = metrics_of(rows)
     return {
         "rows": [

@@ -1,4 +1,4 @@
-"""The scores of several models side by side."""
+"""A table of the scores of several models side by side."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from stlm_kd.comparison.score_notes import addition, reading_notes, warning_note
 
 
 def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = False) -> Table:
-    """One row per task and metric, one column per model, and the chance level where something is chosen.
+    """One row per task and metric, one column per model, and the chance level of choices.
 
-    Where models were scored on different numbers of examples, the fewest and the most stand there. An arrow
-    says which way a metric points. Below the table stand the notes of the suites, those of all models once,
-    and the differences that these examples can show.
+    If models were scored on different numbers of examples, shows their range. Arrows give the direction of a
+    metric. Below the table are the suites' notes, shared ones once, and the detectable differences.
 
     Args:
         results: Name of a model → its results.
-        parts: Also the tasks that a group is made of.
+        parts: Whether to include the tasks of a group.
     """
     results = {name: averaged(suites) for name, suites in results.items()}
     rows = _rows_by_metric(results, parts)
@@ -54,7 +53,7 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
 
 
 def _notes(results: Mapping[str, Sequence[SuiteResult]]) -> list[str]:
-    """Each note once; with the model's name where it is not of all models."""
+    """Each note once, with the model's name if not all models share it."""
     models: dict[str, list[str]] = {}
     for name, suites in results.items():
         for note in dict.fromkeys(note for suite in suites for note in (*suite.notes, *_warnings(suite))):
@@ -83,7 +82,7 @@ def _rows_by_metric(
 
 
 def format_score(score: Score) -> str:
-    """The value with its standard error, and what ``addition`` says of it.
+    """The value with its standard error, and the suffix from ``addition``.
 
     >>> format_score(Score("t", "acc", 0.5, 0.0123, 100))
     '0.500 ± 0.012'
