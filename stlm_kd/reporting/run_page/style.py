@@ -1,4 +1,4 @@
-"""The style sheet of reports: light and dark, wide and narrow screens, and print, without external resources."""
+"""The style sheet of reports: light and dark, wide and narrow screens, print; no external resources."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def test_easy_and_hard_examples_are_those_of_least_and_most_loss() -> None:
             r"class god: no example has it \(did you mean good\?\); known: bad, good",
         ),
         (Choice(sources=("x",)), "source x: no example has it; they have no column of that name"),
-        (Choice(classes=("good",)), "1 of 3 examples are of the classes and sources"),
+        (Choice(classes=("good",)), "1 of 3 examples have the given classes and sources"),
     ],
 )
 def test_examples_that_are_not_there_are_refused(choice: Choice, message: str) -> None:
