@@ -245,7 +245,7 @@ def test_what_kappa_cannot_tell_is_said() -> None:
     (note,) = same.notes
     assert f"{1 - 0.05 ** (1 / 3):.1%}" in note
     constant = agreement(predictions("t", [0, 1, 1], [0, 1, 1]), predictions("s", [1, 1, 1], [0, 1, 1]))
-    assert "s gives all 3 examples one class" in constant.notes[0]
+    assert "s predicts one class for all 3 examples" in constant.notes[0]
 
 
 TEXTS = ["the cat sat", "a dog ran on", "the log", "a mat and a cat", "the dog sat on the mat", "a cat ran"]
