@@ -100,7 +100,7 @@ def agreement(
         tuple(score for name, one in found.items() for score in _marked_scores(name, one)),
         tuple(row for name, one in found.items() for row in _example_scores(name, one)),
         tuple(
-            f"beside {name}: {note}" for name, one in found.items() for note in one.compared.agreement.notes
+            f"teacher {name}: {note}" for name, one in found.items() for note in one.compared.agreement.notes
         ),
         _report(found, held, top),
     )

@@ -111,7 +111,7 @@ def _segmenter(language: str) -> Callable[[str], list[str]]:
         import budoux
     except ModuleNotFoundError as error:
         raise MissingResourceError(
-            f"attributions: a text is in a script without blanks ({language.replace('_', ' ')}), and the "
+            f"attributions: a text is in a script without spaces ({language.replace('_', ' ')}), and the "
             "package budoux, which finds its words, is not installed; pip install 'stlm-kd[attributions]'"
         ) from error
     parse: Callable[[str], list[str]] = getattr(budoux, f"load_default_{language}_parser")().parse

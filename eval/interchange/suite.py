@@ -91,7 +91,7 @@ def score_beside_teachers(
         tuple(row for name, result in found.items() for row in _examples(name, result, ids)),
         (
             f"interventions: {interventions} (options source, positions, rows, context, seed)",
-            *(f"beside {name}: {note}" for name, result in found.items() for note in result.notes),
+            *(f"teacher {name}: {note}" for name, result in found.items() for note in result.notes),
         ),
         {
             "texts": _hash(held),
