@@ -238,8 +238,9 @@ def _notes(
         )
     elif isinstance(joined, ResampledDifference) and joined.within:
         yield (
-            f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), blocks are resampled "
-            "within each: verdicts apply to these documents, not to similar ones"
+            f"{label}: with fewer than {ENOUGH_DOCUMENTS} documents ({joined.within}), stretches of text are "
+            "resampled within each; the column examples counts them (the more alike two models are on "
+            "neighbouring text, the longer and fewer); verdicts apply to these documents, not to similar ones"
         )
     elif isinstance(joined, PairedExamples) and not joined.is_mean:
         yield f"{label}: standard error over equally weighted examples"

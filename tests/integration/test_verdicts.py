@@ -240,7 +240,8 @@ def test_four_novels_show_what_all_seeds_show(tmp_path: Path) -> None:
         (one,) = found.compared
         assert one.verdict in verdicts and one.scope == ("on these documents",)
         assert one.evidence.num_examples > 8 and one.evidence.noise == "seeds, examples"
-        assert any("verdicts apply to these documents" in note for note in found.notes)
+        (told,) = (note for note in found.notes if "verdicts apply to these documents" in note)
+        assert "stretches of text are resampled within each; the column examples counts them" in told
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])

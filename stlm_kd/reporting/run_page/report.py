@@ -29,7 +29,8 @@ def report(
 
     Raises:
         MissingResourceError: The file cannot be written, or a run does not exist.
-        UsageError, CheckpointError: See ``gather``.
+        UsageError: ``target`` is a folder; or see ``gather``.
+        CheckpointError: See ``gather``.
     """
     refuse_no_file(target, "--html")
     write_page(target, page(gather(runs, baseline=baseline, smallest=smallest)))
