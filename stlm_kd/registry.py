@@ -1,4 +1,4 @@
-"""Named tables of functions: one decorator adds a row, and its keyword-only arguments are its options."""
+"""Registries of functions by name: a decorator registers one; its keyword-only arguments are its options."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[F]):
-    """A table of functions by name. ``kind`` is what one row is called in messages ("loss")."""
+    """Functions by name. ``kind`` is the noun for one of them in messages ("loss")."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._rows: dict[str, F] = {}
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Add the decorated function under a name that is not yet taken."""
+        """Register the decorated function under a new name."""
 
         def add(function: F) -> F:
             assert name not in self._rows, f"{self.kind} {name} registered twice"
@@ -41,13 +41,13 @@ class Registry(Generic[F]):
         return iter(sorted(self._rows))
 
     def unknown(self, name: str) -> str:
-        """The message for a name that is not in the table, with the nearest one that is."""
+        """Message for an unregistered name, with the nearest registered one."""
         return f"{name} is not a known {self.kind}{did_you_mean(name, self._rows)}"
 
     def options(self, name: str) -> dict[str, tuple[Any, Any]]:
-        """The keyword-only arguments of a row: name → (annotation with its bounds, default).
+        """Keyword-only arguments of a function: name → (annotation with its bounds, default).
 
-        The default is ``inspect.Parameter.empty`` where the option must be given.
+        The default is ``inspect.Parameter.empty`` for a required option.
         """
         function = self._rows[name]
         options = [
@@ -55,7 +55,7 @@ class Registry(Generic[F]):
             for parameter in inspect.signature(function).parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         ]
-        # Of the options alone: what else a function takes is known by name to type checkers only.
+        # Only the options: the other annotations may name types imported for type checkers only.
         written = SimpleNamespace(__annotations__={option.name: option.annotation for option in options})
         hints = get_type_hints(written, inspect.unwrap(function).__globals__, include_extras=True)
         return {option.name: (hints[option.name], option.default) for option in options}

@@ -1,4 +1,4 @@
-"""Numbers that change while a model is trained, as functions of how much of the training is done."""
+"""Schedules: numbers as functions of the training progress, 0 to 1."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Shape = Literal["linear", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """From one value to another: ``first`` until ``begin``, ``last`` from ``end`` on.
+    """Interpolation between two values: ``first`` until ``begin``, ``last`` from ``end`` on.
 
     Attributes:
         shape: ``linear``, or ``cosine``: half a period, flat at both ends.
         first, last: The two values.
-        begin, end: Shares of the optimizer steps, 0 ≤ begin < end ≤ 1.
+        begin, end: Fractions of the optimizer steps, 0 ≤ begin < end ≤ 1.
 
     >>> [Ramp("linear", 1.0, 0.0, 0.0, 0.5).at(step / 4) for step in range(4)]
     [1.0, 0.5, 0.0, 0.0]
@@ -29,20 +29,20 @@ class Ramp:
     end: float = 1.0
 
     def at(self, progress: float) -> float:
-        """The value when a share of the training, 0 to 1, is done."""
+        """The value at a training progress of 0 to 1."""
         done = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
         if self.shape == "cosine":
             done = 0.5 * (1.0 - math.cos(math.pi * done))
         return self.first + done * (self.last - self.first)
 
     def largest(self) -> float:
-        """The largest value that it takes."""
+        """The largest value of the schedule."""
         return max(self.first, self.last)
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Values that hold from a share of the optimizer steps on: (share, value), the first share 0, ascending.
+    """Piecewise-constant schedule: pairs (fraction of the optimizer steps, value), ascending from fraction 0.
 
     >>> Steps(((0.0, 1.0), (0.5, 0.1))).at(0.5)
     0.1
@@ -51,24 +51,24 @@ class Steps:
     values: tuple[tuple[float, float], ...]
 
     def at(self, progress: float) -> float:
-        """The value when a share of the training, 0 to 1, is done."""
+        """The value at a training progress of 0 to 1."""
         return [value for begin, value in self.values if begin <= progress][-1]
 
     def largest(self) -> float:
-        """The largest value that it takes."""
+        """The largest value of the schedule."""
         return max(value for _, value in self.values)
 
 
 Schedule = Ramp | Steps
 Number = float | Schedule
-"""A number, or one that changes while a model is trained."""
+"""A constant or a schedule."""
 
 
 def at(number: Number, progress: float) -> float:
-    """What a number is when a share of the training, 0 to 1, is done."""
+    """The value of a number or schedule at a training progress of 0 to 1."""
     return number.at(progress) if isinstance(number, (Ramp, Steps)) else number
 
 
 def is_ever_above_zero(number: Number) -> bool:
-    """Whether it is above 0 at some time."""
+    """Whether the number or schedule is above 0 at any time."""
     return (number.largest() if isinstance(number, (Ramp, Steps)) else number) > 0

@@ -1,1 +1,1 @@
-"""What one micro-batch computes: terms, their reduction, and the step behind one forward."""
+"""The distillation objective on one micro-batch: loss terms, their reduction, and the step module."""

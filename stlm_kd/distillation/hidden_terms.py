@@ -1,9 +1,9 @@
-"""The terms of an objective that compare hidden states or attention maps: one sum for each.
+"""Loss terms on hidden states and attention maps, each reduced to one sum.
 
-Rows that count are chosen before anything is computed, so that nothing of the others, padding above all,
-reaches a value or a gradient.
+The mask is applied before the loss is computed. Masked positions, such as padding, affect neither the value
+nor the gradient.
 
-Shapes: B rows, T positions, N positions that count, D width, H heads, K keys.
+Shapes: B rows, T positions, N unmasked positions, D width, H heads, K keys.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from stlm_kd.models.layer_alignment import Site
 from stlm_kd.models.outputs import ModelOutputs
 
 Projected = Literal["auto", "linear", "none"]
-"""Whether a student's states are projected: where the widths differ, always, or never."""
+"""When the student's hidden states are projected: if the widths differ, always, or never."""
 
 Options = Mapping[str, object]
-"""Keyword arguments of a loss."""
+"""Keyword arguments of a loss function."""
 
 _NO_OPTIONS: Options = {}
 
 
 class TermProjections(nn.ModuleDict):
-    """One term's learned maps from the student's width to the teacher's, one for each pair of states.
+    """Learned projections of one term from the student's width to the teacher's, one per pair of layers.
 
     Args:
-        pairs: The term's pairs; a pair's projection is named after it in checkpoints.
-        student_width: Of its states.
-        teacher_width: Of its states.
-        how: ``auto`` makes none where the widths agree.
-        term: Its name, by which its projections are drawn, whatever other terms there are.
-        seed: Of the training.
+        pairs: The term's aligned layers. Checkpoints name a projection after its pair.
+        student_width: Width of the student's hidden states.
+        teacher_width: Width of the teacher's hidden states.
+        how: ``auto`` creates no projection if the widths are equal.
+        term: The term's name. It seeds the initialisation, which is therefore independent of other terms.
+        seed: Random seed of the training.
 
     Raises:
-        ModelError: ``none`` is asked for, and the widths differ.
+        ModelError: ``how`` is ``none`` and the widths differ.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TermProjections(nn.ModuleDict):
             self[name] = _linear(student_width, teacher_width, seed=f"{seed}/{term}/{name}")
 
     def forward(self, state_ND: Tensor, pair: tuple[Site, Site]) -> Tensor:
-        """The student's state in the teacher's width; as it is where nothing is projected."""
+        """Project the student's hidden states to the teacher's width; identity without projections."""
         if not self.projected:
             return state_ND
         projection = self[_pair_name(pair)]
@@ -79,10 +79,10 @@ class TermProjections(nn.ModuleDict):
 
 
 class Projections(nn.ModuleDict):
-    """The projections of all terms on hidden states, which are trained with the student.
+    """The projections of all hidden-state terms, trained jointly with the student.
 
     Args:
-        terms: By the term's name; None: there are none.
+        terms: Projections by term name; None for no projections.
     """
 
     def __init__(self, terms: Mapping[str, TermProjections] | None = None) -> None:
@@ -99,9 +99,9 @@ class Projections(nn.ModuleDict):
         return projections
 
     def nothing(self, terms: Collection[str]) -> Tensor | float:
-        """0, which nevertheless depends on all projections of these terms, with gradient 0.
+        """A zero that depends on all projections of these terms, with gradient 0.
 
-        For steps in which a term rests: engines expect a gradient for every parameter.
+        Used in steps where a term is inactive: engines expect a gradient for every parameter.
         """
         names = {_module_name(term) for term in terms} & set(self)
         return sum((p.flatten()[:0].sum() for name in names for p in self[name].parameters()), 0.0)
@@ -116,16 +116,16 @@ def hidden_state_loss(
     projections: TermProjections,
     options: Options = _NO_OPTIONS,
 ) -> Tensor:
-    """Σ over the positions under the mask of the mean over pairs of a loss of hidden states; a scalar.
+    """Hidden-state loss averaged over pairs of layers and summed over the unmasked positions; a scalar.
 
     Args:
         loss: Name in ``STATE_LOSSES``.
-        pairs: Sites of the student and of the teacher; at least one.
-        student: Holds its sites of the pairs.
-        teacher: Holds its own.
-        mask_BT: The positions that count.
-        projections: The term's; every one of them is used, also where no position counts.
-        options: Of the loss.
+        pairs: Layers of the student and of the teacher; at least one pair.
+        student: Outputs with the hidden states of the student's layers.
+        teacher: Outputs with the hidden states of the teacher's layers.
+        mask_BT: True at the positions that enter the loss.
+        projections: The term's projections. All are used, even if the mask is empty.
+        options: Options of the loss.
     """
     values_N = [
         STATE_LOSSES[loss](
@@ -144,18 +144,18 @@ def attention_loss(
     mask_BT: Tensor,
     options: Options = _NO_OPTIONS,
 ) -> Tensor:
-    """Σ over the queries under the mask of the mean over pairs and heads of a loss of maps; a scalar.
+    """Attention-map loss averaged over pairs of layers and heads, summed over the unmasked queries; a scalar.
 
-    Heads are compared one by one where both have as many of them; else each side's probabilities are averaged
-    over its heads first.
+    Heads are compared one to one if both models have the same number. Otherwise each model's attention
+    probabilities are averaged over its heads first.
 
     Args:
         loss: Name in ``MAP_LOSSES``.
-        pairs: Layers of the student and of the teacher; at least one.
-        student: Holds its maps of the pairs.
-        teacher: Holds its own.
-        mask_BT: The queries that count.
-        options: Of the loss.
+        pairs: Layers of the student and of the teacher; at least one pair.
+        student: Outputs with the attention maps of the student's layers.
+        teacher: Outputs with the attention maps of the teacher's layers.
+        mask_BT: True at the queries that enter the loss.
+        options: Options of the loss.
     """
     sums = []
     for student_layer, teacher_layer in pairs:
@@ -169,20 +169,20 @@ def attention_loss(
 
 
 def _queries(map_BHTK: Tensor, mask_BT: Tensor) -> Tensor:
-    """The rows of the queries under the mask, (N, H, K)."""
+    """Attention rows of the unmasked queries, (N, H, K)."""
     return map_BHTK.transpose(1, 2)[mask_BT]
 
 
 def _heads_averaged(log_NHK: Tensor) -> Tensor:
-    """Log of the mean of the heads' probabilities, (N, 1, K); -inf where all of them have it."""
+    """Log of the mean probability over heads, (N, 1, K); -inf where every head has -inf."""
     nowhere_N1K = log_NHK.isneginf().all(1, keepdim=True)
-    finite_NHK = log_NHK.masked_fill(nowhere_N1K, 0.0)  # its gradient would not be a number
+    finite_NHK = log_NHK.masked_fill(nowhere_N1K, 0.0)  # avoids a NaN gradient
     mean_N1K = finite_NHK.logsumexp(1, keepdim=True) - math.log(log_NHK.shape[1])
     return mean_N1K.masked_fill(nowhere_N1K, float("-inf"))
 
 
 def _pair_name(pair: tuple[Site, Site]) -> str:
-    """A pair as checkpoints name its projection.
+    """Name of a pair's projection in checkpoints.
 
     >>> _pair_name((3, 11)), _pair_name(("last", "last"))
     ('layer3_to_layer11', 'last_to_last')
@@ -191,7 +191,7 @@ def _pair_name(pair: tuple[Site, Site]) -> str:
 
 
 def _module_name(term: str) -> str:
-    """A term's name as the name of a module, which has no dots; no teacher's name has what stands for them.
+    """Module name of a term: dots, which module names cannot contain, become ``~``, unused in teacher names.
 
     >>> _module_name("hint@large.v2")
     'hint@large~v2'
@@ -200,7 +200,7 @@ def _module_name(term: str) -> str:
 
 
 def _linear(inputs: int, outputs: int, *, seed: str) -> nn.Linear:
-    """Drawn as PyTorch draws its layers, but from a generator of its own."""
+    """Linear layer with PyTorch's default initialisation, drawn from its own generator."""
     layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(number)

@@ -1,4 +1,4 @@
-"""What is compared after an intervention, for each loss of recipes that has one."""
+"""Losses after an intervention: the terms that each of the recipe's intervention losses expands to."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ INTERCHANGE_LOSSES: Registry[InterchangeLoss] = Registry("loss after an interven
 
 @INTERCHANGE_LOSSES.register("diito")
 def diito(template: Term, cosine_teacher: str, cosine_weight: Number, /) -> list[Term]:
-    """KL(teacher || student) of the outcomes, and the cosine distance of the last hidden states.
+    """KL(teacher || student) of the output distributions, and cosine distance of the last hidden states.
 
     From distillation with interchange interventions (Wu et al., "Causal Distillation for Language Models",
-    2022, section 3): both sides have to say the same after the same intervention.
+    2022, section 3): student and teacher should agree after the same intervention.
 
     Args:
-        template: With name, weight, teacher, temperature and intervention.
-        cosine_teacher: Whose last states are compared.
-        cosine_weight: Of the cosine distance; 0: it is left out.
+        template: Term with name, weight, teacher, temperature and intervention.
+        cosine_teacher: Teacher whose last hidden states are compared.
+        cosine_weight: Weight of the cosine distance; 0 omits it.
     """
     kl = replace(template, loss="forward_kl")
     if cosine_weight == 0:

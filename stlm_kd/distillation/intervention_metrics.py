@@ -1,6 +1,6 @@
-"""What the interventions of a step do to student and teachers, layer by layer: measured, not trained on.
+"""Metrics per layer of a step's interventions on student and teachers; they do not enter the loss.
 
-Shapes: N positions or examples that a term counts and its intervention reaches.
+Shapes: N positions or examples that a term counts and its intervention affects.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from stlm_kd.teachers.targets import Dense, Distribution, Logits
 from stlm_kd.training.protocols import MeanMetric
 
 MEASURED = ("agreement", "interchange_accuracy", "teacher_effect", "student_effect")
-"""Of ``RATIOS``."""
+"""Keys of ``RATIOS``."""
 
 
 def counterfactual_terms(terms: Sequence[Term]) -> list[Term]:
-    """The terms that compare outcomes after an intervention, of which it is measured what it does."""
+    """The terms that compare output distributions after an intervention: those with metrics."""
     return [term for term in terms if term.intervention is not None and term.loss in LOSSES]
 
 
 def measure_names(terms: Sequence[Term], *, seed: int, index: int, steps: int) -> list[str]:
-    """What the interventions of optimizer step ``index`` are measured by, as ``name.metric/layer``.
+    """Names of the intervention metrics of optimizer step ``index``, as ``name.metric/layer``.
 
     Args:
-        terms: Of the step.
-        seed: By which layers are drawn.
-        index: Counted from 0.
-        steps: Of the training.
+        terms: Terms of the step.
+        seed: Random seed of the drawn layers.
+        index: Optimizer step, from 0.
+        steps: Number of optimizer steps.
     """
     found = []
     for term in counterfactual_terms(terms):
@@ -58,16 +58,16 @@ def measured(
     sides: ForwardOutputs,
     layers: Mapping[str, int],
 ) -> dict[str, MeanMetric]:
-    """The parts of what ``measure_names`` announces, of one micro-batch.
+    """The metrics named by ``measure_names`` for one micro-batch.
 
-    Counted are the positions that a term counts and its intervention can reach. What is compared are plain
-    distributions, whatever the term's temperature: the student's as it trains, and the term's target.
+    Covers the positions that a term counts and its intervention can affect. Compares distributions at
+    temperature 1, whatever the term's temperature: the student's in training mode, and the term's target.
 
     Args:
-        terms: Of the step.
-        mixing: For targets of several teachers.
+        terms: Terms of the step.
+        mixing: Mixture for targets of several teachers.
         batch: Labels and masks.
-        sides: What both said, of the teachers without an intervention too.
+        sides: Outputs of student and teachers, including the teachers' without an intervention.
         layers: By intervention, the student's layer that it overwrites.
     """
     found: dict[str, MeanMetric] = {}
@@ -87,7 +87,7 @@ def _name(intervention: Intervention, metric: str, layer: int) -> str:
 
 
 def _sums(term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs) -> dict[str, Tensor]:
-    """``SUMS`` over the N positions."""
+    """``SUMS`` over the N positions, by name."""
     rows, student = paired_targets(term, mixing, batch, sides)
     totals = torch.zeros(len(SUMS), dtype=torch.float64, device=rows.labels.device)
     with torch.autocast(rows.labels.device.type, enabled=False):
@@ -98,10 +98,10 @@ def _sums(term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOut
 
 
 def _chunks(rows: TokenTable, student: Distribution) -> Iterator[tuple[DistributionPair, DistributionPair]]:
-    """What both say of a few positions at a time, before and after."""
+    """Log-probabilities of target and student in chunks of positions, before and after the intervention."""
     number = len(rows.labels) // 2
     size = max(number, 1)
-    if isinstance(student, Dense):  # logits of all, before and after
+    if isinstance(student, Dense):  # logits of all models, before and after
         size = chunk_rows(student.head.weight, 0.5 / (1 + len(rows.teachers)))
     for few in pieces(number, size):
         later = slice(few.start + number, few.stop + number)

@@ -1,7 +1,7 @@
-"""The terms over outcomes, a vocabulary or classes: losses per token masked and added up.
+"""Loss terms on logits over a vocabulary or classes: per-token losses, masked and summed.
 
-Shapes: N tokens that some term needs, n tokens of one chunk, b in a block, D width, V outcomes of the
-student's head.
+Shapes: N tokens that some term needs, n tokens of one chunk, b in a block, D width, V size of the student's
+head, C classes.
 """
 
 from __future__ import annotations
@@ -31,26 +31,25 @@ def projected_losses(
     *,
     method: Literal["chunked", "dense"] = "chunked",
 ) -> tuple[Tensor, Tensor]:
-    """Σ scales · sums, a scalar with its gradient; and each term's sum, detached, in float64, (terms,).
+    """The differentiable total Σ scales · sums, a scalar; and each term's detached sum in float64, (terms,).
 
-    Of the scalar the term of a gate has its part in the gradient alone, and none in the value: it is no loss
-    of the student's, and objectives with and without a gate are compared by that value.
+    A gate's term contributes to the gradient of the total but not to its value: it is not a loss of the
+    student, and the value stays comparable between objectives with and without a gate.
 
     Args:
-        rows: What the terms need. A token that no term counts has no influence, whatever it holds.
-        hidden_ND: The student's states that meet its head.
-        head: The student's.
-        scales: A factor for each term; of factor 0 it is measured only.
-        method: ``chunked`` projects student and teachers to the vocabulary chunk by chunk, and has the
-            gradient ready after the forward pass. ``dense`` projects all at once and leaves the gradient to
-            autograd.
+        rows: Targets, labels and masks. A token that no term counts has no effect, even if it holds NaN.
+        hidden_ND: The student's hidden states before its head.
+        head: The student's head.
+        scales: A factor per term; a term of factor 0 is measured only.
+        method: ``chunked`` projects student and teachers to the vocabulary chunk by chunk and computes the
+            gradient in the forward pass. ``dense`` projects all tokens at once and uses autograd.
     """
     counted_N = rows.counted()
     if not bool(counted_N.all()):
         rows, hidden_ND = rows.only(counted_N), hidden_ND[counted_N]
     if method == "dense":
         return direct_losses(rows, functional.linear(hidden_ND, head.weight, head.bias), scales)
-    # Logits of a chunk: the student's, each teacher's, and of one teacher before an intervention.
+    # Logits of a chunk: the student's, each teacher's, and one teacher's before an intervention.
     share = 2 / (1 + max(len(rows.teachers), 1) + (rows.judged is not None))
     of_logits = [0.0 if term.loss == GATE else scale for term, scale in zip(rows.terms, scales, strict=True)]
     losses = _ChunkTerms(rows, of_logits)
@@ -61,7 +60,7 @@ def projected_losses(
 def _gate_loss(
     rows: TokenTable, label_log_probs_NM: Tensor | None, scales: Sequence[float]
 ) -> Tensor | float:
-    """The gate's part of the total, from what the chunks left of the teachers; 0 where there is no gate."""
+    """The gate's part of the total, from the label log-probabilities of the chunks; 0 without a gate."""
     if label_log_probs_NM is None:
         return 0.0
     assert rows.mixing.gate is not None
@@ -72,17 +71,17 @@ def _gate_loss(
 
 
 def _gradient_alone(loss: Tensor) -> Tensor:
-    """0, with the gradient of a loss."""
+    """Value 0, with the gradient of the loss."""
     return loss - loss.detach()
 
 
 def direct_losses(rows: TokenTable, logits_NC: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The same from the student's logits, by autograd: for few outcomes, as a classifier's.
+    """As ``projected_losses``, from the student's logits and by autograd: for few classes, as a classifier's.
 
     Args:
-        rows: What the terms need.
-        logits_NC: The student's.
-        scales: A factor for each term; of factor 0 it is measured only.
+        rows: Targets, labels and masks.
+        logits_NC: The student's logits.
+        scales: A factor per term; a term of factor 0 is measured only.
     """
     found: dict[int, Tensor] = {}
     for own in rows.groups():
@@ -100,25 +99,26 @@ def direct_losses(rows: TokenTable, logits_NC: Tensor, scales: Sequence[float]) 
 
 @torch.no_grad()
 def target_log_probs(rows: TokenTable, logits_nC: Tensor, chunk: slice) -> Tensor:
-    """Log-probabilities (n, C) of what the only term is compared with, not softened.
+    """Log-probabilities (n, C) of the single term's target at temperature 1.
 
     Args:
-        rows: Of a term whose target is a teacher or the teachers' mixture, and which counts all of them.
-        logits_nC: The student's of the chunk; they may be written over.
-        chunk: The tokens.
+        rows: Table of one term, which counts all tokens; its target is a teacher or the teachers' mixture.
+        logits_nC: The student's logits of the chunk; they may be overwritten.
+        chunk: Tokens to compute.
     """
     (term,) = rows.terms
     plain = replace(term, options={**term.options, "temperature": 1.0})
     target = TermGroup(replace(rows, terms=[plain]), [0], chunk, logits_nC).whole().target(plain)
-    assert isinstance(target, TemperedLogits), "an intervention is answered by models that run"
+    assert isinstance(target, TemperedLogits), "interventions need live teachers"
     return target.log_probs(1.0)
 
 
 class _ChunkTerms:
-    """The terms' sums of a chunk and the derivative of their weighted total: ``ChunkLosses``.
+    """The terms' sums over a chunk and the gradient of their weighted total: ``ChunkLosses``.
 
     Attributes:
-        label_log_probs: For a gate, what each teacher gives to the labels, (N, M); elsewhere 0.
+        label_log_probs: For a gate, each teacher's log-probability of the label, (N, M); 0 at tokens that
+            the gate does not count.
     """
 
     def __init__(self, rows: TokenTable, scales: Sequence[float]) -> None:
@@ -134,7 +134,7 @@ class _ChunkTerms:
         for group in self._groups(chunk, logits_nV):
             weighted = [i for i in group.own if differentiate and self.scales[i] != 0]
             for rows_of_block, block in group.blocks():
-                with torch.no_grad():  # measured first, while the block's logits are still logits
+                with torch.no_grad():  # first, because the slope overwrites the block's logits
                     for i in set(group.own) - set(weighted):
                         sums[i] += block.values(self.rows.terms[i]).double().sum()
                         self._note(self.rows.terms[i], group.places(rows_of_block), block)
@@ -146,13 +146,13 @@ class _ChunkTerms:
         return sums, total_nV
 
     def _note(self, term: Term, places: Tensor | slice, block: TokenBlock) -> None:
-        """Keep what the gate's gradient is made of."""
+        """Store the label log-probabilities that the gate's gradient needs."""
         if term.loss == GATE:
             assert self.label_log_probs is not None
             self.label_log_probs[places] = block.label_log_probs(term.temperature).to(self.label_log_probs)
 
     def _groups(self, chunk: slice, logits_nV: Tensor) -> list[TermGroup]:
-        """The groups of the chunk. One at most counts all its tokens: it comes first, and has no copy."""
+        """The groups of the chunk. At most one covers all tokens; it comes first and needs no copy."""
         everything: list[int] = []
         parts: list[TermGroup] = []
         for own in self.groups:
@@ -163,7 +163,7 @@ class _ChunkTerms:
         return [TermGroup(self.rows, everything, chunk, logits_nV), *parts] if everything else parts
 
     def _slope(self, block: TokenBlock, weighted: Sequence[int], sums: Tensor) -> Tensor | None:
-        """The derivative of a block's weighted total, whose terms it adds to the sums."""
+        """The gradient of a block's weighted total; adds the terms' values to ``sums``."""
         total_bV: Tensor | None = None
         for i in weighted:
             values_b, slope_bV = block.values_and_slope(self.rows.terms[i])

@@ -1,4 +1,4 @@
-"""The objectives of a recipe on one micro-batch: the only place that masks, weighs and reduces.
+"""The objective on one micro-batch: the only module that masks, weights and reduces losses.
 
 Shapes: B rows, T positions, N tokens or examples that some term needs, D width.
 """
@@ -28,9 +28,10 @@ from stlm_kd.teachers.targets import Dense, Distribution, Logits, joined_sparse
 
 
 def term_mask(term: Term, batch: AnyBatch) -> Tensor:
-    """The positions that a term counts, (B, T) bool; of examples, outcomes are counted by the row, (B,).
+    """Mask of the positions that a term counts, (B, T) bool.
 
-    Of labelled words they are counted by the word, (B, T), and of spans by their two ends, (B, 2).
+    For logit terms on labelled examples, the mask is per example, (B,), for token classification per labelled
+    token, (B, T), and for spans per endpoint, (B, 2).
     """
     if isinstance(batch, Batch):
         return batch.labels != IGNORED if term.on == "labels" else batch.attention_mask
@@ -42,15 +43,15 @@ def term_mask(term: Term, batch: AnyBatch) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ForwardOutputs:
-    """What both sides said of a batch.
+    """Outputs of student and teachers on a batch.
 
     Attributes:
-        student: With the state that meets its head, or a classifier's logits.
-        head: The student's; None of a classifier.
-        teachers: By name; those that some term asks.
-        projections: From the student's widths to the teachers'.
-        after: By intervention, what both said after it.
-        gate: What learns to weigh teachers that are combined.
+        student: Outputs with the hidden states before the head, or a classifier's logits.
+        head: The student's language-model head; None for a classifier.
+        teachers: Outputs by name, of the teachers that some term uses.
+        projections: Projections from the student's widths to the teachers'.
+        after: Outputs after each intervention, by its name.
+        gate: Learned gate that weights combined teachers.
     """
 
     student: ModelOutputs
@@ -63,13 +64,13 @@ class ForwardOutputs:
 
 @dataclass(frozen=True, slots=True)
 class InterventionOutputs:
-    """What both sides said of a batch after an intervention on it.
+    """Outputs of student and teachers on a batch after an intervention.
 
     Attributes:
         student: As in ``ForwardOutputs``.
         teachers: As in ``ForwardOutputs``.
-        touched: What the intervention may have changed: (B, T) bool, or (B,) of examples. Elsewhere
-            outcomes are those without it.
+        touched: Mask of what the intervention may have changed: (B, T) bool, or (B,) for examples. Elsewhere
+            the outputs equal those without it.
     """
 
     student: ModelOutputs
@@ -94,18 +95,18 @@ def reduce_terms(
     *,
     method: Literal["chunked", "dense"] = "chunked",
 ) -> Reduced:
-    """Every term's sum over the batch, and the weighted total with its gradient.
+    """Compute every term's sum over the batch, and the differentiable weighted total.
 
     Args:
-        terms: What to compute, with plain numbers; one of weight 0 is measured and does not enter the total.
-        mixing: For the terms whose teacher is ``COMBINED``; what it knows is of rows, (B,).
+        terms: Terms with schedules resolved; one of weight 0 is measured and does not enter the total.
+        mixing: Mixture for terms whose teacher is ``COMBINED``; its tensors are per row, (B,).
         batch: Labels and masks.
-        sides: What student and teachers said.
-        denominators: By term, the tokens that it counts in the whole optimizer step.
-        method: Whether logits exist for a chunk of tokens at a time, or for all at once.
+        sides: Outputs of student and teachers.
+        denominators: By term, the number of tokens that it counts in the whole optimizer step.
+        method: Whether logits are computed chunk by chunk or for all tokens at once.
 
     Returns:
-        The total, differentiable with respect to what the student said, its head and the projections; and
+        The total, differentiable with respect to the student's outputs, its head and the projections; and
         the sums in the order of the terms.
     """
     scales = {term.name: term.factor / max(denominators[term.name], 1.0) for term in terms}
@@ -143,14 +144,14 @@ def _responses(
 def paired_targets(
     term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs
 ) -> tuple[TokenTable, Distribution]:
-    """What a term's target is made of, and what the student says, without an intervention and after it.
+    """The targets of a term and the student's distribution, without an intervention and after it.
 
     Args:
-        term: On outcomes after an intervention. The tokens are those that it counts and that are touched:
-            first all of them before, then all of them after.
-        mixing: If its target is ``COMBINED``.
+        term: Logit term after an intervention. The rows are the tokens that it counts and the intervention
+            touches: first all of them before, then all of them after.
+        mixing: Mixture, used if the target is ``COMBINED``.
         batch: Labels and masks.
-        sides: What both said.
+        sides: Outputs of student and teachers.
     """
     assert term.intervention is not None
     changed = sides.after[term.intervention.name]
@@ -167,13 +168,13 @@ def paired_targets(
 def base_targets(
     term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs
 ) -> tuple[TokenTable, Distribution]:
-    """What a term's target is made of, and what the student says, without an intervention.
+    """The targets of a term and the student's distribution, without an intervention.
 
     Args:
-        term: On outcomes. The tokens are those that it counts.
-        mixing: If its target is ``COMBINED``.
+        term: Logit term. The rows are the tokens that it counts.
+        mixing: Mixture, used if the target is ``COMBINED``.
         batch: Labels and masks.
-        sides: What both said.
+        sides: Outputs of student and teachers.
     """
     chosen = term_mask(term, batch)
     part = _Part(sides.student, sides.teachers, [chosen], chosen)
@@ -190,7 +191,7 @@ def _token_table(
     sides: ForwardOutputs,
     parts: Sequence[_Part],
 ) -> tuple[TokenTable, Tensor]:
-    """What the terms need of the parts' tokens, and the student's logits or what meets its head."""
+    """The token table of all parts, and the student's logits or the hidden states before its head."""
     student = _joined([part.tokens(_outcomes(part.student, sides.head, batch)) for part in parts])
     rows = TokenTable(
         terms=terms,
@@ -206,14 +207,14 @@ def _token_table(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The tokens of one run of the models: the base, or after an intervention.
+    """The tokens of one forward pass: the base, or after an intervention.
 
     Attributes:
-        student: What was read of the student.
-        teachers: What the teachers said.
-        masks: By term, the tokens that it counts here.
-        needed: The tokens that some term counts here.
-        order: Another order of these tokens; None: as they come.
+        student: The student's outputs.
+        teachers: The teachers' outputs.
+        masks: By term, the mask of the tokens that it counts here.
+        needed: Mask of the tokens that some term counts here.
+        order: Permutation of these tokens; None for batch order.
     """
 
     student: ModelOutputs
@@ -223,12 +224,12 @@ class _Part:
     order: Tensor | None = None
 
     def tokens(self, values: Tensor) -> Tensor:
-        """The values of the needed tokens, one after the other."""
+        """The values of the needed tokens, concatenated."""
         chosen = values[self.needed]
         return chosen if self.order is None else chosen[self.order]
 
     def said(self, name: str) -> Distribution | int:
-        """What a teacher says of the needed tokens, or their number where it was not asked."""
+        """A teacher's distribution at the needed tokens, or their number if it did not run."""
         found = self.teachers[name].distribution if name in self.teachers else None
         if found is None:
             return int(self.needed.sum())
@@ -237,7 +238,7 @@ class _Part:
 
 
 def _parts(terms: Sequence[Term], batch: AnyBatch, sides: ForwardOutputs) -> list[_Part]:
-    """The base and the interventions; a term on an intervention counts what it left untouched in the base."""
+    """The base and the interventions; an intervention's term counts its untouched tokens in the base."""
     masks = [term_mask(term, batch) for term in terms]
     nothing = torch.zeros_like(masks[0])
     names = [None if term.intervention is None else term.intervention.name for term in terms]
@@ -256,9 +257,9 @@ def _parts(terms: Sequence[Term], batch: AnyBatch, sides: ForwardOutputs) -> lis
 
 
 def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: ForwardOutputs) -> _Part:
-    """What is counted without an intervention, and first of it what terms on one count too.
+    """The tokens counted without an intervention; those that intervention terms count too come first.
 
-    So most chunks are counted whole by all these terms, which then share what the teachers say.
+    Most chunks are then covered completely by all these terms, which share the teachers' logits.
     """
     needed = torch.stack([*masks]).any(0)
     untouched = [mask for mask, name in zip(masks, names, strict=True) if name is not None]
@@ -271,7 +272,7 @@ def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: Forw
 def _mixing_of_tokens(
     mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs, parts: Sequence[_Part]
 ) -> TeacherMixture:
-    """What is known of the rows, and what the gate says of the base, at the needed tokens of all parts."""
+    """Expand the mixture's tensors per row, and the gate's scores of the base, to the tokens of all parts."""
 
     def of_tokens(value_B: Tensor | None) -> Tensor | None:
         if value_B is None:
@@ -287,9 +288,9 @@ def _mixing_of_tokens(
 
 
 def _base_distributions(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[str, Distribution] | None:
-    """What the teachers said of the base, at the needed tokens of all parts.
+    """The teachers' distributions in the base, at the needed tokens of all parts.
 
-    What they say after an intervention is weighed as what they said before it: None where that is the same.
+    Teachers are weighted by their outputs before the intervention. None if these are the outputs used anyway.
     """
     base, *others = parts
     if not others or not mixing.weighs_distributions:
@@ -299,9 +300,9 @@ def _base_distributions(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[
 
 
 def _outcomes(student: ModelOutputs, head: Head | None, batch: AnyBatch) -> Tensor:
-    """A classifier's logits, or the state that meets a language model's head.
+    """A classifier's logits, or the hidden states before a language model's head.
 
-    A span's ends are each one of the positions of the row, (B, 2, T); padding is none of them.
+    For spans, logits over the row's positions for both endpoints, (B, 2, T), with padding masked out.
     """
     found = student.logits if head is None else student.head_input
     assert found is not None
@@ -311,9 +312,9 @@ def _outcomes(student: ModelOutputs, head: Head | None, batch: AnyBatch) -> Tens
 
 
 def _teacher_distributions(parts: Sequence[_Part]) -> dict[str, Distribution]:
-    """What each teacher says of the needed tokens of all parts.
+    """Each teacher's distribution at the needed tokens of all parts.
 
-    Where it was not asked, nothing is counted: zeros stand there.
+    Parts in which a teacher did not run are filled with zeros; no term counts them.
     """
     names = dict.fromkeys(
         name for part in parts for name, said in part.teachers.items() if said.distribution is not None
@@ -322,7 +323,7 @@ def _teacher_distributions(parts: Sequence[_Part]) -> dict[str, Distribution]:
 
 
 def _joined_said(found: Sequence[Distribution | int]) -> Distribution:
-    """One distribution of several parts."""
+    """Concatenate the distributions of several parts."""
     if len(found) == 1 and not isinstance(found[0], int):
         return found[0]
     (first, *_) = (said for said in found if not isinstance(said, int))
@@ -343,12 +344,12 @@ def _values(said: Distribution | int, *, like: Dense | Logits) -> Tensor:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """One after the other."""
+    """Concatenate tensors along the first dimension."""
     return parts[0] if len(parts) == 1 else torch.cat([*parts])
 
 
 def _feature(term: Term, batch: AnyBatch, sides: ForwardOutputs) -> Tensor:
-    """The sum of a term on states or maps over the positions that it counts."""
+    """The sum of a hidden-state or attention term over the positions that it counts."""
     assert term.teacher is not None
     said: ForwardOutputs | InterventionOutputs = (
         sides if term.intervention is None else sides.after[term.intervention.name]

@@ -1,4 +1,4 @@
-"""One optimizer step's work on one micro-batch: everything that is trained, behind a single ``forward``."""
+"""The training step on one micro-batch: all trained modules behind a single ``forward``."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from stlm_kd.training.protocols import MeanMetric, StepOutput
 
 
 class StepModule(nn.Module):
-    """The student, its objectives, projections and gate. Engines wrap it: what it holds is trained together.
+    """The student, its objective, projections and gate: the module that engines wrap and train.
 
-    ``labels`` is measured in every step, with weight 0 where the recipe does not ask for it: it is the number
-    that runs are compared by, and costs one pass over logits that are there anyway. In evaluation mode it is
-    the only term, and no teacher is asked. Other terms of weight 0 are left out, and so is what they need.
+    ``labels`` is measured in every step, with weight 0 if the recipe does not include it: runs are compared
+    by it, and it costs one pass over existing logits. In evaluation mode it is the only term, and no teacher
+    runs. Other terms of weight 0 are skipped, with the outputs that only they need.
     """
 
     def __init__(
@@ -66,24 +66,24 @@ class StepModule(nn.Module):
         self.combination = combination or Combination()
         self.vocabulary_loss = vocabulary_loss
         self._teachers: dict[str, Teacher] = dict(teachers or {})
-        # Of all terms and at once, or a term that rests would change by rounding what a resumed run says.
+        # For all terms from the start: enabling a term later would change rounding in a resumed run.
         install_maps(student, student_needs(self._all, classes=vocabulary_head(student) is None).maps)
 
     @property
     def teachers(self) -> Mapping[str, Teacher]:
-        """By name."""
+        """Teachers by name."""
         return self._teachers
 
     def begin(self, index: int, steps: int, *, is_logged: bool = False) -> None:
-        """Optimizer step ``index`` (from 0) of ``steps`` is next: schedules follow it.
+        """Set optimizer step ``index`` (from 0) of ``steps`` as the next: schedules follow it.
 
-        Where it is logged, more is measured than the terms.
+        Logged steps also measure metrics other than the terms.
         """
         self._index, self._steps, self._is_logged = index, steps, is_logged
 
     @property
     def measures(self) -> list[str]:
-        """What this step may measure beside its terms; its micro-batches need not tell all of it."""
+        """Names of the metrics that this step may measure besides its terms; a micro-batch may omit some."""
         if not self._measures:
             return []
         terms = self.terms
@@ -94,7 +94,7 @@ class StepModule(nn.Module):
 
     @property
     def _asked_together(self) -> tuple[str, ...]:
-        """The teachers of the mixture, where there is more than one teacher to combine."""
+        """The teachers of the mixture; empty if the step has at most one teacher."""
         return self.mixed if len(self._teachers) > 1 else ()
 
     @property
@@ -103,7 +103,7 @@ class StepModule(nn.Module):
 
     @property
     def terms(self) -> list[Term]:
-        """The terms that the next forward computes, with plain numbers."""
+        """The terms of the next forward pass, with schedules resolved."""
         if not self.training:
             return [Term(LABELS, LABELS)]
         terms = [term for term in self._now() if term.factor > 0 or term.name == LABELS]
@@ -111,7 +111,7 @@ class StepModule(nn.Module):
         return [*terms, self._gate_term(mixed[0])] if self.gate is not None and mixed else terms
 
     def count(self, batch: AnyBatch) -> dict[str, int]:
-        """By term, the tokens of the batch that it counts (which lies on the CPU)."""
+        """By term, the number of tokens that it counts in a batch on the CPU."""
         return {term.name: int(term_mask(term, batch).sum()) for term in self.terms}
 
     def forward(
@@ -124,8 +124,8 @@ class StepModule(nn.Module):
 
         Args:
             batch: B rows of T positions.
-            denominators: By term, the tokens that it counts in the whole optimizer step.
-            plans: By intervention, what is exchanged; None: what the seed, the step and the batch say.
+            denominators: By term, the number of tokens that it counts in the whole optimizer step.
+            plans: By intervention, its plan; None draws it from the seed, the step and the batch.
         """
         terms = self.terms
         plans = self.drawn(batch) if plans is None else plans
@@ -140,7 +140,7 @@ class StepModule(nn.Module):
         return StepOutput(reduced.loss + self._idle(terms), reduced.sums, measures)
 
     def drawn(self, batch: AnyBatch) -> dict[str, Plan]:
-        """What this step exchanges in the batch, by intervention."""
+        """The step's intervention plans for the batch, by intervention."""
         interventions = {
             t.intervention.name: t.intervention for t in self.terms if t.intervention is not None
         }
@@ -153,11 +153,11 @@ class StepModule(nn.Module):
         }
 
     def ask(self, batch: AnyBatch, plans: Mapping[str, Plan]) -> ForwardOutputs:
-        """What student and teachers say of the batch, and after each intervention on it.
+        """Outputs of student and teachers on the batch, without and after each intervention.
 
         Args:
             batch: B rows of T positions.
-            plans: For each intervention of the terms.
+            plans: A plan for each intervention of the terms.
         """
         terms, head = self.terms, vocabulary_head(self.student)
         classes, mixed = head is None, self.mixed
@@ -194,13 +194,13 @@ class StepModule(nn.Module):
 
     @property
     def mixed(self) -> tuple[str, ...]:
-        """The teachers of whom the mixture of the next forward is made."""
+        """The teachers in the mixture of the next forward pass."""
         progress = self._index / self._steps
         names = list(self._teachers)
         return active_teachers(self.combination, names, index=self._index, progress=progress) if names else ()
 
     def _mixing(self, batch: AnyBatch) -> TeacherMixture:
-        """The teachers' mixture, with what is known of the batch's rows."""
+        """The teachers' mixture, with the domains and routing draws of the batch's rows."""
         return TeacherMixture(
             self.combination,
             self.mixed,
@@ -215,11 +215,11 @@ class StepModule(nn.Module):
 
     def _live(self, name: str) -> LiveTeacher:
         teacher = self._teachers[name]
-        assert isinstance(teacher, LiveTeacher), "what was stored beforehand answers no intervention"
+        assert isinstance(teacher, LiveTeacher), "interventions need live teachers"
         return teacher
 
     def _gate_term(self, mixed: Term) -> Term:
-        """What trains the gate: by the mixture as a term sees it, softened as it is."""
+        """The gate's training term, at the temperature of the given term on the mixture."""
         weight = self.combination.options.get("weight", 1.0)
         assert isinstance(weight, (int, float))
         temperature = {"temperature": mixed.temperature}
@@ -229,7 +229,7 @@ class StepModule(nn.Module):
         return [term.at(self._index / self._steps) for term in self._all]
 
     def _idle(self, terms: Sequence[Term]) -> Tensor | float:
-        """0, by way of what is trained for terms that rest: every process must reach all weights."""
+        """A zero that depends on the parameters of inactive terms: every process must reach all weights."""
         if not self.training:
             return 0.0
         running = {term.name for term in terms}
@@ -238,12 +238,12 @@ class StepModule(nn.Module):
 
 
 def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> OutputSpec:
-    """What terms look at in the student; what it predicts (``classes``: of an example) is always asked.
+    """The student's outputs that the terms need; its predictions are always included.
 
     Args:
-        terms: With plain numbers or schedules.
-        classes: Whether it predicts classes of an example, not tokens.
-        after: The intervention after which they look; None: of those without any.
+        terms: Terms, with schedules resolved or not.
+        classes: Whether the student predicts classes of an example instead of tokens.
+        after: Intervention whose terms are considered; None for the terms without one.
     """
     needs = OutputSpec(head_input=not classes, logits=classes)
     for term in terms:
@@ -261,16 +261,16 @@ def teacher_needs(
     base: bool = False,
     judged: bool = False,
 ) -> dict[str, OutputSpec]:
-    """What terms look at in each teacher; those that no term asks are left out.
+    """The outputs that the terms need from each teacher; teachers that no term uses are omitted.
 
     Args:
         terms: As in ``student_needs``.
-        teachers: The names of those that are combined.
+        teachers: Names of the combined teachers.
         classes: As in ``student_needs``.
-        after: As in ``student_needs``; of the others, None lists the teachers as well.
-        base: Whether outcomes are read without an intervention too where they are compared after it, as of
-            positions that it leaves untouched.
-        judged: The same of combined teachers alone, which are weighed by what they say without it.
+        after: As in ``student_needs``, but None also lists the teachers of terms with an intervention.
+        base: Whether terms with an intervention also need the predictions without it, such as for positions
+            that it leaves untouched.
+        judged: The same for combined teachers only, which are weighted by their outputs without it.
     """
     found: dict[str, OutputSpec] = {}
     for term in terms:

@@ -1,6 +1,6 @@
-"""What the teachers that are combined say beside one another: measured in steps that are logged.
+"""Agreement and weights of the combined teachers, measured in logged steps.
 
-Shapes: B rows, n tokens of a block, M teachers, V outcomes.
+Shapes: B rows, n tokens of a block, M teachers, V tokens or classes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ OF_PAIRS = ("teachers_agree/top-1", "teachers_differ/jensen_shannon")
 
 
 def combined_term(terms: Sequence[Term]) -> Term | None:
-    """The first of the terms whose target is the teachers' mixture: the one that is measured."""
+    """The first term whose target is the teachers' mixture: the one that is measured."""
     return next((term for term in terms if term.teacher == COMBINED and term.loss in LOSSES), None)
 
 
 def ensemble_names(terms: Sequence[Term], teachers: Sequence[str]) -> list[str]:
-    """What ``ensemble_measures`` may tell of a step, as ``group/name``.
+    """Names of the metrics that ``ensemble_measures`` may return for a step, as ``group/name``.
 
     Args:
-        terms: Of the step.
-        teachers: Those of which its mixture is made.
+        terms: Terms of the step.
+        teachers: Teachers in its mixture.
     """
     if combined_term(terms) is None:
         return []
@@ -52,16 +52,16 @@ def ensemble_measures(
 ) -> dict[str, MeanMetric]:
     """Weights, losses and agreement of the teachers, of one micro-batch, without interventions.
 
-    Over the tokens that the first term on the mixture counts, softened by its temperature: each teacher's
-    mean weight; KL(teacher || student) in nats; -log p(label) in nats, where there is a label; and over all
-    pairs of teachers, how often both have the same likeliest outcome, and the Jensen-Shannon divergence in
-    nats. Of stored targets the tail counts as spread evenly, but for the label that is stored.
+    Measured over the tokens of the first term on the mixture, at its temperature: each teacher's mean weight;
+    KL(teacher || student) in nats; -log p(label) in nats, where there is a label; and over all pairs of
+    teachers, the rate of equal top-1 predictions and the Jensen-Shannon divergence in nats. The tail of
+    cached targets counts as uniform, except for the label's stored probability.
 
     Args:
-        terms: Of the step.
-        mixing: Its mixture.
+        terms: Terms of the step.
+        mixing: Mixture of the step.
         batch: Labels and masks.
-        sides: What both said.
+        sides: Outputs of student and teachers.
     """
     term = combined_term(terms)
     if term is None:
@@ -93,7 +93,7 @@ def _blocks(rows: TokenTable, student: Distribution) -> Iterator[TokenBlock]:
 
 
 def _values(block: TokenBlock, temperature: float) -> Iterator[tuple[str, Tensor]]:
-    """Each measure at the tokens of a block, (n,)."""
+    """Each metric at the tokens of a block, (n,)."""
     names = block.mixing.teachers
     own_nV = block.student.log_probs(temperature)
     weights_nM = block.weights(temperature)
@@ -121,6 +121,6 @@ def _entropy(log_nV: Tensor) -> Tensor:
 
 
 def _jensen_shannon(one_nV: Tensor, other_nV: Tensor) -> Tensor:
-    """The entropy of the pair's mean above the mean of their entropies."""
+    """Jensen-Shannon divergence: entropy of the mean distribution minus the mean entropy."""
     middle_nV = (one_nV.exp() + other_nV.exp()) / 2
     return _entropy(middle_nV.log_()) - (_entropy(one_nV) + _entropy(other_nV)) / 2

@@ -1,4 +1,4 @@
-"""The terms of an objective: which loss, of what, against whom, and how much it weighs."""
+"""The terms of an objective: loss, positions, target and weight."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Term:
     """One weighted loss of the objective.
 
     Attributes:
-        name: As it appears in metrics; unique.
+        name: Unique name, as it appears in metrics.
         loss: Name in ``LOSSES``, ``STATE_LOSSES`` or ``MAP_LOSSES``.
         weight: Factor in the total.
-        on: The positions that count: those with a label, or all that are not padding.
-        teacher: Whose distribution, states or maps are the target: a teacher's name, ``COMBINED`` for
-            distributions, or None for the labels.
+        on: Positions that enter the loss: those with a label, or all non-padding positions.
+        teacher: Source of the target distribution, hidden states or attention maps: a teacher's name,
+            ``COMBINED`` for distributions, or None for the labels.
         options: Keyword arguments of the loss.
-        pairs: Of a loss on states or maps: sites of the student and of the teacher that are compared.
-        intervention: What is compared is what both sides say after it; None: without any. Terms of one
-            intervention share its passes.
+        pairs: For a loss on hidden states or attention maps, the compared layers of student and teacher.
+        intervention: Intervention after which the outputs are compared; None for none. Terms with the same
+            intervention share its forward passes.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Term:
     intervention: Intervention | None = None
 
     def at(self, progress: float) -> Term:
-        """The term when a share of the training, 0 to 1, is done: with plain numbers only."""
+        """The term at a training progress of 0 to 1, with schedules resolved to numbers."""
         options = {
             name: at(value, progress) if isinstance(value, (Ramp, Steps)) else value
             for name, value in self.options.items()
@@ -48,13 +48,13 @@ class Term:
 
     @property
     def factor(self) -> float:
-        """The weight of a term that has plain numbers only."""
-        assert isinstance(self.weight, (int, float)), "a schedule that was not asked for its value"
+        """The weight of a term whose schedules are resolved."""
+        assert isinstance(self.weight, (int, float)), "unresolved schedule"
         return float(self.weight)
 
     @property
     def temperature(self) -> float:
-        """What the target distribution is softened by before teachers are combined."""
+        """Temperature of the target distribution, applied before teachers are combined."""
         value = self.options.get("temperature", 1.0)
-        assert isinstance(value, (int, float)), "a schedule that was not asked for its value"
+        assert isinstance(value, (int, float)), "unresolved schedule"
         return float(value)

@@ -1,10 +1,10 @@
 """The tokens that logit terms count, grouped by term, with the intermediate results that the terms share.
 
-Tokens of a chunk that the same terms count form a ``TermGroup``, processed in ``TokenBlock``s that fit a
-processor's caches: products with heads want many tokens, everything else few.
+Tokens of a chunk that are counted by the same terms form a ``TermGroup``. It is processed in ``TokenBlock``s
+that fit the processor's caches: matrix products with heads are efficient for many tokens, the rest for few.
 
-Shapes: N tokens that some term needs, n tokens of one chunk, m of these in a group or block, V outcomes of
-the student's head, M teachers that are combined.
+Shapes: N tokens that some term needs, n tokens of one chunk, m of these in a group or block, V size of the
+student's head, M combined teachers.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from stlm_kd.teachers.targets import Distribution
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """What the terms of N tokens need besides the student's logits.
+    """Inputs of the terms at N tokens, besides the student's logits.
 
     Attributes:
-        terms: What to compute, with plain numbers only.
-        mixing: For the terms whose teacher is ``COMBINED``.
-        labels: The right outcome, (N,); ``IGNORED`` or anything where no term on labels counts it.
-        masks: For each term, the tokens that it counts, (N,) bool.
-        teachers: What each teacher says of the N tokens.
-        outcomes: Outcomes of the student's head, padded ones included.
-        judged: By what each teacher of the mixture is weighed, where that is not what it says here but what
-            it said before an intervention.
+        terms: Terms with schedules resolved.
+        mixing: Mixture for the terms whose teacher is ``COMBINED``.
+        labels: Label tokens or classes, (N,); ``IGNORED`` or arbitrary where no label term counts the token.
+        masks: For each term, the mask of the tokens that it counts, (N,) bool.
+        teachers: Each teacher's distribution at the N tokens.
+        outcomes: Size of the student's head, padding entries included.
+        judged: Distributions that weight the teachers of the mixture: those before an intervention. None if
+            ``teachers`` holds them.
     """
 
     terms: Sequence[Term]
@@ -57,11 +57,11 @@ class TokenTable:
     judged: Mapping[str, Distribution] | None = None
 
     def counted(self) -> Tensor:
-        """The tokens that some term counts, (N,) bool."""
+        """Mask of the tokens that some term counts, (N,) bool."""
         return torch.stack([*self.masks]).any(0)
 
     def only(self, chosen_N: Tensor) -> TokenTable:
-        """The same of the tokens under a mask."""
+        """The table restricted to the tokens of a mask."""
         return replace(
             self,
             mixing=self.mixing.rows(chosen_N),
@@ -72,7 +72,7 @@ class TokenTable:
         )
 
     def groups(self) -> list[list[int]]:
-        """The terms by index, those together that count the same tokens: they share what is computed."""
+        """Indices of the terms, grouped by equal masks: the terms of a group share intermediate results."""
         groups: list[list[int]] = []
         for i, mask_N in enumerate(self.masks):
             same = next((own for own in groups if torch.equal(self.masks[own[0]], mask_N)), None)
@@ -88,13 +88,13 @@ def _chosen_rows(said: Mapping[str, Distribution], chosen: Tensor | slice) -> di
 
 
 class TermGroup:
-    """The tokens of a chunk that some terms count. Others are not looked at: they may hold NaN.
+    """The tokens of a chunk that a group of terms counts. Other tokens are never read: they may hold NaN.
 
     Args:
-        rows: Of all tokens.
-        own: The terms that count these tokens.
-        chunk: Of all tokens, cut where they end.
-        logits_nV: The student's of the chunk.
+        rows: Table of all tokens.
+        own: Indices of the group's terms.
+        chunk: Slice of all tokens, clipped to their number.
+        logits_nV: The student's logits of the chunk.
     """
 
     def __init__(self, rows: TokenTable, own: Sequence[int], chunk: slice, logits_nV: Tensor) -> None:
@@ -105,25 +105,25 @@ class TermGroup:
         self.logits_mV = logits_nV if self.within is None else logits_nV[self.within]
 
     def whole(self) -> TokenBlock:
-        """All of its tokens."""
+        """All tokens of the group as one block."""
         return self._block(
             slice(0, len(self.logits_mV)), self._teacher_targets(), self._weighting_distributions()
         )
 
     def blocks(self) -> Iterator[tuple[slice, TokenBlock]]:
-        """Its tokens, so few at a time that what the losses make of them stays small."""
+        """The group's tokens in blocks small enough for the losses' intermediate tensors."""
         said, judged = self._teacher_targets(), self._weighting_distributions()
         for few in pieces(len(self.logits_mV), block_rows(self.logits_mV)):
             yield few, self._block(few, said, judged)
 
     def places(self, few: slice) -> Tensor | slice:
-        """Where some of its tokens are among all."""
+        """Indices into all tokens of a slice of the group's tokens."""
         if isinstance(self.chosen, Tensor):
             return self.chosen[few]
         return slice(self.chosen.start + few.start, self.chosen.start + few.stop)
 
     def add_to(self, total_nV: Tensor | None, logits_nV: Tensor) -> Tensor:
-        """The chunk's derivative with this group's, which stands in the place of its logits."""
+        """Add this group's gradient, which has overwritten its logits, to the chunk's."""
         if self.within is None:
             return self.logits_mV
         total_nV = logits_nV.zero_() if total_nV is None else total_nV
@@ -152,7 +152,7 @@ class TermGroup:
 
     @torch.no_grad()
     def _teacher_targets(self) -> dict[str, Tensor | TopKTail]:
-        """What the teachers that its terms ask say: logits (m, V), or sparse targets."""
+        """Outputs of the teachers that the group's terms use: logits (m, V), or sparse targets."""
         asked = {term.teacher for term in self._terms} | set(self.rows.mixing.teachers if self._mixes else ())
         said: dict[str, Tensor | TopKTail] = {}
         for name, one in self.rows.teachers.items():
@@ -165,9 +165,9 @@ class TermGroup:
 
     @torch.no_grad()
     def _weighting_distributions(self) -> dict[float, TeacherDistributions]:
-        """By temperature, what the teachers' distributions before an intervention tell of themselves.
+        """By temperature, the weighting features of the teachers' distributions before an intervention.
 
-        One teacher after the other is projected, and only this is kept of it.
+        Projects one teacher at a time and keeps only these features.
         """
         mixing, judged = self.rows.mixing, self.rows.judged
         if judged is None or not self._mixes or not mixing.weighs_distributions:
@@ -177,7 +177,7 @@ class TermGroup:
         found: dict[float, list[TeacherDistributions]] = {temperature: [] for temperature in temperatures}
         for name in mixing.teachers:
             one = judged[name]
-            assert not isinstance(one, TopKTail), "what was stored beforehand answers no intervention"
+            assert not isinstance(one, TopKTail), "interventions need live teachers"
             logits = TemperedLogits(one.logits(self.chosen, self.rows.outcomes))
             for temperature, columns in found.items():
                 columns.append(weighting_features([logits], label_m, mixing.needs, temperature))
@@ -185,15 +185,15 @@ class TermGroup:
 
 
 class TokenBlock:
-    """Some tokens, all of which the terms count, and what these terms share.
+    """A block of tokens, all counted by the same terms, and the results that these terms share.
 
     Args:
-        rows: Of all tokens.
-        label_m: These tokens' labels, (m,).
-        mixing: Of these tokens.
-        student: Their logits.
-        said: By teacher, logits (m, V) or sparse targets of these tokens.
-        judged: By temperature, what teachers are weighed by where ``said`` is not.
+        rows: Table of all tokens.
+        label_m: Labels of the block, (m,).
+        mixing: Mixture at the block's tokens.
+        student: The student's logits of the block.
+        said: By teacher, logits (m, V) or sparse targets of the block.
+        judged: By temperature, features that weight the teachers; empty if ``said`` determines them.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class TokenBlock:
         self.targets: dict[tuple[str | None, float], TemperedLogits] = {}
 
     def values(self, term: Term) -> Tensor:
-        """The term's values (m,), differentiable by the student's logits; those of a gate by its scores."""
+        """The term's values (m,), differentiable with respect to the student's logits, or a gate's scores."""
         if term.loss == GATE:
             assert self.mixing.gate is not None
             return gate_losses(self.mixing.gate, self.label_log_probs(term.temperature))
@@ -224,7 +224,7 @@ class TokenBlock:
         return loss(self.student.logits, plain, **term.options)
 
     def values_and_slope(self, term: Term) -> tuple[Tensor, Tensor]:
-        """The values (m,) and their derivative by the student's logits, (m, V), by formula or autograd."""
+        """The values (m,) and their gradient by the student's logits, (m, V), in closed form or by autograd."""
         target = self.target(term)
         slopes = SPARSE_SLOPES if isinstance(target, (TopKTail, TargetMixture)) else GRADIENTS
         if term.loss in slopes:
@@ -239,7 +239,7 @@ class TokenBlock:
 
     @torch.no_grad()
     def label_log_probs(self, temperature: float) -> Tensor:
-        """What each teacher of the mixture gives to the labels, (m, M)."""
+        """Log-probability of the label under each teacher of the mixture, (m, M)."""
         said = [self.said[name] for name in self.mixing.teachers]
         found = weighting_features(said, self.label_m, ["label_log_prob"], temperature).label_log_prob
         assert found is not None
@@ -247,7 +247,7 @@ class TokenBlock:
 
     @torch.no_grad()
     def weights(self, temperature: float) -> Tensor:
-        """What each teacher of the mixture weighs, (m, M)."""
+        """Weight of each teacher of the mixture, (m, M)."""
         told = self.judged.get(temperature) or weighting_features(
             [self.said[name] for name in self.mixing.teachers], self.label_m, self.mixing.needs, temperature
         )
@@ -280,7 +280,7 @@ class TokenBlock:
 
     @torch.no_grad()
     def log_probs(self, name: str, temperature: float) -> Tensor:
-        """A teacher's log-probabilities (m, V); of a sparse one with its tail spread."""
+        """A teacher's log-probabilities (m, V); the tail of a sparse target is spread evenly."""
         one = self.said[name]
         if isinstance(one, TemperedLogits):
             return one.log_probs(temperature)
@@ -288,7 +288,7 @@ class TokenBlock:
         return one.spread(self.rows.outcomes)
 
     def _of(self, name: str, temperature: float, *, linear: bool) -> TemperedLogits | TopKTail:
-        """One teacher's distribution; a sparse one stays so for a loss that is linear in it."""
+        """One teacher's distribution; kept sparse for a loss that is linear in it."""
         one = self.said[name]
         if isinstance(one, TemperedLogits) or linear:
             return one
