@@ -224,7 +224,7 @@ class TokenBlock:
         return loss(self.student.logits, plain, **term.options)
 
     def values_and_slope(self, term: Term) -> tuple[Tensor, Tensor]:
-        """The values (m,) and their gradient by the student's logits, (m, V), in closed form or by autograd."""
+        """The values (m,) and their gradient by the student's logits (m, V), analytic or by autograd."""
         target = self.target(term)
         slopes = SPARSE_SLOPES if isinstance(target, (TopKTail, TargetMixture)) else GRADIENTS
         if term.loss in slopes:

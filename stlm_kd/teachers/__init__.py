@@ -1,4 +1,4 @@
-"""Teachers: live, precomputed or cached; their targets, and how several become one."""
+"""Teachers: live, precomputed or cached; their targets, and combinations of several teachers."""
 
 COMBINED = "combined"
-"""The name of the teachers' mixture among the teachers."""
+"""The name of the teachers' mixture, used like a teacher's name."""

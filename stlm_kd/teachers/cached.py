@@ -1,4 +1,4 @@
-"""A teacher that is not there: what it said of each row is read from its cache."""
+"""A teacher whose outputs are read from a cache on disk."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from stlm_kd.teachers.protocol import TeacherOutput
 
 
 class CachedTeacher:
-    """Answers batches of the training data, whatever their order, size and process.
+    """Reads a teacher's outputs for any batch of the training data, whatever its order, size and process.
 
     Args:
-        cache: Of the data that is trained on.
-        needs: All that will ever be asked for.
+        cache: Cache of the training data.
+        needs: All outputs that will be requested.
 
     Raises:
-        CheckpointError: States are asked for that the cache does not keep.
+        CheckpointError: The cache lacks hidden states that are requested.
     """
 
     def __init__(self, cache: TeacherCache, needs: OutputSpec) -> None:
         missing = sorted({str(site) for site in needs.sites} - cache.layout.states.keys())
         if missing:
             raise CheckpointError(
-                f"{cache.folder}: keeps no hidden states at {', '.join(missing)}, which an objective compares"
-                "; make one whose states name them (cache: {states: […]})"
+                f"{cache.folder}: contains no hidden states at {', '.join(missing)}, which an objective "
+                "compares; build a cache that includes them (cache: {states: […]})"
             )
         self.cache = cache
 
     @torch.no_grad()
     def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
-        """See ``Teacher``; attention maps and runs after interventions are not kept.
+        """Read the outputs of a batch; attention maps and outputs after interventions are not cached.
 
         Raises:
-            CheckpointError: A row of the batch is not in the cache, or reads otherwise.
+            CheckpointError: A row of the batch is not in the cache, or its tokens differ.
         """
         layout, device = self.cache.layout, batch.input_ids.device
         assert not needs.maps and needs.resume is None, "refused when the recipe is read"

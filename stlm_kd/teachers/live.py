@@ -1,4 +1,4 @@
-"""Teachers: frozen models that answer a batch with a distribution, hidden states and attention maps.
+"""Live teachers: frozen models that compute distributions, hidden states and attention maps of a batch.
 
 Shapes: B rows, T positions, D the teacher's width.
 """
@@ -23,14 +23,14 @@ from stlm_kd.teachers.targets import Dense, Logits
 
 
 class LiveTeacher:
-    """Runs the model on every batch, no deeper than what is needed.
+    """Runs the model on every batch, up to the deepest layer that is requested.
 
     Args:
         model: A language model, or a classifier.
-        vocabulary: The size of a language model's tokenizer, beyond which its head is padding.
-        name: By which examples hold what its own tokenizer reads.
-        offload: Whether its weights are on the device of a batch only while it is asked, but for those of
-            embedding and head, which project what it said; between they are where they are now.
+        vocabulary: Size of a language model's tokenizer, beyond which its head is padding.
+        name: Key of the examples' token ids from its own tokenizer.
+        offload: Whether its weights are on the batch's device only during the forward pass and otherwise
+            where they are now. Embedding and head stay on the device, since they project the outputs later.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LiveTeacher:
 
     @contextmanager
     def _on(self, device: torch.device) -> Iterator[None]:
-        """While it is entered, the whole model is on the device."""
+        """Keep the whole model on the device within the context."""
         if not self.offload:
             if self.model.device != device:
                 to_device(self.model, device)
@@ -72,30 +72,30 @@ class LiveTeacher:
                 weight.data = _moved(resting, device)
             yield
         finally:
-            for weight, resting in self._resting:  # nothing is copied back: they never change
+            for weight, resting in self._resting:  # frozen, so nothing is copied back
                 weight.data = resting
 
     def part(self, plan: Plan, layers: tuple[int, ...]) -> InterventionPass:
-        """Its part in an intervention on these of its layers."""
+        """The pass that applies an intervention to these layers."""
         return InterventionPass(self.model, layers, plan, reader=self.name)
 
     @torch.no_grad()
     def after(
         self, batch: AnyBatch, base: TeacherOutput, part: InterventionPass, needs: OutputSpec
     ) -> TeacherOutput:
-        """What it says of a batch after an intervention.
+        """Outputs on a batch after an intervention.
 
         Args:
-            batch: The base.
-            base: What it said of it, with what its part needs.
-            part: Its own, as ``part`` made it.
-            needs: What to read.
+            batch: The base batch.
+            base: Outputs on the base batch, including those that ``part`` needs.
+            part: Intervention pass from ``part``.
+            needs: Outputs to return.
         """
         with self._on(batch.input_ids.device):
             return self.output(part.after(batch, base.observed, needs))
 
     def output(self, observed: ModelOutputs) -> TeacherOutput:
-        """What was observed of the model, with its head."""
+        """Wrap the model's outputs, with its head if they are head inputs."""
         if observed.head_input is not None:
             assert self.vocabulary is not None
             dense = Dense(observed.head_input, head_of(self.model), self.vocabulary)
@@ -104,7 +104,7 @@ class LiveTeacher:
 
 
 def _outer(model: PreTrainedModel) -> list[nn.Module]:
-    """Embedding and head."""
+    """The embedding and the head."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     return [layer for layer in layers if layer is not None]
 

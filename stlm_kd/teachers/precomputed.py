@@ -1,4 +1,4 @@
-"""A teacher whose outputs for one data set are computed once, before the training."""
+"""A teacher whose outputs on one data set are computed once, before the training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stlm_kd.teachers.protocol import TeacherOutput
 
 
 class PrecomputedTeacher:
-    """Knows its answers for one data set by heart: each row was run once, before the training.
+    """Precomputes the teacher's outputs for one data set and keeps them in memory.
 
-    For data that is read many times and fits in memory. All rows are run at the start and in their own order,
-    so that an answer does not depend on when it is asked, nor on a resume.
+    For data that is read many times and fits in memory. All rows are computed at the start and in data order,
+    so outputs depend neither on the training step nor on a resume.
 
     Args:
-        teacher: Asked here, in the precision that surrounds this call.
-        batches: At least one; each row of the data in exactly one of them.
-        rows: How many rows there are; ``example_ids`` are below it.
-        needs: All that will ever be asked for.
+        teacher: Runs here, in the precision of the calling context.
+        batches: At least one batch; each row of the data in exactly one of them.
+        rows: Number of rows; ``example_ids`` are below it.
+        needs: All outputs that will be requested.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class PrecomputedTeacher:
 
     @staticmethod
     def row_bytes(teacher: LiveTeacher, batch: AnyBatch, needs: OutputSpec) -> int:
-        """What one row's answer takes in memory, after asking for a batch."""
+        """Memory of one row's outputs in bytes, measured on one batch."""
         return _bytes(teacher(batch, needs).observed) // len(batch.example_ids)
 
     @property
     def model(self) -> PreTrainedModel:
-        """What was run."""
+        """The model that was run."""
         return self._teacher.model
 
     @property
     def num_bytes(self) -> int:
-        """What all it knows takes in memory."""
+        """Memory of all stored outputs in bytes."""
         return _bytes(self._known)
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ class PrecomputedTeacher:
 
 
 def _each(observed: ModelOutputs, change: Callable[[Tensor], Tensor]) -> ModelOutputs:
-    """The same with every tensor changed."""
+    """Apply a function to every tensor."""
     return ModelOutputs(
         head_input=None if observed.head_input is None else change(observed.head_input),
         logits=None if observed.logits is None else change(observed.logits),

@@ -1,4 +1,4 @@
-"""What every teacher is: an answer to a batch."""
+"""The protocol of teachers and their output on a batch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stlm_kd.teachers.targets import Distribution
 
 @dataclass(frozen=True, slots=True)
 class TeacherOutput:
-    """What a teacher says of a batch.
+    """A teacher's outputs on a batch.
 
     Attributes:
-        distribution: Over the outcomes at each token; None where it was not needed.
-        observed: States and maps, and what its distribution was made from.
+        distribution: Output distribution at each token; None if it was not requested.
+        observed: Hidden states, attention maps, and the logits or head inputs behind the distribution.
     """
 
     distribution: Distribution | None
@@ -24,8 +24,8 @@ class TeacherOutput:
 
 
 class Teacher(Protocol):
-    """Answers a batch. It hangs outside the engine: nothing of it is trained, wrapped or saved."""
+    """Computes outputs on a batch. Lives outside the engine: it is never trained, wrapped or saved."""
 
     def __call__(self, batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
-        """What is needed of the batch, (B, T, …) each; the head's input stands for a distribution."""
+        """The requested outputs, (B, T, …) each; requesting the head's input yields a distribution."""
         ...

@@ -1,6 +1,6 @@
-"""What a teacher says at each token: states to project to the vocabulary, logits, or a sparse target.
+"""A teacher's distribution at each token: hidden states to project to the vocabulary, logits, or sparse.
 
-Shapes: B rows, T positions, N tokens, n tokens chosen of these, D the teacher's width, V outcomes.
+Shapes: B rows, T positions, N tokens, n selected tokens, D the teacher's width, V tokens or classes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A distribution over the vocabulary at each token, not yet projected.
+    """A distribution over the vocabulary at each token, as hidden states before the projection.
 
     Attributes:
-        hidden: (B, T, D), or (N, D) once the tokens that count are chosen.
-        head: What projects it.
-        vocabulary: The tokenizer's size; rows of the head beyond it are padding and mean nothing.
+        hidden: Hidden states before the head, (B, T, D), or (N, D) after tokens are selected.
+        head: Projection to the vocabulary.
+        vocabulary: The tokenizer's size; rows of the head beyond it are padding.
     """
 
     hidden: Tensor
@@ -35,12 +35,12 @@ class Dense:
     vocabulary: int
 
     def rows(self, chosen: Tensor | slice) -> Dense:
-        """The tokens under a mask or at indices, as (N, D), in the type that the calling code computes in."""
+        """Select tokens by mask or indices, as (N, D), in the caller's compute dtype."""
         compute = compute_dtype(self.head.weight)
         return Dense(self.hidden[chosen].to(compute), self.head.to(compute), self.vocabulary)
 
     def logits(self, chosen: Tensor | slice, outcomes: int) -> Tensor:
-        """Logits (n, outcomes) of some tokens; -inf for outcomes beyond the tokenizer's vocabulary."""
+        """Logits (n, outcomes) of selected tokens; -inf beyond the tokenizer's vocabulary."""
         real = min(self.vocabulary, outcomes)
         bias = None if self.head.bias is None else self.head.bias[:real]
         logits_nV = at_least_float32(functional.linear(self.hidden[chosen], self.head.weight[:real], bias))
@@ -49,27 +49,27 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """A distribution that is given as logits, as a classifier's: (B, V), (B, T, V), or (N, V) once chosen."""
+    """A distribution as logits, such as a classifier's: (B, V), (B, T, V), or (N, V) after selection."""
 
     values: Tensor
 
     def rows(self, chosen: Tensor | slice) -> Logits:
-        """The rows or tokens under a mask, at indices, or of a slice."""
+        """Select rows or tokens by mask, indices or slice."""
         return Logits(self.values[chosen])
 
     def logits(self, chosen: Tensor | slice, outcomes: int) -> Tensor:
-        """Logits (n, outcomes) of some tokens, copied; -inf for outcomes that were not given."""
+        """A copy of the logits (n, outcomes) of selected tokens; -inf beyond their own size."""
         return _padded(at_least_float32(self.values[chosen].clone())[:, :outcomes], outcomes)
 
 
 Distribution = Dense | Logits | TopKTail
-"""What a teacher says; ``rows`` chooses among its tokens."""
+"""A teacher's output distribution; ``rows`` selects tokens."""
 
 
 def joined_sparse(found: Sequence[TopKTail | int], *, like: TopKTail) -> TopKTail:
-    """Sparse targets one after the other; where a number of tokens stands in place of one, zeros.
+    """Concatenate sparse targets; a number of tokens in place of a target is filled with zeros.
 
-    A cached teacher is not asked after an intervention: there nothing of it is counted.
+    A cached teacher has no outputs after an intervention; no term counts these tokens.
     """
 
     def joined(of: Callable[[TopKTail], Tensor]) -> Tensor:
@@ -94,6 +94,6 @@ def joined_sparse(found: Sequence[TopKTail | int], *, like: TopKTail) -> TopKTai
 
 def _padded(logits_nV: Tensor, outcomes: int) -> Tensor:
     missing = outcomes - logits_nV.shape[-1]
-    if not missing:  # padding by nothing would copy
+    if not missing:  # padding by 0 would copy
         return logits_nV
     return functional.pad(logits_nV, (0, missing), value=-torch.inf)

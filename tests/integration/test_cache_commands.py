@@ -92,7 +92,7 @@ def test_caches_are_made_looked_at_verified_and_merged(
     one = taught(place, "one", f"[{{name: both, cache: {output}}}]")
     assert stlm_kd("distill", "-r", f"{one}.yaml", *options).exit_code == 0
     again = stlm_kd("teacher", "merge", first, second, "--output", output)
-    assert (again.exit_code, "there already" in again.stderr) == (2, True)
+    assert (again.exit_code, "exists already" in again.stderr) == (2, True)
     assert merged["teacher"] == "a, m merged"
     model_folder(tmp_path / "m", "llama", load_tokenizer("own"), seed=8)
     other = stlm_kd("teacher", "verify", second, *options)

@@ -1,5 +1,5 @@
-"""What a teacher says of a data set, on disk: written once, read by every student.
+"""Cached teacher outputs of a data set on disk: written once, read by every student.
 
-``layout`` says what is kept, ``sampling`` makes it of logits, ``shards`` are the files, ``writing`` fills
-them, ``reading`` opens them, and ``answering`` is the teacher that reads.
+``format`` defines layout and manifest, ``sampling`` compresses logits, ``shards`` reads and writes the files,
+``writer`` fills a cache, ``reader`` opens it, and ``merge`` combines several caches.
 """

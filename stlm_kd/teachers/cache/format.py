@@ -1,7 +1,8 @@
-"""What a cache keeps of each token, and the manifest that says what a folder must hold.
+"""The format of a cache: columns per token, and the manifest.
 
-A folder holds ``manifest.json`` and ``shard-00000.safetensors`` and so on. An *item* is one training row
-under one variant of its masks: item ``row * variants + variant``. Every shard but the last has as many items.
+A folder contains ``manifest.json``, ``shard-00000.safetensors`` and so on. An *item* is one training row with
+one variant of its masks: item ``row * variants + variant``. All shards except the last have the same number
+of items.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ Positions = Literal["labels", "attended"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is kept of each token, or of each example.
+    """The columns stored per token or example.
 
     Attributes:
-        vocabulary: Outcomes; ids are below it.
-        head: The most probable outcomes, kept exactly; 0 where logits are kept.
-        draws: From the other outcomes.
-        temperature: By which the teacher is softened.
-        positions: Tokens that are kept: those with a label, or all that are not padding.
-        logits: Whether all logits are kept in place of head and draws, one row for each example.
-        states: Sites of hidden states that are kept too, and their width.
+        vocabulary: Number of tokens or classes; ids are below it.
+        head: Number of top-k entries, stored exactly; 0 if logits are stored.
+        draws: Number of samples from the tail.
+        temperature: Temperature of the teacher's distribution.
+        positions: Tokens that are stored: those with a label, or all that are not padding.
+        logits: Whether all logits are stored instead of head and draws, one row per example.
+        states: Layers of stored hidden states, with their width.
     """
 
     vocabulary: int
@@ -53,7 +54,7 @@ class Layout:
     states: Mapping[str, int] = field(default_factory=dict)
 
     def columns(self) -> dict[str, tuple[np.dtype[np.generic], int]]:
-        """Type and width of each kept thing, by name; width 0 for a number."""
+        """Dtype and width of each column by name; width 0 for a scalar."""
         if self.logits:
             return {"logits": (np.dtype("<f4"), self.vocabulary)}
         half = np.dtype("<f2")
@@ -68,19 +69,19 @@ class Layout:
         }
 
     def sites(self) -> dict[str, Site]:
-        """The sites of the hidden states that are kept, by their names here."""
+        """The layers of the stored hidden states, by column name."""
         named: dict[str, Site] = {"embeddings": "embeddings", "last": "last"}
         return {name: named[name] if name in named else int(name) for name in self.states}
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of a token, the index left out."""
+        """Bytes per token, without the index."""
         return sum(dtype.itemsize * max(width, 1) for dtype, width in self.columns().values())
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """What a shard's file must be."""
+    """Size and hash of a shard's file."""
 
     bytes: int
     sha256: str
@@ -88,21 +89,21 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a cache holds.
+    """The content of a cache.
 
     Attributes:
-        layout: Of its tokens.
-        rows: Training rows.
-        variants: Of the masks of each row; 1 where nothing is masked.
-        items_per_shard: Of every shard but the last.
-        tokens: That are kept, over all items.
-        shards: In order.
-        covered: The mean probability of the head; 1 of logits.
-        entropy: The mean entropy, in nats; 0 of logits.
-        flops: What it took to make; None where that is not known.
-        made_of: What decides the content: fingerprints of teacher, tokenizer and data, and options.
-        source: Where it came from, in the words of a recipe: how to make it again.
-        format: The version of this layout.
+        layout: Columns stored per token.
+        rows: Number of training rows.
+        variants: Mask variants per row; 1 without masking.
+        items_per_shard: Items of every shard except the last.
+        tokens: Number of stored tokens, over all items.
+        shards: Records of the shards, in order.
+        covered: Mean probability of the head; 1 for logits.
+        entropy: Mean entropy in nats; 0 for logits.
+        flops: FLOPs spent on building it; None if unknown.
+        made_of: Inputs that determine the content: fingerprints of teacher, tokenizer and data, and options.
+        source: Origin in terms of a recipe, to rebuild the cache.
+        format: Version of this format.
     """
 
     layout: Layout
@@ -120,38 +121,38 @@ class Manifest:
 
     @property
     def items(self) -> int:
-        """Rows under all variants."""
+        """Number of rows times variants."""
         return self.rows * self.variants
 
     @property
     def num_bytes(self) -> int:
-        """Of all shards."""
+        """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what is kept, hex."""
+        """SHA-256 of the content, hex."""
         text = json.dumps([asdict(self.layout), [shard.sha256 for shard in self.shards]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Write it into a cache's folder, whole or not at all."""
+        """Write the manifest into a cache's folder, atomically."""
         text = json.dumps({f.name: _plain(getattr(self, f.name)) for f in fields(self)}, indent=1)
         with written_whole(folder / MANIFEST) as unfinished:
             unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard."""
+    """File name of a shard."""
     return f"shard-{number:05d}.safetensors"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a folder, each of its fields of the right kind.
+    """Read and validate the manifest in a folder.
 
     Raises:
-        MissingResourceError: There is none, or it cannot be read.
-        CheckpointError: It is of another format, damaged, or contradicts itself.
+        MissingResourceError: It is missing or unreadable.
+        CheckpointError: It has another format, is damaged, or is inconsistent.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -166,18 +167,16 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: damaged ({error}); make the cache anew") from error
+        raise CheckpointError(f"{path}: damaged ({error}); rebuild the cache") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format {found} found; this version reads {FORMAT_VERSION}; make the cache anew"
-        )
+        raise CheckpointError(f"{path}: format {found} found, expected {FORMAT_VERSION}; rebuild the cache")
     try:
         manifest = _MANIFESTS.validate_python(content)
     except ValidationError as error:
         line = error.errors(include_url=False)[0]
         place = ".".join(map(str, line["loc"]))
-        raise CheckpointError(f"{path}: damaged at {place} ({line['msg']}); make the cache anew") from error
+        raise CheckpointError(f"{path}: damaged at {place} ({line['msg']}); rebuild the cache") from error
     _check(path, manifest)
     return manifest
 
@@ -196,7 +195,7 @@ def _check(path: Path, manifest: Manifest) -> None:
         and len(manifest.shards) == shards
     )
     if not sound:
-        raise CheckpointError(f"{path}: damaged, its numbers contradict each other; make the cache anew")
+        raise CheckpointError(f"{path}: damaged, its numbers are inconsistent; rebuild the cache")
 
 
 def _plain(value: object) -> object:
@@ -219,14 +218,14 @@ WORDS = {
     "variants": "the masks of each row",
     "temperature": "the temperature",
     "positions": "the positions that objectives count",
-    "top": "the likeliest outcomes that are kept",
-    "draws": "the draws from the others",
-    "states": "the hidden states that are kept",
+    "top": "the number of top-k tokens",
+    "draws": "the number of tail samples",
+    "states": "the cached hidden states",
     "precision": "the precision of the computation",
     "weights": "the precision of the teacher's weights",
 }
-"""What decides a cache's content, as people call it."""
+"""Descriptions of the inputs that determine a cache's content."""
 
 
 OF_ONE_CACHE = ("teacher", "top", "draws", "states", "precision", "weights")
-"""In which caches of the same tokens may differ."""
+"""Inputs in which caches of the same tokens may differ."""

@@ -1,11 +1,10 @@
-"""One cache of several teachers': their mixture at each token, again of a fixed size.
+"""Merge the caches of several teachers into one: their mixture at each token, at a fixed size.
 
-Head and draws of all teachers together are an unbiased estimate of the mixture. What the teachers' heads hold
-of the likeliest outcomes becomes the new head: exact for a teacher that has the outcome in its own head, and
-nothing for one that has not. All the rest is drawn from again, so that the result is unbiased too. A draw
-never becomes part of the head: it stands for much of a tail, and would pass for a likely outcome.
-Its ``entropy`` is Σ w H of the teachers' own, as for teachers that are combined while a student is trained:
-forward KL then shows Σ w KL(p || q), with the gradient of KL(Σ w p || q).
+Heads and draws of all teachers together are an unbiased estimate of the mixture. The new head consists of the
+top tokens of the teachers' heads: exact for a teacher whose head contains the token, 0 for others. The rest
+is resampled, so the result stays unbiased. A draw never enters the head: it represents a large part of a tail
+and would pass for a likely token. The ``entropy`` is Σ w H of the teachers' entropies, as for teachers
+combined during training: forward KL then has the value Σ w KL(p || q) and the gradient of KL(Σ w p || q).
 
 Shapes: n tokens, M teachers, E entries of all teachers, H of the head.
 """
@@ -32,26 +31,25 @@ from stlm_kd.teachers.cache.writer import Work, complete, estimated_bytes, requi
 from stlm_kd.teachers.combination import COMBINERS, WeightingFeatures, weighting_features
 
 WAYS = ("mean", "weighted", "confidence", "entropy", "label-likelihood")
-"""To combine teachers by what a cache tells of each token."""
+"""Combiners whose features a cache provides."""
 
 PIECE_TOKENS = 1 << 14
-"""About so many tokens of each teacher are expanded at a time."""
+"""Approximate number of tokens of each teacher that are processed at a time."""
 
 
 def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Json], output: Path) -> Path:
-    """Write the mixture of several caches into a new folder, which appears whole.
+    """Write the mixture of several caches into a new folder, atomically.
 
     Args:
-        folders: Of caches of the same data.
+        folders: Caches of the same data.
         how: One of ``WAYS``.
-        options: Of that way; weights by the teachers' names, or by the caches' numbers from 0.
+        options: Options of the combiner; weights by teacher name, or by index of the cache from 0.
         output: The new folder.
 
     Raises:
-        UsageError: Fewer than two caches, one given twice, a way that a cache cannot serve, or a folder that
-            is there already.
+        UsageError: Fewer than two caches, a duplicate, an unsupported combiner, or an existing folder.
         CheckpointError: A damaged cache, or caches of different data or temperatures.
-        MissingResourceError: One of the caches is not there, or the disk is too small.
+        MissingResourceError: A cache is missing, or the disk is too small.
     """
     _check_words(folders, how, options, output)
     caches = [TeacherCache.open(folder) for folder in folders]
@@ -94,7 +92,7 @@ def merge_caches(folders: Sequence[Path], *, how: str, options: Mapping[str, Jso
 
 
 def names_of(manifests: Sequence[Manifest]) -> list[str]:
-    """What each cache is called: its teacher's name, or its number where others are called so too."""
+    """Name of each cache: its teacher's name, or its index if that is ambiguous."""
     own = [_own_name(manifest) for manifest in manifests]
     return [
         str(number) if own.count(name) > 1 or name.isdecimal() else name for number, name in enumerate(own)
@@ -102,7 +100,7 @@ def names_of(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def _own_name(manifest: Manifest) -> str:
-    names = manifest.source.get("names")  # of a cache that was merged itself
+    names = manifest.source.get("names")  # of a merged cache
     return "+".join(map(str, names)) if isinstance(names, list) else str(manifest.source.get("teacher"))
 
 
@@ -110,7 +108,7 @@ def _check_words(folders: Sequence[Path], how: str, options: Mapping[str, Json],
     if len(folders) < 2:
         raise UsageError(f"{len(folders)} cache given; expected at least two")
     if output.exists():
-        raise UsageError(f"--output {output}: there already; name a new folder, or delete it")
+        raise UsageError(f"--output {output}: exists already; name a new folder, or delete it")
     if how not in WAYS:
         raise UsageError(f"--how {how}: expected one of {', '.join(WAYS)}")
     for name in options:
@@ -120,7 +118,7 @@ def _check_words(folders: Sequence[Path], how: str, options: Mapping[str, Json],
 
 
 def _weights_by_name(how: str, options: Mapping[str, Json], names: Sequence[str]) -> dict[str, Json]:
-    """The weights of ``weighted``, by the teachers' names alone."""
+    """The weights of ``weighted``, by teacher name."""
     if how != "weighted":
         return {}
     given = options.get("weights")
@@ -134,12 +132,12 @@ def _weights_by_name(how: str, options: Mapping[str, Json], names: Sequence[str]
 
 
 def _places(caches: Sequence[TeacherCache], names: Sequence[str], number: int) -> str:
-    """The first cache and another one, for a message."""
+    """Folders and names of the first cache and another one, for a message."""
     return " and ".join(f"{caches[own].folder} ({names[own]})" for own in (0, number))
 
 
 def _check_same(caches: Sequence[TeacherCache], names: Sequence[str]) -> None:
-    """Refuse caches that are not of the same tokens, and one that is given twice."""
+    """Reject caches of different tokens, and duplicates."""
     first = caches[0].manifest
     given: dict[str, Path] = {}
     compared = [name for name in WORDS if name not in OF_ONE_CACHE]
@@ -150,25 +148,25 @@ def _check_same(caches: Sequence[TeacherCache], names: Sequence[str]) -> None:
         if not apart and numbers != (other.rows, other.variants, other.tokens, other.layout.vocabulary):
             apart = ["the rows"]
         if other.layout.logits:
-            raise CheckpointError(f"{cache.folder}: holds classifiers' logits, which are not merged")
+            raise CheckpointError(f"{cache.folder}: contains classifiers' logits, which cannot be merged")
         if other.fingerprint in given:
             places = f"{given[other.fingerprint]} and {cache.folder}"
-            raise UsageError(f"{places} are the same cache; give it once, or weigh it by --how weighted")
+            raise UsageError(f"{places} are the same cache; give it once, or weight it by --how weighted")
         given[other.fingerprint] = cache.folder
         if apart:
             places = _places(caches, names, place)
-            raise CheckpointError(f"{places} differ in {', '.join(apart)}; make them by one recipe")
+            raise CheckpointError(f"{places} differ in {', '.join(apart)}; build them from one recipe")
 
 
 def _of_all(caches: Sequence[TeacherCache], name: str) -> Json:
-    """What all caches were made of, or a list where they differ."""
+    """The common value of a manifest field, or a list of the values if they differ."""
     values = [cache.manifest.made_of.get(name) for cache in caches]
     return values[0] if all(value == values[0] for value in values) else values
 
 
 def _layout(caches: Sequence[TeacherCache]) -> Layout:
     first = caches[0].layout
-    head = min(cache.layout.head for cache in caches)  # as many outcomes are certain to be known
+    head = min(cache.layout.head for cache in caches)  # guaranteed in every cache
     draws = max(cache.layout.draws for cache in caches)
     draws = draws or (1 if head < first.vocabulary else 0)
     return Layout(first.vocabulary, head, draws, first.temperature, first.positions)
@@ -188,13 +186,13 @@ def _merged(
     options: Mapping[str, Json],
     names: Sequence[str],
 ) -> Items:
-    """What is kept of some items, in the types of the layout."""
+    """The merged columns of some items, in the layout's dtypes."""
     found = [cache.items(items) for cache in caches]
     first, layout = found[0], work.layout
     for number, other in enumerate(found):
         if (other.checks != first.checks).any() or (other.lengths != first.lengths).any():
             places = _places(caches, names, number)
-            raise CheckpointError(f"{places} hold other rows; make them by one recipe")
+            raise CheckpointError(f"{places} contain different rows; build them from one recipe")
     tokens = int(first.lengths.sum())
     item_of = np.repeat(np.asarray(items), first.lengths)
     begins = np.cumsum(first.lengths) - first.lengths
@@ -218,7 +216,7 @@ def mixed(
     options: Mapping[str, Json],
     names: Sequence[str],
 ) -> Mapping[str, Tensor]:
-    """What a cache keeps of the mixture of some tokens, as ``head_and_tail`` gives it."""
+    """Compute the columns of the mixture, as ``head_and_tail`` does for one teacher."""
     weights_nM = _weights(targets, how, options, names)
     heads, draws = zip(
         *(_parts(t, w) for t, w in zip(targets, weights_nM.unbind(-1), strict=True)), strict=True
@@ -241,7 +239,7 @@ def mixed(
 
 
 def _parts(target: TopKTail, weight_n: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Outcomes and weighted masses of a teacher's head, and of its draws."""
+    """Token ids and weighted masses of a teacher's head, and of its draws."""
     head, masses_nE = target.log_probs.shape[-1], target.masses() * weight_n[:, None]
     return (target.ids[:, :head], masses_nE[:, :head]), (target.ids[:, head:], masses_nE[:, head:])
 
@@ -256,7 +254,7 @@ def _weights(
     evidence = WeightingFeatures(
         teachers=tuple(names),
         blank=torch.zeros(tokens, len(targets)),
-        labelled=torch.ones(tokens, dtype=torch.bool),  # where there is none, all caches say the same of it
+        labelled=torch.ones(tokens, dtype=torch.bool),  # without a label, all caches store 0
         confidence=said.confidence,
         entropy=said.entropy,
         label_log_prob=said.label_log_prob,
@@ -271,7 +269,7 @@ def _labels(target: TopKTail) -> Tensor:
 
 
 def _once(ids_nE: Tensor, masses_nE: Tensor) -> tuple[Tensor, Tensor]:
-    """Each outcome once with all its mass; what is left over has none."""
+    """Merge duplicate ids and sum their masses; unused entries have mass 0."""
     ids_nE, order_nE = ids_nE.sort(dim=-1)
     masses_nE = masses_nE.gather(-1, order_nE)
     is_new_nE = torch.ones_like(ids_nE, dtype=torch.bool)
@@ -282,4 +280,4 @@ def _once(ids_nE: Tensor, masses_nE: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _no_batch(rows: Sequence[int], variants: Sequence[int]) -> AnyBatch:
-    raise AssertionError("a merged cache asks no teacher")
+    raise AssertionError("merging runs no teacher")

@@ -1,6 +1,6 @@
-"""A cache that is open: what the teacher said of a batch, found by the rows' numbers.
+"""Read a cache: look up the teacher's outputs of a batch by row number.
 
-Shapes: B rows, T positions, H outcomes of the head, M draws, C classes.
+Shapes: B rows, T positions, H tokens in the head, M draws, C classes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from stlm_kd.teachers.targets import Logits
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is kept of the tokens of a batch.
+    """Cached values of a batch's tokens.
 
     Attributes:
-        kept: The tokens, (B, T) bool; of examples (B,).
-        columns: By name, one entry for each of these in their order.
+        kept: Mask of the cached tokens, (B, T) bool; of examples, (B,).
+        columns: By name, one entry per cached token, in order.
     """
 
     kept: Tensor
@@ -38,12 +38,12 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """What is kept of some items, one after the other.
+    """Cached values of consecutive items.
 
     Attributes:
-        lengths: Tokens of each.
-        checks: Of what each reads.
-        columns: By name, one entry for each token.
+        lengths: Number of tokens of each item.
+        checks: Checksum of each item's token ids.
+        columns: By name, one entry per token.
     """
 
     lengths: Array
@@ -55,9 +55,9 @@ class TeacherCache:
     """A cache's files, memory-mapped.
 
     Args:
-        folder: Where they lie.
-        manifest: What they must be.
-        shards: As they are.
+        folder: The cache's folder.
+        manifest: Its manifest.
+        shards: Its opened shards.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, shards: list[Shard]) -> None:
@@ -66,15 +66,15 @@ class TeacherCache:
 
     @classmethod
     def open(cls, folder: Path, *, every_byte: bool = True) -> TeacherCache:
-        """The cache in a folder.
+        """Open the cache in a folder.
 
         Args:
-            folder: Of ``manifest.json`` and shards.
-            every_byte: Whether the shards' hashes are compared too, and not only their sizes.
+            folder: Folder of ``manifest.json`` and the shards.
+            every_byte: Whether to verify the shards' hashes, not only their sizes.
 
         Raises:
-            MissingResourceError: There is none.
-            CheckpointError: A shard is not what it was when the cache was completed.
+            MissingResourceError: The folder has no cache.
+            CheckpointError: A shard changed since the cache was completed.
         """
         manifest = read_manifest(folder)
         shards = []
@@ -82,28 +82,30 @@ class TeacherCache:
             path = folder / shard_name(number)
             size = path.stat().st_size if path.is_file() else None
             if size != record.bytes:
-                found = "not there" if size is None else f"{size:,} bytes found"
-                raise CheckpointError(f"{path}: {found}, expected {record.bytes:,}; make the cache anew")
+                found = "missing" if size is None else f"{size:,} bytes found"
+                raise CheckpointError(f"{path}: {found}, expected {record.bytes:,}; rebuild the cache")
             if every_byte and known_sha256(path) != record.sha256:
-                raise CheckpointError(f"{path}: changed since the cache was completed; make the cache anew")
+                raise CheckpointError(f"{path}: changed since the cache was completed; rebuild the cache")
             begin = number * manifest.items_per_shard
             items = min(manifest.items_per_shard, manifest.items - begin)
             shards.append(open_shard(path, manifest.layout, items))
         if sum(shard.tokens for shard in shards) != manifest.tokens:
-            raise CheckpointError(f"{folder}: its shards have other tokens than its manifest; make it anew")
+            raise CheckpointError(
+                f"{folder}: number of tokens differs between shards and manifest; rebuild the cache"
+            )
         return cls(folder, manifest, shards)
 
     @property
     def layout(self) -> Layout:
-        """What is kept of each token."""
+        """The columns stored per token."""
         return self.manifest.layout
 
     def shards(self) -> Iterator[Shard]:
-        """All of them, in order."""
+        """All shards, in order."""
         yield from self._shards
 
     def items(self, wanted: range) -> Items:
-        """What is kept of some items in a row."""
+        """Cached values of consecutive items."""
         lengths, checks = [], []
         parts: dict[str, list[Array]] = {name: [] for name in self.layout.columns()}
         size = self.manifest.items_per_shard
@@ -118,10 +120,10 @@ class TeacherCache:
         return Items(np.concatenate(lengths), np.concatenate(checks), columns)
 
     def find(self, batch: AnyBatch) -> Found:
-        """What is kept of a batch, which lies on the CPU, under the masks that it has.
+        """Cached values of a batch on the CPU, for the variant of its masks.
 
         Raises:
-            CheckpointError: A row is not there, or reads otherwise than the one that the teacher read.
+            CheckpointError: A row is missing, or its tokens differ from those that were cached.
         """
         kept = kept_positions(batch, self.layout)
         counts = kept.reshape(len(kept), -1).sum(1).tolist()
@@ -133,7 +135,7 @@ class TeacherCache:
             shard, item = self._item(row, check)
             begin, end = int(shard.ends[item]), int(shard.ends[item + 1])
             if end - begin != count:
-                raise self._other(row, f"{end - begin} of its tokens are kept, and {count} are wanted")
+                raise self._other(row, f"{end - begin} of its tokens are cached, expected {count}")
             slices.append((shard, slice(begin, end)))
         columns = {
             name: self._joined([shard.columns[name][own] for shard, own in slices], name)
@@ -142,8 +144,8 @@ class TeacherCache:
         ids = columns.get("ids")
         if ids is not None and ids.size and int(ids.max()) >= self.layout.vocabulary:
             raise CheckpointError(
-                f"{self.folder}: id {int(ids.max())} found, but its vocabulary has {self.layout.vocabulary}; "
-                "the cache is damaged, make it anew"
+                f"{self.folder}: token id {int(ids.max())} found, expected ids below "
+                f"{self.layout.vocabulary}; the cache is damaged, rebuild it"
             )
         return Found(kept, columns)
 
@@ -154,7 +156,7 @@ class TeacherCache:
         return np.empty((0, width) if width else (0,), dtype)
 
     def _item(self, row: int, check: int) -> tuple[Shard, int]:
-        """The row under the variant of its masks that reads as it does now."""
+        """Shard and index of the row's mask variant whose checksum matches."""
         manifest = self.manifest
         if row >= manifest.rows:
             raise self._other(row, f"the cache has {manifest.rows} rows")
@@ -162,28 +164,28 @@ class TeacherCache:
             number, place = divmod(item, manifest.items_per_shard)
             if self._shards[number].checks[place] == check:
                 return self._shards[number], place
-        raise self._other(row, "it reads otherwise")
+        raise self._other(row, "its tokens differ")
 
     def _other(self, row: int, why: str) -> CheckpointError:
         return CheckpointError(
             f"{self.folder}: row {row} of the training data is not the one that was cached ({why}); "
-            "make the cache anew from this recipe"
+            "rebuild the cache from this recipe"
         )
 
 
 def kept_positions(batch: AnyBatch, layout: Layout) -> Tensor:
-    """The tokens of a batch that a cache keeps, (B, T) bool; examples, (B,)."""
+    """Mask of the tokens that a cache stores, (B, T) bool; of examples, (B,)."""
     if not isinstance(batch, Batch):
         return batch.example_ids >= 0
     return batch.labels != IGNORED if layout.positions == "labels" else batch.attention_mask
 
 
 def distribution(found: Found, layout: Layout) -> TopKTail | Logits:
-    """What was kept as a distribution at each place of the batch; anything where nothing was kept."""
+    """The cached distribution at each position of the batch; arbitrary where nothing is cached."""
     if layout.logits:
         return Logits(_placed(found, "logits"))
     log_probs, tail = _placed(found, "log_probs"), _placed(found, "tail")
-    # Half precision moves a probability by at most .4 % of itself (below e**-8); their sum is set right.
+    # Half precision changes a probability by at most 0.4 % (below e**-8); renormalise the sum.
     total = torch.logaddexp(log_probs.logsumexp(-1), tail) if layout.head else tail
     total = torch.where(found.kept, total, 0.0)
     return TopKTail(
@@ -198,12 +200,12 @@ def distribution(found: Found, layout: Layout) -> TopKTail | Logits:
 
 
 def states(found: Found, layout: Layout) -> dict[str, Tensor]:
-    """The hidden states that were kept, (B, T, D) each."""
+    """The cached hidden states, (B, T, D) each."""
     return {site: _placed(found, f"state.{site}") for site in layout.states}
 
 
 def on_device(said: TopKTail | Logits, device: torch.device) -> TopKTail | Logits:
-    """The same distribution on a device."""
+    """Move a distribution to a device."""
     if isinstance(said, Logits):
         return Logits(said.values.to(device, non_blocking=True))
     names = ("ids", "log_probs", "tail", "entropy", "label_log_probs")
@@ -212,7 +214,7 @@ def on_device(said: TopKTail | Logits, device: torch.device) -> TopKTail | Logit
 
 
 def _placed(found: Found, name: str) -> Tensor:
-    """A column at the places of its tokens, in the type that is computed in; zeros elsewhere."""
+    """Scatter a column to the positions of its tokens, in the compute dtype; zeros elsewhere."""
     column = found.columns[name]
     dtype = torch.int64 if name == "ids" else torch.float32
     values = torch.from_numpy(column.astype(np.int64) if name == "ids" else column).to(dtype)

@@ -1,9 +1,9 @@
-"""Head and tail of a distribution: its likely outcomes exactly, and draws from the others.
+"""Top-k head and sampled tail of a distribution.
 
-The draws come from numbers that are a function of seed, item, position and number of the draw, so that a
-cache has the same content whoever writes it, in whatever order.
+The random numbers are functions of seed, item, position and draw, so the content of a cache does not depend
+on the process that writes it or on the order.
 
-Shapes: n tokens, V outcomes, H of the head, M draws.
+Shapes: n tokens, V tokens of the vocabulary, H in the head, M draws.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Words = npt.NDArray[np.uint64]
 def uniforms(
     seed: int, items_n: npt.NDArray[np.int64], positions_n: npt.NDArray[np.int64], draws: int
 ) -> npt.NDArray[np.float64]:
-    """Numbers from 0 up to but not 1, (n, M): a hash of seed, item, position and draw.
+    """Uniform numbers in [0, 1), (n, M): a hash of seed, item, position and draw.
 
-    The mixing is SplitMix64's (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014),
-    fed with one number after the other.
+    Uses the mixing function of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
+    generators", 2014), applied to one number after the other.
     """
     mixed_n = _mix(np.full(len(items_n), seed, np.uint64), items_n.astype(np.uint64))
     mixed_n = _mix(mixed_n, positions_n.astype(np.uint64))
@@ -43,17 +43,17 @@ def _mix(words: Words, numbers: Words) -> Words:
 def head_and_tail(
     logits_nV: Tensor, label_n: Tensor, uniforms_nM: Tensor, *, head: int, temperature: float
 ) -> Mapping[str, Tensor]:
-    """What a cache keeps of some tokens: ``ids``, ``log_probs``, ``tail``, ``entropy``, ``label_log_probs``.
+    """Compute a cache's columns: ``ids``, ``log_probs``, ``tail``, ``entropy``, ``label_log_probs``.
 
-    The m-th draw takes its number from the m-th of M equal shares of the tail: as often as plain draws on
-    average, and never with more variance (stratified sampling).
+    Stratified sampling: the m-th draw comes from the m-th of M equal parts of the tail. The expectation is
+    that of independent draws, and the variance is never larger.
 
     Args:
-        logits_nV: The teacher's; -inf where it rules an outcome out.
-        label_n: Right outcomes, or a negative number where there is none, of which 0 is kept.
-        uniforms_nM: One number for each draw.
-        head: H, at most V.
-        temperature: Softens the distribution.
+        logits_nV: The teacher's logits; -inf for a token that it rules out.
+        label_n: Labels, or a negative number where there is none; 0 is stored there.
+        uniforms_nM: A uniform number for each draw.
+        head: Size H of the head, at most V.
+        temperature: Temperature of the distribution.
     """
     log_nV = (logits_nV.float() / temperature).log_softmax(-1)
     top = log_nV.topk(head, dim=-1)
@@ -74,15 +74,15 @@ def head_and_tail(
 
 
 def drawn(rest_nV: Tensor, tail_n1: Tensor, uniforms_nM: Tensor) -> Tensor:
-    """Outcomes by their share of the tail, (n, M); anything where the tail is empty.
+    """Draw tokens in proportion to their tail probability, (n, M); arbitrary where the tail is empty.
 
     Args:
-        rest_nV: Logarithms of the probabilities that are left.
-        tail_n1: Logarithm of their sum.
-        uniforms_nM: One number for each draw.
+        rest_nV: Log-probabilities of the tail.
+        tail_n1: Log of their sum.
+        uniforms_nM: A uniform number for each draw.
     """
     draws = uniforms_nM.shape[-1]
-    # In float64, or the sum over a large vocabulary favours some outcomes; of shares, which cannot vanish.
+    # float64, since rounding in sums over a large vocabulary biases draws; normalised to avoid underflow.
     shares_nV = (rest_nV - tail_n1).nan_to_num_(nan=-torch.inf, neginf=-torch.inf).exp().double()
     upto_nV = shares_nV.cumsum(-1)
     strata_nM = (uniforms_nM + torch.arange(draws, device=uniforms_nM.device)) / max(draws, 1)

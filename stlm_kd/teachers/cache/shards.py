@@ -1,7 +1,7 @@
-"""The files of a cache: safetensors, written whole and read through a memory map.
+"""The shard files of a cache: safetensors, written atomically and memory-mapped for reading.
 
-The header is read here and not by a library, so that nothing is copied, and every number of it is judged
-before it is used.
+The header is parsed here instead of by a library, so that no data is copied; every value is validated before
+use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stlm_kd.teachers.cache.format import Layout
 
 Array = npt.NDArray[Any]
 INDEX = np.dtype("<u4")
-"""Of the tokens of an item, and of its checksum."""
+"""Dtype of an item's number of tokens and of its checksum."""
 
 _NAMES = {"<u2": "U16", "<u4": "U32", "<f2": "F16", "<f4": "F32"}
 _LARGEST_HEADER = 1 << 20
@@ -34,11 +34,11 @@ _LARGEST_HEADER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Some items in a row, memory-mapped.
+    """Consecutive items, memory-mapped.
 
     Attributes:
-        ends: Where each item's tokens end, (items + 1,), from 0.
-        checks: Of what each item's row reads, (items,).
+        ends: End offsets of the items' tokens, (items + 1,), from 0.
+        checks: Checksum of each item's token ids, (items,).
         columns: By name, (tokens, …) each.
     """
 
@@ -48,12 +48,12 @@ class Shard:
 
     @property
     def tokens(self) -> int:
-        """That are kept."""
+        """Number of cached tokens."""
         return int(self.ends[-1])
 
 
 def checksums(batch: AnyBatch) -> list[int]:
-    """A checksum of what each row reads, of its labels too where these are tokens."""
+    """Checksum of each row's token ids, and of its labels if these are tokens."""
     ids, attended = batch.input_ids.numpy(), batch.attention_mask.numpy()
     found = [zlib.crc32(ids[row][attended[row]].tobytes()) for row in range(len(ids))]
     if not isinstance(batch, Batch):
@@ -65,13 +65,13 @@ def checksums(batch: AnyBatch) -> list[int]:
 def write_shard(
     path: Path, layout: Layout, lengths: Array, checks: Array, columns: Mapping[str, Array]
 ) -> None:
-    """Write a shard, whole or not at all.
+    """Write a shard atomically.
 
     Args:
-        path: Its file.
-        layout: Decides the types.
-        lengths: Tokens of each item.
-        checks: As ``checksums`` gives them.
+        path: File to write.
+        layout: Defines the dtypes.
+        lengths: Number of tokens of each item.
+        checks: Checksums from ``checksums``.
         columns: By name, (tokens, …) each.
     """
     tensors = {
@@ -85,15 +85,15 @@ def write_shard(
 
 
 def open_shard(path: Path, layout: Layout, items: int) -> Shard:
-    """A shard of so many items.
+    """Open a shard with the given number of items.
 
     Raises:
-        CheckpointError: It is not there, is cut short, or does not hold what the layout says.
+        CheckpointError: It is missing, truncated, or does not match the layout.
     """
     try:
         raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); make the cache anew") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}); rebuild the cache") from error
     header, begin = _header(path, raw)
     index = {name: _view(path, raw[begin:], header, name, INDEX, (items,)) for name in ("lengths", "checks")}
     ends = np.concatenate([[0], np.cumsum(index["lengths"], dtype=np.int64)])
@@ -106,10 +106,10 @@ def open_shard(path: Path, layout: Layout, items: int) -> Shard:
 
 
 def _header(path: Path, raw: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], int]:
-    """What the file says that it holds, and where the numbers begin."""
+    """The file's header, and the offset of the data."""
     size = int.from_bytes(raw[:8].tobytes(), "little")
     if len(raw) < 8 or size > min(_LARGEST_HEADER, len(raw) - 8):
-        raise _unlike(path, "its header is cut short")
+        raise _unlike(path, "its header is truncated")
     try:
         header = json.loads(raw[8 : 8 + size].tobytes())
     except ValueError as error:
@@ -133,14 +133,14 @@ def _view(
     bounds = found.get("data_offsets")
     expected = {"dtype": _NAMES[dtype.str], "shape": list(shape)}
     if {key: found.get(key) for key in expected} != expected:
-        raise _unlike(path, f"{name} is {found or 'not there'}, expected {expected}")
+        raise _unlike(path, f"{name} is {found or 'missing'}, expected {expected}")
     if not isinstance(bounds, list) or len(bounds) != 2 or not all(type(b) is int for b in bounds):
-        raise _unlike(path, f"{name} lies at {bounds}")
+        raise _unlike(path, f"{name} has data_offsets {bounds}, expected two integers")
     begin, end = bounds
     if not 0 <= begin <= end <= len(data) or end - begin != size:
-        raise _unlike(path, f"{name} lies at {bounds} of {len(data):,} bytes, and takes {size:,}")
+        raise _unlike(path, f"{name} has data_offsets {bounds}, expected {size:,} bytes within {len(data):,}")
     return data[begin:end].view(dtype).reshape(shape)
 
 
 def _unlike(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path}: {what}; the cache is damaged, make it anew")
+    return CheckpointError(f"{path}: {what}; the cache is damaged, rebuild it")

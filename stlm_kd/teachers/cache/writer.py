@@ -1,9 +1,8 @@
-"""Fill a cache, shard by shard: each appears whole, and is found again by whoever goes on with the work.
+"""Write a cache shard by shard; each shard is written atomically and reused when the work resumes.
 
-What a shard holds is a function of its items alone, so that it does not matter how many processes write a
-cache and how often they were killed.
+A shard's content depends on its items alone, not on the number of processes or on interruptions.
 
-Shapes: B rows, T positions, n tokens, V outcomes.
+Shapes: B rows, T positions, n tokens, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ from stlm_kd.teachers.targets import Dense, Logits
 
 SHARDS = 16
 SHARD_BYTES = 1 << 20, 1 << 28
-"""So many shards a cache has, of at least and at most so many bytes: several processes share them, and a kill
-costs one of each."""
+"""Number of shards of a cache, and their minimum and maximum bytes. Processes share the shards; a kill loses
+one shard per process."""
 
 ITEM_INDEX_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be cached.
+    """Specification of a cache to write.
 
     Attributes:
-        layout: What is kept of each token.
-        rows: Training rows.
-        variants: Of their masks.
-        items_per_shard: Of every shard but the last.
-        seed: Of the draws.
-        micro_batch: Rows of one run of the teacher.
-        batch: Some training rows by number, each under one variant.
+        layout: Columns stored per token.
+        rows: Number of training rows.
+        variants: Mask variants per row.
+        items_per_shard: Items of every shard except the last.
+        seed: Random seed of the draws.
+        micro_batch: Rows per forward pass of the teacher.
+        batch: Function from row numbers and their variants to a batch.
     """
 
     layout: Layout
@@ -62,12 +61,12 @@ class Work:
 
     @property
     def items(self) -> int:
-        """Rows under all variants."""
+        """Number of rows times variants."""
         return self.rows * self.variants
 
     @property
     def num_shards(self) -> int:
-        """Files."""
+        """Number of shard files."""
         return -(-self.items // self.items_per_shard)
 
     def items_of(self, shard: int) -> range:
@@ -76,7 +75,7 @@ class Work:
         return range(begin, min(begin + self.items_per_shard, self.items))
 
     def batches(self, shard: int) -> Iterator[tuple[range, AnyBatch]]:
-        """The items of a shard, a micro-batch at a time, the last one filled up by no others."""
+        """The items of a shard in micro-batches; the last one may be smaller."""
         items = self.items_of(shard)
         for begin in range(items.start, items.stop, self.micro_batch):
             own = range(begin, min(begin + self.micro_batch, items.stop))
@@ -85,7 +84,7 @@ class Work:
 
 
 def shard_items(layout: Layout, tokens: int, items: int) -> int:
-    """Items of a shard, where there are about so many tokens in so many items."""
+    """Items per shard, given the approximate number of tokens in all items."""
     least, most = SHARD_BYTES
     whole = estimated_bytes(layout, tokens, items)
     size = min(max(whole // SHARDS, least), most)
@@ -93,21 +92,21 @@ def shard_items(layout: Layout, tokens: int, items: int) -> int:
 
 
 def estimated_bytes(layout: Layout, tokens: int, items: int) -> int:
-    """Bytes of a cache of so many tokens, headers and manifest left out."""
+    """Estimated bytes of a cache, without headers and manifest."""
     return tokens * layout.token_bytes + items * ITEM_INDEX_BYTES
 
 
 def require_space(folder: Path, needed: int, *, why: str) -> None:
-    """Refuse to begin what the disk has no room for.
+    """Check for enough free disk space.
 
     Raises:
-        MissingResourceError: Fewer bytes are free than are needed.
+        MissingResourceError: Fewer bytes are free than needed.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise MissingResourceError(
             f"{folder}: {why} takes about {_size(needed)}, and {_size(free)} are free; free some space, name "
-            "another --output-dir, or keep less of each token (cache: {preset: small})"
+            "another --output-dir, or store less per token (cache: {preset: small})"
         )
 
 
@@ -116,7 +115,7 @@ def _size(num_bytes: int) -> str:
 
 
 def unwritten(folder: Path, work: Work) -> list[int]:
-    """The shards that are not there yet, or not whole."""
+    """The shards that are missing or incomplete."""
     return [shard for shard in range(work.num_shards) if not _is_whole(folder, work, shard)]
 
 
@@ -132,7 +131,7 @@ def _is_whole(folder: Path, work: Work, shard: int) -> bool:
 def write(
     folder: Path, work: Work, teacher: Teacher, shards: Sequence[int], *, done: Callable[[int], None]
 ) -> None:
-    """Write some shards; ``done`` hears of the tokens of each micro-batch.
+    """Write some shards; calls ``done`` with the number of tokens of each micro-batch.
 
     Raises:
         MissingResourceError: The disk is full.
@@ -155,17 +154,17 @@ def write(
 def columns_of(
     teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
 ) -> Mapping[str, Array]:
-    """What is to be kept of a batch.
+    """Compute the columns of a batch.
 
     Args:
-        teacher: Asked here.
+        teacher: Teacher to run.
         batch: Rows of the training data.
-        kept: Its tokens that are kept; of examples, its rows.
-        items: What the rows are.
-        work: Says how much is kept.
+        kept: Mask of the tokens to store; of examples, of the rows.
+        items: Items of the rows.
+        work: Specification of the cache.
 
     Raises:
-        ModelError: Hidden states beyond half precision, or NaN in place of probabilities.
+        ModelError: Hidden states exceed half precision, or probabilities are NaN.
     """
     columns = _teacher_outputs(teacher, batch, kept, items, work)
     _require_numbers(columns, kept, items, work)
@@ -191,7 +190,7 @@ def _teacher_outputs(
 def _sampled(
     rows: Dense | Logits, label_n: Tensor, kept_BT: Tensor, items: range, work: Work
 ) -> Mapping[str, Array]:
-    """Head, tail and what goes with them of some tokens, a chunk of logits at a time."""
+    """The columns of head, tail and related values, computed in chunks of logits."""
     layout, device = work.layout, _device(rows)
     places = kept_BT.nonzero().numpy()
     numbers = uniforms(work.seed, np.asarray(items)[places[:, 0]], places[:, 1], layout.draws)
@@ -212,13 +211,13 @@ def _sampled(
 
 
 def _require_numbers(columns: Mapping[str, Array], kept: Tensor, items: range, work: Work) -> None:
-    """Refuse what is no distribution.
+    """Check that the columns are valid distributions.
 
-    Minus infinity is the logarithm, or the logit, of an outcome that the teacher rules out; it cannot rule
-    out all of them.
+    Minus infinity is the log-probability or logit of a token that the teacher rules out; it cannot rule out
+    all of them.
 
     Raises:
-        ModelError: NaN, or an infinity that is none of these; names the first row.
+        ModelError: NaN or another infinity; names the first row.
     """
     for name, column in columns.items():
         values = column.reshape(len(column), -1)
@@ -231,23 +230,23 @@ def _require_numbers(columns: Mapping[str, Array], kept: Tensor, items: range, w
         if len(broken):
             place = int(kept.nonzero()[int(broken[0]), 0])
             raise ModelError(
-                f"the teacher says NaN or infinity of row {items[place] // work.variants} of the training "
-                f"data ({name}), of which no distribution is made; look whether its weights are whole, and "
-                "compute in another precision (train.precision, teachers[…].precision)"
+                f"the teacher's outputs for row {items[place] // work.variants} of the training data contain "
+                f"NaN or infinity ({name}); check that its weights are intact, or compute in another "
+                "precision (train.precision, teachers[…].precision)"
             )
 
 
 def _half(state_nD: Tensor) -> Array:
-    """A state in half precision.
+    """Hidden states in half precision.
 
     Raises:
-        ModelError: It has numbers beyond that.
+        ModelError: Values exceed its range.
     """
     half = state_nD.half().cpu()
     if not bool(half.isfinite().all()):
         raise ModelError(
-            "the teacher has hidden states beyond half precision (65,504), in which a cache keeps them; "
-            "leave states out of teachers[…].cache, or leave the cache out"
+            "the teacher's hidden states exceed the range of half precision (65,504), in which a cache "
+            "stores them; remove states from teachers[…].cache, or remove the cache"
         )
     return half.numpy()
 
@@ -264,7 +263,7 @@ def _chunks(tokens: int, outcomes: int, device: torch.device) -> Iterator[slice]
 def complete(
     folder: Path, work: Work, *, made_of: Mapping[str, Json], source: Mapping[str, Json], flops: int | None
 ) -> Manifest:
-    """Write the manifest of a cache whose shards are all there."""
+    """Write the manifest of a cache whose shards are complete."""
     totals, records = np.zeros(3), []
     for shard in range(work.num_shards):
         path = folder / shard_name(shard)
@@ -289,7 +288,7 @@ def complete(
 
 
 def _summary(shard: Shard) -> Array:
-    """Tokens, and the sums of the head's probability and of the entropy."""
+    """Number of tokens, sum of the head's probability, and sum of the entropy."""
     if "tail" not in shard.columns:
         return np.array([shard.tokens, 0.0, 0.0])
     tails = np.exp(shard.columns["tail"].astype(np.float64))

@@ -1,8 +1,8 @@
-"""Several teachers become one: a weight for each at every token, and the mixture Σ w p of probabilities.
+"""Combination of several teachers: a weight for each at every token, and the mixture Σ w p of probabilities.
 
-A new way is one function decorated with ``COMBINERS.weighing``, which says what it looks at; its keyword-only
-arguments become its options in recipes. Softening, chunks, cached targets and teachers that are left out are
-not its business.
+A new combiner is one function decorated with ``COMBINERS.weighing``, which declares the features it needs;
+its keyword-only arguments become its options in recipes. Temperature, chunking, cached targets and teacher
+dropout are handled elsewhere.
 """
 
 from stlm_kd.teachers.combination.domains import Domains

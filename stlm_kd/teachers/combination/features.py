@@ -1,6 +1,6 @@
-"""What ways to combine teachers look at.
+"""The features from which combiners compute teacher weights.
 
-Shapes: n tokens, M teachers, V outcomes.
+Shapes: n tokens, M teachers, V tokens or classes.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from stlm_kd.losses import TemperedLogits, TopKTail
 Need = Literal[
     "confidence", "entropy", "label_log_prob", "progress", "domain", "step_draw", "row_draw", "gate"
 ]
-"""A part of ``WeightingFeatures``; ``step_draw`` and ``row_draw`` say how ``drawn`` is drawn."""
+"""A feature of ``WeightingFeatures``; ``step_draw`` and ``row_draw`` select how ``drawn`` is drawn."""
 
 OF_DISTRIBUTIONS: frozenset[Need] = frozenset({"confidence", "entropy", "label_log_prob"})
 OF_TOKENS: frozenset[Need] = OF_DISTRIBUTIONS | {"domain", "row_draw", "gate"}
-"""What differs from token to token; without these, all tokens of a step have the same weights."""
+"""Features that vary between tokens; without these, all tokens of a step have the same weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightingFeatures:
-    """What is known of n tokens and M teachers; None where it was not asked for.
+    """Features of n tokens and M teachers; None for a feature that was not requested.
 
     Attributes:
-        teachers: Their names, in the order of the columns.
-        blank: Zeros, (n, M): the place and type of weights.
-        progress: The share of the training that is done, 0 to 1.
+        teachers: Teacher names, in the order of the columns.
+        blank: Zeros, (n, M), with the device and dtype of the weights.
+        progress: Training progress, 0 to 1.
         labelled: Whether there is a label, (n,) bool.
         confidence: The largest log-probability, (n, M).
-        entropy: In nats, (n, M).
-        label_log_prob: Log-probability of the label, (n, M); meaningless where there is none.
-        domain: The place in ``domains`` of each token's domain, (n,) int64.
-        domains: Names.
-        drawn: A number from 0 to 1, below it: one for the step, or one for each row, (n,).
-        gate: What the gate says of each teacher, (n, M); its softmax are weights.
+        entropy: Entropy in nats, (n, M).
+        label_log_prob: Log-probability of the label, (n, M); arbitrary where there is none.
+        domain: Index into ``domains`` of each token's domain, (n,) int64.
+        domains: Domain names.
+        drawn: Uniform random number in [0, 1): one per step, or one per row, (n,).
+        gate: The gate's score of each teacher, (n, M); the softmax gives the weights.
     """
 
     teachers: tuple[str, ...]
@@ -58,19 +58,19 @@ class WeightingFeatures:
 
 @dataclass(frozen=True, slots=True)
 class TeacherDistributions:
-    """What distributions tell of themselves, as in ``WeightingFeatures``."""
+    """The features computed from the teachers' distributions, as in ``WeightingFeatures``."""
 
     confidence: Tensor | None = None
     entropy: Tensor | None = None
     label_log_prob: Tensor | None = None
 
     def rows(self, chosen: Tensor | slice) -> TeacherDistributions:
-        """Of some tokens."""
+        """Select tokens by mask, indices or slice."""
         return TeacherDistributions(*(None if part is None else part[chosen] for part in self._parts()))
 
     @classmethod
     def beside(cls, columns: Sequence[TeacherDistributions]) -> TeacherDistributions:
-        """Of several teachers, from what is known of each."""
+        """Concatenate the features of several teachers."""
         parts = zip(*(column._parts() for column in columns), strict=True)
         return cls(*(None if each[0] is None else torch.cat([*each], dim=-1) for each in parts))
 
@@ -85,18 +85,18 @@ def weighting_features(
     needs: Collection[Need],
     temperature: float,
 ) -> TeacherDistributions:
-    """What the distributions of n tokens tell of themselves, softened by the temperature.
+    """Compute features of the teachers' distributions at n tokens, after temperature scaling.
 
-    Softened, since that is what is mixed, and all that is known of a sparse target.
+    The scaled distributions are the ones that are mixed, and the only ones known for a sparse target.
 
     Args:
-        teachers: M of them.
-        label_n: ``IGNORED`` where there is none.
-        needs: Only these are computed.
-        temperature: A sparse target's own.
+        teachers: Distributions of the M teachers.
+        label_n: Labels; ``IGNORED`` where there is none.
+        needs: Features to compute.
+        temperature: Temperature; must equal that of sparse targets.
 
     Raises:
-        ValueError: A sparse target has another temperature, or was kept without its labels.
+        ValueError: A sparse target has another temperature, or no label log-probabilities.
     """
     places_n1 = label_n.masked_fill(label_n == IGNORED, 0)[:, None]
     columns: dict[str, list[Tensor]] = {name: [] for name in OF_DISTRIBUTIONS if name in needs}

@@ -1,7 +1,7 @@
-"""A gate that learns which teacher to trust where, from what the student makes of the text.
+"""A gating layer that learns teacher weights per token from the student's hidden states.
 
-It is trained on the likelihood that the mixture gives to the labels, and on nothing else: a divergence would
-draw it to the teacher that the student is nearest to already, and its own loss does not reach the student.
+It is trained only on the likelihood of the labels under the mixture: a divergence would favour the teacher
+that is closest to the student already. Its loss does not reach the student.
 
 Shapes: N tokens, D width of the student, M teachers.
 """
@@ -14,18 +14,20 @@ import torch
 from torch import Tensor, nn
 
 GATE = "gate"
-"""The term that trains the gate, in metrics too."""
+"""Name of the term that trains the gate, also in metrics."""
 
 LEAST_LOG_PROB = -100.0
-"""What a teacher gives to a label at least: of one that every teacher rules out there is nothing to learn."""
+"""Lower bound of label log-probabilities: a label ruled out by every teacher yields no gradient."""
 
 
 class Gate(nn.Module):
-    """A score of each teacher, affine in the state that meets the student's head; at first 0, as the mean.
+    """A linear layer from the student's hidden state before the head to a score per teacher.
+
+    Initialised to 0: equal weights.
 
     Args:
-        width: Of the state.
-        teachers: Their names.
+        width: Width of the hidden states.
+        teachers: Teacher names.
     """
 
     def __init__(self, width: int, teachers: Sequence[str]) -> None:
@@ -36,11 +38,11 @@ class Gate(nn.Module):
         nn.init.zeros_(self.scores.bias)
 
     def forward(self, hidden_ND: Tensor, teachers: Sequence[str]) -> Tensor:
-        """The scores of some of the teachers, (N, M), of which the softmax are weights.
+        """Scores of the given teachers, (N, M); the softmax gives the weights.
 
         Args:
-            hidden_ND: Nothing is learnt by what made them.
-            teachers: In this order.
+            hidden_ND: Hidden states; detached, so the student gets no gradient.
+            teachers: Teacher names, in the order of the columns.
         """
         chosen = [self.teachers.index(name) for name in teachers]
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -48,7 +50,7 @@ class Gate(nn.Module):
         return found_NM[:, chosen]
 
     def nothing(self) -> Tensor:
-        """0, with a gradient of 0 for the gate: engines expect one for every parameter."""
+        """A zero with gradient 0 for the gate: engines expect a gradient for every parameter."""
         return self.scores.weight.flatten()[:0].sum() + self.scores.bias[:0].sum()
 
 

@@ -1,6 +1,6 @@
 """The mixture of several teachers at each token.
 
-Shapes: N tokens, n of these, M teachers, V outcomes.
+Shapes: N tokens, n of these, M teachers, V tokens or classes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from stlm_kd.teachers.combination.weighting import COMBINERS
 
 @dataclass(frozen=True, slots=True)
 class TeacherMixture:
-    """How the teachers of N tokens become one, and what is known of the tokens before a teacher speaks.
+    """The combination of teachers at N tokens, with the features that do not depend on their outputs.
 
     Attributes:
-        combination: The way.
-        teachers: Of whom the mixture is made, in this order.
-        progress: The share of the training that is done.
-        domains: Names of domains.
+        combination: Combination method.
+        teachers: Teachers in the mixture, in this order.
+        progress: Training progress, 0 to 1.
+        domains: Domain names.
         domain: As in ``WeightingFeatures``, (N,).
         drawn: As in ``WeightingFeatures``, (N,).
         gate: As in ``WeightingFeatures``, (N, M), with the gradient that trains the gate.
@@ -46,26 +46,26 @@ class TeacherMixture:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the way looks at."""
+        """The features that the combiner needs."""
         return COMBINERS.needs(self.combination.how, self.combination.options)
 
     @property
     def weighs_distributions(self) -> bool:
-        """Whether weights depend on what the teachers say of a token."""
+        """Whether weights depend on the teachers' distributions."""
         return len(self.teachers) > 1 and bool(self.needs & OF_DISTRIBUTIONS)
 
     def rows(self, chosen: Tensor | slice) -> TeacherMixture:
-        """Of some tokens."""
+        """Select tokens by mask, indices or slice."""
         parts = {name: getattr(self, name) for name in ("domain", "drawn", "gate")}
         return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
 
     def weights(self, said: TeacherDistributions, label_n: Tensor, *, like: Tensor) -> Tensor:
-        """The teachers' weights at all its tokens, (n, M).
+        """The teachers' weights at all tokens, (n, M).
 
         Args:
-            said: What their distributions tell of themselves, as far as ``needs`` names it.
-            label_n: The labels.
-            like: Has the place and the type of log-probabilities.
+            said: Features of the teachers' distributions that ``needs`` names.
+            label_n: Labels.
+            like: Tensor with the device and dtype of the weights.
         """
         evidence = WeightingFeatures(
             teachers=self.teachers,
@@ -84,11 +84,11 @@ class TeacherMixture:
 
 
 def mixture(log_probs_nV: Mapping[str, Tensor], weights_nM: Tensor) -> Tensor:
-    """Logarithms of Σ w p, (n, V), without leaving log space.
+    """Log of the mixture Σ w p, (n, V), computed in log space.
 
     Args:
-        log_probs_nV: Of M teachers.
-        weights_nM: In the same order.
+        log_probs_nV: Log-probabilities of the M teachers.
+        weights_nM: Weights in the same order.
     """
     mixed_nV: Tensor | None = None
     for log_nV, log_weight_n in zip(log_probs_nV.values(), weights_nM.log().unbind(-1), strict=True):
@@ -100,13 +100,13 @@ def mixture(log_probs_nV: Mapping[str, Tensor], weights_nM: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """How several teachers become one target.
+    """Configuration of the combination of several teachers into one target.
 
     Attributes:
-        how: A name in ``COMBINERS``.
-        options: Its keyword arguments.
-        teacher_dropout: With which probability each teacher is left out of an optimizer step, never all.
-        seed: Of what is drawn.
+        how: Name in ``COMBINERS``.
+        options: Keyword arguments of the combiner.
+        teacher_dropout: Probability of dropping each teacher in an optimizer step; at least one remains.
+        seed: Random seed of the draws.
     """
 
     how: str = "mean"

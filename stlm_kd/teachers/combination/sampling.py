@@ -1,7 +1,7 @@
-"""Which teachers the mixture of an optimizer step is made of: the others are not run for it.
+"""Teacher dropout and random routing: the teachers in the mixture of an optimizer step. Others do not run.
 
-Everything is a function of the seed, the step and the row: a resumed run draws what an uninterrupted one
-draws, and so does any split into micro-batches and processes.
+All draws are functions of the seed, the step and the row, so they do not depend on a resume or on the split
+into micro-batches and processes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from stlm_kd.teachers.combination.weighting import COMBINERS
 def active_teachers(
     combination: Combination, teachers: Sequence[str], *, index: int, progress: float
 ) -> tuple[str, ...]:
-    """Those that weigh something in a step and are not left out by chance; at least one.
+    """The teachers with nonzero weight in a step after teacher dropout; at least one.
 
     Args:
-        combination: How teachers become one, and how likely each is left out.
-        teachers: All of them.
-        index: The optimizer step.
-        progress: The share of the training that is done.
+        combination: Combination method and dropout probability.
+        teachers: All teachers.
+        index: Optimizer step.
+        progress: Training progress, 0 to 1.
     """
     weighing = _weighing(combination, tuple(teachers), index, progress)
     if not combination.teacher_dropout:
@@ -38,7 +38,7 @@ def active_teachers(
 
 
 def routing_draws(combination: Combination, example_ids_B: Tensor, *, index: int) -> Tensor | None:
-    """A number from 0 to 1 for each row; the same one for all, or None, where that is what is asked for."""
+    """Uniform random numbers per row, one for all rows, or None, as the combiner needs."""
     needs = COMBINERS.needs(combination.how, combination.options)
     if "step_draw" in needs:
         return example_ids_B.new_full(example_ids_B.shape, _of_step(combination, index), dtype=torch.float32)
@@ -58,7 +58,7 @@ def _of_step(combination: Combination, index: int) -> float:
 def _weighing(
     combination: Combination, teachers: tuple[str, ...], index: int, progress: float
 ) -> tuple[str, ...]:
-    """Those of a weight above 0, where all tokens of a step have the same; else all."""
+    """The teachers with nonzero weight if weights are the same for all tokens of a step; otherwise all."""
     if COMBINERS.needs(combination.how, combination.options) & OF_TOKENS:
         return teachers
     evidence = WeightingFeatures(

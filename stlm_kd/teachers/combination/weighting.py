@@ -1,4 +1,4 @@
-"""The ways to combine teachers: each gives weights (n, M) for n tokens and M teachers, which sum to one."""
+"""Combiners: each returns weights (n, M) for n tokens and M teachers, which sum to one."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Needs = Collection[Need] | Callable[[Options], Collection[Need]]
 
 
 class Combiners(Registry[Combiner]):
-    """Ways to combine teachers by name, with what each looks at."""
+    """Combiners by name, with the features that each needs."""
 
     def __init__(self) -> None:
         super().__init__("way to combine teachers")
         self._needs: dict[str, Needs] = {}
 
     def weighing(self, name: str, needs: Needs = ()) -> Callable[[Combiner], Combiner]:
-        """Add the decorated function under a name.
+        """Register the decorated function under a name.
 
         Args:
-            name: Not yet taken.
-            needs: What it looks at, of which alone ``WeightingFeatures`` is made; perhaps by its options.
+            name: A new name.
+            needs: Features to compute for it, or a function from its options to these.
         """
         self._needs[name] = needs
         return self.register(name)
 
     def needs(self, name: str, options: Options) -> frozenset[Need]:
-        """What a way looks at."""
+        """The features that a combiner needs with these options."""
         needs = self._needs[name]
         return frozenset(needs(options) if callable(needs) else needs)
 
@@ -46,7 +46,7 @@ class Combiners(Registry[Combiner]):
 COMBINERS = Combiners()
 
 Sharpness = Annotated[float, Gt(0)]
-"""1: in proportion; the larger, the nearer to the best teacher alone."""
+"""Exponent of the weights: 1 is proportional; larger values approach the best teacher alone."""
 
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -54,7 +54,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 @COMBINERS.weighing("mean")
 def mean(evidence: WeightingFeatures, /) -> Tensor:
-    """The same weight for all."""
+    """Equal weights."""
     return shares(torch.ones_like(evidence.blank))
 
 
@@ -63,8 +63,8 @@ def weighted(evidence: WeightingFeatures, /, *, weights: Mapping[str, NotNegativ
     """A fixed weight for each teacher.
 
     Args:
-        evidence: Of it the teachers' names.
-        weights: One for each teacher by name, not all 0; only their ratios count.
+        evidence: Features; uses the teachers' names.
+        weights: Weight of each teacher by name, not all 0; only their ratios matter.
     """
     return shares(evidence.blank + evidence.blank.new_tensor([weights[name] for name in evidence.teachers]))
 
@@ -74,8 +74,8 @@ def domains(evidence: WeightingFeatures, /, *, weights: Mapping[str, Mapping[str
     """Fixed weights for each domain of the data.
 
     Args:
-        evidence: Of it the tokens' domains.
-        weights: By domain and teacher; in each domain not all 0, and only the ratios count.
+        evidence: Features; uses the tokens' domains.
+        weights: Weights by domain and teacher, not all 0 in any domain; only the ratios matter.
     """
     assert evidence.domain is not None
     rows = [[weights[domain][name] for name in evidence.teachers] for domain in evidence.domains]
@@ -84,24 +84,24 @@ def domains(evidence: WeightingFeatures, /, *, weights: Mapping[str, Mapping[str
 
 @COMBINERS.weighing("confidence", ["confidence"])
 def confidence(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
-    """In proportion to the probability of a teacher's likeliest outcome, to the power of sharpness."""
+    """Weights proportional to the probability of a teacher's top-1 prediction, to the power of sharpness."""
     assert evidence.confidence is not None
     return softmax(sharpness * evidence.confidence)
 
 
 @COMBINERS.weighing("entropy", ["entropy"])
 def entropy(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
-    """In proportion to exp(-sharpness · entropy in nats): who is surer weighs more."""
+    """Weights proportional to exp(-sharpness · entropy in nats): low-entropy teachers get more weight."""
     assert evidence.entropy is not None
     return softmax(-sharpness * evidence.entropy)
 
 
 @COMBINERS.weighing("label-likelihood", ["label_log_prob"])
 def label_likelihood(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1.0) -> Tensor:
-    """In proportion to the probability that a teacher gives to the label, to the power of sharpness.
+    """Weights proportional to a teacher's probability of the label, to the power of sharpness.
 
-    With sharpness 1 these are the posterior probabilities of the teachers after the label, from equal ones
-    before. A token without a label has equal weights.
+    With sharpness 1 these are the posterior probabilities of the teachers given the label, under a uniform
+    prior. A token without a label has equal weights.
     """
     assert evidence.label_log_prob is not None and evidence.labelled is not None
     told_nM = evidence.label_log_prob.masked_fill(~evidence.labelled[:, None], 0.0)
@@ -110,12 +110,12 @@ def label_likelihood(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1
 
 @COMBINERS.weighing("learned", ["gate"])
 def learned(evidence: WeightingFeatures, /, *, weight: Annotated[float, Gt(0)] = 1.0) -> Tensor:
-    """As a small gate says, which is trained beside the student to make the labels likely.
+    """Weights from a small gate, trained with the student to maximise the likelihood of the labels.
 
     Args:
-        evidence: Of it the gate's scores.
-        weight: Of the gate's loss in the total. No more than clipping knows of it: the gate has its own
-            parameters, and AdamW moves them by the direction of their gradient.
+        evidence: Features; uses the gate's scores.
+        weight: Weight of the gate's loss in the total. It affects only gradient clipping: the gate has its
+            own parameters, and AdamW is invariant to the scale of their gradient.
     """
     assert evidence.gate is not None
     return softmax(evidence.gate.to(evidence.blank))
@@ -132,15 +132,15 @@ def annealed(
     begin: Share = 0.0,
     end: Share = 1.0,
 ) -> Tensor:
-    """From one teacher to another over the training.
+    """Transition from one teacher to another over the training.
 
     Args:
-        evidence: Of it the share of the optimizer steps that is done.
-        first: The teacher alone until ``begin``.
-        last: The teacher alone from ``end`` on.
-        shape: Of the change between.
-        begin: A share of the optimizer steps.
-        end: A later one.
+        evidence: Features; uses the training progress.
+        first: The only teacher until ``begin``.
+        last: The only teacher from ``end`` on.
+        shape: Shape of the transition.
+        begin: Fraction of the optimizer steps at which the transition begins.
+        end: Fraction at which it ends, after ``begin``.
     """
     done = Ramp(shape, 0.0, 1.0, begin, end).at(evidence.progress)
     weights = {first: 1.0 - done, last: done}
@@ -154,12 +154,12 @@ def _draw_of(options: Options) -> list[Need]:
 
 @COMBINERS.weighing("random", _draw_of)
 def random(evidence: WeightingFeatures, /, *, per: Literal["batch", "sequence"] = "batch") -> Tensor:
-    """One teacher at a time, each as likely.
+    """One teacher at a time, drawn uniformly.
 
     Args:
-        evidence: Of it the drawn numbers.
-        per: One for the whole batch of an optimizer step, so that the others are not run; or one for each
-            sequence, a row of packed text or an example.
+        evidence: Features; uses the random draws.
+        per: One draw for the whole batch of an optimizer step, in which the other teachers do not run; or
+            one per sequence: a row of packed text or an example.
     """
     assert evidence.drawn is not None, per
     chosen_n = (evidence.drawn * len(evidence.teachers)).long().clamp(max=len(evidence.teachers) - 1)
@@ -167,12 +167,12 @@ def random(evidence: WeightingFeatures, /, *, per: Literal["batch", "sequence"] 
 
 
 def shares(raw_nM: Tensor) -> Tensor:
-    """The weights divided by their sum; equal ones where all are 0, as of those that are left of all."""
+    """Weights normalised by their sum; equal weights where all are 0, as after teacher dropout."""
     total_n1 = raw_nM.sum(-1, keepdim=True)
     return torch.where(total_n1 > 0, raw_nM / total_n1.clamp(min=1e-30), 1 / raw_nM.shape[-1])
 
 
 def softmax(scores_nM: Tensor) -> Tensor:
-    """Weights in proportion to exp(scores); equal ones where all are -inf: no teacher allows the label."""
+    """Softmax of scores; equal weights where all are -inf, as for a label that every teacher rules out."""
     nobody_n1 = scores_nM.isneginf().all(-1, keepdim=True)
     return scores_nM.masked_fill(nobody_n1, 0.0).softmax(-1)

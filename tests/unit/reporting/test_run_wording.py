@@ -31,7 +31,7 @@ def test_what_a_cache_is_made_of_is_told_without_what_played_no_part() -> None:
     text = {"text": [0.2, HASH, OTHER], "seed": None, "states": [], "top": 16}
     assert list(made_of_rows(text)) == [
         ("the training data and its share", "20.00% of 0123456789ab… and ba9876543210…"),
-        ("the likeliest outcomes that are kept", "16"),
+        ("the number of top-k tokens", "16"),
     ]
     merged = {"teacher": {"merged": [HASH, OTHER], "how": "weighted", "options": {"weights": {"0": 1.0}}}}
     told = "0123456789ab… and ba9876543210… merged by weighted (weights {0: 1})"

@@ -159,7 +159,7 @@ def test_each_variant_of_a_masked_row_is_found_by_what_it_reads(tmp_path: Path) 
                 seen.setdefault(row, set()).add(ids.numpy().tobytes())
     assert max(map(len, seen.values())) == 3
     together = BatchStream([rows], effective_batch=3, micro_batch=3, seed=0, masking=MASKING)
-    with pytest.raises(CheckpointError, match="it reads otherwise"):
+    with pytest.raises(CheckpointError, match="its tokens differ"):
         answers(cache, together.step(0)[0])
 
 
@@ -199,7 +199,7 @@ def test_a_teacher_that_says_nan_is_refused_by_row_and_one_that_rules_out_is_not
     assert np.isneginf(columns_said(values, own)["logits" if logits else "tail"]).any()
     for broken in (torch.nan, torch.inf, -torch.inf):
         values[1, 2] = broken
-        with pytest.raises(ModelError, match="NaN or infinity of row 7 of the training data"):
+        with pytest.raises(ModelError, match="row 7 of the training data contain NaN or infinity"):
             columns_said(values, own)
 
 
@@ -239,7 +239,7 @@ def test_a_shard_cut_short_or_edited_is_refused_by_name(whole: TeacherCache, tmp
     with pytest.raises(CheckpointError, match=f"{shard_name(1)}: changed since the cache was completed"):
         TeacherCache.open(tmp_path)
     shard.unlink()
-    with pytest.raises(CheckpointError, match=f"{shard_name(1)}: not there"):
+    with pytest.raises(CheckpointError, match=f"{shard_name(1)}: missing"):
         TeacherCache.open(tmp_path)
 
 
@@ -278,10 +278,10 @@ def complete_again(folder: Path, path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "format 9 found; this version reads 1"),
+        ({"format": 9}, "format 9 found, expected 1"),
         ({"rows": "many"}, "damaged at rows"),
-        ({"rows": 10**6}, "contradict each other"),
-        ({"layout": {"vocabulary": -1, "head": 1, "draws": 1}}, "contradict each other"),
+        ({"rows": 10**6}, "are inconsistent"),
+        ({"layout": {"vocabulary": -1, "head": 1, "draws": 1}}, "are inconsistent"),
     ],
 )
 def test_a_damaged_manifest_is_refused(
