@@ -1,7 +1,7 @@
-"""Losses as pure functions per token; the objective masks, weighs and reduces them.
+"""Losses as pure functions per token; the objective masks, weights and reduces them.
 
 A new loss is one function decorated with ``LOSSES.register``; its keyword-only arguments become its options
-in recipes. Over many outcomes an analytic gradient, decorated with ``GRADIENTS.register``, saves time and
+in recipes. For large vocabularies an analytic gradient, decorated with ``GRADIENTS.register``, saves time and
 memory.
 """
 

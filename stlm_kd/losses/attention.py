@@ -1,7 +1,7 @@
-"""Losses between attention maps of the student and the teacher, at each query.
+"""Losses between attention maps of student and teacher, per query.
 
-A new one is one function decorated with ``MAP_LOSSES.register``; its keyword-only arguments become its
-options in recipes. Maps come as log-probabilities over the keys, -inf where a query may not look.
+A new loss is one function decorated with ``MAP_LOSSES.register``; its keyword-only arguments become its
+options in recipes. Maps are log-probabilities over the keys, -inf at masked keys.
 
 Shapes: N queries, K keys.
 """
@@ -23,10 +23,10 @@ MAP_LOSSES: Registry[MapLoss] = Registry("loss of attention maps")
 
 @MAP_LOSSES.register("attention_cross_entropy")
 def attention_cross_entropy(student_NK: Tensor, teacher_NK: Tensor, /) -> Tensor:
-    """The cross-entropy of the student's attention under the teacher's, in nats: -Σ p_teacher log p_student.
+    """Cross-entropy between the teacher's and the student's attention, in nats: -Σ p_teacher log p_student.
 
-    Its least value is the teacher's own entropy. Keys to which the teacher gives nothing count nothing, also
-    where the student may not look; it is infinite where the teacher looks and the student may not.
+    Its minimum is the teacher's entropy. Keys with teacher probability 0 are ignored, even if masked in the
+    student. The loss is infinite if the teacher attends to a key that is masked in the student.
     """
     teacher_NK = at_least_float32(teacher_NK).exp()
     student_NK = at_least_float32(student_NK).masked_fill(teacher_NK == 0, 0.0)
@@ -35,11 +35,11 @@ def attention_cross_entropy(student_NK: Tensor, teacher_NK: Tensor, /) -> Tensor
 
 @MAP_LOSSES.register("attention_mse")
 def attention_mse(student_NK: Tensor, teacher_NK: Tensor, /) -> Tensor:
-    """The mean squared difference of the two probabilities over the keys at which either may look.
+    """Mean squared difference of the attention probabilities over the keys unmasked in either model.
 
     After Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", 2020, equation 7, which
-    compares scores before the softmax and takes the mean over all keys, padding too. Here the length to which
-    a row is padded changes nothing.
+    compares scores before the softmax and averages over all keys, padding included. Here the value does not
+    depend on the padded length.
     """
     student_NK, teacher_NK = at_least_float32(student_NK), at_least_float32(teacher_NK)
     keys_N = (~(student_NK.isneginf() & teacher_NK.isneginf())).sum(-1)

@@ -1,11 +1,10 @@
-"""Losses over a vocabulary without a vocabulary-sized tensor for every token.
+"""Losses over a vocabulary without logits for all tokens in memory.
 
-The projection to the vocabulary, the losses on it and their gradient are computed for one chunk of tokens
-after the other, all during the forward pass, so that never more than one chunk of logits is alive. What is
-left for the backward pass are the gradients of the states and of the head, of which the head's is by far the
-largest tensor.
+The projection to the vocabulary, the losses and their gradient are computed chunk by chunk during the forward
+pass, so at most one chunk of logits exists at a time. Only the gradients of the hidden states and of the head
+are kept for the backward pass; the head's is by far the largest tensor.
 
-Shapes: N tokens, n tokens of one chunk, D width, V outcomes, K losses.
+Shapes: N tokens, n tokens of one chunk, D width, V vocabulary, K losses.
 """
 
 from __future__ import annotations
@@ -20,32 +19,32 @@ from torch.nn import functional
 from stlm_kd.losses.precision import at_least_float32, compute_dtype
 
 CHUNK_ELEMENTS = 3 * 2**21
-"""Logits of a chunk, the student's or a teacher's: 24 MiB in float32. Of a vocabulary of 50,000, this is the
-125 tokens from which on matrix products are fast."""
+"""Logits per chunk and model: 24 MiB in float32. With a vocabulary of 50,000 this is 125 tokens, the least
+for which matrix products are fast."""
 
 BLOCK_ELEMENTS = 2**19
-"""Of these, how many a loss looks at in one go: 2 MiB, which a processor's caches hold, and the allocator."""
+"""Logits that a loss processes at once: 2 MiB, which fit the processor's caches and the allocator's."""
 
 ACCELERATOR_CHUNK_ELEMENTS = 2**25
-"""The same where kernels are wide: 128 MiB in float32. A chunk must have hundreds of tokens there, or adding
-to the head's gradient, which every chunk reads and writes whole, takes longer than the matrix products."""
+"""Logits per chunk on accelerators: 128 MiB in float32. A chunk needs hundreds of tokens there. Otherwise
+adding to the head's gradient, which every chunk reads and writes, takes longer than the matrix products."""
 
 ACCELERATOR_BLOCK_ELEMENTS = 2**24
-"""Large enough that launching kernels takes no time beside them."""
+"""Large enough that kernel launches take negligible time."""
 
 
 class ChunkLosses(Protocol):
-    """K losses of some tokens, given their logits."""
+    """K losses of a chunk of tokens, computed from their logits."""
 
     def __call__(
         self, logits_nV: Tensor, chunk: slice, *, differentiate: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Each loss's sum over the tokens, (K,) in float64, and the derivative of their weighted total.
+        """Each loss's sum over the tokens, (K,) in float64, and the gradient of their weighted total.
 
         Args:
-            logits_nV: The student's, in float32 or better; they may be written over, by the derivative too.
-            chunk: Which tokens these are: as many as the logits' rows.
-            differentiate: The derivative by the logits, (n, V), is wanted; None says that it is 0.
+            logits_nV: The student's logits, in float32 or better; may be overwritten, also by the gradient.
+            chunk: Slice of the tokens; as many as the logits' rows.
+            differentiate: Whether to return the gradient by the logits, (n, V); None stands for 0.
         """
         ...
 
@@ -59,15 +58,15 @@ def chunked_losses(
     *,
     share: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Σ scales · sums, a scalar with its gradient; and the K sums themselves, detached, in float64.
+    """The differentiable scalar Σ scales · sums, and the K detached sums in float64.
 
     Args:
-        hidden_ND: States to project, (N, D).
+        hidden_ND: Hidden states to project, (N, D).
         weight_VD: The head's weight.
         bias_V: The head's bias.
-        losses: Called once for each chunk.
-        scales: K factors, the same by which ``losses`` weighs the total that it differentiates.
-        share: Of the usual size of a chunk, for losses that hold more tensors of that size than usual.
+        losses: Called once per chunk.
+        scales: K factors, equal to those in the total that ``losses`` differentiates.
+        share: Fraction of the default chunk size, for losses that hold more tensors of that size.
     """
     rows = chunk_rows(weight_VD, share)
     found: tuple[Tensor, Tensor] = _ChunkedLosses.apply(  # type: ignore[no-untyped-call]  # untyped in torch
@@ -100,14 +99,14 @@ class _ChunkedLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # the gradients below are numbers without a graph of their own
+        if torch.is_grad_enabled():  # the gradients below have no graph
             raise RuntimeError("create_graph: the gradient of chunked losses cannot be differentiated again")
-        grads, ctx.grads = ctx.grads, None  # scaled in place below: a second backward must fail, not lie
+        grads, ctx.grads = ctx.grads, None  # scaled in place below, so a second backward must fail
         return (*(None if g is None else g.mul_(grad_total.to(g.dtype)) for g in grads), None, None, None)
 
 
 class _Projection:
-    """The head applied to chunks of states, and the gradients summed so far in float32 or better."""
+    """The head applied to chunks of hidden states, and the gradients accumulated in float32 or better."""
 
     def __init__(
         self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wanted: Sequence[bool]
@@ -121,7 +120,7 @@ class _Projection:
         )
 
     def add(self, chunk: slice, losses: ChunkLosses) -> Tensor:
-        """A chunk's losses; their gradient is added to the gradients."""
+        """Compute a chunk's losses and accumulate their gradients."""
         logits_nV = at_least_float32(functional.linear(self.hidden_ND[chunk], self.weight_VD, self.bias_V))
         wanted = any(grad is not None for grad in (self.grad_ND, self.grad_VD, self.grad_V))
         sums, slope_nV = losses(logits_nV, chunk, differentiate=wanted)
@@ -141,16 +140,16 @@ class _Projection:
             self.grad_V += slope_nV.sum(0)
 
     def gradients(self, hidden: torch.dtype, weight: torch.dtype) -> list[Tensor | None]:
-        """The gradients in the types of the inputs."""
+        """The gradients in the dtypes of the inputs."""
         dtypes = (hidden, weight, weight)
         grads = (self.grad_ND, self.grad_VD, self.grad_V)
         return [None if g is None else g.to(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
 
 
 def pieces(length: int, size: int) -> Iterator[slice]:
-    """Slices of ``size`` that cover ``length`` rows; the last one is cut where the rows end.
+    """Slices of ``size`` that cover ``length`` rows; the last one is clipped.
 
-    Slices of tensors forgive an end beyond the last row, sums of two slices' bounds do not.
+    Slicing tensors tolerates an end beyond the last row; arithmetic on slice bounds does not.
 
     >>> list(pieces(5, 2))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
@@ -159,12 +158,12 @@ def pieces(length: int, size: int) -> Iterator[slice]:
 
 
 def chunk_rows(weight_VD: Tensor, share: float = 1.0) -> int:
-    """Tokens of a chunk."""
+    """Number of tokens per chunk."""
     elements = CHUNK_ELEMENTS if weight_VD.device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
     return max(16, int(elements * share) // weight_VD.shape[0])
 
 
 def block_rows(logits_nV: Tensor) -> int:
-    """Tokens that a loss looks at in one go."""
+    """Number of tokens that a loss processes at once."""
     elements = BLOCK_ELEMENTS if logits_nV.device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS
     return max(4, elements // logits_nV.shape[1])

@@ -1,4 +1,4 @@
-"""The loss on the labels of the data: cross-entropy of classes, squared error of numbers."""
+"""The loss on labels: cross-entropy for classes, squared error for regression targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stlm_kd.losses.table import LABELS, LOSSES
 
 @LOSSES.register(LABELS)
 def label_loss(student_NC: Tensor, label_N: Tensor, /) -> Tensor:
-    """``cross_entropy`` where labels are outcomes, ``squared_error`` where they are numbers."""
+    """``cross_entropy`` for integer labels, ``squared_error`` for floating-point labels."""
     loss = squared_error if label_N.is_floating_point() else cross_entropy
     return loss(student_NC, label_N)
 
@@ -21,7 +21,7 @@ def cross_entropy(student_NC: Tensor, label_N: Tensor, /) -> Tensor:
 
     Args:
         student_NC: Student logits, shape (N, C).
-        label_N: The right outcome of each token, shape (N,), each in [0, C).
+        label_N: Label of each token, shape (N,), each in [0, C).
 
     Returns:
         One value per token, shape (N,), not reduced.
@@ -30,11 +30,11 @@ def cross_entropy(student_NC: Tensor, label_N: Tensor, /) -> Tensor:
 
 
 def squared_error(student_N1: Tensor, label_N: Tensor, /) -> Tensor:
-    """The square of the difference of each number and the model's.
+    """Squared error of each prediction.
 
     Args:
         student_N1: The model's only output, shape (N, 1).
-        label_N: The right number of each example, shape (N,).
+        label_N: Target of each example, shape (N,).
 
     Returns:
         One value per example, shape (N,), not reduced.

@@ -1,11 +1,11 @@
 """Divergences between the teacher's and the student's distribution at each token.
 
-All are in nats and softened by a temperature. Under ``temperature_scaling`` ``t2`` they are multiplied by its
-square, which keeps the gradient's size independent of the temperature (Hinton et al., "Distilling the
-Knowledge in a Neural Network", 2015, section 2). A teacher's logit of -inf marks an outcome that it rules
-out, as a padded vocabulary entry.
+All are in nats and use a temperature. With ``temperature_scaling`` ``t2`` they are multiplied by its square,
+which keeps the gradient's size independent of the temperature (Hinton et al., "Distilling the Knowledge in a
+Neural Network", 2015, section 2). A teacher's logit of -inf marks a class that it rules out, such as a padded
+vocabulary entry.
 
-Shapes: N tokens, C outcomes. Every function returns one value per token, (N,), not reduced.
+Shapes: N tokens, C classes. Every function returns one value per token, (N,), not reduced.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def forward_kl(
 ) -> Tensor:
     """KL(teacher || student) at each token, in nats.
 
-    It asks the student to cover whatever the teacher holds possible. For the mode-seeking direction see
-    ``reverse_kl``.
+    Mode-covering: the student must cover all classes that the teacher considers possible. For the
+    mode-seeking direction see ``reverse_kl``.
 
     Args:
         student_NC: Student logits, shape (N, C).
-        teacher_NC: Teacher logits over the same outcomes, shape (N, C). An outcome at -inf gets no
-            probability, and the student's mass there is pushed away.
-        temperature: Both distributions are softened by it.
+        teacher_NC: Teacher logits over the same classes, shape (N, C). A class at -inf has probability 0; the
+            loss reduces the student's probability of it.
+        temperature: Temperature of both distributions.
         temperature_scaling: ``t2`` multiplies by the temperature squared.
     """
     student_log_NC, teacher_log_NC = _softened(student_NC, temperature), _softened(teacher_NC, temperature)
@@ -62,14 +62,15 @@ def reverse_kl(
 ) -> Tensor:
     """KL(student || teacher) at each token, in nats.
 
-    It asks the student to stay within what the teacher holds likely (Gu et al., "MiniLLM", 2024). Where the
-    teacher rules an outcome out the divergence would be infinite, so the student's distribution is taken
-    given that the outcome is one that the teacher allows; mass outside can be neither gained nor lost by it.
+    Mode-seeking: the student stays within the classes that the teacher considers likely (Gu et al.,
+    "MiniLLM", 2024). Classes that the teacher rules out would make the divergence infinite. The student's
+    distribution is therefore conditioned on the remaining classes; the loss does not affect the probability
+    of the others.
 
     Args:
         student_NC: Student logits, shape (N, C).
-        teacher_NC: Teacher logits over the same outcomes, shape (N, C); -inf marks an outcome ruled out.
-        temperature: Both distributions are softened by it.
+        teacher_NC: Teacher logits over the same classes, shape (N, C); -inf marks a class that is ruled out.
+        temperature: Temperature of both distributions.
         temperature_scaling: ``t2`` multiplies by the temperature squared.
     """
     teacher_log_NC = _softened(teacher_NC, temperature)
@@ -88,20 +89,20 @@ def jensen_shannon(
     temperature: Temperature = 1.0,
     temperature_scaling: TemperatureScaling = "t2",
 ) -> Tensor:
-    """The generalised Jensen-Shannon divergence at each token, in nats.
+    """Generalised Jensen-Shannon divergence at each token, in nats.
 
-    That is beta · KL(teacher || m) + (1 - beta) · KL(student || m) with the mixture m = beta · teacher + (1 -
-    beta) · student (GKD, Agarwal et al., "On-Policy Distillation of Language Models", 2024, equation 1),
-    bounded where the KL divergences are not. By that equation it vanishes at both ends; there, as in TRL, it
-    is the KL divergence that it tends to once divided by beta (forward, at 0) or by 1 - beta (reverse, at 1).
-    So values near an end and at it differ in scale.
+    beta · KL(teacher || m) + (1 - beta) · KL(student || m) with the mixture m = beta · teacher + (1 - beta) ·
+    student (GKD, Agarwal et al., "On-Policy Distillation of Language Models", 2024, equation 1). It is
+    bounded, unlike the KL divergences. The equation vanishes at beta 0 and 1; as in TRL, these are replaced
+    by the limits of the divergence divided by beta (forward KL, at 0) or by 1 - beta (reverse KL, at 1).
+    Values near and at these ends therefore differ in scale.
 
     Args:
         student_NC: Student logits, shape (N, C).
-        teacher_NC: Teacher logits over the same outcomes, shape (N, C). The student's mass on an outcome at
-            -inf is pushed away; at beta 1 it does not count, as in ``reverse_kl``.
-        beta: The teacher's share of the mixture; 0 is ``forward_kl``, 1 is ``reverse_kl``.
-        temperature: Both distributions are softened by it.
+        teacher_NC: Teacher logits over the same classes, shape (N, C). The loss reduces the student's
+            probability of a class at -inf; at beta 1 it ignores the class, as ``reverse_kl`` does.
+        beta: The teacher's weight in the mixture; 0 is ``forward_kl``, 1 is ``reverse_kl``.
+        temperature: Temperature of both distributions.
         temperature_scaling: ``t2`` multiplies by the temperature squared.
     """
     if beta in (0, 1):
@@ -125,15 +126,15 @@ def skew_forward_kl(
 ) -> Tensor:
     """KL(teacher || alpha · teacher + (1 - alpha) · student) at each token, in nats.
 
-    The teacher's share bounds the gradient where the student has almost no mass (Ko et al., "DistiLLM", 2024,
-    section 3.1).
+    The teacher's weight bounds the gradient where the student's probability is almost 0 (Ko et al.,
+    "DistiLLM", 2024, section 3.1).
 
     Args:
         student_NC: Student logits, shape (N, C).
-        teacher_NC: Teacher logits over the same outcomes, shape (N, C). An outcome at -inf gets no
-            probability, and the student's mass there is pushed away.
-        alpha: The teacher's share of the mixture; at 0 this is ``forward_kl``.
-        temperature: Both distributions are softened by it.
+        teacher_NC: Teacher logits over the same classes, shape (N, C). A class at -inf has probability 0; the
+            loss reduces the student's probability of it.
+        alpha: The teacher's weight in the mixture; at 0 this is ``forward_kl``.
+        temperature: Temperature of both distributions.
         temperature_scaling: ``t2`` multiplies by the temperature squared.
     """
     student_log_NC, teacher_log_NC = _softened(student_NC, temperature), _softened(teacher_NC, temperature)
@@ -147,6 +148,6 @@ def _softened(logits_NC: Tensor, temperature: float) -> Tensor:
 
 
 def _kl(log_NC: Tensor, other_log_NC: Tensor) -> Tensor:
-    """Σ p (log p - log q), where nothing is added by outcomes with p = 0."""
+    """Σ p (log p - log q), with 0 for classes of p = 0."""
     ratio_NC = (log_NC - other_log_NC).masked_fill(log_NC.isneginf(), 0.0)
     return (log_NC.exp() * ratio_NC).sum(-1)

@@ -1,9 +1,9 @@
-"""Analytic gradients of losses by the student's logits, for losses over many outcomes.
+"""Analytic gradients of losses with respect to the student's logits, for large vocabularies.
 
-With p the teacher's and q the student's probabilities at temperature T, and the loss f not yet scaled, the
-derivative by a logit is 1/T · q_j (f'_j - Σ q f'), f'_j being the derivative by q_j.
+With p the teacher's and q the student's probabilities at temperature T, and the unscaled loss f, the
+derivative by a logit is 1/T · q_j (f'_j - Σ q f'), where f'_j is the derivative by q_j.
 
-Shapes: N tokens, C outcomes. A tensor of (N, C) is large: as few as can be, written over once they are read.
+Shapes: N tokens, C classes. Tensors of (N, C) are large, so they are few and overwritten after use.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from stlm_kd.losses.table import GRADIENTS, LABELS, Temperature, TemperatureScal
 from stlm_kd.losses.tempered import TemperedLogits
 
 _LEAST = -1e30
-"""In place of -inf, whose product with a probability of 0 is NaN."""
+"""Replaces -inf, whose product with a probability of 0 is NaN."""
 
 
 @GRADIENTS.register(LABELS)
 def cross_entropy_slope(student: TemperedLogits, label_N: Tensor, /) -> tuple[Tensor, Tensor]:
-    """Of ``cross_entropy``: q less one at the label."""
+    """Values and gradient of ``cross_entropy``: q, minus one at the label."""
     log_NC, label_N1 = student.log_probs(1.0), label_N[:, None]
     slope_NC = log_NC.exp()
     slope_NC.scatter_add_(-1, label_N1, slope_NC.new_full(label_N1.shape, -1.0))
@@ -41,7 +41,7 @@ def forward_kl_slope(
     temperature: Temperature = 1.0,
     temperature_scaling: TemperatureScaling = "t2",
 ) -> tuple[Tensor, Tensor]:
-    """Of ``forward_kl``: q - p."""
+    """Values and gradient of ``forward_kl``: q - p."""
     student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
     gap_NC = (teacher_log_NC - student_log_NC).clamp_(min=_LEAST)
     teacher_NC = teacher_log_NC.exp()
@@ -59,7 +59,7 @@ def reverse_kl_slope(
     temperature: Temperature = 1.0,
     temperature_scaling: TemperatureScaling = "t2",
 ) -> tuple[Tensor, Tensor]:
-    """Of ``reverse_kl``: q (log q/p - KL), q given what the teacher allows."""
+    """Values and gradient of ``reverse_kl``: q (log q/p - KL), with q over the teacher's possible classes."""
     student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
     ruled_out_NC = teacher_log_NC.isneginf()
     if bool(ruled_out_NC.any()):
@@ -84,13 +84,13 @@ def jensen_shannon_slope(
     temperature: Temperature = 1.0,
     temperature_scaling: TemperatureScaling = "t2",
 ) -> tuple[Tensor, Tensor]:
-    """Of ``jensen_shannon``: (1 - beta) q (log q/m - KL(student || m))."""
+    """Values and gradient of ``jensen_shannon``: (1 - beta) q (log q/m - KL(student || m))."""
     if beta in (0, 1):
         end = reverse_kl_slope if beta else forward_kl_slope
         return end(student, teacher, temperature=temperature, temperature_scaling=temperature_scaling)
     student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
     student_NC, teacher_NC = student_log_NC.exp(), teacher_log_NC.exp()
-    # below the smallest number p or q is 0 and nothing is counted, whatever the logarithm
+    # where the clamp applies, p and q are 0, so the logarithm has no effect
     mixed_log_NC = torch.lerp(student_NC, teacher_NC, beta)
     mixed_log_NC.clamp_(min=torch.finfo(mixed_log_NC.dtype).tiny).log_()
     gap_NC = (teacher_log_NC - mixed_log_NC).clamp_(min=_LEAST)
@@ -112,7 +112,7 @@ def skew_forward_kl_slope(
     temperature: Temperature = 1.0,
     temperature_scaling: TemperatureScaling = "t2",
 ) -> tuple[Tensor, Tensor]:
-    """Of ``skew_forward_kl``: (1 - alpha) (q Σ p q/m - p q/m)."""
+    """Values and gradient of ``skew_forward_kl``: (1 - alpha) (q Σ p q/m - p q/m)."""
     student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
     log_alpha = math.log(alpha) if alpha else -math.inf
     mixed_log_NC = torch.logaddexp(teacher_log_NC + log_alpha, student_log_NC + math.log1p(-alpha))
@@ -128,7 +128,7 @@ def skew_forward_kl_slope(
 def logit_mse_slope(
     student: TemperedLogits, teacher: TemperedLogits, /, *, centred: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Of ``logit_mse``: twice the difference over the number of outcomes."""
+    """Values and gradient of ``logit_mse``: twice the difference divided by the number of classes."""
     gap_NC, counted_N1 = logit_gap(student.logits, teacher.logits, centred=centred)
     values_N = torch.linalg.vecdot(gap_NC, gap_NC) / counted_N1.squeeze(-1)
     return values_N, gap_NC.mul_(2).div_(counted_N1)

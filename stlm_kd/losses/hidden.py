@@ -1,7 +1,7 @@
-"""Losses between hidden states of the student and the teacher, of one width, at each token.
+"""Losses between hidden states of student and teacher of equal width, per token.
 
-A new one is one function decorated with ``STATE_LOSSES.register``; its keyword-only arguments become its
-options in recipes. The student's states come projected to the teacher's width where the widths differ.
+A new loss is one function decorated with ``STATE_LOSSES.register``; its keyword-only arguments become its
+options in recipes. If the widths differ, the student's hidden states are projected first.
 
 Shapes: N tokens, D width.
 """
@@ -24,10 +24,10 @@ STATE_LOSSES: Registry[StateLoss] = Registry("loss of hidden states")
 
 @STATE_LOSSES.register("hint")
 def hint(student_ND: Tensor, teacher_ND: Tensor, /) -> Tensor:
-    """The mean squared difference of two states over their width.
+    """Mean squared difference of two hidden states over their width.
 
-    Hints guide a student through a teacher's inner states (Romero et al., "FitNets: Hints for Thin Deep
-    Nets", 2015, equation 3, which sums and halves instead).
+    From Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, equation 3, which uses half the sum
+    instead of the mean.
     """
     difference_ND = at_least_float32(student_ND) - at_least_float32(teacher_ND)
     return difference_ND.square().mean(-1)
@@ -35,27 +35,27 @@ def hint(student_ND: Tensor, teacher_ND: Tensor, /) -> Tensor:
 
 @STATE_LOSSES.register("cosine")
 def cosine(student_ND: Tensor, teacher_ND: Tensor, /) -> Tensor:
-    """1 minus the cosine of the angle between two states, in [0, 2].
+    """Cosine distance of two hidden states: 1 minus their cosine similarity, in [0, 2].
 
-    It aligns directions and leaves lengths free (Sanh et al., "DistilBERT, a distilled version of BERT",
-    2019, section 3). A state of length 0 has no direction: its value is 1, without a gradient.
+    It aligns directions, not norms (Sanh et al., "DistilBERT, a distilled version of BERT", 2019, section 3).
+    For a hidden state of norm 0 the value is 1, without a gradient.
     """
     return 1.0 - (_unit(student_ND) * _unit(teacher_ND)).sum(-1)
 
 
 @STATE_LOSSES.register("normalised_mse")
 def normalised_mse(student_ND: Tensor, teacher_ND: Tensor, /) -> Tensor:
-    """The squared distance of two states scaled to length 1, summed over the width, in [0, 4].
+    """Squared distance of two hidden states normalised to length 1, summed over the width, in [0, 4].
 
     From patient distillation (Sun et al., "Patient Knowledge Distillation for BERT Model Compression", 2019,
-    equation 7), summed as there. It is twice ``cosine``; rounding leaves it at least 0, and more exact where
-    the states are nearly parallel. A state of length 0 counts as the origin, without a gradient.
+    equation 7), summed as there. It equals twice ``cosine``, but is never below 0 and more accurate for
+    nearly parallel states. A hidden state of norm 0 counts as the origin, without a gradient.
     """
     return (_unit(student_ND) - _unit(teacher_ND)).square().sum(-1)
 
 
 def _unit(state_ND: Tensor) -> Tensor:
-    """The states at length 1; those of length 0 stay there and get no gradient, which would be infinite."""
+    """Normalise hidden states to length 1; those of norm 0 stay 0, without the infinite gradient."""
     state_ND = at_least_float32(state_ND)
     length_N1 = torch.linalg.vector_norm(state_ND, dim=-1, keepdim=True)
     without_N1 = length_N1 == 0

@@ -1,4 +1,4 @@
-"""Logits matched as numbers, without a softmax. Shapes: N tokens, C outcomes."""
+"""Mean squared error of logits, without a softmax. Shapes: N tokens, C classes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from stlm_kd.losses.table import LOSSES
 
 @LOSSES.register("logit_mse")
 def logit_mse(student_NC: Tensor, teacher_NC: Tensor, /, *, centred: bool = False) -> Tensor:
-    """Squared difference of the logits at each token, averaged over the outcomes.
+    """Squared difference of the logits at each token, averaged over the classes.
 
     Ba and Caruana ("Do Deep Nets Really Need to be Deep?", 2014, section 2.2) and Kim et al. ("Comparing
     Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation", 2021, section 3) match
-    the logits themselves, so a constant added to one side counts, and they sum over the outcomes: C times
-    this value, which is a mean so that a weight serves vocabularies of any size.
+    the logits themselves, so a constant offset matters, and sum over the classes: C times this value. The
+    mean makes the weight independent of the vocabulary's size.
 
-    Centred, it is twice what KL times temperature squared tends to as the temperature grows (Hinton et al.,
-    2015, section 2.1). Only this form suits targets known up to a constant: teachers combined, or sparse
-    ones.
+    Centred, it is twice the limit of KL times temperature squared at high temperature (Hinton et al., 2015,
+    section 2.1). Only this form suits targets known up to a constant: combined or sparse teachers.
 
     Args:
         student_NC: Student logits, shape (N, C).
-        teacher_NC: Teacher logits over the same outcomes, shape (N, C). Outcomes at -inf are left out.
-        centred: Take the mean over the outcomes off both sides first.
+        teacher_NC: Teacher logits over the same classes, shape (N, C). Classes at -inf are ignored.
+        centred: Subtract each side's mean over the classes first.
 
     Returns:
         One value per token, shape (N,), not reduced.
@@ -36,7 +35,7 @@ def logit_mse(student_NC: Tensor, teacher_NC: Tensor, /, *, centred: bool = Fals
 
 
 def logit_gap(student_NC: Tensor, teacher_NC: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
-    """Student minus teacher, (N, C), 0 where the teacher rules out; and how many outcomes count, (N, 1)."""
+    """Student minus teacher logits, (N, C), 0 for ruled-out classes; and number of other classes, (N, 1)."""
     ruled_out_NC = teacher_NC.isneginf()
     gap_NC = (student_NC - teacher_NC).masked_fill(ruled_out_NC, 0.0)
     counted_N1 = (~ruled_out_NC).sum(-1, keepdim=True).clamp(min=1)

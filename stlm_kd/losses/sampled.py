@@ -1,9 +1,9 @@
-"""Targets of which the likely outcomes are known and the others sampled, and the losses that need no more.
+"""Sparse targets: a top-k head with a sampled tail, and the losses on them.
 
 A plain top-k target is biased. Head and sampled tail together are an unbiased estimate of the distribution,
-so a loss linear in the teacher's probabilities, and its gradient, are right on average over the draws.
+so a loss that is linear in the teacher's probabilities has the correct expectation and gradient.
 
-Shapes: N tokens, H outcomes of the head, M draws from the tail, C outcomes.
+Shapes: N tokens, H entries of the head, M draws from the tail, C classes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from stlm_kd.losses.tempered import TemperedLogits
 
 @dataclass(frozen=True, slots=True)
 class TopKTail:
-    """A teacher's distribution at one temperature: its head, and draws from the rest.
+    """A teacher's distribution at one temperature: top-k head and samples from the tail.
 
     Attributes:
-        ids: Outcomes, (N, H + M), or (B, T, H + M) before the tokens that count are chosen: the H of the
-            head, each once, then M draws from the others, with replacement, by their probability.
-        log_probs: Of the head, (N, H).
-        tail: Logarithm of the whole probability outside the head, (N,). A draw stands for an M-th of it, so
-            its importance weight is that over its own probability.
-        entropy: Of the whole distribution, in nats, (N,).
-        temperature: By which all of these were softened.
-        vocabulary: Outcomes from here on are padding and have no probability.
-        label_log_probs: Log-probability of each token's label, (N,), by which teachers can be weighed; None
-            where it was not kept. Meaningless where a token has no label.
+        ids: Token ids, (N, H + M), or (B, T, H + M) before tokens are selected: the H distinct ids of the
+            head, then M draws from the others, with replacement, in proportion to their probability.
+        log_probs: Log-probabilities of the head, (N, H).
+        tail: Log of the total probability outside the head, (N,). Each draw represents 1/M of it; its
+            importance weight is this divided by its own probability.
+        entropy: Entropy of the full distribution in nats, (N,).
+        temperature: Temperature of all of these.
+        vocabulary: Number of real tokens; ids from here on are padding with probability 0.
+        label_log_probs: Log-probability of each token's label, (N,), for teacher weights; None if not stored.
+            Arbitrary where a token has no label.
     """
 
     ids: Tensor
@@ -53,23 +53,23 @@ class TopKTail:
     label_log_probs: Tensor | None = None
 
     def rows(self, chosen: Tensor | slice) -> TopKTail:
-        """The tokens under a mask, at indices, or of a slice."""
+        """Select tokens by mask, indices or slice."""
         names = ("ids", "log_probs", "tail", "entropy", "label_log_probs")
         parts = {name: getattr(self, name) for name in names}
         return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
 
     def masses(self) -> Tensor:
-        """The probability that each entry of ``ids`` stands for, (N, H + M)."""
+        """The probability mass of each entry of ``ids``, (N, H + M)."""
         draws = self.ids.shape[-1] - self.log_probs.shape[-1]
         tail_N = at_least_float32(self.tail).exp()
         shared_NM = (tail_N / max(draws, 1))[:, None].expand(-1, draws)
         return torch.cat([at_least_float32(self.log_probs).exp(), shared_NM], dim=-1)
 
     def spread(self, outcomes: int) -> Tensor:
-        """Log-probabilities, (N, outcomes): the head's, and the tail's evenly over what is outside the head.
+        """Dense log-probabilities, (N, outcomes): the head, and the tail spread evenly over all other tokens.
 
-        For losses that are not linear in the teacher, which no estimate serves without bias: this one leaves
-        no outcome without probability.
+        For losses that are not linear in the teacher's probabilities. They have no unbiased estimate; this
+        one gives every token a nonzero probability.
         """
         head = self.log_probs.shape[-1]
         each_N1 = at_least_float32(self.tail)[:, None] - math.log(max(self.vocabulary - head, 1))
@@ -78,10 +78,10 @@ class TopKTail:
         return log_NC.scatter_(-1, self.ids[:, :head], at_least_float32(self.log_probs))
 
     def check(self, temperature: float) -> None:
-        """Refuse another temperature than the target's own.
+        """Check that a temperature equals the target's.
 
         Raises:
-            ValueError: It is another.
+            ValueError: It differs.
         """
         if temperature != self.temperature:
             raise ValueError(
@@ -91,11 +91,11 @@ class TopKTail:
 
 @dataclass(frozen=True, slots=True)
 class FullDistribution:
-    """A distribution that is known whole, beside sparse ones in a mixture.
+    """A dense distribution in a mixture with sparse ones.
 
     Attributes:
-        log_probs: Of every outcome, (N, C), -inf where it is ruled out.
-        temperature: By which they were softened.
+        log_probs: Log-probabilities of all classes, (N, C), -inf where ruled out.
+        temperature: Their temperature.
     """
 
     log_probs: Tensor
@@ -103,13 +103,13 @@ class FullDistribution:
 
     @property
     def ids(self) -> Tensor:
-        """Every outcome at each token, (N, C), in no memory of its own."""
+        """All class ids at each token, (N, C), as an expanded view."""
         tokens, outcomes = self.log_probs.shape
         return torch.arange(outcomes, device=self.log_probs.device).expand(tokens, outcomes)
 
     @property
     def entropy(self) -> Tensor:
-        """In nats, (N,)."""
+        """Entropy in nats, (N,)."""
         entropy_N: Tensor = torch.special.entr(self.masses()).sum(-1)
         return entropy_N
 
@@ -124,11 +124,11 @@ class FullDistribution:
 
 @dataclass(frozen=True, slots=True)
 class TargetMixture:
-    """Σ w p of several targets, some sparse: the entries of all in a row; an outcome may come twice.
+    """The mixture Σ w p of several targets, some sparse: their entries concatenated, with duplicate ids.
 
     Attributes:
         targets: M targets of one temperature.
-        weights: (N, M), summing to one at each token.
+        weights: Weights (N, M) that sum to one at each token.
     """
 
     targets: Sequence[TopKTail | FullDistribution]
@@ -136,15 +136,15 @@ class TargetMixture:
 
     @property
     def ids(self) -> Tensor:
-        """Outcomes, (N, entries)."""
+        """Token ids, (N, entries)."""
         return torch.cat([target.ids for target in self.targets], dim=-1)
 
     @property
     def entropy(self) -> Tensor:
         """Σ w H of the targets' entropies, (N,), in nats.
 
-        The mixture's own is not known. It is larger, by the targets' generalised Jensen-Shannon divergence,
-        which no student changes: a loss that takes this one in its place has the right gradient.
+        The entropy of the mixture is unknown. It is larger by the targets' generalised Jensen-Shannon
+        divergence, which does not depend on the student: a loss that uses this value has the same gradient.
         """
         return sum(
             (
@@ -155,12 +155,12 @@ class TargetMixture:
         )
 
     def masses(self) -> Tensor:
-        """The probability that each entry of ``ids`` stands for, (N, entries)."""
+        """The probability mass of each entry of ``ids``, (N, entries)."""
         pairs = zip(self.targets, self.weights.unbind(-1), strict=True)
         return torch.cat([target.masses() * weight_N[:, None] for target, weight_N in pairs], dim=-1)
 
     def check(self, temperature: float) -> None:
-        """As ``TopKTail.check``, of each target."""
+        """As ``TopKTail.check``, for each target."""
         for target in self.targets:
             target.check(temperature)
 
@@ -174,10 +174,10 @@ def sparse_forward_kl(
     temperature: Temperature = 1.0,
     temperature_scaling: TemperatureScaling = "t2",
 ) -> Tensor:
-    """An unbiased estimate of ``forward_kl`` at each token, (N,), in nats; below 0 where draws are unlucky.
+    """Unbiased estimate of ``forward_kl`` at each token, (N,), in nats; single estimates may be negative.
 
-    Of a mixture, its gradient is that of KL(Σ w p || q), and its value Σ w KL(p || q), which is larger by
-    what no student changes; see ``TargetMixture.entropy``.
+    For a mixture, the gradient is that of KL(Σ w p || q) and the value is Σ w KL(p || q). The difference does
+    not depend on the student; see ``TargetMixture.entropy``.
 
     Raises:
         ValueError: The target has another temperature.
@@ -197,7 +197,7 @@ def sparse_forward_kl_slope(
     temperature: Temperature = 1.0,
     temperature_scaling: TemperatureScaling = "t2",
 ) -> tuple[Tensor, Tensor]:
-    """Of ``sparse_forward_kl``: q less the mass of each entry."""
+    """Values and gradient of ``sparse_forward_kl``: q minus the mass of each entry."""
     target.check(temperature)
     factor = temperature_factor(temperature, temperature_scaling)
     log_NC, masses = student.log_probs(temperature), target.masses()

@@ -1,6 +1,6 @@
-"""Agreement of two models on how likely spans of a text are, whatever tokens they read it in.
+"""Cross-tokenizer distillation: agreement of two models on the likelihood of text spans.
 
-Shapes: S spans, N tokens, D width, V outcomes.
+Shapes: S spans, N tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from stlm_kd.losses.precision import at_least_float32, compute_dtype
 
 
 def span_agreement(student_S: Tensor, teacher_S: Tensor, /, *, temperature: float = 100.0) -> Tensor:
-    """KL(teacher || student) of "this span follows" or "another one", times the temperature, in nats.
+    """Binary KL(teacher || student) of each span against all others, times the temperature, in nats.
 
-    The probabilities of a span are taken to the power of 1 / temperature: as they are, those of longer spans
-    are so small that hardly anything would be learnt from them. Minixhofer, Vulić and Ponti, "Universal
-    Cross-Tokenizer Distillation via Approximate Likelihood Matching", 2025, section 3, whose temperature is
-    100. As it grows, this tends to t log(t / s) - t + s of the surprisals t and s in nats.
+    Span probabilities are raised to the power of 1 / temperature, since those of long spans are too small to
+    learn from. Minixhofer, Vulić and Ponti, "Universal Cross-Tokenizer Distillation via Approximate
+    Likelihood Matching", 2025, section 3, with temperature 100. For growing temperature, the value tends to
+    t log(t / s) - t + s for the surprisals t and s in nats.
 
     Args:
-        student_S: Log-probability of each span, (S,).
-        teacher_S: The same under the teacher.
+        student_S: Log-probability of each span under the student, (S,).
+        teacher_S: Log-probability under the teacher, (S,).
         temperature: Above 0.
 
     Returns:
-        One value per span, (S,), not reduced; 0 where both are equal.
+        One value per span, (S,), not reduced; 0 if both are equal.
     """
     softened_S, target_S = (_below_one(values) / temperature for values in (student_S, teacher_S))
     other_S, other_target_S = (torch.log(-torch.expm1(values)) for values in (softened_S, target_S))
@@ -37,13 +37,13 @@ def span_agreement(student_S: Tensor, teacher_S: Tensor, /, *, temperature: floa
 
 
 def log_likelihoods(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor) -> Tensor:
-    """Log-probability of each label, (N,), differentiable, with the logits of a chunk alone in memory.
+    """Differentiable log-probability of each label, (N,), with the logits of one chunk in memory at a time.
 
     Args:
-        hidden_ND: States that meet the head, (N, D).
+        hidden_ND: Hidden states before the head, (N, D).
         weight_VD: The head's weight.
         bias_V: The head's bias.
-        labels_N: Outcomes below V.
+        labels_N: Labels below V.
     """
     compute = compute_dtype(weight_VD)
 
@@ -62,11 +62,11 @@ def log_likelihoods(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None,
 
 
 def span_sums(values_N: Tensor, span_N: Tensor, count: int) -> Tensor:
-    """The sum over the tokens of each span, (count,); those in no span (below 0) are left out."""
+    """The sum over the tokens of each span, (count,); tokens with a negative span index are ignored."""
     inside_N = span_N >= 0
     return values_N.new_zeros(count).index_add(0, span_N[inside_N], values_N[inside_N])
 
 
 def _below_one(values_S: Tensor) -> Tensor:
-    """Log-probabilities that leave something to other spans, whose logarithm is -inf otherwise."""
+    """Clamp log-probabilities below 0, so that the complement has a finite logarithm."""
     return values_S.clamp(max=-1e-6)

@@ -1,6 +1,6 @@
-"""Logits whose softmax at a temperature several losses share.
+"""Logits with log-probabilities at several temperatures, shared between losses.
 
-Shapes: N tokens, C outcomes.
+Shapes: N tokens, C classes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class TemperedLogits:
-    """Logits and their log-probabilities at the temperatures asked for; shared, so not to be written to.
+    """Logits and their log-probabilities, cached by temperature; shared, so callers must not modify them.
 
     Args:
-        logits_NC: Shape (N, C). They are written over, so that at temperature 1 no second tensor is needed.
+        logits_NC: Logits (N, C). They are overwritten, so that temperature 1 needs no second tensor.
     """
 
     def __init__(self, logits_NC: Tensor) -> None:
@@ -22,18 +22,18 @@ class TemperedLogits:
 
     @classmethod
     def of_log_probs(cls, log_probs_NC: Tensor, temperature: float) -> TemperedLogits:
-        """What has these log-probabilities at the temperature; its logits are known up to a constant."""
+        """Create from log-probabilities at a temperature; the logits are known up to a constant."""
         softened = cls(log_probs_NC if temperature == 1.0 else log_probs_NC * temperature)
         softened._log_probs[temperature] = log_probs_NC
         return softened
 
     @property
     def logits(self) -> Tensor:
-        """Of shape (N, C)."""
+        """Logits (N, C)."""
         return self._shifted_NC if self._shift_N1 is None else self._shifted_NC + self._shift_N1
 
     def log_probs(self, temperature: float) -> Tensor:
-        """Log-probabilities of shape (N, C) at the temperature."""
+        """Log-probabilities (N, C) at a temperature."""
         if temperature == 1.0 and 1.0 not in self._log_probs:
             self._shift_N1 = self._shifted_NC.logsumexp(-1, keepdim=True)
             self._log_probs[1.0] = self._shifted_NC.sub_(self._shift_N1)

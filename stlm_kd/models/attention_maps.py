@@ -1,9 +1,9 @@
-"""The attention maps of chosen layers, whichever attention the model computes with.
+"""Extract the attention maps of selected layers, whatever attention implementation the model uses.
 
-Fast attention never holds its maps, and transformers' eager one gives those of all layers, after dropout and
-in half precision. So the chosen layers, and no others, get an attention function of ours: their attention
-modules, which look it up by name in their configuration, get a copy of it with our name in it. It stays; the
-model's own configuration, which is what is saved, and its masks do not change.
+Fused attention does not materialise its maps, and transformers' eager attention returns those of all layers,
+after dropout and in half precision. Therefore only the selected layers use an attention function of this
+module: attention modules look it up by name in their configuration and get a copy with our name. The change
+is permanent, but the model's own configuration, which is saved, and its masks stay the same.
 
 Shapes: B rows, H query heads, G key heads, T queries, K keys, E width of a head, D width.
 """
@@ -28,35 +28,35 @@ from stlm_kd.models.families import ARCHITECTURES
 
 _NAME = "stlm_kd_maps"
 _CHANGES_SCORES = ("softcap", "position_bias", "s_aux")
-"""What some families hand to their attention and ours does not compute."""
+"""Arguments that some families pass to their attention and that are not supported here."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """The layers whose maps are wanted, by attention module, and the maps so far."""
+    """The requested layers by attention module, and the maps collected so far."""
 
     layers: Mapping[nn.Module, int]
     maps: dict[int, Tensor]
 
 
 _reading: ContextVar[_Reading | None] = ContextVar("_reading", default=None)
-"""What ``kept_maps`` is reading; None outside of it.
+"""The active ``kept_maps`` context; None outside of it.
 
-A backward pass that runs blocks again lies outside, computes the same and keeps nothing.
+A backward pass that recomputes blocks runs outside of it and collects nothing.
 """
 
 
 def install_maps(model: PreTrainedModel, layers: Iterable[int]) -> None:
-    """Let these layers of the model compute their attention with maps, from now on.
+    """Permanently switch these layers to the attention function that can return maps.
 
-    Harmless to repeat. What the model says changes by rounding alone.
+    Idempotent. The model's outputs change only by rounding.
 
     Args:
-        model: Of a family that ``architectures.py`` lists, with whatever head.
-        layers: Blocks, counted from 0, that the model has.
+        model: Model of a family in ``ARCHITECTURES``, with any head.
+        layers: Indices of blocks, from 0.
 
     Raises:
-        ModelError: The layer's attention cannot be read.
+        ModelError: The layer's attention maps cannot be extracted.
     """
     for layer in layers:
         module = attention_module(model, layer)
@@ -76,14 +76,14 @@ def install_maps(model: PreTrainedModel, layers: Iterable[int]) -> None:
 
 @contextmanager
 def kept_maps(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
-    """While it is entered, the model's runs keep the maps of these layers.
+    """Collect the attention maps of these layers in forward passes within the context.
 
-    The dictionary gets the log-probabilities (B, H, T, K) of each layer that runs: after rotary embeddings
-    and under the model's mask, before dropout, for each query head, in float32 or better; -inf where a query
-    may not look, and throughout a query that may look nowhere.
+    The dictionary receives the log-probabilities (B, H, T, K) of each layer that runs: after rotary
+    embeddings and the model's mask, before dropout, per query head, in float32 or better; -inf at masked
+    keys, and at all keys of a fully masked query.
 
     Raises:
-        ModelError: The attention of one of them cannot be read.
+        ModelError: The attention maps of one of them cannot be extracted.
     """
     install_maps(model, layers)
     reading = _Reading({attention_module(model, layer): layer for layer in layers}, {})
@@ -95,16 +95,16 @@ def kept_maps(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[
 
 
 def attention_module(model: PreTrainedModel, layer: int) -> nn.Module:
-    """The layer's one module of self-attention: it knows whether it is causal, and its configuration.
+    """The layer's self-attention module, identified by its ``is_causal`` and ``config`` attributes.
 
     Raises:
-        ModelError: It is not known, or none, or more than one is found.
+        ModelError: The family is unsupported, or not exactly one module is found.
     """
     family = model.config.model_type
     if family not in ARCHITECTURES:
         raise ModelError(
-            f"{family}: it is not known where this family computes its attention; "
-            f"known: {', '.join(ARCHITECTURES)}"
+            f"{family}: the attention modules of this family are unknown; "
+            f"supported: {', '.join(ARCHITECTURES)}"
         )
     block = model.base_model.get_submodule(ARCHITECTURES[family].blocks).get_submodule(str(layer))
     found = [m for m in block.modules() if hasattr(m, "is_causal") and hasattr(m, "config")]
@@ -128,7 +128,7 @@ def _attention_with_maps(
     is_causal: bool | None = None,
     **unused: object,
 ) -> tuple[Tensor, Tensor]:
-    """The mixed values (B, T, H, E) and what they are mixed by; what attention modules call by its name."""
+    """Attention outputs (B, T, H, E) and probabilities; registered as an attention function."""
     _check(module, attention_mask, unused)
     heads = query_BHTE.shape[1]
     key_BHKE, value_BHKE = (_for_each_query_head(x, heads) for x in (key_BGKE, value_BGKE))
@@ -146,10 +146,10 @@ def _attention_with_maps(
 
 
 def _log_probabilities(scores_BHTK: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
-    """Log of the softmax over the keys that the mask allows, -inf at the others.
+    """Log-softmax over the unmasked keys, -inf at the others.
 
-    A mask is true where a query may look, or a number to add, as the model's own attention wants it; None is
-    all keys, or the earlier ones.
+    A mask is boolean (True where unmasked) or additive, as in the model's own attention; None means all keys,
+    or the causal mask.
     """
     if mask is None and (not causal or scores_BHTK.shape[2] == 1):
         return functional.log_softmax(scores_BHTK, dim=-1)
@@ -160,14 +160,14 @@ def _log_probabilities(scores_BHTK: Tensor, mask: Tensor | None, *, causal: bool
     else:
         allowed = mask > torch.finfo(mask.dtype).min / 2
         scores_BHTK = scores_BHTK + mask.masked_fill(~allowed, 0.0)
-    # A finite number first: a query without a key would be NaN, on the way there and back.
+    # Finite first: a fully masked query would be NaN in forward and backward.
     lowest = torch.finfo(scores_BHTK.dtype).min
     log_BHTK = functional.log_softmax(scores_BHTK.masked_fill(~allowed, lowest), dim=-1)
     return log_BHTK.masked_fill(~allowed, float("-inf"))
 
 
 def _for_each_query_head(shared_BGKE: Tensor, heads: int) -> Tensor:
-    """Each key head repeated for the query heads that share it."""
+    """Repeat each key head for the query heads that share it."""
     return shared_BGKE.repeat_interleave(heads // shared_BGKE.shape[1], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Give a model other dropout probabilities than its checkpoint was trained with."""
+"""Change a model's dropout probabilities."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _ENDINGS = ("dropout", "pdrop", "dropout_prob")
 def set_dropout(model: PreTrainedModel, probability: float) -> None:
     """Set every dropout probability of a model, of hidden states and of attention, in place.
 
-    Its configuration says the same afterwards, so that the saved model does too. Fields that it leaves unset
-    (a classifier's own, which then is that of the hidden states) stay unset.
+    Also updates the configuration, and so the saved model. Unset fields (a classifier's own, which defaults
+    to that of the hidden states) stay unset.
 
     Args:
-        model: One of transformers' models, whose modules hold a probability in a ``Dropout`` or, for
-            attention without a module, in an attribute of a name such as ``attention_dropout``.
-        probability: Of an element to be zeroed in training.
+        model: A transformers model, with probabilities in ``Dropout`` modules or in attributes such as
+            ``attention_dropout``.
+        probability: Probability of zeroing an element in training.
     """
     for name, value in model.config.to_dict().items():
         if _is_dropout(name, value):

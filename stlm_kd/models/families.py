@@ -1,6 +1,6 @@
-"""What each model family is for and where it keeps its parts: one row each.
+"""Supported model families: task and module paths, one entry each.
 
-What transformers answers itself (embeddings, head, base model, configuration aliases) has no column here.
+Properties that transformers provides (embeddings, head, base model, configuration aliases) are omitted.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 Task = Literal["clm", "mlm"]
-"""What a language model predicts: the next token, or tokens that were masked."""
+"""Task of a language model: causal (next-token) or masked language modelling."""
 
 Goal = Literal["clm", "mlm", "classification", "regression"]
-"""What a model is trained for: the task of a language model, or the class of a text, or a number for it."""
+"""Training goal: a language-modelling task, text classification, or regression."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One family. Paths are below ``model.base_model``.
+    """One model family. Paths are relative to ``model.base_model``.
 
     Attributes:
-        task: What its language models predict.
-        blocks: The ModuleList of transformer blocks.
-        positions: Where absolute positions are counted from: 0, or the padding id + 1.
+        task: Task of its language models.
+        blocks: Path of the ModuleList of transformer blocks.
+        positions: First absolute position: 0, or the padding id + 1.
     """
 
     task: Task

@@ -1,4 +1,4 @@
-"""Run a language model up to the state that meets its head, documents kept apart, and find that head.
+"""Run a language model up to its head, with packed documents kept separate, and access the head.
 
 Shapes: B rows, T positions, D width, V vocabulary.
 """
@@ -32,11 +32,11 @@ class Head:
 
     @property
     def size(self) -> int:
-        """Number of outcomes, padded entries included."""
+        """Number of rows, padding entries included."""
         return int(self.weight.shape[0])
 
     def to(self, dtype: torch.dtype) -> Head:
-        """The same head in a type; itself where it has that already."""
+        """The head in another dtype."""
         return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
@@ -48,12 +48,12 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def vocabulary_head(model: PreTrainedModel) -> Head | None:
-    """As ``head_of``; None of a model that predicts no tokens, a classifier."""
+    """As ``head_of``; None for a classifier."""
     return head_of(model) if isinstance(model.get_output_embeddings(), nn.Linear) else None
 
 
 def task_of(model: PreTrainedModel) -> Task:
-    """What a language model predicts: the next token, looking back, or masked tokens, looking both ways."""
+    """The task of a language model: causal or masked language modelling."""
     row = ARCHITECTURES.get(model.config.model_type)
     if row is not None:
         return row.task
@@ -61,7 +61,7 @@ def task_of(model: PreTrainedModel) -> Task:
 
 
 def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The state that meets the head (after the final norm, or BERT's transform), shape (B, T, D)."""
+    """Hidden states before the head (after the final norm, or BERT's transform), shape (B, T, D)."""
     with bypassed_head(model):
         hidden = call(model, model_inputs(batch, model))["logits"]
     assert isinstance(hidden, Tensor)
@@ -69,7 +69,7 @@ def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def model_inputs(batch: Batch, model: PreTrainedModel) -> dict[str, Tensor]:
-    """What to call the model with for a batch, by name, so that its documents are kept apart."""
+    """Keyword arguments of the model for a batch, with packed documents kept separate."""
     return {
         "input_ids": batch.input_ids,
         "attention_mask": attention_mask(batch, model),
@@ -78,9 +78,9 @@ def model_inputs(batch: Batch, model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def inputs_of(batch: AnyBatch, model: PreTrainedModel, *, reader: str = "") -> dict[str, Tensor]:
-    """What to call a model with, by name: ``model_inputs``, or examples as the reader's tokenizer reads them.
+    """Keyword arguments of a model: ``model_inputs``, or examples encoded by the reader's tokenizer.
 
-    Token types are left out where the model knows none.
+    Token types are omitted if the model has none.
     """
     if isinstance(batch, Batch):
         return model_inputs(batch, model)
@@ -93,9 +93,9 @@ def inputs_of(batch: AnyBatch, model: PreTrainedModel, *, reader: str = "") -> d
 
 @contextmanager
 def bypassed_head(model: PreTrainedModel) -> Iterator[None]:
-    """While it is entered, the model's head is the identity: its ``logits`` are what the head would meet.
+    """Replace the model's head by the identity: its ``logits`` are then the head's input.
 
-    So the model's own code runs whatever its family does between the last block and the head.
+    The model's own code runs all operations between the last block and the head.
     """
     head: nn.Module = model.get_output_embeddings()
     head.forward = _identity
@@ -110,15 +110,15 @@ def _identity(hidden: Tensor) -> Tensor:
 
 
 def position_ids(batch: Batch, model: PreTrainedModel) -> Tensor:
-    """The batch's positions as the model's family counts them, (B, T)."""
+    """The batch's position ids with the offset of the model's family, (B, T)."""
     return batch.position_ids + first_position(model.config)
 
 
 def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
-    """Who may look at whom, (B, 1, T, T): the same document, for a causal model its earlier positions.
+    """Block-diagonal attention mask, (B, 1, T, T): within a document, for causal models lower triangular.
 
-    Padding counts as a document of its own (0), so that no row of the mask is empty. sdpa takes booleans,
-    eager attention numbers to add.
+    Padding counts as a document of its own (0), so that no row of the mask is empty. sdpa takes a boolean
+    mask, eager attention an additive one.
     """
     documents_BT = batch.document_ids
     length = documents_BT.shape[1]

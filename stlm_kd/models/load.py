@@ -1,4 +1,4 @@
-"""Load language models from folders and the Hub, trusting nothing, and save them whole."""
+"""Load and validate language models from folders and the Hub, and save them atomically."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ from stlm_kd.models.families import ARCHITECTURES, Task
 mobillama.register()
 
 OWN_ATTENTION = ("sdpa", "eager")
-"""The implementations of attention that models are loaded with, the first one where the family has it."""
+"""Supported attention implementations, in order of preference."""
 
 LanguageModels = type[AutoModelForCausalLM] | type[AutoModelForMaskedLM]
 Kind = LanguageModels | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
-"""The class of transformers that builds and loads models of a kind."""
+"""The transformers class that builds and loads a kind of model."""
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or deepspeed, once imported, writes a warning to stdout
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise importing deepspeed prints a warning to stdout
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a folder (``~`` and ``$VARIABLES`` filled in) or Hub id, without its weights.
+    """Load the configuration of a folder (``~`` and ``$VARIABLES`` are expanded) or Hub id, without weights.
 
-    A MobiLlama that calls itself a Llama is recognised where its weights are on this machine
-    (``recognition.recognised``).
+    A MobiLlama whose configuration says Llama is detected if its weights are on this machine
+    (``mobillama_detection.detect``).
 
     Raises:
-        MissingResourceError: It is neither a folder nor to be had from the Hub or its cache, or its own code
-            needs a package that is not installed.
-        ModelError: It needs code of its own and ``trust_remote_code`` is off, is not understood, or its
-            weights are quantized.
+        MissingResourceError: It is neither a folder nor available from the Hub or its cache, or its custom
+            code needs a package that is not installed.
+        ModelError: It needs custom code and ``trust_remote_code`` is off, it cannot be parsed, or its weights
+            are quantized.
     """
     name = str(expanded(name))
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
@@ -94,7 +94,7 @@ def _refuse_quantized(name: str, config: PretrainedConfig) -> None:
 
 
 def _is_known_here(name: str) -> bool:
-    """Whether a folder or Hub id is of a family whose code is this package's own; a copy in it is not run."""
+    """Whether a model's family is implemented in this package, so that the code in its folder is not run."""
     fields, _ = PretrainedConfig.get_config_dict(name)
     return fields.get("model_type") == mobillama.MobiLlamaConfig.model_type
 
@@ -107,18 +107,18 @@ def load_language_model(
     dtype: torch.dtype = torch.float32,
     head_seed: int | None = None,
 ) -> PreTrainedModel:
-    """A language model in evaluation mode, sdpa attention, from safetensors only.
+    """Load a language model from safetensors, in evaluation mode, with sdpa attention.
 
     Args:
         name: Folder or Hub id.
-        task: What it has to predict; None: whatever its configuration says.
-        trust_remote_code: Whether it may run code that it brings.
-        dtype: Of its weights.
-        head_seed: Where the folder holds a body without a head: the seed of a new one. None refuses that.
+        task: Required task; None accepts the one in its configuration.
+        trust_remote_code: Whether to run the model's custom code.
+        dtype: Dtype of the weights.
+        head_seed: Random seed of a new head, for a folder with a body only. None requires a head.
 
     Raises:
-        MissingResourceError: It is neither a folder nor to be had from the Hub or its cache.
-        ModelError: It needs remote code, has no safetensors weights, has missing weights, or another task.
+        MissingResourceError: It is neither a folder nor available from the Hub or its cache.
+        ModelError: It needs custom code, has no safetensors weights, lacks weights, or has another task.
     """
     name, config = config_to_load(name, trust_remote_code=trust_remote_code)
     task = task or declared_task(config)
@@ -130,12 +130,12 @@ def load_language_model(
     of_body = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if head_seed is None and missing and not of_body:
         raise ModelError(
-            f"{name}: a {config.model_type} body without a head (missing: {missing[0]}, …); as a "
-            "student.model it gets one by student.new_head: true, and then it can teach and be scored"
+            f"{name}: a {config.model_type} body without a head (missing: {missing[0]}, …); use it as "
+            "student.model with student.new_head: true; once trained it can be a teacher or be scored"
         )
     if head_seed is not None:
         if missing == of_body:
-            raise ModelError(f"{name}: it has a head already; leave the new one out")
+            raise ModelError(f"{name}: it has a head already; remove new_head")
         missing = of_body
     require_all(name, config, missing, what="language model")
     check_shapes(name, model.config, info)
@@ -146,11 +146,11 @@ def load_language_model(
 
 
 def config_to_load(name: str, *, trust_remote_code: bool) -> tuple[str, PretrainedConfig]:
-    """A model's name with its variables filled in, and its configuration, for which weights may be fetched.
+    """A model's expanded name and its configuration; may download weights to detect the family.
 
     Raises:
         MissingResourceError: As ``load_config``.
-        ModelError: As ``load_config``, or an index of weights that names files elsewhere or pickled ones.
+        ModelError: As ``load_config``, or the weight index names files outside the folder or pickled files.
     """
     name = str(expanded(name))
     config = load_config(name, trust_remote_code=trust_remote_code)
@@ -159,10 +159,10 @@ def config_to_load(name: str, *, trust_remote_code: bool) -> tuple[str, Pretrain
 
 
 def require_all(name: str, config: PretrainedConfig, missing: Sequence[str], *, what: str) -> None:
-    """Refuse a model without these weights, if there are any.
+    """Check that no weights are missing.
 
     Raises:
-        ModelError: There are.
+        ModelError: Some are.
     """
     if missing:
         raise ModelError(
@@ -174,16 +174,16 @@ def require_all(name: str, config: PretrainedConfig, missing: Sequence[str], *, 
 def check_shapes(
     name: str, config: PretrainedConfig, info: Mapping[str, Any], *, replaced: Collection[str] = ()
 ) -> None:
-    """Refuse weights of other shapes or of more layers than the configuration has.
+    """Check that the weights match the configuration's shapes and number of layers.
 
     Args:
-        name: What messages call the model.
+        name: Name of the model in messages.
         config: Its configuration.
-        info: What transformers reports of loading it.
-        replaced: Weights that were to be made anew.
+        info: Loading info from transformers.
+        replaced: Weights that are newly initialised.
 
     Raises:
-        ModelError: It has such weights.
+        ModelError: Weights have other shapes or belong to further layers.
     """
     mismatched = sorted(row for row in info["mismatched_keys"] if row[0] not in replaced)
     if mismatched:
@@ -206,7 +206,7 @@ def check_shapes(
 
 
 def declared_task(config: PretrainedConfig) -> Task:
-    """What a configuration's language model predicts; causal where it does not say."""
+    """The task of a configuration's language model; causal if it is not declared."""
     row = ARCHITECTURES.get(config.model_type)
     if row is not None:
         return row.task
@@ -214,29 +214,29 @@ def declared_task(config: PretrainedConfig) -> Task:
 
 
 def check_task(config: PretrainedConfig, task: Task, *, place: str) -> None:
-    """Refuse a model whose family predicts something else than the task asks for.
+    """Check that a model's family supports a task.
 
     Raises:
-        ModelError: It does; the message says why that cannot be mended by training.
+        ModelError: It does not; the message says why training cannot change that.
     """
     row = ARCHITECTURES.get(config.model_type)
     if row is None or row.task == task:
         return
     if task == "clm":
         raise ModelError(
-            f"{place}: {config.model_type} is a masked language model, but the task is clm: it says what "
-            "stands at a position after seeing both sides of it, which a causal model must not. "
+            f"{place}: {config.model_type} is a masked language model, but the task is clm: it predicts a "
+            "position from both sides of its context, which a causal model must not. "
             "Use a causal model, or task: mlm"
         )
     raise ModelError(
-        f"{place}: {config.model_type} is a causal language model, but the task is mlm: it never looks at "
-        "what follows a masked position, so it has no distribution for it. "
+        f"{place}: {config.model_type} is a causal language model, but the task is mlm: it does not attend "
+        "to tokens after a masked position, so it cannot predict that position. "
         "Use a masked language model such as bert, or task: clm"
     )
 
 
 def model_class(task: Task) -> LanguageModels:
-    """The class of transformers that builds and loads models of a task."""
+    """The transformers class that builds and loads models of a task."""
     return AutoModelForCausalLM if task == "clm" else AutoModelForMaskedLM
 
 
@@ -249,12 +249,12 @@ def load_weights(
     dtype: torch.dtype,
     seed: int | None,
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """The model from safetensors alone, and what transformers reports of it; what is missing is drawn.
+    """Load a model from safetensors, with transformers' loading info; missing weights are initialised.
 
     Raises:
-        MissingResourceError: The weights are not there, or not as safetensors, or a package is not installed.
-        ModelError: They cannot be read, are not finite or not of floating point, or the model brings code
-            that is not trusted, or generation settings that cannot be read.
+        MissingResourceError: The weights are missing or not safetensors, or a package is not installed.
+        ModelError: The weights are unreadable, not finite or not floating point, or the model has untrusted
+            custom code or unreadable generation settings.
     """
     try:
         with quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
@@ -265,9 +265,9 @@ def load_weights(
                 dtype=dtype,
                 trust_remote_code=trust_remote_code and not _is_known_here(name),
                 use_safetensors=True,
-                attn_implementation=None,  # sdpa, or eager without it; not what the folder asks for
+                attn_implementation=None,  # sdpa, or eager if unsupported; ignores the folder's setting
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told by output_loading_info, and judged
+                ignore_mismatched_sizes=True,  # reported by output_loading_info and checked later
             )
     except (OfflineModeIsEnabled, OSError) as error:
         raise _absent(name, error) from error
@@ -287,10 +287,10 @@ def load_weights(
 
 
 def check_attention(model: PreTrainedModel, *, name: str) -> None:
-    """Refuse a model that computes its attention by other code than transformers' own sdpa or eager one.
+    """Check that a model uses the sdpa or eager attention of transformers.
 
     Raises:
-        ModelError: It does.
+        ModelError: It does not.
     """
     found = model.config._attn_implementation
     if found not in OWN_ATTENTION:
@@ -301,10 +301,10 @@ def check_attention(model: PreTrainedModel, *, name: str) -> None:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer as one Hugging Face folder; the folder appears whole or not at all.
+    """Write model and tokenizer into one Hugging Face folder, atomically.
 
     Raises:
-        OSError: It cannot be written (a full disk).
+        OSError: Writing failed, such as on a full disk.
     """
     with written_whole(folder) as unfinished:
         unfinished.mkdir(parents=True)
@@ -314,13 +314,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """Number of parameters, shared ones once."""
+    """Number of parameters; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 @contextmanager
 def quietly(*, local: bool) -> Iterator[None]:
-    """No report of what is missing, which is judged here; no progress bar, unless something is downloaded."""
+    """Silence transformers' loading report, which is checked here, and progress bars of local loading."""
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.set_verbosity_error()
     if local:
@@ -378,8 +378,8 @@ def _lacking(name: str, error: ImportError) -> MissingResourceError:
 
 def _remote_code(name: str) -> ModelError:
     return ModelError(
-        f"{name}: the model brings code of its own, which is not run; read it, and if you trust it, "
-        "say --trust-remote-code"
+        f"{name}: the model needs custom code, which is not run by default; review it, and if you trust it, "
+        "pass --trust-remote-code"
     )
 
 

@@ -1,6 +1,6 @@
-"""Read a model's states and attention maps in one run, which goes no deeper than what is asked of it.
+"""Extract hidden states and attention maps in one forward pass, no deeper than needed.
 
-Shapes: B rows, T positions, D width, H heads, V outcomes.
+Shapes: B rows, T positions, D width, H heads, V tokens or classes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from stlm_kd.models.partial_forward import Inputs, PartialForward, call, finish,
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What to read of a model; needs of several readers are joined by ``|``.
+    """The outputs to extract from a model; ``|`` joins specifications.
 
     Attributes:
-        head_input: The state that meets a language model's head.
-        logits: What the model's own head says of it.
-        sites: States.
-        maps: Layers whose attention maps to read.
-        resume: The block after which the model will be run again; None: it will not.
+        head_input: Whether to return the hidden states before a language model's head.
+        logits: Whether to return the logits of the model's head.
+        sites: Layers whose hidden states to return.
+        maps: Layers whose attention maps to return.
+        resume: Block after which the model will be run again; None if it will not.
     """
 
     head_input: bool = False
@@ -49,7 +49,7 @@ class OutputSpec:
 
     @property
     def last_block(self) -> int | None:
-        """The deepest block that has to run: -1 for none, None where the body must run to its end."""
+        """The deepest block that has to run: -1 for none, None for the whole body."""
         if self.head_input or self.logits or "last" in self.sites:
             return None
         return max([-1, *self.maps, *(site for site in self.sites if isinstance(site, int))])
@@ -57,15 +57,15 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelOutputs:
-    """What was read of a model.
+    """Extracted outputs of a model.
 
     Attributes:
-        head_input: (B, T, D).
-        logits: The model's own: (B, T, V) of a language model, (B, V) of a classifier; a span's start and
-            end, (B, T, 2), where a model answers questions.
-        states: (B, T, D) each.
-        maps: Log-probabilities, (B, H, T, T) each; see ``kept_maps``.
-        prepared: With what its blocks were run, to run them again.
+        head_input: Hidden states before the head, (B, T, D).
+        logits: The model's logits: (B, T, V) of a language model, (B, V) of a classifier; start and end of a
+            span, (B, T, 2), of a question-answering model.
+        states: Hidden states by layer, (B, T, D) each.
+        maps: Log attention probabilities by layer, (B, H, T, T) each; see ``kept_maps``.
+        prepared: Block inputs, to run the blocks again.
     """
 
     head_input: Tensor | None = None
@@ -76,20 +76,19 @@ class ModelOutputs:
 
 
 def forward_with_outputs(model: PreTrainedModel, inputs: Inputs, needs: OutputSpec) -> ModelOutputs:
-    """What is asked for, of one run of the model.
+    """Run the model once and extract the requested outputs.
 
-    A run that needs neither the head nor the last state ends after the deepest block that it needs. Dropout,
+    A run that needs neither the head nor the last hidden state stops after the deepest block needed. Dropout,
     gradients and gradient checkpointing are as in the model's own forward. Under an engine that wraps the
-    model this belongs in its one forward.
+    model, call this within its forward.
 
     Args:
-        model: Of a family that ``architectures.py`` lists, with whatever head; ``head_input`` is a language
-            model's.
-        inputs: What it is called with, by name.
-        needs: What to read; layers that the model has.
+        model: Model of a family in ``ARCHITECTURES``, with any head; ``head_input`` needs a language model.
+        inputs: Keyword arguments of the model.
+        needs: Outputs to extract, of layers that the model has.
 
     Raises:
-        ModelError: The family has no row, or its attention cannot be read.
+        ModelError: The family is unsupported, or its attention maps cannot be extracted.
     """
     if needs.last_block is not None or needs.maps or needs.sites - {"last"} or needs.resume is not None:
         return _in_parts(model, inputs, needs)
@@ -97,7 +96,7 @@ def forward_with_outputs(model: PreTrainedModel, inputs: Inputs, needs: OutputSp
 
 
 def finish_forward(model: PreTrainedModel, inputs: Inputs, hidden: Tensor, needs: OutputSpec) -> ModelOutputs:
-    """What is asked for that lies behind the last block, from the state after it, (B, T, D)."""
+    """Extract the outputs behind the last block, from the hidden states after it, (B, T, D)."""
     return _end(model, needs, lambda part: finish(part, hidden, inputs))
 
 
@@ -122,7 +121,7 @@ def _in_parts(model: PreTrainedModel, inputs: Inputs, needs: OutputSpec) -> Mode
 def _end(
     model: PreTrainedModel, needs: OutputSpec, run: Callable[[PreTrainedModel], ModelOutput]
 ) -> ModelOutputs:
-    """What lies behind the last block; ``run`` gives the output of the model or of its body."""
+    """Extract the outputs behind the last block; ``run`` returns the output of the model or its body."""
     if not needs.head_input and not needs.logits:
         body = model.base_model
         assert isinstance(body, PreTrainedModel)
@@ -152,7 +151,7 @@ def _end(
 
 
 def logits_of(output: ModelOutput) -> Tensor:
-    """A model's own logits; of one that answers questions a span's start and end, (B, T, 2)."""
+    """A model's logits; for a question-answering model, start and end of the span, (B, T, 2)."""
     logits = output.get("logits")
     if logits is None:
         logits = torch.stack([output["start_logits"], output["end_logits"]], dim=-1)

@@ -1,4 +1,4 @@
-"""Students by name: the fields of a configuration, without the vocabulary, which the tokenizer decides."""
+"""Student presets: configuration fields by name, without the vocabulary, which the tokenizer determines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRESETS: Final[dict[str, ConfigFields]] = {
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
     },
-    # 6.5M parameters with an 8,192-token vocabulary: an hour's work for a laptop.
+    # 6.5M parameters with an 8,192-token vocabulary: trains in an hour on a laptop.
     "stlm-6m": {
         "model_type": "llama",
         "hidden_size": 256,
@@ -29,7 +29,7 @@ PRESETS: Final[dict[str, ConfigFields]] = {
         "max_position_embeddings": 512,
         "tie_word_embeddings": True,
     },
-    # 1.8M parameters with an 8,192-token vocabulary: minutes.
+    # 1.8M parameters with an 8,192-token vocabulary: trains in minutes.
     "stlm-2m": {
         "model_type": "llama",
         "hidden_size": 128,

@@ -1,4 +1,4 @@
-"""Make a student: from fields of a configuration, or from some of a teacher's layers."""
+"""Build a student from configuration fields, or from a subset of a teacher's layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stlm_kd.models.vocabulary import required_padding
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 LARGEST_STUDENT = 150_000_000
-"""Parameters that a student may have at most."""
+"""Maximum number of a student's parameters."""
 
 LayerChoice = Literal["every-other", "first", "last", "spread"] | Sequence[int]
 
@@ -45,14 +45,14 @@ def student_from_fields(
 
     Args:
         fields: ``model_type`` and fields of its configuration (a preset or a recipe's ``architecture``).
-        tokenizer: Decides the vocabulary's size and the special ids.
-        task: What it will predict.
-        context: Positions that the data needs; the model gets at least so many.
-        seed: Of the initial weights alone.
+        tokenizer: Determines the vocabulary's size and the special ids.
+        task: Task of the model.
+        context: Minimum number of positions.
+        seed: Random seed of the initial weights.
 
     Raises:
-        ModelError: Unknown type or field, a type of another task, a configuration that does not build, or too
-            many parameters.
+        ModelError: Unknown type or field, a type of another task, an invalid configuration, or too many
+            parameters.
     """
     check_task(_configuration(fields), task, place="student.architecture")
     return model_from_fields(fields, tokenizer, kind=model_class(task), context=context, seed=seed)
@@ -70,15 +70,15 @@ def model_from_fields(
     """As ``student_from_fields``, for any kind of model.
 
     Args:
-        fields: As there.
-        tokenizer: As there.
-        kind: The class of transformers that builds it.
-        context: As there.
-        seed: As there.
-        id2label: Of a classifier: the names of its classes.
+        fields: As in ``student_from_fields``.
+        tokenizer: As in ``student_from_fields``.
+        kind: The transformers class that builds it.
+        context: As in ``student_from_fields``.
+        seed: As in ``student_from_fields``.
+        id2label: Class names of a classifier.
 
     Raises:
-        ModelError: As there.
+        ModelError: As in ``student_from_fields``.
     """
     known = _configuration(fields)
     model_type = known.model_type
@@ -117,7 +117,7 @@ def model_from_fields(
 
 
 def _configuration(fields: Mapping[str, int | float | str | bool]) -> PretrainedConfig:
-    """The configuration of the fields' model type, with all else as its family has it by default."""
+    """The default configuration of the fields' model type."""
     model_type = str(fields.get("model_type", ""))
     if model_type not in CONFIG_MAPPING:
         raise ModelError(
@@ -130,7 +130,7 @@ def _configuration(fields: Mapping[str, int | float | str | bool]) -> Pretrained
 
 
 def _check_heads(config: PretrainedConfig) -> None:
-    """What transformers does not check until the model is run."""
+    """Check the numbers of heads, which transformers does not check before the model runs."""
     names = ("num_attention_heads", "num_key_value_heads")
     heads, groups = (getattr(config, name, None) for name in names)
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups != 0:
@@ -140,7 +140,7 @@ def _check_heads(config: PretrainedConfig) -> None:
 def _by_own_names(
     fields: Mapping[str, int | float | str | bool], known: PretrainedConfig
 ) -> dict[str, int | float | str | bool]:
-    """The fields by the names that the family gives them: ``n_layer`` for ``num_hidden_layers``."""
+    """Rename the fields to the family's own names, such as ``n_layer`` for ``num_hidden_layers``."""
     found: dict[str, int | float | str | bool] = {}
     for field, value in fields.items():
         name = known.attribute_map.get(field, field)
@@ -162,23 +162,22 @@ def _from_config(config: PretrainedConfig, kind: Kind) -> PreTrainedModel:
 def student_from_layers(
     teacher: PreTrainedModel, layers: LayerChoice, *, place: str, model_type: str | None = None
 ) -> PreTrainedModel:
-    """A copy of the teacher that keeps only the chosen blocks, in ascending order, and all around them.
+    """A copy of the teacher with only the chosen blocks, in ascending order; all other parts are copied.
 
     Args:
-        teacher: Of a family that ``architectures.py`` lists: a language model or a classifier, as the student
-            will be; left untouched.
+        teacher: Language model or classifier of a family in ``ARCHITECTURES``; not modified.
         layers: ``every-other`` (0, 2, 4, …), ``first`` and ``last`` (half of them), ``spread`` (half of them,
             evenly, both ends included), or explicit 0-based indices.
-        place: Where the recipe says so, for messages.
-        model_type: The student's family: the teacher's own by default; distilbert for a bert.
+        place: Recipe key for messages.
+        model_type: The student's family: by default the teacher's; distilbert for a bert.
 
     Raises:
-        ModelError: The family has no row or cannot become the other, a layer does not exist, or too many
-            parameters are left.
+        ModelError: The family is unsupported or cannot be converted, a layer does not exist, or too many
+            parameters remain.
     """
     own = str(teacher.config.model_type)
     if own not in ARCHITECTURES:
-        raise ModelError(f"{place}: the layers of {own} are not known; known: {', '.join(ARCHITECTURES)}")
+        raise ModelError(f"{place}: layers of {own} are not supported; supported: {', '.join(ARCHITECTURES)}")
     check_family(own, model_type or own, place=place)
     chosen = choose_layers(teacher.config.num_hidden_layers, layers, place=place)
     if model_type in (None, own):
@@ -194,10 +193,10 @@ def student_from_layers(
 
 
 def check_family(own: str, wanted: str, *, place: str) -> None:
-    """Refuse a student of a family that the layers of this family cannot become.
+    """Check that a student of the wanted family can be built from layers of this family.
 
     Raises:
-        ModelError: It is such a one; the message lists those that are possible.
+        ModelError: It cannot; the message lists the possible families.
     """
     possible = (own, "distilbert") if own == "bert" else (own,)
     if wanted not in possible:
@@ -208,7 +207,7 @@ def check_family(own: str, wanted: str, *, place: str) -> None:
 
 
 def _of_some_blocks(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrainedModel:
-    """The teacher with these of its blocks alone, in fp32."""
+    """Copy the teacher with only these blocks, in fp32."""
     config = type(teacher.config).from_dict(teacher.config.to_dict())
     config.num_hidden_layers = len(chosen)
     layer_types = getattr(teacher.config, "layer_types", None)
@@ -225,7 +224,7 @@ def _of_some_blocks(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrain
 
 
 def _sized(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """A model with any weights, fp32, evaluation mode; refused for its size before it takes memory."""
+    """A randomly initialised fp32 model in evaluation mode; its size is checked before allocation."""
     with torch.device("meta"):
         check_size(kind._from_config(config, dtype=torch.float32))
     model = kind._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
@@ -263,7 +262,7 @@ def choose_layers(num_layers: int, layers: LayerChoice, *, place: str) -> list[i
 
 
 def check_size(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, refused when it is larger than what this tool calls tiny."""
+    """Check a model's number of parameters and return the model."""
     size = count_parameters(model)
     if size > LARGEST_STUDENT:
         raise ModelError(
@@ -274,7 +273,7 @@ def check_size(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _source_name(name: str, prefix: str, chosen: Sequence[int]) -> str:
-    """The teacher's name of a student's tensor: the block's number is replaced, the rest stays."""
+    """The teacher's name of a student's tensor: only the block index differs."""
     if not name.startswith(prefix):
         return name
     index, rest = name.removeprefix(prefix).split(".", 1)

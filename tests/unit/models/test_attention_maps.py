@@ -232,7 +232,7 @@ def test_attention_that_cannot_be_read_is_refused() -> None:
     config = CONFIG_MAPPING["gpt_neox"](
         vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
-    with pytest.raises(ModelError, match="gpt_neox: it is not known where this family computes"):
+    with pytest.raises(ModelError, match="gpt_neox: the attention modules of this family are unknown"):
         install_maps(AutoModelForCausalLM.from_config(config), [0])
     crossed = pico_model("gpt2").config
     crossed.add_cross_attention = True
