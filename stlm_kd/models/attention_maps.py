@@ -66,7 +66,7 @@ def install_maps(model: PreTrainedModel, layers: Iterable[int]) -> None:
             raise ModelError(
                 f"{config.model_type}: with transformers {transformers.__version__} attention does not look "
                 "its function up by the configuration's _attn_implementation; its attention maps cannot be "
-                "read; leave out losses on attention maps, or install another release of transformers"
+                "read; remove losses on attention maps, or install another release of transformers"
             )
         if config._attn_implementation != _NAME:
             own = copy.copy(config)
@@ -111,7 +111,7 @@ def attention_module(model: PreTrainedModel, layer: int) -> nn.Module:
     if len(found) != 1:
         raise ModelError(
             f"{family}: {len(found)} modules of self-attention found in layer {layer}, 1 expected; "
-            "its attention maps cannot be compared; leave out losses on attention or use another model"
+            "its attention maps cannot be compared; remove losses on attention maps or use another model"
         )
     return found[0]
 
@@ -177,7 +177,7 @@ def _check(module: nn.Module, mask: Tensor | None, given: dict[str, object]) -> 
         what = ", ".join(changed) or f"a mask of {mask.dim() if mask is not None else 0} dimensions"
         raise ModelError(
             f"{type(module).__name__}: attention with {what} cannot be read as maps; "
-            "load the model with sdpa or eager attention, or leave out losses on attention"
+            "load the model with sdpa or eager attention, or remove losses on attention maps"
         )
 
 

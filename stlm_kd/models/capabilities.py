@@ -1,8 +1,8 @@
-"""Whether a model can be run the ways this library runs models: each is tried against the whole model.
+"""Check that a model can be run as this library runs models, by comparison with its regular forward pass.
 
-They rest on what transformers does not promise: that a head is one module, that a mask may say of each
-position what it sees, that a body calls the modules of its list of blocks one after the other, that attention
-looks its function up by name. A release may change any of these without an error.
+The library relies on internals that transformers does not guarantee: the head is one module, the attention
+mask may be given per pair of positions, the body calls its list of blocks in order, and attention functions
+are looked up by name. A release may change any of these without an error.
 
 Shapes: B rows, T positions, H heads, V vocabulary.
 """
@@ -27,27 +27,26 @@ from stlm_kd.models.outputs import logits_of
 from stlm_kd.models.partial_forward import Inputs, call, finish, prepare
 
 Path = Literal["blocks", "maps"]
-"""A way into a model that only some objectives take: its blocks one by one, or its attention maps."""
+"""Access to a model's internals that only some objectives need: its blocks, or its attention maps."""
 
 LOUDER = 1024.0
-"""A power of two, so that it changes no digit of a logit; untrained models' own logits lie below any cap."""
+"""Scale of the logits that reveals a cap; untrained models' logits lie below it. A power of two is exact."""
 
 
 @torch.no_grad()
 def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
-    """Refuse a language model that cannot be run up to its head, or on rows of several documents.
+    """Check that a language model can be run up to its head, and on rows of several packed documents.
 
-    Such are models that cap their logits, causal ones that look both ways or look back less far than
-    ``context`` (a sliding window), and models that carry a state over to the next document or do not take
-    its positions.
+    Rejects models with capped logits, causal models with bidirectional attention or a sliding window below
+    ``context``, and models that carry a state over to the next document or ignore its position ids.
 
     Args:
         model: As loaded or built.
-        context: Positions of a row of the data.
-        name: What messages call it.
+        context: Positions per row of the data.
+        name: Name of the model in messages.
 
     Raises:
-        ModelError: It is one of these.
+        ModelError: The check fails.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
@@ -63,8 +62,8 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
             parts = LOUDER * _projected(model, last_hidden(model, row))
         except (ModelError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
-                f"{name}: this {model.config.model_type} model cannot be told which positions see each other "
-                f"({error}); use a model with attention alone"
+                f"{name}: this {model.config.model_type} model does not accept an attention mask per pair of "
+                f"positions ({error}); use a model with attention only"
             ) from error
         if not _close(parts, whole):
             raise ModelError(
@@ -77,24 +76,24 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
         alone = call(model, {"input_ids": packed.input_ids[:, half:]})["logits"]
         if not _close(_projected(model, last_hidden(model, packed)[:, half:]), alone):
             raise ModelError(
-                f"{name}: in this {model.config.model_type} model a document sees the one before it in its "
-                "row, or counts its positions on from there; only models with attention alone keep packed "
-                "documents apart"
+                f"{name}: in this {model.config.model_type} model a document attends to the one before it in "
+                "its row, or continues its position ids; use a model with attention only, which keeps packed "
+                "documents separate"
             )
 
 
 def require_paths(model: PreTrainedModel, paths: Collection[Path], *, name: str) -> None:
-    """Refuse a model that does not give by a path what it gives when it is run whole.
+    """Check that the given paths reproduce the model's regular outputs.
 
-    What worked is not tried again in this process with a model of the same class, attention and release.
+    Results are cached in this process by the model's class, attention implementation and release.
 
     Args:
-        model: Of a family that ``architectures.py`` lists, with whatever head.
-        paths: Those that objectives take.
-        name: What messages call it.
+        model: Model of a family in ``ARCHITECTURES``, with any head.
+        paths: Paths that the objectives use.
+        name: Name of the model in messages.
 
     Raises:
-        ModelError: One of them fails; the message has the family, the release, the reason and what to do.
+        ModelError: A path fails; the message has the family, the release, the reason and what to do.
     """
     implementation = str(model.config._attn_implementation)
     for path in sorted(paths):
@@ -117,7 +116,7 @@ _works: set[tuple[str, str, str, str, Path]] = set()
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """How a path is tried: raises what the path raises, or ``_Differs``; and how its failure is told."""
+    """The check of a path, which raises the path's own error or ``_Differs``, and its error message."""
 
     run: Callable[[PreTrainedModel, Inputs], None]
     what: str
@@ -125,35 +124,35 @@ class _Trial:
 
 
 class _Differs(Exception):
-    """A path gives something else than the whole model."""
+    """A path's outputs differ from the regular forward pass."""
 
 
 @torch.no_grad()
 def _failure(model: PreTrainedModel, trial: _Trial) -> str | None:
-    """Why a path does not work; None where it does."""
+    """Why a path fails; None if it works."""
     try:
         with _evaluating(model):
             trial.run(model, _few_tokens(model))
-    except Exception as error:  # whatever a library's private part raises once it has changed is the answer
+    except Exception as error:  # changed internals may raise anything
         return f"{type(error).__name__}: {error}" if not isinstance(error, _Differs) else str(error)
     return None
 
 
 def _try_blocks(model: PreTrainedModel, inputs: Inputs) -> None:
-    """The model in two parts, and that what stands behind its last block is made of the state given to it."""
+    """Run the model in two parts; also check that its logits depend on the state after the last block."""
     whole = logits_of(call(model, inputs))
     prepared = prepare(model, inputs)
     half = len(prepared.blocks) // 2
     middle, _ = prepared.run(stop=half)
     last, _ = prepared.run(middle, start=half)
     if not _close(logits_of(finish(model, last, inputs)), whole):
-        raise _Differs("run in parts it has other logits than run whole")
+        raise _Differs("its logits differ between a run in parts and a whole run")
     if _close(logits_of(finish(model, last.roll(1, -1), inputs)), whole):
-        raise _Differs("another state after its last block does not change its logits")
+        raise _Differs("its logits do not depend on the state after its last block")
 
 
 def _try_maps(model: PreTrainedModel, inputs: Inputs) -> None:
-    """The maps of all layers against those that transformers' own eager attention returns."""
+    """Compare the maps of all layers with those from transformers' eager attention."""
     layers = range(len(prepare(model, inputs).blocks))
     with _own_attention_afterwards(model, layers), kept_maps(model, layers) as maps:
         call(model, inputs)
@@ -161,22 +160,22 @@ def _try_maps(model: PreTrainedModel, inputs: Inputs) -> None:
         said = call(model, _few_tokens(model), output_attentions=True)["attentions"]
     for layer in layers:
         if layer not in maps:
-            raise _Differs(f"layer {layer} computes its attention without the function that it is given")
+            raise _Differs(f"layer {layer} does not use the registered attention function")
         apart_BHTK = torch.nan_to_num(maps[layer].exp() - said[layer].to(maps[layer].dtype)).abs()
         if _is_precise(said[layer]) and float(apart_BHTK.max()) > 1e-4:
-            raise _Differs(f"those of layer {layer} are not those of eager attention")
-        # In bf16 eager attention rounds its scores, and each layer adds to what that makes of its input.
+            raise _Differs(f"those of layer {layer} differ from eager attention")
+        # In bf16 eager attention rounds its scores, and the error accumulates over layers.
         if layer == 0 and float(apart_BHTK.mean()) > 2e-2:
-            raise _Differs("those of layer 0 are not those of eager attention")
+            raise _Differs("those of layer 0 differ from eager attention")
 
 
 _TRIALS: Mapping[Path, _Trial] = {
     "blocks": _Trial(
         _try_blocks,
         "hidden states cannot be read and exchanged in",
-        "leave out losses on hidden states and attention maps and interventions",
+        "remove losses on hidden states and attention maps, and interventions",
     ),
-    "maps": _Trial(_try_maps, "attention maps cannot be read in", "leave out losses on attention maps"),
+    "maps": _Trial(_try_maps, "attention maps cannot be read in", "remove losses on attention maps"),
 }
 
 
@@ -192,7 +191,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _loud_head(model: PreTrainedModel) -> Iterator[None]:
-    """While it is entered, the head gives ``LOUDER`` times its logits, so that a cap on them shows."""
+    """Multiply the head's logits by ``LOUDER`` within the context, to reveal a cap on them."""
     head: nn.Module = model.get_output_embeddings()
     quiet = head.forward
     head.forward = lambda hidden: LOUDER * quiet(hidden)
@@ -204,7 +203,7 @@ def _loud_head(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """While it is entered, the model computes with transformers' eager attention."""
+    """Use transformers' eager attention within the context."""
     own = model.config._attn_implementation
     assert own is not None
     model.set_attn_implementation("eager")
@@ -216,7 +215,7 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _own_attention_afterwards(model: PreTrainedModel, layers: Collection[int]) -> Iterator[None]:
-    """Undo what ``install_maps`` does meanwhile."""
+    """Undo ``install_maps`` at the end of the context."""
     modules = [attention_module(model, layer) for layer in layers]
     configs = [module.config for module in modules]
     try:
@@ -227,7 +226,7 @@ def _own_attention_afterwards(model: PreTrainedModel, layers: Collection[int]) -
 
 
 def _few_tokens(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A row of two documents, or for a classifier of one."""
+    """Inputs of one row: two documents, or one for a classifier."""
     if vocabulary_head(model) is not None:
         return model_inputs(_random_row(model, [3, 5]), model)
     row = _random_row(model, [8])
@@ -241,7 +240,7 @@ def _projected(model: PreTrainedModel, hidden_BTD: Tensor) -> Tensor:
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    """Equal up to a share of the largest value; weights that are not finite are for training to report."""
+    """Equal up to a fraction of the largest value; non-finite weights are reported by training instead."""
     tolerance = 1e-3 if _is_precise(expected) else 3e-2
     found, expected = (torch.nan_to_num(values.float(), 0.0, 0.0, 0.0) for values in (found, expected))
     return torch.allclose(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
@@ -252,13 +251,13 @@ def _is_precise(values: Tensor) -> bool:
 
 
 def _random_row(model: PreTrainedModel, lengths: Sequence[int]) -> Batch:
-    """One row of random documents, always the same."""
+    """One row of random documents, with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding), "checked when the model is loaded"
     ids_1T = torch.randint(0, embedding.num_embeddings, (1, sum(lengths)), generator=generator)
     padding = model.config.get_text_config().pad_token_id
-    if padding is not None:  # from which RoBERTa tells positions, where it is not given them
+    if padding is not None:  # RoBERTa derives default positions from it
         ids_1T[ids_1T == padding] = (padding + 1) % embedding.num_embeddings
     documents = torch.cat([torch.full((n,), number) for number, n in enumerate(lengths, start=1)])
     positions = torch.cat([torch.arange(n) for n in lengths])

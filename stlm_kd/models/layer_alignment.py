@@ -1,8 +1,8 @@
-"""Which layer of a student answers to which layers of a teacher, and which of their states are compared.
+"""Alignment of student and teacher layers, and the pairs of hidden states to compare.
 
 Layers are blocks, counted from 0. The names are those of causal distillation (Wu et al., "Causal Distillation
-for Language Models", 2022, section 3), where the state after a student's block stands for the states after
-all the teacher's blocks that are aligned with it.
+for Language Models", 2022, section 3), where the hidden states after a student block correspond to those
+after all teacher blocks aligned with it.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from typing import Literal, TypeAlias
 from stlm_kd.errors import ModelError, did_you_mean
 
 Site: TypeAlias = int | Literal["embeddings", "last"]
-"""Where a state is read: after a block, counted from 0; what the first block meets; or the body's last hidden
-state, after the final norm where the family has one."""
+"""Location of hidden states: after a block, counted from 0; the input of the first block; or the body's last
+hidden states, after the final norm if the family has one."""
 
 Alignment: TypeAlias = Mapping[int, tuple[int, ...]]
-"""Student layer → the teacher's layers that it stands for, both ascending."""
+"""Student layer → aligned teacher layers, both ascending."""
 
 Explicit: TypeAlias = Mapping[int, int | Sequence[int]]
-"""Student layer → teacher layer or layers, as a recipe gives them."""
+"""Student layer → teacher layer or layers, as in a recipe."""
 
 Choice: TypeAlias = str | Explicit
-"""One of ``ALIGNMENTS``, or layers; for states also ``embeddings``."""
+"""One of ``ALIGNMENTS``, or explicit layers; for hidden states also ``embeddings``."""
 
 ALIGNMENTS = ("full", "middle", "late", "first", "last")
 
 
 def aligned(choice: Choice, student_layers: int, teacher_layers: int) -> dict[int, tuple[int, ...]]:
-    """The teacher's layers of each aligned student layer, ascending.
+    """The teacher layers aligned with each student layer, ascending.
 
-    - ``full``: all the teacher's layers, in equal runs: student layer s has k·s … k·s + k - 1, with k the
-      ratio of the numbers of layers. Where that is no whole number the runs differ by one layer in length;
-      none is skipped or used twice, and the teacher's top belongs to the student's top. A teacher of fewer
-      layers than the student divides the student's layers into runs in the same way: each of its layers
-      belongs to the top of its run, and the student's other layers stand for none.
-    - ``middle``: the layer at half the depth of each.
-    - ``late``: the two layers below the last of each.
-    - ``first``, ``last``: the first or last layer of each.
+    - ``full``: all teacher layers, in contiguous groups of equal size: student layer s has layers k·s … k·s +
+      k - 1, where k is the ratio of the numbers of layers. If k is not an integer, group sizes differ by one;
+      no layer is skipped or repeated, and the top layers are aligned. If the teacher has fewer layers than
+      the student, the student's layers are grouped in the same way: each teacher layer is aligned with the
+      top of its group, and the student's other layers are unaligned.
+    - ``middle``: the layer at half the depth of each model.
+    - ``late``: the two layers below the last of each model.
+    - ``first``, ``last``: the first or last layer of each model.
 
     >>> aligned("full", 3, 6)
     {0: (0, 1), 1: (2, 3), 2: (4, 5)}
@@ -53,13 +53,12 @@ def aligned(choice: Choice, student_layers: int, teacher_layers: int) -> dict[in
     {2: (5,), 4: (9, 10)}
 
     Args:
-        choice: A name, or layers; of these a later one of the student must not stand for an earlier one of
-            the teacher.
-        student_layers: How many the student has.
-        teacher_layers: How many the teacher has.
+        choice: A name, or explicit layers, which must be monotonic in both models.
+        student_layers: Number of student layers.
+        teacher_layers: Number of teacher layers.
 
     Raises:
-        ModelError: The name is unknown, a layer is in neither model, or they cross.
+        ModelError: The name is unknown, a layer does not exist, or the alignment crosses.
     """
     if not isinstance(choice, str):
         return _explicit(choice, student_layers, teacher_layers)
@@ -79,10 +78,10 @@ def aligned(choice: Choice, student_layers: int, teacher_layers: int) -> dict[in
 def layer_pairs(
     choices: Choice | Sequence[Choice], student_layers: int, teacher_layers: int
 ) -> tuple[tuple[int, int], ...]:
-    """Pairs of a student's and a teacher's block, such as those whose attention maps are compared.
+    """Pairs of student and teacher blocks, such as those whose attention maps are compared.
 
-    A student layer is paired with the top one of the teacher's layers that it stands for, so that the
-    teacher's top counts. No pair comes twice.
+    A student layer is paired with the top one of its aligned teacher layers, so that the teacher's top layer
+    is included. Pairs are unique.
 
     >>> layer_pairs("full", 2, 6)
     ((0, 2), (1, 5))
@@ -90,12 +89,12 @@ def layer_pairs(
     ((1, 5), (0, 2))
 
     Raises:
-        ModelError: As ``aligned`` does; or ``embeddings`` are asked for, which are no layer.
+        ModelError: As ``aligned``; or the choice is ``embeddings``, which are not a layer.
     """
     pairs: dict[tuple[int, int], None] = {}
     for choice in _several(choices):
         if choice == "embeddings":
-            raise ModelError(f"embeddings are no layer; use {', '.join(ALIGNMENTS)} or layers")
+            raise ModelError(f"embeddings are not a layer; use {', '.join(ALIGNMENTS)} or layers")
         alignment = aligned(choice, student_layers, teacher_layers)
         pairs |= dict.fromkeys((layer, tops[-1]) for layer, tops in alignment.items())
     return tuple(pairs)
@@ -104,16 +103,16 @@ def layer_pairs(
 def site_pairs(
     choices: Choice | Sequence[Choice], student_layers: int, teacher_layers: int
 ) -> tuple[tuple[Site, Site], ...]:
-    """Pairs of a student's and a teacher's state that are compared.
+    """Pairs of student and teacher hidden states to compare.
 
-    As ``layer_pairs``, of the states after the blocks; but ``last`` is the bodies' last hidden states, after
-    the final norm, and ``embeddings`` what the first blocks meet.
+    As ``layer_pairs``, for the hidden states after the blocks; but ``last`` means the last hidden states of
+    the bodies, after the final norm, and ``embeddings`` the inputs of the first blocks.
 
     >>> site_pairs(["embeddings", "middle", "last"], 4, 12)
     (('embeddings', 'embeddings'), (2, 6), ('last', 'last'))
 
     Raises:
-        ModelError: As ``aligned`` does.
+        ModelError: As ``aligned``.
     """
     pairs: dict[tuple[Site, Site], None] = {}
     for choice in _several(choices):
@@ -139,7 +138,7 @@ def _full(student_layers: int, teacher_layers: int) -> dict[int, tuple[int, ...]
 
 
 def _runs(layers: int, count: int) -> list[tuple[int, ...]]:
-    """All layers in so many runs of about equal length, the longer ones towards the top."""
+    """Split the layers into contiguous groups of about equal size, larger ones towards the top."""
     return [tuple(range(i * layers // count, (i + 1) * layers // count)) for i in range(count)]
 
 

@@ -135,7 +135,7 @@ def load_language_model(
         )
     if head_seed is not None:
         if missing == of_body:
-            raise ModelError(f"{name}: it has a head already; remove new_head")
+            raise ModelError(f"{name}: it has a head already; remove student.new_head")
         missing = of_body
     require_all(name, config, missing, what="language model")
     check_shapes(name, model.config, info)

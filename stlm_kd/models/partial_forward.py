@@ -1,7 +1,7 @@
-"""Run a model up to a block, or from a block on, and read or change the states between blocks.
+"""Run a model up to a block or from a block on, and read or change the hidden states between blocks.
 
-The model's own forward makes the embeddings, masks and rotary tables, once, while stand-ins in its blocks'
-place note what each block is called with. Then the real blocks are called with just that, in a plain loop.
+The model's own forward computes embeddings, masks and rotary tables once, while placeholders instead of its
+blocks record the arguments of each block. A plain loop then calls the real blocks with these arguments.
 
 Shapes: B rows, T positions, D width.
 """
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from transformers.utils.generic import ModelOutput
 
 Inputs = Mapping[str, Tensor]
-"""What the model is called with, by name."""
+"""Keyword arguments of a model."""
 
 Change = Callable[[Tensor], Tensor]
-"""A block's state (B, T, D) → the state that goes on in its place."""
+"""Function from a block's output (B, T, D) to the hidden states that replace it."""
 
 _NO_CHANGES: Mapping[int, Change] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class BlockInputs:
-    """What one block is called with beside the hidden states."""
+    """Arguments of one block besides the hidden states."""
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
@@ -42,14 +42,14 @@ class BlockInputs:
 
 @dataclass(frozen=True, slots=True)
 class PartialForward:
-    """A model and one input, ready to be run in parts, as often as wanted.
+    """A model with one input, ready to be run in parts any number of times.
 
-    Dropout of the embeddings was drawn when it was prepared; that of the blocks is drawn at each run.
+    Dropout of the embeddings is drawn once, by ``prepare``; that of the blocks in each run.
 
     Attributes:
-        embedded: What the first block meets, (B, T, D).
-        blocks: The model's blocks, in order; one object may stand in several places.
-        calls: What each of them is called with. They differ where layers have masks of their own kind.
+        embedded: Input of the first block, (B, T, D).
+        blocks: The model's blocks, in order; an object may occur several times.
+        calls: Arguments of each block. They differ if layers have different masks.
     """
 
     embedded: Tensor
@@ -65,24 +65,27 @@ class PartialForward:
         overwrite: Mapping[int, Change] = _NO_CHANGES,
         keep: Collection[int] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The state after block ``stop - 1``, and the states after the blocks of ``keep``, all (B, T, D).
+        """Run blocks; returns the hidden states after block ``stop - 1`` and those of ``keep``, (B, T, D).
 
-        Blocks count from 0. Under an engine that wraps the model, ``prepare`` and all runs belong in its one
-        forward, where it sees them.
+        Blocks count from 0. Under an engine that wraps the model, call ``prepare`` and all runs within its
+        forward.
 
         Args:
-            hidden: What block ``start`` meets; None: the embedded input.
-            start: The first block to run.
-            stop: The block before which to stop; None: after the last.
-            overwrite: By block, what to make of its state before the next block meets it.
-            keep: Blocks whose states to return, after ``overwrite``.
+            hidden: Input of block ``start``; None for the embedded input.
+            start: First block to run.
+            stop: Block before which to stop; None to run all.
+            overwrite: By block, a function applied to its output before the next block.
+            keep: Blocks whose outputs to return, after ``overwrite``.
         """
         hidden = self.embedded if hidden is None else hidden
         states: dict[int, Tensor] = {}
         for i in range(len(self.blocks))[start:stop]:
             hidden = self.blocks[i](hidden, *self.calls[i].args, **self.calls[i].kwargs)
             if not isinstance(hidden, Tensor):
-                raise ModelError(f"{type(self.blocks[i]).__name__}: a block that returns more than its state")
+                raise ModelError(
+                    f"{type(self.blocks[i]).__name__}: the block returns {type(hidden).__name__}, "
+                    "expected a tensor; use another model"
+                )
             if i in overwrite:
                 hidden = overwrite[i](hidden)
             if i in keep:
@@ -91,17 +94,17 @@ class PartialForward:
 
 
 def call(model: PreTrainedModel, inputs: Inputs, **options: bool) -> ModelOutput:
-    """The model's own output, without a cache from one position to the next.
+    """The model's own output, without a KV cache.
 
     Args:
-        model: With or without a head.
-        inputs: What it is called with, by name.
-        options: Switches of its forward, such as ``output_attentions``.
+        model: Model with or without a head.
+        inputs: Its keyword arguments.
+        options: Flags of its forward, such as ``output_attentions``.
 
     Raises:
-        ModelError: It has no argument of an input's name, and would leave it out without a word.
+        ModelError: It has no argument of an input's name and would silently ignore it.
     """
-    import transformers  # takes seconds, and recipes are checked without it
+    import transformers  # slow import; checking recipes does not need it
 
     names = inspect.signature(model.forward).parameters
     known = {*names, *inspect.signature(model.base_model.forward).parameters}
@@ -118,17 +121,16 @@ def call(model: PreTrainedModel, inputs: Inputs, **options: bool) -> ModelOutput
 
 
 def prepare(model: PreTrainedModel, inputs: Inputs) -> PartialForward:
-    """The model with its input embedded and everything made that its blocks need; no block is run.
+    """Embed the input and compute the arguments of all blocks, without running a block or using a KV cache.
 
-    Nothing is cached from one position to the next. Not for two threads on one model: its list of blocks is
-    exchanged meanwhile.
+    Not thread-safe: it temporarily replaces the model's list of blocks.
 
     Args:
-        model: Of a family that ``architectures.py`` lists, with whatever head.
-        inputs: As for its body: ``input_ids``, ``attention_mask``, ``position_ids`` …
+        model: Model of a family in ``ARCHITECTURES``, with any head.
+        inputs: Keyword arguments of its body: ``input_ids``, ``attention_mask``, ``position_ids`` …
 
     Raises:
-        ModelError: The family has no row, or takes no such input.
+        ModelError: The family is unsupported, or does not accept such an input.
     """
     from transformers import PreTrainedModel
 
@@ -143,13 +145,13 @@ def prepare(model: PreTrainedModel, inputs: Inputs) -> PartialForward:
 
 
 def finish(model: PreTrainedModel, hidden: Tensor, inputs: Inputs) -> ModelOutput:
-    """The model's own output (``logits`` …) for the state after its last block, (B, T, D).
+    """The model's own output (``logits`` …) for the hidden states after its last block, (B, T, D).
 
-    The whole model is called without its blocks, so that the last norm and any head are its own. Within
-    ``bypassed_head`` the logits are the state that meets the head.
+    Calls the whole model without its blocks, so that the final norm and any head are its own. Within
+    ``bypassed_head`` the logits are the hidden states before the head.
 
     Raises:
-        ModelError: The family has no row.
+        ModelError: The family is unsupported.
     """
     site = _site(model)
     stand_ins = [_StandIn() for _ in site.blocks]
@@ -159,7 +161,7 @@ def finish(model: PreTrainedModel, hidden: Tensor, inputs: Inputs) -> ModelOutpu
 
 
 class _StandIn(nn.Module):
-    """Takes a block's place: notes its call and hands on what it meets, or a state that was put in."""
+    """Replaces a block: records its arguments and returns its input, or ``state`` if set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +181,7 @@ class _StandIn(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """Where a model keeps its blocks: the attribute of a module."""
+    """Location of a model's blocks: attribute ``name`` of module ``owner``."""
 
     owner: nn.Module
     name: str
@@ -190,8 +192,7 @@ def _site(model: PreTrainedModel) -> _Site:
     model_type = model.config.model_type
     if model_type not in ARCHITECTURES:
         raise ModelError(
-            f"{model_type}: it is not known where this family keeps its blocks; "
-            f"known: {', '.join(ARCHITECTURES)}"
+            f"{model_type}: the blocks of this family are unknown; supported: {', '.join(ARCHITECTURES)}"
         )
     path, _, name = ARCHITECTURES[model_type].blocks.rpartition(".")
     owner = model.base_model.get_submodule(path)

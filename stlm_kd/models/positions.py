@@ -1,6 +1,6 @@
-"""Where a model counts positions from, and how many a document may have.
+"""First position and maximum document length of a model.
 
-RoBERTa's first position is its padding id + 1: positions up to there belong to no text.
+RoBERTa's first position is its padding id + 1; lower positions are not used for text.
 
 Shapes: P rows of position embeddings, D width.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def first_position(config: PretrainedConfig) -> int:
-    """The number that the model gives to a document's first position."""
+    """The position id of a document's first token."""
     row = ARCHITECTURES.get(config.model_type)
     if row is None or row.positions == "from-zero":
         return 0
@@ -29,21 +29,21 @@ def first_position(config: PretrainedConfig) -> int:
 
 
 def num_positions(config: PretrainedConfig) -> int | None:
-    """The longest document that the model can read, in tokens; None where its configuration does not say."""
+    """Maximum document length in tokens; None if the configuration does not define it."""
     rows = getattr(config, "max_position_embeddings", None)
     return rows - first_position(config) if isinstance(rows, int) else None
 
 
 @torch.no_grad()
 def count_from_padding(model: PreTrainedModel, padding: int) -> None:
-    """Shift the position embeddings of a model that counts them from its padding id to a new padding id.
+    """Shift the position embeddings of a model that counts positions from its padding id to a new padding id.
 
-    Each position of a text keeps its row, and padding its own; the table grows or shrinks by the difference.
+    Each text position and padding keep their rows; the table grows or shrinks by the difference.
 
     Raises:
-        ModelError: Its embeddings lack a part that depends on the padding id.
+        ModelError: The embeddings lack an attribute that depends on the padding id.
     """
-    import transformers  # takes seconds, and recipes are checked without it
+    import transformers  # slow import; checking recipes does not need it
 
     embeddings = model.base_model.get_submodule("embeddings")
     table = embeddings.get_submodule("position_embeddings")

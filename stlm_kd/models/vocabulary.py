@@ -1,4 +1,4 @@
-"""Give a language model another vocabulary: embedding, head and special ids, in place, and nothing else.
+"""Replace a language model's vocabulary in place: embedding, head and special ids.
 
 Shapes: V' new vocabulary, D width.
 """
@@ -29,10 +29,10 @@ _OLD_IDS = (
     "bad_words_ids",
     "sequence_bias",
 )
-"""Fields of a generation configuration that hold ids of the old vocabulary."""
+"""Generation-configuration fields with ids of the old vocabulary."""
 
 _OTHER_ROLES = ("sep_token", "cls_token", "mask_token")
-"""Of which some configurations have ids beside those of the start, the end and the padding."""
+"""Further special tokens whose ids some configurations hold."""
 
 
 def replace_vocabulary(
@@ -43,30 +43,30 @@ def replace_vocabulary(
     *,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Swap the model's embedding and head for new rows, and its special ids for the tokenizer's.
+    """Replace the model's embedding and head by new rows, and its special ids by the tokenizer's.
 
-    A tied model stays tied, an untied one untied. The rows are copied. ``config.pad_token_id`` stays empty
-    where padding is only another name of a token that stands for something (``own_padding``). What lies
-    between the last block and the head (BERT's transform) stays as it is. Where positions are counted from
-    the padding id (RoBERTa), their embeddings are moved so that every text keeps its own.
+    Weight tying is preserved. The rows are copied. ``config.pad_token_id`` stays empty if the padding token
+    is an alias of another token (``own_padding``). Layers between the last block and the head (BERT's
+    transform) are unchanged. If positions are counted from the padding id (RoBERTa), their embeddings are
+    shifted so that the positions of a text keep theirs.
 
     Args:
         model: A language model with a plain embedding and a linear head.
         embedding_VD: Input rows, (V', D).
-        head_VD: Output rows, (V', D); None for a tied model, and for no other.
-        head_bias_V: Output bias, (V',), where the head has one.
-        tokenizer: Of the new vocabulary.
+        head_VD: Output rows, (V', D); None if and only if the model is tied.
+        head_bias_V: Output bias, (V',), if the head has one.
+        tokenizer: Tokenizer of the new vocabulary.
 
     Raises:
-        ModelError: The model's embedding or head is of another kind, or its positions are counted from a
-            padding token of its own, which the tokenizer does not have.
+        ModelError: The embedding or head is of another kind, or positions are counted from a dedicated
+            padding token, which the tokenizer lacks.
     """
     old_embedding, old_head = vocabulary_layers(model)
     size, width = embedding_VD.shape
     tied = is_tied(model)
     assert size == vocabulary_size(tokenizer) and width == old_embedding.embedding_dim, embedding_VD.shape
-    assert tied == (head_VD is None), "output rows are given for untied models alone"
-    assert (head_bias_V is None) == (old_head.bias is None), "a head keeps its bias, or its having none"
+    assert tied == (head_VD is None), "output rows are only for untied models"
+    assert (head_bias_V is None) == (old_head.bias is None), "bias required if and only if the head has one"
     padding = required_padding(model.config.model_type, tokenizer, place=_name_of(tokenizer))
     embedding = _new_embedding(embedding_VD, old_embedding, padding)
     head = nn.Linear(width, size, bias=head_bias_V is not None, device="meta")
@@ -85,19 +85,19 @@ def replace_vocabulary(
 def replace_embedding(
     model: PreTrainedModel, embedding_VD: Tensor, *, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Swap a classifier's embedding for new rows, and its special ids for the tokenizer's; nothing else.
+    """Replace a classifier's embedding by new rows, and its special ids by the tokenizer's.
 
-    The rows are copied. Positions that are counted from padding are moved as in ``replace_vocabulary``; what
-    fills rows is set as by ``set_padding``.
+    The rows are copied. Positions that are counted from padding are shifted as in ``replace_vocabulary``; the
+    padding token is set as by ``set_padding``.
 
     Args:
         model: A model with a plain embedding and without a vocabulary head.
         embedding_VD: Input rows, (V', D).
-        tokenizer: Of the new vocabulary.
+        tokenizer: Tokenizer of the new vocabulary.
 
     Raises:
         ModelError: The embedding is of another kind, or positions are counted from a padding token that the
-            tokenizer does not have.
+            tokenizer lacks.
     """
     assert model.get_output_embeddings() is None, "a language model's head changes with its embedding"
     old = plain_embedding(model)
@@ -110,16 +110,16 @@ def replace_embedding(
 
 
 def freeze_all_but_embedding(model: PreTrainedModel) -> None:
-    """Leave only the embedding of tokens trainable: neither positions nor body nor the classifier's head."""
+    """Freeze all parameters except the token embedding."""
     model.requires_grad_(False)
     plain_embedding(model).weight.requires_grad_(True)
 
 
 def plain_embedding(model: PreTrainedModel) -> nn.Embedding:
-    """The embedding of a model's tokens.
+    """A model's token embedding.
 
     Raises:
-        ModelError: It is not a plain one (it scales, for instance).
+        ModelError: It is not a plain ``Embedding`` (a scaled one, for instance).
     """
     embedding = model.get_input_embeddings()
     if type(embedding) is not nn.Embedding:
@@ -131,13 +131,14 @@ def plain_embedding(model: PreTrainedModel) -> nn.Embedding:
 
 
 def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Tell a classifier what fills rows, so that a decoder finds the last token that does not.
+    """Set a classifier's padding token, from which a decoder determines the last real token.
 
-    Where that is only another name of a token that stands for something, its embedding is trained all the
-    same, which transformers would not do.
+    If the padding token is an alias of another token, its embedding is still trained, which transformers
+    would not do.
 
     Raises:
-        ModelError: Positions are counted from another padding token, or there is none, nor an end.
+        ModelError: Positions are counted from another padding token, or the tokenizer has neither padding nor
+            end token.
     """
     filling = padding_id(tokenizer)
     config = model.config.get_text_config()
@@ -151,7 +152,7 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> N
 
 
 def is_tied(model: PreTrainedModel) -> bool:
-    """Whether embedding and head are one parameter."""
+    """Whether embedding and head share one parameter."""
     embedding, head = vocabulary_layers(model)
     return head.weight is embedding.weight
 
@@ -180,38 +181,38 @@ def vocabulary_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def freeze_body(model: PreTrainedModel) -> None:
-    """Leave only the vocabulary's parameters trainable: not position embeddings, nor a head's transform."""
+    """Freeze all parameters except the vocabulary's (position embeddings and a head's transform included)."""
     model.requires_grad_(False)
     for parameter in vocabulary_parameters(model):
         parameter.requires_grad_(True)
 
 
 def thaw_norms(model: PreTrainedModel) -> None:
-    """Let the norms be trained too; they are told by their class's name, as for weight decay."""
+    """Make the norms trainable; they are identified by class name, as for weight decay."""
     for part in model.modules():
         if "norm" in type(part).__name__.lower():
             part.requires_grad_(True)
 
 
 def own_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The padding id, or None where it is only another name of a token that stands for something.
+    """The padding id, or None if the padding token is an alias of another token.
 
-    transformers never trains the embedding of ``config.pad_token_id``, which an end token must not be.
+    transformers never trains the embedding of ``config.pad_token_id``, so it must not be an end token.
     """
     return roles_of(tokenizer).padding
 
 
 def required_padding(model_type: str, tokenizer: PreTrainedTokenizerBase, *, place: str) -> int | None:
-    """``own_padding``, refused where it is missing and the family counts positions from it.
+    """``own_padding``, required if the family counts positions from it.
 
     Raises:
-        ModelError: It is; ``place`` begins the message.
+        ModelError: It is required but missing; ``place`` begins the message.
     """
     padding = own_padding(tokenizer)
     if padding is None and _counts_from_padding(model_type):
         raise ModelError(
             f"{place}: {model_type} counts positions from its padding token, but the tokenizer has no token "
-            "that is for padding alone; use another tokenizer, or add a pad_token to this one"
+            "used only for padding; use another tokenizer, or add a pad_token to this one"
         )
     return padding
 
@@ -222,7 +223,7 @@ def _counts_from_padding(model_type: str) -> bool:
 
 
 def _set_other_bias(model: PreTrainedModel, head: nn.Linear, *, tied: bool) -> None:
-    """BERT and RoBERTa hold the head's bias a second time: the same parameter where the model is tied."""
+    """Set the second reference to the head's bias in BERT and RoBERTa: the same parameter if tied."""
     name = next(name for name, module in model.named_modules() if module is head)
     ties = model._tied_weights_keys
     other = ties.get(f"{name}.bias") if isinstance(ties, dict) else None  # a list in code for transformers 4
@@ -252,7 +253,7 @@ def _set_size_and_ids(
 ) -> None:
     _set_size(model, size)
     if _counts_from_padding(model.config.model_type) and padding is not None:
-        count_from_padding(model, padding)  # before the configuration forgets the old padding
+        count_from_padding(model, padding)  # needs the old padding id of the configuration
     _set_special_ids(model, tokenizer)
 
 

@@ -101,7 +101,7 @@ def test_what_was_tried_is_not_tried_again_for_another_model_of_its_kind(
 def test_a_family_without_a_row_is_refused_where_its_inside_is_needed(family: str, path: str) -> None:
     said = (
         f"^novels: .* in this {family} model with transformers {re.escape(transformers.__version__)} "
-        f"\\(ModelError: {family}: it is not known .*; leave out losses on .*, use another model, or install"
+        f"\\(ModelError: {family}: the blocks of this family are unknown.*; remove losses on .*, use another model, or install"
     )
     with pytest.raises(ModelError, match=said):
         require_paths(built(family), {path}, name="novels")  # type: ignore[arg-type]  # one of both
@@ -187,13 +187,13 @@ def test_a_state_that_is_changed_between_blocks_is_refused(monkeypatch: pytest.M
         return hidden + 0.1 * hidden.roll(1, -1), kept
 
     monkeypatch.setattr("stlm_kd.models.partial_forward.PartialForward.run", noisy)
-    with pytest.raises(ModelError, match=r"\(run in parts it has other logits than run whole\)"):
+    with pytest.raises(ModelError, match=r"\(its logits differ between a run in parts and a whole run\)"):
         require_paths(built("llama"), {"blocks"}, name="novels")
 
 
 def test_a_head_that_does_not_read_the_given_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "finish", lambda model, hidden, inputs: call(model, inputs))
-    with pytest.raises(ModelError, match="another state after its last block does not change its logits"):
+    with pytest.raises(ModelError, match="its logits do not depend on the state after its last block"):
         require_paths(built("llama"), {"blocks"}, name="novels")
 
 
@@ -210,7 +210,7 @@ def test_attention_that_is_not_looked_up_or_computes_other_maps_is_refused(
 
     try:
         AttentionInterface.register(attention_maps._NAME, doubled)
-        with pytest.raises(ModelError, match=r"attention maps .*\(those of layer 0 are not those of eager"):
+        with pytest.raises(ModelError, match=r"attention maps .*\(those of layer 0 differ from eager"):
             require_paths(built("llama"), {"maps"}, name="novels")
     finally:
         AttentionInterface.register(attention_maps._NAME, attention_maps._attention_with_maps)

@@ -1,1 +1,1 @@
-"""Architectures that transformers lacks, or that are made of another."""
+"""Architectures missing in transformers, and conversions between architectures."""

@@ -1,9 +1,9 @@
-"""A DistilBERT out of a BERT: which tensor becomes which, and what of the teacher has no place in it.
+"""Convert a BERT into a DistilBERT: the mapping of tensors, and parts of the teacher without a counterpart.
 
-The map is that of Sanh et al., "DistilBERT, a distilled version of BERT", 2019. DistilBERT knows no token
-types: its positions take type 0's embedding up, so that word embeddings and a tied head stay the teacher's.
-Its norms have a fixed epsilon of 1e-12, as BERT's published ones have. Of a classifier, the pooler becomes
-the layer before the classifier, whose activation is another one: ReLU in place of tanh.
+The mapping is that of Sanh et al., "DistilBERT, a distilled version of BERT", 2019. DistilBERT has no token
+types: the embedding of type 0 is added to the position embeddings, so that word embeddings and a tied head
+stay unchanged. Its norms have a fixed epsilon of 1e-12, as in published BERTs. In a classifier, the pooler
+becomes the layer before the classifier, with ReLU instead of tanh.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _HEAD = {
 
 
 def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
-    """A DistilBERT of the teacher's sizes with so many layers.
+    """A DistilBERT configuration with the teacher's sizes and the given number of layers.
 
     Raises:
-        ModelError: The teacher's norms have another epsilon than DistilBERT's can have.
+        ModelError: The epsilon of the teacher's norms differs from DistilBERT's.
     """
     if teacher.layer_norm_eps != _NORM_EPSILON:
         raise ModelError(
             f"student.init_from.model_type: the teacher's layer_norm_eps is {teacher.layer_norm_eps:g}, "
-            f"but distilbert has {_NORM_EPSILON:g} built in and would compute something else; leave it out"
+            f"but distilbert's is fixed at {_NORM_EPSILON:g}; remove model_type to keep the teacher's family"
         )
     of_head = teacher.classifier_dropout
     return DistilBertConfig(
@@ -79,7 +79,7 @@ def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
 
 
 def bert_name(name: str, layers: Sequence[int]) -> str:
-    """The BERT's name of a DistilBERT's tensor, whose layers are these of the BERT.
+    """The BERT tensor name of a DistilBERT tensor, given the BERT layers it was built from.
 
     >>> bert_name("distilbert.transformer.layer.1.ffn.lin2.bias", [0, 2])
     'bert.encoder.layer.2.output.dense.bias'
@@ -102,7 +102,7 @@ def copy_bert(
     teacher: BertForMaskedLM | BertForSequenceClassification,
     layers: Sequence[int],
 ) -> None:
-    """Write the teacher's tensors, with these of its layers, into the student's."""
+    """Copy the teacher's tensors of the given layers into the student."""
     source = teacher.state_dict()
     for name, value in student.state_dict().items():
         value.copy_(source[bert_name(name, layers)])

@@ -1,4 +1,4 @@
-"""Tell a MobiLlama whose configuration calls it a Llama, as its authors' code writes it, by its weights."""
+"""Detect by its weights a MobiLlama whose configuration says Llama, as saved by its authors' code."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ _MLP = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 
 
 def detect(name: str, config: PretrainedConfig, *, fetch: bool = False) -> PretrainedConfig:
-    """The configuration, a MobiLlama's where it is called a Llama's but the weights say otherwise.
+    """Return a MobiLlama configuration if the weights of a Llama are those of a MobiLlama.
 
-    They do when there are several layers, and either only layer 0 has a feed-forward network in the
-    safetensors files, or all layers' networks are equal there, number by number. ``num_key_value_heads`` is
-    then what the rows of the key projection make: the authors' code attends with all heads whatever its
-    configuration says.
+    This is the case for several layers if only layer 0 has a feed-forward network in the safetensors files,
+    or if the networks of all layers are equal there. ``num_key_value_heads`` is then computed from the rows
+    of the key projection: the authors' code uses all heads whatever its configuration says.
 
     Args:
         name: Folder or Hub id.
-        config: What its config.json says.
-        fetch: Whether weights may be downloaded for it; else only those that are there are looked at.
+        config: Configuration from its config.json.
+        fetch: Whether weights may be downloaded; otherwise only local ones are examined.
     """
     if type(config) is not LlamaConfig or config.num_hidden_layers < 2:
         return config
@@ -53,20 +52,20 @@ def detect(name: str, config: PretrainedConfig, *, fetch: bool = False) -> Pretr
 
 
 def _weight_files(name: str, *, fetch: bool) -> list[str]:
-    """The safetensors files of a folder or Hub id that can be had; none where there are none."""
+    """The available safetensors files of a folder or Hub id; empty if any is missing."""
     found = [_file(name, file, fetch=fetch) for file in weight_names(name, fetch=fetch)]
     return [] if None in found else [file for file in found if file is not None]
 
 
 def weight_names(name: str, *, fetch: bool) -> list[str]:
-    """The names of the safetensors files that hold a model's weights, as far as its index says.
+    """Names of a model's safetensors files, according to its index if it has one.
 
     Args:
         name: Folder or Hub id.
-        fetch: Whether the index may be downloaded; else it is looked at only if it is there.
+        fetch: Whether the index may be downloaded; otherwise only a local one is used.
 
     Raises:
-        ModelError: The index names files elsewhere, or others than safetensors, or is no index.
+        ModelError: The index is invalid, or names files outside the folder or of another format.
     """
     index = _file(name, SAFE_WEIGHTS_INDEX_NAME, fetch=fetch)
     if index is None:
@@ -103,9 +102,9 @@ def _file(name: str, file: str, *, fetch: bool) -> str | None:
 
 @lru_cache(maxsize=64)
 def _key_rows_of_shared(stamps: tuple[tuple[str, int, int], ...], num_layers: int) -> int | None:
-    """Rows of layer 0's key projection if one feed-forward network serves all layers, else None.
+    """Rows of layer 0's key projection if all layers share one feed-forward network, else None.
 
-    The stamps name the files and tell one state of them from another. What is damaged, loading reports.
+    The stamps (path, size, modification time) are the cache key. Damaged files are reported by loading.
     """
     places: dict[str, str] = {}
     try:
@@ -130,7 +129,7 @@ def _is_shared(places: Mapping[str, str], num_layers: int) -> bool:
     if not all(name in places for layer in later for name in layer):
         return False
     pairs = [pair for layer in later for pair in zip(first, layer, strict=True)]
-    alike = all(_equal(places, *pair, rows=1) for pair in pairs)  # so that a Llama need not be read whole
+    alike = all(_equal(places, *pair, rows=1) for pair in pairs)  # avoids reading all weights of a Llama
     return alike and all(_equal(places, *pair) for pair in pairs)
 
 

@@ -1,1 +1,1 @@
-"""What a checkpoint brings along: weights and settings that are checked, mended or compared."""
+"""Checks and repairs of checkpoints: weights, generation settings, and reloading."""

@@ -1,4 +1,4 @@
-"""The generation settings that a checkpoint brings along: made fit to be saved again."""
+"""Repair a checkpoint's generation settings so that the model can be saved again."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stlm_kd.notes import note
 
 
 def mend_generation_config(model: PreTrainedModel, *, place: str) -> None:
-    """Drop the settings with which transformers would refuse to save the model, with a note that names them.
+    """Drop settings with which transformers would refuse to save the model, with a note that names them.
 
-    It validates strictly once anything is changed, such as the ids of special tokens: a temperature without
-    ``do_sample: true``, as in many published checkpoints, is refused after the training.
+    transformers validates strictly after any change, such as of special ids: a temperature without
+    ``do_sample: true``, as in many published checkpoints, would fail after the training.
 
     Args:
-        model: As loaded; changed in place.
+        model: Model to change in place.
         place: The model's folder or Hub id, for the note.
     """
     if not model.can_generate():
@@ -46,30 +46,30 @@ def mend_generation_config(model: PreTrainedModel, *, place: str) -> None:
 
 
 def refuse_unreadable_generation_config(name: str) -> None:
-    """Refuse a model whose generation settings transformers cannot read.
+    """Check that transformers can read a model's generation settings.
 
     Raises:
-        ModelError: The file is such a one; the message names it.
+        ModelError: It cannot; the message names the file.
     """
     try:
         GenerationConfig.from_pretrained(name)
     except OSError:
-        return  # it has none, or one that is no JSON, which transformers replaces
+        return  # missing or not JSON, which transformers replaces
     except Exception as error:
         raise ModelError(
-            f"{name}/{GENERATION_CONFIG_NAME}: transformers cannot read it ({error}); expected generation "
-            "settings that hold together; correct it, or delete it: nothing is trained by it"
+            f"{name}/{GENERATION_CONFIG_NAME}: transformers cannot read it ({error}); expected valid "
+            "generation settings; correct or delete it: it does not affect training"
         ) from error
 
 
 def _settings(config: GenerationConfig) -> dict[str, Any]:
-    """What differs from the defaults."""
+    """Settings that differ from the defaults."""
     plain = GenerationConfig().to_dict()
     return {name: value for name, value in config.to_dict().items() if value != plain.get(name)}
 
 
 def _fault(config: GenerationConfig) -> str | None:
-    """Why transformers would refuse to save it, if it would."""
+    """Why transformers would refuse to save it; None if it would not."""
     try:
         config.validate(strict=True)
     except (ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Whether a saved model is the same once plain transformers has loaded it."""
+"""Check that plain transformers reloads a saved model unchanged."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ TEXTS = (
     "The cat sat on the mat, and 42 dogs didn't.",
     "  Two  blanks,\nlines;  naïve café — “quotes” ü\t日本",
 )
-"""Read by both tokenizers: words, numbers, blanks, lines, accents and letters beyond Latin."""
+"""Texts for comparing tokenizers: words, numbers, spaces, newlines, accents and non-Latin letters."""
 
 _TOLERANCE = 1e-4
-"""Of logits, relative to the largest: the same weights, by the same kernels."""
+"""Tolerance of logits, relative to the largest: the weights and kernels are the same."""
 
 
 def check_reloaded(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, *, trust_remote_code: bool
 ) -> None:
-    """Load a folder by the Auto classes and compare ids and logits with those of the model in memory.
+    """Load a folder by the Auto classes and compare token ids and logits with the model in memory.
 
-    Where ``AutoTokenizer`` reads otherwise than the folder's ``tokenizer.json`` says, there is a note: it
-    chooses a tokenizer's class by the model's family.
+    Adds a note if ``AutoTokenizer`` deviates from the folder's ``tokenizer.json``: it chooses the tokenizer
+    class by the model's family.
 
     Args:
-        model: What was saved, in evaluation mode on the CPU.
-        tokenizer: What was saved with it.
-        folder: Where.
-        trust_remote_code: Whether the model may run code of its own.
+        model: The saved model, in evaluation mode on the CPU.
+        tokenizer: The tokenizer saved with it.
+        folder: Folder of both.
+        trust_remote_code: Whether to run the model's custom code.
 
     Raises:
-        ModelError: The tokenizer gives other ids, or the model other logits.
+        ModelError: Token ids or logits differ.
     """
     _check_ids(tokenizer, load_tokenizer(str(folder), trust_remote_code=trust_remote_code))
     plain = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if _ids(plain) != _ids(tokenizer):
         note(
-            f"{model.config.model_type}: AutoTokenizer splits text otherwise than this tokenizer, because it "
-            "takes the class of the model's family; elsewhere load PreTrainedTokenizerFast from the folder"
+            f"{model.config.model_type}: AutoTokenizer splits text differently from this tokenizer, because "
+            "it uses the tokenizer class of the model's family; load the folder by PreTrainedTokenizerFast"
         )
     with quietly(local=True):
         loaded = _auto_class(model).from_pretrained(
@@ -78,13 +78,13 @@ def _check_ids(tokenizer: PreTrainedTokenizerFast, loaded: PreTrainedTokenizerFa
     for text, own, found in zip(TEXTS, before, after, strict=True):
         if own != found:
             raise ModelError(
-                f"its tokenizer gives {len(found)} ids for {text!r} once loaded, {found[:8]} …, expected "
-                f"{own[:8]} … as before it was saved; use a tokenizer that its tokenizer.json describes whole"
+                f"its tokenizer gives {len(found)} ids for {text!r} after reloading, {found[:8]} …, expected "
+                f"{own[:8]} … as before saving; use a tokenizer that tokenizer.json describes completely"
             )
     if len(tokenizer) != len(loaded):
         raise ModelError(
-            f"its tokenizer has {len(loaded)} tokens once loaded, expected {len(tokenizer)} as before it was "
-            "saved; use a tokenizer that its tokenizer.json describes whole"
+            f"its tokenizer has {len(loaded)} tokens after reloading, expected {len(tokenizer)} as before "
+            "saving; use a tokenizer that tokenizer.json describes completely"
         )
 
 
@@ -99,6 +99,6 @@ def _check_logits(model: PreTrainedModel, loaded: PreTrainedModel, ids_BT: Tenso
     else:
         what = f"logits of shape {list(found.shape)}, not {list(own.shape)}"
     raise ModelError(
-        f"once it is loaded it gives {what}, expected the same as before it was saved; some weights are not "
-        "saved, or its code reads them otherwise"
+        f"after reloading it gives {what}, expected the same as before saving; some weights are not saved, "
+        "or its code loads them differently"
     )

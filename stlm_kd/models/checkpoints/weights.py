@@ -1,4 +1,4 @@
-"""Weights that no computation should begin with: of integer or 8-bit types, or not finite."""
+"""Reject integer, 8-bit and non-finite weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _REAL_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 def check_weights(name: str, model: PreTrainedModel) -> None:
-    """Refuse a model whose weights are of another type than floating point, or are NaN or infinite.
+    """Check that a model's weights are finite floating-point numbers.
 
-    Types are read from the headers of the files: transformers converts them without a word, and integers or
-    8-bit numbers mean nothing without their scales. Buffers, such as masks and positions, may be of any type.
+    Dtypes are read from the file headers: transformers converts them silently, and integer or 8-bit values
+    are meaningless without their scales. Buffers, such as masks and positions, may have any dtype.
 
     Args:
         name: Folder or Hub id.
-        model: As loaded from there.
+        model: Model loaded from it.
 
     Raises:
-        ModelError: It has such weights; the message names the file and the tensor.
+        ModelError: The check fails; the message names the file and the tensor.
     """
     parameters = dict(model.named_parameters())
     prefix = f"{model.base_model_prefix}."
@@ -43,7 +43,7 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
                 if kind not in _REAL_TYPES:
                     raise ModelError(
                         f"{path}: tensor {key} is of type {kind}; expected floating-point weights "
-                        f"({', '.join(_REAL_TYPES)}); use the checkpoint from before it was quantised"
+                        f"({', '.join(_REAL_TYPES)}); use the unquantised checkpoint"
                     )
     for own, parameter in parameters.items():
         if not _is_finite(parameter.detach()):
@@ -55,7 +55,7 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
 
 
 def _own_name(key: str, parameters: dict[str, torch.nn.Parameter], prefix: str) -> str | None:
-    """The model's name of a tensor of a file, with or without the prefix of its body; None of a buffer."""
+    """The model's parameter name of a file's tensor, with or without the body's prefix; None for a buffer."""
     names = (key, f"{prefix}{key}", key.removeprefix(prefix))
     return next((own for own in names if own in parameters), None)
 
@@ -79,5 +79,5 @@ def _file(name: str, file: str) -> Path | None:
 
 
 def _is_finite(values: torch.Tensor) -> bool:
-    """Whether all are; a sum is NaN or infinite where one of them is, and an overflow is looked into."""
+    """Whether all values are finite: by their sum first, and elementwise if that overflows."""
     return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())

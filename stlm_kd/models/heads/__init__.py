@@ -1,1 +1,1 @@
-"""Models with a fresh head: on a text, on every token, and the names of classes."""
+"""Models with a classification head, per text or per token, and class names."""

@@ -1,4 +1,4 @@
-"""Names of classes, of a model and of data: whether they mean the same, and which is which."""
+"""Match the class names of a model with those of the data."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from stlm_kd.notes import note
 
 
 def check_classes(name: str, own: Sequence[str], labels: Sequence[str]) -> None:
-    """Refuse a model whose classes are not those of the data, in their order.
+    """Check that a model's classes equal those of the data, in the same order.
 
-    Case, spaces, dashes and underscores do not count. Numbers from 0, such as ``LABEL_0`` or ``0``, are no
-    names: they are taken for the names at their places, with a note that says what is taken as what.
+    Case, spaces, dashes and underscores are ignored. Numbered names from 0, such as ``LABEL_0`` or ``0``, are
+    matched by index, with a note that lists the pairs.
 
     Args:
-        name: What messages call the model.
-        own: The names of its classes in order.
-        labels: Those of the data; none of a regression.
+        name: Name of the model in messages.
+        own: Its class names in order.
+        labels: Class names of the data; empty for regression.
 
     Raises:
         ModelError: They differ in number, names or order; the message has both lists.
     """
     if len(own) != max(1, len(labels)):
         raise ModelError(
-            f"{name}: its head is for {_counted(own)}, but the data has {_counted(labels)}; as a "
-            "student.model it gets a new one by student.new_head: true"
+            f"{name}: its head is for {_counted(own)}, but the data has {_counted(labels)}; use it as "
+            "student.model with student.new_head: true"
         )
     ours, theirs = ([_folded(label) for label in names] for names in (own, labels))
     if not labels or ours == theirs or (_is_numbered(own) and _is_numbered(labels)):
@@ -35,35 +35,35 @@ def check_classes(name: str, own: Sequence[str], labels: Sequence[str]) -> None:
     if sorted(ours) == sorted(theirs):
         raise ModelError(
             f"{name}: {listed} in this order, but those of the data are {', '.join(labels)}; give labels in "
-            f"the model's order, or say which is which: {_option(own)}"
+            f"the model's order, or map them: {_option(own)}"
         )
     if _is_numbered(own) or _is_numbered(labels):
         pairs = ", ".join(f"{one} = {other}" for one, other in zip(own, labels, strict=True))
         note(f"{name}: its classes and those of the data are matched by their numbers; taken as: {pairs}")
         return
     raise ModelError(
-        f"{name}: {listed}, but those of the data are {', '.join(labels)}; expected the same names; say "
-        f"which is which in the recipe: {_option(own)} (of a model that is no teacher, correct id2label in "
-        "its config.json)"
+        f"{name}: {listed}, but those of the data are {', '.join(labels)}; expected the same names; map them "
+        f"in the recipe: {_option(own)} (for a model that is not a teacher, correct id2label in its "
+        "config.json)"
     )
 
 
 def class_order(
     name: str, own: Sequence[str], labels: Sequence[str], classes: Mapping[str, str]
 ) -> tuple[int, ...]:
-    """For each class of the data, the place of the model's class that is mapped to it.
+    """For each class of the data, the index of the model's class that is mapped to it.
 
     >>> class_order("m", ("POS", "NEG"), ("negative", "positive"), {"POS": "positive", "NEG": "negative"})
     (1, 0)
 
     Args:
-        name: What messages call the model.
-        own: The names of its classes in order.
-        labels: Those of the data, in order.
-        classes: The data's name of each of the model's classes.
+        name: Name of the model in messages.
+        own: Its class names in order.
+        labels: Class names of the data, in order.
+        classes: The model's class names → the data's.
 
     Raises:
-        ModelError: Not every class of both is mapped once; the message has both lists.
+        ModelError: The mapping is not one to one; the message has both lists.
     """
     ours = {_folded(label): place for place, label in enumerate(own)}
     theirs = {_folded(label): place for place, label in enumerate(labels)}
@@ -79,19 +79,19 @@ def class_order(
 
 
 def same_classes(own: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two models name the same classes in the same order, as far as they name them."""
+    """Whether two models have the same class names in the same order; numbered names match any."""
     if len(own) != len(others) or _is_numbered(own) or _is_numbered(others):
         return len(own) == len(others)
     return [*map(_folded, own)] == [*map(_folded, others)]
 
 
 def is_unnamed(names: Sequence[str]) -> bool:
-    """Whether they are ``LABEL_0`` and so on, which transformers makes up where there are none."""
+    """Whether the names are ``LABEL_0`` and so on, transformers' default."""
     return [*names] == [f"LABEL_{place}" for place in range(len(names))]
 
 
 def _is_numbered(names: Sequence[str]) -> bool:
-    """Whether each name is only its own place, as ``LABEL_1`` or ``1``."""
+    """Whether each name is only its index, such as ``LABEL_1`` or ``1``."""
     found = [re.fullmatch(r"(?:label|class)? ?(\d+)", _folded(name)) for name in names]
     return all(match is not None and int(match[1]) == place for place, match in enumerate(found))
 

@@ -1,6 +1,6 @@
-"""Models that tell the class of a text, or a number for it: loaded, given a head, built, checked.
+"""Load, build and check text classification and regression models.
 
-A classifier of chosen layers of another is made by ``stlm_kd.models.students.student_from_layers``.
+``stlm_kd.models.students.student_from_layers`` builds a classifier from layers of another.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ def load_classifier(
     dtype: torch.dtype = torch.float32,
     head_seed: int | None = None,
 ) -> PreTrainedModel:
-    """A sequence classification model in evaluation mode, sdpa attention, from safetensors only.
+    """Load a sequence classification model from safetensors, in evaluation mode, with sdpa attention.
 
     Args:
-        name: Folder or Hub id: of a classifier, or with ``head_seed`` of any model of a family that has one.
-        labels: The names of the classes, in order; empty for a number; None: whatever the model was made for.
-        tokenizer: Reads its texts; says what fills rows.
-        trust_remote_code: Whether it may run code that it brings.
-        dtype: Of its weights.
-        head_seed: The seed of a new head, where the folder holds a body, a language model, or a head for
-            another number of classes. None refuses these.
+        name: Folder or Hub id of a classifier, or with ``head_seed`` of any model of a family that has one.
+        labels: Class names, in order; empty for regression; None accepts the model's own.
+        tokenizer: The model's tokenizer; determines the padding token.
+        trust_remote_code: Whether to run the model's custom code.
+        dtype: Dtype of the weights.
+        head_seed: Random seed of a new head, for a body, a language model, or a head for another number of
+            classes. None requires a matching head.
 
     Raises:
-        MissingResourceError: It is neither a folder nor to be had from the Hub or its cache.
-        ModelError: It needs remote code, has no safetensors weights, has missing weights, has no head or one
-            for other classes, or has one that a new one would replace to no purpose.
+        MissingResourceError: It is neither a folder nor available from the Hub or its cache.
+        ModelError: It needs custom code, has no safetensors weights, lacks weights, has no head or one for
+            other classes, or has a matching head that a new one would replace.
     """
     assert labels is not None or head_seed is None, "a new head is for given labels"
     name, config = config_to_load(name, trust_remote_code=trust_remote_code)
@@ -80,7 +80,7 @@ def load_classifier(
 
 
 def _judged_head(name: str, model: PreTrainedModel, info: Mapping[str, Any], *, is_new: bool) -> list[str]:
-    """Weights of the head that are drawn though the files have others; refuses what was not asked for."""
+    """Newly initialised head weights that the files have in another shape; rejects unexpected weights."""
     missing = sorted(info["missing_keys"])
     of_head = [key for key in missing if _is_of_head(key, model)]
     require_all(name, model.config, [key for key in missing if key not in of_head], what="model")
@@ -88,18 +88,20 @@ def _judged_head(name: str, model: PreTrainedModel, info: Mapping[str, Any], *, 
     if not is_new:
         if of_head:
             raise ModelError(
-                f"{name}: a {model.config.model_type} model without a head for classes (missing: "
-                f"{of_head[0]}, …); as a student.model it gets one by student.new_head: true, and once it is "
-                "trained it can teach and be scored"
+                f"{name}: a {model.config.model_type} model without a classification head (missing: "
+                f"{of_head[0]}, …); use it as student.model with student.new_head: true; once trained it can "
+                "be a teacher or be scored"
             )
         return []
     if not of_head and not replaced:
-        raise ModelError(f"{name}: it has a head for so many classes already; leave the new one out")
+        raise ModelError(
+            f"{name}: it has a head for this number of classes already; use it without a new head"
+        )
     return replaced
 
 
 def _is_of_head(key: str, model: PreTrainedModel) -> bool:
-    """Whether a weight lies behind the body; BERT's pooler does, which its language models do not have."""
+    """Whether a weight belongs to the head; BERT's pooler does, since its language models lack it."""
     return not key.startswith(f"{model.base_model_prefix}.") or ".pooler." in key
 
 
@@ -115,43 +117,41 @@ def _check_family(config: PretrainedConfig, *, place: str) -> None:
 
 
 def _check_labels(name: str, config: PretrainedConfig, labels: Sequence[str] | None) -> None:
-    """Refuse a classifier of other classes than these; see ``check_classes``.
+    """Check a classifier's classes; see ``check_classes``.
 
     Raises:
-        ModelError: It is such a one.
+        ModelError: They differ, or the model is multi-label.
     """
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
-        return  # which the missing weights will tell
+        return  # reported with the missing weights
     if config.problem_type == _MULTIPLE_CLASSES:
-        raise ModelError(
-            f"{name}: it may give a text several classes, which is not supported; use another model"
-        )
+        raise ModelError(f"{name}: multi-label classification is not supported; use a single-label model")
     if labels is not None:
         check_classes(name, class_names(config), labels)
 
 
 def kind_of(config: PretrainedConfig) -> Literal["classification", "regression"] | None:
-    """What a model tells of a text by its configuration; None of a language model."""
+    """A model's task according to its configuration; None for a language model."""
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
         return None
     return "regression" if config.problem_type == "regression" or config.num_labels == 1 else "classification"
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:
-    """The names of a classifier's classes in order, ``LABEL_0`` and so on where it has none."""
-    assert config.id2label is not None, "made up by transformers where it is not given"
+    """A classifier's class names in order, by default ``LABEL_0`` and so on."""
+    assert config.id2label is not None, "set by transformers by default"
     return tuple(str(label) for _, label in sorted(config.id2label.items()))
 
 
 @torch.no_grad()
 def rename_classes(model: PreTrainedModel, order: Sequence[int], labels: Sequence[str], *, name: str) -> None:
-    """Give a classifier's classes other names, and put them in the order of these, in place.
+    """Rename and reorder a classifier's classes in place.
 
     Args:
-        model: As loaded; its head's rows are reordered.
-        order: For each of the names, the class that it is for, as ``class_order`` gives it.
-        labels: The names.
-        name: What messages call the model.
+        model: Model whose head's rows are reordered.
+        order: For each name, the index of its class, as from ``class_order``.
+        labels: The new names.
+        name: Name of the model in messages.
 
     Raises:
         ModelError: The order changes, but the model's logits are not those of one linear layer.
@@ -178,7 +178,7 @@ def rename_classes(model: PreTrainedModel, order: Sequence[int], labels: Sequenc
 
 
 def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
-    """Write into a classifier's configuration what it tells: these classes, or without any a number."""
+    """Set the classes in a classifier's configuration; none means regression."""
     id2label = _id2label(labels)
     config.id2label = id2label
     config.label2id = {label: place for place, label in id2label.items()}
@@ -200,14 +200,14 @@ def classifier_from_fields(
     """A freshly initialised classifier over the tokenizer's vocabulary.
 
     Args:
-        fields: As of ``stlm_kd.models.students.student_from_fields``.
+        fields: As in ``stlm_kd.models.students.student_from_fields``.
         tokenizer: As there.
-        labels: The names of its classes; empty for a number.
+        labels: Class names; empty for regression.
         context: As there.
         seed: As there.
 
     Raises:
-        ModelError: As there, or a family without a classifier.
+        ModelError: As there, or the family has no classifier.
     """
     model = model_from_fields(
         fields,
@@ -224,15 +224,15 @@ def classifier_from_fields(
 
 @torch.no_grad()
 def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None:
-    """Refuse a classifier that cannot read so long a text, or that says something else when a row is padded.
+    """Check that a classifier accepts texts of this length and that padding does not change its logits.
 
     Args:
         model: As loaded or built.
-        context: The most tokens of a text.
-        name: What messages call it.
+        context: Maximum tokens per text.
+        name: Name of the model in messages.
 
     Raises:
-        ModelError: It is one of these.
+        ModelError: The check fails.
     """
     longest = num_positions(model.config)
     if longest is not None and longest < context:
@@ -257,15 +257,15 @@ def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None
     scale = float(torch.nan_to_num(alone).abs().max())
     if not torch.allclose(padded, alone, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
         raise ModelError(
-            f"{name}: this {model.config.model_type} classifier says something else of a text when its row "
-            "is padded; use another model"
+            f"{name}: this {model.config.model_type} classifier gives different logits for a text when its "
+            "row is padded; use another model"
         )
 
 
 def head_place(model: PreTrainedModel) -> Literal["first", "last", "several"]:
-    """Which token's state behind the last block a classifier's head reads: seen by the gradient of a text.
+    """Token whose last hidden state a classifier's head reads, determined by the gradient on a random text.
 
-    Encoders of transformers have a head on the first token (BERT's behind a pooler), decoders on the last.
+    transformers' encoders use the first token (BERT through a pooler), decoders the last.
     """
     kept: list[Tensor] = []
 
@@ -287,7 +287,7 @@ def head_place(model: PreTrainedModel) -> Literal["first", "last", "several"]:
 
 
 def _random_text(model: PreTrainedModel, length: int) -> Tensor:
-    """One row of random tokens, always the same, none of them padding."""
+    """One row of random tokens without padding, with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     config = model.config.get_text_config()
     ids_1T = torch.randint(0, config.vocab_size - 1, (1, length), generator=generator)
@@ -296,7 +296,7 @@ def _random_text(model: PreTrainedModel, length: int) -> Tensor:
 
 
 def _logits(model: PreTrainedModel, ids_1T: Tensor, length: int) -> Tensor:
-    """The logits of one text of so many tokens, (1, C)."""
+    """The logits of one text with the given number of tokens, (1, C)."""
     mask = torch.arange(ids_1T.shape[1], device=ids_1T.device)[None] < length
     nothing = torch.zeros(1, dtype=torch.int64, device=ids_1T.device)
     batch = ExampleBatch(ids_1T, mask, None, labels=nothing, example_ids=nothing)

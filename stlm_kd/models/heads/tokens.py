@@ -1,4 +1,4 @@
-"""Models with a fresh head on every token: a class for each word, or where a span begins and ends."""
+"""Models with a new head per token: token classification, or span extraction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stlm_kd.models.load import check_shapes, config_to_load, load_weights, requ
 from stlm_kd.models.vocabulary import set_padding
 
 SPAN = ("start", "end")
-"""The outputs of a head that finds spans: a head of these two on every token, in any family."""
+"""Outputs of a span-extraction head: two per token, in any family."""
 
 
 def load_token_classifier(
@@ -29,24 +29,24 @@ def load_token_classifier(
     trust_remote_code: bool,
     head_seed: int,
 ) -> PreTrainedModel:
-    """A model in evaluation mode with a fresh head, from safetensors only, fp32.
+    """Load a model with a new head from safetensors, in fp32 and evaluation mode.
 
     Args:
         name: Folder or Hub id of a language model or body.
-        labels: The names of the head's outputs.
-        tokenizer: Says what fills rows.
-        trust_remote_code: Whether it may run code that it brings.
-        head_seed: By which the head is drawn.
+        labels: Names of the head's outputs.
+        tokenizer: Determines the padding token.
+        trust_remote_code: Whether to run the model's custom code.
+        head_seed: Random seed of the head.
 
     Raises:
         MissingResourceError: As ``stlm_kd.models.heads.classifiers.load_classifier``.
-        ModelError: Likewise, or a family of which transformers has no such model.
+        ModelError: Likewise, or transformers has no token classifier of the family.
     """
     name, config = config_to_load(name, trust_remote_code=trust_remote_code)
     if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
         raise ModelError(
-            f"{name}: transformers has no model of family {config.model_type} that tells the classes of "
-            "words; use another, such as bert, distilbert, roberta, gpt2 or llama"
+            f"{name}: transformers has no token classifier of family {config.model_type}; use another, such "
+            "as bert, distilbert, roberta, gpt2 or llama"
         )
     set_labels(config, labels)
     model, info = load_weights(

@@ -103,5 +103,5 @@ def test_no_pair_comes_twice() -> None:
 def test_last_is_the_bodys_end_of_states_and_the_last_layer_of_maps() -> None:
     assert site_pairs(["last", "embeddings"], 4, 12) == (("last", "last"), ("embeddings", "embeddings"))
     assert layer_pairs(["last", "first"], 4, 12) == ((3, 11), (0, 0))
-    with pytest.raises(ModelError, match="embeddings are no layer"):
+    with pytest.raises(ModelError, match="embeddings are not a layer"):
         layer_pairs("embeddings", 4, 12)

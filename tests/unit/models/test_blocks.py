@@ -239,5 +239,5 @@ def test_a_family_without_a_row_is_refused() -> None:
         vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ModelError, match="gpt_neox: it is not known where this family keeps its blocks"):
+    with pytest.raises(ModelError, match="gpt_neox: the blocks of this family are unknown"):
         prepare(model, {"input_ids": torch.arange(8)[None]})

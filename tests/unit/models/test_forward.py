@@ -102,7 +102,7 @@ def test_a_model_that_looks_both_ways_is_refused() -> None:
 def test_a_model_that_knows_no_mask_is_refused() -> None:
     torch.manual_seed(0)
     config = CONFIG_MAPPING["mamba"](vocab_size=61, hidden_size=16, num_hidden_layers=2, state_size=4)
-    with pytest.raises(ModelError, match="attention mask"):
+    with pytest.raises(ModelError, match="attention mask per pair of positions"):
         check_forward(AutoModelForCausalLM.from_config(config), context=16, name="teacher")
 
 
@@ -110,7 +110,7 @@ def test_a_model_in_which_documents_see_each_other_is_refused(monkeypatch: pytes
     monkeypatch.setattr(
         forward, "attention_mask", lambda batch, model: torch.ones(1, 1, 16, 16, dtype=torch.bool).tril()
     )
-    with pytest.raises(ModelError, match="a document sees the one before it"):
+    with pytest.raises(ModelError, match="a document attends to the one before it"):
         check_forward(pico_model("llama"), context=16, name="teacher")
 
 
