@@ -1,1 +1,1 @@
-"""A teacher's new vocabulary: initialised from the old one, then trained."""
+"""Vocabulary adaptation of a teacher: initialise a new vocabulary from the old one, then train it."""

@@ -1,6 +1,6 @@
-"""Rows of a new vocabulary's embedding and head, made from those of the old one.
+"""Initialise embedding and head of a new vocabulary from those of the old one.
 
-Shapes: V old vocabulary (padding included), V' new vocabulary, D width. Everything is computed in fp32.
+Shapes: V old vocabulary (padding included), V' new vocabulary, D width. All computations are in fp32.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InitContext:
-    """What an initialiser may use beside the old rows and the mapping.
+    """Inputs of an initialiser besides the old rows and the mapping.
 
     Attributes:
-        generator: Of what is random, on the CPU.
-        likeness: Of the initialisers in ``BY_TEXT``: which shared tokens each new token is used like.
+        generator: Random generator on the CPU.
+        likeness: For initialisers in ``BY_TEXT``: similarity of each new token to shared tokens.
     """
 
     generator: torch.Generator
@@ -37,28 +37,28 @@ class InitContext:
 
 
 class Initialiser(Protocol):
-    """Old rows (V, D), the mapping of V' tokens onto them and aids → new rows (V', D)."""
+    """Function from old rows (V, D), the mapping of V' tokens onto them, and context to new rows (V', D)."""
 
     def __call__(self, old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
-        """New rows, fp32, on the device of the old ones."""
+        """Compute the new rows in fp32, on the device of the old ones."""
         ...
 
 
 INITIALISERS: Registry[Initialiser] = Registry("initialiser of a vocabulary")
 
 BY_TEXT = frozenset({"overlap"})
-"""The initialisers that look at a text in the new vocabulary."""
+"""Initialisers that need a text in the new vocabulary."""
 
 COPYING = frozenset({"subword-mean", "overlap"})
-"""The initialisers that copy the row of a token that both vocabularies have."""
+"""Initialisers that copy the rows of tokens in both vocabularies."""
 
 
 @INITIALISERS.register("random")
 def random(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
-    """Rows drawn from a normal distribution with the old rows' mean and deviation in each dimension.
+    """Rows drawn from a normal distribution with the old rows' mean and deviation per dimension.
 
-    The body was trained on rows of that place and size and stays as it is; a configuration's
-    ``initializer_range`` says how training began, which may be many times smaller.
+    The unchanged body was trained on rows of this mean and scale; a configuration's ``initializer_range`` is
+    the scale before training and may be many times smaller.
     """
     used_VD = _used(old_VD, mapping)
     noise_VD = torch.randn(len(mapping), old_VD.shape[1], generator=aids.generator).to(old_VD.device)
@@ -73,9 +73,9 @@ def mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Te
 
 @INITIALISERS.register("subword-mean")
 def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
-    """Each row is the mean of the old rows of its pieces; of all old rows where there is no piece.
+    """Each row is the mean of the old rows of its pieces, or of all old rows if it has none.
 
-    A token that the old vocabulary holds is its own single piece, so its row is copied bit for bit.
+    A token of the old vocabulary is its own single piece, so its row is copied exactly.
     """
     sources = torch.from_numpy(mapping.sources).to(old_VD.device)
     offsets = torch.from_numpy(mapping.offsets[:-1]).to(old_VD.device)
@@ -87,14 +87,14 @@ def subword_mean(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, 
 
 @INITIALISERS.register("overlap")
 def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
-    """Rows that both vocabularies share are copied; the others are mixes of shared ones that are used alike.
+    """Copy the rows of shared tokens; other rows are weighted sums of similar shared tokens.
 
     Dobler and de Melo, "FOCUS: Effective Embedding Initialization for Monolingual Specialization of
-    Multilingual Models", 2023, section 2. They train fastText on the text; here tokens are compared by
-    ``vocabulary.cooccurrence.ppmi_vectors`` of it. Tokens that the text hardly has are made as by
-    ``subword-mean``.
+    Multilingual Models", 2023, section 2. They train fastText on the text; here similarity comes from
+    ``vocabulary.cooccurrence.ppmi_vectors`` of the text. Tokens that are too rare in the text are initialised
+    as by ``subword-mean``.
     """
-    assert aids.likeness is not None, "made of the text for the initialisers that need it"
+    assert aids.likeness is not None, "computed for initialisers in BY_TEXT"
     rows_VD = subword_mean(old_VD, mapping, aids)
     found, device = aids.likeness, old_VD.device
     if not len(found.ids):
@@ -111,13 +111,13 @@ def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) ->
 
 @dataclass(frozen=True, slots=True)
 class VocabularyInit:
-    """Rows for a new vocabulary, in the teacher's dtype.
+    """Initial rows of a new vocabulary, in the teacher's dtype.
 
     Attributes:
         embedding: Input rows, (V', D).
-        head: Output rows, (V', D); None where the teacher's embedding and head are one, and of a classifier.
-        head_bias: Output bias, (V',); None where the teacher has none.
-        counts: Tokens by how they were found: ``exact``, ``pieces``, ``role``, ``fallback``.
+        head: Output rows, (V', D); None for a tied model and for a classifier.
+        head_bias: Output bias, (V',); None if the teacher has none.
+        counts: Number of tokens by kind of mapping: ``exact``, ``pieces``, ``role``, ``fallback``.
         copied: Ids whose rows are copies of old rows, ascending.
     """
 
@@ -137,19 +137,19 @@ def new_rows(
     seed: int,
     text: Callable[[], tuple[Integers, Integers]] | None = None,
 ) -> VocabularyInit:
-    """Embedding and head of the teacher for the student's vocabulary; the teacher is left as it is.
+    """Initialise the teacher's embedding and head for the student's vocabulary; the teacher is unchanged.
 
-    Special tokens get the teacher's rows of the same role whatever the initialiser. Embedding, head and bias
-    are made one after the other from one generator, so equal arguments give equal rows.
+    Special tokens get the teacher's rows of the same role with every initialiser. Embedding, head and bias
+    are computed in this order from one generator, so the result is deterministic.
 
     Args:
-        teacher: A classifier, or a model with a linear head over its own vocabulary, which may be padded.
-        teacher_tokenizer: The vocabulary that it was trained with.
-        student_tokenizer: The vocabulary that it shall get.
-        init: A name in ``INITIALISERS``.
-        seed: Of what is random in an initialiser.
-        text: For an initialiser in ``BY_TEXT``: gives documents in the student's vocabulary, one after the
-            other, and where each begins, with the end of the last.
+        teacher: A classifier, or a model with a linear head over its own, possibly padded vocabulary.
+        teacher_tokenizer: The teacher's tokenizer.
+        student_tokenizer: Tokenizer of the new vocabulary.
+        init: Name in ``INITIALISERS``.
+        seed: Random seed of the initialiser.
+        text: For an initialiser in ``BY_TEXT``: returns concatenated documents in the student's vocabulary,
+            and their start offsets with the end of the last.
 
     Raises:
         ModelError: A vocabulary cannot be mapped, or the teacher has fewer rows than its tokenizer has ids.
@@ -182,7 +182,7 @@ def _likeness(
 ) -> Likeness | None:
     if init not in BY_TEXT:
         return None
-    assert text is not None, f"{init} looks at a text"
+    assert text is not None, f"{init} needs a text"
     others = mapping.ids_of(Kind.PIECES, Kind.FALLBACK)
     return likeness(ppmi_vectors(*text(), len(mapping)), others, mapping.ids_of(Kind.EXACT))
 
@@ -195,7 +195,7 @@ def _with_roles(rows_VD: Tensor, old_VD: Tensor, mapping: VocabularyMapping) -> 
 
 
 def _used(old_VD: Tensor, mapping: VocabularyMapping) -> Tensor:
-    """The rows that stand for a token of the old vocabulary, fp32."""
+    """The old rows without padding, fp32."""
     return old_VD.float()[torch.from_numpy(mapping.teacher_ids).to(old_VD.device)]
 
 

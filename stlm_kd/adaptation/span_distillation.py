@@ -1,7 +1,6 @@
-"""What a model in its old vocabulary says of spans of the text that it is read in the new one.
+"""Cross-tokenizer self-distillation: span likelihoods of a text under the model with its old vocabulary.
 
-Shapes: B rows, T positions of a row, S spans of all rows together, b stretches of old tokens, t of their
-positions.
+Shapes: B rows, T positions of a row, S spans of all rows, b segments of old tokens, t of their positions.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from stlm_kd.vocabulary.byte_alignment import NO_SPAN, ByteBoundaries, Spans, en
 from stlm_kd.vocabulary.token_bytes import Vocabulary, read_vocabulary
 
 _DOCUMENTS = 256
-"""Documents whose bytes are kept counted."""
+"""Number of documents whose byte boundaries are cached."""
 
 _BATCHES = 1024
-"""Micro-batches whose spans are kept: those of an optimizer step are counted before they are used."""
+"""Number of micro-batches whose spans are cached: those of a step are counted before they are used."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSpans:
-    """The spans of some rows.
+    """The spans of a batch of rows.
 
     Attributes:
-        span_of_label: The span to which the label of each position belongs, or ``NO_SPAN``, (B, T).
-        stretches: In order, with the number of the first span of each.
-        count: S.
+        span_of_label: Span index of the label of each position, or ``NO_SPAN``, (B, T).
+        stretches: Segments in order, each with the index of its first span.
+        count: Number of spans S.
     """
 
     span_of_label: Tensor
@@ -51,10 +50,10 @@ class AlignedTokenisations:
     """Packed rows of a text in the new vocabulary, and the same documents in the old one.
 
     Args:
-        rows: Each source's, in the new vocabulary; numbered one after the other.
+        rows: Rows of each source in the new vocabulary, numbered consecutively.
         stores: The same sources in the old vocabulary.
         new, old: The vocabularies.
-        most_old: Old tokens that the model can read at once.
+        most_old: Maximum context of the model, in old tokens.
     """
 
     def __init__(
@@ -76,17 +75,17 @@ class AlignedTokenisations:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all sources."""
+        """Number of rows of all sources."""
         return self._starts[-1]
 
     def share_in_spans(self, *, rows: int = 256) -> float:
-        """Of the predicted tokens of some rows, evenly spread, the share that is in a span."""
+        """Fraction of predicted tokens that belong to a span, over evenly spaced rows."""
         chosen = np.unique(np.linspace(0, self.num_rows - 1, min(rows, self.num_rows)).round().astype(int))
         found = [spans.of_new for row in chosen.tolist() for spans in self.stretches_of(row)]
         return float((np.concatenate(found) != NO_SPAN).mean())
 
     def stretches_of(self, row: int) -> Iterator[Spans]:
-        """The spans of each chunk of a row, one after the other; a row of padding (-1) has none."""
+        """The spans of each chunk of a row, in order; a row of padding (-1) has none."""
         if row < 0:
             return
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -121,16 +120,16 @@ def align_tokenisations(
 
 
 def positions_of(model: PreTrainedModel) -> int:
-    """Tokens that a model can read at once, at most; 1024 where its configuration does not say."""
+    """Maximum context of a model in tokens; 1024 if its configuration does not define it."""
     return num_positions(model.config) or 1024
 
 
 class SpanTeacher:
-    """A frozen model that says how likely the spans of rows are, in its own vocabulary.
+    """A frozen model that computes span log-likelihoods in its own vocabulary.
 
     Args:
         model: A causal language model.
-        text: What it is asked of.
+        text: The text in both vocabularies.
     """
 
     def __init__(self, model: PreTrainedModel, text: AlignedTokenisations) -> None:
@@ -140,7 +139,7 @@ class SpanTeacher:
         self._spans = lru_cache(maxsize=_BATCHES)(self._found)
 
     def spans(self, example_ids_B: Tensor) -> BatchSpans:
-        """The spans of rows, on the CPU."""
+        """The spans of the rows, on the CPU."""
         return self._spans(tuple(example_ids_B.tolist()))
 
     def _found(self, rows: tuple[int, ...]) -> BatchSpans:
@@ -160,7 +159,7 @@ class SpanTeacher:
 
     @torch.no_grad()
     def log_probabilities(self, example_ids_B: Tensor) -> Tensor:
-        """Of each span of the rows, its log-probability after the text before it, (S,), on the model."""
+        """Log-probability of each span of the rows given the preceding text, (S,), on the model's device."""
         rows = example_ids_B.tolist()
         if rows and all(row in self._known for row in rows):
             return torch.cat([self._known[row] for row in rows]).to(self.model.device)
@@ -177,9 +176,9 @@ class SpanTeacher:
         return found_S
 
     def remember(self, micro_batch: int) -> None:
-        """Ask for all rows once, in their own order, so that no row is asked for again.
+        """Precompute the log-probabilities of all rows, in data order.
 
-        So what is said of a row depends neither on the rows beside it in training nor on a resume.
+        The values then depend neither on the micro-batches of the training nor on a resume.
         """
         known: dict[int, Tensor] = {-1: torch.zeros(0)}
         for rows in torch.split(torch.arange(self._text.num_rows), micro_batch):
@@ -189,7 +188,7 @@ class SpanTeacher:
 
 
 def _batches(stretches: Iterable[tuple[int, Spans]], *, positions: int) -> Iterator[tuple[Batch, Tensor]]:
-    """Old tokens in rows of their own, the longest first, and the span of each label."""
+    """Batches of old tokens, longest segments first, with the span of each label."""
     left = sorted(
         ((first, spans) for first, spans in stretches if spans.count),
         key=lambda entry: -len(entry[1].of_old),

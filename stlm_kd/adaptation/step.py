@@ -1,4 +1,4 @@
-"""What is trained while a teacher gets another vocabulary: its new rows."""
+"""Training steps of vocabulary adaptation: only the new rows are trained."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from stlm_kd.models.forward import head_of, last_hidden
 from stlm_kd.training.protocols import StepOutput
 
 SPANS = "spans"
-"""The term of self-distillation: agreement with the teacher as it was on spans of the text."""
+"""The self-distillation term: agreement with the original teacher on text spans."""
 
 
 class AdaptationStep(StepModule):
-    """Trains the new rows of a model whose frozen body runs as it will when it teaches: without dropout."""
+    """Trains the new rows of a model with a frozen body, without dropout, as when it is used as a teacher."""
 
     def train(self, mode: bool = True) -> Self:
-        """As for any step, but the model stays in evaluation mode."""
+        """Set training mode, but keep the model in evaluation mode."""
         super().train(mode)
         self.student.eval()
         return self
 
 
 class SpanStep(AdaptationStep):
-    """Also learns to find spans of the text as likely as the teacher did in its own vocabulary.
+    """Adds self-distillation of span likelihoods from the teacher with its original vocabulary.
 
-    One projection serves both terms: ``labels`` is the negative log-likelihood of each token, and a span's
+    Both terms share one projection: ``labels`` is the negative log-likelihood of each token, and a span's
     log-likelihood is the sum over its tokens.
 
     Args:
-        model: With its new rows.
-        teacher: As it was, on the same text.
-        weights: Of ``labels`` and ``SPANS``.
+        model: The model with its new rows.
+        teacher: The original model on the same text.
+        weights: Weights of ``labels`` and ``SPANS``.
     """
 
     def __init__(self, model: PreTrainedModel, teacher: SpanTeacher, weights: Mapping[str, float]) -> None:

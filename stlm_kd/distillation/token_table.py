@@ -153,10 +153,10 @@ class TermGroup:
     @torch.no_grad()
     def _teacher_targets(self) -> dict[str, Tensor | TopKTail]:
         """Outputs of the teachers that the group's terms use: logits (m, V), or sparse targets."""
-        asked = {term.teacher for term in self._terms} | set(self.rows.mixing.teachers if self._mixes else ())
+        used = {term.teacher for term in self._terms} | set(self.rows.mixing.teachers if self._mixes else ())
         said: dict[str, Tensor | TopKTail] = {}
         for name, one in self.rows.teachers.items():
-            if name in asked:
+            if name in used:
                 if isinstance(one, TopKTail):
                     said[name] = one.rows(self.chosen)
                 else:
@@ -248,10 +248,10 @@ class TokenBlock:
     @torch.no_grad()
     def weights(self, temperature: float) -> Tensor:
         """Weight of each teacher of the mixture, (m, M)."""
-        told = self.judged.get(temperature) or weighting_features(
+        features = self.judged.get(temperature) or weighting_features(
             [self.said[name] for name in self.mixing.teachers], self.label_m, self.mixing.needs, temperature
         )
-        return self.mixing.weights(told, self.label_m, like=self.student.logits)
+        return self.mixing.weights(features, self.label_m, like=self.student.logits)
 
     @torch.no_grad()
     def target(self, term: Term) -> Tensor | TemperedLogits | TopKTail | TargetMixture:

@@ -1,4 +1,4 @@
-"""Interchange interventions: what is exchanged between two texts within a model, and what it says then."""
+"""Interchange interventions: exchange hidden states between base and source inputs and rerun the model."""
 
 from stlm_kd.interventions.draw import SourceInputs, SourcePool
 from stlm_kd.interventions.plan import Plan, Positions

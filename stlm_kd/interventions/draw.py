@@ -1,8 +1,8 @@
-"""What an intervention draws from: documents, and numbers named by what they are for.
+"""Documents and random generators from which interventions are drawn.
 
-Everything is a function of the seed, the intervention's name, the step and the row. Nothing drawn is stored:
-a resumed run draws what an uninterrupted one draws, and what is drawn for a row does not depend on the
-micro-batch or the process that has it. Which row of a step is its source, the batch says.
+All draws are functions of the seed, the intervention's name, the step and the row. No state is stored: draws
+do not depend on a resume or on the split into micro-batches and processes. The batch determines the source
+row of each row.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from stlm_kd.interventions.word_tokens import WordTokens
 
 
 class SourcePool(Protocol):
-    """Rows from which sources are drawn that are not in the batch."""
+    """Rows from which sources outside the batch are drawn."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         ...
 
     def number(self, place: int) -> int:
-        """The row's ``example_id``, of the row at a place from 0."""
+        """The ``example_id`` of the row at an index from 0."""
         ...
 
     def batch(self, places: Sequence[int], generators: Sequence[np.random.Generator]) -> AnyBatch:
-        """These rows in this order, the tokens of each masked by its generator where any are."""
+        """These rows in this order; for masked models, each is masked by its generator."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SourceInputs:
-    """What interventions are made of.
+    """Inputs for drawing interventions.
 
     Attributes:
-        seed: Of the training.
+        seed: Random seed of the training.
         pool: All training rows.
-        lexicon: The tokens of the student's vocabulary.
+        lexicon: Tokens of the student's vocabulary.
     """
 
     seed: int = 0
@@ -56,7 +56,7 @@ class SourceInputs:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document within a row: its positions, and those of them that have a label, ascending."""
+    """A document within a row: its positions, and its labelled positions, both ascending."""
 
     row: int
     positions: Integers
@@ -64,7 +64,7 @@ class Document:
 
 
 def documents_of(batch: AnyBatch) -> list[list[Document]]:
-    """The documents of each row; none of a row of padding. The batch lies on the CPU."""
+    """The documents of each row of a batch on the CPU; none for a row of padding."""
     if isinstance(batch, Batch):
         numbers_BT, labels_BT = batch.document_ids.numpy(), batch.labels.numpy()
     else:
@@ -80,12 +80,12 @@ def documents_of(batch: AnyBatch) -> list[list[Document]]:
 
 
 class SourceRequest:
-    """One micro-batch, about to have places chosen in it.
+    """A micro-batch for which an intervention is drawn.
 
     Args:
-        intervention: How.
-        batch: The base, on the CPU.
-        index: The optimizer step.
+        intervention: The intervention.
+        batch: The base batch, on the CPU.
+        index: Optimizer step.
         supplies: Seed, pool and tokens.
     """
 
@@ -98,11 +98,11 @@ class SourceRequest:
 
     @property
     def rows(self) -> list[int]:
-        """The rows that hold something."""
+        """The rows that are not padding."""
         return [row for row, documents in enumerate(self.documents) if documents]
 
     def generator(self, purpose: str, *rows: int) -> np.random.Generator:
-        """For one purpose in this step, of rows by their places in the batch."""
+        """Random generator for one purpose in this step and for rows of the batch, by index."""
         numbers = [self.ids[row] for row in rows]
         return named_generator(self.supplies.seed, self.intervention.name, self.index, purpose, *numbers)
 
@@ -110,7 +110,7 @@ class SourceRequest:
         """All training rows.
 
         Raises:
-            DataError: There are not even two.
+            DataError: There are fewer than two.
         """
         pool = self.supplies.pool
         if pool is None or len(pool) < 2:
@@ -123,13 +123,13 @@ class SourceRequest:
     def lexicon(self) -> WordTokens:
         """The student's tokens."""
         lexicon = self.supplies.lexicon
-        assert lexicon is not None, "a source that draws tokens is supplied with them"
+        assert lexicon is not None, "sources that draw tokens need a lexicon"
         return lexicon
 
     def across(
         self, base: Document, source: Document, generator: np.random.Generator
     ) -> tuple[Integers, Integers]:
-        """As many positions of one document as of another, ascending."""
+        """Equally many positions of two documents, ascending."""
         how = self.intervention.positions
         if how == "masked":
             count = self._limited(min(len(base.labelled), len(source.positions)))
@@ -155,13 +155,13 @@ class SourceRequest:
 
 
 def named_generator(seed: int, *names: int | str) -> np.random.Generator:
-    """A generator of random numbers for what the names say, whatever else is drawn."""
+    """A random generator seeded by the names, independent of other draws."""
     text = "/".join(map(str, (seed, *names)))
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
 
 
 def places_of(found: Sequence[tuple[int, Integers]]) -> Positions:
-    """Positions of rows, one after the other."""
+    """Concatenate positions of rows."""
     if not found:
         return Positions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     rows = np.repeat([row for row, _ in found], [len(positions) for _, positions in found])
@@ -169,11 +169,11 @@ def places_of(found: Sequence[tuple[int, Integers]]) -> Positions:
 
 
 def _run(positions: Integers, count: int, generator: np.random.Generator) -> Integers:
-    """So many neighbours, from any start."""
+    """``count`` contiguous positions from a random start."""
     start = int(generator.integers(len(positions) - count + 1))
     return positions[start : start + count]
 
 
 def _some(positions: Integers, count: int, generator: np.random.Generator) -> Integers:
-    """So many of them, in order."""
+    """``count`` random positions, ascending."""
     return np.sort(generator.choice(positions, count, replace=False))

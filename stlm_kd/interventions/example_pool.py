@@ -1,4 +1,4 @@
-"""All rows of the training data, from which sources are drawn that are not in the batch."""
+"""Pools of all training rows, from which sources outside the batch are drawn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from stlm_kd.data.masking import Masking
 
 
 class TextPool:
-    """Rows of packed documents, numbered as ``BatchStream`` does; those of weight 0 are left out.
+    """Rows of packed documents, numbered as in ``BatchStream``; parts of weight 0 are excluded.
 
     Args:
-        parts: Of the training text.
-        masking: For masked language models: a source is masked as a base is.
+        parts: Parts of the training text.
+        masking: For masked language models; sources are masked like bases.
     """
 
     def __init__(self, parts: Sequence[PackedRows], masking: Masking | None = None) -> None:
@@ -49,7 +49,7 @@ class TextPool:
 
 
 class ExamplePool:
-    """Labelled examples."""
+    """Pool of labelled examples."""
 
     def __init__(self, examples: EncodedExamples) -> None:
         self._examples = examples

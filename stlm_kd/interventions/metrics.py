@@ -1,10 +1,10 @@
-"""What an intervention does to what a teacher and a student say, position by position.
+"""Metrics of the effect of an intervention on the predictions of teacher and student, per position.
 
-A student that has learnt the teacher's causal structure says what the teacher says after the same
+A student that has learnt the teacher's causal structure makes the teacher's predictions after the same
 intervention ("interchange intervention accuracy": Geiger et al., "Causal Abstractions of Neural Networks",
-2021; as the aim of distillation: Wu et al., "Causal Distillation for Language Models", 2022).
+2021; as a distillation objective: Wu et al., "Causal Distillation for Language Models", 2022).
 
-Shapes: n positions or examples, V outcomes.
+Shapes: n positions or examples, V tokens or classes.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ RATIOS = {
     "teacher_effect": ("teacher_nats", "positions"),
     "student_effect": ("student_nats", "positions"),
 }
-"""Each metric is the sum of the first by that of the second over all positions: the share of positions where
-both models have one favourite after the intervention; the same where it changes the teacher's; the same
-without intervention; where it changes the teacher's; and KL(after || before) of either model, in nats."""
+"""Numerator and denominator of each metric, summed over all positions: agreement of both models' top-1
+predictions after the intervention; the same where it changes the teacher's; the same without intervention;
+the rate at which it changes the teacher's; and KL(after || before) of either model, in nats."""
 
 SUMS = ("positions", "same", "base_same", "changed", "same_of_changed", "teacher_nats", "student_nats")
-"""What is added up for them."""
+"""The sums that these metrics need."""
 
 
 class DistributionPair(NamedTuple):
-    """Log-probabilities (n, V) of both at the same positions."""
+    """Log-probabilities (n, V) of teacher and student at the same positions."""
 
     teacher: Tensor
     student: Tensor
 
 
 def effects(before: DistributionPair, after: DistributionPair) -> dict[str, Tensor]:
-    """``SUMS`` at each position, (n,), of what both said before an intervention and after it."""
+    """``SUMS`` at each position, (n,), from the distributions before and after an intervention."""
     (theirs_n, own_n), (theirs_after_n, own_after_n) = (
         (said.teacher.argmax(-1), said.student.argmax(-1)) for said in (before, after)
     )
@@ -55,6 +55,6 @@ def effects(before: DistributionPair, after: DistributionPair) -> dict[str, Tens
 
 
 def _divergence(after_nV: Tensor, before_nV: Tensor) -> Tensor:
-    """KL(after || before), in nats, (n,); what is ruled out after counts for nothing."""
+    """KL(after || before) in nats, (n,); classes with probability 0 afterwards contribute 0."""
     parts_nV = after_nV.exp() * (after_nV - before_nV)
     return parts_nV.masked_fill(after_nV.isneginf(), 0.0).sum(-1)

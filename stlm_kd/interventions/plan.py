@@ -1,6 +1,6 @@
-"""What is exchanged in one micro-batch: at which places of which layers, and by what.
+"""The intervention on one micro-batch: positions, layers and sources.
 
-Shapes: B rows, T positions, P places, D width of a model.
+Shapes: B rows, T positions, P exchanged positions, D width of a model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stlm_kd.interventions.spec import Intervention
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """P positions of a batch: ``rows`` and ``positions``, (P,) int64 each; no place comes twice."""
+    """P distinct positions of a batch: ``rows`` and ``positions``, (P,) int64 each."""
 
     rows: Tensor
     positions: Tensor
@@ -28,7 +28,7 @@ class Positions:
         return len(self.rows)
 
     def to(self, device: torch.device) -> Positions:
-        """The same places on a device."""
+        """Move to a device."""
         return Positions(
             self.rows.to(device, non_blocking=True), self.positions.to(device, non_blocking=True)
         )
@@ -36,24 +36,24 @@ class Positions:
 
 @dataclass(frozen=True, slots=True)
 class OwnStates:
-    """States of the base batch itself, of other rows: no further run is needed."""
+    """Hidden states of other rows of the base batch: no further forward pass is needed."""
 
     places: Positions
 
     def to(self, device: torch.device) -> OwnStates:
-        """The same on a device."""
+        """Move to a device."""
         return OwnStates(self.places.to(device))
 
 
 @dataclass(frozen=True, slots=True)
 class OtherStates:
-    """States of another batch, which has to be run."""
+    """Hidden states of another batch, which needs a forward pass."""
 
     batch: AnyBatch
     places: Positions
 
     def to(self, device: torch.device) -> OtherStates:
-        """The same on a device."""
+        """Move to a device."""
         return OtherStates(self.batch.to(device), self.places.to(device))
 
 
@@ -62,13 +62,13 @@ class Noise:
     """h ← share · h + (1 - share) · y with random y, without a source.
 
     Attributes:
-        shares: (P,), in [0, 1].
-        map: What a teacher's later layers of one alignment get: the same y, or y and what the block adds to
-            the base there.
-        noise: y is drawn for each place; with the mean and deviation that the batch has at this layer; or it
-            is a token's embedding.
-        draw: Standard normal numbers, (P, D), for a width; the same ones whenever it is the same.
-        tokens: Ids, (P,).
+        shares: Mixing coefficients (P,), in [0, 1].
+        map: Noise of further teacher layers aligned with the same student layer: the same y, or y plus the
+            block's residual on the base.
+        noise: y is standard normal; normal with the batch's mean and deviation at this layer; or a token's
+            embedding.
+        draw: Function from a width D to standard normal numbers, (P, D); deterministic per width.
+        tokens: Token ids, (P,).
     """
 
     shares: Tensor
@@ -78,7 +78,7 @@ class Noise:
     tokens: Tensor
 
     def to(self, device: torch.device) -> Noise:
-        """The same on a device, on which the numbers arrive once they are drawn."""
+        """Move to a device; the noise is moved when it is drawn."""
         return replace(
             self,
             shares=self.shares.to(device, non_blocking=True),
@@ -89,23 +89,23 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """No state is exchanged; other tokens are read: ids, (P,)."""
+    """Replaces input tokens instead of hidden states: ids, (P,)."""
 
     ids: Tensor
 
     def to(self, device: torch.device) -> Tokens:
-        """The same on a device."""
+        """Move to a device."""
         return Tokens(self.ids.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """States of several kinds of source: the places of one part after the other."""
+    """Concatenation of several sources of hidden states."""
 
     parts: tuple[OwnStates | OtherStates, ...]
 
     def to(self, device: torch.device) -> Joined:
-        """The same on a device."""
+        """Move to a device."""
         return Joined(tuple(part.to(device) for part in self.parts))
 
 
@@ -113,7 +113,7 @@ Source = OwnStates | OtherStates | Joined | Noise | Tokens
 
 
 def parts_of(source: OwnStates | OtherStates | Joined) -> tuple[OwnStates | OtherStates, ...]:
-    """What a source of states is made of."""
+    """The parts of a source of hidden states."""
     return source.parts if isinstance(source, Joined) else (source,)
 
 
@@ -121,17 +121,17 @@ def parts_of(source: OwnStates | OtherStates | Joined) -> tuple[OwnStates | Othe
 class Plan:
     """An intervention on one micro-batch, the same for the student and all teachers.
 
-    The i-th place gets what is at the i-th place of the source.
+    The i-th base position receives the i-th value of the source.
 
     Attributes:
-        student_layer: Whose state is overwritten in the student.
-        teacher_layers: By teacher, those that are in it; ascending.
-        source_site: The source's state that is copied: the output of the layer, or its input.
-        base: Where.
-        source: By what.
-        touched: What may change: in a causal model a document's positions from the first place on, else all;
-            (B, T) bool, or (B,) of examples.
-        exact_dropout: Whether the student's passes share no dropout.
+        student_layer: Layer of the student that is overwritten.
+        teacher_layers: By teacher, its layers that are overwritten; ascending.
+        source_site: Hidden states copied from the source: the layer's output, or its input.
+        base: Positions to overwrite.
+        source: Replacement values.
+        touched: Mask of positions that may change: in a causal model those of a document from its first
+            exchanged position on, otherwise all; (B, T) bool, or (B,) for examples.
+        exact_dropout: Whether the student's passes draw dropout independently.
     """
 
     student_layer: int
@@ -143,11 +143,11 @@ class Plan:
     exact_dropout: bool = False
 
     def layers(self, teacher: str | None) -> tuple[int, ...]:
-        """The layers that are overwritten in a teacher, or (None) in the student; ascending."""
+        """The overwritten layers of a teacher, or of the student (None); ascending."""
         return (self.student_layer,) if teacher is None else self.teacher_layers[teacher]
 
     def to(self, device: torch.device) -> Plan:
-        """The same plan on a device."""
+        """Move to a device."""
         return replace(
             self,
             base=self.base.to(device),
@@ -165,15 +165,15 @@ def plan_of(
     *,
     causal: bool,
 ) -> Plan:
-    """The plan for places that are chosen; all of it on the CPU.
+    """Build the plan for the chosen positions, on the CPU.
 
     Args:
-        intervention: Whose layers are overwritten.
-        student_layer: One of them.
-        base: Places of the batch that are attended.
-        source: As many places.
-        batch: The base.
-        causal: Whether earlier positions do not see later ones.
+        intervention: The intervention.
+        student_layer: One of its layers.
+        base: Non-padding positions of the batch.
+        source: Source with as many positions.
+        batch: The base batch.
+        causal: Whether the model is causal.
     """
     return Plan(
         student_layer=student_layer,

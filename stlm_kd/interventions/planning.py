@@ -1,4 +1,4 @@
-"""The intervention of one optimizer step on one micro-batch, drawn before either model runs."""
+"""Draw the intervention of an optimizer step on one micro-batch, before student and teachers run."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def draw_plan(
     steps: int,
     causal: bool,
 ) -> Plan:
-    """What is exchanged in a micro-batch of optimizer step ``index`` of ``steps``, on the batch's device.
+    """Draw the plan for a micro-batch of optimizer step ``index`` of ``steps``, on the batch's device.
 
-    It is drawn on the CPU, where the batch came from, and moved without waiting for the device. The layer is
-    that of all micro-batches and processes of the step. Places are never on padding, and both
-    ends of an exchange lie within one document each.
+    Drawn on the CPU and moved without synchronising with the device. All micro-batches and processes of a
+    step use the same layer. Positions are never padding, and base and source positions each lie within one
+    document.
 
     Args:
-        intervention: How.
-        batch: The base.
+        intervention: The intervention.
+        batch: The base batch.
         supplies: Seed, further rows, tokens.
-        index: Counted from 0.
-        steps: Of the training.
-        causal: Whether earlier positions do not see later ones.
+        index: Optimizer step, from 0.
+        steps: Number of optimizer steps.
+        causal: Whether the model is causal.
 
     Raises:
-        DataError: A source is another row, and there is none.
+        DataError: The source must be another row, and there is none.
     """
     readable = on_cpu(batch)
     draw = SourceRequest(intervention, readable, index, supplies)
@@ -43,9 +43,9 @@ def draw_plan(
 
 
 def layer_at(intervention: Intervention, seed: int, *, index: int, steps: int) -> int:
-    """The student's layer of an optimizer step.
+    """The student layer to overwrite in an optimizer step.
 
-    ``top-down`` and ``bottom-up`` give each layer an equal share of the steps, as the few-shot study does.
+    ``top-down`` and ``bottom-up`` give each layer an equal share of the steps, as in the few-shot study.
     """
     layers = intervention.student_layers
     if intervention.layer_schedule == "random":

@@ -1,11 +1,11 @@
-"""What a model says after an intervention: its later half, run again with some states overwritten.
+"""Rerun a model's upper layers with some hidden states overwritten.
 
-Nothing is run that is known: the run begins again from the base's own state after the first overwritten
-block; a source's run ends after the deepest block that is aligned; states of the base batch's own rows need
-no run, and of the rows in other micro-batches only those that are sources. All positions are run again: of
-packed rows one is overwritten near the start, so that leaving out what comes before it saves nothing.
+Known results are reused: the rerun starts from the base's hidden states after the first overwritten block; a
+source pass ends after the deepest aligned block; rows of the base batch need no source pass, and of other
+micro-batches only source rows are run. All positions are rerun: in packed rows, positions are overwritten
+near the start, so skipping earlier ones would save nothing.
 
-Shapes: B rows, T positions, P places, D width.
+Shapes: B rows, T positions, P exchanged positions, D width.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from stlm_kd.models.outputs import ModelOutputs, OutputSpec, finish_forward, for
 from stlm_kd.models.partial_forward import Change, Inputs, prepare
 
 States = Mapping[Site, Tensor]
-"""States of a batch, (B, T, D) each."""
+"""Hidden states of a batch by site, (B, T, D) each."""
 
 
 @dataclass(frozen=True, slots=True)
 class InterventionPass:
-    """One model's part in an intervention.
+    """The forward pass of one model with an intervention.
 
     Attributes:
         model: The student or a teacher.
-        layers: The blocks whose outputs are overwritten, ascending.
-        plan: At which places, and by what.
-        reader: By which examples hold what a teacher's own tokenizer reads.
-        fresh_dropout: Whether no run shares its dropout with another, at the full price.
+        layers: Blocks whose outputs are overwritten, ascending.
+        plan: Positions and replacement values.
+        reader: Key of the examples' token ids from a teacher's own tokenizer.
+        fresh_dropout: Whether each pass draws dropout independently, at full cost.
     """
 
     model: PreTrainedModel
@@ -48,7 +48,7 @@ class InterventionPass:
     fresh_dropout: bool = False
 
     def needs(self) -> OutputSpec:
-        """What to read of the base, so that ``after`` can go on from there."""
+        """Outputs of the base pass that ``after`` needs."""
         source = self.plan.source
         if isinstance(source, Tokens):
             return OutputSpec()
@@ -60,12 +60,12 @@ class InterventionPass:
         return OutputSpec(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0])
 
     def after(self, batch: AnyBatch, base: ModelOutputs, needs: OutputSpec) -> ModelOutputs:
-        """What is needed of the model after the intervention: what its head meets, logits, the last state.
+        """Outputs after the intervention: head input, logits and last hidden states, as requested.
 
         Args:
-            batch: The base.
-            base: What was read of it, by ``needs`` and whatever else.
-            needs: What to read.
+            batch: The base batch.
+            base: Its outputs, including those in ``needs()``.
+            needs: Outputs to return.
         """
         inputs = inputs_of(batch, self.model, reader=self.reader)
         if isinstance(self.plan.source, Tokens):
@@ -81,13 +81,13 @@ class InterventionPass:
         return finish_forward(self.model, inputs, hidden, needs)
 
     def _source_site(self, layer: int) -> Site:
-        """Where the source's state is read that is put in the place of a block's output."""
+        """Site of the source's hidden states that replace a block's output."""
         if self.plan.source_site == "block-output":
             return layer
         return layer - 1 if layer else "embeddings"
 
     def _noise_sites(self, noise: Noise) -> set[Site]:
-        """States of the base from which random ones are made."""
+        """Sites of the base that the noise depends on."""
         sites: set[Site] = set()
         if noise.noise == "matched":
             sites.update(self.layers)
@@ -96,7 +96,7 @@ class InterventionPass:
         return sites
 
     def _source_states(self, source: OwnStates | OtherStates, inputs: Inputs, base: ModelOutputs) -> States:
-        """The states from which those that are put in are taken."""
+        """The source's hidden states."""
         sites = frozenset(self._source_site(layer) for layer in self.layers)
         if isinstance(source, OtherStates):
             read = inputs_of(source.batch, self.model, reader=self.reader)
@@ -106,7 +106,7 @@ class InterventionPass:
         return base.states
 
     def _writes(self, batch: AnyBatch, base: ModelOutputs, inputs: Inputs) -> dict[int, Change]:
-        """By block, what overwrites its output."""
+        """The function that overwrites the output of each block."""
         source = self.plan.source
         if isinstance(source, Noise):
             return {
@@ -124,7 +124,7 @@ class InterventionPass:
 
     @torch.no_grad()
     def _noise(self, noise: Noise, layer: int, batch: AnyBatch, base: ModelOutputs) -> Tensor:
-        """What is mixed in at each place, (P, D)."""
+        """The noise at each position, (P, D)."""
         first, rows, positions = self.layers[0], self.plan.base.rows, self.plan.base.positions
         embedding = self.model.get_input_embeddings().weight
         assert isinstance(embedding, Tensor)
@@ -141,20 +141,20 @@ class InterventionPass:
         return value_PD
 
     def _attended(self, batch: AnyBatch) -> Tensor:
-        """The positions that are not padding, (B, T)."""
+        """Mask of the non-padding positions, (B, T)."""
         if isinstance(batch, Batch):
             return batch.attention_mask
         return batch.reading(self.reader).attention_mask & (batch.example_ids >= 0)[:, None]
 
     def _with_tokens(self, inputs: Inputs, tokens: Tokens) -> Inputs:
-        """The same with other tokens at the places."""
+        """The inputs with tokens replaced at the plan's positions."""
         places = (self.plan.base.rows, self.plan.base.positions)
         return {**inputs, "input_ids": inputs["input_ids"].index_put(places, tokens.ids)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """Puts values, (P, D), in the places of a plan, mixed with what is there by shares (P,)."""
+    """Writes values (P, D) to a plan's positions, mixed with the existing ones by ``shares`` (P,)."""
 
     plan: Plan
     values: Tensor

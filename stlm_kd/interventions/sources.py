@@ -1,9 +1,9 @@
-"""Where the states come from that are put in the place of the base's.
+"""Sources of the hidden states that replace those of the base.
 
 A new source is one function decorated with ``SOURCES.register``; its keyword-only arguments are its options.
-The student and its teachers get the same places and the same rows, each with states of its own.
+Student and teachers use the same positions and rows, each with its own hidden states.
 
-Shapes: P places, D width of a model.
+Shapes: P exchanged positions, D width of a model.
 """
 
 from __future__ import annotations
@@ -35,30 +35,29 @@ from stlm_kd.interventions.wordnet import Relation, thesaurus
 from stlm_kd.registry import Registry
 
 CounterfactualSource = Callable[..., tuple[Positions, Source]]
-"""``source(draw, /, **options)`` → places of the base, and what they get."""
+"""``source(draw, /, **options)`` → base positions, and their replacement."""
 
 SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source")
 
 Pairing = Literal["batch", "independent"]
-"""Another row of the optimizer step, whose states are there anyway where it shares the micro-batch; or any
-other row of the training text."""
+"""Source rows: another row of the optimizer step, which needs no further pass within the same micro-batch; or
+any other row of the training text."""
 
 
 @SOURCES.register("other-example")
 def other_example(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple[Positions, Source]:
-    """States of another text, as in the paper (Wu et al., 2022, section 3).
+    """Hidden states of another text, as in the paper (Wu et al., 2022, section 3).
 
-    Each document gets those of one document of the other row. The rows of an optimizer step are paired so
-    that none is its own source (see ``data.dealing``), whatever micro-batches they are in; those of a batch
-    that is no part of a step, among themselves. Where there is one row only, its source is any other row of
-    the training text.
+    Each document receives those of one document of the source row. The rows of an optimizer step are paired
+    across micro-batches so that none is its own source (see ``data.dealing``); rows of a batch outside a step
+    are paired with each other. The source of a single row is any other row of the training text.
     """
     return _exchanged(draw, pairing)
 
 
 @SOURCES.register("input-tokens")
 def input_tokens(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple[Positions, Source]:
-    """No states but tokens of another text, as an ablation: both sides read the changed text."""
+    """Tokens of another text instead of hidden states, as an ablation: all models read the changed text."""
     base, states = _exchanged(draw, pairing)
     ids = []
     for part in parts_of(states):
@@ -68,7 +67,7 @@ def input_tokens(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple
 
 
 def pairs_rows(source: str, options: Mapping[str, object]) -> bool:
-    """Whether a source is another row of the same optimizer step.
+    """Whether a source pairs rows of the same optimizer step.
 
     >>> pairs_rows("other-example", {}), pairs_rows("other-example", {"pairing": "independent"})
     (True, False)
@@ -81,13 +80,13 @@ def pairs_rows(source: str, options: Mapping[str, object]) -> bool:
 
 
 def exchanges_tokens(source: str) -> bool:
-    """Whether a source gives tokens, so that no layer's states are exchanged."""
+    """Whether a source replaces tokens instead of hidden states."""
     return SOURCES[source] is input_tokens
 
 
 @SOURCES.register("in-context-random")
 def in_context_random(draw: SourceRequest, /) -> tuple[Positions, Source]:
-    """States of the base itself, in which other tokens stand at just the places that are overwritten.
+    """Hidden states of the base with random tokens at the overwritten positions.
 
     From Starshak's few-shot study of causal distillation ("in-context" interventions).
     """
@@ -96,25 +95,25 @@ def in_context_random(draw: SourceRequest, /) -> tuple[Positions, Source]:
 
 @SOURCES.register("synonym")
 def synonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
-    """As ``in-context-random``, but the tokens are synonyms by WordNet, and random where a word has none."""
+    """As ``in-context-random``, with WordNet synonyms; random tokens for words without one."""
     return _related(draw, "synonym")
 
 
 @SOURCES.register("antonym")
 def antonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
-    """As ``synonym``, of words that mean the contrary."""
+    """As ``synonym``, with antonyms."""
     return _related(draw, "antonym")
 
 
 @SOURCES.register("meronym")
 def meronym(draw: SourceRequest, /) -> tuple[Positions, Source]:
-    """As ``synonym``, of words for a part, a substance or a member of what the word stands for."""
+    """As ``synonym``, with meronyms: parts, substances or members of the word's referent."""
     return _related(draw, "meronym")
 
 
 @SOURCES.register("holonym")
 def holonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
-    """As ``synonym``, of words for what has it as a part, a substance or a member."""
+    """As ``synonym``, with holonyms: wholes that have it as a part, a substance or a member."""
     return _related(draw, "holonym")
 
 
@@ -126,18 +125,18 @@ def mixup(
     mixup_map: Literal["same", "residual"] = "same",
     mixup_noise: Literal["normal", "matched", "token-embedding"] = "normal",
 ) -> tuple[Positions, Source]:
-    """The base's states mixed with random ones, in a random proportion at each place: no source is run.
+    """The base's hidden states mixed with noise, in a random proportion per position; needs no source pass.
 
     From the few-shot study, h ← λh + (1 - λ)y, λ uniform, y standard normal. The student and all teachers
-    have the same λ, and the same y where they are as wide.
+    share λ, and y if their widths are equal.
 
     Args:
         draw: The base.
-        mixup_map: Where several of a teacher's layers are aligned: all get y; or the later ones get y and
-            what their block adds to the base there (its output minus its input; in post-norm families the
-            norms are in that difference).
-        mixup_noise: y is standard normal; or has the mean and deviation, for each dimension, of the
-            micro-batch's states at that layer, which alone depends on the split of a step; or is the
+        mixup_map: If several teacher layers are aligned: all get y; or the later ones get y plus their
+            block's residual on the base (its output minus its input; in post-norm families this includes the
+            norms).
+        mixup_noise: y is standard normal; or has, per dimension, the mean and deviation of the micro-batch's
+            hidden states at that layer (the only choice that depends on the split of a step); or is the
             embedding of a random token.
     """
     base = _within(draw)
@@ -170,11 +169,11 @@ def _related(draw: SourceRequest, relation: Relation) -> tuple[Positions, Source
 def _in_context(
     draw: SourceRequest, replaced: Callable[[list[int], np.random.Generator], int]
 ) -> tuple[Positions, OtherStates]:
-    """States of the base with its own tokens replaced at the places.
+    """Hidden states of the base with tokens replaced at the chosen positions.
 
     Args:
         draw: The base.
-        replaced: The id that stands for the first of some ids; the second, if there is one, comes after it.
+        replaced: Function from a token and the one after it, if any, to the replacement of the first.
     """
     base = _within(draw)
     ids_BT = draw.batch.input_ids.clone()
@@ -188,7 +187,7 @@ def _in_context(
 
 
 _Found = tuple[list[tuple[int, Integers]], OwnStates | OtherStates]
-"""Positions of the base's rows, and the source's."""
+"""Positions of the base's rows, and their source."""
 
 
 def _exchanged(draw: SourceRequest, pairing: Pairing) -> tuple[Positions, OwnStates | OtherStates | Joined]:
@@ -199,7 +198,7 @@ def _exchanged(draw: SourceRequest, pairing: Pairing) -> tuple[Positions, OwnSta
 
 
 def _from_step(draw: SourceRequest) -> list[_Found]:
-    """Each row from another row of the step, in this micro-batch or another; or, without one, of the text."""
+    """Pair each row with another row of the step, in any micro-batch; without one, with a row of the text."""
     sources = draw.batch.sources
     source = _circle(draw) if sources is None else dict(enumerate(sources.rows.tolist()))
     size, rows = len(draw.ids), draw.rows
@@ -219,7 +218,7 @@ def _from_step(draw: SourceRequest) -> list[_Found]:
 
 
 def _circle(draw: SourceRequest) -> dict[int, int]:
-    """For each row of a batch that is no part of a step, the row after it in a random circle of all rows."""
+    """Pair the rows of a batch outside a step: each with the next one in a random cyclic order."""
     rows = draw.rows
     if len(rows) < 2:
         return dict.fromkeys(rows, NO_SOURCE)
@@ -228,14 +227,14 @@ def _circle(draw: SourceRequest) -> dict[int, int]:
 
 
 def _from_rows(draw: SourceRequest, pairs: list[tuple[int, int]], batch: AnyBatch) -> _Found:
-    """Rows from those of another batch."""
+    """Pair rows with rows of another batch."""
     documents = documents_of(batch)
     base, source = _paired(draw, [(row, documents[other]) for row, other in pairs])
     return base, OtherStates(batch, places_of(source))
 
 
 def _from_pool(draw: SourceRequest, rows: list[int]) -> _Found:
-    """Rows of the batch, each from any row of the training text that is another."""
+    """Pair each row with a random other row of the training text."""
     if not rows:
         return [], OwnStates(places_of([]))
     pool = draw.pool()
@@ -245,7 +244,7 @@ def _from_pool(draw: SourceRequest, rows: list[int]) -> _Found:
 
 
 def _another(pool: SourcePool, own: int, generator: np.random.Generator) -> int:
-    """The place of a row that is not this one; any is as likely."""
+    """Index of a uniformly drawn row other than this one."""
     place = int(generator.integers(len(pool)))
     while pool.number(place) == own:
         place = int(generator.integers(len(pool)))
@@ -255,7 +254,7 @@ def _another(pool: SourcePool, own: int, generator: np.random.Generator) -> int:
 def _paired(
     draw: SourceRequest, sources: list[tuple[int, list[Document]]]
 ) -> tuple[list[tuple[int, Integers]], list[tuple[int, Integers]]]:
-    """Positions of each document of the rows, and as many of one of the source's documents."""
+    """Positions of each document of the rows, and equally many of a random document of the source."""
     base, source = [], []
     for row, others in sources:
         generator = draw.generator("positions", row)
@@ -268,7 +267,7 @@ def _paired(
 
 
 def _within(draw: SourceRequest) -> list[tuple[int, Integers]]:
-    """Positions of each row, of all its documents together."""
+    """Positions of each row, over all its documents."""
     found = []
     for row in draw.rows:
         generator = draw.generator("positions", row)

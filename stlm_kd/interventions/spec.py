@@ -1,4 +1,4 @@
-"""What is exchanged, and how it is drawn."""
+"""The specification of an intervention."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from stlm_kd.registry import Option
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """Hidden states that are exchanged in the student and in its teachers alike, and how they are drawn.
+    """An interchange of hidden states, applied to student and teachers alike.
 
     Attributes:
-        name: Of the objective, by which everything random is named; unique.
-        layers: By teacher, the student's layers that may be drawn and the teacher's that each stands for.
-        layer_schedule: A layer at random in each optimizer step; or one for an equal share of all steps each,
-            from the last layer down or from the first one up.
-        positions: A run of neighbours, any, or those that a masked language model has to find again.
-        fraction: Of the shorter one of base and source, the share of positions exchanged; at least one.
-        max_tokens: Positions exchanged in a document at most.
-        source: Name in ``SOURCES``: where the other states come from.
+        name: Unique name of the objective, part of the seed of all its draws.
+        layers: By teacher, the student's candidate layers with the aligned teacher layers.
+        layer_schedule: ``random`` draws a layer in each optimizer step; ``top-down`` and ``bottom-up`` give
+            each layer an equal share of the steps, from the last or from the first layer.
+        positions: Contiguous positions, random positions, or the masked positions of a masked language model.
+        fraction: Fraction of the shorter of base and source that is exchanged; at least one position.
+        max_tokens: Maximum number of positions exchanged per document.
+        source: Name in ``SOURCES``.
         options: Keyword arguments of the source.
-        source_site: What is copied over a block's output: the source's output of that block, or its input.
-        exact_dropout: Whether the student's three passes draw dropout each for itself, at the full price.
+        source_site: What replaces a block's output: the source's output of that block, or its input.
+        exact_dropout: Whether the student's three passes draw dropout independently, at full cost.
     """
 
     name: str
@@ -40,5 +40,5 @@ class Intervention:
 
     @property
     def student_layers(self) -> list[int]:
-        """The student's layers that are aligned with every teacher, ascending."""
+        """The student's layers aligned with every teacher, ascending."""
         return sorted(set[int].intersection(*(set(layers) for layers in self.layers.values())))

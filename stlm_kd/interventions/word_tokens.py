@@ -1,4 +1,4 @@
-"""The tokens of a vocabulary that text is made of, and which of them are words of their own."""
+"""The text tokens of a vocabulary, and which of them are whole words."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from stlm_kd.vocabulary.token_bytes import Vocabulary
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WordTokens:
-    """What may stand in the place of a token.
+    """Candidate replacements of tokens.
 
     Attributes:
-        ids: Every token that stands for text; none that is special or unused.
-        words: The tokens that begin a word and are letters alone, which are whole words if no token that goes
-            on follows.
-        continuations: The tokens that go on with a word.
-        name: Of the vocabulary, for messages.
+        ids: All text tokens; no special or unused ones.
+        words: Tokens that begin a word and consist of letters; whole words if no continuation follows.
+        continuations: Tokens that continue a word.
+        name: Name of the vocabulary, for messages.
     """
 
     ids: Integers
@@ -31,18 +30,18 @@ class WordTokens:
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> WordTokens:
         """The tokens of a tokenizer's vocabulary."""
-        told = [(number, text) for number, text in enumerate(vocabulary.surfaces) if text is not None]
-        spelled = [(number, _word(text)) for number, text in told]
+        decoded = [(number, text) for number, text in enumerate(vocabulary.surfaces) if text is not None]
+        spelled = [(number, _word(text)) for number, text in decoded]
         return cls(
-            ids=np.array([number for number, _ in told], np.int64),
+            ids=np.array([number for number, _ in decoded], np.int64),
             words={number: word for number, word in spelled if word is not None},
-            continuations=frozenset(number for number, text in told if _goes_on(text)),
+            continuations=frozenset(number for number, text in decoded if _goes_on(text)),
             name=vocabulary.name,
         )
 
 
 def _word(surface: bytes) -> str | None:
-    """The word that begins with this token; None of one that goes on with a word, or has other characters."""
+    """The word of a token that begins one; None for a continuation or other characters."""
     try:
         text = surface.decode()
     except UnicodeDecodeError:
@@ -51,6 +50,6 @@ def _word(surface: bytes) -> str | None:
 
 
 def _goes_on(surface: bytes) -> bool:
-    """Whether a token begins with a letter, and so goes on with the word before it."""
+    """Whether a token begins with a letter and so continues the previous word."""
     text = surface.decode(errors="replace")
     return text[:1].isalpha()

@@ -1,6 +1,6 @@
-"""Words that stand in a relation to a word, as tokens of a vocabulary.
+"""Lexical relations between the tokens of a vocabulary.
 
-The relations are WordNet's (Miller, "WordNet: A Lexical Database for English", 1995), read through NLTK.
+The relations are from WordNet (Miller, "WordNet: A Lexical Database for English", 1995), through NLTK.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Relation = Literal["synonym", "antonym", "meronym", "holonym"]
 RELATIONS: tuple[Relation, ...] = ("synonym", "antonym", "meronym", "holonym")
 
 _ENDINGS = {"n": ("s",), "v": ("ing", "ed", "s"), "a": ("est", "er"), "r": ()}
-"""By part of speech, endings of inflected words; WordNet lists lemmas alone."""
+"""Inflectional endings by part of speech; WordNet contains lemmas only."""
 
 
 class Thesaurus:
@@ -26,10 +26,10 @@ class Thesaurus:
 
     Args:
         lexicon: The vocabulary's tokens.
-        relation: Which.
+        relation: The relation.
 
     Raises:
-        MissingResourceError: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not installed.
     """
 
     def __init__(self, lexicon: WordTokens, relation: Relation) -> None:
@@ -41,10 +41,10 @@ class Thesaurus:
         self._wordnet = _wordnet()
 
     def of(self, token: int) -> tuple[int, ...]:
-        """The tokens that are words in this relation to a token's word; none where there is no such word.
+        """Tokens whose words are related to a token's word.
 
-        A word in another form than its lemma gives words in that form where they are single tokens, and else
-        their lemmas; a capital letter is kept where it can be.
+        For an inflected word, related words in the same form if they are single tokens, otherwise their
+        lemmas. Capitalisation is kept if possible.
         """
         if token not in self._known:
             word = self._lexicon.words.get(token)
@@ -53,11 +53,11 @@ class Thesaurus:
         return self._known[token]
 
     def has_any(self) -> bool:
-        """Whether some word of the vocabulary has one."""
+        """Whether any word of the vocabulary has a related word."""
         return any(self.of(token) for token in self._lexicon.words)
 
     def _words(self, word: str) -> Iterator[str]:
-        """Related words in every part of speech that the word may be."""
+        """Related words in every part of speech of the word."""
         for part, endings in _ENDINGS.items():
             lemma = self._wordnet.morphy(word, part)
             if lemma is None:
@@ -67,7 +67,7 @@ class Thesaurus:
                 yield next((form for form in forms if form in self._ids), other)
 
     def _lemmas(self, lemma: str, part: str) -> Iterable[str]:
-        """Related lemmas of one word, other than itself, each once."""
+        """Distinct related lemmas of a word, without itself."""
         found: dict[str, None] = {}
         for synset in self._wordnet.synsets(lemma, part):
             own = [entry for entry in synset.lemmas() if entry.name().lower() == lemma]
@@ -82,7 +82,7 @@ class Thesaurus:
         return found
 
     def _inflected(self, lemma: str, part: str, like: str, endings: tuple[str, ...]) -> Iterator[str]:
-        """Spellings of a lemma with the ending of another word that WordNet leads back to the lemma."""
+        """Inflections of a lemma with the ending of another word, verified by WordNet's morphology."""
         ending = next((ending for ending in endings if like.endswith(ending)), None)
         if ending is None:
             return
@@ -99,50 +99,50 @@ class Thesaurus:
                 yield stem + ending
 
     def _token(self, word: str, like: str) -> int | None:
-        """The token of a word, with a capital where the other has one and there is such a token."""
+        """The token of a word, capitalised like the other word if there is such a token."""
         shaped = word.capitalize() if like[0].isupper() else word
         return self._ids.get(shaped, self._ids.get(word))
 
 
 @lru_cache(maxsize=8)
 def thesaurus(lexicon: WordTokens, relation: Relation) -> Thesaurus:
-    """The relation between a vocabulary's words, read once.
+    """The relation between a vocabulary's words, cached.
 
     Raises:
-        MissingResourceError: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not installed.
     """
     return Thesaurus(lexicon, relation)
 
 
 def require_wordnet() -> None:
-    """Refuse to go on without it.
+    """Check that WordNet is available.
 
     Raises:
-        MissingResourceError: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not installed.
     """
     _wordnet()
 
 
 def check_relation(lexicon: WordTokens, relation: Relation) -> None:
-    """Refuse a vocabulary none of whose words has the relation.
+    """Check that some words of a vocabulary are related.
 
     Raises:
-        ModelError: It is one.
-        MissingResourceError: NLTK or WordNet is not there.
+        ModelError: None are.
+        MissingResourceError: NLTK or WordNet is not installed.
     """
     if not thesaurus(lexicon, relation).has_any():
         raise ModelError(
-            f"{lexicon.name}: no word of this vocabulary has another as {relation} in WordNet; use "
+            f"{lexicon.name}: no word of this vocabulary is the {relation} of another in WordNet; use "
             "in-context-random, or a vocabulary with more whole words"
         )
 
 
 @cache
 def wordnet_identity() -> str:
-    """Which WordNet is read: SHA-256 of its files' names and bytes, hex, packed or unpacked.
+    """Fingerprint of the installed WordNet: SHA-256 of its files' names and bytes, hex, packed or unpacked.
 
     Raises:
-        MissingResourceError: NLTK or WordNet is not there.
+        MissingResourceError: NLTK or WordNet is not installed.
     """
     wordnet = _wordnet()
     digest = hashlib.sha256()
@@ -155,13 +155,13 @@ def wordnet_identity() -> str:
 
 
 def _parts(synset: Any, relation: Relation) -> list[Any]:
-    """What belongs to a thing (meronyms), or what it belongs to (holonyms)."""
+    """Meronyms or holonyms of a synset."""
     kinds = ("part", "substance", "member")
     return [other for kind in kinds for other in getattr(synset, f"{kind}_{relation}s")()]
 
 
 def _wordnet() -> Any:
-    """NLTK's WordNet, loaded; it has no types."""
+    """NLTK's WordNet, loaded; untyped."""
     try:
         from nltk.corpus import wordnet
     except ImportError as error:
@@ -172,7 +172,7 @@ def _wordnet() -> Any:
         wordnet.ensure_loaded()
     except LookupError as error:
         raise MissingResourceError(
-            "WordNet is not there; run python -m nltk.downloader wordnet, or set NLTK_DATA to a folder that "
-            "has corpora/wordnet.zip"
+            "WordNet is not installed; run python -m nltk.downloader wordnet, or set NLTK_DATA to a folder "
+            "that has corpora/wordnet.zip"
         ) from error
     return wordnet

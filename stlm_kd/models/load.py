@@ -196,8 +196,8 @@ def check_shapes(
     if row is None:
         return
     block = re.compile(rf"(?:^|\.){re.escape(row.blocks)}\.(\d+)\.")
-    told = [(key, block.search(key)) for key in sorted(info["unexpected_keys"])]
-    beyond = [key for key, match in told if match and int(match[1]) >= config.num_hidden_layers]
+    layer_matches = [(key, block.search(key)) for key in sorted(info["unexpected_keys"])]
+    beyond = [key for key, match in layer_matches if match and int(match[1]) >= config.num_hidden_layers]
     if beyond:
         raise ModelError(
             f"{name}: {len(beyond)} weights are of layers beyond the {config.num_hidden_layers} that "

@@ -1,1 +1,1 @@
-"""Two vocabularies and how the tokens of one are said in the other."""
+"""Mapping between the tokens of two vocabularies."""

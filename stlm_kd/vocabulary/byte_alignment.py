@@ -1,4 +1,4 @@
-"""Where two tokenisations of one text end tokens at the same byte, and the spans of text between these.
+"""Align two tokenisations of a text by bytes: common token boundaries and the spans between them.
 
 Shapes: N tokens of a document in the new vocabulary, M in the old one, S spans.
 """
@@ -14,18 +14,18 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 
 NO_SPAN = -1
-"""The span of a token that is in none."""
+"""Span index of a token outside all spans."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteBoundaries:
-    """Where the tokens of both tokenisations of a document end.
+    """Token boundaries of a document in both tokenisations.
 
     Attributes:
-        new: After how many bytes of the text each token ends, (N,); 0 for the start of the document, one more
-            than the text has for its end.
+        new: End of each token in bytes of the text, (N,); 0 for the start token, the text's length + 1 for
+            the end token.
         old: The same in the old vocabulary, (M,).
-        agreed: Up to which byte both spell the same.
+        agreed: Number of leading bytes in which both tokenisations agree.
     """
 
     new: Integers
@@ -35,14 +35,14 @@ class ByteBoundaries:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """A stretch of a document in both tokenisations, and which of its tokens make which span.
+    """A segment of a document in both tokenisations, with the span of each token.
 
     Attributes:
-        of_new: The span of each *predicted* new token of the stretch, or ``NO_SPAN``: the first token is
-            only read.
-        old_ids: The old tokens to read, the first of which is only read; () where there is no span.
-        of_old: The span of each predicted old token, (len(old_ids) - 1,).
-        count: S.
+        of_new: Span of each *predicted* new token of the segment, or ``NO_SPAN``; the first token is only an
+            input.
+        old_ids: Old tokens of the segment, the first of which is only an input; () if there is no span.
+        of_old: Span of each predicted old token, (len(old_ids) - 1,).
+        count: Number of spans S.
     """
 
     of_new: Integers
@@ -52,9 +52,9 @@ class Spans:
 
 
 def spelled(ids: npt.NDArray[np.integer], surfaces: Sequence[bytes | None]) -> tuple[bytes, Integers] | None:
-    """The text of a document between its start and its end, and where its tokens end in it.
+    """The text of a document between its start and end tokens, and its token boundaries.
 
-    None where a token stands for no text: a special one that is spelt out in it, or the unknown one.
+    None if a token has no bytes: a special token within the text, or the unknown token.
 
     >>> spelled(np.array([0, 1, 2, 1, 0]), [None, b"a", b" bc"])
     (b'a bca', array([0, 1, 4, 5, 6]))
@@ -67,14 +67,14 @@ def spelled(ids: npt.NDArray[np.integer], surfaces: Sequence[bytes | None]) -> t
 
 
 def ends_of(new: tuple[bytes, Integers], old: tuple[bytes, Integers]) -> ByteBoundaries:
-    """Both tokenisations on one count of bytes.
+    """Boundaries of both tokenisations in common byte offsets.
 
-    A space that one of them puts before the text (SentencePiece's) is not counted. Where normalisation makes
-    them differ, they agree up to there.
+    A space that only one of them prepends to the text (SentencePiece) is ignored. If normalisation makes them
+    differ, they agree up to the first difference.
 
     Args:
-        new: What ``spelled`` gave of the document in the new vocabulary.
-        old: The same in the old one.
+        new: ``spelled`` of the document in the new vocabulary.
+        old: ``spelled`` of it in the old one.
     """
     (new_text, new_ends), (old_text, old_ends) = new, old
     if new_text[:1] == b" " and old_text[:1] != b" ":
@@ -97,17 +97,17 @@ def ends_of(new: tuple[bytes, Integers], old: tuple[bytes, Integers]) -> ByteBou
 def spans_of(
     ends: ByteBoundaries, old_ids: npt.NDArray[np.integer], begin: int, length: int, *, most_old: int
 ) -> Spans:
-    """The spans of a stretch of a document, each ended by both tokenisations at the same byte.
+    """The spans of a segment of a document; both tokenisations have a boundary at the end of each.
 
-    The old tokens are those that lie within the stretch, so that both models read the same text before a
-    span, up to parts of a token at the beginning. The tokens of a span are predicted within the stretch.
+    Uses the old tokens within the segment, so that both models have the same context before a span, up to
+    parts of a token at the beginning. All tokens of a span are predicted within the segment.
 
     Args:
-        ends: Of the document.
+        ends: Boundaries of the document.
         old_ids: The document in the old vocabulary, (M,).
-        begin: The first new token that is read.
-        length: How many are read; the last one predicts the token after it, where there is one.
-        most_old: Old tokens that can be read.
+        begin: First new token of the segment.
+        length: Number of input tokens; the last one predicts the token after it, if any.
+        most_old: Maximum number of old tokens.
     """
     last = min(begin + length, len(ends.new) - 1)
     of_new = np.full(length, NO_SPAN)

@@ -1,7 +1,7 @@
-"""Which tokens of one vocabulary are used alike: vectors by the company that they keep in a text.
+"""Similarity of tokens in a text: co-occurrence (PPMI) embeddings.
 
-Shapes: V tokens of the vocabulary, A dimensions of the vectors, T tokens of the text, N tokens that are made
-of others, K of these others at most.
+Shapes: V tokens of the vocabulary, A dimensions of the vectors, T tokens of the text, N tokens to represent
+by others (anchors), at most K anchors each.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 WINDOW = 5
-"""How far apart two tokens keep company, to either side."""
+"""Size of the co-occurrence window to either side."""
 
 DIMENSIONS = 128
-"""Of the vectors, at most."""
+"""Maximum dimension of the vectors."""
 
 NEAREST = 256
-"""Of the others, how many a token is a mix of, at most."""
+"""Maximum number of anchors per token."""
 
 _SMOOTHED = 0.75
 _CHUNK = 1_000_000
@@ -31,12 +31,12 @@ _CHUNK = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """Tokens as mixes of others.
+    """Tokens as weighted combinations of others.
 
     Attributes:
         ids: The tokens, (N,).
-        anchors: Of what each is a mix, (N, K).
-        weights: How much of each, (N, K); each row sums to 1.
+        anchors: The anchors of each token, (N, K).
+        weights: Their weights, (N, K); each row sums to 1.
     """
 
     ids: Integers
@@ -45,14 +45,14 @@ class Likeness:
 
 
 def likeness(vectors_VA: Floats, ids: Integers, anchors: Integers) -> Likeness:
-    """Each token as a mix of the anchors that are most like it: the sparsemax of the cosines.
+    """Weights of the most similar anchors of each token: the sparsemax of the cosines.
 
-    Tokens and anchors without a vector are left out; all tokens, where no anchor has one.
+    Tokens and anchors without a vector are omitted; all tokens, if no anchor has one.
 
     Args:
-        vectors_VA: As ``ppmi_vectors`` gives them.
-        ids: Tokens.
-        anchors: What they may be mixes of.
+        vectors_VA: Vectors from ``ppmi_vectors``.
+        ids: Tokens to represent.
+        anchors: Candidate anchors.
     """
     known = np.abs(vectors_VA).sum(1) > 0
     anchors = anchors[known[anchors]]
@@ -69,7 +69,7 @@ def likeness(vectors_VA: Floats, ids: Integers, anchors: Integers) -> Likeness:
 
 
 def sparsemax(values_NK: Floats) -> Floats:
-    """The point of the probability simplex that is nearest to each row, (N, K).
+    """Projection of each row onto the probability simplex, (N, K).
 
     Martins and Astudillo, "From Softmax to Sparsemax", 2016, algorithm 1.
 
@@ -84,18 +84,18 @@ def sparsemax(values_NK: Floats) -> Floats:
 
 
 def ppmi_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> Floats:
-    """A unit vector for each token by the tokens around it; zeros where it hardly occurs. (V, A).
+    """Unit vector of each token from its co-occurrences, (V, A); zeros for tokens that are too rare.
 
-    The positive pointwise mutual information of tokens at most ``WINDOW`` apart, the counts of context
-    tokens raised to 3/4, in its largest singular directions, each weighed by the root of its singular
-    value: what word2vec and fastText with negative sampling approach (Levy, Goldberg and Dagan, "Improving
-    Distributional Similarity with Lessons Learned from Word Embeddings", 2015), without another dependency
-    and the same each time.
+    Truncated SVD of the positive pointwise mutual information (PPMI) of tokens at most ``WINDOW`` apart, with
+    context counts raised to 3/4 and singular vectors weighted by the square root of their singular values.
+    word2vec and fastText with negative sampling approximate this (Levy, Goldberg and Dagan, "Improving
+    Distributional Similarity with Lessons Learned from Word Embeddings", 2015); it is deterministic and needs
+    no further dependency.
 
     Args:
-        tokens_T: Documents one after the other.
-        offsets: Where each begins, and the end of the last.
-        size: V.
+        tokens_T: Concatenated documents.
+        offsets: Start offsets of the documents, and the end of the last.
+        size: Size V of the vocabulary.
     """
     information = _positive_information(_company(tokens_T, offsets, size))
     dimensions = min(DIMENSIONS, size - 1)
@@ -109,7 +109,7 @@ def ppmi_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int6
 
 
 def _company(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> csr_matrix:
-    """How often each token stands at most ``WINDOW`` from each other in its document, (V, V), symmetric."""
+    """Symmetric counts of token pairs at most ``WINDOW`` apart within a document, (V, V)."""
     num_tokens = len(tokens_T)
     counts = csr_matrix((size, size), dtype=np.float64)
     for begin in range(0, num_tokens, _CHUNK):

@@ -1,4 +1,4 @@
-"""For each token of a student's vocabulary, the teacher's tokens that stand for the same text."""
+"""Map each token of a student's vocabulary to the teacher's tokens of the same text."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 
 class Kind(IntEnum):
-    """How a student token was found in the teacher's vocabulary."""
+    """How a student token is mapped to the teacher's vocabulary."""
 
     FALLBACK = 0
-    """Not at all: the teacher cannot spell it."""
+    """Unmapped: the teacher cannot represent it."""
     EXACT = 1
-    """One teacher token stands for exactly the same bytes."""
+    """One teacher token has exactly the same bytes."""
     PIECES = 2
     """The teacher's tokenizer splits it (or normalises it, as an uncased one does)."""
     ROLE = 3
-    """A special token: the teacher's token that plays the same part."""
+    """A special token, mapped to the teacher's token of the same role."""
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularyMapping:
-    """Teacher ids for each student id, in compressed rows.
+    """Teacher ids of each student id, in compressed sparse rows.
 
     Attributes:
         kinds: ``Kind`` of each student id, shape (V',).
-        offsets: Where each student id's sources begin, shape (V' + 1,).
-        sources: Teacher ids, one row after the other.
-        teacher_ids: All ids that the teacher's tokenizer uses, ascending: rows of a padded embedding beyond
-            them were never trained.
+        offsets: Start of each student id's sources, shape (V' + 1,).
+        sources: Concatenated teacher ids.
+        teacher_ids: All ids used by the teacher's tokenizer, ascending; further rows of a padded embedding
+            were never trained.
         predicted: Student ids whose *output* row has another source than their input row (one token that both
             starts and ends documents, where the teacher has two), with that teacher id.
     """
@@ -55,12 +55,12 @@ class VocabularyMapping:
         return len(self.kinds)
 
     def sources_of(self, student_id: int) -> list[int]:
-        """Teacher ids of one student id; empty where the teacher cannot spell it."""
+        """Teacher ids of one student id; empty if the teacher cannot represent it."""
         first, last = self.offsets[student_id : student_id + 2]
         return [int(i) for i in self.sources[first:last]]
 
     def ids_of(self, *kinds: Kind) -> NDArray[np.int64]:
-        """Student ids that were found in one of these ways, ascending."""
+        """Student ids of these kinds, ascending."""
         return np.flatnonzero(np.isin(self.kinds, kinds)).astype(np.int64)
 
     @property
@@ -70,7 +70,7 @@ class VocabularyMapping:
         return {kind.name.lower(): int((self.kinds == kind).sum()) for kind in kinds}
 
     def for_output(self) -> VocabularyMapping:
-        """The same mapping with the sources by which tokens are predicted instead of read."""
+        """The mapping for output rows instead of input rows."""
         sources = self.sources.copy()
         for student_id, teacher_id in self.predicted.items():
             sources[self.offsets[student_id]] = teacher_id
@@ -78,10 +78,10 @@ class VocabularyMapping:
 
 
 def map_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> VocabularyMapping:
-    """Find every student token in the teacher's vocabulary: exactly, in pieces, by its role, or not.
+    """Map every student token to the teacher's vocabulary: exactly, in pieces, by role, or not at all.
 
     Raises:
-        ModelError: One of them is not a fast tokenizer, or its spelling is not known.
+        ModelError: One of them is not a fast tokenizer, or its token alphabet is unknown.
     """
     old, new = read_vocabulary(teacher), read_vocabulary(student)
     old_roles, new_roles = roles_of(teacher), roles_of(student)
@@ -103,9 +103,9 @@ def map_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenize
 
 
 def _exact(old: Vocabulary, new: Vocabulary) -> dict[int, int]:
-    """Student id → teacher id of the same string, or of the same bytes in another spelling.
+    """Student id → teacher id of the same string, or of the same bytes in another alphabet.
 
-    Added tokens (special ones and others) meet by their string first; a special token stands for no bytes.
+    Added tokens (special ones included) are matched by string first; special tokens have no bytes.
     """
     by_string: dict[tuple[bool, str], int] = {
         (i in old.added, token): i for i, token in enumerate(old.tokens) if token is not None
@@ -124,7 +124,7 @@ def _exact(old: Vocabulary, new: Vocabulary) -> dict[int, int]:
 
 
 def _by_surface(vocabulary: Vocabulary) -> dict[bytes, int]:
-    """The id for each surface: pieces before byte tokens, and none that the tokenizer cannot produce."""
+    """The id of each byte string, pieces before byte tokens; without tokens that are never produced."""
     index: dict[bytes, int] = {}
     bytes_last = sorted(vocabulary.used_ids, key=set(vocabulary.byte_tokens.values()).__contains__)
     for i in bytes_last:

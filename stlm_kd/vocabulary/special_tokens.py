@@ -1,4 +1,4 @@
-"""Special tokens by what they do: start, end, mask, unknown, padding."""
+"""Special tokens by role: start, end, mask, unknown, padding."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The id that plays each part, or None.
+    """The id of each role, or None.
 
     Attributes:
-        start: Stands before a document: bos, else cls, else the end token.
-        end: Stands after it: eos, else sep, else bos.
-        mask: Hides a token.
-        unknown: Stands for what cannot be spelled; None where start or end is only named so (GPT-2).
-        padding: Fills rows; None where another token is only named so (Qwen2).
-        starts: All ids that play start or cls.
-        ends: All ids that play end or sep.
+        start: Start of a document: bos, else cls, else the end token.
+        end: End of a document: eos, else sep, else bos.
+        mask: Mask token.
+        unknown: Unknown token; None if it is an alias of start or end (GPT-2).
+        padding: Padding token; None if it is an alias of another token (Qwen2).
+        starts: All start and cls ids.
+        ends: All end and sep ids.
     """
 
     start: int | None
@@ -34,9 +34,9 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class RoleSource:
-    """Teacher ids for a student's special token: for reading it, and for predicting it.
+    """Teacher ids of a student's special token: for its input row and for its output row.
 
-    They differ where one student token both starts and ends documents and the teacher has two.
+    They differ if one student token both starts and ends documents and the teacher has two.
     """
 
     read: int
@@ -44,7 +44,7 @@ class RoleSource:
 
 
 def roles_of(tokenizer: PreTrainedTokenizerBase) -> Roles:
-    """Which id of this tokenizer plays which part."""
+    """The special-token roles of a tokenizer."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     start = _first(bos, cls, eos, sep)
@@ -65,10 +65,10 @@ def roles_of(tokenizer: PreTrainedTokenizerBase) -> Roles:
 
 
 def map_roles(teacher: Roles, student: Roles) -> dict[int, RoleSource]:
-    """For each special student id that plays a part, the teacher's token for it, where there is one.
+    """Map the student's special ids to the teacher's tokens of the same roles.
 
-    A missing mask is replaced by the unknown token and the other way round, missing padding by the unknown
-    token; without those the id is left out.
+    A missing mask is replaced by the unknown token and vice versa, missing padding by the unknown token;
+    without a replacement the id is omitted.
     """
     found: dict[int, RoleSource] = {}
 

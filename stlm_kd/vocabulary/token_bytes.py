@@ -1,8 +1,8 @@
-"""What a token stands for: the same bytes, whichever of three alphabets a vocabulary is spelled in.
+"""Decode tokens to bytes, for three token alphabets.
 
-Byte-level vocabularies (GPT-2, Qwen2) spell each byte as a printable character, SentencePiece (Llama) writes
-a space as ``▁`` and rare bytes as ``<0xAB>``, WordPiece (BERT) implies the space and marks what continues a
-word by ``##``.
+Byte-level vocabularies (GPT-2, Qwen2) write each byte as a printable character, SentencePiece (Llama) writes
+a space as ``▁`` and rare bytes as ``<0xAB>``, WordPiece (BERT) implies the space and marks word continuations
+by ``##``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
 SPACE_MARK = "\u2581"
-"""SentencePiece's visible space."""
+"""SentencePiece's space character."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenAlphabet(Enum):
-    """The alphabet in which a vocabulary's tokens are written."""
+    """The encoding of a vocabulary's token strings."""
 
     BYTE_LEVEL = "byte-level"
     SENTENCEPIECE = "SentencePiece"
@@ -39,22 +39,21 @@ class TokenAlphabet(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer's vocabulary, read once.
+    """A tokenizer's decoded vocabulary.
 
     Attributes:
-        name: For messages.
-        spelling: How its tokens are written.
-        tokens: The string of each id; None where an id is not used.
-        surfaces: The bytes that each id stands for, a leading space included; None for special tokens and
-            unused ids. Not every one is valid UTF-8.
-        special: Ids of tokens that stand for no text.
-        added: Ids of the tokens that were added to the model's own, special ones included.
-        byte_tokens: Ids of SentencePiece's ``<0xAB>``, by their byte.
-        isolated: WordPiece only: the characters (punctuation, ideographs) that are words of their own, with a
-            space before them or without.
-        backend: The tokenizer's Rust half.
-        steps: What it does to a text around the model: ``normalizer``, ``pre_tokenizer`` and ``decoder`` as
-            ``tokenizer.json`` has them.
+        name: Name for messages.
+        spelling: Alphabet of its tokens.
+        tokens: The string of each id; None for unused ids.
+        surfaces: The bytes of each id, a leading space included; None for special tokens and unused ids. Not
+            all are valid UTF-8.
+        special: Ids of special tokens, which represent no text.
+        added: Ids of added tokens, special ones included.
+        byte_tokens: Ids of SentencePiece's ``<0xAB>`` tokens, by byte.
+        isolated: WordPiece only: characters (punctuation, ideographs) that are always words of their own,
+            with or without a preceding space.
+        backend: The tokenizer's Rust backend.
+        steps: Its ``normalizer``, ``pre_tokenizer`` and ``decoder``, as in ``tokenizer.json``.
     """
 
     name: str
@@ -70,25 +69,25 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """One more than the largest id: the rows that an embedding needs."""
+        """Number of embedding rows needed: one more than the largest id."""
         return len(self.tokens)
 
     @property
     def used_ids(self) -> list[int]:
-        """The ids that stand for a token, ascending."""
+        """The ids in use, ascending."""
         return [i for i, token in enumerate(self.tokens) if token is not None]
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows that an embedding for this tokenizer needs: one more than its largest id."""
+    """Number of embedding rows that a tokenizer needs: one more than its largest id."""
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """The tokenizer's vocabulary with the bytes that each token stands for.
+    """Read a tokenizer's vocabulary with the bytes of each token.
 
     Raises:
-        ModelError: It is not a fast tokenizer, or its spelling is none of the three known ones.
+        ModelError: It is not a fast tokenizer, or uses none of the three token alphabets.
     """
     backend, name = backend_of(tokenizer), _name_of(tokenizer)
     steps = _steps(backend)
@@ -119,17 +118,17 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 
 
 def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The tokenizer's Rust half.
+    """The tokenizer's Rust backend.
 
     Raises:
-        ModelError: It has none: it is a slow tokenizer.
+        ModelError: It is a slow tokenizer, without a backend.
     """
-    from transformers import PreTrainedTokenizerFast  # slow to import, and recipes are checked without it
+    from transformers import PreTrainedTokenizerFast  # slow import; checking recipes does not need it
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
             f"{_name_of(tokenizer)}: a {type(tokenizer).__name__}, which is not a fast tokenizer; expected "
-            "one that can be saved as tokenizer.json: convert it to a PreTrainedTokenizerFast"
+            "one that can be saved as tokenizer.json; convert it to a PreTrainedTokenizerFast"
         )
     return tokenizer.backend_tokenizer
 
@@ -151,7 +150,7 @@ _TO_ALPHABET = str.maketrans({chr(byte): character for byte, character in byte_a
 
 
 def in_byte_alphabet(data: bytes) -> str:
-    """Bytes as a byte-level vocabulary spells them.
+    """Encode bytes as a byte-level vocabulary does.
 
     >>> in_byte_alphabet(b" the")
     'Ġthe'
@@ -160,7 +159,7 @@ def in_byte_alphabet(data: bytes) -> str:
 
 
 def _nodes(node: Json) -> Iterator[dict[str, Json]]:
-    """Every typed part of a tokenizer's description, nested ones included."""
+    """All typed components of a tokenizer's JSON, nested ones included."""
     if isinstance(node, dict):
         if "type" in node:
             yield node
@@ -183,7 +182,7 @@ def _spelled(token: str, spelling: TokenAlphabet, *, isolated: bool) -> bytes:
 
 
 def _steps(backend: Tokenizer) -> dict[str, Json]:
-    """The tokenizer's steps around the model, without writing out the vocabulary, which takes a second."""
+    """The tokenizer's components around the model, without serialising the vocabulary, which is slow."""
     shell = Tokenizer(models.BPE())
     for step in ("normalizer", "pre_tokenizer", "decoder"):
         if getattr(backend, step) is not None:
@@ -209,14 +208,14 @@ def _spelling_of(backend: Tokenizer, steps: dict[str, Json], name: str) -> Token
 
 
 def _byte_tokens(tokens: list[str | None]) -> dict[int, int]:
-    """The id of each byte's token, where all 256 are there."""
+    """The id of each byte's token; empty unless all 256 exist."""
     found = ((i, _BYTE_TOKEN.fullmatch(token)) for i, token in enumerate(tokens) if token)
     ids = {int(match.group(1), 16): i for i, match in found if match}
     return ids if len(ids) == 256 else {}
 
 
 def _isolated(tokens: list[str | None], backend: Tokenizer) -> frozenset[str]:
-    """Single characters that the tokenizer cuts out of the middle of a word."""
+    """Single characters that the tokenizer splits off within a word."""
 
     def cut_out(character: str) -> bool:
         text = f"a{character}a"

@@ -1,4 +1,4 @@
-"""Split the bytes of a token into another vocabulary's tokens, as that one's tokenizer does amid a text."""
+"""Tokenise the bytes of a token in another vocabulary, as its tokenizer does within a text."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from stlm_kd.vocabulary.token_bytes import SPACE_MARK, Json, TokenAlphabet, Voca
 def split_surfaces(
     vocabulary: Vocabulary, surfaces: Sequence[bytes], *, unknown: int | None
 ) -> list[list[int]]:
-    """The ids by which the vocabulary's tokenizer spells each surface; empty where it cannot.
+    """Token ids of each byte string in a vocabulary; empty if it cannot represent it.
 
-    Nothing is added in front: SentencePiece's dummy space appears only where the surface has a space of its
-    own. The tokenizer's own normalisation (lower-casing, NFC) is applied.
+    No prefix is added: a space appears only if the byte string has one. The tokenizer's own normalisation
+    (lower-casing, NFC) is applied.
 
     Args:
-        vocabulary: The vocabulary to spell in.
-        surfaces: Bytes, as in ``Vocabulary.surfaces``; parts that are not valid UTF-8 are spelled by byte
-            tokens, or left out where there are none.
-        unknown: The id that stands for what cannot be spelled; left out of the result.
+        vocabulary: Target vocabulary.
+        surfaces: Byte strings, as in ``Vocabulary.surfaces``; parts that are not valid UTF-8 become byte
+            tokens, or are dropped if there are none.
+        unknown: Id of the unknown token; removed from the result.
     """
     pipeline = _without_dummy_prefix(vocabulary)
     if vocabulary.spelling is TokenAlphabet.WORDPIECE:
@@ -39,7 +39,7 @@ def split_surfaces(
 
 
 def _plain_text(surface: bytes, spelling: TokenAlphabet) -> str | None:
-    """The surface as text that means the same to the tokenizer, or None."""
+    """The byte string as text that the tokenizer treats equally, or None."""
     try:
         text = surface.decode()
     except UnicodeDecodeError:
@@ -48,12 +48,12 @@ def _plain_text(surface: bytes, spelling: TokenAlphabet) -> str | None:
 
 
 def _split_bytes(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
-    """Part of a character, by the merges alone."""
+    """Tokenise incomplete UTF-8 by the model's merges."""
     return [token.id for token in pipeline.model.tokenize(in_byte_alphabet(surface))]
 
 
 def _split_runs(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
-    """Stretches of text by the tokenizer, stray bytes (and real ``▁``) by byte tokens."""
+    """Tokenise text parts by the tokenizer, invalid bytes (and literal ``▁``) as byte tokens."""
     ids: list[int] = []
     for run in _runs(surface):
         if isinstance(run, str):
@@ -64,7 +64,7 @@ def _split_runs(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> 
 
 
 def _runs(data: bytes) -> list[str | bytes]:
-    """Alternating text and stray bytes.
+    """Split into text and invalid bytes, alternating.
 
     >>> _runs(b" a\\xe2\\x82")
     [' a', b'\\xe2\\x82']
@@ -87,16 +87,16 @@ def _runs(data: bytes) -> list[str | bytes]:
 
 
 def _split_word_pieces(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
-    """Words by greedy longest match.
+    """Tokenise words by greedy longest match.
 
-    Text without a leading space may go on with a word or begin one (after a quote, a bracket, a line's end):
-    the spelling with fewer pieces is taken, the one inside a word if they are equal.
+    Text without a leading space may continue a word or begin one (after a quote, a bracket, a line break).
+    Uses the variant with fewer pieces, the continuation if they are equal.
     """
     try:
         text = surface.decode()
     except UnicodeDecodeError:
         return []
-    text = "a" + text  # so that the tokenizer itself says whether the text would join a word before it
+    text = "a" + text  # the tokenizer decides whether the text joins a preceding word
     text = pipeline.normalizer.normalize_str(text) if pipeline.normalizer else text
     words = [word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
     joined, token_to_id = words[0][1:], pipeline.token_to_id
@@ -108,7 +108,7 @@ def _split_word_pieces(vocabulary: Vocabulary, pipeline: Tokenizer, surface: byt
 
 
 def _longest_match(word: str, token_to_id: Callable[[str], int | None], *, inside: bool) -> list[int]:
-    """WordPiece of one word; empty where some part is not in the vocabulary."""
+    """WordPiece tokens of one word; empty if some part is not in the vocabulary."""
     ids: list[int] = []
     start = 0
     while start < len(word):
@@ -123,7 +123,7 @@ def _longest_match(word: str, token_to_id: Callable[[str], int | None], *, insid
 
 
 def _without_dummy_prefix(vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer, but what it adds in front of a text, cuts off it, or takes for special is left alone.
+    """The tokenizer without prefixes, stripping and special-token matching.
 
     The model is shared with the original, not copied.
     """
@@ -146,7 +146,7 @@ _LISTS = ("normalizers", "pretokenizers")
 
 
 def _plain(part: Json) -> Json:
-    """A normalizer or pre-tokenizer without what happens only at the edges of a text."""
+    """A normalizer or pre-tokenizer without steps that affect only the edges of a text."""
     if not isinstance(part, dict):
         return part
     if part["type"] in _EDGES:

@@ -101,7 +101,8 @@ def test_what_was_tried_is_not_tried_again_for_another_model_of_its_kind(
 def test_a_family_without_a_row_is_refused_where_its_inside_is_needed(family: str, path: str) -> None:
     said = (
         f"^novels: .* in this {family} model with transformers {re.escape(transformers.__version__)} "
-        f"\\(ModelError: {family}: the blocks of this family are unknown.*; remove losses on .*, use another model, or install"
+        f"\\(ModelError: {family}: the blocks of this family are unknown.*; remove losses on .*, "
+        "use another model, or install"
     )
     with pytest.raises(ModelError, match=said):
         require_paths(built(family), {path}, name="novels")  # type: ignore[arg-type]  # one of both

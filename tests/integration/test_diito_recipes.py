@@ -264,7 +264,7 @@ def test_wordnet_that_is_not_there_is_said_with_what_to_do(
     ):
         check_sources(recipe, tokenizer)
     checked = CliRunner().invoke(app, ["recipe", "validate", good, "objectives[1].source=synonym"])
-    assert (checked.exit_code, "source synonym: WordNet is not there; run" in checked.stderr) == (5, True)
+    assert (checked.exit_code, "source synonym: WordNet is not installed; run" in checked.stderr) == (5, True)
 
 
 def test_nltk_that_is_not_installed_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,14 +72,19 @@ def load_classifier(
         seed=head_seed,
     )
     check_shapes(
-        name, model.config, info, replaced=_judged_head(name, model, info, is_new=head_seed is not None)
+        name,
+        model.config,
+        info,
+        replaced=_replaced_head_weights(name, model, info, is_new=head_seed is not None),
     )
     set_padding(model, tokenizer)
     model.eval()
     return model
 
 
-def _judged_head(name: str, model: PreTrainedModel, info: Mapping[str, Any], *, is_new: bool) -> list[str]:
+def _replaced_head_weights(
+    name: str, model: PreTrainedModel, info: Mapping[str, Any], *, is_new: bool
+) -> list[str]:
     """Newly initialised head weights that the files have in another shape; rejects unexpected weights."""
     missing = sorted(info["missing_keys"])
     of_head = [key for key in missing if _is_of_head(key, model)]

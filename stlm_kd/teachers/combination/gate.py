@@ -56,5 +56,5 @@ class Gate(nn.Module):
 
 def gate_losses(scores_NM: Tensor, label_log_probs_NM: Tensor) -> Tensor:
     """-log Σ w p(label) at each token, (N,), in nats, with w the softmax of the scores."""
-    told_NM = label_log_probs_NM.clamp(min=LEAST_LOG_PROB)
-    return -(scores_NM.log_softmax(-1) + told_NM).logsumexp(-1)
+    clamped_NM = label_log_probs_NM.clamp(min=LEAST_LOG_PROB)
+    return -(scores_NM.log_softmax(-1) + clamped_NM).logsumexp(-1)

@@ -104,8 +104,8 @@ def label_likelihood(evidence: WeightingFeatures, /, *, sharpness: Sharpness = 1
     prior. A token without a label has equal weights.
     """
     assert evidence.label_log_prob is not None and evidence.labelled is not None
-    told_nM = evidence.label_log_prob.masked_fill(~evidence.labelled[:, None], 0.0)
-    return softmax(sharpness * told_nM)
+    label_log_prob_nM = evidence.label_log_prob.masked_fill(~evidence.labelled[:, None], 0.0)
+    return softmax(sharpness * label_log_prob_nM)
 
 
 @COMBINERS.weighing("learned", ["gate"])

@@ -178,7 +178,7 @@ def test_a_vocabulary_without_a_related_word_is_refused() -> None:
     poor = WordTokens(np.arange(5, 8), {5: "car", 6: "wheel"}, name="poor")
     check_relation(poor, "meronym")
     with pytest.raises(
-        ModelError, match="poor: no word of this vocabulary has another as antonym in WordNet"
+        ModelError, match="poor: no word of this vocabulary is the antonym of another in WordNet"
     ):
         check_relation(poor, "antonym")
 
