@@ -89,11 +89,11 @@ class StepModule(nn.Module):
         terms = self.terms
         return [
             *measure_names(terms, seed=self._supplies.seed, index=self._index, steps=self._steps),
-            *ensemble_names(terms, self._asked_together),
+            *ensemble_names(terms, self._compared_teachers),
         ]
 
     @property
-    def _asked_together(self) -> tuple[str, ...]:
+    def _compared_teachers(self) -> tuple[str, ...]:
         """The teachers of the mixture; empty if the step has at most one teacher."""
         return self.mixed if len(self._teachers) > 1 else ()
 
@@ -134,7 +134,7 @@ class StepModule(nn.Module):
         if self._measures:
             layers = {name: plan.student_layer for name, plan in plans.items()}
             measures = measured(terms, mixing, batch, sides, layers)
-            if self._asked_together:
+            if self._compared_teachers:
                 measures |= ensemble_measures(terms, mixing, batch, sides)
         reduced = reduce_terms(terms, mixing, batch, sides, denominators, method=self.vocabulary_loss)
         return StepOutput(reduced.loss + self._idle(terms), reduced.sums, measures)
@@ -172,13 +172,13 @@ class StepModule(nn.Module):
         needs = student_needs(terms, classes=classes)
         causal = task_of(self.student) == "clm"
         base, judged = causal or self._measures, TeacherMixture(self.combination, mixed).weighs_distributions
-        asked = teacher_needs(terms, mixed, classes=classes, base=base, judged=judged)
+        requested = teacher_needs(terms, mixed, classes=classes, base=base, judged=judged)
         for name in plans:
             needs |= own[name].needs()
             for teacher, (part, _) in theirs[name].items():
-                asked[teacher] |= part.needs()
+                requested[teacher] |= part.needs()
         student = forward_with_outputs(self.student, inputs_of(batch, self.student), needs)
-        teachers = {name: self._teachers[name](batch, needs) for name, needs in asked.items()}
+        teachers = {name: self._teachers[name](batch, needs) for name, needs in requested.items()}
         after = {
             name: InterventionOutputs(
                 student=own[name].after(batch, student, student_needs(terms, classes=classes, after=name)),

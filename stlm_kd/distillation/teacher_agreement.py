@@ -101,8 +101,8 @@ def _values(block: TokenBlock, temperature: float) -> Iterator[tuple[str, Tensor
     labelled_n = block.label_m != IGNORED
     place_n1 = block.label_m.masked_fill(~labelled_n, 0)[:, None]
     for name, weight_n, log_nV in zip(names, weights_nM.unbind(-1), log_probs, strict=True):
-        said = block.said[name]
-        stored_n = said.label_log_probs if isinstance(said, TopKTail) else None
+        target = block.said[name]
+        stored_n = target.label_log_probs if isinstance(target, TopKTail) else None
         label_n = log_nV.gather(-1, place_n1).squeeze(-1) if stored_n is None else stored_n
         label_n = label_n.clamp(min=LEAST_LOG_PROB)
         yield f"teacher_weight/{name}", weight_n

@@ -40,7 +40,7 @@ class DistributionPair(NamedTuple):
 def effects(before: DistributionPair, after: DistributionPair) -> dict[str, Tensor]:
     """``SUMS`` at each position, (n,), from the distributions before and after an intervention."""
     (theirs_n, own_n), (theirs_after_n, own_after_n) = (
-        (said.teacher.argmax(-1), said.student.argmax(-1)) for said in (before, after)
+        (one.teacher.argmax(-1), one.student.argmax(-1)) for one in (before, after)
     )
     same_n, changed_n = theirs_after_n == own_after_n, theirs_after_n != theirs_n
     return {

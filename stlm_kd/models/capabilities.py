@@ -157,12 +157,12 @@ def _try_maps(model: PreTrainedModel, inputs: Inputs) -> None:
     with _own_attention_afterwards(model, layers), kept_maps(model, layers) as maps:
         call(model, inputs)
     with _eager(model):
-        said = call(model, _few_tokens(model), output_attentions=True)["attentions"]
+        expected = call(model, _few_tokens(model), output_attentions=True)["attentions"]
     for layer in layers:
         if layer not in maps:
             raise _Differs(f"layer {layer} does not use the registered attention function")
-        apart_BHTK = torch.nan_to_num(maps[layer].exp() - said[layer].to(maps[layer].dtype)).abs()
-        if _is_precise(said[layer]) and float(apart_BHTK.max()) > 1e-4:
+        apart_BHTK = torch.nan_to_num(maps[layer].exp() - expected[layer].to(maps[layer].dtype)).abs()
+        if _is_precise(expected[layer]) and float(apart_BHTK.max()) > 1e-4:
             raise _Differs(f"those of layer {layer} differ from eager attention")
         # In bf16 eager attention rounds its scores, and the error accumulates over layers.
         if layer == 0 and float(apart_BHTK.mean()) > 2e-2:

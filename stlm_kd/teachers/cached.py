@@ -42,6 +42,6 @@ class CachedTeacher:
         assert not needs.maps and needs.resume is None, "refused when the recipe is read"
         found = self.cache.find(on_cpu(batch))
         kept = {site: state.to(device) for site, state in states(found, layout).items()}
-        said = on_device(distribution(found, layout), device)
+        target = on_device(distribution(found, layout), device)
         wanted = {site: kept[str(site)] for site in needs.sites}
-        return TeacherOutput(said, ModelOutputs(states=wanted))
+        return TeacherOutput(target, ModelOutputs(states=wanted))

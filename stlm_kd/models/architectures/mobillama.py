@@ -52,7 +52,7 @@ class MobiLlamaForCausalLM(LlamaForCausalLM):
 
 
 def register() -> None:
-    """Let transformers' auto classes build and load the family, and put this file beside what is saved."""
+    """Register the family with transformers' auto classes, which save a copy of this file with each model."""
     AutoConfig.register(MobiLlamaConfig.model_type, MobiLlamaConfig, exist_ok=True)
     AutoModel.register(MobiLlamaConfig, MobiLlamaModel, exist_ok=True)
     AutoModelForCausalLM.register(MobiLlamaConfig, MobiLlamaForCausalLM, exist_ok=True)

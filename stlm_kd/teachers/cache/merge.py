@@ -200,9 +200,9 @@ def _merged(
     numbers = torch.from_numpy(uniforms(work.seed, item_of, place, layout.draws))
     targets = []
     for cache, own in zip(caches, found, strict=True):
-        said = distribution(Found(torch.ones(tokens, dtype=torch.bool), own.columns), cache.layout)
-        assert isinstance(said, TopKTail)
-        targets.append(said)
+        target = distribution(Found(torch.ones(tokens, dtype=torch.bool), own.columns), cache.layout)
+        assert isinstance(target, TopKTail)
+        targets.append(target)
     made = mixed(targets, numbers, layout.head, how, options, names)
     columns = {name: made[name].numpy().astype(dtype) for name, (dtype, _) in layout.columns().items()}
     return Items(first.lengths, first.checks, columns)
@@ -250,14 +250,14 @@ def _weights(
     """The teachers' weights, (n, M)."""
     tokens = len(targets[0].ids)
     no_label_n = torch.zeros(tokens, dtype=torch.int64)
-    said = weighting_features(targets, no_label_n, COMBINERS.needs(how, options), targets[0].temperature)
+    features = weighting_features(targets, no_label_n, COMBINERS.needs(how, options), targets[0].temperature)
     evidence = WeightingFeatures(
         teachers=tuple(names),
         blank=torch.zeros(tokens, len(targets)),
         labelled=torch.ones(tokens, dtype=torch.bool),  # without a label, all caches store 0
-        confidence=said.confidence,
-        entropy=said.entropy,
-        label_log_prob=said.label_log_prob,
+        confidence=features.confidence,
+        entropy=features.entropy,
+        label_log_prob=features.label_log_prob,
     )
     weights_nM: Tensor = COMBINERS[how](evidence, **options)
     return weights_nM

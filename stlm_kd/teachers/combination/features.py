@@ -113,7 +113,7 @@ def weighting_features(
 
 def _labels_of_sparse(teacher: TopKTail) -> Tensor:
     if teacher.label_log_probs is None:
-        raise ValueError("a sparse target without its labels' log-probabilities cannot be weighed by them")
+        raise ValueError("a sparse target without label log-probabilities cannot be weighted by them")
     return teacher.label_log_probs
 
 
