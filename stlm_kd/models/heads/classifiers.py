@@ -85,7 +85,7 @@ def load_classifier(
 def _replaced_head_weights(
     name: str, model: PreTrainedModel, info: Mapping[str, Any], *, is_new: bool
 ) -> list[str]:
-    """Newly initialised head weights that the files have in another shape; rejects a missing or unneeded head."""
+    """Newly initialised head weights whose shape differs in the files; rejects a missing or unneeded head."""
     missing = sorted(info["missing_keys"])
     of_head = [key for key in missing if _is_of_head(key, model)]
     require_all(name, model.config, [key for key in missing if key not in of_head], what="model")
