@@ -203,7 +203,7 @@ def test_attention_that_is_not_looked_up_or_computes_other_maps_is_refused(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(attention_maps, "install_maps", lambda model, layers: None)
-        with pytest.raises(ModelError, match="layer 0 computes its attention without the function"):
+        with pytest.raises(ModelError, match="layer 0 does not use the registered attention function"):
             require_paths(built("llama"), {"maps"}, name="novels")
 
     def doubled(module: nn.Module, query: Tensor, *given: Tensor, **named: object) -> tuple[Tensor, Tensor]:
@@ -226,7 +226,7 @@ def test_positions_that_are_dropped_on_the_way_are_found(monkeypatch: pytest.Mon
     model = built("gpt2")
     check_forward(model, context=16, name="novels")
     monkeypatch.setattr(GPT2Model, "forward", wrapped(GPT2Model.forward, without_positions))
-    with pytest.raises(ModelError, match="or counts its positions on from there"):
+    with pytest.raises(ModelError, match="or continues its position ids"):
         check_forward(model, context=16, name="novels")
 
 

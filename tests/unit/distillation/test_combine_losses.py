@@ -224,5 +224,5 @@ def test_a_target_stored_without_its_labels_cannot_be_weighed_by_them() -> None:
     known = stored(TEACHERS["c"].logits(slice(0, None), V).log_softmax(-1), 1.0, LABELS_N, 4)
     term = Term("kl", "forward_kl", teacher=COMBINED)
     told = {**TEACHERS, "c": replace(known, label_log_probs=None)}
-    with pytest.raises(ValueError, match="without its labels"):
+    with pytest.raises(ValueError, match="without label log-prob"):
         found(TokenTable([term], mixing_of("label-likelihood", {}), LABELS_N, [EVERY], told, V), "chunked")
