@@ -1,1 +1,1 @@
-"""Text in, batches of token ids out."""
+"""Training and held-out data: tokenizers, token stores, packing, masking and batches."""

@@ -1,4 +1,4 @@
-"""Rows of token ids: one micro-batch as tensors, and the flat arrays that it is made of."""
+"""Rows of token ids: a micro-batch as tensors, and the flat arrays behind it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Integers = npt.NDArray[np.int64]
 B = TypeVar("B", bound="AnyBatch")
 
 IGNORED = -100
-"""The label of a position that predicts nothing."""
+"""The label of a position without a prediction target."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sources:
-    """Which row of the same optimizer step is the source of each row of a micro-batch in interventions.
+    """For each row of a micro-batch, the row of the same optimizer step that is its intervention source.
 
     Attributes:
-        rows: (B,): a row of the micro-batch; from B on, a row of ``outside``; ``NO_SOURCE`` where the step
-            has no other row.
-        outside: Rows of the step that lie in other micro-batches; None: there are none.
+        rows: (B,): index of a row of the micro-batch; from B on, of ``outside``; ``NO_SOURCE`` where the
+            step has no other row.
+        outside: Source rows of the step that are in other micro-batches; None if there are none.
     """
 
     rows: Integers
@@ -45,15 +45,15 @@ class Batch:
     Attributes:
         input_ids: Token ids, (B, T) int64. Padding positions hold any valid id.
         attention_mask: (B, T) bool, False on padding.
-        labels: (B, T) int64, what *this* position has to predict, or ``IGNORED``: the next token of the same
-            document for causal models (already shifted, nothing shifts later), the token that stood there
-            for masked ones.
-        document_ids: (B, T) int64, which document of its row a position belongs to, counted from 1;
+        labels: (B, T) int64, the target of *this* position, or ``IGNORED``: the next token of the same
+            document for causal models (already shifted, nothing shifts later), the original token for
+            masked ones.
+        document_ids: (B, T) int64, the number of the position's document within its row, counted from 1;
             0 on padding. No position attends to another document.
         position_ids: (B, T) int64, counted from 0 at each document's first position of the row.
         example_ids: (B,) int64, the row's number in its data set: stable over epochs, shuffles and ranks.
-        sources: Of its rows, where the rows of a step are dealt out in pairs; it stays on the CPU.
-        origin: The same batch on the CPU, where it was moved from there.
+        sources: Intervention sources, where a step's rows are paired; stays on the CPU.
+        origin: The same batch on the CPU, if it was moved from there.
     """
 
     input_ids: Tensor
@@ -88,9 +88,9 @@ def batches_with_sources(
     """The micro-batches of an optimizer step whose rows are sources of each other.
 
     Args:
-        batch: Gives some rows of the step, by their places in it.
-        groups: Of each micro-batch the places of its rows.
-        source: Of each row of the step, the place of its source.
+        batch: Returns the rows with these indices in the step.
+        groups: For each micro-batch, the indices of its rows.
+        source: For each row of the step, the index of its source.
     """
     found = []
     for own in groups:
@@ -101,7 +101,7 @@ def batches_with_sources(
 
 
 def is_on_cpu(tensor: Tensor) -> bool:
-    """Whether its values can be read without waiting for a device."""
+    """Whether the tensor's values can be read without waiting for a device."""
     return tensor.device.type == "cpu"
 
 
@@ -117,7 +117,7 @@ class FlatRows:
 
     @classmethod
     def padding(cls, rows: int, context: int, pad_id: int) -> FlatRows:
-        """Rows without a token."""
+        """Rows of padding only."""
         arrays = cls(context, *np.zeros((4, rows * context), np.int64))
         arrays.clear(slice(None), pad_id=pad_id)
         return arrays
@@ -130,7 +130,7 @@ class FlatRows:
         self.position_ids[places] = 0
 
     def put(self, rows: Integers, other: FlatRows) -> None:
-        """Write another's rows into these rows, in order."""
+        """Write the rows of ``other`` into these rows, in order."""
         for mine, theirs in (
             (self.input_ids, other.input_ids),
             (self.labels, other.labels),
@@ -150,7 +150,7 @@ class FlatRows:
         )
 
     def batch(self, example_ids: Integers) -> Batch:
-        """As tensors, which share the memory."""
+        """A batch of tensors that share the arrays' memory."""
         shape = (len(example_ids), self.context)
         document_ids = torch.from_numpy(self.document_ids).view(shape)
         return Batch(

@@ -1,7 +1,7 @@
 """Rows of packed documents as batches, and which rows make which optimizer step.
 
-Everything is a function of the step's number and the seed, so a resumed run needs no state to go on with the
-same data.
+Everything is a function of the step's number and the seed, so a resumed run reads the same data without
+saved state.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from stlm_kd.data.packing import cut, pack
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.errors import DataError
 
-_ORDER, _SHARE, _MASKS, _EVALUATION_MASKS = range(4)  # what a random generator is for
+_ORDER, _SHARE, _MASKS, _EVALUATION_MASKS = range(4)  # purpose of a random generator, part of its seed
 
 
 class PackedRows:
     """A token store cut into chunks of at most ``context`` positions and packed into rows of ``context``.
 
-    A document longer than a row goes on in another. For causal models, the last position of a chunk has the
-    first token of the next as its label, so no prediction is lost; only the eos that ends a document predicts
-    nothing. For masked models, which look both ways, every chunk stands between the start and the end of a
-    document, and has labels only once it is masked. Whatever shares a row is told apart by ``document_ids``.
+    A document longer than a row continues in another row. For causal models, the label of a chunk's last
+    position is the first token of the next chunk, so no prediction is lost; only the eos at the end of a
+    document has no label. For bidirectional masked models, every chunk has a start and an end token, and
+    labels exist only after masking. ``document_ids`` separates the chunks of a row.
 
     Args:
         store: The text.
-        context: Positions of a row, at least 2; at least 3 where chunks are wrapped.
+        context: Positions of a row, at least 2; at least 3 if chunks are wrapped.
         domain, weight: Those of the text's source.
-        wrapped: Whether every chunk, not only every document, has a start and an end.
+        wrapped: Whether every chunk, not only every document, has a start and an end token.
 
     Attributes:
-        useful_fraction: Positions that hold a token, of all positions.
+        useful_fraction: Fraction of positions that hold a token.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PackedRows:
         self.domain = domain
         self.weight = weight
         self.wrapped = wrapped
-        # A wrapped chunk's start and end lie over a token of the chunk before and of the chunk after.
+        # A wrapped chunk's start and end tokens replace one token of the chunk before and of the chunk after.
         self._begins, self._lengths, goes_on = cut(store.offsets, context, overlap=2 * wrapped)
         self._labels_after = np.full(len(self._begins), IGNORED)
         self._labels_after[goes_on] = store.tokens[(self._begins + self._lengths)[goes_on]]
@@ -62,16 +62,16 @@ class PackedRows:
         self.useful_fraction = self._rows.useful_fraction(self._lengths, context)
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self._rows)
 
     @property
     def num_tokens(self) -> int:
-        """Positions that hold a token, over all rows."""
+        """Number of positions that hold a token, over all rows."""
         return int(self._lengths.sum())
 
     def chunks_of(self, row: int) -> list[tuple[int, int]]:
-        """The chunks of a row in order: where each begins in the store, and its length."""
+        """The (begin in the store, length) of each chunk of a row, in order."""
         first, last = self._rows.starts[row : row + 2]
         chunks = self._rows.chunks[first:last]
         return list(zip(self._begins[chunks].tolist(), self._lengths[chunks].tolist(), strict=True))
@@ -82,12 +82,12 @@ class PackedRows:
         return self.arrays(numbers).batch(numbers)
 
     def arrays(self, rows: Integers) -> FlatRows:
-        """The rows, where the free space at a row's end counts as one more chunk, of document 0."""
+        """The rows; the free space at a row's end is treated as one more chunk, of document 0."""
         begins, lengths, labels_after, numbers = self._segments(rows)
         ends = np.cumsum(lengths)
         position_ids = np.arange(len(rows) * self.context) - np.repeat(ends - lengths, lengths)
         places = position_ids + np.repeat(begins, lengths)
-        # Clipped for the free space alone, which may be longer than the store.
+        # Only free space is clipped: it may extend beyond the store.
         input_ids = self.store.tokens.take(places, mode="clip").astype(np.int64)
         filled = lengths > 0
         if self.wrapped:
@@ -125,7 +125,7 @@ def require_one_context(parts: Sequence[PackedRows]) -> None:
     """Refuse text that does not fill one row.
 
     Raises:
-        DataError: The parts have fewer tokens together than one row has positions.
+        DataError: The parts together have fewer tokens than one row has positions.
     """
     found = sum(part.num_tokens for part in parts)
     context = parts[0].context
@@ -137,7 +137,7 @@ def require_one_context(parts: Sequence[PackedRows]) -> None:
 
 
 class _Corpus:
-    """Rows of several parts under one numbering."""
+    """Rows of several parts, numbered consecutively."""
 
     def __init__(self, parts: Sequence[PackedRows]) -> None:
         assert parts and len({part.context for part in parts}) == 1
@@ -158,11 +158,11 @@ class _Corpus:
         return arrays
 
     def batch(self, rows: Integers, arrays: FlatRows) -> Batch:
-        """The arrays of these rows as tensors; one row of padding where there are none."""
+        """The arrays of these rows as tensors; one row of padding if there are none."""
         return arrays.batch(rows) if len(rows) else self._padding(1).batch(np.array([-1]))
 
     def masked(self, rows: Integers, variants: Integers, masking: Masking) -> Batch:
-        """These rows, each under a variant of its masks."""
+        """These rows, each with a variant of its masks."""
         return self.batch(rows, masking.apart(self.arrays(rows), variant_generators(rows, variants)))
 
     def _padding(self, rows: int) -> FlatRows:
@@ -170,37 +170,37 @@ class _Corpus:
 
 
 def _dealt(num_rows: int, size: int, rank: int, world_size: int) -> list[Integers]:
-    """The rank's every ``world_size``-th row, ``size`` at a time; as many micro-batches on every rank."""
+    """Every ``world_size``-th row, ``size`` at a time; the same number of micro-batches on every rank."""
     most = -(-num_rows // world_size)
     own = np.arange(rank, num_rows, world_size)
     return [own[begin : begin + size] for begin in range(0, most, size)]
 
 
 class BatchStream:
-    """The micro-batches of every optimizer step, in an order that is drawn anew in each epoch.
+    """The micro-batches of every optimizer step, reshuffled in each epoch.
 
-    In an epoch, a row of a part with weight w comes floor(w) times, and once more if it is in a random share
-    frac(w) of the part's rows, which is drawn anew each time: with weight 1 exactly once. The last step of an
-    epoch has what is left, so no row is lost or repeated. ``example_ids`` number the rows of all parts, one
-    part after the other; -1 is a row of padding, which a rank gets that has no row when others have one.
+    In an epoch, a row of a part with weight w occurs floor(w) times, and once more if it is in a random
+    fraction frac(w) of the part's rows, redrawn in each epoch: with weight 1 exactly once. The last step of
+    an epoch holds the remaining rows, so no row is lost or repeated. ``example_ids`` number the rows of all
+    parts consecutively; -1 is a row of padding, for a rank that has no row when other ranks have one.
 
     With a masking, the masks of an optimizer step are a function of the seed, the step's number and its rows.
-    They are drawn over all its rows before these are dealt out to ranks and micro-batches, so that any split
-    trains on the same. With ``variants`` each row has as many masks and no others, whatever the seed, which
-    draws one of them for each row and epoch.
+    They are drawn over all its rows before these are split over ranks and micro-batches, so any split trains
+    on the same masks. With ``variants`` each row has that number of masks, which do not depend on the seed;
+    the seed selects one of them for each row and epoch.
 
-    With ``pairs`` rows are sources of each other in interventions. Which ones depends on the step alone; a
-    pair goes to one micro-batch, unless micro-batches hold one row.
+    With ``pairs`` rows are sources of each other in interventions. The pairs depend on the step alone; both
+    rows of a pair are in one micro-batch, unless micro-batches hold one row.
 
     Args:
-        parts: At least one, of one context.
+        parts: At least one, all with the same context.
         effective_batch: Rows of an optimizer step, over all ranks and micro-batches.
-        micro_batch: Most rows of one forward on one rank.
-        seed: Of the order and the masks, 0 or more.
+        micro_batch: Maximum rows of one forward on one rank.
+        seed: Seed of the order and the masks, 0 or more.
         rank: This process, of ``world_size``.
         world_size: Processes that share the rows of a step.
         masking: For masked language models.
-        variants: Of the masks of each row; None where they are drawn anew each time.
+        variants: Mask variants per row; None to draw new masks each time.
         pairs: Whether a step's rows are sources of each other.
 
     Raises:
@@ -256,7 +256,7 @@ class BatchStream:
         return batches_with_sources(lambda own: batch(order[own]), groups, sources(rows[order]))
 
     def _reader(self, index: int, epoch: int, rows: Integers) -> Callable[[Integers], Batch]:
-        """Gives some of a step's rows, by their places in the step, as they read in it."""
+        """A function from row indices within the step to a batch of these rows, with the step's masks."""
         masking = self._masking
         if masking is None:
             return lambda own: self._corpus.batch(rows[own], self._corpus.arrays(rows[own]))
@@ -273,7 +273,7 @@ class BatchStream:
         return np.random.default_rng([self._seed, epoch, _ORDER]).permutation(rows)
 
     def _drawn(self, index: int, epoch: int) -> Integers:
-        """The rows of one part that come in an epoch."""
+        """The rows of one part that occur in an epoch."""
         part = self._corpus.parts[index]
         rows = np.arange(len(part)) + self._corpus.starts[index]
         whole = int(part.weight)
@@ -285,7 +285,7 @@ class BatchStream:
 def numbered_batch(
     parts: Sequence[PackedRows], rows: Sequence[int], variants: Sequence[int], masking: Masking | None
 ) -> Batch:
-    """Rows by their numbers over all parts, as ``BatchStream`` gives them, each under a variant of masks."""
+    """Rows by their numbers over all parts, as in ``BatchStream``, each with a variant of its masks."""
     corpus, numbers = _Corpus(parts), np.asarray(rows, np.int64)
     if masking is None:
         return corpus.batch(numbers, corpus.arrays(numbers))
@@ -301,12 +301,12 @@ def evaluation_batches(
     masking: Masking | None = None,
     seed: int = 0,
 ) -> Iterator[Batch]:
-    """Every row once, in order, whatever the weights; as many batches on every rank.
+    """Every row once, in order, regardless of weights; the same number of batches on every rank.
 
-    With a masking, each row is masked for itself, by the seed and the row's number alone.
+    With a masking, each row is masked independently, by the seed and the row's number alone.
 
     Raises:
-        DataError: Fewer tokens than one row has positions, at once.
+        DataError: Fewer tokens than one row has positions; raised before the first batch.
     """
     corpus = _Corpus(parts)
     rows = np.arange(corpus.starts[-1])

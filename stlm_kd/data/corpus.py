@@ -1,4 +1,4 @@
-"""From sources and a tokenizer to token stores, each built once and found again by what it is made of."""
+"""Token stores of sources under a tokenizer, built once and addressed by their content."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHARE_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class PreparedSource:
-    """A source's tokens, with the domain and the weight that the source has."""
+    """A source's token store, domain and weight."""
 
     store: TokenStore
     domain: str
@@ -42,7 +42,7 @@ def prepare(
     """The token store of each source, built in ``folder`` unless it is already there.
 
     A store's folder is named by a hash of the source's content, the tokenizer, the fraction and the format,
-    and appears only when it is whole: the same text is never tokenised twice, and never taken for another.
+    and appears only when it is complete: a text is never tokenised twice or confused with another.
 
     Raises:
         MissingResourceError, DataError: As ``documents`` and ``TokenStore.open``.
@@ -79,7 +79,7 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """While it is entered, no other process builds this store; so what is unfinished, a killed one left."""
+    """Hold the store's lock: no other process builds it, so unfinished folders come from killed processes."""
     locks = folder.parent / ".locks"
     lock = FileLock(locks / folder.name)
     try:
@@ -87,7 +87,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.acquire()
     except OSError as error:
         raise MissingResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another place"
+            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
         ) from error
     try:
         yield
@@ -96,17 +96,17 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:
-    """The documents of all sources, one after the other: of each the same share as ``prepare`` takes."""
+    """The documents of all sources in order; the same fraction of each as in ``prepare``."""
     for source in sources:
         yield from share(partial(documents, source), fraction)
 
 
 def share(read: Callable[[], Iterator[str]], fraction: float) -> Iterator[str]:
-    """A random share of the documents that ``read`` streams, measured in UTF-8 bytes, in their order.
+    """A random fraction of the documents that ``read`` streams, measured in UTF-8 bytes, in their order.
 
-    The documents are drawn in an order that is always the same, until the share is reached; the last one is
-    cut after a word where it would go beyond. So a smaller share is part of a greater one. The text is read
-    twice: for the lengths, then for the share.
+    The documents are drawn in a fixed random order until the fraction is reached; the last one is cut after a
+    word if it would exceed it. So a smaller fraction is a subset of a larger one. The text is read twice:
+    for the lengths, then for the documents.
     """
     assert 0 < fraction <= 1
     if fraction == 1:
@@ -131,7 +131,7 @@ def _kept_bytes(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], fraction: f
 
 
 def _first_words(text: str, num_bytes: int) -> str:
-    """As many whole words as fit."""
+    """As many whole words as fit into ``num_bytes``."""
     start = text.encode()[:num_bytes].decode(errors="ignore")
     if start[-1:].isspace() or text[len(start) : len(start) + 1].isspace():
         return start.rstrip()
@@ -145,7 +145,7 @@ def pack_sources(
     """Each source's documents packed into rows of ``context`` positions; ``wrapped`` for masked models.
 
     Raises:
-        DataError: All together do not fill one row.
+        DataError: All sources together do not fill one row.
     """
     parts = tuple(
         PackedRows(p.store, context, domain=p.domain, weight=p.weight, wrapped=wrapped) for p in prepared

@@ -1,9 +1,9 @@
-"""Which rows of an optimizer step are sources of each other, and which micro-batch each row is dealt to.
+"""Pairs of source rows within an optimizer step, and the assignment of rows to micro-batches.
 
-Rows in pairs are each the other's source in interchange interventions. Which rows are a pair is a function of
-the step's rows in their order; only where they are dealt to depends on micro-batches and processes.
+The rows of a pair are each other's source in interchange interventions. Pairs are a function of the step's
+rows in their order; only the assignment depends on micro-batches and processes.
 
-Shapes: N rows of an optimizer step, B of a micro-batch.
+Shapes: N rows of an optimizer step, B rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 
 NO_SOURCE = -1
-"""In place of a row's source: no other row of the step."""
+"""Marks a row without a source: the step has no other row."""
 
 
 def in_pairs(numbers: Integers) -> Integers:
     """An order of a step's rows in which ``sources`` pairs neighbours, (N,).
 
-    Rows of one number, which come more than once where their text's weight is above 1, stay apart unless they
-    are more than half of all.
+    Rows with the same number, which occur if their text's weight is above 1, are not paired unless they are
+    more than half of all.
 
     Args:
-        numbers: Of the rows in the data, in an order that is random, as the pairs are then.
+        numbers: Row numbers in the data, in random order; the pairs are then random too.
 
     >>> in_pairs(np.array([7, 7, 4, 5])).tolist()
     [1, 3, 0, 2]
@@ -40,13 +40,13 @@ def in_pairs(numbers: Integers) -> Integers:
 
 
 def sources(numbers: Integers) -> Integers:
-    """The place of each row's source, (N,): its neighbour in a pair.
+    """The index of each row's source, (N,): its neighbour in a pair.
 
-    Of an odd number of rows the last three make a circle. ``NO_SOURCE`` where a step has one row, or where
-    the neighbour is the same row of the data again.
+    With an odd number of rows the last three form a cycle. ``NO_SOURCE`` if a step has one row, or if the
+    neighbour is the same row of the data.
 
     Args:
-        numbers: Of the rows in the data, in pairs.
+        numbers: Row numbers in the data, in pairs.
 
     >>> sources(np.array([4, 7, 5, 8, 6])).tolist()
     [1, 0, 3, 4, 2]
@@ -59,15 +59,15 @@ def sources(numbers: Integers) -> Integers:
 
 
 def sources_within(own: Integers, source: Integers) -> tuple[Integers, Integers]:
-    """The sources of a micro-batch's rows, and the rows of the step that are sources but lie in others.
+    """The sources of a micro-batch's rows, and the source rows that are in other micro-batches.
 
     Args:
-        own: Places of the micro-batch's rows in the step, (B,).
-        source: Of each row of the step, (N,).
+        own: Indices of the micro-batch's rows in the step, (B,).
+        source: Source index of each row of the step, (N,).
 
     Returns:
-        For each row, (B,), a row of the micro-batch, or from B on a row of those outside, or ``NO_SOURCE``;
-        and the places of those outside.
+        For each row, (B,), the index of a row of the micro-batch, or from B on of an outside row, or
+        ``NO_SOURCE``; and the indices of the outside rows in the step.
 
     >>> within, outside = sources_within(np.array([2, 3]), np.array([1, 0, 3, 4, 2]))
     >>> within.tolist(), outside.tolist()
@@ -82,15 +82,15 @@ def sources_within(own: Integers, source: Integers) -> tuple[Integers, Integers]
 def dealt(
     lengths: Integers, *, rank: int, world_size: int, most: int, cost: int, pairs: bool = False
 ) -> list[Integers]:
-    """The places of the rows of each of a rank's micro-batches, as many on every rank; some may be empty.
+    """Row indices of each of a rank's micro-batches; the same number on every rank, some may be empty.
 
     Args:
-        lengths: Of a step's rows, falling, (N,); every row of a micro-batch is as long as its first.
+        lengths: Lengths of a step's rows, descending, (N,); a micro-batch is padded to its first row.
         rank: This process, of ``world_size``.
         world_size: Processes that share the rows.
-        most: Rows of a micro-batch.
-        cost: Positions that a micro-batch counts as besides those of its rows.
-        pairs: Whether neighbours, 0 and 1, 2 and 3 and so on, go to one micro-batch, if it holds two rows.
+        most: Maximum rows of a micro-batch.
+        cost: Overhead of a micro-batch, in positions.
+        pairs: Whether neighbours (0 and 1, 2 and 3, …) share a micro-batch, if it can hold two rows.
     """
     group = 2 if pairs and most > 1 else 1
     place = np.arange(len(lengths))
@@ -100,7 +100,7 @@ def dealt(
 
 
 def share_run_again(rows: int, *, micro_batch: int, world_size: int = 1) -> float:
-    """The share of a step's rows whose source lies in no micro-batch with them, and is run again for them.
+    """The fraction of a step's rows whose source is in another micro-batch and has to be recomputed.
 
     >>> [share_run_again(16, micro_batch=size) for size in (1, 2, 5, 16)]
     [1.0, 0.0, 0.0, 0.0]
@@ -117,14 +117,14 @@ def share_run_again(rows: int, *, micro_batch: int, world_size: int = 1) -> floa
 
 
 def cheapest_bounds(lengths: Sequence[int], *, most: int, cost: int, group: int = 1) -> list[tuple[int, int]]:
-    """The groups of neighbouring rows that take the fewest positions, as (first, one after the last).
+    """Groups of neighbouring rows with the fewest positions in total, as (first, one after the last).
 
     Args:
-        lengths: Of the rows, falling; every row of a group is as long as its first.
-        most: Rows of a group.
-        cost: Positions that a group counts as besides those of its rows.
-        group: A group begins after a multiple of so many rows, at most ``most``; and if it may have more, the
-            last one not with what is left over beyond a multiple.
+        lengths: Lengths of the rows, descending; a group is padded to its first row.
+        most: Maximum rows of a group.
+        cost: Overhead of a group, in positions.
+        group: Groups begin at multiples of this number, which is at most ``most``. If groups may be larger,
+            none begins with the remainder beyond the last multiple.
 
     >>> cheapest_bounds([40, 40, 8, 8, 8], most=4, cost=16)
     [(0, 2), (2, 5)]

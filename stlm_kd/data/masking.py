@@ -1,7 +1,7 @@
-"""Which tokens a masked language model has to find again, and what it sees in their place.
+"""Token masking for masked language models: prediction targets and corrupted inputs.
 
 As in DistilBERT's training code (Sanh et al., "DistilBERT, a distilled version of BERT", 2019): BERT's
-masking, but rare tokens are drawn more often.
+masking, but rare tokens are selected more often.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 _SMOOTHING = 0.7
-_MASKED, _REPLACED = 0.8, 0.1  # of the drawn; the others stay as they are
+_MASKED, _REPLACED = 0.8, 0.1  # fractions of the selected positions; the others keep their token
 _BLOCK = 1 << 22  # ids counted at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Masking:
-    """How tokens are drawn.
+    """The distribution of masks.
 
     Attributes:
-        weights: How readily each id is drawn, (V,), 0 for never.
-        mask_id: Stands in most of the drawn places.
-        share: Positions that are drawn, of all that are not padding.
+        weights: Sampling weight of each id, (V,); 0 for never.
+        mask_id: The mask token.
+        share: Fraction of non-padding positions that are selected.
     """
 
     weights: Floats
@@ -45,12 +45,12 @@ class Masking:
     share: float = 0.15
 
     def together(self, rows: FlatRows, generator: np.random.Generator) -> FlatRows:
-        """The rows, their positions drawn from all of them at once."""
+        """Mask the rows with positions drawn over all of them together."""
         input_ids, labels = self.apply(rows.input_ids, rows.document_ids > 0, generator)
         return replace(rows, input_ids=input_ids, labels=labels)
 
     def apart(self, rows: FlatRows, generators: Iterable[np.random.Generator]) -> FlatRows:
-        """The rows, each masked for itself by a generator of its own."""
+        """Mask each row independently, with its own generator."""
         masked = replace(rows, input_ids=rows.input_ids.copy(), labels=rows.labels.copy())
         for row, generator in enumerate(generators):
             place = np.array([row])
@@ -60,16 +60,16 @@ class Masking:
     def apply(
         self, input_ids: Integers, attended: npt.NDArray[np.bool_], generator: np.random.Generator
     ) -> tuple[Integers, Integers]:
-        """What the model sees, and the labels: the id that stood there at drawn positions, else ``IGNORED``.
+        """The corrupted inputs, and the labels: the original id at selected positions, else ``IGNORED``.
 
-        Of all attended positions together, a share (rounded up) is drawn without replacement, with
-        probabilities proportional to the weights of the ids that are left; fewer where fewer have a weight.
-        Each drawn id independently becomes the mask (0.8), any id of the vocabulary (0.1), or stays (0.1).
+        Of all attended positions together, a fraction (rounded up) is drawn without replacement, with
+        probabilities proportional to the weights of the remaining ids; fewer if fewer have a weight.
+        Each selected id independently becomes the mask (0.8), any id of the vocabulary (0.1), or stays (0.1).
 
         Args:
             input_ids: Any shape; not changed.
             attended: The same shape, False on padding.
-            generator: Its state moves on.
+            generator: Its state advances.
         """
         tokens = input_ids[attended]
         drawn = _draw(self.weights[tokens], math.ceil(self.share * len(tokens)), generator)
@@ -86,21 +86,21 @@ class Masking:
 
 
 def _draw(weights: Floats, count: int, generator: np.random.Generator) -> npt.NDArray[np.intp]:
-    """At most ``count`` places, in order: one after the other, by the weights of those that are left.
+    """At most ``count`` positions, sorted: weighted sampling without replacement.
 
-    Where each place waits an exponentially distributed time with its weight as the rate, the first to come
+    If each position gets an exponentially distributed time with its weight as the rate, the earliest ones
     are such a sample (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006).
     """
     possible = np.flatnonzero(weights)
     if len(possible) <= count:
         return possible
     times = generator.standard_exponential(len(possible)) / weights[possible]
-    # Sorted, since the order in which argpartition leaves them depends on the processor.
+    # Sorted, because the order that argpartition returns depends on the processor.
     return np.sort(possible[np.argpartition(times, count)[:count]])
 
 
 def _spread(values: Integers, around: Integers, places: npt.NDArray[np.bool_]) -> Integers:
-    """A copy of ``around`` with the values at these places, in order."""
+    """A copy of ``around`` with the values at these positions, in order."""
     result = around.copy()
     result[places] = values
     return result
@@ -109,7 +109,7 @@ def _spread(values: Integers, around: Integers, places: npt.NDArray[np.bool_]) -
 def masking_for(
     tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows], *, share: float = 0.15
 ) -> Masking:
-    """The masking by how often the tokens occur in these parts' text, which this tokenizer made.
+    """A masking weighted by token frequencies in the parts, which this tokenizer tokenised.
 
     Raises:
         ModelError: The tokenizer has no mask token.
@@ -119,7 +119,7 @@ def masking_for(
 
 
 def even_masking(tokenizer: PreTrainedTokenizerFast, *, share: float = 0.15) -> Masking:
-    """The masking that draws every token alike, as BERT's, and special ones never.
+    """A masking with equal weights, as BERT's; special tokens are never selected.
 
     Raises:
         ModelError: The tokenizer has no mask token.
@@ -129,7 +129,7 @@ def even_masking(tokenizer: PreTrainedTokenizerFast, *, share: float = 0.15) -> 
 
 
 def mask_id_of(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id that stands for a hidden token.
+    """The id of the mask token.
 
     Raises:
         ModelError: There is none.
@@ -145,7 +145,7 @@ def mask_id_of(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def token_counts(stores: Iterable[TokenStore], vocabulary: int) -> Integers:
-    """How often each id below ``vocabulary`` occurs in all stores together, (V,)."""
+    """Number of occurrences of each id below ``vocabulary`` in all stores together, (V,)."""
     counts_V = np.zeros(vocabulary, np.int64)
     for store in stores:
         for begin in range(0, store.num_tokens, _BLOCK):
@@ -154,9 +154,9 @@ def token_counts(stores: Iterable[TokenStore], vocabulary: int) -> Integers:
 
 
 def masking_weights(counts_V: Integers, special_ids: Sequence[int]) -> Floats:
-    """How readily each id is drawn, (V,): its count to the power of -0.7, and 0 for special ones.
+    """Sampling weight of each id, (V,): its count to the power of -0.7; 0 for special tokens.
 
-    An id that never occurs counts as if it occurred once.
+    An id that never occurs counts as one occurrence.
     """
     weights_V = np.maximum(counts_V, 1).astype(np.float64) ** -_SMOOTHING
     weights_V[list(special_ids)] = 0

@@ -1,4 +1,4 @@
-"""Training and validation data that are the same: files by content, documents by a hash of their text."""
+"""Overlap of training and validation data: files by content, documents by a hash of their text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def text_hash(*texts: str) -> int:
-    """A 64-bit hash of a document, or of the texts of an example; white space counts as one space.
+    """A 64-bit hash of a document, or of the texts of an example; runs of white space count as one space.
 
     >>> text_hash("a  cat\\n") == text_hash("a cat") != text_hash("a", "cat")
     True
@@ -26,7 +26,7 @@ def text_hash(*texts: str) -> int:
 
 
 def found_in(held: Hashes, training: Iterable[Hashes]) -> npt.NDArray[np.bool_]:
-    """For each held-out document whether its text is a training document's too, (documents,).
+    """For each held-out document, whether a training document has the same text, (documents,).
 
     >>> found_in(np.array([5, 1, 5, 9], np.uint64), [np.array([5, 7], np.uint64)]).tolist()
     [True, False, True, False]
@@ -40,10 +40,10 @@ def found_in(held: Hashes, training: Iterable[Hashes]) -> npt.NDArray[np.bool_]:
 
 
 def identical_file(held: Sequence[Path], training: Sequence[Path]) -> tuple[Path, Path] | None:
-    """The first held-out file with the content of a training file, and that file.
+    """The first held-out file with the same content as a training file, and that training file.
 
     Raises:
-        OSError: One cannot be read.
+        OSError: A file cannot be read.
     """
     sizes = {path.stat().st_size for path in training}
     alike = [path for path in held if path.stat().st_size in sizes]

@@ -1,4 +1,4 @@
-"""How documents are cut, and which pieces share a row: best-fit-decreasing packing, by counting lengths."""
+"""Cutting documents into chunks and packing these into rows: best-fit-decreasing, by length counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Chunks by row: row r holds ``chunks[starts[r]:starts[r + 1]]``, in this order.
+    """Chunks by row: row r holds ``chunks[starts[r]:starts[r + 1]]``, in order.
 
     Attributes:
         chunks: Chunk numbers, each exactly once, (chunks,) int64.
@@ -26,17 +26,17 @@ class Rows:
         return len(self.starts) - 1
 
     def useful_fraction(self, lengths: Integers, context: int) -> float:
-        """Positions that hold a token, of all positions."""
+        """Fraction of positions that hold a token."""
         return float(lengths.sum() / (len(self) * context))
 
 
 def cut(
     offsets: Integers, context: int, *, overlap: int = 0
 ) -> tuple[Integers, Integers, npt.NDArray[np.bool_]]:
-    """Chunks of at most ``context`` positions: where each begins, its length, whether its document goes on.
+    """Chunks of at most ``context`` positions: begin, length, whether the document continues after it.
 
-    Each begins ``overlap`` positions before the end of the one before. Documents are longer than the overlap
-    or just as long.
+    Each chunk begins ``overlap`` positions before the end of the previous one. Documents must be at least as
+    long as the overlap.
 
     >>> begins, lengths, goes_on = cut(np.array([0, 7, 9]), context=4, overlap=2)
     >>> begins.tolist(), lengths.tolist(), goes_on.tolist()
@@ -53,13 +53,13 @@ def cut(
 
 
 def pack(lengths: npt.NDArray[np.integer], context: int) -> Rows:
-    """Rows of at most ``context`` positions for chunks of these lengths (1 to ``context``).
+    """Pack chunks of these lengths (1 to ``context``) into rows of at most ``context`` positions.
 
-    Longest first, each chunk goes into the fullest row that still has room for it, a new one where none has
+    Longest first, each chunk goes into the fullest row with room for it, or else into a new row
     (best-fit-decreasing: Johnson et al., "Worst-Case Performance Bounds for Simple One-Dimensional Packing
-    Algorithms", 1974): at most 11/9 of the fewest possible rows, plus 4, and on real text nearly full ones.
-    Chunks of one length and rows of one free space are interchangeable, so they are placed together and the
-    cost is that of sorting.
+    Algorithms", 1974): at most 11/9 of the minimum number of rows, plus 4; on real text rows are nearly full.
+    Chunks of equal length and rows of equal free space are interchangeable, so they are placed together and
+    the cost is that of sorting.
 
     >>> rows = pack(np.array([3, 2, 4, 1, 2]), context=4)
     >>> [rows.chunks[a:b].tolist() for a, b in zip(rows.starts, rows.starts[1:])]
@@ -102,10 +102,10 @@ def _assign(lengths: Integers, context: int) -> Integers:
 
 
 def _fill(rows: Integers, space: int, length: int, row_of: Integers, open_rows: list[list[Integers]]) -> int:
-    """Put chunks of one length into rows of one free space, each as full as it gets before the next.
+    """Put chunks of one length into rows of one free space, filling each row before the next.
 
-    Writes into the beginning of ``row_of``, which has one entry for each chunk that waits, puts the rows back
-    by their new free space, and returns how many chunks were placed.
+    Writes into the beginning of ``row_of``, which has one entry for each unplaced chunk, files the rows under
+    their new free space, and returns the number of chunks placed.
     """
     each = space // length
     full, rest = divmod(len(row_of), each)

@@ -1,14 +1,14 @@
 """A corpus as token ids on disk: tokenised once, then read through a memory map.
 
-A document is ``[start] + ids of its text + [end]``, with the ends that ``document_ends`` names, such as bos
+A document is ``[start] + ids of its text + [end]``, with the start and end of ``document_ends``, such as bos
 and eos, or cls and sep. The folder holds
 
-- ``tokens.bin``: the ids of all documents in a row, little-endian uint16, or uint32 for a vocabulary of more
-  than 65,536;
-- ``offsets.bin``: int64, where each document begins, and the end of the last;
+- ``tokens.bin``: the concatenated ids of all documents, little-endian uint16, or uint32 for a vocabulary of
+  more than 65,536;
+- ``offsets.bin``: int64, the begin of each document, and the end of the last;
 - ``bytes.bin``: int64, the UTF-8 bytes of each document's text;
 - ``hashes.bin``: uint64, a hash of each document's text (``stlm_kd.data.overlap.text_hash``);
-- ``manifest.json``: what these files must hold.
+- ``manifest.json``: the expected contents of these files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FORMAT_VERSION = 2
-"""Goes up when the same text and tokenizer would give other files."""
+"""Increased when the same text and tokenizer would give different files."""
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 2048
@@ -44,9 +44,9 @@ _HASHES = np.dtype("<u8")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a store's files must hold; ``dtype`` is that of the ids.
+    """The expected contents of a store's files; ``dtype`` is that of the ids.
 
-    ``ends_inside`` is the number of start and end tokens that stand within documents, spelt out in the text.
+    ``ends_inside`` is the number of start and end tokens within documents, because the text contains them.
     """
 
     format_version: int
@@ -64,14 +64,14 @@ class TokenStore:
     """Documents as ids, memory-mapped read-only.
 
     Attributes:
-        folder: Where the files lie.
-        tokens: Ids of all documents in a row, (tokens,) uint16 or uint32.
-        offsets: Where each document begins in ``tokens``, and the end of the last, (documents + 1,) int64.
+        folder: The folder of the files.
+        tokens: Concatenated ids of all documents, (tokens,) uint16 or uint32.
+        offsets: Begin of each document in ``tokens``, and the end of the last, (documents + 1,) int64.
         document_bytes: UTF-8 bytes of each document's text, (documents,) int64.
         document_hashes: A hash of each document's text, (documents,) uint64.
-        vocab_size: Ids are below it.
+        vocab_size: Upper bound of the ids, exclusive.
         eos_id: The id that ends every document, eos or sep.
-        ends_inside: Start and end tokens within documents, which the text spells out.
+        ends_inside: Number of start and end tokens within documents, because the text contains them.
     """
 
     folder: Path
@@ -90,17 +90,17 @@ class TokenStore:
 
     @property
     def num_documents(self) -> int:
-        """Documents in the store."""
+        """Number of documents in the store."""
         return len(self.document_bytes)
 
     @property
     def num_tokens(self) -> int:
-        """Ids in the store, each document's start and end counted."""
+        """Number of ids in the store, start and end tokens included."""
         return len(self.tokens)
 
     @property
     def num_bytes(self) -> int:
-        """UTF-8 bytes of the text."""
+        """Number of UTF-8 bytes of the text."""
         return int(self.document_bytes.sum())
 
     @classmethod
@@ -108,7 +108,7 @@ class TokenStore:
         """The store in a folder.
 
         Raises:
-            DataError: No store, one of another version, or one whose files are not whole.
+            DataError: No store, one of another version, or incomplete files.
         """
         manifest = _read_manifest(folder)
         tokens = _mapped(folder / "tokens.bin", manifest.dtype, manifest.tokens)
@@ -128,10 +128,10 @@ class TokenStore:
 def joined(
     stores: Sequence[TokenStore], *, most: int = 10_000_000
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """About the first so many ids of all stores, the same share of each, and where documents begin in them.
+    """About the first ``most`` ids of all stores, the same fraction of each, with document boundaries.
 
     Returns:
-        The ids; and the beginning of each document with the end of the last.
+        The ids; and the begin of each document, with the end of the last.
     """
     share = min(1.0, most / sum(store.num_tokens for store in stores))
     ids, offsets, before = [], [np.zeros(1, np.int64)], 0
@@ -147,20 +147,20 @@ def joined(
 def build_store(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, folder: Path, *, place: str = "text"
 ) -> TokenStore:
-    """Tokenise texts into a new folder, which appears when it is whole.
+    """Tokenise texts into a new folder, which appears when it is complete.
 
-    Texts are read as they come and ids written as they are made, about a million characters at a time. A
-    special token that is spelt out in a text becomes its id, as everywhere in ``transformers``; a note, which
-    begins with ``place``, says how many of those that begin or end documents stand inside one.
+    Texts are streamed, about a million characters at a time. A special token in a text becomes its id, as
+    everywhere in ``transformers``; a note that begins with ``place`` reports how many start and end tokens
+    occur within documents.
 
     Raises:
         ModelError: The tokenizer has neither eos nor sep.
-        DataError: No text, or the folder is there already.
+        DataError: No text, or the folder exists already.
         MissingResourceError: The files cannot be written.
     """
     ends = document_ends(tokenizer)
     if folder.exists():
-        raise DataError(f"{folder}: there already; open it, or delete it to have it built again")
+        raise DataError(f"{folder}: the folder exists already; open it, or delete it to rebuild it")
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         unfinished.mkdir(parents=True)
@@ -171,7 +171,7 @@ def build_store(
         _put_in_place(unfinished, folder, manifest)
     except OSError as error:
         raise MissingResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another place"
+            f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -181,27 +181,27 @@ def build_store(
 
 
 def note_ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place: str) -> None:
-    """Note how many documents may be several, which the text divides by the tokenizer's own tokens."""
-    for told in ends_inside(store, tokenizer, place=place):
-        note(told)
+    """Note start and end tokens within documents: the text may contain separators."""
+    for message in ends_inside(store, tokenizer, place=place):
+        note(message)
 
 
 def ends_inside(store: TokenStore, tokenizer: PreTrainedTokenizerFast, *, place: str) -> list[str]:
-    """The line about start and end tokens within documents, if there are some."""
+    """A message about start and end tokens within documents; empty if there are none."""
     if not store.ends_inside:
         return []
     ids = dict.fromkeys((store.eos_id, store.start_id))
     names = [str(token) for token in tokenizer.convert_ids_to_tokens([*ids])]
     separator = json.dumps(names[0], ensure_ascii=False)
     return [
-        f"{place}: {store.ends_inside:,} tokens {' or '.join(names)} stand inside its "
-        f"{store.num_documents:,} documents, which go on after them; if they separate documents, set "
-        f"documents: {{separator: {separator}}} (of plain text), or split the texts there"
+        f"{place}: {store.ends_inside:,} tokens {' or '.join(names)} found within its "
+        f"{store.num_documents:,} documents; if they separate documents, set "
+        f"documents: {{separator: {separator}}} (plain text only), or split the texts there"
     ]
 
 
 def _put_in_place(unfinished: Path, folder: Path, manifest: Manifest) -> None:
-    """Rename, unless another process has just built the same store, which stays."""
+    """Rename, unless another process has just built the same store; that one is kept."""
     try:
         unfinished.rename(folder)
     except OSError:
@@ -244,9 +244,9 @@ def _tokenised(
     ends: tuple[int, int],
     dtype: np.dtype[np.unsignedinteger[Any]],
 ) -> list[npt.NDArray[np.unsignedinteger[Any]]]:
-    """Each text's document, as ``tokenizer(text, add_special_tokens=False)`` between its ends.
+    """Each text's document: ``tokenizer(text, add_special_tokens=False)`` between start and end.
 
-    Asks the ``tokenizers`` library directly, which then leaves out where in the text each token stands.
+    Calls the ``tokenizers`` library directly, which is faster because it skips the tokens' offsets.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -275,7 +275,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _flush(*files: IO[bytes]) -> None:
-    """Have the data on the disk before the rename, or a crash could leave a whole folder of empty files."""
+    """Flush to disk before the rename; otherwise a crash could leave a folder of empty files."""
     for file in files:
         file.flush()
         os.fsync(file.fileno())
@@ -293,7 +293,7 @@ def _read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
-            f"{folder}: no token store there (no manifest.json); build it from the text"
+            f"{folder}: no token store found (no manifest.json); build it from the text"
         ) from error
     except ValueError as error:
         raise _broken(folder, f"manifest.json is not JSON ({error})") from error
@@ -308,7 +308,7 @@ def _read_manifest(folder: Path) -> Manifest:
         or content["dtype"] not in ("<u2", "<u4")
         or min(content["documents"], content["tokens"]) < 1
     ):
-        raise _broken(folder, "manifest.json does not say what the files hold")
+        raise _broken(folder, "manifest.json has missing, unknown or invalid fields")
     return Manifest(**content)
 
 
@@ -317,9 +317,9 @@ def _mapped(path: Path, dtype: npt.DTypeLike, length: int) -> npt.NDArray[Any]:
     found = path.stat().st_size if path.is_file() else 0
     if found != expected:
         raise _broken(path.parent, f"{path.name} has {found:,} bytes, expected {expected:,}")
-    # A plain array over the map: indexing numpy's memmap class itself costs more for every small slice.
+    # A plain array over the map: indexing numpy's memmap class is slower for small slices.
     return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(length,)))
 
 
 def _broken(folder: Path, what: str) -> DataError:
-    return DataError(f"{folder}: {what}; delete the folder to have it built again")
+    return DataError(f"{folder}: {what}; delete the folder to rebuild it")

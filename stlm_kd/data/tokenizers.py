@@ -1,4 +1,4 @@
-"""Tokenizers: loaded from a folder or the Hub, or trained on text; and what training asks of them."""
+"""Tokenizers: loading from a folder or the Hub, training on text, document start and end tokens, hashes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _NUM_BYTES = 256
 
 
 def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or of a model on the Hub, exactly as its ``tokenizer.json`` says.
+    """Load the tokenizer of a folder or of a model on the Hub, exactly as its ``tokenizer.json`` defines it.
 
     ``transformers`` 5 rebuilds the steps of some families (Llama) from their vocabulary and then splits text
-    otherwise than the file does; where there is a file, it decides, and the family's class only says which
-    tokens play the special roles.
+    differently from the file. Where there is a file, it takes precedence; the family's class only defines
+    the roles of special tokens.
 
     Raises:
-        MissingResourceError: No such folder; or on the Hub, which cannot be reached, and not in its cache.
-        ModelError: No tokenizer in it, one that needs its own code while that is not trusted, or one that
-            the ``tokenizers`` library cannot run.
+        MissingResourceError: No such folder; or the Hub cannot be reached and its cache lacks the tokenizer.
+        ModelError: No tokenizer found, one that needs untrusted custom code, or one that the ``tokenizers``
+            library cannot run.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -42,7 +42,7 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise MissingResourceError(_not_there(name_or_folder, place)) from error
-    except Exception as error:  # as which the tokenizers library raises its own
+    except Exception as error:  # the tokenizers library has no error class of its own
         raise ModelError(_unusable(name_or_folder, error, _file_of(name))) from error
     if not isinstance(loaded, PreTrainedTokenizerFast):
         raise ModelError(
@@ -52,7 +52,7 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
 
 
 def _as_filed(loaded: PreTrainedTokenizerFast, name: str) -> PreTrainedTokenizerFast:
-    """The same tokenizer with the steps that its tokenizer.json holds, if it has one."""
+    """The same tokenizer with the steps of its tokenizer.json, if it has one."""
     from transformers import PreTrainedTokenizerFast
 
     file = _file_of(name)
@@ -73,7 +73,7 @@ def _as_filed(loaded: PreTrainedTokenizerFast, name: str) -> PreTrainedTokenizer
 
 
 def _file_of(name: str) -> Path | None:
-    """The tokenizer.json of a folder, or of a Hub id in the cache; None where there is none."""
+    """The tokenizer.json of a folder, or of a cached Hub id; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     local = Path(name) / "tokenizer.json"
@@ -87,15 +87,15 @@ def _not_there(name: str, place: str) -> str:
     if Path(name).expanduser().is_absolute() or name.startswith("."):
         return f"{name}: no such folder; give a folder with a tokenizer.json, or an id on the Hub"
     return (
-        f"{name}: no such folder here, and as an id on the Hub it cannot be reached or does not exist, nor "
-        "is it in the cache; go online once, or give the path of a local copy"
+        f"{name}: no such folder here; as an id on the Hub it cannot be reached or does not exist, and it is "
+        "not in the cache; go online once, or give the path of a local copy"
     )
 
 
 def _unusable(name: str, error: Exception, file: Path | None) -> str:
     if "trust_remote_code" in str(error):
         return (
-            f"{name}: its tokenizer runs code of its own, which was not trusted; "
+            f"{name}: its tokenizer runs custom code, which is not trusted; "
             "read that code, then pass --trust-remote-code"
         )
     if file is None:
@@ -104,7 +104,7 @@ def _unusable(name: str, error: Exception, file: Path | None) -> str:
 
     try:
         Tokenizer.from_file(str(file))
-    except Exception as fault:  # the library has no class of its own
+    except Exception as fault:  # the library has no error class of its own
         return f"{file}: cannot be read as a tokenizer ({fault}); fetch or copy it again"
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"{name}: the tokenizer cannot be loaded ({reason}); check its tokenizer_config.json"
@@ -123,20 +123,19 @@ def train_tokenizer(
     masked: bool = False,
     place: str = "size",
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of exactly ``size`` tokens, trained on texts as they come.
+    """Train a byte-level BPE tokenizer of exactly ``size`` tokens on a stream of texts.
 
-    First come the special tokens, then the 256 bytes, so every text can be spelt, then the merges in the
-    order in which they were found (Sennrich et al., "Neural Machine Translation of Rare Words with Subword
-    Units", 2016; on bytes as in GPT-2). The same texts give the same tokenizer.
+    The special tokens come first, then the 256 bytes, so every text can be encoded, then the merges in the
+    order of training (Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016;
+    on bytes as in GPT-2). The same texts give the same tokenizer.
 
     Args:
         texts: Read once.
-        kind: How words are split.
-        size: Tokens, special ones included.
+        kind: The tokenizer's algorithm.
+        size: Vocabulary size, special tokens included.
         masked: For a causal model, ids 0 and 1 are ``<|endoftext|>`` (bos, eos) and ``<|pad|>``. For a masked
             one, ids 0 to 3 are ``<|start|>`` (cls), ``<|end|>`` (sep), ``<|pad|>`` and ``<|mask|>``, and the
-            tokenizer puts a text between start and end, unless asked not to.
-        place: What messages call the size.
+            tokenizer adds start and end to a text by default.
 
     Raises:
         ModelError: ``size`` has no room for the bytes.
@@ -146,10 +145,9 @@ def train_tokenizer(
 
     assert kind == "bpe", kind
     special: list[str | AddedToken] = list(_special_tokens(masked))
-    if size < (smallest := smallest_size(masked=masked)):
-        raise ModelError(
-            f"{place}: {size} found; expected at least {smallest}: the special tokens and 256 bytes"
-        )
+    smallest = _NUM_BYTES + len(special)
+    if size < smallest:
+        raise ModelError(f"a tokenizer of {size} tokens: byte-level BPE needs at least {smallest}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -162,8 +160,8 @@ def train_tokenizer(
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != size:
         raise DataError(
-            f"{place}: {size} found, but the text yields only {tokenizer.get_vocab_size()} tokens; "
-            "ask for fewer tokens or give more text"
+            f"a tokenizer of {size} tokens: the text yields only {tokenizer.get_vocab_size()}; "
+            "set a smaller size or give more text"
         )
     return _for_masked_models(tokenizer) if masked else _for_causal_models(tokenizer)
 
@@ -174,7 +172,7 @@ def _special_tokens(masked: bool) -> tuple[str | AddedToken, ...]:
 
 
 def _mask_token() -> AddedToken:
-    """Takes the place of a word together with the space before it, as when ids are masked in training."""
+    """The mask token; it absorbs the space before it, as when ids are masked in training."""
     from tokenizers import AddedToken
 
     return AddedToken(MASK, lstrip=True, normalized=False, special=True)
@@ -207,23 +205,23 @@ def _for_masked_models(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         sep_token=END,
         pad_token=PAD,
         mask_token=_mask_token(),
-        # Not every masked model takes token_type_ids.
+        # Not every masked model accepts token_type_ids.
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
 
 
 def same_vocabulary(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:
-    """Whether every id stands for the same token in both, so that distributions over ids can be compared."""
+    """Whether both have the same token at every id, so distributions over ids can be compared."""
     vocabulary: dict[str, int] = a.get_vocab()
     return vocabulary == b.get_vocab()
 
 
 def document_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """The ids before and after a document.
+    """The start and end ids of a document.
 
-    Before it stands bos, or cls where there is no bos; after it eos, or sep where there is no eos, which is
-    also before it where there is neither bos nor cls.
+    The start is bos, or cls without bos; the end is eos, or sep without eos. Without bos and cls, the end id
+    is also the start.
 
     Raises:
         ModelError: Neither eos nor sep.
@@ -232,17 +230,17 @@ def document_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     if end is None:
         name = tokenizer.name_or_path or "the tokenizer"
         raise ModelError(
-            f"{name}: no eos token and no sep token, one of which has to stand at the end of a document; "
+            f"{name}: no eos token and no sep token, one of which has to end every document; "
             "set eos_token (sep_token for a masked language model) in its tokenizer_config.json"
         )
     return end if start is None else start, end
 
 
 def ids_from_start(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text from the start of a document on, as causal models are trained on it.
+    """The ids of each text as the beginning of a document, as in the training of causal models.
 
-    The start token stands first, and nothing else that the tokenizer's template would add: the end of a text
-    that is to be continued or scored is not the end of a document.
+    The start token comes first. Nothing else of the tokenizer's template is added: the end of a text to
+    continue or score is not the end of a document.
 
     Raises:
         ModelError: As ``document_ends``.
@@ -263,10 +261,10 @@ def _named_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | N
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash (hex) of all that decides the ids of a document: steps, vocabulary, and the ids at its ends.
+    """A hash (hex) of everything that determines a document's ids: steps, vocabulary, start and end ids.
 
-    Whether a special token that is spelt out in a text is split counts too. Truncation and padding, which
-    every call sets anew, do not.
+    This includes whether special tokens in a text are split, but not truncation and padding, which every
+    call sets.
     """
     steps = json.loads(tokenizer.backend_tokenizer.to_str())
     steps.pop("truncation", None)
@@ -278,9 +276,9 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A hash (hex) of what ``tokenizer_hash`` counts and of every special token's role.
+    """A hash (hex) of ``tokenizer_hash`` and of every special token's role.
 
-    Roles change no document, but they decide which rows of a model are mapped to which, and which is padding.
+    Roles change no document, but they determine which rows of a model are mapped to which, and the padding.
     """
     roles = {role: getattr(tokenizer, f"{role}_id") for role in _ROLES}
     content = json.dumps([tokenizer_hash(tokenizer), roles, sorted(tokenizer.all_special_ids)])

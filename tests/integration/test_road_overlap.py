@@ -77,7 +77,7 @@ def test_end_tokens_inside_documents_are_noted_until_documents_are_separated(
     assert found.exit_code == 0, found.output
     (results,) = tmp_path.rglob("results.json")
     remarks = json.loads(results.read_text())["remarks"]
-    told = [one for one in remarks if "tokens <|endoftext|> stand inside its 1 documents" in one]
+    told = [one for one in remarks if "tokens <|endoftext|> found within its 1 documents" in one]
     assert len(told) == (0 if separated else 1)
 
 

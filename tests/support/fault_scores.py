@@ -340,7 +340,7 @@ def _pickle_in_index(is_planted: bool, place: Place) -> object:
     return None
 
 
-@case("end tokens inside documents", f"2 tokens {END} stand inside its 2 documents")
+@case("end tokens inside documents", f"2 tokens {END} found within its 2 documents")
 def _ends_inside(is_planted: bool, place: Place) -> object:
     tokenizer = byte_level()
     texts = [f"the cat{END}sat", f"a dog{END}ran"] if is_planted else ["the cat", "sat"]

@@ -101,7 +101,7 @@ def test_a_damaged_store_is_reported_with_what_to_do(
     source = source_of(tmp_path / "a.txt")
     folder = prepare([source], tokenizer, tmp_path / "stages")[0].store.folder
     (folder / "tokens.bin").write_bytes(b"")
-    with pytest.raises(DataError, match="delete the folder to have it built again"):
+    with pytest.raises(DataError, match="delete the folder to rebuild it"):
         prepare([source], tokenizer, tmp_path / "stages")
 
 
