@@ -1,1 +1,1 @@
-"""Where text and rows come from: files, the Hub, the built-in generator."""
+"""Sources of text and rows: files, the Hub, the built-in generator."""

@@ -1,4 +1,4 @@
-"""Documents of one file: plain text cut into documents, or the texts of one column of a table."""
+"""Documents of one file: plain text cut into documents, or one column of a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stlm_kd.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Separator:
-    """A text that stands between documents, such as ``<|endoftext|>``, and belongs to none."""
+    """A text between documents, such as ``<|endoftext|>``, which belongs to none of them."""
 
     text: str
 
@@ -27,13 +27,12 @@ _TITLE = re.compile(r"^ ?= [^=].* = ?$")
 
 
 def read(path: Path, *, column: str, documents: Documents) -> Iterator[str]:
-    """The documents of one file, none of them blank.
+    """Stream the documents of one file, none of them blank.
 
-    Text comes out of plain files without the white space around each document; a column's values are left
-    as they are.
+    Documents of plain text are stripped of surrounding white space; a column's values are unchanged.
 
     Raises:
-        DataError: Malformed or truncated content, not UTF-8, or a column that is not there; names the line.
+        DataError: Malformed or truncated content, not UTF-8, or a missing column; names the line.
         MissingResourceError: The file cannot be opened.
     """
     kind = kind_of(path)
@@ -45,13 +44,12 @@ def read(path: Path, *, column: str, documents: Documents) -> Iterator[str]:
 
 
 def cut(lines: Iterable[str], *, documents: Documents, place: str) -> Iterator[str]:
-    r"""Documents made of the lines of a plain text.
+    r"""Cut the lines of a plain text into documents.
 
-    ``line``: each line is one. ``blank-line``: each run of lines between blank lines is one.
-    ``file``: all lines are one. ``article``, the default of a source: all lines are one, but where a line
-    `` = Title = `` stands between blank lines (as in WikiText) a new document begins with it, so that text
-    without such titles, a novel for instance, stays in one piece. A ``Separator``: what stands between two
-    occurrences of it is one, within a line too.
+    ``line``: each line is a document. ``blank-line``: blank lines separate documents. ``file``: the file is
+    one document. ``article``, the default of a source: a line `` = Title = `` between blank lines (as in
+    WikiText) begins a document, so text without such titles, such as a novel, is one document.
+    A ``Separator``: its occurrences separate documents, also within a line.
 
     >>> list(cut(["one\n", "two<end>three\n", "<end>\n"], documents=Separator("<end>"), place="x"))
     ['one\ntwo', 'three']
@@ -70,7 +68,7 @@ def cut(lines: Iterable[str], *, documents: Documents, place: str) -> Iterator[s
             how = f"separator {documents.text!r}" if isinstance(documents, Separator) else documents
             raise DataError(
                 f"{place}: a document of more than {MAX_CHARACTERS:,} characters (documents: {how}); "
-                "choose documents: line or blank-line, or name what stands between them: {separator: …}"
+                "choose documents: line or blank-line, or give the text between them: {separator: …}"
             )
     yield from _joined(pending)
 
@@ -82,7 +80,7 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 
 def _beginnings(lines: Iterable[str], documents: Documents) -> Iterator[tuple[str, bool]]:
-    """Each line, or piece of one, and whether a document begins with it."""
+    """Each line, or part of one, and whether a document begins with it."""
     if documents == "article":
         yield from _title_beginnings(lines)
     elif isinstance(documents, Separator):
@@ -93,21 +91,21 @@ def _beginnings(lines: Iterable[str], documents: Documents) -> Iterator[tuple[st
 
 
 def _pieces_between(lines: Iterable[str], separator: str) -> Iterator[tuple[str, bool]]:
-    """As ``_beginnings``; as ``str.split`` would divide all lines together, if pieces are joined."""
+    """As ``_beginnings``; joined, the pieces are those of ``str.split`` on all lines together."""
     held, begins = "", False
     for line in lines:
         *whole, held = (held + line).split(separator)
         for piece in whole:
             yield piece, begins
             begins = True
-        safe = max(0, len(held) - len(separator) + 1)  # what follows may be the beginning of a separator
+        safe = max(0, len(held) - len(separator) + 1)  # the rest may be the beginning of a separator
         yield held[:safe], begins
         held, begins = held[safe:], False
     yield held, begins
 
 
 def _title_beginnings(lines: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """As ``_beginnings``, one line late, because a title is known by the blank line after it."""
+    """As ``_beginnings``, one line late, because the line after a title has to be blank."""
     before, current = "", ""
     for after in lines:
         yield current, _is_title(before, current, after)

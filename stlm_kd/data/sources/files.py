@@ -1,4 +1,4 @@
-"""Files that hold text: where they are, of which kind they are, their lines, and hashes."""
+"""Data files: finding them, their kinds, and their lines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import IO, cast
 from stlm_kd.errors import DataError, MissingResourceError
 
 MAX_CHARACTERS = 1 << 24
-"""The longest line and the longest document of a text file that are read into memory: 16 Mi characters."""
+"""Maximum length of a line and of a document of a text file, which are read into memory: 16 Mi characters."""
 
 Kinds = Mapping[str, str]
-"""What is in a file, by how its name ends."""
+"""Kind of content by file name suffix."""
 
 _TABLES: Kinds = {".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 TEXTS: Kinds = {".txt": "text", **_TABLES}
-"""Files that hold texts."""
+"""Files of text."""
 
 ROWS: Kinds = {**_TABLES, ".csv": "csv", ".tsv": "tsv"}
-"""Files that hold rows of named columns."""
+"""Files of rows with named columns."""
 
 _OPENERS: dict[str, Callable[..., IO[str]]] = {
     ".gz": cast("Callable[..., IO[str]]", gzip.open),
@@ -33,11 +33,11 @@ _OPENERS: dict[str, Callable[..., IO[str]]] = {
 
 
 def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
-    """The file itself, or the files of these kinds below a folder by their names; hidden ones left out.
+    """The file itself, or all files of these kinds below a folder, sorted by name, without hidden ones.
 
     Raises:
-        MissingResourceError: Nothing is there.
-        DataError: A file of an unknown kind, or a folder without a file, or without one of a known kind.
+        MissingResourceError: No such file or folder.
+        DataError: A file of an unknown kind, a folder without files, or without one of a known kind.
     """
     try:
         exists = path.exists()
@@ -56,7 +56,7 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
     found = sorted((file for file in shown if kind_of(file, kinds=kinds)), key=lambda file: file.as_posix())
     if not shown:
         raise DataError(
-            f"{path}: an empty folder (hidden files do not count); put data there or name another"
+            f"{path}: an empty folder (hidden files do not count); put data there or give another folder"
         )
     if not found:
         raise DataError(f"{path}: {len(shown)} files, but none of a known kind; known: {_listed(kinds)}")
@@ -64,7 +64,7 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
 
 
 def kind_of(path: Path, *, kinds: Kinds = TEXTS) -> str | None:
-    """What a file's name says that it holds: ``text``, ``json``, ``parquet``, …; None where it is unknown."""
+    """The kind of content by the file's name: ``text``, ``json``, ``parquet``, …; None if unknown."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _OPENERS:
         inner = kinds.get(suffixes[-2]) if len(suffixes) > 1 else None
@@ -79,11 +79,11 @@ def _listed(kinds: Kinds) -> str:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, decompressed, with their ends (as ``\\n``).
+    """Stream the lines of a text file, decompressed, with line ends (as ``\\n``).
 
     Raises:
-        DataError: Not UTF-8, broken, or with a line of more than ``MAX_CHARACTERS``.
-        MissingResourceError: It cannot be read.
+        DataError: Not UTF-8, corrupt, or with a line of more than ``MAX_CHARACTERS``.
+        MissingResourceError: The file cannot be read.
     """
     opener = _OPENERS.get(path.suffix.lower(), open)
     number = 0
@@ -100,20 +100,20 @@ def lines_of(path: Path) -> Iterator[str]:
         except UnicodeDecodeError as error:
             number = _whole_lines(path, opener)
             if opener is not open:
-                _read_through(path, opener)  # whose checksum tells broken content from another encoding
+                _read_through(path, opener)  # verifies the checksum: corrupt content or another encoding
             raise DataError(
                 f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8"
             ) from error
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise DataError(
-            f"{path}: broken or cut short after {number} whole lines ({error}); fetch it again"
+            f"{path}: corrupt or truncated after {number} complete lines ({error}); fetch it again"
         ) from error
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _whole_lines(path: Path, opener: Callable[..., IO[str]]) -> int:
-    """Lines before the first one that is not UTF-8, of which Python tells a buffer too early."""
+    """Number of lines before the first one that is not UTF-8; Python's error comes up to a buffer early."""
     number = 0
     with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
         while (piece := file.readline(MAX_CHARACTERS)) and not re.search("[\udc80-\udcff]", piece):

@@ -17,13 +17,12 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def column(dataset: str, *, name: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
-    """The texts of one column of one split, from the Hub or its cache.
+    """Stream the texts of one column of one split, from the Hub or its cache.
 
-    The library keeps the data set as a memory-mapped file in its own cache, read a thousand rows at a time.
+    The library keeps the data set as a memory-mapped file in its cache; a thousand rows are read at a time.
 
     Raises:
-        MissingResourceError: Not on the Hub, or the Hub cannot be reached and the data set is not in the
-            cache.
+        MissingResourceError: Not on the Hub, or the Hub cannot be reached and the data set is not cached.
         DataError: No such configuration, split or column, or a value that is not text.
     """
     for place, row in rows(dataset, name=name, split=split, columns=[column], revision=revision):
@@ -39,7 +38,7 @@ def rows(
     revision: str | None,
     optional: Sequence[str] = (),
 ) -> Iterator[tuple[str, Row]]:
-    """Each row of one split with the place where it stands, as ``stlm_kd.data.sources.files.read_rows``.
+    """Stream the rows of one split with their locations, as ``stlm_kd.data.sources.tables.read_rows``.
 
     Raises:
         MissingResourceError: As ``column``.
@@ -56,7 +55,7 @@ def rows(
 
 
 def version(dataset: str, *, name: str | None, revision: str | None) -> str:
-    """What the library knows a data set's state by: a commit, or a hash of its files.
+    """The data set's version as the library identifies it: a commit, or a hash of its files.
 
     Raises:
         MissingResourceError: As ``column``.
@@ -66,45 +65,45 @@ def version(dataset: str, *, name: str | None, revision: str | None) -> str:
 
 
 def _builder(dataset: str, *, name: str | None, revision: str | None) -> DatasetBuilder:
-    """The library's builder, at the commit that was asked for: offline it takes any that is in the cache."""
+    """The library's builder at the requested commit; offline, the library itself takes any cached one."""
 
-    def ask() -> DatasetBuilder:
+    def load() -> DatasetBuilder:
         from datasets import load_dataset_builder
 
         return load_dataset_builder(dataset, name, revision=revision)
 
-    builder = _with_our_errors(ask, dataset)
+    builder = _with_our_errors(load, dataset)
     if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MissingResourceError(
             f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
-            "go online once, or name that one"
+            "go online once, or use that revision"
         )
     return builder
 
 
 def _split_rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
-    """A split's rows, downloaded first where the cache does not have them."""
+    """A split's rows, downloaded if they are not cached."""
 
-    def ask() -> Dataset:
+    def load() -> Dataset:
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
 
-    return _with_our_errors(ask, dataset)
+    return _with_our_errors(load, dataset)
 
 
-def _with_our_errors(ask: Callable[[], T], dataset: str) -> T:
-    """The library's answer, or our error in place of its own."""
+def _with_our_errors(load: Callable[[], T], dataset: str) -> T:
+    """The result of ``load``, with the library's errors converted to ours."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
-        return ask()
+        return load()
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise MissingResourceError(
             f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
         ) from error
     except ConnectionError as error:
         raise MissingResourceError(
-            f"{dataset}: the Hub cannot be reached and the data set is not in its cache; "
+            f"{dataset}: the Hub cannot be reached and the data set is not in the cache; "
             "go online once, or give the path of a local copy"
         ) from error
     except OSError as error:

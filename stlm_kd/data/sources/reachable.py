@@ -1,4 +1,4 @@
-"""Whether models and data sets of the Hugging Face Hub are cached here, and whether the Hub answers."""
+"""Whether models and data sets of the Hugging Face Hub are cached, and whether the Hub is reachable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stlm_kd.errors import MissingResourceError
 
 
 def data_set_is_cached(name: str, configuration: str | None = None) -> bool:
-    """Whether the ``datasets`` library has prepared a data set before, in this configuration or in any."""
+    """Whether the ``datasets`` library has a data set in its cache, in this configuration or in any."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
@@ -23,7 +23,7 @@ def file_is_cached(repository: str, *names: str) -> bool:
     """Whether the Hub's cache has one of these files of a model repository.
 
     Raises:
-        ValueError: The name is no Hub id.
+        ValueError: The name is not a Hub id.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -32,10 +32,10 @@ def file_is_cached(repository: str, *names: str) -> bool:
 
 @cache
 def hub_answers() -> bool:
-    """Whether the Hub can be reached; tried once, and not at all in offline mode.
+    """Whether the Hub is reachable; tested once, and never in offline mode.
 
     Raises:
-        MissingResourceError: Its address (``HF_ENDPOINT``) is none, or what answers there speaks no HTTP.
+        MissingResourceError: Its address (``HF_ENDPOINT``) is invalid, or the server there is not HTTP.
     """
     import datasets
     from huggingface_hub import constants
@@ -45,7 +45,7 @@ def hub_answers() -> bool:
     try:
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
     except HTTPError:
-        return True  # the Hub refused the request, so it is there
+        return True  # the Hub refused the request, so it is reachable
     except OSError:
         return False
     except (ValueError, HTTPException) as error:

@@ -1,8 +1,7 @@
-"""Where text comes from: files, folders, data sets of the Hugging Face Hub, and the built-in generator.
+"""Sources of text: files, folders, data sets of the Hugging Face Hub, and the built-in generator.
 
-A source names one of them and how to read it. ``documents`` streams its texts, so a corpus of any size passes
-through little memory, and ``fingerprint`` is a hash of what would be streamed, so that whatever is made of it
-can be found again.
+A source names one of them and how to read it. ``documents`` streams its texts, so a corpus of any size needs
+little memory. ``fingerprint`` is a hash of the content, which addresses everything derived from it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.notes import note
 
 SAMPLE_SIZE = 4_000_000
-"""Bytes of text in a sample whose size is not given."""
+"""Default size of a sample, in bytes of text."""
 
 SAMPLE_SPLITS = ("train", "validation")
 _SAMPLE_SEED = 0
@@ -31,21 +30,21 @@ _SAMPLE_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place where text comes from; exactly one of ``path``, ``hub`` and ``sample`` is given.
+    """A source of text; exactly one of ``path``, ``hub`` and ``sample`` is given.
 
     Attributes:
         path: A .txt, .jsonl (each also .gz or .xz) or .parquet file, or a folder of such files, which is
-            searched through and read in the order of the names. ``~`` and ``$VARIABLES`` are filled in.
+            searched recursively and read in order of names. ``~`` and ``$VARIABLES`` are expanded.
         hub: The id of a data set on the Hugging Face Hub.
         sample: A split of the built-in generator of synthetic English: ``train`` or ``validation``.
-        name: Hub: the configuration, where the data set has several.
+        name: Hub: the configuration, if the data set has several.
         split: Hub: the split.
         revision: Hub: a branch, tag or commit.
         column: JSON, Parquet, Hub: the field that holds the text.
         documents: Plain text: how a file is cut into documents (``stlm_kd.data.sources.documents.cut``).
         size: Sample: bytes of text.
         domain: A name for this kind of text, in reports.
-        weight: How often a row of this text comes in an epoch (``stlm_kd.data.batches``).
+        weight: How often a row of this text occurs in an epoch (``stlm_kd.data.batches``).
     """
 
     path: str | None = None
@@ -65,7 +64,7 @@ class Source:
             raise DataError(f"{self.described()}: give exactly one of path, hub and sample")
         if self.sample is not None and self.sample not in SAMPLE_SPLITS:
             raise DataError(
-                f"{self.described()}: not a split of the sample; known: {', '.join(SAMPLE_SPLITS)}"
+                f"{self.described()}: not a split of the sample; expected one of: {', '.join(SAMPLE_SPLITS)}"
             )
         if self.size <= 0:
             raise DataError(
@@ -77,7 +76,7 @@ class Source:
             raise DataError(f"{self.described()}: weight {self.weight} found, expected 0 or more")
 
     def described(self) -> str:
-        """What messages call it."""
+        """The source's name in messages."""
         if self.sample is not None:
             return f"sample {self.sample}"
         if self.hub is not None:
@@ -86,11 +85,11 @@ class Source:
 
 
 def documents(source: Source) -> Iterator[str]:
-    """The texts of a source, one document at a time, none of them blank.
+    """Stream the documents of a source, none of them blank.
 
     Raises:
-        MissingResourceError: Not there; or on the Hub, which cannot be reached, and not in its cache.
-        DataError: Malformed content, a column that is not there, or no text at all.
+        MissingResourceError: Not found; or the Hub cannot be reached and its cache lacks the data set.
+        DataError: Malformed content, a missing column, or no text at all.
     """
     found = False
     for text in _documents(source):
@@ -123,20 +122,20 @@ def _documents(source: Source) -> Iterator[str]:
         texts = sum(kind_of(path) == "text" for path in paths)
         if isinstance(source.documents, Separator) and texts == len(paths) >= found:
             note(
-                f"{source.path}: the separator {source.documents.text!r} divides nothing: {texts} files, "
-                f"{found} documents; is it spelt as in the text?"
+                f"{source.path}: the separator {source.documents.text!r} does not occur: {texts} files, "
+                f"{found} documents; check its spelling"
             )
 
 
 def fingerprint(source: Source) -> str:
-    """A hash (hex) of the texts that a source stands for: of content, so a moved file keeps it.
+    """A hash (hex) of a source's content, so a moved file keeps it.
 
-    Files are hashed with what decides how they are read; a Hub data set by its id, split and the commit it is
-    at; the sample by its generator's version and arguments. Domain and weight do not count.
+    Files are hashed with the options of reading them; a Hub data set by its id, split and commit; the sample
+    by its generator's version and arguments. Domain and weight are not included.
 
     Raises:
         MissingResourceError: As ``documents``.
-        DataError: As ``documents``, where the fault can be seen without reading.
+        DataError: As ``documents``, for faults that are visible without reading.
     """
     if source.sample is not None:
         facts = sample_facts(source.sample, source.size, _SAMPLE_SEED)
@@ -152,21 +151,21 @@ def fingerprint(source: Source) -> str:
 
 
 def sample_facts(*arguments: object) -> list[object]:
-    """Generated text is identified by the generator's arguments and version."""
+    """The identity of generated text: the generator's arguments and version."""
     return ["sample", *arguments, VERSION]
 
 
 def file_facts(paths: Sequence[Path]) -> list[object]:
-    """What files hold is known by their content and by their kind, which says how they are read.
+    """The identity of files: their content, and their kind, which determines how they are read.
 
     Raises:
-        MissingResourceError: One cannot be read.
+        MissingResourceError: A file cannot be read.
     """
     return ["files", [["".join(path.suffixes[-2:]).lower(), _file_hash(path)] for path in paths]]
 
 
 def hash_of(facts: Sequence[object]) -> str:
-    """A hash (hex) of facts that JSON can hold."""
+    """A hash (hex) of facts that JSON can represent."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

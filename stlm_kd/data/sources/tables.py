@@ -11,26 +11,25 @@ from stlm_kd.data.sources.files import MAX_CHARACTERS, ROWS, kind_of, lines_of
 from stlm_kd.errors import DataError, MissingResourceError
 
 Row = Mapping[str, object]
-"""One row of a table: what stands in each column."""
+"""One row of a table: the value of each column."""
 
 
 def read_rows(
     path: Path, *, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, Row]]:
-    """Each row of one table with the place where it stands, for messages.
+    """Stream the rows of one table with their locations, for messages.
 
-    A row of JSON lines or of a .csv or .tsv file may have other columns besides. A .csv or .tsv file begins
-    with the names of its columns; in a .csv file quotes may hold commas and ends of lines, in a .tsv file
-    they mean nothing.
+    Other columns are allowed. The first line of a .csv or .tsv file names its columns. In a .csv file quoted
+    values may contain commas and line ends; in a .tsv file quotes have no meaning.
 
     Args:
         path: Of a kind in ``ROWS``.
-        columns: Every row must have these.
-        optional: These are read where they are there.
+        columns: Required in every row.
+        optional: Read if present.
 
     Raises:
-        DataError: Malformed or truncated content, not UTF-8, or a column that is not there or named twice;
-            names the line.
+        DataError: Malformed or truncated content, not UTF-8, or a column that is missing or duplicate; names
+            the line.
         MissingResourceError: The file cannot be opened.
     """
     kind = kind_of(path, kinds=ROWS)
@@ -62,7 +61,7 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
 
 
 class _RepeatedKey(Exception):
-    """A JSON object has a key twice; the message is the key."""
+    """A duplicate key of a JSON object; the message is the key."""
 
 
 def _without_repeated_keys(pairs: list[tuple[str, object]]) -> Row:
@@ -91,7 +90,7 @@ def _table_rows(
     _require_once(f"{path}:1", [name for name in header if name in (*columns, *optional)])
     for number, values in rows:
         if len(values) != len(header):
-            separator = "tabs" if tabs else "commas (quote a text that holds some)"
+            separator = "tabs" if tabs else "commas (quote a text that contains some)"
             raise DataError(
                 f"{path}:{number}: {len(values)} values found, but line 1 names {len(header)} columns; "
                 f"separate values by {separator}"
@@ -105,14 +104,14 @@ def _require_once(place: str, names: Sequence[str]) -> None:
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The values of each line that has some, with the line's number."""
+    """The line number and values of each non-empty line."""
     for number, line in enumerate(lines_of(path), start=1):
         if values := line.removesuffix("\n"):
             yield number, values.split("\t")
 
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The values of each row that has some, with the number of the line where it ends."""
+    """The number of the last line and the values of each non-empty row."""
     rows = csv.reader(lines_of(path), strict=True)
     while True:
         begin = rows.line_num + 1
@@ -120,8 +119,8 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
             values = _next_row(rows)
         except csv.Error as error:
             raise DataError(
-                f"{path}:{begin}: not a row of a table ({error}); expected values between commas, quoted "
-                f'where they hold commas or ends of lines, with quotes doubled ("") and at most '
+                f"{path}:{begin}: not a row of a table ({error}); expected values separated by commas, "
+                f'quoted if they contain commas or line ends, with quotes doubled ("") and at most '
                 f"{MAX_CHARACTERS:,} characters each"
             ) from error
         if values is None:
@@ -131,7 +130,7 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
-    """The next row, with values of up to ``MAX_CHARACTERS``; the limit is one of the whole process."""
+    """The next row, with values of up to ``MAX_CHARACTERS``; sets and restores the process-wide limit."""
     before = csv.field_size_limit(MAX_CHARACTERS)
     try:
         return next(rows, None)
@@ -157,16 +156,16 @@ def _parquet_rows(
                     number += 1
                     yield f"{path}: row {number}", row
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not a whole Parquet file ({error}); fetch it again") from error
+        raise DataError(f"{path}: not a complete Parquet file ({error}); fetch it again") from error
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error})") from error
 
 
 def require_columns(place: str, columns: Iterable[str], found: Collection[str]) -> None:
-    """Refuse a table without one of these columns, and say which it has.
+    """Refuse a table that lacks one of these columns; the message lists those that it has.
 
     Raises:
-        DataError: One is not there.
+        DataError: A column is missing.
     """
     for column in columns:
         if column not in found:
@@ -175,10 +174,10 @@ def require_columns(place: str, columns: Iterable[str], found: Collection[str]) 
 
 
 def text_value(value: object, place: str) -> Iterator[str]:
-    """A column's text, or nothing where it is blank.
+    """A column's text; yields nothing if it is blank.
 
     Raises:
-        DataError: Null, not a text, or one with half of a surrogate pair, which has no UTF-8 form.
+        DataError: Null, not a text, or a text with a lone surrogate, which UTF-8 cannot encode.
     """
     if value is None:
         raise DataError(f"{place}: null found, expected text; fill it in or remove the row")
@@ -188,12 +187,14 @@ def text_value(value: object, place: str) -> Iterator[str]:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(f"{place}: half of a surrogate pair at character {error.start}") from error
+            raise DataError(
+                f"{place}: a lone surrogate at character {error.start}, which UTF-8 cannot encode; remove it"
+            ) from error
     if value.strip():
         yield value
 
 
 def shown(value: object) -> str:
-    """A value as messages show it, cut after 40 characters."""
+    """A value formatted for messages, truncated after 40 characters."""
     text = "null" if value is None else repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

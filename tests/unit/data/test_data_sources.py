@@ -126,7 +126,7 @@ def test_variables_in_a_path_are_filled_in(tmp_path: Path, monkeypatch: pytest.M
         ('["a"]', r"a\.jsonl:2: list found, expected a JSON object with a text field"),
         ('{"body": "x", "id": 1}', r"a\.jsonl:2: no column text; found: body, id"),
         ('{"text": 3}', r"a\.jsonl:2, column text: int found, expected text"),
-        ('{"text": "é\\ud800"}', r"a\.jsonl:2, column text: half of a surrogate pair at character 1"),
+        ('{"text": "é\\ud800"}', r"a\.jsonl:2, column text: a lone surrogate at character 1"),
         ("[" * 100_000, r"a\.jsonl:2: not JSON"),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_compressed_file_cut_short_is_refused(tmp_path: Path, name: str) -> No
         whole[:40] + b"\xff" * 40 + whole[80:],
     ):
         (tmp_path / name).write_bytes(broken)
-        with pytest.raises(DataError, match=r"broken or cut short after \d+ whole lines"):
+        with pytest.raises(DataError, match=r"corrupt or truncated after \d+ complete lines"):
             read(source)
 
 
@@ -169,7 +169,7 @@ def test_a_broken_archive_is_told_from_another_encoding(tmp_path: Path) -> None:
     whole = bytearray(gzip.compress(b"a line\n" * 100 + b"caf\xe9\n"))
     whole[-8] ^= 1  # of the checksum
     (tmp_path / "a.txt.gz").write_bytes(whole)
-    with pytest.raises(DataError, match="broken or cut short after 100 whole lines"):
+    with pytest.raises(DataError, match="corrupt or truncated after 100 complete lines"):
         read(Source(path=str(tmp_path / "a.txt.gz")))
 
 
@@ -178,7 +178,7 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "a.parquet").read_bytes()
     for broken in (whole[:-20], b"PAR1", whole[:30]):
         (tmp_path / "a.parquet").write_bytes(broken)
-        with pytest.raises(DataError, match="not a whole Parquet file"):
+        with pytest.raises(DataError, match="not a complete Parquet file"):
             read(Source(path=str(tmp_path / "a.parquet")))
 
 
@@ -214,7 +214,7 @@ def test_a_separator_that_divides_nothing_is_noted(tmp_path: Path, caplog: pytes
         assert len(read(replace(source, documents=Separator("<|endoftext|>")))) == 2
         assert not caplog.messages
         assert len(read(replace(source, documents=Separator("<|end|>")))) == 1
-    assert "separator '<|end|>' divides nothing: 1 files, 1 documents" in caplog.text
+    assert "separator '<|end|>' does not occur: 1 files, 1 documents" in caplog.text
     with pytest.raises(DataError, match="an empty separator"):
         replace(source, documents=Separator(""))
 
