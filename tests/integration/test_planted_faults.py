@@ -256,7 +256,7 @@ def _uneven(is_planted: bool, place: Place) -> object:
     return None
 
 
-@case("hidden labels", "by which test sets hide their labels")
+@case("hidden labels", "which marks hidden labels of test sets")
 def _hidden(is_planted: bool, place: Place) -> object:
     table(place, "a.csv", ROWS + ("c,-1\n" if is_planted else "c,1\n"))
     return None

@@ -1,1 +1,1 @@
-"""Labelled examples: texts with a class or a number, words with tags, questions with spans."""
+"""Labelled examples: text classification and regression, token labels, question answering."""

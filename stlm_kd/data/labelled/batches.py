@@ -1,7 +1,7 @@
 """Batches of labelled examples, and which examples make which optimizer step.
 
 Everything is a function of the step's number and the seed, as in ``stlm_kd.data.batches``. The examples of a
-step are drawn first, and then dealt out to micro-batches by their length, so that little is padded.
+step are drawn first and then grouped into micro-batches by length, to reduce padding.
 
 Shapes: B rows, T positions.
 """
@@ -22,9 +22,9 @@ from stlm_kd.data.labelled.encoding import Encoded, EncodedTexts
 from stlm_kd.data.labelled.examples import Labels
 
 FORWARD_COST = 100
-"""What a pass forward and back costs besides its positions, in positions, on a CPU; on a GPU, thousands."""
+"""Overhead of a forward and backward pass, in positions, on a CPU; on a GPU, thousands."""
 
-_ORDER = 0  # what a random generator is for
+_ORDER = 0  # purpose of a random generator, part of its seed
 
 
 Labelled = Literal["text", "words", "span"]
@@ -38,15 +38,15 @@ class ExampleBatch:
         input_ids: (B, T) int64.
         attention_mask: (B, T) bool.
         token_type_ids: (B, T) int64, or None.
-        labels: (B,): int64 classes, or float32 numbers. A row of padding has ``IGNORED``, or not a number. Of
-            words (B, T): at some positions a class, elsewhere ``IGNORED``; of a span (B, 2): the positions of
-            its first and last token.
-        example_ids: (B,) int64, the example's place in its data set: stable over epochs, shuffles and ranks;
-            -1 for a row of padding, which a rank gets that has no example when others have one.
-        others: The same examples as other tokenizers read them, by the name of the teacher that reads so.
-        of: What is labelled: an example as a whole, words in it, or a span of it.
+        labels: (B,): int64 classes, or float32 numbers. A row of padding has ``IGNORED``, or NaN. For words
+            (B, T): at some positions a class, elsewhere ``IGNORED``; for a span (B, 2): the positions of its
+            first and last token.
+        example_ids: (B,) int64, the example's index in its data set: stable over epochs, shuffles and ranks;
+            -1 for a row of padding, for a rank that has no example when other ranks have one.
+        others: The same examples under other tokenizers, by the name of the teacher that uses it.
+        of: What the labels refer to: a whole example, its words, or a span of it.
         sources: As in ``Batch``.
-        origin: The same batch on the CPU, where it was moved from there.
+        origin: The same batch on the CPU, if it was moved from there.
     """
 
     input_ids: Tensor
@@ -61,11 +61,11 @@ class ExampleBatch:
 
     @property
     def own(self) -> Encoded:
-        """The rows as the student's tokenizer reads them."""
+        """The rows under the student's tokenizer."""
         return Encoded(self.input_ids, self.attention_mask, self.token_type_ids)
 
     def reading(self, teacher: str) -> Encoded:
-        """The rows as a teacher reads them: by a tokenizer of its own, or as the student."""
+        """The rows under a teacher's own tokenizer, or else under the student's."""
         return self.others.get(teacher, self.own)
 
     def to(self, device: torch.device) -> ExampleBatch:
@@ -85,22 +85,22 @@ class ExampleBatch:
         return moved
 
     def num_tokens(self) -> int:
-        """Positions of the student's reading that are not padding."""
+        """Non-padding positions under the student's tokenizer."""
         return int(self.attention_mask[self.example_ids >= 0].sum())
 
 
 AnyBatch = Batch | ExampleBatch
-"""One micro-batch of whatever a student reads."""
+"""One micro-batch of packed text or of labelled examples."""
 
 
 def on_cpu(batch: AnyBatch) -> AnyBatch:
-    """The same batch on the CPU; no device is waited for where it came from there."""
+    """The same batch on the CPU, without waiting for a device if it was moved from there."""
     if is_on_cpu(batch.input_ids):
         return batch
     if batch.origin is not None:
         return batch.origin
     found = batch.to(torch.device("cpu"))
-    torch.accelerator.synchronize()  # batches move without waiting, and what is read now must have come
+    torch.accelerator.synchronize()  # the copy is asynchronous and must be complete before it is read
     return found
 
 
@@ -110,8 +110,8 @@ class EncodedExamples:
 
     Attributes:
         labels: (N,), as ``Examples``.
-        own: As the student's tokenizer reads them.
-        others: As other tokenizers do, by the name of the teacher that reads so.
+        own: The examples under the student's tokenizer.
+        others: The examples under other tokenizers, by the name of the teacher that uses it.
     """
 
     labels: Labels
@@ -125,7 +125,7 @@ class EncodedExamples:
         return len(self.labels)
 
     def batch(self, places: Integers) -> ExampleBatch:
-        """These examples in this order; one row of padding where there are none."""
+        """These examples in this order; one row of padding if there are none."""
         own = self.own.rows(places)
         labels_B = torch.from_numpy(self.labels[places])
         ids_B = torch.from_numpy(places)
@@ -143,36 +143,36 @@ class EncodedExamples:
 
 
 class Tokenised(Protocol):
-    """Examples of some kind, of which batches are made."""
+    """Tokenised examples of some kind, from which batches are built."""
 
     @property
     def own(self) -> EncodedTexts:
-        """As the student's tokenizer reads them."""
+        """The examples under the student's tokenizer."""
 
     def __len__(self) -> int: ...
 
     def batch(self, places: Integers) -> ExampleBatch:
-        """These examples in this order; one row of padding where there are none."""
+        """These examples in this order; one row of padding if there are none."""
 
 
 class ExampleStream:
-    """The micro-batches of every optimizer step, in an order that is drawn anew in each epoch.
+    """The micro-batches of every optimizer step, reshuffled in each epoch.
 
-    In an epoch every example comes once; its last step has what is left. A step's examples are dealt out by
-    length, the longest first, in as many micro-batches on every rank: as many as make the fewest positions,
-    where a micro-batch counts as ``forward_cost`` positions more.
+    In an epoch every example occurs once; the last step holds the remaining examples. A step's examples are
+    grouped by length, the longest first, into the same number of micro-batches on every rank. The groups
+    minimise the number of positions, with ``forward_cost`` added for each micro-batch.
 
-    With ``pairs`` rows are sources of each other in interventions: neighbours by length, so of about the same
-    length, whatever the split. A pair goes to one micro-batch, unless micro-batches hold one row.
+    With ``pairs`` rows are sources of each other in interventions: neighbours by length, so of similar
+    length, whatever the split. Both rows of a pair are in one micro-batch, unless micro-batches hold one row.
 
     Args:
         examples: At least one.
         effective_batch: Examples of an optimizer step, over all ranks and micro-batches.
-        micro_batch: Most examples of one forward on one rank.
-        seed: Of the order, 0 or more.
+        micro_batch: Maximum examples of one forward on one rank.
+        seed: Seed of the order, 0 or more.
         rank: This process, of ``world_size``.
         world_size: Processes that share the examples of a step.
-        forward_cost: What a forward and backward pass costs by itself, in positions.
+        forward_cost: Overhead of a forward and backward pass, in positions.
         pairs: Whether a step's rows are sources of each other.
     """
 
@@ -227,9 +227,9 @@ class ExampleStream:
 def example_evaluation_batches(
     examples: Tokenised, *, micro_batch: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[ExampleBatch]:
-    """Every example once, the longest first; as many batches on every rank.
+    """Every example once, the longest first; the same number of batches on every rank.
 
-    Of examples as long as each other, the first comes first.
+    Examples of equal length keep their order.
     """
     places = _longest_first(np.arange(len(examples)), examples.own.lengths())
     stride = micro_batch * world_size

@@ -1,4 +1,4 @@
-"""Texts and pairs of texts as one tokenizer reads them, tokenised once and padded by the batch.
+"""Texts and pairs of texts under one tokenizer, tokenised once and padded per batch.
 
 Shapes: B rows, T positions.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MULTIPLE = 8
-"""Rows are padded to a multiple of so many positions: GPUs are quicker with 8, a CPU with 1."""
+"""Rows are padded to a multiple of this many positions: GPUs are faster with 8, a CPU with 1."""
 
 _AT_ONCE = 4096
 
@@ -32,9 +32,9 @@ class Encoded:
     """B texts, padded on the right.
 
     Attributes:
-        input_ids: (B, T) int64. Padding positions hold the padding token, or the end token without one.
-        attention_mask: (B, T) bool, False on padding. A row without a text is read as one token of padding,
-            since attention to nothing is not a number.
+        input_ids: (B, T) int64. Padding positions hold the padding token, or else the end token.
+        attention_mask: (B, T) bool, False on padding. A row without a text attends to one padding token,
+            because attention over no position is NaN.
         token_type_ids: (B, T) int64: 1 on the second text of a pair; None where all are 0.
     """
 
@@ -54,16 +54,16 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class EncodedTexts:
-    """The tokens of all texts, one after the other.
+    """The concatenated tokens of all texts.
 
     Attributes:
         tokens: Token ids.
         types: Token types; None where all are 0.
-        offsets: Where each text begins, and where the last one ends.
-        context: The most tokens that a text has.
-        padding: What fills rows.
-        truncated: How many texts had more tokens than ``context``.
-        multiple: Rows are padded to a multiple of so many positions, at most to ``context``.
+        offsets: The begin of each text, and the end of the last.
+        context: Maximum tokens of a text.
+        padding: The padding id.
+        truncated: Number of texts that had more tokens than ``context``.
+        multiple: Rows are padded to a multiple of this many positions, at most to ``context``.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -78,15 +78,15 @@ class EncodedTexts:
         return len(self.offsets) - 1
 
     def lengths(self) -> Integers:
-        """Tokens of each text, special ones included."""
+        """Number of tokens of each text, special ones included."""
         return np.diff(self.offsets)
 
     def padded(self, lengths: Integers) -> Integers:
-        """Positions of rows that texts of these lengths are the longest of."""
+        """Padded length of rows whose longest text has each of these lengths."""
         return np.minimum(-(-lengths // self.multiple) * self.multiple, self.context)
 
     def rows(self, places: Integers) -> Encoded:
-        """These texts in this order; one row of padding where there are none."""
+        """These texts in this order; one row of padding if there are none."""
         if not len(places):
             return self._no_text()
         begins = self.offsets[places]
@@ -112,7 +112,7 @@ class EncodedTexts:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The token that fills rows: the padding token, or without one what ends a document.
+    """The id that fills rows: the padding token, or else the end token of a document.
 
     Raises:
         ModelError: The tokenizer has neither.
@@ -128,13 +128,13 @@ def encode_texts(
     context: int,
     multiple: int = MULTIPLE,
 ) -> EncodedTexts:
-    """The texts with the tokenizer's special tokens, cut to ``context`` tokens.
+    """Encode texts with the tokenizer's special tokens, truncated to ``context`` tokens.
 
-    Of a pair, the longer text is cut first. A tokenizer that puts nothing between the texts of a pair gets
-    what ends a document there. An empty text without special tokens is that token alone.
+    In a pair, the longer text is truncated first. If the tokenizer puts nothing between the texts of a pair,
+    the end token of a document separates them. An empty text without special tokens is that token alone.
 
     Raises:
-        ModelError: The tokenizer has neither a padding token nor one that ends a document.
+        ModelError: The tokenizer has neither a padding token nor an end token of a document.
     """
     assert texts and context >= 4 and multiple >= 1
     separated = len(texts[0]) == 1 or separates(tokenizer)
@@ -159,11 +159,11 @@ def encode_texts(
 
 
 Reading = tuple[list[int], list[int], bool]
-"""Token ids, token types, and whether the text was cut."""
+"""Token ids, token types, and whether the text was truncated."""
 
 
 def separates(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the tokenizer shows where the second text of a pair begins."""
+    """Whether the tokenizer separates the texts of a pair by special tokens."""
     alone, pair = (int(tokenizer.num_special_tokens_to_add(pair=pair)) for pair in (False, True))
     return pair > alone
 
@@ -178,7 +178,7 @@ def _encodings(
 def encodings(
     texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int | None
 ) -> Iterator[Encoding]:
-    """As the tokenizer itself reads them; without special tokens and uncut where there is no context."""
+    """The tokenizer's own encodings; without special tokens and truncation if ``context`` is None."""
     for begin in range(0, len(texts), _AT_ONCE):
         columns = [list(column) for column in zip(*texts[begin : begin + _AT_ONCE], strict=True)]
         found = tokenizer(
@@ -196,7 +196,7 @@ def encodings(
 def _joined(
     texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int
 ) -> Iterator[Reading]:
-    """Pairs with the token that ends a document in between, and the special tokens of a text around."""
+    """Pairs separated by the end token of a document, within the special tokens of a single text."""
     end = document_ends(tokenizer)[1]
     before, after = _around(tokenizer)
     for a, keep_a, b, keep_b in _cut_pairs(texts, tokenizer, context - len(before) - len(after) - 1):
@@ -214,7 +214,7 @@ def _around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
 def _cut_pairs(
     texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, free: int
 ) -> Iterator[tuple[Encoding, int, Encoding, int]]:
-    """Each pair without special tokens, and how many tokens of either fit into ``free`` positions."""
+    """Each pair without special tokens, and how many tokens of each text fit into ``free`` positions."""
     first, second = ([(text[side],) for text in texts] for side in (0, 1))
     for a, b in zip(encodings(first, tokenizer, None), encodings(second, tokenizer, None), strict=True):
         keep_a = min(len(a.ids), max(free - len(b.ids), free - free // 2))
@@ -222,13 +222,13 @@ def _cut_pairs(
 
 
 Source = tuple[int, int, int]
-"""Which of an example's texts, its first character, and one after the last."""
+"""Index of the text within an example, first character, one after the last character."""
 
 
 def token_sources(
     texts: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, *, context: int
 ) -> list[Source | None]:
-    """Where each token that ``encode_texts`` reads of one example stands in it; None of a special one."""
+    """The span of each token that ``encode_texts`` makes of one example; None for special tokens."""
     if len(texts) == 1 or separates(tokenizer):
         (whole,) = encodings([texts], tokenizer, context)
         places = zip(whole.sequence_ids, whole.offsets, strict=True)

@@ -1,6 +1,6 @@
 """Labelled examples: one or two texts each, and a class or a number.
 
-A class is known by its name outside (``entailment``, ``1``) and by its place in ``label_names`` inside.
+Files and messages use a class's name (``entailment``, ``1``); labels are indices into ``label_names``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stlm_kd.notes import note
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 SAMPLE_EXAMPLES: Mapping[str, int] = {"train": 6000, "validation": 1000}
-"""Examples of a sample whose size is not given."""
+"""Default number of examples of a sample."""
 
 _ID_COLUMNS = ("idx", "id")
 _SOURCE_COLUMN = "source"
@@ -35,19 +35,19 @@ _INTEGER = re.compile(r"-?\d+")
 
 @dataclass(frozen=True, slots=True)
 class LabelledSource:
-    """One place where labelled examples come from; exactly one of ``path``, ``hub`` and ``sample`` is given.
+    """A source of labelled examples; exactly one of ``path``, ``hub`` and ``sample`` is given.
 
     Attributes:
         path: A .jsonl, .csv, .tsv (each also .gz or .xz) or .parquet file, or a folder of such files, read
-            in the order of the names. ``~`` and ``$VARIABLES`` are filled in.
+            in order of names. ``~`` and ``$VARIABLES`` are expanded.
         hub: The id of a data set on the Hugging Face Hub.
         sample: A task of the built-in generator of synthetic English: ``acceptability`` or ``sentiment``.
-        text: The columns of one text, or of a pair.
+        text: The column of the text, or the two columns of a pair.
         label: The column of the label.
-        name: Hub: the configuration, where the data set has several.
-        split: Hub and sample: the split; ``train`` or ``validation`` of a sample.
+        name: Hub: the configuration, if the data set has several.
+        split: Hub and sample: the split; for a sample ``train`` or ``validation``.
         revision: Hub: a branch, tag or commit.
-        size: Sample: examples; by default ``SAMPLE_EXAMPLES``.
+        size: Sample: number of examples; by default ``SAMPLE_EXAMPLES``.
     """
 
     path: str | None = None
@@ -82,7 +82,7 @@ class LabelledSource:
             raise DataError(f"{place}: size {self.size} found, expected a positive number of examples")
 
     def described(self) -> str:
-        """What messages call it."""
+        """The source's name in messages."""
         if self.sample is not None:
             return f"sample {self.sample}, split {self.split}"
         if self.hub is not None:
@@ -91,7 +91,7 @@ class LabelledSource:
 
     @property
     def examples(self) -> int:
-        """How many examples of the sample are made."""
+        """Number of examples of the sample."""
         return self.size or SAMPLE_EXAMPLES[self.split]
 
 
@@ -101,12 +101,12 @@ class Examples:
 
     Attributes:
         texts: One text or a pair for each.
-        labels: (N,): int64 places in ``label_names``, or float32 numbers.
-        ids: What each is called in results: its ``idx`` or ``id`` in the source where all have a different
-            one, else its place among all, from 0.
-        label_names: The classes; none for numbers.
-        sources: Where each is from, as a column ``source`` says (in CoLA's: the book or article); "" where
-            there is none. Empty, in place of N of these, where no example has one.
+        labels: (N,): int64 indices into ``label_names``, or float32 numbers.
+        ids: Identifier in results: ``idx`` or ``id`` of the source if all are distinct, else the index, from
+            0.
+        label_names: The classes; empty for numbers.
+        sources: Origin of each example from a column ``source`` (in CoLA: the book or article); "" if it has
+            none. Empty if no example has one.
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -120,11 +120,11 @@ class Examples:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the labels are numbers."""
+        """Whether labels are numbers."""
         return not self.label_names
 
     def counts(self) -> dict[str, int]:
-        """How many examples each class has; empty for numbers."""
+        """Number of examples of each class; empty for numbers."""
         return {name: int((self.labels == place).sum()) for place, name in enumerate(self.label_names)}
 
     def select(self, places: npt.NDArray[np.int64]) -> Examples:
@@ -141,21 +141,20 @@ class Examples:
 def read_examples(
     *sources: LabelledSource, labels: Sequence[str] = (), regression: bool = False, labels_of: str = ""
 ) -> Examples:
-    """All examples of one or several sources.
+    """Read all examples of one or several sources.
 
     Args:
         *sources: At least one; all of single texts, or all of pairs.
-        labels: The names of the classes in order. A label is one of them, or a number that counts them from
-            0. Where none are given, they are the different labels that are found, numbers in the order of
-            their size, else by the alphabet.
+        labels: The class names in order. A label is one of them, or an index counted from 0. By default the
+            distinct labels found, in numeric or else alphabetical order.
         regression: Whether labels are numbers to predict rather than classes.
-        labels_of: Whose names the given ones are, where the user did not give them for these sources: a note
-            says which of them numbers are taken for.
+        labels_of: Origin of ``labels``, if the user did not give them for these sources; a note then lists
+            how numeric labels were mapped to them.
 
     Raises:
-        MissingResourceError: Not there; or on the Hub, which cannot be reached, and not in its cache.
-        DataError: Malformed content, a column that is not there, a text that is none, a label that is
-            missing, hidden (-1, as in GLUE's test sets) or not one of the given, or no example at all.
+        MissingResourceError: Not found; or the Hub cannot be reached and its cache lacks the data set.
+        DataError: Malformed content, a missing column, a value that is not text, a label that is missing,
+            hidden (-1, as in GLUE's test sets) or not one of ``labels``, or no example at all.
     """
     assert sources and not (labels and regression)
     if len(labels) == 1 or len(set(labels)) < len(labels):
@@ -187,18 +186,18 @@ def read_examples(
 def draw_fraction(
     examples: Examples, fraction: float, *, seed: int, place: str = "data.fraction"
 ) -> Examples:
-    """A random share of the examples, in their order; of each class the same share, rounded.
+    """A stratified random fraction of the examples, in their order: the same of each class, rounded.
 
-    With one seed, the examples of a smaller share are among those of a larger one.
+    With one seed, a smaller fraction is a subset of a larger one.
 
     Args:
-        examples: All of them.
+        examples: All examples.
         fraction: Above 0, at most 1.
-        seed: Of the draw.
-        place: What messages call the fraction.
+        seed: Seed of the draw.
+        place: The fraction's name in messages.
 
     Raises:
-        DataError: A class, or all, would be left without an example.
+        DataError: A class, or the result, would have no example.
     """
     assert 0 < fraction <= 1 and seed >= 0
     names = examples.label_names or ("",)
@@ -218,16 +217,16 @@ def _too_small(place: str, fraction: float, members: int, total: int, name: str)
     of_class = f" of the {members} of class {name}" if name else ""
     return (
         f"{place}: {fraction:g} of {total} examples leaves none{of_class}; "
-        f"it takes {math.ceil(least * total)} examples, a fraction of at least {least:g}"
+        f"use at least {math.ceil(least * total)} examples, a fraction of at least {least:g}"
     )
 
 
 def fingerprint(source: LabelledSource) -> str:
-    """A hash (hex) of the rows that a source stands for: of content, as for text.
+    """A hash (hex) of the source's content, as for text.
 
     Raises:
         MissingResourceError: As ``read_examples``.
-        DataError: As ``read_examples``, where the fault can be seen without reading.
+        DataError: As ``read_examples``, for faults that are visible without reading.
     """
     if source.sample is not None:
         facts = sample_facts(source.sample, source.split, source.examples, _SAMPLE_SEED)
@@ -269,7 +268,7 @@ def _of_sample(
 
 
 def _text(value: object, place: str) -> str:
-    kept = "".join(text_value(value, place))  # which leaves blank text out
+    kept = "".join(text_value(value, place))  # empty if the text is blank
     return kept if kept else str(value)
 
 
@@ -282,7 +281,7 @@ def _own_id(row: Row) -> str | None:
 
 
 def _origin(row: Row, source: LabelledSource) -> str:
-    """What the row's source is called; "" where no column says so, or the column is read otherwise."""
+    """The row's ``source`` column; "" if it is missing, or is the text or the label."""
     value = row.get(_SOURCE_COLUMN)
     is_read_otherwise = _SOURCE_COLUMN in (*source.text, source.label)
     return value if isinstance(value, str) and not is_read_otherwise else ""
@@ -296,7 +295,7 @@ def _ids(own: Sequence[str | None]) -> tuple[str, ...]:
 
 
 def _numbers(found: Sequence[tuple[str, object]]) -> npt.NDArray[np.float32]:
-    """The labels as numbers; a whole set of -1 is one whose labels are hidden."""
+    """The labels as numbers; if all are -1, the labels are hidden."""
     values = np.array([_number(value, place) for place, value in found], np.float32)
     if (values == -1).all():
         raise DataError(_hidden(found[0][0], ""))
@@ -318,7 +317,7 @@ def _number(value: object, place: str) -> float:
 def _classes(
     found: Sequence[tuple[str, object]], given: Sequence[str], given_by: str
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """The labels as places among the names, and the names."""
+    """The labels as indices into the names, and the names."""
     labels = [(place, _name(value, place)) for place, value in found]
     names = tuple(given) or _names_in(labels)
     places = {name: place for place, name in enumerate(names)}
@@ -346,14 +345,14 @@ def _names_in(labels: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     names = sorted(different, key=int) if numeric else sorted(different)
     if len(names) < 2:
         raise DataError(
-            f"{labels[0][0]}: every label is {names[0]}; classes need at least two; "
-            "if there are others, name all of them (labels)"
+            f"{labels[0][0]}: every label is {names[0]}; expected at least two classes; "
+            "if there are others, list all of them in labels"
         )
     return tuple(names)
 
 
 def _name(value: object, place: str) -> str:
-    """A label as text: 1.0, which Parquet makes of 1 where another row has none, is 1."""
+    """A label as text; 1.0 is 1, because Parquet stores it so if another row has no label."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str) and value.strip():
@@ -365,12 +364,12 @@ def _name(value: object, place: str) -> str:
     raise DataError(f"{place}: {shown(value)} found, expected the name or number of a class")
 
 
-_IF_A_CLASS = ' (if it is a class of its own, name all classes: labels: ["-1", …])'
+_IF_A_CLASS = ' (if it is a class of its own, list all classes: labels: ["-1", …])'
 
 
 def _hidden(place: str, otherwise: str = _IF_A_CLASS) -> str:
     hint = f"; use a split that has them{otherwise}"
-    return f"{place}: the label is -1, by which test sets hide their labels{hint}"
+    return f"{place}: the label is -1, which marks hidden labels of test sets{hint}"
 
 
 def _unknown(place: str, label: str, names: Sequence[str]) -> str:

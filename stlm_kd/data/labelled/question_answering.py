@@ -1,4 +1,4 @@
-"""Questions about passages whose answers are spans of these, read in windows that overlap.
+"""Extractive question answering: answers are spans of passages, which are read in overlapping windows.
 
 Shapes: N windows, P positions of all windows together.
 """
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LONGEST_QUESTION = 64
-"""Tokens of a question at most, as in BERT's own script."""
+"""Maximum tokens of a question, as in BERT's own script."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question: ``answers`` are texts and where each begins in the passage; ``id`` names it in results."""
+    """A question; ``answers`` are (text, begin in the passage), ``id`` identifies it in results."""
 
     id: str
     question: str
@@ -43,17 +43,17 @@ class Question:
 def read_questions(
     *, path: str | None = None, dataset: str | None = None, split: str = "train"
 ) -> tuple[Question, ...]:
-    """Questions in the layout of SQuAD v1.1: ``id``, ``context``, ``question``, ``answers``.
+    """Read questions in the format of SQuAD v1.1: ``id``, ``context``, ``question``, ``answers``.
 
     Args:
-        path: A file as ``stlm_kd.data.sources.files.read_rows`` reads it; or
+        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or
         dataset: the id of a data set on the Hub.
-        split: Of the data set.
+        split: The data set's split.
 
     Raises:
-        MissingResourceError: It is not there.
-        DataError: Malformed content, a question without answer or id, an answer that does not stand where it
-            is said to, two questions with one id, or none at all.
+        MissingResourceError: Not found.
+        DataError: Malformed content, a question without answer or id, an answer that is not at its
+            ``answer_start``, duplicate ids, or no question at all.
     """
     columns = ("id", "context", "question", "answers")
     if path is not None:
@@ -65,7 +65,7 @@ def read_questions(
     if not found:
         raise DataError(f"{path or dataset}: no question in it")
     if len({one.id for one in found}) < len(found):
-        raise DataError(f"{path or dataset}: two questions have one id; give each its own")
+        raise DataError(f"{path or dataset}: two questions have the same id; give each its own")
     return found
 
 
@@ -77,8 +77,8 @@ def _question(row: Row, place: str) -> Question:
     for text, start in pairs:
         if passage[start : start + len(text)] != text:
             raise DataError(
-                f"{place}: the answer {text!r} is not at {start} of the context; expected the place of its "
-                "first character, counted from 0; mend answer_start"
+                f"{place}: the answer {text!r} is not at character {start} of the context; expected the "
+                "index of its first character, counted from 0; correct answer_start"
             )
     return Question(str(row["id"]), question, passage, pairs)
 
@@ -93,7 +93,7 @@ def _required_text(row: Row, column: str, place: str) -> str:
 
 
 def _answers(answers: object, place: str) -> tuple[tuple[str, int], ...]:
-    """The texts of a question's answers and where each begins, at least one."""
+    """The text and begin of each answer of a question, at least one."""
     found = answers if isinstance(answers, Mapping) else {}
     texts, starts = found.get("text"), found.get("answer_start")
     if not isinstance(texts, list) or not isinstance(starts, list):
@@ -102,7 +102,7 @@ def _answers(answers: object, place: str) -> tuple[tuple[str, int], ...]:
         )
     if len(texts) != len(starts):
         raise DataError(
-            f"{place}: {len(texts)} text and {len(starts)} answer_start found; expected as many of both"
+            f"{place}: {len(texts)} text and {len(starts)} answer_start found; expected the same number"
         )
     if not texts:
         raise DataError(f"{place}: no answer; expected at least one, as in SQuAD v1.1; remove the row")
@@ -115,14 +115,14 @@ def _answers(answers: object, place: str) -> tuple[tuple[str, int], ...]:
 
 
 def draw_questions(questions: Sequence[Question], fraction: float, *, seed: int) -> tuple[Question, ...]:
-    """A random share of the questions, at least one, in their order."""
+    """A random fraction of the questions, at least one, in their order."""
     count = max(1, round(fraction * len(questions)))
     places = np.sort(np.random.default_rng([seed]).permutation(len(questions))[:count])
     return tuple(questions[place] for place in places)
 
 
 def digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
-    """SHA-256 (hex) of all, whatever their order, or as they are drawn: in theirs."""
+    """SHA-256 (hex) of all questions, independent of their order unless ``in_order``."""
     rows = [[one.id, one.question, one.passage, one.answers] for one in questions]
     rows = rows if in_order else sorted(rows)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
@@ -130,14 +130,14 @@ def digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWindows:
-    """Windows of all questions, tokenised.
+    """Tokenised windows of all questions.
 
     Attributes:
-        own: Their tokens.
-        labels: (N, 2) int64: the positions of the answer's first and last token; 0 and 0 where the window
-            does not hold all of it.
-        questions: (N,): the number of each window's question.
-        characters: (P, 2): where each token of the passage begins and ends in it; -1 of other tokens.
+        own: The windows' tokens.
+        labels: (N, 2) int64: the positions of the answer's first and last token; 0 and 0 if the window does
+            not contain the whole answer.
+        questions: (N,): the index of each window's question.
+        characters: (P, 2): begin and end of each token of the passage in its text; -1 for other tokens.
     """
 
     own: EncodedTexts
@@ -149,7 +149,7 @@ class EncodedWindows:
         return len(self.own)
 
     def batch(self, places: Integers) -> ExampleBatch:
-        """These windows in this order; one row of padding where there are none."""
+        """These windows in this order; one row of padding if there are none."""
         own = self.own.rows(places)
         labels_B2 = torch.from_numpy(self.labels[places])
         ids_B = torch.from_numpy(places)
@@ -162,7 +162,7 @@ class EncodedWindows:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The special tokens before a question, between it and the passage, and behind; types of the passage."""
+    """Special tokens before the question, before the passage, and after it; token type of the passage."""
 
     before: tuple[int, ...]
     middle: tuple[int, ...]
@@ -171,7 +171,7 @@ class _Frame:
 
 
 def _frame(tokenizer: PreTrainedTokenizerFast) -> _Frame:
-    """As the tokenizer puts them; where it puts none in between, what ends a document."""
+    """The tokenizer's own special tokens; if it has no separator, the end token of a document."""
     pair = separates(tokenizer)
     probe = next(encodings([("a", "a") if pair else ("a",)], tokenizer, LONGEST_QUESTION))
     special = np.array(probe.special_tokens_mask, bool)
@@ -194,27 +194,27 @@ def encode_windows(
     stride: int,
     multiple: int = MULTIPLE,
 ) -> EncodedWindows:
-    """Each question with its passage, in as many windows as the passage takes.
+    """Encode each question with its passage, in as many windows as the passage needs.
 
     Args:
         questions: At least one.
-        tokenizer: What reads them; its special tokens stand around both.
-        context: Tokens of a window at most.
+        tokenizer: Its special tokens surround question and passage.
+        context: Maximum tokens of a window.
         stride: Tokens of the passage that neighbouring windows share.
-        multiple: Rows are padded to a multiple of so many positions.
+        multiple: Rows are padded to a multiple of this many positions.
 
     Raises:
-        DataError: A window has no room for more of the passage than neighbours share.
+        DataError: The room for the passage in a window does not exceed ``stride``.
     """
     frame = _frame(tokenizer)
-    asked = encodings([(one.question,) for one in questions], tokenizer, None)
+    question_texts = encodings([(one.question,) for one in questions], tokenizer, None)
     passages = encodings([(one.passage,) for one in questions], tokenizer, None)
     ids: list[list[int]] = []
     types: list[list[int]] = []
     labels: list[tuple[int, int]] = []
     numbers: list[int] = []
     characters: list[list[tuple[int, int]]] = []
-    for number, (own, passage) in enumerate(zip(asked, passages, strict=True)):
+    for number, (own, passage) in enumerate(zip(question_texts, passages, strict=True)):
         head = [*frame.before, *own.ids[:LONGEST_QUESTION], *frame.middle]
         room = context - len(head) - len(frame.after)
         if room <= stride and len(passage.ids) > room:
@@ -248,7 +248,7 @@ def encode_windows(
 
 
 def _bounds(length: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
-    """The windows of a passage of so many tokens; neighbours share ``stride``.
+    """The windows of a passage with ``length`` tokens; neighbours share ``stride``.
 
     >>> list(_bounds(10, 6, 2))
     [(0, 6), (4, 10)]
@@ -263,7 +263,7 @@ def _bounds(length: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
 
 
 def _span_of(question: Question, spans: Sequence[tuple[int, int]], before: int) -> tuple[int, int]:
-    """The positions of the first answer's first and last token in a window; (0, 0) where it is not whole."""
+    """First and last token position of the first answer in a window; (0, 0) if it is not complete."""
     text, start = question.answers[0]
     end = start + len(text)
     touched = [place for place, (first, last) in enumerate(spans) if first < end and last > start]

@@ -1,4 +1,4 @@
-"""Sentences of words with a tag each, and how a tokenizer reads them: a word's first token bears its tag.
+"""Sentences with one tag per word; after tokenisation a word's first token has its tag.
 
 Shapes: B rows, T positions, P positions of all sentences together.
 """
@@ -32,9 +32,9 @@ class Sentences:
     """N sentences.
 
     Attributes:
-        words: Of each.
-        tags: Of each, a place in ``tag_names`` for every word.
-        ids: What each is called in results.
+        words: The words of each sentence.
+        tags: For each sentence, an index into ``tag_names`` for every word.
+        ids: Identifier of each sentence in results.
         tag_names: ``O``, ``B-PER`` and so on.
     """
 
@@ -47,7 +47,7 @@ class Sentences:
         return len(self.words)
 
     def draw(self, fraction: float, *, seed: int) -> Sentences:
-        """A random share of the sentences, at least one, in their order."""
+        """A random fraction of the sentences, at least one, in their order."""
         count = max(1, round(fraction * len(self)))
         places = np.sort(np.random.default_rng([seed]).permutation(len(self))[:count]).tolist()
         return replace(
@@ -58,7 +58,7 @@ class Sentences:
         )
 
     def digest(self, *, in_order: bool = False) -> str:
-        """SHA-256 (hex) of ids, words and tags, whatever their order, or as they are drawn: in theirs."""
+        """SHA-256 (hex) of ids, words and tags, independent of the sentences' order unless ``in_order``."""
         rows = [*zip(self.ids, self.words, self.tags, strict=True)]
         rows = rows if in_order else sorted(rows)
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
@@ -67,18 +67,18 @@ class Sentences:
 def read_sentences(
     tag_names: Sequence[str], *, path: str | None = None, dataset: str | None = None, split: str = "train"
 ) -> Sentences:
-    """Sentences of a file or of a data set on the Hub, with columns ``tokens`` and ``ner_tags``.
+    """Read sentences of a file or of a data set on the Hub, with columns ``tokens`` and ``ner_tags``.
 
     Args:
-        tag_names: All tags in order; a tag is one of them, or a number that counts them from 0.
-        path: A file as ``stlm_kd.data.sources.files.read_rows`` reads it; or
+        tag_names: All tags in order; a tag is one of them, or an index counted from 0.
+        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or
         dataset: the id of a data set on the Hub.
-        split: Of the data set.
+        split: The data set's split.
 
     Raises:
-        MissingResourceError: It is not there.
-        DataError: Malformed content, a tag that is not one of them, another number of tags than of words, or
-            no sentence at all.
+        MissingResourceError: Not found.
+        DataError: Malformed content, an unknown tag, different numbers of tags and words, or no sentence at
+            all.
     """
     columns = ("tokens", "ner_tags")
     if path is not None:
@@ -109,8 +109,8 @@ def _sentence(row: Row, place: str, names: Sequence[str]) -> tuple[tuple[str, ..
         raise DataError(f"{place}, column {column}: {shown(value)} found; expected a list")
     if len(words) != len(tags):
         raise DataError(
-            f"{place}: {len(words)} words (tokens) and {len(tags)} tags (ner_tags) found; expected a tag for "
-            "each word"
+            f"{place}: {len(words)} words (tokens) and {len(tags)} tags (ner_tags) found; expected one tag "
+            "for each word"
         )
     for word in words:
         if not isinstance(word, str):
@@ -130,13 +130,13 @@ def _tag(tag: object, place: str, names: Sequence[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWords:
-    """Sentences, tokenised.
+    """Tokenised sentences.
 
     Attributes:
-        own: Their tokens.
+        own: The sentences' tokens.
         labels: (P,) int64: at a word's first token its tag, elsewhere ``IGNORED``.
-        firsts: For each sentence, the position of each word's first token in its row; -1 of a word that was
-            cut off or has no token.
+        firsts: For each sentence, the position of each word's first token in its row; -1 for a word that was
+            truncated or has no token.
     """
 
     own: EncodedTexts
@@ -148,11 +148,11 @@ class EncodedWords:
 
     @property
     def unread(self) -> int:
-        """How many words have no token in their row."""
+        """Number of words without a token in their row."""
         return int(sum((row < 0).sum() for row in self.firsts))
 
     def batch(self, places: Integers) -> ExampleBatch:
-        """These sentences in this order; one row of padding where there are none."""
+        """These sentences in this order; one row of padding if there are none."""
         own = self.own.rows(places)
         tags = replace(self.own, tokens=self.labels.astype(np.int32), types=None, padding=IGNORED)
         ids_B = torch.from_numpy(places)
@@ -167,7 +167,7 @@ class EncodedWords:
 def encode_words(
     sentences: Sentences, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int = MULTIPLE
 ) -> EncodedWords:
-    """The sentences, their words joined by spaces, with special tokens around, cut to ``context``."""
+    """Encode sentences: words joined by spaces, with special tokens, truncated to ``context`` tokens."""
     texts = [(" ".join(words),) for words in sentences.words]
     own = encode_texts(texts, tokenizer, context=context, multiple=multiple)
     labels = np.full(len(own.tokens), IGNORED, np.int64)
@@ -183,8 +183,8 @@ def encode_words(
 def _first_tokens(
     words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-    """The position of the first token that reads a character of each word; -1 where there is none."""
-    ends = np.cumsum([len(word) + 1 for word in words])  # each with the space behind it
+    """The position of the first token with a character of each word; -1 if there is none."""
+    ends = np.cumsum([len(word) + 1 for word in words])  # each with the space after it
     first_W = np.full(len(words), -1, np.int64)
     for position, ((begin, end), is_special) in enumerate(zip(offsets, special, strict=True)):
         if is_special or begin == end:

@@ -1,13 +1,13 @@
-"""A small seeded generator of English-like text and minimal pairs, for trials without a network.
+"""A small seeded generator of English-like text and minimal pairs, for offline tests.
 
-Everything that comes from it is synthetic and is to be called so wherever its numbers appear.
+All its output is synthetic; reports of results on it must say so.
 
 * ``lexicon``: the stems, in eight classes of nouns with the verbs and adjectives that select them.
 * ``draw``: random choices that are the same in every version of Python.
-* ``grammar``: noun phrases, predicates and clauses, and how they agree.
-* ``documents``: paragraphs about a few recurring things, in two disjoint streams.
-* ``pairs``: pairs of sentences of which the grammar accepts one.
-* ``tasks``: sentences with a label: whether the grammar accepts them, whether they praise or blame.
+* ``grammar``: noun phrases, predicates and clauses, and agreement.
+* ``documents``: paragraphs with a few recurring entities, in two disjoint streams.
+* ``pairs``: minimal pairs, of which the grammar accepts one sentence.
+* ``tasks``: labelled sentences: acceptability and sentiment.
 """
 
 from stlm_kd.data.synthetic.documents import SPLITS, sample_documents
@@ -15,7 +15,7 @@ from stlm_kd.data.synthetic.pairs import BENCHMARK, PHENOMENA, MinimalPair, mini
 from stlm_kd.data.synthetic.tasks import TASKS, sample_rows
 
 VERSION = "67785432975c412888755d48e160713097544654b5e3f2f33ca4638160b67ab5"
-"""Part of the key of everything made from generated text: change it when the generator's output changes."""
+"""Part of the key of everything built from generated text; change it when the generator's output changes."""
 
 __all__ = [
     "BENCHMARK",

@@ -1,4 +1,4 @@
-"""Paragraphs about a few recurring things, in two disjoint streams."""
+"""Paragraphs with a few recurring entities, in two disjoint streams."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LENGTHS = (4, 5, 6, 7, 8, 9)
 
 
 def sample_documents(split: str, *, size: int, seed: int = 0) -> Iterator[str]:
-    """Synthetic documents of four to nine sentences, until the next would take them over ``size`` bytes.
+    """Stream synthetic documents of four to nine sentences, up to ``size`` bytes in total.
 
-    The two splits are drawn from streams of their own; a longer text of the same seed begins with the shorter
-    one. Text and bytes are the same (all ASCII).
+    The two splits have separate streams; a longer text of the same seed begins with the shorter one. A
+    character is a byte (all ASCII).
 
     Raises:
         DataError: An unknown split, or a size too small for one document.
@@ -57,7 +57,7 @@ def _document(draws: Draws) -> str:
 
 
 def _draw_cast(draws: Draws) -> tuple[Noun, ...]:
-    """What the document is about: a person or an animal first, then things of any class."""
+    """The entities of a document: a person or an animal first, then nouns of any class."""
     actor = grammar.draw_noun(draws, lexicon.PERSON if draws.chance(0.6) else lexicon.ANIMAL)
     others = (grammar.draw_noun(draws, draws.uniform(lexicon.CLASSES)) for _ in range(3))
     return (actor, *others)
@@ -86,7 +86,7 @@ def _draw_clause(
 def _draw_sentence(
     draws: Draws, cast: Sequence[Noun], previous: NounPhrase | None
 ) -> tuple[Words, NounPhrase | None]:
-    """A sentence, and what a pronoun in the next one would stand for."""
+    """A sentence, and the antecedent of a pronoun in the next one."""
     kind = draws.weighted(("clause", "there", "ever", "town", "report"), (0.74, 0.08, 0.04, 0.06, 0.08))
     if kind == "there":
         return grammar.existential(draws, draws.zipf(cast)), None
@@ -96,8 +96,8 @@ def _draw_sentence(
         words, subject = _draw_clause(draws, cast)
         return ("in", f"{draws.zipf(lexicon.TOWNS)},", *words), subject
     if kind == "report":
-        said, _ = _draw_clause(draws, cast)
+        reported, _ = _draw_clause(draws, cast)
         speaker = grammar.draw_object(draws, lexicon.PERSON, cast)
         verb = lexicon.verb_form(draws.zipf(lexicon.REPORTING), plural=speaker.plural)
-        return (*speaker.words, verb, "that", *said), speaker
+        return (*speaker.words, verb, "that", *reported), speaker
     return _draw_clause(draws, cast, previous)

@@ -1,6 +1,6 @@
 """Random choices that are the same in every version of Python.
 
-Only ``Random.random`` is promised to keep its sequence for a given seed, so every choice is made from it.
+Python guarantees only ``Random.random``'s sequence for a given seed, so every choice uses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Draws:
-    """A stream of choices that its name fixes: equal names give equal streams, others unrelated ones."""
+    """A stream of random choices seeded by its name: different names give independent streams."""
 
     def __init__(self, name: str) -> None:
         digest = hashlib.sha256(name.encode()).digest()
@@ -28,22 +28,22 @@ class Draws:
         return self._random.random() < probability
 
     def uniform(self, items: Sequence[T]) -> T:
-        """One of the items, each as likely as the other."""
+        """One of the items, all equally likely."""
         return items[int(self._random.random() * len(items))]
 
     def zipf(self, items: Sequence[T]) -> T:
-        """One of the items; the one in place r (from 1) with a probability in proportion to 1 / r."""
+        """One of the items; the probability of rank r (from 1) is proportional to 1 / r."""
         return items[bisect(_harmonic(len(items)), self._random.random())]
 
     def weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
-        """One of the items, with probabilities in proportion to the weights."""
+        """One of the items, with probabilities proportional to the weights."""
         cumulative = list(accumulate(weights))
         return items[bisect(cumulative, self._random.random() * cumulative[-1], hi=len(items) - 1)]
 
 
 @cache
 def _harmonic(count: int) -> tuple[float, ...]:
-    """Cumulative probabilities of all places but the last, which takes what is left."""
+    """Cumulative probabilities of all ranks but the last, which has the remainder."""
     shares = [1.0 / rank for rank in range(1, count + 1)]
     total = sum(shares)
     return tuple(accumulate(share / total for share in shares[:-1]))

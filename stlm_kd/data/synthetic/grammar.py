@@ -1,4 +1,4 @@
-"""Noun phrases, predicates and clauses, and how they agree."""
+"""Noun phrases, predicates and clauses, and agreement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class NounPhrase:
-    """Something that a clause is about; ``words`` end with the head unless a modifier follows it."""
+    """A noun phrase; ``words`` end with the head unless a modifier follows it."""
 
     words: Words
     noun_class: NounClass
@@ -22,7 +22,7 @@ class NounPhrase:
     gender: Gender
 
     def pronoun(self) -> str:
-        """The pronoun that takes its place as a subject."""
+        """The subject pronoun that replaces it."""
         return "they" if self.plural else self.gender.value
 
     def reflexive(self) -> str:
@@ -32,20 +32,20 @@ class NounPhrase:
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """What is said of a subject: words before the verb, the verb in its base form, and words after it."""
+    """A predicate: words before the verb, the verb in its base form, and words after it."""
 
     before: Words
     verb: str
     after: Words
 
     def words(self, *, plural: bool) -> Words:
-        """The predicate with its verb in the number of the subject."""
+        """The words of the predicate, the verb inflected for the subject's number."""
         return (*self.before, lexicon.verb_form(self.verb, plural=plural), *self.after)
 
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A noun in one number, before it gets a determiner."""
+    """A noun with its number, without a determiner."""
 
     stem: str
     plural: bool
@@ -59,14 +59,14 @@ def reflexive(gender: Gender, *, plural: bool) -> str:
 
 
 def draw_noun(draws: Draws, noun_class: NounClass, *, plural: bool | None = None) -> Noun:
-    """A noun of the class; its number is drawn where it is not given."""
+    """A noun of the class; its number is drawn if ``plural`` is None."""
     return Noun(draws.zipf(noun_class.nouns), draws.chance(0.4) if plural is None else plural)
 
 
 def noun_phrase(
     draws: Draws, noun: Noun, *, determiner: str | None = None, adjective: float = 0.3
 ) -> NounPhrase:
-    """Determiner, perhaps an adjective (with the given probability), and the noun."""
+    """Determiner, an adjective with the given probability, and the noun."""
     noun_class = lexicon.CLASS_OF_NOUN[noun.stem]
     if determiner is None:
         fitting = lexicon.PLURAL_DETERMINERS if noun.plural else lexicon.SINGULAR_DETERMINERS
@@ -85,7 +85,7 @@ def named_person(draws: Draws) -> NounPhrase:
 
 
 def draw_object(draws: Draws, noun_class: NounClass, cast: Sequence[Noun] = ()) -> NounPhrase:
-    """An object of the class, often one of the cast that is of it."""
+    """An object of the class, often a member of the cast."""
     known = [noun for noun in cast if lexicon.CLASS_OF_NOUN[noun.stem] is noun_class]
     if known and draws.chance(0.7):
         return noun_phrase(draws, draws.uniform(known), determiner="the", adjective=0.15)
@@ -95,7 +95,7 @@ def draw_object(draws: Draws, noun_class: NounClass, cast: Sequence[Noun] = ()) 
 
 
 def transitive_verbs(subject: NounClass, target: NounClass) -> Words:
-    """The verbs that the two classes allow together; none where the subject can do nothing."""
+    """The verbs that both classes allow; empty if the subject's class takes no transitive verb."""
     if subject is PERSON:
         return target.transitive
     if subject is ANIMAL:
@@ -136,13 +136,13 @@ def copular(draws: Draws, subject: NounClass) -> Predicate:
 
 
 def reflexive_predicate(draws: Draws, subject: NounPhrase) -> Predicate:
-    """A verb that a person or an animal does to itself."""
+    """A verb with a reflexive object; the subject is a person or an animal."""
     verbs = transitive_verbs(subject.noun_class, subject.noun_class)
     return Predicate((), draws.zipf(verbs), (subject.reflexive(),))
 
 
 def predicate(draws: Draws, subject: NounPhrase, cast: Sequence[Noun] = ()) -> Predicate:
-    """Anything that can be said of the subject."""
+    """Any predicate that fits the subject."""
     if _TARGETS[subject.noun_class.name]:
         if draws.chance(0.12):
             return reflexive_predicate(draws, subject)
@@ -163,13 +163,13 @@ def with_modifier(draws: Draws, head: NounPhrase, cast: Sequence[Noun] = ()) -> 
     return NounPhrase(words, head.noun_class, head.plural, head.gender)
 
 
-def clause(subject: NounPhrase, said: Predicate) -> Words:
+def clause(subject: NounPhrase, predicate: Predicate) -> Words:
     """Subject and predicate in agreement."""
-    return (*subject.words, *said.words(plural=subject.plural))
+    return (*subject.words, *predicate.words(plural=subject.plural))
 
 
 def existential(draws: Draws, noun: Noun, *, determiner: str | None = None) -> Words:
-    """The likes of "there is a dog near the barn", where only some determiners can stand."""
+    """A clause such as "there is a dog near the barn", which allows only some determiners."""
     if determiner is None:
         determiner = draws.zipf(lexicon.WEAK_PLURAL if noun.plural else lexicon.WEAK_SINGULAR)
     there = noun_phrase(draws, noun, determiner=determiner)
@@ -179,7 +179,7 @@ def existential(draws: Draws, noun: Noun, *, determiner: str | None = None) -> W
 
 
 def never(draws: Draws, noun: Noun, determiner: str = "no") -> Words:
-    """The likes of "no dog ever growls", where "ever" needs the negative determiner."""
+    """A clause such as "no dog ever growls", where "ever" requires the negative determiner."""
     subject = noun_phrase(draws, noun, determiner=determiner)
     verb = draws.zipf(subject.noun_class.intransitive)
     return clause(subject, Predicate(("ever",), verb, ()))

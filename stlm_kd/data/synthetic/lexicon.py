@@ -1,7 +1,7 @@
 """The words: eight classes of nouns, and the verbs and adjectives that each class selects.
 
-A verb or an adjective goes with the nouns of its class alone ("the willow wilts", never "the wagon wilts"),
-so every stem carries facts that only enough text teaches. Within a list the first word is the most frequent.
+A verb or an adjective combines only with nouns of its class ("the willow wilts", never "the wagon wilts"), so
+a model has to learn every stem's class from text. Within a list the first word is the most frequent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Gender(Enum):
-    """What a pronoun shows of a noun."""
+    """Grammatical gender, as a pronoun shows it."""
 
     MASCULINE = "he"
     FEMININE = "she"
@@ -20,7 +20,7 @@ class Gender(Enum):
 
 @dataclass(frozen=True, slots=True)
 class NounClass:
-    """Nouns that the same words select. All stems are in their base form."""
+    """Nouns that the same verbs and adjectives select. All stems are in their base form."""
 
     name: str
     nouns: tuple[str, ...]
@@ -122,7 +122,7 @@ CLASSES = (
 PERSON, ANIMAL = CLASSES[0], CLASSES[1]
 CLASS_OF_NOUN = {noun: cls for cls in CLASSES for noun in cls.nouns}
 
-# What an animal can do to something; a person can do everything.
+# Transitive verbs that an animal can be the subject of; a person takes all of them.
 ANIMAL_DOES = frozenset(
     {"trust", "chase", "feed", "hunt", "uproot", "eat", "taste", "chew", "swallow", "guard", "enter"}
 )
@@ -148,7 +148,7 @@ PLURAL_DETERMINERS = (
     "three",
     "several",
 )
-# Determiners that can follow "there is" and "there are", and those that cannot.
+# Determiners that can follow "there is" and "there are" (weak), and those that cannot (strong).
 WEAK_SINGULAR, STRONG_SINGULAR = ("a", "no", "one"), ("every", "each")
 WEAK_PLURAL, STRONG_PLURAL = ("some", "many", "two", "no", "few", "three", "several"), ("most", "all")
 
@@ -172,7 +172,7 @@ def _with_s(stem: str) -> str:
     return stem + "s"
 
 
-# Written out once: the generator looks a form up for every word.
+# Precomputed, because the generator looks up a form for every word.
 _PLURAL = {noun: _IRREGULAR_PLURALS.get(noun, _with_s(noun)) for cls in CLASSES for noun in cls.nouns}
 _THIRD_PERSON = {
     verb: _IRREGULAR_VERBS.get(verb, _with_s(verb))
@@ -206,14 +206,14 @@ def verb_form(verb: str, *, plural: bool) -> str:
 
 
 def gender_of(noun: str) -> Gender:
-    """The gender that a pronoun or a reflexive for the noun has in the singular."""
+    """The gender of a singular pronoun or reflexive for the noun."""
     if CLASS_OF_NOUN[noun] is not PERSON:
         return Gender.NEUTER
     return Gender.FEMININE if noun in FEMININE else Gender.MASCULINE
 
 
 def with_article(words: tuple[str, ...]) -> tuple[str, ...]:
-    """The words with a leading "a" turned to "an" before a vowel."""
+    """The words, with a leading "a" replaced by "an" before a vowel."""
     if words[0] == "a" and words[1][0] in "aeiou":
         return ("an", *words[1:])
     return words

@@ -1,4 +1,4 @@
-"""Minimal pairs: two sentences that differ in one word, of which the grammar accepts the first alone."""
+"""Minimal pairs: two sentences that differ in one word, of which the grammar accepts only the first."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stlm_kd.data.synthetic.lexicon import ANIMAL, CLASSES, PERSON, Gender, Noun
 from stlm_kd.errors import DataError, did_you_mean
 
 BENCHMARK = "sample_minimal_pairs"
-"""The name under which the pairs are scored; its rows are generated, and need no look-up."""
+"""The name of the pairs as a benchmark; its rows are generated, not downloaded."""
 
 _TRIES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class MinimalPair:
-    """A sentence of the grammar, one that breaks a single rule of it, and the name of the rule."""
+    """An acceptable sentence, one that breaks a single rule of the grammar, and the rule's name."""
 
     good: str
     bad: str
@@ -30,9 +30,9 @@ Maker = Callable[[Draws], tuple[Words, Words]]
 
 
 def minimal_pairs(count: int, *, seed: int = 0, phenomena: Sequence[str] = ()) -> list[MinimalPair]:
-    """``count`` synthetic minimal pairs, the phenomena (by default all of them) in turn.
+    """``count`` synthetic minimal pairs, cycling through the phenomena (by default all of them).
 
-    The pairs of one phenomenon are the same whichever others are asked for.
+    The pairs of one phenomenon do not depend on which others are requested.
 
     Raises:
         DataError: An unknown phenomenon.
@@ -49,7 +49,7 @@ def minimal_pairs(count: int, *, seed: int = 0, phenomena: Sequence[str] = ()) -
 
 
 def _pairs_of(phenomenon: str, seed: int) -> Iterator[MinimalPair]:
-    """Pairs without end; one that was there before comes only where new ones have become rare."""
+    """An endless stream of pairs; pairs repeat only when new ones have become rare."""
     draws = Draws(f"pairs {seed} {phenomenon}")
     seen: set[tuple[Words, Words]] = set()
     while True:
@@ -76,10 +76,10 @@ def _actor(draws: Draws) -> NounClass:
 
 def _subject_verb_agreement(draws: Draws) -> tuple[Words, Words]:
     subject = grammar.noun_phrase(draws, grammar.draw_noun(draws, _any_class(draws)), determiner="the")
-    said = grammar.predicate(draws, subject)
-    while said.after and said.after[-1] == subject.reflexive():  # which would give the number away
-        said = grammar.predicate(draws, subject)
-    return grammar.clause(subject, said), (*subject.words, *said.words(plural=not subject.plural))
+    predicate = grammar.predicate(draws, subject)
+    while predicate.after and predicate.after[-1] == subject.reflexive():  # it would reveal the number
+        predicate = grammar.predicate(draws, subject)
+    return grammar.clause(subject, predicate), (*subject.words, *predicate.words(plural=not subject.plural))
 
 
 def _agreement_across_attractor(draws: Draws) -> tuple[Words, Words]:
@@ -91,8 +91,8 @@ def _agreement_across_attractor(draws: Draws) -> tuple[Words, Words]:
         draws, grammar.draw_noun(draws, _any_class(draws), plural=not plural), determiner="the", adjective=0.0
     )
     words = (*head.words, draws.zipf(lexicon.PREPOSITIONS), *other.words)
-    said = grammar.intransitive(draws, head.noun_class)
-    return (*words, *said.words(plural=plural)), (*words, *said.words(plural=not plural))
+    predicate = grammar.intransitive(draws, head.noun_class)
+    return (*words, *predicate.words(plural=plural)), (*words, *predicate.words(plural=not plural))
 
 
 def _anaphor_agreement(draws: Draws) -> tuple[Words, Words]:
@@ -109,7 +109,7 @@ def _anaphor_agreement(draws: Draws) -> tuple[Words, Words]:
 
 
 def _determiner_noun_agreement(draws: Draws) -> tuple[Words, Words]:
-    """The noun is in object position, so that no verb shows its number."""
+    """The noun is in object position, so no verb shows its number."""
     target, plural = _any_class(draws), draws.chance(0.5)
     determiner = draws.uniform(("these", "those", "many") if plural else ("this", "that", "every"))
     noun = draws.zipf(target.nouns)
@@ -121,18 +121,18 @@ def _determiner_noun_agreement(draws: Draws) -> tuple[Words, Words]:
 
 def _selection_of_subject(draws: Draws) -> tuple[Words, Words]:
     verb_class = _any_class(draws)
-    said = grammar.intransitive(draws, verb_class)
-    return _swap_noun(draws, verb_class, _other_class(draws, verb_class), said, subject=True)
+    predicate = grammar.intransitive(draws, verb_class)
+    return _swap_noun(draws, verb_class, _other_class(draws, verb_class), predicate, subject=True)
 
 
 def _selection_of_object(draws: Draws) -> tuple[Words, Words]:
     target = _any_class(draws)
-    said = Predicate((), draws.zipf(target.transitive), ())
-    return _swap_noun(draws, target, _other_class(draws, target), said, subject=False)
+    predicate = Predicate((), draws.zipf(target.transitive), ())
+    return _swap_noun(draws, target, _other_class(draws, target), predicate, subject=False)
 
 
 def _selection_of_adjective(draws: Draws) -> tuple[Words, Words]:
-    """The adjective changes and the noun stays, so that the nouns' frequencies decide nothing."""
+    """The adjective changes and the noun stays, so noun frequencies give no cue."""
     noun_class = _any_class(draws)
     subject = grammar.noun_phrase(
         draws, grammar.draw_noun(draws, noun_class), determiner="the", adjective=0.0
@@ -143,16 +143,16 @@ def _selection_of_adjective(draws: Draws) -> tuple[Words, Words]:
 
 
 def _swap_noun(
-    draws: Draws, right: NounClass, wrong: NounClass, said: Predicate, *, subject: bool
+    draws: Draws, right: NounClass, wrong: NounClass, predicate: Predicate, *, subject: bool
 ) -> tuple[Words, Words]:
-    """The clause with a noun of the right class, and with one of the wrong class in the same rank."""
+    """The clause with a noun of the right class, and with one of the wrong class at the same rank."""
     plural = draws.chance(0.4)
     rank = draws.zipf(range(min(len(right.nouns), len(wrong.nouns))))
     phrases = [("the", lexicon.noun_form(cls.nouns[rank], plural=plural)) for cls in (right, wrong)]
     if subject:
-        verb = said.words(plural=plural)
+        verb = predicate.words(plural=plural)
         return (*phrases[0], *verb), (*phrases[1], *verb)
-    actor = grammar.clause(grammar.named_person(draws), said)
+    actor = grammar.clause(grammar.named_person(draws), predicate)
     return (*actor, *phrases[0]), (*actor, *phrases[1])
 
 

@@ -1,11 +1,11 @@
-"""Two labelled tasks over the generator's words: acceptability (as CoLA's) and sentiment (as SST-2's).
+"""Two synthetic labelled tasks: acceptability (like CoLA) and sentiment (like SST-2).
 
-Synthetic, and to be called so wherever numbers on them appear.
+Reports of results on them must say that they are synthetic.
 
-* ``acceptability``: sentences that the grammar accepts (1) and the same with one word that breaks a rule (0).
-  Both sentences of a pair are in the same split, so that no word by itself tells anything.
-* ``sentiment``: what a sentence says of something with words of praise (1) or of blame (0). Negation turns a
-  word round, so does a speaker whom nobody believes, and of two clauses only the main one counts.
+* ``acceptability``: sentences that the grammar accepts (1), and the same with one word that breaks a rule
+  (0). Both sentences of a pair are in the same split, so single words give no cue.
+* ``sentiment``: a sentence expresses praise (1) or blame (0). Negation reverses a word, and so does a denial
+  such as "nobody thinks that"; of two clauses only the main one counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stlm_kd.errors import DataError
 TASK_SPLITS = ("train", "validation")
 _PARTS_HELD_OUT, _PARTS = 1, 4
 _FIRST_PAIRS = 512
-_MOST_MISSES = 10_000  # repetitions in a row, after which the sentences are taken to be used up
+_MOST_MISSES = 10_000  # consecutive repetitions after which the sentences count as exhausted
 
 _PRAISE = ("good", "lovely", "splendid", "charming", "delightful", "superb", "pleasant", "wonderful", "fine")
 _BLAME = ("bad", "awful", "dreadful", "dull", "horrid", "ugly", "terrible", "dismal", "poor")
@@ -36,12 +36,12 @@ Example = tuple[str, int]
 
 
 def sample_rows(task: str, split: str, *, count: int, seed: int = 0) -> list[dict[str, str | int]]:
-    """Rows with ``idx``, ``sentence`` and ``label`` (1 accepted or favourable, 0 not), as many of each label.
+    """Rows with ``idx``, ``sentence`` and ``label`` (1 acceptable or positive, 0 not), balanced over labels.
 
     The splits share no sentence, whatever their sizes; a longer list begins with the shorter one.
 
     Raises:
-        DataError: The grammar has no so many different sentences.
+        DataError: The grammar has fewer than ``count`` distinct sentences.
 
     >>> sample_rows("sentiment", "train", count=2)[1]["idx"]
     1
@@ -52,7 +52,7 @@ def sample_rows(task: str, split: str, *, count: int, seed: int = 0) -> list[dic
 
 
 def _of_split(groups: Iterator[tuple[Example, ...]], split: str, task: str) -> Iterator[Example]:
-    """The examples of the groups that lie in the split as a whole, each sentence once."""
+    """The examples of the groups that are entirely in the split, each sentence once."""
     seen: set[str] = set()
     misses = 0
     for group in groups:
@@ -61,7 +61,7 @@ def _of_split(groups: Iterator[tuple[Example, ...]], split: str, task: str) -> I
             misses += 1
             if misses > _MOST_MISSES:
                 raise DataError(
-                    f"sample {task}: {split} has only {len(seen)} different sentences; ask for fewer"
+                    f"sample {task}: {split} has only {len(seen)} distinct sentences; set a smaller size"
                 )
         elif all(_split_of(text) == split for text in texts):
             misses = 0
@@ -70,7 +70,7 @@ def _of_split(groups: Iterator[tuple[Example, ...]], split: str, task: str) -> I
 
 
 def _split_of(text: str) -> str:
-    """The split that a sentence belongs to: a quarter of all sentences is held out."""
+    """The split of a sentence: a quarter of all sentences is held out."""
     part = hashlib.sha256(text.encode()).digest()[0] % _PARTS
     return "validation" if part < _PARTS_HELD_OUT else "train"
 
@@ -88,7 +88,7 @@ def _acceptability(seed: int) -> Iterator[tuple[Example, ...]]:
 
 
 def _sentiment(seed: int) -> Iterator[tuple[Example, ...]]:
-    """One example of each label at a time, in an order that is drawn."""
+    """Groups with one example of each label, in random order."""
     draws = Draws(f"sentiment {seed}")
     while True:
         first = draws.chance(0.5)
@@ -114,7 +114,7 @@ def _opinion(draws: Draws, *, good: bool) -> Words:
 
 
 def _verdict(draws: Draws, *, good: bool, turned: float = 0.2) -> Words:
-    """A clause that praises or blames something, perhaps by denying the contrary."""
+    """A clause that praises or blames something, possibly by negating the opposite."""
     negated = draws.chance(turned)
     says_good = good != negated
     if draws.chance(0.35):
@@ -128,15 +128,15 @@ def _verdict(draws: Draws, *, good: bool, turned: float = 0.2) -> Words:
 
 
 def _attitude(draws: Draws, *, good: bool, negated: bool) -> Words:
-    """The likes of "the aunt does not admire the lamb"."""
+    """A clause such as "the aunt does not admire the lamb"."""
     subject = grammar.draw_object(draws, lexicon.PERSON)
     target = grammar.draw_object(draws, draws.uniform(CLASSES))
     verb = draws.zipf(_ADMIRES if good else _DESPISES)
     if negated:
-        said: Words = (lexicon.verb_form("do", plural=subject.plural), "not", verb)
+        verb_words: Words = (lexicon.verb_form("do", plural=subject.plural), "not", verb)
     else:
-        said = (verb if subject.plural else f"{verb}s",)
-    return (*subject.words, *said, *target.words)
+        verb_words = (verb if subject.plural else f"{verb}s",)
+    return (*subject.words, *verb_words, *target.words)
 
 
 def _with_comma(words: Words) -> Words:

@@ -257,7 +257,7 @@ def test_fractions_are_nested_and_hold_the_same_share_of_each_class(
 
 def test_what_a_refused_fraction_asks_for_is_enough() -> None:
     examples = made([0] * 700 + [1] * 7)
-    with pytest.raises(DataError, match=r"it takes 51 examples, a fraction of at least 0\.071429"):
+    with pytest.raises(DataError, match=r"use at least 51 examples, a fraction of at least 0\.071429"):
         draw_fraction(examples, 0.07, seed=0)
     assert draw_fraction(examples, 0.071429, seed=0).counts() == {"a": 50, "b": 1, "c": 0}
 
