@@ -105,7 +105,7 @@ def test_labels_become_places_among_the_names(
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        ([0, -1], (), r"single\.jsonl:2, column label: the label is -1, by which test sets hide"),
+        ([0, -1], (), r"single\.jsonl:2, column label: the label is -1, which marks hidden labels"),
         ([0, -1], ("a", "b"), "the label is -1"),
         (["yes", "noo"], ("yes", "no"), r"label noo is not one of the classes \(did you mean no\?\)"),
         ([0, 2], ("yes", "no"), "label 2 is not one of the classes"),

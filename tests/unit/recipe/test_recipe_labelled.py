@@ -100,7 +100,7 @@ def test_held_out_examples_of_other_classes_are_refused_by_place(file: str, tmp_
 
 def test_labels_that_are_hidden_are_refused_by_place(file: str, tmp_path: Path) -> None:
     write(tmp_path, "valid.jsonl", [{"sentence": "x", "label": -1}] * 3)
-    with pytest.raises(DataError, match=r"^data\.validation: .*the label is -1, by which test sets hide"):
+    with pytest.raises(DataError, match=r"^data\.validation: .*the label is -1, which marks hidden labels"):
         held_out_examples(recipe(file))
     with pytest.raises(DataError, match=r"^data\.validation: .*the label is -1"):
         held_out_examples(recipe("numbers.yaml"))
