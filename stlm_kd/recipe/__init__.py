@@ -1,6 +1,6 @@
-"""Recipes: the outside text, checked once and turned into typed values.
+"""Recipes: YAML, validated once and converted to typed values.
 
-``load`` reads a recipe; ``schema`` holds its parts; ``source`` finds recipes without checking them.
+``load`` reads a recipe; ``schema`` holds its parts; ``locate`` finds recipes without validating them.
 """
 
 from stlm_kd.recipe.load import from_values, hash_of, load, plain, recipe_hash, resolved_yaml, term_names

@@ -1,4 +1,4 @@
-"""What a recipe would do, in words, without loading a model or reading text."""
+"""A summary of what a recipe does, without loading a model or reading text."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objecti
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
 from stlm_kd.recipe.schema.training import Train
+from stlm_kd.teachers import COMBINED
+
+_POSITIONS = {"labels": "labelled positions", "attended": "non-padding positions"}
 
 
 def describe(recipe: Recipe) -> str:
-    """One line for each thing that would be done, in order."""
+    """One line for each step, in order."""
     lines = [f"recipe {recipe_hash(recipe)[:8]} for {recipe.task}"]
     lines += _text(recipe)
     lines += [line for teacher in recipe.teachers for line in _teacher(teacher, recipe)]
     if not recipe.adapts_only:
         lines += _students(recipe)
     if recipe.engine.vocabulary_loss == "dense":
-        lines.append("hold the logits of all tokens at once")
+        lines.append("compute the logits of all tokens at once")
     if recipe.engine.deepspeed is not None:
-        lines.append(f"train by DeepSpeed, ZeRO stage {recipe.engine.deepspeed.zero}")
-    lines += [f"evaluate by {entry.suite}{option_words(entry.options)}" for entry in recipe.eval]
+        lines.append(f"train with DeepSpeed, ZeRO stage {recipe.engine.deepspeed.zero}")
+    lines += [f"evaluate on {entry.suite}{option_words(entry.options)}" for entry in recipe.eval]
     return "\n".join(lines)
 
 
@@ -43,9 +46,9 @@ def _text(recipe: Recipe) -> list[str]:
         *(f"train on {_source(source, recipe)}" for source in data.train),
         *(f"validate on {_source(source, recipe)}" for source in data.validation or ()),
         _read(recipe),
-        *(["validation data may be training data too"] if data.allow_overlap else []),
+        *(["validation data may overlap training data"] if data.allow_overlap else []),
         *([] if data.masked_share is None else [f"mask {data.masked_share:.0%} of the tokens"]),
-        *([] if data.labels is None else [f"tell {', '.join(data.labels)} apart"]),
+        *([] if data.labels is None else [f"classes {', '.join(data.labels)}"]),
     ]
 
 
@@ -71,33 +74,33 @@ def _teacher(teacher: Teacher, recipe: Recipe) -> list[str]:
     place = f"teacher {teacher.name}"
     if teacher.recipe is not None:
         inner = [f"    {line}" for line in describe(teacher.recipe).splitlines()]
-        lines = [f"{place} by a recipe of its own:", *inner]
+        lines = [f"{place} trained by its own recipe:", *inner]
     else:
         lines = [] if teacher.model is None else [f"{place} from {teacher.model}"]
     if teacher.cache is not None:
-        lines.append(f"{place} is read {_cache(teacher.cache, recipe, teacher.name)}")
+        lines.append(f"{place}: outputs {_cache(teacher.cache, recipe, teacher.name)}")
     if teacher.precision != "fp32":
-        lines.append(f"{place}: teaches with {teacher.precision} weights")
+        lines.append(f"{place}: {teacher.precision} weights")
     if teacher.classes is not None:
         pairs = ", ".join(f"{one} = {other}" for one, other in teacher.classes.items())
-        lines.append(f"{place}: its classes are taken as {pairs}")
+        lines.append(f"{place}: classes mapped as {pairs}")
     if teacher.offload:
-        lines.append(f"{place}: rests on the CPU, but for its embedding and head")
+        lines.append(f"{place}: offloaded to the CPU except for its embedding and head")
     return [*lines, _adapt(place, teacher.adapt, recipe)] if teacher.adapt is not None else lines
 
 
 def _cache(cache: Cache, recipe: Recipe, teacher: str) -> str:
-    """Where what a teacher says comes from, and what is kept of it."""
+    """The origin of cached teacher outputs, and their contents."""
     if cache.path is not None:
         return f"from the cache {cache.path}"
     if recipe.language_task is None:
         return "from a cache of its logits"
-    words = f"from a cache of {cache.top} likeliest outcomes and {cache.draws} draws of each token"
+    words = f"from a cache of the top {cache.top} tokens and {cache.draws} samples per position"
     words += f" at temperature {temperature_of(recipe, teacher, cache):g}"
     if recipe.task == "mlm":
-        words += f", under {cache.variants or VARIANTS} masks of each row"
+        words += f", with {cache.variants or VARIANTS} masks per row"
     states = ", ".join(map(str, cache.states))
-    return words + (f", with states at {states}" if states else "")
+    return words + (f", with hidden states at {states}" if states else "")
 
 
 def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:
@@ -121,40 +124,43 @@ def _students(recipe: Recipe) -> list[str]:
     else:
         words = f"checkpoint {student.model}{' with a new head' if student.new_head else ''}"
     if student.dropout is not None:
-        words += f", every dropout {student.dropout:g}"
+        words += f", dropout {student.dropout:g}"
     combined = f"combine teachers by {recipe.combine.how}{option_words(recipe.combine.options)}"
     if recipe.combine.teacher_dropout:
-        combined += f", each left out of {recipe.combine.teacher_dropout:.0%} of the steps"
+        combined += f", each dropped in {recipe.combine.teacher_dropout:.0%} of the steps"
     return [
         f"student from {words}",
         *([combined] if len(recipe.teachers) > 1 else []),
         *(
-            f"objective {name}: {_objective(entry)}"
+            f"objective {name}, weight {value_words(entry.weight)}: {_objective(entry, recipe)}"
             for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
         ),
         f"train for {_length(train)}{option_words(dict(train), without=('steps', 'epochs'))}",
         *_runs_again(recipe),
-        f"once for each seed of {', '.join(map(str, recipe.seeds))}; the same for the controls "
-        f"{', '.join(recipe.controls) or '(none)'}; tracked by {', '.join(('jsonl', *recipe.tracking))}",
+        f"seeds {', '.join(map(str, recipe.seeds))}; controls {', '.join(recipe.controls) or '(none)'}, "
+        f"with the same seeds; logged to {', '.join(('jsonl', *recipe.tracking))}",
     ]
 
 
-def _objective(entry: Objective) -> str:
+def _objective(entry: Objective, recipe: Recipe) -> str:
     assert isinstance(entry, (Response, Feature, MapFeature, Interchange))
-    words = f"{value_words(entry.weight)} x {entry.loss} on {entry.on}"
+    of_examples = isinstance(entry, Response) and recipe.language_task is None
+    words = "examples" if of_examples else _POSITIONS[entry.on]
     if entry.loss != LABELS:
-        words += f" of {entry.teacher}"
+        is_mixture = entry.teacher == COMBINED and len(recipe.teachers) > 1
+        name = recipe.teachers[0].name if entry.teacher == COMBINED else entry.teacher
+        words += ", combined teachers" if is_mixture else f", teacher {name}"
     if isinstance(entry, (Feature, MapFeature)):
-        words += f" at {value_words(entry.sites)}"
+        words += f", layers {value_words(entry.sites)}"
     if isinstance(entry, Feature):
-        words += f" with projections: {entry.projection}"
+        words += f", projection {entry.projection}"
     if isinstance(entry, Interchange):
-        words += f" after exchanging states ({_interchange(entry)})"
+        words += f", after interventions ({_interchange(entry)})"
     return words + option_words(entry.options)
 
 
 def _runs_again(recipe: Recipe) -> list[str]:
-    """How many sources of states lie in other micro-batches than the rows that they are exchanged into."""
+    """The number of intervention sources that are not in the micro-batch of their row."""
     entries = [entry for entry in recipe.objectives if isinstance(entry, Interchange)]
     if not any(entry.pairs_rows and not exchanges_tokens(entry.source) for entry in entries):
         return []
@@ -163,7 +169,7 @@ def _runs_again(recipe: Recipe) -> list[str]:
     if not share:
         return []
     return [
-        f"run the sources of {round(share * rows)} of the {rows} rows of a step again, which lie in other "
+        f"recompute the sources of {round(share * rows)} of the {rows} rows of a step, which are in other "
         "micro-batches (none with an even train.effective_batch and a train.micro_batch of 2 or more)"
     ]
 

@@ -1,4 +1,4 @@
-"""Options and their values as a person reads them: none that is unset, and no spelling of Python's."""
+"""Options and their values formatted for readers: unset ones are omitted, values in YAML's spelling."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from stlm_kd.recipe.schema.objective import Schedule
 
 
 def option_words(options: Mapping[str, object], *, without: tuple[str, ...] = ()) -> str:
-    """The options that are set, in brackets after a space; empty where there are none.
+    """The options that are set, in parentheses after a space; "" if there are none.
 
     >>> option_words({"tasks": ("blimp", "arc_easy"), "limit": None, "eps": 1e-08, "norms": False})
-    ' (tasks blimp and arc_easy, eps 1e-08, no norms)'
+    ' (tasks blimp and arc_easy, eps 1e-08, norms off)'
     """
     shown = listed_options({name: value for name, value in options.items() if name not in without})
     return f" ({shown})" if shown else ""
 
 
 def listed_options(options: Mapping[str, object]) -> str:
-    """The options that are set and not empty; a switch by its name alone, or as ``no name``.
+    """The options that are set and not empty; booleans are on or off.
 
     >>> listed_options({"patience": None, "bias_correction": True, "weights": {"a": 1.0, "b": 3.0}})
-    'bias_correction, weights {a: 1, b: 3}'
+    'bias_correction on, weights {a: 1, b: 3}'
     """
     found = []
     for name, value in options.items():
         if isinstance(value, bool):
-            found.append(name if value else f"no {name}")
+            found.append(f"{name} {'on' if value else 'off'}")
         elif value not in (None, (), [], {}):
             found.append(f"{name} {value_words(value)}")
     return ", ".join(found)
 
 
 def value_words(value: object) -> str:
-    """A number, a text, several of these, or a schedule; a mapping as recipes write it.
+    """A number, a text, a list of these, or a schedule; mappings as in recipes.
 
     >>> value_words({0: (0, 1), 1: 2}), value_words((0.9, 0.95)), value_words(("blimp", "hellaswag", "mmlu"))
     ('{0: [0, 1], 1: 2}', '0.9 and 0.95', 'blimp, hellaswag and mmlu')
@@ -48,7 +48,7 @@ def value_words(value: object) -> str:
 
 
 def _as_written(value: object) -> str:
-    """The value as a recipe writes it, on one line."""
+    """The value as in a recipe, on one line."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {_as_written(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, (list, tuple)):

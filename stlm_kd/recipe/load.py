@@ -1,4 +1,4 @@
-"""A recipe's file as a checked value, or every fault of it; and its resolved text and hash."""
+"""Load and validate a recipe, collecting all its faults; its resolved text and hash."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ Found: TypeAlias = tuple[Place, str, str]
 
 
 def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -> Recipe:
-    """The recipe of a file or built-in name, checked, with everything resolved that needs no model.
+    """Load and validate a recipe, with everything resolved that needs no model.
 
     Args:
         name: A file, or a built-in name with or without ``.yaml``.
         overrides: ``key.path=value``, applied in order.
-        is_stored: Whether what it says was trained before, and is only read: validation data that were
-            trained on are no fault of it then.
+        is_stored: Whether the recipe is that of a finished run and is only read; overlap of training and
+            validation data is then not a fault.
 
     Raises:
-        MissingResourceError: There is no such recipe.
+        MissingResourceError: No such recipe.
         UsageError: An override is not of the form ``key.path=value``.
-        RecipeError: The recipe is wrong; holds all faults that were found.
+        RecipeError: The recipe is invalid; holds all faults found.
     """
     document = read(name, overrides)
     return checked(document, is_stored=is_stored)
 
 
 def from_values(values: dict[str, Plain], *, origin: str, is_stored: bool = False) -> Recipe:
-    """A recipe from values in place of a file; ``origin`` is what messages call it, the rest as ``load``.
+    """A recipe from values in place of a file; ``origin`` is its name in messages, the rest as ``load``.
 
     Raises:
         RecipeError: As ``load``.
@@ -57,10 +57,10 @@ def from_values(values: dict[str, Plain], *, origin: str, is_stored: bool = Fals
 
 
 def checked(document: Document, *, is_stored: bool = False) -> Recipe:
-    """The recipe of a document; arguments as ``load``.
+    """Validate the recipe of a document; arguments as ``load``.
 
     Raises:
-        RecipeError: It is wrong; holds all faults that were found.
+        RecipeError: The recipe is invalid; holds all faults found.
     """
     values = document.root.plain()
     try:
@@ -88,7 +88,7 @@ def _all_conflicts(recipe: Recipe, is_stored: bool) -> Iterator[Conflict]:
 
 
 def plain(part: BaseModel) -> dict[str, Plain]:
-    """A part as plain values, defaults filled in; what is null by default and null here is left out."""
+    """A part as plain values with defaults; fields that are null by default and null here are omitted."""
     values: dict[str, Plain] = {}
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
@@ -98,23 +98,23 @@ def plain(part: BaseModel) -> dict[str, Plain]:
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """The recipe with all defaults filled in and the recipes of its teachers written out, as YAML."""
+    """The recipe with all defaults and its teachers' recipes inlined, as YAML."""
     return yaml.dump(plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 in hexadecimal of what the recipe says; file names, comments, order of keys do not matter."""
+    """SHA-256 (hex) of the recipe's values; independent of file names, comments and key order."""
     return hash_of(plain(recipe))
 
 
 def hash_of(values: Plain) -> str:
-    """SHA-256 in hexadecimal of plain values."""
+    """SHA-256 (hex) of plain values."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def term_names(recipe: Recipe) -> tuple[str, ...]:
-    """A name for each objective: its loss, ``@teacher`` where it names one, numbered where repeated."""
+    """A name for each objective: its loss, ``@teacher`` if it names one, numbered if repeated."""
     names: list[str] = []
     for objective in recipe.objectives:
         name = objective.loss if objective.teacher == COMBINED else f"{objective.loss}@{objective.teacher}"
@@ -128,7 +128,7 @@ def _null_by_default(field: FieldInfo) -> bool:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what ``tree.parse`` reads back as the same values."""
+    """Writes YAML that ``stlm_kd.recipe.yaml.parse`` reads back as the same values."""
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
@@ -164,7 +164,7 @@ def _tree(values: Plain) -> Node:
 
 
 def partial_recipe(values: Plain, found: Sequence[Found]) -> Recipe | None:
-    """The recipe without the values that are wrong, to see what else is; None where too little is left."""
+    """The recipe without invalid values, to find further faults; None if too little is left."""
     for place, kind, _ in found:
         if kind != UNKNOWN_KEY and place:
             values = _without(values, place)
@@ -184,23 +184,23 @@ def _without(values: Plain, place: Place) -> Plain:
     return values
 
 
-def _touches(contradiction: Conflict, broken: Sequence[Place]) -> bool:
-    """Whether a contradiction may only be there because a wrong value was taken out."""
+def _touches(conflict: Conflict, broken: Sequence[Place]) -> bool:
+    """Whether a conflict may exist only because an invalid value was removed."""
     return any(
         place[: len(other)] == other or other[: len(place)] == place
-        for place in contradiction[0]
+        for place in conflict[0]
         for other in broken
     )
 
 
 def _reported(root: Node, place: Place) -> bool:
-    """Whether the place is the name of a teacher's recipe that could not be read, which was said already."""
+    """Whether the place is a teacher's recipe that could not be read, which is already a fault."""
     node, known = _walk(root, place)
     return place[-1:] == ("recipe",) and known == len(place) and isinstance(node.value, str)
 
 
 def _walk(root: Node, place: Place) -> tuple[Node, int]:
-    """The node at a place, or the last one on the way to it, and how many steps led there."""
+    """The node at a place, or the last existing one on the path to it, and its depth."""
     node = root
     for count, step in enumerate(place):
         if isinstance(node.value, dict) and step in node.value:
@@ -225,7 +225,7 @@ def _fault(root: Node, place: Place, message: str) -> RecipeFault:
 
 
 def _dotted(root: Node, place: Place) -> str:
-    """The place in dotted form; the entry 0 of what was written without a list is left out."""
+    """The place in dotted form; entry 0 of a value written without a list is omitted."""
     text = ""
     for count, step in enumerate(place):
         if isinstance(step, int):
@@ -238,10 +238,10 @@ def _dotted(root: Node, place: Place) -> str:
 
 
 def recipe_of(run: Path) -> Recipe:
-    """The recipe of a run's folder, also one that newer rules refuse to train by.
+    """The recipe of a run's folder, even if newer rules refuse to train it.
 
     Raises:
-        MissingResourceError: It is not there.
-        RecipeError: It is not one that this version understands.
+        MissingResourceError: No recipe there.
+        RecipeError: This version cannot read it.
     """
     return load(str(run / RECIPE), is_stored=True)

@@ -1,4 +1,4 @@
-"""Find and read recipes: built-in names and files, with overrides applied; nothing is judged here."""
+"""Find and read recipes, built-in names and files, and apply overrides, without validation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stlm_kd.recipe import overrides as dotted
 from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
 
 MOST_RECIPES = 32
-"""Recipes that one recipe may draw in for its teachers."""
+"""Maximum number of recipes that one recipe may include for its teachers."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A recipe that comes with the package, and its purpose from the first line of its header."""
+    """A recipe of the package, with its purpose from the first line of its header."""
 
     name: str
     path: Path
@@ -26,12 +26,12 @@ class BuiltIn:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A recipe as it was written, with overrides applied and other recipes that it names read in.
+    """A recipe as written, with overrides applied and the recipes that it names inlined.
 
     Attributes:
-        origin: What messages call it.
+        origin: Its name in messages.
         root: The tree.
-        faults: Overrides that lead nowhere, and recipes named within that cannot be read.
+        faults: Overrides of places that do not exist, and named recipes that cannot be read.
     """
 
     origin: str
@@ -40,7 +40,7 @@ class Document:
 
 
 def folder() -> Path:
-    """Where the built-in recipes lie."""
+    """The folder of the built-in recipes."""
     import stlm_kd.recipes
 
     (place,) = stlm_kd.recipes.__path__
@@ -48,21 +48,21 @@ def folder() -> Path:
 
 
 def built_in() -> list[BuiltIn]:
-    """The recipes that come with the package, by name."""
+    """The recipes of the package, by name."""
     return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(folder().glob("*.yaml"))]
 
 
 def built_in_objectives() -> list[BuiltIn]:
-    """The lists of objectives that come with the package, which a recipe may name (``objectives: NAME``)."""
+    """The lists of objectives of the package, which a recipe may name (``objectives: NAME``)."""
     place = folder() / "objectives"
     return [BuiltIn(path.stem, path, purpose(path)) for path in sorted(place.glob("*.yaml"))]
 
 
 def shown(name: str) -> Path:
-    """The file of what ``recipe list`` names: a recipe, as ``locate`` finds it, or a list of objectives.
+    """The file of an entry of ``recipe list``: a recipe, as in ``locate``, or a list of objectives.
 
     Raises:
-        MissingResourceError: There is neither.
+        MissingResourceError: No such entry.
     """
     lists = {entry.name: entry.path for entry in built_in_objectives()}
     if name in lists and name not in {entry.name for entry in built_in()} and not Path(name).is_file():
@@ -82,11 +82,11 @@ def locate(name: str, *, beside: Path | None = None) -> Path:
     """The file of a recipe: an existing file, else a built-in name with or without ``.yaml``.
 
     Args:
-        name: A file or a built-in name; a built-in name may carry ``recipes/`` in front.
-        beside: The folder that a relative path starts from; the current one where None.
+        name: A file or a built-in name; a built-in name may have the prefix ``recipes/``.
+        beside: The folder of relative paths; None for the current one.
 
     Raises:
-        MissingResourceError: There is no such recipe; the message names the nearest.
+        MissingResourceError: No such recipe; the message names the nearest.
     """
     path = Path(name).expanduser()
     path = path if beside is None or path.is_absolute() else beside / path
@@ -104,7 +104,7 @@ def locate(name: str, *, beside: Path | None = None) -> Path:
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> Document:
-    """A recipe as it is written, with overrides applied in order.
+    """Read a recipe as written, with overrides applied in order.
 
     Raises:
         MissingResourceError: No such recipe.
@@ -124,15 +124,15 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
             reader.faults.append(found)
     reader.expand_objectives(root)
     reader.expand_teachers(root, path.parent, (path.resolve(),))
-    once = {(found.message, found.line): found for found in reader.faults}  # also where it was read again
+    once = {(found.message, found.line): found for found in reader.faults}  # a recipe may be read twice
     return Document(_display_path(path), root, tuple(once.values()))
 
 
 def text_of(path: Path) -> str:
-    """The text of a recipe file, refused before it is read where it is too large.
+    """The text of a recipe file; a file that is too large is refused without reading it.
 
     Raises:
-        MissingResourceError: It cannot be read.
+        MissingResourceError: The file cannot be read.
         RecipeError: Too large, or not UTF-8.
     """
     try:
@@ -149,13 +149,13 @@ def text_of(path: Path) -> str:
 
 
 def _display_path(path: Path) -> str:
-    """The path as a person would write it: from the current folder where it lies below."""
+    """The path relative to the current folder if it is below it."""
     absolute, here = path.resolve(), Path.cwd()
     return os.fspath(absolute.relative_to(here)) if absolute.is_relative_to(here) else os.fspath(path)
 
 
 class _Reader:
-    """Puts the content of recipes in place of their names under ``teachers[i].recipe``."""
+    """Replaces the names under ``teachers[i].recipe`` by the recipes' content."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,11 +163,11 @@ class _Reader:
         self.num_read = 0
 
     def expand(self, node: Node) -> None:
-        """Read the recipe that a node of the file itself names."""
+        """Read the recipe that a node of the main file names."""
         self._expand(node, "teachers[].recipe", self.path.parent, (self.path.resolve(),))
 
     def expand_teachers(self, node: Node, beside: Path, chain: tuple[Path, ...], place: str = "") -> None:
-        """Read every recipe that a recipe's teachers name; those that cannot be read keep their names."""
+        """Read every recipe that a recipe's teachers name; unreadable ones keep their names."""
         teachers = node.value.get("teachers") if isinstance(node.value, dict) else None
         entries = teachers.value if teachers is not None and isinstance(teachers.value, list) else []
         for i, entry in enumerate(entries):
@@ -176,7 +176,7 @@ class _Reader:
                 self._expand(named, f"{place}teachers[{i}].recipe", beside, chain)
 
     def expand_objectives(self, node: Node) -> None:
-        """Put the list in place of its name; a name that is not known stays, and is told when judged."""
+        """Replace the name of a list of objectives by the list; validation reports unknown names."""
         named = node.value.get("objectives") if isinstance(node.value, dict) else None
         known = {entry.name: entry.path for entry in built_in_objectives()}
         if named is not None and isinstance(named.value, str) and named.value in known:
@@ -184,7 +184,7 @@ class _Reader:
             named.value = parse(text_of(path), origin=_display_path(path)).value
 
     def _expand(self, node: Node, place: str, beside: Path, chain: tuple[Path, ...]) -> None:
-        if not isinstance(node.value, str):  # written out, or read in before
+        if not isinstance(node.value, str):  # written inline, or inlined before
             self.expand_objectives(node)
             self.expand_teachers(node, beside, chain, f"{place}.")
             return
@@ -192,7 +192,11 @@ class _Reader:
             path = locate(node.value, beside=None if node.line is None else beside)
             self.num_read += 1
             if path.resolve() in chain or self.num_read > MOST_RECIPES:
-                problem = "names itself, in a circle" if path.resolve() in chain else "is one recipe too many"
+                problem = (
+                    "includes itself"
+                    if path.resolve() in chain
+                    else f"is one too many; expected at most {MOST_RECIPES} recipes"
+                )
                 self.faults.append(RecipeFault(place, f"{node.value} {problem}", node.line))
                 return
             node.value = parse(text_of(path), origin=_display_path(path)).value

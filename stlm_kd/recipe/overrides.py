@@ -10,20 +10,20 @@ from stlm_kd.recipe.yaml import Node, YamlError, parse
 
 Step = str | int
 _SHORT = {"data": "path", "eval": "suite"}
-"""What a text alone stands for in these parts: a source's path, a suite's name."""
+"""The key of a bare string in these parts: a source's path, a suite's name."""
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\[\d+\]|\.(\d+|[A-Za-z_][\w-]*))*")
 _STEP = re.compile(r"\[(\d+)\]|(\d+)|([A-Za-z_][\w-]*)")
 
 
 def split(override: str) -> tuple[list[Step], Node]:
-    """The path and the value of ``key.path=value``; the value is read as YAML.
+    """Split ``key.path=value`` into path and value; the value is parsed as YAML.
 
     >>> split("teachers[0].model=gpt2")[0]
     ['teachers', 0, 'model']
 
     Raises:
-        UsageError: It is not of this form, or the value is not plain YAML.
+        UsageError: Not of this form, or the value is not plain YAML.
     """
     key, equals, value = override.partition("=")
     if not equals or not _KEY.fullmatch(key):
@@ -39,7 +39,7 @@ def split(override: str) -> tuple[list[Step], Node]:
 
 
 def refuse_repeated(overrides: Sequence[str]) -> None:
-    """Refuse two values for one place, of which only the last would count.
+    """Refuse two values for one place, because only the last would apply.
 
     >>> refuse_repeated(["train.steps=10", "data.context=64", "train.steps=20"])
     Traceback (most recent call last):
@@ -58,15 +58,15 @@ def refuse_repeated(overrides: Sequence[str]) -> None:
 
 
 def apply(root: Node, override: str, expand: Callable[[Node], None]) -> RecipeFault | None:
-    """Set one value in the tree, making the mappings that lead to it.
+    """Set one value in the tree, creating the mappings on its path.
 
     Args:
         root: The recipe; changed in place.
         override: ``key.path=value``.
-        expand: Called on a teacher's ``recipe`` before going into it, to put its content in its name's place.
+        expand: Called on a teacher's ``recipe`` before its keys are accessed, to inline its content.
 
     Returns:
-        The fault, where there is no such place.
+        The fault, if there is no such place.
     """
     path, value = split(override)
     node = root
@@ -84,7 +84,7 @@ def apply(root: Node, override: str, expand: Callable[[Node], None]) -> RecipeFa
 
 
 def _enter(node: Node, step: Step, value: Node | None, override: str) -> Node | str:
-    """The node that a step leads to, set to ``value`` where one is given; words where it leads nowhere."""
+    """The child node at a step, set to ``value`` if given; an error message if there is none."""
     if isinstance(step, int):
         if not isinstance(node.value, list) and step == 0 and node.value is not None:
             node.value = [Node(node.value, node.line, node.origin)]
@@ -99,7 +99,7 @@ def _enter(node: Node, step: Step, value: Node | None, override: str) -> Node | 
         node.value, node.origin = {}, override
     if not isinstance(node.value, dict):
         kind = "a list, whose entries are [0], [1], …" if isinstance(node.value, list) else "a single value"
-        return f"no key {step} here: found {kind}; override what holds it"
+        return f"no key {step} here: found {kind}; override the value that contains it"
     if value is not None:
         node.value[step] = value
     return node.value.setdefault(step, Node(None, None, override))

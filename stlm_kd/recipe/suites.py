@@ -1,4 +1,4 @@
-"""Suites named on the command line, checked as those of a recipe."""
+"""Suites given on the command line, validated like those of a recipe."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SUITES: TypeAdapter[tuple[Suite, ...]] = TypeAdapter(tuple[AnySuite, ...])
 
 
 def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[str, Plain]]:
-    """Each suite with its options, all of them, ready for ``stlm_kd.pipeline.scoring.evaluate``.
+    """Each suite with all its options, for ``stlm_kd.pipeline.scoring.evaluate``.
 
     Args:
-        words: A suite's name, or a mapping such as ``{suite: lm-eval, tasks: [blimp]}``.
-        options: Further options, each for the suites that have it and do not say otherwise.
+        words: Suite names, or mappings such as ``{suite: lm-eval, tasks: [blimp]}``.
+        options: Further options, each applied to the suites that have it and do not set it.
 
     Raises:
-        UsageError: A word that is neither, an option that none of the suites has, or names and values that
-            are not known, of which the message tells all.
+        UsageError: A word that is neither, an option that no suite has, or unknown names and values, all of
+            which the message lists.
     """
     from stlm_kd.eval import SUITES
 
@@ -47,7 +47,7 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
 
 
 def _entry_name(entry: dict[str, Plain]) -> dict[str, Plain]:
-    """The entry with a short name written out, so that its options are known."""
+    """The entry with a short name expanded, so its options are known."""
     try:
         written = spelled_out(entry)
     except PydanticCustomError as error:

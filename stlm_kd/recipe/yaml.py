@@ -1,7 +1,7 @@
-"""YAML text as a tree whose every node knows where it was written; only plain data gets through.
+"""Parse YAML into a tree whose nodes record their origin; only plain data is accepted.
 
 Keys and scalars follow YAML 1.2's core schema: ``on`` and ``no`` are text, ``3e-4`` is a number. Tags,
-anchors and aliases are refused, repeated keys too, and what is too large or too deep.
+anchors, aliases and duplicate keys are refused, and so is text that is too large or nested too deeply.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from stlm_kd.errors import RecipeFault
 
 LARGEST = 256 * 1024
-"""Characters that a recipe may have at most."""
+"""Maximum number of characters of a recipe."""
 
 DEEPEST = 32
 
@@ -42,7 +42,7 @@ class Node:
     Attributes:
         value: A mapping or list of nodes, or a scalar.
         line: Counted from 1; None in an override.
-        origin: The override that set it, or the file of another recipe that was read in; else "".
+        origin: The override that set it, or the file of an inlined recipe; else "".
     """
 
     value: dict[str, Node] | list[Node] | Scalar
@@ -59,7 +59,7 @@ class Node:
 
 
 class YamlError(Exception):
-    """Text that is not one plain YAML document; holds the faults."""
+    """The text is not one plain YAML document; holds the faults."""
 
     def __init__(self, faults: list[RecipeFault]) -> None:
         self.faults = faults
@@ -67,15 +67,15 @@ class YamlError(Exception):
 
 
 def parse(text: str, *, origin: str = "", lines: bool = True) -> Node:
-    """The tree of one YAML document.
+    """Parse one YAML document into a tree.
 
     Args:
         text: The document.
-        origin: Kept in every node.
-        lines: Whether the nodes keep their lines.
+        origin: Stored in every node.
+        lines: Whether nodes store their lines.
 
     Raises:
-        YamlError: Bad syntax, or anything but plain data; holds every repeated key that was found.
+        YamlError: Invalid syntax, or anything but plain data; holds every duplicate key found.
     """
     if len(text) > LARGEST:
         raise YamlError([RecipeFault("", f"{len(text):,} characters found; expected at most {LARGEST:,}")])
@@ -90,7 +90,7 @@ def parse(text: str, *, origin: str = "", lines: bool = True) -> Node:
 
 
 def scalar(text: str) -> Scalar:
-    """What an unquoted scalar means.
+    """The value of an unquoted scalar.
 
     >>> scalar("3e-4"), scalar("on"), scalar("1_000"), scalar("true"), scalar("200M")
     (0.0003, 'on', 1000, True, '200M')
@@ -103,7 +103,7 @@ def scalar(text: str) -> Scalar:
 
 
 class _Builder:
-    """Reads parser events one by one, so that a bad document is refused before it grows."""
+    """Reads parser events one by one, so a bad document is refused early."""
 
     def __init__(self, text: str, origin: str, *, lines: bool) -> None:
         self.events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
@@ -162,11 +162,11 @@ class _Builder:
     def reject_aliases_and_tags(self, event: yaml.Event, place: str, line: int) -> None:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise YamlError(
-                [RecipeFault(place, "anchors and aliases are not read; write the value out", line)]
+                [RecipeFault(place, "anchors and aliases are not supported; repeat the value", line)]
             )
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise YamlError([RecipeFault(place, f"the tag {tag} is not read; write plain data", line)])
+            raise YamlError([RecipeFault(place, f"the tag {tag} is not supported; use plain data", line)])
 
 
 def _line(event: yaml.Event) -> int:

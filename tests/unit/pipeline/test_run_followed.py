@@ -181,7 +181,7 @@ def test_rows_are_dealt_out_in_pairs_where_they_are_sources_of_each_other(
 @pytest.mark.parametrize(
     ("entry", "sizes", "told"),
     [
-        ("{loss: diito, teacher: a}", (16, 1), "run the sources of 16 of the 16 rows of a step again"),
+        ("{loss: diito, teacher: a}", (16, 1), "recompute the sources of 16 of the 16 rows of a step"),
         ("{loss: diito, teacher: a}", (16, 2), None),
         ("{loss: diito, teacher: a}", (15, 3), None),
         ("{loss: diito, teacher: a, source: input-tokens}", (16, 1), None),
@@ -194,5 +194,5 @@ def test_the_plan_says_how_many_sources_are_run_again(
     objectives = f"objectives=[{{loss: labels}}, {entry}]"
     given = [f"train.effective_batch={sizes[0]}", f"train.micro_batch={sizes[1]}"]
     lines = describe(recipe(tmp_path, objectives, *given)).splitlines()
-    found = [line for line in lines if line.startswith("run the sources")]
+    found = [line for line in lines if line.startswith("recompute the sources")]
     assert [line.split(",")[0] for line in found] == ([] if told is None else [told])

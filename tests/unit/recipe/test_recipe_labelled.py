@@ -80,7 +80,7 @@ def test_the_plan_tells_columns_and_classes(file: str) -> None:
         )
     )
     assert "train on a.tsv (text one and two, label kind)" in text
-    assert "tell no, yes apart" in text
+    assert "classes no, yes" in text
     assert "of at most 512 tokens each" in text
 
 

@@ -91,8 +91,8 @@ def test_a_schedule_is_told_in_words(file: str) -> None:
             ),
         )
     )
-    assert "cosine 1 to 0.5 from 0% to 50% of the steps x labels" in text
-    assert "0 to 2 at 10% of the steps x hint" in text
+    assert "labels, weight cosine 1 to 0.5 from 0% to 50% of the steps" in text
+    assert "hint, weight 0 to 2 at 10% of the steps" in text
 
 
 @pytest.mark.parametrize(
