@@ -111,12 +111,12 @@ def test_every_option_of_a_source_is_a_field() -> None:
 FAULTS: dict[str, tuple[list[str], str]] = {
     "a name of an alignment": (
         ["objectives[1].alignment=centre"],
-        "objectives[1].alignment: the text 'centre' found; expected one of full, middle, late, first, last, "
+        "objectives[1].alignment: 'centre' found; expected one of full, middle, late, first, last, "
         "or layers such as {0: [0, 1], 1: [2, 3]}",
     ),
     "a source": (
         ["objectives[1].source=mixupp"],
-        "objectives[1].source: the text 'mixupp' is not a known counterfactual source (did you mean mixup?)",
+        "objectives[1].source: 'mixupp' is not a known counterfactual source (did you mean mixup?)",
     ),
     "a layer of the student": (
         ["objectives[1].alignment={9: 0}"],

@@ -83,5 +83,5 @@ def test_stlm_is_a_name_for_its_tasks_of_lm_eval(place: Path) -> None:
     assert named == written and "stlm" not in SUITES
     entries = [load("plain.yaml", (f"eval=[{entry}]",)).eval[0].options for entry in ("stlm", "lm-eval")]
     assert entries[0] == entries[1]
-    with pytest.raises(UsageError, match="stlm says tasks already; use lm-eval with your own"):
+    with pytest.raises(UsageError, match="stlm sets tasks already; use lm-eval with your own"):
         suites(["{suite: stlm, tasks: [blimp]}"], options={})

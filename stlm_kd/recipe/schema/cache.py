@@ -1,4 +1,4 @@
-"""The part of a recipe that says that a teacher is read from disk, and what objectives ask of such a one."""
+"""The cache part of a teacher in a recipe, and the objectives that read a teacher's outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from stlm_kd.recipe.schema.root import Recipe
 
 PRESETS = {"default": (16, 8), "small": (8, 8), "large": (32, 16)}
-"""Likeliest outcomes kept of each token, and draws from the others."""
+"""Per position: top tokens stored exactly, and samples from the others."""
 
 VARIANTS = 4
-"""Masks of each row where a recipe does not say how many."""
+"""Default number of masks of each row."""
 
 
 def _site(value: object) -> object:
@@ -31,13 +31,13 @@ Kept = Annotated[int | str, BeforeValidator(_site)]
 
 
 class Cache(Part):
-    """What the teacher says of the training data is written once, and read from disk from then on.
+    """The teacher's outputs for the training data are written once and then read from disk.
 
-    ``path``: a cache that is there, in whose place nothing else is given; else it is made where there is
-    none. ``top``: likeliest outcomes of each token, kept exactly; ``draws``: of the others; both from
-    ``preset`` where not given: 16 + 8, small: 8 + 8, large: 32 + 16. ``temperature``: as the objectives'
-    where null. ``variants``: masks of each row of a masked language model; 4 where null. ``states``: hidden
-    states that are kept for losses on them: ``embeddings``, ``last``, layers.
+    ``path``: an existing cache, which excludes all other keys; by default the cache is built if missing.
+    ``top``: number of top tokens per position, stored exactly; ``draws``: samples from the others; both by
+    default from ``preset``: 16 + 8, small: 8 + 8, large: 32 + 16. ``temperature`` null: the objectives'.
+    ``variants``: masks of each row for a masked language model; default 4. ``states``: hidden states stored
+    for hidden-state losses: ``embeddings``, ``last``, layers.
     """
 
     called: ClassVar[str] = "a key of cache"
@@ -63,7 +63,7 @@ class Cache(Part):
 
 
 def _words(value: object, info: ValidationInfo) -> Any:
-    """``auto`` or a folder, in place of a mapping."""
+    """Convert ``auto`` or a folder to a cache."""
     if value is None or isinstance(value, Cache):
         return value
     if isinstance(value, str) and value:
@@ -77,12 +77,12 @@ AnyCache = Annotated[Cache | None, BeforeValidator(_words)]
 
 
 def responses_of(recipe: Recipe, teacher: str) -> list[Response]:
-    """The objectives on what the teacher says, alone or with others."""
+    """The logit objectives that use the teacher, alone or combined."""
     return [entry for entry in asking(recipe, teacher).values() if isinstance(entry, Response)]
 
 
 def asking(recipe: Recipe, teacher: str) -> dict[int, Objective]:
-    """The objectives that ask the teacher anything, by their place."""
+    """The objectives that use the teacher, by index."""
     return {
         i: entry
         for i, entry in enumerate(recipe.objectives)
@@ -91,7 +91,7 @@ def asking(recipe: Recipe, teacher: str) -> dict[int, Objective]:
 
 
 def temperature_of(recipe: Recipe, teacher: str, cache: Cache) -> float:
-    """The temperature of a teacher's cache: the objectives', which all have the same."""
+    """The temperature of a teacher's cache; by default that of the objectives, which all have the same."""
     if cache.temperature is not None:
         return cache.temperature
     given = [entry.options.get("temperature", 1.0) for entry in responses_of(recipe, teacher)]
@@ -99,6 +99,6 @@ def temperature_of(recipe: Recipe, teacher: str, cache: Cache) -> float:
 
 
 def positions_of(recipe: Recipe, teacher: str) -> Literal["labels", "attended"]:
-    """The tokens that objectives count of what the teacher says: those with a label, or all."""
+    """The positions at which objectives use the teacher: labelled ones, or all non-padding ones."""
     alone = all(getattr(entry, "on", "labels") == "labels" for entry in asking(recipe, teacher).values())
     return "labels" if alone else "attended"

@@ -1,4 +1,4 @@
-"""The parts of a recipe that name the text."""
+"""The data part of a recipe."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.schema.fields import Count, Flag, Part, Positive, Share, Text, fault, show, texts_of
 
 SAMPLE_SIZE = 4_000_000
-"""Bytes of generated text where a recipe does not say how many."""
+"""Default size of generated text, in bytes."""
 
 LABELLED_SAMPLES = ("acceptability", "sentiment")
 """The tasks of generated text with labels."""
 
 MASKED_SHARE = 0.15
-"""Positions that a masked language model has to predict, of all, where a recipe does not say."""
+"""Default fraction of positions that a masked language model has to predict."""
 
 
 def _columns(value: object) -> object:
@@ -26,7 +26,7 @@ def _columns(value: object) -> object:
 
 
 class Separator(Part):
-    """What stands between the documents of plain text."""
+    """The text between the documents of plain text."""
 
     called: ClassVar[str] = "a key of documents"
     separator: Text
@@ -36,7 +36,7 @@ _WAYS = ("article", "line", "blank-line", "file")
 
 
 def _documents(value: object, info: ValidationInfo) -> object:
-    """The name of a way to cut text, or a separator."""
+    """The name of a cutting rule, or a separator."""
     if isinstance(value, Mapping):
         return Separator.model_validate(value, context=info.context)
     if isinstance(value, Separator) or value in _WAYS:
@@ -49,12 +49,12 @@ def _documents(value: object, info: ValidationInfo) -> object:
 class Source(Part):
     """Text from a file or folder, the Hub, or the built-in generator; for classifiers, labelled examples.
 
-    Plain text is cut into documents at titles (``documents: article``), ends of lines (``line``), blank
-    lines, not at all (``file``) or at a separator (``{separator: "<|endoftext|>"}``). A relative ``path``
-    starts from the current folder, also in recipes that lie elsewhere. Where they are not given, ``split`` is
-    ``train`` on the Hub and of labelled samples, and ``size`` 4M bytes of generated text.
-    ``text`` (one column, or two for pairs; ``sentence`` where null) and ``label`` (``label``) are columns of
-    labelled examples; of those, ``size`` counts generated ones.
+    Plain text is cut into documents at titles (``documents: article``), line ends (``line``), blank lines,
+    not at all (``file``) or at a separator (``{separator: "<|endoftext|>"}``). A relative ``path`` starts
+    from the current folder, wherever the recipe is. By default ``split`` is ``train`` for the Hub and
+    labelled samples, and ``size`` 4M bytes of generated text. ``text`` (one column, or two for pairs; default
+    ``sentence``) and ``label`` (default ``label``) are columns of labelled examples; for labelled samples
+    ``size`` is the number of examples.
     """
 
     called: ClassVar[str] = "a key of a source"
@@ -87,7 +87,7 @@ class Source(Part):
 
 
 def _sources(value: object) -> object:
-    """One source or a list; a path alone is a source."""
+    """One source or a list; a bare path is a source."""
     if value is None or isinstance(value, Source):
         return value if value is None else (value,)
     if isinstance(value, (list, tuple)) and not value:
@@ -97,11 +97,11 @@ def _sources(value: object) -> object:
 
 
 class Data(Part):
-    """The text; ``fraction`` is the share of the training text that the student sees.
+    """The data; ``fraction`` is the fraction of the training data that the student reads.
 
-    ``allow_overlap``: whether a file may be training and validation data at once, which is refused otherwise.
-    ``masked_share``: of the positions of a step, those that a masked language model has to predict; 0.15
-    where it is not given. ``labels``: the names of the classes in order; those found where null.
+    ``allow_overlap``: allow a file to be both training and validation data. ``masked_share``: the fraction
+    of a step's positions that a masked language model has to predict; default 0.15. ``labels``: the class
+    names in order; by default those found.
     """
 
     called: ClassVar[str] = "a key of data"

@@ -1,4 +1,4 @@
-"""What the parts of a recipe are made of: strict field types, and a base that names every fault of a part."""
+"""Strict field types of recipes, and a base class that reports every fault of a part."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from typing_extensions import Self
 from stlm_kd.errors import did_you_mean
 
 UNKNOWN_KEY = "unknown_key"
-"""The type of a fault that leaves the rest of its part intact."""
+"""The type of a fault that leaves the rest of its part valid."""
 
 LENIENT = "lenient"
-"""Validation context under which unknown keys are passed over, to look for further faults behind them."""
+"""Validation context in which unknown keys are ignored, to find further faults."""
 
 _SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMmBb])")
 
 
 def fault(message: str) -> PydanticCustomError:
-    """A fault at the place where a validator raises it."""
+    """A fault at the location of the validator that raises it."""
     return PydanticCustomError("fault", message)
 
 
 def parse_count(value: object) -> object:
-    """A count as a whole number, where it is written as one: ``200M``, ``8k``, ``1.5B``, ``1e6``.
+    """Parse a count such as ``200M``, ``8k``, ``1.5B``, ``1e6`` into an integer; other values are unchanged.
 
     >>> parse_count("1.5B"), parse_count("8k"), parse_count(1e6)
     (1500000000, 8000, 1000000)
@@ -56,7 +56,7 @@ def parse_count(value: object) -> object:
 
 
 def texts_of(value: object) -> object:
-    """Names as text, in a list or a mapping: 0 and 1 are names too.
+    """Convert integer names in a list or a mapping to text.
 
     >>> texts_of([0, "a"]), texts_of({0: "a"})
     (['0', 'a'], {'0': 'a'})
@@ -81,12 +81,12 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Part(BaseModel):
-    """A mapping of a recipe: frozen, no unknown keys, every fault in words and with the nearest name.
+    """A mapping of a recipe: frozen, without unknown keys, with readable faults and the nearest names.
 
     Attributes:
-        called: What the part is called in messages.
+        called: The part's name in messages.
         one_of: Keys of which exactly one is given.
-        one_of_optional: Whether none of them may be given as well.
+        one_of_optional: Whether all of them may be missing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -99,7 +99,7 @@ class Part(BaseModel):
     def _every_fault(
         cls, given: object, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
     ) -> Self:
-        """Validate with near-miss keys put right, so that their values are checked too; say all faults."""
+        """Validate with misspelt keys corrected, so their values are checked too; report all faults."""
         if isinstance(given, cls):
             return given
         if not isinstance(given, Mapping):
@@ -119,7 +119,7 @@ class Part(BaseModel):
 
     @classmethod
     def of_option(cls, annotation: Any) -> Any:
-        """The type of a field for an option of a table's row, whose own type is given."""
+        """The field type of an option with this annotation."""
         return annotation
 
     @classmethod
@@ -128,13 +128,13 @@ class Part(BaseModel):
 
 
 def show(value: object) -> str:
-    """A value as a person wrote it, short, with its kind where that is what is wrong."""
+    """A value formatted for messages, truncated."""
     if value is None:
-        return "nothing (null)"
+        return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f"the text {_truncated(value)!r}"
+        return repr(_truncated(value))
     if isinstance(value, Mapping):
         return f"a mapping ({_truncated(', '.join(map(str, value)))})"
     if isinstance(value, (list, tuple)):
@@ -147,7 +147,7 @@ def _truncated(text: str) -> str:
 
 
 def _repair(given: Mapping[Any, Any], cls: type[Part]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
-    """Known keys, near misses under the key that was meant, and a fault for each unknown key."""
+    """Known keys, misspelt ones corrected, and a fault for each unknown key."""
     known = list(cls.model_fields)
     repaired = {key: value for key, value in given.items() if key in known}
     faults = []
@@ -164,7 +164,7 @@ def _repair(given: Mapping[Any, Any], cls: type[Part]) -> tuple[dict[str, Any], 
 
 
 def _renamed(given: Mapping[Any, Any], repaired: Mapping[str, Any], cls: type[Part]) -> dict[str, str]:
-    """Near misses: the key as it was written → the key that was meant."""
+    """Misspelt keys: the key as written → the corrected key."""
     known = list(cls.model_fields)
     return {
         str(key): near[0]
@@ -191,7 +191,7 @@ def _lenient(info: ValidationInfo) -> bool:
 
 
 def _in_words(line: Any, cls: type[Part], originals: Mapping[str, str]) -> InitErrorDetails:
-    """One line of a validation error as a fault in words; those of parts further in are in words already."""
+    """One line of a validation error as a readable fault; nested parts' faults are readable already."""
     loc = tuple(line["loc"])
     if loc and loc[0] in originals:
         loc = (originals[str(loc[0])], *loc[1:])
@@ -206,8 +206,8 @@ def _in_words(line: Any, cls: type[Part], originals: Mapping[str, str]) -> InitE
 
 
 _EXPECTED = {
-    "int_type": "expected a whole number",
-    "int_from_float": "expected a whole number",
+    "int_type": "expected an integer",
+    "int_from_float": "expected an integer",
     "float_type": "expected a number",
     "finite_number": "expected a finite number",
     "bool_type": "expected true or false",
@@ -217,8 +217,8 @@ _EXPECTED = {
     "list_type": "expected a list",
     "dict_type": "expected a mapping",
     "mapping_type": "expected a mapping",
-    "too_long": "that is too many",
-    "too_short": "that is too few",
+    "too_long": "expected fewer entries",
+    "too_short": "expected more entries",
     "string_pattern_mismatch": "expected letters, digits, dots, dashes and underscores, at most 64",
 }
 _BOUNDS = {

@@ -1,4 +1,4 @@
-"""The part of a recipe for losses after an intervention on hidden states."""
+"""The objectives of a recipe that compare outputs after interventions on hidden states."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Alignments: TypeAlias = Alignment | dict[str, Alignment]
 
 
 def sources() -> Registry[Any]:
-    """Where other states come from."""
+    """The sources of counterfactual states."""
     from stlm_kd.interventions.sources import SOURCES
 
     return SOURCES
 
 
 def _alignment(value: object) -> Alignments:
-    """A name, layers of the student → of the teacher, or one of these for each teacher by its name."""
+    """A name, a mapping of student layers to teacher layers, or one of these for each teacher by name."""
     if not isinstance(value, Mapping) or not value or _is_layers(value):
         return _one(value)
     return {str(name): _one(given) for name, given in value.items()}
@@ -56,13 +56,13 @@ def _one(value: object) -> Alignment:
 
 
 class Interchange(Objective):
-    """A loss on what student and teachers say once hidden states of both were exchanged alike.
+    """A loss on the outputs of student and teachers after the same interchange intervention in both.
 
-    ``alignment``: the teacher's layers that each layer of the student stands for, one or by teacher;
-    ``layer_schedule``: which of them is exchanged in a step; ``positions``, ``fraction`` and ``max_tokens``:
-    how many neighbours or single ones of a text; ``source``: where the other states come from, and its
-    options; ``source_site``: what is copied over a block's output; ``causal_cosine_weight``: of the last
-    hidden states' cosine distance; ``exclude_last``: leave the student's last layer out.
+    ``alignment``: the teacher layers aligned with each student layer, for all teachers or by teacher;
+    ``layer_schedule``: the layer exchanged in a step; ``positions``, ``fraction`` and ``max_tokens``:
+    contiguous or random positions, and how many; ``source``: the source of counterfactual states, with its
+    options; ``source_site``: the state that replaces a block's output; ``causal_cosine_weight``: weight of
+    the cosine distance of last hidden states; ``exclude_last``: exclude the student's last layer.
     """
 
     weight: Weight = 0.25
@@ -89,7 +89,7 @@ class Interchange(Objective):
 
     @property
     def source_options(self) -> dict[str, Any]:
-        """Those options of a source that are given."""
+        """The source's options that are set."""
         given = {name: getattr(self, name) for name in SOURCE_OPTIONS}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -102,11 +102,11 @@ class Interchange(Objective):
 
     @property
     def is_by_teacher(self) -> bool:
-        """Whether every teacher has an alignment of its own."""
+        """Whether every teacher has its own alignment."""
         return isinstance(self.alignment, dict) and not _is_layers(self.alignment)
 
     def alignment_of(self, teacher: str) -> str | dict[int, int | tuple[int, ...]]:
-        """The alignment with a teacher: a name, or layers."""
+        """The alignment with a teacher: a name or layers."""
         chosen: object = self.alignment
         if self.is_by_teacher and isinstance(self.alignment, dict):
             chosen = self.alignment[teacher]
@@ -117,12 +117,12 @@ class Interchange(Objective):
 
 
 SOURCE_OPTIONS = ("pairing", "mixup_map", "mixup_noise")
-"""Fields that are options of some sources."""
+"""Fields that only some sources use."""
 
 
 def relations(objectives: Iterable[Objective]) -> list[Relation]:
-    """WordNet's relations that the sources of some objectives follow."""
+    """The WordNet relations that the objectives' sources use."""
     from stlm_kd.interventions.wordnet import RELATIONS
 
-    asked = {entry.source for entry in objectives if isinstance(entry, Interchange)}
-    return [relation for relation in RELATIONS if relation in asked]
+    used = {entry.source for entry in objectives if isinstance(entry, Interchange)}
+    return [relation for relation in RELATIONS if relation in used]

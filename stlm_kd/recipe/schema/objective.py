@@ -1,4 +1,4 @@
-"""One objective of a recipe: a loss, its weight and options, and schedules of these."""
+"""One objective of a recipe: a loss, its weight and options, and their schedules."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from stlm_kd.registry import Registry
 from stlm_kd.teachers import COMBINED
 
 LABELS = "labels"
-"""The loss that needs no teacher."""
+"""The name of the loss that needs no teacher."""
 
 
 Moment = Annotated[Real, Field(ge=0, le=1)]
 
 
 class Schedule(Part):
-    """A number that changes over the training; shares are of the optimizer steps.
+    """A number that changes during training; times are fractions of the optimizer steps.
 
-    ``linear`` and ``cosine`` go from the first to the second of two values ``between`` two shares;
-    ``step-wise`` takes the next value at each share of ``at``.
+    ``linear`` and ``cosine`` interpolate from the first to the second of two values ``between`` two times;
+    ``step-wise`` switches to the next value at each time of ``at``.
     """
 
     called: ClassVar[str] = "a key of a schedule"
@@ -57,26 +57,26 @@ class Schedule(Part):
             self._check_steps()
             return self
         if self.at is not None:
-            raise fault(f"at is for step-wise schedules; {self.schedule} goes between two shares")
+            raise fault(f"at is for step-wise schedules; {self.schedule} uses between")
         if len(self.values) != 2:
             raise fault(f"{len(self.values)} values found; expected two, from and to, for {self.schedule}")
         assert self.between is not None
         begin, end = self.between
         if not begin < end:
-            raise fault(f"it ends before it starts: between {begin:g} and {end:g}; expected begin < end")
+            raise fault(f"between {begin:g} and {end:g} found; expected begin < end")
         return self
 
     def _check_steps(self) -> None:
         if self.between is not None:
             raise fault(
-                "between is for linear and cosine; step-wise takes the next value at each share of at"
+                "between is for linear and cosine; step-wise switches to the next value at each entry of at"
             )
         at = self.at or ()
         if len(self.values) != len(at) + 1 or not at:
-            expected = f"{len(at) + 1} for {len(at)} shares in at" if at else "at with at least one share"
+            expected = f"{len(at) + 1} for {len(at)} entries of at" if at else "at with at least one entry"
             raise fault(f"{len(self.values)} values found; expected {expected}")
         if list(at) != sorted(set(at)) or at[0] == 0:
-            raise fault(f"at {list(at)} found; expected different shares above 0 in ascending order")
+            raise fault(f"at {list(at)} found; expected distinct fractions above 0 in ascending order")
 
 
 def schedulable(annotation: Any) -> Any:
@@ -111,7 +111,7 @@ Weight = Annotated[float | Schedule, PlainValidator(_weight)]
 
 
 def losses() -> Registry[Any]:
-    """The losses on outcomes: a vocabulary, or classes."""
+    """The losses on logits over a vocabulary or classes."""
     from stlm_kd.losses import LOSSES
 
     return LOSSES
@@ -147,9 +147,9 @@ def _loss(value: object) -> object:
 
 
 class Objective(Part):
-    """One term of the objective; the options of its loss are further fields.
+    """One term of the training objective; the options of its loss are further fields.
 
-    ``on``: count the positions that have a label, or all that are not padding.
+    ``on``: count the positions that have a label, or all non-padding positions.
     """
 
     called: ClassVar[str] = "a key of objectives"
@@ -159,7 +159,7 @@ class Objective(Part):
 
     @classmethod
     def of_option(cls, annotation: Any) -> Any:
-        """A number may change over the training."""
+        """A number may have a schedule."""
         return schedulable(annotation) if _is_number(annotation) else annotation
 
     @property
@@ -169,7 +169,7 @@ class Objective(Part):
 
 
 class Response(Objective):
-    """A loss on outcomes."""
+    """A loss on logits."""
 
     on: Literal["labels", "attended"] = "labels"
 
@@ -187,7 +187,7 @@ def _layer(value: object) -> int | None:
 
 
 def layer_map(value: Mapping[Any, Any]) -> LayerMap:
-    """Layers of the student, as text, by which YAML knows its keys → one or several layers of the teacher."""
+    """Layer of the student, as text like all YAML keys → one or several layers of the teacher."""
     found: LayerMap = {}
     for key, layers in value.items():
         student = _layer(key)
@@ -224,9 +224,9 @@ STATE_SITES = ("embeddings", *ALIGNMENTS)
 
 
 class Feature(Objective):
-    """A loss on hidden states at one or several sites, which teacher and student both have.
+    """A loss on hidden states at one or several sites of both teacher and student.
 
-    ``projection``: a trained linear map from the student's width to the teacher's; auto: where they differ.
+    ``projection``: a trained linear map from the student's width to the teacher's; auto: if widths differ.
     """
 
     on: Literal["labels", "attended"] = "attended"
@@ -235,7 +235,7 @@ class Feature(Objective):
 
 
 class MapFeature(Objective):
-    """A loss on attention maps at one or several layers; a position counts by its queries."""
+    """A loss on attention maps at one or several layers; ``on`` selects queries."""
 
     on: Literal["labels", "attended"] = "attended"
     sites: Annotated[Sites, PlainValidator(lambda value: _sites(value, ALIGNMENTS))] = ("last",)

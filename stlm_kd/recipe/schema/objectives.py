@@ -1,7 +1,7 @@
-"""The parts of a recipe that say what the student is trained on: objectives, and how teachers are combined.
+"""The objectives of a recipe, and the combination of teachers.
 
-A loss belongs to one of three tables, of outcomes, of hidden states and of attention maps, which decides what
-further fields its objective has.
+A loss belongs to one registry (logits, hidden states, attention maps, interventions), which determines the
+further fields of its objective.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from stlm_kd.registry import Registry
 
 
 def tables() -> list[tuple[type[Objective], Registry[Any]]]:
-    """Each table of losses, with what their objectives have beside the options of the loss."""
+    """Each registry of losses, with the class of its objectives."""
     return [
         (Response, losses()),
         (Feature, state_losses()),
@@ -55,16 +55,16 @@ AnyObjective = Annotated[
 
 
 def labels_alone() -> Objective:
-    """The one objective of a student without teachers."""
+    """The only objective of a student without teachers."""
     made: Objective = with_options(Response, LABELS, losses()).model_validate({"loss": LABELS})
     return made
 
 
 class Combine(Part):
-    """How several teachers become one; the options of ``how`` are further fields.
+    """The combination of several teachers; the options of ``how`` are further fields.
 
-    ``teacher_dropout``: with which probability each teacher is left out of an optimizer step, and not run for
-    it; one at least stays.
+    ``teacher_dropout``: the probability that a teacher is dropped in an optimizer step and does not run; at
+    least one stays.
     """
 
     called: ClassVar[str] = "a key of combine"

@@ -1,4 +1,4 @@
-"""Options of a loss, a combiner or a suite: a part made from the keyword-only arguments of its function."""
+"""Options of a loss, a combiner or a suite: a part built from its function's keyword-only arguments."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _CLASSES: dict[tuple[type[Part], str, object], type[Part]] = {}
 
 
 Rows: TypeAlias = Sequence[tuple[type[Chosen], Registry[Any]]]
-"""Tables, and the part whose fields every row of a table has beside its options."""
+"""Registries, each with the part whose fields all its entries share."""
 
 
 def row_of(
     base: type[Chosen], key: str, tables: Callable[[], Rows[Chosen]]
 ) -> Callable[[object, Handler, ValidationInfo], Chosen]:
-    """A wrap validator: the part of the row that ``given[key]`` names, with the options of that row.
+    """A wrap validator: the part of the registry entry that ``given[key]`` names, with its options.
 
-    A name that is in no table is judged with the options of the nearest one, so that their faults show.
+    An unknown name is validated with the options of the nearest one, so option faults are reported too.
 
     Args:
-        base: What all these parts are.
-        key: The field that holds the row's name.
-        tables: Asked when something is validated.
+        base: The common base class.
+        key: The field that holds the entry's name.
+        tables: Called at validation.
     """
 
     def validate(given: object, handler: Handler, info: ValidationInfo) -> Chosen:
@@ -58,13 +58,13 @@ def row_of(
 
 
 def added_options(part: Part, *bases: type[Part]) -> dict[str, Any]:
-    """The options that the row of a table adds to its part, with defaults filled in."""
+    """The options that a registry entry adds to its part, with defaults."""
     fixed = {name for base in bases for name in base.model_fields}
     return {name: getattr(part, name) for name in type(part).model_fields if name not in fixed}
 
 
 def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Chosen]:
-    """``base`` with one more field for each option of the row."""
+    """``base`` with a field for each option of the registry entry."""
     identity = (base, name, table[name])
     if identity not in _CLASSES:
         options = table.options(name)
@@ -84,10 +84,10 @@ def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Ch
 
 
 def known_name(value: object, table: Registry[Any]) -> object:
-    """The same name, if the table has it.
+    """The same name, if the registry has it.
 
     Raises:
-        PydanticCustomError: It has not; the message names the nearest.
+        PydanticCustomError: Unknown name; the message has the nearest.
     """
     if isinstance(value, str) and value not in table:
         raise fault(_unknown(value, table))
@@ -95,7 +95,7 @@ def known_name(value: object, table: Registry[Any]) -> object:
 
 
 def strict(annotation: Any) -> Any:
-    """The same type, in which a number is not read from text nor from true and false.
+    """The same type in strict mode: numbers are not converted from text or booleans.
 
     >>> strict(dict[str, float])
     dict[str, typing.Annotated[float, Strict(strict=True)]]
@@ -118,7 +118,7 @@ def _unknown(name: str, table: Registry[Any]) -> str:
 
 
 def _value_near(given: object, key: str) -> str | None:
-    """The text under the key, or under a near miss of it."""
+    """The text under the key, or under a misspelling of it."""
     if not isinstance(given, Mapping):
         return None
     near = [key] if key in given else get_close_matches(key, [str(k) for k in given], n=1)

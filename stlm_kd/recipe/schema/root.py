@@ -1,8 +1,8 @@
 """The schema of a recipe: one class for each mapping of the YAML file.
 
-The larger parts have modules of their own: ``student``, ``data``, ``objectives``, ``training``. Values are
-checked one part at a time; ``checks.py`` checks the parts against one another. Names and options of losses,
-combiners and suites come from their tables, which are asked when a recipe is validated.
+The larger parts have their own modules: ``student``, ``data``, ``objectives``, ``training``. Values are
+checked one part at a time; ``stlm_kd.recipe.validation`` checks the parts against one another. Names and options of
+losses, combiners and suites come from their registries, which are read when a recipe is validated.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from stlm_kd.recipe.schema.training import Engine, Precision, Train
 from stlm_kd.registry import Registry
 
 Control = Literal["no-teacher", "all-data", "equal-compute"]
-"""The student without teachers: on the same data and steps, on all the data, or for as much computing."""
+"""The student without teachers: same data and steps, all the data, or the same compute."""
 Tracker = Literal["tensorboard", "wandb"]
 
 
 class Teacher(Part):
-    """A model to learn from: a folder or Hub id, or what another recipe trains.
+    """A teacher: a folder or Hub id, or the model that another recipe trains.
 
-    ``cache``: what it says of the training data is read from disk: ``auto``, a folder, or a mapping.
-    ``precision``: of its weights while it teaches; bf16 takes half the memory. ``offload``: all but its
-    embedding and head rest on the CPU, and are on the device only while it is asked. ``classes``: of a
-    classifier that names its classes otherwise, the data's name of each.
+    ``cache``: read its outputs for the training data from disk: ``auto``, a folder, or a mapping.
+    ``precision``: of its weights during distillation; bf16 takes half the memory. ``offload``: keep all but
+    its embedding and head on the CPU, and move them to the device for each forward. ``classes``: for a
+    classifier with other class names, the data's name of each class.
     """
 
     called: ClassVar[str] = "a key of teachers"
@@ -50,7 +50,7 @@ class Teacher(Part):
 
     @property
     def is_only_read(self) -> bool:
-        """Whether nothing of it is there but a cache."""
+        """Whether the teacher exists only as a cache."""
         return self.cache is not None and self.cache.path is not None
 
     @classmethod
@@ -80,11 +80,11 @@ class Suite(Part):
 
 
 SHORT: Mapping[str, Mapping[str, Any]] = {"stlm": {"suite": "lm-eval", "tasks": ["stlm"]}}
-"""Names of suites that stand for another with some of its options: the super-tiny-LM study's benchmarks."""
+"""Aliases of suites with preset options: the super-tiny-LM study's benchmarks."""
 
 
 def spelled_out(value: object) -> object:
-    """A suite by its name or as a mapping, short names written out.
+    """A suite by its name or as a mapping, with aliases expanded.
 
     >>> spelled_out({"suite": "stlm", "limit": 5})
     {'suite': 'lm-eval', 'limit': 5, 'tasks': ['stlm']}
@@ -95,7 +95,7 @@ def spelled_out(value: object) -> object:
     meant = SHORT[given["suite"]]
     twice = sorted(meant.keys() & given.keys() - {"suite"})
     if twice:
-        raise fault(f"{given['suite']} says {twice[0]} already; use {meant['suite']} with your own")
+        raise fault(f"{given['suite']} sets {twice[0]} already; use {meant['suite']} with your own")
     return {**given, **meant}
 
 
@@ -109,7 +109,7 @@ AnySuite = Annotated[
 def _objectives(value: object) -> object:
     from stlm_kd.recipe.locate import built_in_objectives
 
-    if isinstance(value, str):  # one that is known was read in with the recipe
+    if isinstance(value, str):  # a known name was already replaced by its list
         names = [entry.name for entry in built_in_objectives()]
         hint = did_you_mean(value, names)
         raise fault(f"{show(value)} is not a known list of objectives{hint}; known: {', '.join(names)}")
@@ -123,7 +123,7 @@ def _seeds(value: object) -> object:
 
 
 class Recipe(Part):
-    """What one command does, from teachers to evaluation. A recipe without a student's body only adapts."""
+    """A recipe, from teachers to evaluation. Without a student's body it only adapts teachers."""
 
     called: ClassVar[str] = "a key of a recipe"
     task: Goal
@@ -141,12 +141,12 @@ class Recipe(Part):
 
     @property
     def language_task(self) -> Task | None:
-        """What its models predict, where they are language models; None where they are classifiers."""
+        """The task of its language models; None if its models are classifiers or regressors."""
         return self.task if self.task in ("clm", "mlm") else None
 
     @property
     def adapts_only(self) -> bool:
-        """Whether it says how to adapt teachers and nothing about a student's training."""
+        """Whether the recipe only adapts teachers and trains no student."""
         return not self.student.has_body and not self.objectives
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""The parts of a recipe that say how the student is trained, and by which engine."""
+"""The training and engine parts of a recipe."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Beta = Annotated[Real, Field(ge=0, lt=1)]
 
 
 class Train(Part):
-    """How the student is trained. Steps are optimizer steps; null turns a thing off.
+    """Training of the student. Steps are optimizer steps; null disables an option.
 
-    ``micro_batch``: as ``effective_batch`` where null. ``validate_every`` null: at the end only.
-    ``checkpoint_every`` null: every tenth of the steps; besides, one is written with each improvement where
-    the best is kept, when stopped, and at the end. ``warmup``: a share of the steps. ``bias_correction``:
-    whether AdamW corrects the bias of its averages in early steps; BertAdam does not. ``keep``, if not given:
-    ``best`` where there is validation text and ``validate_every``, else ``last``.
+    ``micro_batch`` null: same as ``effective_batch``. ``validate_every`` null: only at the end.
+    ``checkpoint_every`` null: every tenth of the steps. Checkpoints are also written at each improvement with
+    ``keep: best``, when interrupted, and at the end. ``warmup``: a fraction of the steps.
+    ``bias_correction``: AdamW's bias correction of its moment estimates; BertAdam has none. ``keep``: by
+    default ``best`` with validation data and ``validate_every``, else ``last``.
     """
 
     called: ClassVar[str] = "a key of train"
@@ -49,22 +49,22 @@ class Train(Part):
 
 
 def _stage(value: object) -> object:
-    if type(value) is not int:  # True passes for 1 otherwise
+    if type(value) is not int:  # True would be accepted as 1
         raise fault(f"{show(value)} found; expected one of 0, 1, 2")
     return value
 
 
 class DeepSpeed(Part):
-    """DeepSpeed's ZeRO: what is divided among processes: nothing, the optimizer, its gradients too."""
+    """DeepSpeed's ZeRO stage: partition nothing (0), optimizer state (1), gradients too (2)."""
 
     called: ClassVar[str] = "a key of deepspeed"
     zero: Annotated[Literal[0, 1, 2], BeforeValidator(_stage)] = 2
 
 
 class Engine(Part):
-    """What runs the trainings; it changes their speed and memory, and results by rounding alone.
+    """The training backend; it changes speed and memory, and results only by rounding.
 
-    ``vocabulary_loss``: whether logits exist for a chunk of tokens at a time, or for all at once.
+    ``vocabulary_loss``: compute logits for a chunk of tokens at a time, or for all at once.
     """
 
     called: ClassVar[str] = "a key of engine"

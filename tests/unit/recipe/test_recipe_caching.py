@@ -84,7 +84,7 @@ def test_presets_and_numbers_say_how_much_is_kept(
         ({"cache": "7"}, "teachers[0].cache: 7 found; expected auto, a folder, or a mapping"),
         (
             {"cache": "{states: [top]}"},
-            "teachers[0].cache.states[0]: the text 'top' found; expected embeddings",
+            "teachers[0].cache.states[0]: 'top' found; expected embeddings",
         ),
     ],
 )

@@ -58,10 +58,10 @@ train: {steps: 10, schedule: cosin, micro_batch: 5}
         "data.validation (line 5): not given, but a teacher is adapted, "
         "which is stopped and reported by held-out text",
         "data.train.weigth (line 6): not a key of a source (did you mean weight?)",
-        "objectives[0].weight (line 8): the text 'high' found; expected a number",
+        "objectives[0].weight (line 8): 'high' found; expected a number",
         "objectives[1].temprature (line 10): not an option of forward_kl (did you mean temperature?)",
         "objectives[1].teacher (line 11): c is not a teacher of this recipe; known: a, combined",
-        "train.schedule (line 12): the text 'cosin' found; "
+        "train.schedule (line 12): 'cosin' found; "
         "expected one of cosine, linear, constant (did you mean cosine?)",
         "train.micro_batch (line 12): 5 does not divide effective_batch, 32",
     ]
@@ -78,7 +78,7 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         "objectives[1].temprature (objectives[1]={loss: forwardkl, temprature: 0}): "
         "not an option of forward_kl (did you mean temperature?)",
         "objectives[1].loss (objectives[1]={loss: forwardkl, temprature: 0}): "
-        "the text 'forwardkl' is not a known loss (did you mean forward_kl?)",
+        "'forwardkl' is not a known loss (did you mean forward_kl?)",
         "objectives[1].temprature (objectives[1]={loss: forwardkl, temprature: 0}): "
         "0 found; expected more than 0",
     ]
@@ -100,11 +100,7 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ),
         ("student.preset=stlm-4m", "is not a known preset (did you mean stlm-47m?)"),
         ("student.tokenizer=3", "3 found; expected a folder, a Hub id, or {train: bpe, size: 8192}"),
-        ("student.tokenizer={train: bpe, size: many}", "expected a whole number"),
-        (
-            "student.tokenizer={train: bpe, size: 257}",
-            "size: 257}): 257 found; expected at least 258 for clm",
-        ),
+        ("student.tokenizer={train: bpe, size: many}", "expected an integer"),
         ("student={tokenizer: t, architecture: {hidden_size: 3}}", "model_type is not given"),
         ("student={tokenizer: t, architecture: {model_type: llama, x: [1]}}", "x: a list of 1 found"),
         ("student={tokenizer: t, init_from: {teacher: c}}", "c is not a teacher of this recipe"),
@@ -161,15 +157,15 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("objectives=[{loss: labels, teacher: a}]", "labels has no teacher"),
         ("objectives=[{loss: labels, weight: 0}]", "every weight is 0"),
         ("objectives=[{loss: labels, weight: -1}]", "expected at least 0"),
-        ("objectives[1].temperature='2'", "the text '2' found; expected a number"),
+        ("objectives[1].temperature='2'", "'2' found; expected a number"),
         ("objectives[1].temperature=true", "true found; expected a number"),
         ("objectives[1].temperature=.nan", "finite"),
         ("objectives[1].temperature=.inf", "expected a finite number"),
         ("train={steps: 10, epochs: 1}", "steps and epochs given; expected exactly one of steps, epochs"),
         ("train={}", "none given; expected exactly one of steps, epochs"),
-        ("train.steps=1.5", "1.5 found; expected a whole number"),
-        ("train.steps=true", "true found; expected a whole number"),
-        ("train.steps=200G", "the text '200G' found; expected a whole number"),
+        ("train.steps=1.5", "1.5 found; expected an integer"),
+        ("train.steps=true", "true found; expected an integer"),
+        ("train.steps=200G", "'200G' found; expected an integer"),
         ("train.betas=[0.9]", "train.betas"),
         ("train.betas=[0.9, 1.0]", "1.0 found; expected less than 1"),
         ("train.learning_rate=.inf", "expected a finite number"),
@@ -235,9 +231,7 @@ def test_parts_that_contradict_one_another_are_a_fault(
 
 
 def test_a_wrong_value_does_not_bring_forth_faults_that_only_follow_from_it(good: Path) -> None:
-    assert faults(good, "train.steps=many") == [
-        "train.steps=many: the text 'many' found; expected a whole number"
-    ]
+    assert faults(good, "train.steps=many") == ["train.steps=many: 'many' found; expected an integer"]
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "just words", "3"])
@@ -382,4 +376,4 @@ def test_a_folder_in_place_of_a_recipe_is_called_one(tmp_path: Path) -> None:
 def test_an_empty_recipe_is_told_by_its_line_alone(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n", encoding="utf-8")
     (fault,) = faults(tmp_path / "empty.yaml")
-    assert fault.startswith("line 1: nothing (null) found; expected a mapping: task, student, ")
+    assert fault.startswith("line 1: null found; expected a mapping: task, student, ")

@@ -159,7 +159,7 @@ def test_a_key_of_examples_is_their_content_and_how_they_are_read(file: str, tmp
         ("data.train={sample: sentiment, name: x}", "data.train.name: only for text from the Hub"),
         ("data.labels=[yes]", "data.labels: 1 class found; expected at least two"),
         ("data.labels=[a, b, a]", "data.labels[2]: a given twice"),
-        ("data.labels=[a, '']", "data.labels[1]: the text '' found; expected text that is not empty"),
+        ("data.labels=[a, '']", "data.labels[1]: '' found; expected text that is not empty"),
         ("eval=[perplexity]", "eval[0]: perplexity is for task clm; expected for "),
         ("objectives=[{loss: labels, on: attended}]", "objectives[0].on: attended given, but"),
     ],
