@@ -124,7 +124,7 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     ),
     "masked positions": (
         ["objectives[1].positions=masked"],
-        "objectives[1].positions: masked given, but a clm hides no tokens; use consecutive or random",
+        "objectives[1].positions: masked given, but task clm masks no tokens; use consecutive or random",
     ),
     "an option of another source": (
         ["objectives[1].mixup_map=residual"],
@@ -155,11 +155,11 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     ),
     "a site without a source": (
         ["objectives[1].source=mixup", "objectives[1].source_site=block-input"],
-        "objectives[1].source_site: given, but the source mixup has no use for it",
+        "objectives[1].source_site: given, but the source mixup does not use it",
     ),
     "layers without states": (
         ["objectives[1].source=input-tokens", "objectives[1].alignment=late"],
-        "objectives[1].alignment: given, but the source input-tokens has no use for it",
+        "objectives[1].alignment: given, but the source input-tokens does not use it",
     ),
     "a cosine of several teachers": (
         ["objectives[1].teacher=combined", "objectives[1].causal_cosine_weight=1"],

@@ -97,7 +97,7 @@ def test_a_model_of_no_run_needs_a_teacher_of_its_vocabulary(
     [
         (
             "teachers=[]",
-            "interchange compares a student with teachers that can be asked; this recipe has not both",
+            "interchange compares a student with teachers that can run; this recipe lacks one of them",
         ),
         ("data.validation=null", "interchange is measured on data.validation"),
     ],

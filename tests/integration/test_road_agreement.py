@@ -75,6 +75,6 @@ def test_what_cannot_be_compared_is_said_before_it_is_trained(files: Path) -> No
     alone = ("objectives=[{loss: labels}]", "controls=[]")
     for teachers in ("teachers=[]", "teachers=[{name: larger, cache: kept}]"):
         (found,) = faults(str(files / "both.yaml"), teachers, *alone)
-        assert found.startswith("eval[1]: agreement compares a student with teachers that can be asked")
+        assert found.startswith("eval[1]: agreement compares a student with teachers that can run")
     result = stlm_kd("recipe", "validate", "both.yaml", "eval[1].attributions=[limes]")
     assert result.exit_code == 3 and "did you mean lime" in result.stderr

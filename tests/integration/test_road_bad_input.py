@@ -78,13 +78,13 @@ OTHER_TASK = [
     ("taught", "teachers=[{name: a, model: distilbert}]", "teachers[0] (a)", "distilbert is a masked"),
     ("taught", f"teachers=[{{name: a, model: bert, adapt: {ADAPT}}}]", "teachers[0] (a)", "bert is a masked"),
     ("taught", f"teachers=[{{name: a, recipe: {NESTED % ('mlm', 'own-masked', ROBERTA)}}}]",
-     "teachers[0].recipe.task", "mlm given, but it teaches for task clm"),
+     "teachers[0].recipe.task", "mlm given, but the student's task is clm"),
     ("plain", "student={tokenizer: own-masked, model: roberta}", "student.model", "roberta is a masked"),
     ("masked", f"teachers=[{{name: b, model: same, adapt: {ADAPT}}}]", "teachers[0] (b)",
      "llama is a causal"),
     ("masked", "teachers[1]={name: d, model: padded}", "teachers[1] (d)", "gpt2 is a causal"),
     ("masked", f"teachers[1]={{name: d, recipe: {NESTED % ('clm', 'own', LLAMA)}}}",
-     "teachers[1].recipe.task", "clm given, but it teaches for task mlm"),
+     "teachers[1].recipe.task", "clm given, but the student's task is mlm"),
     ("filling", "student={tokenizer: own-masked, model: same}", "student.model", "llama is a causal"),
 ]  # fmt: skip
 

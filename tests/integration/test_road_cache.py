@@ -131,7 +131,7 @@ def test_a_masked_students_teacher_is_cached_under_some_masks_of_each_row(
         "distill", "-r", f"{taught(place, 'stateless', teachers.format(''), terms, head=head)}.yaml"
     )
     assert refused.exit_code == 3
-    assert "cosine compares hidden states, and the cache of d keeps none" in refused.stderr
+    assert "cosine compares hidden states, but the cache of d stores none" in refused.stderr
 
 
 def test_a_classifiers_logits_are_cached_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

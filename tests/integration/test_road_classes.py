@@ -229,7 +229,7 @@ def test_what_looks_into_a_teacher_of_another_vocabulary_is_refused(loss: str, t
         (
             "whole",
             "{loss: hint, projection: none}",
-            "none, but the student's states have 16 numbers",
+            "none, but the student's hidden size is 16",
         ),
         (
             "layers",

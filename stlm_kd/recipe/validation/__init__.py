@@ -1,1 +1,1 @@
-"""What the parts of a recipe demand of one another, as far as it shows without loading a model."""
+"""Validation across the parts of a recipe, as far as possible without loading a model."""

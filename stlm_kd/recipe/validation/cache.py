@@ -1,4 +1,4 @@
-"""What a teacher that is read from a cache cannot do, as far as the recipe shows it."""
+"""Conflicts of teacher caches with the rest of a recipe."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stlm_kd.recipe.validation.conflict import Conflict, Place
 
 
 def cache_conflicts(recipe: Recipe) -> Iterator[Conflict]:
-    """What objectives, task and teachers demand of caches."""
+    """Conflicts of caches with objectives, task and teachers."""
     for i, teacher in enumerate(recipe.teachers):
         if teacher.cache is None:
             continue
         place: Place = ("teachers", i, "cache")
         if recipe.adapts_only:
-            yield (place,), "given, but no student is trained, so nothing would be read from it"
+            yield (place,), "given, but no student is trained, so it would not be used; leave it out"
         if teacher.cache.path is not None:
             yield from _of_a_folder(i, teacher, teacher.cache, recipe)
         elif recipe.language_task is None:
@@ -33,29 +33,29 @@ def cache_conflicts(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _of_a_folder(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
-    """A teacher of which only a cache is there."""
+    """Conflicts of a teacher that exists only as a cache."""
     place: Place = ("teachers", i, "cache")
     known = Cache.model_validate({"path": cache.path})
     for name in ("preset", "top", "draws", "temperature", "variants", "states"):
         if getattr(cache, name) != getattr(known, name):
             yield (
                 ((*place, name), (*place, "path")),
-                "given, but the cache at path is what it is; leave it out",
+                "given, but path is an existing cache with its own settings; leave it out",
             )
     for name in ("adapt", "recipe"):
         if getattr(teacher, name) is not None:
-            message = "given, but the teacher is read from a folder and not made; leave one of them out"
+            message = "given, but the teacher is read from an existing cache; leave one of them out"
             yield (("teachers", i, name), place), message
     init_from = recipe.student.init_from
     if init_from is not None and init_from.teacher == teacher.name:
-        message = f"{teacher.name} is read from a folder, which has no weights; use cache: auto"
+        message = f"{teacher.name} is read from a cache, which has no weights; use cache: auto"
         yield (("student", "init_from", "teacher"), place), message
 
 
 def _of_classes(place: Place, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
     for name in ("preset", "top", "draws", "temperature", "variants", "states"):
         if getattr(cache, name) != getattr(Cache.model_validate({}), name):
-            message = f"given, but of a {recipe.task} all logits are kept; use cache: auto"
+            message = f"given, but a {recipe.task} cache stores all logits; use cache: auto"
             yield ((*place, name), ("task",)), message
 
 
@@ -66,15 +66,15 @@ def _objective(place: Place, objective: Objective, teacher: Teacher) -> Iterator
         yield (
             where,
             (
-                f"{objective.loss} runs its teachers again after exchanging their states, and {teacher.name} "
-                "is read from a cache; leave out its cache, or this objective"
+                f"{objective.loss} runs its teachers after interventions, but {teacher.name} is read from a "
+                "cache; leave out its cache, or this objective"
             ),
         )
     if isinstance(objective, MapFeature):
         yield (
             where,
             (
-                f"{objective.loss} compares attention maps, which are not kept in the cache of {teacher.name}"
+                f"{objective.loss} compares attention maps, which the cache of {teacher.name} does not store"
                 "; leave out the cache, or this objective"
             ),
         )
@@ -82,20 +82,20 @@ def _objective(place: Place, objective: Objective, teacher: Teacher) -> Iterator
         yield (
             where,
             (
-                f"{objective.loss} compares hidden states, and the cache of {teacher.name} keeps none; "
-                "name those that are compared, such as cache: {states: [last]}, or leave out the cache"
+                f"{objective.loss} compares hidden states, but the cache of {teacher.name} stores none; "
+                "list those it compares, such as cache: {states: [last]}, or leave out the cache"
             ),
         )
     if isinstance(objective, Feature) and teacher.cache.path is not None and teacher.model is None:
-        yield where, f"{objective.loss} needs the configuration of {teacher.name}; name its model too"
+        yield where, f"{objective.loss} needs the configuration of {teacher.name}; give its model too"
 
 
 def _temperatures(place: Place, teacher: Teacher, recipe: Recipe) -> Iterator[Conflict]:
-    """A cache has one temperature: what is drawn at one is no sample at another."""
+    """A cache has one temperature: samples at one are not samples at another."""
     assert teacher.cache is not None
     given = [entry.options.get("temperature", 1.0) for entry in responses_of(recipe, teacher.name)]
     if any(isinstance(temperature, Schedule) for temperature in given):
-        message = "given, but a cache has one temperature, and an objective's changes over the training"
+        message = "given, but a cache has one temperature, and an objective has a schedule of temperatures"
         yield (place, ("objectives",)), message
         return
     found = sorted({float(temperature) for temperature in given})
@@ -119,6 +119,6 @@ def _variants(recipe: Recipe) -> Iterator[Conflict]:
     for i, variants in made[1:]:
         if variants != made[0][1]:
             message = (
-                f"{variants} given, but teachers[{made[0][0]}] has {made[0][1]}: all read the same masks"
+                f"{variants} given, but teachers[{made[0][0]}] has {made[0][1]}; all need the same masks"
             )
             yield (("teachers", i, "cache", "variants"), ("teachers", made[0][0], "cache")), message

@@ -1,4 +1,4 @@
-"""What ``combine`` demands of the rest of a recipe."""
+"""Conflicts of ``combine`` with the rest of a recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TEACHERS: Place = ("teachers",)
 
 
 def combination_conflicts(recipe: Recipe) -> Iterator[Conflict]:
-    """Ways to combine that do not fit the teachers, the objectives, the data or the task."""
+    """Conflicts of the combination with the teachers, the objectives, the data or the task."""
     combine = recipe.combine
     place = _HOW if combine.how != "mean" else (*_COMBINE, "teacher_dropout")
     given = combine.how if combine.how != "mean" else "teacher_dropout"
@@ -28,10 +28,10 @@ def combination_conflicts(recipe: Recipe) -> Iterator[Conflict]:
             message = f"{given} given, but every objective names one teacher, so nothing is combined"
             yield (place, ("objectives",)), message
     if combine.teacher_dropout and combine.how == "random" and combine.options.get("per") == "batch":
-        message = "given, but random takes one teacher for each batch, and none can be left out; remove it"
+        message = "given, but random selects one teacher per batch, so none can be dropped; remove it"
         yield ((*_COMBINE, "teacher_dropout"), _HOW), message
     if combine.how == "learned" and recipe.language_task is None:
-        message = f"learned reads the state that meets a vocabulary head, and a {recipe.task} has none"
+        message = f"learned reads the input of a vocabulary head, and a {recipe.task} model has none"
         yield (_HOW, ("task",)), f"{message}; use another way, such as label-likelihood"
     if combine.how == "weighted":
         yield from _weights(combine.options["weights"], (*_COMBINE, "weights"), recipe)
@@ -42,7 +42,7 @@ def combination_conflicts(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _weights(weights: Mapping[str, float], place: Place, recipe: Recipe) -> Iterator[Conflict]:
-    """One weight for each teacher."""
+    """Check that each teacher has one weight."""
     names = [teacher.name for teacher in recipe.teachers]
     for name in weights:
         if name not in names:
@@ -56,7 +56,7 @@ def _weights(weights: Mapping[str, float], place: Place, recipe: Recipe) -> Iter
 
 
 def _domains(weights: Mapping[str, Mapping[str, float]], recipe: Recipe) -> Iterator[Conflict]:
-    """Weights for each domain of the training text."""
+    """Check that each domain of the training text has weights."""
     place: Place = (*_COMBINE, "weights")
     train: Place = ("data", "train")
     if recipe.language_task is None:
@@ -70,11 +70,11 @@ def _domains(weights: Mapping[str, Mapping[str, float]], recipe: Recipe) -> Iter
         yield from _weights(own, (*place, domain), recipe)
     missing = [domain for domain in known if domain not in weights]
     if missing:
-        yield (place, train), f"none for the domain {', '.join(missing)}; expected some for each"
+        yield (place, train), f"no weights for domain {', '.join(missing)}; expected weights for each"
 
 
 def _annealed(options: Mapping[str, object], recipe: Recipe) -> Iterator[Conflict]:
-    """Two teachers, and a time between them."""
+    """Check the two teachers and the transition between them."""
     names = [teacher.name for teacher in recipe.teachers]
     ends = [str(options[key]) for key in ("first", "last")]
     unknown = {key: name for key, name in zip(("first", "last"), ends, strict=True) if name not in names}
@@ -85,9 +85,9 @@ def _annealed(options: Mapping[str, object], recipe: Recipe) -> Iterator[Conflic
         )
     others = [name for name in names if name not in ends]
     if ends[0] == ends[1]:
-        yield ((*_COMBINE, "last"), (*_COMBINE, "first")), f"{ends[0]} is the first teacher too"
+        yield ((*_COMBINE, "last"), (*_COMBINE, "first")), f"{ends[0]} is also the first teacher"
     elif others and not unknown:
-        message = f"from {ends[0]} to {ends[1]}, and never asks {', '.join(others)}; remove what is not used"
+        message = f"from {ends[0]} to {ends[1]}, and never uses {', '.join(others)}; remove unused teachers"
         yield (_HOW, _TEACHERS), message
     begin, end = options["begin"], options["end"]
     assert isinstance(begin, float) and isinstance(end, float)

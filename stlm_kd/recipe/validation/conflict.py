@@ -1,4 +1,4 @@
-"""Parts of a recipe that disagree."""
+"""Conflicts between parts of a recipe."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from stlm_kd.errors import did_you_mean
 
 Place: TypeAlias = tuple[str | int, ...]
 Conflict: TypeAlias = tuple[tuple[Place, ...], str]
-"""The places that disagree, the first of which is where the message stands; and the message."""
+"""The conflicting places, the first of which the message is reported at; and the message."""
 
 
 def known_names(name: str, names: Sequence[str]) -> str:
-    """The nearest of the names that there are, in words."""
+    """A hint with the nearest known name."""
     return did_you_mean(name, names) or "; it has none"

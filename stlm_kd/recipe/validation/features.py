@@ -1,4 +1,4 @@
-"""Whether losses on states and maps fit a student and a teacher of which the recipe itself says enough."""
+"""Conflicts of losses on hidden states and attention maps with models that the recipe itself defines."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from stlm_kd.recipe.validation.conflict import Conflict, Place
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 WIDTHS = ("hidden_size", "n_embd", "dim")
-"""What configurations call them."""
+"""Names of the number of layers and of the hidden size in configurations."""
 
 
 def given_number(recipe: Recipe, names: tuple[str, ...]) -> int | None:
-    """A number of a student that is made from fields; None where it takes a model to know."""
+    """A configuration value of a student built from fields; None if only a model has it."""
     given = [value for name, value in _fields(recipe).items() if name in names]
     return given[0] if given and type(given[0]) is int else None
 
 
 def given_layers(recipe: Recipe) -> int | None:
-    """How many layers a student has that is made from fields or of named layers; None as ``given_number``."""
-    made_of = recipe.student.init_from
-    if made_of is not None and isinstance(made_of.layers, tuple):
-        return len(made_of.layers)
+    """Number of layers of a student built from fields or selected layers; None as ``given_number``."""
+    init_from = recipe.student.init_from
+    if init_from is not None and isinstance(init_from.layers, tuple):
+        return len(init_from.layers)
     return given_number(recipe, LAYERS)
 
 
 def site_choices(objective: Feature | MapFeature) -> tuple[Choice, ...]:
-    """The objective's sites as ``stlm_kd.models.layer_alignment`` takes them, with layers as numbers."""
+    """The objective's sites for ``stlm_kd.models.layer_alignment``, with layers as numbers."""
     return tuple(
         {int(key): layers for key, layers in site.items()} if isinstance(site, dict) else site
         for site in objective.sites
@@ -39,10 +39,10 @@ def site_choices(objective: Feature | MapFeature) -> tuple[Choice, ...]:
 
 
 def layers_beyond(
-    place: Place, chosen: Iterable[object], asked: list[str], recipe: Recipe
+    place: Place, chosen: Iterable[object], names: list[str], recipe: Recipe
 ) -> Iterator[Conflict]:
-    """Layers that a model does not have, where the recipe says how many it has."""
-    teachers = {teacher.name: teacher.recipe for teacher in recipe.teachers if teacher.name in asked}
+    """Layers that a model does not have, if the recipe determines its number of layers."""
+    teachers = {teacher.name: teacher.recipe for teacher in recipe.teachers if teacher.name in names}
     maps = [site for site in chosen if isinstance(site, dict)]
     teacher_layers = [n for site in maps for given in site.values() for n in _numbers(given)]
     models: list[tuple[str, Recipe | None, list[int]]] = [
@@ -63,20 +63,20 @@ def _numbers(given: int | tuple[int, ...]) -> tuple[int, ...]:
 def feature_conflicts(
     place: Place, objective: Feature | MapFeature, recipe: Recipe, teacher: str, inner: Recipe | None
 ) -> Iterator[Conflict]:
-    """Families whose parts are not known, sites that one of them does not have, widths without a projection.
+    """Unsupported families, sites that a model does not have, and different widths without a projection.
 
     Args:
-        place: Of the objective.
-        objective: What looks into both.
-        recipe: The student's.
+        place: The objective's place.
+        objective: A loss on states or maps.
+        recipe: The student's recipe.
         teacher: The teacher's name.
-        inner: What makes the teacher; None where it is a model.
+        inner: The teacher's recipe; None if it is a model.
     """
     for who, made in (("the student", recipe), (f"teacher {teacher}", inner)):
         family = None if made is None else _fields(made).get("model_type")
         if family is not None and family not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            message = f"{objective.loss} looks into models, and {who} is a {family}; it knows {known}"
+            message = f"{objective.loss} needs inner states, but {who} is a {family}; supported: {known}"
             yield ((*place, "loss"), ("student",), ("teachers",)), message
     if inner is None:
         return
@@ -88,7 +88,7 @@ def feature_conflicts(
         own, other = widths
         if own != other:
             message = (
-                f"none, but the student's states have {own} numbers and those of teacher {teacher} {other}; "
+                f"none, but the student's hidden size is {own} and that of teacher {teacher} {other}; "
                 "use auto or linear"
             )
             yield ((*place, "projection"), ("student",), ("teachers",)), message
@@ -103,7 +103,7 @@ def _sites(place: Place, objective: Feature | MapFeature, student: int, teacher:
 
 
 def _fields(recipe: Recipe) -> dict[str, object]:
-    """The configuration of a student that is made from fields; empty of any other."""
+    """The configuration of a student built from fields; empty for any other."""
     from stlm_kd.models.presets import PRESETS
 
     return {**PRESETS.get(recipe.student.preset or "", recipe.student.architecture or {})}

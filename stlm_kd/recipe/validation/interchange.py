@@ -1,4 +1,4 @@
-"""What interventions demand of the rest of a recipe, as far as it shows without loading a model."""
+"""Conflicts of interventions with the rest of a recipe, as far as possible without loading a model."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from stlm_kd.recipe.validation.features import given_layers, layers_beyond
 from stlm_kd.teachers import COMBINED
 
 LAYER_OPTIONS = ["alignment", "layer_schedule", "exclude_last", "source_site", "exact_dropout"]
-"""Fields without a meaning where no state is exchanged."""
+"""Fields without effect if no hidden state is exchanged."""
 
 
 def interchange_conflicts(place: Place, objective: Interchange, recipe: Recipe) -> Iterator[Conflict]:
-    """What exchanges states of the student and of one or all teachers."""
-    asked = [t.name for t in recipe.teachers if objective.teacher in (COMBINED, t.name)]
+    """Conflicts of an objective with interventions on the student and one or all teachers."""
+    names = [t.name for t in recipe.teachers if objective.teacher in (COMBINED, t.name)]
     if objective.positions == "masked" and recipe.task != "mlm":
-        message = f"masked given, but a {recipe.task} hides no tokens; use consecutive or random"
+        message = f"masked given, but task {recipe.task} masks no tokens; use consecutive or random"
         yield ((*place, "positions"), ("task",)), message
-    if len(asked) > 1 and objective.causal_cosine_weight:
-        message = f"not given, but hidden states cannot be combined; name one of {', '.join(asked)}"
+    if len(names) > 1 and objective.causal_cosine_weight:
+        message = f"not given, but hidden states cannot be combined; name one of {', '.join(names)}"
         yield ((*place, "teacher"), (*place, "causal_cosine_weight")), message
     yield from _source_options(place, objective)
     if objective.is_by_teacher:
-        yield from _by_teacher(place, objective, asked)
+        yield from _by_teacher(place, objective, names)
     else:
-        yield from _alignment(place, objective, asked, recipe)
+        yield from _alignment(place, objective, names, recipe)
     if objective.source != "input-tokens":
-        yield from _layers_left(place, objective, asked, recipe)
+        yield from _layers_left(place, objective, names, recipe)
 
 
 def _source_options(place: Place, objective: Interchange) -> Iterator[Conflict]:
-    """Options that the chosen source does not read."""
+    """Options that the selected source does not use."""
     known = sources().options(objective.source)
     for name in SOURCE_OPTIONS:
         if name in objective.source_options and name not in known:
@@ -44,34 +44,34 @@ def _source_options(place: Place, objective: Interchange) -> Iterator[Conflict]:
     unread = {"mixup": ["source_site"], "input-tokens": LAYER_OPTIONS}.get(objective.source, [])
     for name in unread:
         if getattr(objective, name) != type(objective).model_fields[name].default:
-            yield ((*place, name),), f"given, but the source {objective.source} has no use for it"
+            yield ((*place, name),), f"given, but the source {objective.source} does not use it; leave it out"
 
 
-def _by_teacher(place: Place, objective: Interchange, asked: list[str]) -> Iterator[Conflict]:
+def _by_teacher(place: Place, objective: Interchange, names: list[str]) -> Iterator[Conflict]:
     assert isinstance(objective.alignment, dict)
     given = list(objective.alignment)
-    if missing := [name for name in asked if name not in given]:
+    if missing := [name for name in names if name not in given]:
         yield ((*place, "alignment"),), f"none given for teacher {missing[0]}"
-    if unknown := [name for name in given if name not in asked]:
-        known = known_names(unknown[0], asked)
+    if unknown := [name for name in given if name not in names]:
+        known = known_names(unknown[0], names)
         yield ((*place, "alignment"), ("teachers",)), f"{unknown[0]} is not a teacher of this loss{known}"
 
 
-def _alignment(place: Place, objective: Interchange, asked: list[str], recipe: Recipe) -> Iterator[Conflict]:
+def _alignment(place: Place, objective: Interchange, names: list[str], recipe: Recipe) -> Iterator[Conflict]:
     layers = objective.alignment if isinstance(objective.alignment, dict) else {}
-    yield from layers_beyond((*place, "alignment"), [layers], asked, recipe)
+    yield from layers_beyond((*place, "alignment"), [layers], names, recipe)
 
 
 def _layers_left(
-    place: Place, objective: Interchange, asked: list[str], recipe: Recipe
+    place: Place, objective: Interchange, names: list[str], recipe: Recipe
 ) -> Iterator[Conflict]:
-    """Alignments that the models cannot have, or of which ``exclude_last`` leaves nothing.
+    """Alignments that the models do not allow, or that ``exclude_last`` makes empty.
 
-    Where the recipe does not say how many layers a teacher has, it has as many as the student.
+    If the recipe does not determine a teacher's number of layers, the student's is used.
     """
     own = given_layers(recipe)
     made = {teacher.name: teacher.recipe for teacher in recipe.teachers}
-    for name in asked:
+    for name in names:
         if objective.is_by_teacher and name not in objective.alignment:
             continue
         chosen, inner = objective.alignment_of(name), made[name]
@@ -89,7 +89,7 @@ def _layers_left(
 
 
 def _aligned_layers(chosen: Choice, own: int | None, theirs: int | None) -> set[int | str]:
-    """The student's layers that are aligned; names where it takes a model to know them."""
+    """The student's aligned layers; a name if only a model determines them."""
     if not isinstance(chosen, str):
         return {*chosen}
     return {chosen} if own is None or theirs is None else {*aligned(chosen, own, theirs)}

@@ -1,4 +1,4 @@
-"""What objectives demand of the rest of a recipe, as far as it shows without loading a model."""
+"""Conflicts of objectives with the rest of a recipe, as far as possible without loading a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stlm_kd.teachers import COMBINED
 
 
 def objective_conflicts(recipe: Recipe) -> Iterator[Conflict]:
-    """What is wrong with the objectives, given the teachers, the student and the task."""
+    """Conflicts of the objectives with the teachers, the student and the task."""
     if not recipe.objectives and not recipe.adapts_only:
         yield (("objectives",),), f"none given; expected at least one, such as {{loss: {LABELS}}}"
     if recipe.objectives and not any(_weighs(objective) for objective in recipe.objectives):
@@ -36,7 +36,10 @@ def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[C
     teachers = [teacher.name for teacher in recipe.teachers]
     if objective.loss == LABELS:
         if isinstance(objective, Response) and objective.on != "labels":
-            yield ((*place, "on"),), f"{objective.on} given, but {LABELS} exists only where there are labels"
+            yield (
+                ((*place, "on"),),
+                f"{objective.on} given, but {LABELS} counts labelled positions; expected labels",
+            )
         if objective.teacher != COMBINED:
             yield ((*place, "teacher"),), f"{objective.teacher} given, but {LABELS} has no teacher"
         return
@@ -56,10 +59,12 @@ def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[C
 
 
 def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> Iterator[Conflict]:
-    """What looks into one teacher and the student, as far as their layers are known from the recipe."""
+    """Conflicts of a loss on inner states, as far as the recipe determines the models' layers."""
     teachers = {teacher.name: teacher for teacher in recipe.teachers}
     if objective.teacher == COMBINED and len(teachers) > 1:
-        message = f"not given, but inner states cannot be combined; name one of {', '.join(teachers)}"
+        message = (
+            f"not given, but hidden states and maps cannot be combined; name one of {', '.join(teachers)}"
+        )
         yield ((*place, "teacher"), ("teachers",)), message
         return
     name = objective.teacher if objective.teacher != COMBINED else next(iter(teachers))
@@ -68,7 +73,7 @@ def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> I
 
 
 def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Conflict]:
-    """What cannot be asked of several teachers together."""
+    """Conflicts of an objective on several combined teachers."""
     if len(recipe.teachers) < 2 or objective.teacher != COMBINED or objective.loss == LABELS:
         return
     names = ", ".join(teacher.name for teacher in recipe.teachers)
@@ -77,7 +82,7 @@ def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Con
         yield ((*place, "teacher"), ("teachers",)), message
     elif objective.loss == "logit_mse" and not objective.options["centred"]:
         message = (
-            "false, but teachers are combined by probabilities, which tell logits up to a constant; "
+            "false, but teachers are combined by probabilities, which define logits up to a constant; "
             f"use centred: true, or name one of {names} as teacher"
         )
         yield ((*place, "centred"), ("teachers",)), message
@@ -89,10 +94,10 @@ def _for_task(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Co
         return
     if isinstance(objective, Response):
         if objective.on != "labels":
-            message = f"{objective.on} given, but a {recipe.task} counts examples, each of which has a label"
+            message = f"{objective.on} given, but {recipe.task} counts labelled examples; expected labels"
             yield ((*place, "on"), task), message
     elif isinstance(objective, (Feature, MapFeature, Interchange)) and objective.on == "labels":
-        message = f"labels given, but no position of a {recipe.task}'s text has one; expected attended"
+        message = f"labels given, but positions have no label in {recipe.task}; expected attended"
         yield ((*place, "on"), task), message
     if recipe.task == "regression" and isinstance(objective, Interchange):
         yield ((*place, "loss"), task), f"{objective.loss} compares distributions, and a regression has none"
@@ -101,5 +106,5 @@ def _for_task(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Co
             message = f"{objective.loss} compares distributions, and a regression has none; use logit_mse"
             yield ((*place, "loss"), task), message
         elif objective.options["centred"]:
-            message = "true, but a regression has one output, of which nothing is left; use centred: false"
+            message = "true, but a regression has one output, which centring makes 0; use centred: false"
             yield ((*place, "centred"), task), message

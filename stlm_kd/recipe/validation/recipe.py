@@ -1,4 +1,4 @@
-"""What the parts of a recipe demand of one another, as far as it shows without loading a model."""
+"""Validation across the parts of a recipe, as far as possible without loading a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stlm_kd.teachers import COMBINED
 
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
-    """Every contradiction within a recipe, and within the recipes of its teachers."""
+    """Every conflict within a recipe and within the recipes of its teachers."""
     yield from _task(recipe)
     yield from _student(recipe)
     yield from _teachers(recipe)
@@ -33,7 +33,7 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _task(recipe: Recipe) -> Iterator[Conflict]:
-    """What the task decides: kinds of models, how text is read, and how it is scored."""
+    """Conflicts with the task: model families, data options, evaluation suites."""
     from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, TASK_OF_SUITE
     from stlm_kd.models.presets import PRESETS
 
@@ -63,11 +63,12 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.language_task is None:
         if recipe.data.context < 4:
             message = (
-                f"{recipe.data.context} found; expected at least 4 for {recipe.task}: a pair and its ends"
+                f"{recipe.data.context} found; expected at least 4 for {recipe.task}: a pair with its "
+                "special tokens"
             )
             yield (("data", "context"), task), message
         if recipe.engine.vocabulary_loss != "chunked":
-            message = f"only for language models; a {recipe.task} has few outcomes, all of them at once"
+            message = f"only for language models, but the task is {recipe.task}"
             yield (("engine", "vocabulary_loss"), task), message
     for i, entry in enumerate(recipe.eval):
         of_several = FINE_TUNED if recipe.language_task is not None else frozenset()
@@ -84,7 +85,7 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _made_into(model_type: str, recipe: Recipe) -> Iterator[Conflict]:
-    """What a teacher's layers are made into."""
+    """Conflicts of the family that a teacher's layers are converted to."""
     place: Place = ("student", "init_from", "model_type")
     row = ARCHITECTURES.get(model_type)
     if row is None:
@@ -130,13 +131,14 @@ def _teachers(recipe: Recipe) -> Iterator[Conflict]:
             first = names.index(teacher.name)
             yield ((*place, "name"),), f"{teacher.name} is the name of teachers[{first}] too; choose another"
         if teacher.name == COMBINED:
-            yield ((*place, "name"),), f"{COMBINED} stands for all teachers together; choose another name"
+            yield (
+                ((*place, "name"),),
+                f"{COMBINED} is reserved for all teachers together; choose another name",
+            )
         if teacher.adapt is not None:
             yield from _split((*place, "adapt"), teacher.adapt.effective_batch, teacher.adapt.micro_batch)
             if recipe.data.validation is None:
-                message = (
-                    "not given, but a teacher is adapted, which is stopped and reported by held-out text"
-                )
+                message = "not given, but adapting a teacher needs held-out text; add data.validation"
                 yield (("data", "validation"), (*place, "adapt")), message
             yield from _adapted_on((*place, "adapt"), teacher.adapt, recipe)
             yield from _paced((*place, "adapt"), teacher.adapt)
@@ -154,10 +156,10 @@ def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict
         return
     places = ((*place, "objective"), ("task",))
     if recipe.language_task is None:
-        message = "a classifier is trained to keep its own probabilities; leave the objective out"
+        message = "a classifier is trained on its own original probabilities; leave the objective out"
         yield places, message
     elif SELF_DISTILLATION in adapt.objective:
-        message = f"{SELF_DISTILLATION} compares what causal models say of spans; use {CROSS_ENTROPY}"
+        message = f"{SELF_DISTILLATION} compares span probabilities of causal models; use {CROSS_ENTROPY}"
         yield places, message
 
 
@@ -168,7 +170,7 @@ def _paced(place: Place, adapt: Adapt) -> Iterator[Conflict]:
 
     if adapt.init not in COPYING:
         known = " or ".join(sorted(COPYING))
-        message = f"{adapt.init} copies no rows of tokens, so that none are old; use {known}, or leave it out"
+        message = f"{adapt.init} copies no old rows of tokens; use {known}, or leave it out"
         yield ((*place, "old_rows_learning_rate"), (*place, "init")), message
 
 
@@ -179,26 +181,26 @@ def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator
     if teacher.recipe.adapts_only:
         yield (
             ((*place, "student"),),
-            "trains nothing; give it a student, objectives and steps, or name a model",
+            "trains no model; add a student, objectives and steps, or use teachers[].model",
         )
     if len(teacher.recipe.seeds) > 1:
         seeds = ", ".join(map(str, teacher.recipe.seeds))
-        yield ((*place, "seeds"),), f"{seeds} given; a teacher is trained once: give one seed"
+        yield ((*place, "seeds"),), f"{seeds} given; a teacher is trained once; give one seed"
     if teacher.recipe.task != recipe.task:
         message = (
-            f"{teacher.recipe.task} given, but it teaches for task {recipe.task}: what it predicts "
-            "cannot be compared with what the student predicts; give it the same task"
+            f"{teacher.recipe.task} given, but the student's task is {recipe.task}, so their predictions "
+            "cannot be compared; use the same task"
         )
         yield ((*place, "task"), ("task",)), message
     if teacher.recipe.engine != Engine():
         yield (
             ((*place, "engine"),),
-            "a teacher is trained by the engine of the recipe that it teaches in; remove it",
+            "a teacher's training uses the engine of the student's recipe; remove it",
         )
     if teacher.recipe.controls:
-        yield ((*place, "controls"),), "a teacher's recipe trains the teacher alone; remove them"
+        yield ((*place, "controls"),), "a teacher's recipe trains only the teacher; remove them"
     if teacher.recipe.eval:
-        message = "a teacher is scored by the eval of the recipe that it teaches in; remove it"
+        message = "a teacher is scored by the eval of the student's recipe; remove it"
         yield ((*place, "eval"),), message
 
 
@@ -215,7 +217,7 @@ def _data(recipe: Recipe) -> Iterator[Conflict]:
         if source.weight != 1.0:
             yield (
                 (("data", "validation", i, "weight"),),
-                "held-out text is read once; weights are for training text",
+                "only for training text; held-out text is read once",
             )
 
 
@@ -228,14 +230,14 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflic
     if not has_splits and source.split is not None:
         yield ((*place, "split"), (*place, "hub")), "only for data from the Hub (hub: …) and labelled samples"
     if has_splits and source.split is None:
-        yield ((*place, "split"), (*place, "hub")), "null given; text from the Hub needs one, such as train"
+        yield ((*place, "split"), (*place, "hub")), "null found; expected a split, such as train"
     if source.sample in LABELLED_SAMPLES and source.split not in (None, "train", "validation"):
         message = f"{source.split} found; a sample has the splits train and validation"
         yield ((*place, "split"), (*place, "sample")), message
     if source.sample is None and source.size is not None:
         yield ((*place, "size"), (*place, "sample")), "only for generated text (sample: …)"
     if source.sample in ("train", "validation") and source.size is None:
-        message = "null given; generated text needs its size in bytes, such as 4M"
+        message = "null found; expected the size of generated text in bytes, such as 4M"
         yield ((*place, "size"), (*place, "sample")), message
     if source.sample is not None and source.column != "text":
         yield ((*place, "column"), (*place, "sample")), "only for text from files and the Hub"
@@ -244,7 +246,7 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflic
 
 
 def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
-    """Keys that say something of text alone, or of labelled examples alone."""
+    """Keys that apply only to text or only to labelled examples."""
     task: Place = ("task",)
     if labelled:
         text_only = {"column": "text", "documents": "article", "domain": "default", "weight": 1.0}
@@ -260,7 +262,7 @@ def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Co
         if getattr(source, key) is not None:
             yield ((*place, key), task), "only for classification and regression; the text is in column"
     if source.sample in LABELLED_SAMPLES:
-        message = f"{source.sample} has labels, which no language model reads; use train or validation"
+        message = f"{source.sample} is labelled, and language models read plain text; use train or validation"
         yield ((*place, "sample"), task), message
 
 
@@ -271,14 +273,14 @@ def _columns(place: Place, source: Source) -> Iterator[Conflict]:
     elif len(set(text)) < len(text):
         yield ((*place, "text"),), f"{text[0]} given twice; expected the columns of the two texts of a pair"
     if (source.label or "label") in text:
-        yield ((*place, "label"), (*place, "text")), f"{source.label or 'label'} is a column of the text too"
+        yield ((*place, "label"), (*place, "text")), f"{source.label or 'label'} is also a text column"
     if source.sample is not None and (text != ("sentence",) or source.label not in (None, "label")):
         message = "a sample has the columns sentence and label; leave text and label out"
         yield ((*place, "text"), (*place, "label")), message
 
 
 def _pairs(recipe: Recipe) -> Iterator[Conflict]:
-    """All examples are single texts, or all are pairs."""
+    """Check that all examples are single texts, or all are pairs."""
     given = {
         (part, i): len(source.text or ("sentence",))
         for part, entries in (("train", recipe.data.train), ("validation", recipe.data.validation or ()))
@@ -309,12 +311,12 @@ def _eval(recipe: Recipe) -> Iterator[Conflict]:
         if reads_held_out(entry.suite, entry.options) and recipe.data.validation is None:
             yield (
                 (("eval", i), ("data", "validation")),
-                f"{entry.suite} is measured on data.validation; name some",
+                f"{entry.suite} is measured on data.validation, which is not given; add it",
             )
-        asked = [teacher for teacher in recipe.teachers if not teacher.is_only_read]
-        if entry.suite in NEEDS_TEACHERS and (recipe.adapts_only or not asked):
+        runnable = [teacher for teacher in recipe.teachers if not teacher.is_only_read]
+        if entry.suite in NEEDS_TEACHERS and (recipe.adapts_only or not runnable):
             message = (
-                f"{entry.suite} compares a student with teachers that can be asked; this recipe has not both"
+                f"{entry.suite} compares a student with teachers that can run; this recipe lacks one of them"
             )
             yield (("eval", i), ("teachers",)), message
 
@@ -328,11 +330,11 @@ def _train(recipe: Recipe) -> Iterator[Conflict]:
     validation: Place = ("data", "validation")
     every: Place = ("train", "validate_every")
     if train.validate_every is not None and recipe.data.validation is None:
-        yield (every, validation), f"{train.validate_every} given, but data.validation names no held-out text"
+        yield (every, validation), f"{train.validate_every} given, but data.validation is not given"
     if train.patience is not None and train.validate_every is None:
-        yield (("train", "patience"), every), "needs train.validate_every, to see whether things improve"
+        yield (("train", "patience"), every), "needs train.validate_every"
     if train.keep == "best" and train.validate_every is None:
-        yield (("train", "keep"), every), "best needs train.validate_every, to know which that is"
+        yield (("train", "keep"), every), "best needs train.validate_every"
 
 
 def _split(place: Place, effective: int, micro: int | None) -> Iterator[Conflict]:
@@ -342,7 +344,7 @@ def _split(place: Place, effective: int, micro: int | None) -> Iterator[Conflict
 
 
 def uneven_batches(recipe: Recipe, processes: int) -> Iterator[RecipeFault]:
-    """Optimizer steps whose rows so many processes cannot share evenly."""
+    """Batch sizes that ``processes`` processes cannot share evenly."""
     batches = {"train.effective_batch": recipe.train.effective_batch}
     for index, teacher in enumerate(recipe.teachers):
         if teacher.adapt is not None:
@@ -368,11 +370,11 @@ def _controls(recipe: Recipe) -> Iterator[Conflict]:
         if not recipe.teachers:
             yield (
                 (place, ("teachers",)),
-                f"{control} is what a student with teachers is compared with; there are none",
+                f"{control} is a control for a student with teachers, but the recipe has none",
             )
     for i, seed in enumerate(recipe.seeds):
         if recipe.seeds.index(seed) != i:
-            yield (("seeds", i),), f"{seed} given twice; two runs with one seed are one run"
+            yield (("seeds", i),), f"{seed} given twice; two runs with one seed are identical"
     for i, tracker in enumerate(recipe.tracking):
         if recipe.tracking.index(tracker) != i:
             yield (("tracking", i),), f"{tracker} given twice"

@@ -129,7 +129,7 @@ def test_labels_that_are_no_classes_are_refused(
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([-1.0, -1.0], "test sets hide"),
+        ([-1.0, -1.0], "hidden labels of test sets"),
         ([1.0, "high"], "'high' found, expected a number"),
         ([1.0, float("nan")], "expected a finite number"),
         ([1.0, None], "null found"),
@@ -280,6 +280,6 @@ def test_glue_is_read_whole(task: str, size: int, shared_data: Path) -> None:
     assert len(found) == size
     assert found.ids[:2] == ("0", "1")
     assert found.label_names == (() if task == "stsb" else ("0", "1"))
-    with pytest.raises(DataError, match="test sets hide"):
+    with pytest.raises(DataError, match="hidden labels of test sets"):
         hidden = LabelledSource(path=str(path.with_name("test.jsonl.gz")), text=text)
         read_examples(hidden, regression=task == "stsb")

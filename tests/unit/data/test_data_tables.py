@@ -204,7 +204,7 @@ GOOD = {"id": "q", "question": "who?", "context": "a cat", "answers": {"text": [
         ("answers", {"text": ["cat"], "answer_start": [None]}, "answer_start: null found"),
         ("answers", {"text": [None], "answer_start": [2]}, "text: null found"),
         ("answers", {"text": ["cat"], "answer_start": [-3]}, "answer_start: -3 found"),
-        ("answers", {"text": ["cat"], "answer_start": [1]}, "is not at 1 of the context"),
+        ("answers", {"text": ["cat"], "answer_start": [1]}, "is not at character 1 of the context"),
         ("answers", {"text": [], "answer_start": []}, "no answer"),
     ],
 )

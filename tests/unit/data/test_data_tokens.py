@@ -135,11 +135,11 @@ def test_offsets_that_do_not_fit_the_ids_are_refused(store: TokenStore) -> None:
     ("change", "message"),
     [
         ({"format_version": 99}, "format version"),
-        ({"dtype": "O"}, "does not say"),
-        ({"tokens": "many"}, "does not say"),
-        ({"tokens": -1}, "does not say"),
-        ({"documents": 0}, "does not say"),
-        ({"more": 1}, "does not say"),
+        ({"dtype": "O"}, "missing, unknown or invalid fields"),
+        ({"tokens": "many"}, "missing, unknown or invalid fields"),
+        ({"tokens": -1}, "missing, unknown or invalid fields"),
+        ({"documents": 0}, "missing, unknown or invalid fields"),
+        ({"more": 1}, "missing, unknown or invalid fields"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused(

@@ -51,14 +51,17 @@ def test_presets_and_numbers_say_how_much_is_kept(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"objectives": "[{loss: diito}]"}, "objectives[0].loss: diito runs its teachers again"),
+        (
+            {"objectives": "[{loss: diito}]"},
+            "objectives[0].loss: diito runs its teachers after interventions",
+        ),
         (
             {"objectives": "[{loss: attention_mse, teacher: a, sites: last}]"},
-            "objectives[0].loss: attention_mse compares attention maps, which are not kept",
+            "objectives[0].loss: attention_mse compares attention maps, which the cache of a does not store",
         ),
         (
             {"objectives": "[{loss: hint, teacher: a}]"},
-            "objectives[0].loss: hint compares hidden states, and the cache of a keeps none",
+            "objectives[0].loss: hint compares hidden states, but the cache of a stores none",
         ),
         (
             {"cache": "{temperature: 1}"},
@@ -70,12 +73,12 @@ def test_presets_and_numbers_say_how_much_is_kept(
         ),
         (
             {"objectives": "[{loss: forward_kl, temperature: {schedule: linear, values: [4, 1]}}]"},
-            "teachers[0].cache: given, but a cache has one temperature, and an objective's changes",
+            "teachers[0].cache: given, but a cache has one temperature, and an objective has a schedule",
         ),
         ({"cache": "{variants: 2}"}, "teachers[0].cache.variants: only for masked language models"),
         (
             {"cache": "{path: here, top: 3}"},
-            "teachers[0].cache.top: given, but the cache at path is what it is",
+            "teachers[0].cache.top: given, but path is an existing cache",
         ),
         (
             {"cache": "{presett: small}"},
@@ -99,7 +102,7 @@ def test_of_classes_all_logits_are_kept_whatever_the_temperature(tmp_path: Path)
     assert recipe.teachers[0].cache is not None
     found = faults(written(tmp_path, "{preset: small}", changing, "classification", "bert"))
     assert (
-        "teachers[0].cache.preset: given, but of a classification all logits are kept; use cache: auto"
+        "teachers[0].cache.preset: given, but a classification cache stores all logits; use cache: auto"
         in found
     )
 

@@ -55,8 +55,8 @@ train: {steps: 10, schedule: cosin, micro_batch: 5}
     assert faults(file) == [
         "student.presett (line 2): not a key of student (did you mean preset?)",
         "teachers[0].adapt.tokns (line 4): not a key of adapt (did you mean tokens?)",
-        "data.validation (line 5): not given, but a teacher is adapted, "
-        "which is stopped and reported by held-out text",
+        "data.validation (line 5): not given, but adapting a teacher needs held-out text; "
+        "add data.validation",
         "data.train.weigth (line 6): not a key of a source (did you mean weight?)",
         "objectives[0].weight (line 8): 'high' found; expected a number",
         "objectives[1].temprature (line 10): not an option of forward_kl (did you mean temperature?)",
@@ -107,7 +107,7 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("student={tokenizer: t, init_from: {teacher: a, layers: each}}", "expected one of every-other"),
         ("student={tokenizer: t, init_from: {teacher: a, layers: [-1]}}", "a list such as [0, 2, 4]"),
         ("teachers[1].name=a", "a is the name of teachers[0] too; choose another"),
-        ("teachers[0].name=combined", "combined stands for all teachers together"),
+        ("teachers[0].name=combined", "combined is reserved for all teachers together"),
         ("teachers[0].name=a/b", "expected letters, digits, dots, dashes and underscores"),
         ("teachers[0].model=null", "none given; expected exactly one of model, recipe"),
         ("teachers[0]={name: a, recipe: nowhere}", "nowhere: neither a file nor a built-in recipe"),
@@ -126,7 +126,7 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("combine={how: confidense}", "is not a known way to combine teachers (did you mean confidence?)"),
         ("combine={how: confidence, sharpness: 0}", "0 found; expected more than 0"),
         ("combine={how: mean, teacher_dropout: 1}", "1 found; expected less than 1"),
-        ("combine={how: random, teacher_dropout: 0.1}", "random takes one teacher for each batch"),
+        ("combine={how: random, teacher_dropout: 0.1}", "random selects one teacher per batch"),
         ("combine={how: random, per: token}", "expected one of batch, sequence"),
         ("combine={how: domains, weights: {default: {a: 1}}}", "no weight for b; expected one each"),
         ("combine={how: domains, weights: {default: {a: 0, b: 0}}}", "all are 0; expected at least one"),
@@ -134,9 +134,9 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
             "combine={how: domains, weights: {default: {a: 1, b: 0}, new: {a: 0, b: 1}}}",
             "no domain of data.train; known: default",
         ),
-        ("combine={how: domains, weights: {}}", "none for the domain default; expected some for each"),
+        ("combine={how: domains, weights: {}}", "no weights for domain default; expected weights for each"),
         ("combine={how: annealed, first: a, last: c}", "c is not a teacher of this recipe; known: a, b"),
-        ("combine={how: annealed, first: a, last: a}", "a is the first teacher too"),
+        ("combine={how: annealed, first: a, last: a}", "a is also the first teacher"),
         ("combine={how: annealed, first: a, last: b, begin: 0.5, end: 0.5}", "expected more than 0.5"),
         ("data.train=null", "data.train"),
         ("data.train=[]", "an empty list found; expected at least one source"),
@@ -146,14 +146,14 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("data.train={hub: h, documents: line}", "only for text from files"),
         ("data.train={sample: train, column: body}", "only for text from files and the Hub"),
         ("data.train={sample: test}", "expected one of train, validation"),
-        ("data.validation={path: v.txt, weight: 2}", "weights are for training text"),
+        ("data.validation={path: v.txt, weight: 2}", "only for training text"),
         ("data.fraction=0", "0 found; expected more than 0"),
         ("data.fraction=1.5", "1.5 found; expected at most 1"),
         ("data.context=1", "1 found; expected at least 2"),
         ("objectives=[]", "none given; expected at least one"),
         ("objectives=[{weight: 1}]", "objectives[0].loss"),
         ("objectives=[{loss: labels, temperature: 2}]", "not an option of labels"),
-        ("objectives=[{loss: labels, on: attended}]", "labels exists only where there are labels"),
+        ("objectives=[{loss: labels, on: attended}]", "labels counts labelled positions; expected labels"),
         ("objectives=[{loss: labels, teacher: a}]", "labels has no teacher"),
         ("objectives=[{loss: labels, weight: 0}]", "every weight is 0"),
         ("objectives=[{loss: labels, weight: -1}]", "expected at least 0"),
@@ -193,9 +193,9 @@ def test_a_fault_says_what_was_expected(good: Path, override: str, message: str)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("data.validation=null", "train.validate_every=5"), "data.validation names no held-out text"),
-        (("data.validation=null", "teachers[0].adapt={}"), "stopped and reported by held-out text"),
-        (("teachers=[]", "objectives=[{loss: labels}]", "controls=[no-teacher]"), "there are none"),
+        (("data.validation=null", "train.validate_every=5"), "but data.validation is not given"),
+        (("data.validation=null", "teachers[0].adapt={}"), "adapting a teacher needs held-out text"),
+        (("teachers=[]", "objectives=[{loss: labels}]", "controls=[no-teacher]"), "but the recipe has none"),
         (
             ("teachers=[{name: a, model: m}]", "combine={how: weighted, weights: {a: 1}}"),
             "weighted with 1 teacher; expected at least two, or no combine",
@@ -213,12 +213,12 @@ def test_a_fault_says_what_was_expected(good: Path, override: str, message: str)
                 "teachers=[{name: a, model: m}, {name: b, model: n}, {name: c, model: o}]",
                 "combine={how: annealed, first: a, last: b}",
             ),
-            "from a to b, and never asks c; remove what is not used",
+            "from a to b, and never uses c; remove unused teachers",
         ),
         (("student={tokenizer: t}", "objectives=[]", "train={}"), "nothing to do: no teacher to adapt"),
         (
             ("teachers[0].adapt={init: random, old_rows_learning_rate: 0}",),
-            "random copies no rows of tokens, so that none are old; use overlap or subword-mean",
+            "random copies no old rows of tokens; use overlap or subword-mean",
         ),
     ],
 )
@@ -315,7 +315,7 @@ def test_a_teachers_recipe_that_only_adapts_trains_no_teacher(good: Path) -> Non
         "data: {train: a.txt, validation: b.txt}\n"
     )
     good.write_text(GOOD.replace("name: a, model: m", "name: a, recipe: teacher.yaml"))
-    assert "trains nothing" in faults(good)[0]
+    assert "trains no model" in faults(good)[0]
 
 
 def test_overrides_reach_every_kind_of_place(good: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_key_of_examples_is_their_content_and_how_they_are_read(file: str, tmp
         ("data.train={sample: train}", "data.train.sample: train has no labels; expected one of"),
         ("data.train={path: a.tsv, text: [a, b, c]}", "data.train.text: 3 columns found; expected one"),
         ("data.train={path: a.tsv, text: [a, a]}", "data.train.text: a given twice"),
-        ("data.train={path: a.tsv, text: label}", "data.train.label: label is a column of the text too"),
+        ("data.train={path: a.tsv, text: label}", "data.train.label: label is also a text column"),
         ("data.train={sample: sentiment, text: body}", "data.train.text: a sample has the columns"),
         ("data.train={path: a.tsv, text: [a, b]}", "data.validation.text: 1 columns of text, but data.train"),
         ("data.context=3", "data.context: 3 found; expected at least 4"),
@@ -174,7 +174,7 @@ def test_what_is_no_part_of_labelled_data_is_refused(file: str, override: str, m
     [
         (("data.train={path: a.txt, text: body}",), "data.train.text: only for classification"),
         (("data.train={path: a.txt, label: kind}",), "data.train.label: only for classification and"),
-        (("data.train={sample: sentiment}",), "data.train.sample: sentiment has labels"),
+        (("data.train={sample: sentiment}",), "data.train.sample: sentiment is labelled"),
         (("data.labels=[a, b]",), "data.labels: only for classification, but the task is clm"),
         (("eval=[classification]",), "eval[0]: classification is for task classification"),
     ],
@@ -211,7 +211,7 @@ def test_a_regressions_only_output_is_not_centred_away(file: str) -> None:
 @pytest.mark.parametrize(
     ("combine", "message"),
     [
-        ("{how: learned}", "combine.how: learned reads the state that meets a vocabulary head, and a class"),
+        ("{how: learned}", "combine.how: learned reads the input of a vocabulary head, and a class"),
         (
             "{how: domains, weights: {default: {a: 1, b: 2}}}",
             "the examples of a classification have no domain",
@@ -238,9 +238,9 @@ def test_numbers_of_several_teachers_are_not_combined(file: str) -> None:
 def test_an_example_has_no_label_at_any_position(file: str, task: str) -> None:
     for loss in ("hint", "attention_mse"):
         (found,) = faults(task, TAUGHT, f"objectives=[{{loss: {loss}, on: labels}}]")
-        assert found.startswith("objectives[0].on: labels given, but no position of a ")
+        assert found.startswith("objectives[0].on: labels given, but positions have no label in ")
     (found,) = faults(task, TAUGHT, "objectives=[{loss: logit_mse, centred: false, on: attended}]")
-    assert found.startswith("objectives[0].on: attended given, but a ")
+    assert found.startswith(f"objectives[0].on: attended given, but {recipe(task).task} counts labelled")
 
 
 def test_numbers_in_the_validation_examples_are_matched_with_a_line_unless_the_recipe_orders_the_classes(

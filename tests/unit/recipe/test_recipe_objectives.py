@@ -119,7 +119,7 @@ def test_a_schedule_is_told_in_words(file: str) -> None:
         ("{schedule: step-wise, values: [1], at: [0.5]}", "1 values found; expected 2 for 1 entries of at"),
         ("{schedule: step-wise, values: [1, 0, 1], at: [0.5, 0.2]}", "in ascending order"),
         ("{schedule: step-wise, values: [1, 0, 1], at: [0.5, 0.5]}", "expected distinct fractions"),
-        ("{schedule: step-wise, values: [1, 0], at: [0]}", "shares above 0"),
+        ("{schedule: step-wise, values: [1, 0], at: [0]}", "fractions above 0"),
         (
             "{schedule: step-wise, values: [1, 0], at: [0.5], between: [0, 1]}",
             "between is for linear and cosine",
@@ -241,11 +241,11 @@ def test_a_layer_beyond_the_last_is_refused_without_a_model(
         (["objectives[1].sites={0: [2, 1]}"], "objectives[1].sites: teacher layers 2, 1 given"),
         (
             ["objectives[1].projection=none", "teachers[0].recipe.student.architecture.hidden_size=32"],
-            "objectives[1].projection: none, but the student's states have 16 numbers and those of teacher a",
+            "objectives[1].projection: none, but the student's hidden size is 16 and that of teacher a",
         ),
         (
             ["teachers[0].recipe.student.architecture.model_type=opt", "objectives=[{loss: attention_mse}]"],
-            "objectives[0].loss: attention_mse looks into models, and teacher a is a opt; it knows gpt2, ",
+            "objectives[0].loss: attention_mse needs inner states, but teacher a is a opt; supported: gpt2, ",
         ),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_presets_layers_are_known(file: str) -> None:
 
 def test_inner_states_are_of_one_teacher(file: str) -> None:
     teachers = "teachers=[{name: a, model: m}, {name: b, model: n}]"
-    place = "not given, but inner states cannot be combined; name one of a, b"
+    place = "not given, but hidden states and maps cannot be combined; name one of a, b"
     assert faults(file, teachers) == [f"objectives[{i}].teacher: {place}" for i in (1, 2)]
     assert faults(file, teachers, "objectives[1].teacher=a", "objectives[2].teacher=combined") == [
         f"objectives[2].teacher: {place}"
