@@ -15,7 +15,7 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.models.load import save_model
 from tests.support.road import ADAPT, LLAMA, ROBERTA, done, stlm_kd
 
-ADVICE = ("Use a causal model", "Use a masked language model", "give it the same task")
+ADVICE = ("Use a causal model", "Use a masked language model", "use the same task")
 
 
 def altered(source: Path, folder: Path, **fields: object) -> None:

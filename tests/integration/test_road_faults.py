@@ -67,7 +67,7 @@ BAD_RECIPES = [
     ("taught", ["data.train=no.txt"], 5, "no.txt", "no such file"),
     ("plain", ["data.validation=no.txt"], 5, "no.txt", "no such file"),
     ("plain", ["data.train={hub: some/data}"], 5, "some/data", "the Hub cannot be reached"),
-    ("plain", ["student.tokenizer=some/tokenizer"], 5, "some/tokenizer", "nor is it in the cache"),
+    ("plain", ["student.tokenizer=some/tokenizer"], 5, "some/tokenizer", "not in the cache"),
     ("taught", [MODEL % "some/model"], 5, "some/model", "in the Hub's cache"),
     ("taught", [MODEL % "bad/nothing"], 5, "teachers[0] (a): bad/nothing", "without config.json"),
     # text

@@ -181,7 +181,7 @@ def test_an_interrupted_build_leaves_nothing(tokenizer: PreTrainedTokenizerFast,
 def test_a_store_that_is_there_is_not_built_over(
     store: TokenStore, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="the folder exists already"):
         build_store(["other"], tokenizer, store.folder)
     assert TokenStore.open(store.folder).num_documents == len(TEXTS)
 

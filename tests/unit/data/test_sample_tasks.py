@@ -137,5 +137,5 @@ def test_more_sentences_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tasks, "_MOST_MISSES", 20)
     monkeypatch.setitem(tasks.TASKS, "sentiment", lambda seed: iter(few))
     monkeypatch.setattr(tasks, "_split_of", lambda text: "train")
-    with pytest.raises(DataError, match="train has only 2 different sentences"):
+    with pytest.raises(DataError, match="train has only 2 distinct sentences"):
         sample_rows("sentiment", "train", count=3)
