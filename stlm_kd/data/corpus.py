@@ -67,7 +67,7 @@ def _address(source: Source, tokens_by: str, fraction: float) -> str:
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
     place = source.described()
     if not folder.exists():
-        with _alone(folder):
+        with _store_lock(folder):
             if not folder.exists():
                 for left in folder.parent.glob(f".{folder.name}.*"):
                     remove(left)
@@ -78,7 +78,7 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _store_lock(folder: Path) -> Iterator[None]:
     """Hold the store's lock: no other process builds it, so unfinished folders come from killed processes."""
     locks = folder.parent / ".locks"
     lock = FileLock(locks / folder.name)

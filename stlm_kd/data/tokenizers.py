@@ -48,10 +48,10 @@ def load_tokenizer(name_or_folder: str, *, trust_remote_code: bool = False) -> P
         raise ModelError(
             f"{name_or_folder}: {type(loaded).__name__} found, expected a tokenizer with a tokenizer.json"
         )
-    return loaded if type(loaded) is PreTrainedTokenizerFast else _as_filed(loaded, name)
+    return loaded if type(loaded) is PreTrainedTokenizerFast else _with_file_steps(loaded, name)
 
 
-def _as_filed(loaded: PreTrainedTokenizerFast, name: str) -> PreTrainedTokenizerFast:
+def _with_file_steps(loaded: PreTrainedTokenizerFast, name: str) -> PreTrainedTokenizerFast:
     """The same tokenizer with the steps of its tokenizer.json, if it has one."""
     from transformers import PreTrainedTokenizerFast
 

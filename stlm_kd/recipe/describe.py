@@ -45,14 +45,14 @@ def _text(recipe: Recipe) -> list[str]:
         f"tokenizer {words}",
         *(f"train on {_source(source, recipe)}" for source in data.train),
         *(f"validate on {_source(source, recipe)}" for source in data.validation or ()),
-        _read(recipe),
+        _amount(recipe),
         *(["validation data may overlap training data"] if data.allow_overlap else []),
         *([] if data.masked_share is None else [f"mask {data.masked_share:.0%} of the tokens"]),
         *([] if data.labels is None else [f"classes {', '.join(data.labels)}"]),
     ]
 
 
-def _read(recipe: Recipe) -> str:
+def _amount(recipe: Recipe) -> str:
     data = recipe.data
     if recipe.language_task is not None:
         return f"use {data.fraction:.2%} of the training text, in rows of {data.context} tokens"
@@ -136,7 +136,7 @@ def _students(recipe: Recipe) -> list[str]:
             for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
         ),
         f"train for {_length(train)}{option_words(dict(train), without=('steps', 'epochs'))}",
-        *_runs_again(recipe),
+        *_recomputed_sources(recipe),
         f"seeds {', '.join(map(str, recipe.seeds))}; controls {', '.join(recipe.controls) or '(none)'}, "
         f"with the same seeds; logged to {', '.join(('jsonl', *recipe.tracking))}",
     ]
@@ -159,7 +159,7 @@ def _objective(entry: Objective, recipe: Recipe) -> str:
     return words + option_words(entry.options)
 
 
-def _runs_again(recipe: Recipe) -> list[str]:
+def _recomputed_sources(recipe: Recipe) -> list[str]:
     """The number of intervention sources that are not in the micro-batch of their row."""
     entries = [entry for entry in recipe.objectives if isinstance(entry, Interchange)]
     if not any(entry.pairs_rows and not exchanges_tokens(entry.source) for entry in entries):

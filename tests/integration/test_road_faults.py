@@ -58,7 +58,7 @@ BAD_RECIPES = [
     ("taught", ["train.steps=many"], 3, "train.steps", "'many' found; expected"),
     ("taught", ["objectives[1].loss=reverse_k"], 3, "objectives[1].loss", "did you mean reverse_kl?"),
     ("taught", ["data.validation=null", "train.validate_every=null", "teachers[0].adapt={}"], 3,
-     "data.validation", "a teacher is adapted"),
+     "data.validation", "adapting a teacher"),
     ("taught", ["objectives[1].teacher=c"], 3, "objectives[1].teacher", "c is not a teacher"),
     ("plain", ["data.validation=null", "train.validate_every=null", "eval=[perplexity]"], 3, "eval[0]",
      "measured on data.validation"),

@@ -243,7 +243,7 @@ def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
     columns = (*source.text, source.label)
     if source.sample is not None:
         rows = sample_rows(source.sample, source.split, count=source.examples, seed=_SAMPLE_SEED)
-        yield from _of_sample(source, columns, rows)
+        yield from _sample_rows_with_places(source, columns, rows)
     elif source.hub is not None:
         yield from hub.rows(
             source.hub,
@@ -259,7 +259,7 @@ def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
             yield from read_rows(path, columns=columns, optional=(*_ID_COLUMNS, _SOURCE_COLUMN))
 
 
-def _of_sample(
+def _sample_rows_with_places(
     source: LabelledSource, columns: Sequence[str], rows: Sequence[Row]
 ) -> Iterator[tuple[str, Row]]:
     require_columns(source.described(), columns, rows[0])

@@ -72,7 +72,7 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
 
         return load_dataset_builder(dataset, name, revision=revision)
 
-    builder = _with_our_errors(load, dataset)
+    builder = _convert_errors(load, dataset)
     if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MissingResourceError(
             f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
@@ -88,10 +88,10 @@ def _split_rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
 
-    return _with_our_errors(load, dataset)
+    return _convert_errors(load, dataset)
 
 
-def _with_our_errors(load: Callable[[], T], dataset: str) -> T:
+def _convert_errors(load: Callable[[], T], dataset: str) -> T:
     """The result of ``load``, with the library's errors converted to ours."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 

@@ -32,17 +32,17 @@ class Separator(Part):
     separator: Text
 
 
-_WAYS = ("article", "line", "blank-line", "file")
+_CUTTING_RULES = ("article", "line", "blank-line", "file")
 
 
 def _documents(value: object, info: ValidationInfo) -> object:
     """The name of a cutting rule, or a separator."""
     if isinstance(value, Mapping):
         return Separator.model_validate(value, context=info.context)
-    if isinstance(value, Separator) or value in _WAYS:
+    if isinstance(value, Separator) or value in _CUTTING_RULES:
         return value
-    near = did_you_mean(value, _WAYS) if isinstance(value, str) else ""
-    expected = f"expected one of {', '.join(_WAYS)}, or {{separator: TEXT}}"
+    near = did_you_mean(value, _CUTTING_RULES) if isinstance(value, str) else ""
+    expected = f"expected one of {', '.join(_CUTTING_RULES)}, or {{separator: TEXT}}"
     raise fault(f"{show(value)} found; {expected}{near if near.startswith(' (') else ''}")
 
 

@@ -109,7 +109,7 @@ class Part(BaseModel):
             part = handler(repaired)
         except ValidationError as error:
             originals = {near: key for key, near in _renamed(given, repaired, cls).items()}
-            found += [_in_words(line, cls, originals) for line in error.errors(include_url=False)]
+            found += [_readable_fault(line, cls, originals) for line in error.errors(include_url=False)]
             part = None
         found += [] if cls._may_lack(repaired) else _exclusive(repaired, cls)
         if found and (part is None or not _only_unknown(found) or not _lenient(info)):
@@ -190,7 +190,7 @@ def _lenient(info: ValidationInfo) -> bool:
     return bool(info.context and info.context.get(LENIENT))
 
 
-def _in_words(line: Any, cls: type[Part], originals: Mapping[str, str]) -> InitErrorDetails:
+def _readable_fault(line: Any, cls: type[Part], originals: Mapping[str, str]) -> InitErrorDetails:
     """One line of a validation error as a readable fault; nested parts' faults are readable already."""
     loc = tuple(line["loc"])
     if loc and loc[0] in originals:

@@ -20,9 +20,9 @@ def cache_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         if recipe.adapts_only:
             yield (place,), "given, but no student is trained, so it would not be used; leave it out"
         if teacher.cache.path is not None:
-            yield from _of_a_folder(i, teacher, teacher.cache, recipe)
+            yield from _existing_cache(i, teacher, teacher.cache, recipe)
         elif recipe.language_task is None:
-            yield from _of_classes(place, teacher.cache, recipe)
+            yield from _classifier_cache(place, teacher.cache, recipe)
         elif recipe.task != "mlm" and teacher.cache.variants is not None:
             yield ((*place, "variants"), ("task",)), "only for masked language models (task: mlm)"
         for j, objective in asking(recipe, teacher.name).items():
@@ -32,7 +32,7 @@ def cache_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     yield from _variants(recipe)
 
 
-def _of_a_folder(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
+def _existing_cache(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
     """Conflicts of a teacher that exists only as a cache."""
     place: Place = ("teachers", i, "cache")
     known = Cache.model_validate({"path": cache.path})
@@ -52,7 +52,7 @@ def _of_a_folder(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iter
         yield (("student", "init_from", "teacher"), place), message
 
 
-def _of_classes(place: Place, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
+def _classifier_cache(place: Place, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
     for name in ("preset", "top", "draws", "temperature", "variants", "states"):
         if getattr(cache, name) != getattr(Cache.model_validate({}), name):
             message = f"given, but a {recipe.task} cache stores all logits; use cache: auto"

@@ -31,7 +31,7 @@ def interchange_conflicts(place: Place, objective: Interchange, recipe: Recipe) 
     else:
         yield from _alignment(place, objective, names, recipe)
     if objective.source != "input-tokens":
-        yield from _layers_left(place, objective, names, recipe)
+        yield from _aligned_layers_exist(place, objective, names, recipe)
 
 
 def _source_options(place: Place, objective: Interchange) -> Iterator[Conflict]:
@@ -62,7 +62,7 @@ def _alignment(place: Place, objective: Interchange, names: list[str], recipe: R
     yield from layers_beyond((*place, "alignment"), [layers], names, recipe)
 
 
-def _layers_left(
+def _aligned_layers_exist(
     place: Place, objective: Interchange, names: list[str], recipe: Recipe
 ) -> Iterator[Conflict]:
     """Alignments that the models do not allow, or that ``exclude_last`` makes empty.

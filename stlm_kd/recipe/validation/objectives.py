@@ -17,15 +17,15 @@ def objective_conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Conflicts of the objectives with the teachers, the student and the task."""
     if not recipe.objectives and not recipe.adapts_only:
         yield (("objectives",),), f"none given; expected at least one, such as {{loss: {LABELS}}}"
-    if recipe.objectives and not any(_weighs(objective) for objective in recipe.objectives):
+    if recipe.objectives and not any(_has_weight(objective) for objective in recipe.objectives):
         yield (("objectives",),), "every weight is 0; expected at least one above 0"
     for i, objective in enumerate(recipe.objectives):
         yield from _objective(("objectives", i), objective, recipe)
         yield from _for_task(("objectives", i), objective, recipe)
-        yield from _several(("objectives", i), objective, recipe)
+        yield from _combined_teachers(("objectives", i), objective, recipe)
 
 
-def _weighs(objective: Objective) -> bool:
+def _has_weight(objective: Objective) -> bool:
     weights = [objective.weight]
     if isinstance(objective, Interchange):
         weights.append(objective.causal_cosine_weight)
@@ -72,7 +72,7 @@ def _feature(place: Place, objective: Feature | MapFeature, recipe: Recipe) -> I
     yield from beyond or feature_conflicts(place, objective, recipe, name, teachers[name].recipe)
 
 
-def _several(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Conflict]:
+def _combined_teachers(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Conflict]:
     """Conflicts of an objective on several combined teachers."""
     if len(recipe.teachers) < 2 or objective.teacher != COMBINED or objective.loss == LABELS:
         return

@@ -46,15 +46,7 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
         message = f"{fields['model_type']} is for task {row.task}, but the task is {recipe.task}"
         yield (place, task), message
     if student.init_from is not None and student.init_from.model_type is not None:
-        yield from _made_into(student.init_from.model_type, recipe)
-    if isinstance(student.tokenizer, TokenizerTraining):
-        smallest = smallest_size(masked=recipe.task != "clm")
-        if student.tokenizer.size < smallest:
-            message = (
-                f"{student.tokenizer.size} found; expected at least {smallest} for {recipe.task}: "
-                "the special tokens and 256 bytes"
-            )
-            yield (("student", "tokenizer", "size"), task), message
+        yield from _student_family(student.init_from.model_type, recipe)
     if recipe.task != "mlm" and recipe.data.masked_share is not None:
         yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
     if recipe.task == "mlm" and recipe.data.context < 3:
@@ -84,7 +76,7 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
             yield (("eval", i), task), message
 
 
-def _made_into(model_type: str, recipe: Recipe) -> Iterator[Conflict]:
+def _student_family(model_type: str, recipe: Recipe) -> Iterator[Conflict]:
     """Conflicts of the family that a teacher's layers are converted to."""
     place: Place = ("student", "init_from", "model_type")
     row = ARCHITECTURES.get(model_type)
@@ -136,12 +128,14 @@ def _teachers(recipe: Recipe) -> Iterator[Conflict]:
                 f"{COMBINED} is reserved for all teachers together; choose another name",
             )
         if teacher.adapt is not None:
-            yield from _split((*place, "adapt"), teacher.adapt.effective_batch, teacher.adapt.micro_batch)
+            yield from _micro_batch(
+                (*place, "adapt"), teacher.adapt.effective_batch, teacher.adapt.micro_batch
+            )
             if recipe.data.validation is None:
                 message = "not given, but adapting a teacher needs held-out text; add data.validation"
                 yield (("data", "validation"), (*place, "adapt")), message
-            yield from _adapted_on((*place, "adapt"), teacher.adapt, recipe)
-            yield from _paced((*place, "adapt"), teacher.adapt)
+            yield from _adaptation_objective((*place, "adapt"), teacher.adapt, recipe)
+            yield from _old_rows_learning_rate((*place, "adapt"), teacher.adapt)
         if teacher.recipe is not None:
             yield from _trained_teacher(recipe, teacher, (*place, "recipe"))
         if teacher.classes is not None and recipe.task != "classification":
@@ -151,7 +145,7 @@ def _teachers(recipe: Recipe) -> Iterator[Conflict]:
             yield ((*place, "classes"), (*place, "cache")), message
 
 
-def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
+def _adaptation_objective(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
     if adapt.objective is None or recipe.task == "clm":
         return
     places = ((*place, "objective"), ("task",))
@@ -163,7 +157,7 @@ def _adapted_on(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict
         yield places, message
 
 
-def _paced(place: Place, adapt: Adapt) -> Iterator[Conflict]:
+def _old_rows_learning_rate(place: Place, adapt: Adapt) -> Iterator[Conflict]:
     if adapt.old_rows_learning_rate is None:
         return
     from stlm_kd.adaptation.initialisers import COPYING
@@ -222,7 +216,7 @@ def _data(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
-    yield from _of_its_task(place, source, labelled=labelled)
+    yield from _source_for_task(place, source, labelled=labelled)
     for key in ("name", "revision"):
         if source.hub is None and getattr(source, key) is not None:
             yield ((*place, key), (*place, "hub")), "only for text from the Hub (hub: …)"
@@ -245,7 +239,7 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflic
         yield ((*place, "documents"), (*place, "path")), "only for text from files (path: …)"
 
 
-def _of_its_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
+def _source_for_task(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
     """Keys that apply only to text or only to labelled examples."""
     task: Place = ("task",)
     if labelled:
@@ -326,7 +320,7 @@ def _train(recipe: Recipe) -> Iterator[Conflict]:
     steps: Place = ("train", "steps")
     if train.steps is None and train.epochs is None and not recipe.adapts_only:
         yield (("train",), steps, ("train", "epochs")), "none given; expected exactly one of steps, epochs"
-    yield from _split(("train",), train.effective_batch, train.micro_batch)
+    yield from _micro_batch(("train",), train.effective_batch, train.micro_batch)
     validation: Place = ("data", "validation")
     every: Place = ("train", "validate_every")
     if train.validate_every is not None and recipe.data.validation is None:
@@ -337,7 +331,7 @@ def _train(recipe: Recipe) -> Iterator[Conflict]:
         yield (("train", "keep"), every), "best needs train.validate_every"
 
 
-def _split(place: Place, effective: int, micro: int | None) -> Iterator[Conflict]:
+def _micro_batch(place: Place, effective: int, micro: int | None) -> Iterator[Conflict]:
     if micro is not None and effective % micro:
         message = f"{micro} does not divide effective_batch, {effective}"
         yield ((*place, "micro_batch"), (*place, "effective_batch")), message
