@@ -216,7 +216,7 @@ def _count(words: str) -> Plain:
 
     found = parse_count(scalar(words))
     if type(found) is not int or found < 1:
-        raise UsageError(f"--tokens {words}: expected a whole number above 0, such as 40000, 40k or 2M")
+        raise UsageError(f"--tokens {words}: expected an integer above 0, such as 40000, 40k or 2M")
     return found
 
 

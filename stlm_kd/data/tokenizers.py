@@ -136,6 +136,7 @@ def train_tokenizer(
         masked: For a causal model, ids 0 and 1 are ``<|endoftext|>`` (bos, eos) and ``<|pad|>``. For a masked
             one, ids 0 to 3 are ``<|start|>`` (cls), ``<|end|>`` (sep), ``<|pad|>`` and ``<|mask|>``, and the
             tokenizer adds start and end to a text by default.
+        place: The name of the size in messages.
 
     Raises:
         ModelError: ``size`` has no room for the bytes.
@@ -145,9 +146,10 @@ def train_tokenizer(
 
     assert kind == "bpe", kind
     special: list[str | AddedToken] = list(_special_tokens(masked))
-    smallest = _NUM_BYTES + len(special)
-    if size < smallest:
-        raise ModelError(f"a tokenizer of {size} tokens: byte-level BPE needs at least {smallest}")
+    if size < (smallest := smallest_size(masked=masked)):
+        raise ModelError(
+            f"{place}: {size} found; expected at least {smallest}: the special tokens and 256 bytes"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -160,7 +162,7 @@ def train_tokenizer(
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != size:
         raise DataError(
-            f"a tokenizer of {size} tokens: the text yields only {tokenizer.get_vocab_size()}; "
+            f"{place}: {size} found, but the text yields only {tokenizer.get_vocab_size()} tokens; "
             "set a smaller size or give more text"
         )
     return _for_masked_models(tokenizer) if masked else _for_causal_models(tokenizer)

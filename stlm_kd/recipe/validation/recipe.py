@@ -47,6 +47,14 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
         yield (place, task), message
     if student.init_from is not None and student.init_from.model_type is not None:
         yield from _student_family(student.init_from.model_type, recipe)
+    if isinstance(student.tokenizer, TokenizerTraining):
+        smallest = smallest_size(masked=recipe.task != "clm")
+        if student.tokenizer.size < smallest:
+            message = (
+                f"{student.tokenizer.size} found; expected at least {smallest} for {recipe.task}: "
+                "the special tokens and 256 bytes"
+            )
+            yield (("student", "tokenizer", "size"), task), message
     if recipe.task != "mlm" and recipe.data.masked_share is not None:
         yield (("data", "masked_share"), task), "only for masked language models (task: mlm)"
     if recipe.task == "mlm" and recipe.data.context < 3:

@@ -101,6 +101,10 @@ def test_the_options_of_a_misspelt_loss_are_checked_as_those_of_the_nearest(good
         ("student.preset=stlm-4m", "is not a known preset (did you mean stlm-47m?)"),
         ("student.tokenizer=3", "3 found; expected a folder, a Hub id, or {train: bpe, size: 8192}"),
         ("student.tokenizer={train: bpe, size: many}", "expected an integer"),
+        (
+            "student.tokenizer={train: bpe, size: 257}",
+            "size: 257}): 257 found; expected at least 258 for clm",
+        ),
         ("student={tokenizer: t, architecture: {hidden_size: 3}}", "model_type is not given"),
         ("student={tokenizer: t, architecture: {model_type: llama, x: [1]}}", "x: a list of 1 found"),
         ("student={tokenizer: t, init_from: {teacher: c}}", "c is not a teacher of this recipe"),
