@@ -1,1 +1,1 @@
-"""What each command does: the only modules that know recipes and parts."""
+"""Commands: the only modules that combine recipes with the library's parts."""

@@ -1,4 +1,4 @@
-"""The command ``adapt-teacher``: a recipe's teachers in the student's vocabulary, and what that cost them."""
+"""The command ``adapt-teacher``: adapt teachers to the student's vocabulary and score the change."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def adapt_teacher(
     command: str = "",
     rehearsal: bool = True,
 ) -> Path:
-    """Adapt all teachers that the recipe adapts, or the named one, and report.
+    """Adapt the named teacher, or all that the recipe adapts, and write a report.
 
     Args:
         recipe: A checked recipe.
-        teacher: One teacher's name, or None.
-        name: The recipe's name, of which the run's is made.
-        output_dir: Holds all runs and what they share.
-        resume: Whether unfinished work goes on where it stopped.
-        trust_remote_code: Whether models may run code that they bring.
-        command: As typed, for the record.
-        rehearsal: Whether models are saved, loaded and scored once before anything is trained.
+        teacher: A teacher's name, or None for all.
+        name: The recipe's name; the run's name starts with it.
+        output_dir: Contains all runs and their shared stages.
+        resume: Whether to resume unfinished work.
+        trust_remote_code: Whether to run code shipped with a model.
+        command: The command line, for the record.
+        rehearsal: Whether to save, load and score each model once before training.
 
     Returns:
         The run folder: Hugging Face folders under ``teachers/``; ``results.json`` and ``table.txt``.
@@ -85,9 +85,9 @@ def adapt_teacher(
 
 
 def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
-    """Apart from the recipe's distillation, and from the adaptation of its other teachers.
+    """A run name distinct from the recipe's distillation run and from its other teachers' adaptations.
 
-    A folder's name has 64 characters, so that a long name is cut where it does not tell folders apart.
+    Folder names have at most 64 characters, so the recipe's name is truncated.
     """
     if teacher is not None:
         return f"{file_name(name)[:24]}-adapt-{teacher}"
@@ -104,7 +104,7 @@ def _check(
     origin: str,
     rehearsal: bool,
 ) -> None:
-    """Refuse what cannot work; finished teachers need no rehearsal."""
+    """Validate the recipe; rehearse unless all teachers are finished."""
     check_recipe(recipe, tokenizer, context, origin=origin)
     if rehearsal and not all(finished_teacher(recipe, one, tokenizer, context) for one in teachers):
         names = [one.name for one in teachers]
@@ -138,7 +138,7 @@ def _write_results(
 
 
 def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:
-    """What adaptation cost: each adapted teacher minus itself as it was, on the same examples."""
+    """The cost of adaptation: each adapted teacher minus its original, on the same examples."""
     rows = {
         name: Entry(name, "", "teacher", None, None, (), (tuple(found),)) for name, found in scores.items()
     }

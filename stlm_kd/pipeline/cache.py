@@ -1,4 +1,4 @@
-"""The commands of teachers' caches: make them for a recipe, look at one, compute a part of one again."""
+"""The teacher cache commands: write caches for a recipe, inspect one, verify one against its teacher."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from stlm_kd.training import current_device
 from stlm_kd.training.backends.ddp import autocast
 
 LARGEST_DIFFERENCE = 5e-3
-"""Of a probability between two computations of it: half precision gives a tenth of that."""
+"""Tolerance for a recomputed probability; half precision causes a tenth of it."""
 
 LEAST_AGREEMENT = 0.95
-"""Of ids: where two outcomes are as likely as each other, either may come first."""
+"""Minimum share of equal top-k ids; equally likely tokens may swap places."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """What ``inspect`` tells of a cache; sizes in bytes, entropy in nats."""
+    """The facts that ``inspect`` prints; sizes in bytes, entropy in nats."""
 
     folder: str
     teacher: str
@@ -63,7 +63,7 @@ class CacheSummary:
 
     @property
     def is_merged(self) -> bool:
-        """Whether it is of a mixture, of which it knows exactly what the teachers' heads hold."""
+        """Whether it caches a mixture, which is exact on the tokens in the teachers' top-k."""
         return _is_merged(self.made_of)
 
 
@@ -75,9 +75,9 @@ def _is_merged(made_of: Mapping[str, object]) -> bool:
 def cache_teachers(
     recipe: Recipe, *, name: str, output_dir: Path, resume: bool, trust_remote_code: bool, command: str
 ) -> dict[str, list[Path]]:
-    """Write each teacher's cache for the recipe's data, unless it is there; the folders by teacher.
+    """Write each teacher's missing caches for the recipe's data; return the folders by teacher.
 
-    Teachers are trained and adapted first, as the recipe says; one without ``cache`` gets the default one.
+    Trains and adapts the teachers first where required. A teacher without ``cache`` gets the default.
     """
     given = plain(recipe)
     teachers = given["teachers"]
@@ -93,23 +93,23 @@ def cache_teachers(
         )
         tokenizer = student_tokenizer(full, context)
         on_main_process(lambda: check_recipe(full, tokenizer, context, origin=name))
-        made = {}
+        caches = {}
         for teacher in full.teachers:
             if teacher.is_only_read:
                 continue
             ready = prepare_teacher(full, teacher, tokenizer, context)
-            made[teacher.name] = cached_teacher(full, teacher, ready.model, tokenizer, context)
-        found = {name: [asdict(summary(folder)) for folder in folders] for name, folders in made.items()}
+            caches[teacher.name] = cached_teacher(full, teacher, ready.model, tokenizer, context)
+        found = {name: [asdict(summary(folder)) for folder in folders] for name, folders in caches.items()}
         on_main_process(lambda: write_json(run / "results.json", {"caches": found}))
-    return made
+    return caches
 
 
 def summary(folder: Path) -> CacheSummary:
-    """What a cache's manifest says, once every shard is found to have its size.
+    """Summarise a cache's manifest, after checking the size of every shard.
 
     Raises:
-        MissingResourceError: There is none.
-        CheckpointError: It is damaged, or a shard is cut short or not there.
+        MissingResourceError: The cache does not exist.
+        CheckpointError: It is damaged, or a shard is truncated or missing.
     """
     manifest = TeacherCache.open(folder, every_byte=False).manifest
     layout = manifest.layout
@@ -141,16 +141,16 @@ def _teacher_of(manifest: Manifest) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How far a part of a cache is from what its teacher says now.
+    """The difference between part of a cache and its teacher's recomputed outputs.
 
     Attributes:
-        rows: That were computed again.
-        tokens: Of these.
-        difference: The largest one of a probability; of entropies and hidden states as a share of the largest
-            of them; of logits, of a logit.
-        ids: The share of ids that are the same; 1 of logits.
-        not_finite: Values that are NaN or infinite and therefore have no difference; the logarithm or logit
-            of what both rule out, minus infinity, is none of them.
+        rows: Recomputed rows.
+        tokens: Tokens in these rows.
+        difference: The largest absolute difference: of probabilities, of entropies and hidden states relative
+            to their largest value, or of logits.
+        ids: The share of equal ids; 1 for logits.
+        not_finite: Number of NaN or infinite values, which have no difference; values that are minus infinity
+            in both are not counted.
     """
 
     rows: int
@@ -161,7 +161,7 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
-        """Whether that is within rounding, and every value a number."""
+        """Whether the difference is within rounding error and every value is finite."""
         close = self.difference <= LARGEST_DIFFERENCE and self.ids >= LEAST_AGREEMENT
         return close and not self.not_finite
 
@@ -169,34 +169,34 @@ class Verification:
 def verify_cache(
     folder: Path, *, rows: int, seed: int, output_dir: Path, trust_remote_code: bool
 ) -> Verification | None:
-    """Compute some rows again, chosen by the seed, and compare them with what a cache holds.
+    """Recompute randomly drawn rows of a cache and compare them with the stored ones.
 
-    None for a merged cache, whose files are whole: there is no one teacher to compare it with.
+    None for an intact merged cache, which has no single teacher to compare with.
 
     Raises:
-        CheckpointError: The cache is damaged, or is of another revision of its teacher.
-        MissingResourceError: There is none, or its teacher or data are not there any more.
+        CheckpointError: The cache is damaged, or belongs to another revision of its teacher.
+        MissingResourceError: The cache, its teacher or its data is missing.
     """
     cache, output_dir = TeacherCache.open(folder), output_dir.absolute()
     if _is_merged(cache.manifest.made_of):
         return None
-    with _where_it_was_made(cache):
-        return _verified(cache, _order_of(cache, output_dir, trust_remote_code), rows, seed)
+    with _original_directory(cache):
+        return _verify(cache, _order_of(cache, output_dir, trust_remote_code), rows, seed)
 
 
 @contextmanager
-def _where_it_was_made(cache: TeacherCache) -> Iterator[None]:
-    """Work in the folder from which relative paths of the cache's recipe are seen, if it is there."""
-    before, made_in = Path.cwd(), cache.manifest.source.get("directory")
-    if isinstance(made_in, str) and Path(made_in).is_dir():
-        os.chdir(made_in)
+def _original_directory(cache: TeacherCache) -> Iterator[None]:
+    """Change to the folder that relative paths in the cache's recipe start from, if it exists."""
+    before, directory = Path.cwd(), cache.manifest.source.get("directory")
+    if isinstance(directory, str) and Path(directory).is_dir():
+        os.chdir(directory)
     try:
         yield
     finally:
         os.chdir(before)
 
 
-def _verified(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> Verification:
+def _verify(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> Verification:
     folder, trust = cache.folder, order.context.trust_remote_code
     work = replace(work_of(order, training_data := order.training_data()), items_per_shard=1)
     if work.items != cache.manifest.items or training_data.num_rows != cache.manifest.rows:
@@ -204,7 +204,7 @@ def _verified(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> V
     device = current_device()
     live = live_teacher(order.model, order.recipe, name=order.teacher.name, trust_remote_code=trust)
 
-    def asked(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
+    def outputs(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         return live(batch.to(device), needs)
 
     chosen = np.random.default_rng(seed).permutation(work.items)[:rows].tolist()
@@ -215,7 +215,7 @@ def _verified(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> V
             stored = cache.items(items)
             if checksums(batch) != stored.checks.tolist():
                 raise CheckpointError(f"{folder}: item {item} is of other text than the data now has")
-            made = columns_of(asked, batch, kept_positions(batch, work.layout), items, work)
+            made = columns_of(outputs, batch, kept_positions(batch, work.layout), items, work)
             found.append(_compared(stored.columns, made))
     return Verification(
         rows=len(chosen),
@@ -246,14 +246,14 @@ def _compared(stored: Mapping[str, Array], made: Mapping[str, Array]) -> Verific
 
 
 def _apart(stored: Array, made: Array) -> tuple[float, int]:
-    """The largest difference of two finite values, and how many others there are."""
+    """The largest difference of finite values, and the number of non-finite ones."""
     finite = np.isfinite(stored) & np.isfinite(made)
     differences = np.abs(stored[finite] - made[finite])
     return float(differences.max(initial=0.0)), int((~finite).sum())
 
 
 def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) -> CacheOrder:
-    """What made a cache, in the words of its manifest."""
+    """The job that wrote a cache, as recorded in its manifest."""
     source, folder = cache.manifest.source, cache.folder
     values, name, model, seed = (source.get(key) for key in ("recipe", "teacher", "model", "seed"))
     if not isinstance(values, dict) or not isinstance(model, str) or type(seed) is not int:

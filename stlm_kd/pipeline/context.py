@@ -1,4 +1,4 @@
-"""Where a command works and what it is allowed to do."""
+"""The run context: output folder, permissions and progress of a command."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Zero = Literal[0, 1, 2] | None
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """Passed to everything that makes something; small enough to be sent to another process.
+    """The settings that all stages of a command share; can be pickled for another process.
 
     Attributes:
-        output_dir: Holds the runs, and ``stages/``, which all runs share.
-        resume: Whether unfinished work is continued.
-        trust_remote_code: Whether models may run code that they bring.
+        output_dir: Contains the runs, and ``stages/``, which all runs share.
+        resume: Whether to resume unfinished work.
+        trust_remote_code: Whether to run code shipped with a model.
         zero: DeepSpeed's ZeRO stage for all trainings; None without DeepSpeed.
-        run_name: Of the run that the work is for.
-        quiet_name: Where several jobs run side by side: the prefix of this one's progress lines.
+        run_name: Name of the current run.
+        quiet_name: With parallel jobs: the prefix of this job's progress lines.
     """
 
     output_dir: Path
@@ -36,21 +36,21 @@ class RunContext:
     quiet_name: str | None = None
 
     def named(self, name: str, jobs: int) -> RunContext:
-        """The same for one of several jobs, whose progress lines bear its name."""
+        """A copy for one of several parallel jobs, with the job's name as prefix of its progress lines."""
         return replace(self, quiet_name=name) if jobs > 1 else self
 
     @property
     def stages(self) -> Stages:
-        """Results that all runs share."""
+        """The stage store that all runs share."""
         return Stages(self.output_dir / "stages", self.resume)
 
     @property
     def tokens(self) -> Path:
-        """Where tokenised text is kept."""
+        """The folder of tokenised text."""
         return self.output_dir / "stages" / "tokens"
 
     def tracker(self, folder: Path, *, recipe: Recipe, stage: str) -> Trackers:
-        """Progress and metrics of one training; only the first process tells them."""
+        """Trackers for the progress and metrics of one training; only the main process writes."""
         if process_rank() > 0:
             return Trackers()
         from stlm_kd.pipeline.jobs import PrefixedLines
@@ -70,6 +70,6 @@ class RunContext:
 def context_for(
     recipe: Recipe, output_dir: Path, *, resume: bool, trust_remote_code: bool, run_name: str
 ) -> RunContext:
-    """The workshop of a recipe's run: its engine trains everything, the teachers of other recipes too."""
+    """The context of a recipe's run; its engine also trains the teachers that come from other recipes."""
     zero = recipe.engine.deepspeed.zero if recipe.engine.deepspeed is not None else None
     return RunContext(output_dir, resume, trust_remote_code, zero, run_name=run_name)

@@ -1,4 +1,4 @@
-"""Everything that a recipe says: teachers, adaptation, students and controls, evaluation, one table."""
+"""The command ``distill``: teachers, adaptation, students and controls, evaluation, results table."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def distill(
     jobs: int = 1,
     rehearsal: bool = True,
 ) -> Path:
-    """Do what the recipe says; ``results.json``, ``table.txt`` and ``curves.png`` tell what came of it.
+    """Run a recipe and write ``results.json``, ``table.txt`` and ``curves.png``.
 
     Args:
         recipe: A checked recipe.
         name: The run's name.
-        output_dir: Holds all runs and what they share.
-        resume: Whether unfinished work goes on where it stopped.
-        trust_remote_code: Whether models may run code that they bring.
-        command: As typed, for the record.
-        jobs: Trainings and evaluations side by side.
-        rehearsal: Whether models are saved, loaded and scored once before anything is trained.
+        output_dir: Contains all runs and their shared stages.
+        resume: Whether to resume unfinished work.
+        trust_remote_code: Whether to run code shipped with a model.
+        command: The command line, for the record.
+        jobs: Number of parallel trainings and evaluations.
+        rehearsal: Whether to save, load and score each model once before training.
 
     Returns:
         The run folder.
@@ -73,10 +73,10 @@ def distill(
         tokenizer = student_tokenizer(recipe, context)
         on_main_process(lambda: _check(recipe, tokenizer, run, context, origin=name, rehearsal=rehearsal))
         teachers = build_teachers(recipe, context, jobs)
-        taught = {teacher.name: teacher.model for teacher in teachers if not teacher.is_only_read}
-        on_main_process(lambda: remember_teachers(run, taught))
+        reference_models = {teacher.name: teacher.model for teacher in teachers if not teacher.is_only_read}
+        on_main_process(lambda: remember_teachers(run, reference_models))
         students = build_students(recipe, teachers, run, context, jobs)
-        compared = _compared_with(teachers, students, taught)
+        compared = _compared_with(teachers, students, reference_models)
         if launched_processes() > 1:  # fine-tuning is training, so all processes take part
             for model in compared:
                 fine_tune(recipe, model, context)
@@ -92,14 +92,16 @@ def distill(
 def _compared_with(
     teachers: Sequence[PreparedTeacher],
     students: Mapping[Variant, Sequence[Path]],
-    taught: Mapping[str, str],
+    reference_models: Mapping[str, str],
 ) -> dict[str, Mapping[str, str] | None]:
-    """Each model that is scored, with the teachers that it is compared with; None of a teacher."""
+    """Each model to score, with the teachers to compare it with; None for a teacher."""
     own = [teacher for teacher in teachers if not teacher.is_only_read]
     found: dict[str, Mapping[str, str] | None] = {
         model: None for teacher in own for model in (teacher.original, teacher.model)
     }
-    return found | {str(folder / "model"): taught for folders in students.values() for folder in folders}
+    return found | {
+        str(folder / "model"): reference_models for folders in students.values() for folder in folders
+    }
 
 
 def _check(
@@ -111,14 +113,14 @@ def _check(
     origin: str,
     rehearsal: bool,
 ) -> None:
-    """Refuse what cannot work; a finished training needs no rehearsal."""
+    """Validate the recipe; rehearse unless all trainings are finished."""
     check_recipe(recipe, tokenizer, context, origin=origin)
     if rehearsal and not _is_trained(recipe, tokenizer, run, context):
         rehearse(recipe, tokenizer, context, folder=run, origin=origin)
 
 
 def _is_trained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, run: Path, context: RunContext) -> bool:
-    """Whether every teacher and student is finished, in this run's folder or as a stage."""
+    """Whether every teacher and student is finished, in the run folder or the stage store."""
     folders = student_folders(recipe, run)
     if all((folder / STAGE).is_file() for seeds in folders.values() for folder in seeds):
         return True

@@ -24,19 +24,19 @@ def generate(
     seed: int,
     trust_remote_code: bool = False,
 ) -> str:
-    """The prompt and its continuation.
+    """Generate a continuation; return the prompt followed by it.
 
     Args:
         model: A run folder (its first student), a model folder or a Hub id.
-        prompt: Text to continue; it may be empty.
-        max_new_tokens: Tokens at most; fewer where the model ends the document or its positions do.
-        temperature: 0 takes the likeliest token each time.
-        seed: Of the draws.
-        trust_remote_code: Whether the model may bring code of its own.
+        prompt: Text to continue; may be empty.
+        max_new_tokens: Maximum number of tokens; fewer if the document or the model's positions end.
+        temperature: 0 for greedy decoding.
+        seed: Random seed for sampling.
+        trust_remote_code: Whether to run code shipped with the model.
 
     Raises:
-        ModelError: A classifier or a masked language model, which do not continue text.
-        UsageError: The prompt fills the model's positions.
+        ModelError: The model is a classifier or a masked language model.
+        UsageError: The prompt exceeds the model's positions.
         ModelError: The tokenizer has neither an eos nor a sep token.
     """
     name = model_of(model)
@@ -64,7 +64,7 @@ def generate(
 
 
 def _stop_ids(of_model: int | list[int] | None) -> list[int]:
-    """The ids at which the model's own generation configuration stops, which may be none, one or several."""
+    """The end-of-sequence ids in the model's generation configuration."""
     if of_model is None:
         return []
     return [of_model] if isinstance(of_model, int) else list(of_model)

@@ -1,4 +1,4 @@
-"""Independent pieces of work, one after the other or side by side in processes of their own."""
+"""Independent jobs, run sequentially or in parallel worker processes."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[R]):
-    """A top-level function and its arguments, all of which can be sent to another process."""
+    """A top-level function and its arguments, all picklable."""
 
     function: Callable[..., R]
     arguments: tuple[Any, ...]
 
 
 def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
-    """The results in the order of the jobs.
+    """Run jobs and return their results in order.
 
-    Once a job fails, whatever its error, no further one begins; the error is raised when those that were
-    running have ended.
+    After a failure no further job starts; the error is raised once the running jobs have ended.
 
     Args:
-        jobs: Independent of each other.
-        workers: Processes at once; 1 works in this process. Each gets its share of the threads.
+        jobs: Independent jobs.
+        workers: Number of processes, which share the threads; 1 runs in this process.
 
     Raises:
-        Interrupted, Preempted: SIGINT or SIGTERM came; what was running had time to save, unless SIGINT came
-            three times.
+        Interrupted, Preempted: SIGINT or SIGTERM was received; running jobs saved their state, except after
+            three SIGINTs.
         StlmKdError: A worker was killed.
     """
     if workers == 1 or len(jobs) < 2:
@@ -56,14 +55,14 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
             initializer=_begin_worker,
             initargs=(threads,),
         ) as pool,
-        _passing_signals_on() as received,
+        _forward_signals() as received,
     ):
         try:
             return _results(pool, jobs, workers, received)
         except (CancelledError, BrokenProcessPool, Interrupted, Preempted) as error:
             if received:
                 ending = Preempted if received[0] == signal.SIGTERM else Interrupted
-                if isinstance(error, BrokenProcessPool):  # which may have been training
+                if isinstance(error, BrokenProcessPool):  # the worker may have been training
                     raise ending("stopped; the same command goes on from what was saved") from error
                 raise ending(
                     "stopped; what was being trained is saved, and the same command goes on from there"
@@ -79,7 +78,7 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
 def _results(
     pool: ProcessPoolExecutor, jobs: Sequence[Job[R]], workers: int, received: Sequence[int]
 ) -> list[R]:
-    """No more jobs are handed out than there are workers: what the pool holds cannot be taken back."""
+    """Submit at most one job per worker at a time, since the pool cannot withdraw submitted jobs."""
     futures: list[Future[R]] = []
     running: set[Future[R]] = set()
     failed = False
@@ -91,7 +90,7 @@ def _results(
         ended, running = wait(running, return_when=FIRST_COMPLETED)
         failed = failed or any(future.exception() is not None for future in ended)
     errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:  # what says more than that a worker was killed, and that more than that one stopped and saved
+    if errors:  # prefer a specific error to a killed worker, and that to an orderly stop
         kinds = (Interrupted | Preempted, BrokenProcessPool)
         raise min(errors, key=lambda error: [isinstance(error, kind) for kind in kinds])
     if received:
@@ -100,10 +99,10 @@ def _results(
 
 
 @contextmanager
-def _passing_signals_on() -> Iterator[list[int]]:
-    """While it is entered, SIGINT and SIGTERM reach the workers as SIGTERM, which makes a training save.
+def _forward_signals() -> Iterator[list[int]]:
+    """Forward SIGINT and SIGTERM to the workers as SIGTERM, on which a training saves a checkpoint.
 
-    Outside the main thread it does nothing, since only the main thread may set handlers.
+    Does nothing outside the main thread, since only the main thread may set handlers.
     """
     received: list[int] = []
 
@@ -126,7 +125,7 @@ def _passing_signals_on() -> Iterator[list[int]]:
 
 
 def _begin_worker(threads: int) -> None:
-    """A terminal's Ctrl-C reaches all processes; only the first one decides what it means."""
+    """Ignore Ctrl-C, which reaches all processes, so that only the parent handles it."""
     import torch
 
     leave_interrupts_to_parent()
@@ -134,23 +133,23 @@ def _begin_worker(threads: int) -> None:
 
 
 class PrefixedLines(StringIO):
-    """Standard error for one of several jobs: whole lines, each with the job's name before it."""
+    """Standard error of one of several jobs, with the job's name before each line."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
 
     def write(self, text: str, /) -> int:
-        """Pass whole lines on."""
+        """Write whole lines with the prefix."""
         for line in text.splitlines():
             if line:
                 sys.stderr.write(f"[{self.name}] {line}\n")
         return len(text)
 
     def flush(self) -> None:
-        """Let the line appear."""
+        """Flush standard error."""
         sys.stderr.flush()
 
     def isatty(self) -> bool:
-        """Several live displays would overwrite each other."""
+        """False, since several live displays would overwrite each other."""
         return False

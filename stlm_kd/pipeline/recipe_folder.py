@@ -1,4 +1,4 @@
-"""The folder of a recipe's run: made for one recipe, found again by its hash, refused for any other."""
+"""The run folder of a recipe, identified by the recipe's hash."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stlm_kd.recipe.yaml import Plain, YamlError, parse
 
 
 def folder_of(recipe: Recipe, *, name: str, output_dir: Path) -> Path:
-    """Where the run of a recipe lies: ``<output_dir>/<name>-<first 8 digits of the recipe's hash>``."""
+    """The run folder of a recipe: ``<output_dir>/<name>-<first 8 digits of the recipe's hash>``."""
     return output_dir / f"{file_name(name)}-{recipe_hash(recipe)[:8]}"
 
 
 def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunFolder:
-    """The folder of a recipe's run, made with its recipe and record, or opened where it is there already.
+    """Create a recipe's run folder with recipe and record, or open the existing one.
 
     Raises:
-        CheckpointError: The folder is that of another recipe; the message says what differs.
-        MissingResourceError: It cannot be written.
+        CheckpointError: The folder belongs to another recipe; the message lists the differences.
+        MissingResourceError: The folder is not writable.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
     if (path / RECORD).is_file():
@@ -38,11 +38,11 @@ def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunF
 
 
 def open_for(recipe: Recipe, path: Path) -> RunFolder:
-    """A run's folder that is there and belongs to this recipe.
+    """Open the existing run folder of this recipe.
 
     Raises:
-        MissingResourceError: No such folder.
-        CheckpointError: It is another recipe's, or is damaged; the message says what differs.
+        MissingResourceError: The folder does not exist.
+        CheckpointError: It belongs to another recipe or is damaged; the message lists the differences.
     """
     found = open_run(path)
     saved = _saved_recipe(path)
@@ -57,7 +57,7 @@ def open_for(recipe: Recipe, path: Path) -> RunFolder:
 
 
 def differences(before: Plain, after: Plain, place: str = "") -> list[str]:
-    """What differs between two recipes' plain values, one phrase for each place."""
+    """The differences between two recipes' plain values, one phrase per key."""
     if isinstance(before, dict) and isinstance(after, dict):
         found = []
         for key in sorted({*before, *after}):

@@ -1,4 +1,4 @@
-"""A run's record while it runs: how it ended is written down, whatever ended it."""
+"""Recording of a run's status: done, interrupted or failed."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from stlm_kd.pipeline.recipe_folder import create, folder_of
 from stlm_kd.recipe import Recipe
 
 _PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe")
-"""How Gloo says that another process ended."""
+"""Gloo's error messages after another process ended."""
 
 
 @contextmanager
 def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> Iterator[Path]:
-    """The folder of a recipe's run, for this command alone; when the block ends, its record says how.
+    """Lock a recipe's run folder and yield it; record how the block ended.
 
     Args:
         recipe: The recipe.
         name: The run's name.
-        output_dir: Holds all runs.
-        command: As typed, for the record.
+        output_dir: Contains all runs.
+        command: The command line, for the record.
 
     Raises:
-        CheckpointError: Another command works there, or the folder is another recipe's.
-        MissingResourceError: It cannot be written.
-        Interrupted, Preempted: Ctrl-C or SIGTERM came, between trainings or within one.
+        CheckpointError: Another command holds the folder, or it belongs to another recipe.
+        MissingResourceError: The folder is not writable.
+        Interrupted, Preempted: Ctrl-C or SIGTERM was received, between trainings or during one.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
     with held(path), full_disk_as_error(path):
@@ -44,24 +44,24 @@ def recorded(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> It
 
 @contextmanager
 def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> Iterator[Path]:
-    """The same where several processes run the command together: the first of them keeps the record.
+    """Like ``recorded`` for a command in several processes: the main process keeps the record.
 
-    Between trainings signals are the first one's to act on; it takes the others with it.
+    Between trainings only the main process handles signals, and it stops the others.
 
     Raises:
-        RemoteProcessError: Another process ended, and says why.
+        RemoteProcessError: Another process ended; it reports the reason.
     """
-    with _losses_named(), ExitStack() as held:
+    with _lost_process_as_error(), ExitStack() as held:
         record = recorded(recipe, name=name, output_dir=output_dir, command=command)
         path = on_main_process(lambda: held.enter_context(record))
-        if process_rank() > 0:  # not before the first one is there to listen
-            held.enter_context(_deaf())
+        if process_rank() > 0:  # only once the main process handles signals
+            held.enter_context(_ignore_signals())
         yield path
 
 
 @contextmanager
-def _losses_named() -> Iterator[None]:
-    """What a process meets that shared its work with one that is no more."""
+def _lost_process_as_error() -> Iterator[None]:
+    """Turn communication errors caused by an ended process into ``RemoteProcessError``."""
     try:
         yield
     except RuntimeError as error:
@@ -72,29 +72,29 @@ def _losses_named() -> Iterator[None]:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came; like ``KeyboardInterrupt`` it passes by what catches every exception."""
+    """SIGTERM was received; like ``KeyboardInterrupt``, not caught by ``except Exception``."""
 
 
 @contextmanager
 def _ending_recorded(run: RunFolder) -> Iterator[None]:
-    """Mark the run as done, interrupted or failed when the block ends."""
+    """Record the run as done, interrupted or failed when the block ends."""
     try:
         with _stoppable():
             yield
     except (Interrupted, Preempted, _Terminated, KeyboardInterrupt) as raised:
         ending = _first_ending(raised)
-        with _deaf():
+        with _ignore_signals():
             run.finish("interrupted", str(ending))
         raise ending from None
     except BaseException as error:
-        with suppress(OSError):  # on a full disk the record stays as it is, and the error is told
+        with suppress(OSError):  # on a full disk the record stays unchanged and the error is raised
             run.finish("failed", f"{type(error).__name__}: {error}")
         raise
     run.finish("done")
 
 
 def _first_ending(raised: BaseException) -> Interrupted | Preempted:
-    """What stopped the run first: another signal may come while a training's error is on its way."""
+    """The first stop request: another signal may arrive while a training's error propagates."""
     for error in (raised, raised.__context__):
         if isinstance(error, Interrupted | Preempted):
             return error
@@ -104,8 +104,8 @@ def _first_ending(raised: BaseException) -> Interrupted | Preempted:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """While it is entered, SIGINT and SIGTERM are ignored but in trainings, which all stop alike."""
+def _ignore_signals() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM, except in trainings, which set their own handlers."""
     in_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
@@ -118,9 +118,9 @@ def _deaf() -> Iterator[None]:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Between trainings, SIGTERM ends the run in an orderly way too.
+    """Let SIGTERM end the run in an orderly way between trainings.
 
-    Outside the main thread it does nothing, since only the main thread may set handlers.
+    Does nothing outside the main thread, since only the main thread may set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""What a run writes when all is scored: results, table, explanations, curves and model cards."""
+"""The final outputs of a run: results, table, explanations, curves and model cards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_results(
     scores: Mapping[str, tuple[SuiteResult, ...]],
     context: RunContext,
 ) -> None:
-    """``results.json``, ``table.txt``, ``curves.png``, attribution pages, lm-eval's reports, model cards."""
+    """Write results.json, table.txt, curves.png, attribution pages, lm-eval reports and model cards."""
     copy_reports(teachers, run)
     for folders in students.values():
         for folder in folders:
@@ -80,15 +80,15 @@ def result_rows(
     *,
     trust: bool,
 ) -> list[Row]:
-    """A row for each teacher, as it was and adapted, then for the student and each control."""
+    """Table rows: each teacher (original and adapted), then the student and each control."""
     own = [teacher for teacher in teachers if not teacher.is_only_read]
     rows = [row for teacher in own for row in _teacher_rows(teacher, scores, trust)]
-    taught = any(asking(recipe, teacher.name) for teacher in recipe.teachers)
+    is_distilled = any(asking(recipe, teacher.name) for teacher in recipe.teachers)
     for variant, folders in students.items():
         reports = [read_report(folder) for folder in folders]
         rows.append(
             Row(
-                name="distilled student" if variant == "student" and taught else variant,
+                name="distilled student" if variant == "student" and is_distilled else variant,
                 kind="student" if variant == "student" else "control",
                 variant=variant,
                 parameters=reports[0].parameters,
@@ -106,7 +106,7 @@ def result_rows(
 def _teacher_rows(
     teacher: PreparedTeacher, scores: Mapping[str, tuple[SuiteResult, ...]], trust: bool
 ) -> Iterator[Row]:
-    """The teacher as it was, and as it is with the student's vocabulary."""
+    """The rows of a teacher: the original, and the one adapted to the student's vocabulary."""
     trained = read_report(teacher.training) if teacher.training is not None else None
     yield Row(
         name=f"teacher {teacher.name}",
@@ -137,14 +137,14 @@ def _teacher_rows(
 
 
 def _most(counts: Iterable[int | None]) -> int | None:
-    """The largest; None where one is not known."""
+    """The maximum; None if any count is unknown."""
     found = list(counts)
     known = [count for count in found if count is not None]
     return max(known) if len(known) == len(found) else None
 
 
 def parameters_of(model: str, trust: bool) -> int:
-    """The parameters that a model has by its configuration; its weights are not read."""
+    """The number of parameters according to a model's configuration, without reading its weights."""
     return count_parameters(empty_model(model, trust_remote_code=trust))
 
 
@@ -158,7 +158,7 @@ def _as_text(rows: Sequence[Row], remarks: Sequence[str], *, title: str) -> str:
 
 
 def _write_cards(recipe: Recipe, run: Path, rows: Sequence[Row], remarks: Sequence[str]) -> None:
-    """A model card beside each student's and control's weights."""
+    """Write a model card next to the weights of each student and control."""
     by_variant = {row.variant: row for row in rows}
     for variant in variants(recipe):
         for seed in recipe.seeds:

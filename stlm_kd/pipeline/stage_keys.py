@@ -1,7 +1,7 @@
-"""The keys of all stages: everything that decides a stage's content, and nothing else.
+"""The keys of all stages: exactly the inputs that determine a stage's content.
 
-A stage is found again by the hash of its key (``artifacts.stage_store``). Keys are plain values: parts of the
-recipe, hashes of texts and models, versions. A field that does not change the content stays out of the key.
+The stage store (``artifacts.stage_store``) looks a stage up by the hash of its key. Keys are plain values:
+parts of the recipe, hashes of texts and models, versions.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 def _commit(name: str) -> str:
-    """The revision of a Hub model's configuration in the cache, by whose name its folder is called."""
+    """The commit of a Hub model's cached configuration, from the name of its snapshot folder."""
     config = try_to_load_from_cache(name, "config.json")
     if not isinstance(config, str):
         raise MissingResourceError(
@@ -64,13 +64,13 @@ def _commit(name: str) -> str:
 
 
 def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
-    """What a model is: a hash of a folder's configuration, weights and tokenizer, or Hub id and commit.
+    """A model's identity: a hash of a folder's configuration, weights and tokenizer, or Hub id and commit.
 
-    Code that the folder brings counts where it is trusted, and so run.
+    Includes the folder's own code if it is trusted.
     """
     folder = expanded(name)
     if not folder.is_dir():
-        load_config(name, trust_remote_code=trust_remote_code)  # so that it is in the cache
+        load_config(name, trust_remote_code=trust_remote_code)  # downloads it to the cache
         return f"{name}@{_commit(name)}"
     read = {WEIGHTS, ".json", ".model", ".txt"} | ({".py"} if trust_remote_code else set())
     files = sorted(path for path in folder.iterdir() if path.suffix in read)
@@ -79,26 +79,26 @@ def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
 
 
 def text_key(entries: Sequence[Source], fraction: float) -> Json:
-    """Text of some sources: content, share, weights."""
+    """The text of some sources: fraction, content hashes, weights."""
     texts: list[Json] = [[fingerprint(source), source.weight] for source in sources(entries)]
     return [fraction, *texts]
 
 
 def examples_key(entries: Sequence[Source], recipe: Recipe) -> Json:
-    """Labelled examples of some sources: content, and the names of the classes."""
+    """The labelled examples of some sources: class names, task, content hashes."""
     found: list[Json] = [examples_fingerprint(source) for source in labelled_sources(entries)]
     return [list(recipe.data.labels or ()), recipe.task, *found]
 
 
 def data_key(recipe: Recipe, fraction: float) -> Json:
-    """A share of the training text or examples."""
+    """A fraction of the training text or examples."""
     if recipe.language_task is None:
         return [fraction, examples_key(recipe.data.train, recipe)]
     return text_key(recipe.data.train, fraction)
 
 
 def rows_key(recipe: Recipe, fraction: float) -> Json:
-    """The same, however often each source is repeated."""
+    """Like ``data_key``, but without the weights of the sources."""
     found = data_key(recipe, fraction)
     if recipe.language_task is None:
         return found
@@ -115,7 +115,7 @@ def held_out_key(recipe: Recipe) -> Json:
 
 
 def tokenizer_key(recipe: Recipe, training: TokenizerTraining) -> Key:
-    """A tokenizer that is trained on the recipe's training text."""
+    """A tokenizer trained on the recipe's training text."""
     entries = recipe.data.train
     of_text = recipe.language_task is not None
     return {
@@ -131,8 +131,8 @@ def tokenizer_key(recipe: Recipe, training: TokenizerTraining) -> Key:
 def student_key(job: StudentJob) -> Key:
     """The trained weights of a student or control.
 
-    What the variant does not use is left out: other teachers, objectives or ways to combine leave a control's
-    key as it is, and a preset counts by its fields.
+    Leaves out what the variant does not use: a control's key does not depend on teachers, objectives or
+    combination. A preset counts by its fields.
     """
     recipe = job.recipe
     train = plain(recipe.train)
@@ -165,7 +165,7 @@ def student_key(job: StudentJob) -> Key:
 
 
 def _initial_student(job: StudentJob, identify: Callable[[str], str]) -> Json:
-    """Some layers of a model, a whole one, or fields of a configuration."""
+    """The initial weights: selected layers of a model, a whole model, or configuration fields."""
     student = job.recipe.student
     dropout = {} if student.dropout is None else {"dropout": student.dropout}
     if student.init_from is not None:
@@ -177,7 +177,7 @@ def _initial_student(job: StudentJob, identify: Callable[[str], str]) -> Json:
 
 
 def _student_teacher(job: StudentJob, name: str, identify: Callable[[str], str]) -> Json:
-    """A teacher of a student: a model, or the cache of its outputs."""
+    """A student's teacher: a model, or the cache of its outputs."""
     cached = job.cached.get(name)
     if cached is None or cached.cache is None:
         (entry,) = (teacher for teacher in job.recipe.teachers if teacher.name == name)
@@ -189,7 +189,7 @@ def _student_teacher(job: StudentJob, name: str, identify: Callable[[str], str])
 
 
 def _combination(recipe: Recipe) -> Json:
-    """How teachers are combined; the domains of the sources where the weights depend on them."""
+    """The combination of teachers, with the sources' domains if the weights depend on them."""
     combine = recipe.combine
     if "domain" not in COMBINERS.needs(combine.how, combine.options):
         return plain(combine)
@@ -197,10 +197,10 @@ def _combination(recipe: Recipe) -> Json:
 
 
 def _wordnet(entries: Iterable[Objective]) -> dict[str, str]:
-    """Which WordNet counterfactual sources are drawn from; nothing where none is.
+    """The WordNet version that counterfactual sources are drawn from, or empty.
 
     Raises:
-        MissingResourceError: WordNet is needed and not installed.
+        MissingResourceError: WordNet is required but not installed.
     """
     return {"wordnet": wordnet_identity()} if relations(entries) else {}
 
@@ -222,12 +222,12 @@ def adaptation_key(
 
 
 def adaptation_fraction(recipe: Recipe, adapt: Adapt) -> float:
-    """The share of the training text that a teacher's adaptation reads."""
+    """The fraction of the training text used for a teacher's adaptation."""
     return recipe.data.fraction if adapt.fraction is None else adapt.fraction
 
 
 def renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trust: bool) -> Key:
-    """A copy of a classifier whose classes have the data's names and order."""
+    """A copy of a classifier with its classes renamed and reordered to match the data."""
     return {
         "model": model_identity(model, trust_remote_code=trust),
         "classes": dict(classes),
@@ -236,7 +236,7 @@ def renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trust
 
 
 def cached_rows_key(order: CacheOrder) -> dict[str, Json]:
-    """The rows of a teacher cache, and the positions of them that are kept."""
+    """The rows of a teacher cache and their cached positions."""
     recipe, of_text = order.recipe, order.recipe.language_task is not None
     draws_examples = not of_text and recipe.data.fraction < 1
     return {
@@ -268,7 +268,7 @@ def cache_key(order: CacheOrder) -> dict[str, Json]:
 
 
 def score_key(call: SuiteCall, recipe: Recipe, model: str, *, trust: bool) -> dict[str, Json]:
-    """The scores of one suite on a model, apart from the teachers that it is compared with."""
+    """The scores of one suite on a model, independent of the teachers that it is compared with."""
     held_out = reads_held_out(call.suite, call.options) or call.suite not in IDENTITIES
     return {
         "model": model_identity(model, trust_remote_code=trust),
@@ -279,12 +279,12 @@ def score_key(call: SuiteCall, recipe: Recipe, model: str, *, trust: bool) -> di
 
 
 def teachers_key(teachers: TeacherSet, *, trust: bool) -> dict[str, Json]:
-    """The teachers that a student is compared with, whatever their layers."""
+    """The teachers that a student is compared with, independent of layer alignment."""
     return {name: model_identity(model, trust_remote_code=trust) for name, model in teachers.teachers.items()}
 
 
 def aligned_teachers_key(teachers: TeacherSet, student: str, *, trust: bool) -> dict[str, Json]:
-    """The same, with the layers of each that stand for the student's."""
+    """Like ``teachers_key``, with each teacher's layers aligned with the student's."""
     layers = {name: teachers.layers(name, student, trust) for name in teachers.teachers}
     return {
         name: [identity, {str(own): list(theirs) for own, theirs in layers[name].items()}]
@@ -293,7 +293,7 @@ def aligned_teachers_key(teachers: TeacherSet, student: str, *, trust: bool) -> 
 
 
 def fine_tune_key(task: FineTuneTask, model: str, *, length: int, trust: bool) -> Key:
-    """The scores of a fine-tuned copy of a model; ``length`` is the number of tokens of an example."""
+    """The scores of a fine-tuned copy of a model; ``length`` is the number of tokens per example."""
     job = task.job
     settings: dict[str, Json] = json.loads(json.dumps(asdict(job.settings)))
     return {

@@ -1,4 +1,4 @@
-"""What a run's table ends with: the student against its controls, weak teachers, and what flatters."""
+"""The notes below a run's table: student against controls, weak teachers, selection bias."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from stlm_kd.recipe import Recipe
 
 
 def weak_teachers(rows: Sequence[Row]) -> list[str]:
-    """A warning for each teacher that is no better than a student without it.
+    """A warning for each teacher that does not beat a student trained without it.
 
-    Those that teach have the student's vocabulary, so that losses per token compare too.
+    The teachers used for distillation share the student's vocabulary, so losses per token are comparable.
     """
     controls = [row for row in rows if row.kind == "control"]
     teachers = [row for row in rows if row.teaches]
@@ -40,9 +40,9 @@ def weak_teachers(rows: Sequence[Row]) -> list[str]:
 
 
 def comparisons(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """In words: the student against each control as ``compare`` has it; and what a reader must know.
+    """The student against each control as in ``compare``, in words, and notes on these comparisons.
 
-    The correction is for all that are made here.
+    The multiple-testing correction covers all comparisons made here.
     """
     students = [row for row in rows if row.kind == "student"]
     controls = [row for row in rows if row.kind == "control"]
@@ -59,18 +59,18 @@ def comparisons(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 
 
 def selection_remark(recipe: Recipe) -> list[str]:
-    """That the kept weights were chosen on what they are scored on, where they were."""
+    """A note if the checkpoint was selected on the data that it is scored on."""
     reading = [call.suite for call in suite_calls(recipe) if reads_held_out(call.suite, call.options)]
     if recipe.train.keep != "best" or not reading:
         return []
     return [
-        f"train.keep: best chose the weights of all rows trained here on the held-out data that "
-        f"{', '.join(dict.fromkeys(reading))} scored: a little too good, unless other data confirm it"
+        f"train.keep: best selected the checkpoints of all rows trained here on the held-out data that "
+        f"{', '.join(dict.fromkeys(reading))} scored: optimistic, unless other data confirm the scores"
     ]
 
 
 def text_remark(tokens_by_domain: Mapping[str, int]) -> list[str]:
-    """What the training text is made of, where it is of several domains."""
+    """The number of training tokens per domain, if there are several domains."""
     if len(tokens_by_domain) < 2:
         return []
     parts = (f"{name} {tokens:,}" for name, tokens in tokens_by_domain.items())
@@ -78,14 +78,14 @@ def text_remark(tokens_by_domain: Mapping[str, int]) -> list[str]:
 
 
 def _against(one: Compared, count: int) -> str:
-    told = f"{one.metric.label[:-2]}: {one.name} - {one.baseline} = {one.evidence.mean:+.4f}"
+    text = f"{one.metric.label[:-2]}: {one.name} - {one.baseline} = {one.evidence.mean:+.4f}"
     difference = one.evidence.difference
     if difference is not None:
-        told += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+        text += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
     if one.p is None:
-        return f"{told}: {one.words}"
+        return f"{text}: {one.words}"
     return (
-        f"{told} (seeds: {one.seeds}; noise of {one.evidence.noise}; p {one.p:.3f}, corrected for {count} "
+        f"{text} (seeds: {one.seeds}; noise of {one.evidence.noise}; p {one.p:.3f}, corrected for {count} "
         f"comparisons): {one.words}"
     )
 
@@ -95,7 +95,7 @@ def _is_better(value: float, other: float, metric: Metric) -> bool:
 
 
 def _text_metrics(rows: Sequence[Row]) -> list[Metric]:
-    """How well the held-out text is predicted, by the first suite that says so."""
+    """The metrics of language modelling on held-out text, from the first suite that measures it."""
     metrics = metrics_of(rows)
     for suite, name in MEASURES_TEXT.items():
         found = [metric for metric in metrics if (metric.suite, metric.metric) == (suite, name)]

@@ -1,4 +1,4 @@
-"""One recipe with several values of one key or several: a run for each combination, one table of students."""
+"""Sweeps: one run per combination of values of recipe keys, and one table of students."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from stlm_kd.recipe.overrides import split
 
 
 def swept(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[str, Recipe]:
-    """The recipe with each combination of the values, the last key's changing fastest, by the runs' names.
+    """The recipe with each combination of the values, by run name; the last key varies fastest.
 
     >>> list(swept("diito-3-layer", [], ["student.init_from.layers=[[0, 2], [0, 2, 4]]", "seeds=[[1], [2]]"]))
     ['diito-3-layer-0-2-1', 'diito-3-layer-0-2-2', 'diito-3-layer-0-2-4-1', 'diito-3-layer-0-2-4-2']
 
     Args:
         recipe: A file or a built-in name.
-        changes: Overrides that all have in common.
-        sweeps: ``key.path=[value, value, …]``, each of another key.
+        changes: Overrides common to all runs.
+        sweeps: ``key.path=[value, value, …]``, one per key.
 
     Raises:
-        UsageError: One is not of this form, a key is given twice, or the recipe has no scores to compare.
-        RecipeError: With one of the combinations the recipe has faults.
+        UsageError: A sweep is malformed, a key is given twice, or the recipe has no eval.
+        RecipeError: The recipe is invalid with one of the combinations.
     """
     found: dict[str, Recipe] = {}
     for values in itertools.product(*map(_overrides, sweeps)):
@@ -42,7 +42,7 @@ def swept(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[st
 
 
 def _overrides(sweep: str) -> list[str]:
-    """An override for each value of ``key.path=[value, value, …]``."""
+    """One override per value of ``key.path=[value, value, …]``."""
     values, key = split(sweep)[1].plain(), sweep.partition("=")[0]
     written = [json.dumps(value) for value in values] if isinstance(values, list) else []
     if not 2 <= len(written) == len(set(written)):
@@ -53,16 +53,16 @@ def _overrides(sweep: str) -> list[str]:
 
 
 def _value_name(override: str) -> str:
-    """The value of an override as part of a run's name; negative numbers keep their sign."""
+    """The value of an override for use in a run's name; negative numbers keep their sign."""
     return "-".join(re.findall(r"(?:(?<!\w)-(?=[\d.]))?[A-Za-z0-9.]+", override.partition("=")[2]))
 
 
 def side_by_side(folders: Sequence[Path]) -> Comparison:
-    """The students of runs, each against that of the first; other rows are in the runs' own tables.
+    """Compare each run's student with that of the first run.
 
     Raises:
         CheckpointError: A run has no scores.
-        DataError: They were scored on other examples.
+        DataError: The students were scored on different examples.
     """
     students = [one for one in read_entries([*map(str, folders)]) if one.kind == "student"]
     return compare_with(students[0], students)

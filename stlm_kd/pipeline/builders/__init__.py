@@ -1,1 +1,1 @@
-"""From parts of a recipe to data, models, objectives and settings."""
+"""Build data, models, objectives and settings from parts of a recipe."""

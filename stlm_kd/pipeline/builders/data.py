@@ -1,4 +1,4 @@
-"""What a student reads: packed rows of text, or labelled examples; in training and held out."""
+"""Training and held-out data: packed rows of text, or labelled examples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from stlm_kd.teachers.combination import Domains
 from stlm_kd.training import current_device
 
 ACCELERATOR_FORWARD_COST = 4000
-"""What a pass costs besides its positions, in positions, where kernels are wide; an estimate."""
+"""Fixed cost of a forward pass on an accelerator, in positions; an estimate."""
 
 
 class Stream(Protocol):
@@ -51,17 +51,17 @@ class Stream(Protocol):
     steps_per_epoch: int
 
     def step(self, index: int) -> Sequence[AnyBatch]:
-        """The micro-batches of an optimizer step, counted from 0 over all epochs."""
+        """The micro-batches of an optimizer step; steps count from 0 over all epochs."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSizes:
-    """How the rows of optimizer steps are dealt out.
+    """Batch sizes of a training.
 
     Attributes:
-        effective: Rows of an optimizer step over all processes.
-        micro: Rows of one forward in one of them, at most.
-        pairs: Whether rows of a step are sources of each other in interventions.
+        effective: Rows per optimizer step over all processes.
+        micro: Maximum rows per forward pass and process.
+        pairs: Whether rows of a step are used as sources for each other in interventions.
     """
 
     effective: int
@@ -70,59 +70,59 @@ class BatchSizes:
 
 
 class TrainingData(Protocol):
-    """What a student reads."""
+    """Training and held-out data of a student."""
 
     @property
     def num_rows(self) -> int:
-        """Rows of the training text, each once."""
+        """Number of training rows, each counted once."""
 
     @property
     def num_tokens(self) -> int:
-        """Positions of the training text that hold a token, each once."""
+        """Number of training positions with a token, each counted once."""
 
     @property
     def row_tokens(self) -> float:
-        """Positions that a row has, on average; of packed text those that are free as well."""
+        """Average positions per row; for packed text including padding."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the training text."""
+        """Notes for the user on the training data."""
 
     @property
     def is_always_the_same(self) -> bool:
-        """Whether a row reads the same each time, so that what a teacher says of it can be remembered."""
+        """Whether a row is identical in each epoch, so that a teacher's outputs can be precomputed."""
 
     @property
     def domains(self) -> Domains | None:
-        """Of which domain the training rows are; None of what has no domains."""
+        """The domains of the training rows; None for data without domains."""
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> Stream:
         """The training batches of this process."""
 
     def in_order(self, micro_batch: int) -> Iterator[AnyBatch]:
-        """Each training row once, in all processes alike."""
+        """Each training row once, the same in all processes."""
 
     def rows(self, numbers: Sequence[int], variants: Sequence[int]) -> AnyBatch:
-        """Training rows by their numbers, each under a variant of its masks where it has any."""
+        """Training rows by number, each with the given mask variant if it has any."""
 
     def held_out(self, micro_batch: int) -> Iterator[AnyBatch] | None:
-        """The held-out batches of this process; None where there are none."""
+        """The held-out batches of this process; None without held-out data."""
 
     def pool(self) -> SourcePool:
-        """All training rows, to draw sources of interventions from."""
+        """The pool of all training rows, to draw sources of interventions from."""
 
 
 @dataclass(frozen=True)
 class PackedText:
-    """Packed rows of text, of which a masked language model reads some tokens masked.
+    """Packed rows of text, with masking for masked language models.
 
     Attributes:
         parts: The training text.
         held: The held-out text.
-        masking: Of the training text; None for causal models.
-        held_masking: Of the held-out text.
-        variants: Of the masks of each training row; None where they are drawn anew each time.
-        notes: See ``TrainingData``.
+        masking: Masking of the training text; None for causal models.
+        held_masking: Masking of the held-out text.
+        variants: Number of mask variants of each training row; None for new masks each time.
+        notes: Notes for the user.
     """
 
     parts: Sequence[PackedRows]
@@ -146,11 +146,11 @@ class PackedText:
 
     @property
     def bits_of_a_nat(self) -> float | None:
-        """What 1 nat per held-out token is in bits per byte, ends of documents counted; None where masked."""
+        """Bits per byte for 1 nat per held-out token, counting document ends; None for masked models."""
         if self.held_masking is not None or not self.held:
             return None
         stores = [part.store for part in self.held]
-        predicted = sum(store.num_tokens - store.num_documents for store in stores)  # all but each first one
+        predicted = sum(store.num_tokens - store.num_documents for store in stores)  # first tokens excluded
         return predicted / sum(store.num_bytes for store in stores) / math.log(2)
 
     @property
@@ -197,14 +197,14 @@ class PackedText:
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Labelled examples, as the student's tokenizer reads them and those of teachers that read otherwise.
+    """Labelled examples, encoded with the student's tokenizer and with teachers' tokenizers that differ.
 
     Attributes:
-        examples: To train on.
-        held: Held out.
-        tokenizer: The student's.
-        readers: By teacher, a tokenizer that is not the student's.
-        context: The most tokens of an example.
+        examples: Training examples.
+        held: Held-out examples.
+        tokenizer: The student's tokenizer.
+        readers: By teacher, a tokenizer that differs from the student's.
+        context: Maximum tokens per example.
     """
 
     examples: Examples
@@ -231,8 +231,8 @@ class LabelledData:
         cut = self._encoded.own.truncated
         if not cut:
             return overlap
-        told = f"{cut} of {self.num_rows} training examples are longer than {self.context} tokens and cut"
-        return (told, *overlap)
+        note = f"{cut} of {self.num_rows} training examples are longer than {self.context} tokens and cut"
+        return (note, *overlap)
 
     @property
     def is_always_the_same(self) -> bool:
@@ -240,7 +240,7 @@ class LabelledData:
 
     @property
     def domains(self) -> None:
-        """See ``TrainingData``."""
+        """None: labelled examples have no domains."""
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> ExampleStream:
         return example_stream(self._encoded, sizes, seed=seed)
@@ -290,7 +290,7 @@ def example_stream(examples: Tokenised, sizes: BatchSizes, *, seed: int) -> Exam
 
 
 def row_multiple() -> int:
-    """Rows of examples are padded to a multiple of so many positions."""
+    """The multiple of positions that rows of examples are padded to."""
     return 1 if current_device().type == "cpu" else MULTIPLE
 
 
@@ -304,20 +304,19 @@ def build_training_data(
     readers: Mapping[str, PreTrainedTokenizerFast],
     variants: int | None = None,
 ) -> TrainingData:
-    """What a student of the recipe reads.
+    """Build the training and held-out data of a recipe's student.
 
     Args:
-        recipe: Its data.
-        tokenizer: The student's.
-        context: Where tokenised text is kept.
-        fraction: The share of the training text; ``data.fraction`` where None.
-        seed: Draws the examples of the share. The share of a text is the same for all seeds.
-        readers: By teacher, a tokenizer that is not the student's.
-        variants: Of the masks of each training row; None where they are drawn anew each time.
+        recipe: Provides the data.
+        tokenizer: The student's tokenizer.
+        context: The run context, with the folder of tokenised text.
+        fraction: The fraction of the training data; ``data.fraction`` if None.
+        seed: Draws the fraction of labelled examples. The fraction of a text is the same for all seeds.
+        readers: By teacher, a tokenizer that differs from the student's.
+        variants: Number of mask variants of each training row; None for new masks each time.
 
     Raises:
-        DataError, MissingResourceError: Data that are not there, too short, or trained on and held out at
-            once.
+        DataError, MissingResourceError: Data is missing, too short, or both trained on and held out.
     """
     refuse_identical_files(recipe)
     fraction = recipe.data.fraction if fraction is None else fraction
@@ -342,12 +341,12 @@ def build_training_data(
 
 
 def batch_sizes(train: Train) -> BatchSizes:
-    """Those of a student's training."""
+    """The batch sizes of a student's training."""
     return BatchSizes(train.effective_batch, train.micro_batch or train.effective_batch)
 
 
 def held_out_of_recipe(recipe: Recipe, *, most_bytes: int | None = None) -> HeldOut:
-    """The validation text, up to about so many bytes, or all validation examples; [] where none is named."""
+    """The validation text, up to about ``most_bytes``, or all validation examples; [] without validation."""
     if recipe.language_task is not None:
         return held_out(recipe, most_bytes=most_bytes)
     return held_out_examples(recipe) or []

@@ -1,4 +1,4 @@
-"""A recipe's labelled examples: its sources, the names of its classes, and what identifies them."""
+"""A recipe's labelled examples: sources, class names and fingerprints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIELDS = ("path", "hub", "sample", "text", "label", "name", "split", "revision"
 
 
 def labelled_sources(entries: Sequence[Source]) -> tuple[LabelledSource, ...]:
-    """The recipe's sources as the data layer takes them; what the recipe leaves open has its default."""
+    """The recipe's sources for the data layer; unset fields take their defaults."""
     return tuple(
         LabelledSource(**{name: value for name in _FIELDS if (value := getattr(entry, name)) is not None})
         for entry in entries
@@ -22,7 +22,7 @@ def labelled_sources(entries: Sequence[Source]) -> tuple[LabelledSource, ...]:
 
 
 def all_examples(recipe: Recipe) -> Examples:
-    """All training examples, whatever the fraction that is trained on.
+    """All training examples, regardless of ``data.fraction``.
 
     Raises:
         MissingResourceError, DataError: As ``read_examples``; the message names ``data.train``.
@@ -31,25 +31,25 @@ def all_examples(recipe: Recipe) -> Examples:
 
 
 def training_examples(recipe: Recipe, fraction: float, *, seed: int) -> Examples:
-    """The training examples: the share of each class that the seed draws.
+    """A fraction of the training examples, drawn per class with the seed.
 
     Raises:
-        MissingResourceError, DataError: As ``all_examples``, or a share that leaves a class without an
-            example.
+        MissingResourceError, DataError: As ``all_examples``, or the fraction leaves a class without
+            examples.
     """
     found = all_examples(recipe)
     return found if fraction == 1.0 else draw_fraction(found, fraction, seed=seed)
 
 
 def class_names_of(recipe: Recipe) -> tuple[str, ...]:
-    """The names of the classes, given or found among the training examples; none of a regression."""
+    """The class names, given or collected from the training examples; empty for regression."""
     if recipe.task == "regression":
         return ()
     return recipe.data.labels or all_examples(recipe).label_names
 
 
 def held_out_examples(recipe: Recipe) -> Examples | None:
-    """The validation examples, with the classes of the training examples; None where there are none.
+    """The validation examples, with the classes of the training examples; None without validation.
 
     Raises:
         MissingResourceError, DataError: As ``read_examples``; the message names ``data.validation``.
@@ -79,5 +79,5 @@ def known_examples(
     regression: bool,
     labels_of: str = "",
 ) -> Examples:
-    """The examples of these sources, read once while their fingerprints are the same."""
+    """The examples of these sources, cached by fingerprint."""
     return read_examples(*sources, labels=labels, regression=regression, labels_of=labels_of)

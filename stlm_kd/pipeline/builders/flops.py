@@ -1,11 +1,10 @@
-"""What a training computes, in floating-point operations (FLOPs): counted, so the same on every machine.
+"""Training cost in floating-point operations (FLOPs), counted rather than measured: machine-independent.
 
-Matrix products count alone, two operations for each multiply-add, as ``torch.utils.flop_counter`` finds them
-in one forward of a row on the meta device. A backward pass is two forwards. What a teacher says once of data
-that are read often counts once, also where it was cached before. A run after an intervention counts from the
-exchanged layer on, averaged over the layers that may be drawn, with all positions of its rows. Not counted:
-validation, projections of states, what gradient checkpointing computes again, and the making of the teachers
-themselves.
+Only matrix products count, two operations per multiply-add, as ``torch.utils.flop_counter`` finds them in one
+forward pass of a row on the meta device. A backward pass counts as two forward passes. Precomputed or cached
+teacher outputs count once. A forward pass after an intervention counts from the exchanged layer on, averaged
+over the layers that may be drawn, with all positions of its rows. Not counted: validation, projections of
+hidden states, recomputation by gradient checkpointing, and the training of the teachers.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
 
 LOOKS = 1000
-"""Scheduled terms are looked at so many times over a training, at most."""
+"""Maximum number of steps at which scheduled terms are evaluated over a training."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassCost:
-    """FLOPs of one forward of a row; ``head`` is a projection of all its positions to a vocabulary."""
+    """FLOPs of one forward pass of a row; ``head`` projects all its positions to the vocabulary."""
 
     body: int
     head: int
@@ -52,14 +51,14 @@ class PassCost:
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What an optimizer step reads.
+    """The size of an optimizer step.
 
     Attributes:
-        rows: On average.
-        length: Positions of a row, on average.
-        counted: The share of the positions that have a label, and so meet the head.
-        run_again: Of rows that are sources of each other, the share of those whose source lies in another
-            micro-batch and is run again for them.
+        rows: Average number of rows.
+        length: Average positions per row.
+        counted: The share of positions with a label, which the head processes.
+        run_again: For rows used as sources for each other, the share whose source is in another micro-batch
+            and needs an extra forward pass.
     """
 
     rows: float
@@ -69,12 +68,12 @@ class StepShape:
 
 
 def pass_cost(model: PreTrainedModel, length: int) -> PassCost:
-    """One forward of a row of so many positions; nothing is computed, and no weight is read."""
+    """The cost of one forward pass of a row of this length, counted on the meta device."""
     config = deepcopy(model.config)
-    with torch.device("meta"):  # eager attention's products are counted on every device
+    with torch.device("meta"):  # the products of eager attention are counted on every device
         empty = type(model)._from_config(config, attn_implementation="eager").eval()
         inputs = {"input_ids": torch.zeros(1, length, dtype=torch.int64)}
-        if task_of(model) == "clm":  # or it looks for padding, which has no value here
+        if task_of(model) == "clm":  # avoids a check for padding, which needs values
             inputs["attention_mask"] = torch.ones(1, length, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         empty(**inputs)
@@ -86,7 +85,7 @@ def pass_cost(model: PreTrainedModel, length: int) -> PassCost:
 def step_shape(
     recipe: Recipe, training_data: TrainingData, sizes: BatchSizes, *, steps_per_epoch: int
 ) -> StepShape:
-    """What an optimizer step reads; of examples the last one of an epoch has fewer rows."""
+    """The size of an optimizer step; with labelled examples the last step of an epoch has fewer rows."""
     again = 0.0
     if sizes.pairs:
         rows = min(sizes.effective, training_data.num_rows)
@@ -100,15 +99,15 @@ def step_shape(
 def training_flops(
     step: StepModule, reading: StepShape, *, steps: int, planned: int | None = None, frozen_body: bool = False
 ) -> int | None:
-    """What so many optimizer steps compute; None where a model is of a family that ``ARCHITECTURES`` lacks.
+    """The FLOPs of this many optimizer steps; None if a model's family is not in ``ARCHITECTURES``.
 
     Args:
         step: The student, its terms and its teachers.
-        reading: What each step reads.
-        steps: Optimizer steps that were done.
-        planned: Those that schedules are shares of, if they are more.
-        frozen_body: Whether only the student's embedding and head learn, so that the body has no gradients of
-            its own.
+        reading: The size of a step.
+        steps: Completed optimizer steps.
+        planned: Total steps of the schedules, if larger.
+        frozen_body: Whether only the student's embedding and head are trained, so that the body needs no
+            weight gradients.
     """
     stored = [teacher for teacher in step.teachers.values() if isinstance(teacher, CachedTeacher)]
     others = [teacher for teacher in step.teachers.values() if not isinstance(teacher, CachedTeacher)]
@@ -132,22 +131,22 @@ def training_flops(
 
 
 def affordable_steps(step: StepModule, reading: StepShape, *, flops: int) -> int:
-    """Optimizer steps that so many FLOPs pay for, at least one."""
-    price = training_flops(step, reading, steps=1)
-    assert price is not None, "what the same student computed with its teachers is known"
-    return max(1, flops // price)
+    """The number of optimizer steps within a FLOPs budget, at least one."""
+    cost = training_flops(step, reading, steps=1)
+    assert cost is not None, "the FLOPs of the same student with its teachers are known"
+    return max(1, flops // cost)
 
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """How a teacher answers: in each step, or from what it computed of ``rows`` rows before the first one."""
+    """A teacher's cost per pass, and the ``rows`` that it precomputes before the first step (0: live)."""
 
     cost: PassCost
     rows: int
 
 
 def _answers(teacher: Teacher, reading: StepShape) -> _Answers:
-    """Which teachers compute when: one that is read from a cache computed before."""
+    """A teacher's cost and precomputed rows; a cached teacher costs nothing during training."""
     if isinstance(teacher, CachedTeacher):
         return _Answers(PassCost(0, 0, 1), 0)
     rows = teacher.num_rows if isinstance(teacher, PrecomputedTeacher) else 0
@@ -167,7 +166,7 @@ def _row_flops(
     *,
     frozen_body: bool,
 ) -> float:
-    """One row of the step that is next, forward and backward."""
+    """The FLOPs of one row of the current step, forward and backward."""
     terms, classes = step.terms, vocabulary_head(step.student) is None
     labels_alone = all(term.on == "labels" for term in terms)
     head = reading.counted if labels_alone else 1.0
@@ -194,7 +193,7 @@ def _row_flops(
 
 
 def _depth(needs: OutputSpec, cost: PassCost) -> float:
-    """The share of the blocks that run."""
+    """The share of the blocks that are computed."""
     return 1.0 if needs.last_block is None else (needs.last_block + 1) / cost.num_layers
 
 
@@ -205,7 +204,7 @@ def _interventions(terms: Sequence[Term]) -> list[Intervention]:
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """Forwards of the body that an intervention takes: of the base at least, and after that."""
+    """Body passes of an intervention: minimum depth of the base pass, and passes after it."""
 
     base: float
     after: float
@@ -219,14 +218,14 @@ def _again(
     *,
     own: bool,
 ) -> _Again:
-    """The shares of the blocks that run, averaged over the layers that may be drawn.
+    """The shares of the blocks that are computed, averaged over the layers that may be drawn.
 
     Args:
-        intervention: Which.
-        layers: For each layer that may be drawn, those that are overwritten in the model.
-        cost: The model's.
-        reading: How many sources are run again.
-        own: Whether it is the student's, whose passes may draw dropout each for itself.
+        intervention: The intervention.
+        layers: For each layer that may be drawn, the layers overwritten in the model.
+        cost: The model's cost.
+        reading: Provides the share of sources that need an extra pass.
+        own: Whether the model is the student, whose passes may draw separate dropout masks.
     """
     if intervention.source == "input-tokens":
         return _Again(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""From a recipe's objectives on interventions to what a training needs for them."""
+"""Build interchange intervention terms and their sources from a recipe's objectives."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def interchange_terms(
     student: PretrainedConfig,
     teachers: Mapping[str, PretrainedConfig],
 ) -> list[Term]:
-    """The terms of an objective, which share one intervention.
+    """The loss terms of an objective, which share one intervention.
 
     Raises:
-        ModelError: The models have no layers in common; see ``interchange_faults``, which names the place.
+        ModelError: No layer is aligned in all models; ``interchange_faults`` reports the place.
     """
     intervention = Intervention(
         name=name,
@@ -70,7 +70,7 @@ def _layers(
     student: PretrainedConfig,
     teachers: Mapping[str, PretrainedConfig],
 ) -> dict[str, dict[int, tuple[int, ...]]]:
-    """By teacher, the student's layers that may be drawn and the teacher's layers of each."""
+    """By teacher, the student's layers that may be drawn, each with its aligned teacher layers."""
     found = {name: layers_of(entry, name, student, teachers[name]) for name in asked_of(entry, recipe)}
     if not set.intersection(*(set(layers) for layers in found.values())):
         given = "; ".join(f"{name} with {', '.join(map(str, layers))}" for name, layers in found.items())
@@ -81,16 +81,16 @@ def _layers(
 def layers_of(
     entry: Interchange, name: str, student: PretrainedConfig, teacher: PretrainedConfig
 ) -> dict[int, tuple[int, ...]]:
-    """The student's layers that are aligned with a teacher, and the teacher's of each.
+    """The student's layers that are aligned with a teacher, each with the teacher's layers.
 
     Args:
         entry: The objective.
-        name: The teacher's.
-        student: Its configuration.
-        teacher: Its configuration.
+        name: The teacher's name.
+        student: The student's configuration.
+        teacher: The teacher's configuration.
 
     Raises:
-        ModelError: One of them does not have the layers, or none is left.
+        ModelError: A model lacks one of the layers, or no layer is left.
     """
     own = num_layers(student)
     alignment = aligned(entry.alignment_of(name), own, num_layers(teacher))
@@ -108,7 +108,7 @@ def interchange_faults(
     student: PretrainedConfig,
     teachers: Mapping[str, PretrainedConfig],
 ) -> Iterator[RecipeFault]:
-    """Families whose blocks are not known, and layers that a model does not have."""
+    """Recipe faults: unknown model families, and layers that a model does not have."""
     models = [
         ("the student", student),
         *((f"teacher {name}", teachers[name]) for name in asked_of(entry, recipe)),
@@ -132,16 +132,16 @@ def interchange_faults(
 def supplies_of(
     training_data: TrainingData, tokenizer: PreTrainedTokenizerFast, *, seed: int
 ) -> SourceInputs:
-    """What the interventions of a training draw from."""
+    """The inputs that a training's interventions draw sources from."""
     return SourceInputs(seed, training_data.pool(), WordTokens.of(read_vocabulary(tokenizer)))
 
 
 def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Refuse sources that cannot be had.
+    """Check that intervention sources are available.
 
     Raises:
-        MissingResourceError: WordNet is needed, and it is not there.
-        ModelError: No word of the vocabulary has the relation that a source asks for.
+        MissingResourceError: WordNet is required but not installed.
+        ModelError: No word of the vocabulary has the relation that a source requires.
     """
     for relation in relations(recipe.objectives):
         check_relation(WordTokens.of(read_vocabulary(tokenizer)), relation)

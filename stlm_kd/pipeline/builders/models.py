@@ -1,4 +1,4 @@
-"""Models of a recipe's task, language models or classifiers: loaded, built, checked."""
+"""Load, build and check models for a recipe's task: language models or classifiers."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def load_model(
     head_seed: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """A model of the recipe's task, in evaluation mode.
+    """Load a model for the recipe's task, in evaluation mode.
 
     Args:
         name: Folder or Hub id.
-        recipe: Its task and classes.
-        tokenizer: What a classifier reads by; its own where None.
-        trust_remote_code: Whether it may run code that it brings.
-        head_seed: Where it has no head: the seed of a new one. None refuses that.
-        dtype: Of its weights.
+        recipe: Provides the task and classes.
+        tokenizer: A classifier's tokenizer; None for the model's own.
+        trust_remote_code: Whether to run code shipped with the model.
+        head_seed: Seed for a new head if the model has none; None raises an error in that case.
+        dtype: Data type of the weights.
 
     Raises:
         MissingResourceError, ModelError: As ``load_language_model`` and ``load_classifier``.
@@ -59,13 +59,13 @@ def load_model(
 
 
 def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bool) -> LiveTeacher:
-    """A teacher on its device, or where it rests.
+    """Load a teacher, onto its device unless it is offloaded.
 
     Args:
         place: Folder or Hub id.
-        recipe: Its task, classes and context; the teacher's precision.
-        name: The teacher's.
-        trust_remote_code: Whether it may run code that it brings.
+        recipe: Provides task, classes, context and the teacher's precision.
+        name: The teacher's name.
+        trust_remote_code: Whether to run code shipped with the model.
     """
     (entry,) = (teacher for teacher in recipe.teachers if teacher.name == name)
     dtype = torch.bfloat16 if entry.precision == "bf16" else torch.float32
@@ -80,13 +80,13 @@ def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bo
 
 
 def teacher_place(recipe: Recipe, name: str) -> str:
-    """Where a teacher stands in a recipe, as messages say it: ``teachers[1] (novels)``."""
+    """A teacher's place in a recipe, for messages: ``teachers[1] (novels)``."""
     names = [teacher.name for teacher in recipe.teachers]
     return f"teachers[{names.index(name)}] ({name})"
 
 
 def empty_model(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
-    """A model as its configuration says, without weights: on the meta device."""
+    """A model from its configuration on the meta device, without weights."""
     config = load_config(name, trust_remote_code=trust_remote_code)
     classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
     with torch.device("meta"):
@@ -104,7 +104,7 @@ def model_from_recipe(
     *,
     seed: int,
 ) -> PreTrainedModel:
-    """A freshly initialised model of the recipe's task.
+    """A randomly initialised model for the recipe's task.
 
     Raises:
         ModelError: As ``student_from_fields`` and ``classifier_from_fields``.
@@ -118,13 +118,13 @@ def model_from_recipe(
 
 
 def check_model(model: PreTrainedModel, recipe: Recipe, *, teacher: str | None, name: str) -> None:
-    """Refuse a model that would misread the recipe's rows, or does not give what its objectives look at.
+    """Check that a model processes the recipe's rows correctly and provides the outputs of its objectives.
 
     Args:
-        model: As loaded or built.
-        recipe: Whose rows it reads.
-        teacher: What the recipe calls it; None: the student.
-        name: What messages call it.
+        model: The model.
+        recipe: The recipe.
+        teacher: The teacher's name in the recipe; None for the student.
+        name: The model's name in messages.
 
     Raises:
         ModelError: As ``check_forward``, ``check_classifier`` and ``require_paths``.

@@ -1,4 +1,4 @@
-"""Numbers as recipes and configurations say them."""
+"""Numbers from recipes and model configurations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stlm_kd.schedules import Number, Ramp, Steps
 
 
 def number(value: float | Schedule) -> Number:
-    """A number, or one that changes while a model is trained."""
+    """A constant, or a value scheduled over the training."""
     if not isinstance(value, Schedule):
         return value
     if value.schedule == "step-wise":
@@ -23,15 +23,15 @@ def number(value: float | Schedule) -> Number:
 
 
 def option(value: object) -> Option | Ramp | Steps:
-    """An option of a loss."""
+    """A loss option, which may be scheduled."""
     return number(value) if isinstance(value, Schedule) else cast(Option, value)
 
 
 def num_layers(config: PretrainedConfig) -> int:
-    """Blocks of a model."""
+    """Number of a model's blocks."""
     return int(config.get_text_config().num_hidden_layers)
 
 
 def width(config: PretrainedConfig) -> int:
-    """Numbers in each of a model's hidden states."""
+    """Dimension of a model's hidden states."""
     return int(config.get_text_config().hidden_size)

@@ -1,4 +1,4 @@
-"""From a recipe's objectives to the terms that the models of a training can compute."""
+"""Build loss terms from a recipe's objectives."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from stlm_kd.teachers import COMBINED
 def terms_of(
     recipe: Recipe, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]
 ) -> list[Term]:
-    """The recipe's objectives for a student and teachers of these configurations.
+    """The loss terms of the recipe's objectives, for a student and teachers of these configurations.
 
     Raises:
-        ModelError: A site that one of them does not have; see ``feature_faults``, which names the place.
+        ModelError: A model lacks one of the sites; ``feature_faults`` reports the place.
     """
     return [
         term
@@ -68,13 +68,13 @@ def _term(
 
 
 def followed(recipe: Recipe) -> dict[str, Objective]:
-    """The objectives that weigh something at some time, by name, of which what they draw depends."""
+    """The objectives whose weight is positive at some step, by name; names also seed random draws."""
     named = zip(term_names(recipe), recipe.objectives, strict=True)
     return {name: entry for name, entry in named if is_followed(entry)}
 
 
 def looked_into(recipe: Recipe) -> set[str]:
-    """The teachers of whose inside an objective reads something."""
+    """The teachers whose hidden states or attention maps an objective uses."""
     found: set[str] = set()
     for entry in followed(recipe).values():
         if isinstance(entry, (Feature, MapFeature)):
@@ -85,7 +85,7 @@ def looked_into(recipe: Recipe) -> set[str]:
 
 
 def paths_into(recipe: Recipe, teacher: str | None) -> set[Path]:
-    """How the objectives look into a teacher of this name, or (None) into the student."""
+    """The internals of a teacher, or of the student (None), that the objectives use."""
     found: set[Path] = set()
     for entry in followed(recipe).values():
         asked: list[str] = []
@@ -99,7 +99,7 @@ def paths_into(recipe: Recipe, teacher: str | None) -> set[Path]:
 
 
 def teacher_of(entry: Feature | MapFeature, recipe: Recipe) -> str:
-    """The name of the one teacher whose states or maps are compared."""
+    """The name of the teacher whose hidden states or attention maps are compared."""
     if entry.teacher != COMBINED:
         return entry.teacher
     (teacher,) = recipe.teachers
@@ -109,10 +109,10 @@ def teacher_of(entry: Feature | MapFeature, recipe: Recipe) -> str:
 def pairs_of(
     entry: Feature | MapFeature, student: PretrainedConfig, teacher: PretrainedConfig
 ) -> tuple[tuple[Site, Site], ...]:
-    """The sites that an objective compares.
+    """The pairs of sites that an objective compares.
 
     Raises:
-        ModelError: One of the models does not have them.
+        ModelError: A model lacks one of the sites.
     """
     choose = layer_pairs if isinstance(entry, MapFeature) else site_pairs
     return tuple(choose(site_choices(entry), num_layers(student), num_layers(teacher)))
@@ -126,7 +126,7 @@ def projections_of(
     *,
     seed: int,
 ) -> Projections:
-    """The projections of all terms on states."""
+    """The projections of all hidden-state terms."""
     entries = followed(recipe)
     made = {}
     for term in terms:
@@ -148,7 +148,7 @@ def projections_of(
 def feature_faults(
     recipe: Recipe, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]
 ) -> Iterator[RecipeFault]:
-    """Sites that a model does not have, families whose parts are not known, widths without a projection."""
+    """Recipe faults: missing sites, unknown model families, different widths without a projection."""
     for index, entry in enumerate(recipe.objectives):
         if isinstance(entry, Interchange):
             yield from interchange_faults(f"objectives[{index}]", entry, recipe, student, teachers)
@@ -168,8 +168,9 @@ def feature_faults(
         own, other = (ARCHITECTURES[config.model_type].task for config in (student, teachers[name]))
         if isinstance(entry, MapFeature) and own != other:
             message = (
-                f"{entry.loss} compares where positions look, but of the student ({student.model_type}) and "
-                f"teacher {name} ({teachers[name].model_type}) one looks back only and the other both ways"
+                f"{entry.loss} compares attention maps, but of the student ({student.model_type}) and "
+                f"teacher {name} ({teachers[name].model_type}) one attends causally and the other in both "
+                "directions"
             )
             yield RecipeFault(f"{place}.loss", message)
         try:
@@ -189,12 +190,12 @@ def feature_faults(
 
 
 def weight_of(entry: Objective) -> float | Ramp | Steps:
-    """How much an objective weighs, and when."""
+    """An objective's weight, constant or scheduled."""
     return number(entry.weight)
 
 
 def is_followed(entry: Objective) -> bool:
-    """Whether an objective weighs anything at some time."""
+    """Whether an objective's weight is positive at some step."""
     weights = [entry.weight]
     if isinstance(entry, Interchange):
         weights.append(entry.causal_cosine_weight)

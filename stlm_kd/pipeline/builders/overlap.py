@@ -1,4 +1,4 @@
-"""Validation data that are training data too: identical files are refused, shared documents counted."""
+"""Overlap of validation and training data: an error for identical files, a count of shared documents."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HeldOut = list[str] | Examples
 
 
 def refuse_identical_files(recipe: Recipe) -> None:
-    """Refuse a validation file with the content of a training file, unless ``data.allow_overlap`` says so.
+    """Raise an error if a validation file is identical to a training file, unless ``data.allow_overlap``.
 
-    Training files of the recipes that teachers are trained by count as the student's own.
+    Includes the training files of the teachers' recipes.
 
     Raises:
-        DataError: There is one; the message names both.
-        MissingResourceError: A file is not there, or cannot be read.
+        DataError: Two files are identical; the message names both.
+        MissingResourceError: A file is missing or cannot be read.
     """
     if recipe.data.allow_overlap:
         return
@@ -50,14 +50,14 @@ def refuse_identical_files(recipe: Recipe) -> None:
 
 
 def local_files(entries: Sequence[Source], recipe: Recipe) -> list[Path]:
-    """The files on this machine that some sources read."""
+    """The local files of the given sources."""
     kinds = ROWS if recipe.language_task is None else TEXTS
     paths = [expanded(entry.path) for entry in entries if entry.path is not None]
     return [file for path in paths for file in text_files(path, kinds=kinds)]
 
 
 def text_notes(parts: Sequence[PackedRows], held: Sequence[PackedRows], teacher: str = "") -> tuple[str, ...]:
-    """How many held-out documents are trained on, if some are; by this teacher, where one is named."""
+    """A note on held-out documents that are also training documents (of the named teacher)."""
     if not held:
         return ()
     hashes = np.concatenate([part.store.document_hashes for part in held])
@@ -74,7 +74,7 @@ def text_notes(parts: Sequence[PackedRows], held: Sequence[PackedRows], teacher:
 
 
 def example_notes(examples: Examples, held: Examples | None, teacher: str = "") -> tuple[str, ...]:
-    """How many held-out examples have the texts of a training example (of this teacher, if one is named)."""
+    """A note on held-out examples with the text of a training example (of the named teacher)."""
     if held is None:
         return ()
     known = found_in(_hashes(held), [_hashes(examples)])

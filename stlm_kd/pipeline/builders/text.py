@@ -1,4 +1,4 @@
-"""A recipe's text: its sources, its packed rows, the student's tokenizer, and what identifies them."""
+"""A recipe's text: sources, tokenised stores, packed rows and masking."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stlm_kd.teachers.cache.format import read_manifest
 
 
 def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
-    """The recipe's sources as the data layer takes them; what the recipe leaves open has its default."""
+    """The recipe's sources for the data layer; unset fields take their defaults."""
     return tuple(Source(**_given(entry)) for entry in entries)
 
 
@@ -46,7 +46,7 @@ def training_rows(
     *,
     fraction: float | None = None,
 ) -> tuple[PackedRows, ...]:
-    """The training text, or as much of it as the recipe says, tokenised (once, on disk) and packed."""
+    """The training text or a fraction of it, tokenised (cached on disk) and packed."""
     share = recipe.data.fraction if fraction is None else fraction
     prepared = _prepared(recipe.data.train, tokenizer, context, fraction=share)
     return _packed(prepared, recipe, "data.train")
@@ -55,7 +55,7 @@ def training_rows(
 def training_stores(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, *, fraction: float
 ) -> tuple[TokenStore, ...]:
-    """A share of the training text, tokenised: for each source a store of the same documents."""
+    """A fraction of the training text, tokenised: one store per source."""
     prepared = _prepared(recipe.data.train, tokenizer, context, fraction=fraction)
     return tuple(source.store for source in prepared)
 
@@ -63,7 +63,7 @@ def training_stores(
 def tokens_by_domain(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> dict[str, int]:
-    """Tokens of the student's training text, each once, for each domain that the recipe names."""
+    """Number of tokens in the student's training text, each counted once, by domain."""
     tokens: Counter[str] = Counter()
     for part in training_rows(recipe, tokenizer, context):
         tokens[part.domain] += part.num_tokens
@@ -73,7 +73,7 @@ def tokens_by_domain(
 def held_out_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> tuple[PackedRows, ...]:
-    """The validation text tokenised and packed; () where the recipe names none."""
+    """The validation text, tokenised and packed; () without validation."""
     if not recipe.data.validation:
         return ()
     prepared = _prepared(recipe.data.validation, tokenizer, context, fraction=1.0)
@@ -87,7 +87,7 @@ def _prepared(
     *,
     fraction: float,
 ) -> tuple[PreparedSource, ...]:
-    """The text tokenised: by the first of several processes, so that the others find it on disk."""
+    """Tokenise the text; with several processes the main process does it and the others read its files."""
 
     def tokenised() -> tuple[PreparedSource, ...]:
         return prepare(sources(entries), tokenizer, context.tokens, fraction=fraction)
@@ -107,18 +107,18 @@ def _packed(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> t
 def training_masking(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows]
 ) -> Masking | None:
-    """What a masked language model does not see of its training text: rare tokens are drawn more often."""
+    """Masking of the training text for masked language models; samples rare tokens more often."""
     share = recipe.data.masked_share
     return None if share is None else masking_for(tokenizer, parts, share=share)
 
 
 def held_out_masking(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Masking | None:
-    """The same for held-out text: every token alike, so that models of any training text can be compared."""
+    """Uniform masking of the held-out text, so that models trained on different text are comparable."""
     return None if recipe.data.masked_share is None else even_masking(tokenizer)
 
 
 def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
-    """The recipe's validation documents, in order, up to about so many bytes; the last one is cut."""
+    """The recipe's validation documents in order, up to about ``most_bytes``; the last one is truncated."""
     kept: list[str] = []
     room = most_bytes
     for source in sources(recipe.data.validation or ()):
@@ -135,7 +135,7 @@ def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
 
 
 def mask_variants(recipe: Recipe) -> int | None:
-    """The masks of each row of a masked language model that reads a teacher from a cache; else None."""
+    """The number of mask variants per row for a masked language model with a cached teacher; else None."""
     if recipe.task != "mlm":
         return None
     for teacher in recipe.teachers:

@@ -1,1 +1,1 @@
-"""What is refused, measured or tried before anything is trained."""
+"""Checks before training: validation, requirements, overlap and rehearsal."""

@@ -1,4 +1,4 @@
-"""Validation data that are trained on: measured, or refused; and other notes on a recipe's data."""
+"""Notes on a recipe's data: overlap of validation and training data, special tokens inside the text."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from stlm_kd.recipe.validation.overlap import trainings
 
 
 def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> tuple[str, ...]:
-    """The notes on all training and validation data of a recipe, and on what its teachers are trained on."""
+    """The notes on a recipe's training and validation data, and on the training data of its teachers."""
     others = [(name, trained) for _, name, trained in trainings(recipe) if name]
     if recipe.language_task is None:
         examples = held_out_examples(recipe)
-        told = [example_notes(all_examples(trained), examples, name) for name, trained in others]
-        return (*example_notes(all_examples(recipe), examples), *chain(*told))
+        notes = [example_notes(all_examples(trained), examples, name) for name, trained in others]
+        return (*example_notes(all_examples(recipe), examples), *chain(*notes))
     parts, held = _most_rows(recipe, tokenizer, context), held_out_rows(recipe, tokenizer, context)
-    told = []
+    notes = []
     for name, trained in others if held else ():
         read = _most_rows(trained, student_tokenizer(trained, context), context)
-        told.append(text_notes(read, held, name))
+        notes.append(text_notes(read, held, name))
     named = [
         *zip(recipe.data.train, parts, strict=True),
         *zip(recipe.data.validation or (), held, strict=True),
@@ -44,13 +44,13 @@ def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: Ru
         for (source,), part in ((sources([entry]), part) for entry, part in named)
         for line in ends_inside(part.store, tokenizer, place=source.described())
     ]
-    return (*text_notes(parts, held), *chain(*told), *ends)
+    return (*text_notes(parts, held), *chain(*notes), *ends)
 
 
 def _most_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> tuple[PackedRows, ...]:
-    """The largest share of the training text that the student, a control or an adaptation reads."""
+    """The largest fraction of the training text used by the student, a control or an adaptation."""
     adaptations = (teacher.adapt for teacher in recipe.teachers if teacher.adapt is not None)
     shares = [adapt.fraction for adapt in adaptations if adapt.fraction is not None]
     largest = 1.0 if "all-data" in recipe.controls else max([recipe.data.fraction, *shares])
@@ -58,21 +58,21 @@ def _most_rows(
 
 
 def note_trained_on(name: str, recipe: Recipe, files: Sequence[str], held: HeldOut) -> None:
-    """Note that a model is scored on data of its own training, as far as files and labelled examples show it.
+    """Note that a model is scored on its own training data, detected by file content and example texts.
 
     Args:
-        name: The model, for the note.
-        recipe: By which it was trained.
-        files: What it is scored on, as paths.
-        held: What they hold.
+        name: The model's name in the note.
+        recipe: The recipe that trained the model.
+        files: Paths of the evaluation data.
+        held: The content of these files.
     """
     try:
         training = local_files(recipe.data.train, recipe)
         found = identical_file([expanded(file) for file in files if expanded(file).is_file()], training)
     except (MissingResourceError, OSError):
-        return  # training data that are no longer there cannot be compared
+        return  # the training data is gone, so nothing can be compared
     if found is not None:
         note(f"{name}: {found[0]} has the same content as {found[1]}, on which it was trained")
     elif isinstance(held, Examples) and recipe.language_task is None:
-        for told in example_notes(all_examples(recipe), held):
-            note(f"{name}: {told}")
+        for line in example_notes(all_examples(recipe), held):
+            note(f"{name}: {line}")

@@ -1,8 +1,8 @@
-"""Save, load and score once before anything is trained what a run would save, load and score at its end.
+"""Dress rehearsal: before training, save, load and score untrained models as the run would at its end.
 
-The student is rehearsed untrained. A teacher is rehearsed as a stand-in of its family, two blocks deep: with
-its own vocabulary it is scored, with the student's it is saved and loaded as well, so that no large body is
-written.
+The student is rehearsed with its initial weights. A teacher is replaced by a stand-in of its family with two
+blocks, so that no large body is written: with its own vocabulary it is scored, with the student's it is also
+saved and loaded.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.training import current_device
 
 _BYTES = 4_000
-"""Of held-out text that are read at most."""
+"""Maximum bytes of held-out text to read."""
 
 _CHARACTERS = 300
-"""Of each of the two documents that are scored at most."""
+"""Maximum characters of each of the two scored documents."""
 
 _REMEDY = "; mend it before anything is trained, or skip the rehearsal by --no-rehearsal"
 
 _FEWER: Mapping[str, int] = {"limit": 2, "tokens": 32, "rows": 2, "examples": 2, "samples": 16, "steps": 2}
-"""Options of suites that make them short."""
+"""Reduced values of suite options."""
 
 
 Built = tuple[PreTrainedModel, PreTrainedTokenizerFast]
-"""A model, untrained and in evaluation mode on the CPU, and what it reads by."""
+"""An untrained model in evaluation mode on the CPU, and its tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ class Part:
     """A model that the run will save or score.
 
     Attributes:
-        place: Where it stands in the recipe.
-        build: Makes it; None where it is too large, or of an unknown family.
-        is_saved: Whether the run saves it.
-        is_student: Whether suites compare it with teachers.
+        place: The model's place in the recipe.
+        build: Builds the model; returns None for a too large model or an unknown family.
+        is_saved: Whether the run saves the model.
+        is_student: Whether suites compare the model with teachers.
     """
 
     place: str
@@ -88,21 +88,21 @@ def rehearse(
     origin: str,
     only: Sequence[str] | None = None,
 ) -> None:
-    """Refuse a run whose models could not be saved, loaded or scored after their training.
+    """Check that the run's models can be saved, loaded and scored after training.
 
-    Nothing that is written stays, and the states of random generators are as before.
+    Removes everything that it writes, and restores the states of the random generators.
 
     Args:
-        recipe: Checked by ``check_recipe``.
-        tokenizer: The student's.
-        context: Where the run works.
-        folder: The run's, which this command has to itself.
-        origin: What messages call the recipe.
-        only: Names of teachers to rehearse, and no student; None: the student and all teachers.
+        recipe: A recipe that passed ``check_recipe``.
+        tokenizer: The student's tokenizer.
+        context: The run context.
+        folder: The run folder, locked by this command.
+        origin: The recipe's name in messages.
+        only: Names of teachers to rehearse, without the student; None for the student and all teachers.
 
     Raises:
-        StlmKdError: Of the kind of the fault: a model that cannot be saved, is not the same when plain
-            transformers has loaded it, or makes a suite fail.
+        StlmKdError: A model cannot be saved, differs after loading with plain transformers, or makes a suite
+            fail; the subclass depends on the fault.
     """
     began = time.monotonic()
     target = folder / "rehearsal"
@@ -126,7 +126,7 @@ def rehearse(
 
 @contextmanager
 def untouched_generators() -> Iterator[None]:
-    """Whatever is drawn within the block, the global random generators are afterwards as they were."""
+    """Restore the states of the global random generators after the block."""
     plain, arrays = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -138,7 +138,7 @@ def untouched_generators() -> Iterator[None]:
 
 @contextmanager
 def _failure_named(what: str, remedy: str = "", kind: type[StlmKdError] = StlmKdError) -> Iterator[None]:
-    """Say what was tried, and the way out; what other software raises becomes an error of a kind of ours."""
+    """Add what was tried and a remedy to errors; turn errors of other libraries into ``kind``."""
     try:
         yield
     except RecipeError:
@@ -158,7 +158,7 @@ def _first_lines(error: Exception) -> str:
 def _parts(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, only: Sequence[str] | None
 ) -> Iterator[Part]:
-    """The models that are rehearsed, built one after the other so that only one of them is in memory."""
+    """The models to rehearse, built one at a time to save memory."""
     if only is None:
         yield Part(
             "student",
@@ -204,19 +204,19 @@ def _rehearse(
 
 
 def _few(held: HeldOut) -> HeldOut:
-    """Two examples, of different labels; or the beginnings of two documents."""
+    """Examples of different labels, or the beginnings of two documents."""
     if not isinstance(held, Examples):
         texts = [text[:_CHARACTERS] for text in held[:2]]
         return texts if len(texts) != 1 else [texts[0][: len(texts[0]) // 2], texts[0][len(texts[0]) // 2 :]]
     different = np.unique(held.labels, return_index=True)[1]
-    least = 4 if held.is_regression else 2  # correlations have no error of fewer
+    least = 4 if held.is_regression else 2  # correlations have no standard error with fewer examples
     return held.select(np.sort(different[: max(least, len(held.label_names))]).astype(np.int64))
 
 
 def _score(
     call: SuiteCall, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut
 ) -> None:
-    """Have a suite score two examples."""
+    """Run a suite on a few examples."""
     options = _reduced_options(call)
     if call.options.get("on") == "wikitext":
         options["on"], held = "held-out", _few(wikitext.articles())
@@ -225,13 +225,13 @@ def _score(
 
 
 def _reduced_options(call: SuiteCall) -> dict[str, object]:
-    """A suite's options with as little to do as can be."""
+    """A suite's options, reduced to minimal work."""
     options = dict(call.options)
     for name, most in _FEWER.items():
         given = options.get(name)
         if name in options:
             options[name] = min(given, most) if isinstance(given, int) else most
-    for name in ("ids", "classes", "sources"):  # which two examples need not have
+    for name in ("ids", "classes", "sources"):  # a few examples may lack these
         if name in options:
             options[name] = ()
     return options
@@ -240,7 +240,7 @@ def _reduced_options(call: SuiteCall) -> dict[str, object]:
 def _itself(
     call: SuiteCall, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut
 ) -> Mapping[str, object]:
-    """The student in the place of its teachers, which are not there yet."""
+    """The student in place of its teachers, which may not exist yet."""
     if call.suite != AGREEMENT:
         layers = num_layers(model.config)
         return {"itself": AlignedTeacher(model, aligned("full", layers, layers))}
@@ -254,7 +254,7 @@ def _itself(
 
 
 def _with_head(call: SuiteCall, saved: Path, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> None:
-    """Make the model that a suite will fine-tune, for the first of its tasks."""
+    """Build the model that a suite will fine-tune, for its first task."""
     jobs = SUITES[call.suite](**call.options)
     assert isinstance(jobs, tuple)
     (task,) = SUBJECTS[call.suite](jobs[:1])

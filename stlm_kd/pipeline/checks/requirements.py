@@ -1,4 +1,4 @@
-"""What a recipe needs and this machine lacks, as far as it shows without reading data or loading models."""
+"""Find missing requirements of a recipe, without reading data or loading models."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "voc
 
 
 def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
-    """Everything that the recipe and the recipes of its teachers need and that is not here.
+    """All missing requirements of the recipe and of its teachers' recipes.
 
-    Files and folders, variables, models and data sets of the Hub (cached, or a Hub that answers), optional
-    packages, and the rows of suites. One fault for each thing, with all the places that need it.
+    Checks files and folders, environment variables, models and data sets of the Hub (in the cache, or the Hub
+    is reachable), optional packages, and the data of suites. One fault per requirement, with all its places.
     """
     found: dict[str, list[str]] = {}
     for place, message in _missing(recipe, prefix):
@@ -38,10 +38,10 @@ def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
 
 
 def refuse_what_cannot_run(recipe: Recipe, *, origin: str) -> None:
-    """Refuse a recipe that cannot run on this machine.
+    """Raise an error if the recipe cannot run on this machine.
 
     Raises:
-        MissingResourceError: Something is missing: all of it, one line each.
+        MissingResourceError: Requirements are missing; the message lists them, one per line.
     """
     if missing := missing_here(recipe):
         lines = [f"{origin}: cannot run here: {len(missing)} missing", *(f"  {fault}" for fault in missing)]
@@ -95,7 +95,7 @@ def _of_path(place: str, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_model(place: str, name: str, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Of a folder its existence alone, of a Hub id one of these files in the cache."""
+    """A fault unless the folder exists, or one of the files is in the Hub's cache or the Hub is reachable."""
     if unset := _unset(name):
         yield place, _not_set(unset)
         return
@@ -135,7 +135,7 @@ def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tu
     from stlm_kd.eval import FINE_TUNED
 
     if suite == "lm-eval" and {*options["tasks"]} != {BENCHMARK}:
-        from stlm_kd.eval.harness import task_data  # takes seconds, which generated rows need not
+        from stlm_kd.eval.harness import task_data  # a slow import that generated data does not need
 
         for task in task_data.expand(options["tasks"]):
             look = partial(task_data.find_origin, task, options["source"], options["num_fewshot"])
@@ -166,7 +166,7 @@ def _of_fine_tuning(place: str, suite: str, options: Mapping[str, Any]) -> Itera
 
 
 def _tried(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:
-    """The message of what a look finds missing."""
+    """A fault with the error message, if the check raises an error."""
     try:
         look()
     except (MissingResourceError, UsageError) as error:

@@ -1,4 +1,4 @@
-"""Models as a run will have them, but untrained: its student, and small stand-ins for its teachers."""
+"""Untrained models for the rehearsal: the student, and small stand-ins for the teachers."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 LAYERS = 2
-"""Blocks of a stand-in: two, since some families share weights between blocks."""
+"""Blocks of a stand-in; two, since some families share weights between blocks."""
 
 LARGEST = 2**28
-"""Numbers in the embedding and head of a stand-in at most: 1 GiB."""
+"""Maximum parameters in a stand-in's embedding and head: 1 GiB."""
 
 _FEW_ROWS = 16
 
@@ -48,7 +48,7 @@ _FEW_ROWS = 16
 def untrained_student(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> PreTrainedModel:
-    """The recipe's student; random weights where it starts from a teacher, who may not be there yet."""
+    """The recipe's student; with random weights if it starts from a teacher, which may not exist yet."""
     if recipe.student.init_from is None:
         job = StudentJob(recipe, "student", recipe.seeds[0], {}, tokenizer, context)
         student = initial_student(job)
@@ -64,7 +64,7 @@ def untrained_student(
 def stand_in(
     teacher: Teacher, recipe: Recipe, context: RunContext
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
-    """A model like the teacher before any adaptation, and its tokenizer; None of a large or unknown one."""
+    """A stand-in for the unadapted teacher, and its tokenizer; None if too large or of an unknown family."""
     config = _cut(teacher_config(teacher, context))
     if config is None or not _fits(config, int(config.get_text_config().vocab_size)):
         return None
@@ -75,7 +75,7 @@ def stand_in(
 def adapted_stand_in(
     teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
-    """A model like the teacher with the student's vocabulary, and this; None of a large or unknown one."""
+    """A stand-in for the adapted teacher, and the student's tokenizer; None if too large or unknown."""
     config = _cut(teacher_config(teacher, context))
     if config is None or not _fits(config, vocabulary_size(tokenizer)):
         return None
@@ -86,7 +86,7 @@ def adapted_stand_in(
 
 
 def _cut(config: PretrainedConfig) -> PretrainedConfig | None:
-    """The configuration with few blocks; None of a family that is not known."""
+    """The configuration with fewer blocks; None for an unknown family."""
     if config.model_type not in ARCHITECTURES:
         return None
     config = deepcopy(config)
@@ -103,7 +103,7 @@ def _fits(config: PretrainedConfig, rows: int) -> bool:
 
 
 def _few_rows(config: PretrainedConfig, recipe: Recipe, context: RunContext) -> PreTrainedModel:
-    """A model over a handful of tokens, which get others' rows next."""
+    """A model with a tiny vocabulary, which is replaced afterwards."""
     text = config.get_text_config()
     text.vocab_size = _FEW_ROWS
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -123,7 +123,7 @@ def _built(
 
 
 def _from_config(config: PretrainedConfig, recipe: Recipe, context: RunContext) -> PreTrainedModel:
-    """A model of the recipe's task and classes, with random weights."""
+    """A randomly initialised model for the recipe's task and classes."""
     kind: Any = AutoModelForSequenceClassification
     if recipe.language_task is not None:
         kind = model_class(recipe.language_task)
@@ -137,7 +137,7 @@ def _from_config(config: PretrainedConfig, recipe: Recipe, context: RunContext) 
 
 
 def _with_rows_for(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> PreTrainedModel:
-    """The model with a random embedding and head for the tokenizer, as adaptation gives it."""
+    """Install a random embedding and head for the tokenizer, as adaptation does."""
     size = vocabulary_size(tokenizer)
     old = plain_embedding(model)
     rows_VD = 0.02 * torch.randn(size, old.embedding_dim)
@@ -151,7 +151,7 @@ def _with_rows_for(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -
 
 
 def _take_generation_config(model: PreTrainedModel, name: str) -> None:
-    """Give a stand-in the settings that the teacher's own checkpoint brings, mended as when it is loaded."""
+    """Set the generation configuration of the teacher's checkpoint, corrected as on loading."""
     try:
         model.generation_config = GenerationConfig.from_pretrained(name)
     except OSError:

@@ -1,4 +1,4 @@
-"""What can be refused before anything is trained: text, teachers and students that do not fit together."""
+"""Validate that a recipe's data, teachers and student fit together, before training."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 def check_recipe(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, *, origin: str
 ) -> None:
-    """Refuse a recipe whose parts do not fit together, and the recipes of its teachers likewise.
+    """Validate that a recipe's parts fit together, and those of its teachers' recipes.
 
     Args:
-        recipe: Its teachers, text and student are looked at.
-        tokenizer: The student's.
-        context: Where tokenised text is kept: what is read here need not be read again.
-        origin: What messages call the recipe.
+        recipe: The recipe.
+        tokenizer: The student's tokenizer.
+        context: The run context; text tokenised here is cached for the run.
+        origin: The recipe's name in messages.
 
     Raises:
-        RecipeError: A vocabulary that differs without ``adapt``, a model of another task, too few positions,
-            or batches that the processes cannot share; all of them at once.
-        DataError, MissingResourceError: Text that is not there, or too short.
-        ModelError: A model that cannot be loaded or built.
-        UsageError: A task that lm-eval does not know.
+        RecipeError: All faults at once: vocabularies that differ without ``adapt``, a model of another task,
+            too few positions, or batches that cannot be split among the processes.
+        DataError, MissingResourceError: Data is missing or too short.
+        ModelError: A model cannot be loaded or built.
+        UsageError: lm-eval does not know a task.
     """
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
@@ -97,7 +97,7 @@ def check_recipe(
 
 
 def _check_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
-    """Read all of it: the text is tokenised on the way, and examples are drawn as for the first seed."""
+    """Read all data: tokenises the text, and draws examples with the first seed."""
     place, seed = "data.train", recipe.seeds[0]
     training_data = build_training_data(recipe, tokenizer, context, fraction=None, seed=seed, readers={})
     found = training_data.num_rows
@@ -139,7 +139,7 @@ def _teacher_faults(
 def _cache_faults(
     place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> Iterator[RecipeFault]:
-    """Of a cache that is there: whether it is of this data, vocabulary and teacher, for every seed."""
+    """Faults of a given cache that does not match the data, vocabulary or teacher, for any seed."""
     assert teacher.cache is not None and teacher.cache.path is not None
     path = teacher.cache.path
     if not expanded(path).exists():
@@ -156,9 +156,9 @@ def _cache_faults(
 
 
 def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
-    """Whether the teacher must have the student's vocabulary: any that predicts tokens or is looked into.
+    """Whether the teacher must share the student's vocabulary: if it predicts tokens or its states are used.
 
-    Of a classifier's responses only the classes count, so that it may read an example by its own tokenizer.
+    A classifier whose logits alone are used may have its own tokenizer.
     """
     if recipe.language_task is not None:
         return True
@@ -201,7 +201,7 @@ def _task_fault(place: str, config: PretrainedConfig, recipe: Recipe) -> Iterato
 def _classes_fault(
     place: str, teacher: Teacher, config: PretrainedConfig, recipe: Recipe
 ) -> Iterator[RecipeFault]:
-    """Classes that are not the data's, also of a teacher that is trained yet or is read from a cache."""
+    """A fault if the classes differ from the data's, also for a teacher yet to be trained or a cached one."""
     if recipe.task != "classification":
         return
     if teacher.recipe is not None:
@@ -209,7 +209,7 @@ def _classes_fault(
     elif kind_of(config) == "classification":
         own = class_names(config)
     else:
-        return  # what has no head for classes is refused when it is loaded
+        return  # a model without a classification head raises an error on loading
     name, labels = teacher.model or "its recipe", class_names_of(recipe)
     try:
         if teacher.classes is not None:
@@ -245,13 +245,13 @@ def _rows_fault(
 
 
 def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
-    """Load each once, so that a damaged one is found before others are adapted for hours."""
+    """Load each teacher once, to find damaged ones before training."""
     for teacher in recipe.teachers:
         if teacher.model is None or _is_cached(teacher, recipe, tokenizer, context):
             continue
         with error_context(teacher_place(recipe, teacher.name)):
             own, trust = own_tokenizer(teacher, context), context.trust_remote_code
-            if teacher.classes is not None:  # which were compared with the data's
+            if teacher.classes is not None:  # already compared with the data's classes
                 load_classifier(teacher.model, None, tokenizer=own, trust_remote_code=trust)
                 continue
             load_model(teacher.model, recipe, tokenizer=own, trust_remote_code=trust, dtype=torch.bfloat16)
@@ -260,7 +260,7 @@ def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: R
 def _is_cached(
     teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> bool:
-    """Whether all that it has to say is on disk, so that it need not be loaded."""
+    """Whether all outputs of the teacher are cached, so that it need not be loaded."""
     if teacher.cache is None or teacher.model is None:
         return False
     if teacher.is_only_read:
@@ -276,7 +276,7 @@ def _is_cached(
 
 
 def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
-    """Build the student once, or look whether its teacher has the layers."""
+    """Build the student once, or check that its teacher has the layers."""
     init_from = recipe.student.init_from
     if init_from is not None:
         (teacher,) = (teacher for teacher in recipe.teachers if teacher.name == init_from.teacher)
@@ -289,7 +289,7 @@ def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: Ru
 
 
 def _try_tools(recipe: Recipe) -> None:
-    """Look for what is needed at the end, or by trackers: tasks and their rows, packages."""
+    """Check the requirements of trackers and of the final evaluation: tasks and their data, packages."""
     if "wandb" in recipe.tracking:
         WandbTracker(Path(), "")
     for call in suite_calls(recipe):
@@ -313,7 +313,7 @@ def own_tokenizer(teacher: Teacher, context: RunContext) -> PreTrainedTokenizerF
 
 
 def teacher_config(teacher: Teacher, context: RunContext) -> PretrainedConfig:
-    """The teacher's configuration, or the one that it will have once its recipe has made it."""
+    """The teacher's configuration, or the one that its recipe will give it."""
     if teacher.recipe is None:
         assert teacher.model is not None
         return load_config(teacher.model, trust_remote_code=context.trust_remote_code)

@@ -1,1 +1,1 @@
-"""The benchmarks that models are fine-tuned on: data, head and settings of each."""
+"""Fine-tuning benchmarks: data, head and settings of each."""

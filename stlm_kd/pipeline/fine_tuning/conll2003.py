@@ -1,4 +1,4 @@
-"""What the fine-tunings of the suite ``ner`` have to do with."""
+"""The fine-tuning task of the suite ``ner``: CoNLL-2003."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ConllFineTuneTask:
     """CoNLL-2003.
 
     Attributes:
-        job: How.
-        found: Where its splits are.
+        job: The job's seed and settings.
+        found: The location of the splits.
     """
 
     job: FineTuneJob
@@ -49,11 +49,11 @@ class ConllFineTuneTask:
         return [self._read(TRAIN).digest(in_order=True), self._read(SCORED).digest()]
 
     def check(self) -> None:
-        """See ``FineTuneTask``.
+        """Check seqeval and the data.
 
         Raises:
-            DataError: A tag outside the task's, or a share that leaves no entity.
-            MissingResourceError: seqeval is not installed, or a file is not there.
+            DataError: A tag is not among the task's, or the fraction leaves no entity.
+            MissingResourceError: seqeval is not installed, or a file is missing.
         """
         seqeval()
         drawn = self._drawn()
@@ -88,7 +88,7 @@ class ConllFineTuneTask:
         return [conll2003.score(model, tokenizer, self._read(SCORED), context=context, precision=precision)]
 
     def _drawn(self) -> Sentences:
-        """The share of the training sentences that the seed draws."""
+        """The fraction of the training sentences, drawn with the seed."""
         return self._read(TRAIN).draw(self.job.fraction, seed=self.job.seed)
 
     def _read(self, split: str) -> Sentences:
@@ -98,7 +98,7 @@ class ConllFineTuneTask:
 
 @lru_cache(maxsize=2)
 def _sentences(path: str | None, dataset: str, split: str) -> Sentences:
-    """The sentences of a split, read once by a command."""
+    """The sentences of a split, cached within a command."""
     try:
         if path is not None:
             return read_sentences(conll2003.TAGS, path=path)
@@ -108,10 +108,10 @@ def _sentences(path: str | None, dataset: str, split: str) -> Sentences:
 
 
 def conll_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
-    """What each fine-tuning has to do with.
+    """The task of each fine-tuning job.
 
     Raises:
-        MissingResourceError: The data is not there; the message says where it may lie.
+        MissingResourceError: The data is missing; the message lists the searched locations.
     """
     found = found_splits(conll2003.SUITE, conll2003.TASK, conll2003.HUB, jobs)
     return [ConllFineTuneTask(job, found) for job in jobs]

@@ -1,4 +1,4 @@
-"""What the fine-tunings of the suite ``glue`` have to do with."""
+"""The fine-tuning tasks of the suite ``glue``."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class GlueFineTuneTask:
-    """A task of GLUE.
+    """A GLUE task.
 
     Attributes:
-        job: Which, and how.
-        train: Its training examples.
-        scored: Each part that is scored, by its name.
-        notes: What a reader of the scores must know of the data.
+        job: The task, seed and settings.
+        train: The training examples.
+        scored: The scored parts, by name.
+        notes: Notes on the data for readers of the scores.
     """
 
     job: FineTuneJob
@@ -56,11 +56,11 @@ class GlueFineTuneTask:
         return [fingerprint(self.train), parts, list(self._labels)]
 
     def check(self) -> None:
-        """See ``FineTuneTask``.
+        """Read the examples and draw the fraction.
 
         Raises:
-            DataError: A label outside the task's, or a share that leaves a class without an example.
-            MissingResourceError: A file or data set that is not there.
+            DataError: A label is not among the task's, or the fraction leaves a class without examples.
+            MissingResourceError: A file or data set is missing.
         """
         self._examples()
         for source in self.scored.values():
@@ -105,7 +105,7 @@ class GlueFineTuneTask:
         ]
 
     def _examples(self) -> Examples:
-        """The share of the training examples that the seed draws."""
+        """The fraction of the training examples, drawn with the seed."""
         found, job = self._read(self.train), self.job
         if job.fraction == 1.0:
             return found
@@ -121,16 +121,16 @@ class GlueFineTuneTask:
 
 
 def glue_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
-    """What each fine-tuning has to do with; the data of all tasks is looked for first.
+    """The task of each fine-tuning job, after locating the data of all tasks.
 
     Raises:
-        MissingResourceError: Data that is not there: of which tasks, and where it may lie.
+        MissingResourceError: Data is missing; the message lists the tasks and the searched locations.
     """
-    return [_glue_subject(job, found) for job, found in _found(jobs)]
+    return [_glue_task(job, found) for job, found in _found(jobs)]
 
 
 def _found(jobs: Sequence[FineTuneJob]) -> list[tuple[FineTuneJob, Found | None]]:
-    """Each fine-tuning with the place of its data; None of generated text."""
+    """Each job with the location of its data; None for generated text."""
     wanted = {
         job.task: Wanted(
             job.suite,
@@ -146,7 +146,7 @@ def _found(jobs: Sequence[FineTuneJob]) -> list[tuple[FineTuneJob, Found | None]
     return [(job, places.get(job.task)) for job in jobs]
 
 
-def _glue_subject(job: FineTuneJob, found: Found | None) -> GlueFineTuneTask:
+def _glue_task(job: FineTuneJob, found: Found | None) -> GlueFineTuneTask:
     task = glue.TASKS[job.task]
     parts = glue.scored_parts(job.task)
 

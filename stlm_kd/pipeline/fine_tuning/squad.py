@@ -1,4 +1,4 @@
-"""What the fine-tunings of the suite ``squad`` have to do with."""
+"""The fine-tuning task of the suite ``squad``: SQuAD v1.1."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class SquadFineTuneTask:
     """SQuAD v1.1.
 
     Attributes:
-        job: How.
-        found: Where its splits are.
+        job: The job's seed and settings.
+        found: The location of the splits.
     """
 
     job: FineTuneJob
@@ -59,11 +59,11 @@ class SquadFineTuneTask:
         return [digest(self._read(TRAIN), in_order=True), digest(self._read(SCORED))]
 
     def check(self) -> None:
-        """See ``FineTuneTask``.
+        """Read the questions.
 
         Raises:
-            DataError: A question that is malformed.
-            MissingResourceError: A file that is not there.
+            DataError: A question is malformed.
+            MissingResourceError: A file is missing.
         """
         for split in (TRAIN, SCORED):
             self._read(split)
@@ -106,7 +106,7 @@ class SquadFineTuneTask:
 
 @lru_cache(maxsize=2)
 def _questions(path: str | None, dataset: str, split: str) -> tuple[Question, ...]:
-    """The questions of a split, read once by a command."""
+    """The questions of a split, cached within a command."""
     try:
         if path is not None:
             return read_questions(path=path)
@@ -116,10 +116,10 @@ def _questions(path: str | None, dataset: str, split: str) -> tuple[Question, ..
 
 
 def squad_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:
-    """What each fine-tuning has to do with.
+    """The task of each fine-tuning job.
 
     Raises:
-        MissingResourceError: The data is not there; the message says where it may lie.
+        MissingResourceError: The data is missing; the message lists the searched locations.
     """
     found = found_splits(squad.SUITE, squad.TASK, squad.HUB, jobs)
     return [SquadFineTuneTask(job, found) for job in jobs]

@@ -1,4 +1,4 @@
-"""What the fine-tunings of a suite have to do with: examples to train on, a head, parts that are scored."""
+"""The interface of fine-tuning tasks: training examples, model with head, scored parts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Reading(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Each once."""
+        """Number of training rows, each counted once."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of them."""
+        """Notes for the user on the training data."""
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> Stream:
         """The training batches of this process."""
@@ -36,7 +36,7 @@ class Reading(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenisedReading:
-    """Examples that are tokenised already."""
+    """Tokenised training examples."""
 
     encoded: Tokenised
     notes: tuple[str, ...]
@@ -50,51 +50,51 @@ class TokenisedReading:
 
 
 class FineTuneTask(Protocol):
-    """One fine-tuning, as whoever trains and scores it sees it."""
+    """One fine-tuning: its data, model and scores."""
 
     @property
     def job(self) -> FineTuneJob:
-        """Which, and how."""
+        """The task, seed and settings."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the scores must know of the data."""
+        """Notes on the data for readers of the scores."""
 
     @property
     def unit(self) -> str:
-        """Of the loss on labels."""
+        """The unit of the training loss."""
 
     @property
     def context(self) -> int:
-        """Tokens of an example at most, where the tuning does not say and the model has so many positions."""
+        """The default maximum tokens per example, if the model has as many positions."""
 
     def examples_key(self) -> Json:
-        """What identifies the examples that are trained on and scored."""
+        """A key that identifies the training and scored examples."""
 
     def check(self) -> None:
-        """Read the training examples and draw the share, so that a fault shows before anything is trained."""
+        """Read the examples and draw the fraction, to find faults before training."""
 
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
-        """The model with a fresh head of the tuning's seed, in evaluation mode."""
+        """Load the model with a new head initialised with the job's seed, in evaluation mode."""
 
     def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        """The examples to train on."""
+        """The training data."""
 
     def head(self, model: PreTrainedModel) -> str:
-        """What the head reads, in words."""
+        """The inputs of the head, in words."""
 
     def scores(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
     ) -> list[SuiteResult]:
-        """One result for each part that is scored."""
+        """Score the fine-tuned model; one result per scored part."""
 
 
 def found_splits(suite: str, task: str, hub: str, jobs: Sequence[FineTuneJob]) -> Found:
-    """Where the two splits of a suite's only task are.
+    """Locate the two splits of a suite with a single task.
 
     Raises:
-        MissingResourceError: The data is not there; the message says where it may lie.
+        MissingResourceError: The data is missing; the message lists the searched locations.
     """
     return locate([Wanted(suite, task, task, (hub, None), (TRAIN, SCORED))], jobs[0].source)[task]

@@ -1,1 +1,1 @@
-"""What the commands eval, agreement and interchange do."""
+"""The commands ``eval``, ``agreement`` and ``interchange``."""

@@ -1,4 +1,4 @@
-"""The command ``agreement``: students beside their teacher on the same labelled examples."""
+"""The command ``agreement``: compare students with their teacher on the same labelled examples."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def agreements(
     top: int,
     trust_remote_code: bool = False,
 ) -> Agreements:
-    """How each student agrees with the teacher; every model reads by its own tokenizer.
+    """Measure each student's agreement with the teacher; every model uses its own tokenizer.
 
     Args:
         teacher: A run, model folder or Hub id of a classifier.
-        students: The same; different ones.
-        data: Files of labelled examples; none: the validation examples of each model's own run, which have to
-            be the same, or of the run of another where a model has none.
+        students: Further ones, all different.
+        data: Files of labelled examples; empty for the validation examples of the models' runs, which must be
+            the same (a model without a run uses another model's).
         text: The columns of the text, one or two.
         label: The column of the label.
-        reading: How the models read the examples.
-        explaining: Of which examples, and how, the models' decisions are explained, if at all.
-        top: How many of the heaviest words of an explanation are compared.
-        trust_remote_code: Whether models may run code that they bring.
+        reading: How to encode the examples.
+        explaining: Which examples to explain and how, if any.
+        top: Number of top words of an explanation to compare.
+        trust_remote_code: Whether to run code shipped with a model.
 
     Raises:
-        UsageError: A model given twice, or no examples.
-        DataError: Other examples or classes, numbers in place of classes, or no such examples to explain.
-        ModelError, MissingResourceError: As ``load_classifier``; or a package is not there.
+        UsageError: A model is given twice, or there are no examples.
+        DataError: Examples or classes differ, labels are numbers, or an example to explain does not exist.
+        ModelError, MissingResourceError: As ``load_classifier``; or a package is missing.
     """
     names = [teacher, *students]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -57,24 +57,24 @@ def agreements(
         raise UsageError(f"{', '.join(twice)}: given twice; name each model once")
     _require_same_classes(names)
     held = _of_data(names, data, tuple(text), label) if data else _of_runs(names)
-    answers: list[ClassifierOutputs] = []
+    outputs: list[ClassifierOutputs] = []
     for name in names:
-        like = answers[0] if answers else None
-        asked = (held[name], reading, explaining)
-        answers.append(cached_outputs(name, *asked, model=name, trust=trust_remote_code, like=like))
+        like = outputs[0] if outputs else None
+        inputs = (held[name], reading, explaining)
+        outputs.append(cached_outputs(name, *inputs, model=name, trust=trust_remote_code, like=like))
     first = held[teacher]
     return Agreements(
-        tuple(compared(answers[0], student, top=top) for student in answers[1:]),
-        tuple(answers),
+        tuple(compared(outputs[0], student, top=top) for student in outputs[1:]),
+        tuple(outputs),
         dict(zip(first.ids, first.texts, strict=True)),
     )
 
 
 def methods_of(names: Sequence[str]) -> tuple[Method, ...]:
-    """The methods of these names.
+    """The attribution methods with these names.
 
     Raises:
-        UsageError: Not one of them.
+        UsageError: A name is unknown.
     """
     known = get_args(Method)
     for name in names:
@@ -90,10 +90,10 @@ def page_of(found: Agreements) -> str:
 
 
 def _require_same_classes(names: Sequence[str]) -> None:
-    """Refuse models that name their classes differently, whose numbers may mean different things.
+    """Check that all models have the same class names, so that class indices are comparable.
 
     Raises:
-        DataError: There is such a pair.
+        DataError: Two models have different class names.
     """
     classes = {name: class_names(load_config(model_of(name))) for name in names}
     first = next((name for name in names if not is_unnamed(classes[name])), names[0])
@@ -109,7 +109,7 @@ def _require_same_classes(names: Sequence[str]) -> None:
 def _of_data(
     names: Sequence[str], data: Sequence[str], text: tuple[str, ...], label: str
 ) -> dict[str, Examples]:
-    """The same examples for all, with the classes of the first model that names its own."""
+    """The same examples for all models, with the class names of the first model that has any."""
     named = (name for name in names if not is_unnamed(class_names(load_config(model_of(name)))))
     examples = read_held_out(data, (text, label), next(named, names[0]), {"classification"})
     assert isinstance(examples, Examples)
@@ -117,7 +117,7 @@ def _of_data(
 
 
 def _of_runs(names: Sequence[str]) -> dict[str, Examples]:
-    """Each model's own validation examples; a model without a run gets those of the first that has one."""
+    """Each model's validation examples; a model without a run uses those of the first with one."""
     own = {name: found for name in names if (found := _of_run(name)) is not None}
     if not own:
         raise UsageError(f"{', '.join(names)}: none is of a run that has labelled examples; give --data FILE")
@@ -134,7 +134,7 @@ def _of_runs(names: Sequence[str]) -> dict[str, Examples]:
 def _of_run(name: str) -> Examples | None:
     try:
         found = held_out_of_run(name)
-    except UsageError:  # which says that it is of no run
+    except UsageError:  # the model belongs to no run
         return None
     if not isinstance(found, Examples) or found.is_regression:
         raise UsageError(f"{name}: its run has no examples with classes, by which alone models agree or not")

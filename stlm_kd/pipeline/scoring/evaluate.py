@@ -1,4 +1,4 @@
-"""The command ``eval``: any suites on any models."""
+"""The command ``eval``: score any models with any suites."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ def evaluate(
     output_dir: Path = Path("runs"),
     resume: bool = True,
 ) -> dict[str, list[SuiteResult]]:
-    """Each model's scores, by the name that it was given.
+    """Score each model; return the results by model name as given.
 
     Args:
         models: Runs, model folders or Hub ids.
         suites: Each ``{"suite": name, **options}``.
-        data: Files of held-out text, or of labelled examples, for the suites that read them; none: each run's
-            own.
-        text: Of labelled examples, the columns of the text; those of the model's run where None.
-        label: Of labelled examples, the column of the label; that of the model's run where None.
-        teachers: For suites that compare with teachers: runs, model folders or Hub ids; none: those of each
+        data: Files of held-out text or labelled examples, for suites that read them; empty for those of each
             model's run.
+        text: The text columns of labelled examples; None for those of the model's run.
+        label: The label column of labelled examples; None for that of the model's run.
+        teachers: Runs, model folders or Hub ids for suites that compare with teachers; empty for the teachers
+            of each model's run.
         output: A JSON file for all results, or None.
-        trust_remote_code: Whether models may run code that they bring.
-        output_dir: Below it, fine-tunings are kept and found again.
-        resume: Whether unfinished ones go on where they stopped.
+        trust_remote_code: Whether to run code shipped with a model.
+        output_dir: Contains the stages, which cache fine-tunings.
+        resume: Whether to resume unfinished fine-tunings.
 
     Raises:
-        UsageError: A suite that reads text, without any; columns that are not those of the model's run; or
-            data, columns or teachers that no suite asks for.
-        ModelError: A suite that is not for what the model does.
+        UsageError: A suite lacks text; the columns are not those of the model's run; or no suite uses the
+            given data, columns or teachers.
+        ModelError: A suite does not apply to the model's task.
     """
     calls = [
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
@@ -116,14 +116,14 @@ def evaluate(
 
 
 def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool, bool, str]]) -> None:
-    """Refuse what was given and would be read by nothing.
+    """Check that no option is given that no suite uses.
 
     Args:
         calls: The suites.
-        options: By name, whether it is given, whether a suite reads it, and what such a suite does.
+        options: By name, whether it is given, whether a suite uses it, and what such a suite does.
 
     Raises:
-        UsageError: There is some; the message names the first.
+        UsageError: An option is unused; the message names the first.
     """
     suites = ", ".join(dict.fromkeys(call.suite for call in calls))
     for option, (is_given, is_read, reading) in options.items():
@@ -134,7 +134,7 @@ def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool,
 
 
 def _task_of(call: SuiteCall, model: str, trust: bool) -> str | None:
-    """What a suite scores; one that scores several tasks, what the model does if that is to label texts."""
+    """The task that a suite scores; for a suite of several tasks, that of the model's classification head."""
     return TASK_OF_SUITE.get(call.suite) or kind_of(load_config(model_of(model), trust_remote_code=trust))
 
 
@@ -153,7 +153,7 @@ def _beside(name: str, given: Sequence[str]) -> TeacherSet:
 
 
 def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
-    """Refuse suites of classes or numbers on a language model, and others on a model of these."""
+    """Check that the suites apply to the model: a language model, a classifier or a regression model."""
     config = load_config(model_of(name), trust_remote_code=trust)
     kind = kind_of(config)
     for call in calls:
@@ -179,7 +179,7 @@ def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
 
 
 def _text_read(name: str, *, trust: bool) -> int | None:
-    """Tokens that a model reads at once: those of its run's recipe, or as many as it has positions."""
+    """A model's context length: that of its run's recipe, limited by its positions."""
     run = _run_of(name)
     positions = num_positions(load_config(model_of(name), trust_remote_code=trust))
     if run is None:
@@ -189,7 +189,7 @@ def _text_read(name: str, *, trust: bool) -> int | None:
 
 
 def _columns(name: str, text: Sequence[str] | None, label: str | None) -> tuple[tuple[str, ...], str]:
-    """The columns of examples: as given, or as the recipe of the model's run names them."""
+    """The text and label columns: as given, or from the recipe of the model's run."""
     run = _run_of(name)
     own = None if run is None else recipe_of(run)
     if own is None or own.task not in LABELLED:
@@ -215,7 +215,7 @@ def read_held_out(
     model: str,
     tasks: Collection[str | None],
 ) -> HeldOut:
-    """Documents; or examples with these columns, whose classes are the model's."""
+    """Read documents, or with columns labelled examples with the model's classes."""
     if columns is None:
         return [text for file in files for text in read_documents(Source(path=file))]
     sources = [LabelledSource(path=file, text=columns[0], label=columns[1]) for file in files]
@@ -230,7 +230,7 @@ def held_out_of_run(name: str) -> HeldOut:
     """The validation text or examples of the run that a model belongs to.
 
     Raises:
-        UsageError: It belongs to none that has some.
+        UsageError: The model belongs to no run with held-out data.
     """
     run = _run_of(name)
     if run is not None:

@@ -1,4 +1,4 @@
-"""The command ``interchange``: students beside their teacher after the same interventions."""
+"""The command ``interchange``: compare students with their teacher after the same interventions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What students and teacher are asked.
+    """The evaluation settings, the same for all students.
 
     Attributes:
         alignment: Name in ``ALIGNMENTS``.
-        asked: Which interventions.
-        context: Positions of a row; None: as ``row_length``.
+        asked: The interventions.
+        context: Positions per row; None for the default of ``row_length``.
     """
 
     alignment: str
@@ -49,19 +49,20 @@ def interchange_scores(
     data: Sequence[str],
     trust_remote_code: bool = False,
 ) -> dict[str, SuiteResult]:
-    """What each student says beside the teacher, by the name that it was given.
+    """Score each student against the teacher; return the results by student name as given.
 
     Args:
         teacher: A run, model folder or Hub id of a language model.
-        students: The same; different ones.
-        question: The same for all.
-        data: Files of held-out text; none: the validation text of the models' runs, which has to be the same.
-        trust_remote_code: Whether models may run code that they bring.
+        students: Further ones, all different.
+        question: The evaluation settings.
+        data: Files of held-out text; empty for the validation text of the models' runs, which must be the
+            same.
+        trust_remote_code: Whether to run code shipped with a model.
 
     Raises:
-        UsageError: A student given twice, or no text.
-        ModelError: Other vocabularies or tasks, blocks that are not known, or no such alignment.
-        DataError: Runs of other text, or less than two rows of it.
+        UsageError: A student is given twice, or there is no text.
+        ModelError: Vocabularies or tasks differ, a model family is unknown, or the alignment is impossible.
+        DataError: The runs have different text, or fewer than two rows of it.
     """
     twice = sorted({name for name in students if students.count(name) > 1})
     if twice:
@@ -86,12 +87,12 @@ def interchange_scores(
 
 
 def interchange_table(teacher: str, found: Mapping[str, SuiteResult]) -> Table:
-    """A row for each student and layer; what a reader must know stands below."""
-    told: dict[str, list[str]] = {}
+    """A table with a row per student and layer, and notes below."""
+    names_of_note: dict[str, list[str]] = {}
     for name, result in found.items():
         for note in result.notes:
-            told.setdefault(note, []).append(name)
-    notes = [f"{', '.join(names)}: {note}" for note, names in told.items()]
+            names_of_note.setdefault(note, []).append(name)
+    notes = [f"{', '.join(names)}: {note}" for note, names in names_of_note.items()]
     rows = next(iter(found.values())).score(ALL, "agreement").examples
     lines = [
         f"teacher {teacher}; {rows} rows; ±: standard error over rows; effect: KL(after || before) in nats",
@@ -122,7 +123,7 @@ assert TITLES.keys() == RATIOS.keys()
 
 
 def as_json(teacher: str, question: Question, found: Mapping[str, SuiteResult]) -> dict[str, Any]:
-    """Everything, ready for ``json.dumps``."""
+    """All results, ready for ``json.dumps``."""
     return {
         "teacher": teacher,
         "alignment": question.alignment,
@@ -135,7 +136,7 @@ def as_json(teacher: str, question: Question, found: Mapping[str, SuiteResult]) 
 
 
 def _task(models: Mapping[str, PreTrainedModel]) -> Task:
-    """What all of them predict."""
+    """The task that all models share."""
     tasks = {name: task_of(model) for name, model in models.items()}
     if len(set(tasks.values())) > 1:
         causal = [name for name, task in tasks.items() if task == "clm"]
@@ -173,7 +174,7 @@ def _documents(names: Sequence[str], data: Sequence[str]) -> list[str]:
 def _of_run(name: str) -> list[str] | None:
     try:
         found = held_out_of_run(name)
-    except UsageError:  # which says that it is of no run
+    except UsageError:  # the model belongs to no run
         return None
     return _text(found, name)
 

@@ -1,1 +1,1 @@
-"""What a run builds and finds again: each stage is built, kept and read here."""
+"""Stages: the cached intermediate results of runs."""

@@ -1,4 +1,4 @@
-"""Give one teacher the student's vocabulary, train its new rows, and report what that cost."""
+"""Vocabulary adaptation of one teacher: initialise new rows, train them, report the quality change."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.vocabulary.cooccurrence import Integers
 
 _USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
-"""What is trained on where nothing is said: of language models, and of classifiers."""
+"""The default objectives, for language models (False) and classifiers (True)."""
 
 ORIGINAL = "original"
-"""What a classifier's own self, as it was, is called while it teaches."""
+"""The name of the unadapted classifier as teacher of its adapted copy."""
 
 
 def adapt_model(
@@ -70,20 +70,19 @@ def adapt_model(
     folder: Path,
     context: RunContext,
 ) -> None:
-    """Fill a folder with ``model/`` (under the student's tokenizer), ``report.json`` and ``metrics.jsonl``.
+    """Write ``model/`` (with the student's tokenizer), ``report.json`` and ``metrics.jsonl`` to a folder.
 
     Args:
-        recipe: Its text, context and trackers.
-        adapt: Its settings for this teacher.
+        recipe: Provides the text, context and trackers.
+        adapt: The recipe's settings for this teacher.
         teacher: Folder or Hub id.
-        tokenizer: The student's.
+        tokenizer: The student's tokenizer.
         name: The teacher's name in the recipe.
-        folder: Where an interrupted adaptation finds its checkpoints again.
-        context: Where shared results lie.
+        folder: Output folder; also contains the checkpoints of an interrupted adaptation.
+        context: The run context.
 
     Raises:
-        ModelError: The teacher is of a kind that cannot be run on packed rows, or of another vocabulary than
-            its tokenizer's.
+        ModelError: The teacher cannot process packed rows, or its vocabulary differs from its tokenizer's.
     """
     trust = context.trust_remote_code
     own = load_tokenizer(teacher, trust_remote_code=trust)
@@ -95,7 +94,7 @@ def adapt_model(
     try:
         measured = measurer(recipe)
         before = measured(model, own)
-        original = deepcopy(model) if _is_asked_again(recipe, adapt) else None
+        original = deepcopy(model) if _uses_original(recipe, adapt) else None
         made = _with_new_rows(work, model)
         initialised = measured(model, tokenizer)
         tracker.note(
@@ -124,7 +123,7 @@ def adapt_model(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A teacher to adapt, by its settings in a recipe, from its own tokenizer to the student's."""
+    """A teacher to adapt, its settings, its own tokenizer and the student's."""
 
     recipe: Recipe
     adapt: Adapt
@@ -136,13 +135,13 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Lesson:
-    """What a teacher with new rows is trained on.
+    """The training of a teacher with new rows.
 
     Attributes:
-        training_data: What it reads.
-        settings: How it is trained, old rows like new ones.
-        step: The model and its terms.
-        aligned: As in the report.
+        training_data: The training data.
+        settings: Training settings, for old and new rows alike.
+        step: The model and its loss terms.
+        aligned: The share of positions in aligned spans, for the report.
     """
 
     training_data: TrainingData
@@ -152,17 +151,17 @@ class _Lesson:
 
 
 def _with_new_rows(work: _Work, model: PreTrainedModel) -> VocabularyInit:
-    """The new rows, which the model has afterwards, and nothing else of it trainable but norms if asked."""
+    """Compute the new rows and install them; only they, and the norms if configured, remain trainable."""
     adapt, text = work.adapt, partial(_joined_text, work)
     made = new_rows(model, work.own, work.tokenizer, adapt.init, seed=adapt.seed, text=text)
-    _give(model, made, work.tokenizer)
+    _install(model, made, work.tokenizer)
     if adapt.norms:
         thaw_norms(model)
     return made
 
 
 def _lesson(work: _Work, model: PreTrainedModel, original: PreTrainedModel | None) -> _Lesson:
-    """The text or examples, and what is learnt of them: spans where a language model is asked again."""
+    """The training data and step; self-distillation on aligned spans if the language model teaches itself."""
     recipe, adapt = work.recipe, work.adapt
     readers = {ORIGINAL: work.own} if recipe.language_task is None else {}
     training_data = build_training_data(
@@ -193,7 +192,7 @@ def _report(
     initialised: Quality,
     trained: Quality,
 ) -> AdaptationReport:
-    """What was made of the teacher, how good it was at three times, and what that took."""
+    """The report: quality before, after initialisation and after training, and training cost."""
     return AdaptationReport(
         teacher=work.teacher,
         task=work.recipe.task,
@@ -219,7 +218,7 @@ def _report(
 
 
 def _flops(work: _Work, lesson: _Lesson, *, steps: int) -> int | None:
-    """What the training computed; None of self-distillation, whose teacher reads other rows."""
+    """The FLOPs of the training; None for self-distillation, whose teacher reads other rows."""
     if lesson.aligned is not None:
         return None
     epoch = lesson.training_data.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
@@ -228,19 +227,19 @@ def _flops(work: _Work, lesson: _Lesson, *, steps: int) -> int | None:
 
 
 def _notes(training_data: TrainingData) -> tuple[str, ...]:
-    """What a user should know before the training; early stops go by nats, reports by bits."""
+    """Notes for the user; validation losses are in nats, reports in bits per byte."""
     bits = training_data.bits_of_a_nat if isinstance(training_data, PackedText) else None
     unit = () if bits is None else (f"validation: 1 nat per token is {bits:.3f} bits per byte",)
     return (*training_data.notes, *unit)
 
 
-def _is_asked_again(recipe: Recipe, adapt: Adapt) -> bool:
-    """Whether the teacher as it was says what its new rows are trained on."""
+def _uses_original(recipe: Recipe, adapt: Adapt) -> bool:
+    """Whether the outputs of the unadapted teacher are training targets."""
     return recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
 
 
 def _joined_text(work: _Work) -> tuple[Integers, Integers]:
-    """The beginning of the training text, or of the examples, in the new vocabulary: ids, and their ends."""
+    """The training text or examples in the new vocabulary: token ids and document boundaries."""
     recipe, tokenizer, fraction = work.recipe, work.tokenizer, adaptation_fraction(work.recipe, work.adapt)
     if recipe.language_task is not None:
         return joined(training_stores(recipe, tokenizer, work.context, fraction=fraction))
@@ -250,8 +249,8 @@ def _joined_text(work: _Work) -> tuple[Integers, Integers]:
     return np.concatenate([np.array(row, np.int64) for row in rows]), np.cumsum([0, *map(len, rows)])
 
 
-def _give(model: PreTrainedModel, made: VocabularyInit, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The model with the new rows, and nothing else of it trainable."""
+def _install(model: PreTrainedModel, made: VocabularyInit, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Replace the model's vocabulary by the new rows and freeze everything else."""
     if model.get_output_embeddings() is None:
         replace_embedding(model, made.embedding, tokenizer=tokenizer)
         freeze_all_but_embedding(model)
@@ -261,7 +260,7 @@ def _give(model: PreTrainedModel, made: VocabularyInit, tokenizer: PreTrainedTok
 
 
 def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Recipe) -> AdaptationStep:
-    """A language model learns from the labels, a classifier what it said of the same examples before."""
+    """Cross-entropy for a language model; for a classifier, distillation from its unadapted self."""
     if original is None:
         return AdaptationStep(model, [Term(LABELS, LABELS)])
     to_device(original, current_device())
@@ -273,15 +272,15 @@ def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Reci
 
 
 def _paced(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tuple[RowScale, ...]:
-    """The copies of old rows, in embedding, head and its bias, where they are trained at another pace."""
+    """Learning-rate multipliers of copied rows in embedding, head and bias; () if all rates are equal."""
     if adapt.old_rows_learning_rate in (None, adapt.learning_rate):
         return ()
-    model, pace = step.student, adapt.old_rows_learning_rate / adapt.learning_rate
+    model, scale = step.student, adapt.old_rows_learning_rate / adapt.learning_rate
     classifies = model.get_output_embeddings() is None
     weights = [plain_embedding(model).weight] if classifies else vocabulary_parameters(model)
     rows, known = tuple(made.copied.tolist()), {id(weight) for weight in weights}
     names = [name for name, weight in trainable_parameters(step).items() if id(weight) in known]
-    return tuple(RowScale(name, rows, pace) for name in names)
+    return tuple(RowScale(name, rows, scale) for name in names)
 
 
 def _batches(adapt: Adapt) -> BatchSizes:
@@ -296,7 +295,7 @@ def _save(
 
 
 def adaptation_settings(adapt: Adapt, training_data: TrainingData, *, zero: Zero) -> FitSettings:
-    """The adaptation's settings as the engine takes them; ``tokens`` is rounded up to whole steps."""
+    """The adaptation's settings for the training loop; ``tokens`` is rounded up to whole steps."""
     steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * training_data.row_tokens)))
     return FitSettings(
         steps=steps,
@@ -322,14 +321,14 @@ def span_step(
     *,
     asked_often: bool,
 ) -> SpanStep:
-    """The step of a language model that learns what it said of spans before.
+    """The training step of self-distillation on aligned spans.
 
     Args:
-        model: With its new rows.
-        original: As it was.
-        text: What both read.
-        adapt: The weights of its objective, its precision, its batches.
-        asked_often: Whether rows come more than once, so that what is said of them is kept.
+        model: The model with new rows.
+        original: The unadapted model.
+        text: The text in both tokenizations.
+        adapt: Provides the objective's weights, precision and batch sizes.
+        asked_often: Whether rows are read more than once, so that the teacher's outputs are precomputed.
     """
     device = current_device()
     to_device(original, device)

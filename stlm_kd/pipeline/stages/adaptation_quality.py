@@ -1,4 +1,4 @@
-"""How good a teacher is before and after it gets another vocabulary, and the report of that."""
+"""Quality of a teacher on held-out data, before and after vocabulary adaptation."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.training import current_device
 
 MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
-"""Bytes of held-out text that the report measures, at most; a masked model needs a row for each token."""
+"""Maximum bytes of held-out text to score, by task; a masked model needs one row per token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How good a model is on held-out text or examples, and how much that is, in bytes or examples."""
+    """A model's score on held-out data, and the size of that data in bytes or examples."""
 
     value: float
     size: int
 
 
 def measurer(recipe: Recipe) -> Callable[[PreTrainedModel, PreTrainedTokenizerFast], Quality]:
-    """Measures a model with its tokenizer, by the first process; what is held out is read once."""
+    """A function that scores a model with its tokenizer on the main process; reads the held-out data once."""
     held = held_out_of_recipe(recipe, most_bytes=MEASURED_BYTES.get(recipe.task))
 
     def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Quality:
@@ -45,7 +45,7 @@ def measurer(recipe: Recipe) -> Callable[[PreTrainedModel, PreTrainedTokenizerFa
 def _measured(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut, recipe: Recipe
 ) -> Quality:
-    """Text in the windows of the recipe's suites, which every state of the teacher sees."""
+    """Score with the windows of the recipe's suites, which are the same before and after adaptation."""
     context = recipe.data.context
     if isinstance(held, Examples):
         result = measure_examples(model, tokenizer, held, context=context)

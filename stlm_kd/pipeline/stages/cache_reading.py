@@ -1,4 +1,4 @@
-"""Caches as a training reads them: the stage that is made, or the folder that a recipe names, compared."""
+"""Open teacher caches for training: a stage, or a folder named in the recipe after validation."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from stlm_kd.teachers.cache.reader import TeacherCache
 
 
 def differences(order: CacheOrder, manifest: Manifest, *, with_teacher: bool) -> Iterator[str]:
-    """In which points a cache that was given is not what the recipe asks for, in words.
+    """The differences between a given cache and the one that the recipe needs, in words.
 
     Args:
-        order: The recipe's.
-        manifest: Of the cache.
-        with_teacher: Whether the teacher's model is there, to be compared too.
+        order: The cache that the recipe needs.
+        manifest: The given cache's manifest.
+        with_teacher: Whether the teacher's model is available for comparison.
     """
     expected = cached_rows_key(order)
     if with_teacher:
         trust = order.context.trust_remote_code
         expected["teacher"] = model_identity(order.model, trust_remote_code=trust)
     found: Mapping[str, object] = manifest.made_of
-    if found.get("positions") == "attended":  # those with a label are among them
+    if found.get("positions") == "attended":  # includes the positions with a label
         expected["positions"] = "attended"
     for name, wanted in expected.items():
         if found.get(name) != wanted:
@@ -45,14 +45,14 @@ def _truncated(value: object) -> str:
 
 
 def opened(order: CacheOrder) -> TeacherCache:
-    """The cache that a training reads: made as a stage, or the one that the recipe names.
+    """Open the cache for a training: a stage, or the folder named in the recipe.
 
     Raises:
-        CheckpointError: The named one is damaged, or of something else.
+        CheckpointError: The named cache is damaged or does not match the recipe.
     """
     path = order.options.path
     if path is None:
-        return TeacherCache.open(order.made(), every_byte=False)  # a stage's files were compared just now
+        return TeacherCache.open(order.made(), every_byte=False)  # the stage's files were just verified
     folder = expanded(path)
     on_main_process(lambda: bool(_compared(order, folder)))
     return TeacherCache.open(folder, every_byte=False)
@@ -66,14 +66,14 @@ def _compared(order: CacheOrder, folder: Path) -> TeacherCache:
 
 
 def cache_faults(order: CacheOrder, manifest: Manifest) -> list[str]:
-    """Why a cache that was given does not serve; empty where it does."""
+    """The reasons why a given cache cannot be used; empty if it can."""
     named = order.teacher.model
     there = named is not None and expanded(named).is_dir() and any(expanded(named).glob("*.safetensors"))
     return list(differences(order, manifest, with_teacher=there))
 
 
 def unbiased_notes(recipe: Recipe, teacher: str) -> list[str]:
-    """Which losses a cache serves without bias, and which only nearly."""
+    """Notes on which losses are unbiased with a cached teacher, and which are biased."""
     entries = responses_of(recipe, teacher)
     losses = sorted({entry.loss for entry in entries})
     mixed = len(recipe.teachers) > 1 and any(entry.teacher == COMBINED for entry in entries)
@@ -81,10 +81,10 @@ def unbiased_notes(recipe: Recipe, teacher: str) -> list[str]:
     other = [loss for loss in losses if loss not in SPARSE_LOSSES]
     notes = []
     if exact:
-        told = f"teacher {teacher} is read from its cache: {', '.join(exact)} is unbiased with it"
+        note = f"teacher {teacher} is read from its cache: {', '.join(exact)} is unbiased with it"
         if mixed:
-            told += "; of the combined teachers its gradient is, its value is the mean of each teacher's own"
-        notes.append(told)
+            note += "; of the combined teachers its gradient is, its value is the mean of each teacher's own"
+        notes.append(note)
     if other:
         notes.append(
             f"warning: teacher {teacher} is read from its cache, with which {', '.join(other)} is biased: "

@@ -1,4 +1,4 @@
-"""What classifiers say of examples, and why: asked once of each model, and kept."""
+"""Outputs and attributions of classifiers, cached as stages."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def cached_outputs(
     trust: bool,
     like: ClassifierOutputs | None = None,
 ) -> ClassifierOutputs:
-    """What a model says, which is loaded for it; see ``classifier_outputs``.
+    """Load a classifier and compute its outputs; see ``classifier_outputs``.
 
     Args:
-        name: What it is called.
-        examples: What it is asked.
-        reading: How it reads them.
-        explaining: What it is to explain.
+        name: The model's name in results.
+        examples: Labelled examples.
+        reading: How to encode the examples.
+        explaining: Which attributions to compute.
         model: A run, model folder or Hub id.
-        trust: Whether it may run code that it brings.
-        like: A teacher's answers.
+        trust: Whether to run code shipped with the model.
+        like: A teacher's outputs.
     """
     folder = model_of(model)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
@@ -55,7 +55,7 @@ def cached_outputs(
 
 
 def answering(teachers: Mapping[str, str], examples: Examples, context: RunContext) -> dict[str, AnswersOf]:
-    """The teachers by name; what one says is found again when the next student is asked the same."""
+    """By teacher name, a function that returns its outputs, which are cached between students."""
     return {name: _kept(name, model, examples, context) for name, model in teachers.items()}
 
 

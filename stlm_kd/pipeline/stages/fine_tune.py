@@ -1,8 +1,7 @@
-"""Fine-tune copies of a model for the suites that score such, each once: through the one training loop.
+"""Fine-tune copies of a model for downstream tasks, with the shared training loop.
 
-A fine-tuning is a stage: it is found again by the model, the examples, the seed and the settings, an
-interrupted one goes on from its checkpoint, and what stays of it are its scores with those of single
-examples, not the model.
+A fine-tuning is a stage with model, examples, seed and settings as key. An interrupted one resumes from its
+checkpoint. The stage keeps the scores, also per example, but not the model.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ SUBJECTS: Mapping[str, Callable[[Sequence[FineTuneJob]], Sequence[FineTuneTask]]
     conll2003.SUITE: conll_tasks,
     squad.SUITE: squad_tasks,
 }
-"""By suite, what its fine-tunings have to do with; a new suite is a row here and in ``eval.tuned_suites``."""
+"""The tasks of each fine-tuning suite; a new suite adds an entry here and in ``eval.tuned_suites``."""
 
 _RESULTS = "results.json"
 _LEAST_BETWEEN_CHECKPOINTS = 250
@@ -58,21 +57,21 @@ _LEAST_BETWEEN_CHECKPOINTS = 250
 def tuned_scores(
     suite: str, options: Mapping[str, Any], model: str, context: RunContext
 ) -> list[SuiteResult]:
-    """The scores of all fine-tunings of a model that a suite asks for; finished ones are found again.
+    """Fine-tune a model on all tasks of a suite and return the scores; finished fine-tunings are reused.
 
-    For each task and seed there is a result for each part that is scored; and for each seed the average,
-    where there are several tasks. All processes of a command call this together.
+    There is one result per task, seed and scored part, and with several tasks an average per seed. All
+    processes of a command must call this together.
 
     Args:
-        suite: Its name.
-        options: Its options.
+        suite: The suite's name.
+        options: The suite's options.
         model: Folder or Hub id of a language model, or of a body without a head.
-        context: Where the stages are.
+        context: The run context.
 
     Raises:
-        MissingResourceError, DataError: Data that is not there, or does not fit the task.
-        ModelError: A model without a fitting head in its family, or that reads padded rows otherwise.
-        Interrupted, Preempted: SIGINT or SIGTERM came; what was being trained is saved.
+        MissingResourceError, DataError: The data is missing or does not fit the task.
+        ModelError: The model's family has no suitable head, or padding changes the model's outputs.
+        Interrupted, Preempted: SIGINT or SIGTERM was received; a checkpoint is saved.
     """
     tasks = checked_subjects(suite, options)
     by_seed: dict[int, list[SuiteResult]] = {}
@@ -96,12 +95,12 @@ def tuned_scores(
 
 
 def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTuneTask]:
-    """What a suite's fine-tunings have to do with, of which everything is read once.
+    """The tasks of a fine-tuning suite, after validating their data.
 
     Raises:
-        MissingResourceError: Data that is not there: all that is missing.
-        DataError: Labels outside a task's, or a share that leaves a class without an example.
-        UsageError: Settings that a preset does not have.
+        MissingResourceError: Data is missing; the message lists all of it.
+        DataError: Labels are not among the task's, or the fraction leaves a class without examples.
+        UsageError: A preset does not have these settings.
     """
     jobs = SUITES[suite](**options)
     assert isinstance(jobs, tuple)
@@ -112,7 +111,7 @@ def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTun
 
 
 def _context(task: FineTuneTask, model: str, context: RunContext) -> int:
-    """As given; else the suite's own, or as many positions as the model has."""
+    """The configured context, or the suite's default limited to the model's positions."""
     if task.job.context is not None:
         return task.job.context
     positions = num_positions(load_config(model, trust_remote_code=context.trust_remote_code))
@@ -153,8 +152,8 @@ def _fine_tune(task: FineTuneTask, name: str, context: RunContext, folder: Path,
     def write() -> None:
         found = task.scores(model, tokenizer, context=length)
         facts = _facts(task, head, training_data, trained, length)
-        told = [_with_notes(result, task, head, facts, model) for result in found]
-        write_json(folder / _RESULTS, [result.to_json() for result in told])
+        results = [_with_notes(result, task, head, facts, model) for result in found]
+        write_json(folder / _RESULTS, [result.to_json() for result in results])
 
     on_main_process(write)
 
@@ -179,7 +178,7 @@ def _fit_settings(settings: Settings, steps: int, seed: int, context: RunContext
 
 
 def _tracker(task: FineTuneTask, context: RunContext, folder: Path) -> Trackers:
-    """Progress and ``metrics.jsonl``; only the first process tells them."""
+    """Trackers for progress and ``metrics.jsonl``; only the main process writes."""
     if process_rank() > 0:
         return Trackers()
     job = task.job
@@ -192,7 +191,7 @@ def _tracker(task: FineTuneTask, context: RunContext, folder: Path) -> Trackers:
 def _facts(
     task: FineTuneTask, head: str, training_data: Reading, trained: FitResult, context: int
 ) -> dict[str, Fact]:
-    """How a model was fine-tuned, for the report of its scores."""
+    """The settings and cost of a fine-tuning, for the report."""
     job = task.job
     settings: dict[str, Fact] = asdict(job.settings)
     return {
@@ -211,7 +210,7 @@ def _facts(
 def _with_notes(
     result: SuiteResult, task: FineTuneTask, head: str, facts: dict[str, Fact], model: PreTrainedModel
 ) -> SuiteResult:
-    """The result with what a reader must know: the head, the data, and how it was fine-tuned."""
+    """The result with notes on the head and the data, and the fine-tuning's facts."""
     about = f"{result.suite}: fine-tuned with a fresh head on {head} ({model.config.model_type})"
     notes = (*result.notes, about, *task.notes)
     return replace(result, notes=notes, report={**result.report, "fine_tuning": facts})

@@ -1,4 +1,4 @@
-"""Score a model with a recipe's suites; a score is kept and found again by all that decides it."""
+"""Score models with a recipe's suites; scores are cached as stages."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ LM_EVAL = "lm-eval"
 
 @dataclass(frozen=True, slots=True)
 class SuiteCall:
-    """A suite by name and its options.
+    """A suite and its options.
 
     Attributes:
-        suite: Its name.
-        options: As they were asked for.
-        window: What stands in for a window that was not asked for; None of suites without one.
+        suite: The suite's name.
+        options: The options as given.
+        window: The default window; None for suites without windows.
     """
 
     suite: str
@@ -57,14 +57,14 @@ class SuiteCall:
 
     @property
     def resolved(self) -> Mapping[str, Any]:
-        """The options by which models are scored."""
+        """The options with the default window filled in."""
         if self.window is None or self.options.get("window") is not None:
             return self.options
         return {**self.options, "window": self.window}
 
 
 def suite_calls(recipe: Recipe) -> list[SuiteCall]:
-    """The suites of a recipe; those of text in windows of its context, which all its models can read."""
+    """The suites of a recipe; text suites use windows of the recipe's context, which fits all its models."""
     context = recipe.data.context
     return [
         SuiteCall(entry.suite, _options(entry, recipe), common_window(entry.suite, [context]))
@@ -73,7 +73,7 @@ def suite_calls(recipe: Recipe) -> list[SuiteCall]:
 
 
 def _options(entry: Suite, recipe: Recipe) -> Mapping[str, Any]:
-    """As given; a classifier reads as much of an example as in its training, where nothing else is said."""
+    """The options as given; the context of classifiers defaults to that of their training."""
     options = entry.options
     if recipe.language_task is None and options.get("context", 0) is None:
         return {**options, "context": recipe.data.context}
@@ -81,9 +81,9 @@ def _options(entry: Suite, recipe: Recipe) -> Mapping[str, Any]:
 
 
 def labels(calls: Sequence[SuiteCall]) -> list[str]:
-    """What tells each call from the others of its suite: the options in which they differ.
+    """A label for each call: the options that differ between calls of the same suite.
 
-    ``tasks`` are left out, since scores bear their names.
+    Leaves out ``tasks``, since scores contain their names.
 
     >>> labels([SuiteCall("perplexity", {"window": size, "stride": 8}) for size in (None, 64)])
     ['window default', 'window 64']
@@ -108,14 +108,13 @@ def score(
     context: RunContext,
     beside: TeacherSet | None = None,
 ) -> list[SuiteResult]:
-    """What each suite says of a model, which is loaded once; of one that fine-tunes it, several results.
+    """Score a model with each suite, loading it once; a fine-tuning suite gives several results.
 
     Args:
         model: Folder or Hub id.
         calls: Suites with their options.
         held: Held-out text, or labelled examples for classifiers.
-        context: Where fine-tunings and what teachers say are kept, and whether the model may run code that
-            it brings.
+        context: The run context, which caches fine-tunings and teachers' outputs.
         beside: The teachers, for suites that need them.
     """
     names = held.label_names if isinstance(held, Examples) else None
@@ -132,13 +131,13 @@ def score(
 
 
 def check_rows(calls: Sequence[SuiteCall]) -> None:
-    """Look for the rows of benchmarks, before a model is loaded.
+    """Check that the data of benchmarks is available, before loading a model.
 
     Raises:
-        UsageError: A task that lm-eval does not know.
-        MissingResourceError, DataError: Rows that are not there.
+        UsageError: lm-eval does not know a task.
+        MissingResourceError, DataError: Data is missing.
     """
-    from stlm_kd.eval.harness import evaluate  # takes seconds, which other suites need not
+    from stlm_kd.eval.harness import evaluate  # a slow import that other suites do not need
 
     for call in calls:
         if call.suite == LM_EVAL:
@@ -149,13 +148,13 @@ def check_rows(calls: Sequence[SuiteCall]) -> None:
 def kept_scores(
     recipe: Recipe, model: str, context: RunContext, *, beside: TeacherSet | None = None
 ) -> list[SuiteResult]:
-    """The recipe's suites on a model, each as a stage; the model is loaded if a score is not there yet.
+    """Score a model with the recipe's suites, each cached as a stage; loads the model only if needed.
 
     Args:
-        recipe: Its suites, and the data that they read.
+        recipe: Provides the suites and their data.
         model: Folder or Hub id.
-        context: Where scores are kept.
-        beside: A student's teachers; None of a teacher, which suites that compare with teachers leave out.
+        context: The run context.
+        beside: A student's teachers; None for a teacher, which skips suites that compare with teachers.
     """
     calls = [call for call in suite_calls(recipe) if beside is not None or call.suite not in NEEDS_TEACHERS]
     trust = context.trust_remote_code
@@ -185,14 +184,14 @@ def kept_scores(
 
 
 def fine_tune(recipe: Recipe, model: str, context: RunContext) -> None:
-    """What ``kept_scores`` would fine-tune: by all processes of the command, which call this together."""
+    """Run the fine-tunings of ``kept_scores``; all processes of the command must call this together."""
     for call in suite_calls(recipe):
         if call.suite in FINE_TUNED:
             tuned_scores(call.suite, call.options, model, context)
 
 
 def write_reports(results: Sequence[SuiteResult], folder: Path) -> None:
-    """Write each report of lm-eval, in its own layout, as a file of a folder, unless it is there already."""
+    """Write each lm-eval report, in lm-eval's format, to a folder, unless it exists already."""
     for result in results:
         if result.suite == LM_EVAL:
             path = folder / f"{file_name(f'{LM_EVAL} {result.label}')}.json"
@@ -203,7 +202,7 @@ def write_reports(results: Sequence[SuiteResult], folder: Path) -> None:
 def _load(
     model: str, labels: Sequence[str] | None, trust: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A language model, or where there are labels (none of a regression) a model of them."""
+    """Load a language model, or with labels (an empty sequence for regression) a classifier."""
     tokenizer = load_tokenizer(model, trust_remote_code=trust)
     if labels is None:
         loaded = load_language_model(model, None, trust_remote_code=trust)
@@ -221,8 +220,8 @@ def _taught(
     beside: TeacherSet | None,
     context: RunContext,
 ) -> Mapping[str, AlignedTeacher] | Mapping[str, AnswersOf]:
-    """The teachers as a suite asks them."""
-    assert beside is not None, "suites that need teachers are asked for where there are some"
+    """The teachers in the form that a suite needs."""
+    assert beside is not None, "suites that need teachers require a teacher set"
     if suite == AGREEMENT:
         assert isinstance(held, Examples)
         return answering(beside.teachers, held, context)
@@ -236,7 +235,7 @@ def _run_suite(
     held: HeldOut,
     taught: Callable[[str], Mapping[str, AlignedTeacher] | Mapping[str, AnswersOf]],
 ) -> SuiteResult:
-    """What a suite says, which takes long enough for some that it is said before."""
+    """Run a suite, after printing its name since some take long."""
     print(f"scoring {model}  {call.suite}", file=sys.stderr, flush=True)
     teachers = (taught(call.suite),) if call.suite in NEEDS_TEACHERS else ()
     result = SUITES[call.suite](*loaded, held, *teachers, **call.resolved)
@@ -268,14 +267,14 @@ def score_models(
     context: RunContext,
     jobs: int,
 ) -> dict[str, tuple[SuiteResult, ...]]:
-    """The scores of several models, ``jobs`` side by side.
+    """Score several models in parallel jobs.
 
     Args:
-        recipe: Its suites.
+        recipe: Provides the suites.
         models: Folders or Hub ids.
-        teachers: By model, the teachers that a student is compared with; None of a teacher.
-        context: Where scores are kept.
-        jobs: Evaluations side by side.
+        teachers: By model, the teachers to compare a student with; None for a teacher.
+        context: The run context.
+        jobs: Number of parallel evaluations.
     """
     found = run_jobs(
         [
@@ -290,7 +289,7 @@ def score_models(
 def _score_model(
     values: dict[str, Any], model: str, context: RunContext, teachers: Mapping[str, str] | None
 ) -> list[SuiteResult]:
-    """The scores of a student beside its teachers, or (None) of one of these."""
+    """Score a student and compare it with its teachers, or score a teacher (None)."""
     recipe = from_values(values, origin="recipe")
     beside = None if teachers is None else TeacherSet(teachers, recipe)
     return kept_scores(recipe, model, context, beside=beside)

@@ -1,4 +1,4 @@
-"""Train one student of a recipe: from its plain values to a Hugging Face folder and a report."""
+"""Train one student of a recipe and write a Hugging Face folder and a report."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ from stlm_kd.training import FitResult, FitSettings, current_device, fit
 from stlm_kd.training.backends.ddp import autocast
 
 REMEMBERED_BYTES = 2**30
-"""Teachers' hidden states are computed once and kept, of as many teachers as this holds together."""
+"""Memory for precomputed outputs of all teachers together."""
 
 
 def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
-    """Fill a folder with ``model/``, ``report.json`` and ``metrics.jsonl``; its checkpoints stay in it too.
+    """Train a student and write ``model/``, ``report.json``, ``metrics.jsonl`` and checkpoints to a folder.
 
     Args:
-        job: What to train.
-        folder: Where an interrupted training finds its checkpoints again.
-        label: What progress calls this training.
+        job: The student job.
+        folder: Output folder; an interrupted training resumes from its checkpoints.
+        label: The training's name in progress lines.
     """
     recipe, tokenizer, context = job.recipe, job.tokenizer, job.context
     student = initial_student(job)
@@ -99,7 +99,7 @@ def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
 
 
 def held_out_of(training_data: TrainingData, micro_batch: int) -> Callable[[], Iterator[AnyBatch]] | None:
-    """Gives the held-out batches of this process, anew each time; None where there are none."""
+    """A function that returns a new iterator over this process's held-out batches; None without them."""
     if training_data.held_out(micro_batch) is None:
         return None
 
@@ -112,10 +112,10 @@ def held_out_of(training_data: TrainingData, micro_batch: int) -> Callable[[], I
 
 
 def initial_student(job: StudentJob) -> PreTrainedModel:
-    """The student before its training.
+    """Build the student with its initial weights.
 
     Raises:
-        ModelError: It cannot be built, is too large, or is of a kind that cannot be trained on packed rows.
+        ModelError: The student cannot be built, is too large, or cannot be trained on packed rows.
     """
     recipe = job.recipe
     student = _built(job)
@@ -123,14 +123,14 @@ def initial_student(job: StudentJob) -> PreTrainedModel:
         set_dropout(student, recipe.student.dropout)
     check_model(student, recipe, teacher=None, name="student")
     if recipe.train.gradient_checkpointing:
-        # Named anew within version 5 of transformers, where the old name warns.
+        # transformers 5 renamed the method; the old name warns.
         renamed = getattr(student, "activation_checkpointing_enable", None)
         (renamed or student.gradient_checkpointing_enable)({"use_reentrant": False})
     return student
 
 
 def _built(job: StudentJob) -> PreTrainedModel:
-    """The student of a teacher's layers, of a checkpoint, or of fields."""
+    """The student from a teacher's layers, a checkpoint, or configuration fields."""
     recipe, seed, tokenizer = job.recipe, job.seed, job.tokenizer
     wanted, trust = recipe.student, job.context.trust_remote_code
     if wanted.init_from is not None:
@@ -156,7 +156,7 @@ def _built(job: StudentJob) -> PreTrainedModel:
 
 
 def fit_settings(train: Train, steps: int, seed: int, *, zero: Zero) -> FitSettings:
-    """The recipe's training settings as the engine takes them."""
+    """The recipe's training settings for the training loop."""
     return FitSettings(
         steps=steps,
         learning_rate=train.learning_rate,
@@ -179,12 +179,12 @@ def fit_settings(train: Train, steps: int, seed: int, *, zero: Zero) -> FitSetti
 
 
 def tenth(steps: int) -> int:
-    """Steps between checkpoints where nothing else is said: a crash costs a tenth of the work at most."""
+    """The default number of steps between checkpoints: a crash costs at most a tenth of the work."""
     return max(1, math.ceil(steps / 10))
 
 
 def num_steps(train: Train, own: TrainingData, seed: int) -> int:
-    """Optimizer steps: as given, or as many as the epochs of the student's own data have."""
+    """The number of optimizer steps, given directly or by epochs of the student's data."""
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
@@ -201,7 +201,7 @@ def finish(
     training_data: TrainingData,
     flops: int | None,
 ) -> None:
-    """Save the model, then the report that says that it is whole."""
+    """Save the model, then the report, whose existence marks the model as complete."""
     save_model(model.cpu(), tokenizer, folder / "model")
     report = TrainingReport(
         parameters=count_parameters(model),
@@ -220,7 +220,7 @@ def finish(
 def step_of(
     job: StudentJob, student: PreTrainedModel, training_data: TrainingData, *, epochs: float
 ) -> StepModule:
-    """The student with its objectives, their projections, and the teachers that they ask."""
+    """The training step: the student, its objectives, projections and teachers."""
     recipe = job.recipe
     names, cached = sorted(job.asked), job.cached
     models = {name: _teacher(job, name) for name in names if name not in cached}
@@ -240,7 +240,7 @@ def step_of(
             continue
         install_maps(models[name].model, needs.maps)
         ready: LiveTeacher | PrecomputedTeacher = models[name]
-        if not exchanged & {name, COMBINED}:  # what is remembered answers no intervention
+        if not exchanged & {name, COMBINED}:  # precomputed outputs do not cover interventions
             ready = _ready(models[name], needs, recipe, training_data, epochs=epochs, room=left)
         left -= ready.num_bytes if isinstance(ready, PrecomputedTeacher) else 0
         teachers[name] = ready
@@ -263,7 +263,7 @@ def step_of(
 def _gate(
     recipe: Recipe, student: PreTrainedModel, terms: Sequence[Term], teachers: Sequence[str]
 ) -> Gate | None:
-    """What learns to weigh the teachers, where they are combined by it."""
+    """The trainable gate that weights the teachers, if the combination uses one."""
     needs = COMBINERS.needs(recipe.combine.how, recipe.combine.options)
     if "gate" not in needs or all(term.teacher != COMBINED for term in terms):
         return None
@@ -271,7 +271,7 @@ def _gate(
 
 
 def _teacher(job: StudentJob, name: str) -> LiveTeacher:
-    """A teacher on its device."""
+    """Load a teacher onto its device."""
     trust = job.context.trust_remote_code
     return live_teacher(job.teachers[name], job.recipe, name=name, trust_remote_code=trust)
 
@@ -285,15 +285,15 @@ def _ready(
     epochs: float,
     room: int,
 ) -> LiveTeacher | PrecomputedTeacher:
-    """The teacher answering from memory, where the rows come often and its answers fit in it.
+    """Precompute the teacher's outputs if rows repeat and the outputs fit in memory.
 
     Args:
         live: The teacher.
-        needs: All that it will be asked for.
-        recipe: Its batches and precision.
-        training_data: What the student reads.
-        epochs: How often each row comes.
-        room: Bytes that are left.
+        needs: The outputs that the objectives need.
+        recipe: Provides batch sizes and precision.
+        training_data: The training data.
+        epochs: How often each row is read.
+        room: Available bytes.
     """
     of_one_length = recipe.language_task is not None or not (needs.sites or needs.maps)
     if epochs <= 1 or not training_data.is_always_the_same or not of_one_length:

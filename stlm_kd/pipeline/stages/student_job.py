@@ -1,4 +1,4 @@
-"""One model to train: which of a recipe's, with which seed, and everything that decides its weights."""
+"""The specification of one student training: variant, seed and everything that determines the weights."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from stlm_kd.teachers import COMBINED
 
 
 def labels_term() -> Term:
-    """What a control is trained on."""
+    """The cross-entropy term that controls are trained on."""
     return Term(LABELS, LABELS)
 
 
 @dataclass(frozen=True, slots=True)
 class StudentJob:
-    """What to train.
+    """One student or control to train.
 
     Attributes:
         recipe: The recipe.
-        variant: Which of its students.
-        seed: Of initial weights, order of the data, masks and dropout.
-        teachers: By name, the folder of each teacher that is ready to teach (adapted where need be).
-        tokenizer: The student's.
-        context: Where shared results lie.
-        flops: What the training may compute, in place of a number of steps; None but for ``equal-compute``.
+        variant: The student or a control.
+        seed: Random seed of initial weights, data order, masks and dropout.
+        teachers: By name, the folder of each prepared (if necessary adapted) teacher.
+        tokenizer: The student's tokenizer.
+        context: The run context.
+        flops: Compute budget in place of a number of steps; only for ``equal-compute``.
     """
 
     recipe: Recipe
@@ -57,23 +57,23 @@ class StudentJob:
 
     @property
     def fraction(self) -> float:
-        """The share of the training text that is read."""
+        """The fraction of the training data that is used."""
         return 1.0 if self.variant == "all-data" else self.recipe.data.fraction
 
     @property
     def asked(self) -> set[str]:
-        """The names of the teachers that the objectives ask."""
+        """The names of the teachers that the objectives use."""
         if self.variant != "student":
             return set()
         named = {entry.teacher for entry in followed(self.recipe).values() if entry.loss != LABELS}
         return {teacher.name for teacher in self.recipe.teachers} if COMBINED in named else named
 
     def terms(self, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]) -> list[Term]:
-        """What is trained on: the recipe's objectives, or in a control the labels alone."""
+        """The loss terms: the recipe's objectives, or for a control the labels alone."""
         return [labels_term()] if self.variant != "student" else terms_of(self.recipe, student, teachers)
 
     def training_data(self, fraction: float) -> TrainingData:
-        """What is read, of this share of the training text."""
+        """The training data for this fraction of the training text or examples."""
         return build_training_data(
             self.recipe,
             self.tokenizer,
@@ -86,35 +86,35 @@ class StudentJob:
 
     @property
     def pairs_rows(self) -> bool:
-        """Whether rows of an optimizer step are sources of each other in interventions."""
+        """Whether rows of an optimizer step are used as sources for each other in interventions."""
         own = followed(self.recipe).values() if self.variant == "student" else ()
         return any(isinstance(entry, Interchange) and entry.pairs_rows for entry in own)
 
     @property
     def cached(self) -> dict[str, Teacher]:
-        """Those of the teachers that are asked which are read from a cache."""
+        """The cached teachers among those that the objectives use."""
         return {t.name: t for t in self.recipe.teachers if t.name in self.asked and t.cache is not None}
 
     def order(self, name: str) -> CacheOrder:
-        """The cache of a teacher that is read from one."""
+        """The cache job of a cached teacher."""
         model, teacher = self.teachers[name], self.cached[name]
         return CacheOrder(self.recipe, teacher, model, self.tokenizer, self.context, self.seed)
 
     def configuration(self, name: str) -> PretrainedConfig:
-        """Of a teacher that is read from a cache."""
+        """The model configuration of a cached teacher."""
         return load_config(self.teachers[name], trust_remote_code=self.context.trust_remote_code)
 
     @property
     def cache_notes(self) -> list[str]:
-        """What a user should know of the teachers that are read from caches."""
+        """Notes on the bias of losses with cached teachers."""
         if self.recipe.language_task is None:
             return []
         return [note for name in sorted(self.cached) for note in unbiased_notes(self.recipe, name)]
 
     def _readers(self) -> dict[str, PreTrainedTokenizerFast]:
-        """Of the classifiers that are asked, the tokenizers that read otherwise than the student's.
+        """The tokenizers of teacher classifiers that differ from the student's.
 
-        One that is looked into reads as the student, position by position, and has its vocabulary.
+        Teachers whose hidden states are used share the student's tokenizer, so that positions match.
         """
         if self.recipe.language_task is not None:
             return {}
@@ -125,7 +125,7 @@ class StudentJob:
 
     @property
     def fields(self) -> Mapping[str, int | float | str | bool]:
-        """The student's configuration, where it is built from nothing."""
+        """The configuration fields of a student with random initial weights."""
         wanted = self.recipe.student
         fields = PRESETS[wanted.preset] if wanted.preset is not None else wanted.architecture
         assert fields is not None

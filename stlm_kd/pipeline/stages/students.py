@@ -1,4 +1,4 @@
-"""All students and controls of a recipe, trained in their run's folder and shared between runs."""
+"""Train all students and controls of a recipe in the run folder, and share them between runs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe, from_values, plain
 
 Values = dict[str, Any]
-"""A recipe as plain values, in which form it travels between processes."""
+"""A recipe as plain values, picklable for other processes."""
 
 
 def build_students(
     recipe: Recipe, teachers: Sequence[PreparedTeacher], run: Path, context: RunContext, jobs: int
 ) -> dict[Variant, list[Path]]:
-    """Train every variant with every seed, ``jobs`` side by side; by variant, a folder for each seed."""
+    """Train every variant with every seed in parallel jobs; return the folders by variant, one per seed."""
     values = plain(recipe)
     for wave in _waves(variants(recipe)):
         run_jobs(
@@ -52,19 +52,19 @@ def variants(recipe: Recipe) -> list[Variant]:
 
 
 def student_folders(recipe: Recipe, run: Path) -> dict[Variant, list[Path]]:
-    """By variant, the folder of each seed's training."""
+    """The training folders by variant, one per seed."""
     return {
         variant: [student_folder(run, variant, seed) for seed in recipe.seeds] for variant in variants(recipe)
     }
 
 
 def student_folder(run: Path, variant: Variant, seed: int) -> Path:
-    """Where one training of a run lies."""
+    """The folder of one training of a run."""
     return run / "students" / variant / f"seed-{seed}"
 
 
 def share_student(job: StudentJob, folder: Path) -> None:
-    """Train a student in its run's folder, and share it: another run that wants the very same gets it."""
+    """Train a student in its run folder and share it as a stage, or copy it from an existing stage."""
     stages, key = job.context.stages, student_key(job)
     if on_main_process(lambda: stages.holds(folder, "model", key)):
         return
@@ -94,16 +94,16 @@ def _build_student(
 
 
 def _waves(wanted: Sequence[Variant]) -> list[list[Variant]]:
-    """Those that wait for no other first; then those that are given what the students computed."""
+    """Independent variants first, then ``equal-compute``, which needs the students' FLOPs."""
     later: list[Variant] = [variant for variant in wanted if variant == "equal-compute"]
     return [[variant for variant in wanted if variant not in later], *([later] if later else [])]
 
 
 def _flops_of_student(run: Path, seed: int) -> int:
-    """What the student of this seed and its teachers computed while it was trained.
+    """The training FLOPs of this seed's student and its teachers.
 
     Raises:
-        CheckpointError: That was not counted.
+        CheckpointError: The FLOPs were not counted.
     """
     folder = student_folder(run, "student", seed)
     flops = read_report(folder).flops

@@ -1,4 +1,4 @@
-"""From a recipe's teachers to folders that are ready to teach in the student's vocabulary."""
+"""Prepare a recipe's teachers: train, rename classes, adapt the vocabulary, cache outputs."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from stlm_kd.recipe.schema.root import Teacher
 
 @dataclass(frozen=True, slots=True)
 class PreparedTeacher:
-    """A teacher that can be asked.
+    """A teacher that is ready for distillation.
 
     Attributes:
-        name: In the recipe.
+        name: The teacher's name in the recipe.
         original: Folder or Hub id before adaptation.
-        training: The folder of the training that made it; None for a model that was there.
-        adaptation: The folder of its adaptation; None where it has the student's vocabulary already.
-        is_only_read: Whether nothing of it is there but a cache, or at least nothing else is asked.
+        training: The folder of its training; None for an existing model.
+        adaptation: The folder of its adaptation; None for a teacher with the student's vocabulary.
+        is_only_read: Whether only an existing cache of the teacher is used.
     """
 
     name: str
@@ -53,12 +53,12 @@ class PreparedTeacher:
 
     @property
     def model(self) -> str:
-        """What to load."""
+        """Folder or Hub id to load."""
         return self.original if self.adaptation is None else str(self.adaptation / "model")
 
 
 def build_teachers(recipe: Recipe, context: RunContext, jobs: int) -> list[PreparedTeacher]:
-    """Every teacher of the recipe, trained, adapted and cached where need be, ``jobs`` side by side."""
+    """Prepare all teachers of the recipe in parallel jobs: train, adapt and cache them where necessary."""
     values = plain(recipe)
     return run_jobs(
         [
@@ -82,7 +82,7 @@ def _build_teacher(values: dict[str, Any], index: int, context: RunContext) -> P
 def prepare_teacher(
     recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> PreparedTeacher:
-    """The teacher, trained by its recipe and adapted if the recipe says so; made stages are reused."""
+    """Train and adapt a teacher as the recipe requires; existing stages are reused."""
     if teacher.cache is not None and teacher.cache.path is not None:
         return PreparedTeacher(
             teacher.name, teacher.model or teacher.cache.path, None, None, is_only_read=True
@@ -112,7 +112,7 @@ def _made(
 
 
 def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], context: RunContext) -> Path:
-    """A copy of a classifier whose classes have the data's names and order."""
+    """A copy of a classifier with its classes renamed and reordered to match the data."""
     trust, labels = context.trust_remote_code, class_names_of(recipe)
 
     def build(folder: Path) -> None:
@@ -129,13 +129,13 @@ def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], context: Ru
 def cached_teacher(
     recipe: Recipe, teacher: Teacher, model: str, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> list[Path]:
-    """The caches of a teacher that is ready to teach: one, or one for each seed that draws examples."""
+    """The caches of a prepared teacher: one, or one per seed if seeds draw different examples."""
     orders = [CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
     return [order.made() for order in orders]
 
 
 def _trained(recipe: Recipe, name: str, context: RunContext) -> Path:
-    """What the recipe of a teacher trains."""
+    """Train a teacher from its own recipe."""
     tokenizer = student_tokenizer(recipe, context)
     teachers = {t.name: prepare_teacher(recipe, t, tokenizer, context).model for t in recipe.teachers}
     (seed,) = recipe.seeds
@@ -151,7 +151,7 @@ def _trained(recipe: Recipe, name: str, context: RunContext) -> Path:
 def finished_teachers(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> dict[str, str] | None:
-    """By name, what a recipe's teachers are loaded from; None where one is still to be trained or adapted."""
+    """The teachers' folders or Hub ids by name; None if one has yet to be trained or adapted."""
     found = {}
     for teacher in recipe.teachers:
         model = finished_teacher(recipe, teacher, tokenizer, context)
@@ -164,7 +164,7 @@ def finished_teachers(
 def finished_teacher(
     recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> str | None:
-    """What a teacher is loaded from; None where it is still to be trained or adapted."""
+    """A teacher's folder or Hub id; None if it has yet to be trained or adapted."""
     if teacher.cache is not None and teacher.cache.path is not None:
         return teacher.model or teacher.cache.path
     model = teacher.model
@@ -191,7 +191,7 @@ def _model_of(stage: Path) -> str | None:
 
 
 def copy_reports(teachers: Iterable[PreparedTeacher], run: Path) -> None:
-    """Copy the reports and metrics of the stages, which may be deleted or lie elsewhere one day."""
+    """Copy the stages' reports and metrics to the run, since stages may be moved or deleted."""
     for teacher in teachers:
         for kind, stage in ((TRAINING, teacher.training), (ADAPTATION, teacher.adaptation)):
             if stage is None:

@@ -1,4 +1,4 @@
-"""Teachers' caches as stages: found again by what made them, and made where there are none."""
+"""Teacher caches as stages."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 @dataclass(frozen=True, slots=True)
 class CacheOrder:
-    """A cache that a recipe asks for.
+    """A teacher cache that a recipe needs.
 
     Attributes:
-        recipe: Its data and objectives.
-        teacher: Of the recipe; with a cache.
-        model: The teacher's folder or Hub id, once it is ready to teach.
-        tokenizer: The student's.
-        context: Where caches lie.
-        seed: The student's, by which examples are drawn.
+        recipe: Provides the data and objectives.
+        teacher: A teacher of the recipe, with ``cache``.
+        model: Folder or Hub id of the prepared teacher.
+        tokenizer: The student's tokenizer.
+        context: The run context.
+        seed: The student's seed, which draws the examples.
     """
 
     recipe: Recipe
@@ -69,17 +69,17 @@ class CacheOrder:
 
     @property
     def options(self) -> Cache:
-        """What is to be kept."""
+        """The cache options."""
         assert self.teacher.cache is not None
         return self.teacher.cache
 
     def made(self) -> Path:
-        """The cache's folder; it is made unless it is there. All processes call this."""
+        """The cache's folder; builds the cache if it is missing. All processes must call this."""
         return self.context.stages.make("cache", cache_key(self), self._build, together=True)
 
     @property
     def is_there(self) -> bool:
-        """Whether it was made already."""
+        """Whether the cache exists."""
         return self.context.stages.path("cache", cache_key(self)).is_dir()
 
     def _build(self, folder: Path) -> None:
@@ -103,7 +103,7 @@ class CacheOrder:
         )
 
     def training_data(self) -> TrainingData:
-        """The training data, as the teacher reads it too."""
+        """The training data, also encoded with the teacher's tokenizer if it differs."""
         readers = {}
         if self.recipe.language_task is None and self.teacher.name not in looked_into(self.recipe):
             own = load_tokenizer(self.model, trust_remote_code=self.context.trust_remote_code)
@@ -121,7 +121,7 @@ class CacheOrder:
 
 
 def _begin(order: CacheOrder, work: Work, training_data: TrainingData, folder: Path) -> list[int]:
-    """The shards that are missing; says what they take, and refuses what the disk cannot hold."""
+    """The missing shards; prints their size and raises an error if the disk is too small."""
     missing = unwritten(folder, work)
     share = len(missing) / work.num_shards
     tokens = kept_tokens(order, training_data)
@@ -143,17 +143,17 @@ def _write(
     trust = order.context.trust_remote_code
     live = live_teacher(order.model, recipe, name=order.teacher.name, trust_remote_code=trust)
 
-    def asked(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
+    def outputs(batch: AnyBatch, needs: OutputSpec) -> TeacherOutput:
         return live(batch.to(device), needs)
 
     tokens = kept_tokens(order, training_data) * len(shards) // work.num_shards
     progress = CacheProgress(order.teacher.name, tokens, say=lambda line: _say(order, line))
     with error_context(teacher_place(recipe, order.teacher.name)), autocast(device, recipe.train.precision):
-        write(folder, work, asked, shards, done=progress.done)
+        write(folder, work, outputs, shards, done=progress.done)
 
 
 def _flops(order: CacheOrder, work: Work, training_data: TrainingData) -> int | None:
-    """What the teacher computes of all rows; None where its family is not known."""
+    """The teacher's FLOPs on all rows; None for an unknown family."""
     model = empty_model(order.model, trust_remote_code=order.context.trust_remote_code)
     if model.config.model_type not in ARCHITECTURES:
         return None
@@ -165,14 +165,14 @@ def _flops(order: CacheOrder, work: Work, training_data: TrainingData) -> int | 
 
 
 def _say(order: CacheOrder, line: str) -> None:
-    """A line of progress, of the first process alone."""
+    """Print a progress line, on the main process only."""
     if process_rank() == 0:
         name = order.context.quiet_name
         print(line, file=PrefixedLines(name) if name else sys.stderr, flush=True)
 
 
 def cached_seeds(recipe: Recipe) -> tuple[int, ...]:
-    """The seeds that have caches of their own: all if each draws other examples, else the first for all."""
+    """The seeds with separate caches: all if each draws different examples, else only the first."""
     return recipe.seeds if _draws_examples(recipe) else recipe.seeds[:1]
 
 
@@ -181,7 +181,7 @@ def _draws_examples(recipe: Recipe) -> bool:
 
 
 def work_of(order: CacheOrder, training_data: TrainingData) -> Work:
-    """What is to be written."""
+    """The work plan of the cache writer."""
     layout = layout_of(order)
     variants = mask_variants(order.recipe) or 1
     name = hashlib.sha256(str(cache_key(order)["teacher"]).encode()).digest()
@@ -199,7 +199,7 @@ def work_of(order: CacheOrder, training_data: TrainingData) -> Work:
 
 
 def kept_tokens(order: CacheOrder, training_data: TrainingData) -> int:
-    """About how many tokens are kept; never much less than there are."""
+    """An estimate of the number of cached tokens, hardly ever too low."""
     recipe = order.recipe
     if recipe.language_task is None:
         return training_data.num_rows
@@ -209,7 +209,7 @@ def kept_tokens(order: CacheOrder, training_data: TrainingData) -> int:
 
 
 def layout_of(order: CacheOrder) -> Layout:
-    """What is kept of each token or example."""
+    """The layout of a cached token or example."""
     recipe, options = order.recipe, order.options
     if recipe.language_task is None:
         return Layout(max(len(class_names_of(recipe)), 1), 0, 0, logits=True)

@@ -1,4 +1,4 @@
-"""The teachers that a student is scored beside: found, loaded, and aligned as the recipe's objectives say."""
+"""The teachers that a student is compared with: found, loaded, and layer-aligned per the recipe."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from stlm_kd.training import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 TEACHERS = "teachers.json"
-"""In a run's folder: its teachers by name, as they taught; folders are relative to the run's."""
+"""File in a run folder with its (adapted) teachers by name; folders are relative to the run folder."""
 _TEACHERS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherSet:
-    """What a student is scored beside.
+    """The teachers that a student is compared with.
 
     Attributes:
-        teachers: By name, a folder or Hub id of the student's vocabulary, or classes.
-        recipe: Whose objectives say which layers stand for which; None: ``full``.
+        teachers: By name, the folder or Hub id of a model with the student's vocabulary or classes.
+        recipe: The recipe whose objectives define the layer alignment; None for ``full``.
     """
 
     teachers: Mapping[str, str]
@@ -50,16 +50,16 @@ class TeacherSet:
     def taught(
         self, name: str, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, trust: bool
     ) -> dict[str, AlignedTeacher]:
-        """The teachers, loaded.
+        """Load the teachers.
 
         Args:
-            name: What messages call the student.
-            student: Loaded.
-            tokenizer: The student's.
-            trust: Whether they may run code that they bring.
+            name: The student's name in messages.
+            student: The student model.
+            tokenizer: The student's tokenizer.
+            trust: Whether to run code shipped with a model.
 
         Raises:
-            ModelError: Another vocabulary, other classes or another task; or blocks that are not known.
+            ModelError: Vocabulary, classes or task differ, or the model family is unknown.
         """
         found = {}
         for one, place in self.teachers.items():
@@ -82,12 +82,12 @@ class TeacherSet:
         return found
 
     def layers(self, teacher: str, student: str, trust: bool) -> Alignment:
-        """By layer of the student, the layers of a teacher that stand for it."""
+        """A teacher's layers aligned with each layer of the student."""
         configs = (load_config(model, trust_remote_code=trust) for model in (student, self.teachers[teacher]))
         return self._aligned(teacher, *configs)
 
     def _aligned(self, teacher: str, student: PretrainedConfig, config: PretrainedConfig) -> Alignment:
-        """As the first objective on interventions says that has this teacher."""
+        """The alignment of the first intervention objective that uses this teacher."""
         for entry in followed(self.recipe).values() if self.recipe is not None else ():
             assert self.recipe is not None
             if isinstance(entry, Interchange) and teacher in asked_of(entry, self.recipe):
@@ -96,41 +96,41 @@ class TeacherSet:
 
 
 def remember_teachers(run: Path, teachers: Mapping[str, str]) -> None:
-    """Write down a run's teachers."""
-    told = {
+    """Save a run's teachers."""
+    saved = {
         name: os.path.relpath(model, run) if Path(model).is_dir() else model
         for name, model in teachers.items()
     }
-    write_json(run / TEACHERS, told)
+    write_json(run / TEACHERS, saved)
 
 
 def teachers_of_run(run: Path) -> dict[str, str]:
-    """Those that were written down; {} where there are none.
+    """Read a run's saved teachers; empty if there are none.
 
     Raises:
-        CheckpointError: What was written is damaged.
+        CheckpointError: The file is damaged.
     """
     if not (run / TEACHERS).is_file():
         return {}
-    told = read_saved(run / TEACHERS, _TEACHERS, remedy=AGAIN)
-    folders = {name: run / model for name, model in told.items()}
+    saved = read_saved(run / TEACHERS, _TEACHERS, remedy=AGAIN)
+    folders = {name: run / model for name, model in saved.items()}
     return {
-        name: str(folder.resolve()) if _is_folder(folder) else told[name] for name, folder in folders.items()
+        name: str(folder.resolve()) if _is_folder(folder) else saved[name] for name, folder in folders.items()
     }
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a name that is too long for one
+    except OSError:  # the name is too long
         return False
 
 
 def shared_tokenizer(names: Sequence[str], *, trust: bool) -> PreTrainedTokenizerFast:
-    """The one that all models have in common.
+    """The tokenizer that all models share.
 
     Raises:
-        ModelError: Their vocabularies differ.
+        ModelError: The vocabularies differ.
     """
     first, *others = names
     tokenizer = load_tokenizer(model_of(first), trust_remote_code=trust)
@@ -142,7 +142,7 @@ def shared_tokenizer(names: Sequence[str], *, trust: bool) -> PreTrainedTokenize
 def check_vocabulary(
     name: str, tokenizer: PreTrainedTokenizerFast, other: str, theirs: PreTrainedTokenizerFast
 ) -> None:
-    """Refuse models whose ids mean other tokens."""
+    """Raise an error for models with different vocabularies."""
     if not same_vocabulary(tokenizer, theirs):
         raise ModelError(
             f"{name} and {other} have other vocabularies, so that what they say cannot be compared; "
@@ -151,7 +151,7 @@ def check_vocabulary(
 
 
 def load_for_exchange(name: str, tokenizer: PreTrainedTokenizerFast, trust: bool) -> PreTrainedModel:
-    """A language model of this tokenizer, in which states can be exchanged, on its device."""
+    """Load a language model with this tokenizer that supports interchange interventions."""
     model = load_language_model(model_of(name), None, trust_remote_code=trust)
     check_family(name, model.config)
     size, needed = head_of(model).size, vocabulary_size(tokenizer)
@@ -166,7 +166,7 @@ def load_for_exchange(name: str, tokenizer: PreTrainedTokenizerFast, trust: bool
 
 
 def check_family(name: str, config: PretrainedConfig) -> None:
-    """Refuse a model whose blocks are not known."""
+    """Raise an error for an unknown model family."""
     if config.model_type not in ARCHITECTURES:
         raise ModelError(
             f"{name}: states are exchanged within models, and this is a {config.model_type}; known are "

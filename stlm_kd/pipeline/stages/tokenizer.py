@@ -1,4 +1,4 @@
-"""The student's tokenizer: loaded, or trained and kept as a stage."""
+"""The student's tokenizer: loaded, or trained and cached as a stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stlm_kd.recipe.schema.student import TokenizerTraining
 
 
 def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:
-    """The student's tokenizer: loaded, or trained on the whole training text and kept as a stage."""
+    """Load the student's tokenizer, or train it on the whole training text and cache it as a stage."""
     wanted = recipe.student.tokenizer
     if not isinstance(wanted, TokenizerTraining):
         return load_tokenizer(wanted, trust_remote_code=context.trust_remote_code)
