@@ -112,7 +112,7 @@ def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[i
         return 1, (
             f"process {rank} of {len(codes)} was killed by {signal.Signals(number).name}"
             f"{', perhaps because memory ran out' if number == signal.SIGKILL else ''}; "
-            "the same command goes on from the last checkpoint"
+            "the same command resumes from the last checkpoint"
         )
     if None in codes and not failed:
         return 1, f"process {codes.index(None)} of {len(codes)} did not end when the others did"

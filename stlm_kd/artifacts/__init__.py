@@ -1,1 +1,1 @@
-"""What is on disk: stages, runs, records and results; each written whole, and checked when read."""
+"""Files on disk: stages, runs, records and results; written atomically and validated on reading."""

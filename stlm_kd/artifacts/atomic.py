@@ -1,7 +1,7 @@
-"""What is written appears whole or not at all, and a full disk is one message.
+"""Atomic writing of files and folders, and one error message for a full disk.
 
-A file or folder is written beside its place as ``.<name>.<process>.unfinished`` and renamed. What a killed
-process left under such a name is removed by whoever next has the folder to itself.
+A file or folder is written next to its target as ``.<name>.<process>.unfinished`` and renamed. The next
+process that locks the folder removes the unfinished files of a killed process.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _UNFINISHED = ".unfinished"
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """Where to write a file or folder, which takes the place of ``target`` if the block ends well.
+    """Yield a temporary path for a file or folder, which replaces ``target`` if the block succeeds.
 
-    A file takes the place of a file alone, and a folder that of a folder.
+    A file only replaces a file, and a folder only a folder.
 
     Raises:
-        OSError: It cannot be written; nothing is left of it, and ``target`` is as it was.
+        OSError: Writing failed; the temporary file is removed and ``target`` is unchanged.
     """
     unfinished = unfinished_name(target)
     remove(unfinished)
@@ -40,26 +40,26 @@ def written_whole(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         elif target.exists() and not target.is_file():
             raise FileExistsError(errno.EEXIST, "not a file is there", str(target))
-        unfinished.replace(target)  # refused by the system where a folder would replace a file
+        unfinished.replace(target)  # the system raises an error if a folder would replace a file
     finally:
         remove(unfinished)
 
 
 def unfinished_name(target: Path) -> Path:
-    """Where this process writes what is not whole yet, or not to stay; see ``clear_unfinished_for``."""
+    """The path of this process for unfinished or temporary files; see ``clear_unfinished_for``."""
     return target.with_name(f".{target.name}.{os.getpid()}{_UNFINISHED}")
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a disk is full, or a quota or limit used up."""
+    """Whether the error means a full disk, or an exhausted quota or limit."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
 @contextmanager
 def system_errors(place: Path) -> Iterator[None]:
-    """Raise as ``OSError`` what libraries tell of the system's errors in words alone.
+    """Convert errors that contain a system error only in their text to ``OSError``.
 
-    Those written in Rust do (safetensors, tokenizers: a bare ``Exception``), and ``shutil.copytree``.
+    Rust libraries (safetensors, tokenizers) raise a bare ``Exception``; ``shutil.copytree`` does it as well.
     """
     try:
         yield
@@ -73,10 +73,10 @@ def system_errors(place: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_as_error(place: Path) -> Iterator[None]:
-    """Turn the errors of a full disk, or of a quota or limit that is used up, into one message.
+    """Turn errors of a full disk, or of an exhausted quota or limit, into one message.
 
     Raises:
-        MissingResourceError: There was one; ``place`` is named where the error does not say more.
+        MissingResourceError: The disk is full; names ``place`` if the error names no file.
     """
     try:
         yield
@@ -84,28 +84,28 @@ def full_disk_as_error(place: Path) -> Iterator[None]:
         if not is_full_disk(error):
             raise
         raise MissingResourceError(
-            f"{error.filename or place}: cannot be written ({error.strerror}). Free some space and give the "
-            "same command again: what is finished is whole, and it goes on from there"
+            f"{error.filename or place}: cannot be written ({error.strerror}). Free some space and repeat "
+            "the command: finished results are intact, and it resumes from there"
         ) from error
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what killed processes left in a folder, and below it, that the caller has to itself."""
+    """Remove unfinished files of killed processes in and below a folder that the caller has locked."""
     for left in [*folder.rglob(f".*{_UNFINISHED}")]:
         remove(left)
 
 
 def clear_unfinished_for(target: Path) -> None:
-    """Remove what killed processes left where they were writing ``target``, which the caller has to itself.
+    """Remove unfinished files of killed processes for a ``target`` that the caller has locked.
 
-    Others may write beside it, and below what lies beside it, meanwhile.
+    Other processes may write to neighbouring paths at the same time.
     """
     for left in [*target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}")]:
         remove(left)
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if there is one."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -113,12 +113,12 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file appears whole or not at all."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text so that the file appears whole or not at all."""
+    """Write UTF-8 text atomically."""
     with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal, read anew.
+    """The SHA-256 of a file's bytes, in hexadecimal, without caching.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -21,7 +21,7 @@ def sha256(path: Path) -> str:
 
 
 def known_sha256(path: Path) -> str:
-    """As ``sha256``, but within one process a file is read once for each size and time of its last change."""
+    """Like ``sha256``, cached within the process by size and modification time."""
     found = path.stat()
     return _sha256_of_state(path.resolve(), found.st_size, found.st_mtime_ns)
 
@@ -32,7 +32,7 @@ def _sha256_of_state(path: Path, size: int, changed: int) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex; a file that has not changed is not read again."""
+    """The SHA-256 of a file's bytes, in hexadecimal, cached while the file is unchanged."""
     state = path.stat()
     return _hash_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 

@@ -1,4 +1,4 @@
-"""JSON that a run's folder holds, read as what it must be: a fault names file, field and what to do."""
+"""Read and validate the JSON files of a run folder; errors name file, field and remedy."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from stlm_kd.errors import CheckpointError
 
 Found = TypeVar("Found")
 _SHOWN = 40
-"""Signs of what was found in a field."""
+"""Maximum characters of a found value in a message."""
 
 AGAIN = "the run's own command writes it anew"
-"""What to do about most files of a run."""
+"""The remedy for most files of a run."""
 
 
 def read_saved(path: Path, kind: TypeAdapter[Found], *, remedy: str) -> Found:
-    """What a file holds, each field of the right kind.
+    """Read and validate a JSON file.
 
     Args:
         path: A JSON file.
-        kind: What it must hold.
-        remedy: What to do where it does not.
+        kind: The expected type.
+        remedy: What to do about an invalid file, for the message.
 
     Raises:
-        CheckpointError: It cannot be read, is no JSON, or holds something else.
+        CheckpointError: The file cannot be read, or is invalid.
     """
     try:
         return kind.validate_json(path.read_bytes())
@@ -40,18 +40,18 @@ def read_saved(path: Path, kind: TypeAdapter[Found], *, remedy: str) -> Found:
 
 
 def _format_error(error: ValidationError) -> str:
-    """The first fault: where, what was found and what was expected; and how many more there are."""
+    """The first fault with place, found and expected value, and the number of further faults."""
     faults = error.errors(include_url=False)
     first, others = faults[0], len(faults) - 1
     place = ".".join(map(str, first["loc"]))
     if first["type"] == "json_invalid":
-        told = first["msg"].replace("Invalid JSON", "no JSON")
+        text = first["msg"].replace("Invalid JSON", "no JSON")
     elif first["type"] == "missing":
-        told = f"{place} is missing"
+        text = f"{place} is missing"
     else:
-        wanted = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
-        told = f"{place or 'the whole'}: found {_truncated(first['input'])}, {wanted}"
-    return f"{told} (and {others} more such faults)" if others else told
+        expected = first["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ")
+        text = f"{place or 'the whole'}: found {_truncated(first['input'])}, {expected}"
+    return f"{text} (and {others} more such faults)" if others else text
 
 
 def _truncated(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What a user may name where a model is wanted: a run, a run's student, a model folder or a Hub id."""
+"""Model names on the command line: a run, a run's student, a model folder or a Hub id."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from stlm_kd.errors import MissingResourceError
 
 
 def model_of(name: str) -> str:
-    """The model folder or Hub id that a name stands for: a run's is its first student, or its one teacher.
+    """Resolve a name to a model folder or Hub id; a run resolves to its first student or only teacher.
 
     Raises:
-        MissingResourceError: A run without a finished model.
+        MissingResourceError: The run has no finished model.
     """
     folder = Path(name)
     if (folder / RECORD).is_file():

@@ -1,4 +1,4 @@
-"""The files that ``--output`` and ``--html`` name, and how wide a table in a file must be."""
+"""Output files of ``--output`` and ``--html``, and the width of tables in files."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 
 def write_output(path: Path, value: object) -> None:
-    """Write JSON where the user wants it; folders are made, and the file appears whole or not at all.
+    """Write JSON atomically to the user's path, creating folders.
 
     Raises:
-        UsageError: Something that is not a file is there.
-        MissingResourceError: It cannot be written.
+        UsageError: The path exists and is not a file.
+        MissingResourceError: The file cannot be written.
     """
     with _write_errors(path, "--output"):
         write_json(path.resolve(), value)
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write HTML likewise."""
+    """Write HTML in the same way."""
     with _write_errors(path, "--html"):
         write_text(path.resolve(), page)
 
 
 def refuse_no_file(path: Path, option: str) -> None:
-    """Refuse a place where a file cannot be written without destroying what is there.
+    """Raise an error if the path exists and is not a plain file.
 
     Raises:
-        UsageError: A folder is there, or a device.
+        UsageError: The path is a folder or a device.
     """
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "not a plain file"
@@ -44,7 +44,7 @@ def refuse_no_file(path: Path, option: str) -> None:
 
 
 def width_of(table: Table) -> int:
-    """The width in characters at which no cell of a table is wrapped or cut."""
+    """The width in characters at which no cell of a table is wrapped or truncated."""
     from rich.console import Console
 
     return max(Console(width=1000).measure(table).maximum, 40)

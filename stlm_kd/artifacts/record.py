@@ -1,4 +1,4 @@
-"""What ``run.json`` holds: by what a run was started, when, with which versions, and how it stands."""
+"""The record of a run, ``run.json``: command, times, package versions and status."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ PACKAGES = (
     "numpy",
     "pydantic",
 )
-"""Packages whose versions a run's record holds."""
+"""Packages whose versions are recorded."""
 
 Status: TypeAlias = Literal["running", "done", "failed", "interrupted", "killed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What ``run.json`` holds.
+    """The content of ``run.json``.
 
     Attributes:
         name: The recipe's name.
-        recipe_hash: Of what the recipe says.
-        command: As it was typed, or as near as is known.
-        status: How the run stands; ``killed`` is never written, but seen where the process is gone.
-        started: UTC, ISO 8601; of the first start.
-        finished: UTC, ISO 8601; None until it ended.
-        message: Why it failed or stopped; "" otherwise.
-        versions: Of the packages that compute, by name.
-        python: Its version.
+        recipe_hash: Hash of the recipe's content.
+        command: The command line, as far as it is known.
+        status: Status of the run; ``killed`` is never written, but inferred when the process is gone.
+        started: Time of the first start, UTC, ISO 8601.
+        finished: Time of the end, UTC, ISO 8601; None before.
+        message: Why the run failed or stopped; "" otherwise.
+        versions: Package versions by name.
+        python: Python version.
         platform: System, release and machine.
-        hardware: Processors, memory and accelerators; "" where it was not noted.
-        format: The version of this layout.
+        hardware: Processors, memory and accelerators; "" if not recorded.
+        format: Format version of the record.
     """
 
     name: str
@@ -73,7 +73,7 @@ _RECORDS: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 def new_record(name: str, digest: str, command: str) -> Record:
-    """The record of a run that starts now, by this command."""
+    """A new record for a run that starts now."""
     return Record(
         name=name,
         recipe_hash=digest,
@@ -88,7 +88,7 @@ def new_record(name: str, digest: str, command: str) -> Record:
 
 
 def hardware() -> str:
-    """Processors that this process may use, the machine's memory, and accelerators, in words."""
+    """A description of available processors, memory and accelerators."""
     import torch
 
     own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -111,15 +111,15 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The current time in UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file.
+    """Read the record in a file.
 
     Raises:
-        CheckpointError: It is damaged, or of another format.
+        CheckpointError: The record is damaged, or has another format version.
     """
     record = read_saved(path, _RECORDS, remedy="move the folder away to start anew")
     if record.format != FORMAT_VERSION:

@@ -1,4 +1,4 @@
-"""What trainings and adaptations report of themselves."""
+"""Reports of trainings and adaptations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEASURES: dict[str, str] = {
     "classification": "accuracy",
     "regression": "Pearson's correlation",
 }
-"""What says how good a teacher is before and after, by task."""
+"""The quality metric of a teacher before and after adaptation, by task."""
 
 
 def _measured_task(task: str) -> str:
@@ -30,31 +30,32 @@ def _measured_task(task: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AdaptationReport:
-    """What giving a teacher another vocabulary did to it.
+    """The report of a vocabulary adaptation.
 
     Attributes:
-        teacher: Folder or Hub id of the teacher as it was.
-        task: What it predicts, and so how it is measured: by ``MEASURES``, on held-out text or examples. Bits
-            per byte compare across vocabularies.
+        teacher: Folder or Hub id of the original teacher.
+        task: The teacher's task, which determines the metric in ``MEASURES`` on held-out text or examples.
+            Bits per byte are comparable across vocabularies.
         init: The initialiser.
-        old_vocabulary, new_vocabulary: Tokens of the two tokenizers.
-        tokens_by_origin: How many new tokens got their row in which way.
-        before: With the teacher's own vocabulary.
-        initialised: With the new rows, untrained.
-        trained: At the end.
-        held_out: Bytes, or examples, that these three are measured on.
-        trained_parameters: Embedding and head; a classifier's embedding; norms where these are trained too.
-        tokens_seen: Positions read in training, repeats counted.
-        tokens_of_text: Positions of the training text, each once.
-        steps: Optimizer steps done.
-        seconds: Of training.
-        stopped: Why it ended: ``done`` or ``early-stop``.
-        objective: What it was trained on, by weight; {} where a version that had one alone adapted it.
-        aligned: Of self-distillation, the share of predicted tokens that are in a span which both tokenizers
-            share, on a sample of the rows; None without it.
-        flops: What it computed (``run.compute``); None where that was not counted, as of self-distillation.
-        best_step: Whose rows were kept: 0 where no validation was better than the one of the initialised
-            rows; None where a version that did not try these adapted it.
+        old_vocabulary, new_vocabulary: Vocabulary sizes of the two tokenizers.
+        tokens_by_origin: Number of new tokens by origin of their row.
+        before: Metric with the teacher's own vocabulary.
+        initialised: Metric with the new rows, before training.
+        trained: Metric after training.
+        held_out: Bytes or examples that the three metrics are measured on.
+        trained_parameters: Trained parameters: embedding and head, or a classifier's embedding; and norms if
+            these are trained.
+        tokens_seen: Training positions, repeats counted.
+        tokens_of_text: Positions of the training text, each counted once.
+        steps: Completed optimizer steps.
+        seconds: Training time.
+        stopped: Why the training ended: ``done`` or ``early-stop``.
+        objective: Training objectives with weights; {} from versions with a single objective.
+        aligned: For self-distillation, the share of predicted tokens in spans that both tokenizers share, on
+            a sample of the rows; otherwise None.
+        flops: Training FLOPs (``pipeline.builders.flops``); None if not counted, as for self-distillation.
+        best_step: The step of the kept rows; 0 for the initialised rows; None from versions that did not
+            validate these.
     """
 
     teacher: str
@@ -83,32 +84,32 @@ _ADAPTATIONS: TypeAdapter[AdaptationReport] = TypeAdapter(AdaptationReport)
 
 
 def read_adaptation(folder: Path) -> AdaptationReport:
-    """The report of an adapted teacher's folder.
+    """Read the report of an adaptation.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The report is damaged.
     """
     return read_saved(folder / REPORT, _ADAPTATIONS, remedy=AGAIN)
 
 
 REPORT = "report.json"
-"""In the folder of a training, or of an adaptation: what it took."""
+"""The report's file name in the folder of a training or adaptation."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What training a model took.
+    """The report of a training.
 
     Attributes:
-        parameters: Of the model, shared ones once.
-        steps: Optimizer steps done.
-        tokens_seen: Positions read, repeats counted.
-        tokens_of_text: Positions of the training text, each once.
-        best_step: Whose weights were kept; None for the last.
-        best_loss: Held-out loss there, nats per token of the student's vocabulary.
-        seconds: Of training.
-        stopped: Why it ended.
-        flops: What it computed (``run.compute``); None where that was not counted.
+        parameters: Parameters of the model, shared ones counted once.
+        steps: Completed optimizer steps.
+        tokens_seen: Training positions, repeats counted.
+        tokens_of_text: Positions of the training text, each counted once.
+        best_step: The step of the kept weights; None for the last.
+        best_loss: Held-out loss at that step, nats per token of the student's vocabulary.
+        seconds: Training time.
+        stopped: Why the training ended.
+        flops: Training FLOPs (``pipeline.builders.flops``); None if not counted.
     """
 
     parameters: Count
@@ -126,9 +127,9 @@ _TRAININGS: TypeAdapter[TrainingReport] = TypeAdapter(TrainingReport)
 
 
 def read_report(folder: Path) -> TrainingReport:
-    """The report of a finished training.
+    """Read the report of a finished training.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The report is damaged.
     """
     return read_saved(folder / REPORT, _TRAININGS, remedy=AGAIN)

@@ -1,4 +1,4 @@
-"""What every suite hands back."""
+"""Scores and results of evaluation suites, and rows of a run's table."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pydantic import AfterValidator, JsonValue, TypeAdapter
 
 Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | None"
 Count = Annotated[int, Ge(0), Le(10**30)]
-"""How many; more than any machine counts is refused where it is read."""
+"""A count; implausibly large values raise an error on reading."""
 
 SIGNIFICANCE, POWER = 0.05, 0.8
-"""Of the two-sided paired test by which ``Score.detectable`` is defined."""
+"""Parameters of the two-sided paired test that defines ``Score.detectable``."""
 
 LARGEST = 1e150
-"""Of a number that is computed with: its square is one that a float holds."""
+"""The largest number to compute with; its square fits into a float."""
 
 
 UNIFORM = "degenerate: gives every token the same probability"
-"""Said of a language model in ``Score.degenerate``."""
+"""The value of ``Score.degenerate`` for such a language model."""
 
 
 def measurable(value: float) -> bool:
-    """Whether a mean, a deviation and an axis can be made of a number.
+    """Whether a number can be used in means, deviations and axes.
 
     >>> [measurable(value) for value in (-2.5, math.nan, math.inf, 1e200)]
     [True, False, False, False]
@@ -36,12 +36,12 @@ def measurable(value: float) -> bool:
 
 
 def _computable(value: float) -> float:
-    """The number, or an infinite one where it is beyond what is computed with."""
+    """The number, or infinity if it is too large to compute with."""
     return value if measurable(value) or math.isnan(value) else math.copysign(math.inf, value)
 
 
 Measured = Annotated[float, AfterValidator(_computable)]
-"""A score as a model has it, which may be no number, or infinite."""
+"""A measured value, which may be NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Score:
         metric: The metric's name (``acc``, ``bits_per_byte``).
         value: The metric over all examples.
         stderr: Its standard error; None where there is no estimate (as with a single example).
-        examples: How many examples it is over.
-        higher_is_better: Which way the metric points.
-        choices: The number of answers to choose from, at most examples; None where nothing is chosen.
-        chance: What guessing scores on these examples; None where nothing is chosen.
-        part_of: The task that this one is a part of; None for a task that was asked for.
-        degenerate: Why the model tells no examples apart, in words; None of any other model.
+        examples: Number of examples.
+        higher_is_better: Whether higher values are better.
+        choices: Number of choices, in most examples; None for tasks without choices.
+        chance: The score of random guessing on these examples; None for tasks without choices.
+        part_of: The task that this one is a part of; None for a requested task.
+        degenerate: Why the model's predictions are degenerate, in words; otherwise None.
     """
 
     task: str
@@ -74,7 +74,7 @@ class Score:
 
     @property
     def centred(self) -> float | None:
-        """The value with guessing at 0 and the best at 1; None where nothing is chosen, or guessing is right.
+        """The value scaled to chance at 0 and the best at 1; None without choices, or if chance is 1.
 
         >>> Score("t", "acc", 0.625, None, 8, chance=0.25).centred
         0.5
@@ -85,7 +85,7 @@ class Score:
 
     @property
     def is_at_chance(self) -> bool:
-        """Whether guessing reaches the value, or the upper half of its 95 % interval around chance does.
+        """Whether the lower end of the value's 95 % interval is at or below chance.
 
         >>> [Score("t", "acc", value, 0.01, 99, chance=0.5).is_at_chance for value in (0.51, 0.4, 0.53)]
         [True, True, False]
@@ -96,11 +96,11 @@ class Score:
 
     @property
     def detectable(self) -> float | None:
-        """The smallest difference that a comparison of two models on these examples detects.
+        """The minimum detectable difference between two models on these examples.
 
-        A paired, two-sided test at .05 finds it with power .8, if both models have this standard error and
-        their errors are independent: (z(.975) + z(.8)) √2 times the standard error. Where models err alike,
-        smaller differences are found. None where the standard error is 0 or unknown.
+        A paired, two-sided test at .05 detects it with power .8, if both models have this standard error and
+        independent errors: (z(.975) + z(.8)) √2 times the standard error. Smaller differences are detectable
+        if the models' errors are correlated. None if the standard error is 0 or unknown.
         """
         if not self.stderr or not math.isfinite(self.stderr):
             return None
@@ -110,7 +110,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ExampleScore:
-    """One metric of one example; ``id`` is the example's place in its task."""
+    """One metric of one example; ``id`` identifies the example in its task."""
 
     task: str
     id: str
@@ -124,11 +124,11 @@ class SuiteResult:
 
     Attributes:
         suite: The suite's name.
-        scores: All scores; those with ``part_of`` None are what was asked for.
-        examples: The scores of single examples, for paired comparisons.
-        notes: What a reader of the numbers must know, one sentence each.
-        report: The suite's own report, ready for JSON; in lm-eval's layout for ``lm-eval``.
-        label: What tells it apart where one suite is asked for several times, as in ``window 64``.
+        scores: All scores; those with ``part_of`` None were requested.
+        examples: Scores per example, for paired comparisons.
+        notes: Notes for readers of the scores, one sentence each.
+        report: The suite's own report, ready for JSON; in lm-eval's format for ``lm-eval``.
+        label: Distinguishes several calls of one suite, as in ``window 64``.
     """
 
     suite: str
@@ -150,7 +150,7 @@ class SuiteResult:
         raise KeyError(f"{self.suite}: no {metric} of {task}")
 
     def to_json(self) -> dict[str, Json]:
-        """Everything, ready for ``json.dumps``; ``from_json`` reads it back."""
+        """The result, ready for ``json.dumps``; the inverse of ``from_json``."""
         return {
             "suite": self.suite,
             "scores": [
@@ -165,10 +165,10 @@ class SuiteResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Json]) -> SuiteResult:
-        """What ``to_json`` made.
+        """Parse the output of ``to_json``.
 
         Raises:
-            pydantic.ValidationError: It is something else.
+            pydantic.ValidationError: The content is invalid.
 
         >>> result = SuiteResult("toy", (Score("t", "acc", 0.5, None, 2),))
         >>> SuiteResult.from_json(result.to_json()) == result
@@ -179,7 +179,7 @@ class SuiteResult:
 
 @dataclass(frozen=True, slots=True)
 class SavedSuite:
-    """What ``SuiteResult.to_json`` made, as it stands in a file; examples: task, id, metric, value."""
+    """The output of ``SuiteResult.to_json`` in a file; examples: task, id, metric, value."""
 
     suite: str
     scores: tuple[Score, ...]
@@ -189,7 +189,7 @@ class SavedSuite:
     label: str = ""
 
     def result(self) -> SuiteResult:
-        """What was saved."""
+        """The saved result."""
         examples = tuple(ExampleScore(*row) for row in self.examples)
         report: Mapping[str, Json] = self.report  # type: ignore[assignment]  # the same type, named twice
         return SuiteResult(self.suite, self.scores, examples, self.notes, report, self.label)
@@ -200,21 +200,21 @@ _SAVED: TypeAdapter[SavedSuite] = TypeAdapter(SavedSuite)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A teacher, or a student with all its seeds.
+    """A table row: a teacher, or a student or control with all its seeds.
 
     Attributes:
-        name: As the table calls it.
+        name: The row's name in the table.
         kind: ``teacher``, ``adapted``, ``student`` or ``control``.
-        variant: Of a student or control, the name of its folder; None for a teacher.
-        teaches: Whether the student learns from this very model.
-        parameters: Of the model.
-        tokens_of_text: Tokens of its training text, each once, in the vocabulary that it reads; None where a
-            model was trained elsewhere. Of several seeds the most, as of tokens seen, steps and FLOPs.
-        tokens_seen: Tokens read in training, repeats counted; None where a model was trained elsewhere.
-        steps: Optimizer steps of its training; None where a model was trained elsewhere.
-        flops: What that computed, a student's teachers included (``run.compute``); None where it is unknown.
+        variant: The folder name of a student or control; None for a teacher.
+        teaches: Whether the student is distilled from this model.
+        parameters: Number of parameters.
+        tokens_of_text: Tokens of the training text in the model's vocabulary, each counted once; None for a
+            model trained elsewhere. Like tokens seen, steps and FLOPs, the maximum over seeds.
+        tokens_seen: Training tokens, repeats counted; None for a model trained elsewhere.
+        steps: Optimizer steps; None for a model trained elsewhere.
+        flops: Training FLOPs, including a student's teachers (``pipeline.builders.flops``); None if unknown.
         seeds: The students' seeds; () for a teacher.
-        scores: For each seed (a teacher has one entry), what the suites said.
+        scores: The suites' results for each seed (one entry for a teacher).
     """
 
     name: str
@@ -231,7 +231,8 @@ class Row:
 
 
 Variant = Literal["student", "no-teacher", "all-data", "equal-compute"]
-"""The recipe's own student, or one of its controls, which have no teachers.
+"""The recipe's student, or one of its controls, which have no teachers.
 
-They have the same number of steps; ``equal-compute`` has as many as the student and its teachers computed.
+All have the same number of steps, except ``equal-compute``, which matches the FLOPs of the student and its
+teachers.
 """

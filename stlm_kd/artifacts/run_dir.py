@@ -1,4 +1,4 @@
-"""A run's folder: made for one recipe, found again by its hash, refused for any other."""
+"""The run folder: lock, record, listing and details."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from stlm_kd.errors import CheckpointError, MissingResourceError
 
 RECIPE, RECORD, LOCK = "recipe.yaml", "run.json", ".lock"
 _PATIENCE = 1.0
-"""Seconds that a command waits for the lock, which those that list runs hold for a moment."""
+"""Seconds to wait for the lock, which commands that list runs hold briefly."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run's folder and its record; ``finish`` and ``restart`` write the record and give the new value."""
+    """A run folder and its record; ``finish`` and ``restart`` write the record and return the new value."""
 
     path: Path
     record: Record
 
     def restart(self, command: str) -> RunFolder:
-        """Mark the run as running, by this command and these package versions."""
+        """Record the run as running, with this command and the current package versions."""
         again = new_record(self.record.name, self.record.recipe_hash, command)
         return self._write(replace(again, started=self.record.started))
 
     def finish(self, status: Status, message: str = "") -> RunFolder:
-        """Mark how the run ended."""
+        """Record how the run ended."""
         return self._write(replace(self.record, status=status, message=message, finished=now()))
 
     def _write(self, record: Record) -> RunFolder:
@@ -54,7 +54,7 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunDetails:
-    """What is known of a run: its record, its resolved recipe, and its results where it has them."""
+    """Details of a run: record, resolved recipe, and table and models if available."""
 
     path: Path
     record: Record
@@ -64,7 +64,7 @@ class RunDetails:
 
 
 def file_name(name: str) -> str:
-    """A name that is safe as a file's: letters, digits, dots, dashes and underscores, at most 64.
+    """A name that is safe for files: at most 64 letters, digits, dots, dashes and underscores.
 
     >>> file_name("my recipe/α")
     'my-recipe'
@@ -74,11 +74,11 @@ def file_name(name: str) -> str:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Work in a run's folder, which is made if need be, with no other command in it; a crash lets it go.
+    """Create a run folder if necessary and lock it for this command; a crash releases the lock.
 
     Raises:
-        CheckpointError: Another command works there.
-        MissingResourceError: It cannot be written.
+        CheckpointError: Another command holds the lock.
+        MissingResourceError: The folder is not writable.
     """
     lock = FileLock(path / LOCK, timeout=_PATIENCE)
     with writing(path):
@@ -99,7 +99,7 @@ def held(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A fault of writing in a run's folder, as one message that says what to do."""
+    """Turn errors on writing to a run folder into one message with a remedy."""
     try:
         yield
     except OSError as error:
@@ -110,22 +110,22 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _seen(path: Path, record: Record) -> Record:
-    """The record, unless it still says that a run is running whose process is gone."""
+    """The record, with status ``killed`` if it says ``running`` but the process is gone."""
     if record.status != "running" or not (path / LOCK).is_file():
         return record
     try:
         with FileLock(path / LOCK, timeout=0):
             return replace(record, status="killed")
-    except (Timeout, OSError):  # held, or in a place where one may only read
+    except (Timeout, OSError):  # locked, or read-only
         return record
 
 
 def open_run(path: Path) -> RunFolder:
-    """A run's folder that is there.
+    """Open an existing run folder.
 
     Raises:
-        MissingResourceError: No such folder.
-        CheckpointError: It is not a run's folder, or its record is damaged.
+        MissingResourceError: The folder does not exist.
+        CheckpointError: It is not a run folder, or its record is damaged.
     """
     if not path.is_dir():
         raise MissingResourceError(f"{path}: no such run folder; see stlm-kd runs list")
@@ -137,7 +137,7 @@ def open_run(path: Path) -> RunFolder:
 
 
 def list_runs(output_dir: Path) -> list[RunSummary]:
-    """The runs below a folder, the latest start first; a damaged one is listed as such."""
+    """The runs in a folder, latest first; damaged ones have the status ``damaged``."""
     if not output_dir.is_dir():
         return []
     found = [_summary(path.parent) for path in sorted(output_dir.glob(f"*/{RECORD}"))]
@@ -145,7 +145,7 @@ def list_runs(output_dir: Path) -> list[RunSummary]:
 
 
 def show_run(path: Path) -> RunDetails:
-    """What is known of a run.
+    """Read the details of a run.
 
     Raises:
         MissingResourceError, CheckpointError: As ``open_run``.
@@ -177,5 +177,5 @@ KEPT = ("report.json", "metrics.jsonl")
 
 
 def provenance_folder(run: Path) -> Path:
-    """Where it lies: a folder for each teacher, and in it one for its training and one for its adaptation."""
+    """The folder of teachers' reports, with subfolders by teacher and by training or adaptation."""
     return run / "making"

@@ -1,4 +1,4 @@
-"""What ``results.json`` of a run holds, read back: rows with their scores, or what adapting teachers did."""
+"""Read ``results.json`` of a run: rows with scores, or reports of adapted teachers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True, slots=True)
 class _SavedRow:
-    """A ``Row`` as written to ``results.json``; what an earlier version did not write is None."""
+    """A ``Row`` as written to ``results.json``; fields missing in earlier versions are None."""
 
     name: str
     kind: str
@@ -48,7 +48,7 @@ class _SavedRow:
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """The file: ``rows`` and ``remarks`` of a run that trains, ``adaptations`` of one that only adapts."""
+    """The file: ``rows`` and ``remarks`` of a training run, ``adaptations`` of an adaptation run."""
 
     rows: tuple[_SavedRow, ...] | None = None
     remarks: tuple[str, ...] = ()
@@ -62,14 +62,14 @@ _RESULTS: TypeAdapter[_Saved] = TypeAdapter(_Saved)
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
-        rows: Teachers, students and controls with their scores; () of a run that only adapts.
-        remarks: What its table ends with.
-        verdicts: Those of the remarks that are verdicts.
-        adaptations: Of a run that only adapts, by teacher.
-        suites: Its scores, by teacher as it was and adapted.
+        rows: Teachers, students and controls with their scores; () for an adaptation run.
+        remarks: The notes below the table.
+        verdicts: The verdicts among the remarks.
+        adaptations: The reports of an adaptation run, by teacher.
+        suites: The scores of an adaptation run, by original and adapted teacher.
     """
 
     rows: tuple[Row, ...] = ()
@@ -80,10 +80,10 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """The results in a file.
+    """Read the results in a file.
 
     Raises:
-        CheckpointError: It is damaged, or something else.
+        CheckpointError: The file is damaged or invalid.
     """
     saved = read_saved(path, _RESULTS, remedy=AGAIN)
     if saved.rows is None and saved.adaptations is None:

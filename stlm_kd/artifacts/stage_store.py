@@ -1,9 +1,9 @@
-"""Results that are found again by what made them, are never half there, and are not changed unnoticed.
+"""The stage store: intermediate results cached by key, completed atomically, and verified on reading.
 
-A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, where an interrupted
-build finds its checkpoints again, and gets its name when it is whole, with the hashes of all its files. Of
-several processes that want the same stage one builds it, and the others wait. Of a build that ended before
-it wrote a file nothing is left.
+A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, from which an
+interrupted build resumes, and renamed on completion, with the hashes of all its files. If several processes
+need the same stage, one builds it and the others wait. A build that ends before it writes a file leaves
+nothing.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ FORMATS = {
     "answers": 2,
     "renamed": 1,
 }
-"""The version of each kind's content: raised when the same key has to give another result."""
+"""The format version of each kind; incremented when the same key gives a different result."""
 
 STAGE = "stage.json"
-"""Says of what kind a folder is, of which key, and which files it was completed with."""
+"""File with the kind, key and file hashes of a stage."""
 
 WEIGHTS = ".safetensors"
 _CHECKPOINTS = "checkpoints"
@@ -54,26 +54,26 @@ _CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """All stages below one folder. With ``resume`` off, partial builds are begun anew."""
+    """The stages in one folder. Without ``resume``, partial builds restart."""
 
     root: Path
     resume: bool = True
 
     def path(self, kind: str, key: Key) -> Path:
-        """Where the stage lies once it is made."""
+        """The folder of the completed stage."""
         return self.root / f"{kind}-{self._digest(kind, key)[:12]}"
 
     def make(self, kind: str, key: Key, build: Callable[[Path], None], *, together: bool = False) -> Path:
-        """The stage's folder; ``build`` fills it unless it is there.
+        """Return the stage's folder, building it if necessary.
 
         Args:
             kind: One of ``FORMATS``.
-            key: Everything that decides the result.
-            build: Writes into the folder that it is given, and may find its own earlier files there.
-            together: All processes of the command call this, and build what they build together.
+            key: Everything that determines the result.
+            build: Writes to the given folder, which may contain files of an interrupted build.
+            together: Whether all processes of the command call this and build together.
 
         Raises:
-            CheckpointError: What lies there is not this stage, or was changed since it was completed.
+            CheckpointError: The folder is not this stage, or was changed since its completion.
         """
         folder = self.path(kind, key)
         first: Callable[[Callable[[], bool]], bool] = on_main_process if together else _here
@@ -85,10 +85,10 @@ class Stages:
         return folder
 
     def holds(self, folder: Path, kind: str, key: Key) -> bool:
-        """Whether a folder is this stage, or a copy of it, by its own word.
+        """Whether a folder is this stage or a copy of it, as recorded in its metadata.
 
         Raises:
-            CheckpointError: It is, but a file is no longer what it was.
+            CheckpointError: It is this stage, but a file was changed.
         """
         try:
             found = json.loads((folder / STAGE).read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ class Stages:
         return same
 
     def _begin(self, folder: Path, held: ExitStack) -> bool:
-        """Whether the stage has to be built; its lock is held then until ``held`` ends."""
+        """Whether the stage has to be built; if so, locks it until ``held`` ends."""
         if folder.is_dir():
             _drop_checkpoints(folder)
             return False
@@ -144,14 +144,14 @@ def _partial(folder: Path) -> Path:
 
 
 def _drop_if_empty(partial: Path, lock: Path) -> None:
-    """Leave nothing of a build that ended before it wrote a file."""
+    """Remove a build that ended before it wrote a file."""
     if partial.is_dir() and not any(path.is_file() for path in partial.rglob("*")):
         shutil.rmtree(partial, ignore_errors=True)
         lock.unlink(missing_ok=True)
 
 
 def _drop_checkpoints(folder: Path) -> None:
-    """Once the stage is whole: until then, half of them deleted would be damaged ones to whoever resumes."""
+    """Delete the checkpoints of a completed stage; earlier, an interrupted deletion would damage them."""
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
 
 
@@ -160,7 +160,7 @@ def _here(work: Callable[[], bool]) -> bool:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """The hash of each file by its place in the folder."""
+    """The hash of each file by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / STAGE)
     names = {path.relative_to(folder): path for path in files}
     return {name.as_posix(): file_hash(path) for name, path in names.items() if name.parts[0] != _CHECKPOINTS}
@@ -178,9 +178,9 @@ def _check_files(folder: Path, kind: str, files: Mapping[str, str]) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """The same files under another folder, which appears whole; weights are read-only links where can be.
+    """Copy a stage's files atomically; weights become read-only hard links where possible.
 
-    What was in ``target`` is gone, and checkpoints stay behind.
+    Replaces ``target``; leaves out checkpoints.
     """
     left = shutil.ignore_patterns(_CHECKPOINTS)
     with written_whole(target) as unfinished:
@@ -188,7 +188,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    """Weights are large, and programs replace them rather than write into them; everything else is copied."""
+    """Link weights, which are large and are replaced rather than modified; copy everything else."""
     if source.endswith(WEIGHTS):
         try:
             os.link(source, target)

@@ -63,14 +63,14 @@ def run_jobs(jobs: Sequence[Job[R]], *, workers: int) -> list[R]:
             if received:
                 ending = Preempted if received[0] == signal.SIGTERM else Interrupted
                 if isinstance(error, BrokenProcessPool):  # the worker may have been training
-                    raise ending("stopped; the same command goes on from what was saved") from error
+                    raise ending("stopped; the same command resumes from the saved state") from error
                 raise ending(
-                    "stopped; what was being trained is saved, and the same command goes on from there"
+                    "stopped; running trainings are saved, and the same command resumes from there"
                 ) from error
             if isinstance(error, BrokenProcessPool):
                 raise StlmKdError(
                     "a worker process was killed, probably because memory ran out; use fewer --jobs or a "
-                    "smaller train.micro_batch; the same command goes on from what was saved"
+                    "smaller train.micro_batch; the same command resumes from the saved state"
                 ) from error
             raise
 

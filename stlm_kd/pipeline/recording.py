@@ -99,8 +99,8 @@ def _first_ending(raised: BaseException) -> Interrupted | Preempted:
         if isinstance(error, Interrupted | Preempted):
             return error
     if isinstance(raised, KeyboardInterrupt):
-        return Interrupted("stopped by Ctrl-C between trainings; the same command goes on from there")
-    return Preempted("stopped by SIGTERM between trainings; the same command goes on from there")
+        return Interrupted("stopped by Ctrl-C between trainings; the same command resumes from there")
+    return Preempted("stopped by SIGTERM between trainings; the same command resumes from there")
 
 
 @contextmanager

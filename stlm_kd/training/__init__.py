@@ -1,4 +1,4 @@
-"""The one training loop: ``fit`` turns a step module and batches into trained weights."""
+"""The training loop: ``fit`` trains a step module on batches."""
 
 from stlm_kd.training.checkpoint import Validation
 from stlm_kd.training.loop import fit

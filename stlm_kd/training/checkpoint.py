@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, checked when read, nothing pickled.
+"""Checkpoints on disk: written atomically, verified on reading, without pickle.
 
 ::
 
@@ -8,8 +8,8 @@
     ├── state.json               TrainingState
     └── checksums.json           SHA-256 of the three
 
-A folder is written under a temporary name, flushed to disk and renamed. The last two are kept, and the best
-one that each of them names.
+A folder is written under a temporary name, flushed to disk and renamed. The last two checkpoints are kept,
+and the best checkpoint of each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
 
 FORMAT = 2
-"""2: where the best is kept, the state before the first step is among the candidates."""
+"""2: with ``keep="best"``, the initial weights are among the candidates."""
 KEPT = 2
 _PREFIX = "step-"
 _CHECKSUMS = "checksums.json"
@@ -48,18 +48,18 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """Where a training run stands, apart from its tensors.
+    """The state of a training run, apart from its tensors.
 
-    Random numbers need no state: they are drawn anew from the seed and the step's number at each step.
+    Random generators need no state: they are seeded with the seed and the step index at each step.
 
     Attributes:
-        step: Optimizer steps done.
-        tokens: Positions without padding seen so far, over all processes.
-        seconds: Time spent so far.
-        best_step: The step with the least validation loss, 0 being the state before the first one; None
-            before the first validation.
-        best_loss: That loss.
-        history: Every validation so far.
+        step: Completed optimizer steps.
+        tokens: Non-padding positions seen so far, over all processes.
+        seconds: Training time so far.
+        best_step: The step with the lowest validation loss, 0 for the initial weights; None before the first
+            validation.
+        best_loss: The lowest validation loss.
+        history: All validations so far.
     """
 
     step: int = 0
@@ -72,7 +72,7 @@ class TrainingState:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The newest whole checkpoint, if any, and a word on each newer one that was passed over."""
+    """The newest intact checkpoint, if any, and a note on each newer damaged one."""
 
     state: TrainingState | None
     notes: tuple[str, ...] = ()
@@ -82,8 +82,8 @@ class CheckpointStore:
     """The checkpoints of one training run.
 
     Args:
-        folder: Holds one folder per checkpoint; need not exist.
-        fingerprint: Identifies what is trained, on what and how; a checkpoint of another one is refused.
+        folder: Contains one folder per checkpoint; need not exist.
+        fingerprint: Identifies model, data and settings; checkpoints with another one raise an error.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -95,7 +95,7 @@ class CheckpointStore:
         return self.folder / f"{_PREFIX}{step:08d}"
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are on disk, ascending."""
+        """The steps of the checkpoints on disk, ascending."""
         names = [path.name.removeprefix(_PREFIX) for path in self.folder.glob(f"{_PREFIX}*")]
         return sorted(int(name) for name in names if name.isdigit())
 
@@ -107,10 +107,10 @@ class CheckpointStore:
     def save(
         self, state: TrainingState, *, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
     ) -> None:
-        """Write a checkpoint, then delete those that are no longer needed.
+        """Write a checkpoint, then delete those no longer needed.
 
         Raises:
-            CheckpointError: it could not be written (a full disk); the earlier ones are untouched.
+            CheckpointError: it could not be written (such as on a full disk); earlier ones are intact.
         """
         target = self.path(state.step)
         temporary = self.folder / f".new-{target.name}"
@@ -132,10 +132,10 @@ class CheckpointStore:
         self._prune(state.step)
 
     def newest(self) -> Found:
-        """The newest checkpoint whose files have the checksums they were written with.
+        """The newest checkpoint with matching checksums.
 
         Raises:
-            CheckpointError: it is of another fingerprint, or there are checkpoints and none is whole.
+            CheckpointError: it has another fingerprint, or all checkpoints are damaged.
         """
         self._recover()
         notes: list[str] = []
@@ -151,19 +151,19 @@ class CheckpointStore:
         return Found(None)
 
     def verified_state(self, step: int) -> TrainingState:
-        """The state of a checkpoint after its checksums were compared.
+        """Verify a checkpoint's checksums and read its state.
 
         Raises:
-            CheckpointError: it is damaged, or of another fingerprint or format.
+            CheckpointError: it is damaged, or has another fingerprint or format.
         """
         _verify(self.path(step))
         return self.read_state(step)
 
     def read_state(self, step: int) -> TrainingState:
-        """The state of a checkpoint whose checksums were already compared, perhaps by another process.
+        """Read the state of a checkpoint whose checksums were already verified, possibly by another process.
 
         Raises:
-            CheckpointError: it cannot be read, or is of another fingerprint or format.
+            CheckpointError: it cannot be read, or has another fingerprint or format.
         """
         path = self.path(step)
         with _reading(path):
@@ -180,7 +180,7 @@ class CheckpointStore:
         """The tensors of one file ("model" or "optimizer"), on the CPU.
 
         Raises:
-            CheckpointError: the file is not there or cannot be read.
+            CheckpointError: the file is missing or cannot be read.
         """
         path = self.path(step) / f"{name}.safetensors"
         try:
@@ -214,7 +214,7 @@ class CheckpointStore:
         shutil.rmtree(old, ignore_errors=True)
 
     def _recover(self) -> None:
-        """Finish or undo what a killed process left between two renames."""
+        """Complete or undo the renames that a killed process left unfinished."""
         for old in self.folder.glob(f".old-{_PREFIX}*"):
             target = self.folder / old.name.removeprefix(".old-")
             if target.exists():
@@ -226,7 +226,7 @@ class CheckpointStore:
 
     def _prune(self, newest: int) -> None:
         steps = self.steps()
-        # A later step than the newest is a damaged one that was passed over when the run was resumed.
+        # Steps after the newest are damaged checkpoints that were skipped on resuming.
         kept = set([step for step in steps if step <= newest][-KEPT:])
         for step in sorted(kept):
             with suppress(_Damaged):
@@ -237,7 +237,7 @@ class CheckpointStore:
 
 
 class _Damaged(CheckpointError):
-    """A checkpoint whose files are not what was written."""
+    """A checkpoint with damaged files."""
 
 
 def _verify(path: Path) -> None:
@@ -250,7 +250,7 @@ def _verify(path: Path) -> None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what a damaged folder does to its reader into one error."""
+    """Turn errors on reading a damaged folder into ``_Damaged``."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""``fit``: the one training loop."""
+"""``fit``: the training loop."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ def fit(
     resume: bool,
     fingerprint: str,
 ) -> FitResult:
-    """Train what has ``requires_grad`` in ``step``; afterwards the module holds the best or the last weights.
+    """Train the parameters of ``step`` with ``requires_grad``; leaves the best or last weights in the module.
 
-    Where the best are kept, the state before the first step is validated too and may be the best.
+    With ``keep="best"`` the initial weights are validated as well and may be the best.
 
-    On a CPU with the same engine and number of threads and processes, an interrupted and resumed run ends
-    bit for bit like an uninterrupted one. Any split of a step's batches into micro-batches and processes
-    gives the same gradient, but for dropout, which each process draws for itself.
+    On a CPU with the same engine and number of threads and processes, a resumed run ends bit for bit like an
+    uninterrupted one. Any split of a step's batches into micro-batches and processes gives the same gradient,
+    except for dropout, which each process draws separately.
 
     Args:
-        step: Moved to the device of ``current_device``. Its frozen parameters are neither changed nor saved.
+        step: The step module; moved to ``current_device``. Frozen parameters are neither changed nor saved.
         batches: This process's share of the training batches.
-        settings: How to train.
-        folder: Holds ``checkpoints/``; on a file system that all processes see.
-        validation: Gives this process's share of the held-out batches, anew at each call.
-        tracker: Hears of each logged step and each validation; a mute one on all but the first process.
-        resume: Go on from the newest whole checkpoint, if there is one. False: delete those in ``folder``.
-        fingerprint: Identifies the model, the data and the settings. Not ``zero`` and the number of
-            processes: a checkpoint of any engine goes on under any other.
+        settings: Training settings.
+        folder: Contains ``checkpoints/``; on a file system shared by all processes.
+        validation: Returns a new iterator over this process's share of the held-out batches.
+        tracker: Receives each logged step and each validation; empty on all but the main process.
+        resume: Whether to resume from the newest intact checkpoint, if any. False deletes existing ones.
+        fingerprint: Identifies the model, the data and the settings, but not ``zero`` and the number of
+            processes: a checkpoint of any engine can be resumed with any other.
 
     Raises:
         StlmKdError: one of several processes calls it within ``on_main_process``.
-        NonFiniteError: a loss or gradient is NaN or infinite; nothing was changed by it.
-        DivergedError: when a checkpoint is due, the processes hold different weights.
-        MissingResourceError: the processes cannot meet, or DeepSpeed is asked for and not there.
-        CheckpointError: a checkpoint cannot be written, read, or is of another fingerprint.
-        RemoteProcessError: in the other processes, when the first one met a ``CheckpointError``.
+        NonFiniteError: a loss or gradient is NaN or infinite; the weights are unchanged.
+        DivergedError: before a checkpoint, the weights of the processes differ.
+        MissingResourceError: the processes cannot connect, or DeepSpeed is required but not installed.
+        CheckpointError: a checkpoint cannot be written or read, or has another fingerprint.
+        RemoteProcessError: in the other processes, after a ``CheckpointError`` in the main process.
         DataError: the validation data has no labelled token.
-        Interrupted: SIGINT came; a checkpoint was saved, unless it came three times.
-        Preempted: SIGTERM came; a checkpoint was saved.
+        Interrupted: SIGINT was received; a checkpoint was saved, except after three SIGINTs.
+        Preempted: SIGTERM was received; a checkpoint was saved.
     """
     assert isinstance(step, nn.Module)
     require_all_processes("fit")
@@ -85,7 +85,7 @@ def fit(
 
 
 class _Training:
-    """One ``fit``: ``run`` alternates what is due between two optimizer steps with one such step."""
+    """One call of ``fit``: ``run`` alternates optimizer steps with due validations and checkpoints."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class _Training:
         self.started = time.monotonic()
 
     def run(self, resume: bool) -> FitResult:
-        """From the newest checkpoint or the beginning to the end."""
+        """Train from the newest checkpoint, or from the beginning."""
         self._begin(resume)
         self.step.train()
         while True:
@@ -146,7 +146,7 @@ class _Training:
         self.engine.weights_were_loaded()
 
     def _find(self, resume: bool) -> int | None:
-        """On the first process: the step of the checkpoint to resume from; None without one."""
+        """On the main process: the step of the checkpoint to resume from; None without one."""
         if not resume:
             self.store.clear()
             return None
@@ -190,7 +190,7 @@ class _Training:
             return False
         if self.state.history and self.state.history[-1].step == self.state.step:
             return False
-        if self.state.step == 0:  # a candidate where the best is kept
+        if self.state.step == 0:  # a candidate for the best weights
             return self.settings.keep == "best"
         every = self.settings.validate_every
         return self.state.step == self.settings.steps or (every is not None and self.state.step % every == 0)
@@ -268,7 +268,7 @@ class _Training:
 
 
 class _Pace:
-    """Tokens and seconds of training alone, without validation and checkpoints."""
+    """Training throughput, without validation and checkpoints."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -277,7 +277,7 @@ class _Pace:
         self.recent_seconds = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        """One optimizer step."""
+        """Add an optimizer step."""
         self.steps += 1
         self.seconds += seconds
         self.recent_tokens += tokens

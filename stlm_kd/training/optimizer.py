@@ -1,4 +1,4 @@
-"""AdamW and BertAdam with decay where it belongs, learning rates, and the optimizer's state by name."""
+"""AdamW and BertAdam with selective weight decay, learning-rate schedules, optimizer state by name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def learning_rate(step: int, *, peak: float, schedule: Schedule, steps: int, warmup: float) -> float:
-    """The learning rate of optimizer step ``step``, counted from 0; nothing but its arguments decides it.
+    """The learning rate of optimizer step ``step``, counted from 0.
 
-    The first ``W = round(warmup * steps)`` steps rise linearly, ``peak * (step + 1) / (W + 1)``, so that the
-    first step already learns and step ``W`` is the first at ``peak``. From there ``cosine`` and ``linear``
-    fall towards 0, which they would reach at ``step == steps``; ``constant`` stays.
+    It rises linearly over the first ``W = round(warmup * steps)`` steps, ``peak * (step + 1) / (W + 1)``, so
+    that the first step has a positive rate and step ``W`` is the first at ``peak``. Then ``cosine`` and
+    ``linear`` fall towards 0, which they would reach at ``step == steps``; ``constant`` stays at ``peak``.
 
     >>> [learning_rate(s, peak=1.0, schedule="linear", steps=4, warmup=0.25) for s in range(4)]
     [0.5, 1.0, 0.6666666666666667, 0.33333333333333337]
@@ -35,15 +35,15 @@ def learning_rate(step: int, *, peak: float, schedule: Schedule, steps: int, war
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name; tied ones once, under their first name."""
+    """The trainable parameters by name; tied ones once, under their first name."""
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
 def decayed_names(module: nn.Module) -> set[str]:
-    """Which trainable parameters get weight decay: matrices and up, but no norm's weight and no bias.
+    """The trainable parameters with weight decay: two or more dimensions, and neither norm weight nor bias.
 
-    Norms are told by their class's name (LayerNorm, LlamaRMSNorm, …), so a norm whose weight has two
-    dimensions is spared as well.
+    Norms are recognised by class name (LayerNorm, LlamaRMSNorm, …), including those with two-dimensional
+    weights.
     """
     norms = {
         id(weight)
@@ -59,18 +59,17 @@ def decayed_names(module: nn.Module) -> set[str]:
 
 
 class BertAdam(torch.optim.Optimizer):
-    """AdamW without the correction of its averages' bias, as BERT was trained (Devlin et al., 2019).
+    """AdamW without bias correction, as used for BERT (Devlin et al., 2019).
 
-    The averages begin at 0 and stay small for a while, the squares' for longer: its first step is
-    (1 - β₁) / √(1 - β₂) as large as AdamW's. The original also clips the gradient of each weight by itself;
-    here all are clipped together, as for AdamW. Its state has the names of AdamW's, ``step`` included, which
-    decides nothing.
+    The moving averages start at 0, and the second moment grows more slowly: the first step is
+    (1 - β₁) / √(1 - β₂) times AdamW's. The original also clips each weight's gradient separately; here
+    clipping is global, as for AdamW. The state has AdamW's keys, including ``step``, which is unused.
 
     Args:
         groups: Weights, with ``weight_decay``.
         lr: The learning rate.
-        betas: Of the averages of gradients and of their squares.
-        eps: Added to the root of the latter.
+        betas: Decay rates of the averages of gradients and of their squares.
+        eps: Added to the square root of the second moment.
     """
 
     def __init__(
@@ -80,21 +79,21 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's takes a closure
-        """Move every weight that has a gradient."""
+        """Update every weight that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._move(weight, weight.grad, group)
+                    self._update(weight, weight.grad, group)
 
-    def _move(self, weight: Tensor, slope: Tensor, group: Mapping[str, Any]) -> None:
+    def _update(self, weight: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         first, second = group["betas"]
         state["step"] += 1
-        state["exp_avg"].lerp_(slope, 1 - first)
-        state["exp_avg_sq"].mul_(second).addcmul_(slope, slope, value=1 - second)
+        state["exp_avg"].lerp_(gradient, 1 - first)
+        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         size = state["exp_avg_sq"].sqrt().add_(group["eps"])
         weight.addcdiv_(state["exp_avg"], size, value=-group["lr"])
@@ -109,11 +108,11 @@ def make_optimizer(
     eps: float,
     bias_correction: bool = True,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) over what is trained.
+    """AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) or ``BertAdam``.
 
-    Two groups: those of ``decayed_names`` with ``weight_decay``, the rest without. Call it when the module is
-    on its device: the fused kernel is used where all weights are on a GPU, or all on the CPU, where it takes
-    a fifth of the time. Without ``bias_correction`` it is ``BertAdam``.
+    There are two groups: ``decayed_names`` with ``weight_decay``, the rest without. The module must be on its
+    device: the fused kernel is used if all weights are on GPUs or all on the CPU, where it takes a fifth of
+    the time. Without ``bias_correction`` the optimizer is ``BertAdam``.
     """
     weights = trainable_parameters(module)
     decayed = decayed_names(module)
@@ -134,7 +133,7 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """The same learning rate for all groups."""
+    """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
         group["lr"] = value
 
@@ -142,7 +141,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as ``parameter name/key`` → tensor (``lm_head.weight/exp_avg``).
 
-    A parameter that never had a gradient has no state and is absent.
+    Parameters that never had a gradient have no state and are absent.
     """
     return {
         f"{name}/{key}": value
@@ -154,10 +153,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what ``optimizer_tensors`` gave, by name, whatever the order of the groups.
+    """Load the state from ``optimizer_tensors``, by name and independent of the order of the groups.
 
     Raises:
-        CheckpointError: a tensor belongs to no trainable parameter, or has another shape than its parameter.
+        CheckpointError: a tensor belongs to no trainable parameter, or the shapes differ.
     """
     check_optimizer_tensors(module, tensors)
     names = {id(weight): name for name, weight in trainable_parameters(module).items()}
@@ -171,10 +170,10 @@ def load_optimizer_tensors(
 
 
 def check_optimizer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """See that each tensor of ``optimizer_tensors`` belongs to a parameter of the module.
+    """Check that each tensor of ``optimizer_tensors`` belongs to a parameter of the module.
 
     Raises:
-        CheckpointError: a tensor belongs to no trainable parameter, or has another shape than its parameter.
+        CheckpointError: a tensor belongs to no trainable parameter, or the shapes differ.
     """
     shapes = {name: weight.shape for name, weight in trainable_parameters(module).items()}
     for full_name, tensor in tensors.items():

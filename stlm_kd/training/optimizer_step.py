@@ -22,9 +22,9 @@ from stlm_kd.training.signals import StopFlags
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What one optimizer step did, over all processes.
+    """The results of one optimizer step, over all processes.
 
-    ``losses`` are per valid token; ``measures`` are means, without those of which nothing was there.
+    ``losses`` are per valid token; ``measures`` are means, without metrics that have no values.
     """
 
     loss: float
@@ -37,13 +37,13 @@ class UpdateReport:
 
 
 class Updater:
-    """Counts, checks and reports; ``update`` changes the trained weights once.
+    """Performs optimizer steps: counts tokens, checks for finite values, reports losses.
 
     Args:
-        step: What is trained.
-        settings: How to train.
-        processes: Who trains together.
-        engine: Moves the weights.
+        step: The step module.
+        settings: Training settings.
+        processes: The processes that train together.
+        engine: The engine.
     """
 
     def __init__(self, step: TrainStep, settings: FitSettings, processes: Processes, engine: Engine) -> None:
@@ -53,10 +53,10 @@ class Updater:
         self.engine = engine
 
     def update(self, index: int, batches: Sequence[AnyBatch], stop: StopFlags) -> UpdateReport:
-        """Optimizer step ``index``, counted from 0.
+        """Perform optimizer step ``index``, counted from 0.
 
         Raises:
-            NonFiniteError: a loss or gradient is NaN or infinite; the weights are as before.
+            NonFiniteError: a loss or gradient is NaN or infinite; the weights are unchanged.
         """
         self.step.begin(index, self.settings.steps, is_logged=self.settings.is_logged(index + 1))
         measured = self.step.measures
@@ -66,7 +66,9 @@ class Updater:
         denominators = {name: float(max(count, 1)) for name, count in counts.items()}
         sums = self._backward(batches, denominators, measured, stop)
         norm = self.engine.gradient_norm()
-        values = torch.cat([sums, norm.to(sums).reshape(1)]).tolist()  # the one wait for the device
+        values = torch.cat(
+            [sums, norm.to(sums).reshape(1)]
+        ).tolist()  # the only synchronisation with the device
         loss, interrupts, preemptions, *totals, grad_norm = values
         found = iter(totals)
         losses = {name: next(found) / denominators[name] for name in counts}
@@ -78,7 +80,7 @@ class Updater:
         return UpdateReport(loss, losses, measures, rate, grad_norm, tokens, (interrupts, preemptions))
 
     def _counts(self, batches: Sequence[AnyBatch]) -> tuple[dict[str, int], int]:
-        """The valid tokens per term and the tokens in all, over all micro-batches and processes."""
+        """The valid tokens per term and the total tokens, over all micro-batches and processes."""
         assert batches, "an optimizer step without a micro-batch"
         each = [self.step.count(batch) for batch in batches]
         names = list(each[0])
@@ -95,10 +97,10 @@ class Updater:
         measured: Sequence[str],
         stop: StopFlags,
     ) -> Tensor:
-        """Accumulate the gradients; loss, stop flags, the terms' sums and the parts of all measures.
+        """Accumulate the gradients; return loss, stop flags, term sums and metric parts.
 
-        They are over all processes and on the device. The denominators are global, so gradients only have to
-        be added up; what was measured is as long in all processes, whatever each could tell.
+        The result is summed over all processes and on the device. Denominators are global, so gradients are
+        simply added. The metric parts have the same length in all processes.
         """
         device, float_type = self.processes.device, self.processes.float_type
         size = len(denominators) + 2 * len(measured)
@@ -142,8 +144,8 @@ class Updater:
 def seed_everything(seed: int, index: int, rank: int) -> None:
     """Seed the global generators for one optimizer step, differently for each step and process.
 
-    Dropout is then a function of (seed, step, process): a resumed run draws what an uninterrupted one draws,
-    and neither validation nor whatever ran before can shift it.
+    Dropout is then a function of (seed, step, process): a resumed run draws the same masks as an
+    uninterrupted one, independent of validation and earlier work.
     """
     words = np.random.SeedSequence([seed, index, rank]).generate_state(3)
     torch.manual_seed(int(words[0]))

@@ -1,4 +1,4 @@
-"""The processes that train together, and the numbers that they agree on."""
+"""The processes of a training, and reductions over them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ from stlm_kd.errors import DivergedError, MissingResourceError
 
 
 def current_device() -> torch.device:
-    """Where ``fit`` trains in this process: its own GPU, MPS, or the CPU."""
+    """The training device of this process: its own GPU, MPS, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 class Processes:
-    """Accelerate, set up so that it divides, casts and skips nothing by itself.
+    """Accelerate, configured to leave scaling, casting and accumulation to the training loop.
 
-    Accumulation and normalisation are the loop's own work, and mixed precision is one ``autocast``, so that
-    several trainings of different precision can follow each other in one process: Accelerate's state is
-    shared by the whole process and refuses to change its precision.
+    Mixed precision is an ``autocast`` context, so that trainings of different precision can run in one
+    process: Accelerate's state is global and does not allow a change of precision.
 
     Args:
-        accelerator: What prepares the module and adds up.
+        accelerator: Prepares the module and reduces tensors.
 
     Raises:
-        MissingResourceError: more processes were launched than Accelerate sees.
+        MissingResourceError: more processes were launched than Accelerate detects.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -56,11 +55,11 @@ class Processes:
 
     @property
     def float_type(self) -> torch.dtype:
-        """What sums are kept in: float64, or float32 on MPS, which has no other."""
+        """The data type of sums: float64, or float32 on MPS, which lacks float64."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, on the device, without waiting for it."""
+        """The sum over all processes, on the device, without synchronising with the host."""
         if self.count == 1:
             return values
         total = self.accelerator.reduce(values, reduction="sum")
@@ -68,7 +67,7 @@ class Processes:
         return total
 
     def sum_numbers(self, values: Sequence[float]) -> list[float]:
-        """The sums over all processes of some numbers, exact for whole ones."""
+        """The sums of numbers over all processes, exact for integers."""
         if self.count == 1:
             return [float(value) for value in values]
         total: list[float] = self.sum(
@@ -77,20 +76,20 @@ class Processes:
         return total
 
     def all_names(self, names: Sequence[str]) -> list[str]:
-        """The names that any process has, sorted."""
+        """The union of the names of all processes, sorted."""
         return sorted(set(gather_object(list(names)) if self.count > 1 else names))
 
     def check_same(self, tensors: Mapping[str, Tensor]) -> None:
-        """See that all processes hold the same numbers, bit for bit.
+        """Check that tensors are bitwise equal in all processes.
 
         Raises:
-            DivergedError: they do not; the error names the tensors.
+            DivergedError: some differ; the message names them.
         """
         if self.count == 1 or not tensors:
             return
         found = [float(_checksum(tensor)) for tensor in tensors.values()]
         totals = self.sum_numbers(found)
-        # One process may hold the mean of the others, so all hear of what any of them sees.
+        # A process may hold the mean of the others and see no difference, so differences are shared.
         differs = self.sum_numbers(
             [float(total != own * self.count) for own, total in zip(found, totals, strict=True)]
         )
@@ -104,17 +103,17 @@ class Processes:
 
 
 def plain_accelerator() -> Accelerator:
-    """One process by itself, or DDP over several, whatever ``ACCELERATE_USE_DEEPSPEED`` says."""
+    """An accelerator for a single process or DDP, regardless of ``ACCELERATE_USE_DEEPSPEED``."""
     join_processes()
     forget_deepspeed()
     on_cpu = current_device().type == "cpu"
     distributed = DistributedDataParallelKwargs(find_unused_parameters=True)
-    # Without a named backend several CPU processes may pass for one; with one, a single process fails.
+    # Several CPU processes need an explicit backend to be detected; a single process fails with one.
     needs_backend = on_cpu and launched_processes() > 1
     return Accelerator(
         cpu=on_cpu,
         mixed_precision="no",
-        # The plugin, not the number: an environment variable would override the number.
+        # As a plugin, since an environment variable would override a plain number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         kwargs_handlers=[distributed, InitProcessGroupKwargs(backend="gloo")]
         if needs_backend
@@ -123,10 +122,10 @@ def plain_accelerator() -> Accelerator:
 
 
 def forget_deepspeed() -> None:
-    """After a training under DeepSpeed, let the next one be of any kind.
+    """Reset Accelerate after a DeepSpeed training, so that the next one can use any engine.
 
-    Accelerate keeps its state for the whole process, in class attributes and in the environment, and refuses
-    to change it. Its own tests reset it in this way.
+    Accelerate keeps global state in class attributes and in the environment and does not allow changes. Its
+    own tests reset it in this way.
     """
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", None) is not None:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""What the one training loop is given, and what it gives back."""
+"""Inputs and outputs of the training loop."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from stlm_kd.training.row_learning_rates import RowScale
 
 
 class MeanMetric(NamedTuple):
-    """A mean by its parts, scalars without a gradient: means of several micro-batches cannot be added up.
+    """A mean as total and count, detached scalars that can be summed over micro-batches.
 
-    It is named ``group/name``; what one group holds is drawn in one panel. A tuple, since engines look for
-    tensors in tuples and dictionaries.
+    Its name is ``group/name``; metrics of a group share a panel. A tuple, since engines look for tensors in
+    tuples and dictionaries.
     """
 
     total: Tensor
@@ -27,13 +27,13 @@ class MeanMetric(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one micro-batch gives; nothing in it is reduced across ranks.
+    """The outputs of one micro-batch, not reduced across ranks.
 
     Attributes:
-        loss: Scalar to call ``backward`` on: Σ over the student's terms of weight · sum / denominator. What
-            trains a gate beside it has a gradient there and the value 0.
+        loss: Scalar to call ``backward`` on: Σ over the student's terms of weight · sum / denominator. The
+            loss of a gate contributes its gradient but the value 0.
         sums: By term, the sum over its tokens, in nats, detached, unweighted.
-        measures: What was measured beside the terms, of a step that is logged.
+        measures: Additional metrics, on logged steps.
     """
 
     loss: Tensor
@@ -46,99 +46,99 @@ PlainOutput = tuple[Tensor, dict[str, Tensor], dict[str, MeanMetric]]
 
 
 class TrainStep(Protocol):
-    """A ``torch.nn.Module`` that holds all that is trained; one ``forward`` is a micro-batch's whole work.
+    """A ``torch.nn.Module`` with all trained parameters; ``forward`` computes the loss of one micro-batch.
 
-    What has ``requires_grad`` is trained, clipped, saved and resumed. In evaluation mode ``count`` and
-    ``sums`` hold "labels" as well, in nats.
+    Parameters with ``requires_grad`` are trained, clipped, saved and resumed. In evaluation mode ``count``
+    and ``sums`` also contain "labels", in nats.
     """
 
     def begin(self, index: int, steps: int, *, is_logged: bool) -> None:
-        """Optimizer step ``index`` (from 0) of ``steps`` is next, which schedules follow.
+        """Prepare optimizer step ``index`` (from 0) of ``steps``, which determines scheduled values.
 
-        What is measured beside the loss is wanted of those that are logged only.
+        Additional metrics are computed on logged steps only.
         """
 
     @property
     def measures(self) -> Sequence[str]:
-        """What this optimizer step may measure beside its terms, the same names in all processes."""
+        """Names of the metrics that this optimizer step may compute, the same in all processes."""
 
     def count(self, batch: AnyBatch) -> Mapping[str, int]:
-        """By term, its valid tokens; the same terms for every batch of a step. The batch lies on the CPU."""
+        """Number of valid tokens by term, with the same terms for every batch of a step. Batch on the CPU."""
 
     def __call__(self, batch: AnyBatch, denominators: dict[str, float]) -> StepOutput:
-        """One forward; ``denominators`` has what to divide each term's sum by, never 0."""
+        """One forward pass; divides each term's sum by its value in ``denominators``, never 0."""
 
 
 class BatchSource(Protocol):
-    """Training batches as a pure function of the step's number, so that resuming needs no state."""
+    """Training batches as a pure function of the step index, so that resuming needs no state."""
 
     def step(self, index: int) -> Sequence[AnyBatch]:
-        """The micro-batches of optimizer step ``index`` (from 0) for this process; as many on each."""
+        """The micro-batches of this process in optimizer step ``index`` (from 0); equally many on each process."""
 
 
 class Engine(Protocol):
-    """What moves the weights of a step module, in all processes together.
+    """Computes gradients and updates the weights of a step module, in all processes together.
 
     One optimizer step is ``begin_step``, ``accumulate`` for each micro-batch, ``gradient_norm`` and
-    ``end_step``. Every method is called by all processes.
+    ``end_step``. All processes must call every method.
     """
 
     def begin_step(self) -> None:
-        """Forget the gradients of the step before."""
+        """Reset the gradients."""
 
     def accumulate(self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool) -> PlainOutput:
-        """One forward and backward, and what came of it; the batch lies on the device.
+        """One forward and backward pass; the batch is on the device.
 
-        After the last one the gradients are the sums over all micro-batches and processes.
+        After the last micro-batch the gradients are summed over all micro-batches and processes.
         """
 
     def gradient_norm(self) -> Tensor:
-        """The Euclidean norm of all gradients together, a scalar on the device; not finite if any is not."""
+        """The global Euclidean norm of the gradients, a scalar on the device; NaN or infinite propagate."""
 
     def gradients_not_finite(self) -> list[str]:
-        """The parameters with a NaN or an infinity in their gradients."""
+        """The parameters with NaN or infinite gradients."""
 
     def end_step(self, learning_rate: float) -> None:
-        """Clip, then let the optimizer move the weights."""
+        """Clip the gradients and update the weights."""
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """On the first process, the whole optimizer state as ``parameter name/key`` → tensor."""
+        """On the main process, the full optimizer state as ``parameter name/key`` → tensor."""
 
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``optimizer_tensors`` of any engine with any number of processes gave."""
+        """Load the state from ``optimizer_tensors`` of any engine with any number of processes."""
 
     def weights_were_loaded(self) -> None:
-        """Other weights were copied into the module's tensors: take them over."""
+        """Synchronise the engine after new weights were copied into the module's tensors."""
 
     def close(self) -> None:
-        """Leave the module as it would be without an engine, and let go of it."""
+        """Restore the module to its state without an engine, and release it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """How to train.
+    """Training settings.
 
     Attributes:
-        steps: Optimizer steps in all.
-        learning_rate: The schedule's peak.
-        schedule: How it falls after the warm-up.
-        warmup: Share of the steps in which the learning rate rises.
-        weight_decay: For matrices; norms, biases and vectors have none.
-        betas: AdamW's.
-        eps: AdamW's.
-        bias_correction: Whether AdamW corrects the bias of its averages; BertAdam does not.
-        clip: Largest Euclidean norm of all gradients together; None: not clipped.
-        precision: "bf16" runs the forward passes under autocast; weights and optimizer stay in fp32.
-        validate_every: Optimizer steps between validations, and once at the end; None: at the end only.
-        keep: Whose weights the module holds at the end: of the least validation loss, or the last.
-        patience: Stop early after so many validations without improvement; None: never.
+        steps: Total optimizer steps.
+        learning_rate: Peak learning rate.
+        schedule: Learning-rate schedule after the warm-up.
+        warmup: Fraction of the steps with rising learning rate.
+        weight_decay: Weight decay of matrices; norms, biases and vectors have none.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+        bias_correction: Whether to correct the bias of AdamW's averages; False for BertAdam.
+        clip: Maximum global gradient norm; None for no clipping.
+        precision: "bf16" runs forward passes under autocast; weights and optimizer stay in fp32.
+        validate_every: Optimizer steps between validations, with one more at the end; None for the last only.
+        keep: Which weights to keep: those with the lowest validation loss, or the last.
+        patience: Stop early after this many validations without improvement; None for never.
         checkpoint_every: Optimizer steps between checkpoints. One is also written on a signal, at the end and
-            (to keep the best) with each improvement.
+            (with ``keep="best"``) at each improvement.
         log_every: Optimizer steps between logged ones.
-        seed: Of dropout and whatever else draws from the global generators.
-        zero: None: one process by itself, or DDP over several. 0, 1 or 2: DeepSpeed, which keeps everything
-            in every process, or divides the optimizer's state (1) and the gradients as well (2).
-        paced: Rows of weights with learning rates of their own.
+        seed: Random seed of dropout and other draws from the global generators.
+        zero: None for a single process or DDP. 0, 1 or 2 for DeepSpeed, which replicates everything (0),
+            partitions the optimizer state (1) and also the gradients (2).
+        paced: Rows of weights with a learning-rate multiplier.
     """
 
     steps: int
@@ -161,23 +161,23 @@ class FitSettings:
     paced: tuple[RowScale, ...] = ()
 
     def is_logged(self, step: int) -> bool:
-        """Whether an optimizer step, counted from 1, is logged: the first and the last one always are."""
+        """Whether an optimizer step, counted from 1, is logged; the first and the last always are."""
         return step % self.log_every == 0 or step in (1, self.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What came of it.
+    """The result of a training.
 
     Attributes:
-        steps: Optimizer steps done, fewer than asked for after an early stop.
-        tokens: Positions without padding seen, over all processes.
-        best_step: The step of the least validation loss, 0 being the state before the first step; None
-            without validation.
-        best_loss: That loss, "labels" in nats per token.
-        validation_history: Every validation.
-        seconds: Time spent, over all interruptions and without the time between them.
-        stopped: Why it ended.
+        steps: Completed optimizer steps; fewer than configured after an early stop.
+        tokens: Non-padding positions seen, over all processes.
+        best_step: The step with the lowest validation loss, 0 for the initial weights; None without
+            validation.
+        best_loss: The lowest validation loss, "labels" in nats per token.
+        validation_history: All validations.
+        seconds: Total training time, without the time between interruption and resumption.
+        stopped: Why the training ended.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Rows of weights with a learning rate of their own."""
+"""Learning-rate multipliers for rows of weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class RowScale:
-    """Some rows of a weight, and by what their learning rate is multiplied.
+    """Rows of a weight and the multiplier of their learning rate.
 
     Attributes:
-        weight: Its name in the step module.
+        weight: The weight's name in the step module.
         rows: Indices into its first dimension.
-        pace: 1 is as fast as everything else; 0 leaves the rows as they are, bit for bit.
+        pace: The multiplier; 0 leaves the rows unchanged, bit for bit.
     """
 
     weight: str
@@ -26,15 +26,15 @@ class RowScale:
 
 
 class Pacing:
-    """Lets some rows take a part of each move of an optimizer.
+    """Scales the optimizer's updates of some rows.
 
-    AdamW moves each element by itself, and its steps and its decay are proportional to the learning rate, so
-    a part of the move is the move of another learning rate. The rows' gradients count in the norm that all
-    are clipped by.
+    AdamW updates elements independently, and its steps and decay are proportional to the learning rate, so
+    scaling an update is equivalent to scaling the learning rate. The rows' gradients count in the norm for
+    clipping.
 
     Args:
-        weights: By name, where they stay while they are trained.
-        paces: Rows of some of them.
+        weights: Trained weights by name.
+        paces: Rows of some of them, with multipliers.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], paces: Sequence[RowScale]) -> None:
@@ -46,7 +46,7 @@ class Pacing:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """To the one move of the weights that is made while this is entered."""
+        """Scale the single optimizer step performed in this context."""
         before = [weight.detach()[rows] for weight, rows, _ in self._parts]
         yield
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that the loop grants after the optimizer step in hand."""
+"""SIGINT and SIGTERM as stop requests, handled after the current optimizer step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from stlm_kd.errors import Interrupted, Preempted, StlmKdError
 
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
 StopFlags: TypeAlias = tuple[float, float]
-"""One number per signal, SIGINT and SIGTERM; not 0 where it came."""
+"""One number per signal, SIGINT and SIGTERM; nonzero if received."""
 
 
 class StopSignals:
-    """While it is entered, SIGINT and SIGTERM are only noted; a third SIGINT interrupts at once.
+    """Context that records SIGINT and SIGTERM; a third SIGINT interrupts immediately.
 
-    The handlers before it are put back at the end; a signal that came too late for the loop to act on is then
-    sent to them. Outside the main thread it does nothing, since only the main thread may set handlers.
+    Restores the previous handlers at the end, and passes them a signal that arrived too late for the loop.
+    Does nothing outside the main thread, since only the main thread may set handlers.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class StopSignals:
 
     @property
     def flags(self) -> StopFlags:
-        """What came to this process so far."""
+        """The signals that this process has received."""
         return float(signal.SIGINT in self._received), float(signal.SIGTERM in self._received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -56,10 +56,10 @@ class StopSignals:
 
 
 def is_third_interrupt(received: Sequence[int]) -> bool:
-    """Whether SIGINT came so often that nothing is to be saved; the second one is told what a third does.
+    """Whether SIGINT was received three times, to stop without saving; the second time prints a hint.
 
     Args:
-        received: The signals that came, of which the last is a SIGINT.
+        received: The received signals; the last is a SIGINT.
     """
     count = received.count(signal.SIGINT)
     if count == 2 and process_rank() == 0:
@@ -68,18 +68,18 @@ def is_third_interrupt(received: Sequence[int]) -> bool:
 
 
 def leave_interrupts_to_parent() -> None:
-    """From now on SIGINT means nothing to this process, within trainings too; its parent sends it SIGTERM."""
+    """Ignore SIGINT in this process, also during trainings; the parent process sends SIGTERM instead."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _SIGNALS.remove(signal.SIGINT)
 
 
 def stopped_unsaved(step: int, last: Path | None) -> Interrupted:
-    """The error that ends a run after a third SIGINT; ``last`` is the newest checkpoint, if there is one."""
-    rest = f"goes on from {last}" if last is not None else "begins this training anew"
+    """The error that ends a run after a third SIGINT; ``last`` is the newest checkpoint, if any."""
+    rest = f"resumes from {last}" if last is not None else "restarts this training"
     return Interrupted(f"stopped by Ctrl-C after step {step}, without saving; the same command {rest}")
 
 
 def stopped(flags: StopFlags, step: int, place: str) -> StlmKdError:
-    """The error that ends a run after a signal; ``place`` is the checkpoint that was saved."""
+    """The error that ends a run after a signal; ``place`` is the saved checkpoint."""
     cause, kind = ("SIGTERM", Preempted) if flags[1] else ("Ctrl-C", Interrupted)
-    return kind(f"stopped by {cause} after step {step}; saved {place}; the same command goes on from there")
+    return kind(f"stopped by {cause} after step {step}; saved {place}; the same command resumes from there")

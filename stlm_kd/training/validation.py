@@ -1,4 +1,4 @@
-"""The validation losses: one pass over held-out batches, added up over processes."""
+"""Validation losses: one pass over held-out batches, summed over processes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def validate(
     signals: StopSignals,
     step_number: int,
 ) -> dict[str, float] | StopFlags:
-    """Each term's mean over all valid tokens of all batches and processes; or the signals that cut it short.
+    """Each term's mean over the valid tokens of all batches and processes; or the signals that stopped it.
 
-    Processes may have different numbers of batches, even none: nothing is exchanged before the end.
+    Processes may have different numbers of batches, even none: they communicate only at the end.
 
     Args:
-        step: Runs in evaluation mode.
-        batches: This process's share.
-        precision: Of the forward passes.
-        processes: Who validates together.
-        signals: End the pass.
-        step_number: Optimizer steps done, for the message.
+        step: The step module; runs in evaluation mode.
+        batches: This process's share of the held-out batches.
+        precision: Precision of the forward passes.
+        processes: The processes that validate together.
+        signals: Stop requests, which end the pass.
+        step_number: Completed optimizer steps, for messages.
 
     Raises:
         DataError: no token is labelled.
@@ -68,7 +68,7 @@ def _local_sums(
     for batch in batches:
         if any(signals.flags):
             break
-        valid = step.count(batch)  # before the batch travels: no wait for the device
+        valid = step.count(batch)  # on the CPU, to avoid synchronising with the device
         with autocast(processes.device, precision):
             output: StepOutput = step(batch.to(processes.device), dict.fromkeys(valid, 1.0))
         for name, value in output.sums.items():

@@ -1,4 +1,4 @@
-"""What of a module belongs in a checkpoint: what training changes."""
+"""The tensors of a module that belong in a checkpoint: those that training changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stlm_kd.training.optimizer import trainable_parameters
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters, tied ones once, and the persistent buffers; frozen parameters are left out."""
+    """The trainable parameters, tied ones once, and the persistent buffers."""
     persistent = module.state_dict().keys()
     buffers = {name: buffer for name, buffer in module.named_buffers() if name in persistent}
     return {**trainable_parameters(module), **buffers}
@@ -21,10 +21,10 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> None:
-    """Copy into the module's own tensors, so that ties and the optimizer's references stay.
+    """Copy tensors into the module's own, which preserves ties and the optimizer's references.
 
     Raises:
-        CheckpointError: names or shapes differ from the module's; ``place`` is named in the message.
+        CheckpointError: names or shapes differ from the module's; the message contains ``place``.
     """
     own = model_tensors(module)
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

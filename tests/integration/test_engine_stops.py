@@ -117,7 +117,7 @@ def test_a_second_ctrl_c_waits_for_the_checkpoint_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("every", "rest"), [(2, "goes on from .*step-00000002"), (None, "begins this training anew")]
+    ("every", "rest"), [(2, "resumes from .*step-00000002"), (None, "restarts this training")]
 )
 def test_a_third_ctrl_c_stops_at_once_and_says_what_is_left(
     tmp_path: Path, every: int | None, rest: str

@@ -1,1 +1,1 @@
-"""What moves the weights: plain PyTorch with DDP, or DeepSpeed."""
+"""Training engines: plain PyTorch with DDP, or DeepSpeed."""

@@ -1,4 +1,4 @@
-"""The choice between the engines, and the end of the one chosen."""
+"""Selection and cleanup of the training engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stlm_kd.training.protocols import Engine, FitSettings
 
 @contextmanager
 def open_engine(step: nn.Module, settings: FitSettings) -> Iterator[tuple[Processes, Engine]]:
-    """The processes and what moves the weights in them; afterwards the module is as it was before."""
+    """Open the engine for these settings; restores the module afterwards."""
     engine: Engine
     if settings.zero is None:
         processes = Processes(plain_accelerator())

@@ -1,4 +1,4 @@
-"""What moves the weights: one process by itself, or several under DDP."""
+"""The plain PyTorch engine: a single process, or several with DDP."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from stlm_kd.training.row_learning_rates import Pacing
 
 
 class MicroBatch(nn.Module):
-    """One forward as plain tensors: engines find the loss in tuples and dictionaries, not in dataclasses.
+    """Wrapper that returns plain tensors: engines find the loss in tuples and dictionaries, not dataclasses.
 
-    Autocast is entered here, inside the engine: DeepSpeed switches off what it finds outside.
+    Enters autocast inside the engine, since DeepSpeed disables an outer autocast.
     """
 
     def __init__(self, step: nn.Module, precision: str) -> None:
@@ -33,14 +33,14 @@ class MicroBatch(nn.Module):
         self.precision = precision
 
     def forward(self, batch: AnyBatch, denominators: dict[str, float]) -> PlainOutput:
-        """The loss, the terms' sums, and what was measured beside them."""
+        """The loss, the term sums, and additional metrics."""
         with autocast(batch.input_ids.device, self.precision):
             output = self.step(batch, denominators)
         return output.loss, dict(output.sums), dict(output.measures)
 
 
 class PlainEngine:
-    """Plain PyTorch, or DDP where there are several processes; see ``protocols.Engine``."""
+    """Plain PyTorch, with DDP for several processes; see ``protocols.Engine``."""
 
     def __init__(self, step: nn.Module, settings: FitSettings, processes: Processes) -> None:
         self.step = step
@@ -92,12 +92,12 @@ class PlainEngine:
         load_optimizer_tensors(self.optimizer, self.step, tensors)
 
     def weights_were_loaded(self) -> None:
-        """See ``Engine``: the optimizer moves the module's own tensors."""
+        """Do nothing: the optimizer updates the module's own tensors."""
 
     def close(self) -> None:
         self.processes.accelerator.free_memory()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass: bf16 where asked for; it does nothing for fp32."""
+    """The autocast context of a forward pass, enabled for bf16 only."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -1,8 +1,8 @@
-"""What moves the weights: DeepSpeed at ZeRO 0, 1 or 2, made by Accelerate.
+"""The DeepSpeed engine with ZeRO 0, 1 or 2, created through Accelerate.
 
-ZeRO 1 and 2 lay the trained parameters of each group of the optimizer end to end, cut that in as many equal
-parts as there are processes, and let each process keep the float32 weights and the optimizer's state of its
-own part. ``_hp_mapping`` of a parameter says which piece of it, if any, lies where in this process's part.
+ZeRO 1 and 2 concatenate the trainable parameters of each optimizer group and split them into equal
+partitions, one per process, which holds the partition's float32 weights and optimizer state. A parameter's
+``_hp_mapping`` gives the fragment of it, if any, in this process's partition.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from stlm_kd.training.row_learning_rates import Pacing
 class DeepSpeedEngine:
     """DeepSpeed; see ``protocols.Engine``.
 
-    Which parameters have a gradient must not depend on the process: ZeRO 2 reduces gradients in the order in
-    which they come. A parameter without any is left alone, where DeepSpeed would let it decay.
+    The set of parameters with a gradient must be the same in all processes: ZeRO 2 reduces gradients in order
+    of arrival. Parameters without a gradient stay unchanged, whereas DeepSpeed alone would decay them.
     """
 
     def __init__(self, step: nn.Module, settings: FitSettings, processes: Processes) -> None:
@@ -57,7 +57,7 @@ class DeepSpeedEngine:
             id(w): index for index, group in enumerate(optimizer.param_groups) for w in group["params"]
         }
         self.group_of = {name: indices[id(weight)] for name, weight in self.weights.items()}
-        local_rank = os.environ.get("LOCAL_RANK", "0")  # DeepSpeed wants one even of a process by itself
+        local_rank = os.environ.get("LOCAL_RANK", "0")  # DeepSpeed requires it even for a single process
         with environment("LOCAL_RANK", local_rank), redirect_stdout(sys.stderr), deprecations_ignored():
             self.engine, _ = processes.accelerator.prepare(MicroBatch(step, settings.precision), optimizer)
         self.optimizer = self.engine.optimizer
@@ -87,7 +87,7 @@ class DeepSpeedEngine:
             assert isinstance(norm, Tensor)
             return norm
         for name in self.weights.keys() - self.touched:
-            self.weights[name].grad = None  # where DeepSpeed put zeros
+            self.weights[name].grad = None  # DeepSpeed fills in zeros
         return nn.utils.get_total_norm([w.grad for w in self.weights.values() if w.grad is not None])
 
     def gradients_not_finite(self) -> list[str]:
@@ -123,16 +123,16 @@ class DeepSpeedEngine:
         tensors: dict[str, Tensor] = {}
         for name in (name for name in self.weights if name in self.moves):
             found = self._gathered([name])
-            if self.processes.is_first:  # one parameter at a time: the whole would not fit where parts do
+            if self.processes.is_first:  # one parameter at a time, to limit memory
                 tensors |= {key: tensor.cpu() for key, tensor in found.items()}
         return tensors
 
     @torch.no_grad()
     def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """See ``Engine``.
+        """Load the optimizer state.
 
-        Under ZeRO 1 and 2 the parameters of a group share the count of steps that corrects AdamW's bias.
-        Where a checkpoint has different ones, because some had no gradient at times, the largest is taken.
+        With ZeRO 1 and 2 the parameters of a group share the step count for AdamW's bias correction. If a
+        checkpoint has different counts, because of steps without a gradient, the largest is used.
         """
         if not self.is_divided:
             load_optimizer_tensors(self.optimizer, self.step, tensors)
@@ -171,13 +171,13 @@ class DeepSpeedEngine:
         self.touched.add(name)
 
     def _part(self, name: str) -> Tensor:
-        """The weights that this process keeps of the group that ``name`` is in, flat."""
+        """The flat partition in this process of the group that contains ``name``."""
         part = self.wrapped.param_groups[self.group_of[name]]["params"][0]
         assert isinstance(part, Tensor)
         return part
 
     def _piece(self, name: str) -> tuple[slice, slice] | None:
-        """Which elements of a parameter lie in this process's part, and where there."""
+        """The slice of a parameter in this process's partition, and its position there."""
         mapping = self.weights[name]._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's ZeRO adds it
         if mapping is None:
             return None
@@ -189,7 +189,7 @@ class DeepSpeedEngine:
             part[piece[1]] = whole.reshape(-1)[piece[0]].to(part)
 
     def _gathered(self, names: list[str]) -> dict[str, Tensor]:
-        """The optimizer's state of some parameters, whole; called by all processes."""
+        """The full optimizer state of some parameters; all processes must call this."""
         tensors = {}
         for name in names:
             for key, value in self.wrapped.state[self._part(name)].items():
@@ -205,7 +205,7 @@ class DeepSpeedEngine:
         return self.processes.sum(whole).reshape(weight.shape)
 
     def _divided_state(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What this process keeps of one group's optimizer state, zero where a parameter has none."""
+        """The partition in this process of one group's optimizer state; zero for parameters without state."""
         state: dict[str, Tensor] = {}
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition("/")

@@ -1,4 +1,4 @@
-"""DeepSpeed imported, configured and handed to Accelerate so that it is quiet and decides nothing."""
+"""Import and configure DeepSpeed for Accelerate, quiet and without its own scheduling or scaling."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from stlm_kd.training.processes import current_device
 from stlm_kd.training.protocols import FitSettings
 
 OLDEST = Version("0.19.8")
-"""Agrees with plain PyTorch; 0.18.2 accumulates wrongly at ZeRO 2, 0.19.4 lets infinite gradients pass."""
+"""Agrees with plain PyTorch; 0.18.2 accumulates wrongly at ZeRO 2, 0.19.4 misses infinite gradients."""
 
 LARGEST_BUCKET = 2**27
-"""Elements that are reduced at once; DeepSpeed allocates a whole bucket, however small the model."""
+"""Maximum elements per reduction; DeepSpeed allocates a whole bucket even for small models."""
 
 
 def deepspeed_accelerator(step: nn.Module, settings: FitSettings) -> Accelerator:
-    """Accelerate, set up to make DeepSpeed engines for ``step``.
+    """An accelerator that creates DeepSpeed engines for ``step``.
 
     Raises:
-        MissingResourceError: there is no DeepSpeed, or none for this device.
+        MissingResourceError: DeepSpeed is not installed, or does not support this device.
     """
     device = current_device()
     if device.type == "mps":
@@ -52,12 +52,12 @@ def deepspeed_accelerator(step: nn.Module, settings: FitSettings) -> Accelerator
 
 
 def deepspeed_config(step: nn.Module, settings: FitSettings) -> dict[str, object]:
-    """DeepSpeed's configuration: it divides, casts and schedules nothing by itself."""
+    """DeepSpeed's configuration, without scaling, casting or scheduling."""
     elements = sum(weight.numel() for weight in trainable_parameters(step).values())
     return {
-        "train_micro_batch_size_per_gpu": 1,  # must be there; nothing reads it
+        "train_micro_batch_size_per_gpu": 1,  # required but unused
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.clip or 0.0,  # always: left out, it is 1.0
+        "gradient_clipping": settings.clip or 0.0,  # the default would be 1.0
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": settings.zero,
@@ -67,7 +67,7 @@ def deepspeed_config(step: nn.Module, settings: FitSettings) -> dict[str, object
 
 
 def _import_deepspeed(device: torch.device) -> None:
-    """Import it without a word on stdout, where its logger would write for as long as the process lives."""
+    """Import DeepSpeed with stdout redirected, since its logger would keep writing there."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -84,14 +84,14 @@ def _import_deepspeed(device: torch.device) -> None:
             "ZeRO 2 with several micro-batches, or miss infinite gradients; pip install -U deepspeed"
         )
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Else each new machine compiles an operator for CPUs, for which it needs a C++ compiler and a minute.
+    # Otherwise DeepSpeed compiles a CPU operator, which needs a C++ compiler and about a minute.
     compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
     if device.type == "cpu" and isinstance(compatible, dict):
         compatible["deepspeed_shm_comm"] = False
 
 
 def _join_or_be_alone(device: torch.device) -> None:
-    """DeepSpeed wants a process group even of one."""
+    """Initialise a process group, which DeepSpeed requires even for a single process."""
     join_processes()
     if not distributed.is_initialized():
         from torch.distributed import HashStore  # type: ignore[attr-defined]  # left out of torch's __all__
@@ -102,7 +102,7 @@ def _join_or_be_alone(device: torch.device) -> None:
 
 @contextmanager
 def deprecations_ignored() -> Iterator[None]:
-    """DeepSpeed calls collectives, and imports parts of PyTorch, that newer PyTorch warns of."""
+    """Ignore deprecation warnings of newer PyTorch about functions that DeepSpeed uses."""
     with warnings.catch_warnings():
         for part, category in (("distributed", FutureWarning), ("jit", DeprecationWarning)):
             message = rf"`torch\.{part}\.\w+` is deprecated"
@@ -112,7 +112,7 @@ def deprecations_ignored() -> Iterator[None]:
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable for a while."""
+    """Set an environment variable within the block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
