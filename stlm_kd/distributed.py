@@ -1,6 +1,6 @@
-"""The processes that one command was launched as, before and outside any training.
+"""The launched processes of a command, before and outside any training.
 
-With one process nothing here imports or initialises anything.
+With a single process nothing is imported or initialised.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
-"""Tokenising may take the first process hours. A launcher ends the others when one of them dies."""
+"""Tokenising may take the main process hours. If a process dies, the launcher ends the others."""
 
 _alone = False
 
 
 def launched_processes() -> int:
-    """How many processes the launcher started for this command; 1 without a launcher."""
+    """Number of processes that the launcher started for this command; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def process_rank() -> int:
-    """The number of this process among them, from 0."""
+    """The rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def join_processes() -> None:
-    """Initialise ``torch.distributed`` where several processes were launched and nobody did so before.
+    """Initialise ``torch.distributed`` for several processes, unless it is initialised already.
 
-    Accelerate and DeepSpeed use what they find.
+    Accelerate and DeepSpeed use the existing process group.
 
     Raises:
-        MissingResourceError: the launcher did not say where the processes meet.
+        MissingResourceError: the launcher did not set the rendezvous variables.
     """
     if launched_processes() == 1:
         return
@@ -59,7 +59,7 @@ def join_processes() -> None:
         return
     if torch.cuda.is_available():
         _take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
-    # The usual timeouts, so that a training whose other process hangs ends some time.
+    # The default timeouts, so that a training ends if another process hangs.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -75,14 +75,14 @@ def _take_device(local_rank: int, devices: int) -> None:
 
 
 def on_main_process(work: Callable[[], T]) -> T:
-    """What ``work`` gives on the first process, which alone runs it; the others wait for as long as it takes.
+    """Run ``work`` on the main process, while the other ranks wait without timeout; return its result on all.
 
-    Called by all processes, in the same order; within ``work`` it just runs what it is given, as if there
-    were one process. The result is pickled, so it should be small.
+    All processes must call this in the same order. A nested call within ``work`` runs directly, as with a
+    single process. The result is pickled, so it should be small.
 
     Raises:
-        StlmKdError: the first process raised it.
-        RemoteProcessError: in the other processes, with the exit code of that error.
+        StlmKdError: ``work`` raised it on the main process.
+        RemoteProcessError: on the other processes, with the exit code of that error.
     """
     if launched_processes() == 1 or _alone:
         return work()
@@ -91,45 +91,45 @@ def on_main_process(work: Callable[[], T]) -> T:
     from torch import distributed
 
     error: StlmKdError | None = None
-    told: list[object] = [None, None]  # an exit code or a result
+    message: list[object] = [None, None]  # an exit code or a result
     if process_rank() == 0:
         try:
             with _others_waiting():
-                told = [None, work()]
+                message = [None, work()]
         except StlmKdError as raised:
-            error, told = raised, [raised.exit_code, None]
+            error, message = raised, [raised.exit_code, None]
     try:
-        distributed.broadcast_object_list(told, src=0, group=_waiting_group(), device=torch.device("cpu"))
-    except RuntimeError as lost:  # the first process ended in another way, and so said nothing
+        distributed.broadcast_object_list(message, src=0, group=_waiting_group(), device=torch.device("cpu"))
+    except RuntimeError as lost:  # the main process ended without sending a message
         raise error or RemoteProcessError(StlmKdError.exit_code) from lost
     if error is not None:
         raise error
-    if isinstance(told[0], int):
-        raise RemoteProcessError(told[0])
-    return cast("T", told[1])
+    if isinstance(message[0], int):
+        raise RemoteProcessError(message[0])
+    return cast("T", message[1])
 
 
 def require_all_processes(what: str) -> None:
-    """See that no process does alone what all do together: it would wait for the others, and they for it.
+    """Check that a collective operation is not called from a single process, which would deadlock.
 
     Args:
-        what: Is to be done together; it begins the message.
+        what: The operation; starts the message.
 
     Raises:
-        StlmKdError: it is called within the work of ``on_main_process``.
+        StlmKdError: the call is within the work of ``on_main_process``.
     """
     if launched_processes() > 1 and _alone:
         raise StlmKdError(
-            f"{what}: asked of the first process alone, while the other {launched_processes() - 1} wait for "
+            f"{what}: called in the main process alone, while the other {launched_processes() - 1} wait for "
             "it, but all train together; call it before or after on_main_process, in every process"
         )
 
 
 def wait_for_all() -> None:
-    """Go on once all processes are here, for as long as it takes.
+    """Wait for all processes, without timeout.
 
     Raises:
-        RemoteProcessError: another process ended, and says why.
+        RemoteProcessError: another process ended; it reports the reason.
     """
     if launched_processes() == 1 or _alone:
         return
@@ -144,7 +144,7 @@ def wait_for_all() -> None:
 
 @cache
 def _waiting_group() -> ProcessGroup | None:
-    """A group of all processes in which one may wait for long, on the CPU; made by the first such wait."""
+    """A CPU process group of all processes for long waits; created on first use."""
     from torch import distributed
 
     group: ProcessGroup | None = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
@@ -153,7 +153,7 @@ def _waiting_group() -> ProcessGroup | None:
 
 @contextmanager
 def _others_waiting() -> Iterator[None]:
-    """While it is entered, the other processes do nothing together with this one."""
+    """Mark that the other processes wait, so that this one must not call collectives."""
     global _alone
     _alone = True
     try:
@@ -163,7 +163,7 @@ def _others_waiting() -> Iterator[None]:
 
 
 def end_processes() -> None:
-    """Leave the process group at the end of a command; without it a process may abort while it exits."""
+    """Destroy the process group at the end of a command; otherwise a process may abort on exit."""
     if launched_processes() == 1 or "torch.distributed" not in sys.modules:
         return
     from torch import distributed

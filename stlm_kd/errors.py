@@ -1,17 +1,17 @@
-"""Every error that a user can cause or meet, with the exit code of the command that ends in it.
+"""All errors that a user may see, with the exit code of the command.
 
 ::
 
     StlmKdError                1   something failed
-    ├── UsageError             2   the words on the command line
-    ├── RecipeError            3   the recipe is wrong, or contradicts what it names
-    ├── ModelError             3   a model or tokenizer cannot play the part that it was given
-    ├── MissingResourceError   5   a file, a download or a package is not there
-    ├── DataError              1   text that cannot be used
-    ├── CheckpointError        1   a checkpoint or result folder that cannot be used
-    ├── NonFiniteError         1   a loss or gradient became NaN or infinite
-    ├── DivergedError          1   the processes of one training hold different weights
-    ├── RemoteProcessError     as  another process failed, and says why
+    ├── UsageError             2   invalid command line
+    ├── RecipeError            3   invalid recipe, or contradiction to a model or file that it names
+    ├── ModelError             3   unsuitable model or tokenizer
+    ├── MissingResourceError   5   missing file, download or package
+    ├── DataError              1   unusable data
+    ├── CheckpointError        1   unusable checkpoint or result folder
+    ├── NonFiniteError         1   NaN or infinite loss or gradient
+    ├── DivergedError          1   different weights in the processes of a training
+    ├── RemoteProcessError     as  another process failed and reports the reason
     ├── Preempted             75   stopped by SIGTERM, after saving
     └── Interrupted          130   stopped by Ctrl-C, after saving unless it was pressed three times
 
@@ -27,20 +27,20 @@ from difflib import get_close_matches
 
 
 class StlmKdError(Exception):
-    """Something failed; the message says what, where and what to do."""
+    """Base class; the message says what failed, where, and what to do."""
 
     exit_code: int = 1
 
 
 class UsageError(StlmKdError):
-    """The words on the command line are wrong."""
+    """Usage error on the command line."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeFault:
-    """One fault of a recipe: the dotted place, what is wrong there, and the line where it is known."""
+    """A fault of a recipe: dotted place, message, and line if known."""
 
     place: str
     message: str
@@ -54,7 +54,7 @@ class RecipeFault:
 
 
 class RecipeError(StlmKdError):
-    """A recipe is wrong, or contradicts what it names; holds all faults that were found at once."""
+    """An invalid recipe, or one that contradicts a model or file that it names; contains all faults found."""
 
     exit_code = 3
 
@@ -65,40 +65,40 @@ class RecipeError(StlmKdError):
         super().__init__("\n".join([f"{origin}: {count}", *(f"  {fault}" for fault in self.faults)]))
 
     def __reduce__(self) -> tuple[type[RecipeError], tuple[str, tuple[RecipeFault, ...]]]:
-        """An error is sent between processes by its arguments, of which this one's message is none."""
+        """Pickle by constructor arguments, since the message is not one."""
         return type(self), (self.origin, self.faults)
 
 
 class ModelError(StlmKdError):
-    """A model or a tokenizer cannot play the part that it was given."""
+    """A model or tokenizer is unsuitable for its role."""
 
     exit_code = 3
 
 
 class MissingResourceError(StlmKdError):
-    """A file, a download or a package that is needed is not there."""
+    """A required file, download or package is missing."""
 
     exit_code = 5
 
 
 class DataError(StlmKdError):
-    """Text that cannot be used: empty, malformed or too short."""
+    """Unusable data: empty, malformed or too short."""
 
 
 class CheckpointError(StlmKdError):
-    """A checkpoint or a result folder that cannot be used."""
+    """An unusable checkpoint or result folder."""
 
 
 class NonFiniteError(StlmKdError):
-    """A loss or a gradient became NaN or infinite before an optimizer step."""
+    """A NaN or infinite loss or gradient before an optimizer step."""
 
 
 class DivergedError(StlmKdError):
-    """The processes of one training hold different weights."""
+    """The weights of a training differ between its processes."""
 
 
 class RemoteProcessError(StlmKdError):
-    """Another process failed and says why; this one ends with the same exit code and need say nothing."""
+    """Another process failed and reports the reason; this one ends silently with the same exit code."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
@@ -122,7 +122,7 @@ class Interrupted(StlmKdError):
 
 @contextmanager
 def error_context(place: str) -> Iterator[None]:
-    """Where a model, a file or a text is refused, the message begins with who asked for it.
+    """Prefix error messages about a model, a file or data with the place that refers to it.
 
     >>> with error_context("teachers[1] (novels)"):
     ...     raise ModelError("some/folder: 3 weights are missing")
@@ -136,7 +136,7 @@ def error_context(place: str) -> Iterator[None]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suffix such as `` (did you mean temperature?)``, or the list of known names where none is near.
+    """A suffix such as `` (did you mean temperature?)``, or the list of known names if none is similar.
 
     >>> did_you_mean("temprature", ["temperature", "weight"])
     ' (did you mean temperature?)'
@@ -151,7 +151,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message, in quotes where a comma is part of one.
+    """Join names for a message, quoting those that contain a comma.
 
     >>> listed(["student", "teacher a, adapted"])
     "student, 'teacher a, adapted'"

@@ -1,6 +1,6 @@
-"""Notes to the user from any layer: one line on stderr, once, from the main process alone.
+"""Notes to the user: one line on stderr, once, from the main process only.
 
-They go through the logger ``stlm_kd``, which a program that uses the package may configure as it likes.
+They use the logger ``stlm_kd``, which applications may configure.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ LOGGER = logging.getLogger("stlm_kd")
 
 @cache
 def note(message: str) -> None:
-    """Write a line, unless this process has written the same before or is not the main process."""
+    """Log a line on the main process, once per message."""
     if os.environ.get("RANK", "0") == "0":
         LOGGER.warning(message)

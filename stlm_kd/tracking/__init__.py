@@ -1,4 +1,4 @@
-"""What a training run says: lines or a live table on stderr, metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Training progress and metrics: lines or a live table on stderr, metrics.jsonl, TensorBoard, W&B."""
 
 from stlm_kd.tracking.console import LiveProgress, PlainProgress, open_progress
 from stlm_kd.tracking.jsonl import JsonlTracker, read_metrics

@@ -1,4 +1,4 @@
-"""Progress of writing a teacher's cache: how much is done, how fast, how long it takes."""
+"""Progress of writing a teacher cache: share done, speed, remaining time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ EVERY_S = 10.0
 
 
 class CacheProgress:
-    """A line as soon as the speed is known, and one every ten seconds.
+    """Prints a line as soon as the speed is known, and then every ten seconds.
 
     Args:
-        teacher: Its name.
-        tokens: About how many there are to write.
-        say: Hears each line.
-        clock: Seconds that pass.
+        teacher: The teacher's name.
+        tokens: Approximate number of tokens to write.
+        say: Receives each line.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class CacheProgress:
         self._done = 0
 
     def done(self, tokens: int) -> None:
-        """So many more tokens are done."""
+        """Add completed tokens."""
         self._done += tokens
         now = self._clock()
         if self._last is None or now - self._last >= EVERY_S:

@@ -23,35 +23,35 @@ class PlainProgress:
         self._unit = unit
 
     def stage(self, name: str) -> None:
-        """The stage's name on a line of its own."""
+        """Print the stage's name."""
         self._say(name)
 
     def rewind(self, step: int) -> None:
-        """Say where a resumed stage goes on; nothing for one that begins."""
+        """Print where a stage resumes; nothing for a new one."""
         if step:
             self._say(f"resumed after step {step}")
 
     def step(self, metrics: StepMetrics) -> None:
-        """One line."""
+        """Print one line."""
         self._say(step_line(metrics, self._unit))
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """One line."""
+        """Print one line."""
         self._say(validation_line(metrics, self._unit))
 
     def note(self, message: str) -> None:
-        """The message as it is."""
+        """Print the message."""
         self._say(message)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
     def _say(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
 
 
 class LiveProgress:
-    """A table that is redrawn in place; notes and stages scroll above it."""
+    """A table that is redrawn in place; notes and finished stages scroll above it."""
 
     def __init__(self, console: Console, unit: str = PER_TOKEN) -> None:
         self._console = console
@@ -62,31 +62,31 @@ class LiveProgress:
         self._validation: ValidationMetrics | None = None
 
     def stage(self, name: str) -> None:
-        """Leave the last table where it is and begin a new one."""
+        """Finish the current table and start a new one."""
         self.close()
         self._stage, self._step, self._validation = name, None, None
 
     def rewind(self, step: int) -> None:
-        """Say where a resumed stage goes on; nothing for one that begins."""
+        """Print where a stage resumes; nothing for a new one."""
         if step:
             self.note(f"{self._stage}: resumed after step {step}")
 
     def step(self, metrics: StepMetrics) -> None:
-        """Redraw."""
+        """Redraw the table."""
         self._step = metrics
         self._draw()
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Redraw."""
+        """Redraw the table."""
         self._validation = metrics
         self._draw()
 
     def note(self, message: str) -> None:
-        """A line above the table."""
+        """Print a line above the table."""
         self._console.print(message, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Leave the last table on the screen."""
+        """Stop redrawing; the last table stays on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -116,9 +116,9 @@ class LiveProgress:
 
 
 def open_progress(stream: TextIO | None = None, *, unit: str = PER_TOKEN) -> Tracker:
-    """A live table where the stream (stderr unless given) is a terminal, plain lines where it is not.
+    """A live table if the stream (default: stderr) is a terminal, otherwise plain lines.
 
-    ``unit`` is that of the loss on labels.
+    ``unit`` is the unit of the loss on labels.
     """
     stream = sys.stderr if stream is None else stream
     console = Console(file=stream)
@@ -148,7 +148,7 @@ def validation_line(metrics: ValidationMetrics, unit: str = PER_TOKEN) -> str:
 
 
 def short_number(value: float) -> str:
-    """Three digits or so and a unit.
+    """A number with about three digits and a unit prefix.
 
     >>> [short_number(value) for value in (12.34, 999, 41_200, 3_400_000)]
     ['12.3', '999', '41.2k', '3.4M']
@@ -160,7 +160,7 @@ def short_number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span in its two largest units at most.
+    """A time span in at most two units.
 
     >>> [duration(seconds) for seconds in (8.2, 720, 4000, 200_000)]
     ['8s', '12m', '1h 6m', '2d 7h']
@@ -186,7 +186,7 @@ def _terms(metrics: ValidationMetrics, unit: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Three decimals; of what these would show as 0 and is not, its size.
+    """Three decimals; scientific notation for smaller nonzero numbers.
 
     >>> _number(2.9812), _number(0.0), _number(0.00021)
     ('2.981', '0.000', '2.1e-04')

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per logged step and validation, cut back when a run is resumed."""
+"""metrics.jsonl: one JSON object per logged step and validation, truncated when a run is resumed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from stlm_kd.tracking.metrics import StepMetrics, ValidationMetrics
 Line: TypeAlias = "dict[str, str | int | float | bool | dict[str, float]]"
 
 _LINES: TypeAdapter[Line] = TypeAdapter(dict[str, JsonValue])  # type: ignore[arg-type]  # wider than is written
-"""Any object: who draws a number looks whether it is one."""
+"""Any object; readers check the types of values."""
 
 
 class JsonlTracker:
-    """Appends to one file. Each line has ``kind`` ("step", "validation" or "note") and its ``stage``.
+    """Appends to a file. Each line has ``kind`` ("step", "validation" or "note") and ``stage``.
 
     Args:
-        path: The file; lines of an earlier process stay until ``rewind``.
+        path: The file; lines of an earlier process remain until ``rewind``.
 
     Raises:
-        CheckpointError: from any method, when the file cannot be written (a full disk).
+        CheckpointError: from any method, if the file cannot be written (such as on a full disk).
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,13 +36,13 @@ class JsonlTracker:
         self._step = 0
 
     def stage(self, name: str) -> None:
-        """The following lines carry this stage."""
+        """Set the stage of the following lines."""
         self._stage, self._step = name, 0
 
     def rewind(self, step: int) -> None:
-        """Drop this stage's lines after ``step``, and a line that a killed process left unfinished.
+        """Delete this stage's lines after ``step``, and a line that a killed process left incomplete.
 
-        The validation after ``step`` itself is dropped as well: whoever resumes tells it again.
+        Also deletes the validation at ``step``, since a resumed training reports it again.
         """
         self._step = step
         if not self.path.exists():
@@ -69,11 +69,11 @@ class JsonlTracker:
         self._write({"kind": "validation", "stage": self._stage, **_plain(asdict(metrics))})
 
     def note(self, message: str) -> None:
-        """Write a line of kind "note", placed at the last step."""
+        """Write a line of kind "note", at the last step."""
         self._write({"kind": "note", "stage": self._stage, "step": self._step, "message": message})
 
     def close(self) -> None:
-        """Nothing to do: every line is on disk when its method returns."""
+        """Do nothing: every line is written when its method returns."""
 
     def _is_later(self, line: Line, step: int) -> bool:
         at = line.get("step")
@@ -91,10 +91,10 @@ class JsonlTracker:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """All lines of a metrics file but one that a killed process left unfinished; [] without a file.
+    """All complete lines of a metrics file; [] without a file.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The file cannot be read.
     """
     try:
         return list(_lines(path)) if path.is_file() else []

@@ -1,4 +1,4 @@
-"""What one line of a training run says, and who may listen."""
+"""Metrics of a training run, and the tracker protocol."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """One optimizer step that is logged.
+    """A logged optimizer step.
 
     Attributes:
-        step: Optimizer steps done, counted from 1.
-        steps: Optimizer steps in all.
-        loss: The weighted sum that was minimised at this step, over all micro-batches and processes.
+        step: Completed optimizer steps, counted from 1.
+        steps: Total optimizer steps.
+        loss: The weighted sum of the losses, over all micro-batches and processes.
         losses: Each term by name, unweighted, per valid token (``labels`` in nats).
-        learning_rate: That of this step.
-        grad_norm: Euclidean norm of all gradients before clipping.
-        tokens: Positions without padding seen since step 1, over all processes.
-        tokens_per_second: Positions without padding per second of training since the last logged step.
-        seconds: Since step 1, without the time between an interruption and its resumption.
-        seconds_left: Until the last step, at the pace so far.
-        measures: What was measured at this step beside the terms, as ``group/name``.
+        learning_rate: Learning rate of this step.
+        grad_norm: Global gradient norm before clipping.
+        tokens: Non-padding positions seen since step 1, over all processes.
+        tokens_per_second: Non-padding positions per second of training since the last logged step.
+        seconds: Time since step 1, without the time between interruption and resumption.
+        seconds_left: Estimated time until the last step.
+        measures: Additional metrics of this step, as ``group/name``.
     """
 
     step: int
@@ -49,60 +49,60 @@ class ValidationMetrics:
 
 
 class Tracker(Protocol):
-    """Listens to a training run."""
+    """Receives the progress and metrics of a training run."""
 
     def stage(self, name: str) -> None:
-        """What follows belongs to this stage ("adapt bert", "student seed 1")."""
+        """Start a stage ("adapt bert", "student seed 1")."""
 
     def rewind(self, step: int) -> None:
-        """The stage goes on after ``step`` steps (0: from its beginning): forget what was said later."""
+        """Resume the stage after ``step`` steps (0: from the beginning) and discard later entries."""
 
     def step(self, metrics: StepMetrics) -> None:
-        """One optimizer step was done."""
+        """Record an optimizer step."""
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """The validation data was scored."""
+        """Record a validation."""
 
     def note(self, message: str) -> None:
-        """Something that a reader should know."""
+        """Record a note for the reader."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Close the tracker."""
 
 
 class Trackers:
-    """Several trackers as one; an empty one says nothing, as on every process but the first."""
+    """Several trackers as one; empty on all but the main process."""
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self.trackers = tuple(trackers)
 
     def stage(self, name: str) -> None:
-        """Pass it on."""
+        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.stage(name)
 
     def rewind(self, step: int) -> None:
-        """Pass it on."""
+        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.rewind(step)
 
     def step(self, metrics: StepMetrics) -> None:
-        """Pass it on."""
+        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.step(metrics)
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Pass it on."""
+        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.validation(metrics)
 
     def note(self, message: str) -> None:
-        """Pass it on."""
+        """Forward to all trackers."""
         for tracker in self.trackers:
             tracker.note(message)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all trackers."""
         for tracker in self.trackers:
             tracker.close()
 

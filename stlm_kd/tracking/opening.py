@@ -1,4 +1,4 @@
-"""Which trackers listen to a run, on which process."""
+"""Open the trackers of a run, on the main process only."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def open_tracker(
     stream: TextIO | None = None,
     unit: str = PER_TOKEN,
 ) -> Trackers:
-    """Progress on ``stream`` (stderr unless given), ``folder/metrics.jsonl``, and the backends asked for.
+    """Open progress on ``stream`` (default: stderr), ``folder/metrics.jsonl``, and the given backends.
 
-    On every process but the first (``RANK`` in the environment) it says and writes nothing.
+    Returns empty trackers on all but the main process (``RANK`` in the environment).
 
     Args:
-        folder: Holds ``metrics.jsonl``, ``tensorboard/`` and ``wandb/``.
-        backends: Of ``BACKENDS``.
-        run_name: What Weights & Biases groups the stages by; the folder's name unless given.
-        stream: For tests and for other front ends.
-        unit: Of the loss on labels.
+        folder: Contains ``metrics.jsonl``, ``tensorboard/`` and ``wandb/``.
+        backends: Names from ``BACKENDS``.
+        run_name: Group of the stages in Weights & Biases; defaults to the folder's name.
+        stream: Output stream of progress.
+        unit: Unit of the loss on labels.
 
     Raises:
         MissingResourceError: a backend's package is not installed.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoardTracker:
-    """Writes ``train/…``, ``validation/…`` and what was measured below a folder, one folder per stage."""
+    """Writes ``train/…``, ``validation/…`` and additional metrics, one folder per stage."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -22,17 +22,17 @@ class TensorBoardTracker:
         self._writer: SummaryWriter | None = None
 
     def stage(self, name: str) -> None:
-        """The following scalars go to a folder of this name."""
+        """Write the following scalars to a folder of this name."""
         self.close()
         self._stage, self._after = "-".join(name.replace("/", " ").split()), 0
 
     def rewind(self, step: int) -> None:
-        """TensorBoard is told to hide what lies after ``step``."""
+        """Let TensorBoard hide entries after ``step``."""
         self.close()
         self._after = step
 
     def step(self, metrics: StepMetrics) -> None:
-        """The loss, its terms, the learning rate, the gradient's norm, the throughput and all measures."""
+        """Write the loss, its terms, the learning rate, the gradient norm, the throughput and all metrics."""
         self._scalars("train", metrics.step, {"loss": metrics.loss, **metrics.losses})
         self._scalars(
             "optimizer",
@@ -44,14 +44,14 @@ class TensorBoardTracker:
             self._open().add_scalar(name, value, metrics.step)
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Each term."""
+        """Write each term."""
         self._scalars("validation", metrics.step, dict(metrics.losses))
 
     def note(self, message: str) -> None:
-        """Notes have no place among scalars."""
+        """Do nothing: notes are not scalars."""
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write pending events."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -1,4 +1,4 @@
-"""The metrics at Weights & Biases, where its package is installed."""
+"""Metrics in Weights & Biases, if its package is installed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class WandbTracker:
     """One Weights & Biases run per stage, grouped by the run's name.
 
     Args:
-        folder: Where its files lie.
-        run_name: The group.
+        folder: Folder of its files.
+        run_name: Name of the group.
 
     Raises:
         MissingResourceError: the package ``wandb`` is not installed.
@@ -44,15 +44,15 @@ class WandbTracker:
             ) from error
 
     def stage(self, name: str) -> None:
-        """The following metrics go to a run of this name."""
+        """Write the following metrics to a run of this name."""
         self.close()
         self._stage = name
 
     def rewind(self, step: int) -> None:
-        """A resumed stage is a new run in the same group; nothing is rewritten there."""
+        """Do nothing: a resumed stage is a new run in the same group."""
 
     def step(self, metrics: StepMetrics) -> None:
-        """The loss, its terms, the learning rate, the gradient's norm, the throughput and all measures."""
+        """Log the loss, its terms, the learning rate, the gradient norm, the throughput and all metrics."""
         self._open().log(
             {
                 "step": metrics.step,
@@ -66,12 +66,12 @@ class WandbTracker:
         )
 
     def validation(self, metrics: ValidationMetrics) -> None:
-        """Each term."""
+        """Log each term."""
         values = {f"validation/{name}": value for name, value in metrics.losses.items()}
         self._open().log({"step": metrics.step, **values})
 
     def note(self, message: str) -> None:
-        """Notes have no place among metrics."""
+        """Do nothing: notes are not metrics."""
 
     def close(self) -> None:
         """End the stage's run."""

@@ -73,7 +73,7 @@ class BatchSource(Protocol):
     """Training batches as a pure function of the step index, so that resuming needs no state."""
 
     def step(self, index: int) -> Sequence[AnyBatch]:
-        """The micro-batches of this process in optimizer step ``index`` (from 0); equally many on each process."""
+        """The micro-batches of this process in optimizer step ``index`` (from 0); the same number on each."""
 
 
 class Engine(Protocol):

@@ -275,7 +275,7 @@ def test_a_training_that_the_first_process_begins_alone_is_refused_and_no_one_wa
 ) -> None:
     (kind, code, text), elsewhere = (rank["alone"] for rank in two)
     assert (kind, code, elsewhere[:2]) == ("StlmKdError", 1, ["RemoteProcessError", 1])
-    assert text.startswith("fit: asked of the first process alone, while the other 1 wait")
+    assert text.startswith("fit: called in the main process alone, while the other 1 wait")
     assert not (folder / "alone").exists()
 
 

@@ -187,7 +187,7 @@ def test_a_signal_reaches_all_processes(tmp_path: Path, number: int, code: int) 
 def test_processes_told_to_stop_before_they_listen_have_stopped_as_well(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path, STAYS + TELLS + SLEEPS)
     launcher.process.terminate()
-    assert launcher.ended() == (75, ["stopped by SIGTERM; the same command begins or goes on"])
+    assert launcher.ended() == (75, ["stopped by SIGTERM; the same command starts or resumes"])
 
 
 @linux
