@@ -1,4 +1,4 @@
-"""``stlm-kd adapt-teacher``: a new embedding and head for another vocabulary."""
+"""``stlm-kd adapt-teacher``: train a new embedding and head for another vocabulary."""
 
 from __future__ import annotations
 
@@ -43,42 +43,42 @@ _OPTIONS = {
     r"eval\[\d+\](\.\w+)*": "--suite",
     r"^task(?=$|:| \()": "--task",
 }
-"""The options by the places of the recipe that they amount to."""
+"""The command-line option for each place in the equivalent recipe."""
 
 TeacherAndChanges = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="TEACHER|KEY.PATH=VALUE",
-        help="A model folder or Hub id; with -r a teacher's name in the recipe, and changes of it.",
+        help="A model folder or Hub id; with -r a teacher's name in the recipe, and changes to the recipe.",
     ),
 ]
-Tokenizer = Annotated[str | None, typer.Option(help="The vocabulary that it gets: a folder or Hub id.")]
-TrainingText = Annotated[
-    list[Path] | None, typer.Option(help="Text to train on; may be given several times.")
+Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer with the new vocabulary: a folder or Hub id.")]
+TrainingText = Annotated[list[Path] | None, typer.Option(help="Training text. May be repeated.")]
+HeldOutText = Annotated[
+    list[Path] | None, typer.Option(help="Held-out text, for early stopping and the report.")
 ]
-HeldOutText = Annotated[list[Path] | None, typer.Option(help="Held-out text, for early stop and the report.")]
-Tokens = Annotated[str | None, typer.Option(metavar="2M", help="Tokens to train on, at most.")]
+Tokens = Annotated[str | None, typer.Option(metavar="2M", help="Maximum training tokens.")]
 Init = Annotated[
     str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, overlap, mean or random.")
 ]
 Objective = Annotated[
-    str | None, typer.Option(metavar="cross-entropy|self-distillation", help="What it is trained on.")
+    str | None, typer.Option(metavar="cross-entropy|self-distillation", help="Training objective.")
 ]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Task = Annotated[
     str | None,
-    typer.Option(metavar="clm|mlm", help="What the teacher predicts; else what its configuration says."),
+    typer.Option(metavar="clm|mlm", help="The teacher's task. Default: from its configuration."),
 ]
-Context = Annotated[int | None, typer.Option(help="Tokens in a row.")]
-EffectiveBatch = Annotated[int | None, typer.Option(help="Rows in an optimizer step.")]
-MicroBatch = Annotated[int | None, typer.Option(help="Rows in memory at once.")]
-Precision = Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Of the training.")]
-Seed = Annotated[int | None, typer.Option(help="Of the initialiser and of the order of the data.")]
+Context = Annotated[int | None, typer.Option(help="Tokens per row.")]
+EffectiveBatch = Annotated[int | None, typer.Option(help="Rows per optimizer step.")]
+MicroBatch = Annotated[int | None, typer.Option(help="Rows per forward pass.")]
+Precision = Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Training precision.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed of the initialiser and the data order.")]
 Suites = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME|{suite: NAME, …}",
-        help="Score it before and after, for instance by lm-eval. May be repeated.",
+        help="Evaluation before and after adaptation, such as lm-eval. May be repeated.",
     ),
 ]
 Tasks = Annotated[
@@ -112,10 +112,10 @@ def adapt_teacher(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give a teacher the student's vocabulary, and report its (pseudo-)bits per byte before and after.
+    """Adapt a teacher to the student's vocabulary, and report (pseudo-)bits per byte before and after.
 
-    Either -r RECIPE [TEACHER], or TEACHER --tokenizer T --data PATH --validation PATH. The body stays as it
-    is; a new embedding and head are initialised from the old ones and trained.
+    Either -r RECIPE [TEACHER], or TEACHER --tokenizer T --data PATH --validation PATH. The body stays frozen;
+    a new embedding and head are initialised from the old ones and trained.
     """
     adapt: dict[str, Plain] = {
         "init": init,
@@ -140,7 +140,9 @@ def adapt_teacher(
             model = _only_model(words or ())
             scored = _suites(suite or (), tasks, limit)
             of_task = partial(_of_options, model, adapt, tokenizer, data, validation, context, scored)
-            loaded = of_task(task or "clm")  # tells faults of the options, before the model is looked for
+            loaded = of_task(
+                task or "clm"
+            )  # reports invalid options before loading the model's configuration
             if task is None:
                 loaded = of_task(_task_of(model, trust_remote_code))
             teacher, name = None, f"adapt-{loaded.teachers[0].name}"
@@ -166,7 +168,7 @@ def adapt_teacher(
 
 
 def _by_options(text: str) -> str:
-    """A message with the options' names for the recipe's.
+    """A message with option names in place of recipe keys.
 
     >>> _by_options("teachers[0] (gpt2): it has 8 positions, but data.context is 9; shorten it")
     'TEACHER: it has 8 positions, but --context is 9; shorten it'
@@ -180,7 +182,7 @@ def _by_options(text: str) -> str:
 
 @contextmanager
 def _errors_by_options() -> Iterator[None]:
-    """Errors of the recipe that the options amount to speak of the options."""
+    """Make errors of the equivalent recipe name the options."""
     try:
         yield
     except RecipeError as error:
@@ -192,7 +194,7 @@ def _errors_by_options() -> Iterator[None]:
 
 
 def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:
-    """The recipe, and the teacher that the words name, if they do."""
+    """The recipe, and the teacher named in the arguments, if any."""
     from stlm_kd.errors import did_you_mean
     from stlm_kd.recipe import load
 
@@ -210,7 +212,7 @@ def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:
 
 
 def _count(words: str) -> Plain:
-    """The number that is written as 40000, 40k or 2M."""
+    """Parse a number such as 40000, 40k or 2M."""
     from stlm_kd.recipe.schema.fields import parse_count
     from stlm_kd.recipe.yaml import scalar
 
@@ -221,7 +223,7 @@ def _count(words: str) -> Plain:
 
 
 def _suites(suite: Sequence[str], tasks: str | None, limit: int | None) -> list[Plain]:
-    """The suites to score by, with their options."""
+    """The evaluation suites with their options."""
     from stlm_kd.recipe.suites import suites
 
     options: dict[str, Plain] = {} if tasks is None else {"tasks": [*tasks.split(",")]}
@@ -256,7 +258,7 @@ def _of_options(
     suites: list[Plain],
     task: str,
 ) -> Recipe:
-    """The recipe that the options amount to."""
+    """The recipe equivalent to the options."""
     from stlm_kd.artifacts.run_dir import file_name
     from stlm_kd.recipe import from_values
 

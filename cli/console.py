@@ -1,4 +1,4 @@
-"""Results on stdout: JSON for machines, tables for people."""
+"""Results on stdout: JSON and tables."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def print_json(value: object) -> None:
-    """One JSON document."""
+    """Print a JSON document."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns, plain, so that other programs can read them too."""
+    """Print aligned plain columns, which other programs can parse."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -26,7 +26,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """A Rich table, as wide as it must be where stdout is not a terminal; in a narrow one no cell is cut."""
+    """Print a Rich table: at full width outside a terminal, otherwise folding cells to the terminal's width."""
     from rich.console import Console
 
     from stlm_kd.artifacts.output import width_of

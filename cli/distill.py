@@ -1,4 +1,4 @@
-"""``stlm-kd distill``: everything that a recipe says."""
+"""``stlm-kd distill``: run a recipe."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ def distill(
     output_dir: OutputDir = Path("runs"),
     resume: ResumeOption = Resume.auto,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings and evaluations side by side.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of parallel trainings and evaluations.")] = 1,
     processes: Processes = 1,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY.PATH=[V,V,…]",
-            help="A run for each value; ends with the students in one table. Given several times: a run for "
-            "each combination.",
+            help="One run per value, with a final table of all students. May be repeated: one run per "
+            "combination.",
         ),
     ] = None,
     rehearsal: Rehearsal = True,
     trust_remote_code: TrustRemoteCode = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show the plan and what is missing here."),
+        typer.Option("--dry-run", help="Show the plan and missing requirements."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Adapt the teachers, distil the student, evaluate it: all that the recipe says.
+    """Run a recipe: adapt the teachers, distil the student, evaluate it.
 
-    Finished stages are found again and reused.
+    Finished stages are reused.
     """
     from stlm_kd.errors import UsageError
 
@@ -102,7 +102,7 @@ def distill(
 
 
 def recipes_of(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> dict[str, Recipe]:
-    """What to run, by the names of the runs: one recipe, or one for each combination of swept values."""
+    """The recipes to run by run name: one, or one per combination of swept values."""
     from stlm_kd.recipe import load
     from stlm_kd.recipe.overrides import refuse_repeated
 
@@ -115,7 +115,7 @@ def recipes_of(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> di
 
 
 def print_side_by_side(folders: Sequence[Path], *, as_json: bool) -> None:
-    """The students of several runs, and where the runs lie."""
+    """Print a comparison of the students of several runs, and the run folders."""
     from stlm_kd.pipeline.sweep import side_by_side
 
     comparison = side_by_side(folders)
@@ -132,7 +132,7 @@ def print_side_by_side(folders: Sequence[Path], *, as_json: bool) -> None:
 
 
 def print_results(folder: Path, *, as_json: bool) -> None:
-    """The table of a folder, or its results as JSON with the folder's path."""
+    """Print the table of a run, or its results as JSON with the folder's path."""
     table, results = folder / "table.txt", folder / "results.json"
     if as_json:
         found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
@@ -142,7 +142,7 @@ def print_results(folder: Path, *, as_json: bool) -> None:
 
 
 def print_what_next(folder: Path, recipe: Recipe) -> None:
-    """Where everything lies, and what to do with it."""
+    """Print the locations of the outputs and next commands."""
     from stlm_kd.artifacts.model_names import model_of
 
     typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")

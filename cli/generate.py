@@ -1,4 +1,4 @@
-"""``stlm-kd generate``: a prompt continued."""
+"""``stlm-kd generate``: continue a prompt."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stlm_kd.cli.options import AsJson, TrustRemoteCode
 def generate(
     model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, model folder or Hub id.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 50,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.8,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum new tokens.")] = 50,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy decoding.")] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The root command: an error becomes one message and an exit code, in every command alike."""
+"""Command classes: errors become one message and an exit code in every command."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typer.core import TyperCommand, TyperGroup
 from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError
 
 PATIENCE_S = 10.0
-"""Seconds that the other processes wait for the first one to meet the same error and to say it."""
+"""Seconds that the other processes wait for the main process to report the same error."""
 
 
 class Command(TyperCommand):
-    """Refuses an option with one value that is given twice, of which click would drop all but the last."""
+    """Raises an error for a repeated single-value option, of which click would keep only the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words; ``ctx`` is the context of click, or of the copy in Typer."""
+        """Parse the arguments; ``ctx`` is the context of click, or of its copy in Typer."""
         if not ctx.resilient_parsing:
             _, _, given = self.make_parser(ctx).parse_args(args=[*args])
             once = [param for param in given if _takes_one_value(param)]
@@ -34,16 +34,16 @@ def _takes_one_value(param: Any) -> bool:
 
 
 class Commands(TyperGroup):
-    """Runs a command; what a user can cause is said on stderr in one message, without a traceback."""
+    """Runs a command; prints user errors to stderr as one message, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that the words name; ``ctx`` is the context of click, or of the copy in Typer."""
+        """Run the command; ``ctx`` is the context of click, or of its copy in Typer."""
         try:
             return super().invoke(ctx)
         except RemoteProcessError as error:
             raise typer.Exit(error.exit_code) from error
         except StlmKdError as error:
-            if _is_to_say_it():
+            if _reports_errors():
                 typer.echo(str(error), err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
@@ -55,8 +55,8 @@ class Commands(TyperGroup):
                 sys.modules["stlm_kd.distributed"].end_processes()
 
 
-def _is_to_say_it() -> bool:
-    """Whether this process says what went wrong: the first one, or one that met it alone."""
+def _reports_errors() -> bool:
+    """Whether this process reports an error: the main process, or a process that alone had it."""
     if os.environ.get("RANK", "0") == "0":
         return True
     from stlm_kd.cli.launch import first_process_ends

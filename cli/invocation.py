@@ -1,4 +1,4 @@
-"""What a command says and knows of itself: how it was typed, and in how many processes it runs."""
+"""The invocation of a command: its command line, and its number of processes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def typed_command() -> str:
-    """The command as it was typed, and in how many processes it runs."""
+    """The command line as typed, with the number of processes if several."""
     processes = os.environ.get("WORLD_SIZE", "1")
     several = [f"WORLD_SIZE={processes}"] if processes != "1" else []
     return shlex.join([*several, "stlm-kd", *sys.argv[1:]])
 
 
 def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1) -> bool:
-    """Whether the command was run in several processes, as it was typed but for ``--processes``.
+    """Run the command in several processes if requested; return whether it did.
 
     Raises:
-        UsageError: Its trainings are to run side by side as well.
-        RecipeError: They cannot share the batches of the recipe.
+        UsageError: ``--jobs`` is given as well.
+        RecipeError: The processes cannot share the batches of the recipe.
     """
     if processes == 1:
         return False
@@ -48,14 +48,14 @@ def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for the command."""
+    """Whether this is the main process."""
     from stlm_kd.distributed import process_rank
 
     return process_rank() == 0
 
 
 def _without_processes(words: list[str]) -> list[str]:
-    """The words without ``--processes N`` and ``--processes=N``.
+    """The arguments without ``--processes N`` and ``--processes=N``.
 
     >>> _without_processes(["distill", "--processes", "2", "-r", "x", "--processes=2"])
     ['distill', '-r', 'x']

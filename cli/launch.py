@@ -1,4 +1,4 @@
-"""Start a command again as several processes on this node, which train together."""
+"""Launch a command as several processes on this node, which train together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stlm_kd.errors import Interrupted, Preempted, StlmKdError, UsageError
 PROGRAM: Sequence[str] = (sys.executable, "-m", "stlm_kd")
 
 GRACE_S = 30.0
-"""Seconds that the other processes have to end by themselves once one has ended."""
+"""Seconds for the other processes to end after one has ended."""
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
@@ -29,19 +29,18 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def launch(words: Sequence[str], processes: int) -> int:
-    """Run ``python -m stlm_kd`` with these words in several processes; the exit code of the whole.
+    """Run ``python -m stlm_kd`` with these arguments in several processes; return the combined exit code.
 
-    Each process learns its number and where to meet the others from the variables that torchrun sets, so that
-    the same words under torchrun do the same. What the first process prints appears; of the others, errors
-    alone. SIGINT and SIGTERM are passed on to all of them, which save and stop at the same step; on Linux
-    they do so too when this process is killed.
+    Sets the same environment variables as torchrun, so that the same arguments work with torchrun. Prints the
+    output of the main process, and the errors of the others. Forwards SIGINT and SIGTERM to all processes,
+    which save and stop at the same step; on Linux they also do so if this process is killed.
 
     Args:
         words: The command line without the program's name and without ``--processes``.
-        processes: How many.
+        processes: Number of processes.
 
     Raises:
-        UsageError: This process was itself started by a launcher.
+        UsageError: A launcher started this process.
     """
     if "WORLD_SIZE" in os.environ:
         raise UsageError(
@@ -54,8 +53,8 @@ def launch(words: Sequence[str], processes: int) -> int:
     with forward_signals(started) as received:
         with _held_back():
             for rank in range(processes):
-                places = rank_env(rank, processes, port)
-                started.append(_start([*PROGRAM, *words], places, is_heard=rank == 0))
+                variables = rank_env(rank, processes, port)
+                started.append(_start([*PROGRAM, *words], variables, prints=rank == 0))
         codes = _wait(started)
     code, message = exit_status(codes, received)
     if message:
@@ -64,20 +63,20 @@ def launch(words: Sequence[str], processes: int) -> int:
 
 
 def command_lines(words: Sequence[str], processes: int, port: int) -> str:
-    """What is run, as it could be typed; and how to run it on several nodes."""
+    """The command lines of all processes, and the equivalent torchrun command for several nodes."""
     command = shlex.join([*PROGRAM, *words])
     lines = [
         " ".join([*(f"{name}={value}" for name, value in rank_env(rank, processes, port).items()), command])
         for rank in range(processes)
     ]
     same = shlex.join(["torchrun", "--nproc-per-node", str(processes), "-m", "stlm_kd", *words])
-    return "\n".join([*lines, f"the same by torchrun, which takes --nnodes as well: {same}"])
+    return "\n".join([*lines, f"equivalent torchrun command, which also accepts --nnodes: {same}"])
 
 
 def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What is set for one process: its place among them, its share of the threads, no warnings of PyTorch's.
+    """The environment variables of one process: rank and rendezvous, its share of the threads, no warnings.
 
-    What the user has set stays, but for the place.
+    Variables set by the user take precedence, except for rank and rendezvous.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quiet = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -93,21 +92,21 @@ def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
 
 
 def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[int, str]:
-    """One exit code for all processes, and what has to be said, if anything.
+    """The combined exit code of all processes, and a message, if any.
 
-    A process that only lost the others ends with 1, and so the largest code says most.
+    Processes that only lost a connection end with 1, so the largest code is the most specific.
 
     Args:
-        codes: Their exit codes by rank, negative where a signal killed one; None where the launcher did.
-        received: The signals that were passed on.
+        codes: Exit codes by rank; negative if a signal killed the process, None if the launcher did.
+        received: The forwarded signals.
     """
     killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
     failed = max([code for code in codes if code is not None and code >= 0], default=0)
-    asked = [number for number in killed.values() if number in received]
-    if asked and failed <= 1:
-        name = signal.Signals(asked[0]).name
-        return _ENDINGS[asked[0]].exit_code, f"stopped by {name}; the same command begins or goes on"
-    if killed and not asked:
+    forwarded = [number for number in killed.values() if number in received]
+    if forwarded and failed <= 1:
+        name = signal.Signals(forwarded[0]).name
+        return _ENDINGS[forwarded[0]].exit_code, f"stopped by {name}; the same command starts or resumes"
+    if killed and not forwarded:
         rank, number = next(iter(killed.items()))
         return 1, (
             f"process {rank} of {len(codes)} was killed by {signal.Signals(number).name}"
@@ -120,23 +119,23 @@ def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[i
 
 
 def first_process_ends(patience_s: float) -> bool:
-    """Whether the first of the launched processes ends within so many seconds, or has ended.
+    """Whether the main process has ended or ends within this many seconds.
 
-    For as long as it lives it keeps the place open where the processes met.
+    It keeps the rendezvous port open as long as it runs.
     """
     if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return False
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        with socket.create_connection(place, timeout=patience_s) as line:
-            return line.recv(1) == b""
+        with socket.create_connection(address, timeout=patience_s) as connection:
+            return connection.recv(1) == b""
     except TimeoutError:
         return False
     except OSError:
         return True
 
 
-def _start(command: Sequence[str], places: Mapping[str, str], *, is_heard: bool) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], variables: Mapping[str, str], *, prints: bool) -> subprocess.Popen[bytes]:
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
     def prepare() -> None:
@@ -146,17 +145,17 @@ def _start(command: Sequence[str], places: Mapping[str, str], *, is_heard: bool)
 
     return subprocess.Popen(
         command,
-        env={**os.environ, **places},
-        stdout=None if is_heard else subprocess.DEVNULL,
+        env={**os.environ, **variables},
+        stdout=None if prints else subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone, which passes it on once
+        start_new_session=True,  # Ctrl-C reaches only the launcher, which forwards it once
         preexec_fn=prepare,
     )
 
 
 @contextmanager
 def forward_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """While it is entered, SIGINT and SIGTERM go to all processes that run; those that came."""
+    """Forward SIGINT and SIGTERM to all running processes; yields the received signals."""
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -179,7 +178,7 @@ def forward_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """While it is entered, SIGINT and SIGTERM wait: a process that is just begun would miss them."""
+    """Block SIGINT and SIGTERM, which processes that are just starting would miss."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     try:
         yield
@@ -188,7 +187,7 @@ def _held_back() -> Iterator[None]:
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """The exit codes, by rank. Once one has ended, the others are ended if they do not end by themselves."""
+    """The exit codes by rank. Once one process has ended, stops the others after a grace period."""
     deadline: float | None = None
     ended_here: list[subprocess.Popen[bytes]] = []
     while running := [process for process in started if process.poll() is None]:

@@ -1,4 +1,4 @@
-"""The commands. Each parses, calls the library and prints; torch and its kin are imported inside them."""
+"""The root command. Commands import torch and other slow packages lazily."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share."""
+"""Options and arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _RECIPE = typer.Option(
 
 
 def one_value_each(changes: list[str] | None) -> list[str]:
-    """The changes, unless two are of one place, of which only the last would count.
+    """Check that no key is changed twice, since only the last change would count.
 
     Raises:
-        UsageError: There are two, or one is not of the form ``key.path=value``.
+        UsageError: A key is changed twice, or a change is not of the form ``key.path=value``.
     """
     if changes and len(changes) > 1:
         from stlm_kd.recipe.overrides import refuse_repeated
@@ -34,10 +34,10 @@ def one_value_each(changes: list[str] | None) -> list[str]:
 
 
 def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None:
-    """The value of an option that names a file to write, refused before any work where it cannot be one.
+    """Check the path of an output file before any work.
 
     Raises:
-        UsageError: It is a folder, or a device.
+        UsageError: The path is a folder or a device.
     """
     if path is not None:
         refuse_no_file(path, option.opts[0])
@@ -49,12 +49,12 @@ OptionalRecipeName = Annotated[str | None, _RECIPE]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY.PATH=VALUE", help="Change the recipe, as in train.steps=100.", callback=one_value_each
+        metavar="KEY.PATH=VALUE", help="Change the recipe, such as train.steps=100.", callback=one_value_each
     ),
 ]
-OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where run folders lie.")]
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder that contains the runs.")]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let models run code of their own. Read it first.")
+    bool, typer.Option("--trust-remote-code", help="Run code shipped with a model. Read it first.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
 
@@ -63,7 +63,7 @@ Rehearsal = Annotated[
     bool,
     typer.Option(
         "--rehearsal/--no-rehearsal",
-        help="Save, load and score the untrained models once before anything is trained.",
+        help="Save, load and score the untrained models once before training.",
     ),
 ]
 
@@ -79,32 +79,32 @@ ResumeOption = Annotated[
     Resume,
     typer.Option(
         "--resume",
-        help="Go on with unfinished trainings, or begin these anew; finished ones are found again.",
+        help="Resume unfinished trainings, or restart them; finished ones are reused.",
     ),
 ]
 
 
 Processes = Annotated[
     int,
-    typer.Option(min=1, help="Processes that train together on this node, one for each GPU if it has any."),
+    typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any."),
 ]
 
 Teacher = Annotated[str, typer.Argument(metavar="TEACHER", help="A run, model folder or Hub id.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Examples of each task at most, for a trial.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Maximum examples per task, for a trial.")]
 Baseline = Annotated[
     str | None,
     typer.Option(
         metavar="ROW",
-        help="What the others are compared with: a row's name or variant. By default the first run's "
-        "control, or its student where it has no teachers.",
+        help="Row to compare the others with: a name or variant. Default: the first run's control, or its "
+        "student if it has no teachers.",
     ),
 ]
 SmallestDifferences = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[METRIC=]NUMBER",
-        help="The smallest difference that matters, as accuracy=.02, or of all metrics, as .02; may be "
-        "repeated. Default: .01 of accuracy, F1 and agreement, .02 of correlations and kappa, .01 bits "
+        help="Smallest difference that matters, such as accuracy=.02, or .02 for all metrics. May be "
+        "repeated. Default: .01 for accuracy, F1 and agreement, .02 for correlations and kappa, .01 bits "
         "per byte, .01 nats.",
     ),
 ]

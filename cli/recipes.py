@@ -1,4 +1,4 @@
-"""``stlm-kd recipe``: find, read, copy and check recipes."""
+"""``stlm-kd recipe``: list, show, copy and validate recipes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, Overrides
 
-app = typer.Typer(no_args_is_help=True, help="Find, read, copy and check recipes.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="List, show, copy and validate recipes.", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a built-in name.")]
 
 
 @app.command("list", cls=Command)
 def list_recipes(as_json: AsJson = False) -> None:
-    """The built-in recipes and lists of objectives, and their purposes."""
+    """List the built-in recipes and lists of objectives, with their purposes."""
     from stlm_kd.recipe.locate import built_in, built_in_objectives
 
     found = {"recipe": built_in(), "objectives": built_in_objectives()}
@@ -41,11 +41,9 @@ def list_recipes(as_json: AsJson = False) -> None:
 def show(
     recipe: Name,
     overrides: Overrides = None,
-    resolved: Annotated[
-        bool, typer.Option("--resolved", help="With every default filled in, and changes applied.")
-    ] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Fill in defaults and apply changes.")] = False,
 ) -> None:
-    """A recipe or a list of objectives as it is written, or a recipe resolved."""
+    """Show a recipe or a list of objectives as written, or a resolved recipe."""
     from stlm_kd.errors import UsageError
     from stlm_kd.recipe.locate import shown, text_of
 
@@ -65,9 +63,9 @@ def copy(
     destination: Annotated[
         Path | None, typer.Argument(metavar="[DEST]", help="A file or folder; by default ./NAME.yaml.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Copy a recipe, to change it."""
+    """Copy a recipe for editing."""
     from stlm_kd.errors import MissingResourceError, UsageError
     from stlm_kd.recipe.locate import locate, text_of
 
@@ -75,7 +73,7 @@ def copy(
     target = destination if destination is not None else Path()
     target = target / source.name if target.is_dir() else target
     if target.exists() and not force:
-        raise UsageError(f"{target}: exists; choose another name, or say --force to overwrite it")
+        raise UsageError(f"{target}: exists; choose another name, or overwrite it with --force")
     text = text_of(source)
     try:
         with target.open("w" if force else "x", encoding="utf-8") as file:
@@ -87,10 +85,10 @@ def copy(
 
 @app.command(cls=Command)
 def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a recipe: every fault at once (exit code 3), and everything that it needs and is not here (5).
+    """Validate a recipe: list all faults (exit code 3) and missing requirements (exit code 5).
 
-    Reads no text and loads no model. A recipe without faults that cannot run on this machine is told with
-    its hash and what is missing.
+    Reads no text and loads no model. For a valid recipe that cannot run on this machine, prints its hash and
+    what is missing.
     """
     from stlm_kd.errors import MissingResourceError, RecipeError
     from stlm_kd.recipe import load, recipe_hash

@@ -1,4 +1,4 @@
-"""``stlm-kd runs``: what was run, and what came of it."""
+"""``stlm-kd runs``: list and show runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, OutputDir
 
-app = typer.Typer(no_args_is_help=True, help="What was run, and what came of it.", rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, help="List and show runs.", rich_markup_mode=None)
 
 
 @app.command("list", cls=Command)
 def list_runs(output_dir: OutputDir = Path("runs"), as_json: AsJson = False) -> None:
-    """The runs in a folder, the latest first."""
+    """List the runs in a folder, latest first."""
     from stlm_kd.artifacts.run_dir import list_runs as listed
 
     runs = listed(output_dir)
@@ -36,7 +36,7 @@ def show(
     output_dir: OutputDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """A run's command, versions, results and models."""
+    """Show a run's command, versions, results and models."""
     from stlm_kd.artifacts.run_dir import show_run
 
     details = show_run(run if run.is_dir() else output_dir / run)

@@ -1,4 +1,4 @@
-"""``stlm-kd teacher``: what teachers say of a recipe's data, on disk."""
+"""``stlm-kd teacher``: cached teacher outputs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.cache import CacheSummary
     from stlm_kd.teachers.cache.format import Json
 
-app = typer.Typer(
-    no_args_is_help=True, help="What teachers say of a recipe's data, on disk.", rich_markup_mode=None
-)
+app = typer.Typer(no_args_is_help=True, help="Cached teacher outputs.", rich_markup_mode=None)
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
 
 
@@ -43,15 +41,15 @@ def cache(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write each teacher's distributions for a recipe's training data, once.
+    """Cache each teacher's outputs on a recipe's training data.
 
-    Teachers are trained and adapted first, as the recipe says. A killed command goes on where it stopped.
+    Trains and adapts the teachers first if the recipe requires it. An interrupted command can be resumed.
     """
     from stlm_kd.recipe import load
 
     loaded = load(recipe, overrides or ())
     if loaded.adapts_only or not loaded.teachers:
-        raise UsageError(f"{recipe}: trains no student of teachers, so there is nothing to cache")
+        raise UsageError(f"{recipe}: distils no student from teachers, so there is nothing to cache")
     if launched_again(processes, loaded, origin=recipe):
         return
     from stlm_kd.pipeline.cache import cache_teachers, summary
@@ -72,12 +70,12 @@ def cache(
         return
     for entry in found:
         _print(entry)
-    typer.echo("Read them by teachers[…].cache: auto, or by the folder's name.")
+    typer.echo("Use them with teachers[…].cache: auto, or with the folder's name.")
 
 
 @app.command(cls=Command)
 def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
-    """Size, mass that the head covers, entropy, and what a cache was made of."""
+    """Show a cache's size, the probability mass of its top-k, entropy, and origin."""
     from stlm_kd.pipeline.cache import summary
     from stlm_kd.reporting.cache_contents import made_of_rows
 
@@ -92,15 +90,15 @@ def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
 @app.command(cls=Command)
 def verify(
     folder: CacheFolder,
-    rows: Annotated[int, typer.Option(min=1, help="Rows to compute again.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the rows.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the rows.")] = 0,
     output_dir: OutputDir = Path("runs"),
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check every byte of a cache, compute some rows again and compare; ends with 1 where they differ.
+    """Verify a cache's checksums, recompute some rows and compare; exit code 1 if they differ.
 
-    Of a merged cache only the bytes are checked: there is no one teacher to compare it with.
+    For a merged cache only the checksums are verified: there is no single teacher to compare with.
     """
     from stlm_kd.pipeline.cache import verify_cache
 
@@ -108,20 +106,20 @@ def verify(
         folder, rows=rows, seed=seed, output_dir=output_dir, trust_remote_code=trust_remote_code
     )
     if found is None:
-        told = "the checksums of all its files are right; merged, so there is no teacher to compare it with"
+        note = "the checksums of all its files are right; merged, so there is no teacher to compare it with"
         if as_json:
             print_json(
                 {
                     **dict.fromkeys(("rows", "tokens"), 0),
                     **dict.fromkeys(("difference", "ids", "not_finite", "agrees")),
-                    "note": told,
+                    "note": note,
                 }
             )
         else:
-            typer.echo(f"{folder}: {told}; verify the caches that it was made of")
+            typer.echo(f"{folder}: {note}; verify the caches that it was made of")
         return
     words = (
-        f"{folder}: {found.rows} rows, {found.tokens} tokens computed again: probabilities differ by at most "
+        f"{folder}: {found.rows} rows, {found.tokens} tokens recomputed: probabilities differ by at most "
         f"{found.difference:.1e}, {found.ids:.1%} of the ids are the same"
     )
     if found.not_finite:
@@ -131,28 +129,26 @@ def verify(
     else:
         typer.echo(words)
     if not found.agrees:
-        raise StlmKdError(f"{words}; that is more than rounding: make the cache anew")
+        raise StlmKdError(f"{words}; that is more than rounding: rebuild the cache")
 
 
 @app.command(cls=Command)
 def merge(
     folders: Annotated[list[Path], typer.Argument(metavar="CACHE…", help="Caches of the same data.")],
-    output: Annotated[Path, typer.Option(help="The new cache's folder.")],
+    output: Annotated[Path, typer.Option(help="Folder of the new cache.")],
     how: Annotated[
         str, typer.Option(metavar="NAME", help="mean, weighted, confidence, entropy or label-likelihood.")
     ] = "mean",
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME=0.7,NAME=0.3", help="Of weighted: by teacher, or the cache's number from 0."
-        ),
+        typer.Option(metavar="NAME=0.7,NAME=0.3", help="For weighted: by teacher, or by cache index from 0."),
     ] = None,
     sharpness: Annotated[
-        float | None, typer.Option(help="Of confidence, entropy and label-likelihood; above 0.")
+        float | None, typer.Option(help="For confidence, entropy and label-likelihood; above 0.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make one cache of several teachers' by a way to combine them; a recipe reads it as one teacher."""
+    """Merge the caches of several teachers into one, which a recipe reads as a single teacher."""
     from stlm_kd.pipeline.cache import summary
     from stlm_kd.teachers.cache.merge import merge_caches
 
@@ -163,16 +159,16 @@ def merge(
         if not 0 < sharpness < float("inf"):
             raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
         options["sharpness"] = sharpness
-    made = summary(merge_caches(folders, how=how, options=options, output=output))
+    merged = summary(merge_caches(folders, how=how, options=options, output=output))
     if as_json:
-        print_json(asdict(made))
+        print_json(asdict(merged))
     else:
-        _print(made)
-        typer.echo(f"  a recipe reads it by teachers: [{{name: merged, cache: {output}}}]")
+        _print(merged)
+        typer.echo(f"  use it in a recipe with teachers: [{{name: merged, cache: {output}}}]")
 
 
 def _numbers(words: str) -> dict[str, float]:
-    """The numbers of ``gpt2=0.7,llama=0.3`` by name."""
+    """Parse ``gpt2=0.7,llama=0.3`` to numbers by name."""
     try:
         pairs = [pair.split("=") for pair in words.split(",")]
         found = {name.strip(): float(number) for name, number in pairs}
@@ -196,7 +192,7 @@ def _print(found: CacheSummary) -> None:
     )
     if found.is_merged:
         typer.echo(
-            f"  the head holds {found.head_covers:.1%}, what is exactly known of the mixture's likeliest; "
+            f"  the head covers {found.head_covers:.1%}, the part of the mixture that is known exactly; "
             f"the teachers' mean entropy {found.entropy:.3f} nats"
         )
     else:

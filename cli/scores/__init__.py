@@ -1,1 +1,1 @@
-"""The commands that score models and compare what is scored."""
+"""The commands that score and compare models."""

@@ -1,4 +1,4 @@
-"""``stlm-kd agreement``: how alike students and their teacher classify the same examples, and why."""
+"""``stlm-kd agreement``: agreement of students with their teacher on labelled examples, explanations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from stlm_kd.errors import UsageError
 
 
 class Precision(str, Enum):
-    """In what the models compute."""
+    """Precision of the models."""
 
     fp32 = "fp32"
     bf16 = "bf16"
 
 
 class Which(str, Enum):
-    """Which examples are explained."""
+    """Selection of explained examples."""
 
     random = "random"
     easy = "easy"
@@ -30,34 +30,33 @@ class Which(str, Enum):
 
 
 Students = Annotated[
-    list[str], typer.Argument(metavar="STUDENT", help="Runs, model folders, Hub ids of classifiers.")
+    list[str], typer.Argument(metavar="STUDENT", help="Runs, model folders or Hub ids of classifiers.")
 ]
 LabelledData = Annotated[
     list[Path] | None,
-    typer.Option(help="Labelled examples; without it, the validation examples of the models' runs."),
+    typer.Option(help="Labelled examples. Default: the validation examples of the models' runs."),
 ]
-TextColumns = Annotated[str, typer.Option(metavar="A[,B]", help="The column of the text, or two of a pair.")]
-LabelColumn = Annotated[str, typer.Option(help="The column of the label.")]
-Context = Annotated[int | None, typer.Option(min=4, help="Tokens of an example at most.")]
+TextColumns = Annotated[str, typer.Option(metavar="A[,B]", help="Text column, or two for text pairs.")]
+LabelColumn = Annotated[str, typer.Option(help="Label column.")]
+Context = Annotated[int | None, typer.Option(min=4, help="Maximum tokens per example.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="bf16 is faster on a GPU.")]
 Attributions = Annotated[
     str | None,
     typer.Option(
         metavar="A[,B]",
-        help="lime, integrated-gradients: explain decisions by words, and compare the explanations.",
+        help="lime, integrated-gradients: word attributions of predictions, and their agreement.",
     ),
 ]
-NumExamples = Annotated[int, typer.Option(min=2, help="So many at most are explained.")]
+NumExamples = Annotated[int, typer.Option(min=2, help="Maximum explained examples.")]
 WhichOption = Annotated[
     Which,
     typer.Option(
-        help="Drawn at random; those that are easiest or hardest for the teacher; or of each class some "
-        "of both."
+        help="Which examples to explain: random, easiest or hardest for the teacher, or both of each class."
     ),
 ]
 OnlyIds = Annotated[
     str | None,
-    typer.Option(metavar="ID,…", help="These examples and no others."),
+    typer.Option(metavar="ID,…", help="Only examples with these ids."),
 ]
 OnlyClasses = Annotated[
     str | None,
@@ -73,25 +72,25 @@ OnlySources = Annotated[
 ]
 NumFeatures = Annotated[
     int | None,
-    typer.Option(min=1, help="LIME: so many words at most get a weight (default: all)."),
+    typer.Option(min=1, help="LIME: maximum words with a weight (default: all)."),
 ]
-NumSamples = Annotated[int, typer.Option(min=2, help="LIME: perturbed texts, all different.")]
+NumSamples = Annotated[int, typer.Option(min=2, help="LIME: number of distinct perturbed texts.")]
 IntegralSteps = Annotated[
     int,
-    typer.Option(min=1, help="Integrated gradients: points of the integral."),
+    typer.Option(min=1, help="Integrated gradients: integration steps."),
 ]
-TopWords = Annotated[int, typer.Option(min=1, help="Compare so many of the heaviest words.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of drawn examples and perturbations.")]
+TopWords = Annotated[int, typer.Option(min=1, help="Number of top words to compare.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed of examples and perturbations.")]
 Page = Annotated[
     Path | None,
     typer.Option(
         callback=file_to_write,
-        help="Write a page here: the explained texts with words coloured by weight, all models side by side.",
+        help="Write the explained texts to this HTML page, with words coloured by weight for each model.",
     ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(callback=file_to_write, help="Write all of it here as JSON, with every example."),
+    typer.Option(callback=file_to_write, help="Write all results to this JSON file, with every example."),
 ]
 
 
@@ -129,7 +128,7 @@ def agreement(
 
     methods = methods_of(_words(attributions))
     if html is not None and not methods:
-        raise UsageError("--html shows explanations; say which: --attributions lime")
+        raise UsageError("--html shows explanations; choose a method: --attributions lime")
     choice = Choice(examples, _words(ids), which.value, _words(classes), _words(sources), seed)
     found = agreements(
         teacher,
@@ -157,5 +156,5 @@ def agreement(
 
 
 def _words(given: str | None) -> tuple[str, ...]:
-    """What stands between commas."""
+    """Split a comma-separated list."""
     return () if given is None else tuple(word.strip() for word in given.split(","))

@@ -1,4 +1,4 @@
-"""``stlm-kd compare``: runs and scores side by side, and which differences are more than noise."""
+"""``stlm-kd compare``: compare runs and scores with significance tests."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def compare(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="Compare this metric alone, as accuracy; may be repeated. By default all; every "
-            "comparison makes the correction for many comparisons stronger."
+            help="Compare only this metric, such as accuracy. May be repeated. Default: all; the "
+            "multiple-testing correction grows with the number of comparisons."
         ),
     ] = None,
     smallest: SmallestDifferences = None,
@@ -31,18 +31,18 @@ def compare(
         bool,
         typer.Option(
             "--allow-lossy",
-            help="Compare bits per byte also where a tokenizer loses a part of the text (case, accents).",
+            help="Compare bits per byte even if a tokenizer loses part of the text (case, accents).",
         ),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(callback=file_to_write, help="Write the comparison here as JSON.")
+        Path | None, typer.Option(callback=file_to_write, help="Write the comparison to this JSON file.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare students, controls and teachers: means over seeds, paired tests, and a verdict.
 
-    Better or worse: seeds and examples, corrected for all comparisons, show a difference that matters.
-    Equivalent: they show that none does. Of trainings with one seed there is no verdict.
+    Better or worse: a difference that matters, significant over seeds and examples after correction for all
+    comparisons. Equivalent: significantly no such difference. A single seed gives no verdict.
     """
     from stlm_kd.artifacts.output import write_output
     from stlm_kd.comparison.compare import compare as run

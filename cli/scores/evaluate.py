@@ -1,4 +1,4 @@
-"""``stlm-kd eval``: scores of one or several models."""
+"""``stlm-kd eval``: score one or several models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL|RUN", help="Run folders (the first student of each), model folders, Hub ids."
+        metavar="MODEL|RUN", help="Run folders (first student of each), model folders or Hub ids."
     ),
 ]
 Suites = Annotated[
@@ -26,48 +26,52 @@ Suites = Annotated[
     typer.Option(
         "--suite",
         metavar="NAME|{suite: NAME, …}",
-        help="perplexity, lm-eval or stlm (five benchmarks of it); pseudo-perplexity or masked-loss for "
-        "masked models; classification or regression; agreement (of classifiers) and interchange, beside "
-        "teachers; glue, ner or squad, for which copies of the model are fine-tuned; with options: "
+        help="perplexity, lm-eval or stlm (five lm-eval benchmarks); pseudo-perplexity or masked-loss for "
+        "masked models; classification or regression; agreement (classifiers) and interchange, which "
+        "compare with teachers; glue, ner or squad, which fine-tune copies of the model; with options: "
         "'{suite: lm-eval, tasks: [blimp]}'. May be repeated.",
     ),
 ]
 HeldOut = Annotated[
     list[Path] | None,
     typer.Option(
-        help="Held-out text, or labelled examples, for the suites that read some; without it, that of "
-        "the run's recipe."
+        help="Held-out text or labelled examples, for suites that read them. Default: those of the run's "
+        "recipe."
     ),
 ]
 TextColumns = Annotated[
     str | None,
     typer.Option(
         metavar="A[,B]",
-        help="Labelled examples: the column of the text, or two of a pair; by default those of the run.",
+        help="Labelled examples: text column, or two for text pairs. Default: those of the run.",
     ),
 ]
 LabelColumn = Annotated[
     str | None,
-    typer.Option(help="Labelled examples: the column of the label; by default that of the run."),
+    typer.Option(help="Labelled examples: label column. Default: that of the run."),
 ]
 Teachers = Annotated[
     list[str] | None,
     typer.Option(
         metavar="MODEL",
-        help="For agreement and interchange: what the models are compared with; by default the teachers "
-        "of their runs. May be repeated.",
+        help="For agreement and interchange: teacher to compare with. Default: the teachers of the models' "
+        "runs. May be repeated.",
     ),
 ]
 Tasks = Annotated[
     str | None,
     typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}."),
 ]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Fine-tunings of each task.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Fine-tuning: number of seeds per task.")]
 Fraction = Annotated[
-    float | None, typer.Option(help="Fine-tuning: the share of the training examples, above 0.")
+    float | None, typer.Option(help="Fine-tuning: fraction of the training examples, above 0.")
 ]
-Preset = Annotated[str | None, typer.Option(metavar="study|few-shot", help="Fine-tuning: whose settings.")]
-Output = Annotated[Path | None, typer.Option(callback=file_to_write, help="Write the scores here as JSON.")]
+Preset = Annotated[
+    str | None, typer.Option(metavar="study|few-shot", help="Fine-tuning: preset of settings.")
+]
+Output = Annotated[
+    Path | None, typer.Option(callback=file_to_write, help="Write the scores to this JSON file.")
+]
 
 
 def evaluate(
@@ -88,7 +92,7 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score models, with standard errors: bits per byte, masked tokens, lm-eval, labels, or fine-tuned."""
+    """Score models with standard errors: language modelling, benchmarks, classification, fine-tuning."""
     from stlm_kd.recipe.suites import suites
 
     options: dict[str, Plain] = {}

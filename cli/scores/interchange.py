@@ -1,4 +1,4 @@
-"""``stlm-kd interchange``: whether students answer interventions on hidden states as their teacher does."""
+"""``stlm-kd interchange``: agreement of students with their teacher under hidden-state interventions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode, file_to_write
 
 
 class Aligned(str, Enum):
-    """Which layers are exchanged."""
+    """Alignment of the exchanged layers."""
 
     full = "full"
     middle = "middle"
@@ -23,7 +23,7 @@ class Aligned(str, Enum):
 
 
 class Origin(str, Enum):
-    """Where the other states come from."""
+    """Source of the exchanged hidden states."""
 
     other_example = "other-example"
     in_context_random = "in-context-random"
@@ -32,7 +32,7 @@ class Origin(str, Enum):
 
 
 class Positions(str, Enum):
-    """At which positions of a text."""
+    """Selection of the exchanged positions."""
 
     consecutive = "consecutive"
     random = "random"
@@ -41,23 +41,24 @@ class Positions(str, Enum):
 def interchange(
     teacher: Teacher,
     students: Annotated[
-        list[str], typer.Argument(metavar="STUDENT", help="Runs, model folders, Hub ids of language models.")
+        list[str],
+        typer.Argument(metavar="STUDENT", help="Runs, model folders or Hub ids of language models."),
     ],
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Held-out text; without it, the validation text of the models' runs."),
+        typer.Option(help="Held-out text. Default: the validation text of the models' runs."),
     ] = None,
-    alignment: Annotated[Aligned, typer.Option(help="Which layers are exchanged.")] = Aligned.full,
-    source: Annotated[Origin, typer.Option(help="Where the other states come from.")] = Origin.other_example,
+    alignment: Annotated[Aligned, typer.Option(help="Which layers to exchange.")] = Aligned.full,
+    source: Annotated[Origin, typer.Option(help="Source of the hidden states.")] = Origin.other_example,
     positions: Annotated[
-        Positions, typer.Option(help="A run of neighbours, or any.")
+        Positions, typer.Option(help="Contiguous or random positions.")
     ] = Positions.consecutive,
-    rows: Annotated[int, typer.Option(min=2, help="Rows of the text, at most.")] = 256,
-    context: Annotated[int | None, typer.Option(min=4, help="Tokens of a row.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.")] = 0,
+    rows: Annotated[int, typer.Option(min=2, help="Maximum rows of text.")] = 256,
+    context: Annotated[int | None, typer.Option(min=4, help="Tokens per row.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     output: Annotated[
         Path | None,
-        typer.Option(callback=file_to_write, help="Write all of it here as JSON, with every row."),
+        typer.Option(callback=file_to_write, help="Write all results to this JSON file, with every row."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -68,8 +69,8 @@ def interchange(
     from stlm_kd.pipeline.scoring.interchange import Question, interchange_scores, interchange_table
     from stlm_kd.pipeline.scoring.interchange import as_json as plain
 
-    asked = PairConfig(source.value, positions.value, rows, seed)
-    question = Question(alignment.value, asked, context)
+    pairs = PairConfig(source.value, positions.value, rows, seed)
+    question = Question(alignment.value, pairs, context)
     found = interchange_scores(
         teacher,
         students,

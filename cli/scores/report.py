@@ -1,4 +1,4 @@
-"""``stlm-kd report``: one HTML file that tells of a run, or of several side by side."""
+"""``stlm-kd report``: an HTML report of one or several runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def report(
     baseline: Baseline = None,
     smallest: SmallestDifferences = None,
 ) -> None:
-    """Tell of runs in one HTML file: what was done, at what cost, curves, scores with intervals, verdicts.
+    """Write a self-contained HTML report of runs: settings, cost, curves, scores with intervals, verdicts.
 
-    It needs nothing beside it, no network and no scripts.
+    The file needs no network and no scripts.
     """
     from stlm_kd.comparison.smallest import read_smallest
     from stlm_kd.reporting.run_page.report import report as run
