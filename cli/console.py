@@ -26,7 +26,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a Rich table: at full width outside a terminal, otherwise folding cells to the terminal's width."""
+    """Print a Rich table: at full width outside a terminal, otherwise with cells folded to its width."""
     from rich.console import Console
 
     from stlm_kd.artifacts.output import width_of

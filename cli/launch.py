@@ -51,7 +51,7 @@ def launch(words: Sequence[str], processes: int) -> int:
     print(command_lines(words, processes, port), file=sys.stderr, flush=True)
     started: list[subprocess.Popen[bytes]] = []
     with forward_signals(started) as received:
-        with _held_back():
+        with _block_signals():
             for rank in range(processes):
                 variables = rank_env(rank, processes, port)
                 started.append(_start([*PROGRAM, *words], variables, prints=rank == 0))
@@ -177,7 +177,7 @@ def forward_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list
 
 
 @contextmanager
-def _held_back() -> Iterator[None]:
+def _block_signals() -> Iterator[None]:
     """Block SIGINT and SIGTERM, which processes that are just starting would miss."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     try:

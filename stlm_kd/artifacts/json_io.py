@@ -13,7 +13,7 @@ Found = TypeVar("Found")
 _SHOWN = 40
 """Maximum characters of a found value in a message."""
 
-AGAIN = "the run's own command writes it anew"
+AGAIN = "the run's command rewrites it"
 """The remedy for most files of a run."""
 
 

@@ -121,10 +121,10 @@ def read_record(path: Path) -> Record:
     Raises:
         CheckpointError: The record is damaged, or has another format version.
     """
-    record = read_saved(path, _RECORDS, remedy="move the folder away to start anew")
+    record = read_saved(path, _RECORDS, remedy="move the folder away to restart")
     if record.format != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format {record.format} found, but this version reads {FORMAT_VERSION}; move the folder "
-            "away to start anew"
+            "away to restart"
         )
     return record

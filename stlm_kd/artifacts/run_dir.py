@@ -109,7 +109,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _seen(path: Path, record: Record) -> Record:
+def _with_current_status(path: Path, record: Record) -> Record:
     """The record, with status ``killed`` if it says ``running`` but the process is gone."""
     if record.status != "running" or not (path / LOCK).is_file():
         return record
@@ -159,12 +159,12 @@ def show_run(path: Path) -> RunDetails:
         shown = table.read_text(encoding="utf-8") if table.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {RECIPE} or table.txt cannot be read ({error})") from error
-    return RunDetails(path, _seen(path, run.record), text, shown, tuple(models))
+    return RunDetails(path, _with_current_status(path, run.record), text, shown, tuple(models))
 
 
 def _summary(path: Path) -> RunSummary:
     try:
-        record = _seen(path, read_record(path / RECORD))
+        record = _with_current_status(path, read_record(path / RECORD))
     except CheckpointError:
         return RunSummary(path, path.name, "damaged", "", None, "")
     return RunSummary(path, record.name, record.status, record.started, record.finished, record.recipe_hash)

@@ -129,7 +129,7 @@ class Stages:
     def _verify(self, folder: Path, kind: str, key: Key) -> bool:
         if not self.holds(folder, kind, key):
             raise CheckpointError(
-                f"{folder}: not the {kind} that its name says; delete the folder to make it anew"
+                f"{folder}: not the {kind} that its name says; delete the folder to rebuild it"
             )
         return True
 
@@ -173,7 +173,7 @@ def _check_files(folder: Path, kind: str, files: Mapping[str, str]) -> None:
             what = "changed" if path.is_file() else "gone"
             raise CheckpointError(
                 f"{path}: {what} since this {kind} was completed; put the file back, or delete {folder} to "
-                "make it anew (to work with changed models, copy the folder to another place)"
+                "rebuild it (to work with changed models, copy the folder to another place)"
             )
 
 

@@ -214,7 +214,9 @@ def _verify(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> Ver
             ((items, batch),) = work.batches(item)
             stored = cache.items(items)
             if checksums(batch) != stored.checks.tolist():
-                raise CheckpointError(f"{folder}: item {item} is of other text than the data now has")
+                raise CheckpointError(
+                    f"{folder}: item {item} was computed from other text than the current data"
+                )
             made = columns_of(outputs, batch, kept_positions(batch, work.layout), items, work)
             found.append(_compared(stored.columns, made))
     return Verification(
@@ -258,19 +260,19 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
     values, name, model, seed = (source.get(key) for key in ("recipe", "teacher", "model", "seed"))
     if not isinstance(values, dict) or not isinstance(model, str) or type(seed) is not int:
         raise CheckpointError(
-            f"{folder}: its manifest names no recipe and teacher to compare it with; make the cache anew"
+            f"{folder}: its manifest names no recipe and teacher to compare it with; rebuild the cache"
         )
     recipe = from_values(values, origin=f"{folder}: recipe", is_stored=True)
     teacher = next((entry for entry in recipe.teachers if entry.name == name), None)
     if teacher is None:
-        raise CheckpointError(f"{folder}: damaged, its recipe has no teacher {name!r}; make the cache anew")
+        raise CheckpointError(f"{folder}: damaged, its recipe has no teacher {name!r}; rebuild the cache")
     context = RunContext(output_dir, trust_remote_code=trust_remote_code)
     identity = cache.manifest.made_of.get("teacher")
     is_of_hub = isinstance(identity, str) and identity.startswith(f"{model}@")
     if not is_of_hub and not expanded(model).is_dir():
         raise MissingResourceError(
-            f"{folder}: its teacher is not there any more: {expanded(model).absolute()}; put it back"
+            f"{folder}: its teacher is missing: {expanded(model).absolute()}; restore it"
         )
     if model_identity(model, trust_remote_code=trust_remote_code) != identity:
-        raise CheckpointError(f"{folder}: {model} is not the teacher that it was made of: another revision")
+        raise CheckpointError(f"{folder}: {model} is another revision than the cached teacher")
     return CacheOrder(recipe, teacher, model, student_tokenizer(recipe, context), context, seed)

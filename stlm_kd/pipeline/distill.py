@@ -76,7 +76,7 @@ def distill(
         reference_models = {teacher.name: teacher.model for teacher in teachers if not teacher.is_only_read}
         on_main_process(lambda: remember_teachers(run, reference_models))
         students = build_students(recipe, teachers, run, context, jobs)
-        compared = _compared_with(teachers, students, reference_models)
+        compared = _reference_teachers(teachers, students, reference_models)
         if launched_processes() > 1:  # fine-tuning is training, so all processes take part
             for model in compared:
                 fine_tune(recipe, model, context)
@@ -89,7 +89,7 @@ def distill(
     return run
 
 
-def _compared_with(
+def _reference_teachers(
     teachers: Sequence[PreparedTeacher],
     students: Mapping[Variant, Sequence[Path]],
     reference_models: Mapping[str, str],

@@ -49,9 +49,9 @@ def open_for(recipe: Recipe, path: Path) -> RunFolder:
     if found.record.recipe_hash == recipe_hash(recipe) == hash_of(saved):
         return found
     changes = differences(saved, plain(recipe))
-    shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+    listed = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
     raise CheckpointError(
-        f"{path}: the run of another recipe ({shown or 'its record names another hash'}); "
+        f"{path}: the run of another recipe ({listed or 'its record names another hash'}); "
         "choose another --output-dir, or move the folder away"
     )
 

@@ -34,7 +34,7 @@ def weak_teachers(rows: Sequence[Row]) -> list[str]:
                 if own and other and not _is_better(own[0], estimate(other).mean, metric):
                     lines.append(
                         f"warning: {row.name} ({own[0]:.4f} {metric.label[:-2]}) is not better than "
-                        f"{control.name} ({estimate(other).mean:.4f}); it has little to teach this student"
+                        f"{control.name} ({estimate(other).mean:.4f}); distillation is unlikely to help"
                     )
     return lines
 

@@ -106,7 +106,7 @@ def test_caches_are_made_looked_at_verified_and_merged(
     assert (lied.exit_code, "more than rounding" in lied.stderr) == (1, True)
     shutil.rmtree(tmp_path / "m")
     gone = stlm_kd("teacher", "verify", second, *options)
-    assert (gone.exit_code, f"its teacher is not there any more: {tmp_path}/m" in gone.stderr) == (5, True)
+    assert (gone.exit_code, f"its teacher is missing: {tmp_path}/m" in gone.stderr) == (5, True)
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_start(

@@ -223,11 +223,11 @@ train: {steps: 10}
         ),
         (
             [], llama(2), GPTNeoXConfig(num_hidden_layers=4),
-            "objectives[1].loss: diito exchanges states within models, and teacher a is a gpt_neox; it knows",
+            "objectives[1].loss: diito does not support these models: teacher a is a gpt_neox; supported:",
         ),
         (
             [], GPTNeoXConfig(num_hidden_layers=2), BertConfig(num_hidden_layers=4),
-            "objectives[1].loss: diito exchanges states within models, and the student is a gpt_neox",
+            "objectives[1].loss: diito does not support these models: the student is a gpt_neox",
         ),
     ],
 )  # fmt: skip

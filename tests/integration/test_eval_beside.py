@@ -87,7 +87,7 @@ def test_a_model_of_no_run_needs_a_teacher_of_its_vocabulary(
     alone = stlm_kd(*words)
     assert alone.exit_code == 2 and "give --teacher MODEL" in alone.stderr
     foreign = stlm_kd(*words, "--teacher", "gpt2")
-    assert foreign.exit_code == 3 and "other vocabularies" in foreign.stderr
+    assert foreign.exit_code == 3 and "different vocabularies" in foreign.stderr
     long = stlm_kd(*words[:3], "{suite: interchange, context: 65}", *words[4:], "--teacher", "same")
     assert long.exit_code == 2 and "has 64 positions" in long.stderr
 

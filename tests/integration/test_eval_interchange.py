@@ -320,7 +320,7 @@ def test_the_text_is_that_of_the_models_runs_if_it_is_one(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["teacher", "foreign", "--data", "text.txt"], 3, "teacher and foreign have other vocabularies"),
+        (["teacher", "foreign", "--data", "text.txt"], 3, "teacher and foreign have different vocabularies"),
         (["teacher", "near", "near", "--data", "text.txt"], 2, "near: given twice"),
         (["teacher", "near"], 2, "give --data FILE"),
         (["masked", "student", "--data", "text.txt", "--alignment", "late"], 3, "--alignment: late means"),

@@ -68,13 +68,13 @@ def test_recipes_that_work_pass_and_leave_nothing_behind(
     else:
         rehearsed(recipe, tmp_path)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dress rehearsal")]
-    assert line.count("student") + line.count("teachers[") == parts and "all well" in line
+    assert line.count("student") + line.count("teachers[") == parts and "passed" in line
     assert files(tmp_path) == []
 
 
 def test_classifiers_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rehearsed(load("sample-sentiment", CLASSIFIERS), tmp_path)
-    assert "student, teachers[0] (larger): all well" in capsys.readouterr().err
+    assert "student, teachers[0] (larger): passed" in capsys.readouterr().err
     assert files(tmp_path) == []
 
 

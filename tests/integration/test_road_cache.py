@@ -90,7 +90,7 @@ def test_a_cache_that_is_named_needs_no_teacher_and_is_compared(place: Path, tmp
         assert f"teachers[0] (a).cache: {moved} is not a cache for this recipe: {message}" in refused.stderr
     misspelt = stlm_kd(*words, "teachers[0].cache=autto")
     assert misspelt.exit_code == 5
-    assert "teachers[0] (a): cache: autto is taken for a folder, and none is there" in misspelt.stderr
+    assert "teachers[0] (a): cache: autto is not auto, and no such folder exists" in misspelt.stderr
     assert "(did you mean auto?)" in misspelt.stderr
     shard = moved / "shard-00000.safetensors"
     content = shard.read_bytes()

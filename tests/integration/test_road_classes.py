@@ -147,7 +147,7 @@ def test_files_are_scored_by_their_columns(whole: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--suite", "regression", "--label", "strength"], "regression does not score; use classification"),
-        (["--suite", "classification", "--suite", "perplexity"], "score different models; ask apart"),
+        (["--suite", "classification", "--suite", "perplexity"], "score different models; run eval for each"),
         (["--suite", "classification", "--label", "strength"], "0.51 found, expected the name or number"),
     ],
 )
@@ -261,7 +261,10 @@ def test_a_family_whose_parts_are_not_known_is_refused_where_it_is_looked_into(t
     result = stlm_kd("distill", "-r", "whole.yaml", teachers, "--output-dir", str(tmp_path))
     assert result.exit_code == 3
     for place in ("objectives[2].loss: hint", "objectives[3].loss: attention_cross_entropy"):
-        assert f"{place} looks into models, and teacher t is a albert; it knows gpt2, " in result.stderr
+        assert (
+            f"{place} does not support these models: teacher t is a albert; supported: gpt2, "
+            in result.stderr
+        )
 
 
 def test_a_student_of_some_of_a_classifiers_layers_begins_as_they_are(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ tracking: []
     "nested": RECIPES["plain"].replace(TEXT, DATA).replace(TRAIN_PLAIN, TRAIN),
 }
 SPOKEN = re.compile(
-    r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after|dress rehearsal: .* all well"
+    r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after|dress rehearsal: .* passed"
 )
 STEPS = range(1, 6)
 ZERO = "engine.deepspeed.zero=2"

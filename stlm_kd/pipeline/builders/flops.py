@@ -120,7 +120,7 @@ def training_flops(
             return None
         once += teacher.cache.manifest.flops
     student = pass_cost(step.student, reading.length)
-    teachers = {name: _answers(teacher, reading) for name, teacher in step.teachers.items()}
+    teachers = {name: _teacher_cost(teacher, reading) for name, teacher in step.teachers.items()}
     looks = min(steps, LOOKS)
     rows = []
     for look in range(looks):
@@ -138,19 +138,19 @@ def affordable_steps(step: StepModule, reading: StepShape, *, flops: int) -> int
 
 
 @dataclass(frozen=True, slots=True)
-class _Answers:
+class _TeacherCost:
     """A teacher's cost per pass, and the ``rows`` that it precomputes before the first step (0: live)."""
 
     cost: PassCost
     rows: int
 
 
-def _answers(teacher: Teacher, reading: StepShape) -> _Answers:
+def _teacher_cost(teacher: Teacher, reading: StepShape) -> _TeacherCost:
     """A teacher's cost and precomputed rows; a cached teacher costs nothing during training."""
     if isinstance(teacher, CachedTeacher):
-        return _Answers(PassCost(0, 0, 1), 0)
+        return _TeacherCost(PassCost(0, 0, 1), 0)
     rows = teacher.num_rows if isinstance(teacher, PrecomputedTeacher) else 0
-    return _Answers(pass_cost(_model(teacher), reading.length), rows)
+    return _TeacherCost(pass_cost(_model(teacher), reading.length), rows)
 
 
 def _model(teacher: Teacher) -> PreTrainedModel:
@@ -161,7 +161,7 @@ def _model(teacher: Teacher) -> PreTrainedModel:
 def _row_flops(
     step: StepModule,
     student: PassCost,
-    teachers: Mapping[str, _Answers],
+    teachers: Mapping[str, _TeacherCost],
     reading: StepShape,
     *,
     frozen_body: bool,
@@ -177,14 +177,14 @@ def _row_flops(
         depths[name] = _depth(needs, teachers[name].cost)
         flops += head * teachers[name].cost.head if needs.head_input else 0
     for intervention in _interventions(terms):
-        own = _again(
+        own = _intervention_passes(
             intervention, [(layer,) for layer in intervention.student_layers], student, reading, own=True
         )
         flops += 3 * (student.body * own.after + head * student.head)
         for name, needs in teacher_needs(terms, mixed, classes=classes, after=intervention.name).items():
             cost = teachers[name].cost
             layers = [intervention.layers[name][layer] for layer in intervention.student_layers]
-            theirs = _again(intervention, layers, cost, reading, own=False)
+            theirs = _intervention_passes(intervention, layers, cost, reading, own=False)
             depths[name] = max(depths[name], theirs.base)
             flops += cost.body * theirs.after + (head * cost.head if needs.head_input else 0)
     return flops + sum(
@@ -203,21 +203,21 @@ def _interventions(terms: Sequence[Term]) -> list[Intervention]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Again:
+class _InterventionPasses:
     """Body passes of an intervention: minimum depth of the base pass, and passes after it."""
 
     base: float
     after: float
 
 
-def _again(
+def _intervention_passes(
     intervention: Intervention,
     layers: Sequence[Sequence[int]],
     cost: PassCost,
     reading: StepShape,
     *,
     own: bool,
-) -> _Again:
+) -> _InterventionPasses:
     """The shares of the blocks that are computed, averaged over the layers that may be drawn.
 
     Args:
@@ -228,12 +228,16 @@ def _again(
         own: Whether the model is the student, whose passes may draw separate dropout masks.
     """
     if intervention.source == "input-tokens":
-        return _Again(0.0, 1.0)
+        return _InterventionPasses(0.0, 1.0)
     first = fmean((min(chosen) + 1) / cost.num_layers for chosen in layers)
     last = fmean((max(chosen) + 1) / cost.num_layers for chosen in layers)
     fresh = own and intervention.exact_dropout
     later = 1.0 if fresh else 1.0 - first
     if intervention.source == "mixup":
-        return _Again(first, later)
+        return _InterventionPasses(first, later)
     is_read = pairs_rows(intervention.source, intervention.options) and not fresh and reading.run_again < 1
-    return _Again(last, later + reading.run_again * last) if is_read else _Again(first, later + last)
+    return (
+        _InterventionPasses(last, later + reading.run_again * last)
+        if is_read
+        else _InterventionPasses(first, later + last)
+    )

@@ -120,7 +120,7 @@ def interchange_faults(
         known = ", ".join(ARCHITECTURES)
         yield RecipeFault(
             f"{place}.loss",
-            f"{entry.loss} exchanges states within models, and {' and '.join(unknown)}; it knows {known}",
+            f"{entry.loss} does not support these models: {' and '.join(unknown)}; supported: {known}",
         )
         return
     try:

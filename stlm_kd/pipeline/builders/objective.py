@@ -88,12 +88,12 @@ def paths_into(recipe: Recipe, teacher: str | None) -> set[Path]:
     """The internals of a teacher, or of the student (None), that the objectives use."""
     found: set[Path] = set()
     for entry in followed(recipe).values():
-        asked: list[str] = []
+        used: list[str] = []
         if isinstance(entry, (Feature, MapFeature)):
-            asked = [teacher_of(entry, recipe)]
+            used = [teacher_of(entry, recipe)]
         elif isinstance(entry, Interchange):
-            asked = asked_of(entry, recipe)
-        if asked and (teacher is None or teacher in asked):
+            used = asked_of(entry, recipe)
+        if used and (teacher is None or teacher in used):
             found |= {"blocks", "maps"} if isinstance(entry, MapFeature) else {"blocks"}
     return found
 
@@ -162,7 +162,9 @@ def feature_faults(
         ]
         if unknown:
             known = ", ".join(ARCHITECTURES)
-            message = f"{entry.loss} looks into models, and {' and '.join(unknown)}; it knows {known}"
+            message = (
+                f"{entry.loss} does not support these models: {' and '.join(unknown)}; supported: {known}"
+            )
             yield RecipeFault(f"{place}.loss", message)
             continue
         own, other = (ARCHITECTURES[config.model_type].task for config in (student, teachers[name]))

@@ -28,10 +28,10 @@ from stlm_kd.teachers.cache.format import read_manifest
 
 def sources(entries: Sequence[RecipeSource]) -> tuple[Source, ...]:
     """The recipe's sources for the data layer; unset fields take their defaults."""
-    return tuple(Source(**_given(entry)) for entry in entries)
+    return tuple(Source(**_fields_of(entry)) for entry in entries)
 
 
-def _given(entry: RecipeSource) -> dict[str, Any]:
+def _fields_of(entry: RecipeSource) -> dict[str, Any]:
     names = [field.name for field in fields(Source)]
     given = {name: value for name in names if (value := getattr(entry, name)) is not None}
     if isinstance(entry.documents, RecipeSeparator):
@@ -48,15 +48,15 @@ def training_rows(
 ) -> tuple[PackedRows, ...]:
     """The training text or a fraction of it, tokenised (cached on disk) and packed."""
     share = recipe.data.fraction if fraction is None else fraction
-    prepared = _prepared(recipe.data.train, tokenizer, context, fraction=share)
-    return _packed(prepared, recipe, "data.train")
+    prepared = _prepare(recipe.data.train, tokenizer, context, fraction=share)
+    return _pack(prepared, recipe, "data.train")
 
 
 def training_stores(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, *, fraction: float
 ) -> tuple[TokenStore, ...]:
     """A fraction of the training text, tokenised: one store per source."""
-    prepared = _prepared(recipe.data.train, tokenizer, context, fraction=fraction)
+    prepared = _prepare(recipe.data.train, tokenizer, context, fraction=fraction)
     return tuple(source.store for source in prepared)
 
 
@@ -76,11 +76,11 @@ def held_out_rows(
     """The validation text, tokenised and packed; () without validation."""
     if not recipe.data.validation:
         return ()
-    prepared = _prepared(recipe.data.validation, tokenizer, context, fraction=1.0)
-    return _packed(prepared, recipe, "data.validation")
+    prepared = _prepare(recipe.data.validation, tokenizer, context, fraction=1.0)
+    return _pack(prepared, recipe, "data.validation")
 
 
-def _prepared(
+def _prepare(
     entries: Sequence[RecipeSource],
     tokenizer: PreTrainedTokenizerFast,
     context: RunContext,
@@ -97,7 +97,7 @@ def _prepared(
     return tokenised()
 
 
-def _packed(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> tuple[PackedRows, ...]:
+def _pack(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> tuple[PackedRows, ...]:
     try:
         return pack_sources(prepared, recipe.data.context, wrapped=recipe.task == "mlm")
     except DataError as error:

@@ -52,7 +52,7 @@ _BYTES = 4_000
 _CHARACTERS = 300
 """Maximum characters of each of the two scored documents."""
 
-_REMEDY = "; mend it before anything is trained, or skip the rehearsal by --no-rehearsal"
+_REMEDY = "; fix it before training, or skip the rehearsal with --no-rehearsal"
 
 _FEWER: Mapping[str, int] = {"limit": 2, "tokens": 32, "rows": 2, "examples": 2, "samples": 16, "steps": 2}
 """Reduced values of suite options."""
@@ -121,7 +121,7 @@ def rehearse(
         remove(unfinished)
     if names:
         took = f"{time.monotonic() - began:.1f} s"
-        print(f"dress rehearsal: {', '.join(names)}: all well in {took}", file=sys.stderr, flush=True)
+        print(f"dress rehearsal: {', '.join(names)}: passed in {took}", file=sys.stderr, flush=True)
 
 
 @contextmanager

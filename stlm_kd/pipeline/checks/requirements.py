@@ -128,7 +128,7 @@ def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
     if found := relations(recipe.objectives):
         from stlm_kd.interventions.wordnet import require_wordnet
 
-        yield from _tried(f"{prefix}objectives: source {', '.join(found)}", require_wordnet)
+        yield from _faults_of(f"{prefix}objectives: source {', '.join(found)}", require_wordnet)
 
 
 def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -139,18 +139,18 @@ def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tu
 
         for task in task_data.expand(options["tasks"]):
             look = partial(task_data.find_origin, task, options["source"], options["num_fewshot"])
-            yield from _tried(place, look)
+            yield from _faults_of(place, look)
     elif options.get("on") == "wikitext":
         from stlm_kd.eval.language_modeling import wikitext
 
         if wikitext.local_file() is None and not data_set_is_cached(*wikitext.HUB) and not hub_answers():
-            yield from _tried(place, wikitext.identity)
+            yield from _faults_of(place, wikitext.identity)
     elif suite in FINE_TUNED:
         yield from _of_fine_tuning(place, suite, options)
     elif "attributions" in options:
         from stlm_kd.eval.attribution.explain import check_packages
 
-        yield from _tried(place, lambda: check_packages(options["attributions"]))
+        yield from _faults_of(place, lambda: check_packages(options["attributions"]))
 
 
 def _of_fine_tuning(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -159,13 +159,13 @@ def _of_fine_tuning(place: str, suite: str, options: Mapping[str, Any]) -> Itera
     from stlm_kd.pipeline.stages.fine_tune import SUBJECTS
 
     if suite == "ner":
-        yield from _tried(place, seqeval)
+        yield from _faults_of(place, seqeval)
     tunings = SUITES[suite](**options)
     assert isinstance(tunings, tuple)
-    yield from _tried(place, lambda: SUBJECTS[suite](tunings))
+    yield from _faults_of(place, lambda: SUBJECTS[suite](tunings))
 
 
-def _tried(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:
+def _faults_of(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:
     """A fault with the error message, if the check raises an error."""
     try:
         look()

@@ -58,25 +58,25 @@ def untrained_student(
     config = deepcopy(student_config(recipe, context))
     if source.adapt is not None:
         return _with_rows_for(tokenizer, _few_rows(config, recipe, context))
-    return _built(config, recipe, tokenizer, context)
+    return _build(config, recipe, tokenizer, context)
 
 
 def stand_in(
     teacher: Teacher, recipe: Recipe, context: RunContext
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
     """A stand-in for the unadapted teacher, and its tokenizer; None if too large or of an unknown family."""
-    config = _cut(teacher_config(teacher, context))
+    config = _truncate(teacher_config(teacher, context))
     if config is None or not _fits(config, int(config.get_text_config().vocab_size)):
         return None
     tokenizer = own_tokenizer(teacher, context)
-    return _built(config, recipe, tokenizer, context), tokenizer
+    return _build(config, recipe, tokenizer, context), tokenizer
 
 
 def adapted_stand_in(
     teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
     """A stand-in for the adapted teacher, and the student's tokenizer; None if too large or unknown."""
-    config = _cut(teacher_config(teacher, context))
+    config = _truncate(teacher_config(teacher, context))
     if config is None or not _fits(config, vocabulary_size(tokenizer)):
         return None
     model = _few_rows(config, recipe, context)
@@ -85,7 +85,7 @@ def adapted_stand_in(
     return _with_rows_for(tokenizer, model), tokenizer
 
 
-def _cut(config: PretrainedConfig) -> PretrainedConfig | None:
+def _truncate(config: PretrainedConfig) -> PretrainedConfig | None:
     """The configuration with fewer blocks; None for an unknown family."""
     if config.model_type not in ARCHITECTURES:
         return None
@@ -113,7 +113,7 @@ def _few_rows(config: PretrainedConfig, recipe: Recipe, context: RunContext) -> 
     return _from_config(config, recipe, context)
 
 
-def _built(
+def _build(
     config: PretrainedConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> PreTrainedModel:
     model = _from_config(config, recipe, context)

@@ -145,7 +145,7 @@ def _cache_faults(
     if not expanded(path).exists():
         hint = " (did you mean auto?)" if get_close_matches(path, ["auto"]) else ""
         raise MissingResourceError(
-            f"cache: {path} is taken for a folder, and none is there (seen from {Path.cwd()}){hint}; "
+            f"cache: {path} is not auto, and no such folder exists (seen from {Path.cwd()}){hint}; "
             "name a cache's folder, or make one by cache: auto"
         )
     manifest = read_manifest(expanded(path))
@@ -222,7 +222,9 @@ def _classes_fault(
 
 def _tokenizer_fault(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[RecipeFault]:
     if recipe.task == "mlm" and tokenizer.mask_token_id is None:
-        message = "it has no mask token, which a masked language model needs; take that of such a model"
+        message = (
+            "it has no mask token, which a masked language model needs; use the tokenizer of such a model"
+        )
         yield RecipeFault("student.tokenizer", message)
 
 

@@ -120,7 +120,9 @@ def _of_runs(names: Sequence[str]) -> dict[str, Examples]:
     """Each model's validation examples; a model without a run uses those of the first with one."""
     own = {name: found for name in names if (found := _of_run(name)) is not None}
     if not own:
-        raise UsageError(f"{', '.join(names)}: none is of a run that has labelled examples; give --data FILE")
+        raise UsageError(
+            f"{', '.join(names)}: none belongs to a run with labelled examples; give --data FILE"
+        )
     first = next(iter(own))
     for name, examples in own.items():
         if hash_of_texts(examples) != hash_of_texts(own[first]):
@@ -137,5 +139,7 @@ def _of_run(name: str) -> Examples | None:
     except UsageError:  # the model belongs to no run
         return None
     if not isinstance(found, Examples) or found.is_regression:
-        raise UsageError(f"{name}: its run has no examples with classes, by which alone models agree or not")
+        raise UsageError(
+            f"{name}: its run has no examples with classes, which agreement needs; give --data FILE"
+        )
     return found

@@ -80,7 +80,7 @@ def evaluate(
     labelled = needed & LABELLED
     if (labelled and needed != labelled) or len(labelled) > 1:
         raise UsageError(
-            "--suite: suites of text, of classes and of numbers score different models; ask apart"
+            "--suite: suites of text, of classes and of numbers score different models; run eval for each"
         )
     for name in models:
         _check_kind(name, calls, trust=trust_remote_code)
@@ -146,7 +146,7 @@ def _beside(name: str, given: Sequence[str]) -> TeacherSet:
     known = {} if run is None else teachers_of_run(run)
     if run is None or not known:
         raise UsageError(
-            f"{name}: the suite compares with teachers, and this is of no run that has some; "
+            f"{name}: the suite compares with teachers, but the model belongs to no run with teachers; "
             "give --teacher MODEL"
         )
     return TeacherSet(known, recipe_of(run))
@@ -164,16 +164,16 @@ def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
                 "language models and bodies a fresh one; name the model that it was made from"
             )
         if kind == "regression" and call.suite in NEEDS_TEACHERS:
-            raise ModelError(f"{name}: {call.suite} compares distributions, and a model of numbers has none")
+            raise ModelError(f"{name}: {call.suite} compares distributions, which a regression model lacks")
         if kind is not None and needed not in (None, kind):
-            what = "classifier" if kind == "classification" else "model of numbers"
+            what = "classifier" if kind == "classification" else "regression model"
             raise ModelError(
                 f"{name}: a {config.model_type} {what}, which {call.suite} does not score; use {kind}"
             )
         if kind is None and needed in LABELLED:
             fitting = "masked-loss" if declared_task(config) == "mlm" else "perplexity"
             raise ModelError(
-                f"{name}: a {config.model_type} language model, which tells no {needed} of a text; "
+                f"{name}: a {config.model_type} language model, which does no {needed}; "
                 f"use {fitting}, or a model that was trained for task: {needed}"
             )
 
@@ -237,6 +237,4 @@ def held_out_of_run(name: str) -> HeldOut:
         found = held_out_of_recipe(recipe_of(run))
         if found:
             return found
-    raise UsageError(
-        f"{name}: the suites need held-out data, and this is no run that has some; give --data FILE"
-    )
+    raise UsageError(f"{name}: the suites need held-out data, but this is no run with some; give --data FILE")

@@ -160,7 +160,7 @@ def _documents(names: Sequence[str], data: Sequence[str]) -> list[str]:
         return _text(read_held_out(data, None, names[0], ()), "--data")
     own = {name: found for name in names if (found := _of_run(name)) is not None}
     if not own:
-        raise UsageError(f"{', '.join(names)}: none is of a run that has held-out text; give --data FILE")
+        raise UsageError(f"{', '.join(names)}: none belongs to a run with held-out text; give --data FILE")
     first = next(iter(own))
     for name, documents in own.items():
         if documents != own[first]:

@@ -53,7 +53,7 @@ from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.vocabulary.cooccurrence import Integers
 
-_USUAL = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
+_DEFAULT_OBJECTIVES = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 """The default objectives, for language models (False) and classifiers (True)."""
 
 ORIGINAL = "original"
@@ -101,15 +101,15 @@ def adapt_model(
             f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "
             f"{initialised.value:.3f} with new rows ({adapt.init}); training them"
         )
-        lesson = _lesson(work, model, original)
-        for note in _notes(lesson.training_data):
+        setup = _training_setup(work, model, original)
+        for note in _notes(setup.training_data):
             tracker.note(f"{name}: {note}")
         result = fit(
-            lesson.step,
-            lesson.training_data.stream(_batches(adapt), seed=adapt.seed),
-            replace(lesson.settings, paced=_paced(lesson.step, made, adapt)),
+            setup.step,
+            setup.training_data.stream(_batches(adapt), seed=adapt.seed),
+            replace(setup.settings, paced=_row_scales(setup.step, made, adapt)),
             folder=folder,
-            validation=held_out_of(lesson.training_data, _batches(adapt).micro),
+            validation=held_out_of(setup.training_data, _batches(adapt).micro),
             tracker=tracker,
             resume=context.resume,
             fingerprint=fingerprint,
@@ -117,7 +117,7 @@ def adapt_model(
     finally:
         tracker.close()
     trained = measured(model, tokenizer)
-    report = _report(work, lesson, made, result, before=before, initialised=initialised, trained=trained)
+    report = _report(work, setup, made, result, before=before, initialised=initialised, trained=trained)
     on_main_process(lambda: _save(model, tokenizer, report, folder))
 
 
@@ -134,7 +134,7 @@ class _Work:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lesson:
+class _TrainingSetup:
     """The training of a teacher with new rows.
 
     Attributes:
@@ -160,7 +160,7 @@ def _with_new_rows(work: _Work, model: PreTrainedModel) -> VocabularyInit:
     return made
 
 
-def _lesson(work: _Work, model: PreTrainedModel, original: PreTrainedModel | None) -> _Lesson:
+def _training_setup(work: _Work, model: PreTrainedModel, original: PreTrainedModel | None) -> _TrainingSetup:
     """The training data and step; self-distillation on aligned spans if the language model teaches itself."""
     recipe, adapt = work.recipe, work.adapt
     readers = {ORIGINAL: work.own} if recipe.language_task is None else {}
@@ -169,7 +169,7 @@ def _lesson(work: _Work, model: PreTrainedModel, original: PreTrainedModel | Non
     )
     settings = adaptation_settings(adapt, training_data, zero=work.context.zero)
     if not isinstance(training_data, PackedText) or original is None:
-        return _Lesson(training_data, settings, _step(model, original, recipe), None)
+        return _TrainingSetup(training_data, settings, _step(model, original, recipe), None)
     text = align_tokenisations(
         training_data.parts,
         training_stores(recipe, work.own, work.context, fraction=adaptation_fraction(recipe, adapt)),
@@ -179,12 +179,12 @@ def _lesson(work: _Work, model: PreTrainedModel, original: PreTrainedModel | Non
     )
     asked_often = settings.steps > training_data.stream(_batches(adapt), seed=adapt.seed).steps_per_epoch
     step = span_step(model, original, text, adapt, asked_often=asked_often)
-    return _Lesson(training_data, settings, step, text.share_in_spans())
+    return _TrainingSetup(training_data, settings, step, text.share_in_spans())
 
 
 def _report(
     work: _Work,
-    lesson: _Lesson,
+    setup: _TrainingSetup,
     made: VocabularyInit,
     result: FitResult,
     *,
@@ -204,26 +204,26 @@ def _report(
         initialised=initialised.value,
         trained=trained.value,
         held_out=trained.size,
-        trained_parameters=count_parameters(lesson.step.student, trainable_only=True),
+        trained_parameters=count_parameters(setup.step.student, trainable_only=True),
         tokens_seen=result.tokens,
-        tokens_of_text=lesson.training_data.num_tokens,
+        tokens_of_text=setup.training_data.num_tokens,
         steps=result.steps,
         seconds=round(result.seconds, 1),
         stopped=result.stopped,
-        objective=work.adapt.objective or _USUAL[work.recipe.language_task is None],
-        aligned=lesson.aligned,
-        flops=_flops(work, lesson, steps=result.steps),
+        objective=work.adapt.objective or _DEFAULT_OBJECTIVES[work.recipe.language_task is None],
+        aligned=setup.aligned,
+        flops=_flops(work, setup, steps=result.steps),
         best_step=result.best_step,
     )
 
 
-def _flops(work: _Work, lesson: _Lesson, *, steps: int) -> int | None:
+def _flops(work: _Work, setup: _TrainingSetup, *, steps: int) -> int | None:
     """The FLOPs of the training; None for self-distillation, whose teacher reads other rows."""
-    if lesson.aligned is not None:
+    if setup.aligned is not None:
         return None
-    epoch = lesson.training_data.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
-    reading = step_shape(work.recipe, lesson.training_data, _batches(work.adapt), steps_per_epoch=epoch)
-    return training_flops(lesson.step, reading, steps=steps, frozen_body=True)
+    epoch = setup.training_data.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
+    reading = step_shape(work.recipe, setup.training_data, _batches(work.adapt), steps_per_epoch=epoch)
+    return training_flops(setup.step, reading, steps=steps, frozen_body=True)
 
 
 def _notes(training_data: TrainingData) -> tuple[str, ...]:
@@ -271,7 +271,7 @@ def _step(model: PreTrainedModel, original: PreTrainedModel | None, recipe: Reci
     return AdaptationStep(model, [term], teachers={ORIGINAL: LiveTeacher(original, name=ORIGINAL)})
 
 
-def _paced(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tuple[RowScale, ...]:
+def _row_scales(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tuple[RowScale, ...]:
     """Learning-rate multipliers of copied rows in embedding, head and bias; () if all rates are equal."""
     if adapt.old_rows_learning_rate in (None, adapt.learning_rate):
         return ()

@@ -54,11 +54,11 @@ def opened(order: CacheOrder) -> TeacherCache:
     if path is None:
         return TeacherCache.open(order.made(), every_byte=False)  # the stage's files were just verified
     folder = expanded(path)
-    on_main_process(lambda: bool(_compared(order, folder)))
+    on_main_process(lambda: bool(_open_checked(order, folder)))
     return TeacherCache.open(folder, every_byte=False)
 
 
-def _compared(order: CacheOrder, folder: Path) -> TeacherCache:
+def _open_checked(order: CacheOrder, folder: Path) -> TeacherCache:
     cache = TeacherCache.open(folder)
     if found := list(cache_faults(order, cache.manifest)):
         raise CheckpointError(f"{folder}: not a cache for this recipe: {'; '.join(found)}; make one with it")
@@ -83,11 +83,13 @@ def unbiased_notes(recipe: Recipe, teacher: str) -> list[str]:
     if exact:
         note = f"teacher {teacher} is read from its cache: {', '.join(exact)} is unbiased with it"
         if mixed:
-            note += "; of the combined teachers its gradient is, its value is the mean of each teacher's own"
+            note += (
+                "; for combined teachers its gradient is, and its value is the mean of the teachers' losses"
+            )
         notes.append(note)
     if other:
         notes.append(
             f"warning: teacher {teacher} is read from its cache, with which {', '.join(other)} is biased: "
-            "the tail is spread evenly over the outcomes outside the head"
+            "the tail is spread evenly over the tokens or classes outside the head"
         )
     return notes

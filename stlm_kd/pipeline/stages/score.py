@@ -120,14 +120,14 @@ def score(
     names = held.label_names if isinstance(held, Examples) else None
     trust = context.trust_remote_code
     loaded = cache(lambda: _load(model, names, trust))
-    taught = cache(lambda suite: _taught(suite, model, loaded(), held, beside, context))
+    teachers_of = cache(lambda suite: _taught(suite, model, loaded(), held, beside, context))
     results = [
         tuned_scores(call.suite, call.options, model, context)
         if call.suite in FINE_TUNED
-        else [_run_suite(model, call, loaded(), held, taught)]
+        else [_run_suite(model, call, loaded(), held, teachers_of)]
         for call in calls
     ]
-    return _labelled(results, calls)
+    return _with_labels(results, calls)
 
 
 def check_rows(calls: Sequence[SuiteCall]) -> None:
@@ -161,7 +161,7 @@ def kept_scores(
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
     loaded = cache(lambda: _load(model, labels(), trust))
-    taught = cache(lambda suite: _taught(suite, model, loaded(), held(), beside, context))
+    teachers_of = cache(lambda suite: _taught(suite, model, loaded(), held(), beside, context))
     results: list[list[SuiteResult]] = []
     for call in calls:
         if call.suite in FINE_TUNED:
@@ -169,7 +169,7 @@ def kept_scores(
             continue
 
         def build(folder: Path, call: SuiteCall = call) -> None:
-            _write(_run_suite(model, call, loaded(), held(), taught), folder)
+            _write(_run_suite(model, call, loaded(), held(), teachers_of), folder)
 
         key = score_key(call, recipe, model, trust=trust)
         if call.suite in NEEDS_TEACHERS:
@@ -180,7 +180,7 @@ def kept_scores(
                 else aligned_teachers_key(beside, model, trust=trust)
             )
         results.append([_read(context.stages.make("eval", key, build))])
-    return _labelled(results, calls)
+    return _with_labels(results, calls)
 
 
 def fine_tune(recipe: Recipe, model: str, context: RunContext) -> None:
@@ -233,17 +233,17 @@ def _run_suite(
     call: SuiteCall,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],
     held: HeldOut,
-    taught: Callable[[str], Mapping[str, AlignedTeacher] | Mapping[str, AnswersOf]],
+    teachers_of: Callable[[str], Mapping[str, AlignedTeacher] | Mapping[str, AnswersOf]],
 ) -> SuiteResult:
     """Run a suite, after printing its name since some take long."""
     print(f"scoring {model}  {call.suite}", file=sys.stderr, flush=True)
-    teachers = (taught(call.suite),) if call.suite in NEEDS_TEACHERS else ()
+    teachers = (teachers_of(call.suite),) if call.suite in NEEDS_TEACHERS else ()
     result = SUITES[call.suite](*loaded, held, *teachers, **call.resolved)
     assert isinstance(result, SuiteResult)
     return result
 
 
-def _labelled(results: Sequence[Sequence[SuiteResult]], calls: Sequence[SuiteCall]) -> list[SuiteResult]:
+def _with_labels(results: Sequence[Sequence[SuiteResult]], calls: Sequence[SuiteCall]) -> list[SuiteResult]:
     return [
         replace(result, label=label)
         for found, label in zip(results, labels(calls), strict=True)

@@ -88,17 +88,17 @@ def prepare_teacher(
             teacher.name, teacher.model or teacher.cache.path, None, None, is_only_read=True
         )
     with error_context(teacher_place(recipe, teacher.name)):
-        return _made(recipe, teacher, tokenizer, context)
+        return _build_stages(recipe, teacher, tokenizer, context)
 
 
-def _made(
+def _build_stages(
     recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> PreparedTeacher:
-    training = _trained(teacher.recipe, teacher.name, context) if teacher.recipe is not None else None
+    training = _train(teacher.recipe, teacher.name, context) if teacher.recipe is not None else None
     original = str(training / "model") if training is not None else teacher.model
     assert original is not None
     if teacher.classes is not None:
-        original = str(_renamed(recipe, original, teacher.classes, context) / "model")
+        original = str(_rename_classes(recipe, original, teacher.classes, context) / "model")
     if teacher.adapt is None:
         return PreparedTeacher(teacher.name, original, training, None)
     adapt = teacher.adapt
@@ -111,7 +111,7 @@ def _made(
     return PreparedTeacher(teacher.name, original, training, adapted)
 
 
-def _renamed(recipe: Recipe, model: str, classes: Mapping[str, str], context: RunContext) -> Path:
+def _rename_classes(recipe: Recipe, model: str, classes: Mapping[str, str], context: RunContext) -> Path:
     """A copy of a classifier with its classes renamed and reordered to match the data."""
     trust, labels = context.trust_remote_code, class_names_of(recipe)
 
@@ -134,7 +134,7 @@ def cached_teacher(
     return [order.made() for order in orders]
 
 
-def _trained(recipe: Recipe, name: str, context: RunContext) -> Path:
+def _train(recipe: Recipe, name: str, context: RunContext) -> Path:
     """Train a teacher from its own recipe."""
     tokenizer = student_tokenizer(recipe, context)
     teachers = {t.name: prepare_teacher(recipe, t, tokenizer, context).model for t in recipe.teachers}

@@ -145,7 +145,7 @@ def check_vocabulary(
     """Raise an error for models with different vocabularies."""
     if not same_vocabulary(tokenizer, theirs):
         raise ModelError(
-            f"{name} and {other} have other vocabularies, so that what they say cannot be compared; "
+            f"{name} and {other} have different vocabularies, so their outputs cannot be compared; "
             "adapt the teacher to the student's tokenizer first: stlm-kd adapt-teacher"
         )
 
@@ -169,6 +169,6 @@ def check_family(name: str, config: PretrainedConfig) -> None:
     """Raise an error for an unknown model family."""
     if config.model_type not in ARCHITECTURES:
         raise ModelError(
-            f"{name}: states are exchanged within models, and this is a {config.model_type}; known are "
+            f"{name}: interchange does not support the model type {config.model_type}; supported: "
             f"{', '.join(ARCHITECTURES)}"
         )

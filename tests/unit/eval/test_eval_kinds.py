@@ -33,11 +33,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("classes", "perplexity", "use classification"),
         ("classes", "lm-eval", "use classification"),
         ("classes", "regression", "use classification"),
-        ("numbers", "classification", "a bert model of numbers, .* use regression"),
+        ("numbers", "classification", "a bert regression model, .* use regression"),
         (
             "tokens",
             "classification",
-            "a gpt2 language model, which tells no classification .* use perplexity",
+            "a gpt2 language model, which does no classification.* use perplexity",
         ),
         ("tokens", "regression", "trained for task: regression"),
     ],
