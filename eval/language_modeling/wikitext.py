@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from stlm_kd.data.sources import hub
-from stlm_kd.data.sources.documents import cut
+from stlm_kd.data.sources.document_files import cut
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import MissingResourceError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.sources import hub
-from stlm_kd.data.sources.documents import Documents, Separator, read
+from stlm_kd.data.sources.document_files import Documents, Separator, read
 from stlm_kd.data.sources.files import expanded, kind_of, text_files
 from stlm_kd.data.synthetic import VERSION
 from stlm_kd.errors import DataError, MissingResourceError
@@ -41,7 +41,7 @@ class Source:
         split: Hub: the split.
         revision: Hub: a branch, tag or commit.
         column: JSON, Parquet, Hub: the field that holds the text.
-        documents: Plain text: how a file is cut into documents (``stlm_kd.data.sources.documents.cut``).
+        documents: Plain text: how a file is cut into documents (``stlm_kd.data.sources.document_files.cut``).
         size: Sample: bytes of text.
         domain: A name for this kind of text, in reports.
         weight: How often a row of this text occurs in an epoch (``stlm_kd.data.batches``).

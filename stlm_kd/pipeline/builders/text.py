@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.masking import Masking, even_masking, masking_for
-from stlm_kd.data.sources.documents import Separator
+from stlm_kd.data.sources.document_files import Separator
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore

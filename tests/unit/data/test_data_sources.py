@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stlm_kd.artifacts import hashing
-from stlm_kd.data.sources import documents as document_files
-from stlm_kd.data.sources import files
-from stlm_kd.data.sources.documents import Documents, Separator
+from stlm_kd.data.sources import document_files, files
+from stlm_kd.data.sources.document_files import Documents, Separator
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import DataError, MissingResourceError
 
