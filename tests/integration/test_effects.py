@@ -193,7 +193,7 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, A
     known = {name: SUITES[name] for name in FINE_TUNED}
     monkeypatch.setattr(score, "SUITES", {name: spy(name) for name in SUITES})
     monkeypatch.setattr(score, "tuned_scores", tuned)
-    monkeypatch.setattr(score, "_taught", lambda *_: {})
+    monkeypatch.setattr(score, "_teachers_for", lambda *_: {})
     score.score("some/model", score.suite_calls(recipe), [], context=home())
     return calls
 

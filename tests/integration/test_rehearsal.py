@@ -183,7 +183,7 @@ def test_what_would_fail_at_the_end_is_one_message_at_the_beginning(
     message = str(caught.value)
     assert caught.value.exit_code == code and words in message
     assert message.startswith("mine.yaml: dress rehearsal: student: ")
-    assert message.endswith("or skip the rehearsal by --no-rehearsal")
+    assert message.endswith("or skip the rehearsal with --no-rehearsal")
     assert files(tmp_path) == []
 
 

@@ -120,7 +120,7 @@ def score(
     names = held.label_names if isinstance(held, Examples) else None
     trust = context.trust_remote_code
     loaded = cache(lambda: _load(model, names, trust))
-    teachers_of = cache(lambda suite: _taught(suite, model, loaded(), held, beside, context))
+    teachers_of = cache(lambda suite: _teachers_for(suite, model, loaded(), held, beside, context))
     results = [
         tuned_scores(call.suite, call.options, model, context)
         if call.suite in FINE_TUNED
@@ -161,7 +161,7 @@ def kept_scores(
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
     loaded = cache(lambda: _load(model, labels(), trust))
-    teachers_of = cache(lambda suite: _taught(suite, model, loaded(), held(), beside, context))
+    teachers_of = cache(lambda suite: _teachers_for(suite, model, loaded(), held(), beside, context))
     results: list[list[SuiteResult]] = []
     for call in calls:
         if call.suite in FINE_TUNED:
@@ -212,7 +212,7 @@ def _load(
     return loaded, tokenizer
 
 
-def _taught(
+def _teachers_for(
     suite: str,
     name: str,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast],
