@@ -125,6 +125,7 @@ def _students(recipe: Recipe) -> list[str]:
         words = f"checkpoint {student.model}{' with a new head' if student.new_head else ''}"
     if student.dropout is not None:
         words += f", dropout {student.dropout:g}"
+    controls = f"; controls {', '.join(recipe.controls)}, with the same seeds" if recipe.controls else ""
     combined = f"combine teachers by {recipe.combine.how}{option_words(recipe.combine.options)}"
     if recipe.combine.teacher_dropout:
         combined += f", each dropped in {recipe.combine.teacher_dropout:.0%} of the steps"
@@ -137,8 +138,8 @@ def _students(recipe: Recipe) -> list[str]:
         ),
         f"train for {_length(train)}{option_words(dict(train), without=('steps', 'epochs'))}",
         *_recomputed_sources(recipe),
-        f"seeds {', '.join(map(str, recipe.seeds))}; controls {', '.join(recipe.controls) or '(none)'}, "
-        f"with the same seeds; logged to {', '.join(('jsonl', *recipe.tracking))}",
+        f"seeds {', '.join(map(str, recipe.seeds))}{controls}; "
+        f"logged to {', '.join(('jsonl', *recipe.tracking))}",
     ]
 
 
