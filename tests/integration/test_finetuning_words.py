@@ -278,7 +278,7 @@ def test_tags_and_answers_that_are_not_there_are_refused(tmp_path: Path) -> None
         read_sentences(conll2003.TAGS, path=str(tmp_path / "tags.jsonl"))
     row = {"id": "1", "context": "a cat", "question": "?", "answers": {"text": ["dog"], "answer_start": [0]}}
     (tmp_path / "answers.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    with pytest.raises(DataError, match="'dog' is not at 0 of the context"):
+    with pytest.raises(DataError, match="'dog' is not at character 0 of the context"):
         read_questions(path=str(tmp_path / "answers.jsonl"))
 
 

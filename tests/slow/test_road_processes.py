@@ -109,7 +109,7 @@ class Command:
     def ended(self) -> tuple[int, str, list[str]]:
         """The exit code, stdout, and the lines on stderr without those that say what was launched."""
         out, err = self.process.communicate(timeout=240)
-        lines = [line for line in err.splitlines() if line and not line.startswith(("RANK=", "the same by"))]
+        lines = [line for line in err.splitlines() if line and not line.startswith(("RANK=", "equivalent"))]
         return self.process.returncode, out, lines
 
     def workers(self) -> dict[int, psutil.Process]:
