@@ -103,7 +103,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One process: what it said, and its exit code; ``left`` names what it left half-written."""
+    """One process: its metrics and exit code; ``left`` names files that it left half-written."""
 
     lines: Sequence[Line]
     code: int

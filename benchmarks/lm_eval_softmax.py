@@ -16,6 +16,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,7 +72,7 @@ def main() -> None:
     apart = max(abs(a - b) for a, b in zip(*(found[name] for name in list(sides)[1:]), strict=True))
     assert apart < 1e-2, apart
     times = [
-        {name: _timed(lambda side=side: _scored(side, requests)) for name, side in sides.items()}  # type: ignore[misc]
+        {name: _timed(partial(_scored, side, requests)) for name, side in sides.items()}
         for _ in range(arguments.turns)
     ]
     for name in list(sides)[1:]:

@@ -142,7 +142,7 @@ def adapt_teacher(
             of_task = partial(_of_options, model, adapt, tokenizer, data, validation, context, scored)
             loaded = of_task(
                 task or "clm"
-            )  # reports invalid options before loading the model's configuration
+            )  # reports invalid options before the model's configuration is read
             if task is None:
                 loaded = of_task(_task_of(model, trust_remote_code))
             teacher, name = None, f"adapt-{loaded.teachers[0].name}"

@@ -63,7 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_task(folder: Path, name: str, texts: Sequence[str]) -> None:
-    """Forty training examples and twelve of each part that is scored; the class is told by the first text."""
+    """Forty training examples and twelve of each part that is scored; the first text determines the class."""
     folder.mkdir(parents=True)
     task = glue.TASKS[name]
     for split, begin, end in [("train", 0, 40), *((s, 40, 52) for s in glue.scored_parts(name).values())]:

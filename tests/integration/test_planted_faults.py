@@ -1,4 +1,4 @@
-"""Faults that make a number wrong or waste a training: each is told where it is planted, and only there."""
+"""Faults that make a number wrong or waste a training: each is reported where it is planted, nowhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dress rehearsal: what could not be saved, loaded or scored is told before anything is trained."""
+"""The rehearsal: what cannot be saved, loaded or scored is reported before training."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def damaged(source: Path, folder: Path, name: str, content: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def wrong(road: Path) -> Iterator[Path]:
-    """Model folders that are not what they say."""
+    """Model folders whose content does not match their configuration."""
     folder = road / "wrong"
     for name, source, layers, width in (
         ("llama", "same", "num_hidden_layers", "hidden_size"),

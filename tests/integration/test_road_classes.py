@@ -67,7 +67,7 @@ def trained_steps(run: Path) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def told(folder: Path | str, texts: list[str], *, context: int = 32) -> Tensor:
-    """What a model says of texts that its own tokenizer reads, one by one, by transformers alone."""
+    """A model's logits for texts encoded by its own tokenizer, one by one, with transformers alone."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

@@ -188,7 +188,8 @@ def test_masks_and_positions_in_a_file_may_be_integers(folder: Path) -> None:
         "position_ids": torch.arange(9),
     }
     save_file({**weights, **more}, path, {"format": "pt"})
-    loaded(folder)
+    found = loaded(folder).state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
 def test_of_several_files_the_one_is_named(folder: Path) -> None:
