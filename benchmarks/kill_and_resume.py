@@ -232,14 +232,22 @@ def uninterrupted(world: Path, output_dir: Path) -> Whole:
     return Whole(output_dir, done.lines, record.stat().st_mtime)
 
 
-def killed_run(world: Path, output_dir: Path, whole: Whole, moments: Sequence[Moment]) -> list[Attempt]:
+def killed_run(
+    world: Path, output_dir: Path, marks: Sequence[tuple[str, str]], moments: Sequence[Moment]
+) -> list[Attempt]:
     """The command, killed at each moment in turn and given again; the last attempt was left alone.
 
     A command that ends before its moment comes is not given again.
+
+    Args:
+        world: Holds ``recipe.yaml``.
+        output_dir: Where all attempts write.
+        marks: The lines of the uninterrupted command, to which the moments refer.
+        moments: When to kill.
     """
     attempts: list[Attempt] = []
     for moment in (*sorted(moments, key=lambda m: (m.line, m.delay)), None):
-        attempts.append(Command(world, output_dir).attempt(whole.marks, moment))
+        attempts.append(Command(world, output_dir).attempt(marks, moment))
         if not attempts[-1].killed:
             break
     return attempts
@@ -322,7 +330,7 @@ def trial(task: str, kills: int, seed: int, folder: Path) -> bool:
         run += 1
         moments = [whole.moment(draw) for _ in range(min(KILLS_OF_A_RUN, kills - number))]
         output_dir = folder / f"killed-{run}"
-        attempts = killed_run(folder, output_dir, whole, moments)
+        attempts = killed_run(folder, output_dir, whole.marks, moments)
         for killed, again in pairwise(attempts):
             number += 1
             last = ": ".join(part for part in killed.lines[-1].mark if part)
