@@ -65,14 +65,9 @@ class StepModule(nn.Module):
         self._domains = domains
         self.combination = combination or Combination()
         self.vocabulary_loss = vocabulary_loss
-        self._teachers: dict[str, Teacher] = dict(teachers or {})
+        self.teachers: dict[str, Teacher] = dict(teachers or {})
         # For all terms from the start: enabling a term later would change rounding in a resumed run.
         install_maps(student, student_needs(self._all, classes=vocabulary_head(student) is None).maps)
-
-    @property
-    def teachers(self) -> Mapping[str, Teacher]:
-        """Teachers by name."""
-        return self._teachers
 
     def begin(self, index: int, steps: int, *, is_logged: bool = False) -> None:
         """Set optimizer step ``index`` (from 0) of ``steps`` as the next: schedules follow it.
@@ -95,7 +90,7 @@ class StepModule(nn.Module):
     @property
     def _compared_teachers(self) -> tuple[str, ...]:
         """The teachers of the mixture; empty if the step has at most one teacher."""
-        return self.mixed if len(self._teachers) > 1 else ()
+        return self.mixed if len(self.teachers) > 1 else ()
 
     @property
     def _measures(self) -> bool:
@@ -178,7 +173,7 @@ class StepModule(nn.Module):
             for teacher, (part, _) in theirs[name].items():
                 requested[teacher] |= part.needs()
         student = forward_with_outputs(self.student, inputs_of(batch, self.student), needs)
-        teachers = {name: self._teachers[name](batch, needs) for name, needs in requested.items()}
+        teachers = {name: self.teachers[name](batch, needs) for name, needs in requested.items()}
         after = {
             name: InterventionOutputs(
                 student=own[name].after(batch, student, student_needs(terms, classes=classes, after=name)),
@@ -196,7 +191,7 @@ class StepModule(nn.Module):
     def mixed(self) -> tuple[str, ...]:
         """The teachers in the mixture of the next forward pass."""
         progress = self._index / self._steps
-        names = list(self._teachers)
+        names = list(self.teachers)
         return active_teachers(self.combination, names, index=self._index, progress=progress) if names else ()
 
     def _mixing(self, batch: AnyBatch) -> TeacherMixture:
@@ -214,7 +209,7 @@ class StepModule(nn.Module):
         return InterventionPass(self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout)
 
     def _live(self, name: str) -> LiveTeacher:
-        teacher = self._teachers[name]
+        teacher = self.teachers[name]
         assert isinstance(teacher, LiveTeacher), "interventions need live teachers"
         return teacher
 

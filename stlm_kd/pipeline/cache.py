@@ -24,7 +24,7 @@ from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
-from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, work_of
+from stlm_kd.pipeline.stages.teacher_cache import CacheJob, work_of
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe, from_values, plain
 from stlm_kd.teachers.cache.format import Manifest
@@ -113,7 +113,7 @@ def summary(folder: Path) -> CacheSummary:
     """
     manifest = TeacherCache.open(folder, every_byte=False).manifest
     layout = manifest.layout
-    kept = "all logits" if layout.logits else f"{layout.head} likeliest outcomes and {layout.draws} draws"
+    kept = "all logits" if layout.logits else f"{layout.head} top tokens and {layout.draws} draws"
     return CacheSummary(
         folder=str(folder),
         teacher=_teacher_of(manifest),
@@ -196,7 +196,7 @@ def _original_directory(cache: TeacherCache) -> Iterator[None]:
         os.chdir(before)
 
 
-def _verify(cache: TeacherCache, order: CacheOrder, rows: int, seed: int) -> Verification:
+def _verify(cache: TeacherCache, order: CacheJob, rows: int, seed: int) -> Verification:
     folder, trust = cache.folder, order.context.trust_remote_code
     work = replace(work_of(order, training_data := order.training_data()), items_per_shard=1)
     if work.items != cache.manifest.items or training_data.num_rows != cache.manifest.rows:
@@ -254,7 +254,7 @@ def _apart(stored: Array, made: Array) -> tuple[float, int]:
     return float(differences.max(initial=0.0)), int((~finite).sum())
 
 
-def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) -> CacheOrder:
+def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) -> CacheJob:
     """The job that wrote a cache, as recorded in its manifest."""
     source, folder = cache.manifest.source, cache.folder
     values, name, model, seed = (source.get(key) for key in ("recipe", "teacher", "model", "seed"))
@@ -275,4 +275,4 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
         )
     if model_identity(model, trust_remote_code=trust_remote_code) != identity:
         raise CheckpointError(f"{folder}: {model} is another revision than the cached teacher")
-    return CacheOrder(recipe, teacher, model, student_tokenizer(recipe, context), context, seed)
+    return CacheJob(recipe, teacher, model, student_tokenizer(recipe, context), context, seed)

@@ -27,7 +27,7 @@ from stlm_kd.pipeline.stages.teacher import (
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema.cache import asking
+from stlm_kd.recipe.schema.cache import objectives_of_teacher
 from stlm_kd.reporting.explanations import write_explanations
 from stlm_kd.reporting.figure import draw_curves
 from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
@@ -83,7 +83,7 @@ def result_rows(
     """Table rows: each teacher (original and adapted), then the student and each control."""
     own = [teacher for teacher in teachers if not teacher.is_only_read]
     rows = [row for teacher in own for row in _teacher_rows(teacher, scores, trust)]
-    is_distilled = any(asking(recipe, teacher.name) for teacher in recipe.teachers)
+    is_distilled = any(objectives_of_teacher(recipe, teacher.name) for teacher in recipe.teachers)
     for variant, folders in students.items():
         reports = [read_report(folder) for folder in folders]
         rows.append(

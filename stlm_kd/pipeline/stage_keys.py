@@ -29,7 +29,7 @@ from stlm_kd.interventions.wordnet import wordnet_identity
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.pipeline.builders.examples import class_names_of, labelled_sources
-from stlm_kd.pipeline.builders.objective import followed
+from stlm_kd.pipeline.builders.objective import active_objectives
 from stlm_kd.pipeline.builders.text import mask_variants, sources
 from stlm_kd.recipe import Recipe, plain
 from stlm_kd.recipe.schema.cache import positions_of, temperature_of
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask
     from stlm_kd.pipeline.stages.score import SuiteCall
     from stlm_kd.pipeline.stages.student_job import StudentJob
-    from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
+    from stlm_kd.pipeline.stages.teacher_cache import CacheJob
     from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 
 
@@ -141,15 +141,15 @@ def student_key(job: StudentJob) -> Key:
     if job.flops is not None:
         train = {**train, "steps": None, "epochs": None, "flops": job.flops}
     identify = cache(partial(model_identity, trust_remote_code=job.context.trust_remote_code))
-    own = followed(recipe) if job.variant == "student" else {LABELS: labels_alone()}
+    own = active_objectives(recipe) if job.variant == "student" else {LABELS: labels_alone()}
     combined = {entry.teacher for entry in own.values() if entry.loss != LABELS}
     variants = mask_variants(recipe)
     return {
         "task": recipe.task,
         "student": _initial_student(job, identify),
         "tokenizer": tokenizer_identity(job.tokenizer),
-        "teachers": {name: _student_teacher(job, name, identify) for name in sorted(job.asked)},
-        "combine": _combination(recipe) if len(job.asked) > 1 and COMBINED in combined else None,
+        "teachers": {name: _student_teacher(job, name, identify) for name in sorted(job.used_teachers)},
+        "combine": _combination(recipe) if len(job.used_teachers) > 1 and COMBINED in combined else None,
         "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
         **_wordnet(own.values()),
         **({"sources": "paired over the step"} if job.pairs_rows else {}),
@@ -235,7 +235,7 @@ def renamed_key(recipe: Recipe, model: str, classes: Mapping[str, str], *, trust
     }
 
 
-def cached_rows_key(order: CacheOrder) -> dict[str, Json]:
+def cached_rows_key(order: CacheJob) -> dict[str, Json]:
     """The rows of a teacher cache and their cached positions."""
     recipe, of_text = order.recipe, order.recipe.language_task is not None
     draws_examples = not of_text and recipe.data.fraction < 1
@@ -252,7 +252,7 @@ def cached_rows_key(order: CacheOrder) -> dict[str, Json]:
     }
 
 
-def cache_key(order: CacheOrder) -> dict[str, Json]:
+def cache_key(order: CacheJob) -> dict[str, Json]:
     """The content of a teacher cache."""
     options: dict[str, Json] = {}
     if order.recipe.language_task is not None:

@@ -45,7 +45,7 @@ def cached(
     context: int = 8,
     precision: str = "fp32",
 ) -> Path:
-    """A teacher's cache of the same seven rows, whose likeliest outcomes and draws are as many."""
+    """A teacher's cache of the same seven rows, whose top tokens and draws are as many."""
     folder.mkdir()
     layout = Layout(OUTCOMES, head, head)
     work = Work(layout, len(LENGTHS), 1, per_shard, seed, 1, no_batch)

@@ -126,10 +126,10 @@ def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
             "combination": step.combination,
             "projections": weights(step.projections),
             "vocabulary_loss": step.vocabulary_loss,
-            "teachers": {name: known_of(teacher) for name, teacher in step._teachers.items()},
+            "teachers": {name: known_of(teacher) for name, teacher in step.teachers.items()},
             "resting": {
                 name: getattr(getattr(teacher, "_teacher", teacher), "offload", None)
-                for name, teacher in step._teachers.items()
+                for name, teacher in step.teachers.items()
             },
             "batches": (batches._effective_batch, batches._micro_batch, batches._seed, read(batches)),
             "held_out": [digest(batch.input_ids.numpy()) for batch in held],

@@ -67,7 +67,7 @@ def test_recipes_that_work_pass_and_leave_nothing_behind(
         rehearse(recipe, own, made, folder=tmp_path / "run", origin="x", only=["g", "q"])
     else:
         rehearsed(recipe, tmp_path)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dress rehearsal")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rehearsal")]
     assert line.count("student") + line.count("teachers[") == parts and "passed" in line
     assert files(tmp_path) == []
 
@@ -182,7 +182,7 @@ def test_what_would_fail_at_the_end_is_one_message_at_the_beginning(
         rehearsed(load("plain.yaml", changes), tmp_path, tokenizer)
     message = str(caught.value)
     assert caught.value.exit_code == code and words in message
-    assert message.startswith("mine.yaml: dress rehearsal: student: ")
+    assert message.startswith("mine.yaml: rehearsal: student: ")
     assert message.endswith("or skip the rehearsal with --no-rehearsal")
     assert files(tmp_path) == []
 
@@ -196,11 +196,11 @@ def test_a_command_stops_before_it_trains_and_goes_on_where_it_is_told_to(
     monkeypatch.setattr(rehearsal, "check_reloaded", fails)
     words = ["distill", "-r", "plain.yaml", "--output-dir", str(tmp_path)]
     refused = stlm_kd(*words)
-    assert refused.exit_code == 3 and refused.stderr.count("plain: dress rehearsal: student") == 1
+    assert refused.exit_code == 3 and refused.stderr.count("plain: rehearsal: student") == 1
     assert not list(tmp_path.rglob("metrics.jsonl")) and not list(tmp_path.rglob("*.unfinished"))
     assert stlm_kd(*words, "--no-rehearsal").exit_code == 0
     again = stlm_kd(*words)  # nothing is left to train
-    assert again.exit_code == 0 and "dress rehearsal" not in again.stderr
+    assert again.exit_code == 0 and "rehearsal" not in again.stderr
 
 
 def test_what_is_trained_is_the_same_bit_for_bit_with_and_without_it(place: Path, tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_what_another_run_trained_needs_no_rehearsal(
         )
         return capsys.readouterr().err
 
-    assert "dress rehearsal" in run("first")
-    assert "dress rehearsal" not in run("second")
+    assert "rehearsal" in run("first")
+    assert "rehearsal" not in run("second")
 
 
 def test_of_several_processes_one_rehearses_and_all_end_alike(place: Path, tmp_path: Path) -> None:
@@ -247,5 +247,5 @@ def test_of_several_processes_one_rehearses_and_all_end_alike(place: Path, tmp_p
     )
     _, stderr = command.communicate(timeout=300)
     assert command.returncode == 3, stderr
-    assert stderr.count("plain: dress rehearsal: student: eval[0] (perplexity)") == 1
+    assert stderr.count("plain: rehearsal: student: eval[0] (perplexity)") == 1
     assert not list(tmp_path.rglob("metrics.jsonl")) and not list(tmp_path.rglob("*.unfinished"))

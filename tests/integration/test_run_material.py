@@ -60,7 +60,7 @@ def test_the_memory_of_all_teachers_together_is_limited(
 ) -> None:
     rows = taught().training_data(1.0).num_rows
     monkeypatch.setattr(student, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
-    teachers = step_of(taught(), epochs=2.0)._teachers
+    teachers = step_of(taught(), epochs=2.0).teachers
     assert [name for name, one in teachers.items() if isinstance(one, PrecomputedTeacher)] == remembered
 
 
@@ -73,7 +73,7 @@ def test_states_that_are_compared_take_their_part_of_the_memory(
     rows = taught().training_data(1.0).num_rows
     for room, kind in ((times - 0.1, LiveTeacher), (times, PrecomputedTeacher)):
         monkeypatch.setattr(student, "REMEMBERED_BYTES", int(room * rows * 64 * 16 * 4))
-        (teacher,) = step_of(taught(objectives, "combine={how: mean}"), epochs=2.0)._teachers.values()
+        (teacher,) = step_of(taught(objectives, "combine={how: mean}"), epochs=2.0).teachers.values()
         assert type(teacher) is kind
 
 
@@ -89,9 +89,9 @@ def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
         assert found is not None
         return found
 
-    remembering = step_of(work, epochs=2.0)._teachers["a"]
+    remembering = step_of(work, epochs=2.0).teachers["a"]
     monkeypatch.setattr(student, "REMEMBERED_BYTES", 0)
-    live = step_of(work, epochs=2.0)._teachers["a"]
+    live = step_of(work, epochs=2.0).teachers["a"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected, remembered = says(live), says(remembering)
     error = (expected - says(live)).abs().max()
@@ -103,7 +103,7 @@ def test_what_is_remembered_under_bf16_is_what_the_live_teacher_says_under_bf16(
 
 def test_nothing_is_remembered_of_what_masked_models_read_since_it_differs_each_time(world: Path) -> None:
     work = job("masked", {"a": "masked/model"})
-    assert [type(one) for one in step_of(work, epochs=5.0)._teachers.values()] == [LiveTeacher]
+    assert [type(one) for one in step_of(work, epochs=5.0).teachers.values()] == [LiveTeacher]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_of_examples_whose_rows_differ_in_length_only_responses_are_remembered(
     work = job(
         "classes", {"c": "masked/classifier"}, taught_by, f"objectives=[{{loss: labels}}, {{loss: {loss}}}]"
     )
-    assert [type(one) for one in step_of(work, epochs=5.0)._teachers.values()] == [kind]
+    assert [type(one) for one in step_of(work, epochs=5.0).teachers.values()] == [kind]
 
 
 def test_held_out_text_is_masked_evenly_and_to_the_usual_share(world: Path) -> None:

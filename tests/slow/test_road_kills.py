@@ -16,7 +16,16 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from benchmarks.kill_and_resume import BEGAN, Command, Moment, differences, environment, heard, killed_run, verdict
+from benchmarks.kill_and_resume import (
+    BEGAN,
+    Command,
+    Moment,
+    differences,
+    environment,
+    heard,
+    killed_run,
+    verdict,
+)
 from stlm_kd.artifacts.stage_store import Stages
 from tests.support.road import ADAPT, stlm_kd
 from tests.unit.training.test_checkpoint import files_of_at_most, flip_a_byte
@@ -81,7 +90,7 @@ def test_up_to_three_kills_change_no_bit(road: Path, tmp_path: Path) -> None:
     assert code == 0, said
     marks = [("", BEGAN), *(line.mark for line in heard(said.splitlines()))]
     draw = random.Random(time.time_ns())
-    # After a line of the first half, the teacher's, there is more work than the delay: at least one kill falls.
+    # After a line of the first half (the teacher) there is more work than the delay: at least one kill falls.
     # A command that was killed late may end, when it is given again, before the next moment comes.
     first = Moment(draw.randrange(len(marks) // 2), draw.uniform(0, 0.2))
     later = [Moment(draw.randrange(first.line, len(marks)), draw.uniform(0, 0.2)) for _ in range(2)]

@@ -73,9 +73,7 @@ tracking: []
 """,
     "nested": RECIPES["plain"].replace(TEXT, DATA).replace(TRAIN_PLAIN, TRAIN),
 }
-SPOKEN = re.compile(
-    r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after|dress rehearsal: .* passed"
-)
+SPOKEN = re.compile(r"(adapt|teacher|student) [a-z]|step \d+/\d+ |[gb]: |resumed after|rehearsal: .* passed")
 STEPS = range(1, 6)
 ZERO = "engine.deepspeed.zero=2"
 SAVED = "*/students/student/seed-1/checkpoints/step-*/checksums.json"

@@ -10,7 +10,7 @@ from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
+from stlm_kd.pipeline.stages.teacher_cache import CacheJob
 from stlm_kd.recipe import load
 from tests.support.field_effects import BASES
 from tests.support.pico import pico_model
@@ -58,7 +58,7 @@ def build_cache() -> None:
     """Write what ``some/model`` says, more of it than the base recipe keeps, in the current folder."""
     recipe = load("cached.yaml", ["teachers[0].cache.preset=large"])
     own = load_tokenizer("some/tokenizer")
-    made = CacheOrder(recipe, recipe.teachers[0], "some/model", own, home(), 1).made()
+    made = CacheJob(recipe, recipe.teachers[0], "some/model", own, home(), 1).ensure()
     made.rename("some/cache")
 
 

@@ -85,7 +85,7 @@ class Case:
 
     @property
     def teacher(self) -> LiveTeacher:
-        teacher = self.step._teachers["t"]
+        teacher = self.step.teachers["t"]
         assert isinstance(teacher, LiveTeacher)
         return teacher
 

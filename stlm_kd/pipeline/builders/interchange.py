@@ -22,7 +22,7 @@ from stlm_kd.teachers import COMBINED
 from stlm_kd.vocabulary.token_bytes import read_vocabulary
 
 
-def asked_of(entry: Interchange, recipe: Recipe) -> list[str]:
+def interchange_teachers(entry: Interchange, recipe: Recipe) -> list[str]:
     """The names of the teachers whose states are exchanged."""
     return [teacher.name for teacher in recipe.teachers if entry.teacher in (COMBINED, teacher.name)]
 
@@ -60,7 +60,7 @@ def interchange_terms(
         options={key: option(value) for key, value in entry.options.items()},
         intervention=intervention,
     )
-    first = asked_of(entry, recipe)[0]
+    first = interchange_teachers(entry, recipe)[0]
     return INTERCHANGE_LOSSES[entry.loss](template, first, number(entry.causal_cosine_weight))
 
 
@@ -71,7 +71,9 @@ def _layers(
     teachers: Mapping[str, PretrainedConfig],
 ) -> dict[str, dict[int, tuple[int, ...]]]:
     """By teacher, the student's layers that may be drawn, each with its aligned teacher layers."""
-    found = {name: layers_of(entry, name, student, teachers[name]) for name in asked_of(entry, recipe)}
+    found = {
+        name: layers_of(entry, name, student, teachers[name]) for name in interchange_teachers(entry, recipe)
+    }
     if not set.intersection(*(set(layers) for layers in found.values())):
         given = "; ".join(f"{name} with {', '.join(map(str, layers))}" for name, layers in found.items())
         raise ModelError(f"no layer of the student is aligned with every teacher: {given}")
@@ -111,7 +113,7 @@ def interchange_faults(
     """Recipe faults: unknown model families, and layers that a model does not have."""
     models = [
         ("the student", student),
-        *((f"teacher {name}", teachers[name]) for name in asked_of(entry, recipe)),
+        *((f"teacher {name}", teachers[name]) for name in interchange_teachers(entry, recipe)),
     ]
     unknown = [
         f"{who} is a {config.model_type}" for who, config in models if config.model_type not in ARCHITECTURES

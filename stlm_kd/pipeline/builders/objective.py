@@ -14,7 +14,7 @@ from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.models.capabilities import Path
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import Site, layer_pairs, site_pairs
-from stlm_kd.pipeline.builders.interchange import asked_of, interchange_faults, interchange_terms
+from stlm_kd.pipeline.builders.interchange import interchange_faults, interchange_teachers, interchange_terms
 from stlm_kd.pipeline.builders.numbers import num_layers, number, option, width
 from stlm_kd.recipe import Recipe, term_names
 from stlm_kd.recipe.schema.interchange import Interchange
@@ -34,7 +34,7 @@ def terms_of(
     """
     return [
         term
-        for name, entry in followed(recipe).items()
+        for name, entry in active_objectives(recipe).items()
         for term in (
             interchange_terms(name, entry, recipe, student, teachers)
             if isinstance(entry, Interchange)
@@ -67,32 +67,32 @@ def _term(
     )
 
 
-def followed(recipe: Recipe) -> dict[str, Objective]:
+def active_objectives(recipe: Recipe) -> dict[str, Objective]:
     """The objectives whose weight is positive at some step, by name; names also seed random draws."""
     named = zip(term_names(recipe), recipe.objectives, strict=True)
-    return {name: entry for name, entry in named if is_followed(entry)}
+    return {name: entry for name, entry in named if is_active(entry)}
 
 
-def looked_into(recipe: Recipe) -> set[str]:
+def feature_teachers(recipe: Recipe) -> set[str]:
     """The teachers whose hidden states or attention maps an objective uses."""
     found: set[str] = set()
-    for entry in followed(recipe).values():
+    for entry in active_objectives(recipe).values():
         if isinstance(entry, (Feature, MapFeature)):
             found.add(teacher_of(entry, recipe))
         elif isinstance(entry, Interchange):
-            found.update(asked_of(entry, recipe))
+            found.update(interchange_teachers(entry, recipe))
     return found
 
 
 def paths_into(recipe: Recipe, teacher: str | None) -> set[Path]:
     """The internals of a teacher, or of the student (None), that the objectives use."""
     found: set[Path] = set()
-    for entry in followed(recipe).values():
+    for entry in active_objectives(recipe).values():
         used: list[str] = []
         if isinstance(entry, (Feature, MapFeature)):
             used = [teacher_of(entry, recipe)]
         elif isinstance(entry, Interchange):
-            used = asked_of(entry, recipe)
+            used = interchange_teachers(entry, recipe)
         if used and (teacher is None or teacher in used):
             found |= {"blocks", "maps"} if isinstance(entry, MapFeature) else {"blocks"}
     return found
@@ -127,7 +127,7 @@ def projections_of(
     seed: int,
 ) -> Projections:
     """The projections of all hidden-state terms."""
-    entries = followed(recipe)
+    entries = active_objectives(recipe)
     made = {}
     for term in terms:
         if term.loss not in STATE_LOSSES:
@@ -196,7 +196,7 @@ def weight_of(entry: Objective) -> float | Ramp | Steps:
     return number(entry.weight)
 
 
-def is_followed(entry: Objective) -> bool:
+def is_active(entry: Objective) -> bool:
     """Whether an objective's weight is positive at some step."""
     weights = [entry.weight]
     if isinstance(entry, Interchange):

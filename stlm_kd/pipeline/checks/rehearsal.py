@@ -1,4 +1,4 @@
-"""Dress rehearsal: before training, save, load and score untrained models as the run would at its end.
+"""Rehearsal: before training, save, load and score untrained models as the run would at its end.
 
 The student is rehearsed with its initial weights. A teacher is replaced by a stand-in of its family with two
 blocks, so that no large body is written: with its own vocabulary it is scored, with the student's it is also
@@ -112,7 +112,7 @@ def rehearse(
     try:
         with untouched_generators():
             for part in _parts(recipe, tokenizer, context, only):
-                with _failure_named(f"{origin}: dress rehearsal: {part.place}", _REMEDY):
+                with _failure_named(f"{origin}: rehearsal: {part.place}", _REMEDY):
                     if (built := part.build()) is not None:
                         _rehearse(part, *built, recipe, context, unfinished)
                         names.append(part.place)
@@ -121,7 +121,7 @@ def rehearse(
         remove(unfinished)
     if names:
         took = f"{time.monotonic() - began:.1f} s"
-        print(f"dress rehearsal: {', '.join(names)}: passed in {took}", file=sys.stderr, flush=True)
+        print(f"rehearsal: {', '.join(names)}: passed in {took}", file=sys.stderr, flush=True)
 
 
 @contextmanager

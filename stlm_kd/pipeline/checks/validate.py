@@ -36,7 +36,7 @@ from stlm_kd.pipeline.builders.data import build_training_data
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.models import load_model, teacher_place
-from stlm_kd.pipeline.builders.objective import feature_faults, looked_into
+from stlm_kd.pipeline.builders.objective import feature_faults, feature_teachers
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import adaptation_key
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
@@ -44,7 +44,7 @@ from stlm_kd.pipeline.stages.fine_tune import checked_subjects
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, cached_seeds
+from stlm_kd.pipeline.stages.teacher_cache import CacheJob, cached_seeds
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
@@ -150,7 +150,7 @@ def _cache_faults(
         )
     manifest = read_manifest(expanded(path))
     model = teacher.model or ""
-    orders = [CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
+    orders = [CacheJob(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
     for fault in dict.fromkeys(fault for order in orders for fault in cache_faults(order, manifest)):
         yield RecipeFault(place, f"{path} is not a cache for this recipe: {fault}")
 
@@ -163,7 +163,7 @@ def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
     if recipe.language_task is not None:
         return True
     init_from = recipe.student.init_from
-    return teacher.name in looked_into(recipe) or (
+    return teacher.name in feature_teachers(recipe) or (
         init_from is not None and init_from.teacher == teacher.name
     )
 
@@ -273,8 +273,8 @@ def _is_cached(
         model = str(context.stages.path("adapted", key) / "model")
         if not Path(model).is_dir():
             return False
-    orders = (CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe))
-    return all(order.is_there for order in orders)
+    orders = (CacheJob(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe))
+    return all(order.exists for order in orders)
 
 
 def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
@@ -342,7 +342,7 @@ def student_config(recipe: Recipe, context: RunContext) -> PretrainedConfig:
 
 
 def _check_features(recipe: Recipe, context: RunContext, origin: str) -> None:
-    if not looked_into(recipe):
+    if not feature_teachers(recipe):
         return
     own = [teacher for teacher in recipe.teachers if teacher.model is not None or teacher.recipe is not None]
     teachers = {teacher.name: teacher_config(teacher, context) for teacher in own}

@@ -10,7 +10,7 @@ from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
 from stlm_kd.losses import SPARSE_LOSSES
 from stlm_kd.pipeline.stage_keys import cached_rows_key, model_identity
-from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
+from stlm_kd.pipeline.stages.teacher_cache import CacheJob
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import responses_of
 from stlm_kd.teachers import COMBINED
@@ -18,7 +18,7 @@ from stlm_kd.teachers.cache.format import WORDS, Manifest
 from stlm_kd.teachers.cache.reader import TeacherCache
 
 
-def differences(order: CacheOrder, manifest: Manifest, *, with_teacher: bool) -> Iterator[str]:
+def differences(order: CacheJob, manifest: Manifest, *, with_teacher: bool) -> Iterator[str]:
     """The differences between a given cache and the one that the recipe needs, in words.
 
     Args:
@@ -44,7 +44,7 @@ def _truncated(value: object) -> str:
     return text if len(text) <= 20 else f"{text[:8]}…{text[-4:]}"
 
 
-def opened(order: CacheOrder) -> TeacherCache:
+def opened(order: CacheJob) -> TeacherCache:
     """Open the cache for a training: a stage, or the folder named in the recipe.
 
     Raises:
@@ -52,20 +52,20 @@ def opened(order: CacheOrder) -> TeacherCache:
     """
     path = order.options.path
     if path is None:
-        return TeacherCache.open(order.made(), every_byte=False)  # the stage's files were just verified
+        return TeacherCache.open(order.ensure(), every_byte=False)  # the stage's files were just verified
     folder = expanded(path)
     on_main_process(lambda: bool(_open_checked(order, folder)))
     return TeacherCache.open(folder, every_byte=False)
 
 
-def _open_checked(order: CacheOrder, folder: Path) -> TeacherCache:
+def _open_checked(order: CacheJob, folder: Path) -> TeacherCache:
     cache = TeacherCache.open(folder)
     if found := list(cache_faults(order, cache.manifest)):
         raise CheckpointError(f"{folder}: not a cache for this recipe: {'; '.join(found)}; make one with it")
     return cache
 
 
-def cache_faults(order: CacheOrder, manifest: Manifest) -> list[str]:
+def cache_faults(order: CacheJob, manifest: Manifest) -> list[str]:
     """The reasons why a given cache cannot be used; empty if it can."""
     named = order.teacher.model
     there = named is not None and expanded(named).is_dir() and any(expanded(named).glob("*.safetensors"))

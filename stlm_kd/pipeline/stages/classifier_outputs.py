@@ -54,7 +54,9 @@ def cached_outputs(
     return classifier_outputs(name, loaded, tokenizer, examples, reading, explaining, like=like)
 
 
-def answering(teachers: Mapping[str, str], examples: Examples, context: RunContext) -> dict[str, AnswersOf]:
+def teacher_outputs(
+    teachers: Mapping[str, str], examples: Examples, context: RunContext
+) -> dict[str, AnswersOf]:
     """By teacher name, a function that returns its outputs, which are cached between students."""
     return {name: _kept(name, model, examples, context) for name, model in teachers.items()}
 

@@ -30,7 +30,7 @@ from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.stage_keys import aligned_teachers_key, score_key, teachers_key
-from stlm_kd.pipeline.stages.classifier_outputs import answering
+from stlm_kd.pipeline.stages.classifier_outputs import teacher_outputs
 from stlm_kd.pipeline.stages.fine_tune import tuned_scores
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 from stlm_kd.recipe import Recipe
@@ -224,7 +224,7 @@ def _teachers_for(
     assert beside is not None, "suites that need teachers require a teacher set"
     if suite == AGREEMENT:
         assert isinstance(held, Examples)
-        return answering(beside.teachers, held, context)
+        return teacher_outputs(beside.teachers, held, context)
     return beside.taught(name, *loaded, trust=context.trust_remote_code)
 
 

@@ -32,7 +32,7 @@ from stlm_kd.pipeline.builders.models import (
     model_from_recipe,
     teacher_place,
 )
-from stlm_kd.pipeline.builders.objective import looked_into, projections_of
+from stlm_kd.pipeline.builders.objective import feature_teachers, projections_of
 from stlm_kd.pipeline.context import Zero
 from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.cache_reading import opened
@@ -222,12 +222,12 @@ def step_of(
 ) -> StepModule:
     """The training step: the student, its objectives, projections and teachers."""
     recipe = job.recipe
-    names, cached = sorted(job.asked), job.cached
+    names, cached = sorted(job.used_teachers), job.cached
     models = {name: _teacher(job, name) for name in names if name not in cached}
     configs = {
         name: models[name].model.config if name in models else job.configuration(name)
         for name in names
-        if name in models or name in looked_into(recipe)
+        if name in models or name in feature_teachers(recipe)
     }
     terms = job.terms(student.config, configs)
     exchanged = {term.teacher for term in terms if term.intervention is not None}

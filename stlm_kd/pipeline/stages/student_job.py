@@ -14,11 +14,11 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders.data import TrainingData, build_training_data
-from stlm_kd.pipeline.builders.objective import followed, looked_into, terms_of
+from stlm_kd.pipeline.builders.objective import active_objectives, feature_teachers, terms_of
 from stlm_kd.pipeline.builders.text import mask_variants
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.cache_reading import unbiased_notes
-from stlm_kd.pipeline.stages.teacher_cache import CacheOrder
+from stlm_kd.pipeline.stages.teacher_cache import CacheJob
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.root import Teacher
@@ -61,11 +61,11 @@ class StudentJob:
         return 1.0 if self.variant == "all-data" else self.recipe.data.fraction
 
     @property
-    def asked(self) -> set[str]:
+    def used_teachers(self) -> set[str]:
         """The names of the teachers that the objectives use."""
         if self.variant != "student":
             return set()
-        named = {entry.teacher for entry in followed(self.recipe).values() if entry.loss != LABELS}
+        named = {entry.teacher for entry in active_objectives(self.recipe).values() if entry.loss != LABELS}
         return {teacher.name for teacher in self.recipe.teachers} if COMBINED in named else named
 
     def terms(self, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]) -> list[Term]:
@@ -80,25 +80,27 @@ class StudentJob:
             self.context,
             fraction=fraction,
             seed=self.seed,
-            readers=self._readers(),
+            readers=self.teacher_tokenizers,
             variants=mask_variants(self.recipe),
         )
 
     @property
     def pairs_rows(self) -> bool:
         """Whether rows of an optimizer step are used as sources for each other in interventions."""
-        own = followed(self.recipe).values() if self.variant == "student" else ()
+        own = active_objectives(self.recipe).values() if self.variant == "student" else ()
         return any(isinstance(entry, Interchange) and entry.pairs_rows for entry in own)
 
     @property
     def cached(self) -> dict[str, Teacher]:
         """The cached teachers among those that the objectives use."""
-        return {t.name: t for t in self.recipe.teachers if t.name in self.asked and t.cache is not None}
+        return {
+            t.name: t for t in self.recipe.teachers if t.name in self.used_teachers and t.cache is not None
+        }
 
-    def order(self, name: str) -> CacheOrder:
+    def order(self, name: str) -> CacheJob:
         """The cache job of a cached teacher."""
         model, teacher = self.teachers[name], self.cached[name]
-        return CacheOrder(self.recipe, teacher, model, self.tokenizer, self.context, self.seed)
+        return CacheJob(self.recipe, teacher, model, self.tokenizer, self.context, self.seed)
 
     def configuration(self, name: str) -> PretrainedConfig:
         """The model configuration of a cached teacher."""
@@ -111,7 +113,8 @@ class StudentJob:
             return []
         return [note for name in sorted(self.cached) for note in unbiased_notes(self.recipe, name)]
 
-    def _readers(self) -> dict[str, PreTrainedTokenizerFast]:
+    @property
+    def teacher_tokenizers(self) -> dict[str, PreTrainedTokenizerFast]:
         """The tokenizers of teacher classifiers that differ from the student's.
 
         Teachers whose hidden states are used share the student's tokenizer, so that positions match.
@@ -119,7 +122,7 @@ class StudentJob:
         if self.recipe.language_task is not None:
             return {}
         trust, own = self.context.trust_remote_code, tokenizer_identity(self.tokenizer)
-        names = sorted(self.asked - looked_into(self.recipe) - self.cached.keys())
+        names = sorted(self.used_teachers - feature_teachers(self.recipe) - self.cached.keys())
         found = {name: load_tokenizer(self.teachers[name], trust_remote_code=trust) for name in names}
         return {name: other for name, other in found.items() if tokenizer_identity(other) != own}
 

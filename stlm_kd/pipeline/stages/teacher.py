@@ -26,7 +26,7 @@ from stlm_kd.pipeline.stage_keys import adaptation_key, renamed_key, student_key
 from stlm_kd.pipeline.stages.adaptation import adapt_model
 from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.teacher_cache import CacheOrder, cached_seeds
+from stlm_kd.pipeline.stages.teacher_cache import CacheJob, cached_seeds
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.load import from_values, plain
@@ -130,8 +130,8 @@ def cached_teacher(
     recipe: Recipe, teacher: Teacher, model: str, tokenizer: PreTrainedTokenizerFast, context: RunContext
 ) -> list[Path]:
     """The caches of a prepared teacher: one, or one per seed if seeds draw different examples."""
-    orders = [CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
-    return [order.made() for order in orders]
+    orders = [CacheJob(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
+    return [order.ensure() for order in orders]
 
 
 def _train(recipe: Recipe, name: str, context: RunContext) -> Path:

@@ -22,7 +22,7 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.flops import pass_cost
 from stlm_kd.pipeline.builders.models import empty_model, live_teacher, teacher_place
 from stlm_kd.pipeline.builders.numbers import width
-from stlm_kd.pipeline.builders.objective import looked_into
+from stlm_kd.pipeline.builders.objective import feature_teachers
 from stlm_kd.pipeline.builders.text import mask_variants
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.jobs import PrefixedLines
@@ -48,7 +48,7 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
 @dataclass(frozen=True, slots=True)
-class CacheOrder:
+class CacheJob:
     """A teacher cache that a recipe needs.
 
     Attributes:
@@ -73,12 +73,12 @@ class CacheOrder:
         assert self.teacher.cache is not None
         return self.teacher.cache
 
-    def made(self) -> Path:
+    def ensure(self) -> Path:
         """The cache's folder; builds the cache if it is missing. All processes must call this."""
         return self.context.stages.make("cache", cache_key(self), self._build, together=True)
 
     @property
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the cache exists."""
         return self.context.stages.path("cache", cache_key(self)).is_dir()
 
@@ -105,7 +105,7 @@ class CacheOrder:
     def training_data(self) -> TrainingData:
         """The training data, also encoded with the teacher's tokenizer if it differs."""
         readers = {}
-        if self.recipe.language_task is None and self.teacher.name not in looked_into(self.recipe):
+        if self.recipe.language_task is None and self.teacher.name not in feature_teachers(self.recipe):
             own = load_tokenizer(self.model, trust_remote_code=self.context.trust_remote_code)
             if tokenizer_identity(own) != tokenizer_identity(self.tokenizer):
                 readers = {self.teacher.name: own}
@@ -120,7 +120,7 @@ class CacheOrder:
         )
 
 
-def _begin(order: CacheOrder, work: Work, training_data: TrainingData, folder: Path) -> list[int]:
+def _begin(order: CacheJob, work: Work, training_data: TrainingData, folder: Path) -> list[int]:
     """The missing shards; prints their size and raises an error if the disk is too small."""
     missing = unwritten(folder, work)
     share = len(missing) / work.num_shards
@@ -136,9 +136,7 @@ def _begin(order: CacheOrder, work: Work, training_data: TrainingData, folder: P
     return missing
 
 
-def _write(
-    order: CacheOrder, work: Work, training_data: TrainingData, folder: Path, shards: list[int]
-) -> None:
+def _write(order: CacheJob, work: Work, training_data: TrainingData, folder: Path, shards: list[int]) -> None:
     recipe, device = order.recipe, current_device()
     trust = order.context.trust_remote_code
     live = live_teacher(order.model, recipe, name=order.teacher.name, trust_remote_code=trust)
@@ -152,7 +150,7 @@ def _write(
         write(folder, work, outputs, shards, done=progress.done)
 
 
-def _flops(order: CacheOrder, work: Work, training_data: TrainingData) -> int | None:
+def _flops(order: CacheJob, work: Work, training_data: TrainingData) -> int | None:
     """The teacher's FLOPs on all rows; None for an unknown family."""
     model = empty_model(order.model, trust_remote_code=order.context.trust_remote_code)
     if model.config.model_type not in ARCHITECTURES:
@@ -164,7 +162,7 @@ def _flops(order: CacheOrder, work: Work, training_data: TrainingData) -> int | 
     return work.items * (cost.body + round(cost.head * (masked or 1.0)))
 
 
-def _say(order: CacheOrder, line: str) -> None:
+def _say(order: CacheJob, line: str) -> None:
     """Print a progress line, on the main process only."""
     if process_rank() == 0:
         name = order.context.quiet_name
@@ -180,7 +178,7 @@ def _draws_examples(recipe: Recipe) -> bool:
     return recipe.language_task is None and recipe.data.fraction < 1
 
 
-def work_of(order: CacheOrder, training_data: TrainingData) -> Work:
+def work_of(order: CacheJob, training_data: TrainingData) -> Work:
     """The work plan of the cache writer."""
     layout = layout_of(order)
     variants = mask_variants(order.recipe) or 1
@@ -198,7 +196,7 @@ def work_of(order: CacheOrder, training_data: TrainingData) -> Work:
     )
 
 
-def kept_tokens(order: CacheOrder, training_data: TrainingData) -> int:
+def kept_tokens(order: CacheJob, training_data: TrainingData) -> int:
     """An estimate of the number of cached tokens, hardly ever too low."""
     recipe = order.recipe
     if recipe.language_task is None:
@@ -208,7 +206,7 @@ def kept_tokens(order: CacheOrder, training_data: TrainingData) -> int:
     return int(training_data.num_tokens * share * (mask_variants(recipe) or 1)) + training_data.num_rows
 
 
-def layout_of(order: CacheOrder) -> Layout:
+def layout_of(order: CacheJob) -> Layout:
     """The layout of a cached token or example."""
     recipe, options = order.recipe, order.options
     if recipe.language_task is None:

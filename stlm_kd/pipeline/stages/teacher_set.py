@@ -22,9 +22,9 @@ from stlm_kd.models.forward import head_of, task_of, vocabulary_head
 from stlm_kd.models.heads.classifiers import class_names, load_classifier
 from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.models.load import load_config, load_language_model, to_device
-from stlm_kd.pipeline.builders.interchange import asked_of, layers_of
+from stlm_kd.pipeline.builders.interchange import interchange_teachers, layers_of
 from stlm_kd.pipeline.builders.numbers import num_layers
-from stlm_kd.pipeline.builders.objective import followed
+from stlm_kd.pipeline.builders.objective import active_objectives
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.training import current_device
@@ -88,9 +88,9 @@ class TeacherSet:
 
     def _aligned(self, teacher: str, student: PretrainedConfig, config: PretrainedConfig) -> Alignment:
         """The alignment of the first intervention objective that uses this teacher."""
-        for entry in followed(self.recipe).values() if self.recipe is not None else ():
+        for entry in active_objectives(self.recipe).values() if self.recipe is not None else ():
             assert self.recipe is not None
-            if isinstance(entry, Interchange) and teacher in asked_of(entry, self.recipe):
+            if isinstance(entry, Interchange) and teacher in interchange_teachers(entry, self.recipe):
                 return layers_of(entry, teacher, student, config)
         return aligned("full", num_layers(student), num_layers(config))
 

@@ -78,10 +78,10 @@ AnyCache = Annotated[Cache | None, BeforeValidator(_words)]
 
 def responses_of(recipe: Recipe, teacher: str) -> list[Response]:
     """The logit objectives that use the teacher, alone or combined."""
-    return [entry for entry in asking(recipe, teacher).values() if isinstance(entry, Response)]
+    return [entry for entry in objectives_of_teacher(recipe, teacher).values() if isinstance(entry, Response)]
 
 
-def asking(recipe: Recipe, teacher: str) -> dict[int, Objective]:
+def objectives_of_teacher(recipe: Recipe, teacher: str) -> dict[int, Objective]:
     """The objectives that use the teacher, by index."""
     return {
         i: entry
@@ -100,5 +100,8 @@ def temperature_of(recipe: Recipe, teacher: str, cache: Cache) -> float:
 
 def positions_of(recipe: Recipe, teacher: str) -> Literal["labels", "attended"]:
     """The positions at which objectives use the teacher: labelled ones, or all non-padding ones."""
-    alone = all(getattr(entry, "on", "labels") == "labels" for entry in asking(recipe, teacher).values())
+    alone = all(
+        getattr(entry, "on", "labels") == "labels"
+        for entry in objectives_of_teacher(recipe, teacher).values()
+    )
     return "labels" if alone else "attended"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stlm_kd.recipe.schema.cache import VARIANTS, Cache, asking, responses_of
+from stlm_kd.recipe.schema.cache import VARIANTS, Cache, objectives_of_teacher, responses_of
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import Feature, MapFeature, Objective, Schedule
 from stlm_kd.recipe.schema.root import Recipe, Teacher
@@ -25,7 +25,7 @@ def cache_conflicts(recipe: Recipe) -> Iterator[Conflict]:
             yield from _classifier_cache(place, teacher.cache, recipe)
         elif recipe.task != "mlm" and teacher.cache.variants is not None:
             yield ((*place, "variants"), ("task",)), "only for masked language models (task: mlm)"
-        for j, objective in asking(recipe, teacher.name).items():
+        for j, objective in objectives_of_teacher(recipe, teacher.name).items():
             yield from _objective(("objectives", j), objective, teacher)
         if recipe.language_task is not None:
             yield from _temperatures(place, teacher, recipe)

@@ -106,9 +106,9 @@ def test_one_teacher_for_a_batch_runs_no_other() -> None:
     runs = []
     for index in range(12):
         step.begin(index, 12)
-        before = [teacher.asked for teacher in step._teachers.values()]
+        before = [teacher.asked for teacher in step.teachers.values()]
         step(BATCH, step.count(BATCH))
-        runs.append([t.asked - asked for t, asked in zip(step._teachers.values(), before, strict=True)])
+        runs.append([t.asked - asked for t, asked in zip(step.teachers.values(), before, strict=True)])
     assert all(sorted(each) == [0, 0, 1] for each in runs)
     assert all(any(each[place] for each in runs) for place in range(3))
 
@@ -126,9 +126,9 @@ def test_a_teacher_left_out_of_the_mixture_still_answers_a_loss_that_names_it() 
 def test_teachers_that_know_their_answers_by_heart_are_combined_alike() -> None:
     for how, options, dropout in WAYS:
         live, remembering = step_of(how, options, dropout), step_of(how, options, dropout)
-        remembering._teachers = {
+        remembering.teachers = {
             name: PrecomputedTeacher(teacher, [BATCH], rows=8, needs=OutputSpec(head_input=True))
-            for name, teacher in remembering._teachers.items()
+            for name, teacher in remembering.teachers.items()
         }
         live.begin(4, 10)
         remembering.begin(4, 10)
@@ -152,7 +152,7 @@ def test_counterfactual_distributions_get_the_weights_of_the_base(family: str) -
     found = step(BATCH, {name: float(count) for name, count in step.count(BATCH).items()}).sums["diito"]
     with torch.no_grad():
         base = [
-            teacher(BATCH, OutputSpec(head_input=True)).distribution for teacher in step._teachers.values()
+            teacher(BATCH, OutputSpec(head_input=True)).distribution for teacher in step.teachers.values()
         ]
         rows = BATCH.attention_mask
         before = [one.rows(rows).logits(slice(0, None), 61).softmax(-1) for one in base]

@@ -111,7 +111,7 @@ def test_the_measures_are_those_of_whole_runs_with_hooks(
         own = runs(step.student, batch, plan, (plan.student_layer,))
         said = {
             name: runs(teacher.model, batch, plan, plan.teacher_layers[name])  # type: ignore[attr-defined]
-            for name, teacher in step._teachers.items()
+            for name, teacher in step.teachers.items()
         }
     theirs = [sum(WEIGHTS[name] * one[moment].exp() for name, one in said.items()).log() for moment in (0, 1)]  # type: ignore[union-attr]
     student, teacher = [run[mask] for run in own], [run[mask] for run in theirs]

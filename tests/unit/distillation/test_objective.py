@@ -339,7 +339,7 @@ def test_a_second_backward_fails_instead_of_scaling_twice() -> None:
 def test_a_teachers_states_are_no_part_of_the_module() -> None:
     step = StepModule(pico_model(), TERMS, teachers=teachers())
     assert all(name.startswith("student.") for name in step.state_dict())
-    assert isinstance(dense_of(step._teachers["a"], BATCH), Dense)
+    assert isinstance(dense_of(step.teachers["a"], BATCH), Dense)
 
 
 def test_in_evaluation_only_the_labels_are_measured_and_no_teacher_is_asked() -> None:

@@ -116,7 +116,7 @@ def test_the_gate_prefers_the_right_teacher_and_not_the_one_like_the_student() -
     with torch.no_grad():
         alike = step.student.get_output_embeddings()(last_hidden(step.student, BATCH))
     right = 6.0 * torch.nn.functional.one_hot(BATCH.labels.clamp(min=0), V).double()
-    step._teachers = {"a": Saying(alike), "b": Saying(right)}
+    step.teachers = {"a": Saying(alike), "b": Saying(right)}
     optimizer = torch.optim.Adam(step.gate.parameters(), lr=0.05)
     for _ in range(40):
         gradients(step)
@@ -131,7 +131,7 @@ def test_the_gate_tells_tokens_apart_where_each_teacher_knows_half() -> None:
     step = step_of([right, right])
     hidden = last_hidden(step.student, BATCH).detach()
     half = hidden[..., 0] > 0
-    step._teachers = {"a": Saying(right * half[..., None]), "b": Saying(right * ~half[..., None])}
+    step.teachers = {"a": Saying(right * half[..., None]), "b": Saying(right * ~half[..., None])}
     optimizer = torch.optim.Adam(step.gate.parameters(), lr=0.1)
     for _ in range(60):
         gradients(step)

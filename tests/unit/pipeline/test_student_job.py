@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import normalizers
 
-from stlm_kd.data.tokenizers import load_tokenizer
+from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary, train_tokenizer
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.objective import projections_of, terms_of
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import held_out_key, student_key
 from stlm_kd.pipeline.stages.score import suite_calls
-from stlm_kd.pipeline.stages.student_job import StudentJob
+from stlm_kd.pipeline.stages.student_job import StudentJob, Variant
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
 from tests.support.pico import pico_model
@@ -38,14 +39,21 @@ def with_objectives(folder: Path, *entries: str) -> Recipe:
     return recipe(folder, f"objectives=[{', '.join(('{loss: labels}', *entries))}]")
 
 
+def job(folder: Path, found: Recipe, variant: Variant = "student") -> StudentJob:
+    """The student's job in a folder with one teacher, ``a``."""
+    if not (folder / "a").exists():
+        pico_model("gpt2").save_pretrained(folder / "a")
+    tokenizer = train_tokenizer(["A good film and a bad film."] * 9, "bpe", 270, masked=False)
+    return StudentJob(found, variant, 1, {"a": str(folder / "a")}, tokenizer, RunContext(folder))
+
+
 def test_an_objective_of_weight_0_asks_no_teacher_and_has_no_term_and_no_projection(tmp_path: Path) -> None:
     idle = "{loss: hint, teacher: a, weight: 0, projection: linear}"
     found = with_objectives(tmp_path, idle, "{loss: forward_kl, teacher: b}")
-    tokenizer = None
-    job = StudentJob(found, "student", 1, {}, tokenizer, RunContext(tmp_path))  # type: ignore[arg-type]  # which is not asked
-    configs = {name: pico_model("gpt2").config for name in job.asked}
+    used = job(tmp_path, found).used_teachers
+    configs = {name: pico_model("gpt2").config for name in used}
     terms = terms_of(found, pico_model("llama").config, configs)
-    assert job.asked == {"b"}
+    assert used == {"b"}
     assert [term.name for term in terms] == ["labels", "forward_kl@b"]
     assert not list(projections_of(found, terms, pico_model("llama").config, configs, seed=1).parameters())
 
@@ -54,15 +62,12 @@ def test_the_key_holds_the_names_from_which_projections_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     config = pico_model("llama").config
     keys, weights = [], []
     for entries in ((HINT,), (HINT.replace("linear", "linear, weight: 0"), HINT)):
         found = with_objectives(tmp_path, *entries)
-        context = RunContext(tmp_path)
-        keys.append(student_key(StudentJob(found, "student", 1, {"a": "some/model"}, None, context)))  # type: ignore[arg-type]  # no tokenizer is asked
+        keys.append(student_key(job(tmp_path, found)))
         made = projections_of(found, terms_of(found, config, {"a": config}), config, {"a": config}, seed=1)
         weights.append(next(iter(made.parameters())))
     assert not weights[0].equal(weights[1])
@@ -73,8 +78,6 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
 
     def keys(entry: str) -> list[object]:
@@ -84,8 +87,7 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
             monkeypatch.setattr(
                 "stlm_kd.pipeline.stage_keys.wordnet_identity", lambda version=version: version
             )
-            job = StudentJob(found, "student", 1, {"a": "m"}, None, RunContext(tmp_path))  # type: ignore[arg-type]  # likewise
-            made.append(student_key(job))
+            made.append(student_key(job(tmp_path, found)))
         return made
 
     for source, differ in (("synonym", True), ("in-context-random", False)):
@@ -95,7 +97,7 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
     assert first == second
 
 
-def labelled(folder: Path, train: tuple[str, ...], held: tuple[str, ...]) -> Recipe:
+def labelled(folder: Path, train: tuple[str, ...], held: tuple[str, ...], *overrides: str) -> Recipe:
     for name, labels in (("train", train), ("held", held)):
         rows = [json.dumps({"sentence": f"text {i}", "label": label}) for i, label in enumerate(labels)]
         (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -110,7 +112,7 @@ eval: [classification, {{suite: classification, context: 8}}]
 """,
         encoding="utf-8",
     )
-    return load(str(folder / "classes.yaml"))
+    return load(str(folder / "classes.yaml"), overrides)
 
 
 def test_the_key_of_held_out_examples_holds_the_classes_that_the_training_examples_have(
@@ -132,13 +134,7 @@ def test_a_classifier_is_scored_at_the_length_that_it_is_trained_at_unless_told(
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
-def test_a_teacher_whose_tokenizer_reads_otherwise_reads_for_itself(
-    lowercase: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tokenizers import normalizers
-
-    from stlm_kd.data.tokenizers import same_vocabulary, train_tokenizer
-
+def test_a_teacher_whose_tokenizer_reads_otherwise_reads_for_itself(lowercase: bool, tmp_path: Path) -> None:
     made = train_tokenizer(["A good film and a bad film."] * 9, "bpe", 270, masked=True)
     made.save_pretrained(tmp_path / "own")
     if lowercase:
@@ -146,10 +142,12 @@ def test_a_teacher_whose_tokenizer_reads_otherwise_reads_for_itself(
     made.save_pretrained(tmp_path / "theirs")
     own, theirs = (load_tokenizer(str(tmp_path / name)) for name in ("own", "theirs"))
     assert same_vocabulary(own, theirs)
-    recipe = labelled(tmp_path, ("a", "b"), ("a",))
-    job = StudentJob(recipe, "student", 1, {"t": str(tmp_path / "theirs")}, own, RunContext(tmp_path))
-    monkeypatch.setattr(StudentJob, "asked", property(lambda _: {"t"}))
-    assert set(job._readers()) == ({"t"} if lowercase else set())
+    objectives = "objectives=[{loss: labels}, {loss: forward_kl, teacher: t}]"
+    found = labelled(
+        tmp_path, ("a", "b"), ("a",), f"teachers=[{{name: t, model: {tmp_path}/theirs}}]", objectives
+    )
+    reading = StudentJob(found, "student", 1, {"t": str(tmp_path / "theirs")}, own, RunContext(tmp_path))
+    assert set(reading.teacher_tokenizers) == ({"t"} if lowercase else set())
 
 
 @pytest.mark.parametrize(
@@ -166,14 +164,9 @@ def test_rows_are_dealt_out_in_pairs_where_they_are_sources_of_each_other(
     entry: str, pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.model_identity", lambda name, **_: name)
-    monkeypatch.setattr("stlm_kd.pipeline.stage_keys.tokenizer_identity", lambda _: "one")
     (tmp_path / "a.txt").write_text("Some text.\n", encoding="utf-8")
     found = with_objectives(tmp_path, entry, "{loss: forward_kl, teacher: a}")
-    student, control = (
-        StudentJob(found, variant, 1, {"a": "m"}, None, RunContext(tmp_path))  # type: ignore[arg-type]  # likewise
-        for variant in ("student", "no-teacher")
-    )
+    student, control = job(tmp_path, found), job(tmp_path, found, "no-teacher")
     assert (student.pairs_rows, control.pairs_rows) == (pairs, False)
     assert ("sources" in student_key(student)) is pairs and "sources" not in student_key(control)
 
