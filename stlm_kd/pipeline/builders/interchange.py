@@ -12,12 +12,12 @@ from stlm_kd.errors import ModelError, RecipeFault
 from stlm_kd.interventions import SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.interventions.wordnet import check_relation
-from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.pipeline.builders.data import TrainingData
 from stlm_kd.pipeline.builders.numbers import num_layers, number, option
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange, relations
+from stlm_kd.recipe.validation.features import unsupported_families
 from stlm_kd.teachers import COMBINED
 from stlm_kd.vocabulary.token_bytes import read_vocabulary
 
@@ -112,18 +112,11 @@ def interchange_faults(
 ) -> Iterator[RecipeFault]:
     """Recipe faults: unknown model families, and layers that a model does not have."""
     models = [
-        ("the student", student),
-        *((f"teacher {name}", teachers[name]) for name in interchange_teachers(entry, recipe)),
+        ("the student", student.model_type),
+        *((f"teacher {name}", teachers[name].model_type) for name in interchange_teachers(entry, recipe)),
     ]
-    unknown = [
-        f"{who} is a {config.model_type}" for who, config in models if config.model_type not in ARCHITECTURES
-    ]
-    if unknown:
-        known = ", ".join(ARCHITECTURES)
-        yield RecipeFault(
-            f"{place}.loss",
-            f"{entry.loss} does not support these models: {' and '.join(unknown)}; supported: {known}",
-        )
+    if unsupported := unsupported_families(entry.loss, models):
+        yield RecipeFault(f"{place}.loss", unsupported)
         return
     try:
         _layers(entry, recipe, student, teachers)

@@ -19,7 +19,7 @@ from stlm_kd.pipeline.builders.numbers import num_layers, number, option, width
 from stlm_kd.recipe import Recipe, term_names
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import Feature, MapFeature, Objective, Response
-from stlm_kd.recipe.validation.features import site_choices
+from stlm_kd.recipe.validation.features import site_choices, unsupported_families, widths_differ
 from stlm_kd.schedules import Ramp, Steps, is_ever_above_zero
 from stlm_kd.teachers import COMBINED
 
@@ -155,17 +155,9 @@ def feature_faults(
         if not isinstance(entry, (Feature, MapFeature)):
             continue
         place, name = f"objectives[{index}]", teacher_of(entry, recipe)
-        unknown = [
-            f"{who} is a {config.model_type}"
-            for who, config in (("the student", student), (f"teacher {name}", teachers[name]))
-            if config.model_type not in ARCHITECTURES
-        ]
-        if unknown:
-            known = ", ".join(ARCHITECTURES)
-            message = (
-                f"{entry.loss} does not support these models: {' and '.join(unknown)}; supported: {known}"
-            )
-            yield RecipeFault(f"{place}.loss", message)
+        models = (("the student", student.model_type), (f"teacher {name}", teachers[name].model_type))
+        if unsupported := unsupported_families(entry.loss, models):
+            yield RecipeFault(f"{place}.loss", unsupported)
             continue
         own, other = (ARCHITECTURES[config.model_type].task for config in (student, teachers[name]))
         if isinstance(entry, MapFeature) and own != other:
@@ -179,16 +171,9 @@ def feature_faults(
             pairs_of(entry, student, teachers[name])
         except ModelError as error:
             yield RecipeFault(f"{place}.sites", str(error))
-        if (
-            isinstance(entry, Feature)
-            and entry.projection == "none"
-            and width(student) != width(teachers[name])
-        ):
-            message = (
-                f"none, but the student's states have {width(student)} numbers and those of teacher {name} "
-                f"{width(teachers[name])}; use auto or linear"
-            )
-            yield RecipeFault(f"{place}.projection", message)
+        own_width, other_width = width(student), width(teachers[name])
+        if isinstance(entry, Feature) and entry.projection == "none" and own_width != other_width:
+            yield RecipeFault(f"{place}.projection", widths_differ(name, own_width, other_width))
 
 
 def weight_of(entry: Objective) -> float | Ramp | Steps:

@@ -72,12 +72,10 @@ def feature_conflicts(
         teacher: The teacher's name.
         inner: The teacher's recipe; None if it is a model.
     """
-    for who, made in (("the student", recipe), (f"teacher {teacher}", inner)):
-        family = None if made is None else _fields(made).get("model_type")
-        if family is not None and family not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
-            message = f"{objective.loss} needs inner states, but {who} is a {family}; supported: {known}"
-            yield ((*place, "loss"), ("student",), ("teachers",)), message
+    models = (("the student", recipe), (f"teacher {teacher}", inner))
+    families = [(who, _fields(made).get("model_type")) for who, made in models if made is not None]
+    if unsupported := unsupported_families(objective.loss, families):
+        yield ((*place, "loss"), ("student",), ("teachers",)), unsupported
     if inner is None:
         return
     layers = [given_layers(made) for made in (recipe, inner)]
@@ -87,11 +85,27 @@ def feature_conflicts(
     if isinstance(objective, Feature) and objective.projection == "none" and None not in widths:
         own, other = widths
         if own != other:
-            message = (
-                f"none, but the student's hidden size is {own} and that of teacher {teacher} {other}; "
-                "use auto or linear"
-            )
-            yield ((*place, "projection"), ("student",), ("teachers",)), message
+            yield ((*place, "projection"), ("student",), ("teachers",)), widths_differ(teacher, own, other)
+
+
+def unsupported_families(loss: str, models: Iterable[tuple[str, object]]) -> str | None:
+    """The message for models of which no hidden states are known; None if all families, where known, are.
+
+    Args:
+        loss: The name of the loss.
+        models: For each model what it is ("the student") and its ``model_type``; None if unknown.
+    """
+    unknown = [f"{who} is a {family}" for who, family in models if family not in (None, *ARCHITECTURES)]
+    if not unknown:
+        return None
+    known = ", ".join(ARCHITECTURES)
+    return f"{loss} does not support these models: {' and '.join(unknown)}; supported: {known}"
+
+
+def widths_differ(teacher: str, own: object, other: object) -> str:
+    """The message for hidden states of different sizes without a projection."""
+    found = f"the student's hidden size is {own} and that of teacher {teacher} {other}"
+    return f"none, but {found}; use auto or linear"
 
 
 def _sites(place: Place, objective: Feature | MapFeature, student: int, teacher: int) -> Iterator[Conflict]:

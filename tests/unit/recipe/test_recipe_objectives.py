@@ -245,7 +245,7 @@ def test_a_layer_beyond_the_last_is_refused_without_a_model(
         ),
         (
             ["teachers[0].recipe.student.architecture.model_type=opt", "objectives=[{loss: attention_mse}]"],
-            "objectives[0].loss: attention_mse needs inner states, but teacher a is a opt; supported: gpt2, ",
+            "objectives[0].loss: attention_mse does not support these models: teacher a is a opt; ",
         ),
     ],
 )
