@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TextIO
 
 from stlm_kd.errors import did_you_mean
+from stlm_kd.tracking import experiment
 from stlm_kd.tracking.console import PER_TOKEN, open_progress
 from stlm_kd.tracking.jsonl import JsonlTracker
 from stlm_kd.tracking.metrics import Tracker, Trackers
-from stlm_kd.tracking.tensorboard import TensorBoardTracker
-from stlm_kd.tracking.wandb import WandbTracker
 
 BACKENDS = ("tensorboard", "wandb")
 
@@ -45,7 +44,7 @@ def open_tracker(
     for name in backends:
         assert name in BACKENDS, f"{name} is not a tracking backend{did_you_mean(name, BACKENDS)}"
         if name == "tensorboard":
-            trackers.append(TensorBoardTracker(folder / "tensorboard"))
+            trackers.append(experiment.tensorboard(folder / "tensorboard"))
         else:
-            trackers.append(WandbTracker(folder / "wandb", run_name or folder.name))
+            trackers.append(experiment.wandb(folder / "wandb", run_name or folder.name))
     return Trackers(trackers)

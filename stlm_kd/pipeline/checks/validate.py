@@ -50,7 +50,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.validation.recipe import uneven_batches
 from stlm_kd.teachers.cache.format import read_manifest
-from stlm_kd.tracking.wandb import WandbTracker
+from stlm_kd.tracking.experiment import require_wandb
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
@@ -293,7 +293,7 @@ def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: Ru
 def _try_tools(recipe: Recipe) -> None:
     """Check the requirements of trackers and of the final evaluation: tasks and their data, packages."""
     if "wandb" in recipe.tracking:
-        WandbTracker(Path(), "")
+        require_wandb()
     for call in suite_calls(recipe):
         if call.suite == "lm-eval":
             given = {name: call.options[name] for name in ("tasks", "source", "num_fewshot")}

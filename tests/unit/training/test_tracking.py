@@ -154,8 +154,8 @@ def test_wandb_gets_one_run_per_stage(tmp_path: Path, monkeypatch: pytest.Monkey
     told: list[tuple[str, object]] = []
 
     class Run:
-        def log(self, data: dict[str, float]) -> None:
-            told.append(("log", data))
+        def log(self, data: dict[str, float], step: int) -> None:
+            told.append(("log", (step, data)))
 
         def finish(self) -> None:
             told.append(("finish", None))
@@ -172,6 +172,6 @@ def test_wandb_gets_one_run_per_stage(tmp_path: Path, monkeypatch: pytest.Monkey
         tracker.stage(stage)
         tracker.validation(VALIDATION)
     tracker.close()
-    logged = ("log", {"step": 120, "validation/labels": 4.2})
+    logged = ("log", (120, {"validation/labels": 4.2}))
     expected = [[("init", ("stlm-kd", stage, "tiny-1a2b")), logged, ("finish", None)] for stage in "ab"]
     assert told == [*expected[0], *expected[1]]
