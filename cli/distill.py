@@ -76,19 +76,19 @@ def distill(
         return
     if launched_again(processes, loaded, origin=recipe, jobs=jobs):
         return
-    from stlm_kd.pipeline.distill import distill as run
+    import stlm_kd
 
     folders = [
-        run(
+        stlm_kd.distill(
             one,
             name=name,
             output_dir=output_dir,
-            resume=resume.value,
+            resume=resume is Resume.auto,
             trust_remote_code=trust_remote_code,
             command=typed_command(),
             rehearsal=rehearsal,
             jobs=jobs,
-        )
+        ).path
         for name, one in runs.items()
     ]
     if not is_first_process():

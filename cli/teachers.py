@@ -52,9 +52,10 @@ def cache(
         raise UsageError(f"{recipe}: distils no student from teachers, so there is nothing to cache")
     if launched_again(processes, loaded, origin=recipe):
         return
-    from stlm_kd.pipeline.cache import cache_teachers, summary
+    import stlm_kd
+    from stlm_kd.pipeline.cache import summary
 
-    made = cache_teachers(
+    made = stlm_kd.build_cache(
         loaded,
         name=Path(recipe).stem,
         output_dir=output_dir,

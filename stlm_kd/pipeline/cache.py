@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob, work_of
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
-from stlm_kd.recipe import Recipe, from_values, plain
+from stlm_kd.recipe import Recipe, from_values, named_recipe, plain
 from stlm_kd.teachers.cache.format import Manifest
 from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
 from stlm_kd.teachers.cache.shards import Array, checksums
@@ -72,13 +73,34 @@ def _is_merged(made_of: Mapping[str, object]) -> bool:
     return isinstance(teacher, dict) and "merged" in teacher
 
 
-def cache_teachers(
-    recipe: Recipe, *, name: str, output_dir: Path, resume: bool, trust_remote_code: bool, command: str
+def build_cache(
+    recipe: Recipe | str,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    output_dir: str | PathLike[str] = "runs",
+    resume: bool = True,
+    trust_remote_code: bool = False,
+    command: str = "",
 ) -> dict[str, list[Path]]:
     """Write each teacher's missing caches for the recipe's data; return the folders by teacher.
 
     Trains and adapts the teachers first where required. A teacher without ``cache`` gets the default.
+
+    Args:
+        recipe: A recipe, a file, or a built-in name.
+        overrides: Changes ``key.path=value``, for a recipe given by name.
+        name: The run's name; default: the recipe's, with ``-cache``.
+        output_dir: Contains all runs and their shared stages.
+        resume: Whether to resume an unfinished cache.
+        trust_remote_code: Whether to run code shipped with a model.
+        command: The command line, for the record.
+
+    Raises:
+        StlmKdError: As ``distill``.
     """
+    recipe, name = named_recipe(recipe, overrides, name)
+    output_dir = Path(output_dir)
     given = plain(recipe)
     teachers = given["teachers"]
     assert isinstance(teachers, list)

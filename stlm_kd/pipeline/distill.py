@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +17,7 @@ from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RunContext, context_for
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.results import write_results
+from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.score import fine_tune, score_models
 from stlm_kd.pipeline.stages.student_job import StudentJob
@@ -28,47 +29,53 @@ from stlm_kd.pipeline.stages.teacher import (
 )
 from stlm_kd.pipeline.stages.teacher_set import remember_teachers
 from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
-from stlm_kd.recipe import Recipe
+from stlm_kd.recipe import Recipe, named_recipe
 
 
 def distill(
-    recipe: Recipe,
+    recipe: Recipe | str,
+    overrides: Sequence[str] = (),
     *,
-    name: str,
-    output_dir: Path,
-    resume: Literal["auto", "never"],
-    trust_remote_code: bool,
-    command: str,
+    name: str | None = None,
+    output_dir: str | PathLike[str] = "runs",
+    resume: bool = True,
     jobs: int = 1,
     rehearsal: bool = True,
-) -> Path:
-    """Run a recipe and write ``results.json``, ``table.txt`` and ``curves.png``.
+    trust_remote_code: bool = False,
+    command: str = "",
+) -> Run:
+    """Run a recipe: adapt the teachers, distil the students and controls, evaluate them.
+
+    Finished stages are found again by their content. The run's folder gets ``results.json``, ``table.txt``,
+    ``curves.png`` and the models.
 
     Args:
-        recipe: A checked recipe.
-        name: The run's name.
+        recipe: A recipe, a file, or a built-in name such as ``sample-two-teachers``.
+        overrides: Changes ``key.path=value``, for a recipe given by name.
+        name: The run's name; default: the recipe's.
         output_dir: Contains all runs and their shared stages.
         resume: Whether to resume unfinished work.
-        trust_remote_code: Whether to run code shipped with a model.
-        command: The command line, for the record.
         jobs: Number of parallel trainings and evaluations.
         rehearsal: Whether to save, load and score each model once before training.
+        trust_remote_code: Whether to run code shipped with a model.
+        command: The command line, for the record.
 
-    Returns:
-        The run folder.
+    Raises:
+        RecipeError: The recipe is invalid; holds all faults found.
+        UsageError: ``jobs`` together with several processes.
+        StlmKdError: A stage failed; the message names the place and what to do.
+
     """
+    recipe, name = named_recipe(recipe, overrides, name)
     if jobs > 1 and launched_processes() > 1:
         raise UsageError(
             f"--jobs {jobs} with {launched_processes()} processes: trainings run either side by side or in "
             "several processes each; leave one of them out"
         )
+    output_dir = Path(output_dir)
     with recorded_once(recipe, name=name, output_dir=output_dir, command=command) as run:
         context = context_for(
-            recipe,
-            output_dir,
-            resume=resume == "auto",
-            trust_remote_code=trust_remote_code,
-            run_name=run.name,
+            recipe, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )
         tokenizer = student_tokenizer(recipe, context)
         on_main_process(lambda: _check(recipe, tokenizer, run, context, origin=name, rehearsal=rehearsal))
@@ -86,7 +93,7 @@ def distill(
             write_results(recipe, run, teachers, students, scores, context)
 
         on_main_process(finish)
-    return run
+    return Run(run)
 
 
 def _reference_teachers(

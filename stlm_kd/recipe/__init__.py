@@ -3,7 +3,16 @@
 ``load`` reads a recipe; ``schema`` holds its parts; ``locate`` finds recipes without validating them.
 """
 
-from stlm_kd.recipe.load import from_values, hash_of, load, plain, recipe_hash, resolved_yaml, term_names
+from stlm_kd.recipe.load import (
+    from_values,
+    hash_of,
+    load,
+    named_recipe,
+    plain,
+    recipe_hash,
+    resolved_yaml,
+    term_names,
+)
 from stlm_kd.recipe.schema.root import Recipe
 
 __all__ = [
@@ -11,6 +20,7 @@ __all__ = [
     "from_values",
     "hash_of",
     "load",
+    "named_recipe",
     "plain",
     "recipe_hash",
     "resolved_yaml",

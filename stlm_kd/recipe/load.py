@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from stlm_kd.artifacts.run_dir import RECIPE
-from stlm_kd.errors import RecipeError, RecipeFault
+from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.recipe.locate import Document, read
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
 from stlm_kd.recipe.schema.root import Recipe
@@ -45,6 +45,25 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
     """
     document = read(name, overrides)
     return checked(document, is_stored=is_stored)
+
+
+def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | None) -> tuple[Recipe, str]:
+    """A recipe that is given as such or by name, and the name of its runs.
+
+    Args:
+        recipe: A recipe; or a file or built-in name, which is loaded.
+        overrides: As ``load``, for a recipe given by name.
+        name: The name of its runs; default: that of the file, or ``recipe``.
+
+    Raises:
+        UsageError: Overrides for a recipe that is loaded already.
+        RecipeError, MissingResourceError: As ``load``.
+    """
+    if not isinstance(recipe, Recipe):
+        return load(recipe, overrides), name or Path(recipe).stem
+    if overrides:
+        raise UsageError("overrides change a recipe that is given by name; pass them to load_recipe instead")
+    return recipe, name or "recipe"
 
 
 def from_values(values: dict[str, Plain], *, origin: str, is_stored: bool = False) -> Recipe:

@@ -226,14 +226,7 @@ def test_what_another_run_trained_needs_no_rehearsal(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(name: str) -> str:
-        distill(
-            load("plain.yaml"),
-            name=name,
-            output_dir=tmp_path,
-            resume="auto",
-            trust_remote_code=False,
-            command="",
-        )
+        distill("plain.yaml", name=name, output_dir=tmp_path)
         return capsys.readouterr().err
 
     assert "rehearsal" in run("first")

@@ -1,0 +1,112 @@
+"""A run of a recipe: its folder, results and models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stlm_kd.artifacts.run_dir import open_run as open_folder
+from stlm_kd.artifacts.run_dir import show_run
+from stlm_kd.errors import CheckpointError, MissingResourceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of a distillation or an adaptation.
+
+    Attributes:
+        path: The run's folder.
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The contents of ``results.json``.
+
+        Raises:
+            MissingResourceError: The run is not finished.
+            CheckpointError: The file is damaged.
+        """
+        file = self.path / "results.json"
+        try:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise MissingResourceError(f"{file}: not written yet; finish the run first") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file}: damaged ({error})") from error
+        return found
+
+    @property
+    def table(self) -> str | None:
+        """The table of results as text; None before the run is finished."""
+        return show_run(self.path).table
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """The folders of finished models, readable by ``from_pretrained``: students, adapted teachers."""
+        return show_run(self.path).models
+
+    def model(self, name: str = "student", *, seed: int | None = None) -> Path:
+        """The folder of one model.
+
+        Args:
+            name: ``student``, a control such as ``no-teacher``, or the name of an adapted teacher.
+            seed: The student's seed; default: the first.
+
+        Raises:
+            MissingResourceError: There is no such finished model; the message lists those that there are.
+        """
+        patterns = (f"students/{name}/seed-{'*' if seed is None else seed}/model", f"teachers/{name}")
+        models = self.models
+        found = [model for model in models for pattern in patterns if model.match(f"{self.path}/{pattern}")]
+        if not found:
+            listed = ", ".join(str(model.relative_to(self.path)) for model in models) or "none yet"
+            seeded = "" if seed is None else f" of seed {seed}"
+            raise MissingResourceError(f"{self.path}: no model {name}{seeded}; finished models: {listed}")
+        return found[0]
+
+    def load(
+        self, name: str = "student", *, seed: int | None = None
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """A model, in evaluation mode on the CPU, with its tokenizer.
+
+        Args:
+            name: As for ``model``.
+            seed: As for ``model``.
+
+        Raises:
+            MissingResourceError: As for ``model``.
+            ModelError: The folder cannot be loaded.
+        """
+        from stlm_kd.data.tokenizers import load_tokenizer
+        from stlm_kd.models.heads.classifiers import kind_of, load_classifier
+        from stlm_kd.models.load import load_config, load_language_model
+
+        folder = str(self.model(name, seed=seed))
+        tokenizer = load_tokenizer(folder)
+        if kind_of(load_config(folder)) is not None:
+            return load_classifier(folder, None, tokenizer=tokenizer), tokenizer
+        return load_language_model(folder, None), tokenizer
+
+
+def open_run(path: str | PathLike[str]) -> Run:
+    """An existing run.
+
+    Args:
+        path: The run's folder.
+
+    Raises:
+        MissingResourceError: The folder does not exist.
+        CheckpointError: It is not a run's folder, or its record is damaged.
+    """
+    return Run(open_folder(Path(path)).path)
