@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.special import softmax
 
+from stlm_kd.eval.agreement.report import Predictions
 from stlm_kd.eval.attribution.compare import Compared
 from stlm_kd.eval.attribution.explain import ClassifierOutputs, Method
-from stlm_kd.eval.attribution.words import Word, words_of
+from stlm_kd.eval.attribution.words import words_of
 from stlm_kd.reporting.format import with_interval
-from stlm_kd.reporting.html import Cells, render
+from stlm_kd.reporting.templating import Cells, render
 
 FOR, AGAINST = (253, 141, 60), (107, 174, 214)
 """The darkest orange and blue: safe for colour blindness, and readable under black text."""
@@ -36,25 +38,6 @@ class _Piece:
     weight: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """A model's prediction for an example, and the pieces of each of its texts."""
-
-    name: str
-    sides: Sequence[Sequence[_Piece]]
-    predicted: str
-    is_wrong: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Example:
-    """An explained example: by method, a heading and all models."""
-
-    title: str
-    methods: Sequence[tuple[str, Sequence[_Model]]]
-    numbers: Cells
-
-
 def attribution_page(
     answers: Sequence[ClassifierOutputs], found: Sequence[Compared], texts: Mapping[str, tuple[str, ...]]
 ) -> str:
@@ -66,19 +49,24 @@ def attribution_page(
         texts: The texts of each explained example, by id.
     """
     teacher = answers[0].predictions
-    students = len(answers) - 1
-    classes = teacher.classes
+    classes, students = teacher.classes, len(answers) - 1
     ends = ("against the class", "for the class") if len(classes) > 2 else [f"for {name}" for name in classes]
     return render(
         "attribution_page.html.j2",
         title=f"Word attributions: {teacher.name} and {students} student{'' if students == 1 else 's'}",
-        against=ends[0],
-        towards=ends[1],
-        colour=_colour,
-        teacher=found[0].agreement.teacher,
-        num_examples=f"{found[0].agreement.examples:,}",
+        shades=[(_colour(-1), ends[0]), (_colour(1), ends[1])],
+        answers=answers,
+        agreement=found[0].agreement,
         summary=_summary(found),
-        examples=[_example(example, answers, texts[example]) for example in answers[0].classes],
+        units=UNITS,
+        label_of=partial(_label, teacher),
+        explained_class={
+            example: f", for {classes[target]}" if len(classes) > 2 else ""
+            for example, target in answers[0].classes.items()
+        },
+        chosen=_chosen,
+        pieces=lambda example, values: _pieces(texts[example], values),
+        numbers=lambda example: _numbers(answers, example, texts[example]),
     )
 
 
@@ -101,57 +89,46 @@ def _summary(found: Sequence[Compared]) -> Cells:
     return Cells(["student", "by", *heads], rows, ["", "", *["number"] * len(heads)], [])
 
 
-def _example(example: str, answers: Sequence[ClassifierOutputs], texts: tuple[str, ...]) -> _Example:
-    teacher = answers[0].predictions
-    label = teacher.classes[teacher.labels[teacher.ids.index(example)]]
-    target = teacher.classes[answers[0].classes[example]]
-    for_class = f", for {target}" if len(teacher.classes) > 2 else ""
-    words = words_of(texts)
-    methods = answers[0].weights
-    weights = {method: [one.weights[method][example].values for one in answers] for method in methods}
-    columns = [values for by_model in weights.values() for values in by_model]
-    numbers = Cells(
-        ["word", *(f"{one.predictions.name}, {method}" for method in methods for one in answers)],
-        [[word.text, *(f"{column[place]:+.4f}" for column in columns)] for place, word in enumerate(words)],
-        ["", *["number"] * len(columns)],
-        [],
-    )
-    shown = [
-        (
-            f"{UNITS[method]}{for_class}",
-            [
-                _model(one, example, _coloured(texts, words, values), label)
-                for one, values in zip(answers, weights[method], strict=True)
-            ],
-        )
-        for method in methods
-    ]
-    return _Example(f"{example}: {label}", shown, numbers)
+def _label(predictions: Predictions, example: str) -> str:
+    return predictions.classes[int(predictions.labels[predictions.ids.index(example)])]
 
 
-def _model(one: ClassifierOutputs, example: str, sides: Sequence[Sequence[_Piece]], label: str) -> _Model:
-    predictions = one.predictions
+def _chosen(predictions: Predictions, example: str) -> tuple[str, float]:
+    """The predicted class of an example, and its probability."""
     chances = softmax(predictions.logits[predictions.ids.index(example)])
     best = int(chances.argmax())
-    predicted = predictions.classes[best]
-    return _Model(predictions.name, sides, f"{predicted} {chances[best]:.3f}", predicted != label)
+    return predictions.classes[best], float(chances[best])
 
 
-def _coloured(
-    texts: tuple[str, ...], words: Sequence[Word], weights_W: Sequence[float]
-) -> list[list[_Piece]]:
+def _pieces(texts: tuple[str, ...], weights_W: Sequence[float]) -> list[list[_Piece]]:
     """The pieces of each text; colours are relative to the largest weight."""
     most = float(np.abs(weights_W).max()) or 1.0
+    weighted = list(zip(words_of(texts), weights_W, strict=True))
     sides = []
     for side, text in enumerate(texts):
         pieces, last = [], 0
-        for word, weight in zip(words, weights_W, strict=True):
+        for word, weight in weighted:
             if word.side == side:
                 between = _Piece(text[last : word.begin])
                 pieces += [between, _Piece(word.text, _colour(weight / most), f"{weight:+.4f}")]
                 last = word.end
         sides.append([*pieces, _Piece(text[last:])])
     return sides
+
+
+def _numbers(answers: Sequence[ClassifierOutputs], example: str, texts: tuple[str, ...]) -> Cells:
+    """The weights of every word, one column for each method and model."""
+    columns = [(one, method) for method in answers[0].weights for one in answers]
+    weights = [one.weights[method][example].values for one, method in columns]
+    return Cells(
+        ["word", *(f"{one.predictions.name}, {method}" for one, method in columns)],
+        [
+            [word.text, *(f"{w:+.4f}" for w in row)]
+            for word, *row in zip(words_of(texts), *weights, strict=True)
+        ],
+        ["", *["number"] * len(columns)],
+        [],
+    )
 
 
 def _colour(share: float) -> str:

@@ -11,7 +11,6 @@ from stlm_kd.comparison.compare import DEFAULT_SMALLEST
 from stlm_kd.comparison.metrics import metrics_of
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.reporting.figures import Drawing, interval_drawing, panel_drawing
-from stlm_kd.reporting.html import render
 from stlm_kd.reporting.run_page.facts import Panel, ReportFacts, RunFacts
 from stlm_kd.reporting.run_page.gather import gather
 from stlm_kd.reporting.tables.adaptation import adaptation_lines, adaptation_table
@@ -19,6 +18,7 @@ from stlm_kd.reporting.tables.comparison import differences_table, means_table
 from stlm_kd.reporting.tables.cost import cost_table
 from stlm_kd.reporting.tables.results import result_table
 from stlm_kd.reporting.tables.scores import score_table
+from stlm_kd.reporting.templating import render
 
 
 def report(

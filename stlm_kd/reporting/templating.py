@@ -1,4 +1,4 @@
-"""HTML pages by templates that escape every value, and terminal tables as their rows."""
+"""Pages and model cards by templates, and terminal tables as plain rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cells:
 
 
 def render(template: str, **content: object) -> str:
-    """Fill a template; all values are escaped, and characters that HTML cannot hold are left out."""
+    """Fill a template: all values are escaped in HTML; characters that no page can hold are left out."""
     return _environment().get_template(template).render(content)
 
 
@@ -48,7 +48,7 @@ def cells(made: Table) -> Cells:
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("stlm_kd.reporting"),
-        autoescape=True,
+        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
         undefined=StrictUndefined,
         finalize=_printable,
         trim_blocks=True,
