@@ -23,7 +23,7 @@ def report(
     The file needs no network and no scripts.
     """
     from stlm_kd.comparison.smallest import read_smallest
-    from stlm_kd.reporting.run_page.report import report as run
+    from stlm_kd.reporting.run_page.page import report as run
 
     run(runs, target=html, baseline=baseline, smallest=read_smallest(smallest or ()))
     typer.echo(f"Report: {html}")

@@ -29,7 +29,7 @@ from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark,
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import objectives_of_teacher
 from stlm_kd.reporting.explanations import write_explanations
-from stlm_kd.reporting.figure import draw_curves
+from stlm_kd.reporting.figures import draw_curves
 from stlm_kd.reporting.model_card import CardFacts, family_of, write_card
 from stlm_kd.reporting.tables.results import as_json, result_table
 from stlm_kd.tracking.metrics import UNITS

@@ -8,12 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
@@ -21,10 +18,9 @@ from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.artifacts.saved_results import read_results
 from stlm_kd.errors import CheckpointError
 from stlm_kd.recipe import load, resolved_yaml
-from stlm_kd.reporting.run_page.charts import ticks
 from stlm_kd.reporting.run_page.curves import Told, panels_of
 from stlm_kd.reporting.run_page.gather import gather
-from stlm_kd.reporting.run_page.report import report
+from stlm_kd.reporting.run_page.page import report
 from stlm_kd.reporting.tables.results import as_json
 from tests.support.compared import classified
 from tests.support.road import stlm_kd
@@ -264,12 +260,3 @@ def test_numbers_that_are_none_are_not_drawn() -> None:
     (panel,) = panels_of([Told("s", "1", told)], unit="")  # type: ignore[arg-type]  # lines as JSON has them
     assert [line.points for line in panel.lines] == [((6.0, 2.5),)]
     assert panels_of([Told("s", "1", told[:6])], unit="") == ()  # type: ignore[arg-type]  # likewise
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(3, 8))
-def test_ticks_are_evenly_spaced_round_numbers_within_the_range(low: float, width: float, most: int) -> None:
-    found = ticks(low, low + width, most)
-    assert 1 <= len(found) <= most + 1
-    steps = [b - a for a, b in pairwise(found)]
-    assert all(low - 1e-6 * width <= tick <= low + width * (1 + 1e-6) for tick in found)
-    assert all(math.isclose(step, steps[0], rel_tol=1e-3) for step in steps)

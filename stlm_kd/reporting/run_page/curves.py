@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from stlm_kd.losses import LABELS
-from stlm_kd.reporting.run_page.facts import Line, Panel, Points
+from stlm_kd.reporting.run_page.facts import Line, Panel
 from stlm_kd.tracking.jsonl import Line as Logged
 
 PACE = {
@@ -18,6 +17,9 @@ PACE = {
 }
 MOST = 1e15
 """Largest absolute value that is drawn; steps are from 0 to this."""
+
+Key = tuple[str, str, str]
+"""Kind of a line ("step" or "validation"), mapping in it ("" for the line itself), name."""
 
 HELD_OUT, TRAINING, COURSE = "Held-out losses", "Losses on the training data", "Training progress"
 
@@ -38,18 +40,28 @@ def panels_of(trainings: Sequence[Told], *, unit: str) -> tuple[Panel, ...]:
         trainings: Trainings with the lines of their metrics.
         unit: Unit of the loss on the labels.
     """
+    found = _lines(trainings)
+
+    def plain(group: str, titles: Mapping[str, str]) -> list[Panel]:
+        named = ((title, found.get(("step", "", name))) for name, title in titles.items())
+        return [Panel(group, title, "", lines) for title, lines in named if lines]
+
     return (
-        *_by_name(trainings, "validation", "losses", HELD_OUT, {LABELS: unit}),
-        *_by_name(trainings, "step", "losses", TRAINING, {LABELS: unit}),
-        *_plain(trainings, TRAINING, {"loss": "weighted sum (the objective)"}),
+        *(
+            Panel(group, name, unit if name == LABELS else "", lines)
+            for kind, group in (("validation", HELD_OUT), ("step", TRAINING))
+            for name, lines in _section(found, kind, "losses").items()
+            if lines
+        ),
+        *plain(TRAINING, {"loss": "weighted sum (the objective)"}),
         *measured_panels(trainings),
-        *_plain(trainings, COURSE, PACE),
+        *plain(COURSE, PACE),
     )
 
 
 def left_out(trainings: Sequence[Told]) -> tuple[str, ...]:
     """A message for each training with numbers that ``panels_of`` does not draw."""
-    counts = ((one, sum(map(_undrawable, one.lines))) for one in trainings)
+    counts = ((one, sum(point is None for _, point in _points(one))) for one in trainings)
     return tuple(
         f"{one.label}{f', seed {one.seed}' if one.seed else ''}: {count:,} of its numbers are not drawn: "
         f"they are not finite, beyond {MOST:g}, or not numeric"
@@ -58,105 +70,80 @@ def left_out(trainings: Sequence[Told]) -> tuple[str, ...]:
     )
 
 
-def _undrawable(line: Logged) -> int:
-    """The number of invalid values in a line; all of them if its step is invalid."""
-    if line.get("kind") not in ("step", "validation"):
-        return 0
-    found = [line[key] for key in ("loss", *PACE) if key in line]
-    for inner in (line.get("losses", {}), line.get("measures", {})):
-        found += inner.values() if isinstance(inner, dict) else [inner]
-    return sum(not _is_number(value) for value in found) if _is_step(line.get("step")) else len(found)
-
-
-def _by_name(
-    trainings: Sequence[Told], kind: str, key: str, group: str, units: Mapping[str, str]
-) -> Iterator[Panel]:
-    """A panel for each name in a mapping that some lines contain."""
-    for name in _names(trainings, kind, key):
-        lines = _lines(trainings, kind, partial(_inner, key, name))
-        if lines:
-            yield Panel(group, name, units.get(name, ""), lines)
-
-
-def _plain(trainings: Sequence[Told], group: str, titles: Mapping[str, str]) -> Iterator[Panel]:
-    for key, title in titles.items():
-        lines = _lines(trainings, "step", partial(_outer, key))
-        if lines:
-            yield Panel(group, title, "", lines)
-
-
 def loss_panel(trainings: Sequence[Told], *, unit: str) -> Panel | None:
     """The loss on the labels: held-out, or in training if no training has a held-out loss."""
-    for kind, title in (("validation", "held-out loss"), ("step", "training loss")):
-        lines = _lines(trainings, kind, partial(_inner, "losses", LABELS))
-        if lines:
-            return Panel(HELD_OUT if kind == "validation" else TRAINING, title, unit, lines)
+    found = _lines(trainings)
+    for kind, group, title in (
+        ("validation", HELD_OUT, "held-out loss"),
+        ("step", TRAINING, "training loss"),
+    ):
+        if lines := found.get((kind, "losses", LABELS)):
+            return Panel(group, title, unit, lines)
     return None
 
 
 def term_panel(trainings: Sequence[Told]) -> Panel | None:
     """The training losses, one label for each term of each training; None if the labels are the only term."""
-    names = _names(trainings, "step", "losses")
-    lines = _together(trainings, "losses", {name: name for name in names})
-    return Panel(TRAINING, "training loss by term", "", lines) if lines and set(names) - {LABELS} else None
+    found = _section(_lines(trainings), "step", "losses")
+    lines = _together(found, {name: name for name in found})
+    return Panel(TRAINING, "training loss by term", "", lines) if lines and set(found) - {LABELS} else None
 
 
 def measured_panels(trainings: Sequence[Told]) -> Iterator[Panel]:
     """A panel for each group of metrics, with one label for each metric and training."""
-    full_names = _names(trainings, "step", "measures")
-    for group in dict.fromkeys(name.rpartition("/")[0] for name in full_names):
-        members = {name: _last(name) for name in full_names if name.rpartition("/")[0] == group}
-        lines = _together(trainings, "measures", members)
-        if lines:
+    found = _section(_lines(trainings), "step", "measures")
+    for group in dict.fromkeys(name.rpartition("/")[0] for name in found):
+        members = {name: name.rpartition("/")[2] for name in found if name.rpartition("/")[0] == group}
+        if lines := _together(found, members):
             yield Panel("Measurements", group or "measures", "", lines, is_measured=True)
 
 
-def _together(trainings: Sequence[Told], key: str, labels: Mapping[str, str]) -> tuple[Line, ...]:
+def _together(found: Mapping[str, tuple[Line, ...]], labels: Mapping[str, str]) -> tuple[Line, ...]:
     """Lines of several names, labelled by name, prefixed with the training's label if there are several."""
-    found = {name: _lines(trainings, "step", partial(_inner, key, name)) for name in labels}
-    several = len({line.label for lines in found.values() for line in lines}) > 1
+    several = len({line.label for name in labels for line in found[name]}) > 1
     return tuple(
-        Line(f"{line.label}: {labels[name]}" if several else labels[name], line.seed, line.points)
+        replace(line, label=f"{line.label}: {labels[name]}" if several else labels[name])
         for name in sorted(labels)
         for line in found[name]
     )
 
 
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
+def _lines(trainings: Sequence[Told]) -> dict[Key, tuple[Line, ...]]:
+    """All numbers by their keys, in the order of their first appearance, as a line for each training."""
+    found: dict[Key, tuple[Line, ...]] = {}
+    for training in trainings:
+        by_key: dict[Key, dict[float, float]] = {}
+        for key, point in _points(training):
+            by_key.setdefault(key, {}).update([point] if point else [])
+        for key, points in by_key.items():
+            line = Line(training.label, training.seed, tuple(sorted(points.items())))
+            found[key] = (*found.get(key, ()), *([line] if points else []))
+    return found
 
 
-def _names(trainings: Sequence[Told], kind: str, key: str) -> list[str]:
-    found = (line.get(key) for training in trainings for line in training.lines if line.get("kind") == kind)
-    return list(dict.fromkeys(name for inner in found if isinstance(inner, dict) for name in inner))
+def _section(found: Mapping[Key, tuple[Line, ...]], kind: str, section: str) -> dict[str, tuple[Line, ...]]:
+    return {key[2]: lines for key, lines in found.items() if key[:2] == (kind, section)}
 
 
-def _lines(trainings: Sequence[Told], kind: str, value: Callable[[Logged], object]) -> tuple[Line, ...]:
-    found = ((training, _points(training, kind, value)) for training in trainings)
-    return tuple(Line(training.label, training.seed, points) for training, points in found if points)
-
-
-def _points(training: Told, kind: str, value: Callable[[Logged], object]) -> Points:
-    points: dict[float, float] = {}
+def _points(training: Told) -> Iterator[tuple[Key, tuple[float, float] | None]]:
+    """Where a training's lines should have a number: its key and the point, None if it cannot be drawn."""
     for line in training.lines:
-        step, number = line.get("step"), value(line)
-        if line.get("kind") == kind and _is_step(step) and _is_number(number):
-            points[float(step)] = float(number)
-    return tuple(sorted(points.items()))
-
-
-def _outer(key: str, line: Logged) -> object:
-    return line.get(key)
-
-
-def _inner(key: str, name: str, line: Logged) -> object:
-    inner = line.get(key)
-    return inner.get(name) if isinstance(inner, dict) else None
+        kind, step = str(line.get("kind")), line.get("step")
+        if kind not in ("step", "validation"):
+            continue
+        found = [((kind, "", name), line[name]) for name in ("loss", *PACE) if name in line]
+        for section in ("losses", "measures"):
+            inner = line.get(section, {})
+            if isinstance(inner, dict):
+                found += [((kind, section, name), value) for name, value in inner.items()]
+            else:
+                found.append(((kind, "", section), inner))
+        for key, value in found:
+            if _is_number(step) and step >= 0 and _is_number(value):
+                yield key, (float(step), float(value))
+            else:
+                yield key, None
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
-
-
-def _is_step(value: object) -> TypeGuard[float]:
-    return _is_number(value) and value >= 0

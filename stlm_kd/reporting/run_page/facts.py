@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from stlm_kd.artifacts.record import Record
 from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
@@ -82,6 +83,11 @@ class RunFacts:
     teacher_scores: Mapping[str, Sequence[SuiteResult]]
     attributions: Mapping[str, str]
     lacks: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return Path(self.place).name
 
 
 @dataclass(frozen=True, slots=True)

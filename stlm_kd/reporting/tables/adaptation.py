@@ -8,16 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
+from stlm_kd.reporting.format import noted_table
 
 
 def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Table:
     """Scores before, after initialisation and after training, and the training cost."""
     kinds = " / ".join(dict.fromkeys(MEASURES[report.task] for report in reports.values()))
-    table = Table(
-        title=Text(title, "table.title"),
-        caption=f"{kinds} on the same held-out data",
-        caption_justify="left",
-    )
+    table = noted_table([f"{kinds} on the same held-out data"], title)
     table.add_column("teacher")
     for heading in (
         "old → new tokens", "init", "exact", "own vocabulary", "initialised", "trained", "trained parameters",
@@ -38,3 +35,16 @@ def adaptation_table(reports: Mapping[str, AdaptationReport], title: str) -> Tab
             f"{report.seconds:,.0f}",
         )
     return table
+
+
+def adaptation_lines(reports: Mapping[str, AdaptationReport]) -> list[str]:
+    """Details that the table omits, one line for each teacher."""
+    return [f"{name}: {_details(report)}" for name, report in reports.items()]
+
+
+def _details(report: AdaptationReport) -> str:
+    origins = ", ".join(f"{origin} {count:,}" for origin, count in report.tokens_by_origin.items())
+    objective = " + ".join(f"{weight:g} {name}" for name, weight in report.objective.items())
+    aligned = "" if report.aligned is None else f", {report.aligned:.1%} of the tokens in shared spans"
+    trained = f"trained on {objective}{aligned}, " if objective else ""
+    return f"from {report.teacher}; new rows: {origins}; {trained}{report.steps:,} steps, {report.stopped}"

@@ -9,11 +9,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.eval.agreement.predictions import Kappa
-from stlm_kd.eval.agreement.report import Agreement, Mean
+from stlm_kd.eval.agreement.report import Agreement
 from stlm_kd.eval.attribution.compare import Compared, ExplanationAgreement, MeanOver
 from stlm_kd.eval.attribution.explain import ClassifierOutputs
 from stlm_kd.eval.attribution.words import words_of
+from stlm_kd.reporting.format import UNKNOWN, interval, noted_table, with_interval, with_stderr
 
 _WIDEST = 44
 """Width of a column: long model paths wrap, cells do not."""
@@ -31,7 +31,7 @@ def agreement_table(found: Agreements) -> Table:
         *_explained(found),
         *notes,
     ]
-    table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
+    table = noted_table(lines)
     table.add_column("")
     table.add_column(Text(f"teacher {first.teacher}"), justify="right", max_width=_WIDEST)
     for one in agreements:
@@ -71,7 +71,7 @@ def _explained(found: Agreements) -> list[str]:
 def _of_teacher(one: Compared) -> dict[str, str]:
     """The teacher's column, by row name."""
     both = one.agreement
-    found = {ACCURACY: _format_mean(both.teacher_accuracy), CALIBRATION: f"{both.teacher_calibration:.4f}"}
+    found = {ACCURACY: with_stderr(both.teacher_accuracy), CALIBRATION: f"{both.teacher_calibration:.4f}"}
     for each in one.explanations:
         found[_itself(each)] = _over(each.teacher_again)
         if each.teacher_missing is not None:
@@ -87,7 +87,7 @@ def _of_student(one: Compared) -> dict[str, str]:
     """A student's column, by row name."""
     both = one.agreement
     found = {
-        ACCURACY: _format_mean(both.student_accuracy),
+        ACCURACY: with_stderr(both.student_accuracy),
         CALIBRATION: f"{both.student_calibration:.4f}",
         **_beside_teacher(both),
     }
@@ -111,43 +111,29 @@ def _missing(each: ExplanationAgreement) -> str:
 
 
 def _over(mean: MeanOver | None) -> str:
-    if mean is None:
-        return "—"
-    return f"{mean.value:.4f} ± {mean.stderr:.4f} [{mean.low:.4f}, {mean.high:.4f}]"
+    return UNKNOWN if mean is None else f"{with_stderr(mean)} {interval(mean.low, mean.high)}"
 
 
 def _beside_teacher(one: Agreement) -> dict[str, str]:
     """A student's agreement with the teacher, by row name."""
-    errors = one.errors
-    overlap = "—"
+    errors, change = one.errors, one.difference
+    overlap = UNKNOWN
     if errors.overlap is not None:
         overlap = f"{errors.overlap:.4f} ({errors.by_chance:.4f})"
     return {
-        "accuracy - teacher's": (
-            f"{one.difference.mean:+.4f} [{one.difference.low:+.4f}, {one.difference.high:+.4f}]"
-        ),
+        "accuracy - teacher's": f"{change.mean:+.4f} {interval(change.low, change.high, '+.4f')}",
         "McNemar p (mid-p)": f"{one.test.p:.3g}",
-        "Cohen's κ": _of_kappa(one.kappa),
-        "same class": _format_mean(one.top1),
-        "KL(teacher || student)": _format_mean(one.kl),
-        "Jensen-Shannon": _format_mean(one.js),
+        "Cohen's κ": with_interval(one.kappa),
+        "same class": with_stderr(one.top1),
+        "KL(teacher || student)": with_stderr(one.kl),
+        "Jensen-Shannon": with_stderr(one.js),
         "wrong: both (same class), only teacher, only student": (
             f"{errors.both} ({errors.same}), {errors.only_teacher}, {errors.only_student}"
         ),
         "overlap of errors (if independent)": overlap,
-        "κ of errors": _of_kappa(errors.consistency),
+        "κ of errors": with_interval(errors.consistency),
         "flips": str(len(one.flips)),
     }
-
-
-def _of_kappa(kappa: Kappa) -> str:
-    if kappa.value is None:
-        return "—"
-    return f"{kappa.value:.4f} [{kappa.low:.4f}, {kappa.high:.4f}]"
-
-
-def _format_mean(mean: Mean) -> str:
-    return f"{mean.value:.4f} ± {mean.stderr:.4f}"
 
 
 @dataclass(frozen=True, slots=True)

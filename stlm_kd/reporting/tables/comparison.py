@@ -15,6 +15,7 @@ from stlm_kd.comparison.entries import Entry
 from stlm_kd.comparison.intervals import estimate
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.verdicts import Compared
+from stlm_kd.reporting.format import UNKNOWN, count, interval, noted_table
 from stlm_kd.statistics import CONFIDENCE, deviations_wide
 
 ENOUGH_SEEDS = 5
@@ -23,7 +24,7 @@ ENOUGH_SEEDS = 5
 
 def means_table(comparison: Comparison) -> Table:
     """Means over seeds with interval and deviation, or single models' scores; shared rows appear once."""
-    table = Table(caption=Text("\n".join(_caption(comparison)), "table.caption"), caption_justify="left")
+    table = noted_table(_caption(comparison))
     table.add_column("model")
     table.add_column("seeds", justify="right")
     for metric in comparison.metrics:
@@ -34,18 +35,18 @@ def means_table(comparison: Comparison) -> Table:
             continue
         name = f"{one.name} (baseline)" if one.name == comparison.baseline else one.name
         cells = (Text(_cell(one, metric)) for metric in comparison.metrics)
-        table.add_row(Text(name), str(len(one.seeds) or "—"), *cells)
+        table.add_row(Text(name), str(len(one.seeds) or UNKNOWN), *cells)
     return table
 
 
 def differences_table(comparison: Comparison) -> Table:
     """The distinct comparisons with the baseline and their verdicts, with notes below."""
-    count = sum(one.corrected_p is not None and not one.repeats for one in comparison.compared)
+    num_compared = sum(one.corrected_p is not None and not one.repeats for one in comparison.compared)
     repeats = {one.name: one.repeats for one in comparison.compared if one.repeats}
     hidden = _shared_teachers(comparison)
     lines = [
         f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: of the verdict's claim, for "
-        f"{count} comparisons (Holm, Shaffer S2), significant below {1 - CONFIDENCE:.2f}",
+        f"{num_compared} comparisons (Holm, Shaffer S2), significant below {1 - CONFIDENCE:.2f}",
         "better, worse: by at least the smallest difference that matters; equivalent: by less (two one-sided "
         f"tests); smallest (--smallest): {_smallest(comparison)}",
         "p: uncorrected, including the noise listed; McNemar p: mid-p, range over seeds",
@@ -55,7 +56,7 @@ def differences_table(comparison: Comparison) -> Table:
         ),
         *comparison.notes,
     ]
-    table = Table(caption=Text("\n".join(lines), "table.caption"), caption_justify="left")
+    table = noted_table(lines)
     table.add_column("metric")
     table.add_column(Text(f"model - {comparison.baseline}"))
     table.add_column("difference", justify="right")
@@ -179,7 +180,7 @@ def _row(one: Compared) -> list[str]:
     evidence, difference = one.evidence, one.evidence.difference
     shown = f"{evidence.mean:+.4f}"
     if difference is not None:
-        shown += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
+        shown += f" {interval(difference.low, difference.high, '+.4f')}"
     tests = sorted(test.p for test in evidence.mcnemar)
     return [
         one.metric.label,
@@ -190,7 +191,7 @@ def _row(one: Compared) -> list[str]:
         _p(difference.p if difference else None),
         " to ".join(dict.fromkeys(_p(p) for p in (tests[0], tests[-1]))) if tests else "",
         one.seeds,
-        f"{evidence.num_examples:,}" if evidence.num_examples else "—",
+        count(evidence.num_examples or None),
         evidence.noise,
     ]
 
@@ -202,5 +203,5 @@ def _p(value: float | None) -> str:
     ['.031', '<.001', '—']
     """
     if value is None:
-        return "—"
+        return UNKNOWN
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")

@@ -14,6 +14,7 @@ from stlm_kd.comparison.average import averaged
 from stlm_kd.comparison.intervals import estimate
 from stlm_kd.comparison.metrics import Metric, metrics_of, scores_of, spread, values
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
+from stlm_kd.reporting.format import count, flops, noted_table
 from stlm_kd.statistics import CONFIDENCE
 
 
@@ -29,8 +30,7 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
     single = "single models ± standard error over examples"
     most = "; tokens, steps and FLOPs: maximum over seeds" if seeds > 1 else ""
     means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary{most}"
-    caption = Text("\n".join([means, *notes_of(rows)]), "table.caption")
-    table = Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
+    table = noted_table([means, *notes_of(rows)], title)
     table.add_column("model")
     for heading in ("parameters", "tokens of text", "tokens seen", "steps", "FLOPs"):
         table.add_column(heading, justify="right")
@@ -38,9 +38,8 @@ def result_table(rows: Sequence[Row], title: str) -> Table:
         table.add_column(Text(metric.label), justify="right")
     for row in rows:
         counts = (row.parameters, row.tokens_of_text, row.tokens_seen, row.steps)
-        shown = ["—" if count is None else f"{count:,}" for count in counts]
-        shown.append("—" if row.flops is None else f"{row.flops:.2e}")
-        table.add_row(Text(row.name), *shown, *(_cell(row, metric) for metric in metrics))
+        scores = (_cell(row, metric) for metric in metrics)
+        table.add_row(Text(row.name), *map(count, counts), flops(row.flops), *scores)
     return table
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.comparison.average import averaged
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
+from stlm_kd.reporting.format import noted_table
 
 
 def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = False) -> Table:
@@ -25,8 +26,7 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
     results = {name: averaged(suites) for name, suites in results.items()}
     rows = _rows_by_metric(results, parts)
     scores = [score for row in rows.values() for score in row.values()]
-    notes = [*_notes(results), *reading_notes(scores)]
-    table = Table(caption=Text("\n".join(notes), "table.caption") if notes else None, caption_justify="left")
+    table = noted_table([*_notes(results), *reading_notes(scores)])
     table.add_column("task")
     table.add_column("metric")
     table.add_column("examples", justify="right")

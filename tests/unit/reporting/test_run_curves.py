@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from stlm_kd.reporting.figure import draw_curves
+from stlm_kd.reporting.figures import draw_curves
 from stlm_kd.tracking import StepMetrics, open_tracker
 
 STEP = StepMetrics(1, 4, 3.0, {"labels": 3.0}, 1e-3, 0.5, 9, 9.0, 1.0, 3.0)

@@ -1,0 +1,55 @@
+"""Counts, means and intervals as tables and pages write them, and tables with notes below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.table import Table
+from rich.text import Text
+
+from stlm_kd.eval.agreement.predictions import Kappa
+from stlm_kd.eval.agreement.report import Mean
+from stlm_kd.eval.attribution.compare import MeanOver
+
+UNKNOWN = "—"
+
+
+def noted_table(notes: Iterable[str], title: str = "") -> Table:
+    """An empty table with notes below it, one on each line."""
+    caption = Text("\n".join(notes), "table.caption")
+    return Table(title=Text(title, "table.title"), caption=caption, caption_justify="left")
+
+
+def count(number: int | None) -> str:
+    """A whole number.
+
+    >>> count(12345), count(None)
+    ('12,345', '—')
+    """
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def flops(number: int | None) -> str:
+    """FLOPs, of which three digits matter."""
+    return UNKNOWN if number is None else f"{number:.2e}"
+
+
+def with_stderr(found: Mean | MeanOver) -> str:
+    """A mean with its standard error."""
+    return f"{found.value:.4f} ± {found.stderr:.4f}"
+
+
+def interval(low: float | None, high: float | None, form: str = ".4f") -> str:
+    """An interval.
+
+    >>> interval(-0.5, 0.25, "+.2f")
+    '[-0.50, +0.25]'
+    """
+    return f"[{low:{form}}, {high:{form}}]"
+
+
+def with_interval(found: Kappa | MeanOver | None, form: str = ".4f") -> str:
+    """A value with its 95 % interval, if it is known."""
+    if found is None or found.value is None:
+        return UNKNOWN
+    return f"{found.value:{form}} {interval(found.low, found.high, form)}"

@@ -1,0 +1,76 @@
+"""Pages and model cards by templates, and terminal tables as plain rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A table as text.
+
+    Attributes:
+        head: The headings.
+        rows: The cells of each row.
+        classes: The class of each column, "" for the default.
+        notes: The lines of its caption.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    classes: Sequence[str]
+    notes: Sequence[str]
+
+
+def render(template: str, **content: object) -> str:
+    """Fill a template: all values are escaped in HTML; characters that no page can hold are left out."""
+    return _environment().get_template(template).render(content)
+
+
+def cells(made: Table) -> Cells:
+    """A table as in the terminal."""
+    columns = made.columns
+    return Cells(
+        [_plain(column.header) for column in columns],
+        [[_plain(cell) for cell in row] for row in zip(*(column.cells for column in columns), strict=True)],
+        ["number" if column.justify == "right" else "" for column in columns],
+        [line for line in _plain(made.caption or "").splitlines() if line],
+    )
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("stlm_kd.reporting"),
+        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters["cells"] = cells
+    return made
+
+
+def _printable(value: object) -> object:
+    """Text without control characters and lone surrogates, which cannot be encoded; markup as it is.
+
+    >>> _printable("a\\x00b\\ud800")
+    'ab?'
+    """
+    if hasattr(value, "__html__"):
+        return value
+    written = str(value).encode(errors="replace").decode()
+    return "".join(sign for sign in written if sign >= " " or sign in "\n\t")
+
+
+def _plain(cell: object) -> str:
+    """The displayed text of a cell: strings contain Rich markup, ``Text`` does not."""
+    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
