@@ -6,7 +6,8 @@ epochs; evaluated on the development set.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,21 +15,25 @@ import torch
 
 from stlm_kd.artifacts.results import Json, SuiteResult
 from stlm_kd.data.labelled.batches import example_evaluation_batches
-from stlm_kd.data.labelled.token_labels import Sentences, encode_words
-from stlm_kd.eval.fine_tuning.base import Precision, Settings
-from stlm_kd.eval.fine_tuning.entities import entity_scores
+from stlm_kd.data.labelled.token_labels import EncodedWords, Sentences, encode_words, read_sentences
+from stlm_kd.errors import DataError
+from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION, Wanted
+from stlm_kd.eval.fine_tuning.entities import entity_scores, seqeval
 from stlm_kd.eval.runner import autocast, evaluating, require_finite
 from stlm_kd.models.forward import inputs_of
+from stlm_kd.training.config import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from stlm_kd.artifacts.stage_store import Json as KeyPart
 
 SUITE: Final = "ner"
 TASK: Final = "conll2003"
 TAGS: Final = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 HUB: Final = "lhoestq/conll2003"
-CONTEXT: Final = 256
-STUDY: Final = Settings(epochs=3, learning_rate=5e-5, effective_batch=32)
+STUDY: Final = replace(FINE_TUNING, epochs=3, learning_rate=5e-5, effective_batch=32)
 _BATCH = 64
 
 
@@ -80,3 +85,71 @@ def score(
         reason = f"degenerate: finds no entity in all {len(labels):,} sentences"
         scores = tuple(replace(score, degenerate=reason) for score in scores)
     return replace(found, scores=scores, notes=notes, report={**found.report, **known})
+
+
+@dataclass(frozen=True)
+class Conll2003(FineTuneTask[Sentences]):
+    """CoNLL-2003 as a fine-tuning task."""
+
+    suite = SUITE
+    context = 256
+    unit = "nats/word"
+
+    @classmethod
+    def wanted(cls, task: str) -> Wanted:
+        return Wanted(SUITE, task, task, (HUB, None))
+
+    @classmethod
+    def require_packages(cls) -> None:
+        seqeval()
+
+    def examples_key(self) -> KeyPart:
+        return [self.read(TRAIN).digest(in_order=True), self.read(VALIDATION).digest()]
+
+    def load(self, split: str) -> Sentences:
+        assert self.found is not None
+        return _sentences(self.found.file(split), split)
+
+    def draw(self, data: Sentences) -> Sentences:
+        drawn = data.draw(self.job.fraction, seed=self.job.seed)
+        if not any(tag for tags in drawn.tags for tag in tags):
+            raise DataError(
+                f"{SUITE}: {self.job.fraction:g} of the sentences ({len(drawn)}) leaves no entity; draw a "
+                "larger fraction"
+            )
+        return drawn
+
+    def model(
+        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
+    ) -> PreTrainedModel:
+        from stlm_kd.models.heads.tokens import load_token_classifier
+
+        return load_token_classifier(
+            name, TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
+        )
+
+    def encoded(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> tuple[EncodedWords, tuple[str, ...]]:
+        words = encode_words(self.drawn(), tokenizer, context=context, multiple=multiple)
+        note = f"{words.unread} words have no token within {context} positions"
+        return words, (note,) if words.unread else ()
+
+    def head(self, model: PreTrainedModel) -> str:
+        return "each word's first token"
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        data: Sentences,
+        *,
+        part: str,
+        context: int,
+    ) -> SuiteResult:
+        return score(model, tokenizer, data, context=context, precision=self.job.settings.precision)
+
+
+@lru_cache(maxsize=2)
+def _sentences(path: str | None, split: str) -> Sentences:
+    return read_sentences(TAGS, path=path, dataset=HUB, split=split)

@@ -12,7 +12,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -21,20 +22,30 @@ import torch
 
 from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.data.labelled.batches import example_evaluation_batches
-from stlm_kd.data.labelled.question_answering import EncodedWindows, Question, digest, encode_windows
-from stlm_kd.eval.fine_tuning.base import Precision, Settings
+from stlm_kd.data.labelled.question_answering import (
+    EncodedWindows,
+    Question,
+    draw_questions,
+    encode_windows,
+    questions_digest,
+    read_questions,
+)
+from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION, Wanted
 from stlm_kd.eval.runner import autocast, evaluating, require_finite
 from stlm_kd.models.forward import inputs_of
+from stlm_kd.training.config import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from stlm_kd.artifacts.stage_store import Json as KeyPart
+
 SUITE: Final = "squad"
 TASK: Final = "squad_v1.1"
 HUB: Final = "rajpurkar/squad"
-CONTEXT: Final = 384
 STRIDE: Final = 128
-STUDY: Final = Settings(epochs=2, learning_rate=3e-5, effective_batch=48)
+STUDY: Final = replace(FINE_TUNING, epochs=2, learning_rate=3e-5, effective_batch=48)
 LONGEST_ANSWER: Final = 30
 """Maximum tokens of an answer, as in BERT's own script."""
 
@@ -91,7 +102,7 @@ def answer_scores(
         ]
     degenerate = _degenerate(list(told.values()), one_span=one_span) if scores[0].value < 1 else None
     scores = [replace(score, degenerate=degenerate) for score in scores]
-    report: dict[str, Json] = {"task": TASK, "told": dict(told), "texts": digest(questions)}
+    report: dict[str, Json] = {"task": TASK, "told": dict(told), "texts": questions_digest(questions)}
     return SuiteResult(SUITE, tuple(scores), tuple(rows), report=report)
 
 
@@ -167,3 +178,67 @@ def best_span(logits_T2: Floats, windows: EncodedWindows, window: int) -> tuple[
     begin, end = max(pairs, key=lambda pair: logits_T2[pair[0], 0] + logits_T2[pair[1], 1])
     value = float(logits_T2[begin, 0] + logits_T2[end, 1])
     return value, int(characters_T2[begin, 0]), int(characters_T2[end, 1])
+
+
+@dataclass(frozen=True)
+class Squad(FineTuneTask[tuple[Question, ...]]):
+    """SQuAD v1.1 as a fine-tuning task."""
+
+    suite = SUITE
+    context = 384
+    unit = "nats/end"
+
+    @classmethod
+    def wanted(cls, task: str) -> Wanted:
+        return Wanted(SUITE, task, task, (HUB, None))
+
+    @property
+    def _stride(self) -> int:
+        assert self.job.stride is not None
+        return self.job.stride
+
+    def examples_key(self) -> KeyPart:
+        return [questions_digest(self.read(TRAIN), in_order=True), questions_digest(self.read(VALIDATION))]
+
+    def load(self, split: str) -> tuple[Question, ...]:
+        assert self.found is not None
+        return _questions(self.found.file(split), split)
+
+    def draw(self, data: tuple[Question, ...]) -> tuple[Question, ...]:
+        return draw_questions(data, self.job.fraction, seed=self.job.seed)
+
+    def model(
+        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
+    ) -> PreTrainedModel:
+        from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
+
+        return load_token_classifier(
+            name, SPAN, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
+        )
+
+    def encoded(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> tuple[EncodedWindows, tuple[str, ...]]:
+        drawn = self.drawn()
+        windows = encode_windows(drawn, tokenizer, context=context, stride=self._stride, multiple=multiple)
+        return windows, (f"{len(drawn)} questions in {len(windows)} windows",)
+
+    def head(self, model: PreTrainedModel) -> str:
+        return "every token"
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        data: tuple[Question, ...],
+        *,
+        part: str,
+        context: int,
+    ) -> SuiteResult:
+        precision = self.job.settings.precision
+        return score(model, tokenizer, data, context=context, stride=self._stride, precision=precision)
+
+
+@lru_cache(maxsize=2)
+def _questions(path: str | None, split: str) -> tuple[Question, ...]:
+    return read_questions(path=path, dataset=HUB, split=split)

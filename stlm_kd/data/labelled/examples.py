@@ -5,10 +5,13 @@ Files and messages use a class's name (``entailment``, ``1``); labels are indice
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -183,6 +186,18 @@ def read_examples(
     return Examples(tuple(texts), values, _ids(own_ids), names, from_where)
 
 
+@lru_cache(maxsize=4)
+def known_examples(
+    sources: tuple[LabelledSource, ...],
+    prints: tuple[str, ...],
+    labels: tuple[str, ...],
+    regression: bool,
+    labels_of: str = "",
+) -> Examples:
+    """The examples of these sources, cached by fingerprint."""
+    return read_examples(*sources, labels=labels, regression=regression, labels_of=labels_of)
+
+
 def draw_fraction(
     examples: Examples, fraction: float, *, seed: int, place: str = "data.fraction"
 ) -> Examples:
@@ -237,6 +252,29 @@ def fingerprint(source: LabelledSource) -> str:
         assert source.path is not None
         facts = file_facts(text_files(expanded(source.path), kinds=ROWS))
     return hash_of(["examples", facts, source.text, source.label])
+
+
+def rows_of(
+    path: str | None, dataset: str | None, split: str, *, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, or else of a split of a data set on the Hub, each with its place for messages."""
+    if path is not None:
+        return read_rows(expanded(path), columns=columns, optional=optional)
+    assert dataset is not None
+    return hub.rows(dataset, name=None, split=split, columns=columns, revision=None, optional=optional)
+
+
+def drawn_places(number: int, fraction: float, *, seed: int) -> list[int]:
+    """The ascending indices of a random fraction of ``number`` examples, at least one."""
+    count = max(1, round(fraction * number))
+    places: list[int] = np.sort(np.random.default_rng([seed]).permutation(number)[:count]).tolist()
+    return places
+
+
+def digest(rows: Sequence[tuple[object, ...]], *, in_order: bool) -> str:
+    """SHA-256 (hex) of rows that can be written as JSON, independent of their order unless ``in_order``."""
+    ordered = rows if in_order else sorted(rows)
+    return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
 
 
 def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
