@@ -162,6 +162,8 @@ class FineTuneTask(ABC, Generic[Data]):
     found: Found | None
 
     suite: ClassVar[str]
+    hub: ClassVar[str]
+    """The data set on the Hub."""
     context: ClassVar[int]
     """The default maximum tokens per example, if the model has as many positions."""
 
@@ -186,9 +188,9 @@ class FineTuneTask(ABC, Generic[Data]):
         return self.found.notes if self.found else ()
 
     @classmethod
-    @abstractmethod
     def wanted(cls, task: str) -> Wanted | None:
         """The data that a task requires; None if its examples are generated."""
+        return Wanted(cls.suite, task, task, (cls.hub, None))
 
     @classmethod
     def require_packages(cls) -> None:
@@ -259,7 +261,19 @@ class FineTuneTask(ABC, Generic[Data]):
         part: str,
         context: int,
     ) -> SuiteResult:
-        """Score the fine-tuned model on the examples of one part."""
+        """Score the fine-tuned model on the examples of one part.
+
+        Args:
+            model: The fine-tuned model.
+            tokenizer: Its tokenizer.
+            data: At least one example.
+            part: The scored part of the task, which names the scores.
+            context: Maximum tokens of an example.
+
+        Raises:
+            DataError: A logit is not finite.
+            MissingResourceError: A package is missing.
+        """
 
     def drawn(self) -> Data:
         """The fraction of the training examples, drawn with the seed."""

@@ -29,7 +29,7 @@ from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.classification.scoring import measure
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION, Wanted
-from stlm_kd.training.config import Precision, TrainingConfig
+from stlm_kd.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -164,35 +164,6 @@ def settings_of(task: str, preset: Preset, *, has_length: bool) -> TrainingConfi
     return replace(_FEW_SHOT, epochs=_FEW_SHOT_EPOCHS.get(task, 1))
 
 
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    examples: Examples,
-    *,
-    task: str,
-    part: str,
-    context: int,
-    precision: Precision,
-) -> SuiteResult:
-    """The scores of a model that was fine-tuned on a task, in GLUE's metrics.
-
-    Args:
-        model: The fine-tuned model.
-        tokenizer: Its tokenizer.
-        examples: Examples of the part.
-        task: The task's name.
-        part: The scored part of the task, which names the scores.
-        context: Maximum tokens of an example.
-        precision: See ``eval.classification.scoring.measure``.
-
-    Raises:
-        DataError: A logit is not finite.
-    """
-    found = measure(model, tokenizer, examples, context=context, precision=precision, task=part, suite=SUITE)
-    scores = tuple(found.score(part, metric) for metric in TASKS[task].metrics)
-    return replace(found, scores=scores)
-
-
 def average(results: Sequence[SuiteResult]) -> SuiteResult:
     """The mean over tasks for one fine-tuning seed, where each task is the mean of its scores.
 
@@ -220,6 +191,7 @@ class Glue(FineTuneTask[Examples]):
     """A GLUE task, or a synthetic one, as a fine-tuning task."""
 
     suite = SUITE
+    hub = HUB
     context = CONTEXT
 
     @property
@@ -246,7 +218,7 @@ class Glue(FineTuneTask[Examples]):
     def wanted(cls, task: str) -> Wanted | None:
         if TASKS[task].sample is not None:
             return None
-        return Wanted(SUITE, task, f"{SUITE}/{task}", (HUB, task), (TRAIN, *scored_parts(task).values()))
+        return Wanted(SUITE, task, f"{SUITE}/{task}", (cls.hub, task), (TRAIN, *scored_parts(task).values()))
 
     @classmethod
     def average(cls, results: Sequence[SuiteResult]) -> SuiteResult:
@@ -317,5 +289,14 @@ class Glue(FineTuneTask[Examples]):
         part: str,
         context: int,
     ) -> SuiteResult:
-        task, precision = self.job.task, self.job.settings.precision
-        return score(model, tokenizer, data, task=task, part=part, context=context, precision=precision)
+        found = measure(
+            model,
+            tokenizer,
+            data,
+            context=context,
+            precision=self.job.settings.precision,
+            task=part,
+            suite=SUITE,
+        )
+        scores = tuple(found.score(part, metric) for metric in TASKS[self.job.task].metrics)
+        return replace(found, scores=scores)

@@ -31,10 +31,9 @@ from stlm_kd.data.labelled.question_answering import (
     read_questions,
 )
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
-from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION, Wanted
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
 from stlm_kd.eval.runner import autocast, evaluating, require_finite
 from stlm_kd.models.forward import inputs_of
-from stlm_kd.training.config import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -114,44 +113,6 @@ def _degenerate(answers: Sequence[str], *, one_span: bool) -> str | None:
     return f"degenerate: predicts the same {same} for all {len(answers):,} questions"
 
 
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    questions: Sequence[Question],
-    *,
-    context: int,
-    stride: int,
-    precision: Precision,
-) -> SuiteResult:
-    """Exact match and F1 of a model that was fine-tuned to extract spans.
-
-    Args:
-        model: With a head of two outputs per token: the start and end logits of an answer.
-        tokenizer: Its tokenizer.
-        questions: At least one.
-        context: Maximum tokens of a window.
-        stride: Tokens shared by adjacent windows.
-        precision: ``bf16`` runs the model under autocast.
-    """
-    windows = encode_windows(questions, tokenizer, context=context, stride=stride)
-    best: dict[int, tuple[float, str, tuple[int, ...]]] = {}
-    with torch.no_grad(), evaluating(model), autocast(model.device, precision):
-        for batch in example_evaluation_batches(windows, micro_batch=_BATCH):
-            logits = model(**inputs_of(batch.to(model.device), model)).logits
-            require_finite(model, logits, suite=SUITE)
-            logits_BT2 = logits.float().cpu().numpy()
-            for row, window in enumerate(batch.example_ids.tolist()):
-                question = int(windows.questions[window])
-                found = best_span(logits_BT2[row].astype(np.float64), windows, window)
-                if found is not None and found[0] > best.get(question, _NO_SPAN)[0]:
-                    value, begin, end = found
-                    text = questions[question].passage[begin:end]
-                    best[question] = value, text, _tokens_of(begin, end, windows, window)
-    found_spans = [best.get(place, _NO_SPAN) for place in range(len(questions))]
-    answers = {one.id: text for one, (_, text, _) in zip(questions, found_spans, strict=True)}
-    return answer_scores(answers, questions, one_span=len({tokens for *_, tokens in found_spans}) == 1)
-
-
 def _tokens_of(begin: int, end: int, windows: EncodedWindows, window: int) -> tuple[int, ...]:
     """The first and last token of a character span, counted from the window's first passage token."""
     first, last = windows.own.offsets[window : window + 2]
@@ -185,12 +146,9 @@ class Squad(FineTuneTask[tuple[Question, ...]]):
     """SQuAD v1.1 as a fine-tuning task."""
 
     suite = SUITE
+    hub = HUB
     context = 384
     unit = "nats/end"
-
-    @classmethod
-    def wanted(cls, task: str) -> Wanted:
-        return Wanted(SUITE, task, task, (HUB, None))
 
     @property
     def _stride(self) -> int:
@@ -235,8 +193,23 @@ class Squad(FineTuneTask[tuple[Question, ...]]):
         part: str,
         context: int,
     ) -> SuiteResult:
-        precision = self.job.settings.precision
-        return score(model, tokenizer, data, context=context, stride=self._stride, precision=precision)
+        windows = encode_windows(data, tokenizer, context=context, stride=self._stride)
+        best: dict[int, tuple[float, str, tuple[int, ...]]] = {}
+        with torch.no_grad(), evaluating(model), autocast(model.device, self.job.settings.precision):
+            for batch in example_evaluation_batches(windows, micro_batch=_BATCH):
+                logits = model(**inputs_of(batch.to(model.device), model)).logits
+                require_finite(model, logits, suite=SUITE)
+                logits_BT2 = logits.float().cpu().numpy()
+                for row, window in enumerate(batch.example_ids.tolist()):
+                    question = int(windows.questions[window])
+                    found = best_span(logits_BT2[row].astype(np.float64), windows, window)
+                    if found is not None and found[0] > best.get(question, _NO_SPAN)[0]:
+                        value, begin, end = found
+                        text = data[question].passage[begin:end]
+                        best[question] = value, text, _tokens_of(begin, end, windows, window)
+        found_spans = [best.get(place, _NO_SPAN) for place in range(len(data))]
+        answers = {one.id: text for one, (_, text, _) in zip(data, found_spans, strict=True)}
+        return answer_scores(answers, data, one_span=len({tokens for *_, tokens in found_spans}) == 1)
 
 
 @lru_cache(maxsize=2)

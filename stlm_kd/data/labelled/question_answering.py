@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stlm_kd.data.batch import Integers
-from stlm_kd.data.labelled.batches import ExampleBatch
+from stlm_kd.data.labelled.batches import ExampleBatch, example_batch
 from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encodings, padding_id, separates
 from stlm_kd.data.labelled.examples import digest, drawn_places, rows_of
 from stlm_kd.data.sources.tables import Row, shown
@@ -140,14 +140,7 @@ class EncodedWindows:
 
     def batch(self, places: Integers) -> ExampleBatch:
         """These windows in this order; one row of padding if there are none."""
-        own = self.own.rows(places)
-        labels_B2 = torch.from_numpy(self.labels[places])
-        ids_B = torch.from_numpy(places)
-        if not len(places):
-            labels_B2, ids_B = labels_B2.new_full((1, 2), -100), ids_B.new_full((1,), -1)
-        return ExampleBatch(
-            own.input_ids, own.attention_mask, own.token_type_ids, labels_B2, ids_B, of="span"
-        )
+        return example_batch(self.own, places, torch.from_numpy(self.labels[places]), of="span")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from stlm_kd.data.batch import IGNORED, Integers
-from stlm_kd.data.labelled.batches import ExampleBatch
+from stlm_kd.data.labelled.batches import ExampleBatch, example_batch
 from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encode_texts, encodings
 from stlm_kd.data.labelled.examples import digest, drawn_places, rows_of
 from stlm_kd.data.sources.tables import Row, shown
@@ -143,15 +142,8 @@ class EncodedWords:
 
     def batch(self, places: Integers) -> ExampleBatch:
         """These sentences in this order; one row of padding if there are none."""
-        own = self.own.rows(places)
         tags = replace(self.own, tokens=self.labels.astype(np.int32), types=None, padding=IGNORED)
-        ids_B = torch.from_numpy(places)
-        if not len(places):
-            ids_B = ids_B.new_full((1,), -1)
-        labels_BT = tags.rows(places).input_ids
-        return ExampleBatch(
-            own.input_ids, own.attention_mask, own.token_type_ids, labels_BT, ids_B, of="words"
-        )
+        return example_batch(self.own, places, tags.rows(places).input_ids, of="words")
 
 
 def encode_words(

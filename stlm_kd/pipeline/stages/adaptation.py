@@ -15,7 +15,6 @@ from stlm_kd.adaptation.initialisers import VocabularyInit, new_rows
 from stlm_kd.adaptation.span_distillation import (
     AlignedTokenisations,
     SpanTeacher,
-    align_tokenisations,
     positions_of,
 )
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
@@ -183,7 +182,7 @@ def _training_setup(work: _Work, model: PreTrainedModel, original: PreTrainedMod
     settings = adaptation_settings(adapt, training_data, zero=work.context.zero)
     if not isinstance(training_data, PackedText) or original is None:
         return _TrainingSetup(training_data, settings, _step(model, original, recipe), None)
-    text = align_tokenisations(
+    text = AlignedTokenisations(
         training_data.parts,
         training_stores(recipe, work.own, work.context, fraction=adaptation_fraction(recipe, adapt)),
         work.tokenizer,

@@ -48,14 +48,7 @@ class PlainEngine:
         self.clip = settings.clip
         self.processes = processes
         self.model = processes.accelerator.prepare_model(MicroBatch(step, settings.precision))
-        self.optimizer = make_optimizer(
-            step,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
-            bias_correction=settings.bias_correction,
-        )
+        self.optimizer = make_optimizer(step, settings)
         self.pacing = Pacing(trainable_parameters(step), settings.paced)
 
     def begin_step(self) -> None:

@@ -45,14 +45,7 @@ class DeepSpeedEngine:
         self.processes = processes
         self.weights = trainable_parameters(step.to(processes.device))
         self.attributes = {name: set(vars(weight)) for name, weight in self.weights.items()}
-        optimizer = make_optimizer(
-            step,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
-            bias_correction=settings.bias_correction,
-        )
+        optimizer = make_optimizer(step, settings)
         self.wrapped = optimizer
         indices = {
             id(w): index for index, group in enumerate(optimizer.param_groups) for w in group["params"]
