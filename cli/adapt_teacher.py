@@ -46,52 +46,58 @@ _OPTIONS = {
 """The command-line option for each place in the equivalent recipe."""
 
 
+TeacherAndChanges = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TEACHER|KEY.PATH=VALUE",
+        help="A model folder or Hub id; with -r a teacher's name in the recipe, and changes to the recipe.",
+    ),
+]
+Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer with the new vocabulary: a folder or Hub id.")]
+HeldOutText = Annotated[
+    list[Path] | None, typer.Option(help="Held-out text, for early stopping and the report.")
+]
+Init = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, overlap, mean or random.")
+]
+Objective = Annotated[
+    str | None, typer.Option(metavar="cross-entropy|self-distillation", help="Training objective.")
+]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="clm|mlm", help="The teacher's task. Default: from its configuration."),
+]
+Seed = Annotated[int | None, typer.Option(help="Random seed of the initialiser and the data order.")]
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|{suite: NAME, …}",
+        help="Evaluation before and after adaptation, such as lm-eval. May be repeated.",
+    ),
+]
+Tasks = Annotated[
+    str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
+]
+
+
 def adapt_teacher(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TEACHER|KEY.PATH=VALUE",
-            help="A model folder or Hub id; with -r a teacher's name in the recipe, and changes to "
-            "the recipe.",
-        ),
-    ] = None,
+    words: TeacherAndChanges = None,
     recipe: OptionalRecipeName = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer with the new vocabulary: a folder or Hub id.")
-    ] = None,
+    tokenizer: Tokenizer = None,
     data: Annotated[list[Path] | None, typer.Option(help="Training text. May be repeated.")] = None,
-    validation: Annotated[
-        list[Path] | None, typer.Option(help="Held-out text, for early stopping and the report.")
-    ] = None,
+    validation: HeldOutText = None,
     tokens: Annotated[str | None, typer.Option(metavar="2M", help="Maximum training tokens.")] = None,
-    init: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, overlap, mean or random.")
-    ] = None,
-    objective: Annotated[
-        str | None, typer.Option(metavar="cross-entropy|self-distillation", help="Training objective.")
-    ] = None,
+    init: Init = None,
+    objective: Objective = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="clm|mlm", help="The teacher's task. Default: from its configuration."),
-    ] = None,
+    task: Task = None,
     context: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
     effective_batch: Annotated[int | None, typer.Option(help="Rows per optimizer step.")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Training precision.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Random seed of the initialiser and the data order.")
-    ] = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|{suite: NAME, …}",
-            help="Evaluation before and after adaptation, such as lm-eval. May be repeated.",
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval, short for {tasks: [A, B]}.")
-    ] = None,
+    seed: Seed = None,
+    suite: Suites = None,
+    tasks: Tasks = None,
     limit: Limit = None,
     output_dir: OutputDir = Path("runs"),
     resume: ResumeOption = Resume.auto,

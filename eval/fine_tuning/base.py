@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.errors import DataError
-from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION, Found, Source, Wanted, locate
+from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION, Found, Source, Wanted, locate
 from stlm_kd.training.config import Precision, TrainingConfig
 
 if TYPE_CHECKING:
@@ -275,16 +275,12 @@ class FineTuneTask(ABC, Generic[Data]):
             MissingResourceError: A package is missing.
         """
 
-    def drawn(self) -> Data:
-        """The fraction of the training examples, drawn with the seed."""
-        return self.draw(self.read(TRAIN))
-
     @abstractmethod
-    def draw(self, data: Data) -> Data:
-        """The job's fraction of these training examples.
+    def drawn(self) -> Data:
+        """The fraction of the training examples, drawn with the seed.
 
         Raises:
-            DataError: The fraction leaves too little.
+            DataError: As ``read``, or the fraction leaves too little.
         """
 
     def read(self, split: str) -> Data:

@@ -56,8 +56,8 @@ class Conll2003(FineTuneTask[Sentences]):
         assert self.found is not None
         return _sentences(self.found.file(split), split)
 
-    def draw(self, data: Sentences) -> Sentences:
-        drawn = data.draw(self.job.fraction, seed=self.job.seed)
+    def drawn(self) -> Sentences:
+        drawn = self.read(TRAIN).draw(self.job.fraction, seed=self.job.seed)
         if not any(tag for tags in drawn.tags for tag in tags):
             raise DataError(
                 f"{SUITE}: {self.job.fraction:g} of the sentences ({len(drawn)}) leaves no entity; draw a "

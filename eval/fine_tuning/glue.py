@@ -246,10 +246,11 @@ class Glue(FineTuneTask[Examples]):
         check_labels(found, self.job.task)
         return found
 
-    def draw(self, data: Examples) -> Examples:
+    def drawn(self) -> Examples:
+        found = self.read(TRAIN)
         if self.job.fraction == 1.0:
-            return data
-        return draw_fraction(data, self.job.fraction, seed=self.job.seed, place=self.place)
+            return found
+        return draw_fraction(found, self.job.fraction, seed=self.job.seed, place=self.place)
 
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool

@@ -162,8 +162,8 @@ class Squad(FineTuneTask[tuple[Question, ...]]):
         assert self.found is not None
         return _questions(self.found.file(split), split)
 
-    def draw(self, data: tuple[Question, ...]) -> tuple[Question, ...]:
-        return draw_questions(data, self.job.fraction, seed=self.job.seed)
+    def drawn(self) -> tuple[Question, ...]:
+        return draw_questions(self.read(TRAIN), self.job.fraction, seed=self.job.seed)
 
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
