@@ -68,7 +68,7 @@ class GlueTask:
     metrics: tuple[str, ...]
     scored: Mapping[str, str] = field(default_factory=dict)
     sample: str | None = None
-    numbers: tuple[float, float] | None = None
+    numbers: tuple[float, float] = (-math.inf, math.inf)
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -116,29 +116,6 @@ def scored_parts(name: str) -> Mapping[str, str]:
     return TASKS[name].scored or {name: VALIDATION}
 
 
-def check_labels(examples: Examples, task: str) -> None:
-    """Refuse regression labels outside the task's range.
-
-    Raises:
-        DataError: A label is outside; the message names the first.
-    """
-    allowed = TASKS[task].numbers
-    if allowed is None:
-        return
-    outside = np.flatnonzero((examples.labels < allowed[0]) | (examples.labels > allowed[1]))
-    if len(outside):
-        raise DataError(
-            f"{len(outside)} of {len(examples)} labels are outside {allowed[0]:g} to {allowed[1]:g} (the "
-            f"first: {examples.labels[outside[0]]:g}, of example {examples.ids[outside[0]]}); bring them to "
-            "the scale of the task"
-        )
-
-
-def fraction_of(preset: Preset) -> float:
-    """The fraction of the training examples that a study uses."""
-    return 0.1 if preset == "few-shot" else 1.0
-
-
 def settings_of(task: str, preset: Preset, *, has_length: bool) -> TrainingConfig:
     """A study's settings for a task.
 
@@ -162,28 +139,6 @@ def settings_of(task: str, preset: Preset, *, has_length: bool) -> TrainingConfi
             "give epochs, or leave the task out"
         )
     return replace(_FEW_SHOT, epochs=_FEW_SHOT_EPOCHS.get(task, 1))
-
-
-def average(results: Sequence[SuiteResult]) -> SuiteResult:
-    """The mean over tasks for one fine-tuning seed, where each task is the mean of its scores.
-
-    As in GLUE, F1 and accuracy of MRPC and QQP, both correlations of STS-B and both parts of MNLI are
-    averaged first. The standard error treats tasks as independent, and the scores of one task as fully
-    correlated.
-    """
-    by_part: dict[str, list[Score]] = {}
-    for result in results:
-        for one in result.scores:
-            by_part.setdefault(one.task, []).append(one)
-    names = [name for name in TASKS if all(part in by_part for part in scored_parts(name))]
-    tasks = [[one for part in scored_parts(name) for one in by_part[part]] for name in names]
-    errors = [[one.stderr for one in scores if one.stderr is not None] for scores in tasks]
-    known = all(len(found) == len(scores) for found, scores in zip(errors, tasks, strict=True))
-    stderr = math.sqrt(sum(fmean(found) ** 2 for found in errors)) / len(tasks) if known else None
-    value = fmean(fmean(one.value for one in scores) for scores in tasks)
-    total = sum(scores[0].examples for scores in tasks)
-    how = f"{AVERAGE}: the mean over {', '.join(names)}, each the mean of its metrics"
-    return SuiteResult(SUITE, (Score(SUITE, AVERAGE, value, stderr, total),), notes=(how,))
 
 
 @dataclass(frozen=True)
@@ -222,7 +177,25 @@ class Glue(FineTuneTask[Examples]):
 
     @classmethod
     def average(cls, results: Sequence[SuiteResult]) -> SuiteResult:
-        return average(results)
+        """The mean over tasks for one fine-tuning seed, where each task is the mean of its scores.
+
+        As in GLUE, F1 and accuracy of MRPC and QQP, both correlations of STS-B and both parts of MNLI are
+        averaged first. The standard error treats tasks as independent, and the scores of one task as fully
+        correlated.
+        """
+        by_part: dict[str, list[Score]] = {}
+        for result in results:
+            for one in result.scores:
+                by_part.setdefault(one.task, []).append(one)
+        names = [name for name in TASKS if all(part in by_part for part in scored_parts(name))]
+        tasks = [[one for part in scored_parts(name) for one in by_part[part]] for name in names]
+        errors = [[one.stderr for one in scores if one.stderr is not None] for scores in tasks]
+        known = all(len(found) == len(scores) for found, scores in zip(errors, tasks, strict=True))
+        stderr = math.sqrt(sum(fmean(found) ** 2 for found in errors)) / len(tasks) if known else None
+        value = fmean(fmean(one.value for one in scores) for scores in tasks)
+        total = sum(scores[0].examples for scores in tasks)
+        how = f"{AVERAGE}: the mean over {', '.join(names)}, each the mean of its metrics"
+        return SuiteResult(SUITE, (Score(SUITE, AVERAGE, value, stderr, total),), notes=(how,))
 
     def examples_key(self) -> Json:
         parts: dict[str, Json] = {
@@ -243,7 +216,14 @@ class Glue(FineTuneTask[Examples]):
     def load(self, split: str) -> Examples:
         source = self._source(split)
         found = known_examples((source,), (fingerprint(source),), self._labels, not self._labels)
-        check_labels(found, self.job.task)
+        least, most = TASKS[self.job.task].numbers
+        outside = np.flatnonzero((found.labels < least) | (found.labels > most))
+        if len(outside):
+            raise DataError(
+                f"{len(outside)} of {len(found)} labels are outside {least:g} to {most:g} (the "
+                f"first: {found.labels[outside[0]]:g}, of example {found.ids[outside[0]]}); bring them to "
+                "the scale of the task"
+            )
         return found
 
     def drawn(self) -> Examples:

@@ -25,9 +25,9 @@ from stlm_kd.data.labelled.batches import example_evaluation_batches
 from stlm_kd.data.labelled.question_answering import (
     EncodedWindows,
     Question,
+    digest,
     draw_questions,
     encode_windows,
-    questions_digest,
     read_questions,
 )
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
@@ -101,7 +101,7 @@ def answer_scores(
         ]
     degenerate = _degenerate(list(told.values()), one_span=one_span) if scores[0].value < 1 else None
     scores = [replace(score, degenerate=degenerate) for score in scores]
-    report: dict[str, Json] = {"task": TASK, "told": dict(told), "texts": questions_digest(questions)}
+    report: dict[str, Json] = {"task": TASK, "told": dict(told), "texts": digest(questions)}
     return SuiteResult(SUITE, tuple(scores), tuple(rows), report=report)
 
 
@@ -156,7 +156,7 @@ class Squad(FineTuneTask[tuple[Question, ...]]):
         return self.job.stride
 
     def examples_key(self) -> KeyPart:
-        return [questions_digest(self.read(TRAIN), in_order=True), questions_digest(self.read(VALIDATION))]
+        return [digest(self.read(TRAIN), in_order=True), digest(self.read(VALIDATION))]
 
     def load(self, split: str) -> tuple[Question, ...]:
         assert self.found is not None

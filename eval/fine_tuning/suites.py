@@ -13,7 +13,7 @@ from stlm_kd.eval.fine_tuning.base import FineTuneJob, FineTuningOptions, with_f
 from stlm_kd.eval.fine_tuning.conll2003 import STUDY as CONLL_STUDY
 from stlm_kd.eval.fine_tuning.conll2003 import TASK as CONLL_TASK
 from stlm_kd.eval.fine_tuning.conll2003 import Conll2003
-from stlm_kd.eval.fine_tuning.glue import OFFICIAL, Glue, GlueName, Preset, fraction_of, settings_of
+from stlm_kd.eval.fine_tuning.glue import OFFICIAL, Glue, GlueName, Preset, settings_of
 from stlm_kd.eval.fine_tuning.squad import STRIDE, Squad
 from stlm_kd.eval.fine_tuning.squad import STUDY as SQUAD_STUDY
 from stlm_kd.eval.fine_tuning.squad import TASK as SQUAD_TASK
@@ -46,7 +46,7 @@ def glue(
     Raises:
         UsageError: The preset has no epochs for a task, and none are given.
     """
-    share = fraction_of(preset) if fraction is None else fraction
+    share = fraction or (0.1 if preset == "few-shot" else 1.0)
     has_length = options.epochs is not None or options.steps is not None
     studies = {task: settings_of(task, preset, has_length=has_length) for task in tasks}
     return tuple(

@@ -5,8 +5,6 @@ Files and messages use a class's name (``entailment``, ``1``); labels are indice
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -271,17 +269,13 @@ def drawn_places(number: int, fraction: float, *, seed: int) -> list[int]:
     return places
 
 
-def digest(rows: Sequence[tuple[object, ...]], *, in_order: bool) -> str:
-    """SHA-256 (hex) of rows that can be written as JSON, independent of their order unless ``in_order``."""
-    ordered = rows if in_order else sorted(rows)
-    return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
-
-
 def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
-    columns = (*source.text, source.label)
+    columns, optional = (*source.text, source.label), (*_ID_COLUMNS, _SOURCE_COLUMN)
     if source.sample is not None:
         rows = sample_rows(source.sample, source.split, count=source.examples, seed=_SAMPLE_SEED)
-        yield from _sample_rows_with_places(source, columns, rows)
+        require_columns(source.described(), columns, rows[0])
+        for number, row in enumerate(rows, start=1):
+            yield f"{source.described()}: row {number}", row
     elif source.hub is not None:
         yield from hub.rows(
             source.hub,
@@ -289,20 +283,12 @@ def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
             split=source.split,
             columns=columns,
             revision=source.revision,
-            optional=(*_ID_COLUMNS, _SOURCE_COLUMN),
+            optional=optional,
         )
     else:
         assert source.path is not None
         for path in text_files(expanded(source.path), kinds=ROWS):
-            yield from read_rows(path, columns=columns, optional=(*_ID_COLUMNS, _SOURCE_COLUMN))
-
-
-def _sample_rows_with_places(
-    source: LabelledSource, columns: Sequence[str], rows: Sequence[Row]
-) -> Iterator[tuple[str, Row]]:
-    require_columns(source.described(), columns, rows[0])
-    for number, row in enumerate(rows, start=1):
-        yield f"{source.described()}: row {number}", row
+            yield from read_rows(path, columns=columns, optional=optional)
 
 
 def _text(value: object, place: str) -> str:

@@ -15,7 +15,8 @@ import torch
 from stlm_kd.data.batch import Integers
 from stlm_kd.data.labelled.batches import ExampleBatch, example_batch
 from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encodings, padding_id, separates
-from stlm_kd.data.labelled.examples import digest, drawn_places, rows_of
+from stlm_kd.data.labelled.examples import drawn_places, rows_of
+from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.data.sources.tables import Row, shown
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError
@@ -112,10 +113,10 @@ def draw_questions(questions: Sequence[Question], fraction: float, *, seed: int)
     return tuple(questions[place] for place in drawn_places(len(questions), fraction, seed=seed))
 
 
-def questions_digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
+def digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
     """SHA-256 (hex) of all questions, independent of their order unless ``in_order``."""
-    rows = [(one.id, one.question, one.passage, one.answers) for one in questions]
-    return digest(rows, in_order=in_order)
+    rows = [[one.id, one.question, one.passage, one.answers] for one in questions]
+    return hash_of(rows if in_order else sorted(rows))
 
 
 @dataclass(frozen=True, slots=True)

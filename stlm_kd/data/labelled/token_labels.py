@@ -15,7 +15,8 @@ import numpy.typing as npt
 from stlm_kd.data.batch import IGNORED, Integers
 from stlm_kd.data.labelled.batches import ExampleBatch, example_batch
 from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encode_texts, encodings
-from stlm_kd.data.labelled.examples import digest, drawn_places, rows_of
+from stlm_kd.data.labelled.examples import drawn_places, rows_of
+from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.data.sources.tables import Row, shown
 from stlm_kd.errors import DataError, did_you_mean
 
@@ -54,7 +55,8 @@ class Sentences:
 
     def digest(self, *, in_order: bool = False) -> str:
         """SHA-256 (hex) of ids, words and tags, independent of the sentences' order unless ``in_order``."""
-        return digest([*zip(self.ids, self.words, self.tags, strict=True)], in_order=in_order)
+        rows = [*zip(self.ids, self.words, self.tags, strict=True)]
+        return hash_of(rows if in_order else sorted(rows))
 
 
 def read_sentences(
