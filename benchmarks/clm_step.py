@@ -42,6 +42,7 @@ from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.live import LiveTeacher
+from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import make_optimizer
 
 TARGET = 1.2
@@ -159,9 +160,7 @@ class Ours:
         ]
         self.model = student_model(options)
         self.module = StepModule(self.model, terms, teachers={"teacher": teacher})
-        self.optimizer = make_optimizer(
-            self.module, learning_rate=LEARNING_RATE, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8
-        )
+        self.optimizer = make_optimizer(self.module, TrainingConfig(learning_rate=LEARNING_RATE))
 
     def gradients(self, index: int) -> float:
         """Of one optimizer step; returns its loss."""

@@ -39,7 +39,8 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.pipeline.builders.data import BatchSizes, LabelledData
 from stlm_kd.tracking import Trackers
-from stlm_kd.training import FitSettings, fit
+from stlm_kd.training import TrainingConfig
+from stlm_kd.training.loop import fit
 
 TARGET = 1.5
 LEARNING_RATE = 2e-5
@@ -113,7 +114,7 @@ def ours(
     """One epoch through the one loop."""
     training_data = LabelledData(examples, None, tokenizer, {}, CONTEXT)
     stream = training_data.stream(BatchSizes(options.batch, options.batch), seed=1)
-    settings = FitSettings(
+    settings = TrainingConfig(
         steps=stream.steps_per_epoch,
         learning_rate=LEARNING_RATE,
         schedule="linear",

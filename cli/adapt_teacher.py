@@ -45,6 +45,7 @@ _OPTIONS = {
 }
 """The command-line option for each place in the equivalent recipe."""
 
+
 TeacherAndChanges = Annotated[
     list[str] | None,
     typer.Argument(
@@ -53,26 +54,19 @@ TeacherAndChanges = Annotated[
     ),
 ]
 Tokenizer = Annotated[str | None, typer.Option(help="Tokenizer with the new vocabulary: a folder or Hub id.")]
-TrainingText = Annotated[list[Path] | None, typer.Option(help="Training text. May be repeated.")]
 HeldOutText = Annotated[
     list[Path] | None, typer.Option(help="Held-out text, for early stopping and the report.")
 ]
-Tokens = Annotated[str | None, typer.Option(metavar="2M", help="Maximum training tokens.")]
 Init = Annotated[
     str | None, typer.Option(metavar="NAME", help="Initialiser: subword-mean, overlap, mean or random.")
 ]
 Objective = Annotated[
     str | None, typer.Option(metavar="cross-entropy|self-distillation", help="Training objective.")
 ]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Task = Annotated[
     str | None,
     typer.Option(metavar="clm|mlm", help="The teacher's task. Default: from its configuration."),
 ]
-Context = Annotated[int | None, typer.Option(help="Tokens per row.")]
-EffectiveBatch = Annotated[int | None, typer.Option(help="Rows per optimizer step.")]
-MicroBatch = Annotated[int | None, typer.Option(help="Rows per forward pass.")]
-Precision = Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Training precision.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed of the initialiser and the data order.")]
 Suites = Annotated[
     list[str] | None,
@@ -90,17 +84,17 @@ def adapt_teacher(
     words: TeacherAndChanges = None,
     recipe: OptionalRecipeName = None,
     tokenizer: Tokenizer = None,
-    data: TrainingText = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Training text. May be repeated.")] = None,
     validation: HeldOutText = None,
-    tokens: Tokens = None,
+    tokens: Annotated[str | None, typer.Option(metavar="2M", help="Maximum training tokens.")] = None,
     init: Init = None,
     objective: Objective = None,
-    learning_rate: LearningRate = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     task: Task = None,
-    context: Context = None,
-    effective_batch: EffectiveBatch = None,
-    micro_batch: MicroBatch = None,
-    precision: Precision = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
+    effective_batch: Annotated[int | None, typer.Option(help="Rows per optimizer step.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
+    precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help="Training precision.")] = None,
     seed: Seed = None,
     suite: Suites = None,
     tasks: Tasks = None,
@@ -117,32 +111,30 @@ def adapt_teacher(
     Either -r RECIPE [TEACHER], or TEACHER --tokenizer T --data PATH --validation PATH. The body stays frozen;
     a new embedding and head are initialised from the old ones and trained.
     """
-    adapt: dict[str, Plain] = {
-        "init": init,
-        "objective": objective,
-        "tokens": None if tokens is None else _count(tokens),
-        "learning_rate": learning_rate,
-        "effective_batch": effective_batch,
-        "micro_batch": micro_batch,
-        "precision": precision,
-        "seed": seed,
-    }
+    adapt = _given(
+        init=init,
+        objective=objective,
+        tokens=None if tokens is None else _count(tokens),
+        learning_rate=learning_rate,
+        effective_batch=effective_batch,
+        micro_batch=micro_batch,
+        precision=precision,
+        seed=seed,
+    )
+    text = _given(train=_texts(data), validation=_texts(validation), context=context)
+    others = [one for one in (tokenizer, task, suite, tasks, limit) if one is not None]
     with nullcontext() if recipe is not None else _errors_by_options():
         if recipe is not None:
-            given = [*adapt.values(), tokenizer, data, validation, context, task, suite, tasks, limit]
-            if any(value is not None for value in given):
+            if adapt or text or others:
                 raise UsageError(
                     "with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options"
                 )
             loaded, teacher = _of_recipe(recipe, words or ())
             name = Path(recipe).stem
         else:
-            model = _only_model(words or ())
-            scored = _suites(suite or (), tasks, limit)
-            of_task = partial(_of_options, model, adapt, tokenizer, data, validation, context, scored)
-            loaded = of_task(
-                task or "clm"
-            )  # reports invalid options before the model's configuration is read
+            model, scored = _only_model(words or ()), _suites(suite or (), tasks, limit)
+            of_task = partial(_of_options, model, tokenizer, adapt, text, scored)
+            loaded = of_task(task or "clm")  # reports invalid options before the configuration is read
             if task is None:
                 loaded = of_task(_task_of(model, trust_remote_code))
             teacher, name = None, f"adapt-{loaded.teachers[0].name}"
@@ -248,13 +240,20 @@ def _task_of(model: str, trust_remote_code: bool) -> str:
     return declared_task(load_config(model, trust_remote_code=trust_remote_code))
 
 
+def _given(**options: Plain) -> dict[str, Plain]:
+    """The options that are given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _texts(paths: Sequence[Path] | None) -> list[Plain] | None:
+    return None if paths is None else [str(path) for path in paths]
+
+
 def _of_options(
     model: str,
-    adapt: dict[str, Plain],
     tokenizer: str | None,
-    data: list[Path] | None,
-    validation: list[Path] | None,
-    context: int | None,
+    adapt: dict[str, Plain],
+    text: dict[str, Plain],
     suites: list[Plain],
     task: str,
 ) -> Recipe:
@@ -262,26 +261,20 @@ def _of_options(
     from stlm_kd.artifacts.run_dir import file_name
     from stlm_kd.recipe import from_values
 
-    required = {"--tokenizer": tokenizer, "--data": data, "--validation": validation}
+    required = {
+        "--tokenizer": tokenizer,
+        "--data": text.get("train"),
+        "--validation": text.get("validation"),
+    }
     missing = [flag for flag, value in required.items() if not value]
     if missing:
         raise UsageError(f"{', '.join(missing)}: not given; or name a recipe by -r")
-    name = file_name(Path(model).name).lstrip("_")
+    name = file_name(Path(model).name).lstrip("_") or "teacher"
     values: dict[str, Plain] = {
         "task": task,
         "student": {"tokenizer": tokenizer},
-        **({"eval": suites} if suites else {}),
-        "teachers": [
-            {
-                "name": name or "teacher",
-                "model": model,
-                "adapt": {key: value for key, value in adapt.items() if value is not None},
-            }
-        ],
-        "data": {
-            "train": [str(path) for path in data or ()],
-            "validation": [str(path) for path in validation or ()],
-            **({"context": context} if context is not None else {}),
-        },
+        "teachers": [{"name": name, "model": model, "adapt": adapt}],
+        "data": text,
+        "eval": suites,
     }
     return from_values(values, origin="the options")

@@ -1,66 +1,118 @@
-"""A fine-tuning job of a suite: task, settings and seed.
+"""What the fine-tuning suites share: their options, their jobs, and the task that a job works on.
 
 Such a suite returns ``FineTuneJob``s instead of scores. The caller fine-tunes a copy of the model for each,
-with the common training loop, and lets the suite score it.
+with the common training loop, and the job's task scores it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, TypeVar, get_type_hints
 
-Source = Literal["auto", "local", "hub"]
-Precision = Literal["fp32", "bf16"]
+from annotated_types import Ge, Gt
+
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.errors import DataError
+from stlm_kd.eval.fine_tuning.benchmark_data import VALIDATION, Found, Source, Wanted, locate
+from stlm_kd.training.config import Precision, TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from stlm_kd.artifacts.stage_store import Json
+    from stlm_kd.data.labelled.batches import Tokenised
+
+Data = TypeVar("Data")
+
+FINE_TUNING: Final = TrainingConfig(
+    learning_rate=2e-5, schedule="linear", warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999)
+)
+"""The settings that the studies share."""
+
+_REPORTED: Final = (
+    "epochs", "steps", "learning_rate", "effective_batch", "micro_batch", "warmup", "weight_decay", "eps",
+    "bias_correction", "precision",
+)  # fmt: skip
+"""The settings that differ between studies or are options, for keys and reports."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Fine-tuning settings: AdamW, β (0.9, 0.999), gradient clipping at 1.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuningOptions:
+    """The options of every fine-tuning suite.
 
     Attributes:
-        epochs: Over the drawn training examples.
-        steps: Optimizer steps instead of epochs; None: use epochs.
-        learning_rate: Its peak, followed by linear decay to 0.
-        effective_batch: Examples per optimizer step.
-        micro_batch: Maximum examples per forward pass; None: ``effective_batch``.
-        warmup: Fraction of the steps with a rising learning rate.
-        weight_decay: Applied to matrices.
-        eps: AdamW's.
-        bias_correction: Whether AdamW corrects the bias of its averages; BertAdam does not.
+        seeds: Number of seeds: 1, 2, … A seed determines the drawn examples, the head, the order and dropout,
+            and is shared by all models.
+        epochs: Instead of the study's.
+        steps: Optimizer steps instead of epochs, for a trial.
+        learning_rate: Instead of the study's.
+        effective_batch: Examples per optimizer step, instead of the study's.
+        micro_batch: Maximum examples per forward pass; default: those of a step.
+        context: Maximum tokens of an example; default: the study's, or the model's positions if fewer.
         precision: ``bf16`` runs the model under autocast, in training and in scoring.
+        source: ``local`` reads files in ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
     """
 
-    epochs: int
-    steps: int | None = None
-    learning_rate: float = 2e-5
-    effective_batch: int = 32
-    micro_batch: int | None = None
-    warmup: float = 0.0
-    weight_decay: float = 0.0
-    eps: float = 1e-8
-    bias_correction: bool = True
+    seeds: Annotated[int, Gt(0)] = 3
+    epochs: Annotated[int, Gt(0)] | None = None
+    steps: Annotated[int, Gt(0)] | None = None
+    learning_rate: Annotated[float, Gt(0)] | None = None
+    effective_batch: Annotated[int, Gt(0)] | None = None
+    micro_batch: Annotated[int, Gt(0)] | None = None
+    context: Annotated[int, Ge(4)] | None = None
     precision: Precision = "fp32"
+    source: Source = "auto"
 
-    def with_given(
+    def jobs(
         self,
+        benchmark: type[FineTuneTask[Any]],
+        task: str,
+        study: TrainingConfig,
         *,
-        epochs: int | None,
-        steps: int | None,
-        learning_rate: float | None,
-        effective_batch: int | None,
-        micro_batch: int | None,
-        precision: Precision,
-    ) -> Settings:
-        """These settings with the given values replaced."""
-        return replace(
-            self,
-            epochs=epochs or self.epochs,
-            steps=steps,
-            learning_rate=learning_rate or self.learning_rate,
-            effective_batch=effective_batch or self.effective_batch,
-            micro_batch=micro_batch,
-            precision=precision,
+        fraction: float,
+        stride: int | None = None,
+    ) -> tuple[FineTuneJob, ...]:
+        """One job for each seed, with the study's settings unless an option replaces them."""
+        settings = replace(
+            study,
+            epochs=self.epochs or study.epochs,
+            steps=self.steps,
+            learning_rate=self.learning_rate or study.learning_rate,
+            effective_batch=self.effective_batch or study.effective_batch,
+            micro_batch=self.micro_batch,
+            precision=self.precision,
         )
+        return tuple(
+            FineTuneJob(benchmark, task, seed, fraction, self.context, self.source, settings, stride)
+            for seed in range(1, self.seeds + 1)
+        )
+
+
+def with_fine_tuning_options(
+    suite: Callable[..., tuple[FineTuneJob, ...]],
+) -> Callable[..., tuple[FineTuneJob, ...]]:
+    """Give a suite the fields of ``FineTuningOptions`` as keyword-only arguments, after its own.
+
+    The decorated function receives them together, as its first argument.
+    """
+    hints = get_type_hints(FineTuningOptions, include_extras=True)
+
+    @wraps(suite)
+    def expanded(**options: Any) -> tuple[FineTuneJob, ...]:
+        shared = {name: options.pop(name) for name in hints.keys() & options.keys()}
+        return suite(FineTuningOptions(**shared), **options)
+
+    own = [one for one in signature(suite).parameters.values() if one.kind is Parameter.KEYWORD_ONLY]
+    shared = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in fields(FineTuningOptions)
+    ]
+    expanded.__signature__ = Signature([*own, *shared])  # type: ignore[attr-defined]  # read by inspect
+    return expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +120,7 @@ class FineTuneJob:
     """One fine-tuning.
 
     Attributes:
-        suite: The suite.
+        benchmark: The class of the suite's tasks.
         task: The suite's name of the task.
         seed: Seed of the new head, the drawn examples, their order and dropout.
         fraction: The fraction of training examples to draw; for text classification, the same for each class.
@@ -78,11 +130,183 @@ class FineTuneJob:
         stride: Tokens shared by adjacent windows, for suites that read long texts in windows.
     """
 
-    suite: str
+    benchmark: type[FineTuneTask[Any]]
     task: str
     seed: int
     fraction: float
     context: int | None
     source: Source
-    settings: Settings
+    settings: TrainingConfig
     stride: int | None = None
+
+    @property
+    def suite(self) -> str:
+        """The suite's name."""
+        return self.benchmark.suite
+
+    def reported_settings(self) -> dict[str, Any]:
+        """The settings that depend on study and options, for keys and reports."""
+        return {name: getattr(self.settings, name) for name in _REPORTED}
+
+
+@dataclass(frozen=True)
+class FineTuneTask(ABC, Generic[Data]):
+    """The task of a fine-tuning job: its examples, its model and its scores. One class for each benchmark.
+
+    Attributes:
+        job: The task's name, seed and settings.
+        found: The location of the splits; None for generated examples.
+    """
+
+    job: FineTuneJob
+    found: Found | None
+
+    suite: ClassVar[str]
+    hub: ClassVar[str]
+    """The data set on the Hub."""
+    context: ClassVar[int]
+    """The default maximum tokens per example, if the model has as many positions."""
+
+    @property
+    @abstractmethod
+    def unit(self) -> str:
+        """The unit of the training loss."""
+
+    @property
+    def place(self) -> str:
+        """The task's name in messages."""
+        return self.suite
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """The scored parts, with their splits."""
+        return {self.job.task: VALIDATION}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the data for readers of the scores."""
+        return self.found.notes if self.found else ()
+
+    @classmethod
+    def wanted(cls, task: str) -> Wanted | None:
+        """The data that a task requires; None if its examples are generated."""
+        return Wanted(cls.suite, task, task, (cls.hub, None))
+
+    @classmethod
+    def require_packages(cls) -> None:
+        """Check that the packages that score the suite are installed.
+
+        Raises:
+            MissingResourceError: One is not.
+        """
+
+    @classmethod
+    def average(cls, results: Sequence[SuiteResult]) -> SuiteResult | None:
+        """The average over several tasks of one seed; None if the suite has none."""
+
+    @abstractmethod
+    def examples_key(self) -> Json:
+        """A key that identifies the training and scored examples."""
+
+    def check(self) -> None:
+        """Read the examples and draw the fraction, to find faults before training.
+
+        Raises:
+            DataError: An example is malformed, or the fraction leaves too little.
+            MissingResourceError: A package or a file is missing.
+        """
+        self.require_packages()
+        self.drawn()
+        for split in self.parts.values():
+            self.read(split)
+
+    @abstractmethod
+    def model(
+        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
+    ) -> PreTrainedModel:
+        """Load the model with a new head initialised with the job's seed, in evaluation mode."""
+
+    @abstractmethod
+    def encoded(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> tuple[Tokenised, tuple[str, ...]]:
+        """The drawn training examples, tokenised, and notes for the user on them.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            context: Maximum tokens of an example.
+            multiple: Rows are padded to a multiple of this many positions.
+        """
+
+    @abstractmethod
+    def head(self, model: PreTrainedModel) -> str:
+        """The inputs of the head, in words."""
+
+    def scores(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, context: int
+    ) -> list[SuiteResult]:
+        """Score the fine-tuned model; one result per scored part."""
+        return [
+            self.score(model, tokenizer, self.read(split), part=part, context=context)
+            for part, split in self.parts.items()
+        ]
+
+    @abstractmethod
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        data: Data,
+        *,
+        part: str,
+        context: int,
+    ) -> SuiteResult:
+        """Score the fine-tuned model on the examples of one part.
+
+        Args:
+            model: The fine-tuned model.
+            tokenizer: Its tokenizer.
+            data: At least one example.
+            part: The scored part of the task, which names the scores.
+            context: Maximum tokens of an example.
+
+        Raises:
+            DataError: A logit is not finite.
+            MissingResourceError: A package is missing.
+        """
+
+    @abstractmethod
+    def drawn(self) -> Data:
+        """The fraction of the training examples, drawn with the seed.
+
+        Raises:
+            DataError: As ``read``, or the fraction leaves too little.
+        """
+
+    def read(self, split: str) -> Data:
+        """The examples of a split.
+
+        Raises:
+            DataError: An example is malformed; the message names the task.
+            MissingResourceError: A file or data set is missing.
+        """
+        try:
+            return self.load(split)
+        except DataError as error:
+            raise DataError(f"{self.place}: {error}") from error
+
+    @abstractmethod
+    def load(self, split: str) -> Data:
+        """The examples of a split, cached within a command."""
+
+
+def tasks_of(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask[Any]]:
+    """The task of each job of a suite, after locating the data of all tasks.
+
+    Raises:
+        MissingResourceError: Data is missing; the message lists the tasks and the searched locations.
+    """
+    benchmark = jobs[0].benchmark
+    wanted = [one for task in dict.fromkeys(job.task for job in jobs) if (one := benchmark.wanted(task))]
+    found = locate(wanted, jobs[0].source) if wanted else {}
+    return [benchmark(job, found.get(job.task)) for job in jobs]

@@ -6,13 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stlm_kd.data.sources import hub
 from stlm_kd.errors import DataError, MissingResourceError
-from stlm_kd.eval.fine_tuning.base import Source
+
+Source = Literal["auto", "local", "hub"]
 
 DATA = "STLM_KD_DATA"
-TRAIN = "train"
+TRAIN, VALIDATION = "train", "validation"
 _SUBSET = "train_subset"
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet", ".csv", ".tsv")
 
@@ -33,7 +35,7 @@ class Wanted:
     name: str
     folder: str
     hub: tuple[str, str | None]
-    splits: tuple[str, ...]
+    splits: tuple[str, ...] = (TRAIN, VALIDATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,10 @@ class Found:
     files: Mapping[str, str] | None
     hub: tuple[str, str | None]
     notes: tuple[str, ...] = ()
+
+    def file(self, split: str) -> str | None:
+        """The file of a split; None if it is on the Hub."""
+        return None if self.files is None else self.files[split]
 
 
 def locate(wanted: Sequence[Wanted], source: Source) -> dict[str, Found]:

@@ -6,7 +6,8 @@ epochs; evaluated on the development set.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,69 +15,114 @@ import torch
 
 from stlm_kd.artifacts.results import Json, SuiteResult
 from stlm_kd.data.labelled.batches import example_evaluation_batches
-from stlm_kd.data.labelled.token_labels import Sentences, encode_words
-from stlm_kd.eval.fine_tuning.base import Precision, Settings
-from stlm_kd.eval.fine_tuning.entities import entity_scores
+from stlm_kd.data.labelled.token_labels import EncodedWords, Sentences, encode_words, read_sentences
+from stlm_kd.errors import DataError
+from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
+from stlm_kd.eval.fine_tuning.entities import entity_scores, seqeval
 from stlm_kd.eval.runner import autocast, evaluating, require_finite
 from stlm_kd.models.forward import inputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from stlm_kd.artifacts.stage_store import Json as KeyPart
+
 SUITE: Final = "ner"
 TASK: Final = "conll2003"
 TAGS: Final = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 HUB: Final = "lhoestq/conll2003"
-CONTEXT: Final = 256
-STUDY: Final = Settings(epochs=3, learning_rate=5e-5, effective_batch=32)
+STUDY: Final = replace(FINE_TUNING, epochs=3, learning_rate=5e-5, effective_batch=32)
 _BATCH = 64
 
 
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    sentences: Sentences,
-    *,
-    context: int,
-    precision: Precision,
-) -> SuiteResult:
-    """Entity F1, micro and macro, and accuracy of a model that was fine-tuned to tag words.
+@dataclass(frozen=True)
+class Conll2003(FineTuneTask[Sentences]):
+    """CoNLL-2003 as a fine-tuning task."""
 
-    A word that is truncated, or that the tokenizer encodes to nothing, counts as predicted ``O``; a note
-    gives their number.
+    suite = SUITE
+    hub = HUB
+    context = 256
+    unit = "nats/word"
 
-    Args:
-        model: With a token classification head for the sentences' tags.
-        tokenizer: Its tokenizer.
-        sentences: At least one.
-        context: Maximum tokens of a sentence.
-        precision: ``bf16`` runs the model under autocast.
+    @classmethod
+    def require_packages(cls) -> None:
+        seqeval()
 
-    Raises:
-        MissingResourceError: seqeval is not installed.
-    """
-    encoded = encode_words(sentences, tokenizer, context=context)
-    predicted: list[list[str]] = [["O"] * len(words) for words in sentences.words]
-    with torch.no_grad(), evaluating(model), autocast(model.device, precision):
-        for batch in example_evaluation_batches(encoded, micro_batch=_BATCH):
-            logits_BTC = model(**inputs_of(batch.to(model.device), model)).logits
-            require_finite(model, logits_BTC, suite=SUITE)
-            places_BT = logits_BTC.argmax(-1).cpu().numpy()
-            for row, number in enumerate(batch.example_ids.tolist()):
-                firsts = encoded.firsts[number]
-                for word in np.flatnonzero(firsts >= 0):
-                    predicted[number][word] = sentences.tag_names[places_BT[row, firsts[word]]]
-    labels = [[sentences.tag_names[tag] for tag in tags] for tags in sentences.tags]
-    found = entity_scores(predicted, labels, task=TASK, ids=sentences.ids, suite=SUITE)
-    notes = (f"{TASK}: {encoded.unread} words are not encoded and count as O",) if encoded.unread else ()
-    predictions: dict[str, Json] = {
-        name: [*tags] for name, tags in zip(sentences.ids, predicted, strict=True)
-    }
-    known: dict[str, Json] = {"texts": sentences.digest(), "told": predictions}
-    scores = found.scores
-    if len(labels) > 1 and {tag for tags in predicted for tag in tags} == {"O"} != {
-        tag for tags in labels for tag in tags
-    }:
-        reason = f"degenerate: finds no entity in all {len(labels):,} sentences"
-        scores = tuple(replace(score, degenerate=reason) for score in scores)
-    return replace(found, scores=scores, notes=notes, report={**found.report, **known})
+    def examples_key(self) -> KeyPart:
+        return [self.read(TRAIN).digest(in_order=True), self.read(VALIDATION).digest()]
+
+    def load(self, split: str) -> Sentences:
+        assert self.found is not None
+        return _sentences(self.found.file(split), split)
+
+    def drawn(self) -> Sentences:
+        drawn = self.read(TRAIN).draw(self.job.fraction, seed=self.job.seed)
+        if not any(tag for tags in drawn.tags for tag in tags):
+            raise DataError(
+                f"{SUITE}: {self.job.fraction:g} of the sentences ({len(drawn)}) leaves no entity; draw a "
+                "larger fraction"
+            )
+        return drawn
+
+    def model(
+        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
+    ) -> PreTrainedModel:
+        from stlm_kd.models.heads.tokens import load_token_classifier
+
+        return load_token_classifier(
+            name, TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
+        )
+
+    def encoded(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> tuple[EncodedWords, tuple[str, ...]]:
+        words = encode_words(self.drawn(), tokenizer, context=context, multiple=multiple)
+        note = f"{words.unread} words have no token within {context} positions"
+        return words, (note,) if words.unread else ()
+
+    def head(self, model: PreTrainedModel) -> str:
+        return "each word's first token"
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        data: Sentences,
+        *,
+        part: str,
+        context: int,
+    ) -> SuiteResult:
+        """Entity F1, micro and macro, and accuracy.
+
+        A word that is truncated, or that the tokenizer encodes to nothing, counts as predicted ``O``; a note
+        gives their number.
+        """
+        encoded = encode_words(data, tokenizer, context=context)
+        predicted: list[list[str]] = [["O"] * len(words) for words in data.words]
+        with torch.no_grad(), evaluating(model), autocast(model.device, self.job.settings.precision):
+            for batch in example_evaluation_batches(encoded, micro_batch=_BATCH):
+                logits_BTC = model(**inputs_of(batch.to(model.device), model)).logits
+                require_finite(model, logits_BTC, suite=SUITE)
+                places_BT = logits_BTC.argmax(-1).cpu().numpy()
+                for row, number in enumerate(batch.example_ids.tolist()):
+                    firsts = encoded.firsts[number]
+                    for word in np.flatnonzero(firsts >= 0):
+                        predicted[number][word] = data.tag_names[places_BT[row, firsts[word]]]
+        labels = [[data.tag_names[tag] for tag in tags] for tags in data.tags]
+        found = entity_scores(predicted, labels, task=TASK, ids=data.ids, suite=SUITE)
+        notes = (f"{TASK}: {encoded.unread} words are not encoded and count as O",) if encoded.unread else ()
+        predictions: dict[str, Json] = {name: [*tags] for name, tags in zip(data.ids, predicted, strict=True)}
+        known: dict[str, Json] = {"texts": data.digest(), "told": predictions}
+        scores = found.scores
+        if len(labels) > 1 and {tag for tags in predicted for tag in tags} == {"O"} != {
+            tag for tags in labels for tag in tags
+        }:
+            reason = f"degenerate: finds no entity in all {len(labels):,} sentences"
+            scores = tuple(replace(score, degenerate=reason) for score in scores)
+        return replace(found, scores=scores, notes=notes, report={**found.report, **known})
+
+
+@lru_cache(maxsize=2)
+def _sentences(path: str | None, split: str) -> Sentences:
+    return read_sentences(TAGS, path=path, dataset=HUB, split=split)

@@ -13,15 +13,28 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
+import torch
 
 from stlm_kd.artifacts.results import Score, SuiteResult
-from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.data.labelled.batches import EncodedExamples
+from stlm_kd.data.labelled.encoding import encode_texts
+from stlm_kd.data.labelled.examples import (
+    Examples,
+    LabelledSource,
+    draw_fraction,
+    fingerprint,
+    known_examples,
+)
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.classification.scoring import measure
-from stlm_kd.eval.fine_tuning.base import Precision, Settings
+from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION, Wanted
+from stlm_kd.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from stlm_kd.artifacts.stage_store import Json
 
 SUITE: Final = "glue"
 AVERAGE: Final = "average"
@@ -32,6 +45,7 @@ GlueName = Literal[
 ]  # fmt: skip
 Preset = Literal["study", "few-shot"]
 
+HUB: Final = "nyu-mll/glue"
 CONTEXT: Final = 128
 """Maximum tokens of an example, in both studies."""
 
@@ -54,7 +68,7 @@ class GlueTask:
     metrics: tuple[str, ...]
     scored: Mapping[str, str] = field(default_factory=dict)
     sample: str | None = None
-    numbers: tuple[float, float] | None = None
+    numbers: tuple[float, float] = (-math.inf, math.inf)
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -92,124 +106,178 @@ _FEW_SHOT_EPOCHS = {
 }  # fmt: skip
 """Starshak, "Few-Shot Causal Distillation", section 5.3; synthetic tasks as the tasks they imitate."""
 
+_FEW_SHOT = replace(
+    FINE_TUNING, effective_batch=16, warmup=0.1, weight_decay=0.01, eps=1e-6, bias_correction=False
+)
+
 
 def scored_parts(name: str) -> Mapping[str, str]:
     """The scored parts of a task, with their splits."""
-    return TASKS[name].scored or {name: "validation"}
+    return TASKS[name].scored or {name: VALIDATION}
 
 
-def check_labels(examples: Examples, task: str) -> None:
-    """Refuse regression labels outside the task's range.
-
-    Raises:
-        DataError: A label is outside; the message names the first.
-    """
-    allowed = TASKS[task].numbers
-    if allowed is None:
-        return
-    outside = np.flatnonzero((examples.labels < allowed[0]) | (examples.labels > allowed[1]))
-    if len(outside):
-        raise DataError(
-            f"{len(outside)} of {len(examples)} labels are outside {allowed[0]:g} to {allowed[1]:g} (the "
-            f"first: {examples.labels[outside[0]]:g}, of example {examples.ids[outside[0]]}); bring them to "
-            "the scale of the task"
-        )
-
-
-def fraction_of(preset: Preset) -> float:
-    """The fraction of the training examples that a study uses."""
-    return 0.1 if preset == "few-shot" else 1.0
-
-
-def settings_of(
-    name: str,
-    preset: Preset,
-    *,
-    epochs: int | None,
-    steps: int | None,
-    learning_rate: float | None,
-    effective_batch: int | None,
-    micro_batch: int | None,
-    precision: Precision,
-) -> Settings:
-    """A study's settings for a task, with the given values replaced.
+def settings_of(task: str, preset: Preset, *, has_length: bool) -> TrainingConfig:
+    """A study's settings for a task.
 
     ``study`` has 25 epochs for RTE and CoLA and 3 otherwise (Wu et al., "Causal Distillation for Language
     Models", 2022, A.3); other settings are not published and follow transformers' example ``run_glue``.
     ``few-shot`` is table 2 of Starshak's study, BertAdam included.
 
+    Args:
+        task: The task's name.
+        preset: The study.
+        has_length: Whether epochs or steps are given, so that the study's epochs are not needed.
+
     Raises:
-        UsageError: The study does not include the task, and neither epochs nor steps are given.
+        UsageError: The study does not include the task, and its epochs are needed.
     """
     if preset == "study":
-        known: int | None = 25 if name in ("rte", "cola") else 3
-        own = Settings(epochs=0)
-    else:
-        known = _FEW_SHOT_EPOCHS.get(name)
-        own = Settings(
-            epochs=0, effective_batch=16, warmup=0.1, weight_decay=0.01, eps=1e-6, bias_correction=False
-        )
-    if epochs is None and steps is None and known is None:
+        return replace(FINE_TUNING, epochs=25 if task in ("rte", "cola") else 3)
+    if not has_length and task not in _FEW_SHOT_EPOCHS:
         raise UsageError(
-            f"glue {name}: the few-shot study has epochs for {', '.join(sorted(_FEW_SHOT_EPOCHS))} only; "
+            f"glue {task}: the few-shot study has epochs for {', '.join(sorted(_FEW_SHOT_EPOCHS))} only; "
             "give epochs, or leave the task out"
         )
-    return replace(own, epochs=known or 1).with_given(
-        epochs=epochs,
-        steps=steps,
-        learning_rate=learning_rate,
-        effective_batch=effective_batch,
-        micro_batch=micro_batch,
-        precision=precision,
-    )
+    return replace(_FEW_SHOT, epochs=_FEW_SHOT_EPOCHS.get(task, 1))
 
 
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    examples: Examples,
-    *,
-    task: str,
-    part: str,
-    context: int,
-    precision: Precision,
-) -> SuiteResult:
-    """The scores of a model that was fine-tuned on a task, in GLUE's metrics.
+@dataclass(frozen=True)
+class Glue(FineTuneTask[Examples]):
+    """A GLUE task, or a synthetic one, as a fine-tuning task."""
 
-    Args:
-        model: The fine-tuned model.
-        tokenizer: Its tokenizer.
-        examples: Examples of the part.
-        task: The task's name.
-        part: The scored part of the task, which names the scores.
-        context: Maximum tokens of an example.
-        precision: See ``eval.classification.scoring.measure``.
+    suite = SUITE
+    hub = HUB
+    context = CONTEXT
 
-    Raises:
-        DataError: A logit is not finite.
-    """
-    found = measure(model, tokenizer, examples, context=context, precision=precision, task=part, suite=SUITE)
-    scores = tuple(found.score(part, metric) for metric in TASKS[task].metrics)
-    return replace(found, scores=scores)
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return TASKS[self.job.task].labels
 
+    @property
+    def unit(self) -> str:
+        return "nats/example" if self._labels else "squared error"
 
-def average(results: Sequence[SuiteResult]) -> SuiteResult:
-    """The mean over tasks for one fine-tuning seed, where each task is the mean of its scores.
+    @property
+    def place(self) -> str:
+        return f"{SUITE} {self.job.task}"
 
-    As in GLUE, F1 and accuracy of MRPC and QQP, both correlations of STS-B and both parts of MNLI are
-    averaged first. The standard error treats tasks as independent, and the scores of one task as fully
-    correlated.
-    """
-    by_part: dict[str, list[Score]] = {}
-    for result in results:
-        for one in result.scores:
-            by_part.setdefault(one.task, []).append(one)
-    names = [name for name in TASKS if all(part in by_part for part in scored_parts(name))]
-    tasks = [[one for part in scored_parts(name) for one in by_part[part]] for name in names]
-    errors = [[one.stderr for one in scores if one.stderr is not None] for scores in tasks]
-    known = all(len(found) == len(scores) for found, scores in zip(errors, tasks, strict=True))
-    stderr = math.sqrt(sum(fmean(found) ** 2 for found in errors)) / len(tasks) if known else None
-    value = fmean(fmean(one.value for one in scores) for scores in tasks)
-    total = sum(scores[0].examples for scores in tasks)
-    how = f"{AVERAGE}: the mean over {', '.join(names)}, each the mean of its metrics"
-    return SuiteResult(SUITE, (Score(SUITE, AVERAGE, value, stderr, total),), notes=(how,))
+    @property
+    def parts(self) -> Mapping[str, str]:
+        return scored_parts(self.job.task)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ("sample tasks are synthetic",) if self.found is None else self.found.notes
+
+    @classmethod
+    def wanted(cls, task: str) -> Wanted | None:
+        if TASKS[task].sample is not None:
+            return None
+        return Wanted(SUITE, task, f"{SUITE}/{task}", (cls.hub, task), (TRAIN, *scored_parts(task).values()))
+
+    @classmethod
+    def average(cls, results: Sequence[SuiteResult]) -> SuiteResult:
+        """The mean over tasks for one fine-tuning seed, where each task is the mean of its scores.
+
+        As in GLUE, F1 and accuracy of MRPC and QQP, both correlations of STS-B and both parts of MNLI are
+        averaged first. The standard error treats tasks as independent, and the scores of one task as fully
+        correlated.
+        """
+        by_part: dict[str, list[Score]] = {}
+        for result in results:
+            for one in result.scores:
+                by_part.setdefault(one.task, []).append(one)
+        names = [name for name in TASKS if all(part in by_part for part in scored_parts(name))]
+        tasks = [[one for part in scored_parts(name) for one in by_part[part]] for name in names]
+        errors = [[one.stderr for one in scores if one.stderr is not None] for scores in tasks]
+        known = all(len(found) == len(scores) for found, scores in zip(errors, tasks, strict=True))
+        stderr = math.sqrt(sum(fmean(found) ** 2 for found in errors)) / len(tasks) if known else None
+        value = fmean(fmean(one.value for one in scores) for scores in tasks)
+        total = sum(scores[0].examples for scores in tasks)
+        how = f"{AVERAGE}: the mean over {', '.join(names)}, each the mean of its metrics"
+        return SuiteResult(SUITE, (Score(SUITE, AVERAGE, value, stderr, total),), notes=(how,))
+
+    def examples_key(self) -> Json:
+        parts: dict[str, Json] = {
+            name: fingerprint(self._source(split)) for name, split in self.parts.items()
+        }
+        return [fingerprint(self._source(TRAIN)), parts, list(self._labels)]
+
+    def _source(self, split: str) -> LabelledSource:
+        task = TASKS[self.job.task]
+        if self.found is None:
+            return LabelledSource(sample=task.sample, split=split)
+        path = self.found.file(split)
+        if path is not None:
+            return LabelledSource(path=path, text=task.text)
+        dataset, name = self.found.hub
+        return LabelledSource(hub=dataset, name=name, split=split, text=task.text)
+
+    def load(self, split: str) -> Examples:
+        source = self._source(split)
+        found = known_examples((source,), (fingerprint(source),), self._labels, not self._labels)
+        least, most = TASKS[self.job.task].numbers
+        outside = np.flatnonzero((found.labels < least) | (found.labels > most))
+        if len(outside):
+            raise DataError(
+                f"{len(outside)} of {len(found)} labels are outside {least:g} to {most:g} (the "
+                f"first: {found.labels[outside[0]]:g}, of example {found.ids[outside[0]]}); bring them to "
+                "the scale of the task"
+            )
+        return found
+
+    def drawn(self) -> Examples:
+        found = self.read(TRAIN)
+        if self.job.fraction == 1.0:
+            return found
+        return draw_fraction(found, self.job.fraction, seed=self.job.seed, place=self.place)
+
+    def model(
+        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
+    ) -> PreTrainedModel:
+        from stlm_kd.models.heads.classifiers import check_classifier, load_classifier
+
+        model = load_classifier(
+            name,
+            self._labels,
+            tokenizer=tokenizer,
+            trust_remote_code=trust,
+            head_seed=self.job.seed,
+            dtype=torch.float32,
+        )
+        check_classifier(model, context=context, name=name)
+        return model
+
+    def encoded(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> tuple[EncodedExamples, tuple[str, ...]]:
+        drawn = self.drawn()
+        texts = encode_texts(drawn.texts, tokenizer, context=context, multiple=multiple)
+        return EncodedExamples(drawn.labels, texts), texts.notes
+
+    def head(self, model: PreTrainedModel) -> str:
+        from stlm_kd.models.heads.classifiers import head_place
+
+        place = head_place(model)
+        return "all tokens" if place == "several" else f"the {place} token"
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        data: Examples,
+        *,
+        part: str,
+        context: int,
+    ) -> SuiteResult:
+        found = measure(
+            model,
+            tokenizer,
+            data,
+            context=context,
+            precision=self.job.settings.precision,
+            task=part,
+            suite=SUITE,
+        )
+        scores = tuple(found.score(part, metric) for metric in TASKS[self.job.task].metrics)
+        return replace(found, scores=scores)

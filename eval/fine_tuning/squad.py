@@ -12,7 +12,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -21,20 +22,29 @@ import torch
 
 from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.data.labelled.batches import example_evaluation_batches
-from stlm_kd.data.labelled.question_answering import EncodedWindows, Question, digest, encode_windows
-from stlm_kd.eval.fine_tuning.base import Precision, Settings
+from stlm_kd.data.labelled.question_answering import (
+    EncodedWindows,
+    Question,
+    digest,
+    draw_questions,
+    encode_windows,
+    read_questions,
+)
+from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
+from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
 from stlm_kd.eval.runner import autocast, evaluating, require_finite
 from stlm_kd.models.forward import inputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from stlm_kd.artifacts.stage_store import Json as KeyPart
+
 SUITE: Final = "squad"
 TASK: Final = "squad_v1.1"
 HUB: Final = "rajpurkar/squad"
-CONTEXT: Final = 384
 STRIDE: Final = 128
-STUDY: Final = Settings(epochs=2, learning_rate=3e-5, effective_batch=48)
+STUDY: Final = replace(FINE_TUNING, epochs=2, learning_rate=3e-5, effective_batch=48)
 LONGEST_ANSWER: Final = 30
 """Maximum tokens of an answer, as in BERT's own script."""
 
@@ -103,44 +113,6 @@ def _degenerate(answers: Sequence[str], *, one_span: bool) -> str | None:
     return f"degenerate: predicts the same {same} for all {len(answers):,} questions"
 
 
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    questions: Sequence[Question],
-    *,
-    context: int,
-    stride: int,
-    precision: Precision,
-) -> SuiteResult:
-    """Exact match and F1 of a model that was fine-tuned to extract spans.
-
-    Args:
-        model: With a head of two outputs per token: the start and end logits of an answer.
-        tokenizer: Its tokenizer.
-        questions: At least one.
-        context: Maximum tokens of a window.
-        stride: Tokens shared by adjacent windows.
-        precision: ``bf16`` runs the model under autocast.
-    """
-    windows = encode_windows(questions, tokenizer, context=context, stride=stride)
-    best: dict[int, tuple[float, str, tuple[int, ...]]] = {}
-    with torch.no_grad(), evaluating(model), autocast(model.device, precision):
-        for batch in example_evaluation_batches(windows, micro_batch=_BATCH):
-            logits = model(**inputs_of(batch.to(model.device), model)).logits
-            require_finite(model, logits, suite=SUITE)
-            logits_BT2 = logits.float().cpu().numpy()
-            for row, window in enumerate(batch.example_ids.tolist()):
-                question = int(windows.questions[window])
-                found = best_span(logits_BT2[row].astype(np.float64), windows, window)
-                if found is not None and found[0] > best.get(question, _NO_SPAN)[0]:
-                    value, begin, end = found
-                    text = questions[question].passage[begin:end]
-                    best[question] = value, text, _tokens_of(begin, end, windows, window)
-    found_spans = [best.get(place, _NO_SPAN) for place in range(len(questions))]
-    answers = {one.id: text for one, (_, text, _) in zip(questions, found_spans, strict=True)}
-    return answer_scores(answers, questions, one_span=len({tokens for *_, tokens in found_spans}) == 1)
-
-
 def _tokens_of(begin: int, end: int, windows: EncodedWindows, window: int) -> tuple[int, ...]:
     """The first and last token of a character span, counted from the window's first passage token."""
     first, last = windows.own.offsets[window : window + 2]
@@ -167,3 +139,79 @@ def best_span(logits_T2: Floats, windows: EncodedWindows, window: int) -> tuple[
     begin, end = max(pairs, key=lambda pair: logits_T2[pair[0], 0] + logits_T2[pair[1], 1])
     value = float(logits_T2[begin, 0] + logits_T2[end, 1])
     return value, int(characters_T2[begin, 0]), int(characters_T2[end, 1])
+
+
+@dataclass(frozen=True)
+class Squad(FineTuneTask[tuple[Question, ...]]):
+    """SQuAD v1.1 as a fine-tuning task."""
+
+    suite = SUITE
+    hub = HUB
+    context = 384
+    unit = "nats/end"
+
+    @property
+    def _stride(self) -> int:
+        assert self.job.stride is not None
+        return self.job.stride
+
+    def examples_key(self) -> KeyPart:
+        return [digest(self.read(TRAIN), in_order=True), digest(self.read(VALIDATION))]
+
+    def load(self, split: str) -> tuple[Question, ...]:
+        assert self.found is not None
+        return _questions(self.found.file(split), split)
+
+    def drawn(self) -> tuple[Question, ...]:
+        return draw_questions(self.read(TRAIN), self.job.fraction, seed=self.job.seed)
+
+    def model(
+        self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
+    ) -> PreTrainedModel:
+        from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
+
+        return load_token_classifier(
+            name, SPAN, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
+        )
+
+    def encoded(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> tuple[EncodedWindows, tuple[str, ...]]:
+        drawn = self.drawn()
+        windows = encode_windows(drawn, tokenizer, context=context, stride=self._stride, multiple=multiple)
+        return windows, (f"{len(drawn)} questions in {len(windows)} windows",)
+
+    def head(self, model: PreTrainedModel) -> str:
+        return "every token"
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        data: tuple[Question, ...],
+        *,
+        part: str,
+        context: int,
+    ) -> SuiteResult:
+        windows = encode_windows(data, tokenizer, context=context, stride=self._stride)
+        best: dict[int, tuple[float, str, tuple[int, ...]]] = {}
+        with torch.no_grad(), evaluating(model), autocast(model.device, self.job.settings.precision):
+            for batch in example_evaluation_batches(windows, micro_batch=_BATCH):
+                logits = model(**inputs_of(batch.to(model.device), model)).logits
+                require_finite(model, logits, suite=SUITE)
+                logits_BT2 = logits.float().cpu().numpy()
+                for row, window in enumerate(batch.example_ids.tolist()):
+                    question = int(windows.questions[window])
+                    found = best_span(logits_BT2[row].astype(np.float64), windows, window)
+                    if found is not None and found[0] > best.get(question, _NO_SPAN)[0]:
+                        value, begin, end = found
+                        text = data[question].passage[begin:end]
+                        best[question] = value, text, _tokens_of(begin, end, windows, window)
+        found_spans = [best.get(place, _NO_SPAN) for place in range(len(data))]
+        answers = {one.id: text for one, (_, text, _) in zip(data, found_spans, strict=True)}
+        return answer_scores(answers, data, one_span=len({tokens for *_, tokens in found_spans}) == 1)
+
+
+@lru_cache(maxsize=2)
+def _questions(path: str | None, split: str) -> tuple[Question, ...]:
+    return read_questions(path=path, dataset=HUB, split=split)

@@ -1,164 +1,81 @@
 """The suites that fine-tune a model and score it.
 
-Their keyword-only arguments are their options in recipes, as for any suite.
+Their keyword-only arguments and the fields of ``FineTuningOptions`` are their options in recipes.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Gt, Le
 
-from stlm_kd.eval.fine_tuning import conll2003 as conll
-from stlm_kd.eval.fine_tuning import glue as benchmark
-from stlm_kd.eval.fine_tuning import squad as questions
-from stlm_kd.eval.fine_tuning.base import FineTuneJob, Precision, Source
-from stlm_kd.eval.fine_tuning.glue import OFFICIAL, GlueName, Preset
+from stlm_kd.eval.fine_tuning.base import FineTuneJob, FineTuningOptions, with_fine_tuning_options
+from stlm_kd.eval.fine_tuning.conll2003 import STUDY as CONLL_STUDY
+from stlm_kd.eval.fine_tuning.conll2003 import TASK as CONLL_TASK
+from stlm_kd.eval.fine_tuning.conll2003 import Conll2003
+from stlm_kd.eval.fine_tuning.glue import OFFICIAL, Glue, GlueName, Preset, settings_of
+from stlm_kd.eval.fine_tuning.squad import STRIDE, Squad
+from stlm_kd.eval.fine_tuning.squad import STUDY as SQUAD_STUDY
+from stlm_kd.eval.fine_tuning.squad import TASK as SQUAD_TASK
 from stlm_kd.eval.suite import SUITES
 
-FINE_TUNED = frozenset({benchmark.SUITE, conll.SUITE, questions.SUITE})
+Fraction = Annotated[float, Gt(0), Le(1)]
+
+FINE_TUNED = frozenset({Glue.suite, Conll2003.suite, Squad.suite})
 """The suites that return ``FineTuneJob``s; language models and bodies are fine-tuned, then scored."""
 
 
-@SUITES.register(benchmark.SUITE)
+@SUITES.register(Glue.suite)
+@with_fine_tuning_options
 def glue(
+    options: FineTuningOptions,
+    /,
     *,
     tasks: tuple[GlueName, ...] = OFFICIAL,
-    seeds: Annotated[int, Gt(0)] = 3,
     preset: Preset = "study",
-    fraction: Annotated[float, Gt(0), Le(1)] | None = None,
-    epochs: Annotated[int, Gt(0)] | None = None,
-    steps: Annotated[int, Gt(0)] | None = None,
-    learning_rate: Annotated[float, Gt(0)] | None = None,
-    effective_batch: Annotated[int, Gt(0)] | None = None,
-    micro_batch: Annotated[int, Gt(0)] | None = None,
-    context: Annotated[int, Ge(4)] | None = None,
-    precision: Precision = "fp32",
-    source: Source = "auto",
+    fraction: Fraction | None = None,
 ) -> tuple[FineTuneJob, ...]:
     """GLUE: fine-tunes a copy of the model with a new head for each task and seed, and scores it.
 
     Args:
+        options: Seeds, settings instead of the study's, source.
         tasks: GLUE tasks; or ``sample-acceptability``, ``sample-sentiment``: synthetic, without a download.
-        seeds: Number of seeds: 1, 2, … A seed determines the drawn examples, the head, the order and dropout,
-            and is shared by all models.
         preset: The settings: ``study`` or ``few-shot``; see ``eval.fine_tuning.glue.settings_of``.
         fraction: Fraction of the training examples of each class; default: the study's.
-        epochs: Instead of the study's.
-        steps: Optimizer steps instead of epochs, for a trial.
-        learning_rate: Instead of the study's.
-        effective_batch: Examples per optimizer step, instead of the study's.
-        micro_batch: Maximum examples per forward pass; default: those of a step.
-        context: Maximum tokens of an example; default: 128, or the model's positions if fewer.
-        precision: ``bf16`` runs the model under autocast, in training and in scoring.
-        source: ``local`` reads files in ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
 
     Raises:
         UsageError: The preset has no epochs for a task, and none are given.
     """
-    chosen = dict.fromkeys(tasks)
-    settings = {
-        task: benchmark.settings_of(
-            task,
-            preset,
-            epochs=epochs,
-            steps=steps,
-            learning_rate=learning_rate,
-            effective_batch=effective_batch,
-            micro_batch=micro_batch,
-            precision=precision,
-        )
-        for task in chosen
-    }
-    share = benchmark.fraction_of(preset) if fraction is None else fraction
+    share = fraction or (0.1 if preset == "few-shot" else 1.0)
+    has_length = options.epochs is not None or options.steps is not None
+    studies = {task: settings_of(task, preset, has_length=has_length) for task in tasks}
     return tuple(
-        FineTuneJob(benchmark.SUITE, task, seed, share, context, source, settings[task])
-        for task in chosen
-        for seed in range(1, seeds + 1)
+        job for task, study in studies.items() for job in options.jobs(Glue, task, study, fraction=share)
     )
 
 
-@SUITES.register(conll.SUITE)
-def ner(
-    *,
-    seeds: Annotated[int, Gt(0)] = 3,
-    fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
-    epochs: Annotated[int, Gt(0)] | None = None,
-    steps: Annotated[int, Gt(0)] | None = None,
-    learning_rate: Annotated[float, Gt(0)] | None = None,
-    effective_batch: Annotated[int, Gt(0)] | None = None,
-    micro_batch: Annotated[int, Gt(0)] | None = None,
-    context: Annotated[int, Ge(4)] | None = None,
-    precision: Precision = "fp32",
-    source: Source = "auto",
-) -> tuple[FineTuneJob, ...]:
+@SUITES.register(Conll2003.suite)
+@with_fine_tuning_options
+def ner(options: FineTuningOptions, /, *, fraction: Fraction = 1.0) -> tuple[FineTuneJob, ...]:
     """CoNLL-2003: fine-tunes a copy of the model as a token classifier for each seed, and scores it.
 
     Args:
-        seeds: Number of seeds: 1, 2, … A seed determines the head, the drawn examples, the order and dropout.
+        options: Seeds, settings instead of the study's, source.
         fraction: Fraction of the training examples.
-        epochs: Instead of the study's.
-        steps: Optimizer steps instead of epochs, for a trial.
-        learning_rate: Instead of the study's.
-        effective_batch: Examples per optimizer step, instead of the study's.
-        micro_batch: Maximum examples per forward pass; default: those of a step.
-        context: Maximum tokens of a sentence; default: 256, or the model's positions if fewer.
-        precision: ``bf16`` runs the model under autocast, in training and in scoring.
-        source: ``local`` reads files in ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
     """
-    settings = conll.STUDY.with_given(
-        epochs=epochs,
-        steps=steps,
-        learning_rate=learning_rate,
-        effective_batch=effective_batch,
-        micro_batch=micro_batch,
-        precision=precision,
-    )
-    return tuple(
-        FineTuneJob(conll.SUITE, conll.TASK, seed, fraction, context, source, settings)
-        for seed in range(1, seeds + 1)
-    )
+    return options.jobs(Conll2003, CONLL_TASK, CONLL_STUDY, fraction=fraction)
 
 
-@SUITES.register(questions.SUITE)
+@SUITES.register(Squad.suite)
+@with_fine_tuning_options
 def squad(
-    *,
-    seeds: Annotated[int, Gt(0)] = 3,
-    fraction: Annotated[float, Gt(0), Le(1)] = 1.0,
-    epochs: Annotated[int, Gt(0)] | None = None,
-    steps: Annotated[int, Gt(0)] | None = None,
-    learning_rate: Annotated[float, Gt(0)] | None = None,
-    effective_batch: Annotated[int, Gt(0)] | None = None,
-    micro_batch: Annotated[int, Gt(0)] | None = None,
-    context: Annotated[int, Ge(4)] | None = None,
-    stride: Annotated[int, Gt(0)] = questions.STRIDE,
-    precision: Precision = "fp32",
-    source: Source = "auto",
+    options: FineTuningOptions, /, *, fraction: Fraction = 1.0, stride: Annotated[int, Gt(0)] = STRIDE
 ) -> tuple[FineTuneJob, ...]:
     """SQuAD v1.1: fine-tunes a copy of the model with a span head for each seed, and scores it.
 
     Args:
-        seeds: Number of seeds: 1, 2, … A seed determines the head, the drawn examples, the order and dropout.
+        options: Seeds, settings instead of the study's, source.
         fraction: Fraction of the training examples.
-        epochs: Instead of the study's.
-        steps: Optimizer steps instead of epochs, for a trial.
-        learning_rate: Instead of the study's.
-        effective_batch: Examples per optimizer step, instead of the study's.
-        micro_batch: Maximum examples per forward pass; default: those of a step.
-        context: Maximum tokens of a window; default: 384, or the model's positions if fewer.
         stride: Passage tokens shared by adjacent windows.
-        precision: ``bf16`` runs the model under autocast, in training and in scoring.
-        source: ``local`` reads files in ``STLM_KD_DATA``, ``hub`` the Hub or its cache, ``auto`` either.
     """
-    settings = questions.STUDY.with_given(
-        epochs=epochs,
-        steps=steps,
-        learning_rate=learning_rate,
-        effective_batch=effective_batch,
-        micro_batch=micro_batch,
-        precision=precision,
-    )
-    return tuple(
-        FineTuneJob(questions.SUITE, questions.TASK, seed, fraction, context, source, settings, stride)
-        for seed in range(1, seeds + 1)
-    )
+    return options.jobs(Squad, SQUAD_TASK, SQUAD_STUDY, fraction=fraction, stride=stride)

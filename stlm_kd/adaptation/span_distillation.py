@@ -22,7 +22,7 @@ from stlm_kd.losses.spans import log_likelihoods, span_sums
 from stlm_kd.models.forward import head_of, last_hidden
 from stlm_kd.models.positions import num_positions
 from stlm_kd.vocabulary.byte_alignment import NO_SPAN, ByteBoundaries, Spans, ends_of, spans_of, spelled
-from stlm_kd.vocabulary.token_bytes import Vocabulary, read_vocabulary
+from stlm_kd.vocabulary.token_bytes import read_vocabulary
 
 _DOCUMENTS = 256
 """Number of documents whose byte boundaries are cached."""
@@ -52,7 +52,7 @@ class AlignedTokenisations:
     Args:
         rows: Rows of each source in the new vocabulary, numbered consecutively.
         stores: The same sources in the old vocabulary.
-        new, old: The vocabularies.
+        new, old: The tokenizers of the two vocabularies.
         most_old: Maximum context of the model, in old tokens.
     """
 
@@ -60,15 +60,15 @@ class AlignedTokenisations:
         self,
         rows: Sequence[PackedRows],
         stores: Sequence[TokenStore],
-        new: Vocabulary,
-        old: Vocabulary,
+        new: PreTrainedTokenizerFast,
+        old: PreTrainedTokenizerFast,
         *,
         most_old: int,
     ) -> None:
         assert [part.store.num_documents for part in rows] == [store.num_documents for store in stores]
         self.context = rows[0].context
         self._rows, self._stores = rows, stores
-        self._new, self._old = new, old
+        self._new, self._old = read_vocabulary(new), read_vocabulary(old)
         self._most_old = most_old
         self._starts = list(accumulate((len(part) for part in rows), initial=0))
         self._ends = lru_cache(maxsize=_DOCUMENTS)(self._counted)
@@ -105,18 +105,6 @@ class AlignedTokenisations:
         new = spelled(self._rows[part].store.document(document), self._new.surfaces)
         old = spelled(self._stores[part].document(document), self._old.surfaces)
         return None if new is None or old is None else ends_of(new, old)
-
-
-def align_tokenisations(
-    rows: Sequence[PackedRows],
-    stores: Sequence[TokenStore],
-    new: PreTrainedTokenizerFast,
-    old: PreTrainedTokenizerFast,
-    *,
-    most_old: int,
-) -> AlignedTokenisations:
-    """``AlignedTokenisations`` of two tokenizers' vocabularies."""
-    return AlignedTokenisations(rows, stores, read_vocabulary(new), read_vocabulary(old), most_old=most_old)
 
 
 def positions_of(model: PreTrainedModel) -> int:

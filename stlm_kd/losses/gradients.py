@@ -9,6 +9,9 @@ Shapes: N tokens, C classes. Tensors of (N, C) are large, so they are few and ov
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from torch.nn import functional
 
 from stlm_kd.losses.divergences import Skew, TeacherShare
 from stlm_kd.losses.logit_mse import logit_gap
-from stlm_kd.losses.table import GRADIENTS, LABELS, Temperature, TemperatureScaling, temperature_factor
+from stlm_kd.losses.table import GRADIENTS, LABELS, LOSSES, LossGradient, temperature_factor
 from stlm_kd.losses.tempered import TemperedLogits
 
 _LEAST = -1e30
@@ -32,35 +35,45 @@ def cross_entropy_slope(student: TemperedLogits, label_N: Tensor, /) -> tuple[Te
     return -log_NC.gather(-1, label_N1).squeeze(-1), slope_NC
 
 
-@GRADIENTS.register("forward_kl")
-def forward_kl_slope(
-    student: TemperedLogits,
-    teacher: TemperedLogits,
-    /,
-    *,
-    temperature: Temperature = 1.0,
-    temperature_scaling: TemperatureScaling = "t2",
-) -> tuple[Tensor, Tensor]:
+def _of_log_probs(name: str) -> Callable[[LossGradient], LossGradient]:
+    """Register values and gradient that are computed from log-probabilities, at temperature 1.
+
+    The registered function takes ``TemperedLogits`` and has the options of the loss, with their defaults.
+    """
+    defaults = {option: default for option, (_, default) in LOSSES.options(name).items()}
+
+    def register(gradient: LossGradient) -> LossGradient:
+        @wraps(LOSSES[name])
+        def at_temperature(
+            student: TemperedLogits, teacher: TemperedLogits, /, **options: Any
+        ) -> tuple[Tensor, Tensor]:
+            own = defaults | options
+            temperature, scaling = own.pop("temperature"), own.pop("temperature_scaling")
+            student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
+            values_N, slope_NC = gradient(student_log_NC, teacher_log_NC, **own)
+            factor = temperature_factor(temperature, scaling)
+            values_N = values_N * factor
+            return values_N, slope_NC if factor == temperature else slope_NC.mul_(factor / temperature)
+
+        GRADIENTS.register(name)(at_temperature)
+        return gradient
+
+    return register
+
+
+@_of_log_probs("forward_kl")
+def forward_kl_slope(student_log_NC: Tensor, teacher_log_NC: Tensor, /) -> tuple[Tensor, Tensor]:
     """Values and gradient of ``forward_kl``: q - p."""
-    student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
     gap_NC = (teacher_log_NC - student_log_NC).clamp_(min=_LEAST)
     teacher_NC = teacher_log_NC.exp()
     values_N = gap_NC.mul_(teacher_NC).sum(-1)
     slope_NC = torch.exp(student_log_NC, out=gap_NC).sub_(teacher_NC)
-    return _scaled(values_N, slope_NC, temperature, temperature_scaling)
+    return values_N, slope_NC
 
 
-@GRADIENTS.register("reverse_kl")
-def reverse_kl_slope(
-    student: TemperedLogits,
-    teacher: TemperedLogits,
-    /,
-    *,
-    temperature: Temperature = 1.0,
-    temperature_scaling: TemperatureScaling = "t2",
-) -> tuple[Tensor, Tensor]:
+@_of_log_probs("reverse_kl")
+def reverse_kl_slope(student_log_NC: Tensor, teacher_log_NC: Tensor, /) -> tuple[Tensor, Tensor]:
     """Values and gradient of ``reverse_kl``: q (log q/p - KL), with q over the teacher's possible classes."""
-    student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
     ruled_out_NC = teacher_log_NC.isneginf()
     if bool(ruled_out_NC.any()):
         allowed_NC = student_log_NC.masked_fill(ruled_out_NC, -torch.inf)
@@ -71,24 +84,17 @@ def reverse_kl_slope(
     student_NC = student_log_NC.exp()
     values_N = torch.linalg.vecdot(student_NC, gap_NC)
     slope_NC = gap_NC.sub_(values_N[:, None]).mul_(student_NC)
-    return _scaled(values_N, slope_NC, temperature, temperature_scaling)
+    return values_N, slope_NC
 
 
-@GRADIENTS.register("jensen_shannon")
+@_of_log_probs("jensen_shannon")
 def jensen_shannon_slope(
-    student: TemperedLogits,
-    teacher: TemperedLogits,
-    /,
-    *,
-    beta: TeacherShare = 0.5,
-    temperature: Temperature = 1.0,
-    temperature_scaling: TemperatureScaling = "t2",
+    student_log_NC: Tensor, teacher_log_NC: Tensor, /, *, beta: TeacherShare
 ) -> tuple[Tensor, Tensor]:
     """Values and gradient of ``jensen_shannon``: (1 - beta) q (log q/m - KL(student || m))."""
     if beta in (0, 1):
         end = reverse_kl_slope if beta else forward_kl_slope
-        return end(student, teacher, temperature=temperature, temperature_scaling=temperature_scaling)
-    student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
+        return end(student_log_NC, teacher_log_NC)
     student_NC, teacher_NC = student_log_NC.exp(), teacher_log_NC.exp()
     # where the clamp applies, p and q are 0, so the logarithm has no effect
     mixed_log_NC = torch.lerp(student_NC, teacher_NC, beta)
@@ -99,21 +105,14 @@ def jensen_shannon_slope(
     from_student_N = torch.linalg.vecdot(student_NC, gap_NC)
     slope_NC = gap_NC.sub_(from_student_N[:, None]).mul_(student_NC.mul_(1 - beta))
     values_N = beta * from_teacher_N + (1 - beta) * from_student_N
-    return _scaled(values_N, slope_NC, temperature, temperature_scaling)
+    return values_N, slope_NC
 
 
-@GRADIENTS.register("skew_forward_kl")
+@_of_log_probs("skew_forward_kl")
 def skew_forward_kl_slope(
-    student: TemperedLogits,
-    teacher: TemperedLogits,
-    /,
-    *,
-    alpha: Skew = 0.1,
-    temperature: Temperature = 1.0,
-    temperature_scaling: TemperatureScaling = "t2",
+    student_log_NC: Tensor, teacher_log_NC: Tensor, /, *, alpha: Skew
 ) -> tuple[Tensor, Tensor]:
     """Values and gradient of ``skew_forward_kl``: (1 - alpha) (q Σ p q/m - p q/m)."""
-    student_log_NC, teacher_log_NC = student.log_probs(temperature), teacher.log_probs(temperature)
     log_alpha = math.log(alpha) if alpha else -math.inf
     mixed_log_NC = torch.logaddexp(teacher_log_NC + log_alpha, student_log_NC + math.log1p(-alpha))
     teacher_NC = teacher_log_NC.exp()
@@ -121,7 +120,7 @@ def skew_forward_kl_slope(
     pull_NC = torch.sub(student_log_NC, mixed_log_NC, out=mixed_log_NC).exp_().mul_(teacher_NC)
     student_NC = torch.exp(student_log_NC, out=teacher_NC)
     slope_NC = student_NC.mul_(pull_NC.sum(-1, keepdim=True)).sub_(pull_NC).mul_(1 - alpha)
-    return _scaled(values_N, slope_NC, temperature, temperature_scaling)
+    return values_N, slope_NC
 
 
 @GRADIENTS.register("logit_mse")
@@ -132,10 +131,3 @@ def logit_mse_slope(
     gap_NC, counted_N1 = logit_gap(student.logits, teacher.logits, centred=centred)
     values_N = torch.linalg.vecdot(gap_NC, gap_NC) / counted_N1.squeeze(-1)
     return values_N, gap_NC.mul_(2).div_(counted_N1)
-
-
-def _scaled(
-    values_N: Tensor, slope_NC: Tensor, temperature: float, scaling: TemperatureScaling
-) -> tuple[Tensor, Tensor]:
-    factor = temperature_factor(temperature, scaling)
-    return values_N * factor, slope_NC if factor == temperature else slope_NC.mul_(factor / temperature)

@@ -33,8 +33,8 @@ from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
 from stlm_kd.teachers.cache.shards import Array, checksums
 from stlm_kd.teachers.cache.writer import columns_of
 from stlm_kd.teachers.protocol import TeacherOutput
-from stlm_kd.training import current_device
 from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.training.processes import current_device
 
 LARGEST_DIFFERENCE = 5e-3
 """Tolerance for a recomputed probability; half precision causes a tenth of it."""

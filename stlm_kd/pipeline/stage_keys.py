@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from stlm_kd.eval.attribution.explain import AttributionConfig, ReadConfig
-    from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask
+    from stlm_kd.eval.fine_tuning.base import FineTuneTask
     from stlm_kd.pipeline.stages.score import SuiteCall
     from stlm_kd.pipeline.stages.student_job import StudentJob
     from stlm_kd.pipeline.stages.teacher_cache import CacheJob
@@ -292,10 +292,9 @@ def aligned_teachers_key(teachers: TeacherSet, student: str, *, trust: bool) -> 
     }
 
 
-def fine_tune_key(task: FineTuneTask, model: str, *, length: int, trust: bool) -> Key:
+def fine_tune_key(task: FineTuneTask[Any], model: str, *, length: int, trust: bool) -> Key:
     """The scores of a fine-tuned copy of a model; ``length`` is the number of tokens per example."""
     job = task.job
-    settings: dict[str, Json] = json.loads(json.dumps(asdict(job.settings)))
     return {
         "model": model_identity(model, trust_remote_code=trust),
         "tokenizer": tokenizer_identity(load_tokenizer(model, trust_remote_code=trust)),
@@ -305,7 +304,7 @@ def fine_tune_key(task: FineTuneTask, model: str, *, length: int, trust: bool) -
         "fraction": job.fraction,
         "context": length,
         "stride": job.stride,
-        "settings": settings,
+        "settings": job.reported_settings(),
         "seed": job.seed,
     }
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -68,6 +69,9 @@ class TrainingState:
     best_step: int | None = None
     best_loss: float | None = None
     history: tuple[Validation, ...] = ()
+
+
+_STATES = TypeAdapter(TrainingState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,8 @@ class CheckpointStore:
                     f"{path}: {key} {raw.get(key)} found, expected {expected}: it was made by another recipe "
                     "or version. Use another output folder, or start afresh without resuming"
                 )
-        return _parse(raw)
+        with _reading(path):
+            return _STATES.validate_python(raw)
 
     def tensors(self, step: int, name: str) -> dict[str, Tensor]:
         """The tensors of one file ("model" or "optimizer"), on the CPU.
@@ -255,14 +260,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(f"{path.name}: {error}") from error
-
-
-def _parse(raw: Mapping[str, object]) -> TrainingState:
-    history = raw["history"]
-    assert isinstance(history, Sequence)
-    fields = {name: raw[name] for name in ("step", "tokens", "seconds", "best_step", "best_loss")}
-    validations = tuple(Validation(entry["step"], entry["losses"]) for entry in history)
-    return TrainingState(**fields, history=validations)  # type: ignore[arg-type]  # as the file has them
 
 
 def _flush(path: Path) -> None:

@@ -15,10 +15,11 @@ from stlm_kd.distributed import on_main_process, require_all_processes
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 from stlm_kd.training.backends.choice import open_engine
 from stlm_kd.training.checkpoint import CheckpointStore, TrainingState, Validation
+from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.optimizer_step import Updater, UpdateReport
 from stlm_kd.training.processes import Processes
-from stlm_kd.training.protocols import BatchSource, Engine, FitResult, FitSettings, TrainStep
+from stlm_kd.training.protocols import BatchSource, Engine, FitResult, TrainStep
 from stlm_kd.training.signals import StopFlags, StopSignals, stopped, stopped_unsaved
 from stlm_kd.training.validation import validate
 from stlm_kd.training.weights import load_model_tensors, model_tensors
@@ -29,7 +30,7 @@ Batches = Callable[[], Iterable[AnyBatch]]
 def fit(
     step: TrainStep,
     batches: BatchSource,
-    settings: FitSettings,
+    settings: TrainingConfig,
     *,
     folder: Path,
     validation: Batches | None,
@@ -69,7 +70,7 @@ def fit(
     """
     assert isinstance(step, nn.Module)
     require_all_processes("fit")
-    assert settings.steps >= 1 and settings.log_every >= 1
+    assert settings.num_steps >= 1 and settings.log_every >= 1
     assert validation is not None or (settings.keep == "last" and settings.patience is None)
     was_training = step.training
     with StopSignals() as signals, open_engine(step, settings) as (processes, engine):
@@ -91,7 +92,7 @@ class _Training:
         self,
         step: TrainStep,
         batches: BatchSource,
-        settings: FitSettings,
+        settings: TrainingConfig,
         validation: Batches | None,
         tracker: Tracker,
         processes: Processes,
@@ -109,6 +110,7 @@ class _Training:
         self.signals = signals
         self.store = store
         self.engine = engine
+        self.steps = settings.num_steps
         self.updater = Updater(step, settings, processes, engine)
         self.state = TrainingState()
         self.saved_step: int | None = None
@@ -172,7 +174,7 @@ class _Training:
         self.tracker.step(
             StepMetrics(
                 step=self.state.step,
-                steps=self.settings.steps,
+                steps=self.steps,
                 loss=report.loss,
                 losses=report.losses,
                 measures=report.measures,
@@ -181,7 +183,7 @@ class _Training:
                 tokens=self.state.tokens,
                 tokens_per_second=tokens_per_second,
                 seconds=time.monotonic() - self.started,
-                seconds_left=seconds_per_step * (self.settings.steps - self.state.step),
+                seconds_left=seconds_per_step * (self.steps - self.state.step),
             )
         )
 
@@ -193,7 +195,7 @@ class _Training:
         if self.state.step == 0:  # a candidate for the best weights
             return self.settings.keep == "best"
         every = self.settings.validate_every
-        return self.state.step == self.settings.steps or (every is not None and self.state.step % every == 0)
+        return self.state.step == self.steps or (every is not None and self.state.step % every == 0)
 
     def _validate(self) -> bool:
         assert self.validation is not None
@@ -216,10 +218,10 @@ class _Training:
 
     def _report_validation(self, result: Validation) -> None:
         is_best = self.state.best_step == result.step
-        self.tracker.validation(ValidationMetrics(result.step, self.settings.steps, result.losses, is_best))
+        self.tracker.validation(ValidationMetrics(result.step, self.steps, result.losses, is_best))
 
     def _ended(self) -> Literal["done", "early-stop"] | None:
-        if self.state.step >= self.settings.steps:
+        if self.state.step >= self.steps:
             return "done"
         since_best = sum(result.step > (self.state.best_step or 0) for result in self.state.history)
         return (

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from stlm_kd.errors import CheckpointError
+from stlm_kd.training.config import Schedule, TrainingConfig
 
-Schedule = Literal["cosine", "linear", "constant"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
@@ -99,15 +99,7 @@ class BertAdam(torch.optim.Optimizer):
         weight.addcdiv_(state["exp_avg"], size, value=-group["lr"])
 
 
-def make_optimizer(
-    module: nn.Module,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-    bias_correction: bool = True,
-) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, settings: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019) or ``BertAdam``.
 
     There are two groups: ``decayed_names`` with ``weight_decay``, the rest without. The module must be on its
@@ -117,19 +109,15 @@ def make_optimizer(
     weights = trainable_parameters(module)
     decayed = decayed_names(module)
     groups: list[dict[str, Any]] = [
-        {"params": [w for n, w in weights.items() if n in decayed], "weight_decay": weight_decay},
+        {"params": [w for n, w in weights.items() if n in decayed], "weight_decay": settings.weight_decay},
         {"params": [w for n, w in weights.items() if n not in decayed], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if not bias_correction:
-        return BertAdam(groups, lr=learning_rate, betas=betas, eps=eps)
-    return torch.optim.AdamW(
-        groups,
-        lr=learning_rate,
-        betas=betas,
-        eps=eps,
-        fused={weight.device.type for weight in weights.values()} in ({"cuda"}, {"cpu"}),
-    )
+    rate, betas, eps = settings.learning_rate, settings.betas, settings.eps
+    if not settings.bias_correction:
+        return BertAdam(groups, lr=rate, betas=betas, eps=eps)
+    fused = {weight.device.type for weight in weights.values()} in ({"cuda"}, {"cpu"})
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

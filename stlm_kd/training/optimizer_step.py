@@ -14,9 +14,10 @@ from torch import Tensor
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
+from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import learning_rate
 from stlm_kd.training.processes import Processes
-from stlm_kd.training.protocols import Engine, FitSettings, MeanMetric, TrainStep
+from stlm_kd.training.protocols import Engine, MeanMetric, TrainStep
 from stlm_kd.training.signals import StopFlags
 
 
@@ -46,7 +47,9 @@ class Updater:
         engine: The engine.
     """
 
-    def __init__(self, step: TrainStep, settings: FitSettings, processes: Processes, engine: Engine) -> None:
+    def __init__(
+        self, step: TrainStep, settings: TrainingConfig, processes: Processes, engine: Engine
+    ) -> None:
         self.step = step
         self.settings = settings
         self.processes = processes
@@ -58,7 +61,7 @@ class Updater:
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; the weights are unchanged.
         """
-        self.step.begin(index, self.settings.steps, is_logged=self.settings.is_logged(index + 1))
+        self.step.begin(index, self.settings.num_steps, is_logged=self.settings.is_logged(index + 1))
         measured = self.step.measures
         counts, tokens = self._counts(batches)
         seed_everything(self.settings.seed, index, self.processes.rank)
@@ -121,7 +124,7 @@ class Updater:
             index,
             peak=self.settings.learning_rate,
             schedule=self.settings.schedule,
-            steps=self.settings.steps,
+            steps=self.settings.num_steps,
             warmup=self.settings.warmup,
         )
 

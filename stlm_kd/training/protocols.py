@@ -10,8 +10,6 @@ from torch import Tensor
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.checkpoint import Validation
-from stlm_kd.training.optimizer import Schedule
-from stlm_kd.training.row_learning_rates import RowScale
 
 
 class MeanMetric(NamedTuple):
@@ -112,57 +110,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Restore the module to its state without an engine, and release it."""
-
-
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """Training settings.
-
-    Attributes:
-        steps: Total optimizer steps.
-        learning_rate: Peak learning rate.
-        schedule: Learning-rate schedule after the warm-up.
-        warmup: Fraction of the steps with rising learning rate.
-        weight_decay: Weight decay of matrices; norms, biases and vectors have none.
-        betas: AdamW's betas.
-        eps: AdamW's epsilon.
-        bias_correction: Whether to correct the bias of AdamW's averages; False for BertAdam.
-        clip: Maximum global gradient norm; None for no clipping.
-        precision: "bf16" runs forward passes under autocast; weights and optimizer stay in fp32.
-        validate_every: Optimizer steps between validations, with one more at the end; None for the last only.
-        keep: Which weights to keep: those with the lowest validation loss, or the last.
-        patience: Stop early after this many validations without improvement; None for never.
-        checkpoint_every: Optimizer steps between checkpoints. One is also written on a signal, at the end and
-            (with ``keep="best"``) at each improvement.
-        log_every: Optimizer steps between logged ones.
-        seed: Random seed of dropout and other draws from the global generators.
-        zero: None for a single process or DDP. 0, 1 or 2 for DeepSpeed, which replicates everything (0),
-            partitions the optimizer state (1) and also the gradients (2).
-        paced: Rows of weights with a learning-rate multiplier.
-    """
-
-    steps: int
-    learning_rate: float
-    schedule: Schedule = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    bias_correction: bool = True
-    clip: float | None = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    validate_every: int | None = None
-    keep: Literal["best", "last"] = "last"
-    patience: int | None = None
-    checkpoint_every: int | None = None
-    log_every: int = 10
-    seed: int = 0
-    zero: Literal[0, 1, 2] | None = None
-    paced: tuple[RowScale, ...] = ()
-
-    def is_logged(self, step: int) -> bool:
-        """Whether an optimizer step, counted from 1, is logged; the first and the last always are."""
-        return step % self.log_every == 0 or step in (1, self.steps)
 
 
 @dataclass(frozen=True, slots=True)

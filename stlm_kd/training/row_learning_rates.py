@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True, slots=True)
-class RowScale:
-    """Rows of a weight and the multiplier of their learning rate.
-
-    Attributes:
-        weight: The weight's name in the step module.
-        rows: Indices into its first dimension.
-        pace: The multiplier; 0 leaves the rows unchanged, bit for bit.
-    """
-
-    weight: str
-    rows: tuple[int, ...]
-    pace: float
+from stlm_kd.training.config import RowScale
 
 
 class Pacing:

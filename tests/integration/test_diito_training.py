@@ -16,12 +16,12 @@ from stlm_kd.interventions import SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.tracking import StepMetrics
-from stlm_kd.training import FitSettings
+from stlm_kd.training import TrainingConfig
 from tests.support.engine_pico import VOCABULARY, Memory, PicoBatches, digest, pico_fit
 from tests.support.interchange_case import LAST, supplies
 from tests.support.pico import packed_batch, pico_model
 
-SETTINGS = FitSettings(steps=9, learning_rate=1e-2, checkpoint_every=2, log_every=1)
+SETTINGS = TrainingConfig(steps=9, learning_rate=1e-2, checkpoint_every=2, log_every=1)
 
 
 class Halt(Exception):

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stlm_kd.data.batch import IGNORED, Batch
-from stlm_kd.training import FitSettings, fit
+from stlm_kd.training import TrainingConfig
+from stlm_kd.training.loop import fit
 from stlm_kd.training.optimizer import learning_rate
 from tests.support.engine_pico import Memory, PicoStep, pico_fit, pico_rows, take
 
 ROWS, STEPS = 6, 3
-PLAN = FitSettings(STEPS, 1e-2, warmup=0, eps=1e-3, clip=0.5, log_every=1)
+PLAN = TrainingConfig(STEPS, 1e-2, warmup=0, eps=1e-3, clip=0.5, log_every=1)
 
 
 class Cut:
@@ -115,7 +116,7 @@ def test_only_steps_that_are_logged_are_asked_for_measures(tmp_path: Path) -> No
 
     asked: list[bool] = []
     memory = Memory()
-    plan = FitSettings(6, 1e-2, log_every=4)
+    plan = TrainingConfig(6, 1e-2, log_every=4)
     pico_fit(Asked(), tmp_path, plan, tracker=memory, validates=False)
     assert asked == [True, False, False, True, False, True]
     assert [metrics.step for metrics in memory.steps if metrics.measures] == [1, 4, 6]

@@ -14,13 +14,13 @@ import torch
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, Interrupted, NonFiniteError, Preempted, StlmKdError
-from stlm_kd.training import FitSettings
+from stlm_kd.training import TrainingConfig
 from stlm_kd.training.signals import StopSignals
 from stlm_kd.training.validation import validate
 from tests.support.engine_pico import Memory, PicoBatches, PicoOutput, PicoStep, digest, held_out, pico_fit
 from tests.unit.training.test_checkpoint import files_of_at_most
 
-PLAN = FitSettings(steps=6, learning_rate=1e-2, checkpoint_every=2, log_every=1)
+PLAN = TrainingConfig(steps=6, learning_rate=1e-2, checkpoint_every=2, log_every=1)
 
 
 class Poisoned(PicoStep):

@@ -165,7 +165,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_scores(
 
 def test_a_fraction_is_of_each_class_the_same_and_follows_the_seed(world: Path) -> None:
     subjects = checked_subjects("glue", {**QUICK, "tasks": ["rte"], "seeds": 2, "fraction": 0.2})
-    drawn = [getattr(subject, "_examples")() for subject in subjects]  # noqa: B009
+    drawn = [subject.drawn() for subject in subjects]
     assert [examples.counts() for examples in drawn] == [{"entailment": 4, "not_entailment": 4}] * 2
     assert drawn[0].ids != drawn[1].ids
 

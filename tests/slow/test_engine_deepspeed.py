@@ -18,7 +18,7 @@ from stlm_kd import distributed
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.tracking import read_metrics
-from stlm_kd.training import FitSettings
+from stlm_kd.training import TrainingConfig
 from stlm_kd.training.backends import deepspeed_setup
 from tests.support.engine_fleet import Run, Told, launch, train
 from tests.support.engine_pico import PicoStep, pico_fit
@@ -298,14 +298,14 @@ def test_without_deepspeed_the_message_says_so(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(
         MissingResourceError, match=r"zero: DeepSpeed cannot be imported .* install deepspeed"
     ):
-        pico_fit(PicoStep(), tmp_path, FitSettings(steps=1, learning_rate=1e-2, zero=1))
-    assert pico_fit(PicoStep(), tmp_path, FitSettings(steps=1, learning_rate=1e-2)).steps == 1
+        pico_fit(PicoStep(), tmp_path, TrainingConfig(steps=1, learning_rate=1e-2, zero=1))
+    assert pico_fit(PicoStep(), tmp_path, TrainingConfig(steps=1, learning_rate=1e-2)).steps == 1
 
 
 def test_what_the_environment_asks_of_deepspeed_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = FitSettings(steps=2, learning_rate=1e-2, eps=1e-3, clip=None)
+    plan = TrainingConfig(steps=2, learning_rate=1e-2, eps=1e-3, clip=None)
     expected, divided, plain = PicoStep(), PicoStep(), PicoStep()
     pico_fit(expected, tmp_path / "a", plan)
     for name, value in {

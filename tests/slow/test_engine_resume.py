@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, DataError, NonFiniteError
 from stlm_kd.tracking import Trackers, read_metrics
-from stlm_kd.training import FitSettings, fit
+from stlm_kd.training import TrainingConfig
+from stlm_kd.training.loop import fit
 from tests.support.engine_pico import Memory, PicoBatches, PicoStep, digest, held_out, pico_fit
 from tests.support.paths import ROOT
 
-PLAN = FitSettings(
+PLAN = TrainingConfig(
     steps=9, learning_rate=1e-2, validate_every=3, keep="best", checkpoint_every=2, log_every=1
 )
 WORKER = {

@@ -26,7 +26,8 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import end_processes, launched_processes, on_main_process, process_rank
 from stlm_kd.errors import DataError, StlmKdError
 from stlm_kd.tracking import open_tracker
-from stlm_kd.training import FitSettings, RowScale, fit
+from stlm_kd.training import RowScale, TrainingConfig
+from stlm_kd.training.loop import fit
 from stlm_kd.training.weights import model_tensors
 from tests.integration.test_engine_stops import Poisoned, infinite_gradient
 from tests.slow.test_engine_resume import Rising
@@ -198,7 +199,7 @@ def train(folder: Path, run: Run) -> dict[str, object]:
         result = fit(
             step,
             batches,
-            FitSettings(**{**SETTINGS, **run.settings}, zero=run.zero, paced=paced_rows(run.pace)),
+            TrainingConfig(**{**SETTINGS, **run.settings}, zero=run.zero, paced=paced_rows(run.pace)),
             folder=here,
             validation=lambda: rows if process_rank() == 0 else [],
             tracker=tracker,
@@ -264,7 +265,7 @@ def main() -> int:
     except StlmKdError as error:
         told["failed"] = [type(error).__name__, error.exit_code]
     try:
-        on_main_process(partial(pico_fit, PicoStep(), folder / "alone", FitSettings(1, 1e-2)))
+        on_main_process(partial(pico_fit, PicoStep(), folder / "alone", TrainingConfig(1, 1e-2)))
     except StlmKdError as error:
         told["alone"] = [type(error).__name__, error.exit_code, str(error)]
     gc.freeze()  # else each look for what can be freed goes through all that was imported

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from stlm_kd.data.batch import IGNORED, TENSORS, Batch
 from stlm_kd.tracking import StepMetrics, Tracker, Trackers, ValidationMetrics
-from stlm_kd.training import FitResult, FitSettings, fit
-from stlm_kd.training.protocols import MeanMetric
+from stlm_kd.training import TrainingConfig
+from stlm_kd.training.loop import fit
+from stlm_kd.training.protocols import FitResult, MeanMetric
 
 VOCABULARY, WIDTH, LENGTH = 13, 6, 7
 
@@ -149,7 +150,7 @@ def held_out() -> list[Batch]:
 def pico_fit(
     step: nn.Module,
     folder: Path,
-    settings: FitSettings,
+    settings: TrainingConfig,
     *,
     batches: PicoBatches | None = None,
     tracker: Tracker | None = None,

@@ -1,6 +1,6 @@
 """One process of a training run, for the tests that kill, signal or join processes.
 
-``python -m tests.support.engine_worker FOLDER JSON``, with ``settings`` of ``FitSettings``, ``signals`` as
+``python -m tests.support.engine_worker FOLDER JSON``, with ``settings`` of ``TrainingConfig``, ``signals`` as
 {step index: [signal, process]} to send to itself when that step's batches are asked for, ``dropout`` and
 ``micro_batch``.
 """
@@ -17,7 +17,8 @@ from pathlib import Path
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import StlmKdError
 from stlm_kd.tracking import open_tracker
-from stlm_kd.training import FitSettings, fit
+from stlm_kd.training import TrainingConfig
+from stlm_kd.training.loop import fit
 from tests.support.engine_pico import PicoBatches, PicoStep, digest, held_out
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -48,7 +49,7 @@ def main() -> int:
         result = fit(
             step,
             batches,
-            FitSettings(**options["settings"]),
+            TrainingConfig(**options["settings"]),
             folder=folder,
             validation=lambda: held_out() if RANK == 0 else [],
             tracker=tracker,

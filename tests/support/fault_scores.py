@@ -30,7 +30,8 @@ from stlm_kd.errors import StlmKdError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.agreement.suite import agreement
 from stlm_kd.eval.attribution.explain import classifier_outputs
-from stlm_kd.eval.fine_tuning import conll2003, squad
+from stlm_kd.eval.fine_tuning.conll2003 import TAGS, Conll2003
+from stlm_kd.eval.fine_tuning.squad import Squad
 from stlm_kd.eval.harness.adapter import DocumentLM
 from stlm_kd.eval.interchange import metrics as interchange
 from stlm_kd.eval.language_modeling import token_losses
@@ -87,7 +88,8 @@ def answered(parts: dict[str, float]) -> SuiteResult:
         for name in ("Ann", "Bob")
         if name in text
     ]
-    return squad.score(model, tokenizer, questions, context=24, stride=4, precision="fp32")
+    (job,) = SUITES["squad"](seeds=1, stride=4)
+    return Squad(job, None).score(model, tokenizer, tuple(questions), part="squad_v1.1", context=24)
 
 
 @case("squad: the same span of all passages", "predicts the same span of tokens for all 4 questions")
@@ -110,8 +112,9 @@ def entities(names: Mapping[str, float], passages: Sequence[str]) -> SuiteResult
     model, tokenizer = of_tokens({word: names.get(word, -1.0) for word in WORDS}, 1, 1)
     words = tuple(tuple(text.split()) for text in passages)
     tags = tuple(tuple(int(word in ("Ann", "Bob")) for word in sentence) for sentence in words)
-    sentences = Sentences(words, tags, tuple("abcd"[: len(words)]), conll2003.TAGS[:2])
-    return conll2003.score(model, tokenizer, sentences, context=24, precision="fp32")
+    sentences = Sentences(words, tags, tuple("abcd"[: len(words)]), TAGS[:2])
+    (job,) = SUITES["ner"](seeds=1)
+    return Conll2003(job, None).score(model, tokenizer, sentences, part="conll2003", context=24)
 
 
 @case("agreement: one class for all examples", "predicts a single class for all 40 examples")

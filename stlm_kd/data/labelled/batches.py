@@ -104,6 +104,38 @@ def on_cpu(batch: AnyBatch) -> AnyBatch:
     return found
 
 
+def example_batch(
+    own: EncodedTexts,
+    places: Integers,
+    labels: Tensor,
+    *,
+    others: Mapping[str, EncodedTexts] | None = None,
+    of: Labelled = "text",
+) -> ExampleBatch:
+    """Examples by index, in this order; one row of padding if there are none.
+
+    Args:
+        own: All examples under the student's tokenizer.
+        places: (B,): the indices.
+        labels: (B, …): their labels. Without examples, none or those of the row of padding.
+        others: All examples under other tokenizers, by the name of the teacher that uses it.
+        of: What the labels refer to.
+    """
+    rows = own.rows(places)
+    if not len(labels):
+        nothing = torch.nan if labels.is_floating_point() else IGNORED
+        labels = labels.new_full((1, *labels.shape[1:]), nothing)
+    return ExampleBatch(
+        rows.input_ids,
+        rows.attention_mask,
+        rows.token_type_ids,
+        labels,
+        torch.from_numpy(places) if len(places) else torch.tensor([-1]),
+        {name: texts.rows(places) for name, texts in (others or {}).items()},
+        of,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedExamples:
     """N examples, tokenised.
@@ -126,20 +158,7 @@ class EncodedExamples:
 
     def batch(self, places: Integers) -> ExampleBatch:
         """These examples in this order; one row of padding if there are none."""
-        own = self.own.rows(places)
-        labels_B = torch.from_numpy(self.labels[places])
-        ids_B = torch.from_numpy(places)
-        if not len(places):
-            nothing = torch.nan if labels_B.is_floating_point() else IGNORED
-            labels_B, ids_B = labels_B.new_full((1,), nothing), ids_B.new_full((1,), -1)
-        return ExampleBatch(
-            own.input_ids,
-            own.attention_mask,
-            own.token_type_ids,
-            labels_B,
-            ids_B,
-            {name: texts.rows(places) for name, texts in self.others.items()},
-        )
+        return example_batch(self.own, places, torch.from_numpy(self.labels[places]), others=self.others)
 
 
 class Tokenised(Protocol):

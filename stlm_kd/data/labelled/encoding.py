@@ -85,6 +85,14 @@ class EncodedTexts:
         """Padded length of rows whose longest text has each of these lengths."""
         return np.minimum(-(-lengths // self.multiple) * self.multiple, self.context)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A note for the user if training examples are truncated."""
+        if not self.truncated:
+            return ()
+        longer = f"{self.truncated} of {len(self)} training examples are longer than {self.context} tokens"
+        return (f"{longer} and cut",)
+
     def rows(self, places: Integers) -> Encoded:
         """These texts in this order; one row of padding if there are none."""
         if not len(places):

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -183,6 +184,18 @@ def read_examples(
     return Examples(tuple(texts), values, _ids(own_ids), names, from_where)
 
 
+@lru_cache(maxsize=4)
+def known_examples(
+    sources: tuple[LabelledSource, ...],
+    prints: tuple[str, ...],
+    labels: tuple[str, ...],
+    regression: bool,
+    labels_of: str = "",
+) -> Examples:
+    """The examples of these sources, cached by fingerprint."""
+    return read_examples(*sources, labels=labels, regression=regression, labels_of=labels_of)
+
+
 def draw_fraction(
     examples: Examples, fraction: float, *, seed: int, place: str = "data.fraction"
 ) -> Examples:
@@ -239,11 +252,30 @@ def fingerprint(source: LabelledSource) -> str:
     return hash_of(["examples", facts, source.text, source.label])
 
 
+def rows_of(
+    path: str | None, dataset: str | None, split: str, *, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, or else of a split of a data set on the Hub, each with its place for messages."""
+    if path is not None:
+        return read_rows(expanded(path), columns=columns, optional=optional)
+    assert dataset is not None
+    return hub.rows(dataset, name=None, split=split, columns=columns, revision=None, optional=optional)
+
+
+def drawn_places(number: int, fraction: float, *, seed: int) -> list[int]:
+    """The ascending indices of a random fraction of ``number`` examples, at least one."""
+    count = max(1, round(fraction * number))
+    places: list[int] = np.sort(np.random.default_rng([seed]).permutation(number)[:count]).tolist()
+    return places
+
+
 def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
-    columns = (*source.text, source.label)
+    columns, optional = (*source.text, source.label), (*_ID_COLUMNS, _SOURCE_COLUMN)
     if source.sample is not None:
         rows = sample_rows(source.sample, source.split, count=source.examples, seed=_SAMPLE_SEED)
-        yield from _sample_rows_with_places(source, columns, rows)
+        require_columns(source.described(), columns, rows[0])
+        for number, row in enumerate(rows, start=1):
+            yield f"{source.described()}: row {number}", row
     elif source.hub is not None:
         yield from hub.rows(
             source.hub,
@@ -251,20 +283,12 @@ def _load_rows(source: LabelledSource) -> Iterator[tuple[str, Row]]:
             split=source.split,
             columns=columns,
             revision=source.revision,
-            optional=(*_ID_COLUMNS, _SOURCE_COLUMN),
+            optional=optional,
         )
     else:
         assert source.path is not None
         for path in text_files(expanded(source.path), kinds=ROWS):
-            yield from read_rows(path, columns=columns, optional=(*_ID_COLUMNS, _SOURCE_COLUMN))
-
-
-def _sample_rows_with_places(
-    source: LabelledSource, columns: Sequence[str], rows: Sequence[Row]
-) -> Iterator[tuple[str, Row]]:
-    require_columns(source.described(), columns, rows[0])
-    for number, row in enumerate(rows, start=1):
-        yield f"{source.described()}: row {number}", row
+            yield from read_rows(path, columns=columns, optional=optional)
 
 
 def _text(value: object, place: str) -> str:

@@ -5,8 +5,6 @@ Shapes: N windows, P positions of all windows together.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,11 +13,11 @@ import numpy as np
 import torch
 
 from stlm_kd.data.batch import Integers
-from stlm_kd.data.labelled.batches import ExampleBatch
+from stlm_kd.data.labelled.batches import ExampleBatch, example_batch
 from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encodings, padding_id, separates
-from stlm_kd.data.sources import hub
-from stlm_kd.data.sources.files import expanded
-from stlm_kd.data.sources.tables import Row, read_rows, shown
+from stlm_kd.data.labelled.examples import drawn_places, rows_of
+from stlm_kd.data.sources.sources import hash_of
+from stlm_kd.data.sources.tables import Row, shown
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError
 
@@ -46,7 +44,7 @@ def read_questions(
     """Read questions in the format of SQuAD v1.1: ``id``, ``context``, ``question``, ``answers``.
 
     Args:
-        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or
+        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or else
         dataset: the id of a data set on the Hub.
         split: The data set's split.
 
@@ -56,11 +54,7 @@ def read_questions(
             ``answer_start``, duplicate ids, or no question at all.
     """
     columns = ("id", "context", "question", "answers")
-    if path is not None:
-        rows = read_rows(expanded(path), columns=columns)
-    else:
-        assert dataset is not None
-        rows = hub.rows(dataset, name=None, split=split, columns=columns, revision=None)
+    rows = rows_of(path, dataset, split, columns=columns)
     found = tuple(_question(row, place) for place, row in rows)
     if not found:
         raise DataError(f"{path or dataset}: no question in it")
@@ -116,16 +110,13 @@ def _answers(answers: object, place: str) -> tuple[tuple[str, int], ...]:
 
 def draw_questions(questions: Sequence[Question], fraction: float, *, seed: int) -> tuple[Question, ...]:
     """A random fraction of the questions, at least one, in their order."""
-    count = max(1, round(fraction * len(questions)))
-    places = np.sort(np.random.default_rng([seed]).permutation(len(questions))[:count])
-    return tuple(questions[place] for place in places)
+    return tuple(questions[place] for place in drawn_places(len(questions), fraction, seed=seed))
 
 
 def digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
     """SHA-256 (hex) of all questions, independent of their order unless ``in_order``."""
     rows = [[one.id, one.question, one.passage, one.answers] for one in questions]
-    rows = rows if in_order else sorted(rows)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hash_of(rows if in_order else sorted(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +141,7 @@ class EncodedWindows:
 
     def batch(self, places: Integers) -> ExampleBatch:
         """These windows in this order; one row of padding if there are none."""
-        own = self.own.rows(places)
-        labels_B2 = torch.from_numpy(self.labels[places])
-        ids_B = torch.from_numpy(places)
-        if not len(places):
-            labels_B2, ids_B = labels_B2.new_full((1, 2), -100), ids_B.new_full((1,), -1)
-        return ExampleBatch(
-            own.input_ids, own.attention_mask, own.token_type_ids, labels_B2, ids_B, of="span"
-        )
+        return example_batch(self.own, places, torch.from_numpy(self.labels[places]), of="span")
 
 
 @dataclass(frozen=True, slots=True)

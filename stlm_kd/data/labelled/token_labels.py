@@ -5,22 +5,19 @@ Shapes: B rows, T positions, P positions of all sentences together.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from stlm_kd.data.batch import IGNORED, Integers
-from stlm_kd.data.labelled.batches import ExampleBatch
+from stlm_kd.data.labelled.batches import ExampleBatch, example_batch
 from stlm_kd.data.labelled.encoding import MULTIPLE, EncodedTexts, encode_texts, encodings
-from stlm_kd.data.sources import hub
-from stlm_kd.data.sources.files import expanded
-from stlm_kd.data.sources.tables import Row, read_rows, shown
+from stlm_kd.data.labelled.examples import drawn_places, rows_of
+from stlm_kd.data.sources.sources import hash_of
+from stlm_kd.data.sources.tables import Row, shown
 from stlm_kd.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,8 +45,7 @@ class Sentences:
 
     def draw(self, fraction: float, *, seed: int) -> Sentences:
         """A random fraction of the sentences, at least one, in their order."""
-        count = max(1, round(fraction * len(self)))
-        places = np.sort(np.random.default_rng([seed]).permutation(len(self))[:count]).tolist()
+        places = drawn_places(len(self), fraction, seed=seed)
         return replace(
             self,
             words=tuple(self.words[place] for place in places),
@@ -60,8 +56,7 @@ class Sentences:
     def digest(self, *, in_order: bool = False) -> str:
         """SHA-256 (hex) of ids, words and tags, independent of the sentences' order unless ``in_order``."""
         rows = [*zip(self.ids, self.words, self.tags, strict=True)]
-        rows = rows if in_order else sorted(rows)
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return hash_of(rows if in_order else sorted(rows))
 
 
 def read_sentences(
@@ -71,7 +66,7 @@ def read_sentences(
 
     Args:
         tag_names: All tags in order; a tag is one of them, or an index counted from 0.
-        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or
+        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or else
         dataset: the id of a data set on the Hub.
         split: The data set's split.
 
@@ -81,11 +76,7 @@ def read_sentences(
             all.
     """
     columns = ("tokens", "ner_tags")
-    if path is not None:
-        rows = read_rows(expanded(path), columns=columns, optional=("id",))
-    else:
-        assert dataset is not None
-        rows = hub.rows(dataset, name=None, split=split, columns=columns, revision=None, optional=("id",))
+    rows = rows_of(path, dataset, split, columns=columns, optional=("id",))
     words, tags = [], []
     ids: list[str] = []
     for place, row in rows:
@@ -153,15 +144,8 @@ class EncodedWords:
 
     def batch(self, places: Integers) -> ExampleBatch:
         """These sentences in this order; one row of padding if there are none."""
-        own = self.own.rows(places)
         tags = replace(self.own, tokens=self.labels.astype(np.int32), types=None, padding=IGNORED)
-        ids_B = torch.from_numpy(places)
-        if not len(places):
-            ids_B = ids_B.new_full((1,), -1)
-        labels_BT = tags.rows(places).input_ids
-        return ExampleBatch(
-            own.input_ids, own.attention_mask, own.token_type_ids, labels_BT, ids_B, of="words"
-        )
+        return example_batch(self.own, places, tags.rows(places).input_ids, of="words")
 
 
 def encode_words(

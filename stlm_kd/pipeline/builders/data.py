@@ -37,9 +37,9 @@ from stlm_kd.pipeline.builders.text import (
 )
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema.training import Train
 from stlm_kd.teachers.combination import Domains
-from stlm_kd.training import current_device
+from stlm_kd.training.config import TrainingConfig
+from stlm_kd.training.processes import current_device
 
 ACCELERATOR_FORWARD_COST = 4000
 """Fixed cost of a forward pass on an accelerator, in positions; an estimate."""
@@ -227,12 +227,7 @@ class LabelledData:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        overlap = example_notes(self.examples, self.held)
-        cut = self._encoded.own.truncated
-        if not cut:
-            return overlap
-        note = f"{cut} of {self.num_rows} training examples are longer than {self.context} tokens and cut"
-        return (note, *overlap)
+        return (*self._encoded.own.notes, *example_notes(self.examples, self.held))
 
     @property
     def is_always_the_same(self) -> bool:
@@ -340,9 +335,9 @@ def build_training_data(
     )
 
 
-def batch_sizes(train: Train) -> BatchSizes:
-    """The batch sizes of a student's training."""
-    return BatchSizes(train.effective_batch, train.micro_batch or train.effective_batch)
+def batch_sizes(config: TrainingConfig) -> BatchSizes:
+    """The batch sizes of a training."""
+    return BatchSizes(config.effective_batch, config.micro_batch or config.effective_batch)
 
 
 def held_out_of_recipe(recipe: Recipe, *, most_bytes: int | None = None) -> HeldOut:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
-from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
+from stlm_kd.data.labelled.examples import (
+    Examples,
+    LabelledSource,
+    draw_fraction,
+    fingerprint,
+    known_examples,
+)
 from stlm_kd.errors import DataError
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
@@ -69,15 +74,3 @@ def _read(
         return known_examples(sources, prints, tuple(labels), recipe.task == "regression", labels_of)
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
-
-
-@lru_cache(maxsize=4)
-def known_examples(
-    sources: tuple[LabelledSource, ...],
-    prints: tuple[str, ...],
-    labels: tuple[str, ...],
-    regression: bool,
-    labels_of: str = "",
-) -> Examples:
-    """The examples of these sources, cached by fingerprint."""
-    return read_examples(*sources, labels=labels, regression=regression, labels_of=labels_of)

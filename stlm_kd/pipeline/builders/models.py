@@ -18,7 +18,7 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.objective import paths_into
 from stlm_kd.recipe import Recipe
 from stlm_kd.teachers.live import LiveTeacher
-from stlm_kd.training import current_device
+from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 

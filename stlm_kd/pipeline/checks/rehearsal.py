@@ -31,6 +31,7 @@ from stlm_kd.eval.attribution.explain import (
     ReadConfig,
     classifier_outputs,
 )
+from stlm_kd.eval.fine_tuning.base import tasks_of
 from stlm_kd.eval.interchange.suite import AlignedTeacher
 from stlm_kd.eval.language_modeling import wikitext
 from stlm_kd.models.checkpoints.reloading import check_reloaded
@@ -41,10 +42,9 @@ from stlm_kd.pipeline.builders.numbers import num_layers
 from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.pipeline.checks.stand_ins import adapted_stand_in, stand_in, untrained_student
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stages.fine_tune import SUBJECTS
 from stlm_kd.pipeline.stages.score import SuiteCall, suite_calls
 from stlm_kd.recipe import Recipe
-from stlm_kd.training import current_device
+from stlm_kd.training.processes import current_device
 
 _BYTES = 4_000
 """Maximum bytes of held-out text to read."""
@@ -257,5 +257,5 @@ def _with_head(call: SuiteCall, saved: Path, tokenizer: PreTrainedTokenizerFast,
     """Build the model that a suite will fine-tune, for its first task."""
     jobs = SUITES[call.suite](**call.options)
     assert isinstance(jobs, tuple)
-    (task,) = SUBJECTS[call.suite](jobs[:1])
+    (task,) = tasks_of(jobs[:1])
     task.model(str(saved), tokenizer, context=task.job.context or 8, trust=trust)

@@ -155,14 +155,12 @@ def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tu
 
 def _of_fine_tuning(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from stlm_kd.eval import SUITES
-    from stlm_kd.eval.fine_tuning.entities import seqeval
-    from stlm_kd.pipeline.stages.fine_tune import SUBJECTS
+    from stlm_kd.eval.fine_tuning.base import tasks_of
 
-    if suite == "ner":
-        yield from _faults_of(place, seqeval)
-    tunings = SUITES[suite](**options)
-    assert isinstance(tunings, tuple)
-    yield from _faults_of(place, lambda: SUBJECTS[suite](tunings))
+    jobs = SUITES[suite](**options)
+    assert isinstance(jobs, tuple)
+    yield from _faults_of(place, jobs[0].benchmark.require_packages)
+    yield from _faults_of(place, lambda: tasks_of(jobs))
 
 
 def _faults_of(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,6 @@ from stlm_kd.adaptation.initialisers import VocabularyInit, new_rows
 from stlm_kd.adaptation.span_distillation import (
     AlignedTokenisations,
     SpanTeacher,
-    align_tokenisations,
     positions_of,
 )
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
@@ -36,7 +35,13 @@ from stlm_kd.models.vocabulary import (
     thaw_norms,
     vocabulary_parameters,
 )
-from stlm_kd.pipeline.builders.data import BatchSizes, PackedText, TrainingData, build_training_data
+from stlm_kd.pipeline.builders.data import (
+    BatchSizes,
+    PackedText,
+    TrainingData,
+    batch_sizes,
+    build_training_data,
+)
 from stlm_kd.pipeline.builders.examples import training_examples
 from stlm_kd.pipeline.builders.flops import step_shape, training_flops
 from stlm_kd.pipeline.builders.models import check_model, load_model
@@ -44,13 +49,16 @@ from stlm_kd.pipeline.builders.text import training_stores
 from stlm_kd.pipeline.context import RunContext, Zero
 from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
-from stlm_kd.pipeline.stages.student import held_out_of, tenth
+from stlm_kd.pipeline.stages.student import held_out_of
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.teachers.live import LiveTeacher
-from stlm_kd.training import FitResult, FitSettings, RowScale, current_device, fit
+from stlm_kd.training import RowScale, TrainingConfig
 from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.training.loop import fit
 from stlm_kd.training.optimizer import trainable_parameters
+from stlm_kd.training.processes import current_device
+from stlm_kd.training.protocols import FitResult
 from stlm_kd.vocabulary.cooccurrence import Integers
 
 _DEFAULT_OBJECTIVES = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
@@ -106,10 +114,10 @@ def adapt_model(
             tracker.note(f"{name}: {note}")
         result = fit(
             setup.step,
-            setup.training_data.stream(_batches(adapt), seed=adapt.seed),
+            setup.training_data.stream(work.sizes, seed=adapt.seed),
             replace(setup.settings, paced=_row_scales(setup.step, made, adapt)),
             folder=folder,
-            validation=held_out_of(setup.training_data, _batches(adapt).micro),
+            validation=held_out_of(setup.training_data, work.sizes.micro),
             tracker=tracker,
             resume=context.resume,
             fingerprint=fingerprint,
@@ -132,6 +140,10 @@ class _Work:
     tokenizer: PreTrainedTokenizerFast
     context: RunContext
 
+    @property
+    def sizes(self) -> BatchSizes:
+        return batch_sizes(self.adapt.config)
+
 
 @dataclass(frozen=True, slots=True)
 class _TrainingSetup:
@@ -145,7 +157,7 @@ class _TrainingSetup:
     """
 
     training_data: TrainingData
-    settings: FitSettings
+    settings: TrainingConfig
     step: AdaptationStep
     aligned: float | None
 
@@ -170,14 +182,14 @@ def _training_setup(work: _Work, model: PreTrainedModel, original: PreTrainedMod
     settings = adaptation_settings(adapt, training_data, zero=work.context.zero)
     if not isinstance(training_data, PackedText) or original is None:
         return _TrainingSetup(training_data, settings, _step(model, original, recipe), None)
-    text = align_tokenisations(
+    text = AlignedTokenisations(
         training_data.parts,
         training_stores(recipe, work.own, work.context, fraction=adaptation_fraction(recipe, adapt)),
         work.tokenizer,
         work.own,
         most_old=positions_of(original),
     )
-    asked_often = settings.steps > training_data.stream(_batches(adapt), seed=adapt.seed).steps_per_epoch
+    asked_often = settings.num_steps > training_data.stream(work.sizes, seed=adapt.seed).steps_per_epoch
     step = span_step(model, original, text, adapt, asked_often=asked_often)
     return _TrainingSetup(training_data, settings, step, text.share_in_spans())
 
@@ -221,8 +233,8 @@ def _flops(work: _Work, setup: _TrainingSetup, *, steps: int) -> int | None:
     """The FLOPs of the training; None for self-distillation, whose teacher reads other rows."""
     if setup.aligned is not None:
         return None
-    epoch = setup.training_data.stream(_batches(work.adapt), seed=work.adapt.seed).steps_per_epoch
-    reading = step_shape(work.recipe, setup.training_data, _batches(work.adapt), steps_per_epoch=epoch)
+    epoch = setup.training_data.stream(work.sizes, seed=work.adapt.seed).steps_per_epoch
+    reading = step_shape(work.recipe, setup.training_data, work.sizes, steps_per_epoch=epoch)
     return training_flops(setup.step, reading, steps=steps, frozen_body=True)
 
 
@@ -283,10 +295,6 @@ def _row_scales(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tup
     return tuple(RowScale(name, rows, scale) for name in names)
 
 
-def _batches(adapt: Adapt) -> BatchSizes:
-    return BatchSizes(adapt.effective_batch, adapt.micro_batch or adapt.effective_batch)
-
-
 def _save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: AdaptationReport, folder: Path
 ) -> None:
@@ -294,23 +302,11 @@ def _save(
     write_json(folder / REPORT, asdict(report))
 
 
-def adaptation_settings(adapt: Adapt, training_data: TrainingData, *, zero: Zero) -> FitSettings:
+def adaptation_settings(adapt: Adapt, training_data: TrainingData, *, zero: Zero) -> TrainingConfig:
     """The adaptation's settings for the training loop; ``tokens`` is rounded up to whole steps."""
     steps = max(1, math.ceil(adapt.tokens / (adapt.effective_batch * training_data.row_tokens)))
-    return FitSettings(
-        steps=steps,
-        learning_rate=adapt.learning_rate,
-        schedule=adapt.schedule,
-        warmup=adapt.warmup,
-        weight_decay=0.0,
-        precision=adapt.precision,
-        validate_every=adapt.validate_every,
-        keep="best",
-        patience=adapt.patience,
-        checkpoint_every=tenth(steps),
-        seed=adapt.seed,
-        zero=zero,
-    )
+    config = replace(adapt.config, weight_decay=0.0, keep="best", zero=zero)
+    return config.with_steps(steps)
 
 
 def span_step(
@@ -335,7 +331,7 @@ def span_step(
     teacher = SpanTeacher(original, text)
     if asked_often:
         with autocast(device, adapt.precision):
-            teacher.remember(adapt.micro_batch or adapt.effective_batch)
+            teacher.remember(batch_sizes(adapt.config).micro)
     given = adapt.objective or {}
     terms = {LABELS: CROSS_ENTROPY, SPANS: SELF_DISTILLATION}
     return SpanStep(model, teacher, {term: given.get(name, 0.0) for term, name in terms.items()})

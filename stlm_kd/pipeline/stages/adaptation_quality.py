@@ -17,7 +17,7 @@ from stlm_kd.models.load import to_device
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.recipe import Recipe
-from stlm_kd.training import current_device
+from stlm_kd.training.processes import current_device
 
 MEASURED_BYTES = {"clm": 200_000, "mlm": 8_000}
 """Maximum bytes of held-out text to score, by task; a masked model needs one row per token."""

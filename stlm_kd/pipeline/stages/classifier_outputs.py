@@ -21,7 +21,7 @@ from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import to_device
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import outputs_key
-from stlm_kd.training import current_device
+from stlm_kd.training.processes import current_device
 
 _FILE = "answers.json"
 

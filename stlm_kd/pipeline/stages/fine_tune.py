@@ -7,8 +7,9 @@ checkpoint. The stage keeps the scores, also per example, but not the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,21 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process, process_rank
 from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.fine_tuning import conll2003, glue, squad
-from stlm_kd.eval.fine_tuning.base import FineTuneJob, Settings
+from stlm_kd.eval.fine_tuning.base import FineTuneJob, FineTuneTask, tasks_of
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.positions import num_positions
-from stlm_kd.pipeline.builders.data import BatchSizes
-from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.fine_tuning.conll2003 import conll_tasks
-from stlm_kd.pipeline.fine_tuning.glue import glue_tasks
-from stlm_kd.pipeline.fine_tuning.squad import squad_tasks
-from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask, Reading
+from stlm_kd.pipeline.builders.data import batch_sizes, example_stream, row_multiple
+from stlm_kd.pipeline.context import RunContext, Zero
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stage_keys import fine_tune_key
-from stlm_kd.pipeline.stages.student import tenth
 from stlm_kd.recipe import hash_of
 from stlm_kd.tracking import Trackers, open_tracker
-from stlm_kd.training import FitResult, FitSettings, fit
+from stlm_kd.training import TrainingConfig
+from stlm_kd.training.loop import fit
+from stlm_kd.training.protocols import FitResult
 
 STAGE = "fine-tuned"
-SUBJECTS: Mapping[str, Callable[[Sequence[FineTuneJob]], Sequence[FineTuneTask]]] = {
-    glue.SUITE: glue_tasks,
-    conll2003.SUITE: conll_tasks,
-    squad.SUITE: squad_tasks,
-}
-"""The tasks of each fine-tuning suite; a new suite adds an entry here and in ``eval.tuned_suites``."""
-
 _RESULTS = "results.json"
 _LEAST_BETWEEN_CHECKPOINTS = 250
 
@@ -79,22 +69,19 @@ def tuned_scores(
         length = _context(task, model, context)
         key = fine_tune_key(task, model, length=length, trust=context.trust_remote_code)
 
-        def build(folder: Path, task: FineTuneTask = task, key: Key = key) -> None:
+        def build(folder: Path, task: FineTuneTask[Any] = task, key: Key = key) -> None:
             _fine_tune(task, model, context, folder, fingerprint=hash_of(dict(key)))
 
         folder = context.stages.make(STAGE, key, build, together=True)
         by_seed.setdefault(task.job.seed, []).extend(_read(folder))
-    several = len({task.job.task for task in tasks}) > 1
     results = [result for found in by_seed.values() for result in found]
-    if suite == glue.SUITE and several:
-        results += [
-            replace(glue.average(found), report={"fine_tuning": {"seed": seed}})
-            for seed, found in by_seed.items()
-        ]
+    if len({task.job.task for task in tasks}) > 1:
+        means = [(seed, tasks[0].average(found)) for seed, found in by_seed.items()]
+        results += [replace(mean, report={"fine_tuning": {"seed": seed}}) for seed, mean in means if mean]
     return results
 
 
-def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTuneTask]:
+def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTuneTask[Any]]:
     """The tasks of a fine-tuning suite, after validating their data.
 
     Raises:
@@ -104,13 +91,13 @@ def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTun
     """
     jobs = SUITES[suite](**options)
     assert isinstance(jobs, tuple)
-    tasks = SUBJECTS[suite](jobs)
+    tasks = tasks_of(jobs)
     for task in tasks:
         task.check()
     return tasks
 
 
-def _context(task: FineTuneTask, model: str, context: RunContext) -> int:
+def _context(task: FineTuneTask[Any], model: str, context: RunContext) -> int:
     """The configured context, or the suite's default limited to the model's positions."""
     if task.job.context is not None:
         return task.job.context
@@ -118,7 +105,9 @@ def _context(task: FineTuneTask, model: str, context: RunContext) -> int:
     return min(task.context, positions or task.context)
 
 
-def _fine_tune(task: FineTuneTask, name: str, context: RunContext, folder: Path, *, fingerprint: str) -> None:
+def _fine_tune(
+    task: FineTuneTask[Any], name: str, context: RunContext, folder: Path, *, fingerprint: str
+) -> None:
     """Train a copy of the model and write its scores into the folder."""
     job, trust = task.job, context.trust_remote_code
     length = _context(task, name, context)
@@ -127,19 +116,17 @@ def _fine_tune(task: FineTuneTask, name: str, context: RunContext, folder: Path,
         raise ModelError(f"{name}: it reads at most {positions} tokens, but context is {length}; shorten it")
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
     model = task.model(name, tokenizer, context=length, trust=trust)
-    training_data = task.training_data(tokenizer, context=length)
+    rows, notes = task.encoded(tokenizer, context=length, multiple=row_multiple())
     head = task.head(model)
-    sizes = BatchSizes(job.settings.effective_batch, job.settings.micro_batch or job.settings.effective_batch)
-    stream = training_data.stream(sizes, seed=job.seed)
-    steps = job.settings.steps or job.settings.epochs * stream.steps_per_epoch
+    stream = example_stream(rows, batch_sizes(job.settings), seed=job.seed)
     tracker = _tracker(task, context, folder)
-    for note in training_data.notes:
+    for note in notes:
         tracker.note(note)
     try:
         trained = fit(
             StepModule(model, [Term(LABELS, LABELS)]),
             stream,
-            _fit_settings(job.settings, steps, job.seed, context),
+            _settings(job, stream.steps_per_epoch, zero=context.zero),
             folder=folder,
             validation=None,
             tracker=tracker,
@@ -151,33 +138,29 @@ def _fine_tune(task: FineTuneTask, name: str, context: RunContext, folder: Path,
 
     def write() -> None:
         found = task.scores(model, tokenizer, context=length)
-        facts = _facts(task, head, training_data, trained, length)
+        facts = _facts(job, head, len(rows), trained, length)
         results = [_with_notes(result, task, head, facts, model) for result in found]
         write_json(folder / _RESULTS, [result.to_json() for result in results])
 
     on_main_process(write)
 
 
-def _fit_settings(settings: Settings, steps: int, seed: int, context: RunContext) -> FitSettings:
-    return FitSettings(
+def _settings(job: FineTuneJob, steps_per_epoch: int, *, zero: Zero) -> TrainingConfig:
+    """The job's settings for the training loop."""
+    settings = job.settings
+    assert settings.epochs is not None
+    steps = settings.steps or settings.epochs * steps_per_epoch
+    return replace(
+        settings,
         steps=steps,
-        learning_rate=settings.learning_rate,
-        schedule="linear",
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        betas=(0.9, 0.999),
-        eps=settings.eps,
-        bias_correction=settings.bias_correction,
-        clip=1.0,
-        precision=settings.precision,
-        checkpoint_every=max(_LEAST_BETWEEN_CHECKPOINTS, tenth(steps)),
+        checkpoint_every=max(_LEAST_BETWEEN_CHECKPOINTS, math.ceil(steps / 10)),
         log_every=max(1, steps // 20),
-        seed=seed,
-        zero=context.zero,
+        seed=job.seed,
+        zero=zero,
     )
 
 
-def _tracker(task: FineTuneTask, context: RunContext, folder: Path) -> Trackers:
+def _tracker(task: FineTuneTask[Any], context: RunContext, folder: Path) -> Trackers:
     """Trackers for progress and ``metrics.jsonl``; only the main process writes."""
     if process_rank() > 0:
         return Trackers()
@@ -188,27 +171,23 @@ def _tracker(task: FineTuneTask, context: RunContext, folder: Path) -> Trackers:
     return tracker
 
 
-def _facts(
-    task: FineTuneTask, head: str, training_data: Reading, trained: FitResult, context: int
-) -> dict[str, Fact]:
+def _facts(job: FineTuneJob, head: str, num_rows: int, trained: FitResult, context: int) -> dict[str, Fact]:
     """The settings and cost of a fine-tuning, for the report."""
-    job = task.job
-    settings: dict[str, Fact] = asdict(job.settings)
     return {
         "task": job.task,
         "seed": job.seed,
         "fraction": job.fraction,
-        "training_rows": training_data.num_rows,
+        "training_rows": num_rows,
         "steps": trained.steps,
         "seconds": round(trained.seconds, 1),
         "context": context,
         "head": head,
-        "settings": settings,
+        "settings": job.reported_settings(),
     }
 
 
 def _with_notes(
-    result: SuiteResult, task: FineTuneTask, head: str, facts: dict[str, Fact], model: PreTrainedModel
+    result: SuiteResult, task: FineTuneTask[Any], head: str, facts: dict[str, Fact], model: PreTrainedModel
 ) -> SuiteResult:
     """The result with notes on the head and the data, and the fine-tuning's facts."""
     about = f"{result.suite}: fine-tuned with a fresh head on {head} ({model.config.model_type})"

@@ -36,7 +36,7 @@ from stlm_kd.pipeline.stages.teacher_set import TeacherSet
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.load import from_values, plain
 from stlm_kd.recipe.schema.root import Suite
-from stlm_kd.training import current_device
+from stlm_kd.training.processes import current_device
 
 LM_EVAL = "lm-eval"
 

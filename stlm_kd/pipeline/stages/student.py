@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +32,6 @@ from stlm_kd.pipeline.builders.models import (
     teacher_place,
 )
 from stlm_kd.pipeline.builders.objective import feature_teachers, projections_of
-from stlm_kd.pipeline.context import Zero
 from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.cache_reading import opened
 from stlm_kd.pipeline.stages.student_job import StudentJob, labels_term
@@ -46,8 +44,10 @@ from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
-from stlm_kd.training import FitResult, FitSettings, current_device, fit
 from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.training.loop import fit
+from stlm_kd.training.processes import current_device
+from stlm_kd.training.protocols import FitResult
 
 REMEMBERED_BYTES = 2**30
 """Memory for precomputed outputs of all teachers together."""
@@ -66,7 +66,7 @@ def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
     own = job.training_data(recipe.data.fraction)
     is_own = job.fraction == recipe.data.fraction
     training_data = own if is_own else job.training_data(job.fraction)
-    sizes = replace(batch_sizes(recipe.train), pairs=job.pairs_rows)
+    sizes = replace(batch_sizes(recipe.train.config), pairs=job.pairs_rows)
     stream = training_data.stream(sizes, seed=job.seed)
     reading = step_shape(recipe, training_data, sizes, steps_per_epoch=stream.steps_per_epoch)
     steps = num_steps(recipe.train, own, job.seed)
@@ -80,7 +80,7 @@ def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
         result = fit(
             step,
             stream,
-            fit_settings(recipe.train, steps, job.seed, zero=context.zero),
+            replace(recipe.train.config.with_steps(steps), seed=job.seed, zero=context.zero),
             folder=folder,
             validation=held_out_of(training_data, sizes.micro),
             tracker=tracker,
@@ -155,40 +155,12 @@ def _built(job: StudentJob) -> PreTrainedModel:
     return student
 
 
-def fit_settings(train: Train, steps: int, seed: int, *, zero: Zero) -> FitSettings:
-    """The recipe's training settings for the training loop."""
-    return FitSettings(
-        steps=steps,
-        learning_rate=train.learning_rate,
-        schedule=train.schedule,
-        warmup=train.warmup,
-        weight_decay=train.weight_decay,
-        betas=train.betas,
-        eps=train.eps,
-        bias_correction=train.bias_correction,
-        clip=train.clip,
-        precision=train.precision,
-        validate_every=train.validate_every,
-        keep=train.keep,
-        patience=train.patience,
-        checkpoint_every=train.checkpoint_every or tenth(steps),
-        log_every=train.log_every,
-        seed=seed,
-        zero=zero,
-    )
-
-
-def tenth(steps: int) -> int:
-    """The default number of steps between checkpoints: a crash costs at most a tenth of the work."""
-    return max(1, math.ceil(steps / 10))
-
-
 def num_steps(train: Train, own: TrainingData, seed: int) -> int:
     """The number of optimizer steps, given directly or by epochs of the student's data."""
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
-    return train.epochs * own.stream(batch_sizes(train), seed=seed).steps_per_epoch
+    return train.epochs * own.stream(batch_sizes(train.config), seed=seed).steps_per_epoch
 
 
 def finish(
@@ -298,7 +270,7 @@ def _ready(
     of_one_length = recipe.language_task is not None or not (needs.sites or needs.maps)
     if epochs <= 1 or not training_data.is_always_the_same or not of_one_length:
         return live
-    device, micro_batch = current_device(), batch_sizes(recipe.train).micro
+    device, micro_batch = current_device(), batch_sizes(recipe.train.config).micro
     with autocast(device, recipe.train.precision):
         first = next(training_data.in_order(micro_batch)).to(device)
         if training_data.num_rows * PrecomputedTeacher.row_bytes(live, first, needs) > room:

@@ -42,8 +42,8 @@ from stlm_kd.teachers.cache.writer import (
 )
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.tracking.cache_progress import CacheProgress
-from stlm_kd.training import current_device
 from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
@@ -191,7 +191,7 @@ def work_of(order: CacheJob, training_data: TrainingData) -> Work:
             layout, kept_tokens(order, training_data), training_data.num_rows * variants
         ),
         seed=int.from_bytes(name[:8], "little"),
-        micro_batch=batch_sizes(order.recipe.train).micro,
+        micro_batch=batch_sizes(order.recipe.train.config).micro,
         batch=training_data.rows,
     )
 

@@ -27,7 +27,7 @@ from stlm_kd.pipeline.builders.numbers import num_layers
 from stlm_kd.pipeline.builders.objective import active_objectives
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange
-from stlm_kd.training import current_device
+from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 TEACHERS = "teachers.json"

@@ -20,8 +20,9 @@ from stlm_kd.recipe.schema.fields import Flag, Part, Seed, Text, fault, show, te
 from stlm_kd.recipe.schema.objectives import AnyCombine, AnyObjective, Combine
 from stlm_kd.recipe.schema.options import added_options, known_name, row_of
 from stlm_kd.recipe.schema.student import Adapt, Student
-from stlm_kd.recipe.schema.training import Engine, Precision, Train
+from stlm_kd.recipe.schema.training import Engine, Train
 from stlm_kd.registry import Registry
+from stlm_kd.training.config import Precision
 
 Control = Literal["no-teacher", "all-data", "equal-compute"]
 """The student without teachers: same data and steps, all the data, or the same compute."""

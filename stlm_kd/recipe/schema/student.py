@@ -22,7 +22,8 @@ from stlm_kd.recipe.schema.fields import (
     show,
 )
 from stlm_kd.recipe.schema.options import known_name
-from stlm_kd.recipe.schema.training import Precision, Schedule, Warmup
+from stlm_kd.recipe.schema.training import TrainingPart, Warmup
+from stlm_kd.training.config import Precision, Schedule
 
 Layers = Literal["every-other", "first", "last", "spread"]
 
@@ -135,7 +136,7 @@ def _adapted_on(value: object) -> object:
     return {str(name): float(weight) for name, weight in given.items()}
 
 
-class Adapt(Part):
+class Adapt(TrainingPart):
     """How a teacher gets the student's vocabulary: a new embedding and head, trained with the body frozen.
 
     ``objective``: what its new rows are trained on; one, or a weight for each. ``cross-entropy``: the text;

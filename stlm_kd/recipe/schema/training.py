@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from stlm_kd.recipe.schema.fields import Count, Flag, NotNegative, Part, Positive, Real, fault, show
+from stlm_kd.training.config import Precision, Schedule, TrainingConfig
 
-Schedule = Literal["cosine", "linear", "constant"]
-Precision = Literal["fp32", "bf16"]
 Warmup = Annotated[Real, Field(ge=0, lt=1)]
 Beta = Annotated[Real, Field(ge=0, lt=1)]
 
 
-class Train(Part):
+class TrainingPart(Part):
+    """A part whose fields include settings of a training, named as in ``TrainingConfig``."""
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The settings that this part has; the others have their defaults."""
+        shared = type(self).model_fields.keys() & {field.name for field in fields(TrainingConfig)}
+        return TrainingConfig(**{name: getattr(self, name) for name in shared})
+
+
+class Train(TrainingPart):
     """Training of the student. Steps are optimizer steps; null disables an option.
 
     ``micro_batch`` null: same as ``effective_batch``. ``validate_every`` null: only at the end.

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from torch import nn
 
 from stlm_kd.training.backends.ddp import PlainEngine
+from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.processes import Processes, plain_accelerator
-from stlm_kd.training.protocols import Engine, FitSettings
+from stlm_kd.training.protocols import Engine
 
 
 @contextmanager
-def open_engine(step: nn.Module, settings: FitSettings) -> Iterator[tuple[Processes, Engine]]:
+def open_engine(step: nn.Module, settings: TrainingConfig) -> Iterator[tuple[Processes, Engine]]:
     """Open the engine for these settings; restores the module afterwards."""
     engine: Engine
     if settings.zero is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
     load_optimizer_tensors,
     make_optimizer,
@@ -17,7 +18,7 @@ from stlm_kd.training.optimizer import (
     trainable_parameters,
 )
 from stlm_kd.training.processes import Processes
-from stlm_kd.training.protocols import FitSettings, PlainOutput
+from stlm_kd.training.protocols import PlainOutput
 from stlm_kd.training.row_learning_rates import Pacing
 
 
@@ -42,19 +43,12 @@ class MicroBatch(nn.Module):
 class PlainEngine:
     """Plain PyTorch, with DDP for several processes; see ``protocols.Engine``."""
 
-    def __init__(self, step: nn.Module, settings: FitSettings, processes: Processes) -> None:
+    def __init__(self, step: nn.Module, settings: TrainingConfig, processes: Processes) -> None:
         self.step = step
         self.clip = settings.clip
         self.processes = processes
         self.model = processes.accelerator.prepare_model(MicroBatch(step, settings.precision))
-        self.optimizer = make_optimizer(
-            step,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
-            bias_correction=settings.bias_correction,
-        )
+        self.optimizer = make_optimizer(step, settings)
         self.pacing = Pacing(trainable_parameters(step), settings.paced)
 
     def begin_step(self) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.backends.ddp import MicroBatch
 from stlm_kd.training.backends.deepspeed_setup import deprecations_ignored, environment
+from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
     check_optimizer_tensors,
     load_optimizer_tensors,
@@ -28,7 +29,7 @@ from stlm_kd.training.optimizer import (
     trainable_parameters,
 )
 from stlm_kd.training.processes import Processes, forget_deepspeed
-from stlm_kd.training.protocols import FitSettings, PlainOutput
+from stlm_kd.training.protocols import PlainOutput
 from stlm_kd.training.row_learning_rates import Pacing
 
 
@@ -39,19 +40,12 @@ class DeepSpeedEngine:
     of arrival. Parameters without a gradient stay unchanged, whereas DeepSpeed alone would decay them.
     """
 
-    def __init__(self, step: nn.Module, settings: FitSettings, processes: Processes) -> None:
+    def __init__(self, step: nn.Module, settings: TrainingConfig, processes: Processes) -> None:
         self.step = step
         self.processes = processes
         self.weights = trainable_parameters(step.to(processes.device))
         self.attributes = {name: set(vars(weight)) for name, weight in self.weights.items()}
-        optimizer = make_optimizer(
-            step,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
-            bias_correction=settings.bias_correction,
-        )
+        optimizer = make_optimizer(step, settings)
         self.wrapped = optimizer
         indices = {
             id(w): index for index, group in enumerate(optimizer.param_groups) for w in group["params"]

@@ -19,9 +19,9 @@ from torch import distributed, nn
 
 from stlm_kd.distributed import join_processes
 from stlm_kd.errors import MissingResourceError
+from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.processes import current_device
-from stlm_kd.training.protocols import FitSettings
 
 OLDEST = Version("0.19.8")
 """Agrees with plain PyTorch; 0.18.2 accumulates wrongly at ZeRO 2, 0.19.4 misses infinite gradients."""
@@ -30,7 +30,7 @@ LARGEST_BUCKET = 2**27
 """Maximum elements per reduction; DeepSpeed allocates a whole bucket even for small models."""
 
 
-def deepspeed_accelerator(step: nn.Module, settings: FitSettings) -> Accelerator:
+def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelerator:
     """An accelerator that creates DeepSpeed engines for ``step``.
 
     Raises:
@@ -51,7 +51,7 @@ def deepspeed_accelerator(step: nn.Module, settings: FitSettings) -> Accelerator
     )
 
 
-def deepspeed_config(step: nn.Module, settings: FitSettings) -> dict[str, object]:
+def deepspeed_config(step: nn.Module, settings: TrainingConfig) -> dict[str, object]:
     """DeepSpeed's configuration, without scaling, casting or scheduling."""
     elements = sum(weight.numel() for weight in trainable_parameters(step).values())
     return {

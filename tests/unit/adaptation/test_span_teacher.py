@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.adaptation.initialisers import new_rows
-from stlm_kd.adaptation.span_distillation import AlignedTokenisations, SpanTeacher, align_tokenisations
+from stlm_kd.adaptation.span_distillation import AlignedTokenisations, SpanTeacher
 from stlm_kd.adaptation.step import SPANS, SpanStep
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.batches import PackedRows
@@ -33,7 +33,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
 def paired(stores: Stores, new: str, old: str, *, most_old: int = 64) -> AlignedTokenisations:
     tokenizers = {"own": OWN, "other": OTHER}
     rows = [PackedRows(stores[new], CONTEXT)]
-    return align_tokenisations(rows, [stores[old]], tokenizers[new], tokenizers[old], most_old=most_old)
+    return AlignedTokenisations(rows, [stores[old]], tokenizers[new], tokenizers[old], most_old=most_old)
 
 
 def model_of(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:

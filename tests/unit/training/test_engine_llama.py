@@ -8,11 +8,12 @@ import torch
 from stlm_kd.data.batch import Batch
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.training import FitSettings, fit
+from stlm_kd.training import TrainingConfig
+from stlm_kd.training.loop import fit
 from tests.support.engine_pico import Memory, digest
 from tests.support.pico import packed_batch, pico_model
 
-PLAN = FitSettings(
+PLAN = TrainingConfig(
     steps=12, learning_rate=2e-2, validate_every=6, keep="best", checkpoint_every=4, log_every=1
 )
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stlm_kd.training import FitSettings, RowScale
+from stlm_kd.training import RowScale, TrainingConfig
 from stlm_kd.training.optimizer import learning_rate
 from tests.support.engine_pico import VOCABULARY, PicoBatches, PicoStep, pico_fit
 
 OLD, NEW = (0, 2, 3, 9), (1, 4, 5, 6, 7, 8, 10, 11, 12)
-PLAN = FitSettings(steps=6, learning_rate=1e-2, weight_decay=0.5, clip=0.3, log_every=1)
+PLAN = TrainingConfig(steps=6, learning_rate=1e-2, weight_decay=0.5, clip=0.3, log_every=1)
 DECAYS = {"embedding.weight": 0.5, "head.weight": 0.5, "head.bias": 0.0, "norm.weight": 0.0, "norm.bias": 0.0}
 
 
-def paced(pace: float, *weights: str) -> FitSettings:
+def paced(pace: float, *weights: str) -> TrainingConfig:
     return replace(PLAN, paced=tuple(RowScale(weight, OLD, pace) for weight in weights))
 
 

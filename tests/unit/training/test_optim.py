@@ -9,6 +9,7 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from stlm_kd.errors import CheckpointError
+from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
     SCHEDULES,
     Schedule,
@@ -22,10 +23,13 @@ from stlm_kd.training.optimizer import (
 from tests.support.pico import pico_model
 
 
-def optimizer_of(module: nn.Module, weight_decay: float = 0.1, **options: bool) -> torch.optim.Optimizer:
-    return make_optimizer(
-        module, learning_rate=0.01, weight_decay=weight_decay, betas=(0.9, 0.95), eps=1e-8, **options
+def optimizer_of(
+    module: nn.Module, weight_decay: float = 0.1, *, bias_correction: bool = True
+) -> torch.optim.Optimizer:
+    settings = TrainingConfig(
+        learning_rate=0.01, weight_decay=weight_decay, betas=(0.9, 0.95), bias_correction=bias_correction
     )
+    return make_optimizer(module, settings)
 
 
 @pytest.mark.parametrize(

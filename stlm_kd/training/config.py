@@ -1,0 +1,93 @@
+"""The settings of a training, the same for recipes, adaptations and fine-tunings. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["fp32", "bf16"]
+"""``bf16`` runs forward passes under autocast; weights and optimizer stay in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowScale:
+    """Rows of a weight and the multiplier of their learning rate.
+
+    Attributes:
+        weight: The weight's name in the step module.
+        rows: Indices into its first dimension.
+        pace: The multiplier; 0 leaves the rows unchanged, bit for bit.
+    """
+
+    weight: str
+    rows: tuple[int, ...]
+    pace: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """Training settings.
+
+    Attributes:
+        steps: Total optimizer steps; None until ``epochs`` is converted to steps.
+        learning_rate: Peak learning rate.
+        epochs: Passes over the training data, if the number of steps is not given.
+        effective_batch: Rows per optimizer step, over all processes.
+        micro_batch: Maximum rows per forward pass and process; None for ``effective_batch``.
+        schedule: Learning-rate schedule after the warm-up.
+        warmup: Fraction of the steps with rising learning rate.
+        weight_decay: Weight decay of matrices; norms, biases and vectors have none.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+        bias_correction: Whether to correct the bias of AdamW's averages; False for BertAdam.
+        clip: Maximum global gradient norm; None for no clipping.
+        precision: Precision of forward passes.
+        validate_every: Optimizer steps between validations, with one more at the end; None for the last only.
+        keep: Which weights to keep: those with the lowest validation loss, or the last.
+        patience: Stop early after this many validations without improvement; None for never.
+        checkpoint_every: Optimizer steps between checkpoints. One is also written on a signal, at the end and
+            (with ``keep="best"``) at each improvement.
+        log_every: Optimizer steps between logged ones.
+        seed: Random seed of dropout and other draws from the global generators.
+        zero: None for a single process or DDP. 0, 1 or 2 for DeepSpeed, which replicates everything (0),
+            partitions the optimizer state (1) and also the gradients (2).
+        paced: Rows of weights with a learning-rate multiplier.
+    """
+
+    steps: int | None = None
+    learning_rate: float = 5e-4
+    epochs: int | None = None
+    effective_batch: int = 32
+    micro_batch: int | None = None
+    schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    bias_correction: bool = True
+    clip: float | None = 1.0
+    precision: Precision = "fp32"
+    validate_every: int | None = None
+    keep: Literal["best", "last"] = "last"
+    patience: int | None = None
+    checkpoint_every: int | None = None
+    log_every: int = 10
+    seed: int = 0
+    zero: Literal[0, 1, 2] | None = None
+    paced: tuple[RowScale, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """Total optimizer steps of a training that is ready to begin."""
+        assert self.steps is not None
+        return self.steps
+
+    def with_steps(self, steps: int) -> TrainingConfig:
+        """These settings for a number of steps, with ten checkpoints unless ``checkpoint_every`` is set."""
+        return replace(self, steps=steps, checkpoint_every=self.checkpoint_every or math.ceil(steps / 10))
+
+    def is_logged(self, step: int) -> bool:
+        """Whether an optimizer step, counted from 1, is logged; the first and the last always are."""
+        return step % self.log_every == 0 or step in (1, self.steps)
