@@ -14,7 +14,8 @@ from seqeval import metrics
 
 from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.comparison.compare import compare
-from stlm_kd.comparison.entries import read_entries
+from stlm_kd.comparison.entries import read_rows
+from stlm_kd.comparison.metrics import complete_values
 from stlm_kd.errors import UsageError
 from stlm_kd.eval.classification.metrics import regression_scores
 from stlm_kd.eval.fine_tuning.entities import entity_scores
@@ -206,7 +207,7 @@ def test_a_file_groups_the_seeds_of_a_model_by_their_folders(tmp_path: Path) -> 
     models = {f"r/students/s/seed-{seed}": [classified(0.8, seed)] for seed in (2, 1)}
     path = score_file(tmp_path / "s.json", {**models, "r/other/seed-1/model": [classified(0.7, 3)], "x": [
         classified(0.7, 4)]})  # fmt: skip
-    found = {one.name: one for one in read_entries([path])}
+    found = {one.name: one for one in read_rows([path])}
     assert {name: one.seeds for name, one in found.items()} == {
         "r/students/s": (1, 2), "r/other": (1,), "x": ()
     }  # fmt: skip
@@ -216,10 +217,10 @@ def test_a_file_groups_the_seeds_of_a_model_by_their_folders(tmp_path: Path) -> 
 def test_fine_tunings_of_one_seed_are_averaged_within_it(tmp_path: Path) -> None:
     tuned = {f"a/seed-{seed}": [classified(0.8, 10 * seed + k) for k in range(4)] for seed in (1, 2, 3)}
     path = score_file(tmp_path / "s.json", {**tuned, "b": [classified(0.6, 5)]})
-    one = read_entries([path])[0]
+    one = read_rows([path])[0]
     (metric,) = (metric for metric in compare([path]).metrics if metric.metric == "accuracy")
     expected = [np.mean([r.score("examples", "accuracy").value for r in found]) for found in tuned.values()]
-    assert one.values(metric) == pytest.approx(expected)
+    assert complete_values(one, metric) == pytest.approx(expected)
 
 
 def test_the_fine_tunings_of_a_single_model_are_noise(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 from stlm_kd.artifacts.results import Row, measurable
-from stlm_kd.comparison.intervals import Estimate
-from stlm_kd.comparison.metrics import Metric, spread
+from stlm_kd.comparison.metrics import Estimate, Metric, spread
 from stlm_kd.reporting.run_page.charts import WIDTH, short, ticks, widened
 from stlm_kd.reporting.run_page.html import Html, tag, text
 from stlm_kd.statistics import CONFIDENCE

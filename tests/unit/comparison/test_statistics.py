@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stlm_kd.comparison.difference import Sample, difference_between
-from stlm_kd.comparison.intervals import estimate
-from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.metrics import Metric, estimate
 from stlm_kd.comparison.pairing import ResampledDifference
 from stlm_kd.comparison.resampling import resampled
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
