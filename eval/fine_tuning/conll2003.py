@@ -17,8 +17,8 @@ from stlm_kd.data.labelled.batches import example_evaluation_batches
 from stlm_kd.data.labelled.token_labels import Sentences, encode_words
 from stlm_kd.eval.fine_tuning.base import Precision, Settings
 from stlm_kd.eval.fine_tuning.entities import entity_scores
-from stlm_kd.eval.runner import autocast, evaluating, require_finite
-from stlm_kd.models.forward import inputs_of
+from stlm_kd.eval.runner import autocast, require_finite
+from stlm_kd.models.forward import evaluating, inputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

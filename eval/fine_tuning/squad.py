@@ -23,8 +23,8 @@ from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.data.labelled.batches import example_evaluation_batches
 from stlm_kd.data.labelled.question_answering import EncodedWindows, Question, digest, encode_windows
 from stlm_kd.eval.fine_tuning.base import Precision, Settings
-from stlm_kd.eval.runner import autocast, evaluating, require_finite
-from stlm_kd.models.forward import inputs_of
+from stlm_kd.eval.runner import autocast, require_finite
+from stlm_kd.models.forward import evaluating, inputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

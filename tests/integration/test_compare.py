@@ -19,7 +19,6 @@ from stlm_kd.comparison.metrics import complete_values
 from stlm_kd.errors import UsageError
 from stlm_kd.eval.classification.metrics import regression_scores
 from stlm_kd.eval.fine_tuning.entities import entity_scores
-from stlm_kd.statistics import holm
 from tests.support.compared import LABELS, classified, read_text, run_folder, score_file, seeds_of, whole_run
 from tests.support.road import distilled, done, stlm_kd
 
@@ -147,7 +146,9 @@ def test_a_teacher_that_runs_share_is_counted_once(tmp_path: Path) -> None:
         "", "one: teacher t", "one: teacher t"
     ]  # fmt: skip
     names = ["one: teacher t", "two: student", "three: student"]
-    by_hand = dict(zip(names, holm([p[name] for name in names]), strict=True))
+    in_order = sorted(names, key=p.__getitem__)
+    steps = [min(1.0, (len(names) - rank) * p[name]) for rank, name in enumerate(in_order)]
+    by_hand = {name: max(steps[: rank + 1]) for rank, name in enumerate(in_order)}  # Holm's correction
     expected = {name: by_hand.get(name, by_hand[names[0]]) for name in p}
     assert {one.name: one.corrected_p for one in found.compared} == expected
     shown = " ".join(stlm_kd("compare", *runs, "--baseline", "one: student").stdout.split())
