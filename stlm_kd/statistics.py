@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import variance
 
 import numpy as np
 import numpy.typing as npt
@@ -124,23 +124,6 @@ def mcnemar(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> McNemar:
     return McNemar(only_first, only_second, min(1.0, 2 * float(tail)))
 
 
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm-corrected p-values, in the order of the input.
-
-    Controls the family-wise error rate at .05 under any dependence between the tests (Holm, "A simple
-    sequentially rejective multiple test procedure", 1979).
-
-    >>> holm([0.01, 0.04, 0.03])
-    (0.03, 0.06, 0.06)
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return tuple(corrected)
-
-
 def corrected(tests: Sequence[tuple[float, float | None]]) -> tuple[tuple[float, float | None], ...]:
     """Both p-values of each comparison, corrected for all comparisons, in the order of the input.
 
@@ -148,8 +131,9 @@ def corrected(tests: Sequence[tuple[float, float | None]]) -> tuple[tuple[float,
     difference is negligible. Their null hypotheses exclude each other, so at most C of them are true for C
     comparisons. Each p is multiplied by C less the number of comparisons in which both are already rejected;
     which hypotheses are rejected matters, not only how many (Shaffer, "Modified sequentially rejective
-    multiple test procedures", 1986, procedure S2, whose steps reject at least what those of S1 do; without
-    second p-values it is ``holm``). Controls the family-wise error rate at .05.
+    multiple test procedures", 1986, procedure S2, whose steps reject at least what those of S1 do). Without
+    second p-values this is Holm's procedure ("A simple sequentially rejective multiple test procedure",
+    1979). Controls the family-wise error rate at .05 under any dependence between the tests.
 
     >>> corrected([(0.01, None), (0.04, None), (0.03, None)])
     ((0.03, None), (0.06, None), (0.06, None))
@@ -169,18 +153,6 @@ def corrected(tests: Sequence[tuple[float, float | None]]) -> tuple[tuple[float,
         found[at][which] = largest
         left[at] -= 1
     return tuple((first if first is not None else 1.0, second) for first, second in found)
-
-
-def nested_means(groups: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """The mean of each group: for each distillation seed, over its fine-tuning seeds.
-
-    The means are independent, as the distillations are, and an interval over seeds uses them. Treating all
-    fine-tunings of one distilled student as independent would make the interval too narrow.
-
-    >>> nested_means([[1.0, 3.0], [5.0]])
-    (2.0, 5.0)
-    """
-    return tuple(fmean(group) for group in groups)
 
 
 def over_seeds(

@@ -23,8 +23,7 @@ from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.data.labelled.encoding import Source, encode_texts, padding_id, token_sources
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.attribution.words import Word
-from stlm_kd.eval.runner import evaluating
-from stlm_kd.models.forward import inputs_of
+from stlm_kd.models.forward import evaluating, inputs_of
 
 if TYPE_CHECKING:
     from captum.attr import IntegratedGradients

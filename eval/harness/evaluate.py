@@ -23,7 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
 from stlm_kd.eval.harness.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
-from stlm_kd.eval.runner import evaluating, require_task
+from stlm_kd.eval.runner import require_task
+from stlm_kd.models.forward import evaluating
 
 if TYPE_CHECKING:
     from stlm_kd.eval.harness.task_data import Origin

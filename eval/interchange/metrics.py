@@ -24,14 +24,14 @@ from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
-from stlm_kd.eval.runner import evaluating, require_finite
+from stlm_kd.eval.runner import require_finite
 from stlm_kd.interventions import Plan, SourceInputs, draw_plan
 from stlm_kd.interventions.metrics import RATIOS, SUMS, DistributionPair, effects
 from stlm_kd.interventions.plan import Tokens
 from stlm_kd.interventions.rerun import InterventionPass
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.losses.chunked import chunk_rows, pieces
-from stlm_kd.models.forward import inputs_of, vocabulary_head
+from stlm_kd.models.forward import evaluating, inputs_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Alignment
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec, forward_with_outputs
 from stlm_kd.teachers.targets import Dense, Logits

@@ -118,7 +118,7 @@ def _scores(teacher: str, result: SuiteResult) -> Iterator[Score]:
 def _examples(teacher: str, result: SuiteResult, ids: Sequence[str] | None) -> Iterator[ExampleScore]:
     for row in result.examples:
         if row.metric in JUDGED:
-            yield replace(row, task=teacher, id=row.id if ids is None else ids[int(row.id)])
+            yield row._replace(task=teacher, id=row.id if ids is None else ids[int(row.id)])
 
 
 def _hash(held: Sequence[str] | Examples) -> str:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stlm_kd.eval.runner import autocast, evaluating, require_finite
+from stlm_kd.eval.runner import autocast, require_finite
 from stlm_kd.losses.precision import at_least_float32
+from stlm_kd.models.forward import evaluating
 
 _MAX_LOGITS = 1 << 27
 """Maximum logits of a forward pass (half a GiB in float32), unless a single row has more."""

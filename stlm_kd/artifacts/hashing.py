@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -21,26 +21,11 @@ def sha256(path: Path) -> str:
 
 
 def known_sha256(path: Path) -> str:
-    """Like ``sha256``, cached within the process by size and modification time."""
-    found = path.stat()
-    return _sha256_of_state(path.resolve(), found.st_size, found.st_mtime_ns)
-
-
-@cache
-def _sha256_of_state(path: Path, size: int, changed: int) -> str:
-    return sha256(path)
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal, cached while the file is unchanged."""
+    """Like ``sha256``, cached within the process while the file is unchanged."""
     state = path.stat()
-    return _hash_of(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return _of_state(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _hash_of(path: Path, *state: int) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _of_state(path: Path, *_state: int) -> str:
+    return sha256(path)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlm_kd.artifacts.atomic import write_json, write_text
-from stlm_kd.errors import MissingResourceError, UsageError
+from stlm_kd.artifacts.run_dir import writing
+from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,11 +54,6 @@ def width_of(table: Table) -> int:
 @contextmanager
 def _write_errors(path: Path, option: str) -> Iterator[None]:
     refuse_no_file(path, option)
-    try:
+    with writing(path, option):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise MissingResourceError(
-            f"{path}: cannot be written ({reason}); choose another {option}"
-        ) from error

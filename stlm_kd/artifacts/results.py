@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, JsonValue, TypeAdapter
+from pydantic import AfterValidator, Field, GetPydanticSchema, JsonValue, TypeAdapter
 
 Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | None"
+Report = Annotated[Mapping[str, Json], GetPydanticSchema(lambda _, read: read(dict[str, JsonValue]))]
+"""A mapping that JSON can represent; pydantic reads it as ``JsonValue``, the same type and faster."""
+
 Count = Annotated[int, Ge(0), Le(10**30)]
 """A count; implausibly large values raise an error on reading."""
 
@@ -108,9 +111,8 @@ class Score:
         return (normal.inv_cdf(1 - SIGNIFICANCE / 2) + normal.inv_cdf(POWER)) * math.sqrt(2) * self.stderr
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleScore:
-    """One metric of one example; ``id`` identifies the example in its task."""
+class ExampleScore(NamedTuple):
+    """One metric of one example, a list in JSON; ``id`` identifies the example in its task."""
 
     task: str
     id: str
@@ -127,7 +129,7 @@ class SuiteResult:
         scores: All scores; those with ``part_of`` None were requested.
         examples: Scores per example, for paired comparisons.
         notes: Notes for readers of the scores, one sentence each.
-        report: The suite's own report, ready for JSON; in lm-eval's format for ``lm-eval``.
+        report: The suite's own report; in lm-eval's format for ``lm-eval``.
         label: Distinguishes several calls of one suite, as in ``window 64``.
     """
 
@@ -135,7 +137,7 @@ class SuiteResult:
     scores: tuple[Score, ...]
     examples: tuple[ExampleScore, ...] = ()
     notes: tuple[str, ...] = ()
-    report: Mapping[str, Json] = field(default_factory=dict)
+    report: Report = field(default_factory=dict)
     label: str = ""
 
     def score(self, task: str, metric: str) -> Score:
@@ -157,7 +159,7 @@ class SuiteResult:
                 asdict(score) | {"centred": score.centred, "detectable": score.detectable}
                 for score in self.scores
             ],
-            "examples": [[row.task, row.id, row.metric, row.value] for row in self.examples],
+            "examples": [[*row] for row in self.examples],
             "notes": list(self.notes),
             "report": self.report,
             "label": self.label,
@@ -174,60 +176,47 @@ class SuiteResult:
         >>> SuiteResult.from_json(result.to_json()) == result
         True
         """
-        return _SAVED.validate_python(content).result()
+        return _RESULT.validate_python(content)
 
 
-@dataclass(frozen=True, slots=True)
-class SavedSuite:
-    """The output of ``SuiteResult.to_json`` in a file; examples: task, id, metric, value."""
-
-    suite: str
-    scores: tuple[Score, ...]
-    examples: tuple[tuple[str, str, str, Measured], ...]
-    notes: tuple[str, ...]
-    report: dict[str, JsonValue]
-    label: str = ""
-
-    def result(self) -> SuiteResult:
-        """The saved result."""
-        examples = tuple(ExampleScore(*row) for row in self.examples)
-        report: Mapping[str, Json] = self.report  # type: ignore[assignment]  # the same type, named twice
-        return SuiteResult(self.suite, self.scores, examples, self.notes, report, self.label)
-
-
-_SAVED: TypeAdapter[SavedSuite] = TypeAdapter(SavedSuite)
+_RESULT: TypeAdapter[SuiteResult] = TypeAdapter(SuiteResult)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A table row: a teacher, or a student or control with all its seeds.
+    """A table row: a teacher, a student or control with all its seeds, or a model scored by itself.
 
     Attributes:
         name: The row's name in the table.
-        kind: ``teacher``, ``adapted``, ``student`` or ``control``.
-        variant: The folder name of a student or control; None for a teacher.
-        teaches: Whether the student is distilled from this model.
-        parameters: Number of parameters.
+        kind: ``teacher``, ``adapted``, ``student``, ``control`` or ``model``.
+        parameters: Number of parameters; None for a model scored by itself.
         tokens_of_text: Tokens of the training text in the model's vocabulary, each counted once; None for a
             model trained elsewhere. Like tokens seen, steps and FLOPs, the maximum over seeds.
         tokens_seen: Training tokens, repeats counted; None for a model trained elsewhere.
+        seeds: The seeds of a student or model; () for a teacher, or a single model without a seed.
+        scores: The suites' results for each seed (one entry if there are no seeds). Several results of one
+            suite and label are several fine-tunings of that seed's model.
+        variant: The folder name of a student or control; otherwise None.
+        teaches: Whether the student is distilled from this model.
         steps: Optimizer steps; None for a model trained elsewhere.
         flops: Training FLOPs, including a student's teachers (``pipeline.builders.flops``); None if unknown.
-        seeds: The students' seeds; () for a teacher.
-        scores: The suites' results for each seed (one entry for a teacher).
+        source: The run or file that it was read from, as given by the user.
+        taught: Whether it was distilled from teachers; None if unknown.
     """
 
     name: str
     kind: str
-    parameters: int
-    tokens_of_text: int | None
-    tokens_seen: int | None
+    parameters: Count | None
+    tokens_of_text: Count | None
+    tokens_seen: Count | None
     seeds: tuple[int, ...]
-    scores: tuple[tuple[SuiteResult, ...], ...]
+    scores: Annotated[tuple[tuple[SuiteResult, ...], ...], Field(alias="suites")]
     variant: str | None = None
     teaches: bool = False
-    steps: int | None = None
-    flops: int | None = None
+    steps: Count | None = None
+    flops: Count | None = None
+    source: str = ""
+    taught: bool | None = None
 
 
 Variant = Literal["student", "no-teacher", "all-data", "equal-compute"]

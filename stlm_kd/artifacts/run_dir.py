@@ -98,14 +98,14 @@ def held(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn errors on writing to a run folder into one message with a remedy."""
+def writing(path: Path, option: str = "--output-dir") -> Iterator[None]:
+    """Turn errors on writing to a path into one message; ``option`` is the one that chose the path."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise MissingResourceError(
-            f"{path}: cannot be written ({reason}); choose another --output-dir"
+            f"{path}: cannot be written ({reason}); choose another {option}"
         ) from error
 
 

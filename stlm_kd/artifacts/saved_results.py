@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,54 +10,10 @@ from pydantic import TypeAdapter
 
 from stlm_kd.artifacts.json_io import AGAIN, read_saved
 from stlm_kd.artifacts.reports import AdaptationReport
-from stlm_kd.artifacts.results import Count, Row, SavedSuite, SuiteResult
+from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.errors import CheckpointError
 
 RESULTS = "results.json"
-
-
-@dataclass(frozen=True, slots=True)
-class _SavedRow:
-    """A ``Row`` as written to ``results.json``; fields missing in earlier versions are None."""
-
-    name: str
-    kind: str
-    variant: str | None
-    parameters: Count
-    tokens_of_text: Count | None
-    tokens_seen: Count | None
-    seeds: tuple[int, ...]
-    suites: tuple[tuple[SavedSuite, ...], ...]
-    steps: Count | None = None
-    flops: Count | None = None
-
-    def row(self) -> Row:
-        return Row(
-            name=self.name,
-            kind=self.kind,
-            variant=self.variant,
-            parameters=self.parameters,
-            tokens_of_text=self.tokens_of_text,
-            tokens_seen=self.tokens_seen,
-            steps=self.steps,
-            flops=self.flops,
-            seeds=self.seeds,
-            scores=tuple(tuple(suite.result() for suite in suites) for suites in self.suites),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Saved:
-    """The file: ``rows`` and ``remarks`` of a training run, ``adaptations`` of an adaptation run."""
-
-    rows: tuple[_SavedRow, ...] | None = None
-    remarks: tuple[str, ...] = ()
-    verdicts: tuple[str, ...] = ()
-    adaptations: Mapping[str, AdaptationReport] | None = None
-    suites: Mapping[str, tuple[SavedSuite, ...]] = field(default_factory=dict)
-
-
-_RESULTS: TypeAdapter[_Saved] = TypeAdapter(_Saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +32,10 @@ class Results:
     remarks: tuple[str, ...] = ()
     verdicts: tuple[str, ...] = ()
     adaptations: Mapping[str, AdaptationReport] = field(default_factory=dict)
-    suites: Mapping[str, Sequence[SuiteResult]] = field(default_factory=dict)
+    suites: Mapping[str, tuple[SuiteResult, ...]] = field(default_factory=dict)
+
+
+_RESULTS: TypeAdapter[Results] = TypeAdapter(Results)
 
 
 def read_results(path: Path) -> Results:
@@ -85,21 +44,15 @@ def read_results(path: Path) -> Results:
     Raises:
         CheckpointError: The file is damaged or invalid.
     """
-    saved = read_saved(path, _RESULTS, remedy=AGAIN)
-    if saved.rows is None and saved.adaptations is None:
+    found = read_saved(path, _RESULTS, remedy=AGAIN)
+    if not found.rows and not found.adaptations:
         raise CheckpointError(
             f"{path}: damaged, or of another version: neither rows nor adaptations are in it; {AGAIN}"
         )
-    for row in saved.rows or ():
-        if len(row.suites) != max(1, len(row.seeds)):
+    for row in found.rows:
+        if len(row.scores) != max(1, len(row.seeds)):
             raise CheckpointError(
-                f"{path}: damaged: {row.name} has {len(row.seeds)} seeds and scores of {len(row.suites)}; "
+                f"{path}: damaged: {row.name} has {len(row.seeds)} seeds and scores of {len(row.scores)}; "
                 f"{AGAIN}"
             )
-    return Results(
-        rows=tuple(row.row() for row in saved.rows or ()),
-        remarks=saved.remarks,
-        verdicts=saved.verdicts,
-        adaptations=saved.adaptations or {},
-        suites={name: [one.result() for one in found] for name, found in saved.suites.items()},
-    )
+    return found

@@ -26,7 +26,7 @@ from stlm_kd.artifacts.atomic import (
     write_json,
     written_whole,
 )
-from stlm_kd.artifacts.hashing import file_hash
+from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError
 
@@ -163,13 +163,15 @@ def _hashes(folder: Path) -> dict[str, str]:
     """The hash of each file by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / STAGE)
     names = {path.relative_to(folder): path for path in files}
-    return {name.as_posix(): file_hash(path) for name, path in names.items() if name.parts[0] != _CHECKPOINTS}
+    return {
+        name.as_posix(): known_sha256(path) for name, path in names.items() if name.parts[0] != _CHECKPOINTS
+    }
 
 
 def _check_files(folder: Path, kind: str, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         path = folder / name
-        if not path.is_file() or file_hash(path) != digest:
+        if not path.is_file() or known_sha256(path) != digest:
             what = "changed" if path.is_file() else "gone"
             raise CheckpointError(
                 f"{path}: {what} since this {kind} was completed; put the file back, or delete {folder} to "

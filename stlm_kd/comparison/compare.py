@@ -6,13 +6,18 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from stlm_kd.artifacts.results import measurable
+from stlm_kd.artifacts.results import Row, measurable
 from stlm_kd.comparison.difference import Sample, difference_between, sample_of
-from stlm_kd.comparison.entries import Entry, metrics_of, read_entries
-from stlm_kd.comparison.lossy import Lossy, lossy_fault
-from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.entries import read_rows
+from stlm_kd.comparison.metrics import Metric, complete_values, metrics_of, results_of
 from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference, pair
-from stlm_kd.comparison.requirements import require_lossless, require_same_examples, require_shared_tasks
+from stlm_kd.comparison.requirements import (
+    Lossy,
+    lossy_fault,
+    require_lossless,
+    require_same_examples,
+    require_shared_tasks,
+)
 from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
 from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.comparison.smallest import Smallest
@@ -26,7 +31,7 @@ DEFAULT_SMALLEST = Smallest()
 class Comparison:
     """All rows, their metrics, their differences from the baseline, and notes on how to read them."""
 
-    entries: tuple[Entry, ...]
+    rows: tuple[Row, ...]
     metrics: tuple[Metric, ...]
     baseline: str
     compared: tuple[Compared, ...]
@@ -55,20 +60,19 @@ def compare(
 
     Raises:
         UsageError: A source is given twice, a baseline or metric does not exist, or there is only one row.
-        MissingResourceError, CheckpointError: See ``read_entries``.
+        MissingResourceError, CheckpointError: See ``read_rows``.
         DataError: The examples differ, no metric is comparable, or a tokenizer is lossy; the message says
             what differs.
     """
-    entries = read_entries(sources)
-    if len(entries) < 2:
-        raise UsageError(f"{', '.join(sources)}: one row ({entries[0].name}); name a second to compare")
-    base = _baseline(entries, baseline)
-    return compare_with(base, entries, only=only, smallest=smallest, lossy=lossy)
+    rows = read_rows(sources)
+    if len(rows) < 2:
+        raise UsageError(f"{', '.join(sources)}: one row ({rows[0].name}); name a second to compare")
+    return compare_with(_baseline(rows, baseline), rows, only=only, smallest=smallest, lossy=lossy)
 
 
 def compare_with(
-    base: Entry,
-    entries: Sequence[Entry],
+    base: Row,
+    rows: Sequence[Row],
     *,
     only: Collection[str] = (),
     smallest: Smallest = DEFAULT_SMALLEST,
@@ -80,36 +84,36 @@ def compare_with(
         UsageError: No row has such a metric.
         DataError: See ``compare``.
     """
-    known = metrics_of(entries)
+    known = metrics_of(rows)
     smallest.require_known(_names(known))
     metrics = _chosen(known, only)
     pairs = [
         (other, metric)
-        for other in entries
+        for other in rows
         if other is not base
         for metric in metrics
-        if other.values(metric) and base.values(metric)
+        if complete_values(other, metric) and complete_values(base, metric)
     ]
-    require_shared_tasks(entries, base, {other.source for other, _ in pairs})
+    require_shared_tasks(rows, base, {other.source for other, _ in pairs})
     require_same_examples(pairs, base)
     found, notes = compare_pairs(
         [(other, base, metric) for other, metric in pairs], smallest=smallest, lossy=lossy
     )
     if not found:
         raise DataError("\n".join([f"nothing can be compared with {base.name}:", *notes]))
-    notes = (*notes, *_notes_of_results(entries, metrics))
-    return Comparison(tuple(entries), tuple(metrics), base.name, found, notes)
+    notes = (*notes, *_notes_of_results(rows, metrics))
+    return Comparison(tuple(rows), tuple(metrics), base.name, found, notes)
 
 
 def compare_pairs(
-    pairs: Sequence[tuple[Entry, Entry, Metric]],
+    pairs: Sequence[tuple[Row, Row, Metric]],
     *,
     smallest: Smallest = DEFAULT_SMALLEST,
     lossy: Lossy = "leave out",
 ) -> tuple[tuple[Compared, ...], tuple[str, ...]]:
-    """Compare the two entries of each pair, corrected for all pairs; also returns notes.
+    """Compare the two rows of each pair, corrected for all pairs; also returns notes.
 
-    Both entries were scored on the same examples. A metric that is not comparable within a pair is skipped,
+    Both rows were scored on the same examples. A metric that is not comparable within a pair is skipped,
     with a note.
 
     Raises:
@@ -133,25 +137,25 @@ def compare_pairs(
     return judged(told, firsts), tuple(notes)
 
 
-def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
+def _baseline(rows: Sequence[Row], name: str | None) -> Row:
     if name is not None:
-        named = [one for one in entries if one.name == name]
-        named = named or [one for one in entries if name in (one.variant, one.source)]
+        named = [row for row in rows if row.name == name]
+        named = named or [row for row in rows if name in (row.variant, row.source)]
         if len(named) != 1:
-            known = [one.name for one in named or entries]
+            known = [row.name for row in named or rows]
             what = f"several rows; give one of: {listed(known)}"
             raise UsageError(
                 f"--baseline {name}: {what if named else f'no such row{did_you_mean(name, known)}'}"
             )
         return named[0]
-    for source in dict.fromkeys(one.source for one in entries):
-        rows = [one for one in entries if one.source == source]
-        controls = [one for one in rows if one.kind == "control"]
-        controls.sort(key=lambda one: one.variant != "no-teacher")
-        untaught = [one for one in rows if one.kind == "student" and not one.taught]
+    for source in dict.fromkeys(row.source for row in rows):
+        own = [row for row in rows if row.source == source]
+        controls = [row for row in own if row.kind == "control"]
+        controls.sort(key=lambda row: row.variant != "no-teacher")
+        untaught = [row for row in own if row.kind == "student" and not row.taught]
         if controls or untaught:
             return (controls + untaught)[0]
-    return next((one for one in entries if one.kind in ("student", "model")), entries[0])
+    return next((row for row in rows if row.kind in ("student", "model")), rows[0])
 
 
 def _chosen(metrics: Sequence[Metric], names: Collection[str]) -> list[Metric]:
@@ -159,28 +163,28 @@ def _chosen(metrics: Sequence[Metric], names: Collection[str]) -> list[Metric]:
     for name in names:
         if name not in known:
             raise UsageError(f"--metric {name}: no run or file has it{did_you_mean(name, known)}")
-    return [one for one in metrics if not names or {one.label[:-2], one.metric} & set(names)]
+    return [one for one in metrics if not names or {one.name, one.metric} & set(names)]
 
 
 def _names(metrics: Sequence[Metric]) -> set[str]:
-    return {name for metric in metrics for name in (metric.label[:-2], metric.metric)}
+    return {name for metric in metrics for name in (metric.name, metric.metric)}
 
 
-def _notes_of_results(entries: Sequence[Entry], metrics: Sequence[Metric]) -> Iterator[str]:
+def _notes_of_results(rows: Sequence[Row], metrics: Sequence[Metric]) -> Iterator[str]:
     """Notes of the compared results, degenerate models and chance, naming the rows if not all share them."""
     names: dict[str, dict[str, None]] = {}
-    for one, metric in product(entries, metrics):
-        results = [result for seed in one.results(metric) for result in seed]
+    for row, metric in product(rows, metrics):
+        results = [result for seed in results_of(row, metric) for result in seed]
         warnings = warning_notes(result.score(metric.task, metric.metric) for result in results)
         for note in (*(note for result in results for note in result.notes), *warnings):
-            names.setdefault(note, {})[one.name] = None
-    for note, rows in names.items():
-        yield note if len(rows) == len(entries) else f"{', '.join(rows)}: {note}"
+            names.setdefault(note, {})[row.name] = None
+    for note, own in names.items():
+        yield note if len(own) == len(rows) else f"{', '.join(own)}: {note}"
 
 
 def _compared(
-    other: Entry,
-    base: Entry,
+    other: Row,
+    base: Row,
     metric: Metric,
     notes: dict[str, None],
     *,
@@ -191,7 +195,7 @@ def _compared(
     shared = [seed for seed in other.seeds if seed in base.seeds]
     are_paired = len(shared) > 1 or (shared != [] and len(other.scores) == len(base.scores) == 1)
     first, second = (sample_of(one, metric, shared if are_paired else None) for one in (other, base))
-    label = metric.label[:-2]
+    label = metric.name
     if not all(map(measurable, (*first.values, *second.values))):
         notes[f"{label}: {other.name} or {base.name} has a score that is not finite"] = None
         return None
@@ -222,15 +226,15 @@ def _compared(
 
 
 def _notes(
-    other: Entry,
-    base: Entry,
+    other: Row,
+    base: Row,
     metric: Metric,
     joined: PairedExamples | ResampledDifference | NotPaired,
     *,
     paired: int | None,
 ) -> Iterator[str]:
     """Notes on how to read this comparison; ``paired``: the number of shared seeds."""
-    label = metric.label[:-2]
+    label = metric.name
     if isinstance(joined, NotPaired):
         yield (
             f"{label}: where examples are not paired ({joined.reason}), errors are treated as independent if "
@@ -258,6 +262,6 @@ def _notes(
             yield f"{one.name}: differences are over the {paired} seeds that both have"
 
 
-def _seed_counts(other: Entry, base: Entry) -> str:
+def _seed_counts(other: Row, base: Row) -> str:
     counts = [len(one.seeds) for one in (other, base)]
     return " and ".join(str(count) if count else "—" for count in counts) if any(counts) else "—"

@@ -1,4 +1,4 @@
-"""The difference of two entries in one metric, over seeds, over examples, or over both."""
+"""The difference of two rows in one metric, over seeds, over examples, or over both."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from statistics import fmean
 
 import numpy as np
 
-from stlm_kd.artifacts.results import Json, SuiteResult, measurable
-from stlm_kd.comparison.entries import Entry
-from stlm_kd.comparison.metrics import Metric
+from stlm_kd.artifacts.results import Json, Row, SuiteResult, measurable
+from stlm_kd.comparison.metrics import Metric, complete_values, results_of
 from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference
 from stlm_kd.statistics import (
     Difference,
@@ -29,7 +28,7 @@ from stlm_kd.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An entry's metric for each seed, and the results that the values come from."""
+    """A row's metric for each seed, and the results that the values come from."""
 
     values: tuple[float, ...]
     results: tuple[SuiteResult, ...]
@@ -54,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class DifferenceEstimate:
-    """The estimated difference of two entries in a metric.
+    """The estimated difference of two rows in a metric.
 
     Attributes:
         mean: The first's mean over seeds minus the second's.
@@ -75,10 +74,10 @@ class DifferenceEstimate:
     equivalence_p: float | None = None
 
 
-def sample_of(one: Entry, metric: Metric, seeds: Sequence[int] | None = None) -> Sample:
+def sample_of(row: Row, metric: Metric, seeds: Sequence[int] | None = None) -> Sample:
     """The values of the given seeds (None: all), and the results behind them."""
-    places = range(len(one.scores)) if seeds is None else [one.seeds.index(seed) for seed in seeds]
-    values, results = one.values(metric), one.results(metric)
+    places = range(len(row.scores)) if seeds is None else [row.seeds.index(seed) for seed in seeds]
+    values, results = complete_values(row, metric), results_of(row, metric)
     return Sample(
         tuple(values[place] for place in places),
         tuple(result for place in places for result in results[place]),
@@ -103,8 +102,8 @@ def difference_between(
     the same examples.
 
     Args:
-        first: One entry's values, over seeds or for a single model.
-        second: The other entry's; for the same seeds if paired.
+        first: One row's values, over seeds or for a single model.
+        second: The other row's; for the same seeds if paired.
         joined: Their examples.
         metric: The metric.
         are_paired: Whether both have the same seeds, in the same order.

@@ -1,82 +1,28 @@
-"""The entries of a comparison: rows of finished runs, and models scored by ``stlm-kd eval``."""
+"""The rows of a comparison: those of finished runs, and models scored by ``stlm-kd eval``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter
 
 from stlm_kd.artifacts.json_io import read_saved
-from stlm_kd.artifacts.results import Row, SavedSuite, Score, SuiteResult
+from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.artifacts.run_dir import open_run
-from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
-from stlm_kd.comparison.average import averaged
-from stlm_kd.comparison.metrics import PER_TOKEN, Metric
+from stlm_kd.artifacts.saved_results import RESULTS, read_results
 from stlm_kd.errors import CheckpointError, MissingResourceError, UsageError
-from stlm_kd.statistics import nested_means
 
-_SCORES: TypeAdapter[Mapping[str, Sequence[SavedSuite]]] = TypeAdapter(Mapping[str, Sequence[SavedSuite]])
+_Scores = Mapping[str, tuple[SuiteResult, ...]]
+_SCORES: TypeAdapter[_Scores] = TypeAdapter(_Scores)
 _ANY: TypeAdapter[Mapping[str, JsonValue]] = TypeAdapter(Mapping[str, JsonValue])
 _REMEDY = "expected scores from stlm-kd eval --output, or a run's folder; score the models again"
 _OF_A_SEED = re.compile(r"(?P<name>.+?)[/\\]seed-(?P<seed>\d+)(?:[/\\]model)?[/\\]?")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A teacher, a student with all its seeds, or a model.
-
-    Attributes:
-        name: Its name in tables.
-        source: The run or file that it comes from, as given by the user.
-        kind: ``teacher``, ``adapted``, ``student``, ``control`` or ``model``.
-        variant: For a student or control, the name of its folder.
-        taught: Whether it was distilled from teachers; None if unknown.
-        seeds: Its seeds; () for a single model without a seed.
-        scores: The suite results for each seed (one entry if there are no seeds). Several results of one
-            suite and label are several fine-tunings of that seed's model.
-    """
-
-    name: str
-    source: str
-    kind: str
-    variant: str | None
-    taught: bool | None
-    seeds: tuple[int, ...]
-    scores: tuple[tuple[SuiteResult, ...], ...]
-
-    def results(self, metric: Metric) -> list[list[SuiteResult]]:
-        """The results that contain the metric, for each seed in order."""
-        return [[result for result in results if _score(result, metric)] for results in self.scores]
-
-    def values(self, metric: Metric) -> tuple[float, ...]:
-        """The metric for each seed, averaged over fine-tunings; () unless all seeds have it."""
-        groups = [
-            [score.value for result in results if (score := _score(result, metric))]
-            for results in self.scores
-        ]
-        return nested_means(groups) if all(groups) else ()
-
-    def score(self, metric: Metric) -> Score | None:
-        """The first seed's score, averaged over its fine-tunings."""
-        return next((_score(result, metric) for result in averaged(self.results(metric)[0])), None)
-
-
-def metrics_of(entries: Iterable[Entry]) -> list[Metric]:
-    """The requested metrics, without parts of groups and without perplexities per token."""
-    found: dict[Metric, None] = {}
-    for entry in entries:
-        for results in entry.scores:
-            for result in results:
-                for score in result.scores:
-                    if score.part_of is None and score.metric not in PER_TOKEN:
-                        found[_metric(result, score)] = None
-    return list(found)
-
-
-def read_entries(sources: Sequence[str]) -> list[Entry]:
+def read_rows(sources: Sequence[str]) -> list[Row]:
     """Read all rows of runs, and all models of score files, with unique names.
 
     In a file, models whose names end in ``seed-1``, ``seed-2`` and so on are the seeds of one model.
@@ -93,17 +39,17 @@ def read_entries(sources: Sequence[str]) -> list[Entry]:
     twice = sorted({source for source, place in zip(sources, places, strict=True) if places.count(place) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)}: given twice; name each run or file once")
-    found = [entry for source in sources for entry in _read(source)]
-    for named in (lambda one: one.name, lambda one: f"{Path(one.source).name}: {one.name}"):
-        names = [named(one) for one in found]
+    found = [row for source in sources for row in _read(source)]
+    for named in (lambda row: row.name, lambda row: f"{Path(row.source).name}: {row.name}"):
+        names = [named(row) for row in found]
         if len(set(names)) == len(names):
             break
     else:
-        names = [f"{one.source}: {one.name}" for one in found]
-    return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
+        names = [f"{row.source}: {row.name}" for row in found]
+    return [replace(row, name=name) for row, name in zip(found, names, strict=True)]
 
 
-def _read(source: str) -> list[Entry]:
+def _read(source: str) -> list[Row]:
     path = Path(source)
     if not path.exists():
         raise MissingResourceError(
@@ -119,72 +65,53 @@ def _read(source: str) -> list[Entry]:
                 "that began it"
             )
     if Path(source).is_dir() or {"rows", "remarks"} <= read_saved(path, _ANY, remedy=_REMEDY).keys():
-        found = _of_run(read_results(path), source)
+        found = _of_run(read_results(path).rows)
     else:
-        found = _of_file(read_saved(path, _SCORES, remedy=_REMEDY), source)
+        found = _of_file(read_saved(path, _SCORES, remedy=_REMEDY))
     _check(path, found)
     if not found:
         raise CheckpointError(f"{path}: no scores in it; give the recipe an eval, or name a suite")
-    return found
+    return [replace(row, source=source) for row in found]
 
 
-def _of_run(results: Results, source: str) -> list[Entry]:
-    has_teachers = any(row.kind in ("teacher", "adapted") for row in results.rows)
-    found = [entry_of(row, source=source) for row in results.rows if any(row.scores)]
+def _of_run(rows: Sequence[Row]) -> list[Row]:
+    has_teachers = any(row.kind in ("teacher", "adapted") for row in rows)
     return [
-        replace(one, taught=has_teachers and one.kind == "student") if one.variant else one for one in found
+        replace(row, taught=has_teachers and row.kind == "student") if row.variant else row
+        for row in rows
+        if any(row.scores)
     ]
 
 
-def entry_of(row: Row, *, source: str = "") -> Entry:
-    """A row of a run, with ``taught`` unknown."""
-    return Entry(
-        name=row.name,
-        source=source,
-        kind=row.kind,
-        variant=row.variant,
-        taught=None,
-        seeds=row.seeds,
-        scores=row.scores,
-    )
-
-
-def _of_file(content: Mapping[str, Sequence[SavedSuite]], source: str) -> list[Entry]:
+def _of_file(content: _Scores) -> list[Row]:
     models: dict[tuple[str, bool], dict[int, tuple[SuiteResult, ...]]] = {}
-    for name, suites in content.items():
+    for name, results in content.items():
         found = _OF_A_SEED.fullmatch(name)
         key, seed = ((found["name"], True), int(found["seed"])) if found else ((name, False), 0)
-        models.setdefault(key, {})[seed] = tuple(suite.result() for suite in suites)
+        models.setdefault(key, {})[seed] = results
     return [
-        Entry(
-            name=name,
-            source=source,
-            kind="model",
-            variant=None,
-            taught=None,
-            seeds=tuple(sorted(by_seed)) if has_seeds else (),
-            scores=tuple(by_seed[seed] for seed in sorted(by_seed)),
+        scored_model(
+            name, [by_seed[seed] for seed in sorted(by_seed)], seeds=sorted(by_seed) if has_seeds else ()
         )
         for (name, has_seeds), by_seed in models.items()
     ]
 
 
-def _check(path: Path, found: Sequence[Entry]) -> None:
+def scored_model(
+    name: str, scores: Sequence[Sequence[SuiteResult]], *, kind: str = "model", seeds: Sequence[int] = ()
+) -> Row:
+    """The row of a model of which only the scores are known, for each seed."""
+    return Row(name, kind, None, None, None, tuple(seeds), tuple(map(tuple, scores)))
+
+
+def _check(path: Path, found: Sequence[Row]) -> None:
     """Refuse duplicate example ids, and seeds without scores."""
-    for entry in found:
-        if not any(entry.scores):
-            raise CheckpointError(f"{path}: damaged: {entry.name} has no scores; {_REMEDY}")
-        for result in (result for results in entry.scores for result in results):
-            rows = {(row.task, row.id, row.metric) for row in result.examples}
-            if len(rows) < len(result.examples):
+    for row in found:
+        if not any(row.scores):
+            raise CheckpointError(f"{path}: damaged: {row.name} has no scores; {_REMEDY}")
+        for result in (result for results in row.scores for result in results):
+            ids = {(one.task, one.id, one.metric) for one in result.examples}
+            if len(ids) < len(result.examples):
                 raise CheckpointError(
-                    f"{path}: damaged: {entry.name}: two examples of {result.suite} have one id; {_REMEDY}"
+                    f"{path}: damaged: {row.name}: two examples of {result.suite} have one id; {_REMEDY}"
                 )
-
-
-def _metric(result: SuiteResult, score: Score) -> Metric:
-    return Metric(result.suite, result.label, score.task, score.metric, score.higher_is_better)
-
-
-def _score(result: SuiteResult, metric: Metric) -> Score | None:
-    return next((one for one in result.scores if _metric(result, one) == metric), None)

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
-from stlm_kd.comparison.difference import sample_of
-from stlm_kd.comparison.entries import Entry, metrics_of
-from stlm_kd.comparison.lossy import lossy_fault
-from stlm_kd.comparison.metrics import Metric
+from stlm_kd.artifacts.results import Row, SuiteResult
+from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric, metrics_of, results_of
 from stlm_kd.comparison.pairing import faults_of
 from stlm_kd.errors import DataError
+
+Lossy = Literal["refuse", "leave out", "allow"]
+"""How to handle a pair if one tokenizer loses part of the text."""
 
 _OF_TEXT = {"perplexity", "pseudo-perplexity", "masked-loss"}
 _BETWEEN_TOKENIZERS = ". Between tokenizers, bits per byte compare (--suite perplexity, pseudo-perplexity)"
 
 
-def require_shared_tasks(entries: Sequence[Entry], base: Entry, sharing: Collection[str]) -> None:
+def require_shared_tasks(rows: Sequence[Row], base: Row, sharing: Collection[str]) -> None:
     """Refuse a run or file if none of its rows shares a metric with the baseline.
 
     Raises:
         DataError: No shared metric; the message lists the metrics of each.
     """
-    sources = dict.fromkeys(one.source for one in entries)
-    rows = {
-        source: [one for one in entries if one.source == source and one is not base] for source in sources
-    }
-    strange = [source for source, others in rows.items() if others and source not in sharing]
-    if strange:
-        lines = [f"  {base.name}: {_format_metrics([base])}"]
-        lines += [f"  {source}: {_format_metrics(rows[source])}" for source in strange]
+    others: dict[str, list[Row]] = {}
+    for row in rows:
+        if row is not base and row.source not in sharing:
+            others.setdefault(row.source, []).append(row)
+    if others:
+        found = {base.name: [base], **others}
+        lines = [f"  {name}: {_format_metrics(own)}" for name, own in found.items()]
         raise DataError("not the same tasks, so there is nothing to compare:\n" + "\n".join(lines))
 
 
-def _format_metrics(entries: Sequence[Entry]) -> str:
-    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(entries)) or "none"
+def _format_metrics(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{one.suite} {one.task} {one.metric}" for one in metrics_of(rows)) or "none"
 
 
-def require_same_examples(pairs: Sequence[tuple[Entry, Metric]], base: Entry) -> None:
+def require_same_examples(pairs: Sequence[tuple[Row, Metric]], base: Row) -> None:
     """Refuse results on different examples.
 
     Raises:
@@ -44,7 +45,7 @@ def require_same_examples(pairs: Sequence[tuple[Entry, Metric]], base: Entry) ->
     """
     faults: dict[tuple[str, str], list[str]] = {}
     for other, metric in pairs:
-        own, others = (sample_of(one, metric).results for one in (base, other))
+        own, others = (_results(row, metric) for row in (base, other))
         if found := faults_of(others, own, metric):
             faults.setdefault((other.name, f"{metric.suite} {metric.task}".strip()), found)
     if faults:
@@ -57,14 +58,14 @@ def require_same_examples(pairs: Sequence[tuple[Entry, Metric]], base: Entry) ->
         )
 
 
-def require_lossless(pairs: Sequence[tuple[Entry, Entry, Metric]]) -> None:
+def require_lossless(pairs: Sequence[tuple[Row, Row, Metric]]) -> None:
     """Refuse bits per byte of a lossy tokenizer.
 
     Raises:
         DataError: A tokenizer is lossy; the message names all pairs.
     """
     faults = [
-        f"  {metric.label[:-2]}: {fault}"
+        f"  {metric.name}: {fault}"
         for other, base, metric in pairs
         if (fault := lossy_fault(other, base, metric))
     ]
@@ -75,3 +76,29 @@ def require_lossless(pairs: Sequence[tuple[Entry, Entry, Metric]]) -> None:
             + "\n".join(faults)
             + "\nCompare other metrics (--metric), or allow it all the same (--allow-lossy)"
         )
+
+
+def lossy_fault(one: Row, other: Row, metric: Metric) -> str:
+    """Why two rows are not comparable in bits per byte; "" if they are, for example with the same tokenizer.
+
+    A lossy tokenizer (case, accents, whitespace, unknown tokens) has fewer nats for the same bytes. A result
+    that does not record the fraction of bytes kept counts as lossless.
+    """
+    if metric.metric not in BITS_PER_BYTE:
+        return ""
+    sides = [_results(row, metric) for row in (one, other)]
+    shares = [_bytes_kept(side) for side in sides]
+    tokens = [{str(result.report.get("tokens")) for result in side} for side in sides]
+    if min(shares) >= 1 or (shares[0] == shares[1] and tokens[0] == tokens[1]):
+        return ""
+    kept = [f"{share:.2%} with {each.name}'s" for share, each in zip(shares, (one, other), strict=True)]
+    return f"bytes of the text kept by the tokenizers: {kept[0]}, {kept[1]}"
+
+
+def _bytes_kept(results: Sequence[SuiteResult]) -> float:
+    known = [result.report.get("bytes_kept") for result in results]
+    return min((share for share in known if isinstance(share, float)), default=1.0)
+
+
+def _results(row: Row, metric: Metric) -> list[SuiteResult]:
+    return [result for seed in results_of(row, metric) for result in seed]

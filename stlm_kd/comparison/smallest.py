@@ -45,7 +45,7 @@ class Smallest:
         >>> Smallest().of(accuracy), Smallest(every=0.1).of(accuracy), Smallest({"accuracy": 0}).of(accuracy)
         (0.01, 0.1, 5e-05)
         """
-        given = self.by_name.get(metric.label[:-2], self.by_name.get(metric.metric, self.every))
+        given = self.by_name.get(metric.name, self.by_name.get(metric.metric, self.every))
         return max(DEFAULTS.get(metric.metric, 0.0) if given is None else given, SHOWN)
 
     def require_known(self, names: Collection[str]) -> None:

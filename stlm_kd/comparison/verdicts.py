@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.comparison.difference import DifferenceEstimate, Sample
-from stlm_kd.comparison.entries import Entry
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference
 from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
@@ -108,8 +107,8 @@ def verdict_of(
 
 
 def scope_of(
-    other: Entry,
-    base: Entry,
+    other: Row,
+    base: Row,
     results: Sequence[SuiteResult],
     joined: PairedExamples | ResampledDifference | NotPaired,
 ) -> Iterator[str]:
@@ -131,7 +130,7 @@ def _few_documents(
     return min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
 
 
-def unknown_noise(sides: Sequence[tuple[Entry, Sample]], evidence: DifferenceEstimate) -> str:
+def unknown_noise(sides: Sequence[tuple[Row, Sample]], evidence: DifferenceEstimate) -> str:
     """Why there is no verdict: it needs both seed and example noise; "" if both are known."""
     for one, side in sides:
         if one.seeds and len(side.values) == 1:

@@ -131,23 +131,17 @@ class FlatRows:
 
     def put(self, rows: Integers, other: FlatRows) -> None:
         """Write the rows of ``other`` into these rows, in order."""
-        for mine, theirs in (
-            (self.input_ids, other.input_ids),
-            (self.labels, other.labels),
-            (self.document_ids, other.document_ids),
-            (self.position_ids, other.position_ids),
-        ):
-            mine.reshape(-1, self.context)[rows] = theirs.reshape(-1, self.context)
+        for mine, theirs in zip(self._arrays(), other._arrays(), strict=True):
+            mine[rows] = theirs
 
     def select(self, rows: Integers) -> FlatRows:
         """A copy of these rows, in this order."""
+        return FlatRows(self.context, *(mine[rows].reshape(-1) for mine in self._arrays()))
 
-        def of(mine: Integers) -> Integers:
-            return mine.reshape(-1, self.context)[rows].reshape(-1)
-
-        return FlatRows(
-            self.context, of(self.input_ids), of(self.labels), of(self.document_ids), of(self.position_ids)
-        )
+    def _arrays(self) -> list[Integers]:
+        """Views of the arrays, (rows, context) each."""
+        flat = (self.input_ids, self.labels, self.document_ids, self.position_ids)
+        return [array.reshape(-1, self.context) for array in flat]
 
     def batch(self, example_ids: Integers) -> Batch:
         """A batch of tensors that share the arrays' memory."""

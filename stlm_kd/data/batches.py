@@ -12,8 +12,7 @@ import numpy as np
 
 from stlm_kd.data.batch import IGNORED, Batch, FlatRows, Integers, batches_with_sources
 from stlm_kd.data.dealing import dealt, in_pairs, sources
-from stlm_kd.data.mask_variants import chosen_variants, variant_generators
-from stlm_kd.data.masking import Masking
+from stlm_kd.data.masking import Masking, chosen_variants, variant_generators
 from stlm_kd.data.packing import cut, pack
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.errors import DataError

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from filelock import FileLock
 
 from stlm_kd.artifacts.atomic import remove
 from stlm_kd.data.batches import PackedRows, require_one_context
-from stlm_kd.data.sources.sources import Source, documents, fingerprint
+from stlm_kd.data.sources.sources import Source, documents, fingerprint, hash_of
 from stlm_kd.data.token_store import FORMAT_VERSION, TokenStore, build_store, note_ends_inside
 from stlm_kd.data.tokenizers import tokenizer_hash
 from stlm_kd.errors import MissingResourceError
@@ -61,7 +59,7 @@ def prepare(
 
 def _address(source: Source, tokens_by: str, fraction: float) -> str:
     facts = [fingerprint(source), tokens_by, float(fraction), _SHARE_SEED, FORMAT_VERSION]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return hash_of(facts)[:16]
 
 
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:

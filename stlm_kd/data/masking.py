@@ -7,7 +7,7 @@ masking, but rare tokens are selected more often.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ Floats = npt.NDArray[np.float64]
 _SMOOTHING = 0.7
 _MASKED, _REPLACED = 0.8, 0.1  # fractions of the selected positions; the others keep their token
 _BLOCK = 1 << 22  # ids counted at once
+_VARIANT, _CHOICE = 101, 102  # purpose of a random generator, part of its seed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +105,21 @@ def _spread(values: Integers, around: Integers, places: npt.NDArray[np.bool_]) -
     result = around.copy()
     result[places] = values
     return result
+
+
+def variant_generators(rows: Integers, variants: Integers) -> Iterator[np.random.Generator]:
+    """The generator of each row's masks under its variant: the same for all training seeds.
+
+    By default the masks of a step are drawn over all its rows together and never repeat. With a cached
+    teacher, each row has a fixed number of masks, drawn by its number and the variant's number alone.
+    """
+    for row, variant in zip(rows.tolist(), variants.tolist(), strict=True):
+        yield np.random.default_rng([_VARIANT, row, variant])
+
+
+def chosen_variants(seed: int, epoch: int, *, rows: int, variants: int) -> Integers:
+    """The mask variant of each row in an epoch, (rows,)."""
+    return np.random.default_rng([seed, epoch, _CHOICE]).integers(variants, size=rows)
 
 
 def masking_for(

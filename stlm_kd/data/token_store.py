@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.data.overlap import text_hash
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, MissingResourceError
@@ -167,7 +168,7 @@ def build_store(
         manifest = _write(texts, tokenizer, ends, unfinished)
         if manifest.documents == 0:
             raise DataError(f"{folder}: no text to tokenise")
-        _write_json(unfinished / "manifest.json", asdict(manifest))
+        write_json(unfinished / "manifest.json", asdict(manifest))
         _put_in_place(unfinished, folder, manifest)
     except OSError as error:
         raise MissingResourceError(
@@ -279,12 +280,6 @@ def _flush(*files: IO[bytes]) -> None:
     for file in files:
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    with path.open("wb") as file:
-        file.write(json.dumps(content, indent=2).encode() + b"\n")
-        _flush(file)
 
 
 def _read_manifest(folder: Path) -> Manifest:

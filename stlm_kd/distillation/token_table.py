@@ -181,7 +181,9 @@ class TermGroup:
             logits = TemperedLogits(one.logits(self.chosen, self.rows.outcomes))
             for temperature, columns in found.items():
                 columns.append(weighting_features([logits], label_m, mixing.needs, temperature))
-        return {temperature: TeacherDistributions.beside(columns) for temperature, columns in found.items()}
+        return {
+            temperature: TeacherDistributions.concatenate(columns) for temperature, columns in found.items()
+        }
 
 
 class TokenBlock:

@@ -9,8 +9,9 @@ Shapes: N tokens, H entries of the head, M draws from the tail, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,9 +55,17 @@ class TopKTail:
 
     def rows(self, chosen: Tensor | slice) -> TopKTail:
         """Select tokens by mask, indices or slice."""
-        names = ("ids", "log_probs", "tail", "entropy", "label_log_probs")
-        parts = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
+        return self.map(lambda part: part[chosen])
+
+    def to(self, device: torch.device) -> TopKTail:
+        """The same target on a device."""
+        return self.map(lambda part: part.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TopKTail:
+        """Apply a function to every tensor."""
+        own = {name: getattr(self, name) for name in TENSORS}
+        changed: dict[str, Any] = {name: change(part) for name, part in own.items() if part is not None}
+        return replace(self, **changed)
 
     def masses(self) -> Tensor:
         """The probability mass of each entry of ``ids``, (N, H + M)."""
@@ -87,6 +96,10 @@ class TopKTail:
             raise ValueError(
                 f"a sparse target at temperature {self.temperature:g} cannot serve a loss at {temperature:g}"
             )
+
+
+TENSORS = ("ids", "log_probs", "tail", "entropy", "label_log_probs")
+"""The tensors of a ``TopKTail``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.errors import ModelError
 from stlm_kd.models.attention_maps import attention_module, kept_maps
-from stlm_kd.models.forward import head_of, last_hidden, model_inputs, vocabulary_head
+from stlm_kd.models.forward import evaluating, head_of, last_hidden, model_inputs, vocabulary_head
 from stlm_kd.models.outputs import logits_of
 from stlm_kd.models.partial_forward import Inputs, call, finish, prepare
 
@@ -54,7 +54,7 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
             f"{name}: this {model.config.model_type} model has no embedding of tokens with a linear head "
             f"({type(embedding).__name__}, {type(head).__name__} found); use another model"
         )
-    with _evaluating(model):
+    with evaluating(model):
         row = _random_row(model, [context])
         with _loud_head(model):
             whole = call(model, {"input_ids": row.input_ids})["logits"]
@@ -131,7 +131,7 @@ class _Differs(Exception):
 def _failure(model: PreTrainedModel, trial: _Trial) -> str | None:
     """Why a path fails; None if it works."""
     try:
-        with _evaluating(model):
+        with evaluating(model):
             trial.run(model, _few_tokens(model))
     except Exception as error:  # changed internals may raise anything
         return f"{type(error).__name__}: {error}" if not isinstance(error, _Differs) else str(error)
@@ -177,16 +177,6 @@ _TRIALS: Mapping[Path, _Trial] = {
     ),
     "maps": _Trial(_try_maps, "attention maps cannot be read in", "remove losses on attention maps"),
 }
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

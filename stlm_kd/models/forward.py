@@ -92,6 +92,17 @@ def inputs_of(batch: AnyBatch, model: PreTrainedModel, *, reader: str = "") -> d
 
 
 @contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode within the context; restores the previous mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
 def bypassed_head(model: PreTrainedModel) -> Iterator[None]:
     """Replace the model's head by the identity: its ``logits`` are then the head's input.
 

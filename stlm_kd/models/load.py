@@ -67,17 +67,9 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
         raise MissingResourceError(
             f"{name}: a folder without config.json; expected a Hugging Face model folder"
         )
-    try:
+    with _loading_errors(name):
         trusted = trust_remote_code and not _is_known_here(name)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
-    except (OfflineModeIsEnabled, HFValidationError, OSError) as error:
-        if Path(name).is_dir() and "valid JSON" in str(error):
-            raise ModelError(f"{name}/config.json: not valid JSON; fetch or copy it again") from error
-        raise _absent(name, error) from error
-    except ValueError as error:
-        raise _refused(name, error) from error
-    except ImportError as error:
-        raise _lacking(name, error) from error
     assert isinstance(config, PretrainedConfig)
     _refuse_quantized(name, config)
     return detect(name, config)
@@ -256,9 +248,9 @@ def load_weights(
         ModelError: The weights are unreadable, not finite or not floating point, or the model has untrusted
             custom code or unreadable generation settings.
     """
-    try:
-        with quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed or 0)
+    with _loading_errors(name), quietly(local=Path(name).is_dir()), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        try:
             loaded: Any = kind.from_pretrained(
                 name,
                 config=config,
@@ -269,15 +261,9 @@ def load_weights(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported by output_loading_info and checked later
             )
-    except (OfflineModeIsEnabled, OSError) as error:
-        raise _absent(name, error) from error
-    except SafetensorError as error:
-        raise ModelError(f"{name}: the weights cannot be read ({error}); fetch or copy them again") from error
-    except (ValueError, TypeError, RuntimeError) as error:
-        refuse_unreadable_generation_config(name)
-        raise _refused(name, error) from error
-    except ImportError as error:
-        raise _lacking(name, error) from error
+        except (ValueError, TypeError, RuntimeError):
+            refuse_unreadable_generation_config(name)
+            raise
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
     check_attention(model, name=name)
@@ -333,10 +319,32 @@ def quietly(*, local: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _absent(name: str, error: Exception) -> MissingResourceError | ModelError:
-    if "trust_remote_code" in str(error):
-        return _remote_code(name)
-    return MissingResourceError(f"{name}: {_what_is_absent(Path(name), error)}")
+@contextmanager
+def _loading_errors(name: str) -> Iterator[None]:
+    """Raise transformers' errors as ours, with the reason and what to do."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{name}: the model needs custom code, which is not run by default; review it, and if you "
+                "trust it, pass --trust-remote-code"
+            ) from error
+        if isinstance(error, SafetensorError):
+            raise ModelError(
+                f"{name}: the weights cannot be read ({error}); fetch or copy them again"
+            ) from error
+        if isinstance(error, ImportError):
+            raise MissingResourceError(
+                f"{name}: its code needs a package that is not installed ({_first_line(error)}); install it"
+            ) from error
+        if not isinstance(error, (OfflineModeIsEnabled, HFValidationError, OSError)):
+            raise ModelError(
+                f"{name}: not a language model that transformers can load ({_first_line(error)})"
+            ) from error
+        if Path(name).is_dir() and "valid JSON" in str(error):
+            raise ModelError(f"{name}/config.json: not valid JSON; fetch or copy it again") from error
+        raise MissingResourceError(f"{name}: {_what_is_absent(Path(name), error)}") from error
 
 
 def _what_is_absent(path: Path, error: Exception) -> str:
@@ -361,25 +369,6 @@ def _what_is_absent(path: Path, error: Exception) -> str:
     return (
         f"{nowhere} gave no such model ({_first_line(error)}); check the name, download it first "
         f"(hf download {path}), or give a folder"
-    )
-
-
-def _refused(name: str, error: Exception) -> ModelError:
-    if "trust_remote_code" in str(error):
-        return _remote_code(name)
-    return ModelError(f"{name}: not a language model that transformers can load ({_first_line(error)})")
-
-
-def _lacking(name: str, error: ImportError) -> MissingResourceError:
-    return MissingResourceError(
-        f"{name}: its code needs a package that is not installed ({_first_line(error)}); install it"
-    )
-
-
-def _remote_code(name: str) -> ModelError:
-    return ModelError(
-        f"{name}: the model needs custom code, which is not run by default; review it, and if you trust it, "
-        "pass --trust-remote-code"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -106,11 +106,8 @@ def model_from_fields(
             **({} if id2label is None else {"id2label": dict(id2label)}),
         )
         _check_heads(config)
-        with torch.device("meta"):
-            check_size(_from_config(config, kind))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return _from_config(config, kind)
+        build: Any = kind  # whose method transformers leaves without types
+        return _built(build.from_config, config, seed=seed)
     except (StrictDataclassError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"student.architecture: {model_type} cannot be built from it: {reason}") from error
@@ -152,9 +149,16 @@ def _by_own_names(
     return found
 
 
-def _from_config(config: PretrainedConfig, kind: Kind) -> PreTrainedModel:
-    build: Any = kind  # whose method transformers leaves without types
-    model = build.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+def _built(build: Callable[..., object], config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
+    """A randomly initialised fp32 model; its size is checked before allocation."""
+    settings = {"attn_implementation": "sdpa", "dtype": torch.float32}
+    with torch.device("meta"):
+        empty = build(config, **settings)
+    assert isinstance(empty, PreTrainedModel)
+    check_size(empty)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config, **settings)
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -186,7 +190,7 @@ def student_from_layers(
     kind = (
         DistilBertForMaskedLM if isinstance(teacher, BertForMaskedLM) else DistilBertForSequenceClassification
     )
-    student = _sized(kind, distilbert_config(teacher.config, len(chosen)))
+    student = _built(kind._from_config, distilbert_config(teacher.config, len(chosen))).eval()
     assert isinstance(student, (DistilBertForMaskedLM, DistilBertForSequenceClassification))
     copy_bert(student, teacher, chosen)
     return student
@@ -213,7 +217,8 @@ def _of_some_blocks(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrain
     layer_types = getattr(teacher.config, "layer_types", None)
     if layer_types is not None:
         config.layer_types = [layer_types[i] for i in chosen]
-    student = _sized(type(teacher), config)
+    student = _built(type(teacher)._from_config, config)
+    student.eval()
     student.get_input_embeddings().padding_idx = teacher.get_input_embeddings().padding_idx
     prefix = f"{teacher.base_model_prefix}.{ARCHITECTURES[config.model_type].blocks}."
     source = teacher.state_dict()
@@ -221,16 +226,6 @@ def _of_some_blocks(teacher: PreTrainedModel, chosen: Sequence[int]) -> PreTrain
         for name, value in student.state_dict().items():
             value.copy_(source[_source_name(name, prefix, chosen)])
     return student
-
-
-def _sized(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """A randomly initialised fp32 model in evaluation mode; its size is checked before allocation."""
-    with torch.device("meta"):
-        check_size(kind._from_config(config, dtype=torch.float32))
-    model = kind._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-    assert isinstance(model, PreTrainedModel)
-    model.eval()
-    return model
 
 
 def choose_layers(num_layers: int, layers: LayerChoice, *, place: str) -> list[int]:
@@ -261,15 +256,18 @@ def choose_layers(num_layers: int, layers: LayerChoice, *, place: str) -> list[i
     return list(layers)
 
 
-def check_size(model: PreTrainedModel) -> PreTrainedModel:
-    """Check a model's number of parameters and return the model."""
+def check_size(model: PreTrainedModel) -> None:
+    """Refuse a student with too many parameters.
+
+    Raises:
+        ModelError: More than ``LARGEST_STUDENT``.
+    """
     size = count_parameters(model)
     if size > LARGEST_STUDENT:
         raise ModelError(
             f"student: {size:,} parameters; a student has at most {LARGEST_STUDENT:,}. "
             "Choose fewer layers, a smaller width or a smaller vocabulary"
         )
-    return model
 
 
 def _source_name(name: str, prefix: str, chosen: Sequence[int]) -> str:

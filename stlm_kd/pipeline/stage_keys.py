@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from stlm_kd.artifacts.hashing import file_hash
+from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.artifacts.stage_store import STAGE, WEIGHTS, Json, Key
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.examples import fingerprint as examples_fingerprint
@@ -74,7 +74,7 @@ def model_identity(name: str, *, trust_remote_code: bool = False) -> str:
         return f"{name}@{_commit(name)}"
     read = {WEIGHTS, ".json", ".model", ".txt"} | ({".py"} if trust_remote_code else set())
     files = sorted(path for path in folder.iterdir() if path.suffix in read)
-    text = "\n".join(f"{path.name} {file_hash(path)}" for path in files if path.name != STAGE)
+    text = "\n".join(f"{path.name} {known_sha256(path)}" for path in files if path.name != STAGE)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

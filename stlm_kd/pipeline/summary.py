@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from stlm_kd.artifacts.results import Row
 from stlm_kd.comparison.compare import compare_pairs
-from stlm_kd.comparison.entries import entry_of
-from stlm_kd.comparison.intervals import estimate
-from stlm_kd.comparison.metrics import MEASURES_TEXT, Metric, metrics_of, values
+from stlm_kd.comparison.metrics import (
+    MEASURES_TEXT,
+    Metric,
+    complete_values,
+    estimate,
+    metrics_of,
+    values,
+)
 from stlm_kd.comparison.verdicts import Compared
 from stlm_kd.eval import reads_held_out
 from stlm_kd.pipeline.stages.score import suite_calls
@@ -33,7 +38,7 @@ def weak_teachers(rows: Sequence[Row]) -> list[str]:
                 own, other = values(row, metric), values(control, metric)
                 if own and other and not _is_better(own[0], estimate(other).mean, metric):
                     lines.append(
-                        f"warning: {row.name} ({own[0]:.4f} {metric.label[:-2]}) is not better than "
+                        f"warning: {row.name} ({own[0]:.4f} {metric.name}) is not better than "
                         f"{control.name} ({estimate(other).mean:.4f}); distillation is unlikely to help"
                     )
     return lines
@@ -47,11 +52,11 @@ def comparisons(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     students = [row for row in rows if row.kind == "student"]
     controls = [row for row in rows if row.kind == "control"]
     pairs = [
-        (entry_of(student), entry_of(control), metric)
+        (student, control, metric)
         for metric in metrics_of(rows)
         for student in students
         for control in controls
-        if values(student, metric) and values(control, metric)
+        if complete_values(student, metric) and complete_values(control, metric)
     ]
     found, notes = compare_pairs(pairs)
     count = sum(one.corrected_p is not None and not one.repeats for one in found)
@@ -78,7 +83,7 @@ def text_remark(tokens_by_domain: Mapping[str, int]) -> list[str]:
 
 
 def _against(one: Compared, count: int) -> str:
-    text = f"{one.metric.label[:-2]}: {one.name} - {one.baseline} = {one.evidence.mean:+.4f}"
+    text = f"{one.metric.name}: {one.name} - {one.baseline} = {one.evidence.mean:+.4f}"
     difference = one.evidence.difference
     if difference is not None:
         text += f" [{difference.low:+.4f}, {difference.high:+.4f}]"

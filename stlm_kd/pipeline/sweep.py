@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stlm_kd.comparison.compare import Comparison, compare_with
-from stlm_kd.comparison.entries import read_entries
+from stlm_kd.comparison.entries import read_rows
 from stlm_kd.errors import UsageError
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.overrides import split
@@ -64,5 +64,5 @@ def side_by_side(folders: Sequence[Path]) -> Comparison:
         CheckpointError: A run has no scores.
         DataError: The students were scored on different examples.
     """
-    students = [one for one in read_entries([*map(str, folders)]) if one.kind == "student"]
+    students = [row for row in read_rows([*map(str, folders)]) if row.kind == "student"]
     return compare_with(students[0], students)

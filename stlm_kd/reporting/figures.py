@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.artifacts.results import Row, measurable
-from stlm_kd.comparison.intervals import Estimate
-from stlm_kd.comparison.metrics import Metric, spread
+from stlm_kd.comparison.metrics import Estimate, Metric, spread
 from stlm_kd.reporting.run_page.curves import Told, loss_panel, measured_panels, term_panel
 from stlm_kd.reporting.run_page.facts import Line, Panel, Points
 from stlm_kd.statistics import CONFIDENCE

@@ -7,7 +7,7 @@ import torch
 from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.errors import CheckpointError
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec
-from stlm_kd.teachers.cache.reader import TeacherCache, distribution, on_device, states
+from stlm_kd.teachers.cache.reader import TeacherCache, distribution, states
 from stlm_kd.teachers.protocol import TeacherOutput
 
 
@@ -42,6 +42,6 @@ class CachedTeacher:
         assert not needs.maps and needs.resume is None, "refused when the recipe is read"
         found = self.cache.find(on_cpu(batch))
         kept = {site: state.to(device) for site, state in states(found, layout).items()}
-        target = on_device(distribution(found, layout), device)
+        target = distribution(found, layout).to(device)
         wanted = {site: kept[str(site)] for site in needs.sites}
         return TeacherOutput(target, ModelOutputs(states=wanted))

@@ -5,16 +5,16 @@ Shapes: B rows, T positions, N tokens, n selected tokens, D the teacher's width,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from stlm_kd.losses.precision import at_least_float32, compute_dtype
-from stlm_kd.losses.sampled import TopKTail
+from stlm_kd.losses.sampled import TENSORS, TopKTail
 
 if TYPE_CHECKING:
     from stlm_kd.models.forward import Head
@@ -57,6 +57,10 @@ class Logits:
         """Select rows or tokens by mask, indices or slice."""
         return Logits(self.values[chosen])
 
+    def to(self, device: torch.device) -> Logits:
+        """The same logits on a device."""
+        return Logits(self.values.to(device, non_blocking=True))
+
     def logits(self, chosen: Tensor | slice, outcomes: int) -> Tensor:
         """A copy of the logits (n, outcomes) of selected tokens; -inf beyond their own size."""
         return _padded(at_least_float32(self.values[chosen].clone())[:, :outcomes], outcomes)
@@ -71,25 +75,15 @@ def joined_sparse(found: Sequence[TopKTail | int], *, like: TopKTail) -> TopKTai
 
     A cached teacher has no outputs after an intervention; no term counts these tokens.
     """
-
-    def joined(of: Callable[[TopKTail], Tensor]) -> Tensor:
-        own = of(like)
-        return torch.cat(
-            [own.new_zeros(said, *own.shape[1:]) if isinstance(said, int) else of(said) for said in found]
-        )
-
-    def labels(said: TopKTail) -> Tensor:
-        assert said.label_log_probs is not None
-        return said.label_log_probs
-
-    return replace(
-        like,
-        ids=joined(lambda said: said.ids),
-        log_probs=joined(lambda said: said.log_probs),
-        tail=joined(lambda said: said.tail),
-        entropy=joined(lambda said: said.entropy),
-        label_log_probs=None if like.label_log_probs is None else joined(labels),
-    )
+    parts: dict[str, Any] = {}
+    for name in TENSORS:
+        own = getattr(like, name)
+        if own is not None:
+            zeros = own.new_zeros
+            parts[name] = torch.cat(
+                [zeros(one, *own.shape[1:]) if isinstance(one, int) else getattr(one, name) for one in found]
+            )
+    return replace(like, **parts)
 
 
 def _padded(logits_nV: Tensor, outcomes: int) -> Tensor:

@@ -14,11 +14,11 @@ from seqeval import metrics
 
 from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.comparison.compare import compare
-from stlm_kd.comparison.entries import read_entries
+from stlm_kd.comparison.entries import read_rows
+from stlm_kd.comparison.metrics import complete_values
 from stlm_kd.errors import UsageError
 from stlm_kd.eval.classification.metrics import regression_scores
 from stlm_kd.eval.fine_tuning.entities import entity_scores
-from stlm_kd.statistics import holm
 from tests.support.compared import LABELS, classified, read_text, run_folder, score_file, seeds_of, whole_run
 from tests.support.road import distilled, done, stlm_kd
 
@@ -146,7 +146,9 @@ def test_a_teacher_that_runs_share_is_counted_once(tmp_path: Path) -> None:
         "", "one: teacher t", "one: teacher t"
     ]  # fmt: skip
     names = ["one: teacher t", "two: student", "three: student"]
-    by_hand = dict(zip(names, holm([p[name] for name in names]), strict=True))
+    in_order = sorted(names, key=p.__getitem__)
+    steps = [min(1.0, (len(names) - rank) * p[name]) for rank, name in enumerate(in_order)]
+    by_hand = {name: max(steps[: rank + 1]) for rank, name in enumerate(in_order)}  # Holm's correction
     expected = {name: by_hand.get(name, by_hand[names[0]]) for name in p}
     assert {one.name: one.corrected_p for one in found.compared} == expected
     shown = " ".join(stlm_kd("compare", *runs, "--baseline", "one: student").stdout.split())
@@ -206,7 +208,7 @@ def test_a_file_groups_the_seeds_of_a_model_by_their_folders(tmp_path: Path) -> 
     models = {f"r/students/s/seed-{seed}": [classified(0.8, seed)] for seed in (2, 1)}
     path = score_file(tmp_path / "s.json", {**models, "r/other/seed-1/model": [classified(0.7, 3)], "x": [
         classified(0.7, 4)]})  # fmt: skip
-    found = {one.name: one for one in read_entries([path])}
+    found = {one.name: one for one in read_rows([path])}
     assert {name: one.seeds for name, one in found.items()} == {
         "r/students/s": (1, 2), "r/other": (1,), "x": ()
     }  # fmt: skip
@@ -216,10 +218,10 @@ def test_a_file_groups_the_seeds_of_a_model_by_their_folders(tmp_path: Path) -> 
 def test_fine_tunings_of_one_seed_are_averaged_within_it(tmp_path: Path) -> None:
     tuned = {f"a/seed-{seed}": [classified(0.8, 10 * seed + k) for k in range(4)] for seed in (1, 2, 3)}
     path = score_file(tmp_path / "s.json", {**tuned, "b": [classified(0.6, 5)]})
-    one = read_entries([path])[0]
+    one = read_rows([path])[0]
     (metric,) = (metric for metric in compare([path]).metrics if metric.metric == "accuracy")
     expected = [np.mean([r.score("examples", "accuracy").value for r in found]) for found in tuned.values()]
-    assert one.values(metric) == pytest.approx(expected)
+    assert complete_values(one, metric) == pytest.approx(expected)
 
 
 def test_the_fine_tunings_of_a_single_model_are_noise(tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import Row, Score, SuiteResult
-from stlm_kd.comparison.average import averaged
 from stlm_kd.comparison.compare import compare
-from stlm_kd.comparison.metrics import metrics_of, values
+from stlm_kd.comparison.metrics import averaged, metrics_of, values
 from stlm_kd.data.labelled.batches import ExampleBatch, ExampleStream
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer

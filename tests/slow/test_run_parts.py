@@ -23,7 +23,7 @@ from stlm_kd.artifacts.results import Row, Score, SuiteResult
 from stlm_kd.artifacts.saved_results import read_results
 from stlm_kd.artifacts.stage_store import Stages, copy_folder
 from stlm_kd.comparison.compare import compare
-from stlm_kd.comparison.intervals import estimate
+from stlm_kd.comparison.metrics import estimate
 from stlm_kd.errors import CheckpointError, NonFiniteError, Preempted, RecipeError, RecipeFault, StlmKdError
 from stlm_kd.pipeline import context
 from stlm_kd.pipeline.jobs import Job, run_jobs

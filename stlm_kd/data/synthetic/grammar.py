@@ -77,6 +77,12 @@ def noun_phrase(
     return NounPhrase(words, noun_class, noun.plural, lexicon.gender_of(noun.stem))
 
 
+def plain_phrase(draws: Draws, noun_class: NounClass, *, plural: bool | None = None) -> NounPhrase:
+    """The definite article and a noun of the class."""
+    noun = draw_noun(draws, noun_class, plural=plural)
+    return noun_phrase(draws, noun, determiner="the", adjective=0.0)
+
+
 def named_person(draws: Draws) -> NounPhrase:
     """A person by name."""
     feminine = draws.chance(0.5)
@@ -158,7 +164,7 @@ def with_modifier(draws: Draws, head: NounPhrase, cast: Sequence[Noun] = ()) -> 
     if _TARGETS[head.noun_class.name] and draws.chance(0.4):
         relative = transitive(draws, head.noun_class, cast).words(plural=head.plural)
         return NounPhrase((*head.words, "that", *relative), head.noun_class, head.plural, head.gender)
-    other = noun_phrase(draws, draw_noun(draws, draws.uniform(CLASSES)), determiner="the", adjective=0.0)
+    other = plain_phrase(draws, draws.uniform(CLASSES))
     words = (*head.words, draws.zipf(lexicon.PREPOSITIONS), *other.words)
     return NounPhrase(words, head.noun_class, head.plural, head.gender)
 
@@ -173,7 +179,7 @@ def existential(draws: Draws, noun: Noun, *, determiner: str | None = None) -> W
     if determiner is None:
         determiner = draws.zipf(lexicon.WEAK_PLURAL if noun.plural else lexicon.WEAK_SINGULAR)
     there = noun_phrase(draws, noun, determiner=determiner)
-    place = noun_phrase(draws, draw_noun(draws, draws.uniform(CLASSES)), determiner="the", adjective=0.0)
+    place = plain_phrase(draws, draws.uniform(CLASSES))
     copula = lexicon.verb_form("be", plural=noun.plural)
     return ("there", copula, *there.words, draws.zipf(lexicon.PREPOSITIONS), *place.words)
 

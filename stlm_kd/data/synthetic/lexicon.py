@@ -33,90 +33,74 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def _noun_class(name: str, nouns: str, intransitive: str, transitive: str, adjectives: str) -> NounClass:
+    return NounClass(name, *map(_words, (nouns, intransitive, transitive, adjectives)))
+
+
 CLASSES = (
-    NounClass(
+    _noun_class(
         "person",
-        _words(
-            "king sister uncle mother boy queen waiter aunt brother girl prince daughter father "
-            "grandmother nephew princess duke niece grandfather waitress son duchess"
-        ),
-        _words("laugh sing argue whisper dance pray complain"),
-        _words("greet thank advise marry teach trust invite"),
-        _words("kind clever jealous honest polite lazy brave rude wise shy generous"),
+        "king sister uncle mother boy queen waiter aunt brother girl prince daughter father "
+        "grandmother nephew princess duke niece grandfather waitress son duchess",
+        "laugh sing argue whisper dance pray complain",
+        "greet thank advise marry teach trust invite",
+        "kind clever jealous honest polite lazy brave rude wise shy generous",
     ),
-    NounClass(
+    _noun_class(
         "animal",
-        _words(
-            "dog horse cat rabbit goat wolf hen mouse crow donkey otter goose spider lamb badger "
-            "lizard falcon turtle beaver squirrel"
-        ),
-        _words("growl graze howl burrow purr hibernate prowl"),
-        _words("feed chase groom tame ride hunt milk"),
-        _words("furry fierce wild hungry nimble playful timid spotted sleek feral horned"),
+        "dog horse cat rabbit goat wolf hen mouse crow donkey otter goose spider lamb badger "
+        "lizard falcon turtle beaver squirrel",
+        "growl graze howl burrow purr hibernate prowl",
+        "feed chase groom tame ride hunt milk",
+        "furry fierce wild hungry nimble playful timid spotted sleek feral horned",
     ),
-    NounClass(
+    _noun_class(
         "plant",
-        _words(
-            "tree rose bush oak fern willow daisy vine tulip reed maple thistle lily pine poppy nettle "
-            "cedar elm orchid clover"
-        ),
-        _words("bloom wither sprout blossom wilt droop ripen"),
-        _words("water plant prune pick uproot tend graft"),
-        _words("leafy lush thorny fragrant mossy shady evergreen prickly barren gnarled budding"),
+        "tree rose bush oak fern willow daisy vine tulip reed maple thistle lily pine poppy nettle "
+        "cedar elm orchid clover",
+        "bloom wither sprout blossom wilt droop ripen",
+        "water plant prune pick uproot tend graft",
+        "leafy lush thorny fragrant mossy shady evergreen prickly barren gnarled budding",
     ),
-    NounClass(
+    _noun_class(
         "food",
-        _words(
-            "cake soup pie cheese loaf stew sausage pancake biscuit pudding dumpling tart muffin "
-            "sandwich noodle omelette pickle waffle pretzel cracker"
-        ),
-        _words("cool simmer crumble bake spoil sizzle melt"),
-        _words("eat cook taste serve chew season swallow"),
-        _words("sweet tasty salty fresh sour spicy stale crisp bitter creamy juicy"),
+        "cake soup pie cheese loaf stew sausage pancake biscuit pudding dumpling tart muffin "
+        "sandwich noodle omelette pickle waffle pretzel cracker",
+        "cool simmer crumble bake spoil sizzle melt",
+        "eat cook taste serve chew season swallow",
+        "sweet tasty salty fresh sour spicy stale crisp bitter creamy juicy",
     ),
-    NounClass(
+    _noun_class(
         "tool",
-        _words(
-            "hammer knife ladder saw shovel bucket broom axe needle brush rake drill wrench spade lever "
-            "clamp chisel pulley mallet anvil"
-        ),
-        _words("rust clatter jam wobble clink splinter grind"),
-        _words("lift sharpen borrow grip oil wield polish"),
-        _words("rusty sharp blunt handy dented pointed greasy hefty jagged notched forged"),
+        "hammer knife ladder saw shovel bucket broom axe needle brush rake drill wrench spade lever "
+        "clamp chisel pulley mallet anvil",
+        "rust clatter jam wobble clink splinter grind",
+        "lift sharpen borrow grip oil wield polish",
+        "rusty sharp blunt handy dented pointed greasy hefty jagged notched forged",
     ),
-    NounClass(
+    _noun_class(
         "vehicle",
-        _words(
-            "boat train cart truck wagon bus ferry bicycle carriage tractor tram van coach canoe raft "
-            "sledge scooter yacht barge kayak"
-        ),
-        _words("arrive rattle depart stall swerve skid accelerate"),
-        _words("drive repair load steer park board overtake"),
-        _words(
-            "noisy swift speedy sluggish punctual rickety overloaded wheeled armoured streamlined driverless"
-        ),
+        "boat train cart truck wagon bus ferry bicycle carriage tractor tram van coach canoe raft "
+        "sledge scooter yacht barge kayak",
+        "arrive rattle depart stall swerve skid accelerate",
+        "drive repair load steer park board overtake",
+        "noisy swift speedy sluggish punctual rickety overloaded wheeled armoured streamlined driverless",
     ),
-    NounClass(
+    _noun_class(
         "building",
-        _words(
-            "house castle barn tower church cottage school mill palace inn library temple shed hut "
-            "cabin bakery chapel stable theatre prison"
-        ),
-        _words("stand collapse creak leak loom echo settle"),
-        _words("enter build guard paint rent demolish inherit"),
-        _words("tall ancient ruined spacious abandoned roomy haunted stately draughty vaulted roofless"),
+        "house castle barn tower church cottage school mill palace inn library temple shed hut "
+        "cabin bakery chapel stable theatre prison",
+        "stand collapse creak leak loom echo settle",
+        "enter build guard paint rent demolish inherit",
+        "tall ancient ruined spacious abandoned roomy haunted stately draughty vaulted roofless",
     ),
-    NounClass(
+    _noun_class(
         "garment",
-        _words(
-            "coat hat shirt dress boot scarf glove jacket cloak sock belt skirt sweater apron cap gown "
-            "ribbon robe vest sandal"
-        ),
-        _words("fade shrink flutter dangle wrinkle fray unravel"),
-        _words("wear sew fold mend iron knit button"),
-        _words(
-            "woollen striped ragged silken tight baggy knitted fashionable threadbare checked embroidered"
-        ),
+        "coat hat shirt dress boot scarf glove jacket cloak sock belt skirt sweater apron cap gown "
+        "ribbon robe vest sandal",
+        "fade shrink flutter dangle wrinkle fray unravel",
+        "wear sew fold mend iron knit button",
+        "woollen striped ragged silken tight baggy knitted fashionable threadbare checked embroidered",
     ),
 )
 PERSON, ANIMAL = CLASSES[0], CLASSES[1]
@@ -135,19 +119,7 @@ MEN = _words("Tom Oscar Henry Paul Felix Victor Hugo Amos")
 TOWNS = _words("Oakford Westmere Redhaven Stonewick Elmsby Kingsdale Farrow Millport")
 
 SINGULAR_DETERMINERS = ("the", "a", "this", "every", "that", "each", "one")
-PLURAL_DETERMINERS = (
-    "the",
-    "some",
-    "these",
-    "many",
-    "two",
-    "those",
-    "few",
-    "most",
-    "all",
-    "three",
-    "several",
-)
+PLURAL_DETERMINERS = _words("the some these many two those few most all three several")
 # Determiners that can follow "there is" and "there are" (weak), and those that cannot (strong).
 WEAK_SINGULAR, STRONG_SINGULAR = ("a", "no", "one"), ("every", "each")
 WEAK_PLURAL, STRONG_PLURAL = ("some", "many", "two", "no", "few", "three", "several"), ("most", "all")

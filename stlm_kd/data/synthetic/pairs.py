@@ -84,12 +84,8 @@ def _subject_verb_agreement(draws: Draws) -> tuple[Words, Words]:
 
 def _agreement_across_attractor(draws: Draws) -> tuple[Words, Words]:
     plural = draws.chance(0.5)
-    head = grammar.noun_phrase(
-        draws, grammar.draw_noun(draws, _any_class(draws), plural=plural), determiner="the", adjective=0.0
-    )
-    other = grammar.noun_phrase(
-        draws, grammar.draw_noun(draws, _any_class(draws), plural=not plural), determiner="the", adjective=0.0
-    )
+    head = grammar.plain_phrase(draws, _any_class(draws), plural=plural)
+    other = grammar.plain_phrase(draws, _any_class(draws), plural=not plural)
     words = (*head.words, draws.zipf(lexicon.PREPOSITIONS), *other.words)
     predicate = grammar.intransitive(draws, head.noun_class)
     return (*words, *predicate.words(plural=plural)), (*words, *predicate.words(plural=not plural))
@@ -113,7 +109,7 @@ def _determiner_noun_agreement(draws: Draws) -> tuple[Words, Words]:
     target, plural = _any_class(draws), draws.chance(0.5)
     determiner = draws.uniform(("these", "those", "many") if plural else ("this", "that", "every"))
     noun = draws.zipf(target.nouns)
-    actor = grammar.noun_phrase(draws, grammar.draw_noun(draws, PERSON), determiner="the", adjective=0.0)
+    actor = grammar.plain_phrase(draws, PERSON)
     start = grammar.clause(actor, Predicate((), draws.zipf(target.transitive), (determiner,)))
     good, bad = (lexicon.noun_form(noun, plural=number) for number in (plural, not plural))
     return (*start, good), (*start, bad)
@@ -134,9 +130,7 @@ def _selection_of_object(draws: Draws) -> tuple[Words, Words]:
 def _selection_of_adjective(draws: Draws) -> tuple[Words, Words]:
     """The adjective changes and the noun stays, so noun frequencies give no cue."""
     noun_class = _any_class(draws)
-    subject = grammar.noun_phrase(
-        draws, grammar.draw_noun(draws, noun_class), determiner="the", adjective=0.0
-    )
+    subject = grammar.plain_phrase(draws, noun_class)
     good = grammar.clause(subject, grammar.copular(draws, noun_class))
     bad = grammar.clause(subject, grammar.copular(draws, _other_class(draws, noun_class)))
     return good, bad

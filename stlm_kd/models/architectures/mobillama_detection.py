@@ -35,7 +35,7 @@ def detect(name: str, config: PretrainedConfig, *, fetch: bool = False) -> Pretr
     """
     if type(config) is not LlamaConfig or config.num_hidden_layers < 2:
         return config
-    files = _weight_files(name, fetch=fetch)
+    files = weight_files(name, fetch=fetch)
     stamps = tuple((file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files)
     key_rows = _key_rows_of_shared(stamps, config.num_hidden_layers)
     if key_rows is None or config.head_dim is None:
@@ -51,9 +51,9 @@ def detect(name: str, config: PretrainedConfig, *, fetch: bool = False) -> Pretr
     return found
 
 
-def _weight_files(name: str, *, fetch: bool) -> list[str]:
+def weight_files(name: str, *, fetch: bool = False) -> list[str]:
     """The available safetensors files of a folder or Hub id; empty if any is missing."""
-    found = [_file(name, file, fetch=fetch) for file in weight_names(name, fetch=fetch)]
+    found = [local_file(name, file, fetch=fetch) for file in weight_names(name, fetch=fetch)]
     return [] if None in found else [file for file in found if file is not None]
 
 
@@ -67,7 +67,7 @@ def weight_names(name: str, *, fetch: bool) -> list[str]:
     Raises:
         ModelError: The index is invalid, or names files outside the folder or of another format.
     """
-    index = _file(name, SAFE_WEIGHTS_INDEX_NAME, fetch=fetch)
+    index = local_file(name, SAFE_WEIGHTS_INDEX_NAME, fetch=fetch)
     if index is None:
         return [SAFE_WEIGHTS_NAME]
     place = f"{name}/{SAFE_WEIGHTS_INDEX_NAME}"
@@ -87,7 +87,8 @@ def weight_names(name: str, *, fetch: bool) -> list[str]:
     return named
 
 
-def _file(name: str, file: str, *, fetch: bool) -> str | None:
+def local_file(name: str, file: str, *, fetch: bool = False) -> str | None:
+    """The path of a file of a folder or Hub id, which may be downloaded; None if it is not available."""
     path = cached_file(
         name,
         file,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from stlm_kd.errors import ModelError
+from stlm_kd.models.architectures.mobillama_detection import local_file, weight_files
 
 _REAL_TYPES = ("F64", "F32", "F16", "BF16")
 
@@ -32,7 +31,7 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
     parameters = dict(model.named_parameters())
     prefix = f"{model.base_model_prefix}."
     files: dict[str, Path] = {}
-    for path in _weight_files(name):
+    for path in map(Path, _weight_files(name)):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 own = _own_name(key, parameters, prefix)
@@ -60,22 +59,10 @@ def _own_name(key: str, parameters: dict[str, torch.nn.Parameter], prefix: str) 
     return next((own for own in names if own in parameters), None)
 
 
-def _weight_files(name: str) -> list[Path]:
+def _weight_files(name: str) -> list[str]:
     """The safetensors files that a model was loaded from."""
-    index = _file(name, SAFE_WEIGHTS_INDEX_NAME)
-    single = _file(name, SAFE_WEIGHTS_NAME)
-    if single is not None or index is None:
-        return [single] if single is not None else []
-    named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [index.with_name(file) for file in named]
-
-
-def _file(name: str, file: str) -> Path | None:
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return path if path.is_file() else None
-    cached = try_to_load_from_cache(name, file)
-    return Path(cached) if isinstance(cached, str) else None
+    single = local_file(name, SAFE_WEIGHTS_NAME)
+    return weight_files(name) if single is None else [single]
 
 
 def _is_finite(values: torch.Tensor) -> bool:

@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.errors import ModelError
-from stlm_kd.models.forward import inputs_of
+from stlm_kd.models.forward import evaluating, inputs_of
 from stlm_kd.models.heads.class_names import check_classes
 from stlm_kd.models.load import check_shapes, config_to_load, load_weights, require_all
 from stlm_kd.models.positions import num_positions
@@ -245,15 +245,11 @@ def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None
             f"{name}: it reads at most {longest} tokens, but data.context is {context}; "
             "give a shorter context"
         )
-    was_training = model.training
-    model.eval()
-    try:
-        ids_1T = _random_text(model, context // 2)
-        filling_1T = torch.full((1, context - context // 2), model.config.get_text_config().pad_token_id)
-        padded_1T = torch.cat([ids_1T, filling_1T.to(ids_1T.device)], 1)
+    ids_1T = _random_text(model, context // 2)
+    filling_1T = torch.full((1, context - context // 2), model.config.get_text_config().pad_token_id)
+    padded_1T = torch.cat([ids_1T, filling_1T.to(ids_1T.device)], 1)
+    with evaluating(model):
         alone, padded = (_logits(model, row, context // 2) for row in (ids_1T, padded_1T))
-    finally:
-        model.train(was_training)
     if alone.shape != (1, model.config.num_labels):
         raise ModelError(
             f"{name}: its logits for a text have shape {list(alone.shape[1:])}, but it has "
@@ -277,16 +273,9 @@ def head_place(model: PreTrainedModel) -> Literal["first", "last", "several"]:
     def keep(_body: nn.Module, _args: object, output: ModelOutput) -> None:
         kept.append(output["last_hidden_state"])
 
-    was_training = model.training
-    model.eval()
-    hook = model.base_model.register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
-            logits = _logits(model, _random_text(model, 5), 5)
-            (slope_1TD,) = torch.autograd.grad(logits.sum(), kept)
-    finally:
-        hook.remove()
-        model.train(was_training)
+    with evaluating(model), torch.enable_grad(), model.base_model.register_forward_hook(keep):
+        logits = _logits(model, _random_text(model, 5), 5)
+        (slope_1TD,) = torch.autograd.grad(logits.sum(), kept)
     read = slope_1TD[0].abs().sum(1).nonzero().squeeze(1).tolist()
     return "first" if read == [0] else "last" if read == [4] else "several"
 

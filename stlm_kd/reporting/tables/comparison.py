@@ -9,11 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.artifacts.results import measurable
+from stlm_kd.artifacts.results import Row, measurable
 from stlm_kd.comparison.compare import Comparison
-from stlm_kd.comparison.entries import Entry
-from stlm_kd.comparison.intervals import estimate
-from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.metrics import Metric, complete_values, estimate, scores_of
 from stlm_kd.comparison.verdicts import Compared
 from stlm_kd.reporting.format import UNKNOWN, count, interval, noted_table
 from stlm_kd.statistics import CONFIDENCE, deviations_wide
@@ -30,7 +28,7 @@ def means_table(comparison: Comparison) -> Table:
     for metric in comparison.metrics:
         table.add_column(Text(metric.label), justify="right")
     hidden = _shared_teachers(comparison)
-    for one in comparison.entries:
+    for one in comparison.rows:
         if one.name in hidden:
             continue
         name = f"{one.name} (baseline)" if one.name == comparison.baseline else one.name
@@ -73,13 +71,13 @@ def differences_table(comparison: Comparison) -> Table:
 
 
 def _smallest(comparison: Comparison) -> str:
-    found = {one.metric.label[:-2]: one.smallest for one in comparison.compared}
+    found = {one.metric.name: one.smallest for one in comparison.compared}
     return ", ".join(f"{label} {size:g}" for label, size in found.items())
 
 
 def _shared_teachers(comparison: Comparison) -> set[str]:
     """Teachers identical to another row in every metric: each run that shares a teacher has a row for it."""
-    teachers = {one.name for one in comparison.entries if one.kind == "teacher"}
+    teachers = {one.name for one in comparison.rows if one.kind == "teacher"}
     repeating = {one.name for one in comparison.compared if one.repeats}
     return (teachers & repeating) - {one.name for one in comparison.compared if not one.repeats}
 
@@ -96,18 +94,18 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "variant": one.variant,
                 "seeds": list(one.seeds),
                 "scores": {
-                    metric.label[:-2]: _summary(one, metric)
+                    metric.name: _summary(one, metric)
                     for metric in comparison.metrics
-                    if one.values(metric)
+                    if complete_values(one, metric)
                 },
             }
-            for one in comparison.entries
+            for one in comparison.rows
         ],
         "comparisons": [
             {
                 "name": one.name,
                 "suite": one.metric.suite,
-                "metric": one.metric.label[:-2],
+                "metric": one.metric.name,
                 "higher_is_better": one.metric.higher_is_better,
                 "seeds": one.seeds,
                 **asdict(one.evidence),
@@ -124,37 +122,35 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _summary(one: Entry, metric: Metric) -> dict[str, Any]:
-    values = one.values(metric)
+def _summary(row: Row, metric: Metric) -> dict[str, Any]:
+    values = complete_values(row, metric)
     if not all(map(measurable, values)):
         return {"values": [value if measurable(value) else str(value) for value in values]}
-    found, score = estimate(values), one.score(metric)
-    assert score is not None
+    found = estimate(values)
     return {
         "mean": found.mean,
         "deviation": stdev(values) if len(values) > 1 else None,
         "half_width": found.half_width,
-        "stderr_of_first": score.stderr,
-        "values": list(values),
+        "stderr_of_first": scores_of(row, metric)[0].stderr,
+        "values": values,
     }
 
 
-def _cell(one: Entry, metric: Metric) -> str:
+def _cell(row: Row, metric: Metric) -> str:
     """A mean with its interval and deviation over seeds; a single model's score with its standard error."""
-    values = one.values(metric)
+    values = complete_values(row, metric)
     if not values:
         return ""
     if not all(map(measurable, values)):
         return "not finite"
     if len(values) > 1:
         return f"{estimate(values)} (sd {stdev(values):.4f})"
-    score = one.score(metric)
-    assert score is not None
-    return f"{values[0]:.4f}" + ("" if score.stderr is None else f" (se {score.stderr:.4f})")
+    stderr = scores_of(row, metric)[0].stderr
+    return f"{values[0]:.4f}" + ("" if stderr is None else f" (se {stderr:.4f})")
 
 
 def _caption(comparison: Comparison) -> list[str]:
-    counts = sorted({len(one.scores) for one in comparison.entries})
+    counts = sorted({len(one.scores) for one in comparison.rows})
     lines = []
     if counts[-1] > 1:
         lines.append(f"±: {CONFIDENCE:.0%} interval of the mean over seeds (Student's t); sd: over seeds")

@@ -10,9 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stlm_kd.artifacts.results import Row
-from stlm_kd.comparison.average import averaged
-from stlm_kd.comparison.intervals import estimate
-from stlm_kd.comparison.metrics import Metric, metrics_of, scores_of, spread, values
+from stlm_kd.comparison.metrics import Metric, averaged, estimate, metrics_of, scores_of, spread, values
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
 from stlm_kd.reporting.format import count, flops, noted_table
 from stlm_kd.statistics import CONFIDENCE
@@ -87,7 +85,7 @@ def as_json(
 
 
 def _estimates(row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
-    found = {metric.label[:-2]: values(row, metric) for metric in metrics}
+    found = {metric.name: values(row, metric) for metric in metrics}
     return {label: asdict(estimate(numbers)) for label, numbers in found.items() if numbers}
 
 

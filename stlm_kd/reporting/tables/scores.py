@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stlm_kd.artifacts.results import Score, SuiteResult
-from stlm_kd.comparison.average import averaged
+from stlm_kd.comparison.metrics import averaged
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
 from stlm_kd.reporting.format import noted_table
 

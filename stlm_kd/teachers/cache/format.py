@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from stlm_kd.artifacts.atomic import written_whole
+from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.models.layer_alignment import Site
 
@@ -137,9 +137,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a cache's folder, atomically."""
-        text = json.dumps({f.name: _plain(getattr(self, f.name)) for f in fields(self)}, indent=1)
-        with written_whole(folder / MANIFEST) as unfinished:
-            unfinished.write_text(text + "\n", encoding="utf-8")
+        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def shard_name(number: int) -> str:
@@ -196,12 +194,6 @@ def _check(path: Path, manifest: Manifest) -> None:
     )
     if not sound:
         raise CheckpointError(f"{path}: damaged, its numbers are inconsistent; rebuild the cache")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return [asdict(entry) for entry in value]
-    return asdict(value) if isinstance(value, Layout) else value
 
 
 _MANIFESTS: TypeAdapter[Manifest] = TypeAdapter(Manifest)

@@ -6,7 +6,7 @@ Shapes: B rows, T positions, H tokens in the head, M draws, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -202,15 +202,6 @@ def distribution(found: Found, layout: Layout) -> TopKTail | Logits:
 def states(found: Found, layout: Layout) -> dict[str, Tensor]:
     """The cached hidden states, (B, T, D) each."""
     return {site: _placed(found, f"state.{site}") for site in layout.states}
-
-
-def on_device(said: TopKTail | Logits, device: torch.device) -> TopKTail | Logits:
-    """Move a distribution to a device."""
-    if isinstance(said, Logits):
-        return Logits(said.values.to(device, non_blocking=True))
-    names = ("ids", "log_probs", "tail", "entropy", "label_log_probs")
-    moved = {name: getattr(said, name).to(device, non_blocking=True) for name in names}
-    return replace(said, **moved)
 
 
 def _placed(found: Found, name: str) -> Tensor:

@@ -251,8 +251,8 @@ def _half(state_nD: Tensor) -> Array:
     return half.numpy()
 
 
-def _device(said: Dense | Logits) -> torch.device:
-    return said.values.device if isinstance(said, Logits) else said.hidden.device
+def _device(target: Dense | Logits) -> torch.device:
+    return target.values.device if isinstance(target, Logits) else target.hidden.device
 
 
 def _chunks(tokens: int, outcomes: int, device: torch.device) -> Iterator[slice]:

@@ -5,8 +5,7 @@ its keyword-only arguments become its options in recipes. Temperature, chunking,
 dropout are handled elsewhere.
 """
 
-from stlm_kd.teachers.combination.domains import Domains
-from stlm_kd.teachers.combination.features import Need, WeightingFeatures, weighting_features
+from stlm_kd.teachers.combination.features import Domains, Need, WeightingFeatures, weighting_features
 from stlm_kd.teachers.combination.gate import GATE, Gate, gate_losses
 from stlm_kd.teachers.combination.mixture import TeacherMixture, mixture
 from stlm_kd.teachers.combination.sampling import active_teachers, routing_draws

@@ -59,11 +59,11 @@ class TeacherMixture:
         parts = {name: getattr(self, name) for name in ("domain", "drawn", "gate")}
         return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
 
-    def weights(self, said: TeacherDistributions, label_n: Tensor, *, like: Tensor) -> Tensor:
+    def weights(self, features: TeacherDistributions, label_n: Tensor, *, like: Tensor) -> Tensor:
         """The teachers' weights at all tokens, (n, M).
 
         Args:
-            said: Features of the teachers' distributions that ``needs`` names.
+            features: Features of the teachers' distributions that ``needs`` names.
             label_n: Labels.
             like: Tensor with the device and dtype of the weights.
         """
@@ -72,9 +72,9 @@ class TeacherMixture:
             blank=like.new_zeros(len(label_n), len(self.teachers)),
             progress=self.progress,
             labelled=label_n != IGNORED,
-            confidence=said.confidence,
-            entropy=said.entropy,
-            label_log_prob=said.label_log_prob,
+            confidence=features.confidence,
+            entropy=features.entropy,
+            label_log_prob=features.label_log_prob,
             domain=self.domain,
             domains=self.domains,
             drawn=self.drawn,

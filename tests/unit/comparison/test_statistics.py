@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stlm_kd.comparison.difference import Sample, difference_between
-from stlm_kd.comparison.intervals import estimate
-from stlm_kd.comparison.metrics import Metric
+from stlm_kd.comparison.metrics import Metric, estimate
 from stlm_kd.comparison.pairing import ResampledDifference
 from stlm_kd.comparison.resampling import resampled
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
@@ -27,9 +26,7 @@ from stlm_kd.statistics import (
     deviations_wide,
     equivalence_p,
     from_resamples,
-    holm,
     mcnemar,
-    nested_means,
     over_seeds,
     paired_bootstrap,
     resampled_stderr,
@@ -151,7 +148,9 @@ def test_mid_p_is_the_exact_p_less_the_observed_table(only_first: int, only_seco
 
 @settings(max_examples=60)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_holm_is_what_closed_testing_by_bonferroni_gives(p_values: list[float]) -> None:
+def test_without_tests_of_equivalence_the_correction_is_closed_testing_by_bonferroni(
+    p_values: list[float],
+) -> None:
     """The largest p of all intersections that a hypothesis is part of (Marcus, Peritz and Gabriel, 1976)."""
     places = range(len(p_values))
     subsets = [subset for size in range(1, len(p_values) + 1) for subset in combinations(places, size)]
@@ -159,24 +158,18 @@ def test_holm_is_what_closed_testing_by_bonferroni_gives(p_values: list[float]) 
         max(min(1, len(subset) * min(p_values[i] for i in subset)) for subset in subsets if place in subset)
         for place in places
     ]
-    assert holm(p_values) == pytest.approx(expected)
+    found = corrected([(p, None) for p in p_values])
+    assert [p for p, _ in found] == pytest.approx(expected) and all(other is None for _, other in found)
 
 
 def test_of_many_equal_models_one_is_singled_out_in_at_most_five_percent() -> None:
     p_values = np.random.default_rng(0).random((2000, 8))
-    assert surplus([min(holm(row.tolist())) < 0.05 for row in p_values]) < 2.5
+    assert surplus([min(corrected([(p, None) for p in row]))[0] < 0.05 for row in p_values.tolist()]) < 2.5
     assert surplus([min(row) < 0.05 for row in p_values]) > 20
 
 
 def test_no_comparison_has_no_p() -> None:
-    assert holm([]) == ()
-
-
-@settings(max_examples=60)
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_without_tests_of_equivalence_the_correction_is_holms(p_values: list[float]) -> None:
-    found = corrected([(p, None) for p in p_values])
-    assert [p for p, _ in found] == pytest.approx(holm(p_values)) and all(other is None for _, other in found)
+    assert corrected([]) == ()
 
 
 P_VALUES = st.floats(0, 1).map(lambda p: round(p, 3))
@@ -398,7 +391,7 @@ def test_fine_tunings_of_one_student_are_no_independent_seeds() -> None:
             (generator.normal() + 0.3 * generator.normal(size=4)).tolist() for _ in range(5)
         ]  # five distillations of four fine-tunings each, around 0
         for values, missed in (
-            (nested_means(groups), nested),
+            ([np.mean(group) for group in groups], nested),
             ([value for group in groups for value in group], alike),
         ):
             found = estimate(values)
