@@ -13,14 +13,20 @@ from stlm_kd.eval.fine_tuning import conll2003 as conll
 from stlm_kd.eval.fine_tuning import glue as benchmark
 from stlm_kd.eval.fine_tuning import squad as questions
 from stlm_kd.eval.fine_tuning.base import FineTuneJob, Precision, Source
+from stlm_kd.eval.fine_tuning.conll2003_task import conll_tasks
+from stlm_kd.eval.fine_tuning.entities import seqeval
 from stlm_kd.eval.fine_tuning.glue import OFFICIAL, GlueName, Preset
-from stlm_kd.eval.suite import SUITES
+from stlm_kd.eval.fine_tuning.glue_task import glue_tasks
+from stlm_kd.eval.fine_tuning.squad_task import squad_tasks
+from stlm_kd.eval.suite import LANGUAGE_MODELS, FineTuning, register_suite
 
-FINE_TUNED = frozenset({benchmark.SUITE, conll.SUITE, questions.SUITE})
-"""The suites that return ``FineTuneJob``s; language models and bodies are fine-tuned, then scored."""
 
-
-@SUITES.register(benchmark.SUITE)
+@register_suite(
+    benchmark.SUITE,
+    tasks=LANGUAGE_MODELS,
+    reads_held_out=False,
+    fine_tuning=FineTuning(glue_tasks, benchmark.average),
+)
 def glue(
     *,
     tasks: tuple[GlueName, ...] = OFFICIAL,
@@ -78,7 +84,13 @@ def glue(
     )
 
 
-@SUITES.register(conll.SUITE)
+@register_suite(
+    conll.SUITE,
+    tasks=LANGUAGE_MODELS,
+    reads_held_out=False,
+    requirements=lambda options: (seqeval,),
+    fine_tuning=FineTuning(conll_tasks),
+)
 def ner(
     *,
     seeds: Annotated[int, Gt(0)] = 3,
@@ -120,7 +132,12 @@ def ner(
     )
 
 
-@SUITES.register(questions.SUITE)
+@register_suite(
+    questions.SUITE,
+    tasks=LANGUAGE_MODELS,
+    reads_held_out=False,
+    fine_tuning=FineTuning(squad_tasks),
+)
 def squad(
     *,
     seeds: Annotated[int, Gt(0)] = 3,

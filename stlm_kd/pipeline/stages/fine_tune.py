@@ -7,7 +7,7 @@ checkpoint. The stage keeps the scores, also per example, but not the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,13 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process, process_rank
 from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.fine_tuning import conll2003, glue, squad
-from stlm_kd.eval.fine_tuning.base import FineTuneJob, Settings
+from stlm_kd.eval.fine_tuning.base import Settings
+from stlm_kd.eval.fine_tuning.tasks import FineTuneTask, TrainingRows
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.positions import num_positions
-from stlm_kd.pipeline.builders.data import BatchSizes
+from stlm_kd.pipeline.builders.data import BatchSizes, example_stream, row_multiple
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.fine_tuning.conll2003 import conll_tasks
-from stlm_kd.pipeline.fine_tuning.glue import glue_tasks
-from stlm_kd.pipeline.fine_tuning.squad import squad_tasks
-from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask, Reading
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stage_keys import fine_tune_key
 from stlm_kd.pipeline.stages.student import tenth
@@ -43,13 +39,6 @@ from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.training import FitResult, FitSettings, fit
 
 STAGE = "fine-tuned"
-SUBJECTS: Mapping[str, Callable[[Sequence[FineTuneJob]], Sequence[FineTuneTask]]] = {
-    glue.SUITE: glue_tasks,
-    conll2003.SUITE: conll_tasks,
-    squad.SUITE: squad_tasks,
-}
-"""The tasks of each fine-tuning suite; a new suite adds an entry here and in ``eval.tuned_suites``."""
-
 _RESULTS = "results.json"
 _LEAST_BETWEEN_CHECKPOINTS = 250
 
@@ -73,7 +62,9 @@ def tuned_scores(
         ModelError: The model's family has no suitable head, or padding changes the model's outputs.
         Interrupted, Preempted: SIGINT or SIGTERM was received; a checkpoint is saved.
     """
-    tasks = checked_subjects(suite, options)
+    tasks = SUITES[suite].fine_tune_tasks(options)
+    for task in tasks:
+        task.check()
     by_seed: dict[int, list[SuiteResult]] = {}
     for task in tasks:
         length = _context(task, model, context)
@@ -86,28 +77,13 @@ def tuned_scores(
         by_seed.setdefault(task.job.seed, []).extend(_read(folder))
     several = len({task.job.task for task in tasks}) > 1
     results = [result for found in by_seed.values() for result in found]
-    if suite == glue.SUITE and several:
+    fine_tuning = SUITES[suite].fine_tuning
+    if several and fine_tuning is not None and fine_tuning.average is not None:
         results += [
-            replace(glue.average(found), report={"fine_tuning": {"seed": seed}})
+            replace(fine_tuning.average(found), report={"fine_tuning": {"seed": seed}})
             for seed, found in by_seed.items()
         ]
     return results
-
-
-def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTuneTask]:
-    """The tasks of a fine-tuning suite, after validating their data.
-
-    Raises:
-        MissingResourceError: Data is missing; the message lists all of it.
-        DataError: Labels are not among the task's, or the fraction leaves a class without examples.
-        UsageError: A preset does not have these settings.
-    """
-    jobs = SUITES[suite](**options)
-    assert isinstance(jobs, tuple)
-    tasks = SUBJECTS[suite](jobs)
-    for task in tasks:
-        task.check()
-    return tasks
 
 
 def _context(task: FineTuneTask, model: str, context: RunContext) -> int:
@@ -127,13 +103,13 @@ def _fine_tune(task: FineTuneTask, name: str, context: RunContext, folder: Path,
         raise ModelError(f"{name}: it reads at most {positions} tokens, but context is {length}; shorten it")
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
     model = task.model(name, tokenizer, context=length, trust=trust)
-    training_data = task.training_data(tokenizer, context=length)
+    rows = task.training_rows(tokenizer, context=length, multiple=row_multiple())
     head = task.head(model)
     sizes = BatchSizes(job.settings.effective_batch, job.settings.micro_batch or job.settings.effective_batch)
-    stream = training_data.stream(sizes, seed=job.seed)
+    stream = example_stream(rows.encoded, sizes, seed=job.seed)
     steps = job.settings.steps or job.settings.epochs * stream.steps_per_epoch
     tracker = _tracker(task, context, folder)
-    for note in training_data.notes:
+    for note in rows.notes:
         tracker.note(note)
     try:
         trained = fit(
@@ -151,7 +127,7 @@ def _fine_tune(task: FineTuneTask, name: str, context: RunContext, folder: Path,
 
     def write() -> None:
         found = task.scores(model, tokenizer, context=length)
-        facts = _facts(task, head, training_data, trained, length)
+        facts = _facts(task, head, rows, trained, length)
         results = [_with_notes(result, task, head, facts, model) for result in found]
         write_json(folder / _RESULTS, [result.to_json() for result in results])
 
@@ -189,7 +165,7 @@ def _tracker(task: FineTuneTask, context: RunContext, folder: Path) -> Trackers:
 
 
 def _facts(
-    task: FineTuneTask, head: str, training_data: Reading, trained: FitResult, context: int
+    task: FineTuneTask, head: str, rows: TrainingRows, trained: FitResult, context: int
 ) -> dict[str, Fact]:
     """The settings and cost of a fine-tuning, for the report."""
     job = task.job
@@ -198,7 +174,7 @@ def _facts(
         "task": job.task,
         "seed": job.seed,
         "fraction": job.fraction,
-        "training_rows": training_data.num_rows,
+        "training_rows": len(rows.encoded),
         "steps": trained.steps,
         "seconds": round(trained.seconds, 1),
         "context": context,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
@@ -21,9 +20,10 @@ from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning import squad
 from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found
-from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
-from stlm_kd.pipeline.builders.data import row_multiple
-from stlm_kd.pipeline.fine_tuning.tasks import SCORED, FineTuneTask, Reading, TokenisedReading, found_splits
+from stlm_kd.eval.fine_tuning.tasks import SCORED, FineTuneTask, TrainingRows, found_splits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,18 @@ class SquadFineTuneTask:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
+        from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
+
         return load_token_classifier(
             name, SPAN, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
         )
 
-    def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
+    def training_rows(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> TrainingRows:
         drawn = draw_questions(self._read(TRAIN), self.job.fraction, seed=self.job.seed)
-        windows = encode_windows(
-            drawn, tokenizer, context=context, stride=self._stride, multiple=row_multiple()
-        )
-        return TokenisedReading(windows, (f"{len(drawn)} questions in {len(windows)} windows",))
+        windows = encode_windows(drawn, tokenizer, context=context, stride=self._stride, multiple=multiple)
+        return TrainingRows(windows, (f"{len(drawn)} questions in {len(windows)} windows",))
 
     def head(self, model: PreTrainedModel) -> str:
         return "every token"

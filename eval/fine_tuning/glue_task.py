@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
-from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint
+from stlm_kd.data.labelled.batches import EncodedExamples
+from stlm_kd.data.labelled.encoding import encode_texts
+from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, fingerprint, read_examples
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning import glue
 from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found, Wanted, locate
-from stlm_kd.models.heads.classifiers import check_classifier, head_place, load_classifier
-from stlm_kd.pipeline.builders.data import LabelledData
-from stlm_kd.pipeline.builders.examples import known_examples
-from stlm_kd.pipeline.fine_tuning.tasks import FineTuneTask, Reading
+from stlm_kd.eval.fine_tuning.tasks import FineTuneTask, TrainingRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 HUB = "nyu-mll/glue"
 
@@ -69,6 +72,8 @@ class GlueFineTuneTask:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
+        from stlm_kd.models.heads.classifiers import check_classifier, load_classifier
+
         model = load_classifier(
             name,
             self._labels,
@@ -80,10 +85,17 @@ class GlueFineTuneTask:
         check_classifier(model, context=context, name=name)
         return model
 
-    def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        return LabelledData(self._examples(), None, tokenizer, {}, context)
+    def training_rows(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> TrainingRows:
+        found = self._examples()
+        texts = encode_texts(found.texts, tokenizer, context=context, multiple=multiple)
+        note = f"{texts.truncated} of {len(found)} training examples are longer than {context} tokens and cut"
+        return TrainingRows(EncodedExamples(found.labels, texts), (note,) if texts.truncated else ())
 
     def head(self, model: PreTrainedModel) -> str:
+        from stlm_kd.models.heads.classifiers import head_place
+
         place = head_place(model)
         return "all tokens" if place == "several" else f"the {place} token"
 
@@ -113,11 +125,17 @@ class GlueFineTuneTask:
 
     def _read(self, source: LabelledSource) -> Examples:
         try:
-            found = known_examples((source,), (fingerprint(source),), self._labels, not self._labels)
+            found = _known_examples(source, fingerprint(source), self._labels)
             glue.check_labels(found, self.job.task)
             return found
         except DataError as error:
             raise DataError(f"{self.job.suite} {self.job.task}: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _known_examples(source: LabelledSource, content: str, labels: tuple[str, ...]) -> Examples:
+    """The examples of a source, cached by its content within a command; no labels: numbers."""
+    return read_examples(source, labels=labels, regression=not labels)
 
 
 def glue_tasks(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
@@ -16,9 +15,10 @@ from stlm_kd.eval.fine_tuning import conll2003
 from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found
 from stlm_kd.eval.fine_tuning.entities import seqeval
-from stlm_kd.models.heads.tokens import load_token_classifier
-from stlm_kd.pipeline.builders.data import row_multiple
-from stlm_kd.pipeline.fine_tuning.tasks import SCORED, FineTuneTask, Reading, TokenisedReading, found_splits
+from stlm_kd.eval.fine_tuning.tasks import SCORED, FineTuneTask, TrainingRows, found_splits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,20 @@ class ConllFineTuneTask:
     def model(
         self, name: str, tokenizer: PreTrainedTokenizerFast, *, context: int, trust: bool
     ) -> PreTrainedModel:
+        from stlm_kd.models.heads.tokens import load_token_classifier
+
         return load_token_classifier(
             name, conll2003.TAGS, tokenizer=tokenizer, trust_remote_code=trust, head_seed=self.job.seed
         )
 
-    def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        encoded = encode_words(self._drawn(), tokenizer, context=context, multiple=row_multiple())
+    def training_rows(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> TrainingRows:
+        encoded = encode_words(self._drawn(), tokenizer, context=context, multiple=multiple)
         notes = (
             (f"{encoded.unread} words have no token within {context} positions",) if encoded.unread else ()
         )
-        return TokenisedReading(encoded, notes)
+        return TrainingRows(encoded, notes)
 
     def head(self, model: PreTrainedModel) -> str:
         return "each word's first token"

@@ -4,49 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Protocol
 
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import Tokenised
 from stlm_kd.eval.fine_tuning.base import FineTuneJob
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, Found, Wanted, locate
-from stlm_kd.pipeline.builders.data import BatchSizes, Stream, example_stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SCORED = "validation"
 """The split that suites of a single task score."""
 
 
-class Reading(Protocol):
-    """The examples that one fine-tuning trains on."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of training rows, each counted once."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Notes for the user on the training data."""
-
-    def stream(self, sizes: BatchSizes, *, seed: int) -> Stream:
-        """The training batches of this process."""
-
-
 @dataclass(frozen=True, slots=True)
-class TokenisedReading:
-    """Tokenised training examples."""
+class TrainingRows:
+    """The tokenised examples that one fine-tuning trains on, and notes on them for the user."""
 
     encoded: Tokenised
     notes: tuple[str, ...]
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.encoded)
-
-    def stream(self, sizes: BatchSizes, *, seed: int) -> Stream:
-        return example_stream(self.encoded, sizes, seed=seed)
 
 
 class FineTuneTask(Protocol):
@@ -79,8 +57,10 @@ class FineTuneTask(Protocol):
     ) -> PreTrainedModel:
         """Load the model with a new head initialised with the job's seed, in evaluation mode."""
 
-    def training_data(self, tokenizer: PreTrainedTokenizerFast, *, context: int) -> Reading:
-        """The training data."""
+    def training_rows(
+        self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
+    ) -> TrainingRows:
+        """The training rows; those of a batch are padded to a multiple of so many positions."""
 
     def head(self, model: PreTrainedModel) -> str:
         """The inputs of the head, in words."""

@@ -1,1 +1,0 @@
-"""Fine-tuning benchmarks: data, head and settings of each."""
