@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +15,9 @@ from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+Precision: TypeAlias = Literal["fp32", "bf16"]
+"""The model's own precision, or autocast to bfloat16."""
 
 
 def require_task(model: PreTrainedModel, task: Task, *, suite: str) -> None:
@@ -61,27 +63,6 @@ MASKED_WINDOW = 128
 
 Short because pseudo-perplexity needs one row for each token.
 """
-
-
-def common_window(suite: str, sizes: Iterable[int | None]) -> int | None:
-    """The default window for all models of a table.
-
-    Bits per byte depend on the context length, so all rows of a table use the same window: the smallest of
-    the sizes (the recipe's context, or models' positions; None: any), and at most ``MASKED_WINDOW`` for
-    masked language models.
-
-    Returns:
-        None if the suite does not use windows, or no size is known.
-
-    >>> common_window("perplexity", [512, None, 256]), common_window("masked-loss", [512])
-    (256, 128)
-    """
-    if suite not in ("perplexity", "pseudo-perplexity", "masked-loss"):
-        return None
-    known = [size for size in sizes if size is not None]
-    if suite != "perplexity":
-        known.append(MASKED_WINDOW)
-    return min(known, default=None)
 
 
 def check_window(config: PreTrainedConfig, window: int, *, suite: str) -> None:

@@ -1,61 +1,154 @@
-"""The registry of suites and their requirements.
+"""Evaluation suites: functions that score a model, and what others must know of each.
 
-A new suite is a function decorated with ``SUITES.register``; its keyword-only arguments become its options in
-recipes. List it in ``NEEDS_TEXT`` if it reads the held-out text, and in ``NEEDS_TEACHERS`` if it compares a
-student with its teachers. If its scores depend on other data, add it to ``IDENTITIES``.
+A suite is one function decorated with ``register_suite``; its keyword-only arguments are its options in
+recipes, and its docstring describes them. A suite of this package also has a line in ``MODULES``, so that its
+name is known before its module is imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
-from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.eval.fine_tuning.base import FineTuneJob
-from stlm_kd.eval.identity import Identity, of_lm_eval, of_wikitext
-from stlm_kd.models.families import Goal
-from stlm_kd.registry import Registry
+from stlm_kd.models.families import Goal, Task
+from stlm_kd.registry import Extension, Registry
 
-Suite = Callable[..., SuiteResult | tuple[FineTuneJob, ...]]
-"""``suite(model, tokenizer, held_out, /, **options)``; ``held_out``: the recipe's documents or examples.
+if TYPE_CHECKING:
+    from stlm_kd.artifacts.stage_store import Json
+    from stlm_kd.eval.fine_tuning.base import FineTuneTask
 
-Suites in ``NEEDS_TEACHERS`` receive the student's teachers as a fourth argument. Those in ``tuned_suites``
-take only options, and return fine-tuning jobs.
-"""
+Options: TypeAlias = Mapping[str, Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-SUITES: Registry[Suite] = Registry("suite")
-
-IDENTITIES: dict[str, Identity] = {"lm-eval": of_lm_eval, "perplexity": of_wikitext}
-"""Cache keys of suites that do not read the held-out text, beyond model and options."""
-
-NEEDS_TEXT = frozenset(
-    {
-        "perplexity",
-        "pseudo-perplexity",
-        "masked-loss",
-        "classification",
-        "regression",
-        "interchange",
-        "agreement",
-    }
-)
-"""Suites that read held-out text or examples; see ``reads_held_out`` for options that change this."""
+LANGUAGE_MODELS: tuple[Goal, ...] = get_args(Task)
+"""The tasks of language models."""
 
 
-def reads_held_out(suite: str, options: Mapping[str, object]) -> bool:
-    """Whether a suite with these options reads the held-out text or examples."""
-    return suite in NEEDS_TEXT and options.get("on", "held-out") == "held-out"
+@dataclass(frozen=True, eq=False)
+class Suite(Extension):
+    """A suite: ``suite(model, tokenizer, held_out, /, **options)`` returns a ``SuiteResult``.
+
+    ``held_out`` are the recipe's documents or examples. Functions of options receive all of them.
+
+    Attributes:
+        tasks: The tasks of the models that it scores, or fine-tunes.
+        reads_held_out: Whether it reads the held-out data with these options.
+        teachers: Form of the teachers that it receives as a fourth argument, by name: models with a layer
+            alignment, or functions that compute their outputs. None: it scores models without teachers.
+        longest_window: Largest default window, for suites with the option ``window``; None: no limit.
+        identity: Cache key of the data that it reads beside the held-out data; None for none.
+        requirements: Functions that raise MissingResourceError or UsageError if something is missing, without
+            reading data.
+        check: Raises MissingResourceError, UsageError or DataError if it cannot run; may read its data.
+        fine_tunes: Whether it fine-tunes copies of the model and scores them; its function then takes only
+            options, and returns ``FineTuneJob``s.
+    """
+
+    tasks: frozenset[Goal]
+    reads_held_out: Callable[[Options], bool]
+    teachers: Literal["aligned", "outputs"] | None
+    longest_window: int | None
+    identity: Callable[[Options], Json]
+    requirements: Callable[[Options], Iterable[Callable[[], object]]]
+    check: Callable[[Options], object]
+    fine_tunes: bool
+
+    @property
+    def task(self) -> Goal | None:
+        """The only task that it scores; None if there are several."""
+        return next(iter(self.tasks)) if len(self.tasks) == 1 else None
+
+    def common_window(self, sizes: Iterable[int | None]) -> int | None:
+        """The default window for all models of a table.
+
+        Bits per byte depend on the context length, so all rows of a table use the same window: the smallest
+        of the sizes (the recipe's context, or models' positions; None: any), and at most ``longest_window``.
+
+        Returns:
+            None if the suite does not use windows, or no size is known.
+
+        >>> SUITES["perplexity"].common_window([512, None, 256])
+        256
+        >>> SUITES["masked-loss"].common_window([512])
+        128
+        """
+        if "window" not in signature(self.function).parameters:
+            return None
+        return min((size for size in (*sizes, self.longest_window) if size is not None), default=None)
+
+    def fine_tune_tasks(self, options: Options) -> Sequence[FineTuneTask[Any]]:
+        """The tasks of a suite that fine-tunes, after locating their data.
+
+        Raises:
+            MissingResourceError: Data is missing; the message lists all of it.
+            UsageError: A preset does not have these settings.
+        """
+        from stlm_kd.eval.fine_tuning.base import tasks_of
+
+        return tasks_of(self.function(**options))
 
 
-NEEDS_TEACHERS = frozenset({"agreement", "interchange"})
-"""Suites that compare a student with its teachers, and do not score teachers."""
+_FINE_TUNING = "stlm_kd.eval.fine_tuning.suites"
 
-TASK_OF_SUITE: dict[str, Goal] = {
-    "perplexity": "clm",
-    "lm-eval": "clm",
-    "pseudo-perplexity": "mlm",
-    "masked-loss": "mlm",
-    "classification": "classification",
-    "regression": "regression",
-    "agreement": "classification",
+MODULES = {
+    "agreement": "stlm_kd.eval.agreement.suite",
+    "classification": "stlm_kd.eval.classification.scoring",
+    "glue": _FINE_TUNING,
+    "interchange": "stlm_kd.eval.interchange.suite",
+    "lm-eval": "stlm_kd.eval.harness.evaluate",
+    "masked-loss": "stlm_kd.eval.language_modeling.masked_loss",
+    "ner": _FINE_TUNING,
+    "perplexity": "stlm_kd.eval.language_modeling.perplexity",
+    "pseudo-perplexity": "stlm_kd.eval.language_modeling.pseudo_perplexity",
+    "regression": "stlm_kd.eval.classification.scoring",
+    "squad": _FINE_TUNING,
 }
-"""The model task that a suite requires; suites in ``tuned_suites`` accept any language model."""
+"""The modules of this package's suites; validating a recipe imports those of the suites that it names."""
+
+SUITES: Registry[Suite] = Registry("suite", MODULES)
+
+
+def register_suite(
+    name: str,
+    *,
+    tasks: Collection[Goal],
+    reads_held_out: bool | Callable[[Options], bool] = True,
+    teachers: Literal["aligned", "outputs"] | None = None,
+    longest_window: int | None = None,
+    identity: Callable[[Options], Json] = lambda options: None,
+    requirements: Callable[[Options], Iterable[Callable[[], object]]] = lambda options: (),
+    check: Callable[[Options], object] | None = None,
+    fine_tunes: bool = False,
+) -> Callable[[Function], Function]:
+    """Register the decorated function as a suite; for the arguments see ``Suite``.
+
+    By default ``check`` calls all requirements, and ``check`` of each task of a suite that fine-tunes.
+    """
+
+    def check_all(options: Options) -> None:
+        for require in requirements(options):
+            require()
+        if fine_tunes:
+            for task in SUITES[name].fine_tune_tasks(options):
+                task.check()
+
+    def add(function: Function) -> Function:
+        SUITES.register(name)(
+            Suite(
+                name,
+                function,
+                frozenset(tasks),
+                reads_held_out if callable(reads_held_out) else lambda options: reads_held_out,
+                teachers,
+                longest_window,
+                identity,
+                requirements,
+                check or check_all,
+                fine_tunes,
+            )
+        )
+        return function
+
+    return add

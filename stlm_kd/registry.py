@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -12,11 +14,33 @@ from stlm_kd.errors import did_you_mean
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Registry(Generic[F]):
-    """Functions by name. ``kind`` is the noun for one of them in messages ("loss")."""
+@dataclass(frozen=True, eq=False)
+class Extension:
+    """A registered function; subclasses add what others must know of it.
 
-    def __init__(self, kind: str) -> None:
+    Attributes:
+        name: Its name in recipes.
+        function: Its keyword-only arguments are its options in recipes.
+    """
+
+    name: str
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.function(*args, **options)
+
+
+class Registry(Generic[F]):
+    """Functions, or ``Extension``s of functions, by name.
+
+    Args:
+        kind: The noun for one of them in messages ("loss").
+        modules: By name, a module that registers it; it is imported when the entry is first used.
+    """
+
+    def __init__(self, kind: str, modules: Mapping[str, str] | None = None) -> None:
         self.kind = kind
+        self._modules = dict(modules or {})
         self._rows: dict[str, F] = {}
 
     def register(self, name: str) -> Callable[[F], F]:
@@ -30,26 +54,29 @@ class Registry(Generic[F]):
         return add
 
     def __getitem__(self, name: str) -> F:
+        if name not in self._rows and name in self._modules:
+            import_module(self._modules[name])
         if name not in self._rows:
             raise KeyError(self.unknown(name))
         return self._rows[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._rows
+        return name in self._rows or name in self._modules
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._rows))
+        return iter(sorted(self._rows.keys() | self._modules.keys()))
 
     def unknown(self, name: str) -> str:
         """Message for an unregistered name, with the nearest registered one."""
-        return f"{name} is not a known {self.kind}{did_you_mean(name, self._rows)}"
+        return f"{name} is not a known {self.kind}{did_you_mean(name, self)}"
 
     def options(self, name: str) -> dict[str, tuple[Any, Any]]:
         """Keyword-only arguments of a function: name → (annotation with its bounds, default).
 
         The default is ``inspect.Parameter.empty`` for a required option.
         """
-        function = self._rows[name]
+        entry: Callable[..., Any] = self[name]
+        function = entry.function if isinstance(entry, Extension) else entry
         options = [
             parameter
             for parameter in inspect.signature(function).parameters.values()

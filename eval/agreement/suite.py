@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,14 @@ from stlm_kd.eval.attribution.explain import (
     ClassifierOutputs,
     Method,
     ReadConfig,
+    check_packages,
     classifier_outputs,
 )
 from stlm_kd.eval.attribution.select import Choice, Which
 from stlm_kd.eval.classification.metrics import one_class
 from stlm_kd.eval.classification.scoring import hash_of_texts
-from stlm_kd.eval.suite import SUITES
+from stlm_kd.eval.runner import Precision
+from stlm_kd.eval.suite import Options, register_suite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -37,7 +40,11 @@ AnswersOf = Callable[[ReadConfig, AttributionConfig], ClassifierOutputs]
 Floats = npt.NDArray[np.float64]
 
 
-@SUITES.register(SUITE)
+def _requirements(options: Options) -> Iterator[Callable[[], object]]:
+    yield partial(check_packages, options["attributions"])
+
+
+@register_suite(SUITE, tasks=["classification"], teachers="outputs", requirements=_requirements)
 def agreement(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -58,7 +65,7 @@ def agreement(
     seed: Annotated[int, Ge(0)] = 0,
     context: Annotated[int, Gt(3)] | None = None,
     batch_size: Annotated[int, Gt(0)] = 64,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
 ) -> SuiteResult:
     """Cohen's κ, same-class rate and divergences with each teacher, which is the task; and explanations.
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from annotated_types import Gt
 
 from stlm_kd.artifacts.results import Json, SuiteResult
 from stlm_kd.data.labelled.batches import EncodedExamples, example_evaluation_batches
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
-from stlm_kd.eval.runner import autocast, require_finite
+from stlm_kd.eval.runner import Precision, autocast, require_finite
+from stlm_kd.eval.suite import register_suite
 from stlm_kd.models.forward import evaluating, inputs_of
 from stlm_kd.models.positions import num_positions
 
@@ -27,18 +29,20 @@ LONGEST = 512
 """Default maximum tokens of an example, for models with more positions."""
 
 
+@register_suite("classification", tasks=["classification"])
+@register_suite("regression", tasks=["regression"])
 def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     examples: Examples,
-    *,
-    context: int | None = None,
-    batch_size: int = 64,
-    precision: Literal["fp32", "bf16"] = "fp32",
     task: str = "examples",
     suite: str | None = None,
+    *,
+    context: Annotated[int, Gt(3)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 64,
+    precision: Precision = "fp32",
 ) -> SuiteResult:
-    """Score a model with the metrics of ``eval.classification``.
+    """Accuracy, F1 and Matthews' correlation for classes, or correlations for regression.
 
     The report also contains each example's label and a hash of all texts, which identify the examples when
     results are compared.
@@ -47,11 +51,11 @@ def measure(
         model: A classifier of the examples' classes, or a regression model.
         tokenizer: Its tokenizer.
         examples: At least one.
-        context: Maximum tokens of an example; default: ``LONGEST``, or the model's positions if fewer.
-        batch_size: Examples per forward pass.
-        precision: ``bf16`` runs the model under autocast.
         task: The task's name in the scores.
         suite: The suite's name; default: ``classification`` or ``regression``, depending on the labels.
+        context: Maximum tokens of an example; default: 512, or the model's positions if fewer.
+        batch_size: Examples per forward pass.
+        precision: ``bf16`` runs the model under autocast.
 
     Raises:
         ModelError: A logit is not finite.
@@ -80,7 +84,7 @@ def logits_of(
     *,
     context: int | None = None,
     batch_size: int = 64,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
 ) -> npt.NDArray[np.float64]:
     """The model's logits for each example, (N, C), in order; see ``measure`` for the arguments.
 

@@ -193,14 +193,6 @@ class FineTuneTask(ABC, Generic[Data]):
         return Wanted(cls.suite, task, task, (cls.hub, None))
 
     @classmethod
-    def require_packages(cls) -> None:
-        """Check that the packages that score the suite are installed.
-
-        Raises:
-            MissingResourceError: One is not.
-        """
-
-    @classmethod
     def average(cls, results: Sequence[SuiteResult]) -> SuiteResult | None:
         """The average over several tasks of one seed; None if the suite has none."""
 
@@ -213,9 +205,8 @@ class FineTuneTask(ABC, Generic[Data]):
 
         Raises:
             DataError: An example is malformed, or the fraction leaves too little.
-            MissingResourceError: A package or a file is missing.
+            MissingResourceError: A file is missing.
         """
-        self.require_packages()
         self.drawn()
         for split in self.parts.values():
             self.read(split)

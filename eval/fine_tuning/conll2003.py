@@ -45,9 +45,9 @@ class Conll2003(FineTuneTask[Sentences]):
     context = 256
     unit = "nats/word"
 
-    @classmethod
-    def require_packages(cls) -> None:
+    def check(self) -> None:
         seqeval()
+        super().check()
 
     def examples_key(self) -> KeyPart:
         return [self.read(TRAIN).digest(in_order=True), self.read(VALIDATION).digest()]

@@ -13,19 +13,22 @@ from stlm_kd.eval.fine_tuning.base import FineTuneJob, FineTuningOptions, with_f
 from stlm_kd.eval.fine_tuning.conll2003 import STUDY as CONLL_STUDY
 from stlm_kd.eval.fine_tuning.conll2003 import TASK as CONLL_TASK
 from stlm_kd.eval.fine_tuning.conll2003 import Conll2003
+from stlm_kd.eval.fine_tuning.entities import seqeval
 from stlm_kd.eval.fine_tuning.glue import OFFICIAL, Glue, GlueName, Preset, settings_of
 from stlm_kd.eval.fine_tuning.squad import STRIDE, Squad
 from stlm_kd.eval.fine_tuning.squad import STUDY as SQUAD_STUDY
 from stlm_kd.eval.fine_tuning.squad import TASK as SQUAD_TASK
-from stlm_kd.eval.suite import SUITES
+from stlm_kd.eval.suite import LANGUAGE_MODELS, register_suite
 
 Fraction = Annotated[float, Gt(0), Le(1)]
 
-FINE_TUNED = frozenset({Glue.suite, Conll2003.suite, Squad.suite})
-"""The suites that return ``FineTuneJob``s; language models and bodies are fine-tuned, then scored."""
 
-
-@SUITES.register(Glue.suite)
+@register_suite(
+    Glue.suite,
+    tasks=LANGUAGE_MODELS,
+    reads_held_out=False,
+    fine_tunes=True,
+)
 @with_fine_tuning_options
 def glue(
     options: FineTuningOptions,
@@ -54,7 +57,13 @@ def glue(
     )
 
 
-@SUITES.register(Conll2003.suite)
+@register_suite(
+    Conll2003.suite,
+    tasks=LANGUAGE_MODELS,
+    reads_held_out=False,
+    requirements=lambda options: (seqeval,),
+    fine_tunes=True,
+)
 @with_fine_tuning_options
 def ner(options: FineTuningOptions, /, *, fraction: Fraction = 1.0) -> tuple[FineTuneJob, ...]:
     """CoNLL-2003: fine-tunes a copy of the model as a token classifier for each seed, and scores it.
@@ -66,7 +75,12 @@ def ner(options: FineTuningOptions, /, *, fraction: Fraction = 1.0) -> tuple[Fin
     return options.jobs(Conll2003, CONLL_TASK, CONLL_STUDY, fraction=fraction)
 
 
-@SUITES.register(Squad.suite)
+@register_suite(
+    Squad.suite,
+    tasks=LANGUAGE_MODELS,
+    reads_held_out=False,
+    fine_tunes=True,
+)
 @with_fine_tuning_options
 def squad(
     options: FineTuningOptions, /, *, fraction: Fraction = 1.0, stride: Annotated[int, Gt(0)] = STRIDE

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
-import logging
 import math
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from unittest import mock
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
+from stlm_kd.eval.harness import task_rows
 from stlm_kd.eval.harness.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
-from stlm_kd.eval.runner import require_task
+from stlm_kd.eval.harness.task_rows import quiet
+from stlm_kd.eval.runner import Precision, require_task
+from stlm_kd.eval.suite import register_suite
 from stlm_kd.models.forward import evaluating
 
 if TYPE_CHECKING:
-    from stlm_kd.eval.harness.task_data import Origin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SUITE = "lm-eval"
 
 # Parts of lm-eval's report that describe the machine and the time of the run, not the scores.
 _LEFT_OUT = ("samples", "pretty_env_info", "git_hash", "upper_git_hash", "date")
@@ -36,29 +39,53 @@ _LEFT_OUT = ("samples", "pretty_env_info", "git_hash", "upper_git_hash", "date")
 _BOOTSTRAPS = 1000
 
 
-def evaluate(
+@register_suite(
+    SUITE,
+    tasks=["clm"],
+    reads_held_out=False,
+    identity=task_rows.identity,
+    requirements=task_rows.requirements,
+    check=task_rows.check,
+)
+def lm_eval(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    /,
     *,
-    tasks: Sequence[str],
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    batch_size: int = 16,
-    precision: str = "fp32",
-    source: str = "auto",
+    tasks: tuple[str, ...] = ("stlm",),
+    limit: Annotated[int, Gt(0)] | None = None,
+    num_fewshot: Annotated[int, Ge(0)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 16,
+    precision: Precision = "fp32",
+    source: Literal["auto", "local", "builtin"] = "auto",
 ) -> SuiteResult:
-    """Scores of lm-eval's tasks with standard errors; the options are those of the suite ``lm-eval``.
+    """Scores of lm-evaluation-harness tasks with standard errors.
 
     Does not change the model, the tokenizer or any random state.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        documents: Unused: the tasks have their own text.
+        tasks: Names of tasks or groups; ``stlm`` is BLiMP, HellaSwag, ARC-Easy, WinoGrande and MMLU,
+            ``sample_minimal_pairs`` needs no download.
+        limit: Maximum examples of each task, for a trial.
+        num_fewshot: Examples in the prompt; default: each task's own (0 for those of ``stlm``).
+        batch_size: Requests per forward pass.
+        precision: ``bf16`` runs the model under autocast.
+        source: ``builtin`` reads the Hub or its cache, ``local`` the files in ``STLM_KD_DATA``, and ``auto``
+            the first of these that is available.
 
     Raises:
         ModelError: A masked language model, a tokenizer without start or end token, or log-probabilities that
             are not finite.
         UsageError: A task that lm-eval does not know.
-        MissingResourceError: The rows of a task are missing.
+        MissingResourceError: The rows of a task are neither on the Hub, in its cache nor in local files.
     """
-    require_task(model, "clm", suite="lm-eval")
-    with _quiet():
+    del documents
+    require_task(model, "clm", suite=SUITE)
+    with quiet():
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
 
@@ -85,26 +112,12 @@ def evaluate(
     if wrapped.predicts_uniformly:
         scores = [replace(score, degenerate=UNIFORM) for score in scores]
     return SuiteResult(
-        "lm-eval",
+        SUITE,
         tuple(scores),
         tuple(_examples(samples, output["higher_is_better"])),
         tuple(_notes(origins, limit)),
         _report(output, samples, origins),
     )
-
-
-def check(*, tasks: Sequence[str], source: str = "auto", num_fewshot: int | None = None) -> dict[str, Origin]:
-    """Check that tasks and their rows exist, before loading a model; returns each task's source.
-
-    Raises:
-        UsageError: A task that lm-eval does not know.
-        MissingResourceError: The rows of a task are missing.
-    """
-    with _quiet():
-        from stlm_kd.eval.harness import task_data
-
-        built = task_data.build(tasks, source=source, num_fewshot=num_fewshot)
-    return {one.name: one.origin for one in built}
 
 
 def _scores(
@@ -212,21 +225,6 @@ def _name(value: object) -> str:
     return str(getattr(value, "__qualname__", value))
 
 
-class _WithoutBars(io.TextIOBase):
-    """A stream that drops progress bars."""
-
-    def __init__(self, stream: Any) -> None:  # any replacement of sys.stderr
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        if "\r" not in text and "%|" not in text and text.strip():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
 @contextlib.contextmanager
 def _random_states_kept() -> Iterator[None]:
     """Restores the global random states, from which lm-eval and its libraries draw."""
@@ -247,16 +245,3 @@ def _without_environment_info() -> contextlib.AbstractContextManager[object]:
         add_env_info=lambda storage: None,
         create=True,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences lm-eval: only errors in its log, and no progress bar for each of a hundred tasks."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(_WithoutBars(sys.stderr)):
-            yield
-    finally:
-        logger.setLevel(level)

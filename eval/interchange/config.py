@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+SUITE = "interchange"
+ALL = "all layers"
+"""The task of scores over all layers."""
+
 HeldOutSource = Literal["other-example", "in-context-random", "mixup", "input-tokens"]
 """Sources of the swapped-in hidden states that need no thesaurus."""
 

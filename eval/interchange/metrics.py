@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.eval.interchange.config import ALL, SUITE
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
 from stlm_kd.eval.runner import require_finite
 from stlm_kd.interventions import Plan, SourceInputs, draw_plan
@@ -36,8 +37,6 @@ from stlm_kd.models.layer_alignment import Alignment
 from stlm_kd.models.outputs import ModelOutputs, OutputSpec, forward_with_outputs
 from stlm_kd.teachers.targets import Dense, Logits
 
-SUITE = "interchange"
-ALL = "all layers"
 TEACHER = "teacher"
 OF_TEACHER = ("teacher_changes", "teacher_effect")
 """Metrics that do not depend on the student."""

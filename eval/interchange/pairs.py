@@ -20,8 +20,8 @@ from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import even_masking
 from stlm_kd.data.token_store import build_store
 from stlm_kd.errors import DataError, UsageError
-from stlm_kd.eval.interchange.config import PairConfig
-from stlm_kd.eval.interchange.metrics import SUITE, Exchange, draw_exchanges
+from stlm_kd.eval.interchange.config import SUITE, PairConfig
+from stlm_kd.eval.interchange.metrics import Exchange, draw_exchanges
 from stlm_kd.eval.runner import MASKED_WINDOW
 from stlm_kd.interventions import SourceInputs, SourcePool, WordTokens
 from stlm_kd.interventions.draw import named_generator

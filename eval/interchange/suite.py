@@ -6,18 +6,21 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.classification.scoring import hash_of_texts
-from stlm_kd.eval.interchange.config import PairConfig
-from stlm_kd.eval.interchange.metrics import ALL, SUITE, measure
-from stlm_kd.eval.interchange.pairs import draw_pairs, row_length
+from stlm_kd.eval.interchange.config import ALL, SUITE, HeldOutSource, PairConfig
+from stlm_kd.eval.suite import LANGUAGE_MODELS, register_suite
 from stlm_kd.models.forward import task_of, vocabulary_head
 from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 JUDGED = ("interchange_accuracy", "agreement")
 """The main metrics; the others describe the interventions, and layers are parts."""
@@ -36,32 +39,45 @@ class AlignedTeacher:
     alignment: Alignment
 
 
-def score_beside_teachers(
+@register_suite(SUITE, tasks=[*LANGUAGE_MODELS, "classification"], teachers="aligned")
+def interchange(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     held: Sequence[str] | Examples,
     teachers: Mapping[str, AlignedTeacher],
+    /,
     *,
-    alignment: str | None,
-    asked: PairConfig,
-    context: int | None,
+    alignment: Literal["full", "middle", "late", "first", "last"] | None = None,
+    source: HeldOutSource = "other-example",
+    positions: Literal["consecutive", "random"] = "consecutive",
+    rows: Annotated[int, Gt(1)] = 256,
+    context: Annotated[int, Gt(3)] | None = None,
+    seed: Annotated[int, Ge(0)] = 0,
 ) -> SuiteResult:
-    """Interchange accuracy and agreement with each teacher, which is the task; layers are its parts.
+    """Interchange intervention accuracy of a student and agreement with each teacher, which is the task.
 
     Args:
-        model: The student.
-        tokenizer: The tokenizer of all models.
+        model: The student: a language model or a classifier.
+        tokenizer: The tokenizer of the student and its teachers.
         held: Held-out text, or labelled examples.
         teachers: At least one, by name.
-        alignment: Name in ``ALIGNMENTS``; None: each teacher's own.
-        asked: Which interventions.
-        context: Tokens of a row or example; None: see ``row_length``.
+        alignment: Layers to intervene on, one at a time; default: those of the recipe's objective.
+        source: Source of the swapped-in hidden states.
+        positions: Contiguous or random positions.
+        rows: Maximum rows of text, or examples.
+        context: Tokens per row or example; default: 128, or the smallest number of positions of all models if
+            fewer.
+        seed: Random seed.
 
     Raises:
-        UsageError: More positions than a model has.
         DataError: Too little text.
         ModelError: An alignment that these models do not have.
+        UsageError: More positions than a model has.
     """
+    from stlm_kd.eval.interchange.metrics import measure
+    from stlm_kd.eval.interchange.pairs import draw_pairs, row_length
+
+    asked = PairConfig(source, positions, rows, seed)
     length = row_length(
         {"the student": model, **{name: one.model for name, one in teachers.items()}},
         context,

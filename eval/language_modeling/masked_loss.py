@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from annotated_types import Ge, Gt, Le
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.batch import IGNORED
@@ -27,6 +28,11 @@ from stlm_kd.eval.language_modeling.masked_windows import (
     find_tokens,
     windowed_text,
 )
+from stlm_kd.eval.runner import MASKED_WINDOW, Precision
+from stlm_kd.eval.suite import register_suite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE = "masked-loss"
 
@@ -106,21 +112,37 @@ class MaskedLoss:
         )
 
 
-def measure(
+@register_suite(SUITE, tasks=["mlm"], longest_window=MASKED_WINDOW)
+def masked_loss(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[str],
+    /,
     *,
-    share: float = 0.15,
-    seed: int = 0,
-    window: int | None = None,
-    batch_size: int = 16,
-    precision: str = "fp32",
-) -> MaskedLoss:
-    """The loss on tokens drawn from all documents together; the options are those of the suite.
+    share: Annotated[float, Gt(0), Le(1)] = 0.15,
+    seed: Annotated[int, Ge(0)] = 0,
+    window: Annotated[int, Gt(2)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 16,
+    precision: Precision = "fp32",
+) -> SuiteResult:
+    """Loss and accuracy on masked tokens of the held-out text.
+
+    Args:
+        model: A masked language model.
+        tokenizer: Its tokenizer.
+        documents: The text.
+        share: Fraction of the non-special tokens to mask, drawn uniformly. Models with the same tokenizer and
+            window share the masks.
+        seed: Random seed.
+        window: Positions per row, including start and end; default: 128, or ``data.context`` or the models'
+            positions if fewer.
+        batch_size: Rows per forward pass.
+        precision: ``bf16`` runs the model under autocast.
 
     Raises:
-        DataError, ModelError: See ``windowed_text``; DataError also if all tokens are special.
+        DataError: No text to score, or only special tokens.
+        ModelError: A causal model, a tokenizer without mask, start or end token, or a window beyond the
+            model's positions.
     """
     text = windowed_text(model, tokenizer, documents, window=window, suite=SUITE)
     rows, candidates = corrupted_rows(text, tokenizer, share=share, seed=seed)
@@ -141,7 +163,7 @@ def measure(
         found[index] = one
     masked = tuple(len(row.places) for row in rows)
     degenerate = degenerate_tokens(predictions, [target for row in rows for target in row.targets])
-    return MaskedLoss(text, masked, tuple(found), candidates, share, seed, degenerate)
+    return MaskedLoss(text, masked, tuple(found), candidates, share, seed, degenerate).as_result()
 
 
 def corrupted_rows(

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from annotated_types import Gt
 
 from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, SuiteResult
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import DataError
-from stlm_kd.eval.language_modeling import likelihood
+from stlm_kd.eval.language_modeling import likelihood, wikitext
 from stlm_kd.eval.language_modeling.round_trip import bytes_kept, lossy_note
 from stlm_kd.eval.language_modeling.text_blocks import TextBlocks, text_blocks, token_starts
 from stlm_kd.eval.language_modeling.token_losses import Piece, is_uniform, piece_losses
-from stlm_kd.eval.runner import check_window, require_task
+from stlm_kd.eval.runner import Precision, check_window, require_task
+from stlm_kd.eval.suite import Options, register_suite
 from stlm_kd.models.positions import num_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SUITE = "perplexity"
 
@@ -140,30 +145,62 @@ class Window:
     scored: int
 
 
-def measure(
+def _other_text_identity(options: Options) -> str | None:
+    return wikitext.identity() if options.get("on") == "wikitext" else None
+
+
+def _other_text_requirements(options: Options) -> Iterator[Callable[[], object]]:
+    if options.get("on") == "wikitext" and not wikitext.is_reachable():
+        yield wikitext.identity
+
+
+@register_suite(
+    SUITE,
+    tasks=["clm"],
+    reads_held_out=lambda options: options.get("on", "held-out") == "held-out",
+    identity=_other_text_identity,
+    requirements=_other_text_requirements,
+    check=_other_text_identity,
+)
+def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[str],
+    /,
     *,
-    window: int | None = None,
-    stride: int | None = None,
-    batch_size: int = 16,
-    precision: str = "fp32",
-) -> TextLoss:
-    """The loss of each document, in overlapping windows from its start token on.
+    on: Literal["held-out", "wikitext"] = "held-out",
+    window: Annotated[int, Gt(1)] | None = None,
+    stride: Annotated[int, Gt(0)] | None = None,
+    batch_size: Annotated[int, Gt(0)] = 16,
+    precision: Precision = "fp32",
+) -> SuiteResult:
+    """Bits per byte and perplexity per token of a text, in overlapping windows from each start token on.
 
     In the first window a token is predicted from all tokens before it, later from at least ``window -
     stride`` tokens. The end token is not part of the text and not scored.
 
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        documents: The held-out text.
+        on: The text to score: held-out, or ``wikitext``: WikiText-2's test text, from a file in
+            ``STLM_KD_DATA`` or the Hub.
+        window: Tokens in the model's context; default: the recipe's ``data.context``, or the smallest number
+            of positions of the models given to ``eval``.
+        stride: Tokens by which the window moves; default: half a window.
+        batch_size: Maximum windows per forward pass.
+        precision: ``bf16`` runs the model under autocast.
+
     Raises:
         DataError: No text to score.
+        MissingResourceError: WikiText is requested and missing.
         ModelError: A masked language model, a tokenizer without a start token, or a window beyond the
             model's positions.
     """
     require_task(model, "clm", suite=SUITE)
     window = _checked_window(model.config, window)
     stride = max(window // 2, 1) if stride is None else min(stride, window)
-    texts = [text for text in documents if text]
+    texts = [text for text in (wikitext.articles() if on == "wikitext" else documents) if text]
     if not texts:
         raise DataError("perplexity: no text to score; give the recipe a data.validation that is not empty")
     ids = ids_from_start(tokenizer, texts)
@@ -185,7 +222,7 @@ def measure(
         for index, text in enumerate(texts)
     ]
     unknown_id = tokenizer.unk_token_id
-    return TextLoss(
+    result = TextLoss(
         tuple(
             DocumentLoss(math.fsum(own), len(own), len(text.encode()), each)
             for own, text, each in zip(nats, texts, blocks, strict=True)
@@ -195,7 +232,9 @@ def measure(
         stride,
         bool(is_uniform(pieces, losses)),
         bytes_kept(tokenizer, texts),
-    )
+    ).as_result()
+    notes = ("perplexity: on WikiText-2's test text",) if on == "wikitext" else ()
+    return replace(result, notes=(*notes, *result.notes))
 
 
 def split_into_windows(document: int, length: int, window: int, stride: int) -> Iterator[Window]:

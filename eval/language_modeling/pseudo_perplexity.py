@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import ExampleScore, Json, SuiteResult
 from stlm_kd.eval.language_modeling.likelihood import bits_per_byte, likelihood_scores, unknown_note
@@ -25,6 +26,11 @@ from stlm_kd.eval.language_modeling.masked_windows import (
     windowed_text,
 )
 from stlm_kd.eval.language_modeling.round_trip import lossy_note
+from stlm_kd.eval.runner import MASKED_WINDOW, Precision
+from stlm_kd.eval.suite import register_suite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE = "pseudo-perplexity"
 
@@ -101,23 +107,39 @@ class PseudoLoss:
         return {"nats": [*nats.values()], "bytes": [*sizes.values()]}
 
 
-def measure(
+@register_suite(SUITE, tasks=["mlm"], longest_window=MASKED_WINDOW)
+def pseudo_perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[str],
+    /,
     *,
-    window: int | None = None,
-    tokens: int | None = 4096,
-    seed: int = 0,
-    batch_size: int = 64,
-    precision: str = "fp32",
-) -> PseudoLoss:
-    """The pseudo-log-likelihood of windows drawn from the documents; the options are those of the suite.
+    window: Annotated[int, Gt(2)] | None = None,
+    tokens: Annotated[int, Gt(0)] | None = 4096,
+    seed: Annotated[int, Ge(0)] = 0,
+    batch_size: Annotated[int, Gt(0)] = 64,
+    precision: Precision = "fp32",
+) -> SuiteResult:
+    """Pseudo-perplexity and pseudo-bits per byte of windows drawn from the text.
 
     Draws whole windows, so that nats, tokens and bytes refer to the same text.
 
+    Args:
+        model: A masked language model.
+        tokenizer: Its tokenizer.
+        documents: The held-out text.
+        window: Positions per row, including start and end; default: 128, or ``data.context`` or the models'
+            positions if fewer.
+        tokens: Approximate number of scored tokens, in whole windows drawn from the entire text, since each
+            token costs a row; null: all. Models with the same tokenizer and window share the windows.
+        seed: Random seed.
+        batch_size: Rows per forward pass.
+        precision: ``bf16`` runs the model under autocast.
+
     Raises:
-        DataError, ModelError: See ``windowed_text``.
+        DataError: No text to score.
+        ModelError: A causal model, a tokenizer without mask, start or end token, or a window beyond the
+            model's positions.
     """
     text = windowed_text(model, tokenizer, documents, window=window, suite=SUITE)
     drawn = draw_windows(text.windows, tokens=tokens, seed=seed)
@@ -131,7 +153,7 @@ def measure(
     }
     targets = [token for index in drawn for token in text.windows[index].ids[1:-1]]
     degenerate = degenerate_tokens(found, targets)
-    return PseudoLoss(text, drawn, tuple(nats[index] for index in drawn), seed, degenerate)
+    return PseudoLoss(text, drawn, tuple(nats[index] for index in drawn), seed, degenerate).as_result()
 
 
 def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int) -> tuple[int, ...]:

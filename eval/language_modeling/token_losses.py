@@ -11,16 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from stlm_kd.eval.runner import autocast, require_finite
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _MAX_LOGITS = 1 << 27
 """Maximum logits of a forward pass (half a GiB in float32), unless a single row has more."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.document_files import cut
+from stlm_kd.data.sources.reachable import data_set_is_cached, hub_answers
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import MissingResourceError
 
@@ -23,6 +24,11 @@ def local_file() -> Path | None:
     data = os.environ.get("STLM_KD_DATA")
     paths = [Path(data) / _FOLDER / name for name in _FILES] if data else []
     return next((path for path in paths if path.is_file()), None)
+
+
+def is_reachable() -> bool:
+    """Whether the text is in ``STLM_KD_DATA`` or the Hub's cache, or the Hub answers."""
+    return local_file() is not None or data_set_is_cached(*HUB) or hub_answers()
 
 
 def articles() -> list[str]:

@@ -24,7 +24,7 @@ from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.sources.sources import fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError
-from stlm_kd.eval import IDENTITIES, reads_held_out
+from stlm_kd.eval import SUITES
 from stlm_kd.interventions.wordnet import wordnet_identity
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
@@ -269,12 +269,17 @@ def cache_key(order: CacheJob) -> dict[str, Json]:
 
 def score_key(call: SuiteCall, recipe: Recipe, model: str, *, trust: bool) -> dict[str, Json]:
     """The scores of one suite on a model, independent of the teachers that it is compared with."""
-    held_out = reads_held_out(call.suite, call.options) or call.suite not in IDENTITIES
+    suite = SUITES[call.suite]
+    of = suite.identity(call.options)
+    if of is None:
+        of = held_out_key(recipe)
+    elif suite.reads_held_out(call.options):
+        of = [held_out_key(recipe), of]
     return {
         "model": model_identity(model, trust_remote_code=trust),
         "suite": call.suite,
         "options": json.loads(json.dumps(call.resolved)),
-        "of": held_out_key(recipe) if held_out else IDENTITIES[call.suite](call.options),
+        "of": of,
     }
 
 

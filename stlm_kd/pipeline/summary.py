@@ -15,7 +15,7 @@ from stlm_kd.comparison.metrics import (
     values,
 )
 from stlm_kd.comparison.verdicts import Compared
-from stlm_kd.eval import reads_held_out
+from stlm_kd.eval import SUITES
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.recipe import Recipe
 
@@ -65,7 +65,7 @@ def comparisons(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 
 def selection_remark(recipe: Recipe) -> list[str]:
     """A note if the checkpoint was selected on the data that it is scored on."""
-    reading = [call.suite for call in suite_calls(recipe) if reads_held_out(call.suite, call.options)]
+    reading = [call.suite for call in suite_calls(recipe) if SUITES[call.suite].reads_held_out(call.options)]
     if recipe.train.keep != "best" or not reading:
         return []
     return [

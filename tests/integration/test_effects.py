@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from stlm_kd.data.sources import hub
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.eval import FINE_TUNED, SUITES
+from stlm_kd.eval import SUITES
 from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders.text import tokens_by_domain
@@ -184,13 +184,12 @@ def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, A
             calls.append((name, options))
             return SuiteResult(name, ())
 
-        return suite
+        return replace(SUITES[name], function=suite)
 
     def tuned(name: str, options: Values, *asked: Any) -> list[SuiteResult]:
-        calls.append((name, known[name](**options)))
+        calls.append((name, SUITES[name](**options)))
         return []
 
-    known = {name: SUITES[name] for name in FINE_TUNED}
     monkeypatch.setattr(score, "SUITES", {name: spy(name) for name in SUITES})
     monkeypatch.setattr(score, "tuned_scores", tuned)
     monkeypatch.setattr(score, "_teachers_for", lambda *_: {})

@@ -13,7 +13,7 @@ from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.eval.interchange.config import PairConfig
 from stlm_kd.eval.interchange.pairs import draw_pairs
-from stlm_kd.eval.interchange.suite import JUDGED, AlignedTeacher, score_beside_teachers
+from stlm_kd.eval.interchange.suite import JUDGED, AlignedTeacher, interchange
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.layer_alignment import Alignment
 from tests.support.classes import BERT, LABELS
@@ -121,15 +121,8 @@ def test_classifiers_are_compared_example_by_example() -> None:
     )  # fmt: skip
     alignment: Alignment = {0: (0, 1), 1: (2, 3)}
     asked = PairConfig(rows=12, seed=3)
-    result = score_beside_teachers(
-        student,
-        tokenizer,
-        examples,
-        {"t": AlignedTeacher(teacher, alignment)},
-        alignment=None,
-        asked=asked,
-        context=32,
-    )
+    taught = {"t": AlignedTeacher(teacher, alignment)}
+    result = interchange(student, tokenizer, examples, taught, rows=12, seed=3, context=32)
     same, changed, effects = [], [], []
     ids: list[str] = []
     for one in draw_pairs(examples, tokenizer, asked, context=32, task=None):

@@ -19,7 +19,8 @@ from stlm_kd.data.tokenizers import train_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.interchange import metrics
-from stlm_kd.eval.interchange.metrics import ALL, Exchange, Interchange, draw_exchanges, measure
+from stlm_kd.eval.interchange.config import ALL
+from stlm_kd.eval.interchange.metrics import Exchange, Interchange, draw_exchanges, measure
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
 from stlm_kd.interventions import SourceInputs
 from stlm_kd.interventions.plan import OwnStates, Tokens

@@ -9,7 +9,7 @@ import pytest
 
 from stlm_kd.data.sources import hub
 from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
-from stlm_kd.eval import SUITES, identity
+from stlm_kd.eval import SUITES
 from stlm_kd.eval.language_modeling import wikitext
 from stlm_kd.pipeline.scoring.evaluate import evaluate
 from stlm_kd.recipe import load
@@ -56,9 +56,9 @@ def test_perplexity_of_wikitext_is_that_of_the_same_text_held_out(local: Path, p
 
 
 def test_a_kept_perplexity_is_of_the_bytes_of_wikitext(local: Path) -> None:
-    before = identity.of_wikitext({})
+    before = SUITES["perplexity"].identity({"on": "wikitext"})
     local.write_text("other", encoding="utf-8")
-    assert identity.of_wikitext({}) != before
+    assert SUITES["perplexity"].identity({"on": "wikitext"}) != before
 
 
 def test_where_wikitext_may_lie_is_told_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

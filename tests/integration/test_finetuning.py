@@ -32,7 +32,7 @@ from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.scoring.evaluate import evaluate
 from stlm_kd.pipeline.stages import fine_tune
-from stlm_kd.pipeline.stages.fine_tune import checked_subjects, tuned_scores
+from stlm_kd.pipeline.stages.fine_tune import tuned_scores
 from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.recipe import load
 from stlm_kd.reporting.tables.results import result_table
@@ -163,7 +163,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_scores(
 
 
 def test_a_fraction_is_of_each_class_the_same_and_follows_the_seed(world: Path) -> None:
-    subjects = checked_subjects("glue", {**QUICK, "tasks": ["rte"], "seeds": 2, "fraction": 0.2})
+    subjects = SUITES["glue"].fine_tune_tasks({**QUICK, "tasks": ["rte"], "seeds": 2, "fraction": 0.2})
     drawn = [subject.drawn() for subject in subjects]
     assert [examples.counts() for examples in drawn] == [{"entailment": 4, "not_entailment": 4}] * 2
     assert drawn[0].ids != drawn[1].ids
@@ -255,13 +255,13 @@ def test_what_is_missing_is_told_of_all_tasks_at_once(
         (data / "qnli" / f"{name}.jsonl").symlink_to(world / "data" / "glue" / "qnli" / f"{split}.jsonl")
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     with pytest.raises(MissingResourceError) as fault:
-        checked_subjects("glue", {"tasks": ["cola", "qqp", "mnli", "qnli"], "source": "local"})
+        SUITES["glue"].check({"tasks": ["cola", "qqp", "mnli", "qnli"], "source": "local"})
     first, second = str(fault.value).splitlines()
     assert first == "glue: data of 1 of 4 tasks is missing; without them: tasks: [cola, qqp, qnli]"
     assert second.startswith(
         "  mnli: no train.jsonl[.gz], validation_matched.jsonl[.gz], validation_mismatched"
     )
-    (found,) = checked_subjects("glue", {"tasks": ["qnli"], "source": "local", "seeds": 1})
+    (found,) = SUITES["glue"].fine_tune_tasks({"tasks": ["qnli"], "source": "local", "seeds": 1})
     assert "a part of its examples" in found.notes[0]
 
 
@@ -284,12 +284,12 @@ def test_labels_outside_the_task_are_refused(
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.setenv("STLM_KD_DATA", str(tmp_path))
     with pytest.raises(DataError, match=message):
-        checked_subjects("glue", {"tasks": [task], "source": "local"})
+        SUITES["glue"].check({"tasks": [task], "source": "local"})
 
 
 def test_a_share_that_leaves_a_class_empty_is_refused() -> None:
     with pytest.raises(DataError, match=r"glue rte: 0\.02 of 40 examples leaves none of .* class entailment"):
-        checked_subjects("glue", {"tasks": ["rte"], "source": "local", "fraction": 0.02})
+        SUITES["glue"].check({"tasks": ["rte"], "source": "local", "fraction": 0.02})
 
 
 def test_a_model_with_a_head_is_refused(world: Path, tmp_path: Path) -> None:

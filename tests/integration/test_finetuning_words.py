@@ -41,7 +41,7 @@ from stlm_kd.losses import LABELS
 from stlm_kd.models.heads.tokens import SPAN, load_token_classifier
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stages.fine_tune import checked_subjects, tuned_scores
+from stlm_kd.pipeline.stages.fine_tune import tuned_scores
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -290,11 +290,11 @@ def test_where_missing_data_may_lie_is_told(
     with pytest.raises(
         MissingResourceError, match=rf"{suite}: data of 1 of 1 tasks is missing\n  .*no train\.jsonl"
     ):
-        checked_subjects(suite, {"source": "local"})
+        SUITES[suite].check({"source": "local"})
 
 
 def test_the_studies_settings() -> None:
-    (words, *_), (spans, *_) = SUITES["ner"](), SUITES["squad"]()  # type: ignore[misc]  # suites that give tunings
+    (words, *_), (spans, *_) = SUITES["ner"](), SUITES["squad"]()
     of = [
         (one.settings.learning_rate, one.settings.effective_batch, one.settings.epochs)
         for one in (words, spans)

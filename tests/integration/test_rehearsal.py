@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,7 +136,8 @@ def failing_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **options: Any) -> None:
         raise TypeError("unsupported operand type(s)")
 
-    monkeypatch.setattr(rehearsal, "SUITES", {"perplexity": fails})
+    suite = replace(rehearsal.SUITES["perplexity"], function=fails)
+    monkeypatch.setattr(rehearsal, "SUITES", {"perplexity": suite})
 
 
 def no_rows(monkeypatch: pytest.MonkeyPatch) -> None:

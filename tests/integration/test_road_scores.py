@@ -16,8 +16,7 @@ import pytest
 from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources import sources as data_sources
-from stlm_kd.eval import identity
-from stlm_kd.eval.harness import task_data
+from stlm_kd.eval.harness import task_data, task_rows
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import kept_scores
 from stlm_kd.recipe import load
@@ -96,7 +95,7 @@ def another_template(patch: pytest.MonkeyPatch, folder: Path) -> None:
     shutil.copytree(Path(str(files("stlm_kd.eval.tasks"))), folder, dirs_exist_ok=True)
     file = folder / "sample_minimal_pairs.yaml"
     file.write_text(file.read_text().replace("pairs: 200", "pairs: 100"))
-    patch.setattr(identity, "files", lambda package: folder)
+    patch.setattr(task_rows, "files", lambda package: folder)
 
 
 def another_task(patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -107,10 +106,10 @@ def another_task(patch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_what_lm_eval_and_its_tasks_are_decides_its_scores(
     change: Callable[[pytest.MonkeyPatch, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = identity.of_lm_eval(OPTIONS)
-    assert identity.of_lm_eval(OPTIONS) == before
+    before = task_rows.identity(OPTIONS)
+    assert task_rows.identity(OPTIONS) == before
     change(monkeypatch, tmp_path)
-    assert identity.of_lm_eval(OPTIONS) != before
+    assert task_rows.identity(OPTIONS) != before
 
 
 def test_rows_of_the_hub_count_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +119,11 @@ def test_rows_of_the_hub_count_by_their_commit(monkeypatch: pytest.MonkeyPatch) 
     found = []
     for commit in ("one", "two"):
         monkeypatch.setattr(hub, "version", lambda path, *, name, revision, at=commit: f"{path} {name} {at}")
-        identity._state.cache_clear()
-        found.append(identity.of_lm_eval({**OPTIONS, "tasks": ("some_task",)})["tasks"])
-    identity._state.cache_clear()
+        task_rows._state.cache_clear()
+        identity = task_rows.identity({**OPTIONS, "tasks": ("some_task",)})
+        assert isinstance(identity, dict)
+        found.append(identity["tasks"])
+    task_rows._state.cache_clear()
     assert found == [
         {"some_task": ["builtin", {"some/rows": f"some/rows small {c}"}]} for c in ("one", "two")
     ]

@@ -35,7 +35,7 @@ from stlm_kd.eval.fine_tuning.squad import Squad
 from stlm_kd.eval.harness.adapter import DocumentLM
 from stlm_kd.eval.interchange import metrics as interchange
 from stlm_kd.eval.language_modeling import token_losses
-from stlm_kd.eval.language_modeling.perplexity import measure
+from stlm_kd.eval.language_modeling.perplexity import perplexity
 from stlm_kd.models.load import check_attention, load_language_model, save_model
 from stlm_kd.pipeline.summary import weak_teachers
 from tests.integration import test_eval_interchange as exchanged
@@ -241,7 +241,9 @@ def misread(kind: type[HFLM], tokenizer: PreTrainedTokenizerFast) -> str | None:
     model = llama(len(tokenizer))
     options = {"precision": "fp32"} if kind is DocumentLM else {}
     found = one_token_answers(model, tokenizer, kind, **options)
-    whole, before = (measure(model, tokenizer, [text]).nats for text in ("the cat sat", "the cat"))
+    whole, before = (
+        perplexity(model, tokenizer, [text]).report["nats"] for text in ("the cat sat", "the cat")
+    )
     gap = abs(whole - before + found[0])
     ties = ", and all answers tie" if len(set(found)) == 1 else ""
     return f"{gap:.3f} nats from perplexity{ties}" if gap > 1e-4 else None

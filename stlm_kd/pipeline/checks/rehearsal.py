@@ -23,8 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove, unfinished_name
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
-from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES
-from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
+from stlm_kd.eval import SUITES
 from stlm_kd.eval.attribution.explain import (
     AttributionConfig,
     ClassifierOutputs,
@@ -33,7 +32,6 @@ from stlm_kd.eval.attribution.explain import (
 )
 from stlm_kd.eval.fine_tuning.base import tasks_of
 from stlm_kd.eval.interchange.suite import AlignedTeacher
-from stlm_kd.eval.language_modeling import wikitext
 from stlm_kd.models.checkpoints.reloading import check_reloaded
 from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.models.load import save_model, to_device
@@ -51,6 +49,9 @@ _BYTES = 4_000
 
 _CHARACTERS = 300
 """Maximum characters of each of the two scored documents."""
+
+_SAMPLE = ("The girl walks to the river.", "Her brother reads a long book.")
+"""The scored documents of a recipe without held-out text."""
 
 _REMEDY = "; fix it before training, or skip the rehearsal with --no-rehearsal"
 
@@ -196,8 +197,8 @@ def _rehearse(
     to_device(model, current_device())
     for number, call in enumerate(suite_calls(recipe)):
         with _failure_named(f"eval[{number}] ({call.suite})"):
-            if call.suite not in FINE_TUNED:
-                if part.is_student or call.suite not in NEEDS_TEACHERS:
+            if not SUITES[call.suite].fine_tunes:
+                if part.is_student or not SUITES[call.suite].teachers:
                     _score(call, model, tokenizer, held)
             elif part.is_saved:
                 _with_head(call, saved, tokenizer, trust=context.trust_remote_code)
@@ -217,11 +218,9 @@ def _score(
     call: SuiteCall, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut
 ) -> None:
     """Run a suite on a few examples."""
-    options = _reduced_options(call)
-    if call.options.get("on") == "wikitext":
-        options["on"], held = "held-out", _few(wikitext.articles())
-    teachers = (_itself(call, model, tokenizer, held),) if call.suite in NEEDS_TEACHERS else ()
-    SUITES[call.suite](model, tokenizer, held, *teachers, **options)
+    held = held or list(_SAMPLE)
+    teachers = (_itself(call, model, tokenizer, held),) if SUITES[call.suite].teachers else ()
+    SUITES[call.suite](model, tokenizer, held, *teachers, **_reduced_options(call))
 
 
 def _reduced_options(call: SuiteCall) -> dict[str, object]:
@@ -231,6 +230,8 @@ def _reduced_options(call: SuiteCall) -> dict[str, object]:
         given = options.get(name)
         if name in options:
             options[name] = min(given, most) if isinstance(given, int) else most
+    if "on" in options:
+        options["on"] = "held-out"
     for name in ("ids", "classes", "sources"):  # a few examples may lack these
         if name in options:
             options[name] = ()
@@ -241,7 +242,7 @@ def _itself(
     call: SuiteCall, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut
 ) -> Mapping[str, object]:
     """The student in place of its teachers, which may not exist yet."""
-    if call.suite != AGREEMENT:
+    if SUITES[call.suite].teachers == "aligned":
         layers = num_layers(model.config)
         return {"itself": AlignedTeacher(model, aligned("full", layers, layers))}
     assert isinstance(held, Examples)
@@ -255,7 +256,5 @@ def _itself(
 
 def _with_head(call: SuiteCall, saved: Path, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> None:
     """Build the model that a suite will fine-tune, for its first task."""
-    jobs = SUITES[call.suite](**call.options)
-    assert isinstance(jobs, tuple)
-    (task,) = tasks_of(jobs[:1])
+    (task,) = tasks_of(SUITES[call.suite](**call.options)[:1])
     task.model(str(saved), tokenizer, context=task.job.context or 8, trust=trust)

@@ -12,8 +12,8 @@ from typing import Any
 
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.data.sources.reachable import data_set_is_cached, file_is_cached, hub_answers
-from stlm_kd.data.synthetic import BENCHMARK
 from stlm_kd.errors import MissingResourceError, RecipeFault, UsageError
+from stlm_kd.eval import SUITES, Suite
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import relations
@@ -62,7 +62,7 @@ def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
             yield from _of_source(f"{prefix}data.{part}{several}", source)
     yield from _of_packages(recipe, prefix)
     for number, entry in enumerate(recipe.eval):
-        yield from _of_suite(f"{prefix}eval[{number}] ({entry.suite})", entry.suite, entry.options)
+        yield from _of_suite(f"{prefix}eval[{number}] ({entry.suite})", SUITES[entry.suite], entry.options)
 
 
 def _of_teacher(place: str, teacher: Teacher) -> Iterator[tuple[str, str]]:
@@ -131,36 +131,11 @@ def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
         yield from _faults_of(f"{prefix}objectives: source {', '.join(found)}", require_wordnet)
 
 
-def _of_suite(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    from stlm_kd.eval import FINE_TUNED
-
-    if suite == "lm-eval" and {*options["tasks"]} != {BENCHMARK}:
-        from stlm_kd.eval.harness import task_data  # a slow import that generated data does not need
-
-        for task in task_data.expand(options["tasks"]):
-            look = partial(task_data.find_origin, task, options["source"], options["num_fewshot"])
-            yield from _faults_of(place, look)
-    elif options.get("on") == "wikitext":
-        from stlm_kd.eval.language_modeling import wikitext
-
-        if wikitext.local_file() is None and not data_set_is_cached(*wikitext.HUB) and not hub_answers():
-            yield from _faults_of(place, wikitext.identity)
-    elif suite in FINE_TUNED:
-        yield from _of_fine_tuning(place, suite, options)
-    elif "attributions" in options:
-        from stlm_kd.eval.attribution.explain import check_packages
-
-        yield from _faults_of(place, lambda: check_packages(options["attributions"]))
-
-
-def _of_fine_tuning(place: str, suite: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    from stlm_kd.eval import SUITES
-    from stlm_kd.eval.fine_tuning.base import tasks_of
-
-    jobs = SUITES[suite](**options)
-    assert isinstance(jobs, tuple)
-    yield from _faults_of(place, jobs[0].benchmark.require_packages)
-    yield from _faults_of(place, lambda: tasks_of(jobs))
+def _of_suite(place: str, suite: Suite, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for require in suite.requirements(options):
+        yield from _faults_of(place, require)
+    if suite.fine_tunes:
+        yield from _faults_of(place, partial(suite.fine_tune_tasks, options))
 
 
 def _faults_of(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:

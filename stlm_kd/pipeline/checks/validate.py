@@ -21,11 +21,7 @@ from stlm_kd.errors import (
     RecipeFault,
     error_context,
 )
-from stlm_kd.eval import FINE_TUNED
-from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
-from stlm_kd.eval.attribution.explain import check_packages
-from stlm_kd.eval.harness.evaluate import check as check_tasks
-from stlm_kd.eval.language_modeling import wikitext
+from stlm_kd.eval import SUITES
 from stlm_kd.models.architectures.distilbert import distilbert_config
 from stlm_kd.models.heads.class_names import check_classes, class_order
 from stlm_kd.models.heads.classifiers import class_names, kind_of, load_classifier
@@ -40,7 +36,6 @@ from stlm_kd.pipeline.builders.objective import feature_faults, feature_teachers
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stage_keys import adaptation_key
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
-from stlm_kd.pipeline.stages.fine_tune import checked_subjects
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
@@ -295,15 +290,7 @@ def _try_tools(recipe: Recipe) -> None:
     if "wandb" in recipe.tracking:
         require_wandb()
     for call in suite_calls(recipe):
-        if call.suite == "lm-eval":
-            given = {name: call.options[name] for name in ("tasks", "source", "num_fewshot")}
-            check_tasks(**given)
-        elif call.options.get("on") == "wikitext":
-            wikitext.identity()
-        elif call.suite in FINE_TUNED:
-            checked_subjects(call.suite, call.options)
-        elif call.suite == AGREEMENT:
-            check_packages(call.options["attributions"])
+        SUITES[call.suite].check(call.options)
 
 
 def own_tokenizer(teacher: Teacher, context: RunContext) -> PreTrainedTokenizerFast:

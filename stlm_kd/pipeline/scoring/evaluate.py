@@ -15,8 +15,7 @@ from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.sources.sources import documents as read_documents
 from stlm_kd.errors import ModelError, UsageError
-from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, TASK_OF_SUITE, reads_held_out
-from stlm_kd.eval.runner import common_window
+from stlm_kd.eval import SUITES
 from stlm_kd.models.heads.class_names import is_unnamed
 from stlm_kd.models.heads.classifiers import class_names, kind_of
 from stlm_kd.models.load import declared_task, load_config
@@ -75,7 +74,7 @@ def evaluate(
     needed = {
         _task_of(call, models[0], trust_remote_code)
         for call in calls
-        if reads_held_out(call.suite, call.options)
+        if SUITES[call.suite].reads_held_out(call.options)
     }
     labelled = needed & LABELLED
     if (labelled and needed != labelled) or len(labelled) > 1:
@@ -84,7 +83,7 @@ def evaluate(
         )
     for name in models:
         _check_kind(name, calls, trust=trust_remote_code)
-    compares = any(call.suite in NEEDS_TEACHERS for call in calls)
+    compares = any(SUITES[call.suite].teachers for call in calls)
     _refuse_unread(
         calls,
         {
@@ -96,7 +95,7 @@ def evaluate(
     )
     check_rows(calls)
     sizes = [_text_read(name, trust=trust_remote_code) for name in models]
-    calls = [replace(call, window=common_window(call.suite, sizes)) for call in calls]
+    calls = [replace(call, window=SUITES[call.suite].common_window(sizes)) for call in calls]
     context = RunContext(output_dir, resume, trust_remote_code)
     results = {}
     for name in models:
@@ -135,7 +134,7 @@ def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool,
 
 def _task_of(call: SuiteCall, model: str, trust: bool) -> str | None:
     """The task that a suite scores; for a suite of several tasks, that of the model's classification head."""
-    return TASK_OF_SUITE.get(call.suite) or kind_of(load_config(model_of(model), trust_remote_code=trust))
+    return SUITES[call.suite].task or kind_of(load_config(model_of(model), trust_remote_code=trust))
 
 
 def _beside(name: str, given: Sequence[str]) -> TeacherSet:
@@ -157,13 +156,14 @@ def _check_kind(name: str, calls: Sequence[SuiteCall], *, trust: bool) -> None:
     config = load_config(model_of(name), trust_remote_code=trust)
     kind = kind_of(config)
     for call in calls:
-        needed = TASK_OF_SUITE.get(call.suite)
-        if kind is not None and call.suite in FINE_TUNED:
+        suite = SUITES[call.suite]
+        needed = suite.task
+        if kind is not None and suite.fine_tunes:
             raise ModelError(
                 f"{name}: a {config.model_type} model with a head for {kind} already; {call.suite} gives "
                 "language models and bodies a fresh one; name the model that it was made from"
             )
-        if kind == "regression" and call.suite in NEEDS_TEACHERS:
+        if kind == "regression" and suite.teachers:
             raise ModelError(f"{name}: {call.suite} compares distributions, which a regression model lacks")
         if kind is not None and needed not in (None, kind):
             what = "classifier" if kind == "classification" else "regression model"

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, ModelError, UsageError
-from stlm_kd.eval.interchange.config import PairConfig
-from stlm_kd.eval.interchange.metrics import ALL, measure
+from stlm_kd.eval.interchange.config import ALL, PairConfig
+from stlm_kd.eval.interchange.metrics import measure
 from stlm_kd.eval.interchange.pairs import draw_pairs, row_length
 from stlm_kd.interventions.metrics import RATIOS
 from stlm_kd.models.families import Task

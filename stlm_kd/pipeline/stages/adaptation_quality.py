@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.distributed import on_main_process
+from stlm_kd.eval import SUITES
 from stlm_kd.eval.classification.scoring import measure as measure_examples
-from stlm_kd.eval.language_modeling.perplexity import measure
-from stlm_kd.eval.language_modeling.pseudo_perplexity import measure as measure_pseudo
-from stlm_kd.eval.runner import common_window
+from stlm_kd.eval.language_modeling.perplexity import perplexity
+from stlm_kd.eval.language_modeling.pseudo_perplexity import pseudo_perplexity
 from stlm_kd.models.load import to_device
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.overlap import HeldOut
@@ -52,10 +52,12 @@ def _measured(
         metric = "pearson" if held.is_regression else "accuracy"
         return Quality(result.score("examples", metric).value, len(held))
     if recipe.task == "clm":
-        loss = measure(model, tokenizer, held, window=common_window("perplexity", [context]))
-        return Quality(loss.bits_per_byte, loss.bytes)
-    window = common_window("pseudo-perplexity", [context])
-    pseudo = measure_pseudo(model, tokenizer, held, window=window, tokens=None).as_result()
-    size = pseudo.report["scored_bytes"]
+        window = SUITES["perplexity"].common_window([context])
+        result = perplexity(model, tokenizer, held, window=window)
+        metric, size = "bits_per_byte", result.report["bytes"]
+    else:
+        window = SUITES["pseudo-perplexity"].common_window([context])
+        result = pseudo_perplexity(model, tokenizer, held, window=window, tokens=None)
+        metric, size = "pseudo_bits_per_byte", result.report["scored_bytes"]
     assert isinstance(size, int)
-    return Quality(pseudo.score("text", "pseudo_bits_per_byte").value, size)
+    return Quality(result.score("text", metric).value, size)

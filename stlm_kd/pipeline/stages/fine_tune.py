@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process, process_rank
 from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.fine_tuning.base import FineTuneJob, FineTuneTask, tasks_of
+from stlm_kd.eval.fine_tuning.base import FineTuneJob, FineTuneTask
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.models.positions import num_positions
@@ -63,7 +63,9 @@ def tuned_scores(
         ModelError: The model's family has no suitable head, or padding changes the model's outputs.
         Interrupted, Preempted: SIGINT or SIGTERM was received; a checkpoint is saved.
     """
-    tasks = checked_subjects(suite, options)
+    tasks = SUITES[suite].fine_tune_tasks(options)
+    for task in tasks:
+        task.check()
     by_seed: dict[int, list[SuiteResult]] = {}
     for task in tasks:
         length = _context(task, model, context)
@@ -79,22 +81,6 @@ def tuned_scores(
         means = [(seed, tasks[0].average(found)) for seed, found in by_seed.items()]
         results += [replace(mean, report={"fine_tuning": {"seed": seed}}) for seed, mean in means if mean]
     return results
-
-
-def checked_subjects(suite: str, options: Mapping[str, Any]) -> Sequence[FineTuneTask[Any]]:
-    """The tasks of a fine-tuning suite, after validating their data.
-
-    Raises:
-        MissingResourceError: Data is missing; the message lists all of it.
-        DataError: Labels are not among the task's, or the fraction leaves a class without examples.
-        UsageError: A preset does not have these settings.
-    """
-    jobs = SUITES[suite](**options)
-    assert isinstance(jobs, tuple)
-    tasks = tasks_of(jobs)
-    for task in tasks:
-        task.check()
-    return tasks
 
 
 def _context(task: FineTuneTask[Any], model: str, context: RunContext) -> int:

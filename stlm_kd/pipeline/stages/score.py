@@ -17,11 +17,10 @@ from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES
-from stlm_kd.eval.agreement.suite import SUITE as AGREEMENT
+from stlm_kd.eval import SUITES
 from stlm_kd.eval.agreement.suite import AnswersOf
+from stlm_kd.eval.harness.evaluate import SUITE as LM_EVAL
 from stlm_kd.eval.interchange.suite import AlignedTeacher
-from stlm_kd.eval.runner import common_window
 from stlm_kd.models.heads.classifiers import load_classifier
 from stlm_kd.models.load import load_language_model, to_device
 from stlm_kd.pipeline.builders.data import held_out_of_recipe
@@ -37,8 +36,6 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.load import from_values, plain
 from stlm_kd.recipe.schema.root import Suite
 from stlm_kd.training.processes import current_device
-
-LM_EVAL = "lm-eval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ def suite_calls(recipe: Recipe) -> list[SuiteCall]:
     """The suites of a recipe; text suites use windows of the recipe's context, which fits all its models."""
     context = recipe.data.context
     return [
-        SuiteCall(entry.suite, _options(entry, recipe), common_window(entry.suite, [context]))
+        SuiteCall(entry.suite, _options(entry, recipe), SUITES[entry.suite].common_window([context]))
         for entry in recipe.eval
     ]
 
@@ -123,7 +120,7 @@ def score(
     teachers_of = cache(lambda suite: _teachers_for(suite, model, loaded(), held, beside, context))
     results = [
         tuned_scores(call.suite, call.options, model, context)
-        if call.suite in FINE_TUNED
+        if SUITES[call.suite].fine_tunes
         else [_run_suite(model, call, loaded(), held, teachers_of)]
         for call in calls
     ]
@@ -131,18 +128,14 @@ def score(
 
 
 def check_rows(calls: Sequence[SuiteCall]) -> None:
-    """Check that the data of benchmarks is available, before loading a model.
+    """Check that the data of benchmarks and optional packages are available, before loading a model.
 
     Raises:
         UsageError: lm-eval does not know a task.
-        MissingResourceError, DataError: Data is missing.
+        MissingResourceError, DataError: Data or a package is missing.
     """
-    from stlm_kd.eval.harness import evaluate  # a slow import that other suites do not need
-
     for call in calls:
-        if call.suite == LM_EVAL:
-            known = ("tasks", "source", "num_fewshot")
-            evaluate.check(**{name: call.options[name] for name in known if name in call.options})
+        SUITES[call.suite].check(call.options)
 
 
 def kept_scores(
@@ -156,7 +149,7 @@ def kept_scores(
         context: The run context.
         beside: A student's teachers; None for a teacher, which skips suites that compare with teachers.
     """
-    calls = [call for call in suite_calls(recipe) if beside is not None or call.suite not in NEEDS_TEACHERS]
+    calls = [call for call in suite_calls(recipe) if beside or not SUITES[call.suite].teachers]
     trust = context.trust_remote_code
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))
@@ -164,7 +157,7 @@ def kept_scores(
     teachers_of = cache(lambda suite: _teachers_for(suite, model, loaded(), held(), beside, context))
     results: list[list[SuiteResult]] = []
     for call in calls:
-        if call.suite in FINE_TUNED:
+        if SUITES[call.suite].fine_tunes:
             results.append(tuned_scores(call.suite, call.options, model, context))
             continue
 
@@ -172,11 +165,10 @@ def kept_scores(
             _write(_run_suite(model, call, loaded(), held(), teachers_of), folder)
 
         key = score_key(call, recipe, model, trust=trust)
-        if call.suite in NEEDS_TEACHERS:
-            assert beside is not None
+        if beside is not None and (form := SUITES[call.suite].teachers):
             key["beside"] = (
                 teachers_key(beside, trust=trust)
-                if call.suite == AGREEMENT
+                if form == "outputs"
                 else aligned_teachers_key(beside, model, trust=trust)
             )
         results.append([_read(context.stages.make("eval", key, build))])
@@ -186,7 +178,7 @@ def kept_scores(
 def fine_tune(recipe: Recipe, model: str, context: RunContext) -> None:
     """Run the fine-tunings of ``kept_scores``; all processes of the command must call this together."""
     for call in suite_calls(recipe):
-        if call.suite in FINE_TUNED:
+        if SUITES[call.suite].fine_tunes:
             tuned_scores(call.suite, call.options, model, context)
 
 
@@ -222,7 +214,7 @@ def _teachers_for(
 ) -> Mapping[str, AlignedTeacher] | Mapping[str, AnswersOf]:
     """The teachers in the form that a suite needs."""
     assert beside is not None, "suites that need teachers require a teacher set"
-    if suite == AGREEMENT:
+    if SUITES[suite].teachers == "outputs":
         assert isinstance(held, Examples)
         return teacher_outputs(beside.teachers, held, context)
     return beside.taught(name, *loaded, trust=context.trust_remote_code)
@@ -237,7 +229,7 @@ def _run_suite(
 ) -> SuiteResult:
     """Run a suite, after printing its name since some take long."""
     print(f"scoring {model}  {call.suite}", file=sys.stderr, flush=True)
-    teachers = (teachers_of(call.suite),) if call.suite in NEEDS_TEACHERS else ()
+    teachers = (teachers_of(call.suite),) if SUITES[call.suite].teachers else ()
     result = SUITES[call.suite](*loaded, held, *teachers, **call.resolved)
     assert isinstance(result, SuiteResult)
     return result

@@ -34,7 +34,7 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
 
 def _task(recipe: Recipe) -> Iterator[Conflict]:
     """Conflicts with the task: model families, data options, evaluation suites."""
-    from stlm_kd.eval import FINE_TUNED, NEEDS_TEACHERS, SUITES, TASK_OF_SUITE
+    from stlm_kd.eval import SUITES
     from stlm_kd.models.presets import PRESETS
 
     task: Place = ("task",)
@@ -71,15 +71,11 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
             message = f"only for language models, but the task is {recipe.task}"
             yield (("engine", "vocabulary_loss"), task), message
     for i, entry in enumerate(recipe.eval):
-        of_several = FINE_TUNED if recipe.language_task is not None else frozenset()
-        of_several |= NEEDS_TEACHERS - TASK_OF_SUITE.keys() if recipe.task != "regression" else frozenset()
-        fitting = [name for name in SUITES if TASK_OF_SUITE.get(name) == recipe.task or name in of_several]
-        if entry.suite not in fitting:
-            needed = (
-                f"task {TASK_OF_SUITE[entry.suite]}"
-                if entry.suite in TASK_OF_SUITE
-                else "language models" + (" and classifiers" if entry.suite in NEEDS_TEACHERS else "")
-            )
+        suite = SUITES[entry.suite]
+        if recipe.task not in suite.tasks:
+            several = "language models" + (" and classifiers" if "classification" in suite.tasks else "")
+            needed = f"task {suite.task}" if suite.task else several
+            fitting = [name for name in SUITES if recipe.task in SUITES[name].tasks]
             message = f"{entry.suite} is for {needed}; expected for {recipe.task}: {', '.join(fitting)}"
             yield (("eval", i), task), message
 
@@ -307,16 +303,17 @@ def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Conflict]:
 
 
 def _eval(recipe: Recipe) -> Iterator[Conflict]:
-    from stlm_kd.eval import NEEDS_TEACHERS, reads_held_out
+    from stlm_kd.eval import SUITES
 
     for i, entry in enumerate(recipe.eval):
-        if reads_held_out(entry.suite, entry.options) and recipe.data.validation is None:
+        suite = SUITES[entry.suite]
+        if suite.reads_held_out(entry.options) and recipe.data.validation is None:
             yield (
                 (("eval", i), ("data", "validation")),
                 f"{entry.suite} is measured on data.validation, which is not given; add it",
             )
         runnable = [teacher for teacher in recipe.teachers if not teacher.is_only_read]
-        if entry.suite in NEEDS_TEACHERS and (recipe.adapts_only or not runnable):
+        if suite.teachers and (recipe.adapts_only or not runnable):
             message = (
                 f"{entry.suite} compares a student with teachers that can run; this recipe lacks one of them"
             )

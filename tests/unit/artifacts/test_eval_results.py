@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
-from stlm_kd.eval import FINE_TUNED, SUITES
+from stlm_kd.eval import SUITES
 from stlm_kd.reporting.tables.scores import score_table
 
 RESULT = SuiteResult(
@@ -63,7 +63,7 @@ def test_where_nothing_is_chosen_the_table_has_no_column_of_chance() -> None:
 def test_the_options_of_the_suites_are_known_to_the_recipe() -> None:
     labelled = {"classification", "regression"}
     others = {"agreement", "interchange", "lm-eval", "masked-loss", "perplexity", "pseudo-perplexity"}
-    assert set(SUITES) - FINE_TUNED == others | labelled
+    assert {name for name in SUITES if not SUITES[name].fine_tunes} == others | labelled
     for suite in labelled:
         assert list(SUITES.options(suite)) == ["context", "batch_size", "precision"]
     assert list(SUITES.options("perplexity")) == ["on", "window", "stride", "batch_size", "precision"]

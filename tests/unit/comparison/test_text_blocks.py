@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.eval.language_modeling.perplexity import measure
+from stlm_kd.eval.language_modeling.perplexity import perplexity
 from stlm_kd.eval.language_modeling.text_blocks import BLOCK_BYTES, text_blocks, token_starts
 
 TEXT = "Größe matters, 我们 said. " * 120
@@ -51,12 +51,13 @@ def test_blocks_of_two_tokenizers_hold_the_same_bytes_and_add_up_to_the_document
             bos_token_id=0,
             eos_token_id=0,
         )
-        loss = measure(GPT2LMHeadModel(config), tokenizer, [TEXT, "short"], batch_size=8)
-        report = loss.as_result().report["blocks"]
+        loss = perplexity(GPT2LMHeadModel(config), tokenizer, [TEXT, "short"], batch_size=8)
+        report = loss.report["blocks"]
         assert isinstance(report, dict)
         bytes_of.append(report["bytes"])
-        for document, nats in zip(loss.documents, report["nats"], strict=True):
-            assert math.fsum(nats) == pytest.approx(document.nats, rel=1e-12)
+        for row, nats, sizes in zip(loss.examples, report["nats"], report["bytes"], strict=True):
+            bits = math.fsum(nats) / math.log(2)
+            assert bits / sum(sizes) == pytest.approx(row.value, rel=1e-12)
             assert all(0 < one < 8 * BLOCK_BYTES for one in nats)
     assert bytes_of[0] == bytes_of[1]
     assert [len(sizes) for sizes in bytes_of[0]] == [math.ceil(len(TEXT.encode()) / BLOCK_BYTES), 1]

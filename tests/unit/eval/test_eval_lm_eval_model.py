@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.harness.adapter import DocumentLM
-from stlm_kd.eval.language_modeling.perplexity import measure
+from stlm_kd.eval.language_modeling.perplexity import perplexity
 from tests.support.tokenizer_kinds import KINDS, TEXTS, byte_level, end_in_template, llama, word_piece
 
 MADE = {name: make() for name, make in KINDS.items()}
@@ -63,11 +63,17 @@ def test_a_log_likelihood_is_that_of_a_document_that_begins_so(
         assert value == pytest.approx(slow(model, [start, *whole], len(whole) - len(before)), rel=1e-4)
 
 
+def nats_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str) -> float:
+    nats = perplexity(model, tokenizer, [text]).report["nats"]
+    assert isinstance(nats, float)
+    return nats
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_lm_eval_and_perplexity_agree_on_a_document(kind: str) -> None:
     tokenizer, model = MADE[kind], MODELS[kind]
     text = TEXTS[5]
-    nats = measure(model, tokenizer, [text]).nats
+    nats = nats_of(model, tokenizer, text)
     ((value, _),) = adapter(model, tokenizer).loglikelihood([request("", text)])
     (rolling,) = adapter(model, tokenizer).loglikelihood_rolling([request(text)])
     assert value == pytest.approx(-nats, rel=1e-6) == rolling
@@ -95,7 +101,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_a_long_answer_is_read
     ((value, _),) = adapter(model, tokenizer).loglikelihood([request(text, " good")])
     assert value == pytest.approx(slow(model, whole[-17:], scored), rel=1e-4)
     ((long, _),) = adapter(model, tokenizer).loglikelihood([request("", text)])
-    assert long == pytest.approx(-measure(model, tokenizer, [text]).nats, rel=1e-6)
+    assert long == pytest.approx(-nats_of(model, tokenizer, text), rel=1e-6)
 
 
 def test_an_answer_without_a_token_is_refused_by_name() -> None:
@@ -149,8 +155,8 @@ def test_a_text_of_a_single_kind_of_token_does_not_tell_whether_a_model_is_unifo
     tokenizer = byte_level()
     honest, uniform = llama(len(tokenizer)), llama(len(tokenizer))
     torch.nn.init.zeros_(uniform.lm_head.weight)
-    assert not measure(honest, tokenizer, ["a"]).uniform
-    assert not measure(uniform, tokenizer, ["a", "a"]).uniform
+    for model, texts in ((honest, ["a"]), (uniform, ["a", "a"])):
+        assert {score.degenerate for score in perplexity(model, tokenizer, texts).scores} == {None}
     wrapped = adapter(uniform, tokenizer)
     for texts, expected in ((["a"], False), (["a", "b"], True), (["a"], True)):
         wrapped.loglikelihood([request("", text) for text in texts])

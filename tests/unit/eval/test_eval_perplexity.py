@@ -18,7 +18,7 @@ from transformers import (
 
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.language_modeling.perplexity import measure, split_into_windows
+from stlm_kd.eval.language_modeling.perplexity import perplexity, split_into_windows
 
 TEXTS = [
     "The dog barks.",
@@ -73,12 +73,12 @@ def test_each_document_costs_what_token_by_token_scoring_says(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, window: int, stride: int, batch_size: int
 ) -> None:
     model.eval()
-    measured = measure(model, tokenizer, TEXTS, window=window, stride=stride, batch_size=batch_size)
+    measured = perplexity(model, tokenizer, TEXTS, window=window, stride=stride, batch_size=batch_size)
     texts = [text for text in TEXTS if text]
-    for text, document in zip(texts, measured.documents, strict=True):
+    for text, document in zip(texts, measured.examples, strict=True):
         expected = slow_nats(model, ids_of(tokenizer, text), window, stride)
-        assert document.nats == pytest.approx(expected, rel=1e-5)
-        assert (document.tokens, document.bytes) == (len(text.encode()), len(text.encode()))
+        assert document.value * math.log(2) * len(text.encode()) == pytest.approx(expected, rel=1e-5)
+    assert measured.report["tokens"] == measured.report["bytes"] == sum(len(text.encode()) for text in texts)
 
 
 @given(length=st.integers(1, 60), window=st.integers(2, 20), stride=st.integers(1, 20))
@@ -112,26 +112,28 @@ def uniform_model() -> PreTrainedModel:
 
 
 def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
-    measured = measure(uniform_model(), tokenizer, TEXTS)
-    assert measured.bits_per_byte == pytest.approx(math.log2(259))  # one token is one byte
-    assert measured.perplexity == pytest.approx(259)
-    scores = measured.as_result()
+    scores = perplexity(uniform_model(), tokenizer, TEXTS)
+    bits = scores.score("text", "bits_per_byte").value
+    assert bits == pytest.approx(math.log2(259))  # one token is one byte
+    assert scores.score("text", "perplexity").value == pytest.approx(259)
     assert scores.score("text", "bits_per_byte").stderr == pytest.approx(0, abs=1e-7)
     assert scores.score("text", "perplexity").higher_is_better is False
 
 
 def test_bf16_is_close_to_fp32(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    exact = measure(model, tokenizer, TEXTS)
-    rounded = measure(model, tokenizer, TEXTS, precision="bf16")
-    assert rounded.nats != exact.nats
-    assert rounded.bits_per_byte == pytest.approx(exact.bits_per_byte, rel=0.02)
+    exact, rounded = (
+        perplexity(model, tokenizer, TEXTS, precision=precision).score("text", "bits_per_byte").value
+        for precision in ("fp32", "bf16")
+    )
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
 
 
 def test_dropout_is_off_during_and_as_before_afterwards(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model.train()
-    first, second = measure(model, tokenizer, TEXTS), measure(model, tokenizer, TEXTS)
+    first, second = perplexity(model, tokenizer, TEXTS), perplexity(model, tokenizer, TEXTS)
     assert first == second
     assert model.training
 
@@ -145,13 +147,14 @@ def test_the_standard_error_is_that_of_leaving_documents_out(
         for verb in ("is", "naps")
         for count in "1234"
     ]
-    measured = measure(model, tokenizer, texts)
-    rows = [(document.nats / math.log(2), document.bytes) for document in measured.documents]
+    measured = perplexity(model, tokenizer, texts)
+    sizes = [len(text.encode()) for text in texts]
+    rows = [(row.value * size, size) for row, size in zip(measured.examples, sizes, strict=True)]
     bits, size = sum(b for b, _ in rows), sum(s for _, s in rows)
     without = [(bits - b) / (size - s) for b, s in rows]
     mean = sum(without) / len(without)
     jackknife = math.sqrt((len(rows) - 1) / len(rows) * sum((value - mean) ** 2 for value in without))
-    stderr = measured.as_result().score("text", "bits_per_byte").stderr
+    stderr = measured.score("text", "bits_per_byte").stderr
     assert stderr == pytest.approx(jackknife, rel=0.05)
 
 
@@ -159,23 +162,22 @@ def test_unknown_tokens_are_told_of(model: PreTrainedModel) -> None:
     made = Tokenizer(models.WordLevel({"<eos>": 0, "<unk>": 1, "dog": 2}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<unk>")
-    result = measure(model, tokenizer, ["dog cat dog", "hen"]).as_result()
+    result = perplexity(model, tokenizer, ["dog cat dog", "hen"])
     assert result.report["unknown_tokens"] == 2
     assert result.notes[0].startswith("2 of 4 tokens are unknown")
 
 
 def test_faults_say_what_to_do(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ModelError, match="use window: 24 or less"):
-        measure(model, tokenizer, TEXTS, window=25)
+        perplexity(model, tokenizer, TEXTS, window=25)
     with pytest.raises(DataError, match=r"data\.validation"):
-        measure(model, tokenizer, [""])
+        perplexity(model, tokenizer, [""])
 
 
 def test_the_suite_reports_what_was_measured(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     result = SUITES["perplexity"](model, tokenizer, TEXTS, window=10, stride=5)
-    measured = measure(model, tokenizer, TEXTS, window=10, stride=5)
-    assert result.score("text", "bits_per_byte").value == measured.bits_per_byte
-    assert result.report["tokens"] == measured.tokens == sum(len(text.encode()) for text in TEXTS)
+    assert result == perplexity(model, tokenizer, TEXTS, window=10, stride=5)
+    assert result.report["tokens"] == sum(len(text.encode()) for text in TEXTS)
     assert [row.id for row in result.examples] == ["0", "1", "2", "3", "4"]

@@ -1,0 +1,126 @@
+"""The rows of lm-eval's tasks: whether they are there, and the cache key of what they are."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from importlib import metadata
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from stlm_kd.artifacts.stage_store import Json
+from stlm_kd.data.synthetic import BENCHMARK
+from stlm_kd.errors import DataError, MissingResourceError
+from stlm_kd.eval.suite import Options
+
+if TYPE_CHECKING:
+    from stlm_kd.eval.harness.task_data import Origin
+
+
+def requirements(options: Options) -> Iterator[Callable[[], object]]:
+    """The search for the rows of each task; generated ones are always there."""
+    if {*options["tasks"]} == {BENCHMARK}:
+        return
+    from stlm_kd.eval.harness import task_data
+
+    for task in task_data.expand(options["tasks"]):
+        yield partial(task_data.find_origin, task, options["source"], options["num_fewshot"])
+
+
+def check(options: Options) -> dict[str, Origin]:
+    """Check that tasks and their rows exist, before loading a model; returns each task's source.
+
+    Raises:
+        UsageError: A task that lm-eval does not know.
+        MissingResourceError: The rows of a task are missing.
+    """
+    with quiet():
+        from stlm_kd.eval.harness import task_data
+
+        built = task_data.build(
+            options["tasks"], source=options.get("source", "auto"), num_fewshot=options.get("num_fewshot")
+        )
+    return {one.name: one.origin for one in built}
+
+
+def identity(options: Options) -> Json:
+    """lm-eval's version, and for each task the source and the version of its rows.
+
+    Raises:
+        UsageError, MissingResourceError: See ``check``.
+    """
+    return {
+        "lm-eval": metadata.version("lm-eval"),
+        "tasks": {
+            name: [origin, _rows_identity(name, origin, options)] for name, origin in check(options).items()
+        },
+    }
+
+
+def _rows_identity(name: str, origin: str, options: Options) -> Json:
+    from stlm_kd.data.sources.sources import Source, fingerprint
+    from stlm_kd.eval.harness import task_data
+
+    if origin == "builtin":
+        (built,) = task_data.build([name], source=options["source"], num_fewshot=options["num_fewshot"])
+        return {path: _state(path, config) for path, config in sorted(task_data.data_sets(built).items())}
+    if origin == "generated":
+        return [
+            _ours(name, f"{name}_group"),
+            fingerprint(Source(sample="train")),
+        ]  # version of the generator
+    whole = task_data.whole_of(name) or name
+    return [_ours(whole), task_data.local_version(name, os.environ["STLM_KD_DATA"])]
+
+
+def _ours(*templates: str) -> str:
+    """A hash of a task's templates and of the version of its row format."""
+    from stlm_kd.eval.harness.local_rows import LAYOUT
+
+    texts = [files("stlm_kd.eval.tasks").joinpath(f"{name}.yaml").read_bytes() for name in templates]
+    return hashlib.sha256(b"\0".join([*texts, str(LAYOUT).encode()])).hexdigest()
+
+
+@cache
+def _state(path: str, configuration: str | None) -> str | None:
+    """The commit of a data set, or None if the library does not know it."""
+    from stlm_kd.data.sources import hub
+
+    try:
+        return hub.version(path, name=configuration, revision=None)
+    except (MissingResourceError, DataError):
+        return None
+
+
+class _WithoutBars(io.TextIOBase):
+    """A stream that drops progress bars."""
+
+    def __init__(self, stream: Any) -> None:  # any replacement of sys.stderr
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and "%|" not in text and text.strip():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences lm-eval: only errors in its log, and no progress bar for each of a hundred tasks."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(_WithoutBars(sys.stderr)):
+            yield
+    finally:
+        logger.setLevel(level)
