@@ -1,37 +1,15 @@
-"""AdamW and BertAdam with selective weight decay, learning-rate schedules, optimizer state by name."""
+"""AdamW and BertAdam with selective weight decay, and optimizer state by name."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stlm_kd.errors import CheckpointError
-from stlm_kd.training.config import Schedule, TrainingConfig
-
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
-
-
-def learning_rate(step: int, *, peak: float, schedule: Schedule, steps: int, warmup: float) -> float:
-    """The learning rate of optimizer step ``step``, counted from 0.
-
-    It rises linearly over the first ``W = round(warmup * steps)`` steps, ``peak * (step + 1) / (W + 1)``, so
-    that the first step has a positive rate and step ``W`` is the first at ``peak``. Then ``cosine`` and
-    ``linear`` fall towards 0, which they would reach at ``step == steps``; ``constant`` stays at ``peak``.
-
-    >>> [learning_rate(s, peak=1.0, schedule="linear", steps=4, warmup=0.25) for s in range(4)]
-    [0.5, 1.0, 0.6666666666666667, 0.33333333333333337]
-    """
-    warmup_steps = round(warmup * steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    if schedule == "cosine":
-        return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
-    return peak * (1.0 - progress) if schedule == "linear" else peak
+from stlm_kd.training.config import TrainingConfig
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

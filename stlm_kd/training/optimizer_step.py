@@ -15,7 +15,6 @@ from torch import Tensor
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
 from stlm_kd.training.config import TrainingConfig
-from stlm_kd.training.optimizer import learning_rate
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import Engine, MeanMetric, TrainStep
 from stlm_kd.training.signals import StopFlags
@@ -78,7 +77,7 @@ class Updater:
         parts = {name: (next(found), next(found)) for name in measured}
         measures = {name: total / count for name, (total, count) in parts.items() if count}
         self._check_finite(index, loss, losses, grad_norm)
-        rate = self._learning_rate(index)
+        rate = self.settings.learning_rate_at(index)
         self.engine.end_step(rate)
         return UpdateReport(loss, losses, measures, rate, grad_norm, tokens, (interrupts, preemptions))
 
@@ -118,15 +117,6 @@ class Updater:
             parts = [loss, zero, zero, *(terms[name] for name in denominators), *measures]
             sums += torch.stack([part.detach().to(sums).reshape(()) for part in parts])
         return self.processes.sum(sums)
-
-    def _learning_rate(self, index: int) -> float:
-        return learning_rate(
-            index,
-            peak=self.settings.learning_rate,
-            schedule=self.settings.schedule,
-            steps=self.settings.num_steps,
-            warmup=self.settings.warmup,
-        )
 
     def _check_finite(self, index: int, loss: float, losses: Mapping[str, float], grad_norm: float) -> None:
         values = {"loss": loss, **losses, "gradient norm": grad_norm}

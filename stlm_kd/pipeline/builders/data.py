@@ -40,18 +40,16 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.teachers.combination import Domains
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.processes import current_device
+from stlm_kd.training.protocols import BatchSource
 
 ACCELERATOR_FORWARD_COST = 4000
 """Fixed cost of a forward pass on an accelerator, in positions; an estimate."""
 
 
-class Stream(Protocol):
+class Stream(BatchSource, Protocol):
     """The training batches of this process."""
 
     steps_per_epoch: int
-
-    def step(self, index: int) -> Sequence[AnyBatch]:
-        """The micro-batches of an optimizer step; steps count from 0 over all epochs."""
 
 
 @dataclass(frozen=True, slots=True)

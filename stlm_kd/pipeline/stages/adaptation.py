@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +18,13 @@ from stlm_kd.adaptation.span_distillation import (
     positions_of,
 )
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
-from stlm_kd.artifacts.atomic import write_json
-from stlm_kd.artifacts.reports import MEASURES, REPORT, AdaptationReport
+from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
 from stlm_kd.data.token_store import joined
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process
 from stlm_kd.losses import LABELS
-from stlm_kd.models.load import count_parameters, save_model, to_device
+from stlm_kd.models.load import count_parameters, to_device
 from stlm_kd.models.vocabulary import (
     freeze_all_but_embedding,
     freeze_body,
@@ -49,7 +48,7 @@ from stlm_kd.pipeline.builders.text import training_stores
 from stlm_kd.pipeline.context import RunContext, Zero
 from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
-from stlm_kd.pipeline.stages.student import held_out_of
+from stlm_kd.pipeline.stages.student import held_out_of, save_trained
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.teachers.live import LiveTeacher
@@ -126,7 +125,7 @@ def adapt_model(
         tracker.close()
     trained = measured(model, tokenizer)
     report = _report(work, setup, made, result, before=before, initialised=initialised, trained=trained)
-    on_main_process(lambda: _save(model, tokenizer, report, folder))
+    on_main_process(lambda: save_trained(model, tokenizer, report, folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,13 +292,6 @@ def _row_scales(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tup
     rows, known = tuple(made.copied.tolist()), {id(weight) for weight in weights}
     names = [name for name, weight in trainable_parameters(step).items() if id(weight) in known]
     return tuple(RowScale(name, rows, scale) for name in names)
-
-
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: AdaptationReport, folder: Path
-) -> None:
-    save_model(model.cpu(), tokenizer, folder / "model")
-    write_json(folder / REPORT, asdict(report))
 
 
 def adaptation_settings(adapt: Adapt, training_data: TrainingData, *, zero: Zero) -> TrainingConfig:
