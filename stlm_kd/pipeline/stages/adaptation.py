@@ -45,7 +45,7 @@ from stlm_kd.pipeline.builders.examples import training_examples
 from stlm_kd.pipeline.builders.flops import step_shape, training_flops
 from stlm_kd.pipeline.builders.models import check_model, load_model
 from stlm_kd.pipeline.builders.text import training_stores
-from stlm_kd.pipeline.context import RunContext, Zero
+from stlm_kd.pipeline.context import RecipeSetup, Zero
 from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
 from stlm_kd.pipeline.stages.student import held_out_of, save_trained
@@ -67,33 +67,23 @@ ORIGINAL = "original"
 """The name of the unadapted classifier as teacher of its adapted copy."""
 
 
-def adapt_model(
-    recipe: Recipe,
-    adapt: Adapt,
-    teacher: str,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    name: str,
-    folder: Path,
-    context: RunContext,
-) -> None:
+def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, folder: Path) -> None:
     """Write ``model/`` (with the student's tokenizer), ``report.json`` and ``metrics.jsonl`` to a folder.
 
     Args:
-        recipe: Provides the text, context and trackers.
+        setup: Provides the text, its context and the student's tokenizer.
         adapt: The recipe's settings for this teacher.
         teacher: Folder or Hub id.
-        tokenizer: The student's tokenizer.
         name: The teacher's name in the recipe.
         folder: Output folder; also contains the checkpoints of an interrupted adaptation.
-        context: The run context.
 
     Raises:
         ModelError: The teacher cannot process packed rows, or its vocabulary differs from its tokenizer's.
     """
+    recipe, tokenizer, context = setup.recipe, setup.tokenizer, setup.context
     trust = context.trust_remote_code
     own = load_tokenizer(teacher, trust_remote_code=trust)
-    work = _Work(recipe, adapt, teacher, own, tokenizer, context)
+    work = _Work(recipe, tokenizer, context, adapt, teacher, own)
     model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
     check_model(model, recipe, teacher=name, name=teacher)
     fingerprint = hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust)))
@@ -108,15 +98,15 @@ def adapt_model(
             f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "
             f"{initialised.value:.3f} with new rows ({adapt.init}); training them"
         )
-        setup = _training_setup(work, model, original)
-        for note in _notes(setup.training_data):
+        training = _training_setup(work, model, original)
+        for note in _notes(training.training_data):
             tracker.note(f"{name}: {note}")
         result = fit(
-            setup.step,
-            setup.training_data.stream(work.sizes, seed=adapt.seed),
-            replace(setup.settings, paced=_row_scales(setup.step, made, adapt)),
+            training.step,
+            training.training_data.stream(work.sizes, seed=adapt.seed),
+            replace(training.settings, paced=_row_scales(training.step, made, adapt)),
             folder=folder,
-            validation=held_out_of(setup.training_data, work.sizes.micro),
+            validation=held_out_of(training.training_data, work.sizes.micro),
             tracker=tracker,
             resume=context.resume,
             fingerprint=fingerprint,
@@ -124,20 +114,17 @@ def adapt_model(
     finally:
         tracker.close()
     trained = measured(model, tokenizer)
-    report = _report(work, setup, made, result, before=before, initialised=initialised, trained=trained)
+    report = _report(work, training, made, result, before=before, initialised=initialised, trained=trained)
     on_main_process(lambda: save_trained(model, tokenizer, report, folder))
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """A teacher to adapt, its settings, its own tokenizer and the student's."""
+class _Work(RecipeSetup):
+    """A teacher to adapt, its settings, and its own tokenizer."""
 
-    recipe: Recipe
     adapt: Adapt
     teacher: str
     own: PreTrainedTokenizerFast
-    tokenizer: PreTrainedTokenizerFast
-    context: RunContext
 
     @property
     def sizes(self) -> BatchSizes:
@@ -175,15 +162,13 @@ def _training_setup(work: _Work, model: PreTrainedModel, original: PreTrainedMod
     """The training data and step; self-distillation on aligned spans if the language model teaches itself."""
     recipe, adapt = work.recipe, work.adapt
     readers = {ORIGINAL: work.own} if recipe.language_task is None else {}
-    training_data = build_training_data(
-        recipe, work.tokenizer, work.context, fraction=adapt.fraction, seed=adapt.seed, readers=readers
-    )
+    training_data = build_training_data(work, fraction=adapt.fraction, seed=adapt.seed, readers=readers)
     settings = adaptation_settings(adapt, training_data, zero=work.context.zero)
     if not isinstance(training_data, PackedText) or original is None:
         return _TrainingSetup(training_data, settings, _step(model, original, recipe), None)
     text = AlignedTokenisations(
         training_data.parts,
-        training_stores(recipe, work.own, work.context, fraction=adaptation_fraction(recipe, adapt)),
+        training_stores(replace(work, tokenizer=work.own), fraction=adaptation_fraction(recipe, adapt)),
         work.tokenizer,
         work.own,
         most_old=positions_of(original),
@@ -253,7 +238,7 @@ def _joined_text(work: _Work) -> tuple[Integers, Integers]:
     """The training text or examples in the new vocabulary: token ids and document boundaries."""
     recipe, tokenizer, fraction = work.recipe, work.tokenizer, adaptation_fraction(work.recipe, work.adapt)
     if recipe.language_task is not None:
-        return joined(training_stores(recipe, tokenizer, work.context, fraction=fraction))
+        return joined(training_stores(work, fraction=fraction))
     examples = training_examples(recipe, fraction, seed=work.adapt.seed)
     texts = [text for example in examples.texts for text in example]
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
