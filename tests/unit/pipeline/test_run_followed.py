@@ -82,7 +82,7 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
         made = []
         for version in ("one", "another"):
             monkeypatch.setattr(
-                "stlm_kd.pipeline.stage_keys.wordnet_identity", lambda version=version: version
+                "stlm_kd.interventions.sources.wordnet_identity", lambda version=version: version
             )
             job = StudentJob(found, "student", 1, {"a": "m"}, None, RunContext(tmp_path))  # type: ignore[arg-type]  # likewise
             made.append(student_key(job))
