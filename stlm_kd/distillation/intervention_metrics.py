@@ -15,7 +15,7 @@ from stlm_kd.distillation.logit_terms import target_log_probs
 from stlm_kd.distillation.objective import ForwardOutputs, paired_targets
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
-from stlm_kd.interventions import exchanges_tokens, layer_at
+from stlm_kd.interventions import SOURCES, layer_at
 from stlm_kd.interventions.metrics import RATIOS, SUMS, DistributionPair, effects
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.losses import LOSSES
@@ -82,7 +82,7 @@ def measured(
 
 
 def _name(intervention: Intervention, metric: str, layer: int) -> str:
-    where = "tokens" if exchanges_tokens(intervention.source) else f"layer{layer}"
+    where = "tokens" if SOURCES[intervention.source].replaces == "tokens" else f"layer{layer}"
     return f"{intervention.name}.{metric}/{where}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.interventions.draw import SourceInputs, SourceRequest, named_generator
 from stlm_kd.interventions.plan import Plan, plan_of
-from stlm_kd.interventions.sources import SOURCES
+from stlm_kd.interventions.source import SOURCES
 from stlm_kd.interventions.spec import Intervention
 
 

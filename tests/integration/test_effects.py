@@ -62,14 +62,14 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the world's folder, with a Hub whose texts tell how they were asked for, and unmeasured teachers."""
     monkeypatch.chdir(world)
 
-    unmeasured = TextLoss((DocumentLoss(1.0, 1, 1),), 0, 1, 1)
+    unmeasured = TextLoss((DocumentLoss(1.0, 1, 1),), 0, 1, 1).as_result()
 
     def column(dataset: str, **asked: str | None) -> Iterator[str]:
         yield from [f"{dataset} {asked} {number}" for number in range(20)]
 
     monkeypatch.setattr(hub, "column", column)
     monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
-    monkeypatch.setattr(adaptation_quality, "measure", lambda *asked, **named: unmeasured)
+    monkeypatch.setattr(adaptation_quality, "perplexity", lambda *asked, **named: unmeasured)
 
 
 class Caught(Exception):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
 from stlm_kd.eval import SUITES
+from stlm_kd.interventions import SOURCES
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
@@ -35,6 +36,7 @@ TABLES = (
     (objectives.Feature, STATE_LOSSES),
     (objectives.MapFeature, MAP_LOSSES),
     (interchange.Interchange, INTERCHANGE_LOSSES),
+    (interchange.SourceEntry, SOURCES),
     (root.Suite, SUITES),
 )
 

@@ -86,7 +86,7 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
         made = []
         for version in ("one", "another"):
             monkeypatch.setattr(
-                "stlm_kd.pipeline.stage_keys.wordnet_identity", lambda version=version: version
+                "stlm_kd.interventions.sources.wordnet_identity", lambda version=version: version
             )
             made.append(student_key(job(tmp_path, found)))
         return made
