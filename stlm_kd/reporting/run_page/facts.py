@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from stlm_kd.artifacts.record import Record
 from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.comparison.compare import Comparison
 
-Points = tuple[tuple[float, float], ...]
+Points: TypeAlias = Sequence[tuple[float, float]]
 """Optimizer steps, ascending, with their values."""
 
 
