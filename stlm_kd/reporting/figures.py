@@ -76,7 +76,7 @@ class Drawing:
         y_ticks: The same.
         curves: In the order of drawing.
         legend: By label, the colour of its curves.
-        seeds: The seeds of the curves, if there are several.
+        seeds: The seeds of the curves.
     """
 
     kind: Literal["curves", "bars"]
@@ -116,9 +116,7 @@ def draw_curves(trainings: Trainings, target: Path, *, unit: str) -> None:
     with _figure(*size, dpi=120, layout="constrained") as figure:
         for place, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, 1 + place)
-            labels = list(dict.fromkeys(line.label for line in panel.lines))
-            is_log = panel is by_term and _far_apart(panel)
-            _draw(axes, panel.lines, labels, is_log=is_log, marker=".")
+            _draw(axes, panel.lines, is_log=panel is by_term and _far_apart(panel), marker=".")
             axes.set_ylabel(title_of(panel))
             axes.legend()
         with written_whole(target) as unfinished:
@@ -138,7 +136,7 @@ def panel_drawing(panel: Panel, order: Sequence[str] = ()) -> Drawing:
     lines = [replace(line, points=_thinned(line.points)) for line in panel.lines]
     box = (52, 10, WIDTH - 16, HEIGHT - 34)
     with _page_axes(HEIGHT, box) as axes:
-        _draw(axes, lines, labels)
+        _draw(axes, lines)
         curves = []
         for line in lines:
             name = f"{line.label}, seed {line.seed}" if line.seed else line.label
@@ -150,7 +148,6 @@ def panel_drawing(panel: Panel, order: Sequence[str] = ()) -> Drawing:
             curves.append(Curve(colours[line.label], name, path, points))
         ticks = _ticks(axes)
     seeds = sorted({line.seed for line in lines if line.seed})
-    seeds = seeds if len(seeds) > 1 else []
     return Drawing("curves", title_of(panel), HEIGHT, box, *ticks, curves, colours, seeds)
 
 
@@ -165,19 +162,16 @@ def interval_drawing(rows: Sequence[Row], metric: Metric) -> Drawing | None:
     height = ROW * len(found) + 26
     box = (14, 4, WIDTH - 14, height - 22)
     with _page_axes(height, box) as axes:
-        bars = []
-        for place, (row, known) in enumerate(found):
-            half, y = _half(known), place + 0.7
-            bars.append((row, known, [(known.mean - half, y), (known.mean + half, y), (known.mean, y)]))
-            axes.update_datalim(bars[-1][-1])
-        axes.autoscale_view()
+        means, halves = [known.mean for _, known in found], [_half(known) for _, known in found]
+        places = [place + 0.7 for place in range(len(found))]
+        axes.errorbar(means, places, xerr=halves)
         axes.set_ylim(len(found), 0)
         axes.set_yticks([])
         curves = []
-        for row, known, ends in bars:
-            name = f"{row.name}: {_score(known)}"
-            *path, mean = _pixels(axes, ends)
-            curves.append(Curve(f"c{KINDS.get(row.kind, 3)}", name, path, [(*mean, name)]))
+        for (row, known), half, y in zip(found, halves, places, strict=True):
+            name, mean = f"{row.name}: {_score(known)}", known.mean
+            low, high, middle = _pixels(axes, [(mean - half, y), (mean + half, y), (mean, y)])
+            curves.append(Curve(f"c{KINDS.get(row.kind, 3)}", name, [low, high], [(*middle, name)]))
         ticks = _ticks(axes)
     return Drawing("bars", metric.label, height, box, *ticks, curves)
 
@@ -210,17 +204,14 @@ def _page_axes(height: int, box: tuple[int, int, int, int]) -> Iterator[Axes]:
         yield axes
 
 
-def _draw(
-    axes: Axes, lines: Sequence[Line], labels: Sequence[str], *, is_log: bool = False, marker: str = ""
-) -> None:
-    """Draw lines over steps; those with the same label have one colour."""
+def _draw(axes: Axes, lines: Sequence[Line], *, is_log: bool = False, marker: str = "") -> None:
+    """Draw lines over steps; those with the same label have one colour and one entry in the legend."""
     from matplotlib.ticker import NullFormatter
 
-    seen: set[str] = set()
+    colours: dict[str, str] = {}
     for line in lines:
-        label = None if line.label in seen else line.label
-        seen.add(line.label)
-        colour = f"C{labels.index(line.label)}"
+        label = None if line.label in colours else line.label
+        colour = colours.setdefault(line.label, f"C{len(colours)}")
         steps, values = zip(*line.points, strict=True)
         axes.plot(steps, values, color=colour, alpha=0.8, label=label, marker=marker)
     axes.set_xlabel("optimizer step")
