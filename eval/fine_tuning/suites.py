@@ -24,7 +24,7 @@ from stlm_kd.eval.suite import LANGUAGE_MODELS, FineTuning, register_suite
 @register_suite(
     benchmark.SUITE,
     tasks=LANGUAGE_MODELS,
-    reads_held_out=False,
+    reads_held_out=lambda options: False,
     fine_tuning=FineTuning(glue_tasks, benchmark.average),
 )
 def glue(
@@ -87,7 +87,7 @@ def glue(
 @register_suite(
     conll.SUITE,
     tasks=LANGUAGE_MODELS,
-    reads_held_out=False,
+    reads_held_out=lambda options: False,
     requirements=lambda options: (seqeval,),
     fine_tuning=FineTuning(conll_tasks),
 )
@@ -135,7 +135,7 @@ def ner(
 @register_suite(
     questions.SUITE,
     tasks=LANGUAGE_MODELS,
-    reads_held_out=False,
+    reads_held_out=lambda options: False,
     fine_tuning=FineTuning(squad_tasks),
 )
 def squad(
