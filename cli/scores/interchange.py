@@ -64,23 +64,24 @@ def interchange(
     """Compare students with a teacher after the same exchange of hidden states in both."""
     from stlm_kd.artifacts.output import write_output
     from stlm_kd.eval.interchange.config import PairConfig, held_out_sources
-    from stlm_kd.pipeline.scoring.interchange import Question, interchange_scores, interchange_table
     from stlm_kd.pipeline.scoring.interchange import as_json as plain
+    from stlm_kd.pipeline.scoring.interchange import interchange_scores, interchange_table
 
     if source not in held_out_sources():
         raise UsageError(f"--source: {source} found; expected one of {', '.join(held_out_sources())}")
     pairs = PairConfig(source, positions.value, rows, seed)
-    question = Question(alignment.value, pairs, context)
     found = interchange_scores(
         teacher,
         students,
-        question,
+        pairs,
+        alignment=alignment.value,
+        context=context,
         data=[str(path) for path in data or ()],
         trust_remote_code=trust_remote_code,
     )
     if output is not None:
-        write_output(output, plain(teacher, question, found))
+        write_output(output, plain(teacher, pairs, alignment.value, found))
     if as_json:
-        print_json(plain(teacher, question, found))
+        print_json(plain(teacher, pairs, alignment.value, found))
         return
     print_table(interchange_table(teacher, found))

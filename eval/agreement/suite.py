@@ -41,7 +41,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def _requirements(options: Options) -> Iterator[Callable[[], object]]:
-    yield partial(check_packages, options["attributions"])
+    yield partial(check_packages, options.get("attributions", ()))
 
 
 @register_suite(SUITE, tasks=["classification"], teachers="outputs", requirements=_requirements)

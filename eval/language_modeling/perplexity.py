@@ -79,16 +79,6 @@ class TextLoss:
         """UTF-8 bytes of the text."""
         return sum(document.bytes for document in self.documents)
 
-    @property
-    def bits_per_byte(self) -> float:
-        """Comparable between tokenizers."""
-        return likelihood.bits_per_byte(self.nats, self.bytes)
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the mean nats per token; infinite where a float cannot hold it."""
-        return likelihood.perplexity(self.nats, self.tokens)
-
     def as_result(self) -> SuiteResult:
         """Both metrics as scores, with the bits per byte of every document."""
         pieces = [(document.nats, document.tokens, document.bytes) for document in self.documents]
@@ -160,7 +150,7 @@ def _other_text_requirements(options: Options) -> Iterator[Callable[[], object]]
     reads_held_out=lambda options: options.get("on", "held-out") == "held-out",
     identity=_other_text_identity,
     requirements=_other_text_requirements,
-    check=_other_text_identity,
+    own_check=_other_text_identity,
 )
 def perplexity(
     model: PreTrainedModel,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -33,78 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE = "pseudo-perplexity"
-
-
-@dataclass(frozen=True, slots=True)
-class PseudoLoss:
-    """The pseudo-log-likelihood of some windows of a text.
-
-    Attributes:
-        text: All windows.
-        drawn: Indices of the scored windows, in order.
-        nats: Over all tokens of each scored window.
-        seed: Seed of the draw.
-        degenerate: Why the model distinguishes no tokens, if so.
-    """
-
-    text: WindowedText
-    drawn: tuple[int, ...]
-    nats: tuple[float, ...]
-    seed: int
-    degenerate: str | None = None
-
-    def as_result(self) -> SuiteResult:
-        """Both scores with standard errors over the windows, and the bits per byte of every scored window."""
-        scored = [self.text.windows[index] for index in self.drawn]
-        pieces = [(nats, each.tokens, each.bytes) for nats, each in zip(self.nats, scored, strict=True)]
-        tokens, scored_tokens = _tokens(self.text.windows), _tokens(scored)
-        unknown = self.text.unknown(scored)
-        notes = []
-        if unknown:
-            notes.append(unknown_note(unknown, scored_tokens))
-        if self.text.bytes_kept < 1:
-            notes.append(lossy_note(self.text.bytes_kept))
-        if len(scored) < len(self.text.windows):
-            notes.append(
-                f"pseudo-perplexity of {scored_tokens} of {tokens} tokens: {len(scored)} of "
-                f"{len(self.text.windows)} windows, drawn at random"
-            )
-        notes.append(f"{SUITE}: windows of {self.text.window} tokens")
-        return SuiteResult(
-            SUITE,
-            likelihood_scores(pieces, prefix="pseudo_", degenerate=self.degenerate),
-            tuple(
-                ExampleScore("text", str(index), "pseudo_bits_per_byte", bits_per_byte(nats, size))
-                for index, (nats, _, size) in zip(self.drawn, pieces, strict=True)
-                if size
-            ),
-            tuple(notes),
-            {
-                "nats": math.fsum(self.nats),
-                "scored_tokens": scored_tokens,
-                "tokens": tokens,
-                "scored_bytes": sum(size for _, _, size in pieces),
-                "bytes": sum(each.bytes for each in self.text.windows),
-                "scored_windows": len(scored),
-                "windows": len(self.text.windows),
-                "documents": self.text.documents,
-                "unknown_tokens": unknown,
-                "window": self.text.window,
-                "bytes_kept": self.text.bytes_kept,
-                "seed": self.seed,
-                "blocks": self._blocks(),
-            },
-        )
-
-    def _blocks(self) -> Json:
-        """The nats and bytes of the scored windows, by document."""
-        nats: dict[int, list[Json]] = {}
-        sizes: dict[int, list[Json]] = {}
-        for index, own in zip(self.drawn, self.nats, strict=True):
-            each = self.text.windows[index]
-            nats.setdefault(each.document, []).append(own)
-            sizes.setdefault(each.document, []).append(each.bytes)
-        return {"nats": [*nats.values()], "bytes": [*sizes.values()]}
 
 
 @register_suite(SUITE, tasks=["mlm"], longest_window=MASKED_WINDOW)
@@ -153,7 +80,63 @@ def pseudo_perplexity(
     }
     targets = [token for index in drawn for token in text.windows[index].ids[1:-1]]
     degenerate = degenerate_tokens(found, targets)
-    return PseudoLoss(text, drawn, tuple(nats[index] for index in drawn), seed, degenerate).as_result()
+    return _result(text, drawn, [nats[index] for index in drawn], seed, degenerate)
+
+
+def _result(
+    text: WindowedText, drawn: Sequence[int], nats: Sequence[float], seed: int, degenerate: str | None
+) -> SuiteResult:
+    """Both scores with standard errors over the windows, and the bits per byte of every scored window."""
+    scored = [text.windows[index] for index in drawn]
+    pieces = [(own, each.tokens, each.bytes) for own, each in zip(nats, scored, strict=True)]
+    tokens, scored_tokens = _tokens(text.windows), _tokens(scored)
+    unknown = text.unknown(scored)
+    notes = []
+    if unknown:
+        notes.append(unknown_note(unknown, scored_tokens))
+    if text.bytes_kept < 1:
+        notes.append(lossy_note(text.bytes_kept))
+    if len(scored) < len(text.windows):
+        notes.append(
+            f"pseudo-perplexity of {scored_tokens} of {tokens} tokens: {len(scored)} of "
+            f"{len(text.windows)} windows, drawn at random"
+        )
+    notes.append(f"{SUITE}: windows of {text.window} tokens")
+    return SuiteResult(
+        SUITE,
+        likelihood_scores(pieces, prefix="pseudo_", degenerate=degenerate),
+        tuple(
+            ExampleScore("text", str(index), "pseudo_bits_per_byte", bits_per_byte(own, size))
+            for index, (own, _, size) in zip(drawn, pieces, strict=True)
+            if size
+        ),
+        tuple(notes),
+        {
+            "nats": math.fsum(nats),
+            "scored_tokens": scored_tokens,
+            "tokens": tokens,
+            "scored_bytes": sum(size for _, _, size in pieces),
+            "bytes": sum(each.bytes for each in text.windows),
+            "scored_windows": len(scored),
+            "windows": len(text.windows),
+            "documents": text.documents,
+            "unknown_tokens": unknown,
+            "window": text.window,
+            "bytes_kept": text.bytes_kept,
+            "seed": seed,
+            "blocks": _blocks(scored, nats),
+        },
+    )
+
+
+def _blocks(windows: Sequence[TextWindow], nats: Sequence[float]) -> Json:
+    """The nats and bytes of the scored windows, by document."""
+    found: dict[int, tuple[list[Json], list[Json]]] = {}
+    for window, own in zip(windows, nats, strict=True):
+        of_document = found.setdefault(window.document, ([], []))
+        of_document[0].append(own)
+        of_document[1].append(window.bytes)
+    return {"nats": [one for one, _ in found.values()], "bytes": [sizes for _, sizes in found.values()]}
 
 
 def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int) -> tuple[int, ...]:

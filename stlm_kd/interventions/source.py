@@ -1,21 +1,19 @@
 """Counterfactual sources: where the states or tokens come from that replace those of the base.
 
-A source is one function decorated with ``register_source``: ``source(draw, /, **options)`` returns the base
-positions and their replacement. Its keyword-only arguments are its options in recipes.
+A source is one function decorated with ``register_source``; its keyword-only arguments are its options in
+recipes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
-from stlm_kd.interventions.plan import Positions, Source
 from stlm_kd.interventions.word_tokens import WordTokens
-from stlm_kd.registry import Extension, Registry
+from stlm_kd.registry import Extension, Registry, registering
 
 Options: TypeAlias = Mapping[str, Any]
-Function = TypeVar("Function", bound=Callable[..., tuple[Positions, Source]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class SourceData:
 
 @dataclass(frozen=True, eq=False)
 class CounterfactualSource(Extension):
-    """A counterfactual source.
+    """A counterfactual source: ``source(draw, /, **options)`` returns base positions and their replacement.
 
     Attributes:
         replaces: Hidden states of a layer, or the tokens that all models read.
@@ -57,24 +55,5 @@ class CounterfactualSource(Extension):
 SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source")
 
 
-def register_source(
-    name: str,
-    *,
-    replaces: Literal["states", "tokens"] = "states",
-    runs_source: bool = True,
-    pairs_rows: Callable[[Options], bool] = lambda options: False,
-    is_for_held_out: bool = True,
-    data: SourceData | None = None,
-    keys: Mapping[str, str] | None = None,
-) -> Callable[[Function], Function]:
-    """Register the decorated function as a source; for the arguments see ``CounterfactualSource``."""
-
-    def add(function: Function) -> Function:
-        SOURCES.register(name)(
-            CounterfactualSource(
-                name, function, replaces, runs_source, pairs_rows, is_for_held_out, data, keys or {}
-            )
-        )
-        return function
-
-    return add
+register_source = registering(SOURCES, CounterfactualSource)
+"""Decorator: register a function as a source; the arguments are the name and ``CounterfactualSource``'s."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
 from stlm_kd.errors import did_you_mean
+from stlm_kd.eval import SUITES
 from stlm_kd.models.families import Goal, Task
 from stlm_kd.recipe.schema.cache import AnyCache
 from stlm_kd.recipe.schema.data import MASKED_SHARE, Data
@@ -21,7 +22,6 @@ from stlm_kd.recipe.schema.objectives import AnyCombine, AnyObjective, Combine
 from stlm_kd.recipe.schema.options import added_options, known_name, row_of
 from stlm_kd.recipe.schema.student import Adapt, Student
 from stlm_kd.recipe.schema.training import Engine, Train
-from stlm_kd.registry import Registry
 from stlm_kd.training.config import Precision
 
 Control = Literal["no-teacher", "all-data", "equal-compute"]
@@ -62,17 +62,11 @@ class Teacher(Part):
         return only_read and all(given.get(key) is None for key in cls.one_of)
 
 
-def _suites() -> Registry[Any]:
-    from stlm_kd.eval import SUITES
-
-    return SUITES
-
-
 class Suite(Part):
     """An evaluation; the options of the suite are further fields."""
 
     called: ClassVar[str] = "a key of eval"
-    suite: Annotated[Text, BeforeValidator(lambda value: known_name(value, _suites()))]
+    suite: Annotated[Text, BeforeValidator(lambda value: known_name(value, SUITES))]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -102,7 +96,7 @@ def spelled_out(value: object) -> object:
 
 AnySuite = Annotated[
     SerializeAsAny[Suite],
-    WrapValidator(row_of(Suite, "suite", lambda: [(Suite, _suites())])),
+    WrapValidator(row_of(Suite, "suite", lambda: [(Suite, SUITES)])),
     BeforeValidator(spelled_out),
 ]
 
