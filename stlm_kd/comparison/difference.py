@@ -11,7 +11,7 @@ import numpy as np
 
 from stlm_kd.artifacts.results import Json, Row, SuiteResult, measurable
 from stlm_kd.comparison.metrics import Metric, complete_values, results_of
-from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference
+from stlm_kd.comparison.pairing import NotPaired, PairedExamples, Pairing, ResampledDifference
 from stlm_kd.statistics import (
     Difference,
     McNemar,
@@ -87,7 +87,7 @@ def sample_of(row: Row, metric: Metric, seeds: Sequence[int] | None = None) -> S
 def difference_between(
     first: Sample,
     second: Sample,
-    joined: PairedExamples | ResampledDifference | NotPaired,
+    joined: Pairing,
     metric: Metric,
     *,
     are_paired: bool,
@@ -166,9 +166,7 @@ def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
     )
 
 
-def _stderr(
-    first: Sample, second: Sample, joined: PairedExamples | ResampledDifference | NotPaired, metric: Metric
-) -> float | None:
+def _stderr(first: Sample, second: Sample, joined: Pairing, metric: Metric) -> float | None:
     """Standard error of the difference over examples; from independent scores if they are not paired.
 
     None if one of the scores has no standard error, or it is 0, which is uninformative.

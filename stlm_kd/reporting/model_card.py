@@ -174,7 +174,7 @@ def _loading(facts: CardFacts) -> str:
     loader = LOADERS[facts.recipe.task]
     lines = [f"from transformers import {loader}, PreTrainedTokenizerFast"]
     if facts.family == "mobillama":
-        lines.insert(0, "from stlm_kd.models import mobillama")
+        lines.insert(0, "from stlm_kd.models.architectures import mobillama")
         lines += ["", "mobillama.register()"]
     return "\n".join(
         [

@@ -58,7 +58,7 @@ def build_cache() -> None:
     """Write what ``some/model`` says, more of it than the base recipe keeps, in the current folder."""
     recipe = load("cached.yaml", ["teachers[0].cache.preset=large"])
     own = load_tokenizer("some/tokenizer")
-    made = CacheOrder(recipe, recipe.teachers[0], "some/model", own, home(), 1).made()
+    made = CacheOrder(recipe, recipe.teachers[0], "some/model", own, home(), 1).build()
     made.rename("some/cache")
 
 

@@ -274,7 +274,7 @@ def _is_cached(
         if not Path(model).is_dir():
             return False
     orders = (CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe))
-    return all(order.is_there for order in orders)
+    return all(order.exists for order in orders)
 
 
 def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:

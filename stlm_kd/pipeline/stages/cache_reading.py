@@ -52,7 +52,7 @@ def opened(order: CacheOrder) -> TeacherCache:
     """
     path = order.options.path
     if path is None:
-        return TeacherCache.open(order.made(), every_byte=False)  # the stage's files were just verified
+        return TeacherCache.open(order.build(), every_byte=False)  # the stage's files were just verified
     folder = expanded(path)
     on_main_process(lambda: bool(_open_checked(order, folder)))
     return TeacherCache.open(folder, every_byte=False)

@@ -131,7 +131,7 @@ def cached_teacher(
 ) -> list[Path]:
     """The caches of a prepared teacher: one, or one per seed if seeds draw different examples."""
     orders = [CacheOrder(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
-    return [order.made() for order in orders]
+    return [order.build() for order in orders]
 
 
 def _train(recipe: Recipe, name: str, context: RunContext) -> Path:

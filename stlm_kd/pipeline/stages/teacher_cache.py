@@ -73,12 +73,12 @@ class CacheOrder:
         assert self.teacher.cache is not None
         return self.teacher.cache
 
-    def made(self) -> Path:
+    def build(self) -> Path:
         """The cache's folder; builds the cache if it is missing. All processes must call this."""
         return self.context.stages.make("cache", cache_key(self), self._build, together=True)
 
     @property
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the cache exists."""
         return self.context.stages.path("cache", cache_key(self)).is_dir()
 
