@@ -16,7 +16,6 @@ from stlm_kd.statistics import (
     Difference,
     McNemar,
     by_noises,
-    by_stderr,
     equivalence_p,
     from_resamples,
     mcnemar,
@@ -160,7 +159,7 @@ def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
         p = max([bootstrap.p, *(test.p for test in tests)])
         difference = Difference(mean, bootstrap.low, bootstrap.high, p)
     elif stderr is not None:
-        difference = by_stderr(mean, stderr, freedom=len(joined.ids) - 1)
+        difference = by_noises(mean, [((stderr**2, len(joined.ids) - 1),)])
     return DifferenceEstimate(
         mean, difference, "none" if difference is None else "examples", len(joined.ids), bootstrap, tests
     )
