@@ -143,7 +143,7 @@ def print_results(folder: Path, *, as_json: bool) -> None:
 
 def print_what_next(folder: Path, recipe: Recipe) -> None:
     """Print the locations of the outputs and next commands."""
-    from stlm_kd.artifacts.model_names import model_of
+    from stlm_kd.artifacts.run_dir import model_of
 
     typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
     place = shlex.quote(str(folder))

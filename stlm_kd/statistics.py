@@ -225,11 +225,6 @@ def equivalence_p(mean: float, noises: Sequence[Noise], smallest: float) -> floa
     return max(found)
 
 
-def by_stderr(mean: float, stderr: float, *, freedom: float = math.inf) -> Difference:
-    """A difference with a known standard error, by Student's t with the given degrees of freedom."""
-    return by_noises(mean, [((stderr**2, freedom),)])
-
-
 def deviations_wide(values: int) -> float:
     """Half width of the 95 % interval of a mean over this many seeds, in standard deviations over seeds.
 

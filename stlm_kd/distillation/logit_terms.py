@@ -50,7 +50,7 @@ def projected_losses(
     if method == "dense":
         return direct_losses(rows, functional.linear(hidden_ND, head.weight, head.bias), scales)
     # Logits of a chunk: the student's, each teacher's, and one teacher's before an intervention.
-    share = 2 / (1 + max(len(rows.teachers), 1) + (rows.judged is not None))
+    share = 2 / (1 + max(len(rows.teachers), 1) + (rows.weighting_targets is not None))
     of_logits = [0.0 if term.loss == GATE else scale for term, scale in zip(rows.terms, scales, strict=True)]
     losses = _ChunkTerms(rows, of_logits)
     total, sums = chunked_losses(hidden_ND, head.weight, head.bias, losses, of_logits, share=share)

@@ -200,7 +200,7 @@ def _token_table(
         masks=[_joined([part.tokens(part.masks[i]) for part in parts]) for i in range(len(terms))],
         teachers=_teacher_distributions(parts),
         outcomes=student.shape[-1] if sides.head is None else sides.head.size,
-        judged=_base_distributions(parts, mixing),
+        weighting_targets=_base_distributions(parts, mixing),
     )
     return rows, student
 

@@ -166,8 +166,8 @@ class StepModule(nn.Module):
         }
         needs = student_needs(terms, classes=classes)
         causal = task_of(self.student) == "clm"
-        base, judged = causal or self._measures, TeacherMixture(self.combination, mixed).weighs_distributions
-        requested = teacher_needs(terms, mixed, classes=classes, base=base, judged=judged)
+        base, weighs = causal or self._measures, TeacherMixture(self.combination, mixed).weighs_distributions
+        requested = teacher_needs(terms, mixed, classes=classes, base=base, weighs=weighs)
         for name in plans:
             needs |= own[name].needs()
             for teacher, (part, _) in theirs[name].items():
@@ -254,7 +254,7 @@ def teacher_needs(
     classes: bool,
     after: str | None = None,
     base: bool = False,
-    judged: bool = False,
+    weighs: bool = False,
 ) -> dict[str, OutputSpec]:
     """The outputs that the terms need from each teacher; teachers that no term uses are omitted.
 
@@ -265,14 +265,14 @@ def teacher_needs(
         after: As in ``student_needs``, but None also lists the teachers of terms with an intervention.
         base: Whether terms with an intervention also need the predictions without it, such as for positions
             that it leaves untouched.
-        judged: The same for combined teachers only, which are weighted by their outputs without it.
+        weighs: The same for combined teachers only, which are weighted by their outputs without it.
     """
     found: dict[str, OutputSpec] = {}
     for term in terms:
         if term.teacher is None or after not in (None, _intervention(term)):
             continue
         needs = OutputSpec()
-        if term.loss in LOSSES and (base or (judged and term.teacher == COMBINED)):
+        if term.loss in LOSSES and (base or (weighs and term.teacher == COMBINED)):
             needs = OutputSpec(head_input=not classes, logits=classes)
         if _intervention(term) == after:
             needs = _needs(term, [teacher for _, teacher in term.pairs], classes=classes)

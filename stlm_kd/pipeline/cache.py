@@ -134,7 +134,7 @@ def summary(folder: Path) -> CacheSummary:
     """
     manifest = TeacherCache.open(folder, every_byte=False).manifest
     layout = manifest.layout
-    kept = "all logits" if layout.logits else f"{layout.head} top tokens and {layout.draws} draws"
+    kept = "all logits" if layout.logits else f"top-{layout.head} tokens and {layout.draws} tail samples"
     return CacheSummary(
         folder=str(folder),
         teacher=_teacher_of(manifest),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from stlm_kd.data.sources.tables import Row, require_columns, text_value
 from stlm_kd.errors import DataError, MissingResourceError
@@ -12,7 +13,6 @@ from stlm_kd.errors import DataError, MissingResourceError
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
 
-T = TypeVar("T")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -66,13 +66,10 @@ def version(dataset: str, *, name: str | None, revision: str | None) -> str:
 
 def _builder(dataset: str, *, name: str | None, revision: str | None) -> DatasetBuilder:
     """The library's builder at the requested commit; offline, the library itself takes any cached one."""
+    from datasets import load_dataset_builder
 
-    def load() -> DatasetBuilder:
-        from datasets import load_dataset_builder
-
-        return load_dataset_builder(dataset, name, revision=revision)
-
-    builder = _convert_errors(load, dataset)
+    with _hub_errors(dataset):
+        builder = load_dataset_builder(dataset, name, revision=revision)
     if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MissingResourceError(
             f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
@@ -83,20 +80,18 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
 
 def _split_rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
     """A split's rows, downloaded if they are not cached."""
-
-    def load() -> Dataset:
+    with _hub_errors(dataset):
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
 
-    return _convert_errors(load, dataset)
 
-
-def _convert_errors(load: Callable[[], T], dataset: str) -> T:
-    """The result of ``load``, with the library's errors converted to ours."""
+@contextmanager
+def _hub_errors(dataset: str) -> Iterator[None]:
+    """Raise the library's errors as ours."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
-        return load()
+        yield
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise MissingResourceError(
             f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
