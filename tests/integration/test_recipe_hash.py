@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
+from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
 from stlm_kd.eval import SUITES
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.attention import MAP_LOSSES
