@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.invocation import is_first_process, launched_again, typed_command
+from stlm_kd.cli.invocation import launched_again, typed_command
 from stlm_kd.cli.options import (
     AsJson,
     OutputDir,
@@ -23,6 +23,7 @@ from stlm_kd.cli.options import (
     ResumeOption,
     TrustRemoteCode,
 )
+from stlm_kd.distributed import process_rank
 
 if TYPE_CHECKING:
     from stlm_kd.recipe import Recipe
@@ -91,7 +92,7 @@ def distill(
         ).path
         for name, one in runs.items()
     ]
-    if not is_first_process():
+    if process_rank() > 0:
         return
     if sweep:
         print_side_by_side(folders, as_json=as_json)
@@ -143,7 +144,7 @@ def print_results(folder: Path, *, as_json: bool) -> None:
 
 def print_what_next(folder: Path, recipe: Recipe) -> None:
     """Print the locations of the outputs and next commands."""
-    from stlm_kd.artifacts.model_names import model_of
+    from stlm_kd.artifacts.run_dir import model_of
 
     typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
     place = shlex.quote(str(folder))

@@ -3,10 +3,9 @@
 from stlm_kd.tracking.console import LiveProgress, PlainProgress, open_progress
 from stlm_kd.tracking.jsonl import JsonlTracker, read_metrics
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, Trackers, ValidationMetrics
-from stlm_kd.tracking.opening import BACKENDS, open_tracker
+from stlm_kd.tracking.opening import open_tracker
 
 __all__ = [
-    "BACKENDS",
     "JsonlTracker",
     "LiveProgress",
     "PlainProgress",

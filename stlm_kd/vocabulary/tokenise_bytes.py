@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
 from stlm_kd.vocabulary.token_bytes import SPACE_MARK, Json, TokenAlphabet, Vocabulary, in_byte_alphabet
+
+_RUN = re.compile(f"(?P<bytes>[\\udc80-\\udcff{SPACE_MARK}]+)|[^\\udc80-\\udcff{SPACE_MARK}]+")
+"""Bytes that ``surrogateescape`` decodes to lone surrogates and SentencePiece's spaces, or text."""
 
 
 def split_surfaces(
@@ -64,26 +68,13 @@ def _split_runs(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> 
 
 
 def _runs(data: bytes) -> list[str | bytes]:
-    """Split into text and invalid bytes, alternating.
+    """Split into text and bytes (those that are not valid UTF-8, and literal ``▁``), alternating.
 
     >>> _runs(b" a\\xe2\\x82")
     [' a', b'\\xe2\\x82']
     """
-    mark = SPACE_MARK.encode()
-    runs: list[str | bytes] = []
-    while data:
-        try:
-            good, bad, rest = data, b"", b""
-            data.decode()
-        except UnicodeDecodeError as error:
-            good, bad, rest = data[: error.start], data[error.start : error.end], data[error.end :]
-        head, found, tail = good.partition(mark)
-        if found:
-            good, bad, rest = head, found, tail + bad + rest
-        runs.extend([good.decode()] if good else [])
-        runs.extend([bad] if bad else [])
-        data = rest
-    return runs
+    runs = _RUN.finditer(data.decode(errors="surrogateescape"))
+    return [run[0].encode(errors="surrogateescape") if run["bytes"] else run[0] for run in runs]
 
 
 def _split_word_pieces(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, UsageError, did_you_mean
 from stlm_kd.eval.attribution.compare import compared
