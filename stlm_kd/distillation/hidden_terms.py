@@ -75,11 +75,7 @@ class TermProjections(nn.ModuleDict):
 
 
 class Projections(nn.ModuleDict):
-    """The projections of all hidden-state terms, trained jointly with the student.
-
-    Args:
-        terms: Projections by term name; None for no projections.
-    """
+    """The projections of all hidden-state terms, by term name, trained jointly with the student."""
 
     def __init__(self, terms: Mapping[str, TermProjections] | None = None) -> None:
         super().__init__()
@@ -106,14 +102,10 @@ class Projections(nn.ModuleDict):
 def hidden_state_loss(
     term: Term, student: ModelOutputs, teacher: ModelOutputs, mask_BT: Tensor, projections: TermProjections
 ) -> Tensor:
-    """Hidden-state loss averaged over pairs of layers and summed over the unmasked positions; a scalar.
+    """Hidden-state loss averaged over pairs of layers and summed over the positions of a mask; a scalar.
 
-    Args:
-        term: Term with a loss in ``STATE_LOSSES`` and at least one pair of layers.
-        student: Outputs with the hidden states of the student's layers.
-        teacher: Outputs with the hidden states of the teacher's layers.
-        mask_BT: True at the positions that enter the loss.
-        projections: The term's projections. All are used, even if the mask is empty.
+    The term has a loss in ``STATE_LOSSES`` and at least one pair of layers. All its projections are used,
+    even if the mask is empty.
     """
     loss = STATE_LOSSES[term.loss]
     sums = []
@@ -124,16 +116,11 @@ def hidden_state_loss(
 
 
 def attention_loss(term: Term, student: ModelOutputs, teacher: ModelOutputs, mask_BT: Tensor) -> Tensor:
-    """Attention-map loss averaged over pairs of layers and heads, summed over the unmasked queries; a scalar.
+    """Attention-map loss averaged over pairs of layers and heads, summed over a mask's queries; a scalar.
 
-    Heads are compared one to one if both models have the same number. Otherwise each model's attention
-    probabilities are averaged over its heads first.
-
-    Args:
-        term: Term with a loss in ``MAP_LOSSES`` and at least one pair of layers.
-        student: Outputs with the attention maps of the student's layers.
-        teacher: Outputs with the attention maps of the teacher's layers.
-        mask_BT: True at the queries that enter the loss.
+    The term has a loss in ``MAP_LOSSES`` and at least one pair of layers. Heads are compared one to one if
+    both models have the same number. Otherwise each model's attention probabilities are averaged over its
+    heads first.
     """
     sums = []
     for student_layer, teacher_layer in term.pairs:

@@ -52,12 +52,8 @@ def intervention_metrics(
     """The metrics named by ``intervention_metric_names`` for one micro-batch.
 
     They compare distributions at temperature 1, whatever the term's temperature: the student's in training
-    mode, and the term's target.
-
-    Args:
-        terms: Terms of the step.
-        outputs: Outputs of student and teachers, including the teachers' without an intervention.
-        layers: By intervention, the student's layer that it overwrites.
+    mode, and the term's target. ``layers`` is the student's layer that each intervention overwrites;
+    ``outputs`` includes the teachers' without an intervention.
     """
     found: dict[str, MeanMetric] = {}
     for term, intervention in _intervention_terms(terms):
@@ -110,12 +106,7 @@ def _chunks(number: int, student: Dense | Logits, share: float) -> Iterator[slic
 
 
 def teacher_metric_names(terms: Sequence[Term], teachers: Sequence[str]) -> list[str]:
-    """Names of the metrics that ``teacher_metrics`` may return for a step, as ``group/name``.
-
-    Args:
-        terms: Terms of the step.
-        teachers: Teachers in its mixture.
-    """
+    """Names of the metrics that ``teacher_metrics`` may return for a mixture of these, as ``group/name``."""
     if _combined_term(terms) is None:
         return []
     each = [f"{group}/{name}" for group in OF_EACH_TEACHER for name in teachers]

@@ -157,16 +157,16 @@ class StepModule(nn.Module):
         }
 
     def ask(self, batch: AnyBatch, plans: Mapping[str, Plan]) -> ForwardOutputs:
-        """Outputs of student and teachers on the batch, without and after each intervention.
-
-        Args:
-            batch: B rows of T positions.
-            plans: A plan for each intervention of the terms.
-        """
+        """Outputs of student and teachers on the batch, without and after each intervention of the terms."""
         terms, mixing = self.terms, self._mixing(batch)
         head, mixed = vocabulary_head(self.student), mixing.teachers
         classes = head is None
-        own = {name: self._own_part(plan) for name, plan in plans.items()}
+        own = {
+            name: InterventionPass(
+                self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout
+            )
+            for name, plan in plans.items()
+        }
         theirs = {
             name: {
                 teacher: (self._live(teacher).part(plan, plan.teacher_layers[teacher]), wanted)
@@ -216,9 +216,6 @@ class StepModule(nn.Module):
             domain=None if self._domains is None else self._domains.of(batch.example_ids),
             drawn=routing_draws(self.combination, batch.example_ids, index=self._index),
         )
-
-    def _own_part(self, plan: Plan) -> InterventionPass:
-        return InterventionPass(self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout)
 
     def _live(self, name: str) -> LiveTeacher:
         teacher = self.teachers[name]

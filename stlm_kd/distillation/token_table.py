@@ -56,10 +56,6 @@ class TokenTable:
     outcomes: int
     judged: Mapping[str, Distribution] | None = None
 
-    def counted(self) -> Tensor:
-        """Mask of the tokens that some term counts, (N,) bool."""
-        return torch.stack([*self.masks]).any(0)
-
     def only(self, chosen_N: Tensor) -> TokenTable:
         """The table restricted to the tokens of a mask."""
         return replace(

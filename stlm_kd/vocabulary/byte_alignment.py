@@ -67,14 +67,10 @@ def spelled(ids: npt.NDArray[np.integer], surfaces: Sequence[bytes | None]) -> t
 
 
 def ends_of(new: tuple[bytes, Integers], old: tuple[bytes, Integers]) -> ByteBoundaries:
-    """Boundaries of both tokenisations in common byte offsets.
+    """Boundaries of both tokenisations of a document, as from ``spelled``, in common byte offsets.
 
     A space that only one of them prepends to the text (SentencePiece) is ignored. If normalisation makes them
     differ, they agree up to the first difference.
-
-    Args:
-        new: ``spelled`` of the document in the new vocabulary.
-        old: ``spelled`` of it in the old one.
     """
     (new_text, new_ends), (old_text, old_ends) = new, old
     if _has_one_more_space(new_text, old_text):
