@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
+from pydantic import JsonValue
 from tokenizers import Tokenizer
 
-from stlm_kd.vocabulary.token_bytes import SPACE_MARK, Json, TokenAlphabet, Vocabulary, in_byte_alphabet
+from stlm_kd.vocabulary.token_bytes import SPACE_MARK, TokenAlphabet, Vocabulary, in_byte_alphabet
 
 _RUN = re.compile(f"(?P<bytes>[\\udc80-\\udcff{SPACE_MARK}]+)|[^\\udc80-\\udcff{SPACE_MARK}]+")
 """Bytes that ``surrogateescape`` decodes to lone surrogates and SentencePiece's spaces, or text."""
@@ -136,7 +137,7 @@ _EDGES = {"Prepend", "Strip", "WhitespaceSplit"}
 _LISTS = ("normalizers", "pretokenizers")
 
 
-def _plain(part: Json) -> Json:
+def _plain(part: JsonValue) -> JsonValue:
     """A normalizer or pre-tokenizer without steps that affect only the edges of a text."""
     if not isinstance(part, dict):
         return part
@@ -146,7 +147,7 @@ def _plain(part: Json) -> Json:
         key = next(name for name in _LISTS if name in part)
         inner = part[key]
         assert isinstance(inner, list)
-        kept: list[Json] = [plain for plain in map(_plain, inner) if plain is not None]
+        kept: list[JsonValue] = [plain for plain in map(_plain, inner) if plain is not None]
         return {**part, key: kept} if kept else None
     if part["type"] == "ByteLevel":
         return {**part, "add_prefix_space": False}
