@@ -1,4 +1,4 @@
-"""The run folder: lock, record, listing and details."""
+"""The run folder: lock, record, listing, details, and the model that a run's name stands for."""
 
 from __future__ import annotations
 
@@ -191,8 +191,6 @@ def _summary(path: Path) -> RunSummary:
 
 
 TRAINING, ADAPTATION = "training", "adaptation"
-
-
 KEPT = ("report.json", "metrics.jsonl")
 
 

@@ -10,7 +10,7 @@ student's head, M combined teachers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -55,10 +55,6 @@ class TokenTable:
     teachers: Mapping[str, Distribution]
     outcomes: int
     weighting_targets: Mapping[str, Distribution] | None = None
-
-    def counted(self) -> Tensor:
-        """Mask of the tokens that some term counts, (N,) bool."""
-        return torch.stack([*self.masks]).any(0)
 
     def only(self, chosen_N: Tensor) -> TokenTable:
         """The table restricted to the tokens of a mask."""
@@ -137,7 +133,10 @@ class TermGroup:
         said: Mapping[str, Tensor | TopKTail],
         features: Mapping[float, TeacherDistributions],
     ) -> TokenBlock:
-        part = {name: one.rows(few) if isinstance(one, TopKTail) else one[few] for name, one in said.items()}
+        part = {
+            name: one.rows(few) if isinstance(one, TopKTail) else TemperedLogits(one[few])
+            for name, one in said.items()
+        }
         return TokenBlock(
             self.rows,
             self.rows.labels[self.chosen][few],
@@ -191,33 +190,27 @@ class TermGroup:
         }
 
 
+@dataclass(slots=True)
 class TokenBlock:
     """A block of tokens, all counted by the same terms, and the results that these terms share.
 
-    Args:
+    Attributes:
         rows: Table of all tokens.
         label_m: Labels of the block, (m,).
         mixing: Mixture at the block's tokens.
         student: The student's logits of the block.
         said: By teacher, logits (m, V) or sparse targets of the block.
         features: By temperature, features that weight the teachers; empty if ``said`` determines them.
+        targets: Targets computed so far, by teacher (None for the mixture) and temperature.
     """
 
-    def __init__(
-        self,
-        rows: TokenTable,
-        label_m: Tensor,
-        mixing: TeacherMixture,
-        student: TemperedLogits,
-        said: Mapping[str, Tensor | TopKTail],
-        features: Mapping[float, TeacherDistributions],
-    ) -> None:
-        self.rows, self.label_m, self.mixing, self.student = rows, label_m, mixing, student
-        self.said = {
-            name: one if isinstance(one, TopKTail) else TemperedLogits(one) for name, one in said.items()
-        }
-        self.features = features
-        self.targets: dict[tuple[str | None, float], TemperedLogits] = {}
+    rows: TokenTable
+    label_m: Tensor
+    mixing: TeacherMixture
+    student: TemperedLogits
+    said: Mapping[str, TemperedLogits | TopKTail]
+    features: Mapping[float, TeacherDistributions]
+    targets: dict[tuple[str | None, float], TemperedLogits] = field(default_factory=dict)
 
     def values(self, term: Term) -> Tensor:
         """The term's values (m,), differentiable with respect to the student's logits, or a gate's scores."""

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
+from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
 from stlm_kd.eval import SUITES
 from stlm_kd.interventions import SOURCES
 from stlm_kd.losses import LOSSES

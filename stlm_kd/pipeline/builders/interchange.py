@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
-from stlm_kd.distillation.terms import Term
+from stlm_kd.distillation.terms import INTERCHANGE_LOSSES, Term
 from stlm_kd.errors import ModelError, RecipeFault
 from stlm_kd.interventions import SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention

@@ -39,7 +39,7 @@ from stlm_kd.teachers.cache.writer import (
     write,
 )
 from stlm_kd.teachers.protocol import TeacherOutput
-from stlm_kd.tracking.cache_progress import CacheProgress
+from stlm_kd.tracking.console import CacheProgress
 from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size

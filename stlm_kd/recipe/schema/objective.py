@@ -133,7 +133,7 @@ def map_losses() -> Registry[Any]:
 
 def interchange_losses() -> Registry[Any]:
     """The losses after an intervention on hidden states."""
-    from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
+    from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
 
     return INTERCHANGE_LOSSES
 
