@@ -54,12 +54,9 @@ class Cache(Part):
     def _numbers_of_the_preset(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
-        top, draws = PRESETS.get(str(given.get("preset", "default")), PRESETS["default"])
-        return {
-            "top": top,
-            "draws": draws,
-            **{key: value for key, value in given.items() if value is not None},
-        }
+        top, draws = PRESETS.get(str(given.get("preset")), PRESETS["default"])
+        set_keys = {key: value for key, value in given.items() if value is not None}
+        return {"top": top, "draws": draws, **set_keys}
 
 
 def _words(value: object, info: ValidationInfo) -> Any:
@@ -100,8 +97,5 @@ def temperature_of(recipe: Recipe, teacher: str, cache: Cache) -> float:
 
 def positions_of(recipe: Recipe, teacher: str) -> Literal["labels", "attended"]:
     """The positions at which objectives use the teacher: labelled ones, or all non-padding ones."""
-    alone = all(
-        getattr(entry, "on", "labels") == "labels"
-        for entry in objectives_of_teacher(recipe, teacher).values()
-    )
-    return "labels" if alone else "attended"
+    used = objectives_of_teacher(recipe, teacher).values()
+    return "labels" if all(getattr(entry, "on", "labels") == "labels" for entry in used) else "attended"

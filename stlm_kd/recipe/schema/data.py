@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
@@ -32,17 +32,18 @@ class Separator(Part):
     separator: Text
 
 
-_CUTTING_RULES = ("article", "line", "blank-line", "file")
+CuttingRule = Literal["article", "line", "blank-line", "file"]
 
 
 def _documents(value: object, info: ValidationInfo) -> object:
     """The name of a cutting rule, or a separator."""
+    rules = get_args(CuttingRule)
     if isinstance(value, Mapping):
         return Separator.model_validate(value, context=info.context)
-    if isinstance(value, Separator) or value in _CUTTING_RULES:
+    if isinstance(value, Separator) or value in rules:
         return value
-    near = did_you_mean(value, _CUTTING_RULES) if isinstance(value, str) else ""
-    expected = f"expected one of {', '.join(_CUTTING_RULES)}, or {{separator: TEXT}}"
+    near = did_you_mean(value, rules) if isinstance(value, str) else ""
+    expected = f"expected one of {', '.join(rules)}, or {{separator: TEXT}}"
     raise fault(f"{show(value)} found; {expected}{near if near.startswith(' (') else ''}")
 
 
@@ -68,9 +69,7 @@ class Source(Part):
     text: Annotated[tuple[Text, ...] | None, BeforeValidator(_columns)] = None
     label: Text | None = None
     revision: Text | None = None
-    documents: Annotated[
-        Literal["article", "line", "blank-line", "file"] | Separator, BeforeValidator(_documents)
-    ] = "article"
+    documents: Annotated[CuttingRule | Separator, BeforeValidator(_documents)] = "article"
     size: Count | None = None
     domain: Text = "default"
     weight: Positive = 1.0
@@ -88,11 +87,11 @@ class Source(Part):
 
 def _sources(value: object) -> object:
     """One source or a list; a bare path is a source."""
-    if value is None or isinstance(value, Source):
-        return value if value is None else (value,)
-    if isinstance(value, (list, tuple)) and not value:
+    if value is None:
+        return None
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    if not entries:
         raise fault("an empty list found; expected at least one source")
-    entries = list(value) if isinstance(value, (list, tuple)) else [value]
     return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ UNKNOWN_KEY = "unknown_key"
 LENIENT = "lenient"
 """Validation context in which unknown keys are ignored, to find further faults."""
 
-_SUFFIXES = {"k": 10**3, "M": 10**6, "B": 10**9}
+_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMmBb])")
 
 
@@ -50,8 +51,7 @@ def parse_count(value: object) -> object:
     match = _COUNT.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
-    suffix = match[2].upper() if match[2] not in "kK" else "k"
-    number = float(match[1]) * _SUFFIXES[suffix]
+    number = float(match[1]) * _SUFFIXES[match[2].lower()]
     return int(number) if math.isfinite(number) and number.is_integer() else value
 
 
@@ -76,6 +76,7 @@ Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(allow_inf_nan=False, gt=0)]
 NotNegative = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0)]
 Share = Annotated[float, Strict(), Field(gt=0, le=1)]
+BelowOne = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0, lt=1)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -104,17 +105,17 @@ class Part(BaseModel):
             return given
         if not isinstance(given, Mapping):
             raise fault(f"{show(given)} found; expected a mapping: {', '.join(cls.model_fields)}")
-        repaired, found = _repair(given, cls)
+        repaired, misspelt, found = _repair(given, cls)
+        if info.context and info.context.get(LENIENT):
+            found = []
+        part = None
         try:
             part = handler(repaired)
         except ValidationError as error:
-            originals = {near: key for key, near in _renamed(given, repaired, cls).items()}
-            found += [_readable_fault(line, cls, originals) for line in error.errors(include_url=False)]
-            part = None
+            found += [_readable_fault(line, misspelt) for line in error.errors(include_url=False)]
         found += [] if cls._may_lack(repaired) else _exclusive(repaired, cls)
-        if found and (part is None or not _only_unknown(found) or not _lenient(info)):
+        if part is None or found:
             raise ValidationError.from_exception_data(cls.__name__, found)
-        assert part is not None
         return part
 
     @classmethod
@@ -129,10 +130,8 @@ class Part(BaseModel):
 
 def show(value: object) -> str:
     """A value formatted for messages, truncated."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, str):
         return repr(_truncated(value))
     if isinstance(value, Mapping):
@@ -146,10 +145,13 @@ def _truncated(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _repair(given: Mapping[Any, Any], cls: type[Part]) -> tuple[dict[str, Any], list[InitErrorDetails]]:
-    """Known keys, misspelt ones corrected, and a fault for each unknown key."""
+def _repair(
+    given: Mapping[Any, Any], cls: type[Part]
+) -> tuple[dict[str, Any], dict[str, str], list[InitErrorDetails]]:
+    """Known keys, misspelt ones corrected; how these were written; and a fault for each unknown key."""
     known = list(cls.model_fields)
     repaired = {key: value for key, value in given.items() if key in known}
+    misspelt = {}
     faults = []
     for key, value in given.items():
         if key in known:
@@ -157,20 +159,10 @@ def _repair(given: Mapping[Any, Any], cls: type[Part]) -> tuple[dict[str, Any], 
         near = get_close_matches(str(key), known, n=1)
         if near and near[0] not in repaired:
             repaired[near[0]] = value
-        message = f"not {cls.called}{did_you_mean(str(key), known)}"
-        error = PydanticCustomError(UNKNOWN_KEY, message)
+            misspelt[near[0]] = str(key)
+        error = PydanticCustomError(UNKNOWN_KEY, f"not {cls.called}{did_you_mean(str(key), known)}")
         faults.append(InitErrorDetails(type=error, loc=(str(key),), input=value))
-    return repaired, faults
-
-
-def _renamed(given: Mapping[Any, Any], repaired: Mapping[str, Any], cls: type[Part]) -> dict[str, str]:
-    """Misspelt keys: the key as written → the corrected key."""
-    known = list(cls.model_fields)
-    return {
-        str(key): near[0]
-        for key in given
-        if key not in known and (near := get_close_matches(str(key), known, n=1)) and near[0] not in given
-    }
+    return repaired, misspelt, faults
 
 
 def _exclusive(repaired: Mapping[str, object], cls: type[Part]) -> list[InitErrorDetails]:
@@ -182,19 +174,11 @@ def _exclusive(repaired: Mapping[str, object], cls: type[Part]) -> list[InitErro
     return [InitErrorDetails(type=fault(message), loc=(), input=None)]
 
 
-def _only_unknown(found: list[InitErrorDetails]) -> bool:
-    return all(isinstance(e["type"], PydanticCustomError) and e["type"].type == UNKNOWN_KEY for e in found)
-
-
-def _lenient(info: ValidationInfo) -> bool:
-    return bool(info.context and info.context.get(LENIENT))
-
-
-def _readable_fault(line: Any, cls: type[Part], originals: Mapping[str, str]) -> InitErrorDetails:
+def _readable_fault(line: Any, misspelt: Mapping[str, str]) -> InitErrorDetails:
     """One line of a validation error as a readable fault; nested parts' faults are readable already."""
     loc = tuple(line["loc"])
-    if loc and loc[0] in originals:
-        loc = (originals[str(loc[0])], *loc[1:])
+    if loc and loc[0] in misspelt:
+        loc = (misspelt[loc[0]], *loc[1:])
     kind, found = line["type"], line["input"]
     if kind in ("fault", UNKNOWN_KEY):
         error = PydanticCustomError(kind, line["msg"])

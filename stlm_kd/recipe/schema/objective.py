@@ -27,7 +27,6 @@ from stlm_kd.teachers import COMBINED
 LABELS = "labels"
 """The name of the loss that needs no teacher."""
 
-
 Moment = Annotated[Real, Field(ge=0, le=1)]
 
 
@@ -106,41 +105,21 @@ def _weight(value: object, info: ValidationInfo) -> object:
 
 _WEIGHTS: TypeAdapter[float | Schedule] = TypeAdapter(schedulable(NotNegative))
 
-
 Weight = Annotated[float | Schedule, PlainValidator(_weight)]
 
 
-def losses() -> Registry[Any]:
-    """The losses on logits over a vocabulary or classes."""
+def loss_registries() -> tuple[Registry[Any], ...]:
+    """The losses on logits, hidden states and attention maps, and those after interventions."""
+    from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
     from stlm_kd.losses import LOSSES
-
-    return LOSSES
-
-
-def state_losses() -> Registry[Any]:
-    """The losses on hidden states."""
+    from stlm_kd.losses.attention import MAP_LOSSES
     from stlm_kd.losses.hidden import STATE_LOSSES
 
-    return STATE_LOSSES
-
-
-def map_losses() -> Registry[Any]:
-    """The losses on attention maps."""
-    from stlm_kd.losses.attention import MAP_LOSSES
-
-    return MAP_LOSSES
-
-
-def interchange_losses() -> Registry[Any]:
-    """The losses after an intervention on hidden states."""
-    from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
-
-    return INTERCHANGE_LOSSES
+    return LOSSES, STATE_LOSSES, MAP_LOSSES, INTERCHANGE_LOSSES
 
 
 def _loss(value: object) -> object:
-    tables = (losses(), state_losses(), map_losses(), interchange_losses())
-    names = [name for table in tables for name in table]
+    names = [name for registry in loss_registries() for name in registry]
     if isinstance(value, str) and value not in names:
         raise fault(f"{show(value)} is not a known loss{did_you_mean(value, names)}")
     return value
@@ -175,8 +154,6 @@ class Response(Objective):
 
 
 LayerMap: TypeAlias = dict[str, int | tuple[int, ...]]
-
-
 Sites: TypeAlias = tuple[str | LayerMap, ...]
 
 

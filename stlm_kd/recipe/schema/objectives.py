@@ -8,38 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    WrapValidator,
-)
+from pydantic import BeforeValidator, SerializeAsAny, WrapValidator
 
-from stlm_kd.recipe.schema.fields import Part, Real, Text
+from stlm_kd.recipe.schema.fields import BelowOne, Part, Text
 from stlm_kd.recipe.schema.interchange import Interchange
-from stlm_kd.recipe.schema.objective import (
-    LABELS,
-    Feature,
-    MapFeature,
-    Objective,
-    Response,
-    interchange_losses,
-    losses,
-    map_losses,
-    state_losses,
-)
+from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response, loss_registries
 from stlm_kd.recipe.schema.options import added_options, known_name, row_of, with_options
 from stlm_kd.registry import Registry
 
 
-def tables() -> list[tuple[type[Objective], Registry[Any]]]:
+def _tables() -> list[tuple[type[Objective], Registry[Any]]]:
     """Each registry of losses, with the class of its objectives."""
-    return [
-        (Response, losses()),
-        (Feature, state_losses()),
-        (MapFeature, map_losses()),
-        (Interchange, interchange_losses()),
-    ]
+    return list(zip((Response, Feature, MapFeature, Interchange), loss_registries(), strict=True))
 
 
 def _combiners() -> Registry[Any]:
@@ -48,16 +28,12 @@ def _combiners() -> Registry[Any]:
     return COMBINERS
 
 
-AnyObjective = Annotated[
-    SerializeAsAny[Objective],
-    WrapValidator(row_of(Objective, "loss", tables)),
-]
+AnyObjective = Annotated[SerializeAsAny[Objective], WrapValidator(row_of(Objective, "loss", _tables))]
 
 
 def labels_alone() -> Objective:
     """The only objective of a student without teachers."""
-    made: Objective = with_options(Response, LABELS, losses()).model_validate({"loss": LABELS})
-    return made
+    return with_options(Response, LABELS, loss_registries()[0]).model_validate({"loss": LABELS})
 
 
 class Combine(Part):
@@ -69,7 +45,7 @@ class Combine(Part):
 
     called: ClassVar[str] = "a key of combine"
     how: Annotated[Text, BeforeValidator(lambda value: known_name(value, _combiners()))] = "mean"
-    teacher_dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    teacher_dropout: BelowOne = 0.0
 
     @property
     def options(self) -> dict[str, Any]:

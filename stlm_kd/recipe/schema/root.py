@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, mode
 from stlm_kd.errors import did_you_mean
 from stlm_kd.eval import SUITES
 from stlm_kd.models.families import Goal, Task
+from stlm_kd.recipe.locate import built_in_objectives
 from stlm_kd.recipe.schema.cache import AnyCache
 from stlm_kd.recipe.schema.data import MASKED_SHARE, Data
 from stlm_kd.recipe.schema.fields import Flag, Part, Seed, Text, fault, show, texts_of
@@ -102,8 +103,6 @@ AnySuite = Annotated[
 
 
 def _objectives(value: object) -> object:
-    from stlm_kd.recipe.locate import built_in_objectives
-
     if isinstance(value, str):  # a known name was already replaced by its list
         names = [entry.name for entry in built_in_objectives()]
         hint = did_you_mean(value, names)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import BeforeValidator, ValidationInfo
 
 from stlm_kd.errors import did_you_mean
 from stlm_kd.recipe.schema.fields import (
+    BelowOne,
     Count,
     Flag,
     NotNegative,
     Part,
     Positive,
-    Real,
     Seed,
     Share,
     Text,
@@ -22,7 +22,7 @@ from stlm_kd.recipe.schema.fields import (
     show,
 )
 from stlm_kd.recipe.schema.options import known_name
-from stlm_kd.recipe.schema.training import TrainingPart, Warmup
+from stlm_kd.recipe.schema.training import TrainingPart
 from stlm_kd.training.config import Precision, Schedule
 
 Layers = Literal["every-other", "first", "last", "spread"]
@@ -103,7 +103,7 @@ class Student(Part):
     model: Text | None = None
     new_head: Flag = False
     init_from: InitFrom | None = None
-    dropout: Annotated[Real | None, Field(ge=0, lt=1)] = None
+    dropout: BelowOne | None = None
 
     @property
     def has_body(self) -> bool:
@@ -162,7 +162,7 @@ class Adapt(TrainingPart):
     old_rows_learning_rate: NotNegative | None = None
     effective_batch: Count = 32
     micro_batch: Count | None = None
-    warmup: Warmup = 0.05
+    warmup: BelowOne = 0.05
     schedule: Schedule = "cosine"
     validate_every: Count = 100
     patience: Count | None = 3

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
-from stlm_kd.recipe.schema.fields import Count, Flag, NotNegative, Part, Positive, Real, fault, show
+from stlm_kd.recipe.schema.fields import BelowOne, Count, Flag, NotNegative, Part, Positive, fault, show
 from stlm_kd.training.config import Precision, Schedule, TrainingConfig
-
-Warmup = Annotated[Real, Field(ge=0, lt=1)]
-Beta = Annotated[Real, Field(ge=0, lt=1)]
 
 
 class TrainingPart(Part):
@@ -43,9 +40,9 @@ class Train(TrainingPart):
     micro_batch: Count | None = None
     learning_rate: Positive = 5e-4
     schedule: Schedule = "cosine"
-    warmup: Warmup = 0.05
+    warmup: BelowOne = 0.05
     weight_decay: NotNegative = 0.1
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     eps: Positive = 1e-8
     bias_correction: Flag = True
     clip: Positive | None = 1.0

@@ -22,7 +22,9 @@ def cache_conflicts(recipe: Recipe) -> Iterator[Conflict]:
         if teacher.cache.path is not None:
             yield from _existing_cache(i, teacher, teacher.cache, recipe)
         elif recipe.language_task is None:
-            yield from _classifier_cache(place, teacher.cache, recipe)
+            for name in _set_keys(teacher.cache):
+                message = f"given, but a {recipe.task} cache stores all logits; use cache: auto"
+                yield ((*place, name), ("task",)), message
         elif recipe.task != "mlm" and teacher.cache.variants is not None:
             yield ((*place, "variants"), ("task",)), "only for masked language models (task: mlm)"
         for j, objective in objectives_of_teacher(recipe, teacher.name).items():
@@ -35,13 +37,9 @@ def cache_conflicts(recipe: Recipe) -> Iterator[Conflict]:
 def _existing_cache(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
     """Conflicts of a teacher that exists only as a cache."""
     place: Place = ("teachers", i, "cache")
-    known = Cache.model_validate({"path": cache.path})
-    for name in ("preset", "top", "draws", "temperature", "variants", "states"):
-        if getattr(cache, name) != getattr(known, name):
-            yield (
-                ((*place, name), (*place, "path")),
-                "given, but path is an existing cache with its own settings; leave it out",
-            )
+    for name in _set_keys(cache):
+        message = "given, but path is an existing cache with its own settings; leave it out"
+        yield ((*place, name), (*place, "path")), message
     for name in ("adapt", "recipe"):
         if getattr(teacher, name) is not None:
             message = "given, but the teacher is read from an existing cache; leave one of them out"
@@ -52,42 +50,34 @@ def _existing_cache(i: int, teacher: Teacher, cache: Cache, recipe: Recipe) -> I
         yield (("student", "init_from", "teacher"), place), message
 
 
-def _classifier_cache(place: Place, cache: Cache, recipe: Recipe) -> Iterator[Conflict]:
-    for name in ("preset", "top", "draws", "temperature", "variants", "states"):
-        if getattr(cache, name) != getattr(Cache.model_validate({}), name):
-            message = f"given, but a {recipe.task} cache stores all logits; use cache: auto"
-            yield ((*place, name), ("task",)), message
+def _set_keys(cache: Cache) -> list[str]:
+    """The keys with other values than the defaults, besides ``path``."""
+    default = Cache.model_validate({"path": cache.path})
+    return [name for name, value in cache if value != getattr(default, name)]
 
 
 def _objective(place: Place, objective: Objective, teacher: Teacher) -> Iterator[Conflict]:
     assert teacher.cache is not None
-    where = ((*place, "loss"), ("teachers",))
     if isinstance(objective, Interchange):
-        yield (
-            where,
-            (
-                f"{objective.loss} runs its teachers after interventions, but {teacher.name} is read from a "
-                "cache; leave out its cache, or this objective"
-            ),
+        message = (
+            f"runs its teachers after interventions, but {teacher.name} is read from a cache; "
+            "leave out its cache, or this objective"
         )
-    if isinstance(objective, MapFeature):
-        yield (
-            where,
-            (
-                f"{objective.loss} compares attention maps, which the cache of {teacher.name} does not store"
-                "; leave out the cache, or this objective"
-            ),
+    elif isinstance(objective, MapFeature):
+        message = (
+            f"compares attention maps, which the cache of {teacher.name} does not store; "
+            "leave out the cache, or this objective"
         )
-    if isinstance(objective, Feature) and teacher.cache.path is None and not teacher.cache.states:
-        yield (
-            where,
-            (
-                f"{objective.loss} compares hidden states, but the cache of {teacher.name} stores none; "
-                "list those it compares, such as cache: {states: [last]}, or leave out the cache"
-            ),
+    elif isinstance(objective, Feature) and teacher.cache.path is None and not teacher.cache.states:
+        message = (
+            f"compares hidden states, but the cache of {teacher.name} stores none; "
+            "list those it compares, such as cache: {states: [last]}, or leave out the cache"
         )
-    if isinstance(objective, Feature) and teacher.cache.path is not None and teacher.model is None:
-        yield where, f"{objective.loss} needs the configuration of {teacher.name}; give its model too"
+    elif isinstance(objective, Feature) and teacher.cache.path is not None and teacher.model is None:
+        message = f"needs the configuration of {teacher.name}; give its model too"
+    else:
+        return
+    yield ((*place, "loss"), ("teachers",)), f"{objective.loss} {message}"
 
 
 def _temperatures(place: Place, teacher: Teacher, recipe: Recipe) -> Iterator[Conflict]:
@@ -111,14 +101,12 @@ def _temperatures(place: Place, teacher: Teacher, recipe: Recipe) -> Iterator[Co
 def _variants(recipe: Recipe) -> Iterator[Conflict]:
     if recipe.task != "mlm":
         return
-    made = [
-        (i, teacher.cache.variants or VARIANTS)
-        for i, teacher in enumerate(recipe.teachers)
-        if teacher.cache is not None and teacher.cache.path is None
-    ]
-    for i, variants in made[1:]:
-        if variants != made[0][1]:
-            message = (
-                f"{variants} given, but teachers[{made[0][0]}] has {made[0][1]}; all need the same masks"
-            )
-            yield (("teachers", i, "cache", "variants"), ("teachers", made[0][0], "cache")), message
+    first: tuple[int, int] | None = None
+    for i, teacher in enumerate(recipe.teachers):
+        if teacher.cache is None or teacher.cache.path is not None:
+            continue
+        variants = teacher.cache.variants or VARIANTS
+        first = first or (i, variants)
+        if variants != first[1]:
+            message = f"{variants} given, but teachers[{first[0]}] has {first[1]}; all need the same masks"
+            yield (("teachers", i, "cache", "variants"), ("teachers", first[0], "cache")), message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from stlm_kd.errors import did_you_mean
@@ -15,3 +15,14 @@ Conflict: TypeAlias = tuple[tuple[Place, ...], str]
 def known_names(name: str, names: Sequence[str]) -> str:
     """A hint with the nearest known name."""
     return did_you_mean(name, names) or "; it has none"
+
+
+def not_a_teacher(name: str, names: Sequence[str]) -> str:
+    """The message for a name that none of the recipe's teachers has."""
+    return f"{name} is not a teacher of this recipe{known_names(name, names)}"
+
+
+def within(place: Place, conflicts: Iterable[Conflict]) -> Iterator[Conflict]:
+    """The conflicts of a recipe that stands at a place of another recipe."""
+    for places, message in conflicts:
+        yield tuple((*place, *inner) for inner in places), message

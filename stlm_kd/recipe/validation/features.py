@@ -16,9 +16,16 @@ WIDTHS = ("hidden_size", "n_embd", "dim")
 """Names of the number of layers and of the hidden size in configurations."""
 
 
+def config_fields(recipe: Recipe) -> dict[str, object]:
+    """The configuration of a student built from fields; empty for any other."""
+    from stlm_kd.models.presets import PRESETS
+
+    return {**PRESETS.get(recipe.student.preset or "", recipe.student.architecture or {})}
+
+
 def given_number(recipe: Recipe, names: tuple[str, ...]) -> int | None:
     """A configuration value of a student built from fields; None if only a model has it."""
-    given = [value for name, value in _fields(recipe).items() if name in names]
+    given = [value for name, value in config_fields(recipe).items() if name in names]
     return given[0] if given and type(given[0]) is int else None
 
 
@@ -65,35 +72,32 @@ def feature_conflicts(
 ) -> Iterator[Conflict]:
     """Unsupported families, sites that a model does not have, and different widths without a projection.
 
-    Args:
-        place: The objective's place.
-        objective: A loss on states or maps.
-        recipe: The student's recipe.
-        teacher: The teacher's name.
-        inner: The teacher's recipe; None if it is a model.
+    ``inner`` is the teacher's recipe; None if the teacher is a model.
     """
+    where: tuple[Place, ...] = (("student",), ("teachers",))
     models = (("the student", recipe), (f"teacher {teacher}", inner))
-    families = [(who, _fields(made).get("model_type")) for who, made in models if made is not None]
+    families = [(who, config_fields(made).get("model_type")) for who, made in models if made is not None]
     if unsupported := unsupported_families(objective.loss, families):
-        yield ((*place, "loss"), ("student",), ("teachers",)), unsupported
+        yield ((*place, "loss"), *where), unsupported
     if inner is None:
         return
-    layers = [given_layers(made) for made in (recipe, inner)]
-    if layers[0] is not None and layers[1] is not None:
-        yield from _sites((*place, "sites"), objective, layers[0], layers[1])
-    widths = [given_number(made, WIDTHS) for made in (recipe, inner)]
-    if isinstance(objective, Feature) and objective.projection == "none" and None not in widths:
-        own, other = widths
-        if own != other:
-            yield ((*place, "projection"), ("student",), ("teachers",)), widths_differ(teacher, own, other)
+    own, other = given_layers(recipe), given_layers(inner)
+    if own is not None and other is not None:
+        choose = layer_pairs if isinstance(objective, MapFeature) else site_pairs
+        try:
+            choose(site_choices(objective), own, other)
+        except ModelError as error:
+            yield ((*place, "sites"), *where), str(error)
+    if isinstance(objective, Feature) and objective.projection == "none":
+        own, other = given_number(recipe, WIDTHS), given_number(inner, WIDTHS)
+        if None not in (own, other) and own != other:
+            yield ((*place, "projection"), *where), widths_differ(teacher, own, other)
 
 
 def unsupported_families(loss: str, models: Iterable[tuple[str, object]]) -> str | None:
     """The message for models of which no hidden states are known; None if all families, where known, are.
 
-    Args:
-        loss: The name of the loss.
-        models: For each model what it is ("the student") and its ``model_type``; None if unknown.
+    ``models``: for each model what it is ("the student") and its ``model_type``; None if unknown.
     """
     unknown = [f"{who} is a {family}" for who, family in models if family not in (None, *ARCHITECTURES)]
     if not unknown:
@@ -106,18 +110,3 @@ def widths_differ(teacher: str, own: object, other: object) -> str:
     """The message for hidden states of different sizes without a projection."""
     found = f"the student's hidden size is {own} and that of teacher {teacher} {other}"
     return f"none, but {found}; use auto or linear"
-
-
-def _sites(place: Place, objective: Feature | MapFeature, student: int, teacher: int) -> Iterator[Conflict]:
-    choose = layer_pairs if isinstance(objective, MapFeature) else site_pairs
-    try:
-        choose(site_choices(objective), student, teacher)
-    except ModelError as error:
-        yield (place, ("student",), ("teachers",)), str(error)
-
-
-def _fields(recipe: Recipe) -> dict[str, object]:
-    """The configuration of a student built from fields; empty for any other."""
-    from stlm_kd.models.presets import PRESETS
-
-    return {**PRESETS.get(recipe.student.preset or "", recipe.student.architecture or {})}

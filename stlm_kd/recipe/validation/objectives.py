@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response, Schedule
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
+from stlm_kd.recipe.validation.conflict import Conflict, Place, not_a_teacher
 from stlm_kd.recipe.validation.features import feature_conflicts, layers_beyond
 from stlm_kd.recipe.validation.interchange import interchange_conflicts
 from stlm_kd.teachers import COMBINED
@@ -26,9 +26,7 @@ def objective_conflicts(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _has_weight(objective: Objective) -> bool:
-    weights = [objective.weight]
-    if isinstance(objective, Interchange):
-        weights.append(objective.causal_cosine_weight)
+    weights = (objective.weight, getattr(objective, "causal_cosine_weight", 0.0))
     return any(any(weight.values) if isinstance(weight, Schedule) else bool(weight) for weight in weights)
 
 
@@ -36,10 +34,8 @@ def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[C
     teachers = [teacher.name for teacher in recipe.teachers]
     if objective.loss == LABELS:
         if isinstance(objective, Response) and objective.on != "labels":
-            yield (
-                ((*place, "on"),),
-                f"{objective.on} given, but {LABELS} counts labelled positions; expected labels",
-            )
+            message = f"{objective.on} given, but {LABELS} counts labelled positions; expected labels"
+            yield ((*place, "on"),), message
         if objective.teacher != COMBINED:
             yield ((*place, "teacher"),), f"{objective.teacher} given, but {LABELS} has no teacher"
         return
@@ -47,11 +43,8 @@ def _objective(place: Place, objective: Objective, recipe: Recipe) -> Iterator[C
         message = f"{objective.loss} compares the student with a teacher, and the recipe has none"
         yield ((*place, "loss"), ("teachers",)), message
     elif objective.teacher not in (COMBINED, *teachers):
-        known = known_names(objective.teacher, [COMBINED, *teachers])
-        yield (
-            ((*place, "teacher"), ("teachers",)),
-            f"{objective.teacher} is not a teacher of this recipe{known}",
-        )
+        message = not_a_teacher(objective.teacher, [COMBINED, *teachers])
+        yield ((*place, "teacher"), ("teachers",)), message
     elif isinstance(objective, (Feature, MapFeature)):
         yield from _feature(place, objective, recipe)
     elif isinstance(objective, Interchange):
@@ -99,9 +92,11 @@ def _for_task(place: Place, objective: Objective, recipe: Recipe) -> Iterator[Co
     elif isinstance(objective, (Feature, MapFeature, Interchange)) and objective.on == "labels":
         message = f"labels given, but positions have no label in {recipe.task}; expected attended"
         yield ((*place, "on"), task), message
-    if recipe.task == "regression" and isinstance(objective, Interchange):
+    if recipe.task != "regression":
+        return
+    if isinstance(objective, Interchange):
         yield ((*place, "loss"), task), f"{objective.loss} compares distributions, and a regression has none"
-    if recipe.task == "regression" and isinstance(objective, Response) and objective.loss != LABELS:
+    elif isinstance(objective, Response) and objective.loss != LABELS:
         if objective.loss != "logit_mse":
             message = f"{objective.loss} compares distributions, and a regression has none; use logit_mse"
             yield ((*place, "loss"), task), message

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.root import Recipe
-from stlm_kd.recipe.validation.conflict import Conflict, Place
+from stlm_kd.recipe.validation.conflict import Conflict, Place, within
 
 
 def trainings(recipe: Recipe, place: Place = (), teacher: str = "") -> Iterator[tuple[Place, str, Recipe]]:
@@ -26,8 +26,7 @@ def overlaps(recipe: Recipe) -> Iterator[Conflict]:
     """Validation data on which a student or one of its teachers is trained, unless that is allowed."""
     for place, _, outer in trainings(recipe):
         if not outer.data.allow_overlap:
-            for places, message in _of_one(outer):
-                yield tuple((*place, *inner) for inner in places), message
+            yield from within(place, _of_one(outer))
 
 
 def _of_one(recipe: Recipe) -> Iterator[Conflict]:

@@ -9,12 +9,13 @@ from stlm_kd.errors import RecipeFault, did_you_mean
 from stlm_kd.eval import SUITES
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.recipe.schema.data import LABELLED_SAMPLES, Source
-from stlm_kd.recipe.schema.root import Recipe, Teacher
+from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt, TokenizerTraining
-from stlm_kd.recipe.schema.training import Engine
+from stlm_kd.recipe.schema.training import Engine, Train
 from stlm_kd.recipe.validation.cache import cache_conflicts
 from stlm_kd.recipe.validation.combination import combination_conflicts
-from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
+from stlm_kd.recipe.validation.conflict import Conflict, Place, not_a_teacher, within
+from stlm_kd.recipe.validation.features import config_fields
 from stlm_kd.recipe.validation.objectives import objective_conflicts
 from stlm_kd.teachers import COMBINED
 
@@ -35,18 +36,16 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
 
 def _task(recipe: Recipe) -> Iterator[Conflict]:
     """Conflicts with the task: model families, data options, evaluation suites."""
-    from stlm_kd.models.presets import PRESETS
-
     task: Place = ("task",)
     student = recipe.student
-    fields = PRESETS.get(student.preset or "", student.architecture or {})
-    row = ARCHITECTURES.get(str(fields.get("model_type")))
-    if row is not None and recipe.language_task not in (None, row.task):
-        place = ("student", "preset" if student.preset is not None else "architecture")
-        message = f"{fields['model_type']} is for task {row.task}, but the task is {recipe.task}"
-        yield (place, task), message
+    key = "preset" if student.preset is not None else "architecture"
+    yield from _family(("student", key), str(config_fields(recipe).get("model_type")), recipe)
     if student.init_from is not None and student.init_from.model_type is not None:
-        yield from _student_family(student.init_from.model_type, recipe)
+        place: Place = ("student", "init_from", "model_type")
+        family = student.init_from.model_type
+        if family not in ARCHITECTURES:
+            yield (place,), f"{family} is not a known family{did_you_mean(family, ARCHITECTURES)}"
+        yield from _family(place, family, recipe)
     if isinstance(student.tokenizer, TokenizerTraining):
         smallest = smallest_size(masked=recipe.task != "clm")
         if student.tokenizer.size < smallest:
@@ -80,68 +79,46 @@ def _task(recipe: Recipe) -> Iterator[Conflict]:
             yield (("eval", i), task), message
 
 
-def _student_family(model_type: str, recipe: Recipe) -> Iterator[Conflict]:
-    """Conflicts of the family that a teacher's layers are converted to."""
-    place: Place = ("student", "init_from", "model_type")
+def _family(place: Place, model_type: str, recipe: Recipe) -> Iterator[Conflict]:
+    """A student's family that is for another task; any family can be a classifier."""
     row = ARCHITECTURES.get(model_type)
-    if row is None:
-        yield (place,), f"{model_type} is not a known family{did_you_mean(model_type, ARCHITECTURES)}"
-    elif recipe.language_task not in (None, row.task):
+    if row is not None and recipe.language_task not in (None, row.task):
         yield (place, ("task",)), f"{model_type} is for task {row.task}, but the task is {recipe.task}"
 
 
 def _student(recipe: Recipe) -> Iterator[Conflict]:
-    if recipe.student.new_head and recipe.student.model is None:
+    student, init_from = recipe.student, recipe.student.init_from
+    if student.new_head and student.model is None:
         yield (("student", "new_head"), ("student", "model")), "only for a student.model that has no head"
-    if (
-        recipe.student.dropout is not None
-        and recipe.student.model is None
-        and recipe.student.init_from is None
-    ):
-        kind = "architecture" if recipe.student.architecture is not None else "preset"
+    if student.dropout is not None and student.model is None and init_from is None:
+        kind = "architecture" if student.architecture is not None else "preset"
         message = "only for student.model and student.init_from; a student.architecture names its own fields"
         yield (("student", "dropout"), ("student", kind)), message
     names = [teacher.name for teacher in recipe.teachers]
-    init_from = recipe.student.init_from
     if init_from is not None and init_from.teacher not in names:
-        place = ("student", "init_from", "teacher")
-        yield (
-            (place, ("teachers",)),
-            f"{init_from.teacher} is not a teacher of this recipe{known_names(init_from.teacher, names)}",
-        )
-    if recipe.adapts_only:
-        if not any(teacher.adapt for teacher in recipe.teachers):
-            kinds = ", ".join(recipe.student.one_of)
-            message = f"nothing to do: no teacher to adapt, and no student to train; give one of {kinds}"
-            yield (("student",), ("teachers",)), message
-        return
-    if not recipe.student.has_body:
-        yield (("student",),), f"none given; expected exactly one of {', '.join(recipe.student.one_of)}"
+        message = not_a_teacher(init_from.teacher, names)
+        yield (("student", "init_from", "teacher"), ("teachers",)), message
+    kinds = ", ".join(student.one_of)
+    if recipe.adapts_only and not any(teacher.adapt for teacher in recipe.teachers):
+        message = f"nothing to do: no teacher to adapt, and no student to train; give one of {kinds}"
+        yield (("student",), ("teachers",)), message
+    elif not recipe.adapts_only and not student.has_body:
+        yield (("student",),), f"none given; expected exactly one of {kinds}"
 
 
 def _teachers(recipe: Recipe) -> Iterator[Conflict]:
     names = [teacher.name for teacher in recipe.teachers]
     for i, teacher in enumerate(recipe.teachers):
         place: Place = ("teachers", i)
-        if names.index(teacher.name) != i:
-            first = names.index(teacher.name)
+        if (first := names.index(teacher.name)) != i:
             yield ((*place, "name"),), f"{teacher.name} is the name of teachers[{first}] too; choose another"
         if teacher.name == COMBINED:
-            yield (
-                ((*place, "name"),),
-                f"{COMBINED} is reserved for all teachers together; choose another name",
-            )
+            message = f"{COMBINED} is reserved for all teachers together; choose another name"
+            yield ((*place, "name"),), message
         if teacher.adapt is not None:
-            yield from _micro_batch(
-                (*place, "adapt"), teacher.adapt.effective_batch, teacher.adapt.micro_batch
-            )
-            if recipe.data.validation is None:
-                message = "not given, but adapting a teacher needs held-out text; add data.validation"
-                yield (("data", "validation"), (*place, "adapt")), message
-            yield from _adaptation_objective((*place, "adapt"), teacher.adapt, recipe)
-            yield from _old_rows_learning_rate((*place, "adapt"), teacher.adapt)
+            yield from _adapt((*place, "adapt"), teacher.adapt, recipe)
         if teacher.recipe is not None:
-            yield from _trained_teacher(recipe, teacher, (*place, "recipe"))
+            yield from _trained_teacher((*place, "recipe"), teacher.recipe, recipe)
         if teacher.classes is not None and recipe.task != "classification":
             yield ((*place, "classes"), ("task",)), f"only for classification, but the task is {recipe.task}"
         elif teacher.classes is not None and teacher.is_only_read:
@@ -149,57 +126,46 @@ def _teachers(recipe: Recipe) -> Iterator[Conflict]:
             yield ((*place, "classes"), (*place, "cache")), message
 
 
-def _adaptation_objective(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
-    if adapt.objective is None or recipe.task == "clm":
-        return
-    places = ((*place, "objective"), ("task",))
-    if recipe.language_task is None:
-        message = "a classifier is trained on its own original probabilities; leave the objective out"
-        yield places, message
-    elif SELF_DISTILLATION in adapt.objective:
-        message = f"{SELF_DISTILLATION} compares span probabilities of causal models; use {CROSS_ENTROPY}"
-        yield places, message
-
-
-def _old_rows_learning_rate(place: Place, adapt: Adapt) -> Iterator[Conflict]:
-    if adapt.old_rows_learning_rate is None:
-        return
+def _adapt(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
     from stlm_kd.adaptation.initialisers import COPYING
 
-    if adapt.init not in COPYING:
+    yield from _micro_batch(place, adapt)
+    if recipe.data.validation is None:
+        message = "not given, but adapting a teacher needs held-out text; add data.validation"
+        yield (("data", "validation"), place), message
+    if adapt.objective is not None and recipe.language_task is None:
+        message = "a classifier is trained on its own original probabilities; leave the objective out"
+        yield ((*place, "objective"), ("task",)), message
+    elif recipe.task == "mlm" and SELF_DISTILLATION in (adapt.objective or ()):
+        message = f"{SELF_DISTILLATION} compares span probabilities of causal models; use {CROSS_ENTROPY}"
+        yield ((*place, "objective"), ("task",)), message
+    if adapt.old_rows_learning_rate is not None and adapt.init not in COPYING:
         known = " or ".join(sorted(COPYING))
         message = f"{adapt.init} copies no old rows of tokens; use {known}, or leave it out"
         yield ((*place, "old_rows_learning_rate"), (*place, "init")), message
 
 
-def _trained_teacher(recipe: Recipe, teacher: Teacher, place: Place) -> Iterator[Conflict]:
-    assert teacher.recipe is not None
-    for places, message in conflicts(teacher.recipe):
-        yield tuple((*place, *inner) for inner in places), message
-    if teacher.recipe.adapts_only:
-        yield (
-            ((*place, "student"),),
-            "trains no model; add a student, objectives and steps, or use teachers[].model",
-        )
-    if len(teacher.recipe.seeds) > 1:
-        seeds = ", ".join(map(str, teacher.recipe.seeds))
+def _trained_teacher(place: Place, inner: Recipe, recipe: Recipe) -> Iterator[Conflict]:
+    """Conflicts of a teacher's recipe, within itself and with the student's."""
+    yield from within(place, conflicts(inner))
+    if inner.adapts_only:
+        message = "trains no model; add a student, objectives and steps, or use teachers[].model"
+        yield ((*place, "student"),), message
+    if len(inner.seeds) > 1:
+        seeds = ", ".join(map(str, inner.seeds))
         yield ((*place, "seeds"),), f"{seeds} given; a teacher is trained once; give one seed"
-    if teacher.recipe.task != recipe.task:
+    if inner.task != recipe.task:
         message = (
-            f"{teacher.recipe.task} given, but the student's task is {recipe.task}, so their predictions "
+            f"{inner.task} given, but the student's task is {recipe.task}, so their predictions "
             "cannot be compared; use the same task"
         )
         yield ((*place, "task"), ("task",)), message
-    if teacher.recipe.engine != Engine():
-        yield (
-            ((*place, "engine"),),
-            "a teacher's training uses the engine of the student's recipe; remove it",
-        )
-    if teacher.recipe.controls:
+    if inner.engine != Engine():
+        yield ((*place, "engine"),), "a teacher's training uses the engine of the student's recipe; remove it"
+    if inner.controls:
         yield ((*place, "controls"),), "a teacher's recipe trains only the teacher; remove them"
-    if teacher.recipe.eval:
-        message = "a teacher is scored by the eval of the student's recipe; remove it"
-        yield ((*place, "eval"),), message
+    if inner.eval:
+        yield ((*place, "eval"),), "a teacher is scored by the eval of the student's recipe; remove it"
 
 
 def _data(recipe: Recipe) -> Iterator[Conflict]:
@@ -213,10 +179,8 @@ def _data(recipe: Recipe) -> Iterator[Conflict]:
     for i, source in enumerate(recipe.data.validation or ()):
         yield from _source(("data", "validation", i), source, labelled=labelled)
         if source.weight != 1.0:
-            yield (
-                (("data", "validation", i, "weight"),),
-                "only for training text; held-out text is read once",
-            )
+            message = "only for training text; held-out text is read once"
+            yield (("data", "validation", i, "weight"),), message
 
 
 def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflict]:
@@ -323,7 +287,7 @@ def _train(recipe: Recipe) -> Iterator[Conflict]:
     steps: Place = ("train", "steps")
     if train.steps is None and train.epochs is None and not recipe.adapts_only:
         yield (("train",), steps, ("train", "epochs")), "none given; expected exactly one of steps, epochs"
-    yield from _micro_batch(("train",), train.effective_batch, train.micro_batch)
+    yield from _micro_batch(("train",), train)
     validation: Place = ("data", "validation")
     every: Place = ("train", "validate_every")
     if train.validate_every is not None and recipe.data.validation is None:
@@ -334,21 +298,21 @@ def _train(recipe: Recipe) -> Iterator[Conflict]:
         yield (("train", "keep"), every), "best needs train.validate_every"
 
 
-def _micro_batch(place: Place, effective: int, micro: int | None) -> Iterator[Conflict]:
-    if micro is not None and effective % micro:
-        message = f"{micro} does not divide effective_batch, {effective}"
+def _micro_batch(place: Place, train: Train | Adapt) -> Iterator[Conflict]:
+    if train.micro_batch is not None and train.effective_batch % train.micro_batch:
+        message = f"{train.micro_batch} does not divide effective_batch, {train.effective_batch}"
         yield ((*place, "micro_batch"), (*place, "effective_batch")), message
 
 
 def uneven_batches(recipe: Recipe, processes: int) -> Iterator[RecipeFault]:
     """Batch sizes that ``processes`` processes cannot share evenly."""
-    batches = {"train.effective_batch": recipe.train.effective_batch}
-    for index, teacher in enumerate(recipe.teachers):
-        if teacher.adapt is not None:
-            batches[f"teachers[{index}].adapt.effective_batch"] = teacher.adapt.effective_batch
-    if recipe.adapts_only:
-        del batches["train.effective_batch"]
-    for place, size in batches.items():
+    batches = [] if recipe.adapts_only else [("train", recipe.train.effective_batch)]
+    batches += [
+        (f"teachers[{index}].adapt", teacher.adapt.effective_batch)
+        for index, teacher in enumerate(recipe.teachers)
+        if teacher.adapt is not None
+    ]
+    for place, size in batches:
         if size % processes:
             less = size - size % processes
             fitting = f"{less} or {less + processes}" if less else f"{processes}"
@@ -356,7 +320,7 @@ def uneven_batches(recipe: Recipe, processes: int) -> Iterator[RecipeFault]:
                 f"{size} rows cannot be shared evenly by {processes} processes; "
                 f"use {fitting}, or another number of processes"
             )
-            yield RecipeFault(place, message)
+            yield RecipeFault(f"{place}.effective_batch", message)
 
 
 def _controls(recipe: Recipe) -> Iterator[Conflict]:
@@ -365,10 +329,8 @@ def _controls(recipe: Recipe) -> Iterator[Conflict]:
         if recipe.controls.index(control) != i:
             yield (place,), f"{control} given twice"
         if not recipe.teachers:
-            yield (
-                (place, ("teachers",)),
-                f"{control} is a control for a student with teachers, but the recipe has none",
-            )
+            message = f"{control} is a control for a student with teachers, but the recipe has none"
+            yield (place, ("teachers",)), message
     for i, seed in enumerate(recipe.seeds):
         if recipe.seeds.index(seed) != i:
             yield (("seeds", i),), f"{seed} given twice; two runs with one seed are identical"
