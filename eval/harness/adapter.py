@@ -193,7 +193,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         if len(continuation) <= longest:
             yield Piece(ids[-(longest + 1) :], len(continuation))
             return
-        for window in split_into_windows(0, len(ids), longest, max(longest // 2, 1)):
+        for window in split_into_windows(len(ids), longest, max(longest // 2, 1)):
             scored = min(window.scored, window.stop - len(context))
             if scored > 0:
                 yield Piece(ids[window.start : window.stop], scored)

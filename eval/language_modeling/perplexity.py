@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Gt
@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 SUITE = "perplexity"
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A piece of one document's ids: all but the last are inputs, and the last ``scored`` are targets."""
+class Window(NamedTuple):
+    """A range of a document's ids: all but the last are inputs, and the last ``scored`` are targets."""
 
-    document: int
     start: int
     stop: int
     scored: int
@@ -96,17 +94,17 @@ def perplexity(
     texts = texts_to_score(wikitext.articles() if on == "wikitext" else documents, suite=SUITE)
     ids = ids_from_start(tokenizer, texts)
     windows = [
-        piece
+        (index, *piece)
         for index, row in enumerate(ids)
-        for piece in split_into_windows(index, len(row), window, stride)
+        for piece in split_into_windows(len(row), window, stride)
     ]
     if not windows:
         raise DataError("perplexity: the tokenizer finds no token in the text")
     nats = [np.zeros(len(row) - 1) for row in ids]
-    pieces = [Piece(tuple(ids[each.document][each.start : each.stop]), each.scored) for each in windows]
+    pieces = [Piece(tuple(ids[index][start:stop]), scored) for index, start, stop, scored in windows]
     losses = piece_losses(model, pieces, batch_size=batch_size, precision=precision, suite=SUITE)
-    for each, loss in zip(windows, losses, strict=True):
-        nats[each.document][each.stop - each.scored - 1 : each.stop - 1] = loss.token_nats
+    for (index, _, stop, scored), loss in zip(windows, losses, strict=True):
+        nats[index][stop - scored - 1 : stop - 1] = loss.token_nats
     starts = token_starts(tokenizer, texts)
     unknown_id = tokenizer.unk_token_id
     result = text_result(
@@ -173,16 +171,16 @@ def text_result(
     )
 
 
-def split_into_windows(document: int, length: int, window: int, stride: int) -> Iterator[Window]:
+def split_into_windows(length: int, window: int, stride: int) -> Iterator[Window]:
     """Windows of at most ``window`` inputs in which each id except the first is scored once.
 
-    >>> [(piece.start, piece.stop, piece.scored) for piece in split_into_windows(0, 8, 4, 2)]
+    >>> [(piece.start, piece.stop, piece.scored) for piece in split_into_windows(8, 4, 2)]
     [(0, 5, 4), (2, 7, 2), (4, 8, 1)]
     """
     scored_to = 1
     start = 0
     while scored_to < length:
         stop = min(start + window + 1, length)
-        yield Window(document, start, stop, stop - scored_to)
+        yield Window(start, stop, stop - scored_to)
         scored_to = stop
         start += stride

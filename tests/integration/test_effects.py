@@ -70,7 +70,7 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hub, "column", column)
     monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
-    monkeypatch.setattr(adaptation_quality, "measure", lambda *asked, **named: unmeasured)
+    monkeypatch.setattr(adaptation_quality, "perplexity", lambda *asked, **named: unmeasured)
 
 
 class Caught(Exception):
