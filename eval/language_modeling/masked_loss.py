@@ -8,7 +8,7 @@ that training may use, since these depend on the training text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +21,7 @@ from stlm_kd.data.masking import even_masking
 from stlm_kd.errors import DataError
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
 from stlm_kd.eval.language_modeling.masked_windows import (
+    Found,
     MaskedRow,
     WindowedText,
     degenerate_tokens,
@@ -82,13 +83,29 @@ def masked_loss(
         suite=SUITE,
     )
     by_index = dict(zip(longest_first, found, strict=True))
-    counts = {index: len(row.places) for index, row in masked.items()}
-    nats = [(by_index[index].nats, count) for index, count in counts.items()]
-    right = [(float(by_index[index].right), count) for index, count in counts.items()]
-    total_nats, total = math.fsum(value for value, _ in nats), sum(counts.values())
-    accuracy = sum(each.right for each in found) / total
+    counted = {index: (by_index[index], len(row.places)) for index, row in masked.items()}
     degenerate = degenerate_tokens(found, [target for row in masked.values() for target in row.targets])
-    score = partial(Score, "text", examples=len(masked), degenerate=degenerate)
+    return _result(text, counted, candidates, share=share, seed=seed, degenerate=degenerate)
+
+
+def _result(
+    text: WindowedText,
+    counted: Mapping[int, tuple[Found, int]],
+    candidates: int,
+    *,
+    share: float,
+    seed: int,
+    degenerate: str | None,
+) -> SuiteResult:
+    """Loss and accuracy with standard errors over the windows, and the loss of every window.
+
+    ``counted``: the predictions and the number of masked tokens of each window that has some, by its index.
+    """
+    nats = [(found.nats, count) for found, count in counted.values()]
+    right = [(float(found.right), count) for found, count in counted.values()]
+    total_nats, total = math.fsum(value for value, _ in nats), sum(count for _, count in nats)
+    accuracy = sum(found.right for found, _ in counted.values()) / total
+    score = partial(Score, "text", examples=len(counted), degenerate=degenerate)
     unknown = text.unknown(text.windows)
     unknown_note = f"{unknown} tokens of the text are unknown to the tokenizer and never masked"
     return SuiteResult(
@@ -98,15 +115,15 @@ def masked_loss(
             score("masked_accuracy", accuracy, ratio_stderr(right)),
         ),
         tuple(
-            ExampleScore("text", str(index), "masked_loss", by_index[index].nats / count)
-            for index, count in counts.items()
+            ExampleScore("text", str(index), "masked_loss", found.nats / count)
+            for index, (found, count) in counted.items()
         ),
         (unknown_note,) if unknown else (),
         {
             "nats": total_nats,
             "masked_tokens": total,
             "tokens": candidates,
-            "scored_windows": len(masked),
+            "scored_windows": len(counted),
             "windows": len(text.windows),
             "documents": text.documents,
             "unknown_tokens": unknown,
