@@ -125,17 +125,15 @@ class TeacherAgreement:
 def explained_in(
     result: SuiteResult, teacher: str, *, student: str
 ) -> tuple[TeacherAgreement, dict[str, tuple[str, ...]]]:
-    """The outputs and agreement for one teacher in a result, and the texts of the explained examples by id.
+    """The outputs and agreement for one of ``teachers_in``, and the texts of the explained examples by id.
 
-    Args:
-        result: A result of this suite.
-        teacher: One of ``teachers_in``.
-        student: The student's display name.
+    ``student`` is the student's display name.
     """
     report: Any = result.report
-    theirs = ClassifierOutputs.from_json(report["beside"][teacher]["teacher_answers"], name=teacher)
-    own = ClassifierOutputs.from_json(report["beside"][teacher]["student_answers"], name=student)
-    texts = {name: tuple(sides) for name, sides in report["beside"][teacher]["explained"].items()}
+    beside = report["beside"][teacher]
+    theirs = ClassifierOutputs.from_json(beside["teacher_answers"], name=teacher)
+    own = ClassifierOutputs.from_json(beside["student_answers"], name=student)
+    texts = {name: tuple(sides) for name, sides in beside["explained"].items()}
     return TeacherAgreement(theirs, own, compared(theirs, own, top=report["top"])), texts
 
 
@@ -146,15 +144,17 @@ def teachers_in(result: SuiteResult) -> list[str]:
 
 
 def _scores(teacher: str, one: TeacherAgreement) -> Iterator[Score]:
-    """The main scores, and details that tables omit; degenerate if the student predicts a single class."""
-    own, measured, detail = one.student.predictions, one.compared.agreement, f"{teacher} in detail"
+    """The main scores, and details that tables omit; marked if the student predicts a single class."""
+    own = one.student.predictions
+    measured = one.compared.agreement
+    kappa, same, kl, js = measured.kappa, measured.top1, measured.kl, measured.js
+    size, detail = measured.examples, f"{teacher} in detail"
     score = partial(Score, teacher, degenerate=one_class(own.labels, own.predicted))
-    lower_is_better = partial(score, examples=measured.examples, higher_is_better=False)
-    if measured.kappa.value is not None:
-        yield score("kappa", measured.kappa.value, measured.kappa.stderr, measured.examples)
-    yield score("same_class", measured.top1.value, measured.top1.stderr, measured.examples)
-    yield lower_is_better("kl", measured.kl.value, measured.kl.stderr)
-    yield lower_is_better("js", measured.js.value, measured.js.stderr, part_of=detail)
+    if kappa.value is not None:
+        yield score("kappa", kappa.value, kappa.stderr, size)
+    yield score("same_class", same.value, same.stderr, size)
+    yield score("kl", kl.value, kl.stderr, size, higher_is_better=False)
+    yield score("js", js.value, js.stderr, size, higher_is_better=False, part_of=detail)
     for each in one.compared.explanations:
         for metric, mean in (("correlation", each.correlation), ("overlap", each.overlap)):
             part = None if metric == "correlation" else detail

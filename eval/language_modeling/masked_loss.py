@@ -8,7 +8,8 @@ that training may use, since these depend on the training text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -72,71 +73,57 @@ def masked_loss(
     rows, candidates = corrupted_rows(text, tokenizer, share=share, seed=seed)
     if not candidates:
         raise DataError(f"{SUITE}: the tokenizer finds only special tokens in the text")
-    longest_first = sorted(
-        (index for index, row in enumerate(rows) if row.places), key=lambda index: -len(rows[index].ids)
-    )
-    predictions = find_tokens(
+    masked = {index: row for index, row in enumerate(rows) if row.places}
+    longest_first = sorted(masked, key=lambda index: -len(masked[index].ids))
+    found = find_tokens(
         model,
-        (rows[index] for index in longest_first),
+        (masked[index] for index in longest_first),
         batch_size=batch_size,
         precision=precision,
         suite=SUITE,
     )
-    found = [Found(0.0, 0)] * len(rows)
-    for index, one in zip(longest_first, predictions, strict=True):
-        found[index] = one
-    degenerate = degenerate_tokens(predictions, [target for row in rows for target in row.targets])
-    return _result(text, rows, found, candidates, share, seed, degenerate)
+    by_index = dict(zip(longest_first, found, strict=True))
+    counted = {index: (by_index[index], len(row.places)) for index, row in masked.items()}
+    degenerate = degenerate_tokens(found, [target for row in masked.values() for target in row.targets])
+    return _result(text, counted, candidates, share=share, seed=seed, degenerate=degenerate)
 
 
 def _result(
     text: WindowedText,
-    rows: Sequence[MaskedRow],
-    found: Sequence[Found],
+    counted: Mapping[int, tuple[Found, int]],
     candidates: int,
+    *,
     share: float,
     seed: int,
     degenerate: str | None,
 ) -> SuiteResult:
-    """Loss and accuracy with standard errors over the windows, and the loss of every window."""
-    drawn = {index: len(row.places) for index, row in enumerate(rows) if row.places}
+    """Loss and accuracy with standard errors over the windows, and the loss of every window.
+
+    ``counted``: the predictions and the number of masked tokens of each window that has some, by its index.
+    """
+    nats = [(found.nats, count) for found, count in counted.values()]
+    right = [(float(found.right), count) for found, count in counted.values()]
+    total_nats, total = math.fsum(value for value, _ in nats), sum(count for _, count in nats)
+    accuracy = sum(found.right for found, _ in counted.values()) / total
+    score = partial(Score, "text", examples=len(counted), degenerate=degenerate)
     unknown = text.unknown(text.windows)
-    total = sum(drawn.values())
-    nats = [(found[index].nats, count) for index, count in drawn.items()]
-    right = [(float(found[index].right), count) for index, count in drawn.items()]
-    loss = math.fsum(value for value, _ in nats) / total
-    accuracy = sum(found[index].right for index in drawn) / total
+    unknown_note = f"{unknown} tokens of the text are unknown to the tokenizer and never masked"
     return SuiteResult(
         SUITE,
         (
-            Score(
-                "text",
-                "masked_loss",
-                loss,
-                ratio_stderr(nats),
-                len(drawn),
-                higher_is_better=False,
-                degenerate=degenerate,
-            ),
-            Score(
-                "text",
-                "masked_accuracy",
-                accuracy,
-                ratio_stderr(right),
-                len(drawn),
-                degenerate=degenerate,
-            ),
+            score("masked_loss", total_nats / total, ratio_stderr(nats), higher_is_better=False),
+            score("masked_accuracy", accuracy, ratio_stderr(right)),
         ),
         tuple(
-            ExampleScore("text", str(index), "masked_loss", found[index].nats / count)
-            for index, count in drawn.items()
+            ExampleScore("text", str(index), "masked_loss", found.nats / count)
+            for index, (found, count) in counted.items()
         ),
-        (f"{unknown} tokens of the text are unknown to the tokenizer and never masked",) if unknown else (),
+        (unknown_note,) if unknown else (),
         {
-            "nats": math.fsum(value for value, _ in nats),
+            "nats": total_nats,
             "masked_tokens": total,
             "tokens": candidates,
-            "scored_windows": len(drawn),
+            "scored_windows": len(counted),
             "windows": len(text.windows),
             "documents": text.documents,
             "unknown_tokens": unknown,

@@ -23,7 +23,8 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
+from stlm_kd.eval.language_modeling.likelihood import ScoredText
+from stlm_kd.eval.language_modeling.perplexity import text_result
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders.text import tokens_by_domain
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
@@ -62,7 +63,7 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the world's folder, with a Hub whose texts tell how they were asked for, and unmeasured teachers."""
     monkeypatch.chdir(world)
 
-    unmeasured = TextLoss((DocumentLoss(1.0, 1, 1),), 0, 1, 1).as_result()
+    unmeasured = text_result([ScoredText(1.0, 1, 1)], 0, 1, 1)
 
     def column(dataset: str, **asked: str | None) -> Iterator[str]:
         yield from [f"{dataset} {asked} {number}" for number in range(20)]
