@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from stlm_kd.data.sources.tables import Row, require_columns, text_value
+from stlm_kd.data.sources.tables import Row, require_columns
 from stlm_kd.errors import DataError, MissingResourceError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder
+    from datasets import DatasetBuilder
 
-T = TypeVar("T")
 _COMMIT = re.compile("[0-9a-f]{40}")
-
-
-def column(dataset: str, *, name: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
-    """Stream the texts of one column of one split, from the Hub or its cache.
-
-    The library keeps the data set as a memory-mapped file in its cache; a thousand rows are read at a time.
-
-    Raises:
-        MissingResourceError: Not on the Hub, or the Hub cannot be reached and the data set is not cached.
-        DataError: No such configuration, split or column, or a value that is not text.
-    """
-    for place, row in rows(dataset, name=name, split=split, columns=[column], revision=revision):
-        yield from text_value(row[column], f"{place}, column {column}")
 
 
 def rows(
@@ -40,11 +27,16 @@ def rows(
 ) -> Iterator[tuple[str, Row]]:
     """Stream the rows of one split with their locations, as ``stlm_kd.data.sources.tables.read_rows``.
 
+    The library keeps the data set as a memory-mapped file in its cache; a thousand rows are read at a time.
+
     Raises:
-        MissingResourceError: As ``column``.
+        MissingResourceError: Not on the Hub, or the Hub cannot be reached and the data set is not cached.
         DataError: No such configuration, split or column.
     """
-    table = _split_rows(_builder(dataset, name=name, revision=revision), dataset, split)
+    builder = _builder(dataset, name=name, revision=revision)
+    with _own_errors(dataset):
+        builder.download_and_prepare()  # unless it is cached
+        table = builder.as_dataset(split=split)
     require_columns(f"{dataset}, split {split}", columns, table.column_names)
     wanted = [known for known in table.column_names if known in (*columns, *optional)]
     number = 0
@@ -58,7 +50,7 @@ def version(dataset: str, *, name: str | None, revision: str | None) -> str:
     """The data set's version as the library identifies it: a commit, or a hash of its files.
 
     Raises:
-        MissingResourceError: As ``column``.
+        MissingResourceError: As ``rows``.
         DataError: No such configuration.
     """
     return str(_builder(dataset, name=name, revision=revision).hash)
@@ -66,13 +58,10 @@ def version(dataset: str, *, name: str | None, revision: str | None) -> str:
 
 def _builder(dataset: str, *, name: str | None, revision: str | None) -> DatasetBuilder:
     """The library's builder at the requested commit; offline, the library itself takes any cached one."""
+    from datasets import load_dataset_builder
 
-    def load() -> DatasetBuilder:
-        from datasets import load_dataset_builder
-
-        return load_dataset_builder(dataset, name, revision=revision)
-
-    builder = _convert_errors(load, dataset)
+    with _own_errors(dataset):
+        builder = load_dataset_builder(dataset, name, revision=revision)
     if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MissingResourceError(
             f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
@@ -81,22 +70,13 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
     return builder
 
 
-def _split_rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
-    """A split's rows, downloaded if they are not cached."""
-
-    def load() -> Dataset:
-        builder.download_and_prepare()
-        return builder.as_dataset(split=split)
-
-    return _convert_errors(load, dataset)
-
-
-def _convert_errors(load: Callable[[], T], dataset: str) -> T:
-    """The result of ``load``, with the library's errors converted to ours."""
+@contextmanager
+def _own_errors(dataset: str) -> Iterator[None]:
+    """Convert the library's errors to ours."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
-        return load()
+        yield
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise MissingResourceError(
             f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
