@@ -1,10 +1,12 @@
-"""Texts and rows of data sets on the Hugging Face Hub, through the ``datasets`` library."""
+"""The Hugging Face Hub: rows of its data sets, what is cached, and whether it is reachable."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlm_kd.data.sources.tables import Row, require_columns
@@ -34,7 +36,7 @@ def rows(
         DataError: No such configuration, split or column.
     """
     builder = _builder(dataset, name=name, revision=revision)
-    with _own_errors(dataset):
+    with _hub_errors(dataset):
         builder.download_and_prepare()  # unless it is cached
         table = builder.as_dataset(split=split)
     require_columns(f"{dataset}, split {split}", columns, table.column_names)
@@ -60,7 +62,7 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
     """The library's builder at the requested commit; offline, the library itself takes any cached one."""
     from datasets import load_dataset_builder
 
-    with _own_errors(dataset):
+    with _hub_errors(dataset):
         builder = load_dataset_builder(dataset, name, revision=revision)
     if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MissingResourceError(
@@ -71,8 +73,8 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
 
 
 @contextmanager
-def _own_errors(dataset: str) -> Iterator[None]:
-    """Convert the library's errors to ours."""
+def _hub_errors(dataset: str) -> Iterator[None]:
+    """Raise the library's errors as ours."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
@@ -94,3 +96,52 @@ def _own_errors(dataset: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def data_set_is_cached(name: str, configuration: str | None = None) -> bool:
+    """Whether the ``datasets`` library has a data set in its cache, in this configuration or in any."""
+    import datasets
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    return (folder / configuration if configuration is not None else folder).is_dir()
+
+
+def file_is_cached(repository: str, *names: str) -> bool:
+    """Whether the Hub's cache has one of these files of a model repository.
+
+    Raises:
+        ValueError: The name is not a Hub id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hub is reachable; tested once, and never in offline mode.
+
+    Raises:
+        MissingResourceError: Its address (``HF_ENDPOINT``) is invalid, or the server there is not HTTP.
+    """
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    import datasets
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        return True  # the Hub refused the request, so it is reachable
+    except OSError:
+        return False
+    except (ValueError, HTTPException) as error:
+        raise MissingResourceError(
+            f"the environment variable HF_ENDPOINT: {constants.ENDPOINT!r} found ({error!r}); expected the "
+            "address of a Hub, such as https://huggingface.co; correct or unset it"
+        ) from error
+    return True
