@@ -22,7 +22,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from stlm_kd.data.sources.reachable import data_set_is_cached, hub_answers
+from stlm_kd.data.sources.hub import data_set_is_cached, hub_answers
 from stlm_kd.data.sources.sources import Source, fingerprint
 from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
 from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean

@@ -1,15 +1,16 @@
-"""AdamW and BertAdam with selective weight decay, and optimizer state by name."""
+"""AdamW and BertAdam with selective weight decay, row learning rates, and optimizer state by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stlm_kd.errors import CheckpointError
-from stlm_kd.training.config import TrainingConfig
+from stlm_kd.training.config import RowScale, TrainingConfig
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,12 +43,6 @@ class BertAdam(torch.optim.Optimizer):
     The moving averages start at 0, and the second moment grows more slowly: the first step is
     (1 - β₁) / √(1 - β₂) times AdamW's. The original also clips each weight's gradient separately; here
     clipping is global, as for AdamW. The state has AdamW's keys, including ``step``, which is unused.
-
-    Args:
-        groups: Weights, with ``weight_decay``.
-        lr: The learning rate.
-        betas: Decay rates of the averages of gradients and of their squares.
-        eps: Added to the square root of the second moment.
     """
 
     def __init__(
@@ -102,6 +97,31 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+class Pacing:
+    """Scales the optimizer's updates of some rows.
+
+    AdamW updates elements independently, and its steps and decay are proportional to the learning rate, so
+    scaling an update is equivalent to scaling the learning rate. The rows' gradients count in the norm for
+    clipping.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], paces: Sequence[RowScale]) -> None:
+        self.names = tuple(paced.weight for paced in paces)
+        self._parts = [
+            (weights[paced.weight], torch.tensor(paced.rows, device=weights[paced.weight].device), paced.pace)
+            for paced in paces
+        ]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Scale the single optimizer step performed in this context."""
+        before = [weight.detach()[rows] for weight, rows, _ in self._parts]
+        yield
+        with torch.no_grad():
+            for (weight, rows, pace), old in zip(self._parts, before, strict=True):
+                weight[rows] = old if pace == 0 else old.lerp(weight[rows], pace)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

@@ -36,23 +36,14 @@ class UpdateReport:
     stop: StopFlags
 
 
+@dataclass(frozen=True, slots=True)
 class Updater:
-    """Performs optimizer steps: counts tokens, checks for finite values, reports losses.
+    """Performs optimizer steps: counts tokens, checks for finite values, reports losses."""
 
-    Args:
-        step: The step module.
-        settings: Training settings.
-        processes: The processes that train together.
-        engine: The engine.
-    """
-
-    def __init__(
-        self, step: TrainStep, settings: TrainingConfig, processes: Processes, engine: Engine
-    ) -> None:
-        self.step = step
-        self.settings = settings
-        self.processes = processes
-        self.engine = engine
+    step: TrainStep
+    settings: TrainingConfig
+    processes: Processes
+    engine: Engine
 
     def update(self, index: int, batches: Sequence[AnyBatch], stop: StopFlags) -> UpdateReport:
         """Perform optimizer step ``index``, counted from 0.
@@ -120,10 +111,10 @@ class Updater:
 
     def _check_finite(self, index: int, loss: float, losses: Mapping[str, float], grad_norm: float) -> None:
         values = {"loss": loss, **losses, "gradient norm": grad_norm}
-        if all(math.isfinite(value) for value in values.values()):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if not bad:
             return
         found = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
         where = self.engine.gradients_not_finite()
         culprits = (
             f"; gradients not finite: {', '.join(where[:3])}{' …' if len(where) > 3 else ''}" if where else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stlm_kd.data.sources.files import expanded
-from stlm_kd.data.sources.reachable import data_set_is_cached, file_is_cached, hub_answers
+from stlm_kd.data.sources.hub import data_set_is_cached, file_is_cached, hub_answers
 from stlm_kd.errors import MissingResourceError, RecipeFault, UsageError
 from stlm_kd.eval import SUITES, Suite
 from stlm_kd.recipe import Recipe
