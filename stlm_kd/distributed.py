@@ -58,12 +58,17 @@ def join_processes() -> None:
     if distributed.is_initialized():
         return
     if torch.cuda.is_available():
-        _take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+        take_device(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
     # The default timeouts, so that a training ends if another process hangs.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
-def _take_device(local_rank: int, devices: int) -> None:
+def take_device(local_rank: int, devices: int) -> None:
+    """Make an accelerator the current device of this process.
+
+    Raises:
+        MissingResourceError: The node has fewer accelerators than processes.
+    """
     import torch
 
     if local_rank >= devices:

@@ -222,7 +222,7 @@ def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -
                 input_ids=inputs_BT.to(device), attention_mask=mask_BT.to(device)
             ).logits
         states_ND = hidden_BTD[row_N.to(device), place_N.to(device)]
-        nats_N, top_N, behind_N = _against_vocabulary(states_ND, target_N.to(device), head_of(model))
+        nats_N, top_N, behind_N = against_vocabulary(states_ND, target_N.to(device), head_of(model))
     sizes = [len(row.places) for row in batch]
     rows = zip(
         torch.split(nats_N.double().cpu(), sizes),
@@ -237,7 +237,7 @@ def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -
     ]
 
 
-def _against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
+def against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each target, the top-1 token, and the gap in nats between the two.
 
     Only one chunk of logits is in memory at a time.

@@ -219,12 +219,12 @@ class BatchStream:
         pairs: bool = False,
     ) -> None:
         assert effective_batch >= 1 and micro_batch >= 1 and seed >= 0 and 0 <= rank < world_size
-        self._corpus = _Corpus(parts)
-        self._effective_batch = effective_batch
-        self._micro_batch = micro_batch
-        self._seed = seed
+        self.corpus = _Corpus(parts)
+        self.effective_batch = effective_batch
+        self.micro_batch = micro_batch
+        self.seed = seed
         self._rank, self._world_size = rank, world_size
-        self._masking, self._variants = masking, variants
+        self.masking, self._variants = masking, variants
         self._pairs = pairs
         self._order: tuple[int, Integers] = (0, self._shuffled(0))
         self.rows_per_epoch = len(self._order[1])
@@ -237,17 +237,17 @@ class BatchStream:
         epoch, step = divmod(index, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, self._shuffled(epoch))
-        begin = step * self._effective_batch
-        rows = self._order[1][begin : begin + self._effective_batch]
+        begin = step * self.effective_batch
+        rows = self._order[1][begin : begin + self.effective_batch]
         batch = self._reader(index, epoch, rows)
         if not self._pairs:
-            return [batch(own) for own in _dealt(len(rows), self._micro_batch, self._rank, self._world_size)]
+            return [batch(own) for own in _dealt(len(rows), self.micro_batch, self._rank, self._world_size)]
         order = in_pairs(rows)
         groups = dealt(
             np.ones(len(rows), np.int64),
             rank=self._rank,
             world_size=self._world_size,
-            most=self._micro_batch,
+            most=self.micro_batch,
             cost=1,
             pairs=True,
         )
@@ -255,30 +255,30 @@ class BatchStream:
 
     def _reader(self, index: int, epoch: int, rows: Integers) -> Callable[[Integers], Batch]:
         """A function from row indices within the step to a batch of these rows, with the step's masks."""
-        masking = self._masking
+        masking = self.masking
         if masking is None:
-            return lambda own: self._corpus.batch(rows[own])
+            return lambda own: self.corpus.batch(rows[own])
         if self._variants is not None:
-            total = int(self._corpus.starts[-1])
-            chosen = chosen_variants(self._seed, epoch, rows=total, variants=self._variants)
-            return lambda own: self._corpus.batch(
+            total = int(self.corpus.starts[-1])
+            chosen = chosen_variants(self.seed, epoch, rows=total, variants=self._variants)
+            return lambda own: self.corpus.batch(
                 rows[own], masking, variant_generators(rows[own], chosen[rows[own]])
             )
-        generator = np.random.default_rng([self._seed, index, _MASKS])
-        arrays = masking.together(self._corpus.arrays(rows), generator)
-        return lambda own: self._corpus.tensors(rows[own], arrays.select(own))
+        generator = np.random.default_rng([self.seed, index, _MASKS])
+        arrays = masking.together(self.corpus.arrays(rows), generator)
+        return lambda own: self.corpus.tensors(rows[own], arrays.select(own))
 
     def _shuffled(self, epoch: int) -> Integers:
-        rows = np.concatenate([self._drawn(index, epoch) for index in range(len(self._corpus.parts))])
-        return np.random.default_rng([self._seed, epoch, _ORDER]).permutation(rows)
+        rows = np.concatenate([self._drawn(index, epoch) for index in range(len(self.corpus.parts))])
+        return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(rows)
 
     def _drawn(self, index: int, epoch: int) -> Integers:
         """The rows of one part that occur in an epoch."""
-        part = self._corpus.parts[index]
-        rows = np.arange(len(part)) + self._corpus.starts[index]
+        part = self.corpus.parts[index]
+        rows = np.arange(len(part)) + self.corpus.starts[index]
         whole = int(part.weight)
         share = round((part.weight - whole) * len(part))
-        generator = np.random.default_rng([self._seed, epoch, _SHARE, index])
+        generator = np.random.default_rng([self.seed, epoch, _SHARE, index])
         return np.concatenate([np.tile(rows, whole), generator.choice(rows, share, replace=False)])
 
 

@@ -26,7 +26,7 @@ from stlm_kd.errors import ModelError
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.families import ARCHITECTURES
 
-_NAME = "stlm_kd_maps"
+NAME = "stlm_kd_maps"
 _CHANGES_SCORES = ("softcap", "position_bias", "s_aux")
 """Arguments that some families pass to their attention and that are not supported here."""
 
@@ -68,9 +68,9 @@ def install_maps(model: PreTrainedModel, layers: Iterable[int]) -> None:
                 "its function up by the configuration's _attn_implementation; its attention maps cannot be "
                 "read; remove losses on attention maps, or install another release of transformers"
             )
-        if config._attn_implementation != _NAME:
+        if config._attn_implementation != NAME:
             own = copy.copy(config)
-            own._attn_implementation = _NAME
+            own._attn_implementation = NAME
             module.config = own
 
 
@@ -116,7 +116,7 @@ def attention_module(model: PreTrainedModel, layer: int) -> nn.Module:
     return found[0]
 
 
-def _attention_with_maps(
+def attention_with_maps(
     module: nn.Module,
     query_BHTE: Tensor,
     key_BGKE: Tensor,
@@ -181,4 +181,4 @@ def _check(module: nn.Module, mask: Tensor | None, given: dict[str, object]) -> 
         )
 
 
-AttentionInterface.register(_NAME, _attention_with_maps)
+AttentionInterface.register(NAME, attention_with_maps)

@@ -92,7 +92,7 @@ def ppmi_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int6
         offsets: Start offsets of the documents, and the end of the last.
         size: Size V of the vocabulary.
     """
-    information = _positive_information(_company(tokens_T, offsets, size))
+    information = _positive_information(company(tokens_T, offsets, size))
     dimensions = min(DIMENSIONS, size - 1)
     if information.nnz <= dimensions:
         return np.zeros((size, dimensions), np.float32)
@@ -103,7 +103,7 @@ def ppmi_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int6
     return np.asarray(unit, np.float32)
 
 
-def _company(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> csr_matrix:
+def company(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> csr_matrix:
     """Symmetric counts of token pairs at most ``WINDOW`` apart within a document, (V, V)."""
     num_tokens = len(tokens_T)
     counts = csr_matrix((size, size), dtype=np.float64)

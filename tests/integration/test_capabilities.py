@@ -207,14 +207,14 @@ def test_attention_that_is_not_looked_up_or_computes_other_maps_is_refused(
             require_paths(built("llama"), {"maps"}, name="novels")
 
     def doubled(module: nn.Module, query: Tensor, *given: Tensor, **named: object) -> tuple[Tensor, Tensor]:
-        return attention_maps._attention_with_maps(module, 2 * query, *given, **named)  # type: ignore[arg-type]
+        return attention_maps.attention_with_maps(module, 2 * query, *given, **named)  # type: ignore[arg-type]
 
     try:
-        AttentionInterface.register(attention_maps._NAME, doubled)
+        AttentionInterface.register(attention_maps.NAME, doubled)
         with pytest.raises(ModelError, match=r"attention maps .*\(those of layer 0 differ from eager"):
             require_paths(built("llama"), {"maps"}, name="novels")
     finally:
-        AttentionInterface.register(attention_maps._NAME, attention_maps._attention_with_maps)
+        AttentionInterface.register(attention_maps.NAME, attention_maps.attention_with_maps)
     require_paths(built("llama"), {"maps"}, name="novels")
 
 

@@ -135,7 +135,7 @@ def caught(step: Any, batches: Any, settings: Any, **named: Any) -> None:
                 name: getattr(getattr(teacher, "_teacher", teacher), "offload", None)
                 for name, teacher in step.teachers.items()
             },
-            "batches": (batches._effective_batch, batches._micro_batch, batches._seed, read(batches)),
+            "batches": (batches.effective_batch, batches.micro_batch, batches.seed, read(batches)),
             "held_out": [digest(batch.input_ids.numpy()) for batch in held],
             "settings": asdict(settings),
             "trackers": [type(tracker).__name__ for tracker in named["tracker"].trackers],
@@ -164,10 +164,10 @@ def terms(step: StepModule) -> list[list[Term]]:
 def read(batches: Any) -> list[Any]:
     """What is read, and how much of it is masked."""
     if isinstance(batches, ExampleStream):
-        examples = batches._examples
+        examples = batches.examples
         return [digest(examples.labels), digest(examples.own.tokens), digest(examples.own.offsets)]
-    parts = [(part.weight, part.context, digest(part.store.tokens)) for part in batches._corpus.parts]
-    return [parts, None if batches._masking is None else batches._masking.share]
+    parts = [(part.weight, part.context, digest(part.store.tokens)) for part in batches.corpus.parts]
+    return [parts, None if batches.masking is None else batches.masking.share]
 
 
 def digest(array: Any) -> str:

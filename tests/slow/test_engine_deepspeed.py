@@ -325,9 +325,9 @@ def test_what_the_environment_asks_of_deepspeed_changes_nothing(
 def test_a_deepspeed_that_trains_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deepspeed_setup.metadata, "version", lambda name: "0.18.2")
     with pytest.raises(MissingResourceError, match=r"deepspeed 0\.18\.2 found, expected 0\.19\.8 or newer"):
-        deepspeed_setup._import_deepspeed(torch.device("cpu"))
+        deepspeed_setup.import_deepspeed(torch.device("cpu"))
 
 
 def test_a_process_without_a_gpu_of_its_own_is_refused() -> None:
     with pytest.raises(MissingResourceError, match="process 1 of this node has no GPU, of which there are 1"):
-        distributed._take_device(1, 1)
+        distributed.take_device(1, 1)

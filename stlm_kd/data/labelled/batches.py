@@ -208,11 +208,11 @@ class ExampleStream:
         pairs: bool = False,
     ) -> None:
         assert effective_batch >= 1 and micro_batch >= 1 and seed >= 0 and 0 <= rank < world_size
-        self._examples = examples
+        self.examples = examples
         self._lengths = examples.own.lengths()
-        self._effective_batch = effective_batch
-        self._micro_batch = micro_batch
-        self._seed = seed
+        self.effective_batch = effective_batch
+        self.micro_batch = micro_batch
+        self.seed = seed
         self._rank, self._world_size = rank, world_size
         self._forward_cost = forward_cost
         self._pairs = pairs
@@ -225,22 +225,22 @@ class ExampleStream:
         epoch, step = divmod(index, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, self._shuffled(epoch))
-        begin = step * self._effective_batch
-        places = _longest_first(self._order[1][begin : begin + self._effective_batch], self._lengths)
+        begin = step * self.effective_batch
+        places = _longest_first(self._order[1][begin : begin + self.effective_batch], self._lengths)
         groups = dealt(
-            self._examples.own.padded(self._lengths[places]),
+            self.examples.own.padded(self._lengths[places]),
             rank=self._rank,
             world_size=self._world_size,
-            most=self._micro_batch,
+            most=self.micro_batch,
             cost=self._forward_cost,
             pairs=self._pairs,
         )
         if not self._pairs:
-            return [self._examples.batch(places[own]) for own in groups]
-        return batches_with_sources(lambda own: self._examples.batch(places[own]), groups, sources(places))
+            return [self.examples.batch(places[own]) for own in groups]
+        return batches_with_sources(lambda own: self.examples.batch(places[own]), groups, sources(places))
 
     def _shuffled(self, epoch: int) -> Integers:
-        return np.random.default_rng([self._seed, epoch, _ORDER]).permutation(len(self._examples))
+        return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(len(self.examples))
 
 
 def example_evaluation_batches(

@@ -39,7 +39,7 @@ def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelera
     device = current_device()
     if device.type == "mps":
         raise MissingResourceError("zero: DeepSpeed does not train on MPS; leave zero out")
-    _import_deepspeed(device)
+    import_deepspeed(device)
     _join_or_be_alone(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # see forget_deepspeed
     backend = "gloo" if device.type == "cpu" else "nccl"
@@ -66,7 +66,7 @@ def deepspeed_config(step: nn.Module, settings: TrainingConfig) -> dict[str, obj
     }
 
 
-def _import_deepspeed(device: torch.device) -> None:
+def import_deepspeed(device: torch.device) -> None:
     """Import DeepSpeed with stdout redirected, since its logger would keep writing there."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -155,7 +155,7 @@ def test_masked_tokens_cost_what_they_cost_all_at_once(tokens: int, elements: in
     log_probs = (states @ head.weight.T).log_softmax(-1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masked_windows, "CHUNK_ELEMENTS", elements)
-        nats, top, behind = masked_windows._against_vocabulary(states, targets, head)
+        nats, top, behind = masked_windows.against_vocabulary(states, targets, head)
     assert torch.allclose(nats, -log_probs[torch.arange(tokens), targets], rtol=1e-10)
     assert torch.equal(top, log_probs.argmax(-1))
     expected = log_probs.max(-1).values - log_probs[torch.arange(tokens), targets]
@@ -215,7 +215,7 @@ def test_tokens_keep_the_same_company_whatever_is_counted_at_once(lengths: list[
                 expected[tokens[i], tokens[j]] += 0 < abs(i - j) <= cooccurrence.WINDOW
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cooccurrence, "_CHUNK", size)
-        assert np.array_equal(cooccurrence._company(tokens, offsets, 7).toarray(), expected)
+        assert np.array_equal(cooccurrence.company(tokens, offsets, 7).toarray(), expected)
 
 
 @given(elements=st.integers(1, 400))

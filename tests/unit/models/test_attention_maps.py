@@ -241,6 +241,6 @@ def test_attention_that_cannot_be_read_is_refused() -> None:
     module = built("gpt2").transformer.h[0].attn
     states = torch.zeros(1, 2, 8, 8)
     with pytest.raises(ModelError, match="GPT2Attention: attention with softcap cannot be read"):
-        attention_maps._attention_with_maps(module, states, states, states, None, softcap=1.0)
+        attention_maps.attention_with_maps(module, states, states, states, None, softcap=1.0)
     with pytest.raises(ModelError, match="attention with a mask of 2 dimensions cannot be read"):
-        attention_maps._attention_with_maps(module, states, states, states, torch.ones(1, 8))
+        attention_maps.attention_with_maps(module, states, states, states, torch.ones(1, 8))
