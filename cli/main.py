@@ -36,11 +36,28 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _import_modules(names: list[str]) -> None:
+    if names:
+        from stlm_kd.extensions import import_modules
+
+        import_modules(names)
+
+
 @app.callback()
 def root(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
     ] = False,
+    imports: Annotated[
+        list[str],
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            callback=_import_modules,
+            help="Import a module that registers losses, sources, combiners, initialisers or suites. May be "
+            "repeated.",
+        ),
+    ] = [],  # noqa: B006  # never changed
 ) -> None:
     """Distil one or several large teachers into a tiny language model.
 

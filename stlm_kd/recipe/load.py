@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
+from stlm_kd.extensions import load_extensions
 from stlm_kd.recipe.locate import Document, read
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
 from stlm_kd.recipe.schema.root import Recipe
@@ -81,6 +82,7 @@ def checked(document: Document, *, is_stored: bool = False) -> Recipe:
     Raises:
         RecipeError: The recipe is invalid; holds all faults found.
     """
+    load_extensions()
     values = document.root.plain()
     try:
         recipe = Recipe.model_validate(values)

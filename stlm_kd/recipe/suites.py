@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from stlm_kd.errors import RecipeFault, UsageError
 from stlm_kd.eval import SUITES
+from stlm_kd.extensions import load_extensions
 from stlm_kd.recipe.load import plain
 from stlm_kd.recipe.schema.root import AnySuite, Suite, spelled_out
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
@@ -27,6 +28,7 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
         UsageError: A word that is neither, an option that no suite has, or unknown names and values, all of
             which the message lists.
     """
+    load_extensions()
     entries = [_entry_name(_entry(word)) for word in words]
     having = [SUITES.options(str(e["suite"])) if e.get("suite") in SUITES else dict(options) for e in entries]
     for option in options:
