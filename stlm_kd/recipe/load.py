@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
@@ -48,12 +47,9 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
 
 
 def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | None) -> tuple[Recipe, str]:
-    """A recipe that is given as such or by name, and the name of its runs.
+    """A recipe that is given as such, or by name as to ``load``; and the name of its runs.
 
-    Args:
-        recipe: A recipe; or a file or built-in name, which is loaded.
-        overrides: As ``load``, for a recipe given by name.
-        name: The name of its runs; default: that of the file, or ``recipe``.
+    By default the runs have the name of the file, or ``recipe``.
 
     Raises:
         UsageError: Overrides for a recipe that is loaded already.
@@ -108,12 +104,9 @@ def _all_conflicts(recipe: Recipe, is_stored: bool) -> Iterator[Conflict]:
 
 def plain(part: BaseModel) -> dict[str, Plain]:
     """A part as plain values with defaults; fields that are null by default and null here are omitted."""
-    values: dict[str, Plain] = {}
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
-        if value is not None or not _null_by_default(field):
-            values[name] = _plain(value)
-    return values
+    fields = type(part).model_fields
+    given = ((name, value) for name, value in part if value is not None or fields[name].default is not None)
+    return {name: _plain(value) for name, value in given}
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -140,10 +133,6 @@ def term_names(recipe: Recipe) -> tuple[str, ...]:
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         names.append(next(one for one in itertools.chain([name], numbered) if one not in names))
     return tuple(names)
-
-
-def _null_by_default(field: FieldInfo) -> bool:
-    return field.default is None and field.default_factory is None
 
 
 class _Dumper(yaml.SafeDumper):

@@ -21,7 +21,6 @@ from stlm_kd.data.synthetic.lexicon import CLASSES
 from stlm_kd.data.synthetic.pairs import minimal_pairs
 from stlm_kd.errors import DataError
 
-TASK_SPLITS = ("train", "validation")
 _PARTS_HELD_OUT, _PARTS = 1, 4
 _FIRST_PAIRS = 512
 _MOST_MISSES = 10_000  # consecutive repetitions after which the sentences count as exhausted
