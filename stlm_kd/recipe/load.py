@@ -42,8 +42,7 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
         UsageError: An override is not of the form ``key.path=value``.
         RecipeError: The recipe is invalid; holds all faults found.
     """
-    document = read(name, overrides)
-    return checked(document, is_stored=is_stored)
+    return checked(read(name, overrides), is_stored=is_stored)
 
 
 def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | None) -> tuple[Recipe, str]:
@@ -63,20 +62,12 @@ def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | Non
 
 
 def from_values(values: dict[str, Plain], *, origin: str, is_stored: bool = False) -> Recipe:
-    """A recipe from values in place of a file; ``origin`` is its name in messages, the rest as ``load``.
-
-    Raises:
-        RecipeError: As ``load``.
-    """
+    """A recipe from values in place of a file; ``origin`` is its name in messages, the rest as ``load``."""
     return checked(Document(origin, _tree(values), ()), is_stored=is_stored)
 
 
 def checked(document: Document, *, is_stored: bool = False) -> Recipe:
-    """Validate the recipe of a document; arguments as ``load``.
-
-    Raises:
-        RecipeError: The recipe is invalid; holds all faults found.
-    """
+    """Validate the recipe of a document; arguments and errors as ``load``."""
     values = document.root.plain()
     try:
         recipe = Recipe.model_validate(values)

@@ -35,9 +35,7 @@ def row_of(
     def validate(given: object, handler: Handler, info: ValidationInfo) -> Chosen:
         rows = tables()
         if isinstance(given, base):
-            if type(given) is not base:
-                return given
-            given = given.model_dump()
+            return given
         name = _value_near(given, key)
         if name is None:
             return handler(given)  # type: ignore[no-any-return]  # pydantic's handler has no type
