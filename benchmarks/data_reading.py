@@ -46,9 +46,10 @@ def main() -> None:
             f"{store.num_tokens:,} tokens; read and tokenised in {tokenised - begin:.1f} s, "
             f"packed in {1000 * (packed - tokenised):.1f} ms"
         )
+        useful = part.num_tokens / (len(part) * part.context)
         print(
-            f"useful positions: packed {part.useful_fraction:.4f}, padded to the context {padded(part):.4f} "
-            f"(ratio {part.useful_fraction / padded(part):.2f}), target >= 0.99"
+            f"useful positions: packed {useful:.4f}, padded to the context {padded(part):.4f} "
+            f"(ratio {useful / padded(part):.2f}), target >= 0.99"
         )
         report(part, library_rows(part, Path(folder) / "datasets"), options)
 

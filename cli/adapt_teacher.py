@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.distill import print_results
-from stlm_kd.cli.invocation import is_first_process, launched_again, typed_command
+from stlm_kd.cli.invocation import launched_again, typed_command
 from stlm_kd.cli.options import (
     AsJson,
     Limit,
@@ -26,6 +26,7 @@ from stlm_kd.cli.options import (
     TrustRemoteCode,
     one_value_each,
 )
+from stlm_kd.distributed import process_rank
 from stlm_kd.errors import RecipeError, RecipeFault, StlmKdError, UsageError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def adapt_teacher(
             command=typed_command(),
             rehearsal=rehearsal,
         )
-    if not is_first_process():
+    if process_rank() > 0:
         return
     print_results(folder, as_json=as_json)
     if not as_json:

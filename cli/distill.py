@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.invocation import is_first_process, launched_again, typed_command
+from stlm_kd.cli.invocation import launched_again, typed_command
 from stlm_kd.cli.options import (
     AsJson,
     OutputDir,
@@ -23,6 +23,8 @@ from stlm_kd.cli.options import (
     ResumeOption,
     TrustRemoteCode,
 )
+from stlm_kd.distributed import process_rank
+from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:
     from stlm_kd.recipe import Recipe
@@ -56,8 +58,6 @@ def distill(
 
     Finished stages are reused.
     """
-    from stlm_kd.errors import UsageError
-
     changes = [*(overrides or ()), *([f"seeds=[{seeds}]"] if seeds is not None else [])]
     runs = recipes_of(recipe, changes, sweep or ())
     loaded = next(iter(runs.values()))
@@ -66,11 +66,10 @@ def distill(
     if dry_run:
         if as_json:
             raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")
+        from stlm_kd.pipeline.checks.requirements import refuse_what_cannot_run
         from stlm_kd.recipe.describe import describe
 
         typer.echo("\n\n".join(describe(one) for one in runs.values()))
-        from stlm_kd.pipeline.checks.requirements import refuse_what_cannot_run
-
         for name, one in runs.items():
             refuse_what_cannot_run(one, origin=name)
         return
@@ -91,7 +90,7 @@ def distill(
         ).path
         for name, one in runs.items()
     ]
-    if not is_first_process():
+    if process_rank() > 0:
         return
     if sweep:
         print_side_by_side(folders, as_json=as_json)
@@ -117,15 +116,13 @@ def recipes_of(recipe: str, changes: Sequence[str], sweeps: Sequence[str]) -> di
 def print_side_by_side(folders: Sequence[Path], *, as_json: bool) -> None:
     """Print a comparison of the students of several runs, and the run folders."""
     from stlm_kd.pipeline.sweep import side_by_side
+    from stlm_kd.reporting.tables.comparison import as_json as plain
+    from stlm_kd.reporting.tables.comparison import differences_table, means_table
 
     comparison = side_by_side(folders)
     if as_json:
-        from stlm_kd.reporting.tables.comparison import as_json as plain
-
         print_json({"folders": [str(folder) for folder in folders], "comparison": plain(comparison)})
         return
-    from stlm_kd.reporting.tables.comparison import differences_table, means_table
-
     print_table(means_table(comparison))
     print_table(differences_table(comparison))
     typer.echo("\n".join(["", *(f"Run: {folder}" for folder in folders)]))
@@ -143,7 +140,7 @@ def print_results(folder: Path, *, as_json: bool) -> None:
 
 def print_what_next(folder: Path, recipe: Recipe) -> None:
     """Print the locations of the outputs and next commands."""
-    from stlm_kd.artifacts.model_names import model_of
+    from stlm_kd.artifacts.run_dir import model_of
 
     typer.echo(f"\nTable and results: {folder}/table.txt, results.json\nLoss curves: {folder}/curves.png")
     place = shlex.quote(str(folder))

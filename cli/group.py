@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from stlm_kd.distributed import end_processes, process_rank
 from stlm_kd.errors import Interrupted, RemoteProcessError, StlmKdError, UsageError
 
 PATIENCE_S = 10.0
@@ -47,17 +46,16 @@ class Commands(TyperGroup):
                 typer.echo(str(error), err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            if os.environ.get("RANK", "0") == "0":
+            if process_rank() == 0:
                 typer.echo("interrupted", err=True)
             raise typer.Exit(Interrupted.exit_code) from error
         finally:
-            if "stlm_kd.distributed" in sys.modules:
-                sys.modules["stlm_kd.distributed"].end_processes()
+            end_processes()
 
 
 def _reports_errors() -> bool:
     """Whether this process reports an error: the main process, or a process that alone had it."""
-    if os.environ.get("RANK", "0") == "0":
+    if process_rank() == 0:
         return True
     from stlm_kd.cli.launch import first_process_ends
 

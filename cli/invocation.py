@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from typing import TYPE_CHECKING
 
 import typer
 
+from stlm_kd.distributed import launched_processes
 from stlm_kd.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def typed_command() -> str:
     """The command line as typed, with the number of processes if several."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    several = [f"WORLD_SIZE={processes}"] if processes != "1" else []
+    processes = launched_processes()
+    several = [f"WORLD_SIZE={processes}"] if processes > 1 else []
     return shlex.join([*several, "stlm-kd", *sys.argv[1:]])
 
 
@@ -45,13 +45,6 @@ def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1
     if code:
         raise typer.Exit(code)
     return True
-
-
-def is_first_process() -> bool:
-    """Whether this is the main process."""
-    from stlm_kd.distributed import process_rank
-
-    return process_rank() == 0
 
 
 def _without_processes(words: list[str]) -> list[str]:

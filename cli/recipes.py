@@ -10,6 +10,7 @@ import typer
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, Overrides
+from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="List, show, copy and validate recipes.", rich_markup_mode=None)
 
@@ -44,7 +45,6 @@ def show(
     resolved: Annotated[bool, typer.Option("--resolved", help="Fill in defaults and apply changes.")] = False,
 ) -> None:
     """Show a recipe or a list of objectives as written, or a resolved recipe."""
-    from stlm_kd.errors import UsageError
     from stlm_kd.recipe.locate import shown, text_of
 
     if resolved:
@@ -66,7 +66,6 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe for editing."""
-    from stlm_kd.errors import MissingResourceError, UsageError
     from stlm_kd.recipe.locate import locate, text_of
 
     source = locate(recipe)
@@ -90,7 +89,6 @@ def validate(recipe: Name, overrides: Overrides = None, as_json: AsJson = False)
     Reads no text and loads no model. For a valid recipe that cannot run on this machine, prints its hash and
     what is missing.
     """
-    from stlm_kd.errors import MissingResourceError, RecipeError
     from stlm_kd.recipe import load, recipe_hash
 
     try:

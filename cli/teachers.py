@@ -10,7 +10,7 @@ import typer
 
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
-from stlm_kd.cli.invocation import is_first_process, launched_again, typed_command
+from stlm_kd.cli.invocation import launched_again, typed_command
 from stlm_kd.cli.options import (
     AsJson,
     OutputDir,
@@ -21,6 +21,7 @@ from stlm_kd.cli.options import (
     ResumeOption,
     TrustRemoteCode,
 )
+from stlm_kd.distributed import process_rank
 from stlm_kd.errors import StlmKdError, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def cache(
         trust_remote_code=trust_remote_code,
         command=typed_command(),
     )
-    if not is_first_process():
+    if process_rank() > 0:
         return
     found = [summary(folder) for folders in made.values() for folder in folders]
     if as_json:
@@ -109,13 +110,8 @@ def verify(
     if found is None:
         note = "the checksums of all its files are right; merged, so there is no teacher to compare it with"
         if as_json:
-            print_json(
-                {
-                    **dict.fromkeys(("rows", "tokens"), 0),
-                    **dict.fromkeys(("difference", "ids", "not_finite", "agrees")),
-                    "note": note,
-                }
-            )
+            unknown = dict.fromkeys(("difference", "ids", "not_finite", "agrees"))
+            print_json({"rows": 0, "tokens": 0, **unknown, "note": note})
         else:
             typer.echo(f"{folder}: {note}; verify the caches that it was made of")
         return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from stlm_kd.errors import ModelError
+from stlm_kd.errors import DataError, ModelError
 from stlm_kd.models.families import Task
 from stlm_kd.models.forward import task_of
 from stlm_kd.models.positions import num_positions
@@ -65,11 +66,11 @@ Short because pseudo-perplexity needs one row for each token.
 """
 
 
-def check_window(config: PreTrainedConfig, window: int, *, suite: str) -> None:
-    """Refuse a window that is longer than the model's positions.
+def checked_window(config: PreTrainedConfig, window: int, *, suite: str) -> int:
+    """The window.
 
     Raises:
-        ModelError: The window is too long.
+        ModelError: It is longer than the model's positions.
     """
     positions = num_positions(config)
     if positions is not None and window > positions:
@@ -77,6 +78,19 @@ def check_window(config: PreTrainedConfig, window: int, *, suite: str) -> None:
             f"{suite}: the window is {window} tokens, but the model has {positions} "
             f"positions; use window: {positions} or less"
         )
+    return window
+
+
+def texts_to_score(documents: Sequence[str], *, suite: str) -> list[str]:
+    """The documents that are not empty.
+
+    Raises:
+        DataError: All are empty.
+    """
+    texts = [text for text in documents if text]
+    if not texts:
+        raise DataError(f"{suite}: no text to score; give the recipe a data.validation that is not empty")
+    return texts
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

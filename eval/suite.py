@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from stlm_kd.models.families import Goal, Task
-from stlm_kd.registry import Extension, Registry
+from stlm_kd.registry import Extension, Registry, registering
 
 if TYPE_CHECKING:
     from stlm_kd.artifacts.stage_store import Json
     from stlm_kd.eval.fine_tuning.base import FineTuneTask
 
 Options: TypeAlias = Mapping[str, Any]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 LANGUAGE_MODELS: tuple[Goal, ...] = get_args(Task)
 """The tasks of language models."""
@@ -41,19 +40,20 @@ class Suite(Extension):
         identity: Cache key of the data that it reads beside the held-out data; None for none.
         requirements: Functions that raise MissingResourceError or UsageError if something is missing, without
             reading data.
-        check: Raises MissingResourceError, UsageError or DataError if it cannot run; may read its data.
+        own_check: Raises MissingResourceError, UsageError or DataError if it cannot run; may read its data.
+            None: all requirements are checked.
         fine_tunes: Whether it fine-tunes copies of the model and scores them; its function then takes only
             options, and returns ``FineTuneJob``s.
     """
 
-    tasks: frozenset[Goal]
-    reads_held_out: Callable[[Options], bool]
-    teachers: Literal["aligned", "outputs"] | None
-    longest_window: int | None
-    identity: Callable[[Options], Json]
-    requirements: Callable[[Options], Iterable[Callable[[], object]]]
-    check: Callable[[Options], object]
-    fine_tunes: bool
+    tasks: Collection[Goal]
+    reads_held_out: Callable[[Options], bool] = lambda options: True
+    teachers: Literal["aligned", "outputs"] | None = None
+    longest_window: int | None = None
+    identity: Callable[[Options], Json] = lambda options: None
+    requirements: Callable[[Options], Iterable[Callable[[], object]]] = lambda options: ()
+    own_check: Callable[[Options], object] | None = None
+    fine_tunes: bool = False
 
     @property
     def task(self) -> Goal | None:
@@ -77,6 +77,22 @@ class Suite(Extension):
         if "window" not in signature(self.function).parameters:
             return None
         return min((size for size in (*sizes, self.longest_window) if size is not None), default=None)
+
+    def check(self, options: Options) -> None:
+        """Check that the suite can run, before a model is loaded.
+
+        Raises:
+            UsageError: A task is unknown, or a preset does not have these settings.
+            MissingResourceError, DataError: Data or a package is missing, or data does not fit the task.
+        """
+        if self.own_check is not None:
+            self.own_check(options)
+            return
+        for require in self.requirements(options):
+            require()
+        if self.fine_tunes:
+            for task in self.fine_tune_tasks(options):
+                task.check()
 
     def fine_tune_tasks(self, options: Options) -> Sequence[FineTuneTask[Any]]:
         """The tasks of a suite that fine-tunes, after locating their data.
@@ -110,45 +126,5 @@ MODULES = {
 SUITES: Registry[Suite] = Registry("suite", MODULES)
 
 
-def register_suite(
-    name: str,
-    *,
-    tasks: Collection[Goal],
-    reads_held_out: bool | Callable[[Options], bool] = True,
-    teachers: Literal["aligned", "outputs"] | None = None,
-    longest_window: int | None = None,
-    identity: Callable[[Options], Json] = lambda options: None,
-    requirements: Callable[[Options], Iterable[Callable[[], object]]] = lambda options: (),
-    check: Callable[[Options], object] | None = None,
-    fine_tunes: bool = False,
-) -> Callable[[Function], Function]:
-    """Register the decorated function as a suite; for the arguments see ``Suite``.
-
-    By default ``check`` calls all requirements, and ``check`` of each task of a suite that fine-tunes.
-    """
-
-    def check_all(options: Options) -> None:
-        for require in requirements(options):
-            require()
-        if fine_tunes:
-            for task in SUITES[name].fine_tune_tasks(options):
-                task.check()
-
-    def add(function: Function) -> Function:
-        SUITES.register(name)(
-            Suite(
-                name,
-                function,
-                frozenset(tasks),
-                reads_held_out if callable(reads_held_out) else lambda options: reads_held_out,
-                teachers,
-                longest_window,
-                identity,
-                requirements,
-                check or check_all,
-                fine_tunes,
-            )
-        )
-        return function
-
-    return add
+register_suite = registering(SUITES, Suite)
+"""Decorator: register a function as a suite; the arguments are the name and the attributes of ``Suite``."""

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints
 
 from stlm_kd.errors import did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
+E = TypeVar("E", bound="Extension")
+Function = TypeVar("Function", bound=Callable[..., Any])
+Fields = ParamSpec("Fields")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,21 @@ class Registry(Generic[F]):
         written = SimpleNamespace(__annotations__={option.name: option.annotation for option in options})
         hints = get_type_hints(written, inspect.unwrap(function).__globals__, include_extras=True)
         return {option.name: (hints[option.name], option.default) for option in options}
+
+
+def registering(
+    registry: Registry[E], kind: Callable[Concatenate[str, Callable[..., Any], Fields], E]
+) -> Callable[Concatenate[str, Fields], Callable[[Function], Function]]:
+    """A decorator ``register(name, **fields)``, which registers a function as such an extension."""
+
+    def register(name: str, /, *args: Fields.args, **fields: Fields.kwargs) -> Callable[[Function], Function]:
+        def add(function: Function) -> Function:
+            registry.register(name)(kind(name, function, *args, **fields))
+            return function
+
+        return add
+
+    return register
 
 
 Option = float | int | bool | str | Mapping[str, float] | Mapping[str, Mapping[str, float]]

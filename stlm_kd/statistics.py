@@ -52,14 +52,7 @@ class McNemar:
 def paired_bootstrap(
     first_N: npt.ArrayLike, second_N: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """The difference of two means over the same examples, by the paired bootstrap.
-
-    Args:
-        first_N: A metric for each example, (N,), N at least 2.
-        second_N: The same for the other model, in the same order.
-        resamples: Number of bootstrap samples.
-        seed: Random seed.
-    """
+    """The difference of two means over the same N examples, at least 2, by the paired bootstrap."""
     differences_N = np.asarray(first_N, np.float64) - np.asarray(second_N, np.float64)
     assert differences_N.ndim == 1 and len(differences_N) > 1
     drawn_R = _resampled_means(differences_N, resamples, np.random.default_rng(seed))
@@ -223,11 +216,6 @@ def equivalence_p(mean: float, noises: Sequence[Noise], smallest: float) -> floa
         stderr, freedom = _satterthwaite(noise)
         found.append(float(stdtr(freedom, (abs(mean) - smallest) / stderr)))
     return max(found)
-
-
-def by_stderr(mean: float, stderr: float, *, freedom: float = math.inf) -> Difference:
-    """A difference with a known standard error, by Student's t with the given degrees of freedom."""
-    return by_noises(mean, [((stderr**2, freedom),)])
 
 
 def deviations_wide(values: int) -> float:

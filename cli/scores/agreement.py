@@ -122,7 +122,8 @@ def agreement(
     from stlm_kd.artifacts.output import write_output, write_page
     from stlm_kd.eval.attribution.explain import AttributionConfig, ReadConfig
     from stlm_kd.eval.attribution.select import Choice
-    from stlm_kd.pipeline.scoring.agreement import agreements, methods_of, page_of
+    from stlm_kd.pipeline.scoring.agreement import agreements, methods_of
+    from stlm_kd.reporting.attribution_page import attribution_page
     from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
     from stlm_kd.reporting.tables.agreement import as_json as plain
 
@@ -144,7 +145,7 @@ def agreement(
     if output is not None:
         write_output(output, plain(found))
     if html is not None:
-        write_page(html, page_of(found))
+        write_page(html, attribution_page(found.answers, found.found, found.texts))
     if as_json:
         print_json(plain(found))
         return

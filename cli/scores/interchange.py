@@ -10,6 +10,7 @@ import typer
 
 from stlm_kd.cli.console import print_json, print_table
 from stlm_kd.cli.options import AsJson, Teacher, TrustRemoteCode, file_to_write
+from stlm_kd.errors import UsageError
 
 
 class Aligned(str, Enum):
@@ -20,15 +21,6 @@ class Aligned(str, Enum):
     late = "late"
     first = "first"
     last = "last"
-
-
-class Origin(str, Enum):
-    """Source of the exchanged hidden states."""
-
-    other_example = "other-example"
-    in_context_random = "in-context-random"
-    mixup = "mixup"
-    input_tokens = "input-tokens"
 
 
 class Positions(str, Enum):
@@ -49,7 +41,13 @@ def interchange(
         typer.Option(help="Held-out text. Default: the validation text of the models' runs."),
     ] = None,
     alignment: Annotated[Aligned, typer.Option(help="Which layers to exchange.")] = Aligned.full,
-    source: Annotated[Origin, typer.Option(help="Source of the hidden states.")] = Origin.other_example,
+    source: Annotated[
+        str,
+        typer.Option(
+            help="Source of the hidden states: other-example, in-context-random, mixup, input-tokens, or a "
+            "registered one."
+        ),
+    ] = "other-example",
     positions: Annotated[
         Positions, typer.Option(help="Contiguous or random positions.")
     ] = Positions.consecutive,
@@ -65,22 +63,25 @@ def interchange(
 ) -> None:
     """Compare students with a teacher after the same exchange of hidden states in both."""
     from stlm_kd.artifacts.output import write_output
-    from stlm_kd.eval.interchange.config import PairConfig
-    from stlm_kd.pipeline.scoring.interchange import Question, interchange_scores, interchange_table
+    from stlm_kd.eval.interchange.config import PairConfig, held_out_sources
     from stlm_kd.pipeline.scoring.interchange import as_json as plain
+    from stlm_kd.pipeline.scoring.interchange import interchange_scores, interchange_table
 
-    pairs = PairConfig(source.value, positions.value, rows, seed)
-    question = Question(alignment.value, pairs, context)
+    if source not in held_out_sources():
+        raise UsageError(f"--source: {source} found; expected one of {', '.join(held_out_sources())}")
+    pairs = PairConfig(source, positions.value, rows, seed)
     found = interchange_scores(
         teacher,
         students,
-        question,
+        pairs,
+        alignment=alignment.value,
+        context=context,
         data=[str(path) for path in data or ()],
         trust_remote_code=trust_remote_code,
     )
     if output is not None:
-        write_output(output, plain(teacher, question, found))
+        write_output(output, plain(teacher, pairs, alignment.value, found))
     if as_json:
-        print_json(plain(teacher, question, found))
+        print_json(plain(teacher, pairs, alignment.value, found))
         return
     print_table(interchange_table(teacher, found))

@@ -38,10 +38,6 @@ def cohen_kappa(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> Kappa:
     sample standard errors of kappa and weighted kappa", 1969, equation 13). It is too small with few
     examples, near 1 and with unbalanced classes, so the interval does not use it: see ``_kappa_interval``. If
     both assign one and the same class to all examples, κ is 0/0, and None.
-
-    Args:
-        first_N: Classes, (N,).
-        second_N: The other's, in the same order.
     """
     first, second = (np.asarray(values, np.int64) for values in (first_N, second_N))
     assert first.shape == second.shape and first.ndim == 1 and len(first)
@@ -92,24 +88,14 @@ def _kappa_of(tables_CC: Floats) -> Floats:
 
 
 def kl_divergence(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
-    """KL(first || second) of each example, (N,), in nats.
-
-    Args:
-        first_NC: Logits, (N, C), finite.
-        second_NC: The other's.
-    """
+    """KL(first || second) of each example, (N,), in nats, from finite logits."""
     first, second = (_log_probabilities(logits) for logits in (first_NC, second_NC))
     found: Floats = np.maximum((np.exp(first) * (first - second)).sum(1), 0.0)  # rounding errors below 0
     return found
 
 
 def jensen_shannon(first_NC: npt.ArrayLike, second_NC: npt.ArrayLike) -> Floats:
-    """The Jensen-Shannon divergence of each example, (N,), in nats: symmetric, from 0 to log 2.
-
-    Args:
-        first_NC: Logits, (N, C), finite.
-        second_NC: The other's.
-    """
+    """The Jensen-Shannon divergence of each example, (N,), in nats: symmetric, from 0 to log 2."""
     first, second = (_log_probabilities(logits) for logits in (first_NC, second_NC))
     middle = logsumexp(np.stack([first, second]), axis=0) - math.log(2)
     found: Floats = sum((np.exp(each) * (each - middle)).sum(1) for each in (first, second)) / 2
@@ -122,10 +108,6 @@ def calibration_error(logits_NC: npt.ArrayLike, labels_N: npt.ArrayLike) -> floa
     Over ``CALIBRATION_BINS`` bins of equal width over the predicted class's probability: the absolute gaps
     between mean probability and accuracy, weighted by the number of examples (Guo et al., "On Calibration of
     Modern Neural Networks", 2017, section 2). With few examples it exceeds 0 even for a calibrated model.
-
-    Args:
-        logits_NC: (N, C), finite.
-        labels_N: The classes, (N,).
     """
     confidence_N = np.exp(_log_probabilities(logits_NC)).max(1)
     right_N = np.asarray(logits_NC).argmax(1) == np.asarray(labels_N)

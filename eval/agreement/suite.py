@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.agreement.predictions import jensen_shannon, kl_divergence
-from stlm_kd.eval.attribution.compare import Alike, Compared, ExplanationAgreement, compared
+from stlm_kd.eval.attribution.compare import Compared, ExplanationAgreement, compared
 from stlm_kd.eval.attribution.explain import (
     AttributionConfig,
     ClassifierOutputs,
@@ -41,7 +41,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def _requirements(options: Options) -> Iterator[Callable[[], object]]:
-    yield partial(check_packages, options["attributions"])
+    yield partial(check_packages, options.get("attributions", ()))
 
 
 @register_suite(SUITE, tasks=["classification"], teachers="outputs", requirements=_requirements)
@@ -97,14 +97,14 @@ def agreement(
     choice = Choice(examples, tuple(map(str, ids)), which, tuple(map(str, classes)), sources, seed)
     explaining = AttributionConfig(attributions, choice, features, samples, steps)
     reading = ReadConfig(context, batch_size, precision)
-    found: dict[str, StudentBesideTeacher] = {}
+    found: dict[str, TeacherAgreement] = {}
     for name, of_teacher in teachers.items():
         theirs = of_teacher(reading, explaining)
         own = classifier_outputs("student", model, tokenizer, held, reading, explaining, like=theirs)
-        found[name] = StudentBesideTeacher(theirs, own, compared(theirs, own, top=top))
+        found[name] = TeacherAgreement(theirs, own, compared(theirs, own, top=top))
     return SuiteResult(
         SUITE,
-        tuple(score for name, one in found.items() for score in _marked_scores(name, one)),
+        tuple(score for name, one in found.items() for score in _scores(name, one)),
         tuple(row for name, one in found.items() for row in _example_scores(name, one)),
         tuple(
             f"teacher {name}: {note}" for name, one in found.items() for note in one.compared.agreement.notes
@@ -114,7 +114,7 @@ def agreement(
 
 
 @dataclass(frozen=True, slots=True)
-class StudentBesideTeacher:
+class TeacherAgreement:
     """Outputs of a teacher and its student, and their agreement."""
 
     teacher: ClassifierOutputs
@@ -124,19 +124,17 @@ class StudentBesideTeacher:
 
 def explained_in(
     result: SuiteResult, teacher: str, *, student: str
-) -> tuple[StudentBesideTeacher, dict[str, tuple[str, ...]]]:
-    """The outputs and agreement for one teacher in a result, and the texts of the explained examples by id.
+) -> tuple[TeacherAgreement, dict[str, tuple[str, ...]]]:
+    """The outputs and agreement for one of ``teachers_in``, and the texts of the explained examples by id.
 
-    Args:
-        result: A result of this suite.
-        teacher: One of ``teachers_in``.
-        student: The student's display name.
+    ``student`` is the student's display name.
     """
     report: Any = result.report
-    theirs = ClassifierOutputs.from_json(report["beside"][teacher]["teacher_answers"], name=teacher)
-    own = ClassifierOutputs.from_json(report["beside"][teacher]["student_answers"], name=student)
-    texts = {name: tuple(sides) for name, sides in report["beside"][teacher]["explained"].items()}
-    return StudentBesideTeacher(theirs, own, compared(theirs, own, top=report["top"])), texts
+    beside = report["beside"][teacher]
+    theirs = ClassifierOutputs.from_json(beside["teacher_answers"], name=teacher)
+    own = ClassifierOutputs.from_json(beside["student_answers"], name=student)
+    texts = {name: tuple(sides) for name, sides in beside["explained"].items()}
+    return TeacherAgreement(theirs, own, compared(theirs, own, top=report["top"])), texts
 
 
 def teachers_in(result: SuiteResult) -> list[str]:
@@ -145,38 +143,30 @@ def teachers_in(result: SuiteResult) -> list[str]:
     return [name for name, one in report["beside"].items() if one["explained"]]
 
 
-def _marked_scores(teacher: str, one: StudentBesideTeacher) -> Iterator[Score]:
-    """The scores, marked as degenerate if the student predicts a single class."""
+def _scores(teacher: str, one: TeacherAgreement) -> Iterator[Score]:
+    """The main scores, and details that tables omit; marked if the student predicts a single class."""
     own = one.student.predictions
-    degenerate = one_class(own.labels, own.predicted)
-    return (replace(score, degenerate=degenerate) for score in _scores(teacher, one.compared))
-
-
-def _scores(teacher: str, one: Compared) -> Iterator[Score]:
-    """The main scores, followed by details that tables omit."""
-    measured = one.agreement
+    measured = one.compared.agreement
+    kappa, same, kl, js = measured.kappa, measured.top1, measured.kl, measured.js
     size, detail = measured.examples, f"{teacher} in detail"
-    if measured.kappa.value is not None:
-        yield Score(teacher, "kappa", measured.kappa.value, measured.kappa.stderr, size)
-    yield Score(teacher, "same_class", measured.top1.value, measured.top1.stderr, size)
-    yield Score(teacher, "kl", measured.kl.value, measured.kl.stderr, size, higher_is_better=False)
-    yield Score(
-        teacher, "js", measured.js.value, measured.js.stderr, size, higher_is_better=False, part_of=detail
-    )
-    for each in one.explanations:
+    score = partial(Score, teacher, degenerate=one_class(own.labels, own.predicted))
+    if kappa.value is not None:
+        yield score("kappa", kappa.value, kappa.stderr, size)
+    yield score("same_class", same.value, same.stderr, size)
+    yield score("kl", kl.value, kl.stderr, size, higher_is_better=False)
+    yield score("js", js.value, js.stderr, size, higher_is_better=False, part_of=detail)
+    for each in one.compared.explanations:
         for metric, mean in (("correlation", each.correlation), ("overlap", each.overlap)):
             part = None if metric == "correlation" else detail
             if mean is not None:
-                yield Score(
-                    teacher, _named(each, metric), mean.value, mean.stderr, mean.examples, part_of=part
-                )
+                yield score(_named(each, metric), mean.value, mean.stderr, mean.examples, part_of=part)
 
 
 def _named(each: ExplanationAgreement, metric: str) -> str:
     return f"{each.method.replace('-', '_')}_{metric}"
 
 
-def _example_scores(teacher: str, one: StudentBesideTeacher) -> Iterator[ExampleScore]:
+def _example_scores(teacher: str, one: TeacherAgreement) -> Iterator[ExampleScore]:
     """The per-example values of metrics that are means."""
     theirs = one.teacher.predictions
     own = one.student.predictions.ordered(theirs.ids)
@@ -190,16 +180,12 @@ def _example_scores(teacher: str, one: StudentBesideTeacher) -> Iterator[Example
             yield ExampleScore(teacher, name, metric, value)
     for each in one.compared.explanations:
         for row in each.examples:
-            for metric, value in _of_row(row).items():
+            for metric, value in (("correlation", row.correlation), ("overlap", row.overlap)):
                 if value is not None:
                     yield ExampleScore(teacher, row.id, _named(each, metric), value)
 
 
-def _of_row(row: Alike) -> dict[str, float | None]:
-    return {"correlation": row.correlation, "overlap": row.overlap}
-
-
-def _report(found: Mapping[str, StudentBesideTeacher], held: Examples, top: int) -> dict[str, Any]:
+def _report(found: Mapping[str, TeacherAgreement], held: Examples, top: int) -> dict[str, Any]:
     """The facts for comparing results, and for each teacher all scores and outputs."""
     texts = dict(zip(held.ids, held.texts, strict=True))
     predictions = next(iter(found.values())).student.predictions

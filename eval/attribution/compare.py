@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.eval.agreement.report import Agreement, agreement
-from stlm_kd.eval.attribution.explain import ClassifierOutputs, Method, Weights
+from stlm_kd.eval.attribution.explain import ClassifierOutputs, Method
+from stlm_kd.eval.attribution.words import Weights
 from stlm_kd.eval.classification.metrics import spearman
-from stlm_kd.statistics import Difference, paired_bootstrap
+from stlm_kd.statistics import paired_bootstrap
 
 FEWEST_WORDS = 3
 """Minimum words for a rank correlation."""
@@ -182,6 +183,6 @@ def _mean(values: Sequence[float | None]) -> MeanOver | None:
     found = np.array([value for value in values if value is not None])
     if len(found) < 2:
         return None
-    interval: Difference = paired_bootstrap(found, np.zeros(len(found)))
+    interval = paired_bootstrap(found, np.zeros(len(found)))
     stderr = float(found.std(ddof=1)) / len(found) ** 0.5
     return MeanOver(interval.mean, stderr, interval.low, interval.high, len(found))

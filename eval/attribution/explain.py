@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 from scipy.special import softmax
 
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.agreement.report import Predictions
 from stlm_kd.eval.attribution.integrated_gradients import integrated_gradients, integrator
-from stlm_kd.eval.attribution.lime import draws_of, lime_weights, surrogate
+from stlm_kd.eval.attribution.lime import Predict, draws_of, lime_weights, surrogate
 from stlm_kd.eval.attribution.select import Choice, chosen
-from stlm_kd.eval.attribution.words import words_of
+from stlm_kd.eval.attribution.words import Weights, words_of
 from stlm_kd.eval.classification.scoring import logits_of, longest_read
 
 if TYPE_CHECKING:
@@ -55,23 +56,6 @@ class AttributionConfig:
     features: int | None = None
     samples: int = 500
     steps: int = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The attribution of each word of an example, for one class.
-
-    Attributes:
-        values: (W,).
-        again: LIME: the weights from another draw; equal to ``values`` if all perturbations are included.
-        missing: Integrated gradients: the completeness error in nats.
-        change: Integrated gradients: the sum that the weights should have.
-    """
-
-    values: tuple[float, ...]
-    again: tuple[float, ...] | None = None
-    missing: float | None = None
-    change: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +96,10 @@ class ClassifierOutputs:
             np.array(content["logits"], np.float64),
             tuple(content["names"]),
         )
-        weights: dict[Method, dict[str, Weights]] = {
-            method: {key: _weights(one) for key, one in of.items()}
-            for method, of in content["weights"].items()
-        }
-        return cls(predictions, dict(content["classes"]), weights)
+        return cls(predictions, dict(content["classes"]), _WEIGHTS.validate_python(content["weights"]))
+
+
+_WEIGHTS: TypeAdapter[dict[Method, dict[str, Weights]]] = TypeAdapter(dict[Method, dict[str, Weights]])
 
 
 def check_packages(methods: Sequence[Method]) -> None:
@@ -128,16 +111,6 @@ def check_packages(methods: Sequence[Method]) -> None:
     packages: dict[Method, Callable[[], object]] = {"lime": surrogate, "integrated-gradients": integrator}
     for method in methods:
         packages[method]()
-
-
-def _weights(content: Mapping[str, Any]) -> Weights:
-    again = content["again"]
-    return Weights(
-        tuple(content["values"]),
-        None if again is None else tuple(again),
-        content["missing"],
-        content["change"],
-    )
 
 
 def classifier_outputs(
@@ -174,10 +147,18 @@ def classifier_outputs(
     classes = _classes(predictions, examples, explaining.choice) if like is None else like.classes
     places = {example: place for place, example in enumerate(examples.ids)}
     texts = {example: examples.texts[places[example]] for example in classes}
+    context = longest_read(model, reading.context)
+
+    def predict(perturbed: Sequence[tuple[str, ...]]) -> Floats:
+        ids = tuple(map(str, range(len(perturbed))))
+        variants = Examples(tuple(perturbed), np.zeros(len(ids), np.int64), ids, examples.label_names)
+        logits_SC = logits_of(model, tokenizer, variants, **asdict(reading))
+        return np.asarray(softmax(logits_SC, axis=1), np.float64)
+
     explainers: dict[Method, Callable[[tuple[str, ...], int], Weights]] = {
-        "lime": lambda of, target: _by_lime(model, tokenizer, examples, of, target, reading, explaining),
-        "integrated-gradients": lambda of, target: _by_gradients(
-            model, tokenizer, of, target, reading, explaining
+        "lime": lambda of, target: _by_lime(predict, of, target, explaining),
+        "integrated-gradients": lambda of, target: integrated_gradients(
+            model, tokenizer, of, words_of(of), target, steps=explaining.steps, context=context
         ),
     }
     return ClassifierOutputs(
@@ -197,23 +178,7 @@ def _classes(teacher: Predictions, examples: Examples, choice: Choice) -> dict[s
     return {name: 1 if len(teacher.classes) == 2 else predicted[name] for name in ids}
 
 
-def _by_lime(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    examples: Examples,
-    texts: tuple[str, ...],
-    target: int,
-    reading: ReadConfig,
-    explaining: AttributionConfig,
-) -> Weights:
-    def predict(perturbed: Sequence[tuple[str, ...]]) -> Floats:
-        size = len(perturbed)
-        ids = tuple(str(place) for place in range(size))
-        variants = Examples(tuple(perturbed), np.zeros(size, np.int64), ids, examples.label_names)
-        return np.asarray(
-            softmax(logits_of(model, tokenizer, variants, **asdict(reading)), axis=1), np.float64
-        )
-
+def _by_lime(predict: Predict, texts: tuple[str, ...], target: int, explaining: AttributionConfig) -> Weights:
     words = words_of(texts)
     first, samples = explaining.choice.seed, explaining.samples
     seeds = [first] if draws_of(len(words), samples) == 2 ** len(words) else [first, first + 1]
@@ -222,18 +187,3 @@ def _by_lime(
         for seed in seeds
     ]
     return Weights(tuple(found[0].tolist()), tuple(found[-1].tolist()))
-
-
-def _by_gradients(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    texts: tuple[str, ...],
-    target: int,
-    reading: ReadConfig,
-    explaining: AttributionConfig,
-) -> Weights:
-    context = longest_read(model, reading.context)
-    found = integrated_gradients(
-        model, tokenizer, texts, words_of(texts), target, steps=explaining.steps, context=context
-    )
-    return Weights(tuple(found.weights.tolist()), None, found.delta, found.change)

@@ -22,7 +22,7 @@ from torch import Tensor
 from stlm_kd.data.labelled.batches import ExampleBatch
 from stlm_kd.data.labelled.encoding import Source, encode_texts, padding_id, token_sources
 from stlm_kd.errors import MissingResourceError
-from stlm_kd.eval.attribution.words import Word
+from stlm_kd.eval.attribution.words import Weights, Word
 from stlm_kd.models.forward import evaluating, inputs_of
 
 if TYPE_CHECKING:
@@ -30,23 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ROWS_AT_ONCE = 64
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Integrated:
-    """Word weights and their completeness error.
-
-    Attributes:
-        weights: (W,), in nats: they sum to the log-odds of the text minus those of the baseline ...
-        delta: ... except for this error of the numerical integral, in nats.
-        change: The log-odds of the text minus those of the baseline.
-    """
-
-    weights: Floats
-    delta: float
-    change: float
 
 
 def integrated_gradients(
@@ -58,19 +41,12 @@ def integrated_gradients(
     *,
     steps: int,
     context: int,
-) -> Integrated:
-    """The attribution of each word for the log-odds of a class, summed over its tokens.
+) -> Weights:
+    """The attribution of each word for the log-odds of a class in nats, summed over its tokens.
 
-    The model runs in its own precision. A word beyond ``context`` has weight 0.
-
-    Args:
-        model: A classifier.
-        tokenizer: Its tokenizer.
-        texts: One or two.
-        words: Words of the texts.
-        target: The class.
-        steps: Points of the integral (Gauss-Legendre).
-        context: Maximum tokens of an example.
+    The weights sum to the log-odds of the text minus those of the baseline, except for the error of the
+    numerical integral over ``steps`` points (Gauss-Legendre). The model runs in its own precision. A word
+    beyond ``context`` tokens has weight 0.
 
     Raises:
         MissingResourceError: The package ``captum`` is not installed.
@@ -96,7 +72,7 @@ def integrated_gradients(
     weights_T = found_1TD[0].detach().double().sum(1).cpu().numpy()
     of_words_T = owners_T >= 0
     weights_W = np.bincount(owners_T[of_words_T], weights=weights_T[of_words_T], minlength=len(words))
-    return Integrated(weights_W.astype(np.float64), float(delta_1), change)
+    return Weights(tuple(weights_W.tolist()), missing=float(delta_1), change=change)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval.attribution.words import Word, without
+
+if TYPE_CHECKING:
+    from lime.lime_base import LimeBase
 
 KERNEL_WIDTH = 25
 """Width of the exponential kernel on 100 times the cosine distance, as in ``lime``."""
@@ -111,14 +114,15 @@ def lime_weights(
         MissingResourceError: The package ``lime`` is not installed.
     """
     kept_SW, counts_S = perturbations(len(words), samples=samples, seed=seed)
-    base = surrogate(counts_S)
     probabilities_SC = predict([without(texts, words, kept_W) for kept_W in kept_SW])
     distances_S = 100 * (1 - np.sqrt(kept_SW.mean(1)))
+    weights_S = counts_S * np.sqrt(np.exp(-(distances_S**2) / KERNEL_WIDTH**2))
+    base = surrogate()(kernel_fn=lambda weights_S: weights_S, random_state=np.random.RandomState(0))  # unused
     chosen = len(words) if features is None else min(features, len(words))
     _, found, _, _ = base.explain_instance_with_data(
         kept_SW.astype(np.float64),
         probabilities_SC,
-        distances_S,
+        weights_S,
         target,
         chosen,
         feature_selection="none" if chosen == len(words) else "auto",
@@ -129,23 +133,8 @@ def lime_weights(
     return weights_W
 
 
-class _Surrogate(Protocol):
-    """The interface of ``lime.lime_base.LimeBase`` that is used here."""
-
-    def explain_instance_with_data(
-        self,
-        neighborhood_data: Floats,
-        neighborhood_labels: Floats,
-        distances: Floats,
-        label: int,
-        num_features: int,
-        feature_selection: str,
-    ) -> tuple[float, Sequence[tuple[int, float]], float, Floats]:
-        """Intercept, (word, weight) of the selected words, R², and the prediction for the text itself."""
-
-
-def surrogate(counts_S: Floats | float = 1.0) -> _Surrogate:
-    """The package's regression with a weight for each perturbation.
+def surrogate() -> type[LimeBase]:
+    """The class ``LimeBase`` of ``lime``, the package's regression.
 
     Raises:
         MissingResourceError: The package is not installed.
@@ -157,9 +146,5 @@ def surrogate(counts_S: Floats | float = 1.0) -> _Surrogate:
             "lime: the package is not installed; pip install 'stlm-kd[attributions]', or leave lime out of "
             "attributions"
         ) from error
-
-    def weights(distances_S: Floats) -> Floats:
-        return np.asarray(counts_S * np.sqrt(np.exp(-(distances_S**2) / KERNEL_WIDTH**2)), np.float64)
-
-    found: _Surrogate = LimeBase(weights, random_state=np.random.RandomState(0))  # unused
+    found: type[LimeBase] = LimeBase
     return found

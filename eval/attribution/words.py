@@ -1,4 +1,4 @@
-"""Splits texts into words, and removes words from texts.
+"""Splits texts into words, removes words from texts, and holds a weight for each word.
 
 Shapes: W words.
 """
@@ -31,6 +31,23 @@ class Word:
     side: int
     begin: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The attribution of each word of an example, for one class.
+
+    Attributes:
+        values: (W,).
+        again: LIME: the weights from another draw; equal to ``values`` if all perturbations are included.
+        missing: Integrated gradients: the completeness error in nats.
+        change: Integrated gradients: the sum that the weights should have.
+    """
+
+    values: tuple[float, ...]
+    again: tuple[float, ...] | None = None
+    missing: float | None = None
+    change: float | None = None
 
 
 def words_of(texts: Sequence[str]) -> tuple[Word, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +31,10 @@ def classification_scores(
 ) -> SuiteResult:
     """Accuracy, macro F1 and Matthews' correlation; for two classes also the F1 of the second.
 
-    Macro F1 skips classes that neither occur nor are predicted. F1 is 0 for a class without a correct
-    prediction, and Matthews' correlation is 0 if all predictions are equal. Chance accuracy is the frequency
-    of the most frequent class.
-
-    Args:
-        logits_NC: Scores whose argmax is the predicted class (the first one if tied).
-        labels_N: The classes, from 0.
-        task: The task's name in the result.
-        ids: The example ids.
-        suite: The suite's name.
+    The predicted class is the argmax of the logits (the first one if tied); labels count from 0. Macro F1
+    skips classes that neither occur nor are predicted. F1 is 0 for a class without a correct prediction, and
+    Matthews' correlation is 0 if all predictions are equal. Chance accuracy is the frequency of the most
+    frequent class.
 
     Raises:
         DataError: A logit is not finite.
@@ -55,29 +50,13 @@ def classification_scores(
     if num_classes == 2:
         metrics = {"f1": f1_of_second, **metrics}
     resampled = _resampled_confusions(confusion_CC)
-    degenerate = one_class(labels, predicted)
+    score = partial(Score, task, examples=len(labels), degenerate=one_class(labels, predicted))
     scores = [
-        Score(
-            task,
-            name,
-            float(metric(confusion_CC[None])[0]),
-            _deviation(metric(resampled), len(labels)),
-            len(labels),
-            degenerate=degenerate,
-        )
+        score(name, float(metric(confusion_CC[None])[0]), _deviation(metric(resampled), len(labels)))
         for name, metric in metrics.items()
     ]
     chance = float(confusion_CC.sum(1).max()) / len(labels)
-    accuracy = Score(
-        task,
-        "accuracy",
-        float(right.mean()),
-        _stderr(right),
-        len(labels),
-        choices=num_classes,
-        chance=chance,
-        degenerate=degenerate,
-    )
+    accuracy = score("accuracy", float(right.mean()), _stderr(right), choices=num_classes, chance=chance)
     return SuiteResult(
         suite,
         (accuracy, *scores),
@@ -107,13 +86,6 @@ def regression_scores(
 
     A correlation with constant values is 0, and a note says so.
 
-    Args:
-        predicted_N: One prediction for each example.
-        labels_N: The labels.
-        task: The task's name in the result.
-        ids: The example ids.
-        suite: The suite's name.
-
     Raises:
         DataError: A prediction is not finite.
     """
@@ -122,11 +94,8 @@ def regression_scores(
     size = len(labels)
     assert len(predicted) == size == len(ids) > 0
     squares = (predicted - labels) ** 2
-    resampled: dict[str, list[float]] = {"pearson": [], "spearman": []}
-    for chosen in _resampled_places(size):
-        resampled["pearson"].append(pearson(predicted[chosen], labels[chosen]))
-        resampled["spearman"].append(spearman(predicted[chosen], labels[chosen]))
-    whole = {"pearson": pearson(predicted, labels), "spearman": spearman(predicted, labels)}
+    generator = np.random.default_rng(_SEED)
+    resamples = [generator.integers(size, size=size) for _ in range(RESAMPLES)]
     notes = tuple(
         f"{task}: the {what} are the same for all examples, so there is no correlation; 0 is shown"
         for what, values in (("predictions", predicted), ("labels", labels))
@@ -134,30 +103,15 @@ def regression_scores(
     )
     constant = np.ptp(predicted) == 0 < np.ptp(labels)
     degenerate = f"degenerate: predicts a single value for all {size:,} examples" if constant else None
+    score = partial(Score, task, examples=size, degenerate=degenerate)
+    scores = []
+    for name, correlation in (("pearson", pearson), ("spearman", spearman)):
+        resampled_R = np.array([correlation(predicted[chosen], labels[chosen]) for chosen in resamples])
+        scores.append(score(name, correlation(predicted, labels), _deviation(resampled_R, size)))
+    error = float(squares.mean())
     return SuiteResult(
         suite,
-        (
-            *(
-                Score(
-                    task,
-                    name,
-                    value,
-                    _deviation(np.array(resampled[name]), size),
-                    size,
-                    degenerate=degenerate,
-                )
-                for name, value in whole.items()
-            ),
-            Score(
-                task,
-                "mean_squared_error",
-                float(squares.mean()),
-                _stderr(squares),
-                size,
-                higher_is_better=False,
-                degenerate=degenerate,
-            ),
-        ),
+        (*scores, score("mean_squared_error", error, _stderr(squares), higher_is_better=False)),
         tuple(
             ExampleScore(task, name, "mean_squared_error", value)
             for name, value in zip(ids, squares.tolist(), strict=True)
@@ -236,11 +190,6 @@ def _resampled_confusions(confusion_CC: Floats) -> Floats:
     shares = confusion_CC.reshape(-1) / total
     drawn = np.random.default_rng(_SEED).multinomial(total, shares, size=RESAMPLES)
     return drawn.reshape(RESAMPLES, *confusion_CC.shape).astype(np.float64)
-
-
-def _resampled_places(size: int) -> Sequence[Integers]:
-    generator = np.random.default_rng(_SEED)
-    return [generator.integers(size, size=size) for _ in range(RESAMPLES)]
 
 
 def _deviation(resampled_R: Floats, examples: int) -> float | None:

@@ -26,7 +26,7 @@ Fraction = Annotated[float, Gt(0), Le(1)]
 @register_suite(
     Glue.suite,
     tasks=LANGUAGE_MODELS,
-    reads_held_out=False,
+    reads_held_out=lambda options: False,
     fine_tunes=True,
 )
 @with_fine_tuning_options
@@ -60,7 +60,7 @@ def glue(
 @register_suite(
     Conll2003.suite,
     tasks=LANGUAGE_MODELS,
-    reads_held_out=False,
+    reads_held_out=lambda options: False,
     requirements=lambda options: (seqeval,),
     fine_tunes=True,
 )
@@ -78,7 +78,7 @@ def ner(options: FineTuningOptions, /, *, fraction: Fraction = 1.0) -> tuple[Fin
 @register_suite(
     Squad.suite,
     tasks=LANGUAGE_MODELS,
-    reads_held_out=False,
+    reads_held_out=lambda options: False,
     fine_tunes=True,
 )
 @with_fine_tuning_options

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
@@ -41,7 +44,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, precision: str
     ) -> None:
-        self._start, self._end = document_ends(tokenizer)
+        start, self._end = document_ends(tokenizer)
         own = copy.deepcopy(tokenizer)
         own.model_max_length = VERY_LARGE_INTEGER  # silences the length warning; truncation happens here
         if own.pad_token_id is None:
@@ -52,6 +55,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             tokenizer=own,
             batch_size=batch_size,
             max_length=num_positions(model.config),
+            prefix_token_id=start,
             mixed_precision_dtype=torch.bfloat16 if precision == "bf16" else None,
             trust_remote_code=False,
         )
@@ -68,11 +72,6 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def eot_token_id(self) -> int:
         """The id of the end-of-document token."""
         return self._end
-
-    @property
-    def prefix_token_id(self) -> int:
-        """The id of the start token."""
-        return self._start
 
     def tok_encode(
         self,
@@ -98,13 +97,9 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         del truncation  # lm-eval uses left_truncate_len
         self._encoded_prompts += len(strings)
         rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
-        longest = max(map(len, rows))
-        ids_BT = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
-        mask_BT = torch.zeros_like(ids_BT)
-        for place, row in enumerate(rows):
-            ids_BT[place, longest - len(row) :] = torch.tensor(row)
-            mask_BT[place, longest - len(row) :] = 1
-        return ids_BT, mask_BT
+        padded = partial(pad_sequence, batch_first=True, padding_side=padding_side)
+        ids_BT = padded([torch.tensor(row) for row in rows], padding_value=self.tokenizer.pad_token_id)
+        return ids_BT, padded([torch.ones(len(row), dtype=torch.long) for row in rows])
 
     def loglikelihood(
         self, requests: Sequence[Request], disable_tqdm: bool = False
@@ -115,8 +110,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             ModelError: A log-probability is not finite, or a continuation has no token.
         """
         del disable_tqdm
-        pairs = [request.args for request in requests]
-        return self._log_likelihoods([self._encoded(*pair) for pair in pairs])
+        return self._log_likelihoods([self._encoded(*request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each text, in lm-eval's windows.
@@ -180,11 +174,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         pieces = [list(self._pieces(*pair)) for pair in pairs]
         flat = [piece for each in pieces for piece in each]
         losses = piece_losses(
-            self.model,
-            flat,
-            batch_size=self.batch_size,
-            precision=self._precision,
-            suite=SUITE,
+            self.model, flat, batch_size=self.batch_size, precision=self._precision, suite=SUITE
         )
         uniform = is_uniform(flat, losses)
         if uniform is not None:
@@ -193,7 +183,8 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         found = []
         for each in pieces:
             own = [next(remaining) for _ in each]
-            found.append((_float32(-sum(loss.nats for loss in own)), all(loss.greedy for loss in own)))
+            total = np.float32(-sum(loss.nats for loss in own))  # smaller differences count as ties
+            found.append((float(total), all(loss.greedy for loss in own)))
         return found
 
     def _pieces(self, context: Sequence[int], continuation: Sequence[int]) -> Iterator[Piece]:
@@ -202,12 +193,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         if len(continuation) <= longest:
             yield Piece(ids[-(longest + 1) :], len(continuation))
             return
-        for window in split_into_windows(0, len(ids), longest, max(longest // 2, 1)):
+        for window in split_into_windows(len(ids), longest, max(longest // 2, 1)):
             scored = min(window.scored, window.stop - len(context))
             if scored > 0:
                 yield Piece(ids[window.start : window.stop], scored)
-
-
-def _float32(value: float) -> float:
-    """Round to float32: smaller differences count as ties."""
-    return float(torch.tensor(value, dtype=torch.float32))

@@ -42,10 +42,10 @@ _BOOTSTRAPS = 1000
 @register_suite(
     SUITE,
     tasks=["clm"],
-    reads_held_out=False,
+    reads_held_out=lambda options: False,
     identity=task_rows.identity,
     requirements=task_rows.requirements,
-    check=task_rows.check,
+    own_check=task_rows.check,
 )
 def lm_eval(
     model: PreTrainedModel,

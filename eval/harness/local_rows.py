@@ -45,7 +45,9 @@ def from_files(
     """
     chosen = {}
     for split, file in splits.items():
-        rows = _read(file) if column is None else _grouped(file, column).get(str(value), [])
+        path = Path(file)
+        by_task = _rows_by_task(path, column, _time_of_change(path))
+        rows = by_task.get("" if column is None else str(value))
         if not rows:
             raise DataError(f"{file}: no rows" + (f" whose {column} is {value}" if column else ""))
         chosen[split] = Dataset.from_list(rows)
@@ -94,13 +96,8 @@ def _with_capital(context: str) -> str:
     return context[: place.end()] + context[place.end() :].capitalize()
 
 
-def _read(file: str) -> list[Row]:
-    return _read_once(Path(file), _time_of_change(file))
-
-
-def _time_of_change(file: str) -> int:
+def _time_of_change(path: Path) -> int:
     """Modification time in nanoseconds, so that a changed file is read again."""
-    path = Path(file)
     if not path.is_file():
         raise MissingResourceError(
             f"{path}: no such file; STLM_KD_DATA must name the folder that holds lm_eval/"
@@ -109,9 +106,10 @@ def _time_of_change(file: str) -> int:
 
 
 @lru_cache(maxsize=8)
-def _read_once(path: Path, changed: int) -> list[Row]:
+def _rows_by_task(path: Path, column: str | None, changed: int) -> dict[str, list[Row]]:
+    """The rows by the value of a column; without one, all rows under the empty string."""
     del changed
-    rows = []
+    groups: dict[str, list[Row]] = {}
     with (
         gzip.open(path, "rt", encoding="utf-8")
         if path.suffix == ".gz"
@@ -119,20 +117,8 @@ def _read_once(path: Path, changed: int) -> list[Row]:
     ):
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
+                row: Row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: not a line of JSON ({error.msg})") from error
-    return rows
-
-
-def _grouped(file: str, column: str) -> dict[str, list[Row]]:
-    return _grouped_once(file, column, _time_of_change(file))
-
-
-@lru_cache(maxsize=8)
-def _grouped_once(file: str, column: str, changed: int) -> dict[str, list[Row]]:
-    del changed
-    groups: dict[str, list[Row]] = {}
-    for row in _read(file):
-        groups.setdefault(str(row[column]), []).append(row)
+            groups.setdefault("" if column is None else str(row[column]), []).append(row)
     return groups

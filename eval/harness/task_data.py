@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -23,7 +22,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from stlm_kd.data.sources.reachable import data_set_is_cached, hub_answers
+from stlm_kd.data.sources.hub import data_set_is_cached, hub_answers
 from stlm_kd.data.sources.sources import Source, fingerprint
 from stlm_kd.data.synthetic import BENCHMARK, PHENOMENA
 from stlm_kd.errors import MissingResourceError, UsageError, did_you_mean
@@ -152,7 +151,9 @@ def find_origin(name: str, source: str, num_fewshot: int | None = None) -> Origi
     if name == BENCHMARK:
         return "generated"
     whole = whole_of(name)
-    if source == "builtin" or (source == "auto" and (whole is None or on_hub_or_cached(LOCAL[whole]))):
+    if source == "builtin":
+        return "builtin"
+    if source == "auto" and (whole is None or hub_answers() or data_set_is_cached(*LOCAL[whole].hub)):
         return "builtin"
     if whole is None:
         raise MissingResourceError(f"{name}: no local files are known for it; use source: builtin")
@@ -175,19 +176,16 @@ def _check_local(name: str, whole: str, num_fewshot: int | None) -> None:
         )
 
 
-def on_hub_or_cached(benchmark: Benchmark) -> bool:
-    """Whether the ``datasets`` library can load a benchmark's rows without local files."""
-    return hub_answers() or data_set_is_cached(*benchmark.hub)
-
-
 @lru_cache(maxsize=32)
 def _build(name: str, origin: Origin, num_fewshot: int | None, data: str, version: str) -> Built:
     """All arguments are part of the cache key, since a task object keeps its shots, location and rows."""
     del num_fewshot, version
     if origin == "builtin":
         return Built(name, _load_builtin(name), origin)
-    with _local_files(name, data) as folder:
-        return Built(name, _load(TaskManager(include_defaults=False, include_path=folder), name), origin)
+    with tempfile.TemporaryDirectory(prefix="stlm-kd-tasks-") as folder:
+        _write_task_files(name, data, Path(folder))
+        manager = TaskManager(include_defaults=False, include_path=Path(folder))
+        return Built(name, _load(manager, name), origin)
 
 
 def _load_builtin(name: str) -> Task | Group:
@@ -233,34 +231,26 @@ def _load(manager: TaskManager, name: str) -> Task | Group:
     return item
 
 
-@contextmanager
-def _local_files(name: str, data: str) -> Iterator[Path]:
-    """A folder with one task file for each part of the benchmark, from our template."""
-    with tempfile.TemporaryDirectory(prefix="stlm-kd-tasks-") as made:
-        folder = Path(made)
-        if name == BENCHMARK:
-            for phenomenon in PHENOMENA:
-                _fill_in(name, folder / f"{phenomenon}.yaml", {"PART": phenomenon})
-            _fill_in(f"{name}_group", folder / "group.yaml", {})
-        else:
-            whole = whole_of(name)
-            assert whole is not None, name
-            places = {"LM_EVAL_TASKS": str(_LM_EVAL_TASKS), "STLM_KD_DATA": str(Path(data).absolute())}
-            if LOCAL[whole].has_parts:
-                _fill_in_parts(whole, folder, places)
-            else:
-                _fill_in(whole, folder / f"{whole}.yaml", places)
-        yield folder
-
-
-def _fill_in_parts(name: str, folder: Path, places: dict[str, str]) -> None:
-    for builtin in sorted((_LM_EVAL_TASKS / LOCAL[name].folder).glob("*.yaml")):
+def _write_task_files(name: str, data: str, folder: Path) -> None:
+    """Write a task file for each part of the benchmark, from our template."""
+    if name == BENCHMARK:
+        for phenomenon in PHENOMENA:
+            _fill_in(name, folder / f"{phenomenon}.yaml", {"PART": phenomenon})
+        _fill_in(f"{name}_group", folder / "group.yaml", {})
+        return
+    whole = whole_of(name)
+    assert whole is not None, name
+    places = {"LM_EVAL_TASKS": str(_LM_EVAL_TASKS), "STLM_KD_DATA": str(Path(data).absolute())}
+    if not LOCAL[whole].has_parts:
+        _fill_in(whole, folder / f"{whole}.yaml", places)
+        return
+    for builtin in sorted((_LM_EVAL_TASKS / LOCAL[whole].folder).glob("*.yaml")):
         content = yaml.safe_load(builtin.read_text())
         if "group" in content:
             (folder / builtin.name).write_text(f"include: {json.dumps(str(builtin))}\n")
         else:
             part = {"FILE": builtin.name, "PART": content["dataset_name"]}
-            _fill_in(name, folder / builtin.name, places | part)
+            _fill_in(whole, folder / builtin.name, places | part)
 
 
 def _fill_in(template: str, file: Path, values: dict[str, str]) -> None:

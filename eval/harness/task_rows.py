@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -79,12 +80,34 @@ def _rows_identity(name: str, origin: str, options: Options) -> Json:
     return [_ours(whole), task_data.local_version(name, os.environ["STLM_KD_DATA"])]
 
 
+_KEYS = {
+    "458df0516b154ed6": "593e3569fd47a1473d15460f99c2fd26f5698a0dfd5feb73191606d98113b805",  # blimp
+    "46df4539af47e993": "0cef392046c31514738d0993ed9df4bd10306ec88c4c42c6d02e62fc08da9fda",  # hellaswag
+    "d870c6ebd4cb9add": "467e50923ab655e6cf155e3401bcf7877144ee323a81666fa52e39154260b1fb",  # arc_easy
+    "192bdb543e913804": "a628bb35fb475dad0b7542fc4caf3602e26a3fba280ee9ef81435d1b49f6ff7f",  # winogrande
+    "c7e1a8743c00799f": "ffa14a434bd79c6d578aba0f6ee26a893f16801018175fbac957805aa0ace531",  # mmlu
+    "4a551c00de85eacf": "9281425fb231da3e381b6cce2eb87af0d88d78ccaaa477cf70d8702aaf25736e",  # the sample
+}
+"""Keys by the start of the hash, for tasks whose first key also hashed the source code of ``local_rows``.
+
+Scores stored under these keys stay valid until a template or ``LAYOUT`` changes.
+"""
+
+_FUNCTION = re.compile(rb"(?<=!function )[\w.]+(?=\.\w+$)", re.MULTILINE)
+
+
 def _ours(*templates: str) -> str:
-    """A hash of a task's templates and of the version of its row format."""
+    """A hash of a task's templates and of the version of its row format.
+
+    The module of the row functions counts as its first name, ``stlm_kd.eval.rows``: moving it does not change
+    the rows, so stored scores stay valid.
+    """
     from stlm_kd.eval.harness.local_rows import LAYOUT
 
     texts = [files("stlm_kd.eval.tasks").joinpath(f"{name}.yaml").read_bytes() for name in templates]
-    return hashlib.sha256(b"\0".join([*texts, str(LAYOUT).encode()])).hexdigest()
+    named = [_FUNCTION.sub(b"stlm_kd.eval.rows", text) for text in texts]
+    found = hashlib.sha256(b"\0".join([*named, str(LAYOUT).encode()])).hexdigest()
+    return _KEYS.get(found[:16], found)
 
 
 @cache

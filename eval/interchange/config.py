@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from stlm_kd.interventions import SOURCES
 
 SUITE = "interchange"
 ALL = "all layers"
 """The task of scores over all layers."""
 
-HeldOutSource = Literal["other-example", "in-context-random", "mixup", "input-tokens"]
-"""Sources of the swapped-in hidden states that need no thesaurus."""
+
+def held_out_sources() -> list[str]:
+    """The counterfactual sources that held-out rows and examples can be compared with."""
+    return [name for name in SOURCES if SOURCES[name].is_for_held_out]
+
+
+def _held_out_source(value: object) -> object:
+    if value not in held_out_sources():
+        known = ", ".join(held_out_sources())
+        raise PydanticCustomError("fault", f"{value!r} found; expected one of {known}")
+    return value
+
+
+HeldOutSource: TypeAlias = Annotated[str, BeforeValidator(_held_out_source)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +35,13 @@ class PairConfig:
     """The interventions to draw.
 
     Attributes:
-        source: Name in ``SOURCES``.
+        source: One of ``held_out_sources``.
         positions: Contiguous or random positions.
         rows: Maximum rows of held-out text, or examples, drawn by the seed.
         seed: Random seed.
     """
 
-    source: HeldOutSource = "other-example"
+    source: str = "other-example"
     positions: Literal["consecutive", "random"] = "consecutive"
     rows: int = 256
     seed: int = 0

@@ -1,11 +1,15 @@
-"""Scores from the likelihoods of pieces of text."""
+"""Results from the likelihoods of pieces of text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-from stlm_kd.artifacts.results import Score
+from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
+from stlm_kd.eval.language_modeling.round_trip import lossy_note
+from stlm_kd.eval.language_modeling.text_blocks import TextBlocks
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
@@ -19,48 +23,66 @@ def perplexity(nats: float, tokens: int) -> float:
     return math.exp(mean) if mean < 709 else math.inf
 
 
-def likelihood_scores(
-    pieces: Sequence[tuple[float, int, int]], *, prefix: str = "", degenerate: str | None = None
-) -> tuple[Score, Score]:
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """The nats, tokens and UTF-8 bytes of a piece of text, and the nats of its blocks, if known."""
+
+    nats: float
+    tokens: int
+    bytes: int
+    blocks: TextBlocks | None = None
+
+
+def likelihood_result(
+    suite: str,
+    pieces: Mapping[int, ScoredText],
+    *,
+    prefix: str = "",
+    unknown: int,
+    bytes_kept: float,
+    degenerate: str | None,
+    notes: Sequence[str],
+    report: Mapping[str, Json],
+) -> SuiteResult:
     """Bits per byte and perplexity over all pieces, with standard errors over the pieces.
 
     Args:
-        pieces: Nats, tokens and UTF-8 bytes of each, treated as independent.
+        suite: The suite's name.
+        pieces: By index in the text, treated as independent.
         prefix: Prefix of the metric names.
+        unknown: The number of unknown tokens.
+        bytes_kept: The fraction of the text's bytes that decoding restores.
         degenerate: Why the model distinguishes no tokens, if so.
+        notes: Further notes.
+        report: The suite's report.
     """
-    nats = math.fsum(piece[0] for piece in pieces)
-    per_token = perplexity(nats, sum(piece[1] for piece in pieces))
-    per_byte = bits_per_byte(nats, sum(piece[2] for piece in pieces))
-    bits_stderr = ratio_stderr([(nats / math.log(2), size) for nats, _, size in pieces])
-    nats_stderr = ratio_stderr([(nats, tokens) for nats, tokens, _ in pieces])
-    return (
-        Score(
-            "text",
-            f"{prefix}bits_per_byte",
-            per_byte,
-            bits_stderr,
-            len(pieces),
-            higher_is_better=False,
-            degenerate=degenerate,
+    scored = pieces.values()
+    nats, tokens = math.fsum(piece.nats for piece in scored), sum(piece.tokens for piece in scored)
+    per_token = perplexity(nats, tokens)
+    per_byte = bits_per_byte(nats, sum(piece.bytes for piece in scored))
+    bits_stderr = ratio_stderr([(piece.nats / math.log(2), piece.bytes) for piece in scored])
+    nats_stderr = ratio_stderr([(piece.nats, piece.tokens) for piece in scored])
+    per_token_stderr = None if nats_stderr is None else nats_stderr * per_token
+    score = partial(Score, "text", examples=len(pieces), higher_is_better=False, degenerate=degenerate)
+    warnings = []
+    if unknown:
+        warnings.append(
+            f"{unknown} of {tokens} tokens are unknown to the tokenizer: bits per byte are too "
+            "low to compare with those of a tokenizer that can encode all of the text"
+        )
+    if bytes_kept < 1:
+        warnings.append(lossy_note(bytes_kept))
+    bits = f"{prefix}bits_per_byte"
+    return SuiteResult(
+        suite,
+        (score(bits, per_byte, bits_stderr), score(f"{prefix}perplexity", per_token, per_token_stderr)),
+        tuple(
+            ExampleScore("text", str(index), bits, bits_per_byte(piece.nats, piece.bytes))
+            for index, piece in pieces.items()
+            if piece.bytes
         ),
-        Score(
-            "text",
-            f"{prefix}perplexity",
-            per_token,
-            None if nats_stderr is None else nats_stderr * per_token,
-            len(pieces),
-            higher_is_better=False,
-            degenerate=degenerate,
-        ),
-    )
-
-
-def unknown_note(unknown: int, tokens: int) -> str:
-    """A note on bits per byte if the tokenizer cannot encode all of the text."""
-    return (
-        f"{unknown} of {tokens} tokens are unknown to the tokenizer: bits per byte are too "
-        "low to compare with those of a tokenizer that can encode all of the text"
+        (*warnings, *notes),
+        report,
     )
 
 

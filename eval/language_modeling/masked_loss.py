@@ -8,8 +8,8 @@ that training may use, since these depend on the training text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -35,81 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE = "masked-loss"
-
-
-@dataclass(frozen=True, slots=True)
-class MaskedLoss:
-    """A model's predictions for the masked tokens.
-
-    Attributes:
-        text: All windows.
-        masked: The number of masked tokens of each window.
-        found: The predictions for each window.
-        candidates: The number of tokens that could be masked: all but special ones.
-        share: The fraction of them that is masked.
-        seed: Seed of the masking.
-        degenerate: Why the model distinguishes no tokens, if so.
-    """
-
-    text: WindowedText
-    masked: tuple[int, ...]
-    found: tuple[Found, ...]
-    candidates: int
-    share: float
-    seed: int
-    degenerate: str | None = None
-
-    def as_result(self) -> SuiteResult:
-        """Loss and accuracy with standard errors over the windows, and the loss of every window."""
-        drawn = {index: count for index, count in enumerate(self.masked) if count}
-        unknown = self.text.unknown(self.text.windows)
-        total = sum(drawn.values())
-        nats = [(self.found[index].nats, count) for index, count in drawn.items()]
-        right = [(float(self.found[index].right), count) for index, count in drawn.items()]
-        loss = math.fsum(value for value, _ in nats) / total
-        accuracy = sum(self.found[index].right for index in drawn) / total
-        return SuiteResult(
-            SUITE,
-            (
-                Score(
-                    "text",
-                    "masked_loss",
-                    loss,
-                    ratio_stderr(nats),
-                    len(drawn),
-                    higher_is_better=False,
-                    degenerate=self.degenerate,
-                ),
-                Score(
-                    "text",
-                    "masked_accuracy",
-                    accuracy,
-                    ratio_stderr(right),
-                    len(drawn),
-                    degenerate=self.degenerate,
-                ),
-            ),
-            tuple(
-                ExampleScore("text", str(index), "masked_loss", self.found[index].nats / count)
-                for index, count in drawn.items()
-            ),
-            (f"{unknown} tokens of the text are unknown to the tokenizer and never masked",)
-            if unknown
-            else (),
-            {
-                "nats": math.fsum(value for value, _ in nats),
-                "masked_tokens": total,
-                "tokens": self.candidates,
-                "scored_windows": len(drawn),
-                "windows": len(self.text.windows),
-                "documents": self.text.documents,
-                "unknown_tokens": unknown,
-                "window": self.text.window,
-                "bytes_kept": self.text.bytes_kept,
-                "share": self.share,
-                "seed": self.seed,
-            },
-        )
 
 
 @register_suite(SUITE, tasks=["mlm"], longest_window=MASKED_WINDOW)
@@ -148,22 +73,66 @@ def masked_loss(
     rows, candidates = corrupted_rows(text, tokenizer, share=share, seed=seed)
     if not candidates:
         raise DataError(f"{SUITE}: the tokenizer finds only special tokens in the text")
-    longest_first = sorted(
-        (index for index, row in enumerate(rows) if row.places), key=lambda index: -len(rows[index].ids)
-    )
-    predictions = find_tokens(
+    masked = {index: row for index, row in enumerate(rows) if row.places}
+    longest_first = sorted(masked, key=lambda index: -len(masked[index].ids))
+    found = find_tokens(
         model,
-        (rows[index] for index in longest_first),
+        (masked[index] for index in longest_first),
         batch_size=batch_size,
         precision=precision,
         suite=SUITE,
     )
-    found = [Found(0.0, 0)] * len(rows)
-    for index, one in zip(longest_first, predictions, strict=True):
-        found[index] = one
-    masked = tuple(len(row.places) for row in rows)
-    degenerate = degenerate_tokens(predictions, [target for row in rows for target in row.targets])
-    return MaskedLoss(text, masked, tuple(found), candidates, share, seed, degenerate).as_result()
+    by_index = dict(zip(longest_first, found, strict=True))
+    counted = {index: (by_index[index], len(row.places)) for index, row in masked.items()}
+    degenerate = degenerate_tokens(found, [target for row in masked.values() for target in row.targets])
+    return _result(text, counted, candidates, share=share, seed=seed, degenerate=degenerate)
+
+
+def _result(
+    text: WindowedText,
+    counted: Mapping[int, tuple[Found, int]],
+    candidates: int,
+    *,
+    share: float,
+    seed: int,
+    degenerate: str | None,
+) -> SuiteResult:
+    """Loss and accuracy with standard errors over the windows, and the loss of every window.
+
+    ``counted``: the predictions and the number of masked tokens of each window that has some, by its index.
+    """
+    nats = [(found.nats, count) for found, count in counted.values()]
+    right = [(float(found.right), count) for found, count in counted.values()]
+    total_nats, total = math.fsum(value for value, _ in nats), sum(count for _, count in nats)
+    accuracy = sum(found.right for found, _ in counted.values()) / total
+    score = partial(Score, "text", examples=len(counted), degenerate=degenerate)
+    unknown = text.unknown(text.windows)
+    unknown_note = f"{unknown} tokens of the text are unknown to the tokenizer and never masked"
+    return SuiteResult(
+        SUITE,
+        (
+            score("masked_loss", total_nats / total, ratio_stderr(nats), higher_is_better=False),
+            score("masked_accuracy", accuracy, ratio_stderr(right)),
+        ),
+        tuple(
+            ExampleScore("text", str(index), "masked_loss", found.nats / count)
+            for index, (found, count) in counted.items()
+        ),
+        (unknown_note,) if unknown else (),
+        {
+            "nats": total_nats,
+            "masked_tokens": total,
+            "tokens": candidates,
+            "scored_windows": len(counted),
+            "windows": len(text.windows),
+            "documents": text.documents,
+            "unknown_tokens": unknown,
+            "window": text.window,
+            "bytes_kept": text.bytes_kept,
+            "share": share,
+            "seed": seed,
+        },
+    )
 
 
 def corrupted_rows(

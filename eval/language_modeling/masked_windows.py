@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from stlm_kd.artifacts.results import UNIFORM
 from stlm_kd.data.masking import mask_id_of
@@ -20,14 +21,21 @@ from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval.language_modeling.round_trip import bytes_kept
 from stlm_kd.eval.language_modeling.token_losses import EQUAL
-from stlm_kd.eval.runner import MASKED_WINDOW, autocast, check_window, require_finite, require_task
+from stlm_kd.eval.runner import (
+    MASKED_WINDOW,
+    autocast,
+    checked_window,
+    require_finite,
+    require_task,
+    texts_to_score,
+)
 from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head, bypassed_head, evaluating, head_of
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +116,11 @@ class Found:
 
     nats: float
     right: int
-    behind: float = 0.0
-    predicted: frozenset[int] = frozenset()
+    behind: float
+    predicted: frozenset[int]
 
 
-def degenerate_tokens(found: Iterable[Found], targets: Iterable[int]) -> str | None:
+def degenerate_tokens(found: Sequence[Found], targets: Sequence[int]) -> str | None:
     """A description of degenerate predictions, or None.
 
     Degenerate: all tokens are equally likely; or a single token is predicted although the targets vary.
@@ -121,15 +129,13 @@ def degenerate_tokens(found: Iterable[Found], targets: Iterable[int]) -> str | N
     >>> degenerate_tokens(rows, [3, 4])
     'degenerate: predicts a single token at all 2 masked positions'
     """
-    expected = list(targets)
-    rows = [each for each in found if each.predicted]
-    if len(set(expected)) < 2:
+    if len(set(targets)) < 2:
         return None
-    is_right = sum(each.right for each in rows) == len(expected)
-    if max(each.behind for each in rows) < EQUAL and not is_right:
+    is_right = sum(each.right for each in found) == len(targets)
+    if max(each.behind for each in found) < EQUAL and not is_right:
         return UNIFORM
-    if len(frozenset[int]().union(*(each.predicted for each in rows))) == 1:
-        return f"degenerate: predicts a single token at all {len(expected):,} masked positions"
+    if len(frozenset[int]().union(*(each.predicted for each in found))) == 1:
+        return f"degenerate: predicts a single token at all {len(targets):,} masked positions"
     return None
 
 
@@ -143,12 +149,7 @@ def windowed_text(
 ) -> WindowedText:
     """Split the documents into windows of at most ``window`` positions that the model can be scored on.
 
-    Args:
-        model: Provides task, positions and vocabulary size.
-        tokenizer: Must have start, end and mask tokens.
-        documents: Empty ones are skipped.
-        window: None: ``MASKED_WINDOW``, or the model's positions if fewer.
-        suite: Prefix of messages.
+    The default window is ``MASKED_WINDOW``, or the model's positions if fewer. Empty documents are skipped.
 
     Raises:
         DataError: No text, or no token in it.
@@ -158,10 +159,9 @@ def windowed_text(
     require_task(model, "mlm", suite=suite)
     mask_id = mask_id_of(tokenizer)
     _check_vocabulary(model, tokenizer, suite)
-    window = _checked_window(model.config, window, suite)
-    texts = [text for text in documents if text]
-    if not texts:
-        raise DataError(f"{suite}: no text to score; give the recipe a data.validation that is not empty")
+    default = min(num_positions(model.config) or MASKED_WINDOW, MASKED_WINDOW)
+    window = checked_window(model.config, window or default, suite=suite)
+    texts = texts_to_score(documents, suite=suite)
     ends = document_ends(tokenizer)
     windows = tuple(
         replace(piece, document=index)
@@ -209,12 +209,9 @@ def find_tokens(
 
 
 def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -> list[Found]:
-    shape = len(batch), max(len(row.ids) for row in batch)
-    inputs_BT = torch.full(shape, model.config.pad_token_id or 0)
-    mask_BT = torch.zeros(shape, dtype=torch.long)
-    for index, row in enumerate(batch):
-        inputs_BT[index, : len(row.ids)] = torch.tensor(row.ids)
-        mask_BT[index, : len(row.ids)] = 1
+    ids = [torch.tensor(row.ids) for row in batch]
+    inputs_BT = pad_sequence(ids, batch_first=True, padding_value=model.config.pad_token_id or 0)
+    mask_BT = pad_sequence([torch.ones_like(row_T) for row_T in ids], batch_first=True)
     row_N = torch.tensor([index for index, row in enumerate(batch) for _ in row.places])
     place_N = torch.tensor([place for row in batch for place in row.places])
     target_N = torch.tensor([target for row in batch for target in row.targets])
@@ -263,10 +260,3 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
             f"{suite}: the tokenizer has ids up to {highest}, but the model has a vocabulary of {size}; "
             "give the model the tokenizer that it was trained with"
         )
-
-
-def _checked_window(config: PreTrainedConfig, window: int | None, suite: str) -> int:
-    if window is None:
-        return min(num_positions(config) or MASKED_WINDOW, MASKED_WINDOW)
-    check_window(config, window, suite=suite)
-    return window

@@ -4,142 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Gt
 
-from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, SuiteResult
+from stlm_kd.artifacts.results import UNIFORM, Json, SuiteResult
 from stlm_kd.data.tokenizers import document_ends, ids_from_start
 from stlm_kd.errors import DataError
-from stlm_kd.eval.language_modeling import likelihood, wikitext
-from stlm_kd.eval.language_modeling.round_trip import bytes_kept, lossy_note
-from stlm_kd.eval.language_modeling.text_blocks import TextBlocks, text_blocks, token_starts
+from stlm_kd.eval.language_modeling import wikitext
+from stlm_kd.eval.language_modeling.likelihood import ScoredText, likelihood_result
+from stlm_kd.eval.language_modeling.round_trip import bytes_kept
+from stlm_kd.eval.language_modeling.text_blocks import text_blocks, token_starts
 from stlm_kd.eval.language_modeling.token_losses import Piece, is_uniform, piece_losses
-from stlm_kd.eval.runner import Precision, check_window, require_task
+from stlm_kd.eval.runner import Precision, checked_window, require_task, texts_to_score
 from stlm_kd.eval.suite import Options, register_suite
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SUITE = "perplexity"
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentLoss:
-    """The loss of one document.
+class Window(NamedTuple):
+    """A range of a document's ids: all but the last are inputs, and the last ``scored`` are targets."""
 
-    Attributes:
-        nats: Over its tokens.
-        tokens: Their number.
-        bytes: Of its text.
-        blocks: The nats of its blocks; None if the tokenizer has no token offsets.
-    """
-
-    nats: float
-    tokens: int
-    bytes: int
-    blocks: TextBlocks | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TextLoss:
-    """The loss of a text.
-
-    Attributes:
-        documents: The non-empty documents, in order.
-        unknown: The number of unknown tokens.
-        window: Maximum tokens in the model's context.
-        stride: Tokens by which the window moved.
-        uniform: Whether the model gives all tokens the same probability.
-        bytes_kept: The fraction of the text's bytes that decoding restores.
-    """
-
-    documents: tuple[DocumentLoss, ...]
-    unknown: int
-    window: int
-    stride: int
-    uniform: bool = False
-    bytes_kept: float = 1.0
-
-    @property
-    def nats(self) -> float:
-        """The sum over all tokens."""
-        return math.fsum(document.nats for document in self.documents)
-
-    @property
-    def tokens(self) -> int:
-        """The number of tokens, without start and end of documents."""
-        return sum(document.tokens for document in self.documents)
-
-    @property
-    def bytes(self) -> int:
-        """UTF-8 bytes of the text."""
-        return sum(document.bytes for document in self.documents)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Comparable between tokenizers."""
-        return likelihood.bits_per_byte(self.nats, self.bytes)
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the mean nats per token; infinite where a float cannot hold it."""
-        return likelihood.perplexity(self.nats, self.tokens)
-
-    def as_result(self) -> SuiteResult:
-        """Both metrics as scores, with the bits per byte of every document."""
-        pieces = [(document.nats, document.tokens, document.bytes) for document in self.documents]
-        notes = []
-        if self.unknown:
-            notes.append(likelihood.unknown_note(self.unknown, self.tokens))
-        if self.bytes_kept < 1:
-            notes.append(lossy_note(self.bytes_kept))
-        notes.append(f"{SUITE}: windows of {self.window} tokens, stride {self.stride}")
-        return SuiteResult(
-            SUITE,
-            likelihood.likelihood_scores(pieces, degenerate=UNIFORM if self.uniform else None),
-            tuple(
-                ExampleScore(
-                    "text",
-                    str(index),
-                    "bits_per_byte",
-                    likelihood.bits_per_byte(document.nats, document.bytes),
-                )
-                for index, document in enumerate(self.documents)
-                if document.bytes
-            ),
-            tuple(notes),
-            {
-                "nats": self.nats,
-                "tokens": self.tokens,
-                "bytes": self.bytes,
-                "documents": len(self.documents),
-                "unknown_tokens": self.unknown,
-                "window": self.window,
-                "stride": self.stride,
-                "bytes_kept": self.bytes_kept,
-                **self._blocks(),
-            },
-        )
-
-    def _blocks(self) -> dict[str, Json]:
-        """By document; {} if a document has none."""
-        found = [document.blocks for document in self.documents if document.blocks is not None]
-        if len(found) < len(self.documents):
-            return {}
-        nats: list[Json] = [list(one.nats) for one in found]
-        sizes: list[Json] = [list(one.bytes) for one in found]
-        return {"blocks": {"nats": nats, "bytes": sizes}}
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A piece of one document's ids: all but the last are inputs, and the last ``scored`` are targets."""
-
-    document: int
     start: int
     stop: int
     scored: int
@@ -160,7 +51,7 @@ def _other_text_requirements(options: Options) -> Iterator[Callable[[], object]]
     reads_held_out=lambda options: options.get("on", "held-out") == "held-out",
     identity=_other_text_identity,
     requirements=_other_text_requirements,
-    check=_other_text_identity,
+    own_check=_other_text_identity,
 )
 def perplexity(
     model: PreTrainedModel,
@@ -198,62 +89,98 @@ def perplexity(
             model's positions.
     """
     require_task(model, "clm", suite=SUITE)
-    window = _checked_window(model.config, window)
+    window = checked_window(model.config, window or num_positions(model.config) or 1024, suite=SUITE)
     stride = max(window // 2, 1) if stride is None else min(stride, window)
-    texts = [text for text in (wikitext.articles() if on == "wikitext" else documents) if text]
-    if not texts:
-        raise DataError("perplexity: no text to score; give the recipe a data.validation that is not empty")
+    texts = texts_to_score(wikitext.articles() if on == "wikitext" else documents, suite=SUITE)
     ids = ids_from_start(tokenizer, texts)
     windows = [
-        piece
+        (index, *piece)
         for index, row in enumerate(ids)
-        for piece in split_into_windows(index, len(row), window, stride)
+        for piece in split_into_windows(len(row), window, stride)
     ]
     if not windows:
         raise DataError("perplexity: the tokenizer finds no token in the text")
     nats = [np.zeros(len(row) - 1) for row in ids]
-    pieces = [Piece(tuple(ids[each.document][each.start : each.stop]), each.scored) for each in windows]
+    pieces = [Piece(tuple(ids[index][start:stop]), scored) for index, start, stop, scored in windows]
     losses = piece_losses(model, pieces, batch_size=batch_size, precision=precision, suite=SUITE)
-    for each, loss in zip(windows, losses, strict=True):
-        nats[each.document][each.stop - each.scored - 1 : each.stop - 1] = loss.token_nats
+    for (index, _, stop, scored), loss in zip(windows, losses, strict=True):
+        nats[index][stop - scored - 1 : stop - 1] = loss.token_nats
     starts = token_starts(tokenizer, texts)
-    blocks = [
-        None if starts is None else text_blocks(text, starts[index], nats[index])
-        for index, text in enumerate(texts)
-    ]
     unknown_id = tokenizer.unk_token_id
-    result = TextLoss(
-        tuple(
-            DocumentLoss(math.fsum(own), len(own), len(text.encode()), each)
-            for own, text, each in zip(nats, texts, blocks, strict=True)
-        ),
+    result = text_result(
+        [
+            ScoredText(
+                math.fsum(own),
+                len(own),
+                len(text.encode()),
+                None if starts is None else text_blocks(text, starts[index], own),
+            )
+            for index, (own, text) in enumerate(zip(nats, texts, strict=True))
+        ],
         0 if unknown_id in (None, document_ends(tokenizer)[0]) else sum(row.count(unknown_id) for row in ids),
         window,
         stride,
-        bool(is_uniform(pieces, losses)),
+        UNIFORM if is_uniform(pieces, losses) else None,
         bytes_kept(tokenizer, texts),
-    ).as_result()
+    )
     notes = ("perplexity: on WikiText-2's test text",) if on == "wikitext" else ()
     return replace(result, notes=(*notes, *result.notes))
 
 
-def split_into_windows(document: int, length: int, window: int, stride: int) -> Iterator[Window]:
+def text_result(
+    documents: Sequence[ScoredText],
+    unknown: int,
+    window: int,
+    stride: int,
+    degenerate: str | None = None,
+    kept: float = 1.0,
+) -> SuiteResult:
+    """Both metrics as scores, with the bits per byte of every document.
+
+    Args:
+        documents: The non-empty documents, in order; tokens do not include start and end.
+        unknown: The number of unknown tokens.
+        window: Maximum tokens in the model's context.
+        stride: Tokens by which the window moved.
+        degenerate: Why the model distinguishes no tokens, if so.
+        kept: The fraction of the text's bytes that decoding restores.
+    """
+    report: dict[str, Json] = {
+        "nats": math.fsum(document.nats for document in documents),
+        "tokens": sum(document.tokens for document in documents),
+        "bytes": sum(document.bytes for document in documents),
+        "documents": len(documents),
+        "unknown_tokens": unknown,
+        "window": window,
+        "stride": stride,
+        "bytes_kept": kept,
+    }
+    blocks = [document.blocks for document in documents if document.blocks is not None]
+    if len(blocks) == len(documents):
+        nats: list[Json] = [list(each.nats) for each in blocks]
+        sizes: list[Json] = [list(each.bytes) for each in blocks]
+        report["blocks"] = {"nats": nats, "bytes": sizes}
+    return likelihood_result(
+        SUITE,
+        dict(enumerate(documents)),
+        unknown=unknown,
+        bytes_kept=kept,
+        degenerate=degenerate,
+        notes=[f"{SUITE}: windows of {window} tokens, stride {stride}"],
+        report=report,
+    )
+
+
+def split_into_windows(length: int, window: int, stride: int) -> Iterator[Window]:
     """Windows of at most ``window`` inputs in which each id except the first is scored once.
 
-    >>> [(piece.start, piece.stop, piece.scored) for piece in split_into_windows(0, 8, 4, 2)]
+    >>> [(piece.start, piece.stop, piece.scored) for piece in split_into_windows(8, 4, 2)]
     [(0, 5, 4), (2, 7, 2), (4, 8, 1)]
     """
     scored_to = 1
     start = 0
     while scored_to < length:
         stop = min(start + window + 1, length)
-        yield Window(document, start, stop, stop - scored_to)
+        yield Window(start, stop, stop - scored_to)
         scored_to = stop
         start += stride
-
-
-def _checked_window(config: PreTrainedConfig, window: int | None) -> int:
-    if window is None:
-        return num_positions(config) or 1024
-    check_window(config, window, suite=SUITE)
-    return window

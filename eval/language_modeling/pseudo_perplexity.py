@@ -8,15 +8,14 @@ these scores compare masked language models with each other, not with causal one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from annotated_types import Ge, Gt
 
-from stlm_kd.artifacts.results import ExampleScore, Json, SuiteResult
-from stlm_kd.eval.language_modeling.likelihood import bits_per_byte, likelihood_scores, unknown_note
+from stlm_kd.artifacts.results import Json, SuiteResult
+from stlm_kd.eval.language_modeling.likelihood import ScoredText, likelihood_result
 from stlm_kd.eval.language_modeling.masked_windows import (
     MaskedRow,
     TextWindow,
@@ -25,7 +24,6 @@ from stlm_kd.eval.language_modeling.masked_windows import (
     find_tokens,
     windowed_text,
 )
-from stlm_kd.eval.language_modeling.round_trip import lossy_note
 from stlm_kd.eval.runner import MASKED_WINDOW, Precision
 from stlm_kd.eval.suite import register_suite
 
@@ -33,78 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SUITE = "pseudo-perplexity"
-
-
-@dataclass(frozen=True, slots=True)
-class PseudoLoss:
-    """The pseudo-log-likelihood of some windows of a text.
-
-    Attributes:
-        text: All windows.
-        drawn: Indices of the scored windows, in order.
-        nats: Over all tokens of each scored window.
-        seed: Seed of the draw.
-        degenerate: Why the model distinguishes no tokens, if so.
-    """
-
-    text: WindowedText
-    drawn: tuple[int, ...]
-    nats: tuple[float, ...]
-    seed: int
-    degenerate: str | None = None
-
-    def as_result(self) -> SuiteResult:
-        """Both scores with standard errors over the windows, and the bits per byte of every scored window."""
-        scored = [self.text.windows[index] for index in self.drawn]
-        pieces = [(nats, each.tokens, each.bytes) for nats, each in zip(self.nats, scored, strict=True)]
-        tokens, scored_tokens = _tokens(self.text.windows), _tokens(scored)
-        unknown = self.text.unknown(scored)
-        notes = []
-        if unknown:
-            notes.append(unknown_note(unknown, scored_tokens))
-        if self.text.bytes_kept < 1:
-            notes.append(lossy_note(self.text.bytes_kept))
-        if len(scored) < len(self.text.windows):
-            notes.append(
-                f"pseudo-perplexity of {scored_tokens} of {tokens} tokens: {len(scored)} of "
-                f"{len(self.text.windows)} windows, drawn at random"
-            )
-        notes.append(f"{SUITE}: windows of {self.text.window} tokens")
-        return SuiteResult(
-            SUITE,
-            likelihood_scores(pieces, prefix="pseudo_", degenerate=self.degenerate),
-            tuple(
-                ExampleScore("text", str(index), "pseudo_bits_per_byte", bits_per_byte(nats, size))
-                for index, (nats, _, size) in zip(self.drawn, pieces, strict=True)
-                if size
-            ),
-            tuple(notes),
-            {
-                "nats": math.fsum(self.nats),
-                "scored_tokens": scored_tokens,
-                "tokens": tokens,
-                "scored_bytes": sum(size for _, _, size in pieces),
-                "bytes": sum(each.bytes for each in self.text.windows),
-                "scored_windows": len(scored),
-                "windows": len(self.text.windows),
-                "documents": self.text.documents,
-                "unknown_tokens": unknown,
-                "window": self.text.window,
-                "bytes_kept": self.text.bytes_kept,
-                "seed": self.seed,
-                "blocks": self._blocks(),
-            },
-        )
-
-    def _blocks(self) -> Json:
-        """The nats and bytes of the scored windows, by document."""
-        nats: dict[int, list[Json]] = {}
-        sizes: dict[int, list[Json]] = {}
-        for index, own in zip(self.drawn, self.nats, strict=True):
-            each = self.text.windows[index]
-            nats.setdefault(each.document, []).append(own)
-            sizes.setdefault(each.document, []).append(each.bytes)
-        return {"nats": [*nats.values()], "bytes": [*sizes.values()]}
 
 
 @register_suite(SUITE, tasks=["mlm"], longest_window=MASKED_WINDOW)
@@ -147,13 +73,59 @@ def pseudo_perplexity(
     rows = (row for index in longest_first for row in _masked_rows(text.windows[index], text.mask_id))
     found = find_tokens(model, rows, batch_size=batch_size, precision=precision, suite=SUITE)
     remaining = iter(found)
-    nats = {
-        index: math.fsum(next(remaining).nats for _ in range(text.windows[index].tokens))
-        for index in longest_first
-    }
+    pieces: dict[int, ScoredText] = {}
+    for index in longest_first:
+        piece = text.windows[index]
+        nats = math.fsum(next(remaining).nats for _ in range(piece.tokens))
+        pieces[index] = ScoredText(nats, piece.tokens, piece.bytes)
+    pieces = {index: pieces[index] for index in drawn}
     targets = [token for index in drawn for token in text.windows[index].ids[1:-1]]
-    degenerate = degenerate_tokens(found, targets)
-    return PseudoLoss(text, drawn, tuple(nats[index] for index in drawn), seed, degenerate).as_result()
+    return _result(text, pieces, seed, degenerate_tokens(found, targets))
+
+
+def _result(
+    text: WindowedText, pieces: Mapping[int, ScoredText], seed: int, degenerate: str | None
+) -> SuiteResult:
+    """Both scores, and the bits per byte of every scored window, by its index."""
+    unknown = text.unknown(text.windows[index] for index in pieces)
+    tokens, scored_tokens = _tokens(text.windows), _tokens(pieces.values())
+    notes = [f"{SUITE}: windows of {text.window} tokens"]
+    if len(pieces) < len(text.windows):
+        notes.insert(
+            0,
+            f"pseudo-perplexity of {scored_tokens} of {tokens} tokens: {len(pieces)} of "
+            f"{len(text.windows)} windows, drawn at random",
+        )
+    nats: dict[int, list[Json]] = {}
+    sizes: dict[int, list[Json]] = {}
+    for index, piece in pieces.items():
+        document = text.windows[index].document
+        nats.setdefault(document, []).append(piece.nats)
+        sizes.setdefault(document, []).append(piece.bytes)
+    return likelihood_result(
+        SUITE,
+        pieces,
+        prefix="pseudo_",
+        unknown=unknown,
+        bytes_kept=text.bytes_kept,
+        degenerate=degenerate,
+        notes=notes,
+        report={
+            "nats": math.fsum(piece.nats for piece in pieces.values()),
+            "scored_tokens": scored_tokens,
+            "tokens": tokens,
+            "scored_bytes": sum(piece.bytes for piece in pieces.values()),
+            "bytes": sum(each.bytes for each in text.windows),
+            "scored_windows": len(pieces),
+            "windows": len(text.windows),
+            "documents": text.documents,
+            "unknown_tokens": unknown,
+            "window": text.window,
+            "bytes_kept": text.bytes_kept,
+            "seed": seed,
+            "blocks": {"nats": [*nats.values()], "bytes": [*sizes.values()]},
+        },
+    )
 
 
 def draw_windows(windows: Sequence[TextWindow], *, tokens: int | None, seed: int) -> tuple[int, ...]:
@@ -182,5 +154,5 @@ def _masked_rows(window: TextWindow, mask_id: int) -> Iterator[MaskedRow]:
         yield MaskedRow(seen, (place,), (window.ids[place],))
 
 
-def _tokens(windows: Sequence[TextWindow]) -> int:
-    return sum(window.tokens for window in windows)
+def _tokens(pieces: Iterable[TextWindow | ScoredText]) -> int:
+    return sum(piece.tokens for piece in pieces)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from stlm_kd.eval.runner import autocast, require_finite
 from stlm_kd.losses.precision import at_least_float32
@@ -58,14 +59,8 @@ def piece_losses(
 ) -> list[PieceLoss]:
     """The loss of each piece, in order; the model's mode is restored.
 
-    Pieces that differ only in their last id (single-token choices) share a row.
-
-    Args:
-        model: A causal language model.
-        pieces: Each with at least two ids, and fewer scored ones than ids.
-        batch_size: Maximum rows of a forward pass.
-        precision: ``bf16`` runs the body under autocast.
-        suite: Prefix of messages.
+    Pieces that differ only in their last id (single-token choices) share a row. Each piece has fewer scored
+    ids than ids. The body runs under autocast if the precision is ``bf16``.
 
     Raises:
         ModelError: A loss is not finite.
@@ -119,9 +114,7 @@ def _losses(
     precision: str,
 ) -> dict[int, PieceLoss]:
     """The losses of the pieces of each row, by their indices. No scored position attends to padding."""
-    inputs_BT = torch.zeros(len(rows), len(rows[0]), dtype=torch.long)
-    for place, row in enumerate(rows):
-        inputs_BT[place, : len(row)] = torch.tensor(row)
+    inputs_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     scored = [(place, pieces[index], index) for place, each in enumerate(indices) for index in each]
     row_N = torch.tensor([place for place, piece, _ in scored for _ in range(piece.scored)])
     place_N = torch.tensor(
@@ -131,17 +124,11 @@ def _losses(
     device = model.device
     with autocast(device, precision):
         logits_BTV: Tensor = model(input_ids=inputs_BT.to(device), use_cache=False).logits
-    nats_N, greedy_N = _token_losses(logits_BTV, row_N.to(device), place_N.to(device), target_N.to(device))
+    logits_NV = at_least_float32(logits_BTV[row_N.to(device), place_N.to(device)])
+    target_N = target_N.to(device)
+    nats_N = logits_NV.logsumexp(1) - logits_NV.gather(1, target_N[:, None])[:, 0]
+    nats_N = nats_N.double().cpu()  # so that their sum is exact
+    greedy_N = (logits_NV.argmax(1) == target_N).cpu()
     sizes = [piece.scored for _, piece, _ in scored]
     by_piece = zip(scored, torch.split(nats_N, sizes), torch.split(greedy_N, sizes), strict=True)
     return {index: PieceLoss(nats.numpy(), bool(greedy.all())) for (_, _, index), nats, greedy in by_piece}
-
-
-def _token_losses(
-    logits_BTV: Tensor, row_N: Tensor, place_N: Tensor, target_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Nats of each target in float64, so that their sum is exact, and whether it is the top-1 token."""
-    logits_NV = at_least_float32(logits_BTV[row_N, place_N])
-    target_logit_N = logits_NV.gather(1, target_N[:, None])[:, 0]
-    nats_N = logits_NV.logsumexp(1) - target_logit_N
-    return nats_N.double().cpu(), (logits_NV.argmax(1) == target_N).cpu()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.document_files import cut
-from stlm_kd.data.sources.reachable import data_set_is_cached, hub_answers
+from stlm_kd.data.sources.hub import data_set_is_cached, hub_answers
 from stlm_kd.data.sources.sources import Source, documents, fingerprint
 from stlm_kd.errors import MissingResourceError
 

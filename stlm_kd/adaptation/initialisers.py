@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +36,11 @@ class InitContext:
     likeness: Likeness | None = None
 
 
-class Initialiser(Protocol):
-    """Function from old rows (V, D), the mapping of V' tokens onto them, and context to new rows (V', D)."""
+Initialiser = Callable[[Tensor, VocabularyMapping, InitContext], Tensor]
+"""From old rows (V, D), the mapping of V' tokens onto them, and context to new rows (V', D).
 
-    def __call__(self, old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) -> Tensor:
-        """Compute the new rows in fp32, on the device of the old ones."""
-        ...
+The new rows are in fp32, on the device of the old ones.
+"""
 
 
 INITIALISERS: Registry[Initialiser] = Registry("initialiser of a vocabulary")

@@ -13,9 +13,10 @@ from itertools import accumulate
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stlm_kd.data.batch import IGNORED, Batch
+from stlm_kd.data.batch import IGNORED, Batch, Integers
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.losses.spans import log_likelihoods, span_sums
@@ -137,10 +138,9 @@ class SpanTeacher:
         for place, row in enumerate(rows):
             position = 0
             for spans in self._text.stretches_of(row):
-                of = torch.from_numpy(spans.of_new)
-                length = len(of)
-                of_BT[place, position : position + length] = torch.where(of >= 0, of + count, of)
-                position += length
+                end = position + len(spans.of_new)
+                of_BT[place, position:end] = _numbered(spans.of_new, count)
+                position = end
                 stretches.append((count, spans))
                 count += spans.count
         return BatchSpans(of_BT, tuple(stretches), count)
@@ -188,24 +188,22 @@ def _batches(stretches: Iterable[tuple[int, Spans]], *, positions: int) -> Itera
 
 
 def _batch(stretches: Sequence[tuple[int, Spans]]) -> tuple[Batch, Tensor]:
-    longest = len(stretches[0][1].of_old)
-    shape = (len(stretches), longest)
-    ids_bt, labels_bt = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED)
-    of_bt = torch.full(shape, NO_SPAN)
-    for row, (first, spans) in enumerate(stretches):
-        ids, of = torch.from_numpy(spans.old_ids), torch.from_numpy(spans.of_old)
-        ids_bt[row, : len(of)] = ids[:-1]
-        labels_bt[row, : len(of)] = ids[1:]
-        of_bt[row, : len(of)] = torch.where(of >= 0, of + first, of)
+    ids = [torch.from_numpy(spans.old_ids) for _, spans in stretches]
+    of = [_numbered(spans.of_old, first) for first, spans in stretches]
+    labels_bt = pad_sequence([own[1:] for own in ids], batch_first=True, padding_value=IGNORED)
     mask_bt = labels_bt != IGNORED
-    return (
-        Batch(
-            input_ids=ids_bt,
-            attention_mask=mask_bt,
-            labels=labels_bt,
-            document_ids=mask_bt.to(torch.int64),
-            position_ids=torch.arange(longest).expand(shape) * mask_bt,
-            example_ids=torch.arange(len(stretches)),
-        ),
-        of_bt,
+    batch = Batch(
+        input_ids=pad_sequence([own[:-1] for own in ids], batch_first=True),
+        attention_mask=mask_bt,
+        labels=labels_bt,
+        document_ids=mask_bt.to(torch.int64),
+        position_ids=torch.arange(mask_bt.shape[1]) * mask_bt,
+        example_ids=torch.arange(len(stretches)),
     )
+    return batch, pad_sequence(of, batch_first=True, padding_value=NO_SPAN)
+
+
+def _numbered(span_of: Integers, first: int) -> Tensor:
+    """The span of each position, numbered from ``first`` instead of 0."""
+    of = torch.from_numpy(span_of)
+    return torch.where(of >= 0, of + first, of)

@@ -18,12 +18,7 @@ AGAIN = "the run's command rewrites it"
 
 
 def read_saved(path: Path, kind: TypeAdapter[Found], *, remedy: str) -> Found:
-    """Read and validate a JSON file.
-
-    Args:
-        path: A JSON file.
-        kind: The expected type.
-        remedy: What to do about an invalid file, for the message.
+    """Read and validate a JSON file; ``remedy`` tells in the message what to do about an invalid one.
 
     Raises:
         CheckpointError: The file cannot be read, or is invalid.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -80,7 +80,7 @@ def new_record(name: str, digest: str, command: str) -> Record:
         command=command,
         status="running",
         started=now(),
-        versions=_versions(PACKAGES),
+        versions=_versions(),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         hardware=hardware(),
@@ -100,9 +100,9 @@ def hardware() -> str:
     return ", ".join([*parts, *(f"{count} x {name}" for name, count in counted.items())])
 
 
-def _versions(packages: Sequence[str]) -> dict[str, str]:
+def _versions() -> dict[str, str]:
     found = {}
-    for package in packages:
+    for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The run folder: lock, record, listing and details."""
+"""The run folder: lock, record, listing, details, and the model that a run's name stands for."""
 
 from __future__ import annotations
 
@@ -162,6 +162,26 @@ def show_run(path: Path) -> RunDetails:
     return RunDetails(path, _with_current_status(path, run.record), text, shown, tuple(models))
 
 
+def model_of(name: str) -> str:
+    """Resolve a name to a model folder or Hub id; a run resolves to its first student or only teacher.
+
+    Raises:
+        MissingResourceError: The run has no finished model.
+    """
+    folder = Path(name)
+    if (folder / RECORD).is_file():
+        models = show_run(folder).models
+        if not models:
+            raise MissingResourceError(
+                f"{name}: no finished model in this run; finish it with the command that began it"
+            )
+        own = [model for model in models if model.parent.parent.name == "student"]
+        return str((own or models)[0])
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    return name
+
+
 def _summary(path: Path) -> RunSummary:
     try:
         record = _with_current_status(path, read_record(path / RECORD))
@@ -171,8 +191,6 @@ def _summary(path: Path) -> RunSummary:
 
 
 TRAINING, ADAPTATION = "training", "adaptation"
-
-
 KEPT = ("report.json", "metrics.jsonl")
 
 

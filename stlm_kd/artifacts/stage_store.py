@@ -76,7 +76,7 @@ class Stages:
             CheckpointError: The folder is not this stage, or was changed since its completion.
         """
         folder = self.path(kind, key)
-        first: Callable[[Callable[[], bool]], bool] = on_main_process if together else _here
+        first: Callable[[Callable[[], bool | None]], bool | None] = on_main_process if together else _here
         with full_disk_as_error(folder), ExitStack() as held:
             if first(lambda: self._begin(folder, held)):
                 build(_partial(folder))
@@ -118,20 +118,18 @@ class Stages:
         clear_unfinished(_partial(folder))
         return True
 
-    def _complete(self, folder: Path, kind: str, key: Key) -> bool:
+    def _complete(self, folder: Path, kind: str, key: Key) -> None:
         partial = _partial(folder)
         content = {"kind": kind, "format": FORMATS[kind], "key": dict(key), "files": _hashes(partial)}
         write_json(partial / STAGE, content)
         partial.rename(folder)
         _drop_checkpoints(folder)
-        return True
 
-    def _verify(self, folder: Path, kind: str, key: Key) -> bool:
+    def _verify(self, folder: Path, kind: str, key: Key) -> None:
         if not self.holds(folder, kind, key):
             raise CheckpointError(
                 f"{folder}: not the {kind} that its name says; delete the folder to rebuild it"
             )
-        return True
 
     @staticmethod
     def _digest(kind: str, key: Key) -> str:
@@ -155,7 +153,7 @@ def _drop_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
 
 
-def _here(work: Callable[[], bool]) -> bool:
+def _here(work: Callable[[], bool | None]) -> bool | None:
     return work()
 
 

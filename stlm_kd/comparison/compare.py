@@ -9,8 +9,8 @@ from itertools import product
 from stlm_kd.artifacts.results import Row, measurable
 from stlm_kd.comparison.difference import Sample, difference_between, sample_of
 from stlm_kd.comparison.entries import read_rows
-from stlm_kd.comparison.metrics import Metric, complete_values, metrics_of, results_of
-from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference, pair
+from stlm_kd.comparison.metrics import Metric, all_results, complete_values, metrics_of
+from stlm_kd.comparison.pairing import NotPaired, PairedExamples, Pairing, ResampledDifference, pair
 from stlm_kd.comparison.requirements import (
     Lossy,
     lossy_fault,
@@ -21,7 +21,7 @@ from stlm_kd.comparison.requirements import (
 from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
 from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.comparison.smallest import Smallest
-from stlm_kd.comparison.verdicts import Compared, judged, scope_of, unknown_noise
+from stlm_kd.comparison.verdicts import Compared, scope_of, unknown_noise, with_verdicts
 from stlm_kd.errors import DataError, UsageError, did_you_mean, listed
 
 DEFAULT_SMALLEST = Smallest()
@@ -130,11 +130,10 @@ def compare_pairs(
             found.append(one)
             sides.append((metric, sample_of(other, metric), sample_of(base, metric)))
     firsts = [sides.index(one) for one in sides]
-    told = [
-        one if first == place else replace(one, repeats=found[first].name)
-        for place, (one, first) in enumerate(zip(found, firsts, strict=True))
-    ]
-    return judged(told, firsts), tuple(notes)
+    for place, first in enumerate(firsts):
+        if first != place:
+            found[place] = replace(found[place], repeats=found[first].name)
+    return with_verdicts(found, firsts), tuple(notes)
 
 
 def _baseline(rows: Sequence[Row], name: str | None) -> Row:
@@ -174,7 +173,7 @@ def _notes_of_results(rows: Sequence[Row], metrics: Sequence[Metric]) -> Iterato
     """Notes of the compared results, degenerate models and chance, naming the rows if not all share them."""
     names: dict[str, dict[str, None]] = {}
     for row, metric in product(rows, metrics):
-        results = [result for seed in results_of(row, metric) for result in seed]
+        results = all_results(row, metric)
         warnings = warning_notes(result.score(metric.task, metric.metric) for result in results)
         for note in (*(note for result in results for note in result.notes), *warnings):
             names.setdefault(note, {})[row.name] = None
@@ -229,7 +228,7 @@ def _notes(
     other: Row,
     base: Row,
     metric: Metric,
-    joined: PairedExamples | ResampledDifference | NotPaired,
+    joined: Pairing,
     *,
     paired: int | None,
 ) -> Iterator[str]:
@@ -248,18 +247,16 @@ def _notes(
         )
     elif isinstance(joined, PairedExamples) and not joined.is_mean:
         yield f"{label}: standard error over equally weighted examples"
-    windows = {
-        str(result.report.get("window")) for one in (other, base) for result in sample_of(one, metric).results
-    }
-    if len(windows) > 1:
+    results = {row.name: all_results(row, metric) for row in (other, base)}
+    if len({str(result.report.get("window")) for own in results.values() for result in own}) > 1:
         yield f"{label}: models use windows of different lengths"
-    for one in (other, base):
-        if len(one.scores) == 1 and one.seeds:
-            yield f"{one.name} has one seed: variation over seeds is not included"
-        if len(tuned := sample_of(one, metric).results) == 1 and "fine_tuning" in tuned[0].report:
-            yield f"{one.name} was fine-tuned once: variation over fine-tunings is not included"
-        if paired is not None and paired < len(one.seeds):
-            yield f"{one.name}: differences are over the {paired} seeds that both have"
+    for row in (other, base):
+        if len(row.scores) == 1 and row.seeds:
+            yield f"{row.name} has one seed: variation over seeds is not included"
+        if len(tuned := results[row.name]) == 1 and "fine_tuning" in tuned[0].report:
+            yield f"{row.name} was fine-tuned once: variation over fine-tunings is not included"
+        if paired is not None and paired < len(row.seeds):
+            yield f"{row.name}: differences are over the {paired} seeds that both have"
 
 
 def _seed_counts(other: Row, base: Row) -> str:

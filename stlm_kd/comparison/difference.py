@@ -11,12 +11,11 @@ import numpy as np
 
 from stlm_kd.artifacts.results import Json, Row, SuiteResult, measurable
 from stlm_kd.comparison.metrics import Metric, complete_values, results_of
-from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference
+from stlm_kd.comparison.pairing import NotPaired, PairedExamples, Pairing, ResampledDifference
 from stlm_kd.statistics import (
     Difference,
     McNemar,
     by_noises,
-    by_stderr,
     equivalence_p,
     from_resamples,
     mcnemar,
@@ -87,7 +86,7 @@ def sample_of(row: Row, metric: Metric, seeds: Sequence[int] | None = None) -> S
 def difference_between(
     first: Sample,
     second: Sample,
-    joined: PairedExamples | ResampledDifference | NotPaired,
+    joined: Pairing,
     metric: Metric,
     *,
     are_paired: bool,
@@ -160,15 +159,13 @@ def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
         p = max([bootstrap.p, *(test.p for test in tests)])
         difference = Difference(mean, bootstrap.low, bootstrap.high, p)
     elif stderr is not None:
-        difference = by_stderr(mean, stderr, freedom=len(joined.ids) - 1)
+        difference = by_noises(mean, [((stderr**2, len(joined.ids) - 1),)])
     return DifferenceEstimate(
         mean, difference, "none" if difference is None else "examples", len(joined.ids), bootstrap, tests
     )
 
 
-def _stderr(
-    first: Sample, second: Sample, joined: PairedExamples | ResampledDifference | NotPaired, metric: Metric
-) -> float | None:
+def _stderr(first: Sample, second: Sample, joined: Pairing, metric: Metric) -> float | None:
     """Standard error of the difference over examples; from independent scores if they are not paired.
 
     None if one of the scores has no standard error, or it is 0, which is uninformative.

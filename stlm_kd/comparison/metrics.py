@@ -65,6 +65,11 @@ def results_of(row: Row, metric: Metric) -> list[list[SuiteResult]]:
     return [[result for result in seed if _score(result, metric)] for seed in row.scores]
 
 
+def all_results(row: Row, metric: Metric) -> list[SuiteResult]:
+    """The results that contain the metric, of all seeds."""
+    return [result for seed in results_of(row, metric) for result in seed]
+
+
 def scores_of(row: Row, metric: Metric) -> list[Score]:
     """The metric's score for each seed that has it, averaged over fine-tunings."""
     seeds = ([score for result in seed if (score := _score(result, metric))] for seed in row.scores)

@@ -83,12 +83,12 @@ _PER_TOKEN = {"masked_loss", "masked_accuracy"}
 
 @dataclass(frozen=True, slots=True)
 class PairedExamples:
-    """A per-example metric of two entries' models on the same examples.
+    """A per-example metric of two rows' models on the same examples.
 
     Attributes:
         ids: The examples, N.
-        first: For each model of the first entry, (M, N).
-        second: For each model of the second entry, in the same order of examples.
+        first: For each model of the first row, (M, N).
+        second: For each model of the second row, in the same order of examples.
         is_mean: Whether a model's score is the mean over these examples.
     """
 
@@ -119,8 +119,11 @@ class NotPaired:
     is_comparable: bool
 
 
+Pairing = PairedExamples | ResampledDifference | NotPaired
+
+
 def faults_of(here: Sequence[SuiteResult], baseline: Sequence[SuiteResult], metric: Metric) -> list[str]:
-    """Differences between an entry's examples and the baseline's, as text; [] if there are none."""
+    """Differences between a row's examples and the baseline's, as text; [] if there are none."""
     return list(
         dict.fromkeys(
             fault for one, other in product(here, baseline) for fault in _faults(one, other, metric)
@@ -134,12 +137,14 @@ def _faults(one: SuiteResult, other: SuiteResult, metric: Metric) -> Iterator[st
         counts = [result.score(metric.task, metric.metric).examples for result in (one, other)]
         if counts[0] != counts[1]:
             yield _unlike("examples", *counts)
-    facts = [(one.report.get(name), other.report.get(name), name) for name in _facts(one.suite)]
-    facts += [
-        (_of_task(one, name, metric.task), _of_task(other, name, metric.task), name) for name in _OF_A_TASK
-    ]
+    facts = {
+        name: [result.report.get(name) for result in (one, other)]
+        for name in (*_SAME_TEXT.get(one.suite, ()), "labels", "texts", "interventions")
+    }
+    for name in _OF_A_TASK:
+        facts[name] = [_of_task(result, name, metric.task) for result in (one, other)]
     numbered = all(_are_places(_ids(result, metric)) for result in (one, other))
-    for own, others, name in facts:
+    for name, (own, others) in facts.items():
         if name == "texts" and own != others and numbered:
             yield _OTHER_TEXTS if own is not None and others is not None else _UNKNOWN_TEXTS
         elif own is not None and others is not None and own != others:
@@ -151,18 +156,12 @@ def _are_places(ids: set[str]) -> bool:
     return bool(ids) and ids == {str(place) for place in range(len(ids))}
 
 
-def _facts(suite: str) -> tuple[str, ...]:
-    return (*_SAME_TEXT.get(suite, ()), "labels", "texts", "interventions")
-
-
-def pair(
-    first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
-) -> PairedExamples | ResampledDifference | NotPaired:
-    """Pair the examples of two entries for which ``faults_of`` found no difference.
+def pair(first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric) -> Pairing:
+    """Pair the examples of two rows for which ``faults_of`` found no difference.
 
     Args:
         first: The results that contain the metric, one for each model.
-        second: The same for the other entry.
+        second: The same for the other row.
         metric: The metric to compare.
     """
     results = (*first, *second)
@@ -187,10 +186,15 @@ def pair(
 def _resampled(
     first: Sequence[SuiteResult], second: Sequence[SuiteResult], metric: Metric
 ) -> ResampledDifference | None:
-    """Resample the predictions and labels in the reports; None if missing or inconsistent with the score."""
+    """Resample the predictions and labels, or entities, in the reports; None if missing or inconsistent."""
     results = (*first, *second)
     if metric.metric in OF_ENTITIES:
-        return _of_entities(results, len(first), metric)
+        counts = [_facts_by_example(result, "entities", _ENTITIES) for result in results]
+        names = [*counts[0]]
+        if len(names) < 2 or any(found.keys() != counts[0].keys() for found in counts):
+            return None
+        drawn = resampled_entities(metric.metric, [[found[name] for name in names] for found in counts])
+        return _difference(results, len(first), metric, drawn, examples=len(names))
     if metric.metric not in (*OF_CLASSES, *OF_NUMBERS):
         return None
     known = _CLASSES if metric.metric in OF_CLASSES else _NUMBERS
@@ -205,16 +209,6 @@ def _resampled(
         rows.append([predicted[name] for name in labels])
     drawn = resampled(metric.metric, rows, list(labels.values()))
     return _difference(results, len(first), metric, drawn, examples=len(labels))
-
-
-def _of_entities(results: Sequence[SuiteResult], first: int, metric: Metric) -> ResampledDifference | None:
-    """Resample sentences with their entities."""
-    counts = [_facts_by_example(result, "entities", _ENTITIES) for result in results]
-    names = [*counts[0]]
-    if len(names) < 2 or any(found.keys() != counts[0].keys() for found in counts):
-        return None
-    drawn = resampled_entities(metric.metric, [[found[name] for name in names] for found in counts])
-    return _difference(results, first, metric, drawn, examples=len(names))
 
 
 def _of_blocks(results: Sequence[SuiteResult], first: int, metric: Metric) -> ResampledDifference | None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from stlm_kd.artifacts.results import Row, SuiteResult
-from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric, metrics_of, results_of
+from stlm_kd.comparison.metrics import BITS_PER_BYTE, Metric, all_results, metrics_of
 from stlm_kd.comparison.pairing import faults_of
 from stlm_kd.errors import DataError
 
@@ -45,7 +45,7 @@ def require_same_examples(pairs: Sequence[tuple[Row, Metric]], base: Row) -> Non
     """
     faults: dict[tuple[str, str], list[str]] = {}
     for other, metric in pairs:
-        own, others = (_results(row, metric) for row in (base, other))
+        own, others = (all_results(row, metric) for row in (base, other))
         if found := faults_of(others, own, metric):
             faults.setdefault((other.name, f"{metric.suite} {metric.task}".strip()), found)
     if faults:
@@ -86,7 +86,7 @@ def lossy_fault(one: Row, other: Row, metric: Metric) -> str:
     """
     if metric.metric not in BITS_PER_BYTE:
         return ""
-    sides = [_results(row, metric) for row in (one, other)]
+    sides = [all_results(row, metric) for row in (one, other)]
     shares = [_bytes_kept(side) for side in sides]
     tokens = [{str(result.report.get("tokens")) for result in side} for side in sides]
     if min(shares) >= 1 or (shares[0] == shares[1] and tokens[0] == tokens[1]):
@@ -98,7 +98,3 @@ def lossy_fault(one: Row, other: Row, metric: Metric) -> str:
 def _bytes_kept(results: Sequence[SuiteResult]) -> float:
     known = [result.report.get("bytes_kept") for result in results]
     return min((share for share in known if isinstance(share, float)), default=1.0)
-
-
-def _results(row: Row, metric: Metric) -> list[SuiteResult]:
-    return [result for seed in results_of(row, metric) for result in seed]

@@ -58,17 +58,16 @@ def resampled(
 
 
 def resampled_entities(
-    metric: str, counts_MN: Sequence[Sequence[Mapping[str, Sequence[float]]]], *, resamples: int = RESAMPLES
+    metric: str, counts_MN: Sequence[Sequence[Mapping[str, Sequence[float]]]]
 ) -> tuple[Floats, Floats]:
     """As ``resampled``, for sentences with entities.
 
     Args:
         metric: A key of ``OF_ENTITIES``.
         counts_MN: For each model and sentence, by entity type: correct, predicted and labelled entities.
-        resamples: R.
     """
     size, kinds = len(counts_MN[0]), entities.kinds_in(chain(*counts_MN))
-    drawn_RN = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=resamples)
+    drawn_RN = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
     weights_RN = np.vstack([np.ones(size), drawn_RN])
     sums = (np.tensordot(weights_RN, entities.entity_counts(found, kinds), axes=1) for found in counts_MN)
     values = np.stack([OF_ENTITIES[metric](sums_R3C) for sums_R3C in sums])

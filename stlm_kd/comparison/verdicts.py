@@ -9,7 +9,7 @@ from typing import Literal
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.comparison.difference import DifferenceEstimate, Sample
 from stlm_kd.comparison.metrics import Metric
-from stlm_kd.comparison.pairing import NotPaired, PairedExamples, ResampledDifference
+from stlm_kd.comparison.pairing import Pairing, ResampledDifference
 from stlm_kd.comparison.resampling import ENOUGH_DOCUMENTS
 from stlm_kd.statistics import CONFIDENCE, Difference, corrected
 
@@ -106,12 +106,7 @@ def verdict_of(
     return "within noise", f"not 0, but perhaps below {smallest:g}"
 
 
-def scope_of(
-    other: Row,
-    base: Row,
-    results: Sequence[SuiteResult],
-    joined: PairedExamples | ResampledDifference | NotPaired,
-) -> Iterator[str]:
+def scope_of(other: Row, base: Row, results: Sequence[SuiteResult], joined: Pairing) -> Iterator[str]:
     """Restrictions of a verdict that does not generalise to other trainings or texts."""
     if not other.seeds and not base.seeds:
         yield "of these two models"
@@ -120,9 +115,7 @@ def scope_of(
         yield "on these documents" if documents > 1 else "on this document"
 
 
-def _few_documents(
-    results: Sequence[SuiteResult], joined: PairedExamples | ResampledDifference | NotPaired
-) -> int:
+def _few_documents(results: Sequence[SuiteResult], joined: Pairing) -> int:
     """The number of documents if the example noise is only within them; 0 if it is between documents."""
     if isinstance(joined, ResampledDifference):
         return joined.within
@@ -142,7 +135,7 @@ def unknown_noise(sides: Sequence[tuple[Row, Sample]], evidence: DifferenceEstim
     return "" if "examples" in evidence.noise else "the noise of examples is not known"
 
 
-def judged(found: Sequence[Compared], firsts: Sequence[int]) -> tuple[Compared, ...]:
+def with_verdicts(found: Sequence[Compared], firsts: Sequence[int]) -> tuple[Compared, ...]:
     """Add corrected p-values and verdicts; ``firsts``: index of the first equal comparison, for each."""
     places = [place for place in dict.fromkeys(firsts) if not found[place].limit]
     tests = [(_difference(found[place]).p, found[place].evidence.equivalence_p) for place in places]

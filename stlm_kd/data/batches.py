@@ -6,7 +6,7 @@ saved state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,9 +33,6 @@ class PackedRows:
         context: Positions of a row, at least 2; at least 3 if chunks are wrapped.
         domain, weight: Those of the text's source.
         wrapped: Whether every chunk, not only every document, has a start and an end token.
-
-    Attributes:
-        useful_fraction: Fraction of positions that hold a token.
     """
 
     def __init__(
@@ -58,7 +55,6 @@ class PackedRows:
         self._labels_after = np.full(len(self._begins), IGNORED)
         self._labels_after[goes_on] = store.tokens[(self._begins + self._lengths)[goes_on]]
         self._rows = pack(self._lengths, context)
-        self.useful_fraction = self._rows.useful_fraction(self._lengths, context)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -156,13 +152,16 @@ class _Corpus:
             arrays.put(places, self.parts[index].arrays(rows[places] - self.starts[index]))
         return arrays
 
-    def batch(self, rows: Integers, arrays: FlatRows) -> Batch:
+    def batch(
+        self, rows: Integers, masking: Masking | None = None, generators: Iterable[np.random.Generator] = ()
+    ) -> Batch:
+        """These rows as tensors, each masked with its own generator; one row of padding if there are none."""
+        arrays = self.arrays(rows)
+        return self.tensors(rows, arrays if masking is None else masking.apart(arrays, generators))
+
+    def tensors(self, rows: Integers, arrays: FlatRows) -> Batch:
         """The arrays of these rows as tensors; one row of padding if there are none."""
         return arrays.batch(rows) if len(rows) else self._padding(1).batch(np.array([-1]))
-
-    def masked(self, rows: Integers, variants: Integers, masking: Masking) -> Batch:
-        """These rows, each with a variant of its masks."""
-        return self.batch(rows, masking.apart(self.arrays(rows), variant_generators(rows, variants)))
 
     def _padding(self, rows: int) -> FlatRows:
         return FlatRows.padding(rows, self.parts[0].context, self.parts[0].store.eos_id)
@@ -258,14 +257,16 @@ class BatchStream:
         """A function from row indices within the step to a batch of these rows, with the step's masks."""
         masking = self._masking
         if masking is None:
-            return lambda own: self._corpus.batch(rows[own], self._corpus.arrays(rows[own]))
+            return lambda own: self._corpus.batch(rows[own])
         if self._variants is not None:
             total = int(self._corpus.starts[-1])
             chosen = chosen_variants(self._seed, epoch, rows=total, variants=self._variants)
-            return lambda own: self._corpus.masked(rows[own], chosen[rows[own]], masking)
+            return lambda own: self._corpus.batch(
+                rows[own], masking, variant_generators(rows[own], chosen[rows[own]])
+            )
         generator = np.random.default_rng([self._seed, index, _MASKS])
         arrays = masking.together(self._corpus.arrays(rows), generator)
-        return lambda own: self._corpus.batch(rows[own], arrays.select(own))
+        return lambda own: self._corpus.tensors(rows[own], arrays.select(own))
 
     def _shuffled(self, epoch: int) -> Integers:
         rows = np.concatenate([self._drawn(index, epoch) for index in range(len(self._corpus.parts))])
@@ -285,10 +286,8 @@ def numbered_batch(
     parts: Sequence[PackedRows], rows: Sequence[int], variants: Sequence[int], masking: Masking | None
 ) -> Batch:
     """Rows by their numbers over all parts, as in ``BatchStream``, each with a variant of its masks."""
-    corpus, numbers = _Corpus(parts), np.asarray(rows, np.int64)
-    if masking is None:
-        return corpus.batch(numbers, corpus.arrays(numbers))
-    return corpus.masked(numbers, np.asarray(variants, np.int64), masking)
+    numbers = np.asarray(rows, np.int64)
+    return _Corpus(parts).batch(numbers, masking, variant_generators(numbers, np.asarray(variants, np.int64)))
 
 
 def evaluation_batches(
@@ -312,11 +311,8 @@ def evaluation_batches(
     stride = micro_batch * world_size
 
     def batch(rows: Integers) -> Batch:
-        arrays = corpus.arrays(rows)
-        if masking is not None:
-            seeds = ([seed, row, _EVALUATION_MASKS] for row in rows.tolist())
-            arrays = masking.apart(arrays, map(np.random.default_rng, seeds))
-        return corpus.batch(rows, arrays)
+        seeds = ([seed, row, _EVALUATION_MASKS] for row in rows.tolist())
+        return corpus.batch(rows, masking, map(np.random.default_rng, seeds))
 
     return (
         batch(step[own])

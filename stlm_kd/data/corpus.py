@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,19 +47,12 @@ def prepare(
         ModelError: The tokenizer has neither eos nor sep.
     """
     tokens_by = tokenizer_hash(tokenizer)
-    return tuple(
-        PreparedSource(
-            _store(source, tokenizer, folder / f"tokens-{_address(source, tokens_by, fraction)}", fraction),
-            source.domain,
-            source.weight,
-        )
-        for source in sources
-    )
-
-
-def _address(source: Source, tokens_by: str, fraction: float) -> str:
-    facts = [fingerprint(source), tokens_by, float(fraction), _SHARE_SEED, FORMAT_VERSION]
-    return hash_of(facts)[:16]
+    prepared = []
+    for source in sources:
+        facts = [fingerprint(source), tokens_by, float(fraction), _SHARE_SEED, FORMAT_VERSION]
+        store = _store(source, tokenizer, folder / f"tokens-{hash_of(facts)[:16]}", fraction)
+        prepared.append(PreparedSource(store, source.domain, source.weight))
+    return tuple(prepared)
 
 
 def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fraction: float) -> TokenStore:
@@ -75,22 +68,16 @@ def _store(source: Source, tokenizer: PreTrainedTokenizerFast, folder: Path, fra
     return store
 
 
-@contextmanager
-def _store_lock(folder: Path) -> Iterator[None]:
+def _store_lock(folder: Path) -> AbstractContextManager[object]:
     """Hold the store's lock: no other process builds it, so unfinished folders come from killed processes."""
     locks = folder.parent / ".locks"
-    lock = FileLock(locks / folder.name)
     try:
         locks.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        return FileLock(locks / folder.name).acquire()
     except OSError as error:
         raise MissingResourceError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space or use another folder"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def texts(sources: Sequence[Source], *, fraction: float = 1.0) -> Iterator[str]:

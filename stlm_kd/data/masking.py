@@ -74,10 +74,12 @@ class Masking:
         """
         tokens = input_ids[attended]
         drawn = _draw(self.weights[tokens], math.ceil(self.share * len(tokens)), generator)
-        seen, labels = tokens.copy(), np.full_like(tokens, IGNORED)
-        labels[drawn] = tokens[drawn]
+        seen, targets = tokens.copy(), np.full_like(tokens, IGNORED)
+        targets[drawn] = tokens[drawn]
         seen[drawn] = self._in_place_of(tokens[drawn], generator)
-        return _spread(seen, input_ids, attended), _spread(labels, np.full_like(input_ids, IGNORED), attended)
+        corrupted, labels = input_ids.copy(), np.full_like(input_ids, IGNORED)
+        corrupted[attended], labels[attended] = seen, targets
+        return corrupted, labels
 
     def _in_place_of(self, tokens: Integers, generator: np.random.Generator) -> Integers:
         fate = generator.random(len(tokens))
@@ -98,13 +100,6 @@ def _draw(weights: Floats, count: int, generator: np.random.Generator) -> npt.ND
     times = generator.standard_exponential(len(possible)) / weights[possible]
     # Sorted, because the order that argpartition returns depends on the processor.
     return np.sort(possible[np.argpartition(times, count)[:count]])
-
-
-def _spread(values: Integers, around: Integers, places: npt.NDArray[np.bool_]) -> Integers:
-    """A copy of ``around`` with the values at these positions, in order."""
-    result = around.copy()
-    result[places] = values
-    return result
 
 
 def variant_generators(rows: Integers, variants: Integers) -> Iterator[np.random.Generator]:

@@ -25,10 +25,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def useful_fraction(self, lengths: Integers, context: int) -> float:
-        """Fraction of positions that hold a token."""
-        return float(lengths.sum() / (len(self) * context))
-
 
 def cut(
     offsets: Integers, context: int, *, overlap: int = 0

@@ -12,7 +12,7 @@ from stlm_kd.data.sources.files import expanded
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
@@ -112,7 +112,7 @@ def _unusable(name: str, error: Exception, file: Path | None) -> str:
 
 def smallest_size(*, masked: bool) -> int:
     """The fewest tokens that a trained tokenizer can have: the special ones and the bytes."""
-    return _NUM_BYTES + len(_special_tokens(masked))
+    return _NUM_BYTES + len(set(_special_tokens(masked).values()))
 
 
 def train_tokenizer(
@@ -142,10 +142,11 @@ def train_tokenizer(
         ModelError: ``size`` has no room for the bytes.
         DataError: The text has too few different words for so many tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
     assert kind == "bpe", kind
-    special: list[str | AddedToken] = list(_special_tokens(masked))
+    special = _special_tokens(masked)
     if size < (smallest := smallest_size(masked=masked)):
         raise ModelError(
             f"{place}: {size} found; expected at least {smallest}: the special tokens and 256 bytes"
@@ -155,7 +156,7 @@ def train_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=special,
+        special_tokens=list(dict.fromkeys(special.values())),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -165,37 +166,10 @@ def train_tokenizer(
             f"{place}: {size} found, but the text yields only {tokenizer.get_vocab_size()} tokens; "
             "set a smaller size or give more text"
         )
-    return _for_masked_models(tokenizer) if masked else _for_causal_models(tokenizer)
-
-
-def _special_tokens(masked: bool) -> tuple[str | AddedToken, ...]:
-    """In the order of their ids, from 0."""
-    return (START, END, PAD, _mask_token()) if masked else (END_OF_TEXT, PAD)
-
-
-def _mask_token() -> AddedToken:
-    """The mask token; it absorbs the space before it, as when ids are masked in training."""
-    from tokenizers import AddedToken
-
-    return AddedToken(MASK, lstrip=True, normalized=False, special=True)
-
-
-def _for_causal_models(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _for_masked_models(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
-
+    if not masked:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+        )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}",
         pair=f"{START} $A {END} $B {END}",
@@ -203,14 +177,22 @@ def _for_masked_models(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        cls_token=START,
-        sep_token=END,
-        pad_token=PAD,
-        mask_token=_mask_token(),
         # Not every masked model accepts token_type_ids.
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
+        **special,
     )
+
+
+def _special_tokens(masked: bool) -> dict[str, str | AddedToken]:
+    """The special tokens by role, in the order of their ids from 0."""
+    if not masked:
+        return {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD}
+    from tokenizers import AddedToken
+
+    # It absorbs the space before it, as when ids are masked in training.
+    mask = AddedToken(MASK, lstrip=True, normalized=False, special=True)
+    return {"cls_token": START, "sep_token": END, "pad_token": PAD, "mask_token": mask}
 
 
 def same_vocabulary(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
@@ -24,11 +25,6 @@ from stlm_kd.models.outputs import ModelOutputs
 
 Projected = Literal["auto", "linear", "none"]
 """When the student's hidden states are projected: if the widths differ, always, or never."""
-
-Options = Mapping[str, object]
-"""Keyword arguments of a loss function."""
-
-_NO_OPTIONS: Options = {}
 
 
 class TermProjections(nn.ModuleDict):
@@ -79,11 +75,7 @@ class TermProjections(nn.ModuleDict):
 
 
 class Projections(nn.ModuleDict):
-    """The projections of all hidden-state terms, trained jointly with the student.
-
-    Args:
-        terms: Projections by term name; None for no projections.
-    """
+    """The projections of all hidden-state terms, by term name, trained jointly with the student."""
 
     def __init__(self, terms: Mapping[str, TermProjections] | None = None) -> None:
         super().__init__()
@@ -108,62 +100,36 @@ class Projections(nn.ModuleDict):
 
 
 def hidden_state_loss(
-    loss: str,
-    pairs: Sequence[tuple[Site, Site]],
-    student: ModelOutputs,
-    teacher: ModelOutputs,
-    mask_BT: Tensor,
-    projections: TermProjections,
-    options: Options = _NO_OPTIONS,
+    term: Term, student: ModelOutputs, teacher: ModelOutputs, mask_BT: Tensor, projections: TermProjections
 ) -> Tensor:
-    """Hidden-state loss averaged over pairs of layers and summed over the unmasked positions; a scalar.
+    """Hidden-state loss averaged over pairs of layers and summed over the positions of a mask; a scalar.
 
-    Args:
-        loss: Name in ``STATE_LOSSES``.
-        pairs: Layers of the student and of the teacher; at least one pair.
-        student: Outputs with the hidden states of the student's layers.
-        teacher: Outputs with the hidden states of the teacher's layers.
-        mask_BT: True at the positions that enter the loss.
-        projections: The term's projections. All are used, even if the mask is empty.
-        options: Options of the loss.
+    The term has a loss in ``STATE_LOSSES`` and at least one pair of layers. All its projections are used,
+    even if the mask is empty.
     """
-    values_N = [
-        STATE_LOSSES[loss](
-            projections(student.states[pair[0]][mask_BT], pair), teacher.states[pair[1]][mask_BT], **options
-        )
-        for pair in pairs
-    ]
-    return torch.stack([value_N.sum() for value_N in values_N]).mean()
+    loss = STATE_LOSSES[term.loss]
+    sums = []
+    for pair in term.pairs:
+        student_ND = projections(student.states[pair[0]][mask_BT], pair)
+        sums.append(loss(student_ND, teacher.states[pair[1]][mask_BT], **term.options).sum())
+    return torch.stack(sums).mean()
 
 
-def attention_loss(
-    loss: str,
-    pairs: Sequence[tuple[int, int]],
-    student: ModelOutputs,
-    teacher: ModelOutputs,
-    mask_BT: Tensor,
-    options: Options = _NO_OPTIONS,
-) -> Tensor:
-    """Attention-map loss averaged over pairs of layers and heads, summed over the unmasked queries; a scalar.
+def attention_loss(term: Term, student: ModelOutputs, teacher: ModelOutputs, mask_BT: Tensor) -> Tensor:
+    """Attention-map loss averaged over pairs of layers and heads, summed over a mask's queries; a scalar.
 
-    Heads are compared one to one if both models have the same number. Otherwise each model's attention
-    probabilities are averaged over its heads first.
-
-    Args:
-        loss: Name in ``MAP_LOSSES``.
-        pairs: Layers of the student and of the teacher; at least one pair.
-        student: Outputs with the attention maps of the student's layers.
-        teacher: Outputs with the attention maps of the teacher's layers.
-        mask_BT: True at the queries that enter the loss.
-        options: Options of the loss.
+    The term has a loss in ``MAP_LOSSES`` and at least one pair of layers. Heads are compared one to one if
+    both models have the same number. Otherwise each model's attention probabilities are averaged over its
+    heads first.
     """
     sums = []
-    for student_layer, teacher_layer in pairs:
+    for student_layer, teacher_layer in term.pairs:
+        assert isinstance(student_layer, int) and isinstance(teacher_layer, int)
         student_NHK = _queries(student.maps[student_layer], mask_BT)
         teacher_NHK = _queries(teacher.maps[teacher_layer], mask_BT)
         if student_NHK.shape[1] != teacher_NHK.shape[1]:
             student_NHK, teacher_NHK = _heads_averaged(student_NHK), _heads_averaged(teacher_NHK)
-        values = MAP_LOSSES[loss](student_NHK.flatten(0, 1), teacher_NHK.flatten(0, 1), **options)
+        values = MAP_LOSSES[term.loss](student_NHK.flatten(0, 1), teacher_NHK.flatten(0, 1), **term.options)
         sums.append(values.sum() / student_NHK.shape[1])
     return torch.stack(sums).mean()
 

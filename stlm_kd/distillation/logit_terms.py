@@ -44,13 +44,13 @@ def projected_losses(
         method: ``chunked`` projects student and teachers to the vocabulary chunk by chunk and computes the
             gradient in the forward pass. ``dense`` projects all tokens at once and uses autograd.
     """
-    counted_N = rows.counted()
+    counted_N = torch.stack([*rows.masks]).any(0)
     if not bool(counted_N.all()):
         rows, hidden_ND = rows.only(counted_N), hidden_ND[counted_N]
     if method == "dense":
         return direct_losses(rows, functional.linear(hidden_ND, head.weight, head.bias), scales)
     # Logits of a chunk: the student's, each teacher's, and one teacher's before an intervention.
-    share = 2 / (1 + max(len(rows.teachers), 1) + (rows.judged is not None))
+    share = 2 / (1 + max(len(rows.teachers), 1) + (rows.weighting_targets is not None))
     of_logits = [0.0 if term.loss == GATE else scale for term, scale in zip(rows.terms, scales, strict=True)]
     losses = _ChunkTerms(rows, of_logits)
     total, sums = chunked_losses(hidden_ND, head.weight, head.bias, losses, of_logits, share=share)
@@ -76,13 +76,7 @@ def _gradient_alone(loss: Tensor) -> Tensor:
 
 
 def direct_losses(rows: TokenTable, logits_NC: Tensor, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """As ``projected_losses``, from the student's logits and by autograd: for few classes, as a classifier's.
-
-    Args:
-        rows: Targets, labels and masks.
-        logits_NC: The student's logits.
-        scales: A factor per term; a term of factor 0 is measured only.
-    """
+    """As ``projected_losses``, from the student's logits by autograd: for few classes, as a classifier's."""
     found: dict[int, Tensor] = {}
     for own in rows.groups():
         block = TermGroup(rows, own, slice(0, len(logits_NC)), logits_NC).whole()

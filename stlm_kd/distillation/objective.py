@@ -43,9 +43,11 @@ def term_mask(term: Term, batch: AnyBatch) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ForwardOutputs:
-    """Outputs of student and teachers on a batch.
+    """Outputs of student and teachers on a batch, and what the terms read beside them.
 
     Attributes:
+        batch: Labels and masks.
+        mixing: Mixture for terms whose teacher is ``COMBINED``; its tensors are per row, (B,).
         student: Outputs with the hidden states before the head, or a classifier's logits.
         head: The student's language-model head; None for a classifier.
         teachers: Outputs by name, of the teachers that some term uses.
@@ -54,6 +56,8 @@ class ForwardOutputs:
         gate: Learned gate that weights combined teachers.
     """
 
+    batch: AnyBatch
+    mixing: TeacherMixture
     student: ModelOutputs
     head: Head | None
     teachers: Mapping[str, TeacherOutput]
@@ -78,129 +82,97 @@ class InterventionOutputs:
     touched: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Reduced:
-    """``loss``: scalar, Σ weight · sum / denominator. ``sums``: each term's sum over its tokens, float64."""
-
-    loss: Tensor
-    sums: dict[str, Tensor]
-
-
 def reduce_terms(
     terms: Sequence[Term],
-    mixing: TeacherMixture,
-    batch: AnyBatch,
-    sides: ForwardOutputs,
+    outputs: ForwardOutputs,
     denominators: Mapping[str, float],
     *,
     method: Literal["chunked", "dense"] = "chunked",
-) -> Reduced:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute every term's sum over the batch, and the differentiable weighted total.
 
     Args:
         terms: Terms with schedules resolved; one of weight 0 is measured and does not enter the total.
-        mixing: Mixture for terms whose teacher is ``COMBINED``; its tensors are per row, (B,).
-        batch: Labels and masks.
-        sides: Outputs of student and teachers.
+        outputs: Outputs of student and teachers.
         denominators: By term, the number of tokens that it counts in the whole optimizer step.
         method: Whether logits are computed chunk by chunk or for all tokens at once.
 
     Returns:
-        The total, differentiable with respect to the student's outputs, its head and the projections; and
-        the sums in the order of the terms.
+        The total Σ weight · sum / denominator, a scalar, differentiable with respect to the student's
+        outputs, its head and the projections; and each term's detached sum over its tokens in float64, in the
+        order of the terms.
     """
     scales = {term.name: term.factor / max(denominators[term.name], 1.0) for term in terms}
-    responses = [term for term in terms if _is_response(term)]
-    loss, found = _responses(responses, mixing, batch, sides, scales, method)
+    on_logits = [term for term in terms if term.loss in LOSSES or term.loss == GATE]
+    loss, found = _logit_losses(on_logits, outputs, scales, method)
     for term in terms:
-        if not _is_response(term):
-            value = _feature(term, batch, sides)
+        if term.name not in found:
+            value = _hidden_loss(term, outputs)
             found[term.name] = value.detach().double()
             loss = loss + scales[term.name] * value
-    return Reduced(loss=loss, sums={term.name: found[term.name] for term in terms})
+    return loss, {term.name: found[term.name] for term in terms}
 
 
-def _is_response(term: Term) -> bool:
-    return term.loss in LOSSES or term.loss == GATE
-
-
-def _responses(
+def _logit_losses(
     terms: Sequence[Term],
-    mixing: TeacherMixture,
-    batch: AnyBatch,
-    sides: ForwardOutputs,
+    outputs: ForwardOutputs,
     scales: Mapping[str, float],
     method: Literal["chunked", "dense"],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    rows, student = _token_table(terms, mixing, batch, sides, _parts(terms, batch, sides))
+    rows, student = _token_table(terms, outputs, _parts(terms, outputs))
     weights = [scales[term.name] for term in terms]
-    if sides.head is None:
+    if outputs.head is None:
         loss, sums = direct_losses(rows, student, weights)
     else:
-        loss, sums = projected_losses(rows, student, sides.head, weights, method=method)
+        loss, sums = projected_losses(rows, student, outputs.head, weights, method=method)
     return loss, {term.name: sums[i] for i, term in enumerate(terms)}
 
 
-def paired_targets(
-    term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs
-) -> tuple[TokenTable, Distribution]:
+def paired_targets(term: Term, outputs: ForwardOutputs) -> tuple[TokenTable, Dense | Logits]:
     """The targets of a term and the student's distribution, without an intervention and after it.
 
-    Args:
-        term: Logit term after an intervention. The rows are the tokens that it counts and the intervention
-            touches: first all of them before, then all of them after.
-        mixing: Mixture, used if the target is ``COMBINED``.
-        batch: Labels and masks.
-        sides: Outputs of student and teachers.
+    The rows are the tokens that the term counts and its intervention touches: first all of them before, then
+    all of them after.
     """
     assert term.intervention is not None
-    changed = sides.after[term.intervention.name]
-    chosen = term_mask(term, batch) & changed.touched
-    parts = [_Part(said.student, said.teachers, [chosen], chosen) for said in (sides, changed)]
-    rows, student = _token_table([term], mixing, batch, sides, parts)
-    if sides.head is None:
-        return rows, Logits(student)
+    changed = outputs.after[term.intervention.name]
+    chosen = term_mask(term, outputs.batch) & changed.touched
+    rows, student = _targets(term, outputs, [outputs, changed], chosen)
     sizes = [one.vocabulary for one in rows.teachers.values() if isinstance(one, Dense)]
-    dense = Dense(student, sides.head, min(sizes)).rows(slice(None))
-    return replace(rows, outcomes=min(sides.head.size, *sizes)), dense
+    return replace(rows, outcomes=min([rows.outcomes, *sizes])), student
 
 
-def base_targets(
-    term: Term, mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs
-) -> tuple[TokenTable, Distribution]:
-    """The targets of a term and the student's distribution, without an intervention.
+def base_targets(term: Term, outputs: ForwardOutputs) -> tuple[TokenTable, Dense | Logits]:
+    """The targets of a term and the student's distribution without an intervention, at the counted tokens."""
+    return _targets(term, outputs, [outputs], term_mask(term, outputs.batch))
 
-    Args:
-        term: Logit term. The rows are the tokens that it counts.
-        mixing: Mixture, used if the target is ``COMBINED``.
-        batch: Labels and masks.
-        sides: Outputs of student and teachers.
-    """
-    chosen = term_mask(term, batch)
-    part = _Part(sides.student, sides.teachers, [chosen], chosen)
-    rows, student = _token_table([term], mixing, batch, sides, [part])
-    if sides.head is None:
+
+def _targets(
+    term: Term,
+    outputs: ForwardOutputs,
+    passes: Sequence[ForwardOutputs | InterventionOutputs],
+    chosen: Tensor,
+) -> tuple[TokenTable, Dense | Logits]:
+    parts = [_Part(one.student, one.teachers, [chosen], chosen) for one in passes]
+    rows, student = _token_table([term], outputs, parts)
+    if outputs.head is None:
         return rows, Logits(student)
-    return rows, Dense(student, sides.head, sides.head.size).rows(slice(None))
+    return rows, Dense(student, outputs.head, outputs.head.size).rows(slice(None))
 
 
 def _token_table(
-    terms: Sequence[Term],
-    mixing: TeacherMixture,
-    batch: AnyBatch,
-    sides: ForwardOutputs,
-    parts: Sequence[_Part],
+    terms: Sequence[Term], outputs: ForwardOutputs, parts: Sequence[_Part]
 ) -> tuple[TokenTable, Tensor]:
     """The token table of all parts, and the student's logits or the hidden states before its head."""
-    student = _joined([part.tokens(_outcomes(part.student, sides.head, batch)) for part in parts])
+    student = _joined([part.tokens(_outcomes(part.student, outputs)) for part in parts])
     rows = TokenTable(
         terms=terms,
-        mixing=_mixing_of_tokens(mixing, batch, sides, parts),
-        labels=_joined([part.tokens(batch.labels) for part in parts]),
+        mixing=_mixing_of_tokens(outputs, parts),
+        labels=_joined([part.tokens(outputs.batch.labels) for part in parts]),
         masks=[_joined([part.tokens(part.masks[i]) for part in parts]) for i in range(len(terms))],
         teachers=_teacher_distributions(parts),
-        outcomes=student.shape[-1] if sides.head is None else sides.head.size,
-        judged=_base_distributions(parts, mixing),
+        outcomes=student.shape[-1] if outputs.head is None else outputs.head.size,
+        weighting_targets=_base_distributions(parts, outputs.mixing),
     )
     return rows, student
 
@@ -237,17 +209,17 @@ class _Part:
         return chosen if self.order is None else chosen.rows(self.order)
 
 
-def _parts(terms: Sequence[Term], batch: AnyBatch, sides: ForwardOutputs) -> list[_Part]:
+def _parts(terms: Sequence[Term], outputs: ForwardOutputs) -> list[_Part]:
     """The base and the interventions; an intervention's term counts its untouched tokens in the base."""
-    masks = [term_mask(term, batch) for term in terms]
+    masks = [term_mask(term, outputs.batch) for term in terms]
     nothing = torch.zeros_like(masks[0])
     names = [None if term.intervention is None else term.intervention.name for term in terms]
     own = [
-        mask if name is None else mask & ~sides.after[name].touched
+        mask if name is None else mask & ~outputs.after[name].touched
         for mask, name in zip(masks, names, strict=True)
     ]
-    parts = [_base_part(own, names, sides)]
-    for name, changed in sides.after.items():
+    parts = [_base_part(own, names, outputs)]
+    for name, changed in outputs.after.items():
         touched = [
             mask & changed.touched if name == other else nothing
             for mask, other in zip(masks, names, strict=True)
@@ -256,7 +228,7 @@ def _parts(terms: Sequence[Term], batch: AnyBatch, sides: ForwardOutputs) -> lis
     return parts
 
 
-def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: ForwardOutputs) -> _Part:
+def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], outputs: ForwardOutputs) -> _Part:
     """The tokens counted without an intervention; those that intervention terms count too come first.
 
     Most chunks are then covered completely by all these terms, which share the teachers' logits.
@@ -266,24 +238,23 @@ def _base_part(masks: Sequence[Tensor], names: Sequence[str | None], sides: Forw
     order = None
     if untouched and bool(torch.stack(untouched).any()):
         order = (~torch.stack(untouched).any(0)[needed]).to(torch.uint8).argsort(stable=True)
-    return _Part(sides.student, sides.teachers, masks, needed, order)
+    return _Part(outputs.student, outputs.teachers, masks, needed, order)
 
 
-def _mixing_of_tokens(
-    mixing: TeacherMixture, batch: AnyBatch, sides: ForwardOutputs, parts: Sequence[_Part]
-) -> TeacherMixture:
+def _mixing_of_tokens(outputs: ForwardOutputs, parts: Sequence[_Part]) -> TeacherMixture:
     """Expand the mixture's tensors per row, and the gate's scores of the base, to the tokens of all parts."""
+    labels, mixing = outputs.batch.labels, outputs.mixing
 
     def of_tokens(value_B: Tensor | None) -> Tensor | None:
         if value_B is None:
             return None
-        value = value_B if batch.labels.dim() == 1 else value_B[:, None].expand_as(batch.labels)
+        value = value_B if labels.dim() == 1 else value_B[:, None].expand_as(labels)
         return _joined([part.tokens(value) for part in parts])
 
     gate = None
-    if sides.gate is not None:
-        base = _outcomes(sides.student, sides.head, batch)
-        gate = sides.gate(_joined([part.tokens(base) for part in parts]), mixing.teachers)
+    if outputs.gate is not None:
+        base = _outcomes(outputs.student, outputs)
+        gate = outputs.gate(_joined([part.tokens(base) for part in parts]), mixing.teachers)
     return replace(mixing, domain=of_tokens(mixing.domain), drawn=of_tokens(mixing.drawn), gate=gate)
 
 
@@ -299,12 +270,13 @@ def _base_distributions(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[
     return _teacher_distributions([replace(part, teachers=mixed) for part in parts])
 
 
-def _outcomes(student: ModelOutputs, head: Head | None, batch: AnyBatch) -> Tensor:
+def _outcomes(student: ModelOutputs, outputs: ForwardOutputs) -> Tensor:
     """A classifier's logits, or the hidden states before a language model's head.
 
     For spans, logits over the row's positions for both endpoints, (B, 2, T), with padding masked out.
     """
-    found = student.logits if head is None else student.head_input
+    batch = outputs.batch
+    found = student.logits if outputs.head is None else student.head_input
     assert found is not None
     if isinstance(batch, Batch) or batch.of != "span":
         return found
@@ -348,23 +320,12 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([*parts])
 
 
-def _feature(term: Term, batch: AnyBatch, sides: ForwardOutputs) -> Tensor:
+def _hidden_loss(term: Term, outputs: ForwardOutputs) -> Tensor:
     """The sum of a hidden-state or attention term over the positions that it counts."""
     assert term.teacher is not None
-    said: ForwardOutputs | InterventionOutputs = (
-        sides if term.intervention is None else sides.after[term.intervention.name]
-    )
-    teacher = said.teachers[term.teacher].observed
-    mask_BT = term_mask(term, batch)
+    own = outputs if term.intervention is None else outputs.after[term.intervention.name]
+    teacher = own.teachers[term.teacher].observed
+    mask_BT = term_mask(term, outputs.batch)
     if term.loss in STATE_LOSSES:
-        return hidden_state_loss(
-            term.loss,
-            term.pairs,
-            said.student,
-            teacher,
-            mask_BT,
-            sides.projections.of(term.name),
-            term.options,
-        )
-    layers = [(own, other) for own, other in term.pairs if isinstance(own, int) and isinstance(other, int)]
-    return attention_loss(term.loss, layers, said.student, teacher, mask_BT, term.options)
+        return hidden_state_loss(term, own.student, teacher, mask_BT, outputs.projections.of(term.name))
+    return attention_loss(term, own.student, teacher, mask_BT)

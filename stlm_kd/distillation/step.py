@@ -10,9 +10,13 @@ from transformers import PreTrainedModel
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.hidden_terms import Projections
-from stlm_kd.distillation.intervention_metrics import measure_names, measured
+from stlm_kd.distillation.metrics import (
+    intervention_metric_names,
+    intervention_metrics,
+    teacher_metric_names,
+    teacher_metrics,
+)
 from stlm_kd.distillation.objective import ForwardOutputs, InterventionOutputs, reduce_terms, term_mask
-from stlm_kd.distillation.teacher_agreement import ensemble_measures, ensemble_names
 from stlm_kd.distillation.terms import Term
 from stlm_kd.interventions import Plan, SourceInputs, draw_plan
 from stlm_kd.interventions.rerun import InterventionPass
@@ -83,8 +87,8 @@ class StepModule(nn.Module):
             return []
         terms = self.terms
         return [
-            *measure_names(terms, seed=self._supplies.seed, index=self._index, steps=self._steps),
-            *ensemble_names(terms, self._compared_teachers),
+            *intervention_metric_names(terms, seed=self._supplies.seed, index=self._index, steps=self._steps),
+            *teacher_metric_names(terms, self._compared_teachers),
         ]
 
     @property
@@ -97,11 +101,16 @@ class StepModule(nn.Module):
         return self.training and self._is_logged
 
     @property
+    def _progress(self) -> float:
+        return self._index / self._steps
+
+    @property
     def terms(self) -> list[Term]:
         """The terms of the next forward pass, with schedules resolved."""
         if not self.training:
             return [Term(LABELS, LABELS)]
-        terms = [term for term in self._now() if term.factor > 0 or term.name == LABELS]
+        now = (term.at(self._progress) for term in self._all)
+        terms = [term for term in now if term.factor > 0 or term.name == LABELS]
         mixed = [term for term in terms if term.teacher == COMBINED]
         return [*terms, self._gate_term(mixed[0])] if self.gate is not None and mixed else terms
 
@@ -124,15 +133,15 @@ class StepModule(nn.Module):
         """
         terms = self.terms
         plans = self.drawn(batch) if plans is None else plans
-        sides, mixing = self.ask(batch, plans), self._mixing(batch)
+        outputs = self.ask(batch, plans)
         measures: dict[str, MeanMetric] = {}
         if self._measures:
             layers = {name: plan.student_layer for name, plan in plans.items()}
-            measures = measured(terms, mixing, batch, sides, layers)
+            measures = intervention_metrics(terms, outputs, layers)
             if self._compared_teachers:
-                measures |= ensemble_measures(terms, mixing, batch, sides)
-        reduced = reduce_terms(terms, mixing, batch, sides, denominators, method=self.vocabulary_loss)
-        return StepOutput(reduced.loss + self._idle(terms), reduced.sums, measures)
+                measures |= teacher_metrics(terms, outputs)
+        loss, sums = reduce_terms(terms, outputs, denominators, method=self.vocabulary_loss)
+        return StepOutput(loss + self._idle(terms), sums, measures)
 
     def drawn(self, batch: AnyBatch) -> dict[str, Plan]:
         """The step's intervention plans for the batch, by intervention."""
@@ -148,15 +157,16 @@ class StepModule(nn.Module):
         }
 
     def ask(self, batch: AnyBatch, plans: Mapping[str, Plan]) -> ForwardOutputs:
-        """Outputs of student and teachers on the batch, without and after each intervention.
-
-        Args:
-            batch: B rows of T positions.
-            plans: A plan for each intervention of the terms.
-        """
-        terms, head = self.terms, vocabulary_head(self.student)
-        classes, mixed = head is None, self.mixed
-        own = {name: self._own_part(plan) for name, plan in plans.items()}
+        """Outputs of student and teachers on the batch, without and after each intervention of the terms."""
+        terms, mixing = self.terms, self._mixing(batch)
+        head, mixed = vocabulary_head(self.student), mixing.teachers
+        classes = head is None
+        own = {
+            name: InterventionPass(
+                self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout
+            )
+            for name, plan in plans.items()
+        }
         theirs = {
             name: {
                 teacher: (self._live(teacher).part(plan, plan.teacher_layers[teacher]), wanted)
@@ -166,8 +176,8 @@ class StepModule(nn.Module):
         }
         needs = student_needs(terms, classes=classes)
         causal = task_of(self.student) == "clm"
-        base, judged = causal or self._measures, TeacherMixture(self.combination, mixed).weighs_distributions
-        requested = teacher_needs(terms, mixed, classes=classes, base=base, judged=judged)
+        base, weighs = causal or self._measures, mixing.weighs_distributions
+        requested = teacher_needs(terms, mixed, classes=classes, base=base, weighs=weighs)
         for name in plans:
             needs |= own[name].needs()
             for teacher, (part, _) in theirs[name].items():
@@ -185,28 +195,27 @@ class StepModule(nn.Module):
             )
             for name, plan in plans.items()
         }
-        return ForwardOutputs(student, head, teachers, self.projections, after, self.gate)
+        return ForwardOutputs(batch, mixing, student, head, teachers, self.projections, after, self.gate)
 
     @property
     def mixed(self) -> tuple[str, ...]:
         """The teachers in the mixture of the next forward pass."""
-        progress = self._index / self._steps
-        names = list(self.teachers)
-        return active_teachers(self.combination, names, index=self._index, progress=progress) if names else ()
+        if not self.teachers:
+            return ()
+        return active_teachers(
+            self.combination, list(self.teachers), index=self._index, progress=self._progress
+        )
 
     def _mixing(self, batch: AnyBatch) -> TeacherMixture:
         """The teachers' mixture, with the domains and routing draws of the batch's rows."""
         return TeacherMixture(
             self.combination,
             self.mixed,
-            progress=self._index / self._steps,
+            progress=self._progress,
             domains=() if self._domains is None else self._domains.names,
             domain=None if self._domains is None else self._domains.of(batch.example_ids),
             drawn=routing_draws(self.combination, batch.example_ids, index=self._index),
         )
-
-    def _own_part(self, plan: Plan) -> InterventionPass:
-        return InterventionPass(self.student, (plan.student_layer,), plan, fresh_dropout=plan.exact_dropout)
 
     def _live(self, name: str) -> LiveTeacher:
         teacher = self.teachers[name]
@@ -219,9 +228,6 @@ class StepModule(nn.Module):
         assert isinstance(weight, (int, float))
         temperature = {"temperature": mixed.temperature}
         return Term(GATE, GATE, weight=float(weight), teacher=COMBINED, options=temperature)
-
-    def _now(self) -> list[Term]:
-        return [term.at(self._index / self._steps) for term in self._all]
 
     def _idle(self, terms: Sequence[Term]) -> Tensor | float:
         """A zero that depends on the parameters of inactive terms: every process must reach all weights."""
@@ -254,7 +260,7 @@ def teacher_needs(
     classes: bool,
     after: str | None = None,
     base: bool = False,
-    judged: bool = False,
+    weighs: bool = False,
 ) -> dict[str, OutputSpec]:
     """The outputs that the terms need from each teacher; teachers that no term uses are omitted.
 
@@ -265,14 +271,14 @@ def teacher_needs(
         after: As in ``student_needs``, but None also lists the teachers of terms with an intervention.
         base: Whether terms with an intervention also need the predictions without it, such as for positions
             that it leaves untouched.
-        judged: The same for combined teachers only, which are weighted by their outputs without it.
+        weighs: The same for combined teachers only, which are weighted by their outputs without it.
     """
     found: dict[str, OutputSpec] = {}
     for term in terms:
         if term.teacher is None or after not in (None, _intervention(term)):
             continue
         needs = OutputSpec()
-        if term.loss in LOSSES and (base or (judged and term.teacher == COMBINED)):
+        if term.loss in LOSSES and (base or (weighs and term.teacher == COMBINED)):
             needs = OutputSpec(head_input=not classes, logits=classes)
         if _intervention(term) == after:
             needs = _needs(term, [teacher for _, teacher in term.pairs], classes=classes)

@@ -1,14 +1,14 @@
-"""The terms of an objective: loss, positions, target and weight."""
+"""The terms of an objective, and the terms that a loss after an intervention consists of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.layer_alignment import Site
-from stlm_kd.registry import Option
+from stlm_kd.registry import Option, Registry
 from stlm_kd.schedules import Number, Ramp, Steps, at
 
 
@@ -58,3 +58,36 @@ class Term:
         value = self.options.get("temperature", 1.0)
         assert isinstance(value, (int, float)), "unresolved schedule"
         return float(value)
+
+
+InterchangeLoss = Callable[[Term, str, Number], list[Term]]
+"""``loss(template, cosine_teacher, cosine_weight)`` → terms that share the template's intervention."""
+
+INTERCHANGE_LOSSES: Registry[InterchangeLoss] = Registry("loss after an intervention")
+
+
+@INTERCHANGE_LOSSES.register("diito")
+def diito(template: Term, cosine_teacher: str, cosine_weight: Number, /) -> list[Term]:
+    """KL(teacher || student) of the output distributions, and cosine distance of the last hidden states.
+
+    From distillation with interchange interventions (Wu et al., "Causal Distillation for Language Models",
+    2022, section 3): student and teacher should agree after the same intervention.
+
+    Args:
+        template: Term with name, weight, teacher, temperature and intervention.
+        cosine_teacher: Teacher whose last hidden states are compared.
+        cosine_weight: Weight of the cosine distance; 0 omits it.
+    """
+    kl = replace(template, loss="forward_kl")
+    if cosine_weight == 0:
+        return [kl]
+    cosine = replace(
+        template,
+        name=f"{template.name}.causal_cosine",
+        loss="cosine",
+        weight=cosine_weight,
+        teacher=cosine_teacher,
+        options={},
+        pairs=(("last", "last"),),
+    )
+    return [kl, cosine]

@@ -10,7 +10,7 @@ student's head, M combined teachers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ class TokenTable:
         masks: For each term, the mask of the tokens that it counts, (N,) bool.
         teachers: Each teacher's distribution at the N tokens.
         outcomes: Size of the student's head, padding entries included.
-        judged: Distributions that weight the teachers of the mixture: those before an intervention. None if
-            ``teachers`` holds them.
+        weighting_targets: Distributions that weight the teachers of the mixture: those before an
+            intervention. None if ``teachers`` holds them.
     """
 
     terms: Sequence[Term]
@@ -54,11 +54,7 @@ class TokenTable:
     masks: Sequence[Tensor]
     teachers: Mapping[str, Distribution]
     outcomes: int
-    judged: Mapping[str, Distribution] | None = None
-
-    def counted(self) -> Tensor:
-        """Mask of the tokens that some term counts, (N,) bool."""
-        return torch.stack([*self.masks]).any(0)
+    weighting_targets: Mapping[str, Distribution] | None = None
 
     def only(self, chosen_N: Tensor) -> TokenTable:
         """The table restricted to the tokens of a mask."""
@@ -68,7 +64,9 @@ class TokenTable:
             labels=self.labels[chosen_N],
             masks=[mask_N[chosen_N] for mask_N in self.masks],
             teachers=_chosen_rows(self.teachers, chosen_N),
-            judged=None if self.judged is None else _chosen_rows(self.judged, chosen_N),
+            weighting_targets=(
+                None if self.weighting_targets is None else _chosen_rows(self.weighting_targets, chosen_N)
+            ),
         )
 
     def groups(self) -> list[list[int]]:
@@ -112,9 +110,9 @@ class TermGroup:
 
     def blocks(self) -> Iterator[tuple[slice, TokenBlock]]:
         """The group's tokens in blocks small enough for the losses' intermediate tensors."""
-        said, judged = self._teacher_targets(), self._weighting_distributions()
+        said, features = self._teacher_targets(), self._weighting_distributions()
         for few in pieces(len(self.logits_mV), block_rows(self.logits_mV)):
-            yield few, self._block(few, said, judged)
+            yield few, self._block(few, said, features)
 
     def places(self, few: slice) -> Tensor | slice:
         """Indices into all tokens of a slice of the group's tokens."""
@@ -130,16 +128,22 @@ class TermGroup:
         return total_nV.index_add_(0, self.within, self.logits_mV)
 
     def _block(
-        self, few: slice, said: Mapping[str, Tensor | TopKTail], judged: Mapping[float, TeacherDistributions]
+        self,
+        few: slice,
+        said: Mapping[str, Tensor | TopKTail],
+        features: Mapping[float, TeacherDistributions],
     ) -> TokenBlock:
-        part = {name: one.rows(few) if isinstance(one, TopKTail) else one[few] for name, one in said.items()}
+        part = {
+            name: one.rows(few) if isinstance(one, TopKTail) else TemperedLogits(one[few])
+            for name, one in said.items()
+        }
         return TokenBlock(
             self.rows,
             self.rows.labels[self.chosen][few],
             self.rows.mixing.rows(self.chosen).rows(few),
             TemperedLogits(self.logits_mV[few]),
             part,
-            {temperature: one.rows(few) for temperature, one in judged.items()},
+            {temperature: one.rows(few) for temperature, one in features.items()},
         )
 
     @property
@@ -169,14 +173,14 @@ class TermGroup:
 
         Projects one teacher at a time and keeps only these features.
         """
-        mixing, judged = self.rows.mixing, self.rows.judged
-        if judged is None or not self._mixes or not mixing.weighs_distributions:
+        mixing, targets = self.rows.mixing, self.rows.weighting_targets
+        if targets is None or not self._mixes or not mixing.weighs_distributions:
             return {}
         temperatures = {term.temperature for term in self._terms if term.teacher == COMBINED}
         label_m = self.rows.labels[self.chosen]
         found: dict[float, list[TeacherDistributions]] = {temperature: [] for temperature in temperatures}
         for name in mixing.teachers:
-            one = judged[name]
+            one = targets[name]
             assert not isinstance(one, TopKTail), "interventions need live teachers"
             logits = TemperedLogits(one.logits(self.chosen, self.rows.outcomes))
             for temperature, columns in found.items():
@@ -186,33 +190,27 @@ class TermGroup:
         }
 
 
+@dataclass(slots=True)
 class TokenBlock:
     """A block of tokens, all counted by the same terms, and the results that these terms share.
 
-    Args:
+    Attributes:
         rows: Table of all tokens.
         label_m: Labels of the block, (m,).
         mixing: Mixture at the block's tokens.
         student: The student's logits of the block.
         said: By teacher, logits (m, V) or sparse targets of the block.
-        judged: By temperature, features that weight the teachers; empty if ``said`` determines them.
+        features: By temperature, features that weight the teachers; empty if ``said`` determines them.
+        targets: Targets computed so far, by teacher (None for the mixture) and temperature.
     """
 
-    def __init__(
-        self,
-        rows: TokenTable,
-        label_m: Tensor,
-        mixing: TeacherMixture,
-        student: TemperedLogits,
-        said: Mapping[str, Tensor | TopKTail],
-        judged: Mapping[float, TeacherDistributions],
-    ) -> None:
-        self.rows, self.label_m, self.mixing, self.student = rows, label_m, mixing, student
-        self.said = {
-            name: one if isinstance(one, TopKTail) else TemperedLogits(one) for name, one in said.items()
-        }
-        self.judged = judged
-        self.targets: dict[tuple[str | None, float], TemperedLogits] = {}
+    rows: TokenTable
+    label_m: Tensor
+    mixing: TeacherMixture
+    student: TemperedLogits
+    said: Mapping[str, TemperedLogits | TopKTail]
+    features: Mapping[float, TeacherDistributions]
+    targets: dict[tuple[str | None, float], TemperedLogits] = field(default_factory=dict)
 
     def values(self, term: Term) -> Tensor:
         """The term's values (m,), differentiable with respect to the student's logits, or a gate's scores."""
@@ -250,7 +248,7 @@ class TokenBlock:
     @torch.no_grad()
     def weights(self, temperature: float) -> Tensor:
         """Weight of each teacher of the mixture, (m, M)."""
-        features = self.judged.get(temperature) or weighting_features(
+        features = self.features.get(temperature) or weighting_features(
             [self.said[name] for name in self.mixing.teachers], self.label_m, self.mixing.needs, temperature
         )
         return self.mixing.weights(features, self.label_m, like=self.student.logits)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from stlm_kd.data.batch import Batch
 from stlm_kd.data.labelled.batches import AnyBatch
-from stlm_kd.interventions.spec import Intervention
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,37 +155,8 @@ class Plan:
         )
 
 
-def plan_of(
-    intervention: Intervention,
-    student_layer: int,
-    base: Positions,
-    source: Source,
-    batch: AnyBatch,
-    *,
-    causal: bool,
-) -> Plan:
-    """Build the plan for the chosen positions, on the CPU.
-
-    Args:
-        intervention: The intervention.
-        student_layer: One of its layers.
-        base: Non-padding positions of the batch.
-        source: Source with as many positions.
-        batch: The base batch.
-        causal: Whether the model is causal.
-    """
-    return Plan(
-        student_layer=student_layer,
-        teacher_layers={name: layers[student_layer] for name, layers in intervention.layers.items()},
-        source_site=intervention.source_site,
-        base=base,
-        source=source,
-        touched=_touched(base, batch, causal=causal),
-        exact_dropout=intervention.exact_dropout,
-    )
-
-
-def _touched(base: Positions, batch: AnyBatch, *, causal: bool) -> Tensor:
+def affected(base: Positions, batch: AnyBatch, *, causal: bool) -> Tensor:
+    """``Plan.touched`` of the base positions of a batch on the CPU."""
     if not isinstance(batch, Batch):
         return torch.ones(len(batch.example_ids), dtype=torch.bool)
     if not causal:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stlm_kd.data.labelled.batches import AnyBatch, on_cpu
 from stlm_kd.interventions.draw import SourceInputs, SourceRequest, named_generator
-from stlm_kd.interventions.plan import Plan, plan_of
-from stlm_kd.interventions.sources import SOURCES
+from stlm_kd.interventions.plan import Plan, affected
+from stlm_kd.interventions.source import SOURCES
 from stlm_kd.interventions.spec import Intervention
 
 
@@ -39,7 +39,16 @@ def draw_plan(
     draw = SourceRequest(intervention, readable, index, supplies)
     base, source = SOURCES[intervention.source](draw, **intervention.options)
     layer = layer_at(intervention, supplies.seed, index=index, steps=steps)
-    return plan_of(intervention, layer, base, source, readable, causal=causal).to(batch.input_ids.device)
+    plan = Plan(
+        student_layer=layer,
+        teacher_layers={name: layers[layer] for name, layers in intervention.layers.items()},
+        source_site=intervention.source_site,
+        base=base,
+        source=source,
+        touched=affected(base, readable, causal=causal),
+        exact_dropout=intervention.exact_dropout,
+    )
+    return plan.to(batch.input_ids.device)
 
 
 def layer_at(intervention: Intervention, seed: int, *, index: int, steps: int) -> int:

@@ -1,6 +1,5 @@
-"""Sources of the hidden states that replace those of the base.
+"""The built-in sources of the states and tokens that replace those of the base.
 
-A new source is one function decorated with ``SOURCES.register``; its keyword-only arguments are its options.
 Student and teachers use the same positions and rows, each with its own hidden states.
 
 Shapes: P exchanged positions, D width of a model.
@@ -8,7 +7,7 @@ Shapes: P exchanged positions, D width of a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -31,20 +30,32 @@ from stlm_kd.interventions.plan import (
     Tokens,
     parts_of,
 )
-from stlm_kd.interventions.wordnet import Relation, thesaurus
-from stlm_kd.registry import Registry
-
-CounterfactualSource = Callable[..., tuple[Positions, Source]]
-"""``source(draw, /, **options)`` → base positions, and their replacement."""
-
-SOURCES: Registry[CounterfactualSource] = Registry("counterfactual source")
+from stlm_kd.interventions.source import Options, SourceData, register_source
+from stlm_kd.interventions.wordnet import (
+    Relation,
+    check_relation,
+    require_wordnet,
+    thesaurus,
+    wordnet_identity,
+)
 
 Pairing = Literal["batch", "independent"]
 """Source rows: another row of the optimizer step, which needs no further pass within the same micro-batch; or
 any other row of the training text."""
 
 
-@SOURCES.register("other-example")
+def _pairs_rows(options: Options) -> bool:
+    return bool(options.get("pairing", "batch") == "batch")
+
+
+def _wordnet(relation: Relation) -> SourceData:
+    """WordNet, in which a word of the vocabulary must be related to another."""
+    return SourceData(
+        require_wordnet, lambda: {"wordnet": wordnet_identity()}, partial(check_relation, relation=relation)
+    )
+
+
+@register_source("other-example", pairs_rows=_pairs_rows, keys={"pairing": "pairing"})
 def other_example(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple[Positions, Source]:
     """Hidden states of another text, as in the paper (Wu et al., 2022, section 3).
 
@@ -55,7 +66,13 @@ def other_example(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tupl
     return _exchanged(draw, pairing)
 
 
-@SOURCES.register("input-tokens")
+@register_source(
+    "input-tokens",
+    replaces="tokens",
+    runs_source=False,
+    pairs_rows=_pairs_rows,
+    keys={"pairing": "pairing"},
+)
 def input_tokens(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple[Positions, Source]:
     """Tokens of another text instead of hidden states, as an ablation: all models read the changed text."""
     base, states = _exchanged(draw, pairing)
@@ -66,25 +83,7 @@ def input_tokens(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple
     return base, Tokens(torch.cat(ids))
 
 
-def pairs_rows(source: str, options: Mapping[str, object]) -> bool:
-    """Whether a source pairs rows of the same optimizer step.
-
-    >>> pairs_rows("other-example", {}), pairs_rows("other-example", {"pairing": "independent"})
-    (True, False)
-    >>> pairs_rows("mixup", {})
-    False
-    """
-    if SOURCES[source] not in (other_example, input_tokens):
-        return False
-    return options.get("pairing", "batch") == "batch"
-
-
-def exchanges_tokens(source: str) -> bool:
-    """Whether a source replaces tokens instead of hidden states."""
-    return SOURCES[source] is input_tokens
-
-
-@SOURCES.register("in-context-random")
+@register_source("in-context-random")
 def in_context_random(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """Hidden states of the base with random tokens at the overwritten positions.
 
@@ -93,37 +92,37 @@ def in_context_random(draw: SourceRequest, /) -> tuple[Positions, Source]:
     return _in_context(draw, lambda _, generator: int(generator.choice(draw.lexicon().ids)))
 
 
-@SOURCES.register("synonym")
+@register_source("synonym", is_for_held_out=False, data=_wordnet("synonym"))
 def synonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """As ``in-context-random``, with WordNet synonyms; random tokens for words without one."""
     return _related(draw, "synonym")
 
 
-@SOURCES.register("antonym")
+@register_source("antonym", is_for_held_out=False, data=_wordnet("antonym"))
 def antonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """As ``synonym``, with antonyms."""
     return _related(draw, "antonym")
 
 
-@SOURCES.register("meronym")
+@register_source("meronym", is_for_held_out=False, data=_wordnet("meronym"))
 def meronym(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """As ``synonym``, with meronyms: parts, substances or members of the word's referent."""
     return _related(draw, "meronym")
 
 
-@SOURCES.register("holonym")
+@register_source("holonym", is_for_held_out=False, data=_wordnet("holonym"))
 def holonym(draw: SourceRequest, /) -> tuple[Positions, Source]:
     """As ``synonym``, with holonyms: wholes that have it as a part, a substance or a member."""
     return _related(draw, "holonym")
 
 
-@SOURCES.register("mixup")
+@register_source("mixup", runs_source=False, keys={"map": "mixup_map", "noise": "mixup_noise"})
 def mixup(
     draw: SourceRequest,
     /,
     *,
-    mixup_map: Literal["same", "residual"] = "same",
-    mixup_noise: Literal["normal", "matched", "token-embedding"] = "normal",
+    map: Literal["same", "residual"] = "same",
+    noise: Literal["normal", "matched", "token-embedding"] = "normal",
 ) -> tuple[Positions, Source]:
     """The base's hidden states mixed with noise, in a random proportion per position; needs no source pass.
 
@@ -132,22 +131,22 @@ def mixup(
 
     Args:
         draw: The base.
-        mixup_map: If several teacher layers are aligned: all get y; or the later ones get y plus their
+        map: If several teacher layers are aligned: all get y; or the later ones get y plus their
             block's residual on the base (its output minus its input; in post-norm families this includes the
             norms).
-        mixup_noise: y is standard normal; or has, per dimension, the mean and deviation of the micro-batch's
+        noise: y is standard normal; or has, per dimension, the mean and deviation of the micro-batch's
             hidden states at that layer (the only choice that depends on the split of a step); or is the
             embedding of a random token.
     """
     base = _within(draw)
     shares = [draw.generator("shares", row).random(len(own)) for row, own in base]
     tokens: list[Integers] = []
-    if mixup_noise == "token-embedding":
+    if noise == "token-embedding":
         tokens = [draw.generator("noise", row).choice(draw.lexicon().ids, len(own)) for row, own in base]
     return places_of(base), Noise(
         shares=torch.from_numpy(np.concatenate([np.zeros(0), *shares])),
-        map=mixup_map,
-        noise=mixup_noise,
+        map=map,
+        noise=noise,
         draw=partial(_normal, draw, [(row, len(own)) for row, own in base]),
         tokens=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *tokens])),
     )

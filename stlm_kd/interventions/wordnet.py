@@ -15,8 +15,6 @@ from stlm_kd.interventions.word_tokens import WordTokens
 
 Relation = Literal["synonym", "antonym", "meronym", "holonym"]
 
-RELATIONS: tuple[Relation, ...] = ("synonym", "antonym", "meronym", "holonym")
-
 _ENDINGS = {"n": ("s",), "v": ("ing", "ed", "s"), "a": ("est", "er"), "r": ()}
 """Inflectional endings by part of speech; WordNet contains lemmas only."""
 

@@ -73,7 +73,7 @@ def model_inputs(batch: Batch, model: PreTrainedModel) -> dict[str, Tensor]:
     return {
         "input_ids": batch.input_ids,
         "attention_mask": attention_mask(batch, model),
-        "position_ids": position_ids(batch, model),
+        "position_ids": batch.position_ids + first_position(model.config),
     }
 
 
@@ -118,11 +118,6 @@ def bypassed_head(model: PreTrainedModel) -> Iterator[None]:
 
 def _identity(hidden: Tensor) -> Tensor:
     return hidden
-
-
-def position_ids(batch: Batch, model: PreTrainedModel) -> Tensor:
-    """The batch's position ids with the offset of the model's family, (B, T)."""
-    return batch.position_ids + first_position(model.config)
 
 
 def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:

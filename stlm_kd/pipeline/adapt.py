@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import write_json, write_text
 from stlm_kd.artifacts.output import width_of
@@ -23,11 +22,11 @@ from stlm_kd.comparison.metrics import complete_values, metrics_of
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
-from stlm_kd.pipeline.context import RunContext, context_for
+from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports, finished_teacher, prepare_teacher
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.reporting.tables.adaptation import adaptation_table
@@ -72,12 +71,10 @@ def adapt_teacher(
             trust_remote_code=trust_remote_code,
             run_name=run.name,
         )
-        tokenizer = student_tokenizer(recipe, context)
+        setup = setup_of(recipe, context)
         chosen = [one for one in recipe.teachers if one.adapt is not None and teacher in (None, one.name)]
-        on_main_process(
-            lambda: _check(recipe, chosen, tokenizer, run, context, origin=name, rehearsal=rehearsal)
-        )
-        adapted = [prepare_teacher(recipe, one, tokenizer, context) for one in chosen]
+        on_main_process(lambda: _check(setup, chosen, run, origin=name, rehearsal=rehearsal))
+        adapted = [prepare_teacher(setup, one) for one in chosen]
         if launched_processes() > 1:  # fine-tuning is training, so all processes take part
             for model in dict.fromkeys(m for one in adapted for m in (one.original, one.model)):
                 fine_tune(recipe, model, context)
@@ -96,20 +93,12 @@ def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:
 
 
 def _check(
-    recipe: Recipe,
-    teachers: Sequence[Teacher],
-    tokenizer: PreTrainedTokenizerFast,
-    run: Path,
-    context: RunContext,
-    *,
-    origin: str,
-    rehearsal: bool,
+    setup: RecipeSetup, teachers: Sequence[Teacher], run: Path, *, origin: str, rehearsal: bool
 ) -> None:
     """Validate the recipe; rehearse unless all teachers are finished."""
-    check_recipe(recipe, tokenizer, context, origin=origin)
-    if rehearsal and not all(finished_teacher(recipe, one, tokenizer, context) for one in teachers):
-        names = [one.name for one in teachers]
-        rehearse(recipe, tokenizer, context, folder=run, origin=origin, only=names)
+    check_recipe(setup, origin=origin)
+    if rehearsal and not all(finished_teacher(setup, one) for one in teachers):
+        rehearse(setup, folder=run, origin=origin, only=[one.name for one in teachers])
 
 
 def _write_results(

@@ -26,7 +26,7 @@ from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.stage_keys import model_identity
 from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob, work_of
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, from_values, named_recipe, plain
 from stlm_kd.teachers.cache.format import Manifest
 from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
@@ -113,14 +113,13 @@ def build_cache(
         context = context_for(
             full, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )
-        tokenizer = student_tokenizer(full, context)
-        on_main_process(lambda: check_recipe(full, tokenizer, context, origin=name))
+        setup = setup_of(full, context)
+        on_main_process(lambda: check_recipe(setup, origin=name))
         caches = {}
         for teacher in full.teachers:
             if teacher.is_only_read:
                 continue
-            ready = prepare_teacher(full, teacher, tokenizer, context)
-            caches[teacher.name] = cached_teacher(full, teacher, ready.model, tokenizer, context)
+            caches[teacher.name] = cached_teacher(setup, teacher, prepare_teacher(setup, teacher).model)
         found = {name: [asdict(summary(folder)) for folder in folders] for name, folders in caches.items()}
         on_main_process(lambda: write_json(run / "results.json", {"caches": found}))
     return caches
@@ -135,7 +134,7 @@ def summary(folder: Path) -> CacheSummary:
     """
     manifest = TeacherCache.open(folder, every_byte=False).manifest
     layout = manifest.layout
-    kept = "all logits" if layout.logits else f"{layout.head} top tokens and {layout.draws} draws"
+    kept = "all logits" if layout.logits else f"top-{layout.head} tokens and {layout.draws} tail samples"
     return CacheSummary(
         folder=str(folder),
         teacher=_teacher_of(manifest),
@@ -297,4 +296,4 @@ def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) ->
         )
     if model_identity(model, trust_remote_code=trust_remote_code) != identity:
         raise CheckpointError(f"{folder}: {model} is another revision than the cached teacher")
-    return CacheJob(recipe, teacher, model, student_tokenizer(recipe, context), context, seed)
+    return CacheJob.of(setup_of(recipe, context), teacher, model, seed)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.artifacts.stage_store import Stages
 from stlm_kd.distributed import process_rank
 from stlm_kd.recipe import Recipe
 from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.tracking.metrics import UNITS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Zero = Literal[0, 1, 2] | None
 
@@ -65,6 +68,21 @@ class RunContext:
         )
         tracker.stage(stage)
         return tracker
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeSetup:
+    """What the stages of a recipe share.
+
+    Attributes:
+        recipe: The recipe.
+        tokenizer: The student's tokenizer.
+        context: The run context.
+    """
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerFast
+    context: RunContext
 
 
 def context_for(

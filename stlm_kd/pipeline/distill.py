@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
 from stlm_kd.artifacts.results import Variant
 from stlm_kd.artifacts.stage_store import STAGE
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import UsageError
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
-from stlm_kd.pipeline.context import RunContext, context_for
+from stlm_kd.pipeline.context import RecipeSetup, context_for
 from stlm_kd.pipeline.recording import recorded_once
 from stlm_kd.pipeline.results import write_results
 from stlm_kd.pipeline.run import Run
@@ -22,13 +20,9 @@ from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.score import fine_tune, score_models
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.students import build_students, student_folders
-from stlm_kd.pipeline.stages.teacher import (
-    PreparedTeacher,
-    build_teachers,
-    finished_teachers,
-)
+from stlm_kd.pipeline.stages.teacher import PreparedTeacher, build_teachers, finished_teachers
 from stlm_kd.pipeline.stages.teacher_set import remember_teachers
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, named_recipe
 
 
@@ -77,8 +71,8 @@ def distill(
         context = context_for(
             recipe, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )
-        tokenizer = student_tokenizer(recipe, context)
-        on_main_process(lambda: _check(recipe, tokenizer, run, context, origin=name, rehearsal=rehearsal))
+        setup = setup_of(recipe, context)
+        on_main_process(lambda: _check(setup, run, origin=name, rehearsal=rehearsal))
         teachers = build_teachers(recipe, context, jobs)
         reference_models = {teacher.name: teacher.model for teacher in teachers if not teacher.is_only_read}
         on_main_process(lambda: remember_teachers(run, reference_models))
@@ -111,32 +105,21 @@ def _reference_teachers(
     }
 
 
-def _check(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerFast,
-    run: Path,
-    context: RunContext,
-    *,
-    origin: str,
-    rehearsal: bool,
-) -> None:
+def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> None:
     """Validate the recipe; rehearse unless all trainings are finished."""
-    check_recipe(recipe, tokenizer, context, origin=origin)
-    if rehearsal and not _is_trained(recipe, tokenizer, run, context):
-        rehearse(recipe, tokenizer, context, folder=run, origin=origin)
+    check_recipe(setup, origin=origin)
+    if rehearsal and not _is_trained(setup, run):
+        rehearse(setup, folder=run, origin=origin)
 
 
-def _is_trained(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, run: Path, context: RunContext) -> bool:
+def _is_trained(setup: RecipeSetup, run: Path) -> bool:
     """Whether every teacher and student is finished, in the run folder or the stage store."""
+    recipe = setup.recipe
     folders = student_folders(recipe, run)
     if all((folder / STAGE).is_file() for seeds in folders.values() for folder in seeds):
         return True
-    teachers = finished_teachers(recipe, tokenizer, context)
+    teachers = finished_teachers(setup)
     if teachers is None or "equal-compute" in recipe.controls:
         return False
-    orders = (
-        StudentJob(recipe, variant, seed, teachers, tokenizer, context)
-        for variant in folders
-        for seed in recipe.seeds
-    )
-    return all(context.stages.path("model", student_key(order)).is_dir() for order in orders)
+    jobs = (StudentJob.of(setup, variant, seed, teachers) for variant in folders for seed in recipe.seeds)
+    return all(setup.context.stages.path("model", student_key(job)).is_dir() for job in jobs)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.tokenizers import document_ends, ids_from_start, load_tokenizer
 from stlm_kd.errors import ModelError, UsageError
 from stlm_kd.models.load import declared_task, load_config, load_language_model

@@ -24,7 +24,7 @@ from stlm_kd.pipeline.stages.teacher import (
     PreparedTeacher,
     copy_reports,
 )
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import objectives_of_teacher
@@ -49,16 +49,15 @@ def write_results(
         for folder in folders:
             write_reports(scores[str(folder / "model")], folder)
     rows = result_rows(recipe, teachers, students, scores, trust=context.trust_remote_code)
-    tokenizer = student_tokenizer(recipe, context)
-    of_text = recipe.language_task is not None
-    domains = tokens_by_domain(recipe, tokenizer, context) if of_text else {}
+    setup = setup_of(recipe, context)
+    domains = tokens_by_domain(setup) if recipe.language_task is not None else {}
     verdicts, notes = comparisons(rows)
     remarks = [
         *weak_teachers(rows),
         *verdicts,
         *notes,
         *selection_remark(recipe),
-        *recipe_notes(recipe, tokenizer, context),
+        *recipe_notes(setup),
         *text_remark(domains),
     ]
     write_json(run / "results.json", as_json(rows, remarks, domains, verdicts=verdicts))

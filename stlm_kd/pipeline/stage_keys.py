@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ from stlm_kd.data.sources.sources import fingerprint
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.errors import MissingResourceError
 from stlm_kd.eval import SUITES
-from stlm_kd.interventions.wordnet import wordnet_identity
 from stlm_kd.losses import LABELS
 from stlm_kd.models.load import load_config
 from stlm_kd.pipeline.builders.examples import class_names_of, labelled_sources
@@ -34,7 +34,7 @@ from stlm_kd.pipeline.builders.text import mask_variants, sources
 from stlm_kd.recipe import Recipe, plain
 from stlm_kd.recipe.schema.cache import positions_of, temperature_of
 from stlm_kd.recipe.schema.data import Source
-from stlm_kd.recipe.schema.interchange import relations
+from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.objective import Objective
 from stlm_kd.recipe.schema.root import labels_alone
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
@@ -151,7 +151,7 @@ def student_key(job: StudentJob) -> Key:
         "teachers": {name: _student_teacher(job, name, identify) for name in sorted(job.used_teachers)},
         "combine": _combination(recipe) if len(job.used_teachers) > 1 and COMBINED in combined else None,
         "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
-        **_wordnet(own.values()),
+        **_source_data(own.values()),
         **({"sources": "paired over the step"} if job.pairs_rows else {}),
         "train": train,
         "steps_from": recipe.data.fraction if train.get("epochs") else None,
@@ -196,13 +196,14 @@ def _combination(recipe: Recipe) -> Json:
     return {**plain(combine), "domains": [source.domain for source in recipe.data.train]}
 
 
-def _wordnet(entries: Iterable[Objective]) -> dict[str, str]:
-    """The WordNet version that counterfactual sources are drawn from, or empty.
+def _source_data(entries: Iterable[Objective]) -> dict[str, str]:
+    """The versions of the data that counterfactual sources read beside the text, such as WordNet.
 
     Raises:
-        MissingResourceError: WordNet is required but not installed.
+        MissingResourceError: They are not installed.
     """
-    return {"wordnet": wordnet_identity()} if relations(entries) else {}
+    versions = (data.identity().items() for _, data in sources_with_data(entries))
+    return dict(chain.from_iterable(versions))
 
 
 def adaptation_key(

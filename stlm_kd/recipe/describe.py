@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from stlm_kd.data.dealing import share_run_again
 from stlm_kd.distributed import launched_processes
-from stlm_kd.interventions.sources import exchanges_tokens
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.recipe import Recipe, recipe_hash, term_names
 from stlm_kd.recipe.format import listed_options, option_words, value_words
@@ -160,7 +159,7 @@ def _objective(entry: Objective, recipe: Recipe) -> str:
 def _recomputed_sources(recipe: Recipe) -> list[str]:
     """The number of intervention sources that are not in the micro-batch of their row."""
     entries = [entry for entry in recipe.objectives if isinstance(entry, Interchange)]
-    if not any(entry.pairs_rows and not exchanges_tokens(entry.source) for entry in entries):
+    if not any(entry.pairs_rows and entry.source_entry.replaces == "states" for entry in entries):
         return []
     rows, micro = recipe.train.effective_batch, recipe.train.micro_batch
     share = share_run_again(rows, micro_batch=micro or rows, world_size=launched_processes())
@@ -175,4 +174,6 @@ def _recomputed_sources(recipe: Recipe) -> list[str]:
 def _interchange(entry: Interchange) -> str:
     known = set(Objective.model_fields) | {"on", "temperature"}
     given = {name: getattr(entry, name) for name in Interchange.model_fields if name not in known}
+    if not isinstance(entry.source, str):
+        given = {**given, "source": entry.source.name, **entry.source.given}
     return listed_options(given)

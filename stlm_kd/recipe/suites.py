@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from stlm_kd.errors import RecipeFault, UsageError
+from stlm_kd.eval import SUITES
 from stlm_kd.recipe.load import plain
 from stlm_kd.recipe.schema.root import AnySuite, Suite, spelled_out
 from stlm_kd.recipe.yaml import Plain, YamlError, parse
@@ -26,8 +27,6 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
         UsageError: A word that is neither, an option that no suite has, or unknown names and values, all of
             which the message lists.
     """
-    from stlm_kd.eval import SUITES
-
     entries = [_entry_name(_entry(word)) for word in words]
     having = [SUITES.options(str(e["suite"])) if e.get("suite") in SUITES else dict(options) for e in entries]
     for option in options:

@@ -24,9 +24,7 @@ from stlm_kd.tracking import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Transform
 
 Trainings = Mapping[str, Sequence[Path]]
 """By name, the folders that contain ``metrics.jsonl``, one for each seed."""
@@ -48,58 +46,47 @@ KINDS = {"student": 0, "control": 1, "adapted": 2, "teacher": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Stroke:
-    """A grid line, a curve or a bar: path data, with classes of the style sheet and a tooltip, if any."""
+class Curve:
+    """A curve, or the bar of an interval.
 
-    path: str
-    look: str
-    tooltip: str
+    Attributes:
+        colour: A class of the style sheet.
+        name: The tooltip.
+        path: The corners.
+        points: The values, each with a tooltip.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A text; ``anchor`` names which end of it stands at the position."""
-
-    x: float
-    y: float
-    text: str
-    anchor: str = "start"
-    look: str = "axis"
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A point with its tooltip."""
-
-    x: float
-    y: float
-    look: str
-    tooltip: str
+    colour: str
+    name: str
+    path: Points
+    points: Sequence[tuple[float, float, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """An SVG, and what stands around it. Positions are in pixels from the left and from the top.
+    """A figure of a page; positions are in pixels from the left and from the top.
 
     Attributes:
+        kind: "curves" over steps, or "bars", one below the other.
         title: What is drawn.
         height: Of the SVG; all are ``WIDTH`` wide.
-        strokes: In the order of drawing.
-        labels: Of axes and rows.
-        points: Above all strokes.
+        box: Left, top, right and bottom of the axes.
+        x_ticks: Positions and numbers.
+        y_ticks: The same.
+        curves: In the order of drawing.
         legend: By label, the colour of its curves.
-        seeds: The seeds of the curves, if there are several.
-        radius: Of the points.
+        seeds: The seeds of the curves.
     """
 
+    kind: Literal["curves", "bars"]
     title: str
     height: int
-    strokes: Sequence[Stroke]
-    labels: Sequence[Label]
-    points: Sequence[Point]
+    box: tuple[int, int, int, int]
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    curves: Sequence[Curve]
     legend: Mapping[str, str] = field(default_factory=dict)
     seeds: Sequence[str] = ()
-    radius: float = 2.2
     width: int = WIDTH
 
 
@@ -128,9 +115,7 @@ def draw_curves(trainings: Trainings, target: Path, *, unit: str) -> None:
     with _figure(*size, dpi=120, layout="constrained") as figure:
         for place, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, 1 + place)
-            labels = list(dict.fromkeys(line.label for line in panel.lines))
-            is_log = panel is by_term and _far_apart(panel)
-            _draw(axes, panel.lines, labels, is_log=is_log, marker=".")
+            _draw(axes, panel.lines, is_log=panel is by_term and _far_apart(panel), marker=".")
             axes.set_ylabel(title_of(panel))
             axes.legend()
         with written_whole(target) as unfinished:
@@ -148,22 +133,21 @@ def panel_drawing(panel: Panel, order: Sequence[str] = ()) -> Drawing:
     labels = order if set(own) <= set(order) else own
     colours = {label: f"c{labels.index(label) % NUM_COLOURS}" for label in own}
     lines = [replace(line, points=_thinned(line.points)) for line in panel.lines]
-    with _figure(WIDTH, HEIGHT, dpi=1) as figure:
-        axes = _page_axes(figure, left=52, right=16, top=10, bottom=34)
-        _draw(axes, lines, labels)
-        strokes, texts = _grid(axes, HEIGHT)
-        texts.append(Label((52 + WIDTH - 16) / 2, HEIGHT - 4, axes.get_xlabel(), "middle"))
-        points = []
+    box = (52, 10, WIDTH - 16, HEIGHT - 34)
+    with _page_axes(HEIGHT, box) as axes:
+        _draw(axes, lines)
+        curves = []
         for line in lines:
             name = f"{line.label}, seed {line.seed}" if line.seed else line.label
-            places = _pixels(axes.transData, line.points, HEIGHT)
-            strokes.append(_stroke(places, f"curve {colours[line.label]}", name))
-            points += [
-                Point(*at, f"point {colours[line.label]}", f"{name}: {y:.4g} at step {x:,.0f}")
-                for at, (x, y) in zip(places, line.points, strict=True)
+            path = _pixels(axes, line.points)
+            points = [
+                (*at, f"{name}: {y:.4g} at step {x:,.0f}")
+                for at, (x, y) in zip(path, line.points, strict=True)
             ]
+            curves.append(Curve(colours[line.label], name, path, points))
+        ticks = _ticks(axes)
     seeds = sorted({line.seed for line in lines if line.seed})
-    return Drawing(title_of(panel), HEIGHT, strokes, texts, points, colours, seeds if len(seeds) > 1 else ())
+    return Drawing("curves", title_of(panel), HEIGHT, box, *ticks, curves, colours, seeds)
 
 
 def interval_drawing(rows: Sequence[Row], metric: Metric) -> Drawing | None:
@@ -174,25 +158,21 @@ def interval_drawing(rows: Sequence[Row], metric: Metric) -> Drawing | None:
     found = [(row, known) for row in rows if (known := spread(row, metric)) and measurable(known.mean)]
     if not found:
         return None
-    top, side, bottom = 4, 14, 22
-    height = top + ROW * len(found) + bottom
-    with _figure(WIDTH, height, dpi=1) as figure:
-        axes = _page_axes(figure, left=side, right=side, top=top, bottom=bottom)
-        axes.set_ylim(height - bottom, top)
-        ends = [(known.mean - _half(known), known.mean + _half(known)) for _, known in found]
-        axes.update_datalim([(end, top) for pair in ends for end in pair], updatey=False)
-        axes.autoscale_view(scaley=False)
+    height = ROW * len(found) + 26
+    box = (14, 4, WIDTH - 14, height - 22)
+    with _page_axes(height, box) as axes:
+        means, halves = [known.mean for _, known in found], [_half(known) for _, known in found]
+        places = [place + 0.7 for place in range(len(found))]
+        axes.errorbar(means, places, xerr=halves)
+        axes.set_ylim(len(found), 0)
         axes.set_yticks([])
-        strokes, texts = _grid(axes, height)
-        points = []
-        for place, ((row, known), (low, high)) in enumerate(zip(found, ends, strict=True)):
-            name, colour = f"{row.name}: {_score(known)}", f"c{KINDS.get(row.kind, 3)}"
-            y = top + ROW * place + 24
-            first, last, at = _pixels(axes.transData, ((low, y), (high, y), (known.mean, y)), height)
-            strokes.append(_stroke((first, last), f"bar {colour}", name))
-            points.append(Point(*at, f"point {colour}", name))
-            texts.append(Label(side, y - 10, name, look="name"))
-    return Drawing(metric.label, height, strokes, texts, points, radius=4)
+        curves = []
+        for (row, known), half, y in zip(found, halves, places, strict=True):
+            name, mean = f"{row.name}: {_score(known)}", known.mean
+            low, high, middle = _pixels(axes, [(mean - half, y), (mean + half, y), (mean, y)])
+            curves.append(Curve(f"c{KINDS.get(row.kind, 3)}", name, [low, high], [(*middle, name)]))
+        ticks = _ticks(axes)
+    return Drawing("bars", metric.label, height, box, *ticks, curves)
 
 
 def title_of(panel: Panel) -> str:
@@ -212,26 +192,25 @@ def _figure(
         yield Figure(figsize=(width, height), dpi=dpi, layout=layout)
 
 
-def _page_axes(figure: Figure, *, left: int, right: int, top: int, bottom: int) -> Axes:
-    """Axes with margins, in a figure whose inches stand for pixels."""
-    width, height = figure.get_size_inches()
-    place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
-    axes = figure.add_axes(place)
-    axes.locator_params(nbins=6)
-    return axes
+@contextmanager
+def _page_axes(height: int, box: tuple[int, int, int, int]) -> Iterator[Axes]:
+    """Axes in a figure of a page, whose inches stand for pixels from the left and from the top."""
+    left, top, right, bottom = box
+    with _figure(WIDTH, height, dpi=1) as figure:
+        place = (left / WIDTH, 1 - bottom / height, (right - left) / WIDTH, (bottom - top) / height)
+        axes = figure.add_axes(place)
+        axes.locator_params(nbins=6)
+        yield axes
 
 
-def _draw(
-    axes: Axes, lines: Sequence[Line], labels: Sequence[str], *, is_log: bool = False, marker: str = ""
-) -> None:
-    """Draw lines over steps; those with the same label have one colour."""
+def _draw(axes: Axes, lines: Sequence[Line], *, is_log: bool = False, marker: str = "") -> None:
+    """Draw lines over steps; those with the same label have one colour and one entry in the legend."""
     from matplotlib.ticker import NullFormatter
 
-    seen: set[str] = set()
+    colours: dict[str, str] = {}
     for line in lines:
-        label = None if line.label in seen else line.label
-        seen.add(line.label)
-        colour = f"C{labels.index(line.label)}"
+        label = None if line.label in colours else line.label
+        colour = colours.setdefault(line.label, f"C{len(colours)}")
         steps, values = zip(*line.points, strict=True)
         axes.plot(steps, values, color=colour, alpha=0.8, label=label, marker=marker)
     axes.set_xlabel("optimizer step")
@@ -247,32 +226,21 @@ def _draw(
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
 
 
-def _grid(axes: Axes, height: int) -> tuple[list[Stroke], list[Label]]:
-    """The grid lines of the axes of an SVG, and their numbers."""
-    strokes, labels = [], []
-    for x in _ticks(axes.xaxis):
-        ends = _pixels(axes.get_xaxis_transform(), ((x, 0), (x, 1)), height)
-        strokes.append(_stroke(ends, "grid"))
-        labels.append(Label(ends[0][0], ends[0][1] + 15, _short(x), "middle"))
-    for y in _ticks(axes.yaxis):
-        ends = _pixels(axes.get_yaxis_transform(), ((0, y), (1, y)), height)
-        strokes.append(_stroke(ends, "grid"))
-        labels.append(Label(ends[0][0] - 6, ends[0][1] + 4, _short(y), "end"))
-    return strokes, labels
+def _pixels(axes: Axes, points: Points) -> Points:
+    """The positions of points in an SVG, whose origin is at the top."""
+    height = axes.figure.bbox.height
+    return [(round(float(x), 1), round(float(height - y), 1)) for x, y in axes.transData.transform(points)]
 
 
-def _ticks(axis: Axis) -> list[float]:
-    low, high = sorted(axis.get_view_interval())
-    return [float(value) for value in axis.get_majorticklocs() if low <= value <= high]
-
-
-def _pixels(transform: Transform, points: Points, height: int) -> Points:
-    """The positions of points in an SVG of some height, whose origin is at the top."""
-    return tuple((float(across), float(height - up)) for across, up in transform.transform(points))
-
-
-def _stroke(places: Points, look: str, tooltip: str = "") -> Stroke:
-    return Stroke("M " + " L ".join(f"{x:.1f} {y:.1f}" for x, y in places), look, tooltip)
+def _ticks(axes: Axes) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
+    """The positions and numbers of the ticks of both axes."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    xs = [(float(x), low) for x in axes.get_xticks() if left <= x <= right]
+    ys = [(left, float(y)) for y in axes.get_yticks() if low <= y <= high]
+    return (
+        [(at, _short(x)) for (at, _), (x, _) in zip(_pixels(axes, xs), xs, strict=True)],
+        [(at, _short(y)) for (_, at), (_, y) in zip(_pixels(axes, ys), ys, strict=True)],
+    )
 
 
 def _thinned(points: Points, most: int = MOST_POINTS) -> Points:

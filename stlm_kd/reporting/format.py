@@ -39,7 +39,7 @@ def with_stderr(found: Mean | MeanOver) -> str:
     return f"{found.value:.4f} ± {found.stderr:.4f}"
 
 
-def interval(low: float | None, high: float | None, form: str = ".4f") -> str:
+def interval(low: float, high: float, form: str = ".4f") -> str:
     """An interval.
 
     >>> interval(-0.5, 0.25, "+.2f")
@@ -52,4 +52,5 @@ def with_interval(found: Kappa | MeanOver | None, form: str = ".4f") -> str:
     """A value with its 95 % interval, if it is known."""
     if found is None or found.value is None:
         return UNKNOWN
+    assert found.low is not None and found.high is not None
     return f"{found.value:{form}} {interval(found.low, found.high, form)}"

@@ -1,8 +1,10 @@
-"""Progress on stderr: a live table on a terminal, plain lines in a pipe."""
+"""Progress on stderr: a live table on a terminal, plain lines in a pipe; lines for the writing of a cache."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from typing import TextIO
 
 from rich.console import Console
@@ -14,6 +16,8 @@ from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 PER_TOKEN = "nats/tok"
 """The unit of a language model's loss."""
 
+_CACHE_LINE_EVERY_S = 10.0
+
 
 class PlainProgress:
     """One line per logged step, in a fixed order with units."""
@@ -24,30 +28,27 @@ class PlainProgress:
 
     def stage(self, name: str) -> None:
         """Print the stage's name."""
-        self._say(name)
+        self.note(name)
 
     def rewind(self, step: int) -> None:
         """Print where a stage resumes; nothing for a new one."""
         if step:
-            self._say(f"resumed after step {step}")
+            self.note(f"resumed after step {step}")
 
     def step(self, metrics: StepMetrics) -> None:
         """Print one line."""
-        self._say(step_line(metrics, self._unit))
+        self.note(step_line(metrics, self._unit))
 
     def validation(self, metrics: ValidationMetrics) -> None:
         """Print one line."""
-        self._say(validation_line(metrics, self._unit))
+        self.note(validation_line(metrics, self._unit))
 
     def note(self, message: str) -> None:
         """Print the message."""
-        self._say(message)
+        print(message, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Do nothing."""
-
-    def _say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
 
 
 class LiveProgress:
@@ -113,6 +114,38 @@ class LiveProgress:
                 "validation", str(self._validation.step), _terms(self._validation, self._unit), best, ""
             )
         return table
+
+
+class CacheProgress:
+    """Prints a line as soon as the speed is known, and then every ten seconds.
+
+    Args:
+        teacher: The teacher's name.
+        tokens: Approximate number of tokens to write.
+        say: Receives each line.
+    """
+
+    def __init__(self, teacher: str, tokens: int, *, say: Callable[[str], None]) -> None:
+        self._teacher, self._tokens, self._say = teacher, max(tokens, 1), say
+        self._begin = time.monotonic()
+        self._last: float | None = None
+        self._done = 0
+
+    def done(self, tokens: int) -> None:
+        """Add completed tokens."""
+        self._done += tokens
+        now = time.monotonic()
+        if self._last is None or now - self._last >= _CACHE_LINE_EVERY_S:
+            self._last = now
+            self._say(self._line(now))
+
+    def _line(self, now: float) -> str:
+        speed = self._done / max(now - self._begin, 1e-6)
+        left = max(self._tokens - self._done, 0) / max(speed, 1e-6)
+        return (
+            f"cache of teacher {self._teacher}  {min(self._done / self._tokens, 1):.0%}  "
+            f"{short_number(speed)} tok/s  eta {duration(left)}"
+        )
 
 
 def open_progress(stream: TextIO | None = None, *, unit: str = PER_TOKEN) -> Tracker:

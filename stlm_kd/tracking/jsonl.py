@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
@@ -61,12 +61,12 @@ class JsonlTracker:
     def step(self, metrics: StepMetrics) -> None:
         """Write a line of kind "step"."""
         self._step = metrics.step
-        self._write({"kind": "step", "stage": self._stage, **_plain(asdict(metrics))})
+        self._write({"kind": "step", "stage": self._stage, **asdict(metrics)})
 
     def validation(self, metrics: ValidationMetrics) -> None:
         """Write a line of kind "validation"."""
         self._step = metrics.step
-        self._write({"kind": "validation", "stage": self._stage, **_plain(asdict(metrics))})
+        self._write({"kind": "validation", "stage": self._stage, **asdict(metrics)})
 
     def note(self, message: str) -> None:
         """Write a line of kind "note", at the last step."""
@@ -108,14 +108,6 @@ def _lines(path: Path) -> Iterator[Line]:
             yield _LINES.validate_json(text)
         except ValidationError:
             continue
-
-
-def _plain(values: Mapping[str, object]) -> Line:
-    plain: Line = {}
-    for name, value in values.items():
-        assert isinstance(value, str | int | float | bool | dict), name
-        plain[name] = value
-    return plain
 
 
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:

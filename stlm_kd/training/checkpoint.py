@@ -22,13 +22,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stlm_kd.artifacts.hashing import sha256
 from stlm_kd.errors import CheckpointError
+from stlm_kd.training.optimizer import trainable_parameters
 
 FORMAT = 2
 """2: with ``keep="best"``, the initial weights are among the candidates."""
@@ -160,7 +162,12 @@ class CheckpointStore:
         Raises:
             CheckpointError: it is damaged, or has another fingerprint or format.
         """
-        _verify(self.path(step))
+        path = self.path(step)
+        with _reading(path):
+            checksums = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
+            for name in _FILES:
+                if sha256(path / name) != checksums[name]:
+                    raise _Damaged(f"{name} does not have the checksum it was written with")
         return self.read_state(step)
 
     def read_state(self, step: int) -> TrainingState:
@@ -172,13 +179,12 @@ class CheckpointStore:
         path = self.path(step)
         with _reading(path):
             raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
-            if raw.get(key) != expected:
-                raise CheckpointError(
-                    f"{path}: {key} {raw.get(key)} found, expected {expected}: it was made by another recipe "
-                    "or version. Use another output folder, or start afresh without resuming"
-                )
-        with _reading(path):
+            for key, expected in (("format", FORMAT), ("fingerprint", self.fingerprint)):
+                if raw.get(key) != expected:
+                    raise CheckpointError(
+                        f"{path}: {key} {raw.get(key)} found, expected {expected}: it was made by another "
+                        "recipe or version. Use another output folder, or start afresh without resuming"
+                    )
             return _STATES.validate_python(raw)
 
     def tensors(self, step: int, name: str) -> dict[str, Tensor]:
@@ -245,14 +251,6 @@ class _Damaged(CheckpointError):
     """A checkpoint with damaged files."""
 
 
-def _verify(path: Path) -> None:
-    with _reading(path):
-        checksums = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
-        for name in _FILES:
-            if sha256(path / name) != checksums[name]:
-                raise _Damaged(f"{name} does not have the checksum it was written with")
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn errors on reading a damaged folder into ``_Damaged``."""
@@ -268,3 +266,34 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def model_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters, tied ones once, and the persistent buffers."""
+    persistent = module.state_dict().keys()
+    buffers = {name: buffer for name, buffer in module.named_buffers() if name in persistent}
+    return {**trainable_parameters(module), **buffers}
+
+
+@torch.no_grad()
+def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> None:
+    """Copy tensors into the module's own, which preserves ties and the optimizer's references.
+
+    Raises:
+        CheckpointError: names or shapes differ from the module's; the message contains ``place``.
+    """
+    own = model_tensors(module)
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    differing = sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)
+    faults = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", differing))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{place}: its tensors are not those of this model: {'; '.join(faults)}; "
+            "start afresh without resuming"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])

@@ -91,3 +91,23 @@ class TrainingConfig:
     def is_logged(self, step: int) -> bool:
         """Whether an optimizer step, counted from 1, is logged; the first and the last always are."""
         return step % self.log_every == 0 or step in (1, self.steps)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of optimizer step ``step``, counted from 0.
+
+        It rises linearly over the first ``W = round(warmup * steps)`` steps, ``peak * (step + 1) / (W + 1)``,
+        so that the first step has a positive rate and step ``W`` is the first at the peak. Then ``cosine``
+        and ``linear`` fall towards 0, which they would reach at ``step == steps``; ``constant`` stays at the
+        peak.
+
+        >>> config = TrainingConfig(steps=4, learning_rate=1.0, schedule="linear", warmup=0.25)
+        >>> [config.learning_rate_at(step) for step in range(4)]
+        [0.5, 1.0, 0.6666666666666667, 0.33333333333333337]
+        """
+        peak, warmup_steps = self.learning_rate, round(self.warmup * self.num_steps)
+        if step < warmup_steps:
+            return peak * (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / max(1, self.num_steps - warmup_steps))
+        if self.schedule == "cosine":
+            return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return peak * (1.0 - progress) if self.schedule == "linear" else peak

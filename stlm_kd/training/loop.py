@@ -14,7 +14,13 @@ from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distributed import on_main_process, require_all_processes
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 from stlm_kd.training.backends.choice import open_engine
-from stlm_kd.training.checkpoint import CheckpointStore, TrainingState, Validation
+from stlm_kd.training.checkpoint import (
+    CheckpointStore,
+    TrainingState,
+    Validation,
+    load_model_tensors,
+    model_tensors,
+)
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.optimizer_step import Updater, UpdateReport
@@ -22,7 +28,6 @@ from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import BatchSource, Engine, FitResult, TrainStep
 from stlm_kd.training.signals import StopFlags, StopSignals, stopped, stopped_unsaved
 from stlm_kd.training.validation import validate
-from stlm_kd.training.weights import load_model_tensors, model_tensors
 
 Batches = Callable[[], Iterable[AnyBatch]]
 
@@ -224,11 +229,8 @@ class _Training:
         if self.state.step >= self.steps:
             return "done"
         since_best = sum(result.step > (self.state.best_step or 0) for result in self.state.history)
-        return (
-            "early-stop"
-            if self.settings.patience is not None and since_best >= self.settings.patience
-            else None
-        )
+        patience = self.settings.patience
+        return "early-stop" if patience is not None and since_best >= patience else None
 
     def _checkpoint_is_due(self, ended: str | None) -> bool:
         every = self.settings.checkpoint_every

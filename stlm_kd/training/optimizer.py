@@ -1,37 +1,16 @@
-"""AdamW and BertAdam with selective weight decay, learning-rate schedules, optimizer state by name."""
+"""AdamW and BertAdam with selective weight decay, row learning rates, and optimizer state by name."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stlm_kd.errors import CheckpointError
-from stlm_kd.training.config import Schedule, TrainingConfig
-
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
-
-
-def learning_rate(step: int, *, peak: float, schedule: Schedule, steps: int, warmup: float) -> float:
-    """The learning rate of optimizer step ``step``, counted from 0.
-
-    It rises linearly over the first ``W = round(warmup * steps)`` steps, ``peak * (step + 1) / (W + 1)``, so
-    that the first step has a positive rate and step ``W`` is the first at ``peak``. Then ``cosine`` and
-    ``linear`` fall towards 0, which they would reach at ``step == steps``; ``constant`` stays at ``peak``.
-
-    >>> [learning_rate(s, peak=1.0, schedule="linear", steps=4, warmup=0.25) for s in range(4)]
-    [0.5, 1.0, 0.6666666666666667, 0.33333333333333337]
-    """
-    warmup_steps = round(warmup * steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    if schedule == "cosine":
-        return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
-    return peak * (1.0 - progress) if schedule == "linear" else peak
+from stlm_kd.training.config import RowScale, TrainingConfig
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -64,12 +43,6 @@ class BertAdam(torch.optim.Optimizer):
     The moving averages start at 0, and the second moment grows more slowly: the first step is
     (1 - β₁) / √(1 - β₂) times AdamW's. The original also clips each weight's gradient separately; here
     clipping is global, as for AdamW. The state has AdamW's keys, including ``step``, which is unused.
-
-    Args:
-        groups: Weights, with ``weight_decay``.
-        lr: The learning rate.
-        betas: Decay rates of the averages of gradients and of their squares.
-        eps: Added to the square root of the second moment.
     """
 
     def __init__(
@@ -124,6 +97,31 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+class Pacing:
+    """Scales the optimizer's updates of some rows.
+
+    AdamW updates elements independently, and its steps and decay are proportional to the learning rate, so
+    scaling an update is equivalent to scaling the learning rate. The rows' gradients count in the norm for
+    clipping.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], paces: Sequence[RowScale]) -> None:
+        self.names = tuple(paced.weight for paced in paces)
+        self._parts = [
+            (weights[paced.weight], torch.tensor(paced.rows, device=weights[paced.weight].device), paced.pace)
+            for paced in paces
+        ]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Scale the single optimizer step performed in this context."""
+        before = [weight.detach()[rows] for weight, rows, _ in self._parts]
+        yield
+        with torch.no_grad():
+            for (weight, rows, pace), old in zip(self._parts, before, strict=True):
+                weight[rows] = old if pace == 0 else old.lerp(weight[rows], pace)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import NonFiniteError
 from stlm_kd.training.config import TrainingConfig
-from stlm_kd.training.optimizer import learning_rate
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import Engine, MeanMetric, TrainStep
 from stlm_kd.training.signals import StopFlags
@@ -37,23 +36,14 @@ class UpdateReport:
     stop: StopFlags
 
 
+@dataclass(frozen=True, slots=True)
 class Updater:
-    """Performs optimizer steps: counts tokens, checks for finite values, reports losses.
+    """Performs optimizer steps: counts tokens, checks for finite values, reports losses."""
 
-    Args:
-        step: The step module.
-        settings: Training settings.
-        processes: The processes that train together.
-        engine: The engine.
-    """
-
-    def __init__(
-        self, step: TrainStep, settings: TrainingConfig, processes: Processes, engine: Engine
-    ) -> None:
-        self.step = step
-        self.settings = settings
-        self.processes = processes
-        self.engine = engine
+    step: TrainStep
+    settings: TrainingConfig
+    processes: Processes
+    engine: Engine
 
     def update(self, index: int, batches: Sequence[AnyBatch], stop: StopFlags) -> UpdateReport:
         """Perform optimizer step ``index``, counted from 0.
@@ -78,7 +68,7 @@ class Updater:
         parts = {name: (next(found), next(found)) for name in measured}
         measures = {name: total / count for name, (total, count) in parts.items() if count}
         self._check_finite(index, loss, losses, grad_norm)
-        rate = self._learning_rate(index)
+        rate = self.settings.learning_rate_at(index)
         self.engine.end_step(rate)
         return UpdateReport(loss, losses, measures, rate, grad_norm, tokens, (interrupts, preemptions))
 
@@ -119,21 +109,12 @@ class Updater:
             sums += torch.stack([part.detach().to(sums).reshape(()) for part in parts])
         return self.processes.sum(sums)
 
-    def _learning_rate(self, index: int) -> float:
-        return learning_rate(
-            index,
-            peak=self.settings.learning_rate,
-            schedule=self.settings.schedule,
-            steps=self.settings.num_steps,
-            warmup=self.settings.warmup,
-        )
-
     def _check_finite(self, index: int, loss: float, losses: Mapping[str, float], grad_norm: float) -> None:
         values = {"loss": loss, **losses, "gradient norm": grad_norm}
-        if all(math.isfinite(value) for value in values.values()):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if not bad:
             return
         found = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
         where = self.engine.gradients_not_finite()
         culprits = (
             f"; gradients not finite: {', '.join(where[:3])}{' …' if len(where) > 3 else ''}" if where else ""

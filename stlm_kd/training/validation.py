@@ -27,15 +27,8 @@ def validate(
 ) -> dict[str, float] | StopFlags:
     """Each term's mean over the valid tokens of all batches and processes; or the signals that stopped it.
 
-    Processes may have different numbers of batches, even none: they communicate only at the end.
-
-    Args:
-        step: The step module; runs in evaluation mode.
-        batches: This process's share of the held-out batches.
-        precision: Precision of the forward passes.
-        processes: The processes that validate together.
-        signals: Stop requests, which end the pass.
-        step_number: Completed optimizer steps, for messages.
+    ``batches`` is this process's share. Processes may have different numbers of batches, even none: they
+    communicate only at the end. ``step_number`` is the number of completed optimizer steps, for messages.
 
     Raises:
         DataError: no token is labelled.

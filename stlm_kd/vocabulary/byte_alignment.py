@@ -67,31 +67,27 @@ def spelled(ids: npt.NDArray[np.integer], surfaces: Sequence[bytes | None]) -> t
 
 
 def ends_of(new: tuple[bytes, Integers], old: tuple[bytes, Integers]) -> ByteBoundaries:
-    """Boundaries of both tokenisations in common byte offsets.
+    """Boundaries of both tokenisations of a document, as from ``spelled``, in common byte offsets.
 
     A space that only one of them prepends to the text (SentencePiece) is ignored. If normalisation makes them
     differ, they agree up to the first difference.
-
-    Args:
-        new: ``spelled`` of the document in the new vocabulary.
-        old: ``spelled`` of it in the old one.
     """
     (new_text, new_ends), (old_text, old_ends) = new, old
-    if new_text[:1] == b" " and old_text[:1] != b" ":
+    if _has_one_more_space(new_text, old_text):
         new_text, new_ends = new_text[1:], np.maximum(new_ends - 1, 0)
-    elif old_text[:1] == b" " and new_text[:1] != b" ":
+    elif _has_one_more_space(old_text, new_text):
         old_text, old_ends = old_text[1:], np.maximum(old_ends - 1, 0)
-    elif new_text != old_text and (new_text == b" " + old_text or old_text == b" " + new_text):
-        if len(new_text) > len(old_text):
-            new_text, new_ends = new_text[1:], np.maximum(new_ends - 1, 0)
-        else:
-            old_text, old_ends = old_text[1:], np.maximum(old_ends - 1, 0)
     if new_text == old_text:
         return ByteBoundaries(new_ends, old_ends, int(new_ends[-1]))
     shorter = min(len(new_text), len(old_text))
     first, second = (np.frombuffer(text, np.uint8, shorter) for text in (new_text, old_text))
     unlike = np.flatnonzero(first != second)
     return ByteBoundaries(new_ends, old_ends, int(unlike[0]) if len(unlike) else shorter)
+
+
+def _has_one_more_space(text: bytes, other: bytes) -> bool:
+    """Whether only this text begins with a space, or with one more."""
+    return text == b" " + other or (text[:1] == b" " and other[:1] != b" ")
 
 
 def spans_of(

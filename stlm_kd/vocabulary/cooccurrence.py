@@ -45,14 +45,9 @@ class Likeness:
 
 
 def likeness(vectors_VA: Floats, ids: Integers, anchors: Integers) -> Likeness:
-    """Weights of the most similar anchors of each token: the sparsemax of the cosines.
+    """Weights of the most similar anchors of each token: the sparsemax of the cosines of ``ppmi_vectors``.
 
     Tokens and anchors without a vector are omitted; all tokens, if no anchor has one.
-
-    Args:
-        vectors_VA: Vectors from ``ppmi_vectors``.
-        ids: Tokens to represent.
-        anchors: Candidate anchors.
     """
     known = np.abs(vectors_VA).sum(1) > 0
     anchors = anchors[known[anchors]]

@@ -12,16 +12,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
+from pydantic import JsonValue
 from tokenizers import Tokenizer, models
 
 from stlm_kd.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
 SPACE_MARK = "\u2581"
 """SentencePiece's space character."""
@@ -65,7 +64,7 @@ class Vocabulary:
     byte_tokens: dict[int, int]
     isolated: frozenset[str]
     backend: Tokenizer
-    steps: dict[str, Json]
+    steps: dict[str, JsonValue]
 
     @property
     def size(self) -> int:
@@ -158,7 +157,7 @@ def in_byte_alphabet(data: bytes) -> str:
     return data.decode("latin-1").translate(_TO_ALPHABET)
 
 
-def _nodes(node: Json) -> Iterator[dict[str, Json]]:
+def _nodes(node: JsonValue) -> Iterator[dict[str, JsonValue]]:
     """All typed components of a tokenizer's JSON, nested ones included."""
     if isinstance(node, dict):
         if "type" in node:
@@ -181,17 +180,17 @@ def _spelled(token: str, spelling: TokenAlphabet, *, isolated: bool) -> bytes:
     return token.encode() if isolated else b" " + token.encode()
 
 
-def _steps(backend: Tokenizer) -> dict[str, Json]:
+def _steps(backend: Tokenizer) -> dict[str, JsonValue]:
     """The tokenizer's components around the model, without serialising the vocabulary, which is slow."""
     shell = Tokenizer(models.BPE())
     for step in ("normalizer", "pre_tokenizer", "decoder"):
         if getattr(backend, step) is not None:
             setattr(shell, step, getattr(backend, step))
-    steps: dict[str, Json] = json.loads(shell.to_str())
+    steps: dict[str, JsonValue] = json.loads(shell.to_str())
     return steps
 
 
-def _spelling_of(backend: Tokenizer, steps: dict[str, Json], name: str) -> TokenAlphabet:
+def _spelling_of(backend: Tokenizer, steps: dict[str, JsonValue], name: str) -> TokenAlphabet:
     model = backend.model
     parts = [steps.get("pre_tokenizer"), steps.get("decoder")]
     types = {part["type"] for part in _nodes(parts)}

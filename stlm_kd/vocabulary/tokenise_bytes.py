@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 
+from pydantic import JsonValue
 from tokenizers import Tokenizer
 
-from stlm_kd.vocabulary.token_bytes import SPACE_MARK, Json, TokenAlphabet, Vocabulary, in_byte_alphabet
+from stlm_kd.vocabulary.token_bytes import SPACE_MARK, TokenAlphabet, Vocabulary, in_byte_alphabet
+
+_RUN = re.compile(f"(?P<bytes>[\\udc80-\\udcff{SPACE_MARK}]+)|[^\\udc80-\\udcff{SPACE_MARK}]+")
+"""Bytes that ``surrogateescape`` decodes to lone surrogates and SentencePiece's spaces, or text."""
 
 
 def split_surfaces(
@@ -64,26 +69,13 @@ def _split_runs(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> 
 
 
 def _runs(data: bytes) -> list[str | bytes]:
-    """Split into text and invalid bytes, alternating.
+    """Split into text and bytes (those that are not valid UTF-8, and literal ``▁``), alternating.
 
     >>> _runs(b" a\\xe2\\x82")
     [' a', b'\\xe2\\x82']
     """
-    mark = SPACE_MARK.encode()
-    runs: list[str | bytes] = []
-    while data:
-        try:
-            good, bad, rest = data, b"", b""
-            data.decode()
-        except UnicodeDecodeError as error:
-            good, bad, rest = data[: error.start], data[error.start : error.end], data[error.end :]
-        head, found, tail = good.partition(mark)
-        if found:
-            good, bad, rest = head, found, tail + bad + rest
-        runs.extend([good.decode()] if good else [])
-        runs.extend([bad] if bad else [])
-        data = rest
-    return runs
+    runs = _RUN.finditer(data.decode(errors="surrogateescape"))
+    return [run[0].encode(errors="surrogateescape") if run["bytes"] else run[0] for run in runs]
 
 
 def _split_word_pieces(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
@@ -145,7 +137,7 @@ _EDGES = {"Prepend", "Strip", "WhitespaceSplit"}
 _LISTS = ("normalizers", "pretokenizers")
 
 
-def _plain(part: Json) -> Json:
+def _plain(part: JsonValue) -> JsonValue:
     """A normalizer or pre-tokenizer without steps that affect only the edges of a text."""
     if not isinstance(part, dict):
         return part
@@ -155,7 +147,7 @@ def _plain(part: Json) -> Json:
         key = next(name for name in _LISTS if name in part)
         inner = part[key]
         assert isinstance(inner, list)
-        kept: list[Json] = [plain for plain in map(_plain, inner) if plain is not None]
+        kept: list[JsonValue] = [plain for plain in map(_plain, inner) if plain is not None]
         return {**part, key: kept} if kept else None
     if part["type"] == "ByteLevel":
         return {**part, "add_prefix_space": False}

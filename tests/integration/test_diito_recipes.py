@@ -18,8 +18,8 @@ from stlm_kd.interventions import SOURCES, WordTokens, wordnet
 from stlm_kd.interventions.wordnet import check_relation
 from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.objective import feature_faults, projections_of, terms_of
-from stlm_kd.recipe import Recipe, load, resolved_yaml
-from stlm_kd.recipe.schema.interchange import SOURCE_OPTIONS
+from stlm_kd.recipe import Recipe, load, recipe_hash, resolved_yaml
+from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.schedules import Ramp
 from tests.support.recipes import faults
 
@@ -105,7 +105,22 @@ def test_what_is_resolved_reads_the_same_again(good: str, tmp_path: Path) -> Non
 
 
 def test_every_option_of_a_source_is_a_field() -> None:
-    assert {option for name in SOURCES for option in SOURCES.options(name)} == set(SOURCE_OPTIONS)
+    keys = {SOURCES[name].keys[option] for name in SOURCES for option in SOURCES.options(name)}
+    assert keys == {"pairing", "mixup_map", "mixup_noise"} and keys <= Interchange.model_fields.keys()
+
+
+def test_options_under_a_source_are_the_same_recipe_as_beside_it(good: str) -> None:
+    under = recipe_of(good, "objectives[1].source={name: mixup, map: residual, noise: matched}")
+    beside = recipe_of(
+        good,
+        "objectives[1].source=mixup",
+        "objectives[1].mixup_map=residual",
+        "objectives[1].mixup_noise=matched",
+    )
+    assert recipe_hash(under) == recipe_hash(beside) != recipe_hash(recipe_of(good))
+    _, term = terms_of(under, llama(2), {"a": llama(4), "b": llama(4)})
+    assert term.intervention is not None
+    assert term.intervention.options == {"map": "residual", "noise": "matched"}
 
 
 FAULTS: dict[str, tuple[list[str], str]] = {
@@ -125,6 +140,14 @@ FAULTS: dict[str, tuple[list[str], str]] = {
     "masked positions": (
         ["objectives[1].positions=masked"],
         "objectives[1].positions: masked given, but task clm masks no tokens; use consecutive or random",
+    ),
+    "a value of an option under a source": (
+        ["objectives[1].source={name: mixup, map: other}"],
+        "objectives[1].source.map: 'other' found; expected one of same, residual",
+    ),
+    "an option that is given twice": (
+        ["objectives[1].source={name: mixup, map: same}", "objectives[1].mixup_map=residual"],
+        "objectives[1]: mixup_map is given twice: here and under source; expected it once",
     ),
     "an option of another source": (
         ["objectives[1].mixup_map=residual"],

@@ -23,15 +23,16 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
+from stlm_kd.eval.language_modeling.likelihood import ScoredText
+from stlm_kd.eval.language_modeling.perplexity import text_result
 from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders.text import tokens_by_domain
-from stlm_kd.pipeline.context import RunContext, context_for
+from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
 from stlm_kd.pipeline.stage_keys import adaptation_key, student_key
 from stlm_kd.pipeline.stages import adaptation, adaptation_quality, score, student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.students import variants
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, load
 from stlm_kd.recipe.describe import describe
 from stlm_kd.teachers.cached import CachedTeacher
@@ -62,14 +63,14 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the world's folder, with a Hub whose texts tell how they were asked for, and unmeasured teachers."""
     monkeypatch.chdir(world)
 
-    unmeasured = TextLoss((DocumentLoss(1.0, 1, 1),), 0, 1, 1)
+    unmeasured = text_result([ScoredText(1.0, 1, 1)], 0, 1, 1)
 
     def column(dataset: str, **asked: str | None) -> Iterator[str]:
         yield from [f"{dataset} {asked} {number}" for number in range(20)]
 
     monkeypatch.setattr(hub, "column", column)
     monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
-    monkeypatch.setattr(adaptation_quality, "measure", lambda *asked, **named: unmeasured)
+    monkeypatch.setattr(adaptation_quality, "perplexity", lambda *asked, **named: unmeasured)
 
 
 class Caught(Exception):
@@ -85,11 +86,11 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext
     """All that a recipe brings about: trainings, adaptations, evaluations, and those of its teachers."""
     for module in (student, adaptation):
         monkeypatch.setattr(module, "fit", caught)
-    tokenizer = student_tokenizer(recipe, context)
+    setup = setup_of(recipe, context)
     models = {teacher.name: teacher.model or "some/model" for teacher in recipe.teachers}
     fits, adaptations = {}, {}
     for variant, seed in ((variant, seed) for variant in variants(recipe) for seed in recipe.seeds):
-        job = StudentJob(recipe, variant, seed, models, tokenizer, context)
+        job = StudentJob.of(setup, variant, seed, models)
         with pytest.raises(Caught) as door:
             student.train_student(job, context.output_dir / "student", label="")
         fits[variant, seed] = {**door.value.args[0], "key": student_key(job)}
@@ -97,10 +98,13 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext
         if teacher.adapt is not None:
             with pytest.raises(Caught) as door:
                 adaptation.adapt_model(
-                    recipe, teacher.adapt, models[teacher.name], tokenizer, name=teacher.name,
-                    folder=context.output_dir / "teacher", context=context,
-                )  # fmt: skip
-            given = (recipe, teacher.adapt, models[teacher.name], tokenizer)
+                    setup,
+                    teacher.adapt,
+                    models[teacher.name],
+                    name=teacher.name,
+                    folder=context.output_dir / "teacher",
+                )
+            given = (recipe, teacher.adapt, models[teacher.name], setup.tokenizer)
             key = adaptation_key(*given, trust=False)
             adaptations[teacher.name] = {**door.value.args[0], "key": key}
     nested = [teacher.recipe for teacher in recipe.teachers if teacher.recipe is not None]
@@ -108,7 +112,7 @@ def reached(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, context: RunContext
         "fits": fits,
         "adaptations": adaptations,
         "suites": suites(monkeypatch, recipe),
-        "domains": tokens_by_domain(recipe, tokenizer, context) if recipe.language_task else None,
+        "domains": tokens_by_domain(setup) if recipe.language_task else None,
         "nested": [reached(monkeypatch, inner, context) for inner in nested],
     }
 
@@ -259,9 +263,8 @@ def test_settings_reach_the_engine_as_they_are_written(world: Path) -> None:
     assert recipe.train.config.with_steps(101).checkpoint_every == 11
     adapt = recipe.teachers[0].adapt
     assert adapt is not None
-    training_data = StudentJob(
-        recipe, "student", 1, {}, load_tokenizer("some/tokenizer"), home()
-    ).training_data(1.0)
+    setup = RecipeSetup(recipe, load_tokenizer("some/tokenizer"), home())
+    training_data = StudentJob.of(setup, "student", 1, {}).training_data(1.0)
     written, given = (
         adapt.model_dump(),
         asdict(adaptation.adaptation_settings(adapt, training_data, zero=None)),
@@ -288,8 +291,8 @@ def test_the_engine_reaches_the_training_and_leaves_its_key(
 def key_of(variant: Variant, *overrides: str, base: str = "two-teachers") -> Key:
     recipe = load(f"{base}.yaml", overrides)
     teachers = {teacher.name: "some/model" for teacher in recipe.teachers}
-    own = load_tokenizer("some/tokenizer")
-    return student_key(StudentJob(recipe, variant, 1, teachers, own, home()))
+    setup = RecipeSetup(recipe, load_tokenizer("some/tokenizer"), home())
+    return student_key(StudentJob.of(setup, variant, 1, teachers))
 
 
 NANO = "{" + ", ".join(f"{name}: {value}" for name, value in PRESETS["stlm-nano"].items()) + "}"
@@ -345,7 +348,8 @@ def test_a_tokens_role_is_in_the_keys(world: Path) -> None:
     other.pad_token = None
     models = {"a": "some/model", "b": "some/model"}
     context = home()
-    trained = [student_key(StudentJob(recipe, "student", 1, models, t, context)) for t in (own, other)]
+    setups = [RecipeSetup(recipe, tokenizer, context) for tokenizer in (own, other)]
+    trained = [student_key(StudentJob.of(setup, "student", 1, models)) for setup in setups]
     adapted = [adaptation_key(recipe, adapt, "some/model", t, trust=False) for t in (own, other)]
     assert trained[0] != trained[1]
     assert adapted[0] != adapted[1]

@@ -12,7 +12,6 @@ from torch import nn
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.training import TrainingConfig
 from stlm_kd.training.loop import fit
-from stlm_kd.training.optimizer import learning_rate
 from tests.support.engine_pico import Memory, PicoStep, pico_fit, pico_rows, take
 
 ROWS, STEPS = 6, 3
@@ -76,7 +75,7 @@ def reference(dtype: torch.dtype) -> tuple[nn.Module, list[float], list[dict[str
         total.backward()
         torch.nn.utils.clip_grad_norm_(step.parameters(), 0.5)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(index, peak=1e-2, schedule="cosine", steps=STEPS, warmup=0)
+            group["lr"] = PLAN.learning_rate_at(index)
         optimizer.step()
         losses.append(total.item())
     return step, losses, measures

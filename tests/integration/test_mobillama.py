@@ -19,7 +19,7 @@ from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError
 from stlm_kd.models.architectures.mobillama import MobiLlamaConfig, MobiLlamaForCausalLM
 from stlm_kd.models.load import count_parameters, load_config, load_language_model, save_model
-from stlm_kd.training.weights import load_model_tensors, model_tensors
+from stlm_kd.training.checkpoint import load_model_tensors, model_tensors
 from tests.support.pico import pico_model
 
 LAYERS = 3

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
+from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
 from stlm_kd.eval import SUITES
+from stlm_kd.interventions import SOURCES
 from stlm_kd.losses import LOSSES
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
@@ -35,6 +36,7 @@ TABLES = (
     (objective.Feature, STATE_LOSSES),
     (objective.MapFeature, MAP_LOSSES),
     (interchange.Interchange, INTERCHANGE_LOSSES),
+    (interchange.SourceEntry, SOURCES),
     (root.Suite, SUITES),
 )
 

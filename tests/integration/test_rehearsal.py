@@ -19,9 +19,9 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.errors import MissingResourceError, ModelError, StlmKdError
 from stlm_kd.pipeline.checks import rehearsal, stand_ins
 from stlm_kd.pipeline.checks.rehearsal import rehearse
-from stlm_kd.pipeline.context import context_for
+from stlm_kd.pipeline.context import RecipeSetup, context_for
 from stlm_kd.pipeline.distill import distill
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of, student_tokenizer
 from stlm_kd.recipe import Recipe, load
 from tests.support.road import distilled, started, stlm_kd, student, weights
 
@@ -38,7 +38,7 @@ def rehearsed(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast |
     place = context_for(recipe, folder, resume=True, trust_remote_code=False, run_name="run")
     (folder / "run").mkdir(parents=True, exist_ok=True)
     own = tokenizer or student_tokenizer(recipe, place)
-    rehearse(recipe, own, place, folder=folder / "run", origin="mine.yaml")
+    rehearse(RecipeSetup(recipe, own, place), folder=folder / "run", origin="mine.yaml")
 
 
 def files(folder: Path) -> list[Path]:
@@ -64,8 +64,7 @@ def test_recipes_that_work_pass_and_leave_nothing_behind(
     if name == "adapts":
         made = context_for(recipe, tmp_path, resume=True, trust_remote_code=False, run_name="run")
         (tmp_path / "run").mkdir()
-        own = student_tokenizer(recipe, made)
-        rehearse(recipe, own, made, folder=tmp_path / "run", origin="x", only=["g", "q"])
+        rehearse(setup_of(recipe, made), folder=tmp_path / "run", origin="x", only=["g", "q"])
     else:
         rehearsed(recipe, tmp_path)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rehearsal")]

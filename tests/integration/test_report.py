@@ -25,7 +25,7 @@ from stlm_kd.reporting.tables.results import as_json
 from tests.support.compared import classified
 from tests.support.road import stlm_kd
 
-STRANGE = """<script>alert("x")</script> [bold]&amp; 'q' <img src=x onerror=y>"""
+STRANGE = r"""<script>alert("x")</script> [bold]&amp; 'q' <img src=x onerror=y> $\frac{$ {{ x }}"""
 VOID = {"meta"}
 TRAINING = TrainingReport(1234, 60, 7777, 999, 50, 3.25, 12.5, "done", 123_456_789)
 ADAPTED = AdaptationReport(
@@ -183,6 +183,8 @@ def test_a_page_needs_nothing_beside_it_and_runs_nothing(tmp_path: Path) -> None
         name for name in names if name.startswith("on") or name in ("src", "href", "xlink:href", "style")
     }
     assert "@import" not in page and "url(" not in page and "http:" not in page and "https:" not in page
+    assert seen.attributes.count(("role", "img")) == seen.tags.count("figure") > 0
+    assert page_of(tmp_path / "run") == page
     assert ("lang", "en") in seen.attributes and any(name == "viewport" for _, name in seen.attributes)
 
 

@@ -13,7 +13,7 @@ from stlm_kd.data.sources.sources import Source
 from stlm_kd.errors import RecipeError
 from stlm_kd.pipeline.checks.overlap import recipe_notes
 from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import load
 from tests.support.road import distilled, stlm_kd
 
@@ -91,8 +91,7 @@ def noted(place: Path, tmp_path: Path, *changes: str) -> tuple[str, ...]:
     (tmp_path / "known.txt").write_text("\n".join(train[::4][:30]))
     held = f"data.validation={{path: {tmp_path / 'known.txt'}, documents: line}}"
     recipe = load("plain.yaml", [LINES, held, "data.fraction=0.1", *changes])
-    context = RunContext(tmp_path)
-    return recipe_notes(recipe, student_tokenizer(recipe, context), context)
+    return recipe_notes(setup_of(recipe, RunContext(tmp_path)))
 
 
 @pytest.mark.parametrize(

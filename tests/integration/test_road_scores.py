@@ -112,6 +112,32 @@ def test_what_lm_eval_and_its_tasks_are_decides_its_scores(
     assert task_rows.identity(OPTIONS) != before
 
 
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [
+        ("arc_easy", "467e50923ab655e6cf155e3401bcf7877144ee323a81666fa52e39154260b1fb"),
+        ("hellaswag", "0cef392046c31514738d0993ed9df4bd10306ec88c4c42c6d02e62fc08da9fda"),
+        ("sample_minimal_pairs", "9281425fb231da3e381b6cce2eb87af0d88d78ccaaa477cf70d8702aaf25736e"),
+    ],
+)
+def test_scores_are_found_again_after_the_functions_that_read_rows_have_moved(
+    task: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
+) -> None:
+    """The keys are those under which scores have been stored from the beginning."""
+    monkeypatch.setenv("STLM_KD_DATA", str(shared_data))
+    options = {**OPTIONS, "tasks": (task,), "source": "auto" if task in OPTIONS["tasks"] else "local"}
+    before = task_rows.identity(options)
+    assert isinstance(before, dict) and before["tasks"][task][1][0] == key  # type: ignore[index, call-overload]  # JSON
+    shutil.copytree(Path(str(files("stlm_kd.eval.tasks"))), tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("*.yaml"):
+        file.write_text(file.read_text().replace("stlm_kd.eval.harness.local_rows", "elsewhere.rows"))
+    monkeypatch.setattr(task_rows, "files", lambda package: tmp_path)
+    assert task_rows.identity(options) == before
+    for file in tmp_path.glob("*.yaml"):
+        file.write_text(file.read_text().replace("elsewhere.rows.from_", "elsewhere.rows.other_"))
+    assert task_rows.identity(options) != before
+
+
 def test_rows_of_the_hub_count_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     task = SimpleNamespace(config=SimpleNamespace(dataset_path="some/rows", dataset_name="small"))
     built = [task_data.Built("some_task", task, "builtin")]  # type: ignore[arg-type]  # with as much of a task as is asked

@@ -15,7 +15,7 @@ from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.data import LabelledData, PackedText
 from stlm_kd.pipeline.stages import student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import load
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
@@ -41,7 +41,7 @@ def world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def job(base: str, teachers: dict[str, str], *overrides: str) -> StudentJob:
     """The student of a base recipe, whose teachers lie in these folders."""
     recipe = load(f"{base}.yaml", overrides)
-    return StudentJob(recipe, "student", 1, teachers, student_tokenizer(recipe, home()), home())
+    return StudentJob.of(setup_of(recipe, home()), "student", 1, teachers)
 
 
 def step_of(work: StudentJob, *, epochs: float) -> StepModule:

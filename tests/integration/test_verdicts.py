@@ -19,7 +19,8 @@ from stlm_kd.comparison.resampling import resampled_blocks
 from stlm_kd.comparison.smallest import DEFAULTS, Smallest, read_smallest
 from stlm_kd.comparison.verdicts import Compared, verdict_of
 from stlm_kd.errors import DataError, UsageError
-from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
+from stlm_kd.eval.language_modeling.likelihood import ScoredText
+from stlm_kd.eval.language_modeling.perplexity import text_result
 from stlm_kd.eval.language_modeling.text_blocks import TextBlocks
 from stlm_kd.statistics import Difference, from_resamples
 from tests.support.compared import classified, read_text, run_folder, score_file, seeds_of, whole_run
@@ -213,8 +214,8 @@ def novels(generator: np.random.Generator, shift: float, noise: float, *, size: 
         own = np.random.default_rng(place).normal(700 + 100 * place, 60, size)
         nats = own + 1024 * math.log(2) * (shift + noise * autocorrelated(generator, size, 0.4))
         blocks = TextBlocks(tuple(nats.tolist()), (1024,) * size)
-        documents.append(DocumentLoss(math.fsum(nats), 300 * size, 1024 * size, blocks))
-    return TextLoss(tuple(documents), 0, 64, 32).as_result()
+        documents.append(ScoredText(math.fsum(nats), 300 * size, 1024 * size, blocks))
+    return text_result(documents, 0, 64, 32)
 
 
 def autocorrelated(generator: np.random.Generator, size: int, share: float) -> npt.NDArray[np.float64]:

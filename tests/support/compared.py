@@ -13,7 +13,8 @@ import numpy as np
 from stlm_kd.artifacts.record import new_record
 from stlm_kd.artifacts.results import Json, SuiteResult
 from stlm_kd.eval.classification.metrics import classification_scores
-from stlm_kd.eval.language_modeling.perplexity import DocumentLoss, TextLoss
+from stlm_kd.eval.language_modeling.likelihood import ScoredText
+from stlm_kd.eval.language_modeling.perplexity import text_result
 
 LABELS = np.random.default_rng(0).integers(2, size=300)
 Scores = Sequence[Sequence[SuiteResult]]
@@ -33,7 +34,7 @@ def classified(accuracy: float, seed: int, *, labels: Any = LABELS, prefix: str 
 
 def read_text(nats: Sequence[float], *, tokens: int = 100, size: int = 400) -> SuiteResult:
     """Documents of some bytes, and what a model's loss on each is."""
-    return TextLoss(tuple(DocumentLoss(one, tokens, size) for one in nats), 0, 64, 32).as_result()
+    return text_result([ScoredText(one, tokens, size) for one in nats], 0, 64, 32)
 
 
 def run_folder(folder: Path, rows: Mapping[str, tuple[str, Scores]]) -> str:

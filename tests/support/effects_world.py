@@ -9,7 +9,7 @@ from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.models.heads.classifiers import classifier_from_fields
 from stlm_kd.models.load import save_model
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob
 from stlm_kd.recipe import load
 from tests.support.field_effects import BASES
@@ -57,8 +57,8 @@ def build(folder: Path) -> None:
 def build_cache() -> None:
     """Write what ``some/model`` says, more of it than the base recipe keeps, in the current folder."""
     recipe = load("cached.yaml", ["teachers[0].cache.preset=large"])
-    own = load_tokenizer("some/tokenizer")
-    made = CacheJob(recipe, recipe.teachers[0], "some/model", own, home(), 1).ensure()
+    setup = RecipeSetup(recipe, load_tokenizer("some/tokenizer"), home())
+    made = CacheJob.of(setup, recipe.teachers[0], "some/model", 1).ensure()
     made.rename("some/cache")
 
 

@@ -27,8 +27,8 @@ from stlm_kd.distributed import end_processes, launched_processes, on_main_proce
 from stlm_kd.errors import DataError, StlmKdError
 from stlm_kd.tracking import open_tracker
 from stlm_kd.training import RowScale, TrainingConfig
+from stlm_kd.training.checkpoint import model_tensors
 from stlm_kd.training.loop import fit
-from stlm_kd.training.weights import model_tensors
 from tests.integration.test_engine_stops import Poisoned, infinite_gradient
 from tests.slow.test_engine_resume import Rising
 from tests.support.engine_objectives import Texts, all_objectives, held_out_texts

@@ -340,6 +340,19 @@ EFFECTS: dict[str, Change] = {
     "Interchange.pairing": _change("objectives[0].pairing=independent", base="interchange"),
     "Interchange.mixup_map": _change("objectives[1].mixup_map=residual", base="interchange"),
     "Interchange.mixup_noise": _change("objectives[1].mixup_noise=matched", base="interchange"),
+    "SourceEntry.name": _change("objectives[0].source={name: in-context-random}", base="interchange"),
+    "SourceEntry[other-example].pairing": _change(
+        "objectives[0].source={name: other-example, pairing: independent}", base="interchange"
+    ),
+    "SourceEntry[input-tokens].pairing": _change(
+        "objectives[0].source={name: input-tokens, pairing: independent}", base="interchange"
+    ),
+    "SourceEntry[mixup].map": _change(
+        "objectives[1].source={name: mixup, map: residual}", base="interchange"
+    ),
+    "SourceEntry[mixup].noise": _change(
+        "objectives[1].source={name: mixup, noise: matched}", base="interchange"
+    ),
     "Interchange.source_site": _change("objectives[0].source_site=block-input", base="interchange"),
     "Interchange.exact_dropout": _change("objectives[0].exact_dropout=true", base="interchange"),
     "Schedule.schedule": _change("objectives[0].weight.schedule=cosine", base="features"),

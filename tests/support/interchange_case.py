@@ -36,9 +36,9 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "in-context": ("in-context-random", {}),
     "tokens": ("input-tokens", {}),
     "mixup": ("mixup", {}),
-    "mixup-residual": ("mixup", {"mixup_map": "residual"}),
-    "mixup-matched": ("mixup", {"mixup_noise": "matched", "mixup_map": "residual"}),
-    "mixup-token": ("mixup", {"mixup_noise": "token-embedding"}),
+    "mixup-residual": ("mixup", {"map": "residual"}),
+    "mixup-matched": ("mixup", {"noise": "matched", "map": "residual"}),
+    "mixup-token": ("mixup", {"noise": "token-embedding"}),
 }
 
 

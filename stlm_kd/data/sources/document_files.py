@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from stlm_kd.data.sources.files import MAX_CHARACTERS, kind_of, lines_of
-from stlm_kd.data.sources.tables import read_rows, text_value
+from stlm_kd.data.sources.tables import column_texts, read_rows
 from stlm_kd.errors import DataError
 
 
@@ -35,12 +35,9 @@ def read(path: Path, *, column: str, documents: Documents) -> Iterator[str]:
         DataError: Malformed or truncated content, not UTF-8, or a missing column; names the line.
         MissingResourceError: The file cannot be opened.
     """
-    kind = kind_of(path)
-    if kind == "text":
-        yield from cut(lines_of(path), documents=documents, place=str(path))
-        return
-    for place, row in read_rows(path, columns=[column]):
-        yield from text_value(row[column], f"{place}, column {column}")
+    if kind_of(path) == "text":
+        return cut(lines_of(path), documents=documents, place=str(path))
+    return column_texts(read_rows(path, columns=[column]), column)
 
 
 def cut(lines: Iterable[str], *, documents: Documents, place: str) -> Iterator[str]:

@@ -1,32 +1,21 @@
-"""Texts and rows of data sets on the Hugging Face Hub, through the ``datasets`` library."""
+"""The Hugging Face Hub: rows of its data sets, what is cached, and whether it is reachable."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stlm_kd.data.sources.tables import Row, require_columns, text_value
+from stlm_kd.data.sources.tables import Row, require_columns
 from stlm_kd.errors import DataError, MissingResourceError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder
+    from datasets import DatasetBuilder
 
-T = TypeVar("T")
 _COMMIT = re.compile("[0-9a-f]{40}")
-
-
-def column(dataset: str, *, name: str | None, split: str, column: str, revision: str | None) -> Iterator[str]:
-    """Stream the texts of one column of one split, from the Hub or its cache.
-
-    The library keeps the data set as a memory-mapped file in its cache; a thousand rows are read at a time.
-
-    Raises:
-        MissingResourceError: Not on the Hub, or the Hub cannot be reached and the data set is not cached.
-        DataError: No such configuration, split or column, or a value that is not text.
-    """
-    for place, row in rows(dataset, name=name, split=split, columns=[column], revision=revision):
-        yield from text_value(row[column], f"{place}, column {column}")
 
 
 def rows(
@@ -40,11 +29,16 @@ def rows(
 ) -> Iterator[tuple[str, Row]]:
     """Stream the rows of one split with their locations, as ``stlm_kd.data.sources.tables.read_rows``.
 
+    The library keeps the data set as a memory-mapped file in its cache; a thousand rows are read at a time.
+
     Raises:
-        MissingResourceError: As ``column``.
+        MissingResourceError: Not on the Hub, or the Hub cannot be reached and the data set is not cached.
         DataError: No such configuration, split or column.
     """
-    table = _split_rows(_builder(dataset, name=name, revision=revision), dataset, split)
+    builder = _builder(dataset, name=name, revision=revision)
+    with _hub_errors(dataset):
+        builder.download_and_prepare()  # unless it is cached
+        table = builder.as_dataset(split=split)
     require_columns(f"{dataset}, split {split}", columns, table.column_names)
     wanted = [known for known in table.column_names if known in (*columns, *optional)]
     number = 0
@@ -58,7 +52,7 @@ def version(dataset: str, *, name: str | None, revision: str | None) -> str:
     """The data set's version as the library identifies it: a commit, or a hash of its files.
 
     Raises:
-        MissingResourceError: As ``column``.
+        MissingResourceError: As ``rows``.
         DataError: No such configuration.
     """
     return str(_builder(dataset, name=name, revision=revision).hash)
@@ -66,13 +60,10 @@ def version(dataset: str, *, name: str | None, revision: str | None) -> str:
 
 def _builder(dataset: str, *, name: str | None, revision: str | None) -> DatasetBuilder:
     """The library's builder at the requested commit; offline, the library itself takes any cached one."""
+    from datasets import load_dataset_builder
 
-    def load() -> DatasetBuilder:
-        from datasets import load_dataset_builder
-
-        return load_dataset_builder(dataset, name, revision=revision)
-
-    builder = _convert_errors(load, dataset)
+    with _hub_errors(dataset):
+        builder = load_dataset_builder(dataset, name, revision=revision)
     if revision is not None and _COMMIT.fullmatch(revision) and builder.hash != revision:
         raise MissingResourceError(
             f"{dataset}: revision {revision} cannot be reached, and the cache has {builder.hash}; "
@@ -81,22 +72,13 @@ def _builder(dataset: str, *, name: str | None, revision: str | None) -> Dataset
     return builder
 
 
-def _split_rows(builder: DatasetBuilder, dataset: str, split: str) -> Dataset:
-    """A split's rows, downloaded if they are not cached."""
-
-    def load() -> Dataset:
-        builder.download_and_prepare()
-        return builder.as_dataset(split=split)
-
-    return _convert_errors(load, dataset)
-
-
-def _convert_errors(load: Callable[[], T], dataset: str) -> T:
-    """The result of ``load``, with the library's errors converted to ours."""
+@contextmanager
+def _hub_errors(dataset: str) -> Iterator[None]:
+    """Raise the library's errors as ours."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
-        return load()
+        yield
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise MissingResourceError(
             f"{dataset}: not found on the Hub ({_first_line(error)}); check the id, log in if it is private"
@@ -114,3 +96,52 @@ def _convert_errors(load: Callable[[], T], dataset: str) -> T:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def data_set_is_cached(name: str, configuration: str | None = None) -> bool:
+    """Whether the ``datasets`` library has a data set in its cache, in this configuration or in any."""
+    import datasets
+
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    return (folder / configuration if configuration is not None else folder).is_dir()
+
+
+def file_is_cached(repository: str, *names: str) -> bool:
+    """Whether the Hub's cache has one of these files of a model repository.
+
+    Raises:
+        ValueError: The name is not a Hub id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hub is reachable; tested once, and never in offline mode.
+
+    Raises:
+        MissingResourceError: Its address (``HF_ENDPOINT``) is invalid, or the server there is not HTTP.
+    """
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    import datasets
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        return True  # the Hub refused the request, so it is reachable
+    except OSError:
+        return False
+    except (ValueError, HTTPException) as error:
+        raise MissingResourceError(
+            f"the environment variable HF_ENDPOINT: {constants.ENDPOINT!r} found ({error!r}); expected the "
+            "address of a Hub, such as https://huggingface.co; correct or unset it"
+        ) from error
+    return True

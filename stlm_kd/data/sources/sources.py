@@ -17,6 +17,7 @@ from stlm_kd.artifacts.hashing import known_sha256
 from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.document_files import Documents, Separator, read
 from stlm_kd.data.sources.files import expanded, kind_of, text_files
+from stlm_kd.data.sources.tables import column_texts
 from stlm_kd.data.synthetic import VERSION
 from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.notes import note
@@ -105,13 +106,14 @@ def _documents(source: Source) -> Iterator[str]:
 
         yield from sample_documents(source.sample, size=source.size, seed=_SAMPLE_SEED)
     elif source.hub is not None:
-        yield from hub.column(
+        rows = hub.rows(
             source.hub,
             name=source.name,
             split=source.split,
-            column=source.column,
+            columns=[source.column],
             revision=source.revision,
         )
+        yield from column_texts(rows, source.column)
     elif source.path is not None:
         paths = text_files(expanded(source.path))
         found = 0

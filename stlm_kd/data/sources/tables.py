@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from stlm_kd.data.sources.files import MAX_CHARACTERS, ROWS, kind_of, lines_of
@@ -47,9 +48,7 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
             continue
         place = f"{path}:{number}"
         try:
-            row = json.loads(line, object_pairs_hook=_without_repeated_keys)
-        except _RepeatedKey as error:
-            raise DataError(_named_twice(place, str(error))) from error
+            row = json.loads(line, object_pairs_hook=partial(_without_repeated_keys, place))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: not JSON ({error}); each line must be one JSON object") from error
         if not isinstance(row, dict):
@@ -60,25 +59,11 @@ def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
         yield place, row
 
 
-class _RepeatedKey(Exception):
-    """A duplicate key of a JSON object; the message is the key."""
-
-
-def _without_repeated_keys(pairs: list[tuple[str, object]]) -> Row:
+def _without_repeated_keys(place: str, pairs: list[tuple[str, object]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise _RepeatedKey(_first_repeated([key for key, _ in pairs]))
+        _require_once(place, [key for key, _ in pairs])
     return row
-
-
-def _first_repeated(names: Sequence[str]) -> str:
-    return next(name for place, name in enumerate(names) if name in names[:place])
-
-
-def _named_twice(place: str, column: str) -> str:
-    return (
-        f"{place}: column {column} is named twice; expected different names; rename or remove one of the two"
-    )
 
 
 def _table_rows(
@@ -99,8 +84,12 @@ def _table_rows(
 
 
 def _require_once(place: str, names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        raise DataError(_named_twice(place, _first_repeated(names)))
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise DataError(
+                f"{place}: column {name} is named twice; expected different names; "
+                "rename or remove one of the two"
+            )
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -171,6 +160,16 @@ def require_columns(place: str, columns: Iterable[str], found: Collection[str]) 
         if column not in found:
             listed = ", ".join(sorted(found)) or "none"
             raise DataError(f"{place}: no column {column}; found: {listed}; name one of them")
+
+
+def column_texts(rows: Iterable[tuple[str, Row]], column: str) -> Iterator[str]:
+    """The texts of one column of ``read_rows`` or ``hub.rows``, without blank ones.
+
+    Raises:
+        DataError: As ``text_value``.
+    """
+    for place, row in rows:
+        yield from text_value(row[column], f"{place}, column {column}")
 
 
 def text_value(value: object, place: str) -> Iterator[str]:

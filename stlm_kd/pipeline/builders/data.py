@@ -35,23 +35,21 @@ from stlm_kd.pipeline.builders.text import (
     training_masking,
     training_rows,
 )
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.teachers.combination import Domains
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.processes import current_device
+from stlm_kd.training.protocols import BatchSource
 
 ACCELERATOR_FORWARD_COST = 4000
 """Fixed cost of a forward pass on an accelerator, in positions; an estimate."""
 
 
-class Stream(Protocol):
+class Stream(BatchSource, Protocol):
     """The training batches of this process."""
 
     steps_per_epoch: int
-
-    def step(self, index: int) -> Sequence[AnyBatch]:
-        """The micro-batches of an optimizer step; steps count from 0 over all epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +288,7 @@ def row_multiple() -> int:
 
 
 def build_training_data(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerFast,
-    context: RunContext,
+    setup: RecipeSetup,
     *,
     fraction: float | None,
     seed: int,
@@ -302,9 +298,7 @@ def build_training_data(
     """Build the training and held-out data of a recipe's student.
 
     Args:
-        recipe: Provides the data.
-        tokenizer: The student's tokenizer.
-        context: The run context, with the folder of tokenised text.
+        setup: The recipe, the student's tokenizer, and the folder of tokenised text.
         fraction: The fraction of the training data; ``data.fraction`` if None.
         seed: Draws the fraction of labelled examples. The fraction of a text is the same for all seeds.
         readers: By teacher, a tokenizer that differs from the student's.
@@ -313,23 +307,24 @@ def build_training_data(
     Raises:
         DataError, MissingResourceError: Data is missing, too short, or both trained on and held out.
     """
+    recipe = setup.recipe
     refuse_identical_files(recipe)
     fraction = recipe.data.fraction if fraction is None else fraction
     if recipe.language_task is None:
         return LabelledData(
             training_examples(recipe, fraction, seed=seed),
             held_out_examples(recipe),
-            tokenizer,
+            setup.tokenizer,
             readers,
             recipe.data.context,
         )
-    parts = training_rows(recipe, tokenizer, context, fraction=fraction)
-    held = held_out_rows(recipe, tokenizer, context)
+    parts = training_rows(setup, fraction=fraction)
+    held = held_out_rows(setup)
     return PackedText(
         parts,
         held,
-        training_masking(recipe, tokenizer, parts),
-        held_out_masking(recipe, tokenizer),
+        training_masking(setup, parts),
+        held_out_masking(setup),
         variants,
         text_notes(parts, held),
     )

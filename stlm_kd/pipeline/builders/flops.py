@@ -23,7 +23,7 @@ from stlm_kd.data.dealing import share_run_again
 from stlm_kd.distillation.step import StepModule, teacher_needs
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import launched_processes
-from stlm_kd.interventions.sources import pairs_rows
+from stlm_kd.interventions import SOURCES
 from stlm_kd.interventions.spec import Intervention
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.models.forward import task_of, vocabulary_head
@@ -227,15 +227,16 @@ def _intervention_passes(
         reading: Provides the share of sources that need an extra pass.
         own: Whether the model is the student, whose passes may draw separate dropout masks.
     """
-    if intervention.source == "input-tokens":
+    source = SOURCES[intervention.source]
+    if source.replaces == "tokens":
         return _InterventionPasses(0.0, 1.0)
     first = fmean((min(chosen) + 1) / cost.num_layers for chosen in layers)
     last = fmean((max(chosen) + 1) / cost.num_layers for chosen in layers)
     fresh = own and intervention.exact_dropout
     later = 1.0 if fresh else 1.0 - first
-    if intervention.source == "mixup":
+    if not source.runs_source:
         return _InterventionPasses(first, later)
-    is_read = pairs_rows(intervention.source, intervention.options) and not fresh and reading.run_again < 1
+    is_read = source.pairs_rows(intervention.options) and not fresh and reading.run_again < 1
     return (
         _InterventionPasses(last, later + reading.run_again * last)
         if is_read

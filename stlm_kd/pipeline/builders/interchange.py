@@ -6,17 +6,15 @@ from collections.abc import Iterator, Mapping
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
-from stlm_kd.distillation.terms import Term
+from stlm_kd.distillation.terms import INTERCHANGE_LOSSES, Term
 from stlm_kd.errors import ModelError, RecipeFault
 from stlm_kd.interventions import SourceInputs, WordTokens
 from stlm_kd.interventions.spec import Intervention
-from stlm_kd.interventions.wordnet import check_relation
 from stlm_kd.models.layer_alignment import aligned
 from stlm_kd.pipeline.builders.data import TrainingData
 from stlm_kd.pipeline.builders.numbers import num_layers, number, option
 from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.schema.interchange import Interchange, relations
+from stlm_kd.recipe.schema.interchange import Interchange, sources_with_data
 from stlm_kd.recipe.validation.features import unsupported_families
 from stlm_kd.teachers import COMBINED
 from stlm_kd.vocabulary.token_bytes import read_vocabulary
@@ -46,7 +44,7 @@ def interchange_terms(
         positions=entry.positions,
         fraction=entry.fraction,
         max_tokens=entry.max_tokens,
-        source=entry.source,
+        source=entry.source_entry.name,
         options=entry.source_options,
         source_site=entry.source_site,
         exact_dropout=entry.exact_dropout,
@@ -138,5 +136,5 @@ def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         MissingResourceError: WordNet is required but not installed.
         ModelError: No word of the vocabulary has the relation that a source requires.
     """
-    for relation in relations(recipe.objectives):
-        check_relation(WordTokens.of(read_vocabulary(tokenizer)), relation)
+    for _, data in sources_with_data(recipe.objectives):
+        data.check(WordTokens.of(read_vocabulary(tokenizer)))

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.corpus import PreparedSource, pack_sources, prepare
 from stlm_kd.data.masking import Masking, even_masking, masking_for
@@ -18,7 +16,7 @@ from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.token_store import TokenStore
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import DataError
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.cache import VARIANTS
 from stlm_kd.recipe.schema.data import Separator as RecipeSeparator
@@ -39,58 +37,41 @@ def _fields_of(entry: RecipeSource) -> dict[str, Any]:
     return given
 
 
-def training_rows(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerFast,
-    context: RunContext,
-    *,
-    fraction: float | None = None,
-) -> tuple[PackedRows, ...]:
+def training_rows(setup: RecipeSetup, *, fraction: float | None = None) -> tuple[PackedRows, ...]:
     """The training text or a fraction of it, tokenised (cached on disk) and packed."""
-    share = recipe.data.fraction if fraction is None else fraction
-    prepared = _prepare(recipe.data.train, tokenizer, context, fraction=share)
-    return _pack(prepared, recipe, "data.train")
+    data = setup.recipe.data
+    prepared = _prepare(data.train, setup, fraction=data.fraction if fraction is None else fraction)
+    return _pack(prepared, setup.recipe, "data.train")
 
 
-def training_stores(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, *, fraction: float
-) -> tuple[TokenStore, ...]:
+def training_stores(setup: RecipeSetup, *, fraction: float) -> tuple[TokenStore, ...]:
     """A fraction of the training text, tokenised: one store per source."""
-    prepared = _prepare(recipe.data.train, tokenizer, context, fraction=fraction)
-    return tuple(source.store for source in prepared)
+    return tuple(source.store for source in _prepare(setup.recipe.data.train, setup, fraction=fraction))
 
 
-def tokens_by_domain(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> dict[str, int]:
+def tokens_by_domain(setup: RecipeSetup) -> dict[str, int]:
     """Number of tokens in the student's training text, each counted once, by domain."""
     tokens: Counter[str] = Counter()
-    for part in training_rows(recipe, tokenizer, context):
+    for part in training_rows(setup):
         tokens[part.domain] += part.num_tokens
     return dict(tokens)
 
 
-def held_out_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> tuple[PackedRows, ...]:
+def held_out_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
     """The validation text, tokenised and packed; () without validation."""
-    if not recipe.data.validation:
+    entries = setup.recipe.data.validation
+    if not entries:
         return ()
-    prepared = _prepare(recipe.data.validation, tokenizer, context, fraction=1.0)
-    return _pack(prepared, recipe, "data.validation")
+    return _pack(_prepare(entries, setup, fraction=1.0), setup.recipe, "data.validation")
 
 
 def _prepare(
-    entries: Sequence[RecipeSource],
-    tokenizer: PreTrainedTokenizerFast,
-    context: RunContext,
-    *,
-    fraction: float,
+    entries: Sequence[RecipeSource], setup: RecipeSetup, *, fraction: float
 ) -> tuple[PreparedSource, ...]:
     """Tokenise the text; with several processes the main process does it and the others read its files."""
 
     def tokenised() -> tuple[PreparedSource, ...]:
-        return prepare(sources(entries), tokenizer, context.tokens, fraction=fraction)
+        return prepare(sources(entries), setup.tokenizer, setup.context.tokens, fraction=fraction)
 
     if launched_processes() > 1:
         on_main_process(lambda: len(tokenised()))
@@ -104,17 +85,15 @@ def _pack(prepared: Sequence[PreparedSource], recipe: Recipe, place: str) -> tup
         raise DataError(f"{place}: {error}") from error
 
 
-def training_masking(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows]
-) -> Masking | None:
+def training_masking(setup: RecipeSetup, parts: Sequence[PackedRows]) -> Masking | None:
     """Masking of the training text for masked language models; samples rare tokens more often."""
-    share = recipe.data.masked_share
-    return None if share is None else masking_for(tokenizer, parts, share=share)
+    share = setup.recipe.data.masked_share
+    return None if share is None else masking_for(setup.tokenizer, parts, share=share)
 
 
-def held_out_masking(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Masking | None:
+def held_out_masking(setup: RecipeSetup) -> Masking | None:
     """Uniform masking of the held-out text, so that models trained on different text are comparable."""
-    return None if recipe.data.masked_share is None else even_masking(tokenizer)
+    return None if setup.recipe.data.masked_share is None else even_masking(setup.tokenizer)
 
 
 def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:

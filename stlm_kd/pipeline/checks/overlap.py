@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
-from transformers import PreTrainedTokenizerFast
-
 from stlm_kd.data.batches import PackedRows
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.overlap import identical_file
@@ -17,24 +15,24 @@ from stlm_kd.notes import note
 from stlm_kd.pipeline.builders.examples import all_examples, held_out_examples
 from stlm_kd.pipeline.builders.overlap import HeldOut, example_notes, local_files, text_notes
 from stlm_kd.pipeline.builders.text import held_out_rows, sources, training_rows
-from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.context import RecipeSetup
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.validation.overlap import trainings
 
 
-def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> tuple[str, ...]:
+def recipe_notes(setup: RecipeSetup) -> tuple[str, ...]:
     """The notes on a recipe's training and validation data, and on the training data of its teachers."""
+    recipe, context = setup.recipe, setup.context
     others = [(name, trained) for _, name, trained in trainings(recipe) if name]
     if recipe.language_task is None:
         examples = held_out_examples(recipe)
         notes = [example_notes(all_examples(trained), examples, name) for name, trained in others]
         return (*example_notes(all_examples(recipe), examples), *chain(*notes))
-    parts, held = _most_rows(recipe, tokenizer, context), held_out_rows(recipe, tokenizer, context)
+    parts, held = _most_rows(setup), held_out_rows(setup)
     notes = []
     for name, trained in others if held else ():
-        read = _most_rows(trained, student_tokenizer(trained, context), context)
-        notes.append(text_notes(read, held, name))
+        notes.append(text_notes(_most_rows(setup_of(trained, context)), held, name))
     named = [
         *zip(recipe.data.train, parts, strict=True),
         *zip(recipe.data.validation or (), held, strict=True),
@@ -42,19 +40,18 @@ def recipe_notes(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: Ru
     ends = [
         line
         for (source,), part in ((sources([entry]), part) for entry, part in named)
-        for line in ends_inside(part.store, tokenizer, place=source.described())
+        for line in ends_inside(part.store, setup.tokenizer, place=source.described())
     ]
     return (*text_notes(parts, held), *chain(*notes), *ends)
 
 
-def _most_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> tuple[PackedRows, ...]:
+def _most_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
     """The largest fraction of the training text used by the student, a control or an adaptation."""
+    recipe = setup.recipe
     adaptations = (teacher.adapt for teacher in recipe.teachers if teacher.adapt is not None)
     shares = [adapt.fraction for adapt in adaptations if adapt.fraction is not None]
     largest = 1.0 if "all-data" in recipe.controls else max([recipe.data.fraction, *shares])
-    return training_rows(recipe, tokenizer, context, fraction=largest)
+    return training_rows(setup, fraction=largest)
 
 
 def note_trained_on(name: str, recipe: Recipe, files: Sequence[str], held: HeldOut) -> None:

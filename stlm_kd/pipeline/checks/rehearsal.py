@@ -39,9 +39,8 @@ from stlm_kd.pipeline.builders.data import held_out_of_recipe
 from stlm_kd.pipeline.builders.numbers import num_layers
 from stlm_kd.pipeline.builders.overlap import HeldOut
 from stlm_kd.pipeline.checks.stand_ins import adapted_stand_in, stand_in, untrained_student
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.score import SuiteCall, suite_calls
-from stlm_kd.recipe import Recipe
 from stlm_kd.training.processes import current_device
 
 _BYTES = 4_000
@@ -80,23 +79,13 @@ class Part:
     is_student: bool = False
 
 
-def rehearse(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerFast,
-    context: RunContext,
-    *,
-    folder: Path,
-    origin: str,
-    only: Sequence[str] | None = None,
-) -> None:
+def rehearse(setup: RecipeSetup, *, folder: Path, origin: str, only: Sequence[str] | None = None) -> None:
     """Check that the run's models can be saved, loaded and scored after training.
 
     Removes everything that it writes, and restores the states of the random generators.
 
     Args:
-        recipe: A recipe that passed ``check_recipe``.
-        tokenizer: The student's tokenizer.
-        context: The run context.
+        setup: A recipe that passed ``check_recipe``.
         folder: The run folder, locked by this command.
         origin: The recipe's name in messages.
         only: Names of teachers to rehearse, without the student; None for the student and all teachers.
@@ -112,10 +101,10 @@ def rehearse(
     names: list[str] = []
     try:
         with untouched_generators():
-            for part in _parts(recipe, tokenizer, context, only):
+            for part in _parts(setup, only):
                 with _failure_named(f"{origin}: rehearsal: {part.place}", _REMEDY):
                     if (built := part.build()) is not None:
-                        _rehearse(part, *built, recipe, context, unfinished)
+                        _rehearse(part, *built, setup, unfinished)
                         names.append(part.place)
                 remove(unfinished)
     finally:
@@ -156,25 +145,19 @@ def _first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:500]
 
 
-def _parts(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, only: Sequence[str] | None
-) -> Iterator[Part]:
+def _parts(setup: RecipeSetup, only: Sequence[str] | None) -> Iterator[Part]:
     """The models to rehearse, built one at a time to save memory."""
     if only is None:
-        yield Part(
-            "student",
-            lambda: (untrained_student(recipe, tokenizer, context), tokenizer),
-            is_saved=True,
-            is_student=True,
-        )
-    for number, teacher in enumerate(recipe.teachers):
+        build = lambda: (untrained_student(setup), setup.tokenizer)  # noqa: E731
+        yield Part("student", build, is_saved=True, is_student=True)
+    for number, teacher in enumerate(setup.recipe.teachers):
         if teacher.is_only_read or (only is not None and teacher.name not in only):
             continue
         place = f"teachers[{number}] ({teacher.name})"
-        if recipe.eval:
-            yield Part(place, partial(stand_in, teacher, recipe, context), is_saved=False)
+        if setup.recipe.eval:
+            yield Part(place, partial(stand_in, teacher, setup), is_saved=False)
         if teacher.adapt is not None:
-            adapted = partial(adapted_stand_in, teacher, recipe, tokenizer, context)
+            adapted = partial(adapted_stand_in, teacher, setup)
             yield Part(f"{place}, adapted", adapted, is_saved=True)
 
 
@@ -182,10 +165,10 @@ def _rehearse(
     part: Part,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    context: RunContext,
+    setup: RecipeSetup,
     folder: Path,
 ) -> None:
+    recipe, context = setup.recipe, setup.context
     saved = folder / "model"
     if part.is_saved:
         with _failure_named("cannot be saved, as the run will do at its end", kind=ModelError):

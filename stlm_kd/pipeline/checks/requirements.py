@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from stlm_kd.data.sources.files import expanded
-from stlm_kd.data.sources.reachable import data_set_is_cached, file_is_cached, hub_answers
+from stlm_kd.data.sources.hub import data_set_is_cached, file_is_cached, hub_answers
 from stlm_kd.errors import MissingResourceError, RecipeFault, UsageError
 from stlm_kd.eval import SUITES, Suite
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
-from stlm_kd.recipe.schema.interchange import relations
+from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.root import Teacher
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -125,10 +125,10 @@ def _of_packages(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
         yield f"{prefix}tracking", "the package wandb is not installed; pip install 'stlm-kd[wandb]'"
     if recipe.engine.deepspeed is not None and find_spec("deepspeed") is None:
         yield f"{prefix}engine.deepspeed", "the package deepspeed is not installed; pip install deepspeed"
-    if found := relations(recipe.objectives):
-        from stlm_kd.interventions.wordnet import require_wordnet
-
-        yield from _faults_of(f"{prefix}objectives: source {', '.join(found)}", require_wordnet)
+    found = sources_with_data(recipe.objectives)
+    for _, data in found:
+        place = f"{prefix}objectives: source {', '.join(name for name, _ in found)}"
+        yield from _faults_of(place, data.require)
 
 
 def _of_suite(place: str, suite: Suite, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,10 +30,9 @@ from stlm_kd.models.vocabulary import (
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.numbers import num_layers, width
 from stlm_kd.pipeline.checks.validate import own_tokenizer, student_config, teacher_config
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
@@ -45,44 +45,40 @@ LARGEST = 2**28
 _FEW_ROWS = 16
 
 
-def untrained_student(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> PreTrainedModel:
+def untrained_student(setup: RecipeSetup) -> PreTrainedModel:
     """The recipe's student; with random weights if it starts from a teacher, which may not exist yet."""
+    recipe = setup.recipe
     if recipe.student.init_from is None:
-        job = StudentJob(recipe, "student", recipe.seeds[0], {}, tokenizer, context)
-        student = initial_student(job)
+        student = initial_student(StudentJob.of(setup, "student", recipe.seeds[0], {}))
         student.eval()
         return student
     (source,) = (t for t in recipe.teachers if t.name == recipe.student.init_from.teacher)
-    config = deepcopy(student_config(recipe, context))
+    config = deepcopy(student_config(recipe, setup.context))
     if source.adapt is not None:
-        return _with_rows_for(tokenizer, _few_rows(config, recipe, context))
-    return _build(config, recipe, tokenizer, context)
+        return _with_rows_for(setup.tokenizer, _few_rows(config, setup))
+    return _build(config, setup)
 
 
-def stand_in(
-    teacher: Teacher, recipe: Recipe, context: RunContext
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
+def stand_in(teacher: Teacher, setup: RecipeSetup) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
     """A stand-in for the unadapted teacher, and its tokenizer; None if too large or of an unknown family."""
-    config = _truncate(teacher_config(teacher, context))
+    config = _truncate(teacher_config(teacher, setup.context))
     if config is None or not _fits(config, int(config.get_text_config().vocab_size)):
         return None
-    tokenizer = own_tokenizer(teacher, context)
-    return _build(config, recipe, tokenizer, context), tokenizer
+    own = replace(setup, tokenizer=own_tokenizer(teacher, setup.context))
+    return _build(config, own), own.tokenizer
 
 
 def adapted_stand_in(
-    teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
+    teacher: Teacher, setup: RecipeSetup
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
     """A stand-in for the adapted teacher, and the student's tokenizer; None if too large or unknown."""
-    config = _truncate(teacher_config(teacher, context))
-    if config is None or not _fits(config, vocabulary_size(tokenizer)):
+    config = _truncate(teacher_config(teacher, setup.context))
+    if config is None or not _fits(config, vocabulary_size(setup.tokenizer)):
         return None
-    model = _few_rows(config, recipe, context)
+    model = _few_rows(config, setup)
     if teacher.model is not None and model.can_generate():
         _take_generation_config(model, teacher.model)
-    return _with_rows_for(tokenizer, model), tokenizer
+    return _with_rows_for(setup.tokenizer, model), setup.tokenizer
 
 
 def _truncate(config: PretrainedConfig) -> PretrainedConfig | None:
@@ -102,7 +98,7 @@ def _fits(config: PretrainedConfig, rows: int) -> bool:
     return rows * width(config) * (1 if config.tie_word_embeddings else 2) <= LARGEST
 
 
-def _few_rows(config: PretrainedConfig, recipe: Recipe, context: RunContext) -> PreTrainedModel:
+def _few_rows(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
     """A model with a tiny vocabulary, which is replaced afterwards."""
     text = config.get_text_config()
     text.vocab_size = _FEW_ROWS
@@ -110,27 +106,25 @@ def _few_rows(config: PretrainedConfig, recipe: Recipe, context: RunContext) -> 
         value = getattr(text, name, None)
         if isinstance(value, list) or (isinstance(value, int) and value >= _FEW_ROWS):
             setattr(text, name, None)
-    return _from_config(config, recipe, context)
+    return _from_config(config, setup)
 
 
-def _build(
-    config: PretrainedConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> PreTrainedModel:
-    model = _from_config(config, recipe, context)
-    if recipe.language_task is None:
-        set_padding(model, tokenizer)
+def _build(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
+    model = _from_config(config, setup)
+    if setup.recipe.language_task is None:
+        set_padding(model, setup.tokenizer)
     return model
 
 
-def _from_config(config: PretrainedConfig, recipe: Recipe, context: RunContext) -> PreTrainedModel:
+def _from_config(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
     """A randomly initialised model for the recipe's task and classes."""
     kind: Any = AutoModelForSequenceClassification
-    if recipe.language_task is not None:
-        kind = model_class(recipe.language_task)
+    if setup.recipe.language_task is not None:
+        kind = model_class(setup.recipe.language_task)
     else:
-        set_labels(config, class_names_of(recipe))
+        set_labels(config, class_names_of(setup.recipe))
     model: PreTrainedModel = kind.from_config(
-        config, trust_remote_code=context.trust_remote_code, dtype=torch.float32
+        config, trust_remote_code=setup.context.trust_remote_code, dtype=torch.float32
     )
     model.eval()
     return model

@@ -33,14 +33,14 @@ from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.interchange import check_sources
 from stlm_kd.pipeline.builders.models import load_model, teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults, feature_teachers
-from stlm_kd.pipeline.context import RunContext
-from stlm_kd.pipeline.stage_keys import adaptation_key
+from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.teacher_cache import CacheJob, cached_seeds
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.teacher import finished_teacher
+from stlm_kd.pipeline.stages.teacher_cache import cache_jobs
+from stlm_kd.pipeline.stages.tokenizer import setup_of, student_tokenizer
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.validation.recipe import uneven_batches
@@ -49,15 +49,11 @@ from stlm_kd.tracking.experiment import require_wandb
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
-def check_recipe(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext, *, origin: str
-) -> None:
+def check_recipe(setup: RecipeSetup, *, origin: str) -> None:
     """Validate that a recipe's parts fit together, and those of its teachers' recipes.
 
     Args:
-        recipe: The recipe.
-        tokenizer: The student's tokenizer.
-        context: The run context; text tokenised here is cached for the run.
+        setup: The recipe; text tokenised here is cached for the run.
         origin: The recipe's name in messages.
 
     Raises:
@@ -67,35 +63,35 @@ def check_recipe(
         ModelError: A model cannot be loaded or built.
         UsageError: lm-eval does not know a task.
     """
+    recipe, tokenizer, context = setup.recipe, setup.tokenizer, setup.context
     for teacher in recipe.teachers:
         if teacher.recipe is not None:
-            own = student_tokenizer(teacher.recipe, context)
-            check_recipe(teacher.recipe, own, context, origin=f"{origin}, recipe of teacher {teacher.name}")
+            inner = setup_of(teacher.recipe, context)
+            check_recipe(inner, origin=f"{origin}, recipe of teacher {teacher.name}")
     faults = []
     for teacher in recipe.teachers:
         place = teacher_place(recipe, teacher.name)
         with error_context(f"{origin}: {place}"):
-            faults += list(_teacher_faults(place, teacher, recipe, tokenizer, context))
+            faults += list(_teacher_faults(place, teacher, setup))
     faults += uneven_batches(recipe, launched_processes())
     faults += _tokenizer_fault(tokenizer, recipe)
     with error_context(f"{origin}: student.model"):
-        faults += _student_faults(recipe, tokenizer, context)
+        faults += _student_faults(setup)
     if faults:
         raise RecipeError(origin, faults)
     with error_context(origin):
         _check_features(recipe, context, origin)
         check_sources(recipe, tokenizer)
-        _try_teachers(recipe, tokenizer, context)
-        _try_student(recipe, tokenizer, context)
+        _try_teachers(setup)
+        _try_student(setup)
     _try_tools(recipe)
-    _check_data(recipe, tokenizer, context)
+    _check_data(setup)
 
 
-def _check_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
+def _check_data(setup: RecipeSetup) -> None:
     """Read all data: tokenises the text, and draws examples with the first seed."""
-    place, seed = "data.train", recipe.seeds[0]
-    training_data = build_training_data(recipe, tokenizer, context, fraction=None, seed=seed, readers={})
-    found = training_data.num_rows
+    place, seed = "data.train", setup.recipe.seeds[0]
+    found = build_training_data(setup, fraction=None, seed=seed, readers={}).num_rows
     if found < launched_processes():
         raise DataError(
             f"{place}: {found} rows for {launched_processes()} processes, each of which needs one; "
@@ -103,11 +99,10 @@ def _check_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: Run
         )
 
 
-def _teacher_faults(
-    place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> Iterator[RecipeFault]:
+def _teacher_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterator[RecipeFault]:
+    recipe, tokenizer, context = setup.recipe, setup.tokenizer, setup.context
     if teacher.cache is not None and teacher.cache.path is not None:
-        yield from _cache_faults(f"{place}.cache", teacher, recipe, tokenizer, context)
+        yield from _cache_faults(f"{place}.cache", teacher, setup)
         return
     config = teacher_config(teacher, context)
     other_task = list(_task_fault(place, config, recipe))
@@ -131,9 +126,7 @@ def _teacher_faults(
         yield RecipeFault(place, message)
 
 
-def _cache_faults(
-    place: str, teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> Iterator[RecipeFault]:
+def _cache_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterator[RecipeFault]:
     """Faults of a given cache that does not match the data, vocabulary or teacher, for any seed."""
     assert teacher.cache is not None and teacher.cache.path is not None
     path = teacher.cache.path
@@ -144,9 +137,8 @@ def _cache_faults(
             "name a cache's folder, or make one by cache: auto"
         )
     manifest = read_manifest(expanded(path))
-    model = teacher.model or ""
-    orders = [CacheJob(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
-    for fault in dict.fromkeys(fault for order in orders for fault in cache_faults(order, manifest)):
+    jobs = cache_jobs(setup, teacher, teacher.model or "")
+    for fault in dict.fromkeys(fault for job in jobs for fault in cache_faults(job, manifest)):
         yield RecipeFault(place, f"{path} is not a cache for this recipe: {fault}")
 
 
@@ -163,10 +155,9 @@ def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
     )
 
 
-def _student_faults(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> Iterator[RecipeFault]:
-    name, trust = recipe.student.model, context.trust_remote_code
+def _student_faults(setup: RecipeSetup) -> Iterator[RecipeFault]:
+    recipe, tokenizer = setup.recipe, setup.tokenizer
+    name, trust = recipe.student.model, setup.context.trust_remote_code
     if name is None:
         return
     config = load_config(name, trust_remote_code=trust)
@@ -241,10 +232,11 @@ def _rows_fault(
         yield RecipeFault(place, message)
 
 
-def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
+def _try_teachers(setup: RecipeSetup) -> None:
     """Load each teacher once, to find damaged ones before training."""
+    recipe, context = setup.recipe, setup.context
     for teacher in recipe.teachers:
-        if teacher.model is None or _is_cached(teacher, recipe, tokenizer, context):
+        if teacher.model is None or _is_cached(teacher, setup):
             continue
         with error_context(teacher_place(recipe, teacher.name)):
             own, trust = own_tokenizer(teacher, context), context.trust_remote_code
@@ -254,26 +246,19 @@ def _try_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: R
             load_model(teacher.model, recipe, tokenizer=own, trust_remote_code=trust, dtype=torch.bfloat16)
 
 
-def _is_cached(
-    teacher: Teacher, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> bool:
+def _is_cached(teacher: Teacher, setup: RecipeSetup) -> bool:
     """Whether all outputs of the teacher are cached, so that it need not be loaded."""
     if teacher.cache is None or teacher.model is None:
         return False
     if teacher.is_only_read:
         return True
-    model = teacher.model
-    if teacher.adapt is not None:
-        key = adaptation_key(recipe, teacher.adapt, model, tokenizer, trust=context.trust_remote_code)
-        model = str(context.stages.path("adapted", key) / "model")
-        if not Path(model).is_dir():
-            return False
-    orders = (CacheJob(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe))
-    return all(order.exists for order in orders)
+    model = finished_teacher(setup, teacher)
+    return model is not None and all(job.exists for job in cache_jobs(setup, teacher, model))
 
 
-def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext) -> None:
+def _try_student(setup: RecipeSetup) -> None:
     """Build the student once, or check that its teacher has the layers."""
+    recipe, context = setup.recipe, setup.context
     init_from = recipe.student.init_from
     if init_from is not None:
         (teacher,) = (teacher for teacher in recipe.teachers if teacher.name == init_from.teacher)
@@ -282,7 +267,7 @@ def _try_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: Ru
             check_family(config.model_type, init_from.model_type, place="student.init_from.model_type")
         choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
     elif recipe.student.has_body:
-        initial_student(StudentJob(recipe, "student", recipe.seeds[0], {}, tokenizer, context))
+        initial_student(StudentJob.of(setup, "student", recipe.seeds[0], {}))
 
 
 def _try_tools(recipe: Recipe) -> None:
@@ -315,8 +300,7 @@ def student_config(recipe: Recipe, context: RunContext) -> PretrainedConfig:
     if wanted.model is not None:
         return load_config(wanted.model, trust_remote_code=trust)
     if wanted.init_from is None:
-        tokenizer = student_tokenizer(recipe, context)
-        return initial_student(StudentJob(recipe, "student", 0, {}, tokenizer, context)).config
+        return initial_student(StudentJob.of(setup_of(recipe, context), "student", 0, {})).config
     (source,) = (entry for entry in recipe.teachers if entry.name == wanted.init_from.teacher)
     config = deepcopy(teacher_config(source, context))
     chosen = choose_layers(

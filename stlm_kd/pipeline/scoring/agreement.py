@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import DataError, UsageError, did_you_mean
 from stlm_kd.eval.attribution.compare import compared
@@ -16,7 +16,6 @@ from stlm_kd.models.heads.classifiers import class_names
 from stlm_kd.models.load import load_config
 from stlm_kd.pipeline.scoring.evaluate import held_out_of_run, read_held_out
 from stlm_kd.pipeline.stages.classifier_outputs import cached_outputs
-from stlm_kd.reporting.attribution_page import attribution_page
 from stlm_kd.reporting.tables.agreement import Agreements
 
 
@@ -82,11 +81,6 @@ def methods_of(names: Sequence[str]) -> tuple[Method, ...]:
             hint = did_you_mean(name, known)
             raise UsageError(f"--attributions: {name} is not known{hint}; known: {', '.join(known)}")
     return tuple(method for method in known if method in names)
-
-
-def page_of(found: Agreements) -> str:
-    """The explained examples as an HTML page."""
-    return attribution_page(found.answers, found.found, found.texts)
 
 
 def _require_same_classes(names: Sequence[str]) -> None:

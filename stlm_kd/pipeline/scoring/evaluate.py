@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stlm_kd.artifacts.model_names import model_of
 from stlm_kd.artifacts.output import write_output
 from stlm_kd.artifacts.results import SuiteResult
-from stlm_kd.artifacts.run_dir import RECORD
+from stlm_kd.artifacts.run_dir import RECORD, model_of
 from stlm_kd.data.labelled.examples import LabelledSource, read_examples
 from stlm_kd.data.sources.sources import Source
 from stlm_kd.data.sources.sources import documents as read_documents

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -26,26 +25,13 @@ from stlm_kd.pipeline.stages.teacher_set import load_for_exchange, shared_tokeni
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """The evaluation settings, the same for all students.
-
-    Attributes:
-        alignment: Name in ``ALIGNMENTS``.
-        asked: The interventions.
-        context: Positions per row; None for the default of ``row_length``.
-    """
-
-    alignment: str
-    asked: PairConfig
-    context: int | None
-
-
 def interchange_scores(
     teacher: str,
     students: Sequence[str],
-    question: Question,
+    asked: PairConfig,
     *,
+    alignment: str,
+    context: int | None,
     data: Sequence[str],
     trust_remote_code: bool = False,
 ) -> dict[str, SuiteResult]:
@@ -54,7 +40,9 @@ def interchange_scores(
     Args:
         teacher: A run, model folder or Hub id of a language model.
         students: Further ones, all different.
-        question: The evaluation settings.
+        asked: The interventions, the same for all students.
+        alignment: Name in ``ALIGNMENTS``.
+        context: Positions per row; None for the default of ``row_length``.
         data: Files of held-out text; empty for the validation text of the models' runs, which must be the
             same.
         trust_remote_code: Whether to run code shipped with a model.
@@ -74,9 +62,9 @@ def interchange_scores(
         for name in dict.fromkeys([teacher, *students])
     }
     task = _task(models)
-    layers = {name: _alignment(question.alignment, teacher, name, models) for name in students}
-    context = row_length(models, question.context, place="--context")
-    exchanges = draw_pairs(documents, tokenizer, question.asked, context=context, task=task)
+    layers = {name: _alignment(alignment, teacher, name, models) for name in students}
+    length = row_length(models, context, place="--context")
+    exchanges = draw_pairs(documents, tokenizer, asked, context=length, task=task)
     vocabulary = vocabulary_size(tokenizer)
     return {
         name: measure(
@@ -122,15 +110,17 @@ TITLES = {
 assert TITLES.keys() == RATIOS.keys()
 
 
-def as_json(teacher: str, question: Question, found: Mapping[str, SuiteResult]) -> dict[str, Any]:
+def as_json(
+    teacher: str, asked: PairConfig, alignment: str, found: Mapping[str, SuiteResult]
+) -> dict[str, Any]:
     """All results, ready for ``json.dumps``."""
     return {
         "teacher": teacher,
-        "alignment": question.alignment,
-        "source": question.asked.source,
-        "positions": question.asked.positions,
-        "rows": question.asked.rows,
-        "seed": question.asked.seed,
+        "alignment": alignment,
+        "source": asked.source,
+        "positions": asked.positions,
+        "rows": asked.rows,
+        "seed": asked.seed,
         "students": {name: result.to_json() for name, result in found.items()},
     }
 

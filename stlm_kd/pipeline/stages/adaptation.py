@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +18,13 @@ from stlm_kd.adaptation.span_distillation import (
     positions_of,
 )
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
-from stlm_kd.artifacts.atomic import write_json
-from stlm_kd.artifacts.reports import MEASURES, REPORT, AdaptationReport
+from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
 from stlm_kd.data.token_store import joined
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process
 from stlm_kd.losses import LABELS
-from stlm_kd.models.load import count_parameters, save_model, to_device
+from stlm_kd.models.load import count_parameters, to_device
 from stlm_kd.models.vocabulary import (
     freeze_all_but_embedding,
     freeze_body,
@@ -46,10 +45,10 @@ from stlm_kd.pipeline.builders.examples import training_examples
 from stlm_kd.pipeline.builders.flops import step_shape, training_flops
 from stlm_kd.pipeline.builders.models import check_model, load_model
 from stlm_kd.pipeline.builders.text import training_stores
-from stlm_kd.pipeline.context import RunContext, Zero
+from stlm_kd.pipeline.context import RecipeSetup, Zero
 from stlm_kd.pipeline.stage_keys import adaptation_fraction, adaptation_key
 from stlm_kd.pipeline.stages.adaptation_quality import Quality, measurer
-from stlm_kd.pipeline.stages.student import held_out_of
+from stlm_kd.pipeline.stages.student import held_out_of, save_trained
 from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.teachers.live import LiveTeacher
@@ -68,33 +67,23 @@ ORIGINAL = "original"
 """The name of the unadapted classifier as teacher of its adapted copy."""
 
 
-def adapt_model(
-    recipe: Recipe,
-    adapt: Adapt,
-    teacher: str,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    name: str,
-    folder: Path,
-    context: RunContext,
-) -> None:
+def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, folder: Path) -> None:
     """Write ``model/`` (with the student's tokenizer), ``report.json`` and ``metrics.jsonl`` to a folder.
 
     Args:
-        recipe: Provides the text, context and trackers.
+        setup: Provides the text, its context and the student's tokenizer.
         adapt: The recipe's settings for this teacher.
         teacher: Folder or Hub id.
-        tokenizer: The student's tokenizer.
         name: The teacher's name in the recipe.
         folder: Output folder; also contains the checkpoints of an interrupted adaptation.
-        context: The run context.
 
     Raises:
         ModelError: The teacher cannot process packed rows, or its vocabulary differs from its tokenizer's.
     """
+    recipe, tokenizer, context = setup.recipe, setup.tokenizer, setup.context
     trust = context.trust_remote_code
     own = load_tokenizer(teacher, trust_remote_code=trust)
-    work = _Work(recipe, adapt, teacher, own, tokenizer, context)
+    work = _Work(recipe, tokenizer, context, adapt, teacher, own)
     model = load_model(teacher, recipe, tokenizer=own, trust_remote_code=trust)
     check_model(model, recipe, teacher=name, name=teacher)
     fingerprint = hash_of(dict(adaptation_key(recipe, adapt, teacher, tokenizer, trust=trust)))
@@ -109,15 +98,15 @@ def adapt_model(
             f"{name}: {MEASURES[recipe.task]} {before.value:.3f} with its own vocabulary, "
             f"{initialised.value:.3f} with new rows ({adapt.init}); training them"
         )
-        setup = _training_setup(work, model, original)
-        for note in _notes(setup.training_data):
+        training = _training_setup(work, model, original)
+        for note in _notes(training.training_data):
             tracker.note(f"{name}: {note}")
         result = fit(
-            setup.step,
-            setup.training_data.stream(work.sizes, seed=adapt.seed),
-            replace(setup.settings, paced=_row_scales(setup.step, made, adapt)),
+            training.step,
+            training.training_data.stream(work.sizes, seed=adapt.seed),
+            replace(training.settings, paced=_row_scales(training.step, made, adapt)),
             folder=folder,
-            validation=held_out_of(setup.training_data, work.sizes.micro),
+            validation=held_out_of(training.training_data, work.sizes.micro),
             tracker=tracker,
             resume=context.resume,
             fingerprint=fingerprint,
@@ -125,20 +114,17 @@ def adapt_model(
     finally:
         tracker.close()
     trained = measured(model, tokenizer)
-    report = _report(work, setup, made, result, before=before, initialised=initialised, trained=trained)
-    on_main_process(lambda: _save(model, tokenizer, report, folder))
+    report = _report(work, training, made, result, before=before, initialised=initialised, trained=trained)
+    on_main_process(lambda: save_trained(model, tokenizer, report, folder))
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """A teacher to adapt, its settings, its own tokenizer and the student's."""
+class _Work(RecipeSetup):
+    """A teacher to adapt, its settings, and its own tokenizer."""
 
-    recipe: Recipe
     adapt: Adapt
     teacher: str
     own: PreTrainedTokenizerFast
-    tokenizer: PreTrainedTokenizerFast
-    context: RunContext
 
     @property
     def sizes(self) -> BatchSizes:
@@ -176,15 +162,13 @@ def _training_setup(work: _Work, model: PreTrainedModel, original: PreTrainedMod
     """The training data and step; self-distillation on aligned spans if the language model teaches itself."""
     recipe, adapt = work.recipe, work.adapt
     readers = {ORIGINAL: work.own} if recipe.language_task is None else {}
-    training_data = build_training_data(
-        recipe, work.tokenizer, work.context, fraction=adapt.fraction, seed=adapt.seed, readers=readers
-    )
+    training_data = build_training_data(work, fraction=adapt.fraction, seed=adapt.seed, readers=readers)
     settings = adaptation_settings(adapt, training_data, zero=work.context.zero)
     if not isinstance(training_data, PackedText) or original is None:
         return _TrainingSetup(training_data, settings, _step(model, original, recipe), None)
     text = AlignedTokenisations(
         training_data.parts,
-        training_stores(recipe, work.own, work.context, fraction=adaptation_fraction(recipe, adapt)),
+        training_stores(replace(work, tokenizer=work.own), fraction=adaptation_fraction(recipe, adapt)),
         work.tokenizer,
         work.own,
         most_old=positions_of(original),
@@ -254,7 +238,7 @@ def _joined_text(work: _Work) -> tuple[Integers, Integers]:
     """The training text or examples in the new vocabulary: token ids and document boundaries."""
     recipe, tokenizer, fraction = work.recipe, work.tokenizer, adaptation_fraction(work.recipe, work.adapt)
     if recipe.language_task is not None:
-        return joined(training_stores(recipe, tokenizer, work.context, fraction=fraction))
+        return joined(training_stores(work, fraction=fraction))
     examples = training_examples(recipe, fraction, seed=work.adapt.seed)
     texts = [text for example in examples.texts for text in example]
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -293,13 +277,6 @@ def _row_scales(step: AdaptationStep, made: VocabularyInit, adapt: Adapt) -> tup
     rows, known = tuple(made.copied.tolist()), {id(weight) for weight in weights}
     names = [name for name, weight in trainable_parameters(step).items() if id(weight) in known]
     return tuple(RowScale(name, rows, scale) for name in names)
-
-
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: AdaptationReport, folder: Path
-) -> None:
-    save_model(model.cpu(), tokenizer, folder / "model")
-    write_json(folder / REPORT, asdict(report))
 
 
 def adaptation_settings(adapt: Adapt, training_data: TrainingData, *, zero: Zero) -> TrainingConfig:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stlm_kd.artifacts.atomic import write_json
-from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.eval.agreement.suite import AnswersOf

@@ -149,7 +149,7 @@ def kept_scores(
         context: The run context.
         beside: A student's teachers; None for a teacher, which skips suites that compare with teachers.
     """
-    calls = [call for call in suite_calls(recipe) if beside or not SUITES[call.suite].teachers]
+    calls = [call for call in suite_calls(recipe) if beside is not None or not SUITES[call.suite].teachers]
     trust = context.trust_remote_code
     held = cache(partial(held_out_of_recipe, recipe))
     labels = cache(lambda: None if recipe.language_task is not None else class_names_of(recipe))

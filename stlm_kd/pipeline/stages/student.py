@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.atomic import write_json
-from stlm_kd.artifacts.reports import REPORT, TrainingReport
+from stlm_kd.artifacts.reports import REPORT, AdaptationReport, TrainingReport
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.distillation.step import StepModule, teacher_needs
 from stlm_kd.distillation.terms import Term
@@ -47,7 +47,6 @@ from stlm_kd.teachers.protocol import Teacher
 from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.loop import fit
 from stlm_kd.training.processes import current_device
-from stlm_kd.training.protocols import FitResult
 
 REMEMBERED_BYTES = 2**30
 """Memory for precomputed outputs of all teachers together."""
@@ -90,25 +89,25 @@ def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
     finally:
         tracker.close()
     kept_best = recipe.train.keep == "best"
-    flops = training_flops(step, reading, steps=result.steps, planned=steps)
-    on_main_process(
-        lambda: finish(
-            student, tokenizer, folder, result, kept_best=kept_best, training_data=training_data, flops=flops
-        )
+    report = TrainingReport(
+        parameters=count_parameters(student),
+        steps=result.steps,
+        tokens_seen=result.tokens,
+        tokens_of_text=training_data.num_tokens,
+        best_step=result.best_step if kept_best else None,
+        best_loss=result.best_loss if kept_best else None,
+        seconds=round(result.seconds, 1),
+        stopped=result.stopped,
+        flops=training_flops(step, reading, steps=result.steps, planned=steps),
     )
+    on_main_process(lambda: save_trained(student, tokenizer, report, folder))
 
 
 def held_out_of(training_data: TrainingData, micro_batch: int) -> Callable[[], Iterator[AnyBatch]] | None:
     """A function that returns a new iterator over this process's held-out batches; None without them."""
     if training_data.held_out(micro_batch) is None:
         return None
-
-    def batches() -> Iterator[AnyBatch]:
-        found = training_data.held_out(micro_batch)
-        assert found is not None
-        return found
-
-    return batches
+    return lambda: training_data.held_out(micro_batch) or iter(())
 
 
 def initial_student(job: StudentJob) -> PreTrainedModel:
@@ -163,29 +162,14 @@ def num_steps(train: Train, own: TrainingData, seed: int) -> int:
     return train.epochs * own.stream(batch_sizes(train.config), seed=seed).steps_per_epoch
 
 
-def finish(
+def save_trained(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
+    report: TrainingReport | AdaptationReport,
     folder: Path,
-    result: FitResult,
-    *,
-    kept_best: bool,
-    training_data: TrainingData,
-    flops: int | None,
 ) -> None:
     """Save the model, then the report, whose existence marks the model as complete."""
     save_model(model.cpu(), tokenizer, folder / "model")
-    report = TrainingReport(
-        parameters=count_parameters(model),
-        steps=result.steps,
-        tokens_seen=result.tokens,
-        tokens_of_text=training_data.num_tokens,
-        best_step=result.best_step if kept_best else None,
-        best_loss=result.best_loss if kept_best else None,
-        seconds=round(result.seconds, 1),
-        stopped=result.stopped,
-        flops=flops,
-    )
     write_json(folder / REPORT, asdict(report))
 
 

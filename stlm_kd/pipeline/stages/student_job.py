@@ -16,10 +16,9 @@ from stlm_kd.models.presets import PRESETS
 from stlm_kd.pipeline.builders.data import TrainingData, build_training_data
 from stlm_kd.pipeline.builders.objective import active_objectives, feature_teachers, terms_of
 from stlm_kd.pipeline.builders.text import mask_variants
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.cache_reading import unbiased_notes
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob
-from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.teachers import COMBINED
@@ -31,26 +30,32 @@ def labels_term() -> Term:
 
 
 @dataclass(frozen=True, slots=True)
-class StudentJob:
+class StudentJob(RecipeSetup):
     """One student or control to train.
 
     Attributes:
-        recipe: The recipe.
         variant: The student or a control.
         seed: Random seed of initial weights, data order, masks and dropout.
         teachers: By name, the folder of each prepared (if necessary adapted) teacher.
-        tokenizer: The student's tokenizer.
-        context: The run context.
         flops: Compute budget in place of a number of steps; only for ``equal-compute``.
     """
 
-    recipe: Recipe
     variant: Variant
     seed: int
     teachers: Mapping[str, str]
-    tokenizer: PreTrainedTokenizerFast
-    context: RunContext
     flops: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        setup: RecipeSetup,
+        variant: Variant,
+        seed: int,
+        teachers: Mapping[str, str],
+        flops: int | None = None,
+    ) -> StudentJob:
+        """A training of the recipe."""
+        return cls(setup.recipe, setup.tokenizer, setup.context, variant, seed, teachers, flops)
 
     def __post_init__(self) -> None:
         assert (self.flops is not None) == (self.variant == "equal-compute")
@@ -75,9 +80,7 @@ class StudentJob:
     def training_data(self, fraction: float) -> TrainingData:
         """The training data for this fraction of the training text or examples."""
         return build_training_data(
-            self.recipe,
-            self.tokenizer,
-            self.context,
+            self,
             fraction=fraction,
             seed=self.seed,
             readers=self.teacher_tokenizers,
@@ -100,7 +103,7 @@ class StudentJob:
     def order(self, name: str) -> CacheJob:
         """The cache job of a cached teacher."""
         model, teacher = self.teachers[name], self.cached[name]
-        return CacheJob(self.recipe, teacher, model, self.tokenizer, self.context, self.seed)
+        return CacheJob.of(self, teacher, model, self.seed)
 
     def configuration(self, name: str) -> PretrainedConfig:
         """The model configuration of a cached teacher."""

@@ -16,10 +16,8 @@ from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.stage_keys import student_key
 from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.teacher import (
-    PreparedTeacher,
-)
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.teacher import PreparedTeacher
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, from_values, plain
 
 Values = dict[str, Any]
@@ -85,11 +83,10 @@ def _build_student(
     run: Path,
     context: RunContext,
 ) -> None:
-    recipe = from_values(values, origin="recipe")
-    tokenizer = student_tokenizer(recipe, context)
+    setup = setup_of(from_values(values, origin="recipe"), context)
     models = {teacher.name: teacher.model for teacher in teachers}
     flops = _flops_of_student(run, seed) if variant == "equal-compute" else None
-    job = StudentJob(recipe, variant, seed, models, tokenizer, context, flops)
+    job = StudentJob.of(setup, variant, seed, models, flops)
     share_student(job, student_folder(run, variant, seed))
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 from stlm_kd.artifacts.atomic import written_whole
 from stlm_kd.artifacts.run_dir import ADAPTATION, KEPT, TRAINING, provenance_folder
 from stlm_kd.data.tokenizers import load_tokenizer
@@ -20,14 +18,14 @@ from stlm_kd.models.heads.classifiers import class_names, load_classifier, renam
 from stlm_kd.models.load import save_model
 from stlm_kd.pipeline.builders.examples import class_names_of
 from stlm_kd.pipeline.builders.models import teacher_place
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.jobs import Job, run_jobs
 from stlm_kd.pipeline.stage_keys import adaptation_key, renamed_key, student_key
 from stlm_kd.pipeline.stages.adaptation import adapt_model
 from stlm_kd.pipeline.stages.student import train_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
-from stlm_kd.pipeline.stages.teacher_cache import CacheJob, cached_seeds
-from stlm_kd.pipeline.stages.tokenizer import student_tokenizer
+from stlm_kd.pipeline.stages.teacher_cache import cache_jobs
+from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.load import from_values, plain
 from stlm_kd.recipe.schema.root import Teacher
@@ -70,30 +68,26 @@ def build_teachers(recipe: Recipe, context: RunContext, jobs: int) -> list[Prepa
 
 
 def _build_teacher(values: dict[str, Any], index: int, context: RunContext) -> PreparedTeacher:
-    recipe = from_values(values, origin="recipe")
-    tokenizer = student_tokenizer(recipe, context)
-    teacher = recipe.teachers[index]
-    ready = prepare_teacher(recipe, teacher, tokenizer, context)
+    setup = setup_of(from_values(values, origin="recipe"), context)
+    teacher = setup.recipe.teachers[index]
+    ready = prepare_teacher(setup, teacher)
     if teacher.cache is not None and not ready.is_only_read:
-        cached_teacher(recipe, teacher, ready.model, tokenizer, context)
+        cached_teacher(setup, teacher, ready.model)
     return ready
 
 
-def prepare_teacher(
-    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> PreparedTeacher:
+def prepare_teacher(setup: RecipeSetup, teacher: Teacher) -> PreparedTeacher:
     """Train and adapt a teacher as the recipe requires; existing stages are reused."""
     if teacher.cache is not None and teacher.cache.path is not None:
         return PreparedTeacher(
             teacher.name, teacher.model or teacher.cache.path, None, None, is_only_read=True
         )
-    with error_context(teacher_place(recipe, teacher.name)):
-        return _build_stages(recipe, teacher, tokenizer, context)
+    with error_context(teacher_place(setup.recipe, teacher.name)):
+        return _build_stages(setup, teacher)
 
 
-def _build_stages(
-    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> PreparedTeacher:
+def _build_stages(setup: RecipeSetup, teacher: Teacher) -> PreparedTeacher:
+    recipe, context = setup.recipe, setup.context
     training = _train(teacher.recipe, teacher.name, context) if teacher.recipe is not None else None
     original = str(training / "model") if training is not None else teacher.model
     assert original is not None
@@ -104,9 +98,9 @@ def _build_stages(
     adapt = teacher.adapt
 
     def build(folder: Path) -> None:
-        adapt_model(recipe, adapt, original, tokenizer, name=teacher.name, folder=folder, context=context)
+        adapt_model(setup, adapt, original, name=teacher.name, folder=folder)
 
-    key = adaptation_key(recipe, adapt, original, tokenizer, trust=context.trust_remote_code)
+    key = adaptation_key(recipe, adapt, original, setup.tokenizer, trust=context.trust_remote_code)
     adapted = context.stages.make("adapted", key, build, together=True)
     return PreparedTeacher(teacher.name, original, training, adapted)
 
@@ -126,21 +120,17 @@ def _rename_classes(recipe: Recipe, model: str, classes: Mapping[str, str], cont
     return on_main_process(lambda: context.stages.make("renamed", key, build))
 
 
-def cached_teacher(
-    recipe: Recipe, teacher: Teacher, model: str, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> list[Path]:
+def cached_teacher(setup: RecipeSetup, teacher: Teacher, model: str) -> list[Path]:
     """The caches of a prepared teacher: one, or one per seed if seeds draw different examples."""
-    orders = [CacheJob(recipe, teacher, model, tokenizer, context, seed) for seed in cached_seeds(recipe)]
-    return [order.ensure() for order in orders]
+    return [job.ensure() for job in cache_jobs(setup, teacher, model)]
 
 
 def _train(recipe: Recipe, name: str, context: RunContext) -> Path:
     """Train a teacher from its own recipe."""
-    tokenizer = student_tokenizer(recipe, context)
-    teachers = {t.name: prepare_teacher(recipe, t, tokenizer, context).model for t in recipe.teachers}
+    setup = setup_of(recipe, context)
+    teachers = {teacher.name: prepare_teacher(setup, teacher).model for teacher in recipe.teachers}
     (seed,) = recipe.seeds
-
-    job = StudentJob(recipe, "student", seed, teachers, tokenizer, context)
+    job = StudentJob.of(setup, "student", seed, teachers)
 
     def build(folder: Path) -> None:
         train_student(job, folder, label=f"teacher {name}")
@@ -148,33 +138,30 @@ def _train(recipe: Recipe, name: str, context: RunContext) -> Path:
     return context.stages.make("model", student_key(job), build, together=True)
 
 
-def finished_teachers(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> dict[str, str] | None:
+def finished_teachers(setup: RecipeSetup) -> dict[str, str] | None:
     """The teachers' folders or Hub ids by name; None if one has yet to be trained or adapted."""
     found = {}
-    for teacher in recipe.teachers:
-        model = finished_teacher(recipe, teacher, tokenizer, context)
+    for teacher in setup.recipe.teachers:
+        model = finished_teacher(setup, teacher)
         if model is None:
             return None
         found[teacher.name] = model
     return found
 
 
-def finished_teacher(
-    recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, context: RunContext
-) -> str | None:
+def finished_teacher(setup: RecipeSetup, teacher: Teacher) -> str | None:
     """A teacher's folder or Hub id; None if it has yet to be trained or adapted."""
+    recipe, context = setup.recipe, setup.context
     if teacher.cache is not None and teacher.cache.path is not None:
         return teacher.model or teacher.cache.path
     model = teacher.model
     if teacher.recipe is not None:
-        own = student_tokenizer(teacher.recipe, context)
-        teachers = finished_teachers(teacher.recipe, own, context)
+        inner = setup_of(teacher.recipe, context)
+        teachers = finished_teachers(inner)
         if teachers is None:
             return None
         (seed,) = teacher.recipe.seeds
-        job = StudentJob(teacher.recipe, "student", seed, teachers, own, context)
+        job = StudentJob.of(inner, "student", seed, teachers)
         model = _model_of(context.stages.path("model", student_key(job)))
     trust = context.trust_remote_code
     if teacher.classes is not None and model is not None:
@@ -182,7 +169,7 @@ def finished_teacher(
         model = _model_of(context.stages.path("renamed", named))
     if teacher.adapt is None or model is None:
         return model
-    key = adaptation_key(recipe, teacher.adapt, model, tokenizer, trust=trust)
+    key = adaptation_key(recipe, teacher.adapt, model, setup.tokenizer, trust=trust)
     return _model_of(context.stages.path("adapted", key))
 
 

@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
 from stlm_kd.artifacts.stage_store import Json
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
@@ -24,7 +22,7 @@ from stlm_kd.pipeline.builders.models import empty_model, live_teacher, teacher_
 from stlm_kd.pipeline.builders.numbers import width
 from stlm_kd.pipeline.builders.objective import feature_teachers
 from stlm_kd.pipeline.builders.text import mask_variants
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stage_keys import cache_key
 from stlm_kd.recipe import Recipe, plain
@@ -41,31 +39,30 @@ from stlm_kd.teachers.cache.writer import (
     write,
 )
 from stlm_kd.teachers.protocol import TeacherOutput
-from stlm_kd.tracking.cache_progress import CacheProgress
+from stlm_kd.tracking.console import CacheProgress
 from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 
 @dataclass(frozen=True, slots=True)
-class CacheJob:
+class CacheJob(RecipeSetup):
     """A teacher cache that a recipe needs.
 
     Attributes:
-        recipe: Provides the data and objectives.
         teacher: A teacher of the recipe, with ``cache``.
         model: Folder or Hub id of the prepared teacher.
-        tokenizer: The student's tokenizer.
-        context: The run context.
         seed: The student's seed, which draws the examples.
     """
 
-    recipe: Recipe
     teacher: Teacher
     model: str
-    tokenizer: PreTrainedTokenizerFast
-    context: RunContext
     seed: int
+
+    @classmethod
+    def of(cls, setup: RecipeSetup, teacher: Teacher, model: str, seed: int) -> CacheJob:
+        """A cache that the recipe needs."""
+        return cls(setup.recipe, setup.tokenizer, setup.context, teacher, model, seed)
 
     @property
     def options(self) -> Cache:
@@ -110,9 +107,7 @@ class CacheJob:
             if tokenizer_identity(own) != tokenizer_identity(self.tokenizer):
                 readers = {self.teacher.name: own}
         return build_training_data(
-            self.recipe,
-            self.tokenizer,
-            self.context,
+            self,
             fraction=None,
             seed=self.seed,
             readers=readers,
@@ -169,9 +164,10 @@ def _say(order: CacheJob, line: str) -> None:
         print(line, file=PrefixedLines(name) if name else sys.stderr, flush=True)
 
 
-def cached_seeds(recipe: Recipe) -> tuple[int, ...]:
-    """The seeds with separate caches: all if each draws different examples, else only the first."""
-    return recipe.seeds if _draws_examples(recipe) else recipe.seeds[:1]
+def cache_jobs(setup: RecipeSetup, teacher: Teacher, model: str) -> list[CacheJob]:
+    """A prepared teacher's caches: one for each seed if each draws different examples, else one."""
+    seeds = setup.recipe.seeds if _draws_examples(setup.recipe) else setup.recipe.seeds[:1]
+    return [CacheJob.of(setup, teacher, model, seed) for seed in seeds]
 
 
 def _draws_examples(recipe: Recipe) -> bool:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stlm_kd.artifacts.atomic import write_json
 from stlm_kd.artifacts.json_io import AGAIN, read_saved
-from stlm_kd.artifacts.model_names import model_of
+from stlm_kd.artifacts.run_dir import model_of
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary
 from stlm_kd.errors import ModelError
 from stlm_kd.eval.interchange.suite import AlignedTeacher

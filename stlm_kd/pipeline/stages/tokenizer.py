@@ -13,10 +13,15 @@ from stlm_kd.data.tokenizers import load_tokenizer, train_tokenizer
 from stlm_kd.distributed import on_main_process
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.text import sources
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stage_keys import tokenizer_key
 from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.student import TokenizerTraining
+
+
+def setup_of(recipe: Recipe, context: RunContext) -> RecipeSetup:
+    """A recipe with its student's tokenizer; see ``student_tokenizer``."""
+    return RecipeSetup(recipe, student_tokenizer(recipe, context), context)
 
 
 def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenizerFast:

@@ -108,7 +108,7 @@ def _is_number(annotation: Any) -> bool:
 
 def loss_registries() -> tuple[Registry[Any], ...]:
     """The losses on logits, hidden states and attention maps, and those after interventions."""
-    from stlm_kd.distillation.intervention_losses import INTERCHANGE_LOSSES
+    from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
     from stlm_kd.losses import LOSSES
     from stlm_kd.losses.attention import MAP_LOSSES
     from stlm_kd.losses.hidden import STATE_LOSSES

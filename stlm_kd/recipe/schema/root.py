@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
 from stlm_kd.errors import did_you_mean
+from stlm_kd.eval import SUITES
 from stlm_kd.models.families import Goal, Task
 from stlm_kd.recipe.locate import built_in_objectives
 from stlm_kd.recipe.schema.cache import AnyCache
@@ -107,17 +108,11 @@ def labels_alone() -> Objective:
     return with_options(Response, LABELS, loss_registries()[0]).model_validate({"loss": LABELS})
 
 
-def _suites() -> Registry[Any]:
-    from stlm_kd.eval import SUITES
-
-    return SUITES
-
-
 class Suite(Part):
     """An evaluation; the options of the suite are further fields."""
 
     called: ClassVar[str] = "a key of eval"
-    suite: Annotated[Text, BeforeValidator(lambda value: known_name(value, _suites()))]
+    suite: Annotated[Text, BeforeValidator(lambda value: known_name(value, SUITES))]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -147,7 +142,7 @@ def spelled_out(value: object) -> object:
 
 AnySuite = Annotated[
     SerializeAsAny[Suite],
-    WrapValidator(row_of(Suite, "suite", lambda: [(Suite, _suites())])),
+    WrapValidator(row_of(Suite, "suite", lambda: [(Suite, SUITES)])),
     BeforeValidator(spelled_out),
 ]
 

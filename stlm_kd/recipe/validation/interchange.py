@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stlm_kd.errors import ModelError
 from stlm_kd.models.layer_alignment import Choice, aligned
-from stlm_kd.recipe.schema.interchange import SOURCE_OPTIONS, Interchange, sources
+from stlm_kd.recipe.schema.interchange import Interchange, sources
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place, known_names
 from stlm_kd.recipe.validation.features import given_layers, layers_beyond
@@ -30,21 +30,25 @@ def interchange_conflicts(place: Place, objective: Interchange, recipe: Recipe) 
         yield from _by_teacher(place, objective, names)
     else:
         yield from _alignment(place, objective, names, recipe)
-    if objective.source != "input-tokens":
+    if objective.source_entry.replaces == "states":
         yield from _aligned_layers_exist(place, objective, names, recipe)
 
 
 def _source_options(place: Place, objective: Interchange) -> Iterator[Conflict]:
     """Options that the selected source does not use."""
-    known = sources().options(objective.source)
-    for name in SOURCE_OPTIONS:
-        if name in objective.source_options and name not in known:
+    source = objective.source_entry
+    known = [source.keys.get(option, option) for option in sources().options(source.name)]
+    keys = dict.fromkeys(key for name in sources() for key in sources()[name].keys.values())
+    for key in keys:
+        if getattr(objective, key) is not None and key not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no options"
-            yield ((*place, name),), f"not an option of the source {objective.source}, which {takes}"
-    unread = {"mixup": ["source_site"], "input-tokens": LAYER_OPTIONS}.get(objective.source, [])
+            yield ((*place, key),), f"not an option of the source {source.name}, which {takes}"
+    unread = [] if source.runs_source else ["source_site"]
+    if source.replaces == "tokens":
+        unread = LAYER_OPTIONS
     for name in unread:
         if getattr(objective, name) != type(objective).model_fields[name].default:
-            yield ((*place, name),), f"given, but the source {objective.source} does not use it; leave it out"
+            yield ((*place, name),), f"given, but the source {source.name} does not use it; leave it out"
 
 
 def _by_teacher(place: Place, objective: Interchange, names: list[str]) -> Iterator[Conflict]:

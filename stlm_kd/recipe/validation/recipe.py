@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from stlm_kd.data.tokenizers import smallest_size
 from stlm_kd.errors import RecipeFault, did_you_mean
+from stlm_kd.eval import SUITES
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.recipe.schema.data import LABELLED_SAMPLES, Source
 from stlm_kd.recipe.schema.root import Recipe
@@ -35,8 +36,6 @@ def conflicts(recipe: Recipe) -> Iterator[Conflict]:
 
 def _task(recipe: Recipe) -> Iterator[Conflict]:
     """Conflicts with the task: model families, data options, evaluation suites."""
-    from stlm_kd.eval import SUITES
-
     task: Place = ("task",)
     student = recipe.student
     key = "preset" if student.preset is not None else "architecture"
@@ -268,8 +267,6 @@ def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Conflict]:
 
 
 def _eval(recipe: Recipe) -> Iterator[Conflict]:
-    from stlm_kd.eval import SUITES
-
     for i, entry in enumerate(recipe.eval):
         suite = SUITES[entry.suite]
         if suite.reads_held_out(entry.options) and recipe.data.validation is None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeAlias
 
-from stlm_kd.artifacts.record import Record
 from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport
-from stlm_kd.artifacts.results import Row, SuiteResult
+from stlm_kd.artifacts.run_dir import RunDetails
+from stlm_kd.artifacts.saved_results import Results
 from stlm_kd.comparison.compare import Comparison
+from stlm_kd.recipe import Recipe
 
-Points = tuple[tuple[float, float], ...]
+Points: TypeAlias = Sequence[tuple[float, float]]
 """Optimizer steps, ascending, with their values."""
 
 
@@ -57,37 +58,24 @@ class RunFacts:
     """The contents of one run.
 
     Attributes:
-        place: Its folder, as given by the user.
-        record: The contents of ``run.json``.
-        recipe: The resolved recipe.
-        plan: A summary of the recipe; "" if it cannot be parsed.
-        synthetic: Whether some of its text or examples are generated.
-        rows: Teachers, students and controls with their scores; () for a run that only adapts.
+        details: Its folder, record and resolved recipe.
+        recipe: The recipe; None if this version cannot read it.
+        results: Its scores; those of its teachers if it only adapts.
         remarks: The notes below its table.
-        trained: The trainings of its students, and of the teachers that it trained.
+        trained: The trainings of the teachers that it trained, and of its students.
         adaptations: By teacher.
-        teacher_scores: For a run that only adapts: scores before and after adaptation, by teacher.
         attributions: The attribution pages of its models, by file name.
         lacks: What is missing, one line each.
     """
 
-    place: str
-    record: Record
-    recipe: str
-    plan: str
-    synthetic: bool
-    rows: tuple[Row, ...]
+    details: RunDetails
+    recipe: Recipe | None
+    results: Results
     remarks: tuple[str, ...]
     trained: tuple[Trained, ...]
     adaptations: Mapping[str, AdaptationReport]
-    teacher_scores: Mapping[str, Sequence[SuiteResult]]
     attributions: Mapping[str, str]
     lacks: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return Path(self.place).name
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from stlm_kd.artifacts.reports import REPORT, AdaptationReport, read_adaptation, read_report
+from stlm_kd.artifacts.reports import REPORT, read_adaptation, read_report
+from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.run_dir import ADAPTATION, TRAINING, provenance_folder, show_run
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST, compare
@@ -18,11 +20,8 @@ from stlm_kd.errors import (
     StlmKdError,
     UsageError,
 )
-from stlm_kd.recipe import Recipe
-from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.load import recipe_of
 from stlm_kd.reporting.explanations import PAGE
-from stlm_kd.reporting.model_card import is_synthetic
 from stlm_kd.reporting.run_page.curves import Told, left_out, panels_of
 from stlm_kd.reporting.run_page.facts import ReportFacts, RunFacts, Trained
 from stlm_kd.tracking import read_metrics
@@ -49,14 +48,13 @@ def gather(
     twice = sorted({run for run in runs if runs.count(run) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)}: given twice; name each run once")
-    gathered = [_Gathered(Path(run)) for run in runs]
-    several = len(gathered) > 1
-    students = [training for one in gathered for training in one.students(named=several)]
-    teachers = [training for one in gathered for training in one.teachers(named=several)]
-    units = {one.unit for one in gathered}
+    found = [_read(Path(run)) for run in runs]
+    students = [training for run in found for training in _students(run, named=len(found) > 1)]
+    teachers = [training for run in found for training in _teachers(run, named=len(found) > 1)]
+    units = {"" if run.recipe is None else UNITS[run.recipe.task] for run in found}
     unit = units.pop() if len(units) == 1 else ""
     comparison, not_compared = None, ""
-    if any(one.rows for one in gathered):
+    if any(run.results.rows for run in found):
         try:
             comparison = compare([*runs], baseline=baseline, smallest=smallest, lossy="leave out")
         except (DataError, CheckpointError, MissingResourceError) as error:
@@ -66,7 +64,7 @@ def gather(
                 raise
             not_compared = str(error)
     return ReportFacts(
-        runs=tuple(one.facts(are_compared=comparison is not None) for one in gathered),
+        runs=tuple(found if comparison is None else map(_without_verdicts, found)),
         panels=panels_of(students, unit=unit),
         teacher_panels=panels_of(teachers, unit=unit),
         not_drawn=left_out([*students, *teachers]),
@@ -75,103 +73,80 @@ def gather(
     )
 
 
-class _Gathered:
-    """One run's folder, read once."""
+def _read(path: Path) -> RunFacts:
+    """The contents of a run's folder."""
+    details = show_run(path)
+    lacks: list[str] = []
+    recipe = None
+    try:
+        recipe = recipe_of(path)
+    except RecipeError as error:
+        lacks.append(f"the recipe is not one that this version understands: {error.faults[0]}")
+    except StlmKdError as error:
+        lacks.append(f"the recipe cannot be read: {error}")
+    has_results = (path / RESULTS).is_file()
+    if not has_results:
+        lacks.append(f"no {RESULTS}: the run is {details.record.status}, so there are no scores")
+    results = read_results(path / RESULTS) if has_results else Results()
+    taught = [Trained(f"teacher {name}", None, read_report(at)) for name, at in _made(path, TRAINING)]
+    students = [
+        Trained(name, seed, read_report(folder))
+        for name, seed, folder in _trainings(path, results.rows)
+        if (folder / REPORT).is_file()
+    ]
+    adapted = {name: read_adaptation(folder) for name, folder in _made(path, ADAPTATION)}
+    return RunFacts(
+        details=details,
+        recipe=recipe,
+        results=results,
+        remarks=results.remarks,
+        trained=(*taught, *students),
+        adaptations={**results.adaptations, **adapted},
+        attributions={page.name: _page(page) for page in sorted(path.glob(f"{PAGE}*.html"))},
+        lacks=tuple(lacks),
+    )
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.details = show_run(path)
-        self.lacks: list[str] = []
-        self.recipe = self._recipe()
-        has_results = (path / RESULTS).is_file()
-        if not has_results:
-            self.lacks.append(
-                f"no {RESULTS}: the run is {self.details.record.status}, so there are no scores"
-            )
-        self.results = read_results(path / RESULTS) if has_results else Results()
-        self.rows = self.results.rows
 
-    @property
-    def unit(self) -> str:
-        """The unit of its loss on the labels."""
-        return "" if self.recipe is None else UNITS[self.recipe.task]
+def _without_verdicts(run: RunFacts) -> RunFacts:
+    """A run without the verdicts among its remarks, which the comparison of a report repeats."""
+    verdicts = run.results.verdicts
+    return replace(run, remarks=tuple(remark for remark in run.remarks if remark not in verdicts))
 
-    def facts(self, *, are_compared: bool) -> RunFacts:
-        """The run's contents; if runs are compared, verdicts are omitted here."""
-        recipe = self.recipe
-        verdicts = self.results.verdicts if are_compared else ()
-        return RunFacts(
-            place=str(self.path),
-            record=self.details.record,
-            recipe=self.details.recipe_yaml,
-            plan="" if recipe is None else describe(recipe),
-            synthetic=recipe is not None and is_synthetic(recipe),
-            rows=self.rows,
-            remarks=tuple(remark for remark in self.results.remarks if remark not in verdicts),
-            trained=tuple(self._trained()),
-            adaptations={**self.results.adaptations, **self._adaptations()},
-            teacher_scores=self.results.suites,
-            attributions={page.name: _page(page) for page in sorted(self.path.glob(f"{PAGE}*.html"))},
-            lacks=tuple(self.lacks),
-        )
 
-    def students(self, *, named: bool) -> list[Told]:
-        """The metrics of its students' and controls' trainings."""
-        names = {row.variant: row.name for row in self.rows}
-        return [
-            Told(self._named(names.get(variant, variant), named), str(seed), read_metrics(folder / METRICS))
-            for variant, seed, folder in self._folders()
-        ]
+def _students(run: RunFacts, *, named: bool) -> Iterator[Told]:
+    """The metrics of a run's students and controls."""
+    for name, seed, folder in _trainings(run.details.path, run.results.rows):
+        yield Told(_label(run, name, named), str(seed), read_metrics(folder / METRICS))
 
-    def teachers(self, *, named: bool) -> list[Told]:
-        """The metrics of its teachers' trainings and adaptations."""
-        return [
-            Told(self._named(f"{name}, {kind}", named), "", read_metrics(folder / METRICS))
-            for kind in (TRAINING, ADAPTATION)
-            for name, folder in self._made(kind)
-        ]
 
-    def _named(self, label: str, named: bool) -> str:
-        return f"{self.path.name}: {label}" if named else label
+def _teachers(run: RunFacts, *, named: bool) -> Iterator[Told]:
+    """The metrics of the trainings and adaptations of a run's teachers."""
+    for kind in (TRAINING, ADAPTATION):
+        for name, folder in _made(run.details.path, kind):
+            yield Told(_label(run, f"{name}, {kind}", named), "", read_metrics(folder / METRICS))
 
-    def _recipe(self) -> Recipe | None:
-        try:
-            return recipe_of(self.path)
-        except RecipeError as error:
-            self.lacks.append(f"the recipe is not one that this version understands: {error.faults[0]}")
-        except StlmKdError as error:
-            self.lacks.append(f"the recipe cannot be read: {error}")
-        return None
 
-    def _folders(self) -> list[tuple[str, int, Path]]:
-        """Variant, seed and folder of each training, in the order of the results."""
-        order = [row.variant for row in self.rows]
-        found = []
-        for folder in self.path.glob("students/*/seed-*"):
-            seed = folder.name.removeprefix("seed-")
-            if seed.isdigit() and folder.is_dir():
-                found.append((folder.parent.name, int(seed), folder))
-        return sorted(
-            found, key=lambda one: (order.index(one[0]) if one[0] in order else len(order), *one[:2])
-        )
+def _label(run: RunFacts, label: str, named: bool) -> str:
+    return f"{run.details.path.name}: {label}" if named else label
 
-    def _made(self, kind: str) -> list[tuple[str, Path]]:
-        """By teacher, the folder of its training or its adaptation."""
-        folders = sorted(provenance_folder(self.path).glob(f"*/{kind}"))
-        return [(folder.parent.name, folder) for folder in folders if folder.is_dir()]
 
-    def _trained(self) -> Iterable[Trained]:
-        names = {row.variant: row.name for row in self.rows}
-        for name, folder in self._made(TRAINING):
-            yield Trained(f"teacher {name}", None, read_report(folder))
-        for variant, seed, folder in self._folders():
-            if (folder / REPORT).is_file():
-                report = read_report(folder)
-                yield Trained(names.get(variant, variant), seed, report)
+def _trainings(path: Path, rows: Sequence[Row]) -> list[tuple[str, int, Path]]:
+    """Name, seed and folder of each student's and control's training, in the order of the results."""
+    names = {row.variant: row.name for row in rows}
+    order = [*names]
+    found = []
+    for folder in path.glob("students/*/seed-*"):
+        variant, seed = folder.parent.name, folder.name.removeprefix("seed-")
+        if seed.isdigit() and folder.is_dir():
+            place = order.index(variant) if variant in order else len(order)
+            found.append((place, variant, int(seed), folder))
+    return [(names.get(variant, variant), seed, folder) for _, variant, seed, folder in sorted(found)]
 
-    def _adaptations(self) -> dict[str, AdaptationReport]:
-        made = self._made(ADAPTATION)
-        return {name: read_adaptation(at) for name, at in made}
+
+def _made(path: Path, kind: str) -> list[tuple[str, Path]]:
+    """By teacher, the folder of its training or its adaptation."""
+    folders = sorted(provenance_folder(path).glob(f"*/{kind}"))
+    return [(folder.parent.name, folder) for folder in folders if folder.is_dir()]
 
 
 def _page(path: Path) -> str:

@@ -10,7 +10,9 @@ from stlm_kd.artifacts.output import refuse_no_file, write_page
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST
 from stlm_kd.comparison.metrics import metrics_of
 from stlm_kd.comparison.smallest import Smallest
+from stlm_kd.recipe.describe import describe
 from stlm_kd.reporting.figures import Drawing, interval_drawing, panel_drawing
+from stlm_kd.reporting.model_card import is_synthetic
 from stlm_kd.reporting.run_page.facts import Panel, ReportFacts, RunFacts
 from stlm_kd.reporting.run_page.gather import gather
 from stlm_kd.reporting.tables.adaptation import adaptation_lines, adaptation_table
@@ -49,9 +51,11 @@ def page(found: ReportFacts) -> str:
     """Render the whole document; its template says what stands where."""
     return render(
         "run_page.html.j2",
-        title=f"stlm-kd: {', '.join(run.record.name for run in found.runs)}",
+        title=f"stlm-kd: {', '.join(run.details.record.name for run in found.runs)}",
         found=found,
         overview=_overview,
+        describe=describe,
+        is_synthetic=is_synthetic,
         metrics_of=metrics_of,
         interval_drawing=interval_drawing,
         result_table=result_table,
@@ -67,10 +71,10 @@ def page(found: ReportFacts) -> str:
 
 def _overview(run: RunFacts) -> list[tuple[str, str]]:
     """Names and values; empty values are not shown."""
-    record = run.record
+    record = run.details.record
     versions = [f"{name} {version}" for name, version in record.versions.items()]
     return [
-        ("folder", run.place),
+        ("folder", str(run.details.path)),
         ("command", record.command),
         ("status", f"{record.status}: {record.message}" if record.message else record.status),
         ("started", record.started),

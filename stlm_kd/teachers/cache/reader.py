@@ -5,7 +5,7 @@ Shapes: B rows, T positions, H tokens in the head, M draws, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,10 +99,6 @@ class TeacherCache:
     def layout(self) -> Layout:
         """The columns stored per token."""
         return self.manifest.layout
-
-    def shards(self) -> Iterator[Shard]:
-        """All shards, in order."""
-        yield from self._shards
 
     def items(self, wanted: range) -> Items:
         """Cached values of consecutive items."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
+    Pacing,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
@@ -19,7 +20,6 @@ from stlm_kd.training.optimizer import (
 )
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import PlainOutput
-from stlm_kd.training.row_learning_rates import Pacing
 
 
 class MicroBatch(nn.Module):

@@ -14,13 +14,15 @@ from contextlib import redirect_stdout
 from functools import partial
 
 import torch
+from accelerate.utils import patch_environment
 from torch import Tensor, nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.training.backends.ddp import MicroBatch
-from stlm_kd.training.backends.deepspeed_setup import deprecations_ignored, environment
+from stlm_kd.training.backends.deepspeed_setup import deprecations_ignored
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
+    Pacing,
     check_optimizer_tensors,
     load_optimizer_tensors,
     make_optimizer,
@@ -30,7 +32,6 @@ from stlm_kd.training.optimizer import (
 )
 from stlm_kd.training.processes import Processes, forget_deepspeed
 from stlm_kd.training.protocols import PlainOutput
-from stlm_kd.training.row_learning_rates import Pacing
 
 
 class DeepSpeedEngine:
@@ -52,7 +53,7 @@ class DeepSpeedEngine:
         }
         self.group_of = {name: indices[id(weight)] for name, weight in self.weights.items()}
         local_rank = os.environ.get("LOCAL_RANK", "0")  # DeepSpeed requires it even for a single process
-        with environment("LOCAL_RANK", local_rank), redirect_stdout(sys.stderr), deprecations_ignored():
+        with patch_environment(LOCAL_RANK=local_rank), redirect_stdout(sys.stderr), deprecations_ignored():
             self.engine, _ = processes.accelerator.prepare(MicroBatch(step, settings.precision), optimizer)
         self.optimizer = self.engine.optimizer
         self.is_divided = settings.zero != 0

@@ -108,17 +108,3 @@ def deprecations_ignored() -> Iterator[None]:
             message = rf"`torch\.{part}\.\w+` is deprecated"
             warnings.filterwarnings("ignore", message=message, category=category)
         yield
-
-
-@contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable within the block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -21,7 +21,6 @@ from stlm_kd.eval.classification.metrics import classification_scores, regressio
 from stlm_kd.statistics import (
     Difference,
     by_noises,
-    by_stderr,
     corrected,
     deviations_wide,
     equivalence_p,
@@ -172,6 +171,7 @@ def test_no_comparison_has_no_p() -> None:
     assert corrected([]) == ()
 
 
+UNIT_NOISE = [((1.0, math.inf),)]
 P_VALUES = st.floats(0, 1).map(lambda p: round(p, 3))
 
 
@@ -273,7 +273,10 @@ def test_of_all_claims_any_is_false_in_at_most_five_percent_of_tables(true: floa
     equal = np.arange(6) < 6 * true
     for _ in range(2000):
         means = np.where(equal, 0.0, 2.0) + generator.normal(size=6)
-        tests = [(by_stderr(mean, 1.0).p, equivalence_p(mean, [((1.0, math.inf),)], 2.0)) for mean in means]
+        tests = [
+            (by_noises(mean, [((1.0, math.inf),)]).p, equivalence_p(mean, [((1.0, math.inf),)], 2.0))
+            for mean in means
+        ]
         found = corrected(tests)
         false.append(
             any(
@@ -332,7 +335,7 @@ def test_seeds_and_examples_together_are_told_apart_in_at_most_five_percent(
         zeros = [0.0] * seeds
         found.append(_over_seeds(values.tolist(), zeros, paired=True, examples_stderr=1.0).p < 0.05)
         seeds_alone.append(_over_seeds(values.tolist(), zeros, paired=True, examples_stderr=None).p < 0.05)
-        examples_alone.append(by_stderr(float(values.mean()), 1.0).p < 0.05)
+        examples_alone.append(by_noises(float(values.mean()), UNIT_NOISE).p < 0.05)
     assert surplus(found) < 2.5
     if of_seeds == 0.3:
         assert surplus(seeds_alone) > 3

@@ -116,7 +116,6 @@ def test_wrapped_rows_hold_each_chunk_once_between_start_and_end_without_labels(
     assert Counter(pieces_of(batch)) == Counter(expected)
     assert part.num_tokens == batch.num_tokens() == sum(len(ids) for ids, _ in expected)
     assert (batch.labels == IGNORED).all() and (batch.input_ids[~batch.attention_mask] == EOS).all()
-    assert part.useful_fraction == pytest.approx(batch.attention_mask.double().mean().item())
 
 
 def test_positions_of_a_long_wrapped_document_count_from_each_chunks_start() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from huggingface_hub import constants
 
-from stlm_kd.data.sources.reachable import hub_answers
+from stlm_kd.data.sources.hub import hub_answers
 from stlm_kd.errors import MissingResourceError
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stlm_kd.distillation import intervention_metrics, teacher_agreement
+from stlm_kd.distillation import metrics
 from stlm_kd.distillation.logit_terms import projected_losses
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distillation.token_table import TokenTable
@@ -117,7 +117,7 @@ def test_what_teachers_say_beside_one_another_is_measured_alike(chunk: int, bloc
 
     expected = measured()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_agreement, "chunk_rows", lambda *_: chunk)
+        patch.setattr(metrics, "chunk_rows", lambda *_: chunk)
         patch.setattr("stlm_kd.distillation.token_table.block_rows", lambda logits: block)
         assert measured() == pytest.approx(expected, rel=1e-9)
 
@@ -133,8 +133,7 @@ def test_what_interventions_do_is_measured_alike(chunk: int) -> None:
 
     expected = measured()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervention_metrics, "chunk_rows", lambda *_: chunk)
-        patch.setattr(teacher_agreement, "chunk_rows", lambda *_: chunk)
+        patch.setattr(metrics, "chunk_rows", lambda *_: chunk)
         assert measured() == pytest.approx(expected, rel=1e-9)
 
 

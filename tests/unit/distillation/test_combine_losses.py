@@ -210,7 +210,7 @@ def drawn(log: Tensor, draws: Tensor, head: int) -> TopKTail:
 def test_what_is_said_after_an_intervention_is_weighed_as_what_was_said_before_it(how: str) -> None:
     after: Mapping[str, Distribution] = {n: Logits(normal(20 + i, N, V)) for i, n in enumerate(NAMES)}
     term = Term("kl", "forward_kl", teacher=COMBINED)
-    rows = TokenTable([term], mixing_of(how, {}), LABELS_N, [EVERY], after, V, judged=TEACHERS)
+    rows = TokenTable([term], mixing_of(how, {}), LABELS_N, [EVERY], after, V, weighting_targets=TEACHERS)
     said = [after[n].logits(slice(0, None), V).log_softmax(-1) for n in NAMES]
     before = [TEACHERS[n].logits(slice(0, None), V).log_softmax(-1) for n in NAMES]
     weights = plain_weights(mixing_of(how, {"sharpness": 1.0}), before)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from stlm_kd.data.labelled.batches import AnyBatch, ExampleBatch
-from stlm_kd.distillation import intervention_metrics
+from stlm_kd.distillation import metrics
 from stlm_kd.distillation.objective import term_mask
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
@@ -103,7 +103,7 @@ def kl(after: Tensor, before: Tensor) -> float:
 def test_the_measures_are_those_of_whole_runs_with_hooks(
     kind: str, on: str, more: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intervention_metrics, "chunk_rows", lambda *_: 3)
+    monkeypatch.setattr(metrics, "chunk_rows", lambda *_: 3)
     step, batch = step_of(kind, on=on, more=more)
     plan = step.drawn(batch)["diito"]
     mask = term_mask(step.terms[0], batch) & plan.touched

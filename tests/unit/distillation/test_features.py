@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stlm_kd.distillation.hidden_terms import Projections, TermProjections, attention_loss, hidden_state_loss
+from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError
 from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
@@ -65,7 +66,7 @@ def test_a_term_on_states_is_the_sum_over_positions_of_the_mean_over_pairs(loss:
             linear = by_pair["layer0_to_layer2" if mine == 0 else "last_to_last"]
             projected = linear.weight @ student.states[mine][b, t] + linear.bias
             expected += STATE_LOSSES[loss](projected[None], teacher.states[theirs][b, t][None])[0] / 2
-    found = hidden_state_loss(loss, PAIRS, student, teacher, mask_BT, by_pair)
+    found = hidden_state_loss(Term("term", loss, pairs=PAIRS), student, teacher, mask_BT, by_pair)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
@@ -85,7 +86,7 @@ def test_a_term_on_maps_is_the_sum_over_queries_of_the_mean_over_heads_and_pairs
                     m.exp().mean(0, keepdim=True).log() for m in (student_HK, teacher_HK)
                 )
             expected += MAP_LOSSES[loss](student_HK, teacher_HK).mean() / 2
-    found = attention_loss(loss, LAYER_PAIRS, student, teacher, mask_BT)
+    found = attention_loss(Term("term", loss, pairs=LAYER_PAIRS), student, teacher, mask_BT)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
@@ -95,11 +96,17 @@ def test_attention_terms_have_the_reference_values(which: str, layer: int) -> No
     student, teacher = (
         ModelOutputs(maps={0: GOLDEN[f"{who}_attentions"][layer].log()}) for who in ("student", "teacher")
     )
-    found = attention_loss("attention_cross_entropy", [(0, 0)], student, teacher, mask_BT) / mask_BT.sum()
+    found = (
+        attention_loss(Term("term", "attention_cross_entropy", pairs=((0, 0),)), student, teacher, mask_BT)
+        / mask_BT.sum()
+    )
     expected = GOLDEN[f"attention_ce.{which}.mean_over_heads_and_valid_queries"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     one_more = replace(student, maps={0: torch.cat([student.maps[0], student.maps[0]], dim=1)})
-    averaged = attention_loss("attention_cross_entropy", [(0, 0)], one_more, teacher, mask_BT) / mask_BT.sum()
+    averaged = (
+        attention_loss(Term("term", "attention_cross_entropy", pairs=((0, 0),)), one_more, teacher, mask_BT)
+        / mask_BT.sum()
+    )
     expected = GOLDEN[f"attention_ce.{which}.heads_averaged.mean_over_valid_queries"]
     torch.testing.assert_close(averaged, expected, rtol=0, atol=1e-10)
 
@@ -109,7 +116,10 @@ def test_a_hint_term_has_the_reference_value() -> None:
     student, teacher = (ModelOutputs(states={0: GOLDEN[f"{who}_hidden"]}) for who in ("student", "teacher"))
     made = TermProjections([(0, 0)], 6, 10, term="hint", seed=0).double()
     made["layer0_to_layer0"].load_state_dict({"weight": GOLDEN["proj_weight"], "bias": GOLDEN["proj_bias"]})
-    found = hidden_state_loss("hint", [(0, 0)], student, teacher, mask_BT, made) / mask_BT.sum()
+    found = (
+        hidden_state_loss(Term("term", "hint", pairs=((0, 0),)), student, teacher, mask_BT, made)
+        / mask_BT.sum()
+    )
     torch.testing.assert_close(found, GOLDEN["hint_mse.mean_masked_elements"], rtol=0, atol=1e-10)
 
 
@@ -165,8 +175,8 @@ def term_sum(
     loss: str, mine: ModelOutputs, theirs: ModelOutputs, mask_BT: Tensor, made: TermProjections
 ) -> Tensor:
     if loss in MAP_LOSSES:
-        return attention_loss(loss, LAYER_PAIRS, mine, theirs, mask_BT)
-    return hidden_state_loss(loss, PAIRS, mine, theirs, mask_BT, made)
+        return attention_loss(Term("term", loss, pairs=LAYER_PAIRS), mine, theirs, mask_BT)
+    return hidden_state_loss(Term("term", loss, pairs=PAIRS), mine, theirs, mask_BT, made)
 
 
 @pytest.mark.parametrize("loss", [*STATE_LOSSES, *MAP_LOSSES])
@@ -202,7 +212,9 @@ def test_the_gradient_through_averaged_heads_is_that_of_finite_differences(loss:
         theirs = ModelOutputs(
             maps={0: draw(1, 1, 3, 3, seed=4).masked_fill(forbidden, float("-inf")).log_softmax(-1)}
         )
-        return attention_loss(loss, [(0, 0)], mine, theirs, torch.ones(1, 3, dtype=torch.bool))
+        return attention_loss(
+            Term("term", loss, pairs=((0, 0),)), mine, theirs, torch.ones(1, 3, dtype=torch.bool)
+        )
 
     assert torch.autograd.gradcheck(of_scores, draw(1, 2, 3, 3, seed=3).requires_grad_())
 
@@ -290,7 +302,9 @@ class Step(nn.Module):
         for term in ("hint", "cosine.big-2.1"):
             if term not in resting:
                 made = self.projections.of(term)
-                total = total + hidden_state_loss("hint", PAIRS, student, teacher, mask_BT, made)
+                total = total + hidden_state_loss(
+                    Term("term", "hint", pairs=PAIRS), student, teacher, mask_BT, made
+                )
         return total
 
 
@@ -326,10 +340,10 @@ def test_states_and_projections_of_different_types_meet() -> None:
     """A student in half precision whose projections are not, and under autocast."""
     student, teacher = with_states(0, 4), with_states(1, 6, seed=5)
     made, mask_BT = projections(4, 6).float(), mask_of()
-    exact = hidden_state_loss("hint", PAIRS, student, teacher, mask_BT, made)
+    exact = hidden_state_loss(Term("term", "hint", pairs=PAIRS), student, teacher, mask_BT, made)
     half = ModelOutputs(states={site: state.bfloat16() for site, state in student.states.items()})
-    found = hidden_state_loss("hint", PAIRS, half, teacher, mask_BT, made)
+    found = hidden_state_loss(Term("term", "hint", pairs=PAIRS), half, teacher, mask_BT, made)
     torch.testing.assert_close(found, exact, rtol=0.02, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = hidden_state_loss("hint", PAIRS, half, teacher, mask_BT, made)
+        found = hidden_state_loss(Term("term", "hint", pairs=PAIRS), half, teacher, mask_BT, made)
     torch.testing.assert_close(found, exact, rtol=0.02, atol=0)

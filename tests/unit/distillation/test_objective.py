@@ -54,9 +54,12 @@ def dense_of(teacher: Teacher, batch: Batch) -> Dense:
     return found
 
 
-def alone(hidden: torch.Tensor, head: Head) -> ForwardOutputs:
+NO_TEACHERS = TeacherMixture(Combination(), ())
+
+
+def alone(batch: Batch, hidden: torch.Tensor, head: Head) -> ForwardOutputs:
     """A student without teachers."""
-    return ForwardOutputs(ModelOutputs(hidden), head, {}, Projections())
+    return ForwardOutputs(batch, NO_TEACHERS, ModelOutputs(hidden), head, {}, Projections())
 
 
 def teachers_in_float32() -> dict[str, LiveTeacher]:
@@ -280,9 +283,7 @@ def test_a_gradient_of_the_gradient_fails_instead_of_being_left_out() -> None:
     head = Head(torch.randn(61, 16, requires_grad=True), None)
     terms = [Term("labels", "labels")]
     batch = packed_batch([[12]], length=12)
-    loss = reduce_terms(
-        terms, TeacherMixture(Combination(), ()), batch, alone(hidden, head), {"labels": 1.0}
-    ).loss
+    loss, _ = reduce_terms(terms, alone(batch, hidden, head), {"labels": 1.0})
     with pytest.raises(RuntimeError, match="create_graph"):
         torch.autograd.grad(loss, hidden, create_graph=True)
 
@@ -293,15 +294,17 @@ def test_a_term_of_weight_zero_is_measured_and_has_no_gradient() -> None:
     hidden = last_hidden(student, BATCH).detach().requires_grad_()
     answers = {name: teacher(BATCH, HEAD) for name, teacher in taught.items()}
     terms = [Term("kl", "forward_kl", weight=0.0, teacher="a")]
-    sides = ForwardOutputs(ModelOutputs(hidden), head_of(student), answers, Projections())
-    reduced = reduce_terms(terms, TeacherMixture(Combination(), ()), BATCH, sides, {"kl": 1.0})
-    reduced.loss.backward()
-    assert reduced.loss.item() == 0
+    outputs = ForwardOutputs(
+        BATCH, NO_TEACHERS, ModelOutputs(hidden), head_of(student), answers, Projections()
+    )
+    loss, sums = reduce_terms(terms, outputs, {"kl": 1.0})
+    loss.backward()
+    assert loss.item() == 0
     assert hidden.grad.abs().sum() == 0
     labelled = BATCH.labels != IGNORED
     logits = functional.linear(hidden, student.get_output_embeddings().weight)[labelled]
     expected = forward_kl(logits, answers["a"].distribution.rows(labelled).logits(slice(0, None), 61)).sum()
-    assert torch.allclose(reduced.sums["kl"], expected, atol=1e-10)
+    assert torch.allclose(sums["kl"], expected, atol=1e-10)
 
 
 def test_bf16_autocast_sums_the_heads_gradient_in_float32() -> None:
@@ -314,9 +317,8 @@ def test_bf16_autocast_sums_the_heads_gradient_in_float32() -> None:
                         ("document_ids", "position_ids", "example_ids")))  # fmt: skip
     term = [Term("labels", "labels")]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        sides = alone(hidden[None], Head(weight, None))
-        loss = reduce_terms(term, TeacherMixture(Combination(), ()), batch, sides, {"labels": 200.0})
-    loss.loss.backward()
+        loss, _ = reduce_terms(term, alone(batch, hidden[None], Head(weight, None)), {"labels": 200.0})
+    loss.backward()
     exact = weight.detach().double().requires_grad_()
     functional.cross_entropy(hidden.detach().double() @ exact.T, labels[0]).backward()
     assert weight.grad.dtype == torch.float32
@@ -328,9 +330,7 @@ def test_a_second_backward_fails_instead_of_scaling_twice() -> None:
     head = Head(torch.randn(61, 16, requires_grad=True), None)
     batch = packed_batch([[12]], length=12)
     terms = [Term("labels", "labels")]
-    loss = reduce_terms(
-        terms, TeacherMixture(Combination(), ()), batch, alone(hidden, head), {"labels": 1.0}
-    ).loss
+    loss, _ = reduce_terms(terms, alone(batch, hidden, head), {"labels": 1.0})
     loss.backward(retain_graph=True)
     with pytest.raises(TypeError):
         loss.backward()

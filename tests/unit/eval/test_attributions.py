@@ -194,10 +194,10 @@ def test_integrated_gradients_of_a_sum_are_its_parts() -> None:
     model, tokenizer = planted(parts)
     texts = ("b, a c a.",)
     found = integrated_gradients(model, tokenizer, texts, words_of(texts), 1, steps=5, context=32)
-    assert found.weights == pytest.approx([-1.0, 0.5, 2.0, 0.5], abs=1e-5)
-    assert (found.change, found.delta) == pytest.approx((2.0, 0.0), abs=1e-5)
+    assert found.values == pytest.approx([-1.0, 0.5, 2.0, 0.5], abs=1e-5)
+    assert (found.change, found.missing) == pytest.approx((2.0, 0.0), abs=1e-5)
     cut = integrated_gradients(model, tokenizer, texts, words_of(texts), 0, steps=5, context=5)
-    assert cut.weights == pytest.approx([1.0, -0.5, 0.0, 0.0], abs=1e-5)
+    assert cut.values == pytest.approx([1.0, -0.5, 0.0, 0.0], abs=1e-5)
 
 
 def test_integrated_gradients_add_up_from_the_masked_text() -> None:
@@ -220,9 +220,10 @@ def test_integrated_gradients_add_up_from_the_masked_text() -> None:
         with torch.no_grad():
             logits = model(input_ids=ids, token_type_ids=row.token_type_ids).logits[0].double()
         odds.append(float(logits[2] - torch.logsumexp(logits[:2], 0)))
+    assert found.change is not None and found.missing is not None
     assert found.change == pytest.approx(odds[0] - odds[1], abs=1e-5)
-    assert sum(found.weights) == pytest.approx(found.change + found.delta, abs=1e-5)
-    assert abs(found.delta) < 0.02 * abs(found.change)
+    assert sum(found.values) == pytest.approx(found.change + found.missing, abs=1e-5)
+    assert abs(found.missing) < 0.02 * abs(found.change)
     assert len(in_words) > len(words) + 5, "words of several tokens"
 
 

@@ -88,7 +88,7 @@ def test_each_token_but_the_first_is_scored_once_and_has_its_context(
 ) -> None:
     stride = min(stride, window)
     scored: list[int] = []
-    for piece in split_into_windows(0, length, window, stride):
+    for piece in split_into_windows(length, window, stride):
         assert piece.stop - piece.start - 1 <= window
         targets = range(piece.stop - piece.scored, piece.stop)
         assert all(target - piece.start >= min(target, window - stride + 1) for target in targets)

@@ -11,7 +11,7 @@ from tokenizers import normalizers
 from stlm_kd.data.tokenizers import load_tokenizer, same_vocabulary, train_tokenizer
 from stlm_kd.pipeline.builders.examples import all_examples
 from stlm_kd.pipeline.builders.objective import projections_of, terms_of
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stage_keys import held_out_key, student_key
 from stlm_kd.pipeline.stages.score import suite_calls
 from stlm_kd.pipeline.stages.student_job import StudentJob, Variant
@@ -44,7 +44,8 @@ def job(folder: Path, found: Recipe, variant: Variant = "student") -> StudentJob
     if not (folder / "a").exists():
         pico_model("gpt2").save_pretrained(folder / "a")
     tokenizer = train_tokenizer(["A good film and a bad film."] * 9, "bpe", 270, masked=False)
-    return StudentJob(found, variant, 1, {"a": str(folder / "a")}, tokenizer, RunContext(folder))
+    setup = RecipeSetup(found, tokenizer, RunContext(folder))
+    return StudentJob.of(setup, variant, 1, {"a": str(folder / "a")})
 
 
 def test_an_objective_of_weight_0_asks_no_teacher_and_has_no_term_and_no_projection(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_the_key_holds_the_wordnet_that_a_followed_objective_draws_from(
         made = []
         for version in ("one", "another"):
             monkeypatch.setattr(
-                "stlm_kd.pipeline.stage_keys.wordnet_identity", lambda version=version: version
+                "stlm_kd.interventions.sources.wordnet_identity", lambda version=version: version
             )
             made.append(student_key(job(tmp_path, found)))
         return made
@@ -146,7 +147,8 @@ def test_a_teacher_whose_tokenizer_reads_otherwise_reads_for_itself(lowercase: b
     found = labelled(
         tmp_path, ("a", "b"), ("a",), f"teachers=[{{name: t, model: {tmp_path}/theirs}}]", objectives
     )
-    reading = StudentJob(found, "student", 1, {"t": str(tmp_path / "theirs")}, own, RunContext(tmp_path))
+    setup = RecipeSetup(found, own, RunContext(tmp_path))
+    reading = StudentJob.of(setup, "student", 1, {"t": str(tmp_path / "theirs")})
     assert set(reading.teacher_tokenizers) == ({"t"} if lowercase else set())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stlm_kd.artifacts.stage_store import Key
-from stlm_kd.pipeline.context import RunContext
+from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stage_keys import cache_key
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob
 from stlm_kd.recipe import load
@@ -49,7 +49,8 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
 def key_of(text: str, *overrides: str, model: str = "m", tokenizer: str = "t", seed: int = 1) -> Key:
     Path("recipe.yaml").write_text(text, encoding="utf-8")
     recipe = load("recipe.yaml", overrides)
-    return cache_key(CacheJob(recipe, recipe.teachers[0], model, tokenizer, RunContext(Path("runs")), seed))  # type: ignore[arg-type]  # which is only identified
+    setup = RecipeSetup(recipe, tokenizer, RunContext(Path("runs")))  # type: ignore[arg-type]  # only identified
+    return cache_key(CacheJob.of(setup, recipe.teachers[0], model, seed))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stlm_kd.training import RowScale, TrainingConfig
-from stlm_kd.training.optimizer import learning_rate
 from tests.support.engine_pico import VOCABULARY, PicoBatches, PicoStep, pico_fit
 
 OLD, NEW = (0, 2, 3, 9), (1, 4, 5, 6, 7, 8, 10, 11, 12)
@@ -47,7 +46,7 @@ def trained_in_parts(*, tied: bool, pace: float) -> dict[str, Tensor]:
         optimizer.zero_grad()
         functional_call(step, weights, (batch, counts)).loss.backward()
         nn.utils.clip_grad_norm_([part for group in groups for part in group["params"]], PLAN.clip)
-        rate = learning_rate(index, peak=1e-2, schedule="cosine", steps=PLAN.steps, warmup=PLAN.warmup)
+        rate = PLAN.learning_rate_at(index)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["pace"]
         optimizer.step()

@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,12 +10,9 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from stlm_kd.errors import CheckpointError
-from stlm_kd.training.config import TrainingConfig
+from stlm_kd.training.config import Schedule, TrainingConfig
 from stlm_kd.training.optimizer import (
-    SCHEDULES,
-    Schedule,
     decayed_names,
-    learning_rate,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
@@ -41,27 +39,30 @@ def optimizer_of(
     ],
 )
 def test_schedule_agrees_with_a_calculation_by_hand(schedule: Schedule, expected: list[float]) -> None:
-    rates = [learning_rate(s, peak=2.0, schedule=schedule, steps=10, warmup=0.2) / 2 for s in range(10)]
+    config = TrainingConfig(10, 2.0, schedule=schedule, warmup=0.2)
+    rates = [config.learning_rate_at(step) / 2 for step in range(10)]
     assert rates == pytest.approx(expected, abs=1e-12)
 
 
 def test_cosine_without_warm_up_agrees_with_transformers() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
     scheduler = get_cosine_schedule_with_warmup(optimizer, 0, 20)
+    config = TrainingConfig(20, 0.3, schedule="cosine", warmup=0)
     for step in range(20):
         expected = optimizer.param_groups[0]["lr"]
-        assert learning_rate(step, peak=0.3, schedule="cosine", steps=20, warmup=0) == pytest.approx(expected)
+        assert config.learning_rate_at(step) == pytest.approx(expected)
         optimizer.step()
         scheduler.step()
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(SCHEDULES), st.integers(1, 500), st.floats(0, 1), st.data())
+@given(st.sampled_from(get_args(Schedule)), st.integers(1, 500), st.floats(0, 1), st.data())
 def test_every_step_learns_and_none_exceeds_the_peak(
     schedule: Schedule, steps: int, warmup: float, data: st.DataObject
 ) -> None:
     step = data.draw(st.integers(0, steps - 1))
-    assert 0 < learning_rate(step, peak=0.1, schedule=schedule, steps=steps, warmup=warmup) <= 0.1
+    config = TrainingConfig(steps, 0.1, schedule=schedule, warmup=warmup)
+    assert 0 < config.learning_rate_at(step) <= 0.1
 
 
 def test_norms_biases_and_vectors_do_not_decay() -> None:

@@ -9,16 +9,9 @@ import pytest
 from rich.console import Console
 
 from stlm_kd.errors import CheckpointError, MissingResourceError
-from stlm_kd.tracking import (
-    JsonlTracker,
-    LiveProgress,
-    PlainProgress,
-    StepMetrics,
-    ValidationMetrics,
-    open_progress,
-    open_tracker,
-    read_metrics,
-)
+from stlm_kd.tracking import StepMetrics, ValidationMetrics, open_tracker, read_metrics
+from stlm_kd.tracking.console import LiveProgress, PlainProgress, open_progress
+from stlm_kd.tracking.jsonl import JsonlTracker
 
 STEP = StepMetrics(120, 2000, 3.4123, {"labels": 4.11, "kl": 2.981}, 1e-3, 0.5, 9000, 41_200.0, 60.0, 720.0)
 VALIDATION = ValidationMetrics(120, 2000, {"labels": 4.2}, True)
