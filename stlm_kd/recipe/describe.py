@@ -100,10 +100,10 @@ def _cache(cache: Cache, recipe: Recipe, teacher: str) -> str:
 
 def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:
     fraction = recipe.data.fraction if adapt.fraction is None else adapt.fraction
-    options = {name: value for name, value in adapt if name not in ("init", "tokens", "fraction")}
+    options = option_words(dict(adapt), without=("init", "tokens", "fraction"))
     return (
         f"{place}: adapt to the student's vocabulary by {adapt.init}, then train embedding and head on "
-        f"{adapt.tokens:,} tokens of {fraction:.2%} of the text{option_words(options)}"
+        f"{adapt.tokens:,} tokens of {fraction:.2%} of the text{options}"
     )
 
 

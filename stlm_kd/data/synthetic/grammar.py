@@ -125,7 +125,7 @@ def intransitive(draws: Draws, subject: NounClass) -> Predicate:
     return Predicate(before, verb, after)
 
 
-def transitive(draws: Draws, subject: NounClass, cast: Sequence[Noun] = ()) -> Predicate:
+def transitive(draws: Draws, subject: NounClass, cast: Sequence[Noun]) -> Predicate:
     """A verb with its object; the subject must be a person or an animal."""
     targets = _TARGETS[subject.name]
     in_cast = {lexicon.CLASS_OF_NOUN[noun.stem].name for noun in cast}
@@ -153,7 +153,7 @@ def predicate(draws: Draws, subject: NounPhrase, cast: Sequence[Noun] = ()) -> P
     return intransitive(draws, subject.noun_class)
 
 
-def with_modifier(draws: Draws, head: NounPhrase, cast: Sequence[Noun] = ()) -> NounPhrase:
+def with_modifier(draws: Draws, head: NounPhrase, cast: Sequence[Noun]) -> NounPhrase:
     """The phrase with a second noun before its verb: "the dogs near the barn", "the dogs that chase hens"."""
     if _TARGETS[head.noun_class.name] and draws.chance(0.4):
         relative = transitive(draws, head.noun_class, cast).words(plural=head.plural)
@@ -177,9 +177,9 @@ def existential(draws: Draws, noun: Noun, *, determiner: str | None = None) -> W
     return ("there", copula, *there.words, draws.zipf(lexicon.PREPOSITIONS), *place.words)
 
 
-def never(draws: Draws, noun: Noun, determiner: str = "no") -> Words:
+def never(draws: Draws, noun: Noun) -> Words:
     """A clause such as "no dog ever growls", where "ever" requires the negative determiner."""
-    subject = noun_phrase(draws, noun, determiner=determiner)
+    subject = noun_phrase(draws, noun, determiner="no")
     verb = draws.zipf(subject.noun_class.intransitive)
     return clause(subject, Predicate(("ever",), verb, ()))
 
