@@ -141,18 +141,18 @@ def adapt_teacher(
             teacher, name = None, f"adapt-{loaded.teachers[0].name}"
         if launched_again(processes, loaded, origin=recipe or "the options"):
             return
-        from stlm_kd.pipeline.adapt import adapt_teacher as run
+        import stlm_kd
 
-        folder = run(
+        folder = stlm_kd.adapt_teacher(
             loaded,
             teacher=teacher,
             name=name,
             output_dir=output_dir,
-            resume=resume.value,
+            resume=resume is Resume.auto,
             trust_remote_code=trust_remote_code,
             command=typed_command(),
             rehearsal=rehearsal,
-        )
+        ).path
     if process_rank() > 0:
         return
     print_results(folder, as_json=as_json)

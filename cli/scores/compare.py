@@ -44,13 +44,13 @@ def compare(
     Better or worse: a difference that matters, significant over seeds and examples after correction for all
     comparisons. Equivalent: significantly no such difference. A single seed gives no verdict.
     """
+    import stlm_kd
     from stlm_kd.artifacts.output import write_output
-    from stlm_kd.comparison.compare import compare as run
     from stlm_kd.comparison.smallest import read_smallest
     from stlm_kd.reporting.tables.comparison import as_json as plain
     from stlm_kd.reporting.tables.comparison import differences_table, means_table
 
-    comparison = run(
+    comparison = stlm_kd.compare(
         sources,
         baseline=baseline,
         only=metric or (),

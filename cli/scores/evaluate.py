@@ -104,12 +104,12 @@ def evaluate(
     twice = sorted({model for model in models if models.count(model) > 1})
     if twice:
         raise UsageError(f"{', '.join(twice)}: given twice")
-    from stlm_kd.pipeline.scoring.evaluate import evaluate as run
+    import stlm_kd
     from stlm_kd.reporting.tables.scores import score_table
 
-    results = run(
+    results = stlm_kd.evaluate(
         models,
-        suites=chosen,
+        chosen,
         data=[str(path) for path in data or ()],
         text=None if text is None else [column.strip() for column in text.split(",")],
         label=label,

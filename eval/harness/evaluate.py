@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from unittest import mock
 
 import numpy as np
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 
 SUITE = "lm-eval"
+
+Output: TypeAlias = Mapping[str, Any]
+"""What lm-eval returns, which is untyped."""
 
 # Parts of lm-eval's report that describe the machine and the time of the run, not the scores.
 _LEFT_OUT = ("samples", "pretty_env_info", "git_hash", "upper_git_hash", "date")
@@ -97,7 +100,7 @@ def lm_eval(
             wrapped = DocumentLM(model, tokenizer, batch_size=batch_size, precision=precision)
             leaves = {task.task_name: task for one in built for task in task_data.leaves(one.item)}
             chosen = reduced.enter_context(ties_share_the_point(leaves))
-            output: Mapping[str, Any] = simple_evaluate(
+            output: Output = simple_evaluate(
                 model=wrapped,
                 tasks=[one.item for one in built],
                 task_manager=TaskManager(include_defaults=False),
@@ -107,33 +110,27 @@ def lm_eval(
                 bootstrap_iters=_BOOTSTRAPS,
             )
     origins = {one.name: one.origin for one in built}
-    samples: Mapping[str, Sequence[Mapping[str, Any]]] = output["samples"]
-    scores = [score for name in origins for score in _scores(output, samples, chosen, name, part_of=None)]
+    scores = [score for name in origins for score in _scores(output, chosen, name, part_of=None)]
     if wrapped.predicts_uniformly:
         scores = [replace(score, degenerate=UNIFORM) for score in scores]
     return SuiteResult(
         SUITE,
         tuple(scores),
-        tuple(_examples(samples, output["higher_is_better"])),
+        tuple(_examples(output)),
         tuple(_notes(origins, limit)),
-        _report(output, samples, origins),
+        _report(output, origins),
     )
 
 
 def _scores(
-    output: Mapping[str, Any],
-    samples: Mapping[str, Sequence[Mapping[str, Any]]],
-    chosen: Mapping[str, Sequence[Choice]],
-    task: str,
-    *,
-    part_of: str | None,
+    output: Output, chosen: Mapping[str, Sequence[Choice]], task: str, *, part_of: str | None
 ) -> Iterator[Score]:
     """The scores of a task, followed by those of its parts."""
     parts: Mapping[str, Sequence[str]] = output["group_subtasks"]
     leaves = _leaves(task, parts)
     found = [each for leaf in leaves for each in chosen.get(leaf, ())]
     sizes = Counter(each.choices for each in found)
-    examples = sum(len(samples[leaf]) for leaf in leaves)
+    examples = sum(len(output["samples"][leaf]) for leaf in leaves)
     chance = math.fsum(n / size for size, n in sizes.items()) / len(found) if found else None
     metrics: Mapping[str, Any] = output["results"][task]
     for key, value in metrics.items():
@@ -153,7 +150,7 @@ def _scores(
             )
     for part in parts.get(task, ()):
         if part != task:
-            yield from _scores(output, samples, chosen, part, part_of=task)
+            yield from _scores(output, chosen, part, part_of=task)
 
 
 def _leaves(task: str, parts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -166,12 +163,10 @@ def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _examples(
-    samples: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Mapping[str, object]]
-) -> Iterator[ExampleScore]:
-    for task, rows in samples.items():
+def _examples(output: Output) -> Iterator[ExampleScore]:
+    for task, rows in output["samples"].items():
         for row in rows:
-            for metric in metrics[task]:
+            for metric in output["higher_is_better"][task]:
                 if isinstance(row.get(metric), (int, float)):
                     yield ExampleScore(task, str(row["doc_id"]), metric, float(row[metric]))
 
@@ -186,9 +181,7 @@ def _notes(origins: Mapping[str, str], limit: int | None) -> Iterator[str]:
         yield f"only the first {limit} examples of each task: a trial, not a score to report"
 
 
-def _report(
-    output: Mapping[str, Any], samples: Mapping[str, Sequence[Mapping[str, Any]]], origins: Mapping[str, str]
-) -> dict[str, Json]:
+def _report(output: Output, origins: Mapping[str, str]) -> dict[str, Json]:
     """lm-eval's report without rows, with two added fields.
 
     ``sources``: the origin of each task's rows; ``requests``: for each task, a hash of all request texts.
@@ -200,7 +193,7 @@ def _report(
     report["sources"] = dict(origins)
     parts: Mapping[str, Sequence[str]] = output["group_subtasks"]
     report["requests"] = {
-        task: _hash_of_requests([samples[leaf] for leaf in _leaves(task, parts)])
+        task: _hash_of_requests([output["samples"][leaf] for leaf in _leaves(task, parts)])
         for task in output["results"]
     }
     return report

@@ -12,7 +12,7 @@ from stlm_kd.data.sources.files import expanded
 from stlm_kd.errors import DataError, MissingResourceError, ModelError
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
@@ -142,8 +142,7 @@ def train_tokenizer(
         ModelError: ``size`` has no room for the bytes.
         DataError: The text has too few different words for so many tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     assert kind == "bpe", kind
     special = _special_tokens(masked)
@@ -166,6 +165,15 @@ def train_tokenizer(
             f"{place}: {size} found, but the text yields only {tokenizer.get_vocab_size()} tokens; "
             "set a smaller size or give more text"
         )
+    return _with_roles(tokenizer, special, masked=masked)
+
+
+def _with_roles(
+    tokenizer: Tokenizer, special: dict[str, str | AddedToken], *, masked: bool
+) -> PreTrainedTokenizerFast:
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
     if not masked:
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import StringIO
+from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
@@ -24,10 +24,11 @@ from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
 from stlm_kd.pipeline.recording import recorded_once
+from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.stages.score import fine_tune, kept_scores
 from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports, finished_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.tokenizer import setup_of
-from stlm_kd.recipe import Recipe
+from stlm_kd.recipe import Recipe, named_recipe
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.reporting.tables.adaptation import adaptation_table
 from stlm_kd.reporting.tables.comparison import as_json as comparison_as_json
@@ -36,40 +37,42 @@ from stlm_kd.reporting.tables.scores import score_table
 
 
 def adapt_teacher(
-    recipe: Recipe,
+    recipe: Recipe | str,
+    overrides: Sequence[str] = (),
     *,
-    teacher: str | None,
-    name: str,
-    output_dir: Path,
-    resume: Literal["auto", "never"] = "auto",
-    trust_remote_code: bool,
-    command: str = "",
+    teacher: str | None = None,
+    name: str | None = None,
+    output_dir: str | PathLike[str] = "runs",
+    resume: bool = True,
     rehearsal: bool = True,
-) -> Path:
-    """Adapt the named teacher, or all that the recipe adapts, and write a report.
+    trust_remote_code: bool = False,
+    command: str = "",
+) -> Run:
+    """Adapt one teacher of a recipe, or all that it adapts, to the student's vocabulary, and write a report.
+
+    The run's folder gets the adapted models under ``teachers/``, ``results.json`` and ``table.txt``.
 
     Args:
-        recipe: A checked recipe.
+        recipe: A recipe, a file, or a built-in name.
+        overrides: Changes ``key.path=value``, for a recipe given by name.
         teacher: A teacher's name, or None for all.
-        name: The recipe's name; the run's name starts with it.
+        name: The recipe's name, with which the run's name starts; default: the recipe's.
         output_dir: Contains all runs and their shared stages.
         resume: Whether to resume unfinished work.
+        rehearsal: Whether to save, load and score each model once before training.
         trust_remote_code: Whether to run code shipped with a model.
         command: The command line, for the record.
-        rehearsal: Whether to save, load and score each model once before training.
 
-    Returns:
-        The run folder: Hugging Face folders under ``teachers/``; ``results.json`` and ``table.txt``.
+    Raises:
+        StlmKdError: As ``distill``.
     """
+    recipe, name = named_recipe(recipe, overrides, name)
+    output_dir = Path(output_dir)
     with recorded_once(
         recipe, name=_run_name(recipe, name, teacher), output_dir=output_dir, command=command
     ) as run:
         context = context_for(
-            recipe,
-            output_dir,
-            resume=resume == "auto",
-            trust_remote_code=trust_remote_code,
-            run_name=run.name,
+            recipe, output_dir, resume=resume, trust_remote_code=trust_remote_code, run_name=run.name
         )
         setup = setup_of(recipe, context)
         chosen = [one for one in recipe.teachers if one.adapt is not None and teacher in (None, one.name)]
@@ -79,7 +82,7 @@ def adapt_teacher(
             for model in dict.fromkeys(m for one in adapted for m in (one.original, one.model)):
                 fine_tune(recipe, model, context)
         on_main_process(lambda: _write_results(recipe, adapted, run, context))
-    return run
+    return Run(run)
 
 
 def _run_name(recipe: Recipe, name: str, teacher: str | None) -> str:

@@ -36,7 +36,7 @@ from stlm_kd.recipe.schema.cache import positions_of, temperature_of
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.schema.interchange import sources_with_data
 from stlm_kd.recipe.schema.objective import Objective
-from stlm_kd.recipe.schema.objectives import labels_alone
+from stlm_kd.recipe.schema.root import labels_alone
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
 from stlm_kd.teachers import COMBINED
 from stlm_kd.teachers.cache.format import read_manifest

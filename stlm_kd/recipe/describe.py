@@ -13,7 +13,6 @@ from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.recipe.schema.student import Adapt, TokenizerTraining
-from stlm_kd.recipe.schema.training import Train
 from stlm_kd.teachers import COMBINED
 
 _POSITIONS = {"labels": "labelled positions", "attended": "non-padding positions"}
@@ -40,22 +39,19 @@ def _text(recipe: Recipe) -> list[str]:
         words = f"trained: {tokenizer.train} of {tokenizer.size:,} tokens, on the whole training text"
     else:
         words = tokenizer
+    if recipe.language_task is not None:
+        amount = f"training text, in rows of {data.context} tokens"
+    else:
+        amount = f"training examples, of at most {data.context} tokens each"
     return [
         f"tokenizer {words}",
         *(f"train on {_source(source, recipe)}" for source in data.train),
         *(f"validate on {_source(source, recipe)}" for source in data.validation or ()),
-        _amount(recipe),
+        f"use {data.fraction:.2%} of the {amount}",
         *(["validation data may overlap training data"] if data.allow_overlap else []),
         *([] if data.masked_share is None else [f"mask {data.masked_share:.0%} of the tokens"]),
         *([] if data.labels is None else [f"classes {', '.join(data.labels)}"]),
     ]
-
-
-def _amount(recipe: Recipe) -> str:
-    data = recipe.data
-    if recipe.language_task is not None:
-        return f"use {data.fraction:.2%} of the training text, in rows of {data.context} tokens"
-    return f"use {data.fraction:.2%} of the training examples, of at most {data.context} tokens each"
 
 
 def _source(source: Source, recipe: Recipe) -> str:
@@ -104,10 +100,10 @@ def _cache(cache: Cache, recipe: Recipe, teacher: str) -> str:
 
 def _adapt(place: str, adapt: Adapt, recipe: Recipe) -> str:
     fraction = recipe.data.fraction if adapt.fraction is None else adapt.fraction
-    options = {name: value for name, value in adapt if name not in ("init", "tokens", "fraction")}
+    options = option_words(dict(adapt), without=("init", "tokens", "fraction"))
     return (
         f"{place}: adapt to the student's vocabulary by {adapt.init}, then train embedding and head on "
-        f"{adapt.tokens:,} tokens of {fraction:.2%} of the text{option_words(options)}"
+        f"{adapt.tokens:,} tokens of {fraction:.2%} of the text{options}"
     )
 
 
@@ -124,6 +120,7 @@ def _students(recipe: Recipe) -> list[str]:
         words = f"checkpoint {student.model}{' with a new head' if student.new_head else ''}"
     if student.dropout is not None:
         words += f", dropout {student.dropout:g}"
+    length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs} epochs"
     controls = f"; controls {', '.join(recipe.controls)}, with the same seeds" if recipe.controls else ""
     combined = f"combine teachers by {recipe.combine.how}{option_words(recipe.combine.options)}"
     if recipe.combine.teacher_dropout:
@@ -135,7 +132,7 @@ def _students(recipe: Recipe) -> list[str]:
             f"objective {name}, weight {value_words(entry.weight)}: {_objective(entry, recipe)}"
             for name, entry in zip(term_names(recipe), recipe.objectives, strict=True)
         ),
-        f"train for {_length(train)}{option_words(dict(train), without=('steps', 'epochs'))}",
+        f"train for {length}{option_words(dict(train), without=('steps', 'epochs'))}",
         *_recomputed_sources(recipe),
         f"seeds {', '.join(map(str, recipe.seeds))}{controls}; "
         f"logged to {', '.join(('jsonl', *recipe.tracking))}",
@@ -180,7 +177,3 @@ def _interchange(entry: Interchange) -> str:
     if not isinstance(entry.source, str):
         given = {**given, "source": entry.source.name, **entry.source.given}
     return listed_options(given)
-
-
-def _length(train: Train) -> str:
-    return f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs} epochs"

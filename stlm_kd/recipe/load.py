@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
@@ -44,17 +43,13 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
         UsageError: An override is not of the form ``key.path=value``.
         RecipeError: The recipe is invalid; holds all faults found.
     """
-    document = read(name, overrides)
-    return checked(document, is_stored=is_stored)
+    return checked(read(name, overrides), is_stored=is_stored)
 
 
 def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | None) -> tuple[Recipe, str]:
-    """A recipe that is given as such or by name, and the name of its runs.
+    """A recipe that is given as such, or by name as to ``load``; and the name of its runs.
 
-    Args:
-        recipe: A recipe; or a file or built-in name, which is loaded.
-        overrides: As ``load``, for a recipe given by name.
-        name: The name of its runs; default: that of the file, or ``recipe``.
+    By default the runs have the name of the file, or ``recipe``.
 
     Raises:
         UsageError: Overrides for a recipe that is loaded already.
@@ -68,20 +63,12 @@ def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | Non
 
 
 def from_values(values: dict[str, Plain], *, origin: str, is_stored: bool = False) -> Recipe:
-    """A recipe from values in place of a file; ``origin`` is its name in messages, the rest as ``load``.
-
-    Raises:
-        RecipeError: As ``load``.
-    """
+    """A recipe from values in place of a file; ``origin`` is its name in messages, the rest as ``load``."""
     return checked(Document(origin, _tree(values), ()), is_stored=is_stored)
 
 
 def checked(document: Document, *, is_stored: bool = False) -> Recipe:
-    """Validate the recipe of a document; arguments as ``load``.
-
-    Raises:
-        RecipeError: The recipe is invalid; holds all faults found.
-    """
+    """Validate the recipe of a document; arguments and errors as ``load``."""
     load_extensions()
     values = document.root.plain()
     try:
@@ -110,12 +97,9 @@ def _all_conflicts(recipe: Recipe, is_stored: bool) -> Iterator[Conflict]:
 
 def plain(part: BaseModel) -> dict[str, Plain]:
     """A part as plain values with defaults; fields that are null by default and null here are omitted."""
-    values: dict[str, Plain] = {}
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
-        if value is not None or not _null_by_default(field):
-            values[name] = _plain(value)
-    return values
+    fields = type(part).model_fields
+    given = ((name, value) for name, value in part if value is not None or fields[name].default is not None)
+    return {name: _plain(value) for name, value in given}
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -142,10 +126,6 @@ def term_names(recipe: Recipe) -> tuple[str, ...]:
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         names.append(next(one for one in itertools.chain([name], numbered) if one not in names))
     return tuple(names)
-
-
-def _null_by_default(field: FieldInfo) -> bool:
-    return field.default is None and field.default_factory is None
 
 
 class _Dumper(yaml.SafeDumper):

@@ -112,18 +112,17 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
         UsageError: An override that is not ``key.path=value``.
     """
     path = locate(name)
-    reader = _Reader(path)
+    reader = _Reader()
     try:
         root = parse(text_of(path))
     except YamlError as error:
         raise RecipeError(_display_path(path), error.faults) from error
     for override in overrides:
-        reader.expand_objectives(root)
-        found = dotted.apply(root, override, reader.expand)
+        _expand_objectives(root)
+        found = dotted.apply(root, override, lambda node: reader.expand(node, "teachers[].recipe", (path,)))
         if found is not None:
             reader.faults.append(found)
-    reader.expand_objectives(root)
-    reader.expand_teachers(root, path.parent, (path.resolve(),))
+    reader.expand_all(root, (path,))
     once = {(found.message, found.line): found for found in reader.faults}  # a recipe may be read twice
     return Document(_display_path(path), root, tuple(once.values()))
 
@@ -154,56 +153,52 @@ def _display_path(path: Path) -> str:
     return os.fspath(absolute.relative_to(here)) if absolute.is_relative_to(here) else os.fspath(path)
 
 
-class _Reader:
-    """Replaces the names under ``teachers[i].recipe`` by the recipes' content."""
+def _expand_objectives(node: Node) -> None:
+    """Replace the name of a list of objectives by the list; validation reports unknown names."""
+    named = node.value.get("objectives") if isinstance(node.value, dict) else None
+    known = {entry.name: entry.path for entry in built_in_objectives()}
+    if named is not None and isinstance(named.value, str) and named.value in known:
+        path = known[named.value]
+        named.value = parse(text_of(path), origin=_display_path(path)).value
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+
+class _Reader:
+    """Replaces the names of recipes and of lists of objectives by their content.
+
+    A chain is the files that lead to a node, each of which names the next; the last contains the node.
+    """
+
+    def __init__(self) -> None:
         self.faults: list[RecipeFault] = []
         self.num_read = 0
 
-    def expand(self, node: Node) -> None:
-        """Read the recipe that a node of the main file names."""
-        self._expand(node, "teachers[].recipe", self.path.parent, (self.path.resolve(),))
-
-    def expand_teachers(self, node: Node, beside: Path, chain: tuple[Path, ...], place: str = "") -> None:
-        """Read every recipe that a recipe's teachers name; unreadable ones keep their names."""
+    def expand_all(self, node: Node, chain: tuple[Path, ...], place: str = "") -> None:
+        """Read all that a recipe and its teachers' recipes name; unreadable ones keep their names."""
+        _expand_objectives(node)
         teachers = node.value.get("teachers") if isinstance(node.value, dict) else None
         entries = teachers.value if teachers is not None and isinstance(teachers.value, list) else []
         for i, entry in enumerate(entries):
             named = entry.value.get("recipe") if isinstance(entry.value, dict) else None
             if named is not None:
-                self._expand(named, f"{place}teachers[{i}].recipe", beside, chain)
+                self.expand(named, f"{place}teachers[{i}].recipe", chain)
 
-    def expand_objectives(self, node: Node) -> None:
-        """Replace the name of a list of objectives by the list; validation reports unknown names."""
-        named = node.value.get("objectives") if isinstance(node.value, dict) else None
-        known = {entry.name: entry.path for entry in built_in_objectives()}
-        if named is not None and isinstance(named.value, str) and named.value in known:
-            path = known[named.value]
-            named.value = parse(text_of(path), origin=_display_path(path)).value
-
-    def _expand(self, node: Node, place: str, beside: Path, chain: tuple[Path, ...]) -> None:
+    def expand(self, node: Node, place: str, chain: tuple[Path, ...]) -> None:
+        """Read the recipe that a node of a teacher names, and all that it names."""
         if not isinstance(node.value, str):  # written inline, or inlined before
-            self.expand_objectives(node)
-            self.expand_teachers(node, beside, chain, f"{place}.")
+            self.expand_all(node, chain, f"{place}.")
             return
         try:
-            path = locate(node.value, beside=None if node.line is None else beside)
+            path = locate(node.value, beside=None if node.line is None else chain[-1].parent)
             self.num_read += 1
-            if path.resolve() in chain or self.num_read > MOST_RECIPES:
-                problem = (
-                    "includes itself"
-                    if path.resolve() in chain
-                    else f"is one too many; expected at most {MOST_RECIPES} recipes"
-                )
-                self.faults.append(RecipeFault(place, f"{node.value} {problem}", node.line))
-                return
-            node.value = parse(text_of(path), origin=_display_path(path)).value
-            self.expand_objectives(node)
+            if path.resolve() in [outer.resolve() for outer in chain]:
+                self.faults.append(RecipeFault(place, f"{node.value} includes itself", node.line))
+            elif self.num_read > MOST_RECIPES:
+                message = f"{node.value} is one too many; expected at most {MOST_RECIPES} recipes"
+                self.faults.append(RecipeFault(place, message, node.line))
+            else:
+                node.value = parse(text_of(path), origin=_display_path(path)).value
+                self.expand_all(node, (*chain, path), f"{place}.")
         except MissingResourceError as error:
             self.faults.append(RecipeFault(place, str(error), node.line))
         except (YamlError, RecipeError) as error:
             self.faults += [RecipeFault(place, f"{node.value}: {found}", node.line) for found in error.faults]
-        else:
-            self.expand_teachers(node, path.parent, (*chain, path.resolve()), f"{place}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
@@ -17,11 +18,13 @@ from stlm_kd.recipe.yaml import Plain, YamlError, parse
 _SUITES: TypeAdapter[tuple[Suite, ...]] = TypeAdapter(tuple[AnySuite, ...])
 
 
-def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[str, Plain]]:
-    """Each suite with all its options, for ``stlm_kd.pipeline.scoring.evaluate``.
+def suites(
+    words: Sequence[str | Mapping[str, Plain]], *, options: Mapping[str, Plain] = MappingProxyType({})
+) -> list[dict[str, Plain]]:
+    """Each suite with all its options.
 
     Args:
-        words: Suite names, or mappings such as ``{suite: lm-eval, tasks: [blimp]}``.
+        words: Suite names, or mappings such as ``{suite: lm-eval, tasks: [blimp]}``, also as YAML.
         options: Further options, each applied to the suites that have it and do not set it.
 
     Raises:
@@ -34,7 +37,9 @@ def suites(words: Sequence[str], *, options: Mapping[str, Plain]) -> list[dict[s
     for option in options:
         if not any(option in names for names in having):
             takes = ", ".join(sorted(set().union(*having))) or "none"
-            raise UsageError(f"--{option}: not an option of {', '.join(words)}, which takes {takes}")
+            raise UsageError(
+                f"--{option}: not an option of {', '.join(map(str, words))}, which takes {takes}"
+            )
     entries = [
         {**{option: value for option, value in options.items() if option in names}, **entry}
         for entry, names in zip(entries, having, strict=True)
@@ -57,7 +62,9 @@ def _entry_name(entry: dict[str, Plain]) -> dict[str, Plain]:
     return written
 
 
-def _entry(word: str) -> dict[str, Plain]:
+def _entry(word: str | Mapping[str, Plain]) -> dict[str, Plain]:
+    if not isinstance(word, str):
+        return dict(word)
     try:
         value = parse(word).plain()
     except YamlError as error:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.cli.main import app
 from stlm_kd.errors import Interrupted, NonFiniteError, Preempted, StlmKdError
+from stlm_kd.pipeline.run import Run
 from stlm_kd.recipe import Recipe
 
 RECIPE = """
@@ -62,20 +63,20 @@ def replaced(monkeypatch: pytest.MonkeyPatch, module: str, name: str, calls: Cal
 def test_distill_hands_on_the_recipe_and_its_options(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = replaced(monkeypatch, "pipeline.distill", "distill", Calls(result=Path("run")))
+    calls = replaced(monkeypatch, "pipeline.distill", "distill", Calls(result=Run(Path("run"))))
     words = ["distill", "-c", "mine.yaml", "train.steps=3", "--seeds", "1,2", "--resume", "never"]
     done = runner.invoke(app, [*words, "--output-dir", "out", "--jobs", "2", "--trust-remote-code"])
     assert done.exit_code == 0, done.stderr
     (given,) = calls.arguments
     assert isinstance(given["first"], Recipe)
     assert (given["first"].train.steps, given["first"].seeds) == (3, (1, 2))
-    assert (given["name"], given["output_dir"], given["resume"]) == ("mine", Path("out"), "never")
+    assert (given["name"], given["output_dir"], given["resume"]) == ("mine", Path("out"), False)
     assert (given["jobs"], given["trust_remote_code"]) == (2, True)
     assert "the table" in done.stdout and "stlm-kd generate run" in done.stdout
 
 
 def test_distill_prints_json_alone_on_stdout(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced(monkeypatch, "pipeline.distill", "distill", Calls(result=Path("run")))
+    replaced(monkeypatch, "pipeline.distill", "distill", Calls(result=Run(Path("run"))))
     done = runner.invoke(app, ["distill", "-r", "mine.yaml", "--json"])
     assert json.loads(done.stdout) == {"folder": "run", "results": {"loss": 1}}
 

@@ -65,10 +65,11 @@ def _at_home(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     unmeasured = text_result([ScoredText(1.0, 1, 1)], 0, 1, 1)
 
-    def column(dataset: str, **asked: str | None) -> Iterator[str]:
-        yield from [f"{dataset} {asked} {number}" for number in range(20)]
+    def rows(dataset: str, **asked: Any) -> Iterator[tuple[str, dict[str, str]]]:
+        (column,) = asked["columns"]
+        yield from ((f"row {number}", {column: f"{dataset} {asked} {number}"}) for number in range(20))
 
-    monkeypatch.setattr(hub, "column", column)
+    monkeypatch.setattr(hub, "rows", rows)
     monkeypatch.setattr(hub, "version", lambda *asked, **named: f"{asked} {named}")
     monkeypatch.setattr(adaptation_quality, "perplexity", lambda *asked, **named: unmeasured)
 

@@ -17,7 +17,7 @@ from stlm_kd.losses.attention import MAP_LOSSES
 from stlm_kd.losses.hidden import STATE_LOSSES
 from stlm_kd.recipe import Recipe, from_values, load, plain, recipe_hash, resolved_yaml, term_names
 from stlm_kd.recipe.load import _Dumper
-from stlm_kd.recipe.schema import cache, data, interchange, objectives, root, student, training
+from stlm_kd.recipe.schema import cache, data, interchange, objective, root, student, training
 from stlm_kd.recipe.schema.fields import Part
 from stlm_kd.recipe.schema.options import with_options
 from stlm_kd.recipe.yaml import parse
@@ -26,15 +26,15 @@ from tests.support.field_effects import BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
 
 PARTS = {
     name: part
-    for module in (root, student, data, objectives, interchange, training, cache)
+    for module in (root, student, data, objective, interchange, training, cache)
     for name, part in vars(module).items()
     if isinstance(part, type) and issubclass(part, Part) and part is not Part
 }
 TABLES = (
-    (objectives.Combine, COMBINERS),
-    (objectives.Response, LOSSES),
-    (objectives.Feature, STATE_LOSSES),
-    (objectives.MapFeature, MAP_LOSSES),
+    (root.Combine, COMBINERS),
+    (objective.Response, LOSSES),
+    (objective.Feature, STATE_LOSSES),
+    (objective.MapFeature, MAP_LOSSES),
     (interchange.Interchange, INTERCHANGE_LOSSES),
     (interchange.SourceEntry, SOURCES),
     (root.Suite, SUITES),

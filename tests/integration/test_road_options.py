@@ -264,4 +264,4 @@ def test_a_recipe_is_distilled_outside_the_main_thread(place: Path, tmp_path: Pa
     options = {"output_dir": tmp_path, "resume": "auto", "trust_remote_code": False, "command": ""}
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(distill, load("plain.yaml"), name="plain", **options).result()
-    assert (run / "table.txt").is_file()
+    assert (run.path / "table.txt").is_file()

@@ -18,7 +18,7 @@ from stlm_kd.data.sources import hub
 from stlm_kd.data.sources.files import ROWS, expanded, text_files
 from stlm_kd.data.sources.sources import file_facts, hash_of, sample_facts
 from stlm_kd.data.sources.tables import Row, read_rows, require_columns, shown, text_value
-from stlm_kd.data.synthetic.tasks import TASK_SPLITS, TASKS, sample_rows
+from stlm_kd.data.synthetic import SPLITS, TASKS, sample_rows
 from stlm_kd.errors import DataError, did_you_mean
 from stlm_kd.notes import note
 
@@ -77,8 +77,8 @@ class LabelledSource:
             return
         if self.sample not in TASKS:
             raise DataError(f"{place}: not a task of the sample{did_you_mean(self.sample, TASKS)}")
-        if self.split not in TASK_SPLITS:
-            raise DataError(f"{place}: not a split of the sample{did_you_mean(self.split, TASK_SPLITS)}")
+        if self.split not in SPLITS:
+            raise DataError(f"{place}: not a split of the sample{did_you_mean(self.split, SPLITS)}")
         if self.size is not None and self.size <= 0:
             raise DataError(f"{place}: size {self.size} found, expected a positive number of examples")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from stlm_kd.data.synthetic import grammar, lexicon
 from stlm_kd.data.synthetic.draw import Draws
@@ -65,7 +66,7 @@ def _draw_cast(draws: Draws) -> tuple[Noun, ...]:
 
 def _draw_subject(draws: Draws, cast: Sequence[Noun], previous: NounPhrase | None) -> NounPhrase:
     if previous is not None and draws.chance(0.3):
-        return NounPhrase((previous.pronoun(),), previous.noun_class, previous.plural, previous.gender)
+        return replace(previous, words=(previous.pronoun(),))
     if draws.chance(0.12):
         return grammar.named_person(draws)
     if draws.chance(0.5):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stlm_kd.data.synthetic import lexicon
 from stlm_kd.data.synthetic.draw import Draws
@@ -125,13 +125,12 @@ def intransitive(draws: Draws, subject: NounClass) -> Predicate:
     return Predicate(before, verb, after)
 
 
-def transitive(draws: Draws, subject: NounClass, cast: Sequence[Noun] = ()) -> Predicate:
+def transitive(draws: Draws, subject: NounClass, cast: Sequence[Noun]) -> Predicate:
     """A verb with its object; the subject must be a person or an animal."""
-    known = [lexicon.CLASS_OF_NOUN[noun.stem] for noun in cast]
-    targets = [target for target in _TARGETS[subject.name] if target in known]
-    target = (
-        draws.uniform(targets) if targets and draws.chance(0.7) else draws.uniform(_TARGETS[subject.name])
-    )
+    targets = _TARGETS[subject.name]
+    in_cast = {lexicon.CLASS_OF_NOUN[noun.stem].name for noun in cast}
+    known = [target for target in targets if target.name in in_cast]
+    target = draws.uniform(known if known and draws.chance(0.7) else targets)
     verb = draws.zipf(transitive_verbs(subject, target))
     return Predicate((), verb, draw_object(draws, target, cast).words)
 
@@ -141,17 +140,12 @@ def copular(draws: Draws, subject: NounClass) -> Predicate:
     return Predicate((), "be", (draws.zipf(subject.adjectives),))
 
 
-def reflexive_predicate(draws: Draws, subject: NounPhrase) -> Predicate:
-    """A verb with a reflexive object; the subject is a person or an animal."""
-    verbs = transitive_verbs(subject.noun_class, subject.noun_class)
-    return Predicate((), draws.zipf(verbs), (subject.reflexive(),))
-
-
 def predicate(draws: Draws, subject: NounPhrase, cast: Sequence[Noun] = ()) -> Predicate:
     """Any predicate that fits the subject."""
     if _TARGETS[subject.noun_class.name]:
         if draws.chance(0.12):
-            return reflexive_predicate(draws, subject)
+            verbs = transitive_verbs(subject.noun_class, subject.noun_class)
+            return Predicate((), draws.zipf(verbs), (subject.reflexive(),))
         if draws.chance(0.6):
             return transitive(draws, subject.noun_class, cast)
     if draws.chance(0.3):
@@ -159,14 +153,13 @@ def predicate(draws: Draws, subject: NounPhrase, cast: Sequence[Noun] = ()) -> P
     return intransitive(draws, subject.noun_class)
 
 
-def with_modifier(draws: Draws, head: NounPhrase, cast: Sequence[Noun] = ()) -> NounPhrase:
+def with_modifier(draws: Draws, head: NounPhrase, cast: Sequence[Noun]) -> NounPhrase:
     """The phrase with a second noun before its verb: "the dogs near the barn", "the dogs that chase hens"."""
     if _TARGETS[head.noun_class.name] and draws.chance(0.4):
         relative = transitive(draws, head.noun_class, cast).words(plural=head.plural)
-        return NounPhrase((*head.words, "that", *relative), head.noun_class, head.plural, head.gender)
+        return replace(head, words=(*head.words, "that", *relative))
     other = plain_phrase(draws, draws.uniform(CLASSES))
-    words = (*head.words, draws.zipf(lexicon.PREPOSITIONS), *other.words)
-    return NounPhrase(words, head.noun_class, head.plural, head.gender)
+    return replace(head, words=(*head.words, draws.zipf(lexicon.PREPOSITIONS), *other.words))
 
 
 def clause(subject: NounPhrase, predicate: Predicate) -> Words:
@@ -184,9 +177,9 @@ def existential(draws: Draws, noun: Noun, *, determiner: str | None = None) -> W
     return ("there", copula, *there.words, draws.zipf(lexicon.PREPOSITIONS), *place.words)
 
 
-def never(draws: Draws, noun: Noun, determiner: str = "no") -> Words:
+def never(draws: Draws, noun: Noun) -> Words:
     """A clause such as "no dog ever growls", where "ever" requires the negative determiner."""
-    subject = noun_phrase(draws, noun, determiner=determiner)
+    subject = noun_phrase(draws, noun, determiner="no")
     verb = draws.zipf(subject.noun_class.intransitive)
     return clause(subject, Predicate(("ever",), verb, ()))
 

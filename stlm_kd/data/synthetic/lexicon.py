@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 
 
 class Gender(Enum):
@@ -129,32 +130,22 @@ FREQUENCY = ("often", "always", "rarely", "usually", "sometimes", "seldom")
 MANNER = ("slowly", "quietly", "again", "today", "suddenly", "outside")
 REPORTING = ("say", "think", "know", "believe", "hope", "claim")
 
-_IRREGULAR_PLURALS = {
+_IRREGULAR = {
     "wolf": "wolves", "mouse": "mice", "goose": "geese", "loaf": "loaves", "knife": "knives",
-    "scarf": "scarves",
+    "scarf": "scarves", "be": "is", "have": "has", "do": "does",
 }  # fmt: skip
-_IRREGULAR_VERBS = {"be": "is", "have": "has", "do": "does"}
 
 
+@cache
 def _with_s(stem: str) -> str:
+    """The plural of a noun, or the third person singular of a verb."""
+    if stem in _IRREGULAR:
+        return _IRREGULAR[stem]
     if stem.endswith(("s", "x", "z", "ch", "sh")) or stem == "echo":
         return stem + "es"
     if stem.endswith("y") and stem[-2] not in "aeou":
         return stem[:-1] + "ies"
     return stem + "s"
-
-
-# Precomputed, because the generator looks up a form for every word.
-_PLURAL = {noun: _IRREGULAR_PLURALS.get(noun, _with_s(noun)) for cls in CLASSES for noun in cls.nouns}
-_THIRD_PERSON = {
-    verb: _IRREGULAR_VERBS.get(verb, _with_s(verb))
-    for verbs in (
-        *((*cls.intransitive, *cls.transitive) for cls in CLASSES),
-        REPORTING,
-        tuple(_IRREGULAR_VERBS),
-    )
-    for verb in verbs
-}
 
 
 def noun_form(noun: str, *, plural: bool) -> str:
@@ -163,7 +154,7 @@ def noun_form(noun: str, *, plural: bool) -> str:
     >>> noun_form("daisy", plural=True), noun_form("mouse", plural=True)
     ('daisies', 'mice')
     """
-    return _PLURAL[noun] if plural else noun
+    return _with_s(noun) if plural else noun
 
 
 def verb_form(verb: str, *, plural: bool) -> str:
@@ -174,7 +165,7 @@ def verb_form(verb: str, *, plural: bool) -> str:
     """
     if plural:
         return "are" if verb == "be" else verb
-    return _THIRD_PERSON[verb]
+    return _with_s(verb)
 
 
 def gender_of(noun: str) -> Gender:

@@ -70,10 +70,6 @@ def _other_class(draws: Draws, *excluded: NounClass) -> NounClass:
     return draws.uniform([cls for cls in CLASSES if cls not in excluded])
 
 
-def _actor(draws: Draws) -> NounClass:
-    return draws.uniform((PERSON, ANIMAL))
-
-
 def _subject_verb_agreement(draws: Draws) -> tuple[Words, Words]:
     subject = grammar.noun_phrase(draws, grammar.draw_noun(draws, _any_class(draws)), determiner="the")
     predicate = grammar.predicate(draws, subject)
@@ -92,7 +88,7 @@ def _agreement_across_attractor(draws: Draws) -> tuple[Words, Words]:
 
 
 def _anaphor_agreement(draws: Draws) -> tuple[Words, Words]:
-    noun_class = _actor(draws)
+    noun_class = draws.uniform((PERSON, ANIMAL))
     subject = grammar.noun_phrase(draws, grammar.draw_noun(draws, noun_class), determiner="the")
     verb = draws.zipf(grammar.transitive_verbs(noun_class, noun_class))
     wrong = [

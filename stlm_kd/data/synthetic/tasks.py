@@ -16,12 +16,11 @@ from typing import Final
 
 from stlm_kd.data.synthetic import grammar, lexicon
 from stlm_kd.data.synthetic.draw import Draws
-from stlm_kd.data.synthetic.grammar import Words
+from stlm_kd.data.synthetic.grammar import Predicate, Words
 from stlm_kd.data.synthetic.lexicon import CLASSES
 from stlm_kd.data.synthetic.pairs import minimal_pairs
 from stlm_kd.errors import DataError
 
-TASK_SPLITS = ("train", "validation")
 _PARTS_HELD_OUT, _PARTS = 1, 4
 _FIRST_PAIRS = 512
 _MOST_MISSES = 10_000  # consecutive repetitions after which the sentences count as exhausted
@@ -121,10 +120,10 @@ def _verdict(draws: Draws, *, good: bool, turned: float = 0.2) -> Words:
         return _attitude(draws, good=says_good, negated=negated)
     noun = grammar.draw_noun(draws, draws.uniform(CLASSES))
     subject = grammar.noun_phrase(draws, noun, determiner="the", adjective=0.15)
-    copula = lexicon.verb_form("be", plural=subject.plural)
     adverb = (draws.uniform(("not", "never", "hardly")),) if negated else ()
     degree = (draws.zipf(_DEGREES),) if not negated and draws.chance(0.25) else ()
-    return (*subject.words, copula, *adverb, *degree, draws.zipf(_PRAISE if says_good else _BLAME))
+    opinion = draws.zipf(_PRAISE if says_good else _BLAME)
+    return grammar.clause(subject, Predicate((), "be", (*adverb, *degree, opinion)))
 
 
 def _attitude(draws: Draws, *, good: bool, negated: bool) -> Words:
@@ -133,10 +132,8 @@ def _attitude(draws: Draws, *, good: bool, negated: bool) -> Words:
     target = grammar.draw_object(draws, draws.uniform(CLASSES))
     verb = draws.zipf(_ADMIRES if good else _DESPISES)
     if negated:
-        verb_words: Words = (lexicon.verb_form("do", plural=subject.plural), "not", verb)
-    else:
-        verb_words = (verb if subject.plural else f"{verb}s",)
-    return (*subject.words, *verb_words, *target.words)
+        return grammar.clause(subject, Predicate((), "do", ("not", verb, *target.words)))
+    return grammar.clause(subject, Predicate((), verb, target.words))
 
 
 def _with_comma(words: Words) -> Words:

@@ -27,6 +27,7 @@ from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import SuiteCall, check_rows, score
 from stlm_kd.pipeline.stages.teacher_set import TeacherSet, teachers_of_run
 from stlm_kd.recipe.load import recipe_of
+from stlm_kd.recipe.suites import suites as all_options
 
 LABELLED = {"classification", "regression"}
 """The tasks of labelled examples."""
@@ -34,14 +35,14 @@ LABELLED = {"classification", "regression"}
 
 def evaluate(
     models: Sequence[str],
+    suites: Sequence[str | Mapping[str, Any]],
     *,
-    suites: Sequence[Mapping[str, Any]],
-    data: Sequence[str],
-    text: Sequence[str] | None,
-    label: str | None,
+    data: Sequence[str] = (),
+    text: Sequence[str] | None = None,
+    label: str | None = None,
     teachers: Sequence[str] = (),
-    output: Path | None,
-    trust_remote_code: bool,
+    output: Path | None = None,
+    trust_remote_code: bool = False,
     output_dir: Path = Path("runs"),
     resume: bool = True,
 ) -> dict[str, list[SuiteResult]]:
@@ -49,7 +50,7 @@ def evaluate(
 
     Args:
         models: Runs, model folders or Hub ids.
-        suites: Each ``{"suite": name, **options}``.
+        suites: Each a name, or ``{"suite": name, **options}``.
         data: Files of held-out text or labelled examples, for suites that read them; empty for those of each
             model's run.
         text: The text columns of labelled examples; None for those of the model's run.
@@ -68,7 +69,7 @@ def evaluate(
     """
     calls = [
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
-        for entry in suites
+        for entry in all_options(suites)
     ]
     needed = {
         _task_of(call, models[0], trust_remote_code)

@@ -78,8 +78,7 @@ class Schedule(Part):
             raise fault(f"at {list(at)} found; expected distinct fractions above 0 in ascending order")
 
 
-def schedulable(annotation: Any) -> Any:
-    """The same kind of number, or a schedule of such numbers."""
+def _or_schedule(annotation: Any) -> PlainValidator:
     adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
     def validate(value: object, info: ValidationInfo) -> object:
@@ -92,20 +91,19 @@ def schedulable(annotation: Any) -> Any:
             adapter.validate_python(number)
         return schedule
 
-    return Annotated[Any, PlainValidator(validate)]
+    return PlainValidator(validate)
+
+
+def schedulable(annotation: Any) -> Any:
+    """The same kind of number, or a schedule of such numbers."""
+    return Annotated[Any, _or_schedule(annotation)]
+
+
+Weight = Annotated[float | Schedule, _or_schedule(NotNegative)]
 
 
 def _is_number(annotation: Any) -> bool:
     return annotation is float or (get_origin(annotation) is Annotated and get_args(annotation)[0] is float)
-
-
-def _weight(value: object, info: ValidationInfo) -> object:
-    return _WEIGHTS.validate_python(value, context=info.context)
-
-
-_WEIGHTS: TypeAdapter[float | Schedule] = TypeAdapter(schedulable(NotNegative))
-
-Weight = Annotated[float | Schedule, PlainValidator(_weight)]
 
 
 def loss_registries() -> tuple[Registry[Any], ...]:

@@ -19,7 +19,6 @@ Chosen = TypeVar("Chosen", bound=Part)
 Handler: TypeAlias = Callable[[object], Any]
 _CLASSES: dict[tuple[type[Part], str, object], type[Part]] = {}
 
-
 Rows: TypeAlias = Sequence[tuple[type[Chosen], Registry[Any]]]
 """Registries, each with the part whose fields all its entries share."""
 
@@ -29,20 +28,14 @@ def row_of(
 ) -> Callable[[object, Handler, ValidationInfo], Chosen]:
     """A wrap validator: the part of the registry entry that ``given[key]`` names, with its options.
 
-    An unknown name is validated with the options of the nearest one, so option faults are reported too.
-
-    Args:
-        base: The common base class.
-        key: The field that holds the entry's name.
-        tables: Called at validation.
+    An unknown name is validated with the options of the nearest one, so option faults are reported too. All
+    parts of the tables, which are called at validation, have the class ``base``.
     """
 
     def validate(given: object, handler: Handler, info: ValidationInfo) -> Chosen:
         rows = tables()
         if isinstance(given, base):
-            if type(given) is not base:
-                return given
-            given = given.model_dump()
+            return given
         name = _value_near(given, key)
         if name is None:
             return handler(given)  # type: ignore[no-any-return]  # pydantic's handler has no type

@@ -1,6 +1,6 @@
 """The schema of a recipe: one class for each mapping of the YAML file.
 
-The larger parts have their own modules: ``student``, ``data``, ``objectives``, ``training``. Values are
+The larger parts have their own modules: ``student``, ``data``, ``objective``, ``training``. Values are
 checked one part at a time; ``stlm_kd.recipe.validation`` checks the parts against one another. Names and
 options of losses, combiners and suites come from their registries, which are read at validation.
 """
@@ -18,11 +18,13 @@ from stlm_kd.models.families import Goal, Task
 from stlm_kd.recipe.locate import built_in_objectives
 from stlm_kd.recipe.schema.cache import AnyCache
 from stlm_kd.recipe.schema.data import MASKED_SHARE, Data
-from stlm_kd.recipe.schema.fields import Flag, Part, Seed, Text, fault, show, texts_of
-from stlm_kd.recipe.schema.objectives import AnyCombine, AnyObjective, Combine
-from stlm_kd.recipe.schema.options import added_options, known_name, row_of
+from stlm_kd.recipe.schema.fields import BelowOne, Flag, Part, Seed, Text, fault, show, texts_of
+from stlm_kd.recipe.schema.interchange import Interchange
+from stlm_kd.recipe.schema.objective import LABELS, Feature, MapFeature, Objective, Response, loss_registries
+from stlm_kd.recipe.schema.options import added_options, known_name, row_of, with_options
 from stlm_kd.recipe.schema.student import Adapt, Student
 from stlm_kd.recipe.schema.training import Engine, Train
+from stlm_kd.registry import Registry
 from stlm_kd.training.config import Precision
 
 Control = Literal["no-teacher", "all-data", "equal-compute"]
@@ -61,6 +63,49 @@ class Teacher(Part):
         in_a_folder = cache.get("path") is not None if isinstance(cache, Mapping) else isinstance(cache, str)
         only_read = in_a_folder and cache != "auto"
         return only_read and all(given.get(key) is None for key in cls.one_of)
+
+
+def _combiners() -> Registry[Any]:
+    from stlm_kd.teachers.combination import COMBINERS
+
+    return COMBINERS
+
+
+class Combine(Part):
+    """The combination of several teachers; the options of ``how`` are further fields.
+
+    ``teacher_dropout``: the probability that a teacher is dropped in an optimizer step and does not run; at
+    least one stays.
+    """
+
+    called: ClassVar[str] = "a key of combine"
+    how: Annotated[Text, BeforeValidator(lambda value: known_name(value, _combiners()))] = "mean"
+    teacher_dropout: BelowOne = 0.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the combiner."""
+        return added_options(self, Combine)
+
+
+AnyCombine = Annotated[
+    SerializeAsAny[Combine], WrapValidator(row_of(Combine, "how", lambda: [(Combine, _combiners())]))
+]
+
+
+def _objective_tables() -> list[tuple[type[Objective], Registry[Any]]]:
+    """Each registry of losses, with the class of its objectives, which has their further fields."""
+    return list(zip((Response, Feature, MapFeature, Interchange), loss_registries(), strict=True))
+
+
+AnyObjective = Annotated[
+    SerializeAsAny[Objective], WrapValidator(row_of(Objective, "loss", _objective_tables))
+]
+
+
+def labels_alone() -> Objective:
+    """The only objective of a student without teachers."""
+    return with_options(Response, LABELS, loss_registries()[0]).model_validate({"loss": LABELS})
 
 
 class Suite(Part):
@@ -123,7 +168,7 @@ class Recipe(Part):
     task: Goal
     student: Student
     teachers: tuple[Teacher, ...] = ()
-    combine: AnyCombine = Field(default_factory=lambda: Combine(how="mean"), validate_default=True)
+    combine: AnyCombine = Field(default={"how": "mean"}, validate_default=True)
     data: Data
     objectives: Annotated[tuple[AnyObjective, ...], BeforeValidator(_objectives)] = ()
     train: Train = Train()
@@ -145,25 +190,17 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _mask_the_usual_share(cls, given: object) -> object:
-        if not isinstance(given, dict) or given.get("task") != "mlm":
+    def _defaults_by_other_parts(cls, given: object) -> object:
+        """Mask the usual share for a masked language model; keep the best where validations find it."""
+        if not isinstance(given, dict) or not isinstance(data := given.get("data"), Mapping):
             return given
-        data = given.get("data")
-        if not isinstance(data, Mapping) or data.get("masked_share") is not None:
-            return given
-        return {**given, "data": {**data, "masked_share": MASKED_SHARE}}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_the_best_where_it_is_known(cls, given: object) -> object:
-        if not isinstance(given, dict):
-            return given
-        train, data = given.get("train"), given.get("data")
-        if not isinstance(train, Mapping) or not isinstance(data, Mapping) or "keep" in train:
-            return given
-        if not train.get("validate_every") or not data.get("validation"):
-            return given
-        return {**given, "train": {**train, "keep": "best"}}
+        found = dict(given)
+        if given.get("task") == "mlm" and data.get("masked_share") is None:
+            found["data"] = {**data, "masked_share": MASKED_SHARE}
+        train = given.get("train")
+        if isinstance(train, Mapping) and train.get("validate_every") and data.get("validation"):
+            found["train"] = {"keep": "best", **train}
+        return found
 
 
 Teacher.model_rebuild()

@@ -45,16 +45,16 @@ def _text_or_training(value: object, info: ValidationInfo) -> object:
 
 
 def _layers(value: object) -> object:
-    if isinstance(value, str) and value in get_args(Layers):
+    choices = get_args(Layers)
+    if isinstance(value, str) and value in choices:
         return value
     if isinstance(value, (list, tuple)) and value and all(type(i) is int and i >= 0 for i in value):
         if list(value) != sorted(set(value)):
             raise fault(f"{list(value)} found; expected different layers in ascending order")
         return tuple(value)
     found = str(list(value)) if isinstance(value, (list, tuple)) else show(value)
-    hint = did_you_mean(value, get_args(Layers)) if isinstance(value, str) else ""
-    choices = ", ".join(get_args(Layers))
-    raise fault(f"{found} found; expected one of {choices}, or a list such as [0, 2, 4]{hint}")
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    raise fault(f"{found} found; expected one of {', '.join(choices)}, or a list such as [0, 2, 4]{hint}")
 
 
 class InitFrom(Part):

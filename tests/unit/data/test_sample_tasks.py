@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from stlm_kd.data.synthetic import tasks
+from stlm_kd.data.synthetic import SPLITS, TASKS, sample_rows, tasks
 from stlm_kd.data.synthetic.pairs import minimal_pairs
-from stlm_kd.data.synthetic.tasks import TASK_SPLITS, TASKS, sample_rows
 from stlm_kd.errors import DataError
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_splits_share_no_sentence_and_each_is_balanced(task: str) -> None:
-    split = {name: sample_rows(task, name, count=600) for name in TASK_SPLITS}
+    split = {name: sample_rows(task, name, count=600) for name in SPLITS}
     sentences = [row["sentence"] for rows in split.values() for row in rows]
     assert len(set(sentences)) == 1200
     for rows in split.values():
@@ -52,7 +51,7 @@ def test_no_accepted_sentence_is_a_broken_one_elsewhere() -> None:
 
 
 def test_no_sentence_praises_and_blames() -> None:
-    rows = [row for split in TASK_SPLITS for row in sample_rows("sentiment", split, count=3000)]
+    rows = [row for split in SPLITS for row in sample_rows("sentiment", split, count=3000)]
     assert len({row["sentence"] for row in rows}) == len(rows)
 
 
