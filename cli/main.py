@@ -36,13 +36,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-def _import_modules(names: list[str]) -> None:
-    if names:
-        from stlm_kd.extensions import import_modules
-
-        import_modules(names)
-
-
 @app.callback()
 def root(
     version: Annotated[
@@ -53,7 +46,6 @@ def root(
         typer.Option(
             "--import",
             metavar="MODULE",
-            callback=_import_modules,
             help="Import a module that registers losses, sources, combiners, initialisers or suites. May be "
             "repeated.",
         ),
@@ -63,6 +55,10 @@ def root(
 
     Try it offline: stlm-kd distill -r sample-two-teachers
     """
+    if imports:
+        from stlm_kd.extensions import import_modules
+
+        import_modules(imports)
 
 
 app.command("distill", cls=Command)(distill)

@@ -68,14 +68,14 @@ def test_a_users_loss_trains_in_every_process(how: str, place: Path, tmp_path: P
 def test_without_its_module_the_loss_is_unknown_and_a_broken_module_is_named(
     place: Path, tmp_path: Path
 ) -> None:
-    validate = ["recipe", "validate", "-r", "taught.yaml", OBJECTIVES]
+    validate = ["recipe", "validate", "taught.yaml", OBJECTIVES]
     unknown = command(place, *validate)
-    assert unknown.returncode == 2 and "total_variation" in unknown.stderr
+    assert unknown.returncode == 3 and "total_variation" in unknown.stderr
     broken = command(place, *validate, path=installed(tmp_path, "import nothing_of_this_name\n"))
-    assert broken.returncode == 3
+    assert broken.returncode == 5
     assert (
         "the extension total of variation: its module cannot be imported (ModuleNotFoundError"
         in broken.stderr
     )
     missing = command(place, "--import", "nowhere", *validate)
-    assert missing.returncode == 3 and missing.stderr.startswith("--import nowhere: its module cannot be")
+    assert missing.returncode == 5 and missing.stderr.startswith("--import nowhere: its module cannot be")
