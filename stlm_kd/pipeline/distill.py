@@ -49,7 +49,8 @@ def distill(
         name: The run's name; default: the recipe's.
         output_dir: Contains all runs and their shared stages.
         resume: Whether to resume unfinished work.
-        jobs: Number of parallel trainings and evaluations.
+        jobs: Number of parallel trainings and evaluations; with more than one, a script that calls this needs
+            ``if __name__ == "__main__":``.
         rehearsal: Whether to save, load and score each model once before training.
         trust_remote_code: Whether to run code shipped with a model.
         command: The command line, for the record.
