@@ -9,13 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError, UsageError
+from stlm_kd.training.signals import handled
 
 PROGRAM: Sequence[str] = (sys.executable, "-m", "stlm_kd")
 
@@ -164,16 +164,13 @@ def forward_signals(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list
             if process.poll() is None:
                 process.send_signal(number)
 
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = {number: signal.signal(number, pass_on) for number in _ENDINGS} if in_main else {}
-    try:
-        yield received
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with handled(pass_on):
+        try:
+            yield received
+        finally:
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -91,10 +90,3 @@ def texts_to_score(documents: Sequence[str], *, suite: str) -> list[str]:
     if not texts:
         raise DataError(f"{suite}: no text to score; give the recipe a data.validation that is not empty")
     return texts
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The autocast context: ``bf16`` enables autocast, anything else keeps the model's own precision."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()

@@ -17,9 +17,9 @@ from stlm_kd.data.labelled.batches import EncodedExamples, example_evaluation_ba
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
-from stlm_kd.eval.runner import Precision, autocast, require_finite
+from stlm_kd.eval.runner import Precision, require_finite
 from stlm_kd.eval.suite import register_suite
-from stlm_kd.models.forward import evaluating, inputs_of
+from stlm_kd.models.forward import autocast, evaluating, inputs_of
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:

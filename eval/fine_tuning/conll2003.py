@@ -20,8 +20,8 @@ from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
 from stlm_kd.eval.fine_tuning.entities import entity_scores, seqeval
-from stlm_kd.eval.runner import autocast, require_finite
-from stlm_kd.models.forward import evaluating, inputs_of
+from stlm_kd.eval.runner import require_finite
+from stlm_kd.models.forward import autocast, evaluating, inputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

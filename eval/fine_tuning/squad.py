@@ -32,8 +32,8 @@ from stlm_kd.data.labelled.question_answering import (
 )
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
-from stlm_kd.eval.runner import autocast, require_finite
-from stlm_kd.models.forward import evaluating, inputs_of
+from stlm_kd.eval.runner import require_finite
+from stlm_kd.models.forward import autocast, evaluating, inputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -23,7 +23,6 @@ from stlm_kd.eval.language_modeling.round_trip import bytes_kept
 from stlm_kd.eval.language_modeling.token_losses import EQUAL
 from stlm_kd.eval.runner import (
     MASKED_WINDOW,
-    autocast,
     checked_window,
     require_finite,
     require_task,
@@ -31,7 +30,7 @@ from stlm_kd.eval.runner import (
 )
 from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
-from stlm_kd.models.forward import Head, bypassed_head, evaluating, head_of
+from stlm_kd.models.forward import Head, autocast, bypassed_head, evaluating, head_of
 from stlm_kd.models.positions import num_positions
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stlm_kd.eval.runner import autocast, require_finite
+from stlm_kd.eval.runner import require_finite
 from stlm_kd.losses.precision import at_least_float32
-from stlm_kd.models.forward import evaluating
+from stlm_kd.models.forward import autocast, evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

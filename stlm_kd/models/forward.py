@@ -102,6 +102,11 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a forward pass, enabled for bf16 only."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 @contextmanager
 def bypassed_head(model: PreTrainedModel) -> Iterator[None]:
     """Replace the model's head by the identity: its ``logits`` are then the head's input.

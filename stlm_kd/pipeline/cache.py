@@ -18,6 +18,7 @@ from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.data.sources.files import expanded
 from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import CheckpointError, MissingResourceError
+from stlm_kd.models.forward import autocast
 from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.models import live_teacher
 from stlm_kd.pipeline.checks.validate import check_recipe
@@ -33,7 +34,6 @@ from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
 from stlm_kd.teachers.cache.shards import Array, checksums
 from stlm_kd.teachers.cache.writer import columns_of
 from stlm_kd.teachers.protocol import TeacherOutput
-from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.processes import current_device
 
 LARGEST_DIFFERENCE = 5e-3

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stlm_kd.artifacts.stage_store import Stages
-from stlm_kd.distributed import process_rank
 from stlm_kd.recipe import Recipe
 from stlm_kd.tracking import Trackers, open_tracker
 from stlm_kd.tracking.metrics import UNITS
@@ -54,8 +53,6 @@ class RunContext:
 
     def tracker(self, folder: Path, *, recipe: Recipe, stage: str) -> Trackers:
         """Trackers for the progress and metrics of one training; only the main process writes."""
-        if process_rank() > 0:
-            return Trackers()
         from stlm_kd.pipeline.jobs import PrefixedLines
 
         stream = PrefixedLines(self.quiet_name) if self.quiet_name else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +15,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from stlm_kd.errors import Interrupted, Preempted, StlmKdError
-from stlm_kd.training.signals import is_third_interrupt, leave_interrupts_to_parent
+from stlm_kd.training.signals import handled, is_third_interrupt, leave_interrupts_to_parent
 
 R = TypeVar("R")
 
@@ -100,10 +99,7 @@ def _results(
 
 @contextmanager
 def _forward_signals() -> Iterator[list[int]]:
-    """Forward SIGINT and SIGTERM to the workers as SIGTERM, on which a training saves a checkpoint.
-
-    Does nothing outside the main thread, since only the main thread may set handlers.
-    """
+    """Forward SIGINT and SIGTERM to the workers as SIGTERM, on which a training saves a checkpoint."""
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -112,16 +108,8 @@ def _forward_signals() -> Iterator[list[int]]:
         for child in active_children():
             child.kill() if is_forced else child.terminate()
 
-    previous = (
-        {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-        if threading.current_thread() is threading.main_thread()
-        else {}
-    )
-    try:
+    with handled(pass_on):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _begin_worker(threads: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from stlm_kd.distributed import launched_processes, on_main_process, process_ran
 from stlm_kd.errors import Interrupted, Preempted, RemoteProcessError, StlmKdError
 from stlm_kd.pipeline.recipe_folder import create, folder_of
 from stlm_kd.recipe import Recipe
+from stlm_kd.training.signals import handled
 
 _PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe")
 """Gloo's error messages after another process ended."""
@@ -55,7 +55,7 @@ def recorded_once(recipe: Recipe, *, name: str, output_dir: Path, command: str) 
         record = recorded(recipe, name=name, output_dir=output_dir, command=command)
         path = on_main_process(lambda: held.enter_context(record))
         if process_rank() > 0:  # only once the main process handles signals
-            held.enter_context(_ignore_signals())
+            held.enter_context(handled(signal.SIG_IGN))  # trainings set their own handlers
         yield path
 
 
@@ -79,11 +79,11 @@ class _Terminated(BaseException):
 def _ending_recorded(run: RunFolder) -> Iterator[None]:
     """Record the run as done, interrupted or failed when the block ends."""
     try:
-        with _stoppable():
+        with handled(_terminate, signal.SIGTERM):  # between trainings
             yield
     except (Interrupted, Preempted, _Terminated, KeyboardInterrupt) as raised:
         ending = _first_ending(raised)
-        with _ignore_signals():
+        with handled(signal.SIG_IGN):
             run.finish("interrupted", str(ending))
         raise ending from None
     except BaseException as error:
@@ -103,34 +103,5 @@ def _first_ending(raised: BaseException) -> Interrupted | Preempted:
     return Preempted("stopped by SIGTERM between trainings; the same command resumes from there")
 
 
-@contextmanager
-def _ignore_signals() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM, except in trainings, which set their own handlers."""
-    in_main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end the run in an orderly way between trainings.
-
-    Does nothing outside the main thread, since only the main thread may set handlers.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeAlias
@@ -16,6 +17,24 @@ from stlm_kd.errors import Interrupted, Preempted, StlmKdError
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
 StopFlags: TypeAlias = tuple[float, float]
 """One number per signal, SIGINT and SIGTERM; nonzero if received."""
+
+
+@contextmanager
+def handled(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: signal.Signals
+) -> Iterator[None]:
+    """Handle these signals (SIGINT and SIGTERM if none are given) with ``handler`` within the block.
+
+    Does nothing outside the main thread, since only the main thread may set handlers.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    chosen = (numbers or (signal.SIGINT, signal.SIGTERM)) if in_main else ()
+    previous = {number: signal.signal(number, handler) for number in chosen}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 class StopSignals:

@@ -10,7 +10,7 @@ from torch import nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
 from stlm_kd.errors import DataError, NonFiniteError
-from stlm_kd.training.backends.ddp import autocast
+from stlm_kd.models.forward import autocast
 from stlm_kd.training.processes import Processes
 from stlm_kd.training.protocols import StepOutput, TrainStep
 from stlm_kd.training.signals import StopFlags, StopSignals

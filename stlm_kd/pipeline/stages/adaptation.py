@@ -24,6 +24,7 @@ from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import on_main_process
 from stlm_kd.losses import LABELS
+from stlm_kd.models.forward import autocast
 from stlm_kd.models.load import count_parameters, to_device
 from stlm_kd.models.vocabulary import (
     freeze_all_but_embedding,
@@ -53,7 +54,6 @@ from stlm_kd.recipe import Recipe, hash_of
 from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adapt
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.training import RowScale, TrainingConfig
-from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.loop import fit
 from stlm_kd.training.optimizer import trainable_parameters
 from stlm_kd.training.processes import current_device

@@ -22,7 +22,7 @@ from stlm_kd.artifacts.stage_store import Key
 from stlm_kd.data.tokenizers import load_tokenizer
 from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
-from stlm_kd.distributed import on_main_process, process_rank
+from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import ModelError
 from stlm_kd.eval import SUITES
 from stlm_kd.eval.fine_tuning.base import FineTuneJob, FineTuneTask
@@ -148,8 +148,6 @@ def _settings(job: FineTuneJob, steps_per_epoch: int, *, zero: Zero) -> Training
 
 def _tracker(task: FineTuneTask[Any], context: RunContext, folder: Path) -> Trackers:
     """Trackers for progress and ``metrics.jsonl``; only the main process writes."""
-    if process_rank() > 0:
-        return Trackers()
     job = task.job
     stream = PrefixedLines(context.quiet_name) if context.quiet_name else None
     tracker = open_tracker(folder, run_name=context.run_name, stream=stream, unit=task.unit)

@@ -17,7 +17,7 @@ from stlm_kd.distributed import on_main_process
 from stlm_kd.errors import error_context
 from stlm_kd.models.attention_maps import install_maps
 from stlm_kd.models.dropout import set_dropout
-from stlm_kd.models.forward import head_of
+from stlm_kd.models.forward import autocast, head_of
 from stlm_kd.models.load import count_parameters, save_model
 from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.models.students import check_size, student_from_layers
@@ -44,7 +44,6 @@ from stlm_kd.teachers.combination.mixture import Combination
 from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
-from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.loop import fit
 from stlm_kd.training.processes import current_device
 

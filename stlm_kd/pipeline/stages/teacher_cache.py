@@ -13,6 +13,7 @@ from stlm_kd.data.tokenizers import load_tokenizer, tokenizer_identity
 from stlm_kd.distributed import launched_processes, on_main_process, process_rank, wait_for_all
 from stlm_kd.errors import error_context
 from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.models.forward import autocast
 from stlm_kd.models.load import load_config
 from stlm_kd.models.outputs import OutputSpec
 from stlm_kd.pipeline.builders.data import TrainingData, batch_sizes, build_training_data
@@ -40,7 +41,6 @@ from stlm_kd.teachers.cache.writer import (
 )
 from stlm_kd.teachers.protocol import TeacherOutput
 from stlm_kd.tracking.console import CacheProgress
-from stlm_kd.training.backends.ddp import autocast
 from stlm_kd.training.processes import current_device
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 

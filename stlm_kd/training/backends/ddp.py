@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stlm_kd.data.labelled.batches import AnyBatch
+from stlm_kd.models.forward import autocast
 from stlm_kd.training.config import TrainingConfig
 from stlm_kd.training.optimizer import (
     Pacing,
@@ -90,8 +91,3 @@ class PlainEngine:
 
     def close(self) -> None:
         self.processes.accelerator.free_memory()
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context of a forward pass, enabled for bf16 only."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
