@@ -123,3 +123,15 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def writing(path: Path, option: str = "--output-dir") -> Iterator[None]:
+    """Turn errors on writing to a path into one message; ``option`` is the one that chose the path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise MissingResourceError(
+            f"{path}: cannot be written ({reason}); choose another {option}"
+        ) from error

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stlm_kd.artifacts.atomic import write_json, write_text
-from stlm_kd.artifacts.run_dir import writing
+from stlm_kd.artifacts.atomic import write_json, write_text, writing
 from stlm_kd.errors import UsageError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stlm_kd.artifacts.atomic import clear_unfinished, write_json
+from stlm_kd.artifacts.atomic import clear_unfinished, write_json, writing
 from stlm_kd.artifacts.record import Record, Status, new_record, now, read_record
 from stlm_kd.errors import CheckpointError, MissingResourceError
 
@@ -95,18 +95,6 @@ def held(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def writing(path: Path, option: str = "--output-dir") -> Iterator[None]:
-    """Turn errors on writing to a path into one message; ``option`` is the one that chose the path."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise MissingResourceError(
-            f"{path}: cannot be written ({reason}); choose another {option}"
-        ) from error
 
 
 def _with_current_status(path: Path, record: Record) -> Record:

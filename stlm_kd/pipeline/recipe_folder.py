@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from stlm_kd.artifacts.atomic import write_json, write_text
+from stlm_kd.artifacts.atomic import write_json, write_text, writing
 from stlm_kd.artifacts.record import new_record
-from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, open_run, writing
+from stlm_kd.artifacts.run_dir import RECIPE, RECORD, RunFolder, file_name, open_run
 from stlm_kd.errors import CheckpointError
 from stlm_kd.recipe import Recipe, hash_of, plain, recipe_hash, resolved_yaml
 from stlm_kd.recipe.yaml import Plain, YamlError, parse

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 import stlm_kd.pipeline.distill
 import stlm_kd.pipeline.sweep
 from stlm_kd.cli.main import app
+from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.sweep import _value_name, swept
 from stlm_kd.recipe import Recipe
 from tests.support.compared import run_folder, seeds_of
@@ -30,14 +31,14 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Recipe]:
     """The recipes that were run, by the names of their runs; later ones are the better ones."""
     runs: dict[str, Recipe] = {}
 
-    def distill(recipe: Recipe, *, name: str, output_dir: Path, **_: object) -> Path:
+    def distill(recipe: Recipe, *, name: str, output_dir: Path, **_: object) -> Run:
         runs[name] = recipe
         rows = {
             "teacher t": ("teacher", seeds_of(0.9, 50, 1)),
             "distilled student": ("student", seeds_of(0.4 + 0.2 * len(runs), 10 * len(runs))),
             "no-teacher": ("control", seeds_of(0.5, 90)),
         }
-        return Path(run_folder(output_dir / name, rows))
+        return Run(Path(run_folder(output_dir / name, rows)))
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(RECIPE)
