@@ -188,19 +188,12 @@ def _errors_by_options() -> Iterator[None]:
 
 def _of_recipe(recipe: str, words: Sequence[str]) -> tuple[Recipe, str | None]:
     """The recipe, and the teacher named in the arguments, if any."""
-    from stlm_kd.errors import did_you_mean
     from stlm_kd.recipe import load
 
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
         raise UsageError(f"{shlex.join(names)}: expected the name of one teacher, or none for all of them")
     loaded = load(recipe, one_value_each([word for word in words if "=" in word]))
-    adapted = [teacher.name for teacher in loaded.teachers if teacher.adapt is not None]
-    if not adapted:
-        raise UsageError(f"{recipe}: none of its teachers has adapt; add for instance adapt: {{tokens: 20M}}")
-    if names and names[0] not in adapted:
-        hint = did_you_mean(names[0], adapted)
-        raise UsageError(f"{names[0]}: not a teacher that {recipe} adapts{hint}")
     return loaded, names[0] if names else None
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     __version__: str
 
 _PLACES = {
-    "errors": "stlm_kd.errors",
-    "losses": "stlm_kd.losses",
+    "errors": "stlm_kd.errors:",
+    "losses": "stlm_kd.losses:",
     "SuiteResult": "stlm_kd.artifacts.results:SuiteResult",
     "Comparison": "stlm_kd.comparison.compare:Comparison",
     "compare": "stlm_kd.comparison.compare:compare",

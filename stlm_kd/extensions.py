@@ -2,6 +2,7 @@
 
 An installed package names its module in the entry-point group ``stlm_kd``; a command takes any module with
 ``--import``; Python code imports its own. A recipe cannot name one: loading it runs no code of its author.
+Stages are keyed by names and options, not by an extension's code: give a changed function another name.
 """
 
 from __future__ import annotations

@@ -47,10 +47,12 @@ class Registry(Generic[F]):
         self._rows: dict[str, F] = {}
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Register the decorated function under a new name."""
+        """Register the decorated function under a new name; a ValueError if the name is taken."""
 
         def add(function: F) -> F:
-            assert name not in self._rows, f"{self.kind} {name} registered twice"
+            origin = getattr(function, "function", function).__module__
+            if name in self._rows or self._modules.get(name, origin) != origin:
+                raise ValueError(f"{origin}: the {self.kind} {name} is registered by another module already")
             self._rows[name] = function
             return function
 

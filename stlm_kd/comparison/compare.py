@@ -66,7 +66,8 @@ def compare(
     """
     rows = read_rows(sources)
     if len(rows) < 2:
-        raise UsageError(f"{', '.join(sources)}: one row ({rows[0].name}); name a second to compare")
+        found = f"one row ({rows[0].name})" if rows else "nothing"
+        raise UsageError(f"{', '.join(sources) or 'compare'}: {found}; name a second to compare")
     return compare_with(_baseline(rows, baseline), rows, only=only, smallest=smallest, lossy=lossy)
 
 

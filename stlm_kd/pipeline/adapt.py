@@ -20,6 +20,7 @@ from stlm_kd.comparison.compare import Comparison, compare_pairs
 from stlm_kd.comparison.entries import scored_model
 from stlm_kd.comparison.metrics import complete_values, metrics_of
 from stlm_kd.distributed import launched_processes, on_main_process
+from stlm_kd.errors import UsageError, did_you_mean
 from stlm_kd.pipeline.checks.rehearsal import rehearse
 from stlm_kd.pipeline.checks.validate import check_recipe
 from stlm_kd.pipeline.context import RecipeSetup, RunContext, context_for
@@ -64,10 +65,16 @@ def adapt_teacher(
         command: The command line, for the record.
 
     Raises:
+        UsageError: The recipe does not adapt this teacher, or any.
         StlmKdError: As ``distill``.
     """
     recipe, name = named_recipe(recipe, overrides, name)
     output_dir = Path(output_dir)
+    names = [one.name for one in recipe.teachers if one.adapt is not None]
+    if not names:
+        raise UsageError(f"{name}: none of its teachers has adapt; add for instance adapt: {{tokens: 20M}}")
+    if teacher is not None and teacher not in names:
+        raise UsageError(f"{teacher}: not a teacher that {name} adapts{did_you_mean(teacher, names)}")
     with recorded_once(
         recipe, name=_run_name(recipe, name, teacher), output_dir=output_dir, command=command
     ) as run:

@@ -46,7 +46,7 @@ def distill(
     Args:
         recipe: A recipe, a file, or a built-in name such as ``sample-two-teachers``.
         overrides: Changes ``key.path=value``, for a recipe given by name.
-        name: The run's name; default: the recipe's.
+        name: The run's name; default: that of the recipe's file, or ``recipe``.
         output_dir: Contains all runs and their shared stages.
         resume: Whether to resume unfinished work.
         jobs: Number of parallel trainings and evaluations; with more than one, a script that calls this needs
@@ -57,11 +57,13 @@ def distill(
 
     Raises:
         RecipeError: The recipe is invalid; holds all faults found.
-        UsageError: ``jobs`` together with several processes.
+        UsageError: The recipe trains no student; or ``jobs`` together with several processes.
         StlmKdError: A stage failed; the message names the place and what to do.
 
     """
     recipe, name = named_recipe(recipe, overrides, name)
+    if recipe.adapts_only:
+        raise UsageError(f"{name}: trains no student; adapt its teachers by adapt-teacher")
     if jobs > 1 and launched_processes() > 1:
         raise UsageError(
             f"--jobs {jobs} with {launched_processes()} processes: trainings run either side by side or in "
@@ -114,7 +116,7 @@ def _check(setup: RecipeSetup, run: Path, *, origin: str, rehearsal: bool) -> No
 
 
 def _is_trained(setup: RecipeSetup, run: Path) -> bool:
-    """Whether every teacher and student is finished, in the run folder or the stage store."""
+    """Whether every student is finished in the run's folder, or all models are in the stage store."""
     recipe = setup.recipe
     folders = student_folders(recipe, run)
     if all((folder / STAGE).is_file() for seeds in folders.values() for folder in seeds):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stlm_kd.artifacts.run_dir import open_run as open_folder
 from stlm_kd.artifacts.run_dir import show_run
 from stlm_kd.errors import CheckpointError, MissingResourceError
+from stlm_kd.pipeline.stages.teacher_set import teachers_of_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -60,29 +61,37 @@ class Run:
         """The folder of one model.
 
         Args:
-            name: ``student``, a control such as ``no-teacher``, or the name of an adapted teacher.
-            seed: The student's seed; default: the first.
+            name: ``student``, a control such as ``no-teacher``, or the name of a teacher, which may lie in
+                the stages that runs share.
+            seed: The seed of a student or control; default: the smallest.
 
         Raises:
             MissingResourceError: There is no such finished model; the message lists those that there are.
         """
-        patterns = (f"students/{name}/seed-{'*' if seed is None else seed}/model", f"teachers/{name}")
-        models = self.models
-        found = [model for model in models for pattern in patterns if model.match(f"{self.path}/{pattern}")]
-        if not found:
-            listed = ", ".join(str(model.relative_to(self.path)) for model in models) or "none yet"
-            seeded = "" if seed is None else f" of seed {seed}"
-            raise MissingResourceError(f"{self.path}: no model {name}{seeded}; finished models: {listed}")
-        return found[0]
+        models = {model.relative_to(self.path).parts: model for model in self.models}
+        seeds = {
+            int(parts[2].removeprefix("seed-")): model
+            for parts, model in models.items()
+            if parts[:2] == ("students", name)
+        }
+        if seeds and (seed is None or seed in seeds):
+            return seeds[min(seeds) if seed is None else seed]
+        teacher = models.get(("teachers", name)) or Path(teachers_of_run(self.path).get(name, ""))
+        if seed is None and not seeds and teacher.joinpath("config.json").is_file():
+            return teacher
+        listed = ", ".join(str(Path(*parts)) for parts in models) or "none yet"
+        seeded = "" if seed is None else f" of seed {seed}"
+        raise MissingResourceError(f"{self.path}: no model {name}{seeded}; finished models: {listed}")
 
     def load(
-        self, name: str = "student", *, seed: int | None = None
+        self, name: str = "student", *, seed: int | None = None, trust_remote_code: bool = False
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """A model, in evaluation mode on the CPU, with its tokenizer.
 
         Args:
             name: As for ``model``.
             seed: As for ``model``.
+            trust_remote_code: Whether to run code shipped with the model.
 
         Raises:
             MissingResourceError: As for ``model``.
@@ -92,11 +101,11 @@ class Run:
         from stlm_kd.models.heads.classifiers import kind_of, load_classifier
         from stlm_kd.models.load import load_config, load_language_model
 
-        folder = str(self.model(name, seed=seed))
-        tokenizer = load_tokenizer(folder)
-        if kind_of(load_config(folder)) is not None:
-            return load_classifier(folder, None, tokenizer=tokenizer), tokenizer
-        return load_language_model(folder, None), tokenizer
+        folder, trust = str(self.model(name, seed=seed)), trust_remote_code
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+        if kind_of(load_config(folder, trust_remote_code=trust)) is not None:
+            return load_classifier(folder, None, tokenizer=tokenizer, trust_remote_code=trust), tokenizer
+        return load_language_model(folder, None, trust_remote_code=trust), tokenizer
 
 
 def open_run(path: str | PathLike[str]) -> Run:

@@ -144,14 +144,13 @@ def student_key(job: StudentJob) -> Key:
     own = active_objectives(recipe) if job.variant == "student" else {LABELS: labels_alone()}
     combined = {entry.teacher for entry in own.values() if entry.loss != LABELS}
     variants = mask_variants(recipe)
-    return {
+    key: dict[str, Json] = {
         "task": recipe.task,
         "student": _initial_student(job, identify),
         "tokenizer": tokenizer_identity(job.tokenizer),
         "teachers": {name: _student_teacher(job, name, identify) for name in sorted(job.used_teachers)},
         "combine": _combination(recipe) if len(job.used_teachers) > 1 and COMBINED in combined else None,
         "objectives": [{"name": name, **plain(entry)} for name, entry in own.items()],
-        **_source_data(own.values()),
         **({"sources": "paired over the step"} if job.pairs_rows else {}),
         "train": train,
         "steps_from": recipe.data.fraction if train.get("epochs") else None,
@@ -162,6 +161,9 @@ def student_key(job: StudentJob) -> Key:
         "seed": job.seed,
         **({} if variants is None else {"variants": variants}),
     }
+    data = _source_data(own.values())
+    assert not key.keys() & data.keys(), "a source's identity has a name of the student's own key"
+    return {**key, **data}
 
 
 def _initial_student(job: StudentJob, identify: Callable[[str], str]) -> Json:

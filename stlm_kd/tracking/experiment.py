@@ -77,7 +77,7 @@ class ExperimentTracker:
 
 
 def tensorboard(folder: Path) -> ExperimentTracker:
-    """Scalars below ``folder``, in one folder for each stage; entries after a resumed step are hidden."""
+    """Scalars below ``folder``, in one folder for each stage; a resumed one hides entries after its step."""
 
     def create(stage: str, after: int) -> GeneralTracker:
         from accelerate.tracking import TensorBoardTracker

@@ -47,8 +47,8 @@ class TrainingConfig:
         validate_every: Optimizer steps between validations, with one more at the end; None for the last only.
         keep: Which weights to keep: those with the lowest validation loss, or the last.
         patience: Stop early after this many validations without improvement; None for never.
-        checkpoint_every: Optimizer steps between checkpoints. One is also written on a signal, at the end and
-            (with ``keep="best"``) at each improvement.
+        checkpoint_every: Optimizer steps between checkpoints; None for a tenth of all. One is also written on
+            a signal, at the end and (with ``keep="best"``) at each improvement.
         log_every: Optimizer steps between logged ones.
         seed: Random seed of dropout and other draws from the global generators.
         zero: None for a single process or DDP. 0, 1 or 2 for DeepSpeed, which replicates everything (0),
@@ -85,7 +85,7 @@ class TrainingConfig:
         return self.steps
 
     def with_steps(self, steps: int) -> TrainingConfig:
-        """These settings for a number of steps, with ten checkpoints unless ``checkpoint_every`` is set."""
+        """These settings for a number of steps, a tenth of them between checkpoints unless that is set."""
         return replace(self, steps=steps, checkpoint_every=self.checkpoint_every or math.ceil(steps / 10))
 
     def is_logged(self, step: int) -> bool:

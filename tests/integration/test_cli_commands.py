@@ -167,7 +167,7 @@ def test_adapt_teacher_takes_a_recipe_and_a_teachers_name(
         ),
         (["m", "--tokenizer", "t", "--tasks", "blimp"], 2, "--tasks: given without --suite lm-eval"),
         (["-r", "mine.yaml", "--tokens", "3"], 2, "change the recipe as in"),
-        (["-r", "mine.yaml", "b"], 2, "b: not a teacher that mine.yaml adapts"),
+        (["-r", "mine.yaml", "b"], 2, "b: not a teacher that mine adapts"),
         (["-r", "mine.yaml", "a", "b"], 2, "expected the name of one teacher"),
         (["-r", "mine.yaml", "teachers[0].adapt=null"], 2, "none of its teachers has adapt"),
     ],

@@ -52,3 +52,37 @@ def test_a_run_gives_its_results_and_its_models(
 def test_a_run_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(MissingResourceError, match="no such run folder"):
         stlm_kd.open_run(tmp_path / "none")
+
+
+def test_an_adapted_teacher_is_loaded_from_a_run_that_used_it(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(road)
+    adapt = "adapt={tokens: 2k, learning_rate: 3e-3, effective_batch: 8, validate_every: 4}"
+    changes = ["train.steps=2", f"teachers[0].{adapt}", "eval=[]"]
+    run = stlm_kd.distill("taught.yaml", changes, output_dir=tmp_path / "odd [1]", rehearsal=False)
+    (student, tokenizer), (teacher, own) = run.load(), run.load("a")
+    rows = [model.get_input_embeddings().weight for model in (student, teacher)]
+    assert tokenizer.get_vocab() == own.get_vocab() and not torch.equal(*rows)
+    with pytest.raises(MissingResourceError, match=r"no model a of seed 1"):
+        run.model("a", seed=1)
+    adapted = stlm_kd.adapt_teacher("taught.yaml", changes, output_dir=tmp_path / "odd [1]", rehearsal=False)
+    again, _ = adapted.load("a")
+    assert all(torch.equal(*pair) for pair in zip(teacher.parameters(), again.parameters(), strict=True))
+
+
+def test_what_cannot_be_done_is_said_as_by_the_commands(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(road)
+    with pytest.raises(UsageError, match="taught: none of its teachers has adapt"):
+        stlm_kd.adapt_teacher("taught.yaml", output_dir=tmp_path)
+    with pytest.raises(UsageError, match="gg: not a teacher that adapts adapts"):
+        stlm_kd.adapt_teacher("adapts.yaml", teacher="gg", output_dir=tmp_path)
+    with pytest.raises(UsageError, match="adapts: trains no student"):
+        stlm_kd.distill("adapts.yaml", output_dir=tmp_path)
+    with pytest.raises(UsageError, match="no model given"):
+        stlm_kd.evaluate([], ["perplexity"])
+    with pytest.raises(UsageError, match="nothing; name a second to compare"):
+        stlm_kd.compare([])
+    assert list(tmp_path.iterdir()) == []

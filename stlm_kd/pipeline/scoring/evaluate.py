@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def evaluate(
     teachers: Sequence[str] = (),
     output: Path | None = None,
     trust_remote_code: bool = False,
-    output_dir: Path = Path("runs"),
+    output_dir: str | PathLike[str] = "runs",
     resume: bool = True,
 ) -> dict[str, list[SuiteResult]]:
     """Score each model; return the results by model name as given.
@@ -67,6 +68,8 @@ def evaluate(
             given data, columns or teachers.
         ModelError: A suite does not apply to the model's task.
     """
+    if not models or not suites:
+        raise UsageError(f"no {'suite' if models else 'model'} given; expected at least one")
     calls = [
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
         for entry in all_options(suites)
@@ -96,7 +99,7 @@ def evaluate(
     check_rows(calls)
     sizes = [_text_read(name, trust=trust_remote_code) for name in models]
     calls = [replace(call, window=SUITES[call.suite].common_window(sizes)) for call in calls]
-    context = RunContext(output_dir, resume, trust_remote_code)
+    context = RunContext(Path(output_dir), resume, trust_remote_code)
     results = {}
     for name in models:
         columns = _columns(name, text, label) if labelled else None
