@@ -109,7 +109,7 @@ def evaluate(
 
     results = stlm_kd.evaluate(
         models,
-        chosen,
+        suites=chosen,
         data=[str(path) for path in data or ()],
         text=None if text is None else [column.strip() for column in text.split(",")],
         label=label,

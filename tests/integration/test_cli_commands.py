@@ -119,7 +119,7 @@ def test_distill_of_a_recipe_that_only_adapts_says_which_command_does(runner: Cl
 def test_adapt_teacher_makes_a_recipe_of_its_options(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Path("run")))
+    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Run(Path("run"))))
     words = ["adapt-teacher", "org/model", "--tokenizer", "t", "--data", "a.txt", "--data", "c.txt"]
     options = ["--validation", "b.txt", "--tokens", "2M", "--init", "mean", "--context", "64", "--seed", "3"]
     options += ["--objective", "self-distillation", "--suite", "lm-eval", "--tasks", "blimp,arc_easy"]
@@ -141,13 +141,13 @@ def test_adapt_teacher_makes_a_recipe_of_its_options(
 def test_adapt_teacher_takes_a_recipe_and_a_teachers_name(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Path("run")))
+    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Run(Path("run"))))
     words = ["adapt-teacher", "-r", "mine.yaml", "a", "teachers[0].adapt.tokens=5k", "--resume", "never"]
     done = runner.invoke(app, words)
     assert done.exit_code == 0, done.stderr
     (given,) = calls.arguments
     assert (given["teacher"], given["first"].teachers[0].adapt.tokens) == ("a", 5000)
-    assert given["resume"] == "never"
+    assert given["resume"] is False
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
 def test_tokens_are_written_as_in_a_recipe(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch, written: str, tokens: int
 ) -> None:
-    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Path("run")))
+    calls = replaced(monkeypatch, "pipeline.adapt", "adapt_teacher", Calls(result=Run(Path("run"))))
     words = ["adapt-teacher", "m", "--tokenizer", "t", "--data", "a", "--validation", "b", "--task", "clm"]
     done = runner.invoke(app, [*words, "--tokens", written])
     assert done.exit_code == 0, done.stderr
