@@ -2,7 +2,7 @@
 
 The teacher is a language model of pairs of tokens with GPT-2's vocabulary, counted on a text, and sharpened
 to the mean entropy that a model of perplexity 27 has if it is calibrated (``--entropy 0`` leaves it as it
-is). Its cache is of other rows of the text, in the default format (16 likeliest outcomes and 8 draws).
+is). Its cache is of other rows of the text, in the default format (top-16 tokens and 8 tail samples).
 Measured: how many bytes a token takes; a training step that reads it, against a step on labels alone; how
 fast batches are read, against the same content in a data set of the ``datasets`` library (as lists, its
 default, and in its NumPy format); and of gradients of forward KL by the student's logits, whether the mean
