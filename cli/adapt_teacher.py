@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -123,21 +122,16 @@ def adapt_teacher(
         seed=seed,
     )
     text = _given(train=_texts(data), validation=_texts(validation), context=context)
-    others = [one for one in (tokenizer, task, suite, tasks, limit) if one is not None]
+    others = (tokenizer, task, suite, tasks, limit)
+    if recipe is not None and (adapt or text or any(option is not None for option in others)):
+        raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
     with nullcontext() if recipe is not None else _errors_by_options():
         if recipe is not None:
-            if adapt or text or others:
-                raise UsageError(
-                    "with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options"
-                )
             loaded, teacher = _of_recipe(recipe, words or ())
             name = Path(recipe).stem
         else:
             model, scored = _only_model(words or ()), _suites(suite or (), tasks, limit)
-            of_task = partial(_of_options, model, tokenizer, adapt, text, scored)
-            loaded = of_task(task or "clm")  # reports invalid options before the configuration is read
-            if task is None:
-                loaded = of_task(_task_of(model, trust_remote_code))
+            loaded = _of_options(model, tokenizer, adapt, text, scored, task, trust=trust_remote_code)
             teacher, name = None, f"adapt-{loaded.teachers[0].name}"
         if launched_again(processes, loaded, origin=recipe or "the options"):
             return
@@ -249,9 +243,11 @@ def _of_options(
     adapt: dict[str, Plain],
     text: dict[str, Plain],
     suites: list[Plain],
-    task: str,
+    task: str | None,
+    *,
+    trust: bool,
 ) -> Recipe:
-    """The recipe equivalent to the options."""
+    """The recipe equivalent to the options; the model's configuration is read last, for a task not given."""
     from stlm_kd.artifacts.run_dir import file_name
     from stlm_kd.recipe import from_values
 
@@ -265,10 +261,11 @@ def _of_options(
         raise UsageError(f"{', '.join(missing)}: not given; or name a recipe by -r")
     name = file_name(Path(model).name).lstrip("_") or "teacher"
     values: dict[str, Plain] = {
-        "task": task,
+        "task": task or "clm",
         "student": {"tokenizer": tokenizer},
         "teachers": [{"name": name, "model": model, "adapt": adapt}],
         "data": text,
         "eval": suites,
     }
-    return from_values(values, origin="the options")
+    recipe = from_values(values, origin="the options")
+    return recipe if task else from_values({**values, "task": _task_of(model, trust)}, origin="the options")

@@ -5,6 +5,7 @@ Their keyword-only arguments and the fields of ``FineTuningOptions`` are their o
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from annotated_types import Gt, Le
@@ -21,14 +22,13 @@ from stlm_kd.eval.fine_tuning.squad import TASK as SQUAD_TASK
 from stlm_kd.eval.suite import LANGUAGE_MODELS, register_suite
 
 Fraction = Annotated[float, Gt(0), Le(1)]
-
-
-@register_suite(
-    Glue.suite,
-    tasks=LANGUAGE_MODELS,
-    reads_held_out=lambda options: False,
-    fine_tunes=True,
+register = partial(
+    register_suite, tasks=LANGUAGE_MODELS, reads_held_out=lambda options: False, fine_tunes=True
 )
+"""Decorator for suites that fine-tune language models on data of their own."""
+
+
+@register(Glue.suite)
 @with_fine_tuning_options
 def glue(
     options: FineTuningOptions,
@@ -57,13 +57,7 @@ def glue(
     )
 
 
-@register_suite(
-    Conll2003.suite,
-    tasks=LANGUAGE_MODELS,
-    reads_held_out=lambda options: False,
-    requirements=lambda options: (seqeval,),
-    fine_tunes=True,
-)
+@register(Conll2003.suite, requirements=lambda options: (seqeval,))
 @with_fine_tuning_options
 def ner(options: FineTuningOptions, /, *, fraction: Fraction = 1.0) -> tuple[FineTuneJob, ...]:
     """CoNLL-2003: fine-tunes a copy of the model as a token classifier for each seed, and scores it.
@@ -75,12 +69,7 @@ def ner(options: FineTuningOptions, /, *, fraction: Fraction = 1.0) -> tuple[Fin
     return options.jobs(Conll2003, CONLL_TASK, CONLL_STUDY, fraction=fraction)
 
 
-@register_suite(
-    Squad.suite,
-    tasks=LANGUAGE_MODELS,
-    reads_held_out=lambda options: False,
-    fine_tunes=True,
-)
+@register(Squad.suite)
 @with_fine_tuning_options
 def squad(
     options: FineTuningOptions, /, *, fraction: Fraction = 1.0, stride: Annotated[int, Gt(0)] = STRIDE

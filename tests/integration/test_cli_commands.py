@@ -1,4 +1,4 @@
-"""``distill``, ``adapt-teacher``, ``eval``, ``generate``: what they hand to the library, and how they end."""
+"""``distill``, ``adapt-teacher``, ``eval``, ``generate``: arguments passed on, output and exit codes."""
 
 from __future__ import annotations
 

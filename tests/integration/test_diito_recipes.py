@@ -1,4 +1,4 @@
-"""Losses with interventions in recipes: what they become, and what is refused with which words."""
+"""Losses with interventions in recipes: the resulting terms, and the messages for invalid ones."""
 
 from __future__ import annotations
 

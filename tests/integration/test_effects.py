@@ -181,7 +181,7 @@ def weights(model: nn.Module) -> list[tuple[str, bool, str]]:
 
 
 def suites(monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> list[tuple[str, Any]]:
-    """The suites that are called, with what they are given."""
+    """The suites that are called, with their arguments."""
     calls: list[tuple[str, Any]] = []
 
     def spy(name: str) -> Any:

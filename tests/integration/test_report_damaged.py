@@ -97,7 +97,7 @@ def told(run: Path) -> str | None:
 def faults(
     run: Path, content: Any, write: Callable[[Any], object], others: Sequence[object] = OTHERS
 ) -> dict[tuple[Path_, int], str | None]:
-    """For each field of a file and each other value, what is said."""
+    """The message for each wrong value of each field of a file."""
     found = {}
     for at in fields(content):
         for number, other in enumerate(others):

@@ -1,4 +1,4 @@
-"""Validation data that are trained on: said with their number, and refused where the files are the same."""
+"""Validation data that are also training data: counted in a note, refused if the files are identical."""
 
 from __future__ import annotations
 

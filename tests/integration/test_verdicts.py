@@ -1,4 +1,4 @@
-"""Verdicts: what they need, what they say, and what they are limited to; each fault beside an honest twin."""
+"""Verdicts: their requirements, wording and limits; each faulty case next to a sound one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that are killed or told to stop, as real processes, and the same command again."""
+"""Commands that are killed or interrupted as real processes, then run again."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def distil(place: Path, output_dir: Path, *options: str) -> tuple[int, str]:
-    """The command in this process: its exit code and what it said."""
+    """Run the command in this process; returns its exit code and standard error."""
     words = ["distill", "-r", str(place / "recipe.yaml"), "--output-dir", str(output_dir)]
     result = stlm_kd(*words, *options)
     return result.exit_code, result.stderr

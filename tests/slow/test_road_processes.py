@@ -225,7 +225,7 @@ def task(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def by_zero_2(begin: Begin, road: Path, task: str) -> Path:
-    """The folder of two processes under ZeRO 2; what they said is checked here."""
+    """The run folder of two processes under ZeRO 2, after a check of their output."""
     folder = road / f"zero-{task}"
     code, out, lines = begin(*two(*distil(task, ZERO, "--json", output_dir=folder))).ended()
     assert code == 0, lines
@@ -355,7 +355,7 @@ def model(output_dir: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended, what it said at the end, what was saved, and what the run's record says then."""
+    """Exit code and last message of an interrupted command, its checkpoints, and its recorded status."""
 
     code: int
     out: str

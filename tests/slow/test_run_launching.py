@@ -1,4 +1,4 @@
-"""Processes that train together: how they are started, what they are told and what their ends amount to."""
+"""The launcher: environment variables of the processes, forwarded signals, combined exit code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str],
 
 
 class Launcher:
-    """A launcher in a process of its own, whose two processes have told their numbers."""
+    """A launcher in a separate process, whose two processes have written their process ids."""
 
     def __init__(self, folder: Path, code: str) -> None:
         self.process = subprocess.Popen(
@@ -56,7 +56,7 @@ class Launcher:
         self.pids = [int(file.read_text()) for file in files]
 
     def ended(self) -> tuple[int, list[str]]:
-        """The exit code, and what was said after the commands."""
+        """The exit code, and the lines on standard error after the printed commands."""
         _, stderr = self.process.communicate(timeout=20)
         return self.process.returncode, stderr.splitlines()[3:]
 

@@ -227,7 +227,7 @@ def paced_rows(pace: float | None) -> tuple[RowScale, ...]:
 
 
 def launch(folder: Path, processes: int, runs: Sequence[Run]) -> Told:
-    """What each process told; nothing may have been said on stdout."""
+    """The result of each process; standard output must be empty."""
     asked = json.dumps([asdict(run) for run in runs])
     ended = run_together(processes, "tests.support.engine_fleet", str(folder), asked, options=("-W", "error"))
     assert [process.code for process in ended] == [0] * processes, ended

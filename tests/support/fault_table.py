@@ -21,13 +21,13 @@ class Place:
 
 
 Case = Callable[[bool, Place], object]
-"""With the fault or without it: raises, or gives what is told; nothing is told of an honest one."""
+"""``case(is_planted, place)`` raises or returns a message about the fault; a sound case does neither."""
 
 CASES: dict[str, tuple[str, Case]] = {}
 
 
 def case(name: str, words: str) -> Callable[[Case], Case]:
-    """Enter a case in the table, with words of what is to be told of the fault."""
+    """Add a case to the table, with words that the message about the fault must contain."""
 
     def enter(made: Case) -> Case:
         assert name not in CASES
@@ -38,7 +38,7 @@ def case(name: str, words: str) -> Callable[[Case], Case]:
 
 
 def told(work: Case, is_planted: bool, place: Place) -> str:
-    """What is told of a case: the message of an error of ours, or what is said of a model."""
+    """The message about a case: that of our error, or the note about a model."""
     try:
         found = work(is_planted, place)
     except StlmKdError as error:

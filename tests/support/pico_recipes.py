@@ -1,4 +1,4 @@
-"""The shipped recipes at a size that trains in a second, and what they need, in one folder."""
+"""The shipped recipes at a size that trains in a second, with their inputs, in one folder."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and what it said."""
+    """Exit code and output of a process."""
 
     code: int
     stdout: str

@@ -291,7 +291,7 @@ def test_a_student_without_a_padding_token_trains_all_rows(
 def test_key_heads_that_do_not_divide_the_heads_are_refused(
     causal_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Qwen2 has 32 of them unless it is told otherwise."""
+    """Qwen2 has 32 of them by default."""
     with pytest.raises(ModelError, match=r"num_attention_heads \(2\).* num_key_value_heads \(32\)"):
         student_from_fields(
             {"model_type": "qwen2", **GENERIC}, causal_tokenizer, task="clm", context=8, seed=0

@@ -116,7 +116,7 @@ def test_a_model_in_which_documents_see_each_other_is_refused(monkeypatch: pytes
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_roberta_is_accepted_whatever_ids_it_is_tried_with(seed: int) -> None:
-    """It tells positions from padding ids where it is not told them, and a small vocabulary draws some."""
+    """Without a mask it derives positions from padding ids, of which a small vocabulary draws some."""
     model = pico_model("roberta", vocabulary=20 + seed)
     check_forward(model, context=48, name="teacher")
     padding = model.config.pad_token_id

@@ -30,7 +30,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def expected_names(layers: list[int], transform: bool) -> dict[str, str]:
-    """The golden map of three layers, said for others: each layer's names are those of its first."""
+    """The golden map of three layers applied to others: names follow those of the first layer."""
     names = {new: old for new, old in MAP.items() if ".layer." not in new}
     if not transform:
         names = {new: old for new, old in names.items() if not re.match(r"vocab_(transform|layer_norm)", new)}

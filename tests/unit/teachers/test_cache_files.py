@@ -70,7 +70,7 @@ def answers(cache: TeacherCache, batch: Batch) -> TopKTail:
 
 
 def by_row(cache: TeacherCache, batches: list[Batch]) -> dict[int, list[torch.Tensor]]:
-    """What is said of each row, wherever it stood."""
+    """The stored outputs of each row, independent of its position."""
     found = {}
     for batch in batches:
         said = answers(cache, batch)

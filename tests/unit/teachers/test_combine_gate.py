@@ -29,7 +29,7 @@ KL = Term("kl", "forward_kl", on="attended", teacher=COMBINED, options={"tempera
 
 
 class Saying:
-    """A teacher that says of each row what it is told to."""
+    """A teacher with given outputs for each row."""
 
     def __init__(self, logits_BTV: Tensor) -> None:
         self.logits = logits_BTV
