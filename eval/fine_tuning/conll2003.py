@@ -19,7 +19,7 @@ from stlm_kd.data.labelled.token_labels import EncodedWords, Sentences, encode_w
 from stlm_kd.errors import DataError
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
-from stlm_kd.eval.fine_tuning.entities import entity_scores, seqeval
+from stlm_kd.eval.fine_tuning.entities import entity_scores
 from stlm_kd.eval.runner import require_finite
 from stlm_kd.models.forward import autocast, evaluating, inputs_of
 
@@ -44,10 +44,6 @@ class Conll2003(FineTuneTask[Sentences]):
     hub = HUB
     context = 256
     unit = "nats/word"
-
-    def check(self) -> None:
-        seqeval()
-        super().check()
 
     def examples_key(self) -> KeyPart:
         return [self.read(TRAIN).digest(in_order=True), self.read(VALIDATION).digest()]
