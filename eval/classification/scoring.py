@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +14,7 @@ from stlm_kd.artifacts.results import Json, SuiteResult
 from stlm_kd.data.labelled.batches import EncodedExamples, example_evaluation_batches
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
+from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.eval.classification.metrics import classification_scores, regression_scores
 from stlm_kd.eval.runner import Precision, require_finite
 from stlm_kd.eval.suite import register_suite
@@ -110,5 +109,4 @@ def longest_read(model: PreTrainedModel, context: int | None) -> int:
 
 def hash_of_texts(examples: Examples) -> str:
     """SHA-256 (hex) of ids and texts, independent of their order."""
-    rows = sorted(zip(examples.ids, examples.texts, strict=True))
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hash_of(sorted(zip(examples.ids, examples.texts, strict=True)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import random
@@ -19,6 +18,7 @@ import torch
 from annotated_types import Ge, Gt
 
 from stlm_kd.artifacts.results import UNIFORM, ExampleScore, Json, Score, SuiteResult
+from stlm_kd.data.sources.sources import hash_of
 from stlm_kd.eval.harness import task_rows
 from stlm_kd.eval.harness.choices import BY_CHANCE, Choice, degenerate_choices, ties_share_the_point
 from stlm_kd.eval.harness.task_rows import quiet
@@ -200,11 +200,9 @@ def _report(output: Output, origins: Mapping[str, str]) -> dict[str, Json]:
 
 
 def _hash_of_requests(tasks: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """SHA-256 (hex)."""
-    rows = [
-        sorted((row["doc_id"], json.dumps(row["arguments"], default=_name)) for row in of) for of in tasks
-    ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hash_of(
+        [sorted((row["doc_id"], json.dumps(row["arguments"], default=_name)) for row in of) for of in tasks]
+    )
 
 
 def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
