@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
-
-RESAMPLES = 1000
+from stlm_kd.eval.classification.metrics import RESAMPLES, deviation, mean_f1
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,22 +45,21 @@ def entity_scores(
         [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(labels, predicted, strict=True)],
         np.float64,
     )
-
-    def metrics(weights_RN: Floats) -> dict[str, Floats]:
-        drawn_R3K = np.tensordot(weights_RN, counts_N3K, axes=1)
-        return {
-            "entity_f1": micro_f1(drawn_R3K),
-            "entity_macro_f1": macro_f1(drawn_R3K),
-            "accuracy": (weights_RN @ right_N) / (weights_RN @ words_N),
-        }
-
     size = len(labels)
-    values = metrics(np.ones((1, size)))
-    resampled = metrics(_weights(size)) if size > 1 else {}
-    spread = {name: float(drawn_R.std(ddof=1)) for name, drawn_R in resampled.items()}
+    drawn_RN = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
+    weights_RN = np.vstack([np.ones(size), drawn_RN])  # all sentences, then the resamples
+    sums_R3K = np.tensordot(weights_RN, counts_N3K, axes=1)
+    found = {
+        "entity_f1": micro_f1(sums_R3K),
+        "entity_macro_f1": macro_f1(sums_R3K),
+        "accuracy": (weights_RN @ right_N) / (weights_RN @ words_N),
+    }
     return SuiteResult(
         suite,
-        tuple(Score(task, name, float(value), spread.get(name), size) for name, (value,) in values.items()),
+        tuple(
+            Score(task, name, float(values_R[0]), deviation(values_R[1:], size), size)
+            for name, values_R in found.items()
+        ),
         tuple(
             ExampleScore(task, name, "accuracy", share)
             for name, share in zip(ids, (right_N / words_N).tolist(), strict=True)
@@ -79,17 +77,12 @@ def entity_scores(
 
 def micro_f1(counts_R3K: Floats) -> Floats:
     """F1 over all types together, (R,), from the counts of correct, predicted and labelled entities."""
-    right_R, predicted_R, labelled_R = counts_R3K.sum(2).T
-    f1: Floats = 2 * right_R / np.maximum(predicted_R + labelled_R, 1)
-    return f1
+    return macro_f1(counts_R3K.sum(2, keepdims=True))
 
 
 def macro_f1(counts_R3K: Floats) -> Floats:
     """The mean F1 over the types that occur or are predicted, (R,)."""
-    sizes_RK = counts_R3K[:, 1] + counts_R3K[:, 2]
-    f1_RK = 2 * counts_R3K[:, 0] / np.maximum(sizes_RK, 1)
-    mean: Floats = f1_RK.sum(1) / np.maximum((sizes_RK > 0).sum(1), 1)
-    return mean
+    return mean_f1(counts_R3K[:, 0], counts_R3K[:, 1] + counts_R3K[:, 2])
 
 
 def entities_by_kind(
@@ -137,9 +130,3 @@ def entity_counts(counts_N: Sequence[Mapping[str, Sequence[float]]], kinds: Sequ
 def kinds_in(counts_N: Iterable[Mapping[str, Sequence[float]]]) -> list[str]:
     """The entity types that occur or are predicted, sorted."""
     return sorted({kind for counts in counts_N for kind in counts})
-
-
-def _weights(size: int) -> Floats:
-    """How often each sentence is drawn, (R, N); the same on every call."""
-    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
-    return drawn.astype(np.float64)
