@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,6 +80,18 @@ def example_logits(
             logits = model(**inputs_of(batch.to(model.device), model)).logits
             require_finite(model, logits, suite=suite)
             yield batch.example_ids.tolist(), logits
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Restore the states of the global random generators after the block."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 MASKED_WINDOW = 128

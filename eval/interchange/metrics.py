@@ -233,7 +233,11 @@ def _answers(
     vocabulary: int,
     tops: Tops,
 ) -> dict[int, list[dict[str, float]]]:
-    """By layer, the sums of each row of a batch; adds to ``tops``."""
+    """By layer, the sums of each row of a batch; adds to ``tops``.
+
+    Raises:
+        ModelError: A log-probability is NaN; -inf marks tokens that a padded head excludes.
+    """
     device = student.device
     batch = exchange.batch.to(device)
     plans = {layer: exchange.at(layer, theirs, device) for layer, theirs in alignment.items()}
@@ -242,18 +246,26 @@ def _answers(
     theirs = _student_and_teacher(teacher, TEACHER, batch, plans, counted, vocabulary)
     own = _student_and_teacher(student, None, batch, plans, counted, vocabulary)
     row_N = counted.nonzero()[:, 0]
-    sums = {layer: {name: torch.zeros(len(counted), dtype=torch.float64) for name in SUMS} for layer in plans}
+    sums = {layer: torch.zeros(len(counted), len(SUMS), dtype=torch.float64) for layer in plans}
     head = vocabulary_head(student)
     outcomes = vocabulary if isinstance(own.base, Dense) else own.base.values.shape[-1]
     size = max(1, len(row_N)) if head is None else chunk_rows(head.weight, 0.25)  # four tensors of logits
+
+    def output_pair(chunk: slice, *outputs: Dense | Logits) -> DistributionPair:
+        both = [one.logits(chunk, outcomes).log_softmax(-1) for one in outputs]
+        for model, logs, seen in zip((teacher, student), both, tops, strict=True):
+            require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 for a distribution
+            seen.update(logs.argmax(-1).tolist())
+        return DistributionPair(*both)
+
     for chunk in pieces(len(row_N), size):
-        row_n = row_N[chunk].cpu()
-        for layer, found in _compared(theirs, own, chunk, outcomes, (teacher, student), tops):
-            for name, values_n in found.items():
-                sums[layer][name].index_add_(0, row_n, values_n.double().cpu())
+        before = output_pair(chunk, theirs.base, own.base)
+        for layer, total in sums.items():
+            found = effects(before, output_pair(chunk, theirs.after[layer], own.after[layer]))
+            values_nS = torch.stack([found[name].double() for name in SUMS], 1)
+            total.index_add_(0, row_N[chunk].cpu(), values_nS.cpu())
     return {
-        layer: [dict(zip(SUMS, row, strict=True)) for row in torch.stack([*found.values()], 1).tolist()]
-        for layer, found in sums.items()
+        layer: [dict(zip(SUMS, row, strict=True)) for row in total.tolist()] for layer, total in sums.items()
     }
 
 
@@ -284,29 +296,3 @@ def _student_and_teacher(
     return _OutputPair(
         counted(base), {layer: counted(part.after(batch, base, outcomes)) for layer, part in parts.items()}
     )
-
-
-def _compared(
-    teacher: _OutputPair,
-    student: _OutputPair,
-    chunk: slice,
-    outcomes: int,
-    models: tuple[PreTrainedModel, PreTrainedModel],
-    tops: Tops,
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """By layer, ``SUMS`` at each position of a chunk, (n,).
-
-    Raises:
-        ModelError: A log-probability is NaN; -inf marks tokens that a padded head excludes.
-    """
-
-    def output_pair(theirs: Dense | Logits, own: Dense | Logits) -> DistributionPair:
-        both = [one.logits(chunk, outcomes).log_softmax(-1) for one in (theirs, own)]
-        for model, logs, seen in zip(models, both, tops, strict=True):
-            require_finite(model, logs.logsumexp(-1), suite=SUITE)  # 0 for a distribution
-            seen.update(logs.argmax(-1).tolist())
-        return DistributionPair(*both)
-
-    before = output_pair(teacher.base, student.base)
-    for layer in student.after:
-        yield layer, effects(before, output_pair(teacher.after[layer], student.after[layer]))
