@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.batch import TENSORS, Batch
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
@@ -20,7 +21,7 @@ from stlm_kd.distillation.step import StepModule
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.interchange import metrics
 from stlm_kd.eval.interchange.config import ALL
-from stlm_kd.eval.interchange.metrics import Exchange, Interchange, draw_exchanges, measure
+from stlm_kd.eval.interchange.metrics import Exchange, draw_exchanges, measure
 from stlm_kd.eval.language_modeling.likelihood import ratio_stderr
 from stlm_kd.interventions import SourceInputs
 from stlm_kd.interventions.plan import OwnStates, Tokens
@@ -44,8 +45,8 @@ def exchanges(source: str, *, causal: bool = True, batches: int = 2, seed: int =
     )
 
 
-def value(found: Interchange, metric: str, task: str = ALL) -> float:
-    return found.as_result().score(task, metric).value
+def value(found: SuiteResult, metric: str, task: str = ALL) -> float:
+    return found.score(task, metric).value
 
 
 @pytest.mark.parametrize("source", ["other-example", "in-context-random", "mixup", "input-tokens"])
@@ -70,10 +71,9 @@ def test_states_put_back_where_they_were_change_nothing(family: str) -> None:
     assert abs(value(found, "teacher_effect")) < 1e-12 and abs(value(found, "student_effect")) < 1e-12
     assert value(found, "teacher_changes") == 0
     assert value(found, "agreement") == value(found, "base_agreement")
-    result = found.as_result()
     with pytest.raises(KeyError, match="no interchange_accuracy"):
-        result.score(ALL, "interchange_accuracy")
-    assert any(note.startswith(f"{ALL}: no intervention changes") for note in result.notes)
+        found.score(ALL, "interchange_accuracy")
+    assert any(note.startswith(f"{ALL}: no intervention changes") for note in found.notes)
 
 
 def plainly(
@@ -140,7 +140,7 @@ def test_the_numbers_are_those_of_whole_runs_with_hooks(
     alignment = {0: (0, 1), 1: (2,)}
     asked = exchanges(source, causal=teacher not in MASKED)
     expected = plainly(large, small, asked, alignment)
-    result = measure(large, small, asked, alignment=alignment, vocabulary=VOCABULARY).as_result()
+    result = measure(large, small, asked, alignment=alignment, vocabulary=VOCABULARY)
     for metric, layers in expected.items():
         together = [
             (sum(part[0] for part in parts), sum(part[1] for part in parts))
@@ -175,8 +175,7 @@ def test_rows_of_padding_count_for_nothing() -> None:
     touched = torch.cat([asked[0].plan.touched, torch.zeros(1, 8, dtype=torch.bool)])
     padded = [replace(asked[0], batch=longer, plan=replace(asked[0].plan, touched=touched))]
     results = [
-        measure(large, small, given, alignment={0: (1,)}, vocabulary=VOCABULARY).as_result()
-        for given in (asked, padded)
+        measure(large, small, given, alignment={0: (1,)}, vocabulary=VOCABULARY) for given in (asked, padded)
     ]
     assert [row.id for row in results[1].examples] == [row.id for row in results[0].examples]
     for first, second in zip(results[0].scores, results[1].scores, strict=True):
@@ -189,7 +188,7 @@ def test_tokens_belong_to_no_layer() -> None:
     asked = exchanges("input-tokens")
     assert all(isinstance(one.plan.source, Tokens) for one in asked)
     results = [
-        measure(other, model, asked, alignment=alignment, vocabulary=VOCABULARY).as_result()
+        measure(other, model, asked, alignment=alignment, vocabulary=VOCABULARY)
         for alignment in ({0: (0,), 1: (1,)}, {1: (0,)})
     ]
     assert results[0].scores == results[1].scores

@@ -15,6 +15,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from seqeval import metrics
+from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from stlm_kd.artifacts.results import SuiteResult
@@ -31,6 +32,7 @@ from stlm_kd.eval import SUITES
 from stlm_kd.eval.fine_tuning import conll2003, squad
 from stlm_kd.eval.fine_tuning.entities import (
     entities_by_kind,
+    entities_in,
     entity_counts,
     entity_scores,
     kinds_in,
@@ -105,6 +107,8 @@ TAGS = st.sampled_from(conll2003.TAGS)
 def test_entity_scores_are_seqevals(sentences: list[list[tuple[str, str]]]) -> None:
     told, labels = ([[pair[side] for pair in row] for row in sentences] for side in (0, 1))
     assume(any(tag != "O" for row in (*told, *labels) for tag in row))
+    for tags in (*told, *labels):
+        assert entities_in(tags) == set(get_entities(tags))
     ids = [f"s{place}" for place in range(len(told))]
     result = entity_scores(told, labels, task="t", ids=ids, suite="ner")
     found = {score.metric: score.value for score in result.scores}

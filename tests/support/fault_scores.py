@@ -144,7 +144,7 @@ for _family, _words in (
         asked = exchanged.exchanges("other-example", causal=family == "llama")
         return interchange.measure(
             pico_model(family, seed=2), student, asked, alignment={0: (0,)}, vocabulary=exchanged.VOCABULARY
-        ).as_result()
+        )
 
 
 for _suite in ("pseudo-perplexity", "masked-loss"):

@@ -67,9 +67,7 @@ def interchange_scores(
     exchanges = draw_pairs(documents, tokenizer, asked, context=length, task=task)
     vocabulary = vocabulary_size(tokenizer)
     return {
-        name: measure(
-            models[teacher], models[name], exchanges, alignment=layers[name], vocabulary=vocabulary
-        ).as_result()
+        name: measure(models[teacher], models[name], exchanges, alignment=layers[name], vocabulary=vocabulary)
         for name in students
     }
 
