@@ -1,4 +1,4 @@
-"""Modules that register losses, sources, combiners, initialisers and suites from outside this package.
+"""Modules that register losses, data sources, suites and the like from outside this package.
 
 An installed package names its module in the entry-point group ``stlm_kd``; a command takes any module with
 ``--import``; Python code imports its own. A recipe cannot name one: loading it runs no code of its author.

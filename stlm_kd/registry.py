@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
@@ -76,21 +76,32 @@ class Registry(Generic[F]):
         return f"{name} is not a known {self.kind}{did_you_mean(name, self)}"
 
     def options(self, name: str) -> dict[str, tuple[Any, Any]]:
-        """Keyword-only arguments of a function: name → (annotation with its bounds, default).
-
-        The default is ``inspect.Parameter.empty`` for a required option.
-        """
+        """The options of a function; see ``options_of``."""
         entry: Callable[..., Any] = self[name]
-        function = entry.function if isinstance(entry, Extension) else entry
-        options = [
-            parameter
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        ]
-        # Only the options: the other annotations may name types imported for type checkers only.
-        written = SimpleNamespace(__annotations__={option.name: option.annotation for option in options})
-        hints = get_type_hints(written, inspect.unwrap(function).__globals__, include_extras=True)
-        return {option.name: (hints[option.name], option.default) for option in options}
+        return options_of(entry.function if isinstance(entry, Extension) else entry)
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Keyword-only arguments of a function: name → (annotation with its bounds, default).
+
+    The default is ``inspect.Parameter.empty`` for a required option.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    options = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    hints = _hints(function, options)
+    return {option.name: (hints[option.name], option.default) for option in options}
+
+
+def first_argument(function: Callable[..., Any]) -> Any:
+    """The annotation of a function's first argument, with its bounds."""
+    first, *_ = inspect.signature(function).parameters.values()
+    return _hints(function, [first])[first.name]
+
+
+def _hints(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
+    # Only of these: the other annotations may name types imported for type checkers only.
+    written = SimpleNamespace(__annotations__={entry.name: entry.annotation for entry in parameters})
+    return get_type_hints(written, inspect.unwrap(function).__globals__, include_extras=True)
 
 
 def registering(

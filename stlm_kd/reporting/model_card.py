@@ -102,7 +102,7 @@ def card(facts: CardFacts) -> str:
 
 def is_synthetic(recipe: Recipe) -> bool:
     """Whether any of its text or examples, training or held-out, is generated."""
-    return any(one.sample is not None for one in (*recipe.data.train, *(recipe.data.validation or ())))
+    return any(one.kind == "sample" for one in (*recipe.data.train, *(recipe.data.validation or ())))
 
 
 def _front(facts: CardFacts) -> dict[str, object]:
@@ -118,7 +118,7 @@ def _front(facts: CardFacts) -> dict[str, object]:
         "pipeline_tag": PIPELINES[recipe.task],
         "license": "unknown",
         "base_model": list(dict.fromkeys(name for name in bases if _is_on_the_hub(name))),
-        "datasets": list(dict.fromkeys(source.hub for source in sources if source.hub)),
+        "datasets": list(dict.fromkeys(source.value for source in sources if source.kind == "hub")),
         "tags": [
             "stlm-kd",
             *(["knowledge-distillation"] if is_taught else []),
