@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.eval.agreement.predictions import Kappa
-from stlm_kd.eval.agreement.report import Mean
-from stlm_kd.eval.attribution.compare import MeanOver
+if TYPE_CHECKING:  # these import torch
+    from stlm_kd.eval.agreement.predictions import Kappa
+    from stlm_kd.eval.agreement.report import Mean
+    from stlm_kd.eval.attribution.compare import MeanOver
 
 UNKNOWN = "—"
 

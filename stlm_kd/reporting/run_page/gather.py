@@ -11,6 +11,7 @@ from stlm_kd.artifacts.results import Row
 from stlm_kd.artifacts.run_dir import ADAPTATION, TRAINING, provenance_folder, show_run
 from stlm_kd.artifacts.saved_results import RESULTS, Results, read_results
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST, compare
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.errors import (
     CheckpointError,
@@ -99,6 +100,7 @@ def _read(path: Path) -> RunFacts:
         details=details,
         recipe=recipe,
         results=results,
+        scores=ResultsTable(results.rows),
         remarks=results.remarks,
         trained=(*taught, *students),
         adaptations={**results.adaptations, **adapted},
