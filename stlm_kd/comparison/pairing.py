@@ -11,7 +11,7 @@ Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, TypeVar
@@ -130,19 +130,18 @@ def faults_of(table: ResultsTable, here: pd.DataFrame, baseline: pd.DataFrame, m
         result: set(table.examples(result, metric.task).index)
         for result in (*here["result"], *baseline["result"])
     }
-    numbered = {result for result, own in ids.items() if _are_places(own)}
     found: dict[str, None] = {}
     for one, other in product(here.itertuples(), baseline.itertuples()):
         if _reads_alike(one.report, other.report, metric.suite):
             found.update(dict.fromkeys(_unlike_ids(ids[one.result], ids[other.result])))
             if one.examples != other.examples:
                 found[_unlike("examples", one.examples, other.examples)] = None
-        are_numbered = {one.result, other.result} <= numbered
-        found.update(dict.fromkeys(_unlike_facts(one.report, other.report, metric, are_numbered)))
+        both = ids[one.result], ids[other.result]
+        found.update(dict.fromkeys(_unlike_facts(one.report, other.report, metric, both)))
     return list(found)
 
 
-def _unlike_facts(one: Report, other: Report, metric: Metric, are_numbered: bool) -> Iterator[str]:
+def _unlike_facts(one: Report, other: Report, metric: Metric, ids: Iterable[set[str]]) -> Iterator[str]:
     facts = {
         name: [report.get(name) for report in (one, other)]
         for name in (*_SAME_TEXT.get(metric.suite, ()), "labels", "texts", "interventions")
@@ -150,7 +149,7 @@ def _unlike_facts(one: Report, other: Report, metric: Metric, are_numbered: bool
     for name in _OF_A_TASK:
         facts[name] = [_of_task(report, name, metric.task) for report in (one, other)]
     for name, (own, others) in facts.items():
-        if name == "texts" and own != others and are_numbered:
+        if name == "texts" and own != others and all(map(_are_places, ids)):
             yield _OTHER_TEXTS if own is not None and others is not None else _UNKNOWN_TEXTS
         elif own is not None and others is not None and own != others:
             yield _unlike(name, own, others)

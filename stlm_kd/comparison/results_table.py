@@ -171,11 +171,14 @@ class ResultsTable:
             names = names.where(found["task"] == task, found["task"] + " " + names)
         return found.set_index(names)
 
+    @cached_property
+    def _parts(self) -> Mapping[tuple[int, str], list[str]]:
+        return dict(self.scores.groupby(["result", "part_of"], sort=False)["task"].agg(list))
+
     def _leaves(self, result: int, task: str) -> list[str]:
         """The tasks of a group, or the task itself."""
-        own = self.scores[(self.scores["result"] == result) & (self.scores["part_of"] == task)]
-        parts = [leaf for part in own["task"].unique() for leaf in self._leaves(result, part)]
-        return parts or [task]
+        parts = self._parts.get((result, task), ())
+        return [leaf for part in dict.fromkeys(parts) for leaf in self._leaves(result, part)] or [task]
 
 
 def alone(score: Score | None = None) -> Estimate | None:

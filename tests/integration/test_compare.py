@@ -19,6 +19,7 @@ from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.errors import UsageError
 from stlm_kd.eval.classification.metrics import regression_scores
 from stlm_kd.eval.fine_tuning.entities import entity_scores
+from stlm_kd.pipeline.run import open_run
 from tests.support.compared import LABELS, classified, read_text, run_folder, score_file, seeds_of, whole_run
 from tests.support.road import distilled, done, stlm_kd
 
@@ -368,3 +369,28 @@ def test_runs_that_were_distilled_are_compared(place: Path, tmp_path: Path) -> N
     assert compared["bits_per_byte"]["mean"] == pytest.approx(told[1] - told[0])
     assert told[1] < told[0]
     assert compared["sample_minimal_pairs acc"]["num_examples"] == 36
+
+
+def test_a_run_gives_its_scores_as_one_long_table(run: str) -> None:
+    found = open_run(run).scores
+    own = found[(found["model"] == "student") & (found["metric"] == "accuracy")]
+    by_hand = own.dropna(subset="example").groupby("seed")["value"].mean()
+    stored = own[own["example"].isna()].set_index("seed")["value"]
+    assert by_hand.to_dict() == pytest.approx(stored.to_dict()) and [*stored.index] == [1, 2, 3]
+    assert len(own) == 3 * 301
+
+
+def test_a_comparison_is_a_table_of_verdicts_and_markdown(run: str) -> None:
+    found = compare([run], only=["accuracy"])
+    verdicts = found.verdicts.set_index("model")
+    for one in found.differences:
+        assert one.evidence.difference is not None
+        line = verdicts.loc[one.name]
+        assert (line["difference"], line["low"], line["verdict"]) == (
+            one.evidence.mean, one.evidence.difference.low, one.words
+        )  # fmt: skip
+    header, _, first, *_ = found.to_markdown().splitlines()
+    assert header.startswith("| model - no-teacher | metric | difference |")
+    assert first.startswith(f"| teacher t | accuracy | {verdicts['difference'].iloc[0]:.4f} |")
+    odd = replace(found, differences=tuple(replace(one, name="a|b\nc") for one in found.differences))
+    assert r"| a\|b c | accuracy |" in odd.to_markdown()
