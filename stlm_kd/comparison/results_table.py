@@ -15,19 +15,7 @@ from stlm_kd.artifacts.results import Json, Row, Score, SuiteResult
 from stlm_kd.comparison.metrics import PER_TOKEN, Estimate, Metric, estimate
 
 _SCORE = [field.name for field in fields(Score)]
-_RESULT = [
-    "model",
-    "kind",
-    "source",
-    "seed",
-    "fine_tuning",
-    "suite",
-    "label",
-    "report",
-    "notes",
-    "content",
-]
-_SUITE = ["model", "seed", "suite", "label"]
+_RESULT = ["model", "kind", "source", "seed", "fine_tuning", "suite", "label", "report", "notes", "content"]
 _METRIC = ["suite", "label", "task", "metric", "higher_is_better"]
 
 
@@ -73,16 +61,14 @@ class ResultsTable:
         where, lines = [], []
         blank = (None,) * (len(_SCORE) - 3)
         for row in self.rows:
-            for seed, result in chain.from_iterable(
-                ((seed, result) for result in found)
-                for seed, found in zip(row.seeds or [None], row.scores, strict=True)
-            ):
-                number = len(results)
-                results.append(result)
-                key = (row.name, row.kind, row.source, seed, _tuned(result), result.suite, result.label)
-                where.append((*key, result.report, result.notes, results.index(result)))
-                lines += [(number, None, *astuple(score)) for score in result.scores]
-                lines += [(number, one[1], one[0], one[2], one[3], *blank) for one in result.examples]
+            for seed, own in zip(row.seeds or [None], row.scores, strict=True):
+                for result in own:
+                    number = len(results)
+                    results.append(result)
+                    key = (row.name, row.kind, row.source, seed, _tuned(result), result.suite, result.label)
+                    where.append((*key, result.report, result.notes, results.index(result)))
+                    lines += [(number, None, *astuple(score)) for score in result.scores]
+                    lines += [(number, name, task, *one, *blank) for task, name, *one in result.examples]
         found = pd.DataFrame(lines, columns=["result", "example", *_SCORE], dtype=object)
         about = pd.DataFrame(where, columns=_RESULT, dtype=object)
         self.frame = found.astype({"value": float}).join(about, on="result")
@@ -111,8 +97,8 @@ class ResultsTable:
     def suites(self) -> list[SuiteScores]:
         """The scores of each model, seed and suite, with a note on averages over several fine-tunings."""
         found = []
-        for where, lines in self.scores.groupby(_SUITE, sort=False, dropna=False):
-            model, seed, suite, label = where
+        keys = ["model", "seed", "suite", "label"]
+        for (model, seed, suite, label), lines in self.scores.groupby(keys, sort=False, dropna=False):
             by_metric: dict[tuple[str | None, ...], list[Score]] = {}
             for score in scores_in(lines):
                 by_metric.setdefault((score.task, score.metric, score.part_of), []).append(score)

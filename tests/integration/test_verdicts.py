@@ -367,11 +367,11 @@ def test_one_difference_has_one_p_on_a_page(tmp_path: Path) -> None:
     for name in ("recipe.yaml", "table.txt"):
         (folder / name).write_text("")
     facts = gather([str(folder)])
-    assert facts.comparison is not None and facts.runs[0].remarks == ("first", "last")
+    assert facts.comparison is not None and facts.runs[0].results.remarks == ("first", "last")
     content |= {"rows": content["rows"][:1]}
     (folder / "results.json").write_text(json.dumps(content))
     alone = gather([str(folder)])
-    assert alone.comparison is None and alone.runs[0].remarks == ("first", *verdicts, "last")
+    assert alone.comparison is None and alone.runs[0].results.remarks == ("first", *verdicts, "last")
 
 
 def test_a_page_shows_the_p_of_what_its_verdict_claims(tmp_path: Path) -> None:

@@ -63,7 +63,6 @@ class RunFacts:
         recipe: The recipe; None if this version cannot read it.
         results: Its results; the scores of its teachers if it only adapts.
         scores: The scores of its rows.
-        remarks: The notes below its table.
         trained: The trainings of the teachers that it trained, and of its students.
         adaptations: By teacher.
         attributions: The attribution pages of its models, by file name.
@@ -74,7 +73,6 @@ class RunFacts:
     recipe: Recipe | None
     results: Results
     scores: ResultsTable
-    remarks: tuple[str, ...]
     trained: tuple[Trained, ...]
     adaptations: Mapping[str, AdaptationReport]
     attributions: Mapping[str, str]

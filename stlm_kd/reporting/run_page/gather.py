@@ -101,7 +101,6 @@ def _read(path: Path) -> RunFacts:
         recipe=recipe,
         results=results,
         scores=ResultsTable(results.rows),
-        remarks=results.remarks,
         trained=(*taught, *students),
         adaptations={**results.adaptations, **adapted},
         attributions={page.name: _page(page) for page in sorted(path.glob(f"{PAGE}*.html"))},
@@ -111,8 +110,9 @@ def _read(path: Path) -> RunFacts:
 
 def _without_verdicts(run: RunFacts) -> RunFacts:
     """A run without the verdicts among its remarks, which the comparison of a report repeats."""
-    verdicts = run.results.verdicts
-    return replace(run, remarks=tuple(remark for remark in run.remarks if remark not in verdicts))
+    found = run.results
+    remarks = tuple(remark for remark in found.remarks if remark not in found.verdicts)
+    return replace(run, results=replace(found, remarks=remarks))
 
 
 def _students(run: RunFacts, *, named: bool) -> Iterator[Told]:

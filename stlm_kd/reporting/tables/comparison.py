@@ -14,7 +14,7 @@ from stlm_kd.comparison.compare import Comparison
 from stlm_kd.comparison.metrics import Metric, estimate
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.verdicts import Compared
-from stlm_kd.reporting.format import UNKNOWN, count, interval, noted_table
+from stlm_kd.reporting.format import UNKNOWN, count, interval, noted_table, numbers, words
 from stlm_kd.statistics import CONFIDENCE, deviations_wide
 
 ENOUGH_SEEDS = 5
@@ -23,11 +23,8 @@ ENOUGH_SEEDS = 5
 
 def means_table(comparison: Comparison) -> Table:
     """Means over seeds with interval and deviation, or single models' scores; shared rows appear once."""
-    table = noted_table(_caption(comparison))
-    table.add_column("model")
-    table.add_column("seeds", justify="right")
-    for metric in comparison.metrics:
-        table.add_column(Text(metric.label), justify="right")
+    headings = numbers("seeds", *(metric.label for metric in comparison.metrics))
+    table = noted_table(_caption(comparison), *words("model"), *headings)
     hidden = _shared_teachers(comparison)
     for one in comparison.table.rows:
         if one.name in hidden:
@@ -55,15 +52,14 @@ def differences_table(comparison: Comparison) -> Table:
         ),
         *comparison.notes,
     ]
-    table = noted_table(lines)
-    table.add_column("metric")
-    table.add_column(Text(f"model - {comparison.baseline}"))
-    table.add_column("difference", justify="right")
-    table.add_column("verdict")
-    for heading in ("corrected p", "p", "McNemar p"):
-        table.add_column(heading, justify="right")
-    for heading in ("seeds", "examples", "noise of"):
-        table.add_column(heading)
+    table = noted_table(
+        lines,
+        *words("metric", f"model - {comparison.baseline}"),
+        *numbers("difference"),
+        *words("verdict"),
+        *numbers("corrected p", "p", "McNemar p"),
+        *words("seeds", "examples", "noise of"),
+    )
     for metric in comparison.metrics:
         for one in comparison.differences:
             if one.metric == metric and one.name not in hidden:

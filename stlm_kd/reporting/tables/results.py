@@ -13,7 +13,7 @@ from stlm_kd.artifacts.results import Row
 from stlm_kd.comparison.metrics import Metric, estimate
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
-from stlm_kd.reporting.format import count, flops, noted_table
+from stlm_kd.reporting.format import count, flops, noted_table, numbers, words
 from stlm_kd.statistics import CONFIDENCE
 
 
@@ -29,12 +29,9 @@ def result_table(scores: ResultsTable, title: str) -> Table:
     single = "single models ± standard error over examples"
     most = "; tokens, steps and FLOPs: maximum over seeds" if seeds > 1 else ""
     means = f"{over_seeds}{single}; tokens{per_token} of each row's vocabulary{most}"
-    table = noted_table([means, *notes_of(scores, rows)], title)
-    table.add_column("model")
-    for heading in ("parameters", "tokens of text", "tokens seen", "steps", "FLOPs"):
-        table.add_column(heading, justify="right")
-    for metric in metrics:
-        table.add_column(Text(metric.label), justify="right")
+    costs = ("parameters", "tokens of text", "tokens seen", "steps", "FLOPs")
+    columns = (*words("model"), *numbers(*costs, *(metric.label for metric in metrics)))
+    table = noted_table([means, *notes_of(scores, rows)], *columns, title=title)
     for row in rows:
         counts = (row.parameters, row.tokens_of_text, row.tokens_seen, row.steps)
         cells = (_cell(scores, row, metric) for metric in metrics)

@@ -11,7 +11,7 @@ from stlm_kd.artifacts.results import Score, SuiteResult
 from stlm_kd.comparison.entries import scored_model
 from stlm_kd.comparison.results_table import ResultsTable, SuiteScores
 from stlm_kd.comparison.score_notes import addition, reading_notes, warning_notes
-from stlm_kd.reporting.format import noted_table
+from stlm_kd.reporting.format import noted_table, numbers, words
 
 
 def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = False) -> Table:
@@ -30,15 +30,10 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
         for score in suite.scores if parts else suite.requested:
             rows.setdefault((suite.suite, suite.label, score.task, score.metric), {})[suite.model] = score
     scores = [score for row in rows.values() for score in row.values()]
-    table = noted_table([*_notes(suites, len(results)), *reading_notes(scores)])
-    table.add_column("task")
-    table.add_column("metric")
-    table.add_column("examples", justify="right")
     chosen = any(score.choices or score.chance is not None for score in scores)
-    for heading in ("choices", "chance") if chosen else ():
-        table.add_column(heading, justify="right")
-    for name in results:
-        table.add_column(Text(name), justify="right")
+    headings = numbers("examples", *(("choices", "chance") if chosen else ()), *results)
+    notes = [*_notes(suites, len(results)), *reading_notes(scores)]
+    table = noted_table(notes, *words("task", "metric"), *headings)
     for (_, label, _, _), by_model in rows.items():
         first = next(iter(by_model.values()))
         examples = sorted({score.examples for score in by_model.values()})
