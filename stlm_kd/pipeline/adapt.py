@@ -18,7 +18,7 @@ from stlm_kd.artifacts.run_dir import file_name
 from stlm_kd.artifacts.stage_store import copy_folder
 from stlm_kd.comparison.compare import Comparison, compare_pairs
 from stlm_kd.comparison.entries import scored_model
-from stlm_kd.comparison.metrics import complete_values, metrics_of
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.distributed import launched_processes, on_main_process
 from stlm_kd.errors import UsageError, did_you_mean
 from stlm_kd.pipeline.checks.rehearsal import rehearse
@@ -140,14 +140,14 @@ def _write_results(
 def _cost(scores: Mapping[str, Sequence[SuiteResult]], names: Sequence[str]) -> Comparison:
     """The cost of adaptation: each adapted teacher minus its original, on the same examples."""
     rows = {name: scored_model(name, [found], kind="teacher") for name, found in scores.items()}
-    metrics = metrics_of(rows.values())
+    table = ResultsTable(rows.values())
     pairs = [
         (rows[f"{name}, adapted"], rows[name], metric)
         for name in names
-        for metric in metrics
-        if name in rows and complete_values(rows[name], metric)
+        for metric in table.metrics
+        if name in rows and table.complete_values(rows[name], metric)
     ]
-    return Comparison(tuple(rows.values()), tuple(metrics), "as it was", *compare_pairs(pairs))
+    return Comparison(table, tuple(table.metrics), "as it was", *compare_pairs(table, pairs))
 
 
 def _scores(

@@ -14,6 +14,7 @@ from stlm_kd.errors import CheckpointError, MissingResourceError
 from stlm_kd.pipeline.stages.teacher_set import teachers_of_run
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
@@ -46,6 +47,19 @@ class Run:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file}: damaged ({error})") from error
         return found
+
+    @property
+    def scores(self) -> DataFrame:
+        """The scores of all models and examples as one long table; see ``ResultsTable.frame``.
+
+        Raises:
+            MissingResourceError: The run is not finished.
+            CheckpointError: Its results are damaged, or have no scores.
+        """
+        from stlm_kd.comparison.entries import read_rows
+        from stlm_kd.comparison.results_table import ResultsTable
+
+        return ResultsTable(read_rows([str(self.path)])).frame.infer_objects()
 
     @property
     def table(self) -> str | None:

@@ -21,6 +21,7 @@ import stlm_kd.pipeline.distill
 from stlm_kd.artifacts.results import Row, SuiteResult
 from stlm_kd.cli.main import app
 from stlm_kd.comparison.compare import compare
+from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.comparison.score_notes import warning_notes
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.labelled.question_answering import Question
@@ -205,7 +206,7 @@ def _weak_teacher(is_planted: bool, place: Place) -> object:
         row("teacher t", "teacher", [1.5 if is_planted else 1.2], teaches=True),
         row("no-teacher", "control", [1.40, 1.41, 1.42]),
     ]
-    return "".join(weak_teachers(rows))
+    return "".join(weak_teachers(ResultsTable(rows)))
 
 
 # Log-likelihoods
@@ -273,7 +274,7 @@ def _one_seed(is_planted: bool, place: Place) -> object:
 
 
 def unless_better(run: str) -> str:
-    found = {one.words for one in compare([run]).compared}
+    found = {one.words for one in compare([run]).differences}
     return "; ".join(sorted(found - {"better"}))
 
 

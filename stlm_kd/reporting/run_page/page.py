@@ -8,7 +8,6 @@ from pathlib import Path
 
 from stlm_kd.artifacts.output import refuse_no_file, write_page
 from stlm_kd.comparison.compare import DEFAULT_SMALLEST
-from stlm_kd.comparison.metrics import metrics_of
 from stlm_kd.comparison.smallest import Smallest
 from stlm_kd.recipe.describe import describe
 from stlm_kd.reporting.figures import Drawing, interval_drawing, panel_drawing
@@ -56,7 +55,6 @@ def page(found: ReportFacts) -> str:
         overview=_overview,
         describe=describe,
         is_synthetic=is_synthetic,
-        metrics_of=metrics_of,
         interval_drawing=interval_drawing,
         result_table=result_table,
         adaptation_table=adaptation_table,
