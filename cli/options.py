@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,19 +20,6 @@ _RECIPE = typer.Option(
 )
 
 
-def one_value_each(changes: list[str] | None) -> list[str]:
-    """Check that no key is changed twice, since only the last change would count.
-
-    Raises:
-        UsageError: A key is changed twice, or a change is not of the form ``key.path=value``.
-    """
-    if changes and len(changes) > 1:
-        from stlm_kd.recipe.overrides import refuse_repeated
-
-        refuse_repeated(changes)
-    return changes or []
-
-
 def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None:
     """Check the path of an output file before any work.
 
@@ -44,13 +31,23 @@ def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None
     return path
 
 
+def read_settings(words: list[str] | None) -> dict[str, Any]:
+    """The values of ``--set`` by option."""
+    from stlm_kd.recipe.overrides import settings
+
+    return {**settings(words or ())}
+
+
+def split(words: str | None) -> list[str]:
+    """A comma-separated list."""
+    return [] if words is None else [word.strip() for word in words.split(",")]
+
+
 RecipeName = Annotated[str, _RECIPE]
 OptionalRecipeName = Annotated[str | None, _RECIPE]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="KEY.PATH=VALUE", help="Change the recipe, such as train.steps=100.", callback=one_value_each
-    ),
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Change the recipe, such as train.steps=100."),
 ]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder that contains the runs.")]
 TrustRemoteCode = Annotated[
@@ -90,6 +87,12 @@ Processes = Annotated[
 ]
 
 Teacher = Annotated[str, typer.Argument(metavar="TEACHER", help="A run, model folder or Hub id.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="OPTION=VALUE", help="An option of the suite, as in recipes. May be repeated."
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Maximum examples per task, for a trial.")]
 Baseline = Annotated[
     str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,8 +25,7 @@ from stlm_kd.distributed import process_rank
 from stlm_kd.errors import StlmKdError, UsageError
 
 if TYPE_CHECKING:
-    from stlm_kd.pipeline.cache import CacheSummary
-    from stlm_kd.teachers.cache.format import Json
+    from stlm_kd import CacheSummary
 
 app = typer.Typer(no_args_is_help=True, help="Cached teacher outputs.", rich_markup_mode=None)
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
@@ -46,16 +45,13 @@ def cache(
 
     Trains and adapts the teachers first if the recipe requires it. An interrupted command can be resumed.
     """
-    from stlm_kd.recipe import load
+    import stlm_kd
 
-    loaded = load(recipe, overrides or ())
+    loaded = stlm_kd.load_recipe(recipe, overrides or ())
     if loaded.adapts_only or not loaded.teachers:
         raise UsageError(f"{recipe}: distils no student from teachers, so there is nothing to cache")
     if launched_again(processes, loaded, origin=recipe):
         return
-    import stlm_kd
-    from stlm_kd.pipeline.cache import summary
-
     made = stlm_kd.build_cache(
         loaded,
         name=Path(recipe).stem,
@@ -66,7 +62,7 @@ def cache(
     )
     if process_rank() > 0:
         return
-    found = [summary(folder) for folders in made.values() for folder in folders]
+    found = [stlm_kd.inspect_cache(folder) for folders in made.values() for folder in folders]
     if as_json:
         print_json([asdict(entry) for entry in found])
         return
@@ -78,10 +74,10 @@ def cache(
 @app.command(cls=Command)
 def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
     """Show a cache's size, the probability mass of its top-k, entropy, and origin."""
-    from stlm_kd.pipeline.cache import summary
+    import stlm_kd
     from stlm_kd.reporting.cache_contents import made_of_rows
 
-    found = summary(folder)
+    found = stlm_kd.inspect_cache(folder)
     if as_json:
         print_json(asdict(found))
         return
@@ -102,9 +98,9 @@ def verify(
 
     For a merged cache only the checksums are verified: there is no single teacher to compare with.
     """
-    from stlm_kd.pipeline.cache import verify_cache
+    import stlm_kd
 
-    found = verify_cache(
+    found = stlm_kd.verify_cache(
         folder, rows=rows, seed=seed, output_dir=output_dir, trust_remote_code=trust_remote_code
     )
     if found is None:
@@ -146,17 +142,16 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge the caches of several teachers into one, which a recipe reads as a single teacher."""
-    from stlm_kd.pipeline.cache import summary
-    from stlm_kd.teachers.cache.merge import merge_caches
+    import stlm_kd
 
-    options: dict[str, Json] = {}
+    options: dict[str, Any] = {}
     if weights is not None:
-        options["weights"] = {**_numbers(weights)}
+        options["weights"] = _numbers(weights)
     if sharpness is not None:
         if not 0 < sharpness < float("inf"):
             raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
         options["sharpness"] = sharpness
-    merged = summary(merge_caches(folders, how=how, options=options, output=output))
+    merged = stlm_kd.inspect_cache(stlm_kd.merge_caches(folders, how=how, options=options, output=output))
     if as_json:
         print_json(asdict(merged))
     else:

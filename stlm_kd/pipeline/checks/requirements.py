@@ -37,17 +37,6 @@ def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
     return [RecipeFault(", ".join(places), message) for message, places in found.items()]
 
 
-def refuse_what_cannot_run(recipe: Recipe, *, origin: str) -> None:
-    """Raise an error if the recipe cannot run on this machine.
-
-    Raises:
-        MissingResourceError: Requirements are missing; the message lists them, one per line.
-    """
-    if missing := missing_here(recipe):
-        lines = [f"{origin}: cannot run here: {len(missing)} missing", *(f"  {fault}" for fault in missing)]
-        raise MissingResourceError("\n".join(lines))
-
-
 def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
     student, data = recipe.student, recipe.data
     if isinstance(student.tokenizer, str):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stlm_kd.artifacts.output import write_output
@@ -35,13 +36,14 @@ LABELLED = {"classification", "regression"}
 
 
 def evaluate(
-    models: Sequence[str],
+    models: Sequence[str | PathLike[str]],
     suites: Sequence[str | Mapping[str, Any]],
     *,
-    data: Sequence[str] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
+    data: Sequence[str | PathLike[str]] = (),
     text: Sequence[str] | None = None,
     label: str | None = None,
-    teachers: Sequence[str] = (),
+    teachers: Sequence[str | PathLike[str]] = (),
     output: Path | None = None,
     trust_remote_code: bool = False,
     output_dir: str | PathLike[str] = "runs",
@@ -50,8 +52,9 @@ def evaluate(
     """Score each model; return the results by model name as given.
 
     Args:
-        models: Runs, model folders or Hub ids.
+        models: Runs, model folders or Hub ids, all different.
         suites: Each a name, or ``{"suite": name, **options}``.
+        options: Further options, each for the suites that have it and do not set it.
         data: Files of held-out text or labelled examples, for suites that read them; empty for those of each
             model's run.
         text: The text columns of labelled examples; None for those of the model's run.
@@ -64,18 +67,21 @@ def evaluate(
         resume: Whether to resume unfinished fine-tunings.
 
     Raises:
-        UsageError: A suite lacks text; the columns are not those of the model's run; or no suite uses the
-            given data, columns or teachers.
+        UsageError: A model is given twice; a suite or option is unknown; a suite lacks text; the columns are
+            not those of the model's run; or no suite uses the given options, data, columns or teachers.
         ModelError: A suite does not apply to the model's task.
     """
     if not models or not suites:
         raise UsageError(f"no {'suite' if models else 'model'} given; expected at least one")
+    names, files, others = ([fspath(one) for one in given] for given in (models, data, teachers))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{', '.join(twice)}: given twice")
     calls = [
         SuiteCall(str(entry["suite"]), {key: value for key, value in entry.items() if key != "suite"})
-        for entry in all_options(suites)
+        for entry in all_options(suites, options=options)
     ]
     needed = {
-        _task_of(call, models[0], trust_remote_code)
+        _task_of(call, names[0], trust_remote_code)
         for call in calls
         if SUITES[call.suite].reads_held_out(call.options)
     }
@@ -84,31 +90,31 @@ def evaluate(
         raise UsageError(
             "--suite: suites of text, of classes and of numbers score different models; run eval for each"
         )
-    for name in models:
+    for name in names:
         _check_kind(name, calls, trust=trust_remote_code)
     compares = any(SUITES[call.suite].teachers for call in calls)
     _refuse_unread(
         calls,
         {
-            "--data": (bool(data), bool(needed), "reads held-out data"),
+            "--data": (bool(files), bool(needed), "reads held-out data"),
             "--text": (text is not None, bool(labelled), "reads labelled examples"),
             "--label": (label is not None, bool(labelled), "reads labelled examples"),
-            "--teacher": (bool(teachers), compares, "compares with teachers"),
+            "--teacher": (bool(others), compares, "compares with teachers"),
         },
     )
     check_rows(calls)
-    sizes = [_text_read(name, trust=trust_remote_code) for name in models]
+    sizes = [_text_read(name, trust=trust_remote_code) for name in names]
     calls = [replace(call, window=SUITES[call.suite].common_window(sizes)) for call in calls]
     context = RunContext(Path(output_dir), resume, trust_remote_code)
     results = {}
-    for name in models:
+    for name in names:
         columns = _columns(name, text, label) if labelled else None
-        held: HeldOut = read_held_out(data, columns, name, labelled) if data else []
+        held: HeldOut = read_held_out(files, columns, name, labelled) if files else []
         run = _run_of(name)
-        if data and run is not None:
-            note_trained_on(name, recipe_of(run), data, held)
+        if files and run is not None:
+            note_trained_on(name, recipe_of(run), files, held)
         held = held or (held_out_of_run(name) if needed else [])
-        beside = _beside(name, teachers) if compares else None
+        beside = _beside(name, others) if compares else None
         results[name] = score(model_of(name), calls, held, context=context, beside=beside)
     if output is not None:
         write_output(
