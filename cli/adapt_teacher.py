@@ -19,6 +19,7 @@ from stlm_kd.cli.options import (
     Resume,
     ResumeOption,
     TrustRemoteCode,
+    one_value_each,
 )
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
@@ -64,7 +65,7 @@ def adapt_teacher(
     import stlm_kd
 
     names = [word for word in words or () if "=" not in word or Path(word).is_dir()]
-    changes = [word for word in words or () if word not in names]
+    changes = one_value_each([word for word in words or () if word not in names])
     if recipe is not None:
         if tokenizer or data or validation or suite:
             raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")

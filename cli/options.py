@@ -31,6 +31,19 @@ def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None
     return path
 
 
+def one_value_each(changes: list[str] | None) -> list[str]:
+    """Check that no key is changed twice, since only the last change would count.
+
+    Raises:
+        UsageError: A key is changed twice, or a change is not of the form ``key.path=value``.
+    """
+    if changes and len(changes) > 1:
+        from stlm_kd.recipe.overrides import refuse_repeated
+
+        refuse_repeated(changes)
+    return changes or []
+
+
 def read_settings(words: list[str] | None) -> dict[str, Any]:
     """The values of ``--set`` by option."""
     from stlm_kd.recipe.overrides import settings
@@ -47,7 +60,9 @@ RecipeName = Annotated[str, _RECIPE]
 OptionalRecipeName = Annotated[str | None, _RECIPE]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Change the recipe, such as train.steps=100."),
+    typer.Argument(
+        metavar="KEY.PATH=VALUE", help="Change the recipe, such as train.steps=100.", callback=one_value_each
+    ),
 ]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Folder that contains the runs.")]
 TrustRemoteCode = Annotated[

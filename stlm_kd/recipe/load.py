@@ -34,7 +34,7 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
 
     Args:
         name: A file, or a built-in name with or without ``.yaml``.
-        overrides: ``key.path=value``, applied in order; one for each place.
+        overrides: ``key.path=value``, applied in order.
         is_stored: Whether the recipe is that of a finished run and is only read; overlap of training and
             validation data is then not a fault.
 

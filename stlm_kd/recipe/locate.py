@@ -121,14 +121,13 @@ def document(root: Node, overrides: Sequence[str], *, origin: str, chain: tuple[
 
     Args:
         root: The tree; changed in place.
-        overrides: ``key.path=value``; one for each place.
+        overrides: ``key.path=value``.
         origin: The recipe's name in messages.
         chain: The file that the tree is from, if any.
 
     Raises:
-        UsageError: An override is not of this form, or a place has two.
+        UsageError: An override is not of this form.
     """
-    dotted.refuse_repeated(overrides)
     reader = _Reader()
     for override in overrides:
         _expand_objectives(root)

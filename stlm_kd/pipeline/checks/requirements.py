@@ -55,9 +55,7 @@ def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_teacher(place: str, teacher: Teacher) -> Iterator[tuple[str, str]]:
-    cached = teacher.cache is not None and teacher.cache.path is not None
-    if cached:
-        assert teacher.cache is not None and teacher.cache.path is not None
+    if teacher.cache is not None and teacher.cache.path is not None:
         yield from _of_path(f"{place}.cache", teacher.cache.path)
     elif teacher.recipe is not None:
         yield from _missing(teacher.recipe, f"{place}.recipe.")

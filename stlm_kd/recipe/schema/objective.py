@@ -78,7 +78,8 @@ class Schedule(Part):
             raise fault(f"at {list(at)} found; expected distinct fractions above 0 in ascending order")
 
 
-def _or_schedule(annotation: Any) -> PlainValidator:
+def or_schedule(annotation: Any) -> PlainValidator:
+    """A validator of numbers of this kind, and of schedules of such numbers."""
     adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
     def validate(value: object, info: ValidationInfo) -> object:
@@ -94,12 +95,7 @@ def _or_schedule(annotation: Any) -> PlainValidator:
     return PlainValidator(validate)
 
 
-def schedulable(annotation: Any) -> Any:
-    """The same kind of number, or a schedule of such numbers."""
-    return Annotated[Any, _or_schedule(annotation)]
-
-
-Weight = Annotated[float | Schedule, _or_schedule(NotNegative)]
+Weight = Annotated[float | Schedule, or_schedule(NotNegative)]
 
 
 def _is_number(annotation: Any) -> bool:
@@ -137,7 +133,7 @@ class Objective(Part):
     @classmethod
     def of_option(cls, annotation: Any) -> Any:
         """A number may have a schedule."""
-        return schedulable(annotation) if _is_number(annotation) else annotation
+        return Annotated[Any, or_schedule(annotation)] if _is_number(annotation) else annotation
 
     @property
     def options(self) -> dict[str, Any]:
