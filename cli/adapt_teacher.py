@@ -8,19 +8,9 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli import options
 from stlm_kd.cli.console import print_results
 from stlm_kd.cli.invocation import launched_again, typed_command
-from stlm_kd.cli.options import (
-    AsJson,
-    OptionalRecipeName,
-    OutputDir,
-    Processes,
-    Rehearsal,
-    Resume,
-    ResumeOption,
-    TrustRemoteCode,
-    one_value_each,
-)
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
@@ -34,7 +24,7 @@ def adapt_teacher(
             "recipe, such as teachers[0].adapt.tokens=2M or data.context=64.",
         ),
     ] = None,
-    recipe: OptionalRecipeName = None,
+    recipe: options.OptionalRecipeName = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer with the new vocabulary: a folder or Hub id.")
     ] = None,
@@ -50,12 +40,12 @@ def adapt_teacher(
             "repeated.",
         ),
     ] = None,
-    output_dir: OutputDir = Path("runs"),
-    resume: ResumeOption = Resume.auto,
-    processes: Processes = 1,
-    rehearsal: Rehearsal = True,
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    output_dir: options.OutputDir = Path("runs"),
+    resume: options.ResumeOption = options.Resume.auto,
+    processes: options.Processes = 1,
+    rehearsal: options.Rehearsal = True,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Adapt a teacher to the student's vocabulary, and report (pseudo-)bits per byte before and after.
 
@@ -65,7 +55,7 @@ def adapt_teacher(
     import stlm_kd
 
     names = [word for word in words or () if "=" not in word or Path(word).is_dir()]
-    changes = one_value_each([word for word in words or () if word not in names])
+    changes = options.one_value_each([word for word in words or () if word not in names])
     if recipe is not None:
         if tokenizer or data or validation or suite:
             raise UsageError("with -r, change the recipe as in teachers[0].adapt.tokens=2M, not by options")
@@ -93,7 +83,7 @@ def adapt_teacher(
         teacher=names[0] if names and recipe is not None else None,
         name=name,
         output_dir=output_dir,
-        resume=resume is Resume.auto,
+        resume=resume is options.Resume.auto,
         trust_remote_code=trust_remote_code,
         command=typed_command(),
         rehearsal=rehearsal,

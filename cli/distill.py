@@ -9,19 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stlm_kd.cli import options
 from stlm_kd.cli.console import print_comparison, print_json, print_results
 from stlm_kd.cli.invocation import launched_again, typed_command
-from stlm_kd.cli.options import (
-    AsJson,
-    OutputDir,
-    Overrides,
-    Processes,
-    RecipeName,
-    Rehearsal,
-    Resume,
-    ResumeOption,
-    TrustRemoteCode,
-)
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import UsageError
 
@@ -30,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def distill(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    output_dir: OutputDir = Path("runs"),
-    resume: ResumeOption = Resume.auto,
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
+    output_dir: options.OutputDir = Path("runs"),
+    resume: options.ResumeOption = options.Resume.auto,
     seeds: Annotated[str | None, typer.Option(metavar="1,2,…", help="Short for seeds=[1,2,…].")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of parallel trainings and evaluations.")] = 1,
-    processes: Processes = 1,
+    processes: options.Processes = 1,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,13 +35,13 @@ def distill(
             "combination.",
         ),
     ] = None,
-    rehearsal: Rehearsal = True,
-    trust_remote_code: TrustRemoteCode = False,
+    rehearsal: options.Rehearsal = True,
+    trust_remote_code: options.TrustRemoteCode = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the plan and missing requirements."),
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run a recipe: adapt the teachers, distil the student, evaluate it.
 
@@ -79,7 +69,7 @@ def distill(
             one,
             name=name,
             output_dir=output_dir,
-            resume=resume is Resume.auto,
+            resume=resume is options.Resume.auto,
             trust_remote_code=trust_remote_code,
             command=typed_command(),
             rehearsal=rehearsal,

@@ -101,6 +101,9 @@ Processes = Annotated[
     typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any."),
 ]
 
+Output = Annotated[
+    Path | None, typer.Option(callback=file_to_write, help="Write all results to this JSON file.")
+]
 Teacher = Annotated[str, typer.Argument(metavar="TEACHER", help="A run, model folder or Hub id.")]
 Settings = Annotated[
     list[str] | None,

@@ -8,19 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_rows
 from stlm_kd.cli.group import Command
 from stlm_kd.cli.invocation import launched_again, typed_command
-from stlm_kd.cli.options import (
-    AsJson,
-    OutputDir,
-    Overrides,
-    Processes,
-    RecipeName,
-    Resume,
-    ResumeOption,
-    TrustRemoteCode,
-)
 from stlm_kd.distributed import process_rank
 from stlm_kd.errors import StlmKdError, UsageError
 
@@ -33,13 +24,13 @@ CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's fo
 
 @app.command(cls=Command)
 def cache(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    output_dir: OutputDir = Path("runs"),
-    resume: ResumeOption = Resume.auto,
-    processes: Processes = 1,
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
+    output_dir: options.OutputDir = Path("runs"),
+    resume: options.ResumeOption = options.Resume.auto,
+    processes: options.Processes = 1,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Cache each teacher's outputs on a recipe's training data.
 
@@ -56,7 +47,7 @@ def cache(
         loaded,
         name=Path(recipe).stem,
         output_dir=output_dir,
-        resume=resume is Resume.auto,
+        resume=resume is options.Resume.auto,
         trust_remote_code=trust_remote_code,
         command=typed_command(),
     )
@@ -72,7 +63,7 @@ def cache(
 
 
 @app.command(cls=Command)
-def inspect(folder: CacheFolder, as_json: AsJson = False) -> None:
+def inspect(folder: CacheFolder, as_json: options.AsJson = False) -> None:
     """Show a cache's size, the probability mass of its top-k, entropy, and origin."""
     import stlm_kd
     from stlm_kd.reporting.cache_contents import made_of_rows
@@ -90,9 +81,9 @@ def verify(
     folder: CacheFolder,
     rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the rows.")] = 0,
-    output_dir: OutputDir = Path("runs"),
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    output_dir: options.OutputDir = Path("runs"),
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Verify a cache's checksums, recompute some rows and compare; exit code 1 if they differ.
 
@@ -139,19 +130,19 @@ def merge(
     sharpness: Annotated[
         float | None, typer.Option(help="For confidence, entropy and label-likelihood; above 0.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Merge the caches of several teachers into one, which a recipe reads as a single teacher."""
     import stlm_kd
 
-    options: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     if weights is not None:
-        options["weights"] = _numbers(weights)
+        given["weights"] = _numbers(weights)
     if sharpness is not None:
         if not 0 < sharpness < float("inf"):
             raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
-        options["sharpness"] = sharpness
-    merged = stlm_kd.inspect_cache(stlm_kd.merge_caches(folders, how=how, options=options, output=output))
+        given["sharpness"] = sharpness
+    merged = stlm_kd.inspect_cache(stlm_kd.merge_caches(folders, how=how, options=given, output=output))
     if as_json:
         print_json(asdict(merged))
     else:

@@ -7,21 +7,13 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import (
-    AsJson,
-    Settings,
-    Teacher,
-    TrustRemoteCode,
-    file_to_write,
-    read_settings,
-    split,
-)
 from stlm_kd.errors import UsageError
 
 
 def agreement(
-    teacher: Teacher,
+    teacher: options.Teacher,
     students: Annotated[
         list[str], typer.Argument(metavar="STUDENT", help="Runs, model folders or Hub ids of classifiers.")
     ],
@@ -40,20 +32,17 @@ def agreement(
             help="lime, integrated-gradients: word attributions of predictions, and their agreement.",
         ),
     ] = None,
-    settings: Settings = None,
+    settings: options.Settings = None,
     html: Annotated[
         Path | None,
         typer.Option(
-            callback=file_to_write,
+            callback=options.file_to_write,
             help="Write the explained texts to this HTML page, with words coloured by weight for each model.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(callback=file_to_write, help="Write all results to this JSON file, with every example."),
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    output: options.Output = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare students with a teacher: κ, divergences, shared errors, calibration, flips, explanations.
 
@@ -67,16 +56,16 @@ def agreement(
     from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
     from stlm_kd.reporting.tables.agreement import as_json as plain
 
-    options = {"attributions": split(attributions), **read_settings(settings)}
-    if html is not None and not options["attributions"]:
+    chosen = {"attributions": options.split(attributions), **options.read_settings(settings)}
+    if html is not None and not chosen["attributions"]:
         raise UsageError("--html shows explanations; choose a method: --attributions lime")
     found = stlm_kd.agreement(
         teacher,
         students,
         data=data or (),
-        text=split(text),
+        text=options.split(text),
         label=label,
-        options=options,
+        options=chosen,
         trust_remote_code=trust_remote_code,
     )
     if output is not None:

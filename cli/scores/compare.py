@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stlm_kd.cli.console import print_comparison, print_json
-from stlm_kd.cli.options import AsJson, Baseline, SmallestDifferences, file_to_write
+from stlm_kd.cli.options import AsJson, Baseline, Output, SmallestDifferences
 
 
 def compare(
@@ -34,9 +33,7 @@ def compare(
             help="Compare bits per byte even if a tokenizer loses part of the text (case, accents).",
         ),
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option(callback=file_to_write, help="Write the comparison to this JSON file.")
-    ] = None,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare students, controls and teachers: means over seeds, paired tests, and a verdict.

@@ -7,19 +7,8 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import (
-    AsJson,
-    Limit,
-    OutputDir,
-    Resume,
-    ResumeOption,
-    Settings,
-    TrustRemoteCode,
-    file_to_write,
-    read_settings,
-    split,
-)
 
 Models = Annotated[
     list[str],
@@ -68,9 +57,6 @@ Tasks = Annotated[
     str | None,
     typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}."),
 ]
-Output = Annotated[
-    Path | None, typer.Option(callback=file_to_write, help="Write the scores to this JSON file.")
-]
 
 
 def evaluate(
@@ -81,38 +67,41 @@ def evaluate(
     label: LabelColumn = None,
     teacher: Teachers = None,
     tasks: Tasks = None,
-    limit: Limit = None,
-    settings: Settings = None,
-    output: Output = None,
-    output_dir: OutputDir = Path("runs"),
-    resume: ResumeOption = Resume.auto,
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    limit: options.Limit = None,
+    settings: options.Settings = None,
+    output: options.Output = None,
+    output_dir: options.OutputDir = Path("runs"),
+    resume: options.ResumeOption = options.Resume.auto,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score models with standard errors: language modelling, benchmarks, classification, fine-tuning.
 
     Options (--set) apply to the suites that have them, such as seeds=5, fraction=.1 or preset=few-shot.
     """
     import stlm_kd
+    from stlm_kd.artifacts.output import write_output
     from stlm_kd.reporting.tables.scores import score_table
 
-    options = read_settings(settings)
-    short = {"tasks": split(tasks) or None, "limit": limit}
-    options |= {name: value for name, value in short.items() if value is not None}
+    chosen = options.read_settings(settings)
+    short = {"tasks": options.split(tasks) or None, "limit": limit}
+    chosen |= {name: value for name, value in short.items() if value is not None}
     results = stlm_kd.evaluate(
         models,
         suites=suite,
-        options=options,
+        options=chosen,
         data=data or (),
-        text=split(text) or None,
+        text=options.split(text) or None,
         label=label,
         teachers=teacher or (),
-        output=output,
         trust_remote_code=trust_remote_code,
         output_dir=output_dir,
-        resume=resume is Resume.auto,
+        resume=resume is options.Resume.auto,
     )
+    plain = {model: [result.to_json() for result in scores] for model, scores in results.items()}
+    if output is not None:
+        write_output(output, plain)
     if as_json:
-        print_json({model: [result.to_json() for result in scores] for model, scores in results.items()})
+        print_json(plain)
     else:
         print_table(score_table(results))

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from stlm_kd.cli import options
 from stlm_kd.cli.console import print_json, print_table
-from stlm_kd.cli.options import AsJson, Settings, Teacher, TrustRemoteCode, file_to_write, read_settings
 
 
 def interchange(
-    teacher: Teacher,
+    teacher: options.Teacher,
     students: Annotated[
         list[str],
         typer.Argument(metavar="STUDENT", help="Runs, model folders or Hub ids of language models."),
@@ -21,13 +21,10 @@ def interchange(
         list[Path] | None,
         typer.Option(help="Held-out text. Default: the validation text of the models' runs."),
     ] = None,
-    settings: Settings = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(callback=file_to_write, help="Write all results to this JSON file, with every row."),
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
+    settings: options.Settings = None,
+    output: options.Output = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare students with a teacher after the same exchange of hidden states in both.
 
@@ -42,7 +39,7 @@ def interchange(
         teacher,
         students,
         data=data or (),
-        options=read_settings(settings),
+        options=options.read_settings(settings),
         trust_remote_code=trust_remote_code,
     )
     if output is not None:

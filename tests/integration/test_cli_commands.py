@@ -214,7 +214,7 @@ def test_eval_hands_on_checked_suites_and_prints_a_table(
     (given,) = calls.arguments
     assert given["suites"] == ["perplexity", "lm-eval"]
     assert given["options"] == {"tasks": ["blimp"], "limit": 5, "seed": 3}
-    assert (given["first"], given["data"], given["output"]) == (["m"], [Path("b.txt")], None)
+    assert (given["first"], given["data"]) == (["m"], [Path("b.txt")])
     assert (given["text"], given["label"]) == (None, None)
     assert "0.625 ± 0.010" in done.stdout and "0.500" in done.stdout
     machine = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
@@ -283,7 +283,7 @@ def test_the_library_accepts_what_the_command_line_hands_on(module: str) -> None
         "pipeline.distill": "name output_dir resume jobs trust_remote_code command",
         "recipe.describe": "",
         "pipeline.adapt": "teacher name output_dir resume trust_remote_code command",
-        "pipeline.scoring.evaluate": "suites options data text label teachers output trust_remote_code",
+        "pipeline.scoring.evaluate": "suites options data text label teachers trust_remote_code",
         "pipeline.generate": "prompt max_new_tokens temperature seed trust_remote_code",
     }[module]
     function = getattr(importlib.import_module(f"stlm_kd.{module}"), name)

@@ -253,10 +253,10 @@ def _try_student(setup: RecipeSetup) -> None:
     init_from = recipe.student.init_from
     if init_from is not None:
         (teacher,) = (teacher for teacher in recipe.teachers if teacher.name == init_from.teacher)
-        config = teacher_config(teacher, context)
         if init_from.model_type is not None:
-            check_family(config.model_type, init_from.model_type, place="student.init_from.model_type")
-        choose_layers(config.num_hidden_layers, init_from.layers, place="student.init_from.layers")
+            family = teacher_config(teacher, context).model_type
+            check_family(family, init_from.model_type, place="student.init_from.model_type")
+        student_config(recipe, context)
     elif recipe.student.has_body:
         initial_student(StudentJob.of(setup, "student", recipe.seeds[0], {}))
 

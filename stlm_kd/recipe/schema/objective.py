@@ -20,7 +20,7 @@ from typing_extensions import Self
 from stlm_kd.errors import did_you_mean
 from stlm_kd.models.layer_alignment import ALIGNMENTS
 from stlm_kd.recipe.schema.fields import NotNegative, Part, Real, Text, fault, show
-from stlm_kd.recipe.schema.options import added_options
+from stlm_kd.recipe.schema.options import added_options, known_name
 from stlm_kd.registry import Registry
 from stlm_kd.teachers import COMBINED
 
@@ -113,10 +113,7 @@ def loss_registries() -> tuple[Registry[Any], ...]:
 
 
 def _loss(value: object) -> object:
-    names = [name for registry in loss_registries() for name in registry]
-    if isinstance(value, str) and value not in names:
-        raise fault(f"{show(value)} is not a known loss{did_you_mean(value, names)}")
-    return value
+    return known_name(value, [name for registry in loss_registries() for name in registry], "loss")
 
 
 class Objective(Part):
