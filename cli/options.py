@@ -44,11 +44,16 @@ def one_value_each(changes: list[str] | None) -> list[str]:
     return changes or []
 
 
-def read_settings(words: list[str] | None) -> dict[str, Any]:
-    """The values of ``--set`` by option."""
+def read_settings(words: list[str] | None, **short: object) -> dict[str, Any]:
+    """The values of ``--set`` by option, and of options of their own, as ``--limit 5`` for ``limit=5``.
+
+    Raises:
+        UsageError: An option is given twice, or not as ``OPTION=VALUE``.
+    """
     from stlm_kd.recipe.overrides import settings
 
-    return {**settings(words or ())}
+    given = [f"{name}={value}" for name, value in short.items() if value is not None]
+    return {**settings([*(words or ()), *given])}
 
 
 def split(words: str | None) -> list[str]:

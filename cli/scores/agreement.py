@@ -56,8 +56,9 @@ def agreement(
     from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
     from stlm_kd.reporting.tables.agreement import as_json as plain
 
-    chosen = {"attributions": options.split(attributions), **options.read_settings(settings)}
-    if html is not None and not chosen["attributions"]:
+    methods = None if attributions is None else f"[{attributions}]"
+    chosen = options.read_settings(settings, attributions=methods)
+    if html is not None and not chosen.get("attributions"):
         raise UsageError("--html shows explanations; choose a method: --attributions lime")
     found = stlm_kd.agreement(
         teacher,

@@ -83,13 +83,11 @@ def evaluate(
     from stlm_kd.artifacts.output import write_output
     from stlm_kd.reporting.tables.scores import score_table
 
-    chosen = options.read_settings(settings)
-    short = {"tasks": options.split(tasks) or None, "limit": limit}
-    chosen |= {name: value for name, value in short.items() if value is not None}
+    listed = None if tasks is None else f"[{tasks}]"
     results = stlm_kd.evaluate(
         models,
         suites=suite,
-        options=chosen,
+        options=options.read_settings(settings, tasks=listed, limit=limit),
         data=data or (),
         text=options.split(text) or None,
         label=label,

@@ -62,7 +62,7 @@ def plan(
     """What a recipe would do.
 
     >>> print(plan("sample-two-teachers", ["seeds=[7]"]).text.splitlines()[-3])
-    seeds 7; controls no-teacher and all-data, with the same seeds; logged to jsonl, tensorboard
+    seeds 7; controls no-teacher, all-data, with the same seeds; logged to jsonl, tensorboard
 
     Args:
         recipe: A recipe, a file, or a built-in name.

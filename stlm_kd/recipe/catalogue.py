@@ -14,8 +14,8 @@ from stlm_kd.recipe.locate import BuiltIn, built_in, built_in_objectives, locate
 def list_recipes() -> list[BuiltIn]:
     """The built-in recipes, then the lists of objectives that a recipe may name, by name.
 
-    >>> [entry.name for entry in list_recipes() if entry.kind == "recipe"][:2]
-    ['adapt-qwen2-0.5b', 'bert-cola']
+    >>> list_recipes()[0].name
+    'adapt-qwen2-0.5b'
     """
     return [*built_in(), *built_in_objectives()]
 
@@ -23,7 +23,7 @@ def list_recipes() -> list[BuiltIn]:
 def show_recipe(name: str, overrides: Sequence[str] = (), *, resolved: bool = False) -> str:
     """The text of a recipe, or of a list of objectives.
 
-    >>> print(show_recipe("adapt-qwen2-0.5b", ["student.tokenizer=my-tokenizer"], resolved=True)[:49])
+    >>> print(show_recipe("adapt-qwen2-0.5b", ["student.tokenizer=my-tokenizer"], resolved=True)[:44])
     task: clm
     student:
       tokenizer: my-tokenizer

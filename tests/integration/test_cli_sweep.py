@@ -112,6 +112,9 @@ def test_a_fault_is_told_before_anything_is_run(
         ("distill", "-r", "mine.yaml", "--seeds", "1", "--seeds=2"),
         ("distill", "-r", "mine.yaml", "train.steps=3", "train.steps=4"),
         ("eval", "m", "--suite", "perplexity", "--limit", "3", "--limit", "4"),
+        ("eval", "m", "--suite", "perplexity", "--limit", "3", "--set", "limit=4"),
+        ("recipe", "validate", "mine.yaml", "train.steps=3", "train.steps=4"),
+        ("adapt-teacher", "m", "task=clm", "task=mlm"),
         ("runs", "list", "--output-dir", "a", "--output-dir", "b"),
     ],
 )
