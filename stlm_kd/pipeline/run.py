@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stlm_kd.artifacts.record import Record
 from stlm_kd.artifacts.run_dir import open_run as open_folder
 from stlm_kd.artifacts.run_dir import show_run
 from stlm_kd.errors import CheckpointError, MissingResourceError
@@ -60,6 +61,15 @@ class Run:
         from stlm_kd.comparison.results_table import ResultsTable
 
         return ResultsTable(read_rows([str(self.path)])).frame.infer_objects()
+
+    @property
+    def record(self) -> Record:
+        """Its command, status, times, hash of the recipe, and versions of packages.
+
+        Raises:
+            CheckpointError: The record is damaged.
+        """
+        return show_run(self.path).record
 
     @property
     def table(self) -> str | None:

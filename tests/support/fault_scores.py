@@ -38,6 +38,7 @@ from stlm_kd.eval.interchange import metrics as interchange
 from stlm_kd.eval.language_modeling import token_losses
 from stlm_kd.eval.language_modeling.perplexity import perplexity
 from stlm_kd.models.load import check_attention, load_language_model, save_model
+from stlm_kd.pipeline.run import Run
 from stlm_kd.pipeline.summary import weak_teachers
 from tests.integration import test_eval_interchange as exchanged
 from tests.integration import test_eval_masked as masked
@@ -359,11 +360,10 @@ def _two_sweeps(is_planted: bool, place: Place) -> object:
     Path("mine.yaml").write_text(RECIPE)
     runs: list[str] = []
 
-    def distill(recipe: object, *, name: str, output_dir: Path, **_: object) -> Path:
+    def distill(recipe: object, *, name: str, output_dir: Path, **_: object) -> Run:
         runs.append(name)
-        return Path(
-            run_folder(output_dir / name, {"distilled student": ("student", seeds_of(0.5, len(runs)))})
-        )
+        rows = {"distilled student": ("student", seeds_of(0.5, len(runs)))}
+        return Run(Path(run_folder(output_dir / name, rows)))
 
     place.patch.setattr(stlm_kd.pipeline.distill, "distill", distill)
     Path("runs").mkdir()
