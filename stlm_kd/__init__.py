@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stlm_kd import errors, losses
+    from stlm_kd.adaptation.initialisers import register_initialiser
     from stlm_kd.artifacts.results import SuiteResult
     from stlm_kd.comparison.compare import Comparison, compare
+    from stlm_kd.distillation.step import DistillationStep
+    from stlm_kd.distillation.train import train
+    from stlm_kd.eval import register_suite
+    from stlm_kd.interventions import register_source
+    from stlm_kd.losses import Temperature, register_loss
+    from stlm_kd.models.families import register_family
     from stlm_kd.pipeline.adapt import adapt_teacher
     from stlm_kd.pipeline.cache import build_cache
     from stlm_kd.pipeline.distill import distill
@@ -19,6 +26,10 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.scoring.evaluate import evaluate
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.load import load as load_recipe
+    from stlm_kd.teachers.cached import CachedTeacher
+    from stlm_kd.teachers.combination import register_combiner
+    from stlm_kd.teachers.live import LiveTeacher
+    from stlm_kd.training import TrainingConfig
 
     __version__: str
 
@@ -36,14 +47,31 @@ _PLACES = {
     "evaluate": "stlm_kd.pipeline.scoring.evaluate:evaluate",
     "Recipe": "stlm_kd.recipe:Recipe",
     "load_recipe": "stlm_kd.recipe.load:load",
+    "CachedTeacher": "stlm_kd.teachers.cached:CachedTeacher",
+    "DistillationStep": "stlm_kd.distillation.step:DistillationStep",
+    "LiveTeacher": "stlm_kd.teachers.live:LiveTeacher",
+    "Temperature": "stlm_kd.losses:Temperature",
+    "TrainingConfig": "stlm_kd.training:TrainingConfig",
+    "register_combiner": "stlm_kd.teachers.combination:register_combiner",
+    "register_family": "stlm_kd.models.families:register_family",
+    "register_initialiser": "stlm_kd.adaptation.initialisers:register_initialiser",
+    "register_loss": "stlm_kd.losses:register_loss",
+    "register_source": "stlm_kd.interventions:register_source",
+    "register_suite": "stlm_kd.eval:register_suite",
+    "train": "stlm_kd.distillation.train:train",
 }
 """Where each public name lives, as in the imports for type checkers."""
 
 __all__ = [
+    "CachedTeacher",
     "Comparison",
+    "DistillationStep",
+    "LiveTeacher",
     "Recipe",
     "Run",
     "SuiteResult",
+    "Temperature",
+    "TrainingConfig",
     "adapt_teacher",
     "build_cache",
     "compare",
@@ -53,6 +81,13 @@ __all__ = [
     "load_recipe",
     "losses",
     "open_run",
+    "register_combiner",
+    "register_family",
+    "register_initialiser",
+    "register_loss",
+    "register_source",
+    "register_suite",
+    "train",
 ]
 
 

@@ -1,0 +1,28 @@
+"""Registries as they were: for tests and examples that register something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stlm_kd.adaptation.initialisers import INITIALISERS
+from stlm_kd.eval import SUITES
+from stlm_kd.interventions import SOURCES
+from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
+from stlm_kd.models.families import ARCHITECTURES
+from stlm_kd.teachers.combination import COMBINERS
+
+REGISTRIES = (LOSSES, STATE_LOSSES, MAP_LOSSES, SOURCES, COMBINERS, INITIALISERS, SUITES)
+
+
+@contextmanager
+def unchanged_registries() -> Iterator[None]:
+    """Forget what is registered within the context."""
+    tables = [table for one in REGISTRIES for table in (one._rows, one._taken)] + [ARCHITECTURES]
+    before = [dict(table) for table in tables]
+    try:
+        yield
+    finally:
+        for table, rows in zip(tables, before, strict=True):
+            table.clear()
+            table.update(rows)
