@@ -19,11 +19,12 @@ from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError, RecipeError, RecipeFault, did_you_mean
 from stlm_kd.losses import LABELS, LOSSES, MAP_LOSSES, STATE_LOSSES
 from stlm_kd.models.capabilities import check_forward, require_paths
-from stlm_kd.models.forward import task_of, vocabulary_head
+from stlm_kd.models.forward import head_of, task_of, vocabulary_head
 from stlm_kd.models.layer_alignment import layer_pairs, site_pairs
 from stlm_kd.registry import Registry
 from stlm_kd.schedules import Ramp, Steps
 from stlm_kd.teachers import COMBINED
+from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.protocol import Teacher
 
 Entry = Term | Mapping[str, Any]
@@ -55,6 +56,8 @@ def objective_terms(
     if faults:
         raise RecipeError("objective", faults)
     models = {"the student": student, **_live(teachers)}
+    for name, teacher in teachers.items():
+        _check_vocabulary(name, teacher, student)
     terms: list[Term] = []
     projections: dict[str, TermProjections] = {}
     for entry in objective:
@@ -76,6 +79,17 @@ def objective_terms(
         if used := {term.loss for term in terms if term.pairs and name in ("the student", term.teacher)}:
             require_paths(model, {"blocks", "maps"} if used & set(MAP_LOSSES) else {"blocks"}, name=name)
     return terms, Projections(projections)
+
+
+def _check_vocabulary(name: str, teacher: Teacher, student: PreTrainedModel) -> None:
+    own, other = vocabulary_head(student), None
+    if isinstance(teacher, LiveTeacher) and vocabulary_head(teacher.model) is not None:
+        other = teacher.vocabulary or head_of(teacher.model).size
+    if own is not None and other is not None and other > own.size:
+        raise ModelError(
+            f"{name}: {other:,} tokens found; expected the student's {own.size:,}; adapt the teacher to the "
+            "student's vocabulary, or give vocabulary= if further rows of its head are padding"
+        )
 
 
 def _live(teachers: Mapping[str, Teacher]) -> dict[str, PreTrainedModel]:
