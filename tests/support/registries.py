@@ -17,12 +17,13 @@ REGISTRIES = (LOSSES, STATE_LOSSES, MAP_LOSSES, SOURCES, COMBINERS, INITIALISERS
 
 @contextmanager
 def unchanged_registries() -> Iterator[None]:
-    """Forget what is registered within the context."""
-    tables = [table for one in REGISTRIES for table in (one._rows, one._taken)] + [ARCHITECTURES]
-    before = [dict(table) for table in tables]
+    """Forget what is registered within the context, except by modules that are imported on first use."""
+    tables = [(table, one._modules) for one in REGISTRIES for table in (one._rows, one._taken)]
+    tables.append((ARCHITECTURES, {}))
+    before = [set(table) for table, _ in tables]
     try:
         yield
     finally:
-        for table, rows in zip(tables, before, strict=True):
-            table.clear()
-            table.update(rows)
+        for (table, later), known in zip(tables, before, strict=True):
+            for name in set(table) - known - set(later):
+                del table[name]
