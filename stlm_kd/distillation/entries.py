@@ -5,19 +5,23 @@ Shapes: B rows, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from inspect import Parameter
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stlm_kd.data.batch import IGNORED, Batch
 from stlm_kd.data.labelled.batches import AnyBatch, ExampleBatch
-from stlm_kd.distillation.hidden_terms import Projections, TermProjections
+from stlm_kd.distillation.hidden_terms import Projected, Projections, TermProjections
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import ModelError, RecipeError, RecipeFault, did_you_mean
-from stlm_kd.losses import LABELS, LOSSES, MAP_LOSSES, STATE_LOSSES
+from stlm_kd.losses import LABELS, LOSSES, MAP_LOSSES, STATE_LOSSES, Loss
 from stlm_kd.models.capabilities import check_forward, require_paths
 from stlm_kd.models.forward import head_of, task_of, vocabulary_head
 from stlm_kd.models.layer_alignment import layer_pairs, site_pairs
@@ -29,6 +33,8 @@ from stlm_kd.teachers.protocol import Teacher
 
 Entry = Term | Mapping[str, Any]
 """A term, or a mapping as in a recipe: ``{"loss": "forward_kl", "weight": 0.5, "temperature": 2.0}``."""
+
+NotNegative = Annotated[float, Ge(0)]
 
 _FEW = 32
 """Positions of the rows by which a model's forward is checked."""
@@ -47,32 +53,35 @@ def objective_terms(
     """
     if all(isinstance(entry, Term) for entry in objective):
         return [entry for entry in objective if isinstance(entry, Term)], Projections()
+    parsed = [entry if isinstance(entry, Term) else _parsed(entry, teachers) for entry in objective]
     faults = [
         RecipeFault(f"objective[{index}]{place}", message)
-        for index, entry in enumerate(objective)
-        if not isinstance(entry, Term)
-        for place, message in _faults(entry, teachers)
+        for index, found in enumerate(parsed)
+        for place, message in (found if isinstance(found, list) else ())
     ]
     if faults:
         raise RecipeError("objective", faults)
-    models = {"the student": student, **_live(teachers)}
+    models = _live(teachers)
     for name, teacher in teachers.items():
         _check_vocabulary(name, teacher, student)
     terms: list[Term] = []
     projections: dict[str, TermProjections] = {}
-    for entry in objective:
-        term = entry if isinstance(entry, Term) else _term(entry, student, teachers, {t.name for t in terms})
+    for entry, made in zip(objective, parsed, strict=True):
+        if isinstance(entry, Term):
+            terms.append(entry)
+            continue
+        table = _table(entry["loss"])
+        assert table is not None
+        term = _term(made, _teacher_of(entry, table, teachers), student, models)
+        while term.name in {other.name for other in terms}:
+            term = replace(term, name=f"{term.name}'")
         terms.append(term)
-        if term.loss in STATE_LOSSES and not isinstance(entry, Term):
+        if table is STATE_LOSSES:
             assert term.teacher is not None
-            projections[term.name] = TermProjections(
-                term.pairs,
-                _width(student.config),
-                _width(models[term.teacher].config),
-                how=entry.get("projection", "auto"),
-                term=term.name,
-                seed=seed,
-            )
+            widths = (_width(student.config), _width(models[term.teacher].config))
+            how = entry.get("projection", "auto")
+            projections[term.name] = TermProjections(term.pairs, *widths, how=how, term=term.name, seed=seed)
+    models = {"the student": student, **models}
     for name, model in models.items():
         if vocabulary_head(model) is not None:
             check_forward(model, context=_FEW, name=name)
@@ -98,91 +107,85 @@ def _live(teachers: Mapping[str, Teacher]) -> dict[str, PreTrainedModel]:
     return {name: model for name, model in found.items() if isinstance(model, PreTrainedModel)}
 
 
-def _faults(entry: Mapping[str, Any], teachers: Mapping[str, Teacher]) -> Iterator[tuple[str, str]]:
-    """Place and message of each fault of a mapping."""
-    loss = entry.get("loss")
-    table = next((table for table in (LOSSES, STATE_LOSSES, MAP_LOSSES) if loss in table), None)
+def _table(loss: object) -> Registry[Loss] | None:
+    return next((table for table in (LOSSES, STATE_LOSSES, MAP_LOSSES) if loss in table), None)
+
+
+def _parsed(entry: Mapping[str, Any], teachers: Mapping[str, Teacher]) -> BaseModel | list[tuple[str, str]]:
+    """A mapping with its defaults, or the place and message of each fault."""
+    loss, table = str(entry.get("loss")), _table(entry.get("loss"))
     if table is None:
         known = [*LOSSES, *STATE_LOSSES, *MAP_LOSSES]
-        yield ".loss", f"{loss!r} is not a loss without intervention{did_you_mean(str(loss), known)}"
-        return
-    options = table.options(str(loss))
-    keys = {"loss", "weight", "teacher", "on", *options}
-    keys |= set() if table is LOSSES else {"sites"}
-    keys |= {"projection"} if table is STATE_LOSSES else set()
-    for key in entry:
-        if key not in keys:
-            yield f".{key}", f"not a key of {loss}{did_you_mean(key, keys)}"
-    for option, (annotation, default) in options.items():
-        value = entry.get(option, default)
-        if not isinstance(value, (Ramp, Steps)) and (fault := _value_fault(value, annotation)):
-            yield f".{option}", fault
-    weight = entry.get("weight", 1.0)
-    if not isinstance(weight, (int, float, Ramp, Steps)) or (isinstance(weight, (int, float)) and weight < 0):
-        yield ".weight", f"{weight!r} found; expected a number of at least 0, a Ramp or Steps"
-    yield from _teacher_faults(entry, table, teachers)
-
-
-def _teacher_faults(
-    entry: Mapping[str, Any], table: Registry[Any], teachers: Mapping[str, Teacher]
-) -> Iterator[tuple[str, str]]:
-    if entry["loss"] == LABELS:
-        return
-    name = _teacher_of(entry, table, teachers)
-    if not teachers:
-        yield (
-            ".loss",
-            f"{entry['loss']} needs a teacher; pass teachers={{name: LiveTeacher(…)}}",
-        )
-    elif name is None:
-        yield ".teacher", f"not given; expected one of {', '.join(teachers)}"
-    elif name not in (COMBINED, *teachers):
-        yield ".teacher", f"{name} is not a teacher{did_you_mean(name, teachers)}"
-    elif table is not LOSSES and name not in _live(teachers):
-        yield ".teacher", f"{name} is no LiveTeacher, which {entry['loss']} needs"
-
-
-def _value_fault(value: object, annotation: Any) -> str | None:
-    from pydantic import TypeAdapter, ValidationError
-
+        return [(".loss", f"{loss} is not a loss without intervention{did_you_mean(loss, known)}")]
+    fields: dict[str, Any] = {
+        "loss": (str, ...),
+        "weight": (NotNegative | Ramp | Steps, 1.0),
+        "teacher": (str | None, None),
+        "on": (Literal["labels", "attended"], "labels" if table is LOSSES else "attended"),
+        **({} if table is LOSSES else {"sites": (Any, "last")}),
+        **({"projection": (Projected, "auto")} if table is STATE_LOSSES else {}),
+    }
+    for option, (annotation, default) in table.options(loss).items():
+        fields[option] = (annotation | Ramp | Steps, ... if default is Parameter.empty else default)
+    model = create_model(loss, __config__=ConfigDict(extra="forbid"), **fields)
     try:
-        TypeAdapter(annotation).validate_python(value, strict=not isinstance(value, int))
+        made = model.model_validate(dict(entry))
     except ValidationError as error:
-        return f"{value!r} found; {error.errors()[0]['msg']}"
+        found = {str(line["loc"][0]): line for line in reversed(error.errors())}
+        return [
+            (f".{key}", f"not a key of {loss}{did_you_mean(key, fields)}")
+            if line["type"] == "extra_forbidden"
+            else (f".{key}", f"{line['input']!r} found; {line['msg']}")
+            for key, line in found.items()
+        ]
+    fault = _teacher_fault(entry, table, teachers)
+    return made if fault is None else [fault]
+
+
+def _teacher_fault(
+    entry: Mapping[str, Any], table: Registry[Loss], teachers: Mapping[str, Teacher]
+) -> tuple[str, str] | None:
+    loss, name = entry["loss"], _teacher_of(entry, table, teachers)
+    if loss == LABELS:
+        return None
+    if not teachers:
+        return ".loss", f"{loss} needs a teacher; pass teachers={{name: LiveTeacher(…)}}"
+    if name is None:
+        return ".teacher", f"not given; expected one of {', '.join(teachers)}"
+    if name not in (COMBINED, *teachers):
+        return ".teacher", f"{name} is not a teacher{did_you_mean(name, teachers)}"
+    if table is not LOSSES and name not in _live(teachers):
+        return ".teacher", f"{name} is no LiveTeacher, which {loss} needs"
     return None
 
 
 def _teacher_of(
-    entry: Mapping[str, Any], table: Registry[Any], teachers: Mapping[str, Teacher]
+    entry: Mapping[str, Any], table: Registry[Loss], teachers: Mapping[str, Teacher]
 ) -> str | None:
     """The teacher's name; for hidden states and attention maps there is no mixture."""
-    if "teacher" in entry:
-        return str(entry["teacher"])
-    if table is LOSSES:
-        return COMBINED
-    return next(iter(teachers)) if len(teachers) == 1 else None
+    if entry["loss"] == LABELS or "teacher" in entry:
+        return entry.get("teacher")
+    return COMBINED if table is LOSSES else next(iter(teachers)) if len(teachers) == 1 else None
 
 
 def _term(
-    entry: Mapping[str, Any], student: PreTrainedModel, teachers: Mapping[str, Teacher], taken: set[str]
+    made: Any, teacher: str | None, student: PreTrainedModel, models: Mapping[str, PreTrainedModel]
 ) -> Term:
-    loss = str(entry["loss"])
-    table = next(table for table in (LOSSES, STATE_LOSSES, MAP_LOSSES) if loss in table)
-    teacher = None if loss == LABELS else _teacher_of(entry, table, teachers)
-    name = loss if teacher in (None, COMBINED) else f"{loss}@{teacher}"
-    while name in taken:
-        name += "'"
-    pairs: Callable[..., Any] = layer_pairs if table is MAP_LOSSES else site_pairs
-    compared = () if table is LOSSES else (student, _live(teachers)[str(teacher)])
-    layers = [int(model.config.get_text_config().num_hidden_layers) for model in compared]
+    """The term of a parsed mapping; its name is its loss, and its teacher's if there is one."""
+    table, pairs = _table(made.loss), ()
+    assert table is not None
+    if table is not LOSSES:
+        choose: Callable[..., Any] = layer_pairs if table is MAP_LOSSES else site_pairs
+        configs = (model.config.get_text_config() for model in (student, models[str(teacher)]))
+        pairs = tuple(choose(made.sites, *(int(config.num_hidden_layers) for config in configs)))
     return Term(
-        name=name,
-        loss=loss,
-        weight=entry.get("weight", 1.0),
-        on=entry.get("on", "labels" if table is LOSSES else "attended"),
+        name=made.loss if teacher in (None, COMBINED) else f"{made.loss}@{teacher}",
+        loss=made.loss,
+        weight=made.weight,
+        on=made.on,
         teacher=teacher,
-        options={option: entry[option] for option in table.options(loss) if option in entry},
-        pairs=tuple(pairs(entry.get("sites", "last"), *layers)) if layers else (),
+        options={option: getattr(made, option) for option in table.options(made.loss)},
+        pairs=pairs,
     )
 
 
