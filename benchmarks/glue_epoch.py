@@ -32,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, Trai
 
 from stlm_kd.data.labelled.examples import Examples, LabelledSource, draw_fraction, read_examples
 from stlm_kd.data.tokenizers import load_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.fine_tuning.glue import TASKS, Glue
 from stlm_kd.losses import LABELS
@@ -126,7 +126,7 @@ def ours(
     )
     with tempfile.TemporaryDirectory() as folder:
         fit(
-            StepModule(model, [Term(LABELS, LABELS)]),
+            DistillationStep(model, [Term(LABELS, LABELS)]),
             stream,
             settings,
             folder=Path(folder),
@@ -174,7 +174,7 @@ def compare_losses(
     model = model_of(options, tokenizer).eval()
     few = examples.select(torch.arange(options.batch).numpy())
     batch = next(LabelledData(few, None, tokenizer, {}, Glue.context).in_order(options.batch))
-    step = StepModule(model, [Term(LABELS, LABELS)]).eval()
+    step = DistillationStep(model, [Term(LABELS, LABELS)]).eval()
     own = float(step(batch, {LABELS: options.batch}).loss)
     padded = tokenizer.pad([tokenised[place] for place in range(options.batch)], return_tensors="pt")
     theirs = float(model(**padded).loss)

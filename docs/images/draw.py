@@ -1,4 +1,4 @@
-"""Draw the README's picture from a run of sample-two-teachers: ``python docs/images/draw.py RUN TARGET.svg``."""
+"""Draw the README's picture from a run of its demo: ``python docs/images/draw.py RUN TARGET.svg``."""
 
 import sys
 

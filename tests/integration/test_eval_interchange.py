@@ -17,7 +17,7 @@ from stlm_kd.artifacts.results import SuiteResult
 from stlm_kd.data.batch import TENSORS, Batch
 from stlm_kd.data.synthetic import sample_documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.eval.interchange import metrics
 from stlm_kd.eval.interchange.config import ALL
@@ -214,7 +214,7 @@ def test_a_student_trained_by_interventions_alone_agrees_more() -> None:
         "diito", "forward_kl", on="attended", teacher="t", options={"temperature": 2.0},
         intervention=Intervention("diito", {"t": alignment}),
     )  # fmt: skip
-    step = StepModule(student, [term], teachers={"t": LiveTeacher(teacher, few, name="t")})
+    step = DistillationStep(student, [term], teachers={"t": LiveTeacher(teacher, few, name="t")})
     held_out = draw_exchanges(
         [packed_batch([[8]] * 8, length=8, vocabulary=few, seed=5000 + index) for index in range(16)],
         source="other-example", positions="consecutive", supplies=SourceInputs(), causal=True,

@@ -25,7 +25,7 @@ from stlm_kd.data.labelled.question_answering import Question, encode_windows, r
 from stlm_kd.data.labelled.token_labels import Sentences, encode_words, read_sentences
 from stlm_kd.data.sources.sources import Source, documents
 from stlm_kd.data.tokenizers import train_tokenizer
-from stlm_kd.distillation.step import StepModule
+from stlm_kd.distillation.step import DistillationStep
 from stlm_kd.distillation.terms import Term
 from stlm_kd.errors import DataError, MissingResourceError
 from stlm_kd.eval import SUITES
@@ -246,7 +246,7 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(world: Path, kind:
             read_questions(path=str(data / "squad_v1.1/train.jsonl")), tokenizer, context=40, stride=8
         )
     )
-    step = StepModule(model, [Term(LABELS, LABELS)]).eval()
+    step = DistillationStep(model, [Term(LABELS, LABELS)]).eval()
     found = []
     for size in (3, len(encoded)):
         step.zero_grad()

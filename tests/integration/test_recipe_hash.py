@@ -13,9 +13,7 @@ from stlm_kd.data.sources.sources import DATA_SOURCES
 from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
 from stlm_kd.eval import SUITES
 from stlm_kd.interventions import SOURCES
-from stlm_kd.losses import LOSSES
-from stlm_kd.losses.attention import MAP_LOSSES
-from stlm_kd.losses.hidden import STATE_LOSSES
+from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
 from stlm_kd.recipe import Recipe, from_values, load, plain, recipe_hash, resolved_yaml, term_names
 from stlm_kd.recipe.load import _Dumper
 from stlm_kd.recipe.schema import cache, data, interchange, objective, root, student, training

@@ -87,11 +87,21 @@ MODULES = {
 }
 """The modules of this package's sources."""
 
-DATA_SOURCES: Registry[DataSource] = Registry("data source", MODULES)
+DATA_SOURCES: Registry[DataSource] = Registry("data source", 1, MODULES)
 
 
-register_data_source = registering(DATA_SOURCES, DataSource)
-"""Decorator: register a function as a data source; the arguments are the name and ``DataSource``'s."""
+register_data_source = registering(
+    DATA_SOURCES,
+    DataSource,
+    """Register the decorated function as a source of documents, and under its name as a key in recipes.
+
+    >>> @register_data_source("countdown", identity=lambda value, **options: ["countdown", value])
+    ... def countdown(start: int, /, *, suffix: str = "!") -> Iterator[str]:
+    ...     return (f"{number}{suffix}" for number in range(start, 0, -1))
+    >>> DATA_SOURCES["countdown"].all_options()
+    ['suffix']
+    """,
+)
 
 
 def source_names() -> tuple[str, ...]:

@@ -105,9 +105,7 @@ def _is_number(annotation: Any) -> bool:
 def loss_registries() -> tuple[Registry[Any], ...]:
     """The losses on logits, hidden states and attention maps, and those after interventions."""
     from stlm_kd.distillation.terms import INTERCHANGE_LOSSES
-    from stlm_kd.losses import LOSSES
-    from stlm_kd.losses.attention import MAP_LOSSES
-    from stlm_kd.losses.hidden import STATE_LOSSES
+    from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
 
     return LOSSES, STATE_LOSSES, MAP_LOSSES, INTERCHANGE_LOSSES
 

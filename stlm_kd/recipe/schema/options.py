@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
 
-from pydantic import Strict, ValidationError, ValidationInfo, create_model
+from pydantic import PydanticSchemaGenerationError, Strict, ValidationError, ValidationInfo, create_model
 from pydantic_core import InitErrorDetails
 
-from stlm_kd.errors import did_you_mean
+from stlm_kd.errors import ExtensionError, did_you_mean
 from stlm_kd.recipe.schema.fields import Part, fault, show
 from stlm_kd.registry import Registry
 
@@ -63,8 +63,10 @@ def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Ch
     identity = (base, name, table[name])
     if identity not in _CLASSES:
         options = table.options(name)
-        taken = sorted(set(options) & set(base.model_fields))
-        assert not taken, f"{table.kind} {name}: {taken} are fields of every {table.kind}"
+        if taken := sorted(set(options) & set(base.model_fields)):
+            raise ExtensionError(
+                f"{table.kind} {name}: option {taken[0]} found; every {table.kind} has this key"
+            )
         fields: dict[str, Any] = {
             option: (
                 base.of_option(strict(annotation)),
@@ -72,7 +74,14 @@ def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Ch
             )
             for option, (annotation, default) in options.items()
         }
-        made = create_model(f"{base.__name__}[{name}]", __base__=base, **fields)
+        try:
+            made = create_model(f"{base.__name__}[{name}]", __base__=base, **fields)
+        except PydanticSchemaGenerationError as error:
+            types = ", ".join(f"{option}: {annotation}" for option, (annotation, _) in options.items())
+            raise ExtensionError(
+                f"{table.kind} {name}: options {types} found; expected numbers, texts, booleans, and lists "
+                "and mappings of them"
+            ) from error
         made.called = f"an option of {name}"
         _CLASSES[identity] = made
     return _CLASSES[identity]  # type: ignore[return-value]  # the key says which base

@@ -127,7 +127,7 @@ def _teachers(recipe: Recipe) -> Iterator[Conflict]:
 
 
 def _adapt(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
-    from stlm_kd.adaptation.initialisers import COPYING
+    from stlm_kd.adaptation.initialisers import INITIALISERS
 
     yield from _micro_batch(place, adapt)
     if recipe.data.validation is None:
@@ -139,8 +139,8 @@ def _adapt(place: Place, adapt: Adapt, recipe: Recipe) -> Iterator[Conflict]:
     elif recipe.task == "mlm" and SELF_DISTILLATION in (adapt.objective or ()):
         message = f"{SELF_DISTILLATION} compares span probabilities of causal models; use {CROSS_ENTROPY}"
         yield ((*place, "objective"), ("task",)), message
-    if adapt.old_rows_learning_rate is not None and adapt.init not in COPYING:
-        known = " or ".join(sorted(COPYING))
+    if adapt.old_rows_learning_rate is not None and not INITIALISERS[adapt.init].copies:
+        known = " or ".join(name for name in INITIALISERS if INITIALISERS[name].copies)
         message = f"{adapt.init} copies no old rows of tokens; use {known}, or leave it out"
         yield ((*place, "old_rows_learning_rate"), (*place, "init")), message
 

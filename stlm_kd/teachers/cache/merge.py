@@ -259,7 +259,9 @@ def _weights(
     """The teachers' weights, (n, M)."""
     tokens = len(targets[0].ids)
     no_label_n = torch.zeros(tokens, dtype=torch.int64)
-    features = weighting_features(targets, no_label_n, COMBINERS.needs(how, options), targets[0].temperature)
+    features = weighting_features(
+        targets, no_label_n, COMBINERS[how].needs_with(options), targets[0].temperature
+    )
     evidence = WeightingFeatures(
         teachers=tuple(names),
         blank=torch.zeros(tokens, len(targets)),
