@@ -136,8 +136,11 @@ def first_argument(function: Callable[..., Any]) -> Any:
 
 def _hints(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
     # Only of these: the other annotations may name types imported for type checkers only.
-    written = SimpleNamespace(__annotations__={entry.name: entry.annotation for entry in parameters})
-    return get_type_hints(written, inspect.unwrap(function).__globals__, include_extras=True)
+    written = {
+        entry.name: Any if entry.annotation is entry.empty else entry.annotation for entry in parameters
+    }
+    holder = SimpleNamespace(__annotations__=written)
+    return get_type_hints(holder, inspect.unwrap(function).__globals__, include_extras=True)
 
 
 def _check(function: Callable[..., Any], place: str, positional: int) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -129,7 +129,9 @@ def _class_of(entry: DataSource, forms: tuple[bool, ...], entries: tuple[DataSou
         else:
             default = _CONSTANT.get(name) if entry.name in MODULES else None
             fields[name] = (Annotated[Any, BeforeValidator(_refusal(name, default, entries))], default)
-    made = create_model(f"Source[{entry.name}]", __base__=Source, **fields)
+    keys = create_model("Keys", __base__=Part, **fields)
+    bases = cast("tuple[type[Source], ...]", (Source, keys))  # the fields of the last base come first
+    made = create_model(f"Source[{entry.name}]", __base__=bases)
     made.kind, made.one_of = entry.name, tuple(other.name for other in entries)
     return made
 
