@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -135,35 +135,14 @@ def merge(
     """Merge the caches of several teachers into one, which a recipe reads as a single teacher."""
     import stlm_kd
 
-    given: dict[str, Any] = {}
-    if weights is not None:
-        given["weights"] = _numbers(weights)
-    if sharpness is not None:
-        if not 0 < sharpness < float("inf"):
-            raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
-        given["sharpness"] = sharpness
+    numbers = None if weights is None else f"{{{weights.replace('=', ': ')}}}"
+    given = options.read_settings(None, weights=numbers, sharpness=sharpness)
     merged = stlm_kd.inspect_cache(stlm_kd.merge_caches(folders, how=how, options=given, output=output))
     if as_json:
         print_json(asdict(merged))
     else:
         _print(merged)
         typer.echo(f"  use it in a recipe with teachers: [{{name: merged, cache: {output}}}]")
-
-
-def _numbers(words: str) -> dict[str, float]:
-    """Parse ``gpt2=0.7,llama=0.3`` to numbers by name."""
-    try:
-        pairs = [pair.split("=") for pair in words.split(",")]
-        found = {name.strip(): float(number) for name, number in pairs}
-    except ValueError as error:
-        raise UsageError(
-            f"--weights {words}: expected numbers by teacher, such as gpt2=0.7,llama=0.3"
-        ) from error
-    if len(found) < len(pairs):
-        raise UsageError(f"--weights {words}: expected each name once")
-    if not all(0 <= number < float("inf") for number in found.values()):
-        raise UsageError(f"--weights {words}: expected numbers of at least 0")
-    return found
 
 
 def _print(found: CacheSummary) -> None:

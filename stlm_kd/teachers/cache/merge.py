@@ -12,6 +12,7 @@ Shapes: n tokens, M teachers, E entries of all teachers, H of the head.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -124,6 +125,9 @@ def _check_words(folders: Sequence[Path], how: str, options: Mapping[str, Json],
         if name not in COMBINERS.options(how):
             takes = ", ".join(f"--{option}" for option in COMBINERS.options(how)) or "no options"
             raise UsageError(f"--{name}: not an option of {how}, which takes {takes}")
+    sharpness = options.get("sharpness", 1.0)
+    if not isinstance(sharpness, (int, float)) or not 0 < sharpness < math.inf:
+        raise UsageError(f"--sharpness {sharpness}: expected a number above 0")
 
 
 def _weights_by_name(how: str, options: Mapping[str, Json], names: Sequence[str]) -> dict[str, Json]:
@@ -133,7 +137,11 @@ def _weights_by_name(how: str, options: Mapping[str, Json], names: Sequence[str]
     given = options.get("weights")
     weights = given if isinstance(given, dict) else {}
     numbered = {str(number): name for number, name in enumerate(names)}
-    named = {numbered.get(name, name): weight for name, weight in weights.items()}
+    named = {
+        numbered.get(name, name): float(weight)
+        for name, weight in weights.items()
+        if isinstance(weight, (int, float)) and 0 <= weight < math.inf
+    }
     if len(named) < len(weights) or set(named) != set(names) or not any(named.values()):
         expected = ",".join(f"{name}=1" for name in names)
         raise UsageError(f"--weights: expected one number for each cache, not all 0, such as {expected}")
