@@ -93,7 +93,7 @@ def compare(
     """Compare all rows of runs and score files with a baseline.
 
     Args:
-        sources: Runs, their folders, or JSON files written by ``stlm-kd eval --output``.
+        sources: Runs or their folders, or JSON files written by ``stlm-kd eval --output``.
         baseline: Name of a row, or a variant that only one row has. Default: the first run's control
             (``no-teacher`` if there is one), or its student if that has no teachers; then the same for the
             next run; then the first student or model.

@@ -145,14 +145,14 @@ def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
     tests: tuple[McNemar, ...] = ()
     if joined.first.shape == joined.second.shape and _are_right_or_wrong(joined):
         tests = tuple(mcnemar(*rows) for rows in zip(joined.first, joined.second, strict=True))
-    stderr, difference = _stderr_of_examples(joined), None
+    stderr, difference, num_examples = _stderr_of_examples(joined), None, joined.first.shape[1]
     if joined.is_mean and stderr is not None:
         p = max([bootstrap.p, *(test.p for test in tests)])
         difference = Difference(mean, bootstrap.low, bootstrap.high, p)
     elif stderr is not None:
-        difference = by_noises(mean, [((stderr**2, len(joined.ids) - 1),)])
+        difference = by_noises(mean, [((stderr**2, num_examples - 1),)])
     return DifferenceEstimate(
-        mean, difference, "none" if difference is None else "examples", len(joined.ids), bootstrap, tests
+        mean, difference, "none" if difference is None else "examples", num_examples, bootstrap, tests
     )
 
 

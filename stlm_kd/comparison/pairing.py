@@ -88,13 +88,11 @@ class PairedExamples:
     """A per-example metric of two rows' models on the same examples.
 
     Attributes:
-        ids: The examples, N.
         first: For each model of the first row, (M, N).
         second: For each model of the second row, in the same order of examples.
         is_mean: Whether a model's score is the mean over these examples.
     """
 
-    ids: tuple[str, ...]
     first: Floats
     second: Floats
     is_mean: bool
@@ -183,7 +181,7 @@ def pair(table: ResultsTable, first: pd.DataFrame, second: pd.DataFrame, metric:
     if len(values) > 1 and (values.abs() <= LARGEST).all(axis=None):
         values_MN = np.ascontiguousarray(values.to_numpy().T)
         is_mean = bool(np.allclose(values_MN.mean(1), scores_M, rtol=1e-6, atol=1e-9))
-        return PairedExamples(tuple(values.index), values_MN[:count], values_MN[count:], is_mean)
+        return PairedExamples(values_MN[:count], values_MN[count:], is_mean)
     return _resampled(reports, scores_M, count, metric) or NotPaired(
         "no results of several single examples", is_comparable=True
     )

@@ -381,7 +381,7 @@ def test_a_run_gives_its_scores_as_one_long_table(run: str) -> None:
 
 
 def test_a_comparison_is_a_table_of_verdicts_and_markdown(run: str) -> None:
-    found = compare([run], only=["accuracy"])
+    found = compare([open_run(run)], only=["accuracy"])
     verdicts = found.verdicts.set_index("model")
     for one in found.differences:
         assert one.evidence.difference is not None

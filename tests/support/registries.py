@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stlm_kd.adaptation.initialisers import INITIALISERS
+from stlm_kd.data.sources.sources import DATA_SOURCES
 from stlm_kd.eval import SUITES
 from stlm_kd.interventions import SOURCES
 from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
 from stlm_kd.models.families import ARCHITECTURES
 from stlm_kd.teachers.combination import COMBINERS
 
-REGISTRIES = (LOSSES, STATE_LOSSES, MAP_LOSSES, SOURCES, COMBINERS, INITIALISERS, SUITES)
+REGISTRIES = (LOSSES, STATE_LOSSES, MAP_LOSSES, SOURCES, COMBINERS, INITIALISERS, SUITES, DATA_SOURCES)
 
 
 @contextmanager
