@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -52,12 +51,13 @@ def integrated_gradients(
         MissingResourceError: The package ``captum`` is not installed.
     """
     row = encode_texts([texts], tokenizer, context=context, multiple=1).rows(np.zeros(1, np.int64))
-    owners_T = _owners(token_sources(texts, tokenizer, context=context), words)
+    sources_T = token_sources(texts, tokenizer, context=context)
+    owners_T = np.array([_owner(source, words) for source in sources_T], np.int64)
     nothing = torch.zeros(1, dtype=torch.int64)
     batch = ExampleBatch(row.input_ids, row.attention_mask, row.token_type_ids, nothing, nothing)
     embedded = _Embedded(model, inputs_of(batch.to(model.device), model), target)
-    is_word_T = torch.from_numpy(owners_T >= 0)
-    hidden_ids_1T = torch.where(is_word_T, _nothing_token(tokenizer), row.input_ids)
+    of_words_T = owners_T >= 0
+    hidden_ids_1T = torch.where(torch.from_numpy(of_words_T), _nothing_token(tokenizer), row.input_ids)
     with evaluating(model):
         text_1TD, baseline_1TD = (embedded.embed(ids) for ids in (row.input_ids, hidden_ids_1T))
         found_1TD, delta_1 = integrator()(embedded).attribute(
@@ -70,7 +70,6 @@ def integrated_gradients(
         with torch.no_grad():
             change = float(embedded(text_1TD) - embedded(baseline_1TD))
     weights_T = found_1TD[0].detach().double().sum(1).cpu().numpy()
-    of_words_T = owners_T >= 0
     weights_W = np.bincount(owners_T[of_words_T], weights=weights_T[of_words_T], minlength=len(words))
     return Weights(tuple(weights_W.tolist()), missing=float(delta_1), change=change)
 
@@ -103,12 +102,10 @@ class _Embedded:
         return log_odds_B
 
 
-def _owners(sources_T: Sequence[Source | None], words: Sequence[Word]) -> npt.NDArray[np.int64]:
-    """The index of each token's word, (T,): the one with most shared characters; -1 for none."""
-    return np.array([-1 if source is None else _owner(source, words) for source in sources_T], np.int64)
-
-
-def _owner(source: Source, words: Sequence[Word]) -> int:
+def _owner(source: Source | None, words: Sequence[Word]) -> int:
+    """The index of a token's word: the one with most shared characters; -1 for none."""
+    if source is None:
+        return -1
     side, begin, end = source
     shared = [min(end, w.end) - max(begin, w.begin) if w.side == side else 0 for w in words]
     best = max(range(len(words)), key=shared.__getitem__)

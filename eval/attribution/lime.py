@@ -121,24 +121,24 @@ def linear_weights(kept_SW: Kept, values_S: Floats, weights_S: Floats, features:
     """
     from sklearn.linear_model import Ridge  # slow import
 
-    def fitted(alpha: float, words: Sequence[int]) -> Any:  # scikit-learn has no types
-        return Ridge(alpha=alpha).fit(data_SW[:, words], values_S, sample_weight=weights_S)
+    def fitted(alpha: float, data: Floats) -> Any:  # scikit-learn has no types
+        return Ridge(alpha=alpha).fit(data, values_S, sample_weight=weights_S)
 
     def fit_with(word: int) -> float:
-        words = [*selected, word]
-        r2: float = fitted(0, words).score(data_SW[:, words], values_S, sample_weight=weights_S)
+        data = data_SW[:, [*selected, word]]
+        r2: float = fitted(0, data).score(data, values_S, sample_weight=weights_S)
         return r2
 
     data_SW = kept_SW.astype(np.float64)
     selected = every = list(range(data_SW.shape[1]))
     if features is not None and features < len(every):
         if features > 6:
-            sizes_W = np.abs(fitted(0.01, every).coef_)
+            sizes_W = np.abs(fitted(0.01, data_SW).coef_)  # uncopied: ties as in the package
             selected = sorted(every, key=lambda word: -sizes_W[word])[:features]
         else:
             selected = []
             for _ in range(features):
                 selected = [*selected, max((word for word in every if word not in selected), key=fit_with)]
     weights_W = np.zeros(len(every))
-    weights_W[selected] = fitted(1, selected).coef_
+    weights_W[selected] = fitted(1, data_SW[:, selected]).coef_
     return weights_W
