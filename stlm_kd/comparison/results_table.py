@@ -58,6 +58,7 @@ class ResultsTable:
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = tuple(rows)
         results: list[SuiteResult] = []
+        alike: dict[tuple[Score, ...], list[int]] = {}
         where, lines = [], []
         blank = (None,) * (len(_SCORE) - 3)
         for row in self.rows:
@@ -65,8 +66,11 @@ class ResultsTable:
                 for result in own:
                     number = len(results)
                     results.append(result)
+                    numbers = alike.setdefault(result.scores, [])
+                    numbers.append(number)
+                    content = next(first for first in numbers if results[first] == result)
                     key = (row.name, row.kind, row.source, seed, _tuned(result), result.suite, result.label)
-                    where.append((*key, result.report, result.notes, results.index(result)))
+                    where.append((*key, result.report, result.notes, content))
                     lines += [(number, None, *astuple(score)) for score in result.scores]
                     lines += [(number, name, task, *one, *blank) for task, name, *one in result.examples]
         found = pd.DataFrame(lines, columns=["result", "example", *_SCORE], dtype=object)
