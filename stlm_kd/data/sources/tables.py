@@ -10,6 +10,7 @@ import csv
 import json
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,38 +162,36 @@ def _next_row(rows: Iterator[list[str]]) -> list[str] | None:
 def _parquet_rows(
     path: Path, columns: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow.parquet import ParquetFile
 
     number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            require_columns(str(path), columns, names)
-            wanted = [name for name in names if name in (*columns, *optional)]
-            _require_once(str(path), wanted)
-            for batch in file.iter_batches(batch_size=1024, columns=wanted):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", row
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{path}: not a complete Parquet file ({first_line(error)}); fetch it again"
-        ) from error
-    except OSError as error:
-        raise MissingResourceError(f"{path}: cannot be read ({error})") from error
+    with _arrow_errors(path, "Parquet"), ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        require_columns(str(path), columns, names)
+        wanted = [name for name in names if name in (*columns, *optional)]
+        _require_once(str(path), wanted)
+        for batch in file.iter_batches(batch_size=1024, columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}: row {number}", row
 
 
 def _arrow_rows(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    import pyarrow
     from datasets import Dataset
 
-    try:
+    with _arrow_errors(path, "Arrow stream"):
         yield from dataset_rows(Dataset.from_file(str(path)), str(path), columns, optional)
-    except (pyarrow.ArrowException, ValueError, LookupError) as error:
+
+
+@contextmanager
+def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, ValueError, LookupError, OverflowError) as error:
         raise DataError(
-            f"{path}: not an Arrow file as the datasets library saves it ({first_line(error)}); save it "
-            "again, or as Parquet"
+            f"{path}: not a complete {kind} file ({first_line(error)}); fetch it again"
         ) from error
     except OSError as error:
         raise MissingResourceError(f"{path}: cannot be read ({error})") from error

@@ -308,8 +308,8 @@ def test_tables_beside_text_do_not_belong_to_it(tmp_path: Path) -> None:
         ("a.json", b'[{"text": 3}]', r"a\.json: row 1, column text: int found, expected text"),
         ("a.json", b'[{"text": "x", "text": "y"}]', r"a\.json: column text is named twice"),
         ("a.json", b"[]", r"a\.json: no text in it"),
-        ("a.arrow", b"ARROW1 and more", r"a\.arrow: not an Arrow file as the datasets library saves it"),
-        ("a.arrow", b"", r"a\.arrow: not an Arrow file as the datasets library saves it"),
+        ("a.arrow", b"ARROW1 and more", r"a\.arrow: not a complete Arrow stream file"),
+        ("a.arrow", b"", r"a\.arrow: not a complete Arrow stream file"),
     ],
 )  # fmt: skip
 def test_a_malformed_table_is_one_message(name: str, content: bytes, message: str, tmp_path: Path) -> None:
