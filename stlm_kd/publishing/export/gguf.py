@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -105,22 +106,27 @@ def check_gguf(path: Path, job: ExportJob) -> float:
     Raises:
         ModelError: The file's tokenizer gives other ids.
     """
-    found = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    own: Any = job.tokenizer
+    with TemporaryDirectory() as folder:  # alone there: a tokenizer.json beside it would be read instead
+        file = Path(folder, "model.gguf")
+        file.symlink_to(path)
+        _check_ids(AutoTokenizer.from_pretrained(folder, gguf_file=file.name), job)
+        config = _config_in(file, _family_of(job))
+        with quietly(local=True), redirect_stderr(io.StringIO()):  # its progress bar
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=file.name, config=config, dtype=torch.float32
+            ).eval()
+    return job.largest_difference(lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits)
+
+
+def _check_ids(found: Any, job: ExportJob) -> None:  # transformers' types of tokenizers lack __call__
     # Before a text that begins with a blank, transformers' reader puts no second one, unlike llama.cpp.
     for text in [text.strip() for text in (*TEXTS, _WORDS)]:
-        expected, ids = (one(text, add_special_tokens=False)["input_ids"] for one in (own, found))
-        if expected != ids:
+        own, ids = (one(text, add_special_tokens=False)["input_ids"] for one in (job.tokenizer, found))
+        if own != ids:
             raise ModelError(
-                f"{job.name}: the tokenizer of the GGUF file gives {ids[:8]} … for {text!r}, expected "
-                f"{expected[:8]} …; nothing is written; export it to onnx"
+                f"{job.name}: the tokenizer of the GGUF file gives other ids for {text!r} than its own; "
+                "nothing is written; export it to onnx"
             )
-    config = _config_in(path, _family_of(job))
-    with quietly(local=True), redirect_stderr(io.StringIO()):  # its progress bar
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, config=config, dtype=torch.float32
-        ).eval()
-    return job.largest_difference(lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits)
 
 
 def _config_in(path: Path, family: _Family) -> PretrainedConfig:
