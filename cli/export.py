@@ -43,6 +43,6 @@ def export(
         print_json({**asdict(report), "path": str(report.path)})
     else:
         typer.echo(
-            f"{report.path}: {report.num_bytes / 1e6:.1f} MB, {report.dtype}; largest difference of logits "
+            f"{report.path}: {report.num_bytes / 1e6:.1f} MB, {report.dtype}; logits differ by at most "
             f"{report.difference:.1e} of the largest (tolerance {report.tolerance:.0e})"
         )

@@ -285,4 +285,4 @@ def test_the_commands_of_the_page_on_export(tmp_path: Path, monkeypatch: pytest.
     assert again.exit_code == 2 and "exists already" in again.stderr
     Path("student.gguf").unlink()
     plain = CliRunner().invoke(app, shlex.split(commands[0])[1:])
-    assert plain.stdout.startswith("student.gguf: 0.0 MB, f32; largest difference of logits ")
+    assert plain.stdout.startswith("student.gguf: 0.0 MB, f32; logits differ by at most ")
