@@ -8,6 +8,7 @@ import typer
 
 from stlm_kd.cli.adapt_teacher import adapt_teacher
 from stlm_kd.cli.distill import distill
+from stlm_kd.cli.export import export
 from stlm_kd.cli.generate import generate
 from stlm_kd.cli.group import Command, Commands
 from stlm_kd.cli.recipes import app as recipes
@@ -46,8 +47,7 @@ def root(
         typer.Option(
             "--import",
             metavar="MODULE",
-            help="Import a module that registers losses, sources, combiners, initialisers, suites or "
-            "families. May be repeated.",
+            help="Import a module that registers extensions, such as losses or data sources. May be repeated.",
         ),
     ] = [],  # noqa: B006  # never changed
 ) -> None:
@@ -69,6 +69,7 @@ app.command("agreement", cls=Command)(agreement)
 app.command("interchange", cls=Command)(interchange)
 app.command("report", cls=Command)(report)
 app.command("generate", cls=Command)(generate)
+app.command("export", cls=Command)(export)
 app.add_typer(recipes, name="recipe")
 app.add_typer(runs, name="runs")
 app.add_typer(teachers, name="teacher")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.scoring.evaluate import evaluate
     from stlm_kd.pipeline.scoring.interchange import interchange
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
+    from stlm_kd.publishing.export import export
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
@@ -75,6 +76,7 @@ _PLACES = {
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
     "report": "stlm_kd.reporting.run_page.page:report",
     "merge_caches": "stlm_kd.teachers.cache.merge:merge_caches",
+    "export": "stlm_kd.publishing.export:export",
     "CachedTeacher": "stlm_kd.teachers.cached:CachedTeacher",
     "DistillationStep": "stlm_kd.distillation.step:DistillationStep",
     "LiveTeacher": "stlm_kd.teachers.live:LiveTeacher",
@@ -113,6 +115,7 @@ __all__ = [
     "distill",
     "errors",
     "evaluate",
+    "export",
     "generate",
     "inspect_cache",
     "interchange",

@@ -1,0 +1,1 @@
+"""What leaves the tool: models in other programs' formats."""
