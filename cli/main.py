@@ -47,7 +47,7 @@ def root(
         typer.Option(
             "--import",
             metavar="MODULE",
-            help="Import a module that registers extensions, such as losses or data sources. May be repeated.",
+            help="Import a module that registers extensions, such as losses. May be repeated.",
         ),
     ] = [],  # noqa: B006  # never changed
 ) -> None:
