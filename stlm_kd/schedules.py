@@ -13,10 +13,8 @@ Shape = Literal["linear", "cosine"]
 class Ramp:
     """Interpolation between two values: ``first`` until ``begin``, ``last`` from ``end`` on.
 
-    Attributes:
-        shape: ``linear``, or ``cosine``: half a period, flat at both ends.
-        first, last: The two values.
-        begin, end: Fractions of the optimizer steps, 0 ≤ begin < end ≤ 1.
+    The times are fractions of the optimizer steps, 0 ≤ begin < end ≤ 1; ``cosine`` is half a period, flat at
+    both ends.
 
     >>> [Ramp("linear", 1.0, 0.0, 0.0, 0.5).at(step / 4) for step in range(4)]
     [1.0, 0.5, 0.0, 0.0]

@@ -12,12 +12,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Chunks by row: row r holds ``chunks[starts[r]:starts[r + 1]]``, in order.
-
-    Attributes:
-        chunks: Chunk numbers, each exactly once, (chunks,) int64.
-        starts: (rows + 1,) int64.
-    """
+    """Chunks by row: row r holds ``chunks[starts[r]:starts[r + 1]]``, in order; each chunk exactly once."""
 
     chunks: Integers
     starts: Integers

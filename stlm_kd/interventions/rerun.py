@@ -31,14 +31,10 @@ States = Mapping[Site, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class InterventionPass:
-    """The forward pass of one model with an intervention.
+    """The forward pass of one model with the outputs of some blocks (``layers``, ascending) overwritten.
 
-    Attributes:
-        model: The student or a teacher.
-        layers: Blocks whose outputs are overwritten, ascending.
-        plan: Positions and replacement values.
-        reader: Key of the examples' token ids from a teacher's own tokenizer.
-        fresh_dropout: Whether each pass draws dropout independently, at full cost.
+    ``reader`` is the key of the examples' token ids from a teacher's own tokenizer; with ``fresh_dropout``
+    each pass draws dropout independently, at full cost.
     """
 
     model: PreTrainedModel
@@ -60,12 +56,9 @@ class InterventionPass:
         return OutputSpec(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0])
 
     def after(self, batch: AnyBatch, base: ModelOutputs, needs: OutputSpec) -> ModelOutputs:
-        """Outputs after the intervention: head input, logits and last hidden states, as requested.
+        """Head input, logits and last hidden states after the intervention, as ``needs`` requests.
 
-        Args:
-            batch: The base batch.
-            base: Its outputs, including those in ``needs()``.
-            needs: Outputs to return.
+        ``base`` are the outputs of the base batch, including those in ``needs()``.
         """
         inputs = inputs_of(batch, self.model, reader=self.reader)
         if isinstance(self.plan.source, Tokens):

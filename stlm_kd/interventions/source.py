@@ -1,7 +1,6 @@
 """Counterfactual sources: where the states or tokens come from that replace those of the base.
 
-A source is one function decorated with ``register_source``; its keyword-only arguments are its options in
-recipes.
+One is a function decorated with ``register_source``; its keyword-only arguments are its options in recipes.
 """
 
 from __future__ import annotations

@@ -13,13 +13,10 @@ from stlm_kd.vocabulary.token_bytes import Vocabulary
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WordTokens:
-    """Candidate replacements of tokens.
+    """Candidate replacements of tokens, and the name of their vocabulary for messages.
 
-    Attributes:
-        ids: All text tokens; no special or unused ones.
-        words: Tokens that begin a word and consist of letters; whole words if no continuation follows.
-        continuations: Tokens that continue a word.
-        name: Name of the vocabulary, for messages.
+    ``ids`` are all text tokens, no special or unused ones; ``words`` those that begin a word and consist of
+    letters, which are whole words if no token of ``continuations`` follows.
     """
 
     ids: Integers

@@ -1,6 +1,6 @@
-"""Lexical relations between the tokens of a vocabulary.
+"""Lexical relations between the tokens of a vocabulary, from WordNet through NLTK.
 
-The relations are from WordNet (Miller, "WordNet: A Lexical Database for English", 1995), through NLTK.
+Miller, "WordNet: A Lexical Database for English", 1995. MissingResourceError if one is not installed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,7 @@ _ENDINGS = {"n": ("s",), "v": ("ing", "ed", "s"), "a": ("est", "er"), "r": ()}
 
 
 class Thesaurus:
-    """One relation between the words of a vocabulary.
-
-    Args:
-        lexicon: The vocabulary's tokens.
-        relation: The relation.
-
-    Raises:
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
+    """One relation between the words of a vocabulary."""
 
     def __init__(self, lexicon: WordTokens, relation: Relation) -> None:
         self._lexicon, self._relation = lexicon, relation
@@ -39,10 +31,10 @@ class Thesaurus:
         self._wordnet = _wordnet()
 
     def of(self, token: int) -> tuple[int, ...]:
-        """Tokens whose words are related to a token's word.
+        """Tokens whose words are related to a token's word, capitalised alike if possible.
 
         For an inflected word, related words in the same form if they are single tokens, otherwise their
-        lemmas. Capitalisation is kept if possible.
+        lemmas.
         """
         if token not in self._known:
             word = self._lexicon.words.get(token)
@@ -105,30 +97,17 @@ class Thesaurus:
 
 @lru_cache(maxsize=8)
 def thesaurus(lexicon: WordTokens, relation: Relation) -> Thesaurus:
-    """The relation between a vocabulary's words, cached.
-
-    Raises:
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
+    """The relation between a vocabulary's words, cached."""
     return Thesaurus(lexicon, relation)
 
 
 def require_wordnet() -> None:
-    """Check that WordNet is available.
-
-    Raises:
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
+    """Raise MissingResourceError if NLTK or WordNet is not installed."""
     _wordnet()
 
 
 def check_relation(lexicon: WordTokens, relation: Relation) -> None:
-    """Check that some words of a vocabulary are related.
-
-    Raises:
-        ModelError: None are.
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
+    """Raise ModelError if no words of a vocabulary are related."""
     if not thesaurus(lexicon, relation).has_any():
         raise ModelError(
             f"{lexicon.name}: no word of this vocabulary is the {relation} of another in WordNet; use "
@@ -138,11 +117,7 @@ def check_relation(lexicon: WordTokens, relation: Relation) -> None:
 
 @cache
 def wordnet_identity() -> str:
-    """Fingerprint of the installed WordNet: SHA-256 of its files' names and bytes, hex, packed or unpacked.
-
-    Raises:
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
+    """SHA-256 (hex) of the names and bytes of the installed WordNet's files, packed or unpacked."""
     wordnet = _wordnet()
     digest = hashlib.sha256()
     for name in sorted(wordnet.fileids()):

@@ -33,16 +33,12 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class VocabularyMapping:
-    """Teacher ids of each student id, in compressed sparse rows.
+    """Teacher ids of each student id, in compressed sparse rows: ``offsets`` (V' + 1,) into ``sources``.
 
-    Attributes:
-        kinds: ``Kind`` of each student id, shape (V',).
-        offsets: Start of each student id's sources, shape (V' + 1,).
-        sources: Concatenated teacher ids.
-        teacher_ids: All ids used by the teacher's tokenizer, ascending; further rows of a padded embedding
-            were never trained.
-        predicted: Student ids whose *output* row has another source than their input row (one token that both
-            starts and ends documents, where the teacher has two), with that teacher id.
+    ``kinds`` (V',) has each one's ``Kind``. ``teacher_ids``, ascending, are all in use; further rows of a
+    padded embedding were never trained. ``predicted``: student ids whose *output* row has another source than
+    their input row (one token that both starts and ends documents, where the teacher has two), with that
+    teacher id.
     """
 
     kinds: NDArray[np.uint8]
@@ -78,11 +74,7 @@ class VocabularyMapping:
 
 
 def map_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> VocabularyMapping:
-    """Map every student token to the teacher's vocabulary: exactly, in pieces, by role, or not at all.
-
-    Raises:
-        ModelError: One of them is not a fast tokenizer, or its token alphabet is unknown.
-    """
+    """Map every student token to the teacher's vocabulary; errors as ``read_vocabulary``."""
     old, new = read_vocabulary(teacher), read_vocabulary(student)
     old_roles, new_roles = roles_of(teacher), roles_of(student)
     roles = {i: role for i, role in map_roles(old_roles, new_roles).items() if i in new.special}

@@ -21,13 +21,8 @@ def split_surfaces(
     """Token ids of each byte string in a vocabulary; empty if it cannot represent it.
 
     No prefix is added: a space appears only if the byte string has one. The tokenizer's own normalisation
-    (lower-casing, NFC) is applied.
-
-    Args:
-        vocabulary: Target vocabulary.
-        surfaces: Byte strings, as in ``Vocabulary.surfaces``; parts that are not valid UTF-8 become byte
-            tokens, or are dropped if there are none.
-        unknown: Id of the unknown token; removed from the result.
+    (lower-casing, NFC) is applied. Parts that are not valid UTF-8 become byte tokens, or are dropped if there
+    are none; so is the id ``unknown``.
     """
     pipeline = _without_dummy_prefix(vocabulary)
     if vocabulary.spelling is TokenAlphabet.WORDPIECE:

@@ -56,14 +56,9 @@ class Encoded:
 class EncodedTexts:
     """The concatenated tokens of all texts.
 
-    Attributes:
-        tokens: Token ids.
-        types: Token types; None where all are 0.
-        offsets: The begin of each text, and the end of the last.
-        context: Maximum tokens of a text.
-        padding: The padding id.
-        truncated: Number of texts that had more tokens than ``context``.
-        multiple: Rows are padded to a multiple of this many positions, at most to ``context``.
+    ``types`` are token types, None where all are 0; ``offsets`` the begin of each text, and the end of the
+    last; ``context`` the most tokens of a text, which ``truncated`` texts exceeded; ``padding`` the padding
+    id. Rows are padded to a ``multiple`` of positions, at most to ``context``.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -120,11 +115,7 @@ class EncodedTexts:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id that fills rows: the padding token, or else the end token of a document.
-
-    Raises:
-        ModelError: The tokenizer has neither.
-    """
+    """The id that fills rows: the padding token, or else the end of a document; ModelError without any."""
     padding = tokenizer.pad_token_id
     return document_ends(tokenizer)[1] if padding is None else int(padding)
 
@@ -140,9 +131,7 @@ def encode_texts(
 
     In a pair, the longer text is truncated first. If the tokenizer puts nothing between the texts of a pair,
     the end token of a document separates them. An empty text without special tokens is that token alone.
-
-    Raises:
-        ModelError: The tokenizer has neither a padding token nor an end token of a document.
+    Raises ModelError as ``padding_id``.
     """
     assert texts and context >= 4 and multiple >= 1
     separated = len(texts[0]) == 1 or separates(tokenizer)

@@ -43,15 +43,9 @@ def read_questions(
 ) -> tuple[Question, ...]:
     """Read questions in the format of SQuAD v1.1: ``id``, ``context``, ``question``, ``answers``.
 
-    Args:
-        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or else
-        dataset: the id of a data set on the Hub.
-        split: The data set's split.
-
-    Raises:
-        MissingResourceError: Not found.
-        DataError: Malformed content, a question without answer or id, an answer that is not at its
-            ``answer_start``, duplicate ids, or no question at all.
+    ``path`` is a file for ``tables.read_rows``; or else ``dataset`` is on the Hub. Raises
+    MissingResourceError if it is not found; DataError for malformed content, a question without answer or id,
+    an answer that is not at its ``answer_start``, duplicate ids, or no question at all.
     """
     columns = ("id", "context", "question", "answers")
     rows = rows_of(path, dataset, split, columns=columns)
@@ -123,12 +117,9 @@ def digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
 class EncodedWindows:
     """Tokenised windows of all questions.
 
-    Attributes:
-        own: The windows' tokens.
-        labels: (N, 2) int64: the positions of the answer's first and last token; 0 and 0 if the window does
-            not contain the whole answer.
-        questions: (N,): the index of each window's question.
-        characters: (P, 2): begin and end of each token of the passage in its text; -1 for other tokens.
+    ``labels``, (N, 2) int64: the positions of the answer's first and last token; 0 and 0 if the window does
+    not contain the whole answer. ``questions``, (N,): the index of each window's question. ``characters``,
+    (P, 2): begin and end of each token of the passage in its text; -1 for other tokens.
     """
 
     own: EncodedTexts
@@ -178,17 +169,10 @@ def encode_windows(
     stride: int,
     multiple: int = MULTIPLE,
 ) -> EncodedWindows:
-    """Encode each question with its passage, in as many windows as the passage needs.
+    """Encode each question, at least one, with its passage, in as many windows as the passage needs.
 
-    Args:
-        questions: At least one.
-        tokenizer: Its special tokens surround question and passage.
-        context: Maximum tokens of a window.
-        stride: Tokens of the passage that neighbouring windows share.
-        multiple: Rows are padded to a multiple of this many positions.
-
-    Raises:
-        DataError: The room for the passage in a window does not exceed ``stride``.
+    A window has at most ``context`` tokens; neighbours share ``stride`` tokens of the passage. DataError if a
+    window's room for the passage does not exceed ``stride``.
     """
     frame = _frame(tokenizer)
     question_texts = encodings([(one.question,) for one in questions], tokenizer, None)

@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sentences:
-    """N sentences.
-
-    Attributes:
-        words: The words of each sentence.
-        tags: For each sentence, an index into ``tag_names`` for every word.
-        ids: Identifier of each sentence in results.
-        tag_names: ``O``, ``B-PER`` and so on.
-    """
+    """N sentences of words, with an index into ``tag_names`` (``O``, ``B-PER``, …) for every word."""
 
     words: tuple[tuple[str, ...], ...]
     tags: tuple[tuple[int, ...], ...]
@@ -64,16 +57,9 @@ def read_sentences(
 ) -> Sentences:
     """Read sentences of a file or of a data set on the Hub, with columns ``tokens`` and ``ner_tags``.
 
-    Args:
-        tag_names: All tags in order; a tag is one of them, or an index counted from 0.
-        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or else
-        dataset: the id of a data set on the Hub.
-        split: The data set's split.
-
-    Raises:
-        MissingResourceError: Not found.
-        DataError: Malformed content, an unknown tag, different numbers of tags and words, or no sentence at
-            all.
+    A tag is one of ``tag_names``, or an index counted from 0; ``path`` and ``dataset`` as for
+    ``read_questions``. Raises MissingResourceError if not found; DataError for malformed content, an unknown
+    tag, different numbers of tags and words, or no sentence at all.
     """
     columns = ("tokens", "ner_tags")
     rows = rows_of(path, dataset, split, columns=columns, optional=("id",))
@@ -123,11 +109,9 @@ def _tag(tag: object, place: str, names: Sequence[str]) -> int:
 class EncodedWords:
     """Tokenised sentences.
 
-    Attributes:
-        own: The sentences' tokens.
-        labels: (P,) int64: at a word's first token its tag, elsewhere ``IGNORED``.
-        firsts: For each sentence, the position of each word's first token in its row; -1 for a word that was
-            truncated or has no token.
+    ``labels``, (P,) int64: at a word's first token its tag, elsewhere ``IGNORED``. ``firsts``: for each
+    sentence, the position of each word's first token in its row; -1 for a word that was truncated or has no
+    token.
     """
 
     own: EncodedTexts
