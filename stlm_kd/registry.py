@@ -16,7 +16,6 @@ from stlm_kd.errors import ExtensionError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 E = TypeVar("E", bound="Extension")
-Function = TypeVar("Function", bound=Callable[..., Any])
 Fields = ParamSpec("Fields")
 
 
@@ -156,11 +155,11 @@ def _check(function: Callable[..., Any], place: str, positional: int) -> list[st
 
 def registering(
     registry: Registry[E], kind: Callable[Concatenate[str, Callable[..., Any], Fields], E], summary: str
-) -> Callable[Concatenate[str, Fields], Callable[[Function], Function]]:
+) -> Callable[Concatenate[str, Fields], Callable[[F], F]]:
     """A decorator ``register(name, **fields)``, documented by the summary and the attributes of ``kind``."""
 
-    def register(name: str, /, *args: Fields.args, **fields: Fields.kwargs) -> Callable[[Function], Function]:
-        def add(function: Function) -> Function:
+    def register(name: str, /, *args: Fields.args, **fields: Fields.kwargs) -> Callable[[F], F]:
+        def add(function: F) -> F:
             registry.register(name)(kind(name, function, *args, **fields))
             return function
 

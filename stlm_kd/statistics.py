@@ -188,11 +188,8 @@ def equivalence_p(mean: float, noises: Sequence[Noise], smallest: float) -> floa
     equivalence of average bioavailability", 1987. The larger p of the two is that of the nearer limit; the
     largest p over several noise estimates (of ``over_seeds``, none of them 0) is returned.
     """
-    found = []
-    for noise in noises:
-        stderr, freedom = _satterthwaite(noise)
-        found.append(float(stdtr(freedom, (abs(mean) - smallest) / stderr)))
-    return max(found)
+    estimates = map(_satterthwaite, noises)
+    return max(float(stdtr(freedom, (abs(mean) - smallest) / stderr)) for stderr, freedom in estimates)
 
 
 def deviations_wide(values: int) -> float:
@@ -209,9 +206,8 @@ def _student(mean: float, noise: Noise) -> tuple[float, float]:
     if not any(part for part, _ in noise):
         return 0.0, 1.0 if mean == 0 else 0.0
     stderr, freedom = _satterthwaite(noise)
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr, 2 * float(
-        stdtr(freedom, -abs(mean) / stderr)
-    )
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr
+    return half, 2 * float(stdtr(freedom, -abs(mean) / stderr))
 
 
 def _satterthwaite(noise: Noise) -> tuple[float, float]:

@@ -68,7 +68,7 @@ class Batch:
         tensors = (getattr(self, name).to(device, non_blocking=True) for name in TENSORS)
         moved = Batch(*tensors)
         object.__setattr__(moved, "sources", self.sources)
-        object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
+        object.__setattr__(moved, "origin", self if self.input_ids.is_cpu else self.origin)
         return moved
 
     def num_tokens(self) -> int:
@@ -94,11 +94,6 @@ def batches_with_sources(
         others = batch(outside) if len(outside) else None
         found.append(replace(batch(own), sources=Sources(rows, others)))
     return found
-
-
-def is_on_cpu(tensor: Tensor) -> bool:
-    """Whether the tensor's values can be read without waiting for a device."""
-    return tensor.device.type == "cpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def chosen_variants(seed: int, epoch: int, *, rows: int, variants: int) -> Integ
 def masking_for(
     tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows], *, share: float = 0.15
 ) -> Masking:
-    """A masking weighted by token frequencies in the parts, which this tokenizer tokenised."""
+    """A masking by token frequencies in the parts, of this tokenizer; errors as ``mask_id_of``."""
     counts_V = token_counts((part.store for part in parts), parts[0].store.vocab_size)
     return Masking(masking_weights(counts_V, tokenizer.all_special_ids), mask_id_of(tokenizer), share)
 

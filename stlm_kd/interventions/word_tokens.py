@@ -16,7 +16,7 @@ class WordTokens:
     """Candidate replacements of tokens, and the name of their vocabulary for messages.
 
     ``ids`` are all text tokens, no special or unused ones; ``words`` those that begin a word and consist of
-    letters, which are whole words if no token of ``continuations`` follows.
+    letters, which are whole words if none of ``continuations``, which begin with a letter, follows.
     """
 
     ids: Integers
@@ -32,7 +32,9 @@ class WordTokens:
         return cls(
             ids=np.array([number for number, _ in decoded], np.int64),
             words={number: word for number, word in spelled if word is not None},
-            continuations=frozenset(number for number, text in decoded if _goes_on(text)),
+            continuations=frozenset(
+                number for number, text in decoded if text.decode(errors="replace")[:1].isalpha()
+            ),
             name=vocabulary.name,
         )
 
@@ -44,9 +46,3 @@ def _word(surface: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text[1:] if text.startswith(" ") and text[1:].isalpha() else None
-
-
-def _goes_on(surface: bytes) -> bool:
-    """Whether a token begins with a letter and so continues the previous word."""
-    text = surface.decode(errors="replace")
-    return text[:1].isalpha()

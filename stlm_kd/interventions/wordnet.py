@@ -42,10 +42,6 @@ class Thesaurus:
             self._known[token] = tuple(dict.fromkeys(n for n in found if n is not None and n != token))
         return self._known[token]
 
-    def has_any(self) -> bool:
-        """Whether any word of the vocabulary has a related word."""
-        return any(self.of(token) for token in self._lexicon.words)
-
     def _words(self, word: str) -> Iterator[str]:
         """Related words in every part of speech of the word."""
         for part, endings in _ENDINGS.items():
@@ -95,10 +91,8 @@ class Thesaurus:
         return self._ids.get(shaped, self._ids.get(word))
 
 
-@lru_cache(maxsize=8)
-def thesaurus(lexicon: WordTokens, relation: Relation) -> Thesaurus:
-    """The relation between a vocabulary's words, cached."""
-    return Thesaurus(lexicon, relation)
+thesaurus = lru_cache(maxsize=8)(Thesaurus)
+"""The relation between a vocabulary's words, cached."""
 
 
 def require_wordnet() -> None:
@@ -108,7 +102,8 @@ def require_wordnet() -> None:
 
 def check_relation(lexicon: WordTokens, relation: Relation) -> None:
     """Raise ModelError if no words of a vocabulary are related."""
-    if not thesaurus(lexicon, relation).has_any():
+    known = thesaurus(lexicon, relation)
+    if not any(known.of(token) for token in lexicon.words):
         raise ModelError(
             f"{lexicon.name}: no word of this vocabulary is the {relation} of another in WordNet; use "
             "in-context-random, or a vocabulary with more whole words"

@@ -60,10 +60,8 @@ def built_in_objectives() -> list[BuiltIn]:
 
 def purpose(path: Path) -> str:
     """The first line of a recipe's header comment, or ""."""
-    first = path.read_text(encoding="utf-8").splitlines()[:1]
-    if not first or not first[0].startswith("#"):
-        return ""
-    return first[0].lstrip("# ").removeprefix("Purpose:").strip()
+    first, *_ = path.read_text(encoding="utf-8").splitlines() or [""]
+    return first.lstrip("# ").removeprefix("Purpose:").strip() if first.startswith("#") else ""
 
 
 def locate(name: str, *, beside: Path | None = None) -> Path:

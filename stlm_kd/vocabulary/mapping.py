@@ -87,8 +87,7 @@ def map_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenize
     for kind, ids in ((Kind.ROLE, roles), (Kind.EXACT, exact), (Kind.PIECES, pieces)):
         kinds[list(ids)] = kind
     rows = [found.get(i, []) for i in range(new.size)]
-    offsets = np.zeros(new.size + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    offsets = np.cumsum([0, *map(len, rows)])
     sources = np.fromiter((i for row in rows for i in row), np.int64, count=int(offsets[-1]))
     predicted = {i: role.predict for i, role in roles.items() if role.predict != role.read}
     return VocabularyMapping(kinds, offsets, sources, np.array(old.used_ids, np.int64), predicted)

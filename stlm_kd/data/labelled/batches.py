@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.data.batch import IGNORED, Batch, Integers, Sources, batches_with_sources, is_on_cpu
+from stlm_kd.data.batch import IGNORED, Batch, Integers, Sources, batches_with_sources
 from stlm_kd.data.dealing import dealt, sources
 from stlm_kd.data.labelled.encoding import Encoded, EncodedTexts
 from stlm_kd.data.labelled.examples import Labels
@@ -81,7 +81,7 @@ class ExampleBatch:
             self.of,
             self.sources,
         )
-        object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
+        object.__setattr__(moved, "origin", self if self.input_ids.is_cpu else self.origin)
         return moved
 
     def num_tokens(self) -> int:
@@ -95,7 +95,7 @@ AnyBatch = Batch | ExampleBatch
 
 def on_cpu(batch: AnyBatch) -> AnyBatch:
     """The same batch on the CPU, without waiting for a device if it was moved from there."""
-    if is_on_cpu(batch.input_ids):
+    if batch.input_ids.is_cpu:
         return batch
     if batch.origin is not None:
         return batch.origin

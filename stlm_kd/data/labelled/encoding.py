@@ -138,7 +138,11 @@ def encode_texts(
     ids: list[npt.NDArray[np.int32]] = []
     types: list[npt.NDArray[np.int8]] = []
     truncated = 0
-    found = _encodings(texts, tokenizer, context) if separated else _joined(texts, tokenizer, context)
+    if separated:
+        own = encodings(texts, tokenizer, context)
+        found: Iterator[Reading] = ((one.ids, one.type_ids, bool(one.overflowing)) for one in own)
+    else:
+        found = _joined(texts, tokenizer, context)
     for own_ids, own_types, is_cut in found:
         ids.append(np.array(own_ids or [document_ends(tokenizer)[1]], np.int32))
         types.append(np.array(own_types or [0], np.int8))
@@ -163,13 +167,6 @@ def separates(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether the tokenizer separates the texts of a pair by special tokens."""
     alone, pair = (int(tokenizer.num_special_tokens_to_add(pair=pair)) for pair in (False, True))
     return pair > alone
-
-
-def _encodings(
-    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int
-) -> Iterator[Reading]:
-    for encoding in encodings(texts, tokenizer, context):
-        yield encoding.ids, encoding.type_ids, bool(encoding.overflowing)
 
 
 def encodings(

@@ -104,9 +104,9 @@ def read_examples(
     if the user did not give them for these sources; a note then lists how numeric labels were mapped to them.
     With ``regression``, labels are numbers.
 
-    Raises: MissingResourceError: Not found; or the Hub cannot be reached and its cache lacks the data set.
-    DataError: Malformed content, a missing column, a value that is not text, a label that is missing, hidden
-    (-1, as in GLUE's test sets) or not one of ``labels``, or no example at all.
+    Raises MissingResourceError if not found, or the Hub cannot be reached and its cache lacks the data set;
+    DataError for malformed content, a missing column, a value that is not text, a label that is missing,
+    hidden (-1, as in GLUE's test sets) or not one of ``labels``, or no example at all.
     """
     assert sources and not (labels and regression)
     if len(labels) == 1 or len(set(labels)) < len(labels):
@@ -128,11 +128,8 @@ def read_examples(
             origins.append(_origin(row, source))
         if len(texts) == before:
             raise DataError(f"{source.described()}: no example in it")
-    from_where = tuple(origins) if any(origins) else ()
-    if regression:
-        return Examples(tuple(texts), _numbers(found), _ids(own_ids), (), from_where)
-    values, names = _classes(found, labels, labels_of)
-    return Examples(tuple(texts), values, _ids(own_ids), names, from_where)
+    values, names = (_numbers(found), ()) if regression else _classes(found, labels, labels_of)
+    return Examples(tuple(texts), values, _ids(own_ids), names, tuple(origins) if any(origins) else ())
 
 
 @lru_cache(maxsize=4)

@@ -135,30 +135,21 @@ class EncodedWindows:
         return example_batch(self.own, places, torch.from_numpy(self.labels[places]), of="span")
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """Special tokens before the question, before the passage, and after it; token type of the passage."""
+def _frame(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int], list[int], int]:
+    """Special tokens before the question, before the passage, and after it; token type of the passage.
 
-    before: tuple[int, ...]
-    middle: tuple[int, ...]
-    after: tuple[int, ...]
-    passage_type: int
-
-
-def _frame(tokenizer: PreTrainedTokenizerFast) -> _Frame:
-    """The tokenizer's own special tokens; if it has no separator, the end token of a document."""
+    They are the tokenizer's own; if it has no separator, the end token of a document.
+    """
     pair = separates(tokenizer)
     probe = next(encodings([("a", "a") if pair else ("a",)], tokenizer, LONGEST_QUESTION))
-    special = np.array(probe.special_tokens_mask, bool)
-    ids, own = np.array(probe.ids), np.flatnonzero(~special)
+    ids, special = probe.ids, probe.special_tokens_mask
+    own = [place for place, is_special in enumerate(special) if not is_special]
     before, after = ids[: own[0]], ids[own[-1] + 1 :]
     if not pair:
-        return _Frame(tuple(before.tolist()), (document_ends(tokenizer)[1],), tuple(after.tolist()), 0)
-    gap = next(place for place in range(int(own[0]), len(ids)) if special[place])
-    begin = next(int(place) for place in own if place > gap)
-    return _Frame(
-        tuple(before.tolist()), tuple(ids[gap:begin].tolist()), tuple(after.tolist()), probe.type_ids[begin]
-    )
+        return before, [document_ends(tokenizer)[1]], after, 0
+    gap = special.index(1, own[0])
+    begin = next(place for place in own if place > gap)
+    return before, ids[gap:begin], after, probe.type_ids[begin]
 
 
 def encode_windows(
@@ -174,7 +165,7 @@ def encode_windows(
     A window has at most ``context`` tokens; neighbours share ``stride`` tokens of the passage. DataError if a
     window's room for the passage does not exceed ``stride``.
     """
-    frame = _frame(tokenizer)
+    before, middle, after, passage_type = _frame(tokenizer)
     question_texts = encodings([(one.question,) for one in questions], tokenizer, None)
     passages = encodings([(one.passage,) for one in questions], tokenizer, None)
     ids: list[list[int]] = []
@@ -183,8 +174,8 @@ def encode_windows(
     numbers: list[int] = []
     characters: list[list[tuple[int, int]]] = []
     for number, (own, passage) in enumerate(zip(question_texts, passages, strict=True)):
-        head = [*frame.before, *own.ids[:LONGEST_QUESTION], *frame.middle]
-        room = context - len(head) - len(frame.after)
+        head = [*before, *own.ids[:LONGEST_QUESTION], *middle]
+        room = context - len(head) - len(after)
         if room <= stride and len(passage.ids) > room:
             raise DataError(
                 f"question {questions[number].id}: {room} of {context} tokens are left for the passage, but "
@@ -192,9 +183,9 @@ def encode_windows(
             )
         for begin, end in _bounds(len(passage.ids), room, stride):
             spans = passage.offsets[begin:end]
-            ids.append([*head, *passage.ids[begin:end], *frame.after])
-            types.append([0] * len(head) + [frame.passage_type] * (end - begin + len(frame.after)))
-            characters.append([(-1, -1)] * len(head) + spans + [(-1, -1)] * len(frame.after))
+            ids.append([*head, *passage.ids[begin:end], *after])
+            types.append([0] * len(head) + [passage_type] * (end - begin + len(after)))
+            characters.append([(-1, -1)] * len(head) + spans + [(-1, -1)] * len(after))
             labels.append(_span_of(questions[number], spans, len(head)))
             numbers.append(number)
     flat_types = np.array([kind for row in types for kind in row], np.int8)

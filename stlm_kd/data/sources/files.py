@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Annotated, cast
+from typing import IO, Annotated, Any
 
 from annotated_types import Ge, MinLen
 
@@ -46,10 +46,7 @@ TEXTS: Kinds = ((".txt", ".jsonl", ".ndjson", ".parquet"), (".csv", ".tsv", ".js
 ROWS: Kinds = ((".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"), (".json", ".arrow"))
 """Files of rows with named columns."""
 
-_OPENERS: dict[str, Callable[..., IO[str]]] = {
-    ".gz": cast("Callable[..., IO[str]]", gzip.open),
-    ".xz": cast("Callable[..., IO[str]]", lzma.open),
-}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
@@ -58,10 +55,8 @@ def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
     Of a data set that the ``datasets`` library saved (``save_to_disk``), the files that hold its rows. Raises
     MissingResourceError if nothing is there; DataError for a folder without files, or an unknown kind.
     """
-    try:
+    with read_errors(str(path)):
         exists = path.exists()
-    except OSError as error:
-        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not exists:
         raise MissingResourceError(_not_there(path))
     if path.is_file():
@@ -123,14 +118,11 @@ def _listed(kinds: Kinds) -> str:
 
 def file_facts(paths: Sequence[Path]) -> list[object]:
     """The identity of files: their content, and their kind, which determines how they are read."""
-    return ["files", [["".join(path.suffixes[-2:]).lower(), _file_hash(path)] for path in paths]]
-
-
-def _file_hash(path: Path) -> str:
-    try:
-        return known_sha256(path)
-    except OSError as error:
-        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    facts = []
+    for path in paths:
+        with read_errors(str(path)):
+            facts.append(["".join(path.suffixes[-2:]).lower(), known_sha256(path)])
+    return ["files", facts]
 
 
 @contextmanager
