@@ -1,9 +1,8 @@
 """Pairs of source rows within an optimizer step, and the assignment of rows to micro-batches.
 
 The rows of a pair are each other's source in interchange interventions. Pairs are a function of the step's
-rows in their order; only the assignment depends on micro-batches and processes.
-
-Shapes: N rows of an optimizer step, B rows of a micro-batch.
+rows in their order; only the assignment depends on micro-batches and processes. Shapes: N rows of an
+optimizer step, B rows of a micro-batch.
 """
 
 from __future__ import annotations

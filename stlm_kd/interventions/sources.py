@@ -1,8 +1,7 @@
 """The built-in sources of the states and tokens that replace those of the base.
 
-Student and teachers use the same positions and rows, each with its own hidden states.
-
-Shapes: P exchanged positions, D width of a model.
+Student and teachers use the same positions and rows, each with its own hidden states. Shapes: P exchanged
+positions, D width of a model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Batches of labelled examples, and which examples make which optimizer step.
+"""Batches of labelled examples, and which examples make which optimizer step; B rows, T positions.
 
 Everything is a function of the step's number and the seed, as in ``stlm_kd.data.batches``. The examples of a
 step are drawn first and then grouped into micro-batches by length, to reduce padding.
-
-Shapes: B rows, T positions.
 """
 
 from __future__ import annotations

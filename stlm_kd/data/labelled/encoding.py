@@ -1,7 +1,4 @@
-"""Texts and pairs of texts under one tokenizer, tokenised once and padded per batch.
-
-Shapes: B rows, T positions.
-"""
+"""Texts and pairs of texts under one tokenizer, tokenised once and padded per batch (B rows, T positions)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Extractive question answering: answers are spans of passages, which are read in overlapping windows.
-
-Shapes: N windows, P positions of all windows together.
-"""
+"""Extractive question answering: answers are spans of passages, which are read in overlapping windows."""
 
 from __future__ import annotations
 
@@ -115,7 +112,7 @@ def digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWindows:
-    """Tokenised windows of all questions.
+    """Tokenised windows of all questions: N windows, of P positions together.
 
     ``labels``, (N, 2) int64: the positions of the answer's first and last token; 0 and 0 if the window does
     not contain the whole answer. ``questions``, (N,): the index of each window's question. ``characters``,

@@ -1,7 +1,4 @@
-"""Sentences with one tag per word; after tokenisation a word's first token has its tag.
-
-Shapes: B rows, T positions, P positions of all sentences together.
-"""
+"""Sentences with one tag per word; after tokenisation a word's first token has its tag."""
 
 from __future__ import annotations
 
@@ -107,11 +104,11 @@ def _tag(tag: object, place: str, names: Sequence[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWords:
-    """Tokenised sentences.
+    """Tokenised sentences, of P positions together.
 
     ``labels``, (P,) int64: at a word's first token its tag, elsewhere ``IGNORED``. ``firsts``: for each
-    sentence, the position of each word's first token in its row; -1 for a word that was truncated or has no
-    token.
+    sentence, the position of each word's first token in its row; -1 for a word that was truncated or has
+    none.
     """
 
     own: EncodedTexts

@@ -2,9 +2,7 @@
 
 A source is one function decorated with ``register_data_source``: its first argument is the value of its key
 in recipes (``path: a.txt``), its keyword-only arguments are further keys beside it. A source of this package
-also has a line in ``MODULES``. ``Source`` holds the values; ``documents`` streams the texts, so a corpus of
-any size needs little memory. ``fingerprint`` is a hash of the content, which addresses all that is derived
-from it.
+also has a line in ``MODULES``. Texts are streamed, so a corpus of any size needs little memory.
 """
 
 from __future__ import annotations
