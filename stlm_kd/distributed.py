@@ -39,10 +39,8 @@ def process_rank() -> int:
 def join_processes() -> None:
     """Initialise ``torch.distributed`` for several processes, unless it is initialised already.
 
-    Accelerate and DeepSpeed use the existing process group.
-
-    Raises:
-        MissingResourceError: the launcher did not set the rendezvous variables.
+    Accelerate and DeepSpeed use the existing process group. MissingResourceError without rendezvous
+    variables.
     """
     if launched_processes() == 1:
         return
@@ -64,11 +62,7 @@ def join_processes() -> None:
 
 
 def take_device(local_rank: int, devices: int) -> None:
-    """Make an accelerator the current device of this process.
-
-    Raises:
-        MissingResourceError: The node has fewer accelerators than processes.
-    """
+    """Make an accelerator the current one; MissingResourceError if the node has fewer than processes."""
     import torch
 
     if local_rank >= devices:
@@ -83,11 +77,8 @@ def on_main_process(work: Callable[[], T]) -> T:
     """Run ``work`` on the main process, while the other ranks wait without timeout; return its result on all.
 
     All processes must call this in the same order. A nested call within ``work`` runs directly, as with a
-    single process. The result is pickled, so it should be small.
-
-    Raises:
-        StlmKdError: ``work`` raised it on the main process.
-        RemoteProcessError: on the other processes, with the exit code of that error.
+    single process. The result is pickled, so it should be small. A StlmKdError of ``work`` is raised on the
+    main process, and on the others a RemoteProcessError with its exit code.
     """
     if launched_processes() == 1 or _alone:
         return work()
@@ -115,14 +106,7 @@ def on_main_process(work: Callable[[], T]) -> T:
 
 
 def require_all_processes(what: str) -> None:
-    """Check that a collective operation is not called from a single process, which would deadlock.
-
-    Args:
-        what: The operation; starts the message.
-
-    Raises:
-        StlmKdError: the call is within the work of ``on_main_process``.
-    """
+    """Refuse a collective operation (``what``) within ``on_main_process``, where it would deadlock."""
     if launched_processes() > 1 and _alone:
         raise StlmKdError(
             f"{what}: called in the main process alone, while the other {launched_processes() - 1} wait for "
@@ -131,11 +115,7 @@ def require_all_processes(what: str) -> None:
 
 
 def wait_for_all() -> None:
-    """Wait for all processes, without timeout.
-
-    Raises:
-        RemoteProcessError: another process ended; it reports the reason.
-    """
+    """Wait for all processes, without timeout; RemoteProcessError if another ended, which says why."""
     if launched_processes() == 1 or _alone:
         return
     join_processes()

@@ -25,9 +25,8 @@ VARIABLE = "STLM_KD_IMPORT"
 def import_modules(names: Sequence[str]) -> None:
     """Import modules, also from the current folder, here and in the processes that this one starts.
 
-    Raises:
-        MissingResourceError: A module cannot be imported.
-        ExtensionError: A module registers a taken name or an unusable function.
+    MissingResourceError if one cannot be imported; ExtensionError if it registers a taken name or an unusable
+    function.
     """
     here = str(Path.cwd())
     if here not in sys.path:
@@ -39,11 +38,7 @@ def import_modules(names: Sequence[str]) -> None:
 
 @cache
 def load_extensions() -> None:
-    """Import the modules of installed packages, and those that ``--import`` named in the parent process.
-
-    Raises:
-        MissingResourceError, ExtensionError: As ``import_modules``; the message names the package too.
-    """
+    """Import modules of installed packages and the parent's ``--import``; errors as ``import_modules``."""
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist is not None else "an unknown package"
         _import(point.module, f"the extension {point.name} of {package}")

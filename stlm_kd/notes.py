@@ -1,7 +1,4 @@
-"""Notes to the user: one line on stderr, once, from the main process only.
-
-They use the logger ``stlm_kd``, which applications may configure.
-"""
+"""Notes to the user: one line on stderr, once, on the main process, by the logger ``stlm_kd``."""
 
 from __future__ import annotations
 

@@ -16,18 +16,12 @@ from stlm_kd.errors import ExtensionError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 E = TypeVar("E", bound="Extension")
-Function = TypeVar("Function", bound=Callable[..., Any])
 Fields = ParamSpec("Fields")
 
 
 @dataclass(frozen=True, eq=False)
 class Extension:
-    """A registered function; subclasses add what others must know of it.
-
-    Attributes:
-        name: Its name in recipes.
-        function: Its keyword-only arguments are its options in recipes.
-    """
+    """A registered function, whose keyword-only arguments are its options; subclasses add facts about it."""
 
     name: str
     function: Callable[..., Any]
@@ -44,12 +38,9 @@ class Extension:
 class Registry(Generic[F]):
     """Functions, or ``Extension``s of functions, by name.
 
-    Args:
-        kind: The noun for one of them in messages ("loss").
-        positional: How many positional arguments each function takes.
-        modules: By name, a module that registers it; it is imported when the entry is first used.
-        has_options: Whether recipes can give options.
-        shares: A registry that must not have the same names.
+    ``kind`` is the noun for one of them in messages ("loss"); each takes ``positional`` positional arguments.
+    ``modules`` register the entries of their names, and are imported when these are first used. ``shares`` is
+    a registry that must not have the same names.
     """
 
     def __init__(
@@ -67,11 +58,7 @@ class Registry(Generic[F]):
         self._taken: dict[str, str] = {} if shares is None else shares._taken
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Register the decorated function under a new name.
-
-        Raises:
-            ExtensionError: The name is taken, or the function does not have the signature of its kind.
-        """
+        """Register the decorated function; ExtensionError for a taken name or another signature."""
 
         def add(entry: F) -> F:
             function, module = _function(entry), _function(entry).__module__
@@ -118,10 +105,7 @@ def _function(entry: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Keyword-only arguments of a function: name → (annotation with its bounds, default).
-
-    The default is ``inspect.Parameter.empty`` for a required option.
-    """
+    """Keyword-only arguments by name: the annotation with its bounds, and the default, or Parameter.empty."""
     parameters = inspect.signature(function).parameters.values()
     options = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     hints = _hints(function, options)
@@ -171,14 +155,11 @@ def _check(function: Callable[..., Any], place: str, positional: int) -> list[st
 
 def registering(
     registry: Registry[E], kind: Callable[Concatenate[str, Callable[..., Any], Fields], E], summary: str
-) -> Callable[Concatenate[str, Fields], Callable[[Function], Function]]:
-    """A decorator ``register(name, **fields)``, which registers a function as such an extension.
+) -> Callable[Concatenate[str, Fields], Callable[[F], F]]:
+    """A decorator ``register(name, **fields)``, documented by the summary and the attributes of ``kind``."""
 
-    Its documentation is the summary, with the fields from the attributes of ``kind``.
-    """
-
-    def register(name: str, /, *args: Fields.args, **fields: Fields.kwargs) -> Callable[[Function], Function]:
-        def add(function: Function) -> Function:
+    def register(name: str, /, *args: Fields.args, **fields: Fields.kwargs) -> Callable[[F], F]:
+        def add(function: F) -> F:
             registry.register(name)(kind(name, function, *args, **fields))
             return function
 

@@ -13,10 +13,8 @@ Shape = Literal["linear", "cosine"]
 class Ramp:
     """Interpolation between two values: ``first`` until ``begin``, ``last`` from ``end`` on.
 
-    Attributes:
-        shape: ``linear``, or ``cosine``: half a period, flat at both ends.
-        first, last: The two values.
-        begin, end: Fractions of the optimizer steps, 0 ≤ begin < end ≤ 1.
+    The times are fractions of the optimizer steps, 0 ≤ begin < end ≤ 1; ``cosine`` is half a period, flat at
+    both ends.
 
     >>> [Ramp("linear", 1.0, 0.0, 0.0, 0.5).at(step / 4) for step in range(4)]
     [1.0, 0.5, 0.0, 0.0]
@@ -35,10 +33,6 @@ class Ramp:
             done = 0.5 * (1.0 - math.cos(math.pi * done))
         return self.first + done * (self.last - self.first)
 
-    def largest(self) -> float:
-        """The largest value of the schedule."""
-        return max(self.first, self.last)
-
 
 @dataclass(frozen=True, slots=True)
 class Steps:
@@ -54,10 +48,6 @@ class Steps:
         """The value at a training progress of 0 to 1."""
         return [value for begin, value in self.values if begin <= progress][-1]
 
-    def largest(self) -> float:
-        """The largest value of the schedule."""
-        return max(value for _, value in self.values)
-
 
 Schedule = Ramp | Steps
 Number = float | Schedule
@@ -71,4 +61,6 @@ def at(number: Number, progress: float) -> float:
 
 def is_ever_above_zero(number: Number) -> bool:
     """Whether the number or schedule is above 0 at any time."""
-    return (number.largest() if isinstance(number, (Ramp, Steps)) else number) > 0
+    if isinstance(number, Ramp):
+        return max(number.first, number.last) > 0
+    return any(value > 0 for _, value in number.values) if isinstance(number, Steps) else number > 0

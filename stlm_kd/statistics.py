@@ -1,10 +1,7 @@
 """Tests of whether two models differ: over examples, over seeds, corrected for multiple comparisons.
 
 Two sources of variance: the test examples (``paired_bootstrap``, ``mcnemar``) and the seed of training or
-fine-tuning (``over_seeds``, which includes both). ``equivalence_p`` tests whether a difference is smaller
-than a threshold.
-
-Shapes: N examples, R resamples.
+fine-tuning (``over_seeds``, which includes both). Shapes: N examples, R resamples.
 """
 
 from __future__ import annotations
@@ -60,7 +57,7 @@ def paired_bootstrap(
 
 
 def from_resamples(mean: float, drawn_R: Floats, *, examples: int) -> Difference:
-    """A difference with the expanded percentile interval of its resamples, and the matching p-value.
+    """A difference by its resamples (R,) of N ``examples``: the expanded percentile interval and matching p.
 
     The fraction of resamples beyond 0 is a tail of a normal distribution whose standard deviation divides by
     N rather than N - 1. It is converted to a tail of Student's t, which corrects for few examples
@@ -73,11 +70,6 @@ def from_resamples(mean: float, drawn_R: Floats, *, examples: int) -> Difference
     the resamples, if it is smaller, so that p keeps decreasing with the distance from 0. Resamples that are
     all equal have no deviation and keep the bound. As in any t-test, small p-values of few, strongly skewed
     differences are too small: for 30 exponential ones, 1 % have p below .001.
-
-    Args:
-        mean: The difference on the original examples.
-        drawn_R: The difference on each resample, (R,).
-        examples: N, at least 2.
     """
     shrunk = math.sqrt((examples - 1) / examples)
     tail = float(ndtr(stdtrit(examples - 1, (1 - CONFIDENCE) / 2) / shrunk))
@@ -97,15 +89,11 @@ def resampled_stderr(drawn_R: Floats, *, examples: int) -> float:
 
 
 def mcnemar(first_N: npt.ArrayLike, second_N: npt.ArrayLike) -> McNemar:
-    """McNemar's mid-p test: whether two models have equally many of the same examples right.
+    """McNemar's mid-p test: whether two models have equally many of the same N examples right (1, else 0).
 
     Twice the exact binomial tail, with half the weight of the observed table; 1 if the counts are equal.
     Fagerland, Lydersen and Laake, "The McNemar test for binary matched-pairs data: mid-p and asymptotic are
     better than exact conditional", 2013.
-
-    Args:
-        first_N: 1 (or true) where the first model is right, else 0, (N,).
-        second_N: The same for the other model, in the same order.
     """
     from scipy.stats import binom  # slow import, not needed to validate recipes
 
@@ -158,25 +146,19 @@ def over_seeds(
 ) -> tuple[Noise, ...]:
     """Variance components of the difference of two means over seeds and examples; () if unknown.
 
-    The seed variance is that of the differences if seeds are paired, else the sum over both sides (Welch). A
-    side with a single value contributes none and counts as fixed. Returns two alternatives, of which
-    ``by_noises`` takes the more conservative: the seed variance alone; and the seed variance plus the example
-    variance, with Satterthwaite's degrees of freedom ("An approximate distribution of estimates of variance
-    components", 1946). The first alone treats the examples as the whole population; the second alone is
-    overconfident for few seeds that happen to agree.
+    ``first`` and ``second`` are a metric for each training seed, or each fine-tuning seed of one model, at
+    least two on one side; if ``paired``, for the same seeds in the same order. The seed variance is that of
+    the differences if seeds are paired, else the sum over both sides (Welch). A side with a single value
+    contributes none and counts as fixed. Returns two alternatives, of which ``by_noises`` takes the more
+    conservative: the seed variance alone; and the seed variance plus the example variance (the square of
+    ``examples_stderr``, of the difference of the means; None if unknown), with Satterthwaite's degrees of
+    freedom ("An approximate distribution of estimates of variance components", 1946). The first alone treats
+    the examples as the whole population; the second alone is overconfident for few seeds that happen to
+    agree.
 
     Equal values for all seeds do not show that the seed has no effect, for example if accuracy is a count of
     few examples. The example variance then replaces the seed variance, with the degrees of freedom of the
     seeds; if it is 0 or unknown too, the result is ().
-
-    Args:
-        first: The metric for each training seed, or for each fine-tuning seed of a single model.
-        second: The same for the other model; if paired, for the same seeds in the same order.
-        paired: Whether the seeds are paired.
-        examples_stderr: Standard error, over examples, of the difference of the means; None if unknown.
-        examples_freedom: Its degrees of freedom.
-
-    At least one side has two values or more.
     """
     sides = [[a - b for a, b in zip(first, second, strict=True)]] if paired else [first, second]
     rounding = _ROUNDING * max(map(abs, (*first, *second)))
@@ -204,18 +186,10 @@ def equivalence_p(mean: float, noises: Sequence[Noise], smallest: float) -> floa
 
     Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for assessing the
     equivalence of average bioavailability", 1987. The larger p of the two is that of the nearer limit; the
-    largest p over several noise estimates is returned.
-
-    Args:
-        mean: The difference.
-        noises: As returned by ``over_seeds``, none of them 0.
-        smallest: The smallest difference that matters, above 0.
+    largest p over several noise estimates (of ``over_seeds``, none of them 0) is returned.
     """
-    found = []
-    for noise in noises:
-        stderr, freedom = _satterthwaite(noise)
-        found.append(float(stdtr(freedom, (abs(mean) - smallest) / stderr)))
-    return max(found)
+    estimates = map(_satterthwaite, noises)
+    return max(float(stdtr(freedom, (abs(mean) - smallest) / stderr)) for stderr, freedom in estimates)
 
 
 def deviations_wide(values: int) -> float:
@@ -232,9 +206,8 @@ def _student(mean: float, noise: Noise) -> tuple[float, float]:
     if not any(part for part, _ in noise):
         return 0.0, 1.0 if mean == 0 else 0.0
     stderr, freedom = _satterthwaite(noise)
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr, 2 * float(
-        stdtr(freedom, -abs(mean) / stderr)
-    )
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * stderr
+    return half, 2 * float(stdtr(freedom, -abs(mean) / stderr))
 
 
 def _satterthwaite(noise: Noise) -> tuple[float, float]:

@@ -28,10 +28,8 @@ IGNORED = -100
 class Sources:
     """For each row of a micro-batch, the row of the same optimizer step that is its intervention source.
 
-    Attributes:
-        rows: (B,): index of a row of the micro-batch; from B on, of ``outside``; ``NO_SOURCE`` where the
-            step has no other row.
-        outside: Source rows of the step that are in other micro-batches; None if there are none.
+    ``rows``, (B,): index of a row of the micro-batch; from B on, of ``outside``, the source rows that are in
+    other micro-batches (None without any); ``NO_SOURCE`` where the step has no other row.
     """
 
     rows: Integers
@@ -70,7 +68,7 @@ class Batch:
         tensors = (getattr(self, name).to(device, non_blocking=True) for name in TENSORS)
         moved = Batch(*tensors)
         object.__setattr__(moved, "sources", self.sources)
-        object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
+        object.__setattr__(moved, "origin", self if self.input_ids.is_cpu else self.origin)
         return moved
 
     def num_tokens(self) -> int:
@@ -87,10 +85,8 @@ def batches_with_sources(
 ) -> list[B]:
     """The micro-batches of an optimizer step whose rows are sources of each other.
 
-    Args:
-        batch: Returns the rows with these indices in the step.
-        groups: For each micro-batch, the indices of its rows.
-        source: For each row of the step, the index of its source.
+    ``batch`` reads rows of the step by their indices; ``groups`` has those of each micro-batch, ``source``
+    the index of each row's source.
     """
     found = []
     for own in groups:
@@ -98,11 +94,6 @@ def batches_with_sources(
         others = batch(outside) if len(outside) else None
         found.append(replace(batch(own), sources=Sources(rows, others)))
     return found
-
-
-def is_on_cpu(tensor: Tensor) -> bool:
-    """Whether the tensor's values can be read without waiting for a device."""
-    return tensor.device.type == "cpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Rows of packed documents as batches, and which rows make which optimizer step.
 
-Everything is a function of the step's number and the seed, so a resumed run reads the same data without
-saved state.
+All is a function of the step's number and the seed, so a resumed run reads the same data without saved state.
 """
 
 from __future__ import annotations
@@ -25,14 +24,9 @@ class PackedRows:
 
     A document longer than a row continues in another row. For causal models, the label of a chunk's last
     position is the first token of the next chunk, so no prediction is lost; only the eos at the end of a
-    document has no label. For bidirectional masked models, every chunk has a start and an end token, and
-    labels exist only after masking. ``document_ids`` separates the chunks of a row.
-
-    Args:
-        store: The text.
-        context: Positions of a row, at least 2; at least 3 if chunks are wrapped.
-        domain, weight: Those of the text's source.
-        wrapped: Whether every chunk, not only every document, has a start and an end token.
+    document has no label. For bidirectional masked models, every chunk has a start and an end token
+    (``wrapped``; ``context`` is then at least 3, else 2), and labels exist only after masking.
+    ``document_ids`` separates the chunks of a row. ``domain`` and ``weight`` are those of the text's source.
     """
 
     def __init__(
@@ -117,11 +111,7 @@ class PackedRows:
 
 
 def require_one_context(parts: Sequence[PackedRows]) -> None:
-    """Refuse text that does not fill one row.
-
-    Raises:
-        DataError: The parts together have fewer tokens than one row has positions.
-    """
+    """Refuse text with fewer tokens than one row has positions (DataError)."""
     found = sum(part.num_tokens for part in parts)
     context = parts[0].context
     if found < context:
@@ -190,19 +180,8 @@ class BatchStream:
     With ``pairs`` rows are sources of each other in interventions. The pairs depend on the step alone; both
     rows of a pair are in one micro-batch, unless micro-batches hold one row.
 
-    Args:
-        parts: At least one, all with the same context.
-        effective_batch: Rows of an optimizer step, over all ranks and micro-batches.
-        micro_batch: Maximum rows of one forward on one rank.
-        seed: Seed of the order and the masks, 0 or more.
-        rank: This process, of ``world_size``.
-        world_size: Processes that share the rows of a step.
-        masking: For masked language models.
-        variants: Mask variants per row; None to draw new masks each time.
-        pairs: Whether a step's rows are sources of each other.
-
-    Raises:
-        DataError: Fewer tokens than one row has positions, or no row because all weights are 0.
+    ``effective_batch`` is the rows of a step over all ranks and micro-batches, ``micro_batch`` the most rows
+    of one forward on one rank. DataError: fewer tokens than one row has positions, or all weights are 0.
     """
 
     def __init__(
@@ -301,10 +280,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every row once, in order, regardless of weights; the same number of batches on every rank.
 
-    With a masking, each row is masked independently, by the seed and the row's number alone.
-
-    Raises:
-        DataError: Fewer tokens than one row has positions; raised before the first batch.
+    With a masking, each row is masked independently, by the seed and the row's number alone. Raises
+    DataError, before the first batch, if there are fewer tokens than one row has positions.
     """
     corpus = _Corpus(parts)
     rows = np.arange(corpus.starts[-1])

@@ -40,11 +40,8 @@ def prepare(
     """The token store of each source, built in ``folder`` unless it is already there.
 
     A store's folder is named by a hash of the source's content, the tokenizer, the fraction and the format,
-    and appears only when it is complete: a text is never tokenised twice or confused with another.
-
-    Raises:
-        MissingResourceError, DataError: As ``documents`` and ``TokenStore.open``.
-        ModelError: The tokenizer has neither eos nor sep.
+    and appears only when it is complete: a text is never tokenised twice or confused with another. Errors as
+    ``documents``, ``TokenStore.open`` and ``document_ends``.
     """
     tokens_by = tokenizer_hash(tokenizer)
     prepared = []
@@ -127,11 +124,7 @@ def _first_words(text: str, num_bytes: int) -> str:
 def pack_sources(
     prepared: Sequence[PreparedSource], context: int, *, wrapped: bool = False
 ) -> tuple[PackedRows, ...]:
-    """Each source's documents packed into rows of ``context`` positions; ``wrapped`` for masked models.
-
-    Raises:
-        DataError: All sources together do not fill one row.
-    """
+    """Each source's documents packed into rows of ``context`` positions; DataError if they fill none."""
     parts = tuple(
         PackedRows(p.store, context, domain=p.domain, weight=p.weight, wrapped=wrapped) for p in prepared
     )

@@ -1,9 +1,8 @@
 """Pairs of source rows within an optimizer step, and the assignment of rows to micro-batches.
 
 The rows of a pair are each other's source in interchange interventions. Pairs are a function of the step's
-rows in their order; only the assignment depends on micro-batches and processes.
-
-Shapes: N rows of an optimizer step, B rows of a micro-batch.
+rows in their order; only the assignment depends on micro-batches and processes. Shapes: N rows of an
+optimizer step, B rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -22,11 +21,9 @@ NO_SOURCE = -1
 def in_pairs(numbers: Integers) -> Integers:
     """An order of a step's rows in which ``sources`` pairs neighbours, (N,).
 
-    Rows with the same number, which occur if their text's weight is above 1, are not paired unless they are
-    more than half of all.
-
-    Args:
-        numbers: Row numbers in the data, in random order; the pairs are then random too.
+    ``numbers`` are row numbers in the data, in random order; the pairs are then random too. Rows with the
+    same number, which occur if their text's weight is above 1, are not paired unless they are more than half
+    of all.
 
     >>> in_pairs(np.array([7, 7, 4, 5])).tolist()
     [1, 3, 0, 2]
@@ -40,13 +37,10 @@ def in_pairs(numbers: Integers) -> Integers:
 
 
 def sources(numbers: Integers) -> Integers:
-    """The index of each row's source, (N,): its neighbour in a pair.
+    """The index of each row's source, (N,): its neighbour in a pair; ``numbers`` are row numbers in pairs.
 
     With an odd number of rows the last three form a cycle. ``NO_SOURCE`` if a step has one row, or if the
     neighbour is the same row of the data.
-
-    Args:
-        numbers: Row numbers in the data, in pairs.
 
     >>> sources(np.array([4, 7, 5, 8, 6])).tolist()
     [1, 0, 3, 4, 2]
@@ -59,15 +53,10 @@ def sources(numbers: Integers) -> Integers:
 
 
 def sources_within(own: Integers, source: Integers) -> tuple[Integers, Integers]:
-    """The sources of a micro-batch's rows, and the source rows that are in other micro-batches.
+    """The sources of a micro-batch's rows ``own`` (B,), by the ``source`` of each row of the step (N,).
 
-    Args:
-        own: Indices of the micro-batch's rows in the step, (B,).
-        source: Source index of each row of the step, (N,).
-
-    Returns:
-        For each row, (B,), the index of a row of the micro-batch, or from B on of an outside row, or
-        ``NO_SOURCE``; and the indices of the outside rows in the step.
+    First, for each row, (B,), the index of a row of the micro-batch, or from B on of an outside row, or
+    ``NO_SOURCE``; second, the indices of these outside rows in the step.
 
     >>> within, outside = sources_within(np.array([2, 3]), np.array([1, 0, 3, 4, 2]))
     >>> within.tolist(), outside.tolist()
@@ -84,13 +73,9 @@ def dealt(
 ) -> list[Integers]:
     """Row indices of each of a rank's micro-batches; the same number on every rank, some may be empty.
 
-    Args:
-        lengths: Lengths of a step's rows, descending, (N,); a micro-batch is padded to its first row.
-        rank: This process, of ``world_size``.
-        world_size: Processes that share the rows.
-        most: Maximum rows of a micro-batch.
-        cost: Overhead of a micro-batch, in positions.
-        pairs: Whether neighbours (0 and 1, 2 and 3, …) share a micro-batch, if it can hold two rows.
+    ``lengths``, (N,), are those of a step's rows, descending; a micro-batch of at most ``most`` rows is
+    padded to its first row, and costs ``cost`` positions more. With ``pairs``, neighbours (0 and 1, 2 and 3,
+    …) share a micro-batch, if it can hold two rows.
     """
     group = 2 if pairs and most > 1 else 1
     place = np.arange(len(lengths))
@@ -119,12 +104,9 @@ def share_run_again(rows: int, *, micro_batch: int, world_size: int = 1) -> floa
 def cheapest_bounds(lengths: Sequence[int], *, most: int, cost: int, group: int = 1) -> list[tuple[int, int]]:
     """Groups of neighbouring rows with the fewest positions in total, as (first, one after the last).
 
-    Args:
-        lengths: Lengths of the rows, descending; a group is padded to its first row.
-        most: Maximum rows of a group.
-        cost: Overhead of a group, in positions.
-        group: Groups begin at multiples of this number, which is at most ``most``. If groups may be larger,
-            none begins with the remainder beyond the last multiple.
+    ``lengths`` are descending: a group of at most ``most`` rows is padded to its first row, and costs
+    ``cost`` positions more. Groups begin at multiples of ``group``, which is at most ``most``; if groups may
+    be larger, none begins with the remainder beyond the last multiple.
 
     >>> cheapest_bounds([40, 40, 8, 8, 8], most=4, cost=16)
     [(0, 2), (2, 5)]

@@ -33,12 +33,9 @@ _VARIANT, _CHOICE = 101, 102  # purpose of a random generator, part of its seed
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Masking:
-    """The distribution of masks.
+    """The distribution of masks; ``weights`` are the sampling weight of each id, (V,); 0 for never.
 
-    Attributes:
-        weights: Sampling weight of each id, (V,); 0 for never.
-        mask_id: The mask token.
-        share: Fraction of non-padding positions that are selected.
+    ``share`` is the fraction of non-padding positions that are selected.
     """
 
     weights: Floats
@@ -63,14 +60,10 @@ class Masking:
     ) -> tuple[Integers, Integers]:
         """The corrupted inputs, and the labels: the original id at selected positions, else ``IGNORED``.
 
-        Of all attended positions together, a fraction (rounded up) is drawn without replacement, with
-        probabilities proportional to the weights of the remaining ids; fewer if fewer have a weight.
-        Each selected id independently becomes the mask (0.8), any id of the vocabulary (0.1), or stays (0.1).
-
-        Args:
-            input_ids: Any shape; not changed.
-            attended: The same shape, False on padding.
-            generator: Its state advances.
+        Of all ``attended`` positions together (of any shape, False on padding), a fraction (rounded up) is
+        drawn without replacement, with probabilities proportional to the weights of the remaining ids; fewer
+        if fewer have a weight. Each selected id independently becomes the mask (0.8), any id of the
+        vocabulary (0.1), or stays (0.1). ``input_ids`` is not changed.
         """
         tokens = input_ids[attended]
         drawn = _draw(self.weights[tokens], math.ceil(self.share * len(tokens)), generator)
@@ -120,31 +113,19 @@ def chosen_variants(seed: int, epoch: int, *, rows: int, variants: int) -> Integ
 def masking_for(
     tokenizer: PreTrainedTokenizerFast, parts: Sequence[PackedRows], *, share: float = 0.15
 ) -> Masking:
-    """A masking weighted by token frequencies in the parts, which this tokenizer tokenised.
-
-    Raises:
-        ModelError: The tokenizer has no mask token.
-    """
+    """A masking by token frequencies in the parts, of this tokenizer; errors as ``mask_id_of``."""
     counts_V = token_counts((part.store for part in parts), parts[0].store.vocab_size)
     return Masking(masking_weights(counts_V, tokenizer.all_special_ids), mask_id_of(tokenizer), share)
 
 
 def even_masking(tokenizer: PreTrainedTokenizerFast, *, share: float = 0.15) -> Masking:
-    """A masking with equal weights, as BERT's; special tokens are never selected.
-
-    Raises:
-        ModelError: The tokenizer has no mask token.
-    """
+    """A masking with equal weights, as BERT's; special tokens are never selected."""
     counts_V = np.ones(max(tokenizer.get_vocab().values()) + 1, np.int64)
     return Masking(masking_weights(counts_V, tokenizer.all_special_ids), mask_id_of(tokenizer), share)
 
 
 def mask_id_of(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id of the mask token.
-
-    Raises:
-        ModelError: There is none.
-    """
+    """The id of the mask token; ModelError if the tokenizer has none."""
     mask_id = tokenizer.mask_token_id
     if mask_id is None:
         name = tokenizer.name_or_path or "the tokenizer"
@@ -165,10 +146,7 @@ def token_counts(stores: Iterable[TokenStore], vocabulary: int) -> Integers:
 
 
 def masking_weights(counts_V: Integers, special_ids: Sequence[int]) -> Floats:
-    """Sampling weight of each id, (V,): its count to the power of -0.7; 0 for special tokens.
-
-    An id that never occurs counts as one occurrence.
-    """
+    """Sampling weight of each id, (V,): its count, at least 1, to the power of -0.7; 0 for special tokens."""
     weights_V = np.maximum(counts_V, 1).astype(np.float64) ** -_SMOOTHING
     weights_V[list(special_ids)] = 0
     return weights_V

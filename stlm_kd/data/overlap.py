@@ -40,11 +40,7 @@ def found_in(held: Hashes, training: Iterable[Hashes]) -> npt.NDArray[np.bool_]:
 
 
 def identical_file(held: Sequence[Path], training: Sequence[Path]) -> tuple[Path, Path] | None:
-    """The first held-out file with the same content as a training file, and that training file.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
+    """The first held-out file with the same content as a training file, and that training file."""
     sizes = {path.stat().st_size for path in training}
     alike = [path for path in held if path.stat().st_size in sizes]
     if not alike:

@@ -12,12 +12,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Chunks by row: row r holds ``chunks[starts[r]:starts[r + 1]]``, in order.
-
-    Attributes:
-        chunks: Chunk numbers, each exactly once, (chunks,) int64.
-        starts: (rows + 1,) int64.
-    """
+    """Chunks by row: row r holds ``chunks[starts[r]:starts[r + 1]]``, in order; each chunk exactly once."""
 
     chunks: Integers
     starts: Integers
@@ -66,10 +61,7 @@ def pack(lengths: npt.NDArray[np.integer], context: int) -> Rows:
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     row_of = _assign(lengths[order].astype(np.int64), context)
     by_row = np.argsort(row_of, kind="stable")
-    num_rows = int(row_of.max()) + 1 if len(row_of) else 0
-    starts = np.zeros(num_rows + 1, np.int64)
-    np.cumsum(np.bincount(row_of, minlength=num_rows), out=starts[1:])
-    return Rows(order[by_row], starts)
+    return Rows(order[by_row], np.append(0, np.cumsum(np.bincount(row_of))))
 
 
 def _assign(lengths: Integers, context: int) -> Integers:
@@ -86,8 +78,7 @@ def _assign(lengths: Integers, context: int) -> Integers:
             if open_rows[space]:
                 rows = np.concatenate(open_rows[space])
                 open_rows[space] = []
-                used = _fill(rows, space, length, row_of[position:end], open_rows)
-                position += used
+                position += _fill(rows, space, length, row_of[position:end], open_rows)
         if position < end:
             needed = -(-(end - position) // (context // length))
             rows = np.arange(num_rows, num_rows + needed)

@@ -64,15 +64,10 @@ class Manifest:
 class TokenStore:
     """Documents as ids, memory-mapped read-only.
 
-    Attributes:
-        folder: The folder of the files.
-        tokens: Concatenated ids of all documents, (tokens,) uint16 or uint32.
-        offsets: Begin of each document in ``tokens``, and the end of the last, (documents + 1,) int64.
-        document_bytes: UTF-8 bytes of each document's text, (documents,) int64.
-        document_hashes: A hash of each document's text, (documents,) uint64.
-        vocab_size: Upper bound of the ids, exclusive.
-        eos_id: The id that ends every document, eos or sep.
-        ends_inside: Number of start and end tokens within documents, because the text contains them.
+    ``tokens``, (tokens,), are the ids of all documents one after the other; ``offsets``, (documents + 1,),
+    the begin of each document, and the end of the last; ``document_bytes`` the UTF-8 bytes of each document's
+    text, and ``document_hashes`` its hash, (documents,) each. ``vocab_size`` is above every id; ``eos_id``
+    (eos or sep) ends every document; ``ends_inside`` as in ``Manifest``.
     """
 
     folder: Path
@@ -106,11 +101,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> TokenStore:
-        """The store in a folder.
-
-        Raises:
-            DataError: No store, one of another version, or incomplete files.
-        """
+        """The store in a folder; DataError if there is none, of another version, or with incomplete files."""
         manifest = _read_manifest(folder)
         tokens = _mapped(folder / "tokens.bin", manifest.dtype, manifest.tokens)
         offsets = _mapped(folder / "offsets.bin", _LENGTHS, manifest.documents + 1)
@@ -129,10 +120,9 @@ class TokenStore:
 def joined(
     stores: Sequence[TokenStore], *, most: int = 10_000_000
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """About the first ``most`` ids of all stores, the same fraction of each, with document boundaries.
+    """About the first ``most`` ids of all stores, the same fraction of each; and the documents' boundaries.
 
-    Returns:
-        The ids; and the begin of each document, with the end of the last.
+    These are the begin of each document, and the end of the last.
     """
     share = min(1.0, most / sum(store.num_tokens for store in stores))
     ids, offsets, before = [], [np.zeros(1, np.int64)], 0
@@ -152,12 +142,8 @@ def build_store(
 
     Texts are streamed, about a million characters at a time. A special token in a text becomes its id, as
     everywhere in ``transformers``; a note that begins with ``place`` reports how many start and end tokens
-    occur within documents.
-
-    Raises:
-        ModelError: The tokenizer has neither eos nor sep.
-        DataError: No text, or the folder exists already.
-        MissingResourceError: The files cannot be written.
+    occur within documents. Raises DataError without text, or if the folder exists; MissingResourceError if
+    files cannot be written; errors of the tokenizer as ``document_ends``.
     """
     ends = document_ends(tokenizer)
     if folder.exists():

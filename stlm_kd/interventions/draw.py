@@ -1,8 +1,7 @@
 """Draw the intervention of an optimizer step on one micro-batch, before student and teachers run.
 
-All draws are functions of the seed, the intervention's name, the step and the row. No state is stored: draws
-do not depend on a resume or on the split into micro-batches and processes. The batch determines the source
-row of each row.
+All draws are functions of the seed, the intervention's name, the step and the row, so they do not depend on a
+resume or on the split into micro-batches and processes. The batch determines the source row of each row.
 """
 
 from __future__ import annotations
@@ -42,13 +41,7 @@ class SourcePool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SourceInputs:
-    """Inputs for drawing interventions.
-
-    Attributes:
-        seed: Random seed of the training.
-        pool: All training rows.
-        lexicon: Tokens of the student's vocabulary.
-    """
+    """What draws need beside the batch: the training's seed, all its rows, the student's tokens."""
 
     seed: int = 0
     pool: SourcePool | None = None
@@ -81,14 +74,7 @@ def documents_of(batch: AnyBatch) -> list[list[Document]]:
 
 
 class SourceRequest:
-    """A micro-batch for which an intervention is drawn.
-
-    Args:
-        intervention: The intervention.
-        batch: The base batch, on the CPU.
-        index: Optimizer step.
-        supplies: Seed, pool and tokens.
-    """
+    """A micro-batch, on the CPU, for which an intervention is drawn in optimizer step ``index``."""
 
     def __init__(
         self, intervention: Intervention, batch: AnyBatch, index: int, supplies: SourceInputs
@@ -108,11 +94,7 @@ class SourceRequest:
         return named_generator(self.supplies.seed, self.intervention.name, self.index, purpose, *numbers)
 
     def pool(self) -> SourcePool:
-        """All training rows.
-
-        Raises:
-            DataError: There are fewer than two.
-        """
+        """All training rows; DataError if there are fewer than two."""
         pool = self.supplies.pool
         if pool is None or len(pool) < 2:
             raise DataError(
@@ -164,22 +146,11 @@ def draw_plan(
     steps: int,
     causal: bool,
 ) -> Plan:
-    """Draw the plan for a micro-batch of optimizer step ``index`` of ``steps``, on the batch's device.
+    """Draw the plan for a micro-batch of optimizer step ``index`` (from 0) of ``steps``, on its device.
 
     Drawn on the CPU and moved without synchronising with the device. All micro-batches and processes of a
     step use the same layer. Positions are never padding, and base and source positions each lie within one
-    document.
-
-    Args:
-        intervention: The intervention.
-        batch: The base batch.
-        supplies: Seed, further rows, tokens.
-        index: Optimizer step, from 0.
-        steps: Number of optimizer steps.
-        causal: Whether the model is causal.
-
-    Raises:
-        DataError: The source must be another row, and there is none.
+    document. Raises DataError if the source must be another row, and there is none.
     """
     readable = on_cpu(batch)
     draw = SourceRequest(intervention, readable, index, supplies)

@@ -13,12 +13,7 @@ from stlm_kd.data.masking import Masking
 
 
 class TextPool:
-    """Rows of packed documents, numbered as in ``BatchStream``; parts of weight 0 are excluded.
-
-    Args:
-        parts: Parts of the training text.
-        masking: For masked language models; sources are masked like bases.
-    """
+    """Rows of packed documents, numbered as in ``BatchStream``; none of weight 0, masked like bases."""
 
     def __init__(self, parts: Sequence[PackedRows], masking: Masking | None = None) -> None:
         self._masking = masking

@@ -2,9 +2,8 @@
 
 A student that has learnt the teacher's causal structure makes the teacher's predictions after the same
 intervention ("interchange intervention accuracy": Geiger et al., "Causal Abstractions of Neural Networks",
-2021; as a distillation objective: Wu et al., "Causal Distillation for Language Models", 2022).
-
-Shapes: n positions or examples, V tokens or classes.
+2021; as a distillation objective: Wu et al., "Causal Distillation for Language Models", 2022). Shapes: n
+positions or examples, V tokens or classes.
 """
 
 from __future__ import annotations

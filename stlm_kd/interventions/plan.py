@@ -69,14 +69,10 @@ class OtherStates(Movable):
 class Noise(Movable):
     """h ← share · h + (1 - share) · y with random y, without a source.
 
-    Attributes:
-        shares: Mixing coefficients (P,), in [0, 1].
-        map: Noise of further teacher layers aligned with the same student layer: the same y, or y plus the
-            block's residual on the base.
-        noise: y is standard normal; normal with the batch's mean and deviation at this layer; or a token's
-            embedding.
-        draw: Function from a width D to standard normal numbers, (P, D); deterministic per width.
-        tokens: Token ids, (P,).
+    ``shares``, (P,), are in [0, 1]. y is standard normal; normal with the batch's mean and deviation at this
+    layer; or the embedding of ``tokens`` (P,). ``draw`` takes a width D to standard normal numbers, (P, D),
+    always the same. ``map``: further teacher layers aligned with the same student layer get the same y, or y
+    plus the block's residual on the base.
     """
 
     shares: Tensor
@@ -117,17 +113,11 @@ def parts_of(source: OwnStates | OtherStates | Joined) -> tuple[OwnStates | Othe
 class Plan(Movable):
     """An intervention on one micro-batch, the same for the student and all teachers.
 
-    The i-th base position receives the i-th value of the source.
-
-    Attributes:
-        student_layer: Layer of the student that is overwritten.
-        teacher_layers: By teacher, its layers that are overwritten; ascending.
-        source_site: Hidden states copied from the source: the layer's output, or its input.
-        base: Positions to overwrite.
-        source: Replacement values.
-        touched: Mask of positions that may change: in a causal model those of a document from its first
-            exchanged position on, otherwise all; (B, T) bool, or (B,) for examples.
-        exact_dropout: Whether the student's passes draw dropout independently.
+    The i-th ``base`` position receives the i-th value of ``source``, in the layers named, which ascend.
+    ``source_site``: the source's output of that layer is copied, or its input. ``touched`` are the positions
+    that may change: in a causal model those of a document from its first exchanged position on, otherwise
+    all; (B, T) bool, or (B,) for examples. ``exact_dropout``: the student's passes draw dropout
+    independently.
     """
 
     student_layer: int

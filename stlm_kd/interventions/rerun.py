@@ -3,9 +3,8 @@
 Known results are reused: the rerun starts from the base's hidden states after the first overwritten block; a
 source pass ends after the deepest aligned block; rows of the base batch need no source pass, and of other
 micro-batches only source rows are run. All positions are rerun: in packed rows, positions are overwritten
-near the start, so skipping earlier ones would save nothing.
-
-Shapes: B rows, T positions, P exchanged positions, D width.
+near the start, so skipping earlier ones would save nothing. Shapes: B rows, T positions, P exchanged
+positions, D width.
 """
 
 from __future__ import annotations
@@ -31,14 +30,10 @@ States = Mapping[Site, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class InterventionPass:
-    """The forward pass of one model with an intervention.
+    """The forward pass of one model with the outputs of some blocks (``layers``, ascending) overwritten.
 
-    Attributes:
-        model: The student or a teacher.
-        layers: Blocks whose outputs are overwritten, ascending.
-        plan: Positions and replacement values.
-        reader: Key of the examples' token ids from a teacher's own tokenizer.
-        fresh_dropout: Whether each pass draws dropout independently, at full cost.
+    ``reader`` is the key of the examples' token ids from a teacher's own tokenizer; with ``fresh_dropout``
+    each pass draws dropout independently, at full cost.
     """
 
     model: PreTrainedModel
@@ -60,16 +55,15 @@ class InterventionPass:
         return OutputSpec(sites=frozenset({*sites, self.layers[0]}), resume=self.layers[0])
 
     def after(self, batch: AnyBatch, base: ModelOutputs, needs: OutputSpec) -> ModelOutputs:
-        """Outputs after the intervention: head input, logits and last hidden states, as requested.
+        """Head input, logits and last hidden states after the intervention, as ``needs`` requests.
 
-        Args:
-            batch: The base batch.
-            base: Its outputs, including those in ``needs()``.
-            needs: Outputs to return.
+        ``base`` are the outputs of the base batch, including those in ``needs()``.
         """
         inputs = inputs_of(batch, self.model, reader=self.reader)
         if isinstance(self.plan.source, Tokens):
-            return forward_with_outputs(self.model, self._with_tokens(inputs, self.plan.source), needs)
+            places = (self.plan.base.rows, self.plan.base.positions)
+            ids = inputs["input_ids"].index_put(places, self.plan.source.ids)
+            return forward_with_outputs(self.model, {**inputs, "input_ids": ids}, needs)
         writes = self._writes(batch, base, inputs)
         if self.fresh_dropout:
             hidden, _ = prepare(self.model, inputs).run(overwrite=writes)
@@ -97,13 +91,12 @@ class InterventionPass:
 
     def _source_states(self, source: OwnStates | OtherStates, inputs: Inputs, base: ModelOutputs) -> States:
         """The source's hidden states."""
-        sites = frozenset(self._source_site(layer) for layer in self.layers)
         if isinstance(source, OtherStates):
-            read = inputs_of(source.batch, self.model, reader=self.reader)
-            return forward_with_outputs(self.model, read, OutputSpec(sites=sites)).states
-        if self.fresh_dropout:
-            return forward_with_outputs(self.model, inputs, OutputSpec(sites=sites)).states
-        return base.states
+            inputs = inputs_of(source.batch, self.model, reader=self.reader)
+        elif not self.fresh_dropout:
+            return base.states
+        sites = frozenset(self._source_site(layer) for layer in self.layers)
+        return forward_with_outputs(self.model, inputs, OutputSpec(sites=sites)).states
 
     def _writes(self, batch: AnyBatch, base: ModelOutputs, inputs: Inputs) -> dict[int, Change]:
         """The function that overwrites the output of each block."""
@@ -145,11 +138,6 @@ class InterventionPass:
         if isinstance(batch, Batch):
             return batch.attention_mask
         return batch.reading(self.reader).attention_mask & (batch.example_ids >= 0)[:, None]
-
-    def _with_tokens(self, inputs: Inputs, tokens: Tokens) -> Inputs:
-        """The inputs with tokens replaced at the plan's positions."""
-        places = (self.plan.base.rows, self.plan.base.positions)
-        return {**inputs, "input_ids": inputs["input_ids"].index_put(places, tokens.ids)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Counterfactual sources: where the states or tokens come from that replace those of the base.
 
-A source is one function decorated with ``register_source``; its keyword-only arguments are its options in
-recipes.
+One is a function decorated with ``register_source``; its keyword-only arguments are its options in recipes.
 """
 
 from __future__ import annotations
@@ -63,8 +62,7 @@ register_source = registering(
     ``draw`` is a ``SourceRequest``: the batch, its documents, and named random generators. The function
     returns the base positions to overwrite (``Positions``: rows and positions, int64, shape (P,) each) and
     what replaces their states (``OtherStates``, ``OwnStates`` …) or tokens (``Tokens``). Recipes name it in
-    an
-    objective: ``{loss: diito, source: {name: NAME, option: value}}``.
+    an objective: ``{loss: diito, source: {name: NAME, option: value}}``.
 
     >>> from stlm_kd.interventions.plan import Tokens
     >>> from stlm_kd.interventions.draw import places_of

@@ -1,8 +1,7 @@
 """The built-in sources of the states and tokens that replace those of the base.
 
-Student and teachers use the same positions and rows, each with its own hidden states.
-
-Shapes: P exchanged positions, D width of a model.
+Student and teachers use the same positions and rows, each with its own hidden states. Shapes: P exchanged
+positions, D width of a model.
 """
 
 from __future__ import annotations
@@ -67,11 +66,7 @@ def other_example(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tupl
 
 
 @register_source(
-    "input-tokens",
-    replaces="tokens",
-    runs_source=False,
-    pairs_rows=_pairs_rows,
-    keys={"pairing": "pairing"},
+    "input-tokens", replaces="tokens", runs_source=False, pairs_rows=_pairs_rows, keys={"pairing": "pairing"}
 )
 def input_tokens(draw: SourceRequest, /, *, pairing: Pairing = "batch") -> tuple[Positions, Source]:
     """Tokens of another text instead of hidden states, as an ablation: all models read the changed text."""
@@ -168,12 +163,7 @@ def _related(draw: SourceRequest, relation: Relation) -> tuple[Positions, Source
 def _in_context(
     draw: SourceRequest, replaced: Callable[[list[int], np.random.Generator], int]
 ) -> tuple[Positions, OtherStates]:
-    """Hidden states of the base with tokens replaced at the chosen positions.
-
-    Args:
-        draw: The base.
-        replaced: Function from a token and the one after it, if any, to the replacement of the first.
-    """
+    """The base's states with tokens replaced: ``replaced`` takes each and the one after it, if any."""
     base = _within(draw)
     ids_BT = draw.batch.input_ids.clone()
     for row, own in base:

@@ -13,18 +13,13 @@ from stlm_kd.registry import Option
 class Intervention:
     """An interchange of hidden states, applied to student and teachers alike.
 
-    Attributes:
-        name: Unique name of the objective, part of the seed of all its draws.
-        layers: By teacher, the student's candidate layers with the aligned teacher layers.
-        layer_schedule: ``random`` draws a layer in each optimizer step; ``top-down`` and ``bottom-up`` give
-            each layer an equal share of the steps, from the last or from the first layer.
-        positions: Contiguous positions, random positions, or the masked positions of a masked language model.
-        fraction: Fraction of the shorter of base and source that is exchanged; at least one position.
-        max_tokens: Maximum number of positions exchanged per document.
-        source: Name in ``SOURCES``.
-        options: Keyword arguments of the source.
-        source_site: What replaces a block's output: the source's output of that block, or its input.
-        exact_dropout: Whether the student's three passes draw dropout independently, at full cost.
+    ``name`` is unique among the objectives, and part of the seed of all draws. ``layers``: by teacher, the
+    student's candidate layers with the aligned teacher layers; ``random`` draws one in each optimizer step,
+    ``top-down`` and ``bottom-up`` give each an equal share of the steps, from the last or the first on.
+    ``fraction`` of the shorter of base and source is exchanged, at least one position and at most
+    ``max_tokens`` of each document. ``source`` is a name in ``SOURCES``; its output of a block replaces that
+    block's, or its input. ``exact_dropout``: the student's three passes draw dropout independently, at full
+    cost.
     """
 
     name: str

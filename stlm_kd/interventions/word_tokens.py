@@ -13,13 +13,10 @@ from stlm_kd.vocabulary.token_bytes import Vocabulary
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WordTokens:
-    """Candidate replacements of tokens.
+    """Candidate replacements of tokens, and the name of their vocabulary for messages.
 
-    Attributes:
-        ids: All text tokens; no special or unused ones.
-        words: Tokens that begin a word and consist of letters; whole words if no continuation follows.
-        continuations: Tokens that continue a word.
-        name: Name of the vocabulary, for messages.
+    ``ids`` are all text tokens, no special or unused ones; ``words`` those that begin a word and consist of
+    letters, which are whole words if none of ``continuations``, which begin with a letter, follows.
     """
 
     ids: Integers
@@ -35,7 +32,9 @@ class WordTokens:
         return cls(
             ids=np.array([number for number, _ in decoded], np.int64),
             words={number: word for number, word in spelled if word is not None},
-            continuations=frozenset(number for number, text in decoded if _goes_on(text)),
+            continuations=frozenset(
+                number for number, text in decoded if text.decode(errors="replace")[:1].isalpha()
+            ),
             name=vocabulary.name,
         )
 
@@ -47,9 +46,3 @@ def _word(surface: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text[1:] if text.startswith(" ") and text[1:].isalpha() else None
-
-
-def _goes_on(surface: bytes) -> bool:
-    """Whether a token begins with a letter and so continues the previous word."""
-    text = surface.decode(errors="replace")
-    return text[:1].isalpha()

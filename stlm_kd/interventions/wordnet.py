@@ -1,6 +1,6 @@
-"""Lexical relations between the tokens of a vocabulary.
+"""Lexical relations between the tokens of a vocabulary, from WordNet through NLTK.
 
-The relations are from WordNet (Miller, "WordNet: A Lexical Database for English", 1995), through NLTK.
+Miller, "WordNet: A Lexical Database for English", 1995. MissingResourceError if one is not installed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,7 @@ _ENDINGS = {"n": ("s",), "v": ("ing", "ed", "s"), "a": ("est", "er"), "r": ()}
 
 
 class Thesaurus:
-    """One relation between the words of a vocabulary.
-
-    Args:
-        lexicon: The vocabulary's tokens.
-        relation: The relation.
-
-    Raises:
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
+    """One relation between the words of a vocabulary."""
 
     def __init__(self, lexicon: WordTokens, relation: Relation) -> None:
         self._lexicon, self._relation = lexicon, relation
@@ -39,20 +31,16 @@ class Thesaurus:
         self._wordnet = _wordnet()
 
     def of(self, token: int) -> tuple[int, ...]:
-        """Tokens whose words are related to a token's word.
+        """Tokens whose words are related to a token's word, capitalised alike if possible.
 
         For an inflected word, related words in the same form if they are single tokens, otherwise their
-        lemmas. Capitalisation is kept if possible.
+        lemmas.
         """
         if token not in self._known:
             word = self._lexicon.words.get(token)
             found = [] if word is None else [self._token(other, word) for other in self._words(word.lower())]
             self._known[token] = tuple(dict.fromkeys(n for n in found if n is not None and n != token))
         return self._known[token]
-
-    def has_any(self) -> bool:
-        """Whether any word of the vocabulary has a related word."""
-        return any(self.of(token) for token in self._lexicon.words)
 
     def _words(self, word: str) -> Iterator[str]:
         """Related words in every part of speech of the word."""
@@ -103,33 +91,19 @@ class Thesaurus:
         return self._ids.get(shaped, self._ids.get(word))
 
 
-@lru_cache(maxsize=8)
-def thesaurus(lexicon: WordTokens, relation: Relation) -> Thesaurus:
-    """The relation between a vocabulary's words, cached.
-
-    Raises:
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
-    return Thesaurus(lexicon, relation)
+thesaurus = lru_cache(maxsize=8)(Thesaurus)
+"""The relation between a vocabulary's words, cached."""
 
 
 def require_wordnet() -> None:
-    """Check that WordNet is available.
-
-    Raises:
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
+    """Raise MissingResourceError if NLTK or WordNet is not installed."""
     _wordnet()
 
 
 def check_relation(lexicon: WordTokens, relation: Relation) -> None:
-    """Check that some words of a vocabulary are related.
-
-    Raises:
-        ModelError: None are.
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
-    if not thesaurus(lexicon, relation).has_any():
+    """Raise ModelError if no words of a vocabulary are related."""
+    known = thesaurus(lexicon, relation)
+    if not any(known.of(token) for token in lexicon.words):
         raise ModelError(
             f"{lexicon.name}: no word of this vocabulary is the {relation} of another in WordNet; use "
             "in-context-random, or a vocabulary with more whole words"
@@ -138,11 +112,7 @@ def check_relation(lexicon: WordTokens, relation: Relation) -> None:
 
 @cache
 def wordnet_identity() -> str:
-    """Fingerprint of the installed WordNet: SHA-256 of its files' names and bytes, hex, packed or unpacked.
-
-    Raises:
-        MissingResourceError: NLTK or WordNet is not installed.
-    """
+    """SHA-256 (hex) of the names and bytes of the installed WordNet's files, packed or unpacked."""
     wordnet = _wordnet()
     digest = hashlib.sha256()
     for name in sorted(wordnet.fileids()):

@@ -47,13 +47,9 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
 
 
 def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | None) -> tuple[Recipe, str]:
-    """A recipe that is given as such, or by name as to ``load``; and the name of its runs.
+    """A recipe as given, or by name as to ``load``; and the name of its runs: its file's, or ``recipe``.
 
-    By default the runs have the name of the file, or ``recipe``.
-
-    Raises:
-        UsageError: Overrides for a recipe that is loaded already.
-        RecipeError, MissingResourceError: As ``load``.
+    Raises UsageError for overrides of a recipe that is loaded already; others as ``load``.
     """
     if not isinstance(recipe, Recipe):
         return load(recipe, overrides), name or Path(recipe).stem
@@ -241,10 +237,5 @@ def _dotted(root: Node, place: Place) -> str:
 
 
 def recipe_of(run: Path) -> Recipe:
-    """The recipe of a run's folder, even if newer rules refuse to train it.
-
-    Raises:
-        MissingResourceError: No recipe there.
-        RecipeError: This version cannot read it.
-    """
+    """The recipe of a run's folder, even if newer rules refuse to train it; errors as ``load``."""
     return load(str(run / RECIPE), is_stored=True)

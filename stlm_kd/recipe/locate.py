@@ -18,14 +18,7 @@ MOST_RECIPES = 32
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A recipe or a list of objectives of the package.
-
-    Attributes:
-        name: Its name in commands, or in recipes.
-        kind: ``recipe`` or ``objectives``.
-        path: Its file.
-        purpose: The first line of its header.
-    """
+    """A recipe, or a list of objectives, of the package; ``purpose`` is the first line of its header."""
 
     name: str
     kind: Literal["recipe", "objectives"]
@@ -37,10 +30,8 @@ class BuiltIn:
 class Document:
     """A recipe as written, with overrides applied and the recipes that it names inlined.
 
-    Attributes:
-        origin: Its name in messages.
-        root: The tree.
-        faults: Overrides of places that do not exist, and named recipes that cannot be read.
+    ``origin`` is its name in messages; ``faults`` are overrides of places that do not exist, and named
+    recipes that cannot be read.
     """
 
     origin: str
@@ -69,21 +60,15 @@ def built_in_objectives() -> list[BuiltIn]:
 
 def purpose(path: Path) -> str:
     """The first line of a recipe's header comment, or ""."""
-    first = path.read_text(encoding="utf-8").splitlines()[:1]
-    if not first or not first[0].startswith("#"):
-        return ""
-    return first[0].lstrip("# ").removeprefix("Purpose:").strip()
+    first, *_ = path.read_text(encoding="utf-8").splitlines() or [""]
+    return first.lstrip("# ").removeprefix("Purpose:").strip() if first.startswith("#") else ""
 
 
 def locate(name: str, *, beside: Path | None = None) -> Path:
     """The file of a recipe: an existing file, else a built-in name with or without ``.yaml``.
 
-    Args:
-        name: A file or a built-in name; a built-in name may have the prefix ``recipes/``.
-        beside: The folder of relative paths; None for the current one.
-
-    Raises:
-        MissingResourceError: No such recipe; the message names the nearest.
+    A built-in name may have the prefix ``recipes/``; paths are relative to ``beside``, by default the current
+    folder. Raises MissingResourceError, which names the nearest, if there is none.
     """
     path = Path(name).expanduser()
     path = path if beside is None or path.is_absolute() else beside / path
@@ -103,10 +88,8 @@ def locate(name: str, *, beside: Path | None = None) -> Path:
 def read(name: str, overrides: Sequence[str] = ()) -> Document:
     """Read a recipe as written, with overrides applied in order.
 
-    Raises:
-        MissingResourceError: No such recipe.
-        RecipeError: Not YAML, or not plain data.
-        UsageError: An override that is not ``key.path=value``.
+    Raises MissingResourceError if there is none; RecipeError if it is not plain YAML; UsageError as
+    ``document``.
     """
     path = locate(name)
     try:
@@ -117,16 +100,10 @@ def read(name: str, overrides: Sequence[str] = ()) -> Document:
 
 
 def document(root: Node, overrides: Sequence[str], *, origin: str, chain: tuple[Path, ...] = ()) -> Document:
-    """A recipe's tree with overrides applied in order, and all that it names read.
+    """A recipe's tree, changed in place, with overrides applied in order, and all that it names read.
 
-    Args:
-        root: The tree; changed in place.
-        overrides: ``key.path=value``.
-        origin: The recipe's name in messages.
-        chain: The file that the tree is from, if any.
-
-    Raises:
-        UsageError: An override is not of this form.
+    ``origin`` is its name in messages; ``chain`` the file that it is from, if any. UsageError for an override
+    that is not ``key.path=value``.
     """
     reader = _Reader()
     for override in overrides:
@@ -140,12 +117,7 @@ def document(root: Node, overrides: Sequence[str], *, origin: str, chain: tuple[
 
 
 def text_of(path: Path) -> str:
-    """The text of a recipe file; a file that is too large is refused without reading it.
-
-    Raises:
-        MissingResourceError: The file cannot be read.
-        RecipeError: Too large, or not UTF-8.
-    """
+    """The text of a recipe file; MissingResourceError, or RecipeError if too large or not UTF-8."""
     try:
         if path.stat().st_size > 4 * LARGEST:
             raise RecipeError(

@@ -17,13 +17,10 @@ _STEP = re.compile(r"\[(\d+)\]|(\d+)|([A-Za-z_][\w-]*)")
 
 
 def split(override: str) -> tuple[list[Step], Node]:
-    """Split ``key.path=value`` into path and value; the value is parsed as YAML.
+    """Split ``key.path=value`` into path and value, which is plain YAML; UsageError if it is of another form.
 
     >>> split("teachers[0].model=gpt2")[0]
     ['teachers', 0, 'model']
-
-    Raises:
-        UsageError: Not of this form, or the value is not plain YAML.
     """
     key, equals, value = override.partition("=")
     if not equals or not _KEY.fullmatch(key):
@@ -39,27 +36,21 @@ def split(override: str) -> tuple[list[Step], Node]:
 
 
 def settings(words: Sequence[str]) -> dict[str, Plain]:
-    """The values of ``name=value`` by name, such as options of a suite.
+    """The values of ``name=value`` by name, such as options of a suite; errors as ``refuse_repeated``.
 
     >>> settings(["rows=12", "tasks=[blimp, arc_easy]"])
     {'rows': 12, 'tasks': ['blimp', 'arc_easy']}
-
-    Raises:
-        UsageError: A word is not of this form, or a name is given twice.
     """
     refuse_repeated(words)
     return {word.partition("=")[0]: split(word)[1].plain() for word in words}
 
 
 def refuse_repeated(overrides: Sequence[str]) -> None:
-    """Refuse two values for one place, because only the last would apply.
+    """Refuse two values for one place (UsageError), because only the last would apply.
 
     >>> refuse_repeated(["train.steps=10", "data.context=64", "train.steps=20"])
     Traceback (most recent call last):
     stlm_kd.errors.UsageError: train.steps: given twice (train.steps=10, train.steps=20); expected one value
-
-    Raises:
-        UsageError: A place is given twice, or an override is not of the form ``key.path=value``.
     """
     first: dict[tuple[Step, ...], str] = {}
     for override in overrides:
@@ -71,15 +62,9 @@ def refuse_repeated(overrides: Sequence[str]) -> None:
 
 
 def apply(root: Node, override: str, expand: Callable[[Node], None]) -> RecipeFault | None:
-    """Set one value in the tree, creating the mappings on its path.
+    """Set one value in the tree, creating the mappings on its path; the fault, if there is no such place.
 
-    Args:
-        root: The recipe; changed in place.
-        override: ``key.path=value``.
-        expand: Called on a teacher's ``recipe`` before its keys are accessed, to inline its content.
-
-    Returns:
-        The fault, if there is no such place.
+    ``expand`` is called on a teacher's ``recipe`` before its keys are accessed, to inline its content.
     """
     path, value = split(override)
     node = root

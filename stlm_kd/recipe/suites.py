@@ -25,16 +25,11 @@ def suites(
     options: Mapping[str, Any] = MappingProxyType({}),
     place: str = "--suite",
 ) -> list[dict[str, Plain]]:
-    """Each suite with all its options.
+    """Each suite with all its options, for names or mappings such as ``{suite: lm-eval, tasks: [blimp]}``.
 
-    Args:
-        words: Suite names, or mappings such as ``{suite: lm-eval, tasks: [blimp]}``, also as YAML.
-        options: Further options, each applied to the suites that have it and do not set it.
-        place: The place of the suites in messages.
-
-    Raises:
-        UsageError: A word that is neither, an option that no suite has, or unknown names and values, all of
-            which the message lists.
+    Each of ``options`` applies to the suites that have it and do not set it; ``place`` is theirs in messages.
+    Raises UsageError for an option that no suite has, other words, or unknown names and values, which it
+    lists.
     """
     load_extensions()
     entries = [_entry_name(_entry(word)) for word in words]
@@ -56,11 +51,7 @@ def suites(
 
 
 def suite_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of one suite, where some are given.
-
-    Raises:
-        UsageError: Unknown options or values; the message lists them.
-    """
+    """All options of one suite, where some are given; errors as ``suites``."""
     (entry,) = suites([{**options, "suite": name}], place="--set")
     return {option: value for option, value in entry.items() if option != "suite"}
 

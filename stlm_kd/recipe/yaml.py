@@ -37,13 +37,7 @@ _WORDS: dict[str, Scalar] = {
 
 @dataclass(slots=True)
 class Node:
-    """A value and its origin.
-
-    Attributes:
-        value: A mapping or list of nodes, or a scalar.
-        line: Counted from 1; None in an override.
-        origin: The override that set it, or the file of an inlined recipe; else "".
-    """
+    """A value with its line (None in an override) and origin: an override, an inlined file, or ""."""
 
     value: dict[str, Node] | list[Node] | Scalar
     line: int | None = None
@@ -67,15 +61,9 @@ class YamlError(Exception):
 
 
 def parse(text: str, *, origin: str = "", lines: bool = True) -> Node:
-    """Parse one YAML document into a tree.
+    """Parse one YAML document into a tree whose nodes have this origin, and their lines if ``lines``.
 
-    Args:
-        text: The document.
-        origin: Stored in every node.
-        lines: Whether nodes store their lines.
-
-    Raises:
-        YamlError: Invalid syntax, or anything but plain data; holds every duplicate key found.
+    Raises YamlError for invalid syntax, or anything but plain data; it holds every duplicate key found.
     """
     if len(text) > LARGEST:
         raise YamlError([RecipeFault("", f"{len(text):,} characters found; expected at most {LARGEST:,}")])

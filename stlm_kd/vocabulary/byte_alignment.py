@@ -19,13 +19,10 @@ NO_SPAN = -1
 
 @dataclass(frozen=True, slots=True)
 class ByteBoundaries:
-    """Token boundaries of a document in both tokenisations.
+    """The end of each token of a document in bytes of its text, in both tokenisations, (N,) and (M,).
 
-    Attributes:
-        new: End of each token in bytes of the text, (N,); 0 for the start token, the text's length + 1 for
-            the end token.
-        old: The same in the old vocabulary, (M,).
-        agreed: Number of leading bytes in which both tokenisations agree.
+    It is 0 for the start token, the text's length + 1 for the end token; the two agree in the first
+    ``agreed`` bytes.
     """
 
     new: Integers
@@ -35,14 +32,11 @@ class ByteBoundaries:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """A segment of a document in both tokenisations, with the span of each token.
+    """A segment of a document in both tokenisations, with the span of each token, of ``count`` spans.
 
-    Attributes:
-        of_new: Span of each *predicted* new token of the segment, or ``NO_SPAN``; the first token is only an
-            input.
-        old_ids: Old tokens of the segment, the first of which is only an input; () if there is no span.
-        of_old: Span of each predicted old token, (len(old_ids) - 1,).
-        count: Number of spans S.
+    ``of_new`` is the span of each *predicted* new token, or ``NO_SPAN``; ``old_ids`` are the segment's old
+    tokens, () if there is no span, and ``of_old`` the span of each predicted one. A segment's first token is
+    only an input.
     """
 
     of_new: Integers
@@ -95,15 +89,10 @@ def spans_of(
 ) -> Spans:
     """The spans of a segment of a document; both tokenisations have a boundary at the end of each.
 
-    Uses the old tokens within the segment, so that both models have the same context before a span, up to
-    parts of a token at the beginning. All tokens of a span are predicted within the segment.
-
-    Args:
-        ends: Boundaries of the document.
-        old_ids: The document in the old vocabulary, (M,).
-        begin: First new token of the segment.
-        length: Number of input tokens; the last one predicts the token after it, if any.
-        most_old: Maximum number of old tokens.
+    ``length`` new tokens are inputs, from ``begin`` on; the last one predicts the token after it, if any.
+    Uses the old tokens within the segment, at most ``most_old``, so that both models have the same context
+    before a span, up to parts of a token at the beginning. All tokens of a span are predicted within the
+    segment.
     """
     last = min(begin + length, len(ends.new) - 1)
     of_new = np.full(length, NO_SPAN)

@@ -31,13 +31,7 @@ _CHUNK = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """Tokens as weighted combinations of others.
-
-    Attributes:
-        ids: The tokens, (N,).
-        anchors: The anchors of each token, (N, K).
-        weights: Their weights, (N, K); each row sums to 1.
-    """
+    """Tokens ``ids`` (N,) as combinations of their ``anchors`` (N, K), by weights (N, K) that sum to 1."""
 
     ids: Integers
     anchors: Integers
@@ -79,18 +73,13 @@ def sparsemax(values_NK: Floats) -> Floats:
 
 
 def ppmi_vectors(tokens_T: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], size: int) -> Floats:
-    """Unit vector of each token from its co-occurrences, (V, A); zeros for tokens that are too rare.
+    """Unit vector of each of ``size`` tokens from co-occurrences, (V, A); zeros for those that are too rare.
 
     Truncated SVD of the positive pointwise mutual information (PPMI) of tokens at most ``WINDOW`` apart, with
     context counts raised to 3/4 and singular vectors weighted by the square root of their singular values.
     word2vec and fastText with negative sampling approximate this (Levy, Goldberg and Dagan, "Improving
     Distributional Similarity with Lessons Learned from Word Embeddings", 2015); it is deterministic and needs
-    no further dependency.
-
-    Args:
-        tokens_T: Concatenated documents.
-        offsets: Start offsets of the documents, and the end of the last.
-        size: Size V of the vocabulary.
+    no further dependency. ``offsets`` are the documents' starts in ``tokens_T``, and the end of the last.
     """
     information = _positive_information(company(tokens_T, offsets, size))
     dimensions = min(DIMENSIONS, size - 1)

@@ -33,16 +33,12 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class VocabularyMapping:
-    """Teacher ids of each student id, in compressed sparse rows.
+    """Teacher ids of each student id, in compressed sparse rows: ``offsets`` (V' + 1,) into ``sources``.
 
-    Attributes:
-        kinds: ``Kind`` of each student id, shape (V',).
-        offsets: Start of each student id's sources, shape (V' + 1,).
-        sources: Concatenated teacher ids.
-        teacher_ids: All ids used by the teacher's tokenizer, ascending; further rows of a padded embedding
-            were never trained.
-        predicted: Student ids whose *output* row has another source than their input row (one token that both
-            starts and ends documents, where the teacher has two), with that teacher id.
+    ``kinds`` (V',) has each one's ``Kind``. ``teacher_ids``, ascending, are all in use; further rows of a
+    padded embedding were never trained. ``predicted``: student ids whose *output* row has another source than
+    their input row (one token that both starts and ends documents, where the teacher has two), with that
+    teacher id.
     """
 
     kinds: NDArray[np.uint8]
@@ -78,11 +74,7 @@ class VocabularyMapping:
 
 
 def map_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> VocabularyMapping:
-    """Map every student token to the teacher's vocabulary: exactly, in pieces, by role, or not at all.
-
-    Raises:
-        ModelError: One of them is not a fast tokenizer, or its token alphabet is unknown.
-    """
+    """Map every student token to the teacher's vocabulary; errors as ``read_vocabulary``."""
     old, new = read_vocabulary(teacher), read_vocabulary(student)
     old_roles, new_roles = roles_of(teacher), roles_of(student)
     roles = {i: role for i, role in map_roles(old_roles, new_roles).items() if i in new.special}
@@ -95,8 +87,7 @@ def map_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenize
     for kind, ids in ((Kind.ROLE, roles), (Kind.EXACT, exact), (Kind.PIECES, pieces)):
         kinds[list(ids)] = kind
     rows = [found.get(i, []) for i in range(new.size)]
-    offsets = np.zeros(new.size + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    offsets = np.cumsum([0, *map(len, rows)])
     sources = np.fromiter((i for row in rows for i in row), np.int64, count=int(offsets[-1]))
     predicted = {i: role.predict for i, role in roles.items() if role.predict != role.read}
     return VocabularyMapping(kinds, offsets, sources, np.array(old.used_ids, np.int64), predicted)

@@ -13,14 +13,9 @@ if TYPE_CHECKING:
 class Roles:
     """The id of each role, or None.
 
-    Attributes:
-        start: Start of a document: bos, else cls, else the end token.
-        end: End of a document: eos, else sep, else bos.
-        mask: Mask token.
-        unknown: Unknown token; None if it is an alias of start or end (GPT-2).
-        padding: Padding token; None if it is an alias of another token (Qwen2).
-        starts: All start and cls ids.
-        ends: All end and sep ids.
+    A document's start is bos, else cls, else its end, which is eos, else sep, else bos. Unknown is None if it
+    is an alias of start or end (GPT-2), padding if of any other token (Qwen2). ``starts`` and ``ends`` are
+    all such ids.
     """
 
     start: int | None

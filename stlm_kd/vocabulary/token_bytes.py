@@ -38,21 +38,14 @@ class TokenAlphabet(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer's decoded vocabulary.
+    """A tokenizer's decoded vocabulary; ``name`` is for messages.
 
-    Attributes:
-        name: Name for messages.
-        spelling: Alphabet of its tokens.
-        tokens: The string of each id; None for unused ids.
-        surfaces: The bytes of each id, a leading space included; None for special tokens and unused ids. Not
-            all are valid UTF-8.
-        special: Ids of special tokens, which represent no text.
-        added: Ids of added tokens, special ones included.
-        byte_tokens: Ids of SentencePiece's ``<0xAB>`` tokens, by byte.
-        isolated: WordPiece only: characters (punctuation, ideographs) that are always words of their own,
-            with or without a preceding space.
-        backend: The tokenizer's Rust backend.
-        steps: Its ``normalizer``, ``pre_tokenizer`` and ``decoder``, as in ``tokenizer.json``.
+    ``tokens`` has the string of each id, None for unused ids; ``surfaces`` its bytes, a leading space
+    included, not always valid UTF-8; None for ``special`` tokens, which represent no text, and unused ids.
+    ``added`` are the ids of added tokens, special ones included; ``byte_tokens`` those of SentencePiece's
+    ``<0xAB>``, by byte. ``isolated``, for WordPiece only, are characters (punctuation, ideographs) that are
+    always words of their own, with or without a preceding space. ``steps`` are the ``normalizer``,
+    ``pre_tokenizer`` and ``decoder``, as in ``tokenizer.json``.
     """
 
     name: str
@@ -83,11 +76,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Read a tokenizer's vocabulary with the bytes of each token.
-
-    Raises:
-        ModelError: It is not a fast tokenizer, or uses none of the three token alphabets.
-    """
+    """Read a tokenizer's vocabulary; ModelError if it is not fast, or of no known token alphabet."""
     backend, name = backend_of(tokenizer), _name_of(tokenizer)
     steps = _steps(backend)
     spelling = _spelling_of(backend, steps, name)
@@ -117,11 +106,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 
 
 def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The tokenizer's Rust backend.
-
-    Raises:
-        ModelError: It is a slow tokenizer, without a backend.
-    """
+    """The tokenizer's Rust backend; ModelError for a slow tokenizer, which has none."""
     from transformers import PreTrainedTokenizerFast  # slow import; checking recipes does not need it
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -21,13 +21,8 @@ def split_surfaces(
     """Token ids of each byte string in a vocabulary; empty if it cannot represent it.
 
     No prefix is added: a space appears only if the byte string has one. The tokenizer's own normalisation
-    (lower-casing, NFC) is applied.
-
-    Args:
-        vocabulary: Target vocabulary.
-        surfaces: Byte strings, as in ``Vocabulary.surfaces``; parts that are not valid UTF-8 become byte
-            tokens, or are dropped if there are none.
-        unknown: Id of the unknown token; removed from the result.
+    (lower-casing, NFC) is applied. Parts that are not valid UTF-8 become byte tokens, or are dropped if there
+    are none; so is the id ``unknown``.
     """
     pipeline = _without_dummy_prefix(vocabulary)
     if vocabulary.spelling is TokenAlphabet.WORDPIECE:
@@ -35,9 +30,8 @@ def split_surfaces(
     texts = [_plain_text(surface, vocabulary.spelling) for surface in surfaces]
     whole = [text for text in texts if text is not None]
     encodings = iter(pipeline.encode_batch_fast(whole, add_special_tokens=False))
-    odd = _split_bytes if vocabulary.spelling is TokenAlphabet.BYTE_LEVEL else _split_runs
     ids = [
-        odd(vocabulary, pipeline, surface) if text is None else next(encodings).ids
+        _split_odd(vocabulary, pipeline, surface) if text is None else next(encodings).ids
         for text, surface in zip(texts, surfaces, strict=True)
     ]
     return [[i for i in row if i != unknown] for row in ids]
@@ -52,13 +46,10 @@ def _plain_text(surface: bytes, spelling: TokenAlphabet) -> str | None:
     return None if spelling is TokenAlphabet.SENTENCEPIECE and SPACE_MARK in text else text
 
 
-def _split_bytes(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
-    """Tokenise incomplete UTF-8 by the model's merges."""
-    return [token.id for token in pipeline.model.tokenize(in_byte_alphabet(surface))]
-
-
-def _split_runs(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
-    """Tokenise text parts by the tokenizer, invalid bytes (and literal ``▁``) as byte tokens."""
+def _split_odd(vocabulary: Vocabulary, pipeline: Tokenizer, surface: bytes) -> list[int]:
+    """Tokenise bytes that are not text: by the model's merges, or invalid ones as byte tokens (and ``▁``)."""
+    if vocabulary.spelling is TokenAlphabet.BYTE_LEVEL:
+        return [token.id for token in pipeline.model.tokenize(in_byte_alphabet(surface))]
     ids: list[int] = []
     for run in _runs(surface):
         if isinstance(run, str):

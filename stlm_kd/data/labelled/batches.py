@@ -1,9 +1,7 @@
-"""Batches of labelled examples, and which examples make which optimizer step.
+"""Batches of labelled examples, and which examples make which optimizer step; B rows, T positions.
 
 Everything is a function of the step's number and the seed, as in ``stlm_kd.data.batches``. The examples of a
 step are drawn first and then grouped into micro-batches by length, to reduce padding.
-
-Shapes: B rows, T positions.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stlm_kd.data.batch import IGNORED, Batch, Integers, Sources, batches_with_sources, is_on_cpu
+from stlm_kd.data.batch import IGNORED, Batch, Integers, Sources, batches_with_sources
 from stlm_kd.data.dealing import dealt, sources
 from stlm_kd.data.labelled.encoding import Encoded, EncodedTexts
 from stlm_kd.data.labelled.examples import Labels
@@ -81,7 +79,7 @@ class ExampleBatch:
             self.of,
             self.sources,
         )
-        object.__setattr__(moved, "origin", self if is_on_cpu(self.input_ids) else self.origin)
+        object.__setattr__(moved, "origin", self if self.input_ids.is_cpu else self.origin)
         return moved
 
     def num_tokens(self) -> int:
@@ -95,7 +93,7 @@ AnyBatch = Batch | ExampleBatch
 
 def on_cpu(batch: AnyBatch) -> AnyBatch:
     """The same batch on the CPU, without waiting for a device if it was moved from there."""
-    if is_on_cpu(batch.input_ids):
+    if batch.input_ids.is_cpu:
         return batch
     if batch.origin is not None:
         return batch.origin
@@ -114,12 +112,8 @@ def example_batch(
 ) -> ExampleBatch:
     """Examples by index, in this order; one row of padding if there are none.
 
-    Args:
-        own: All examples under the student's tokenizer.
-        places: (B,): the indices.
-        labels: (B, …): their labels. Without examples, none or those of the row of padding.
-        others: All examples under other tokenizers, by the name of the teacher that uses it.
-        of: What the labels refer to.
+    ``places``, (B,), are the indices in all examples, ``own`` under the student's tokenizer and ``others``
+    under those of the teachers of these names; ``labels``, (B, …), may be empty without examples.
     """
     rows = own.rows(places)
     if not len(labels):
@@ -138,13 +132,7 @@ def example_batch(
 
 @dataclass(frozen=True, slots=True)
 class EncodedExamples:
-    """N examples, tokenised.
-
-    Attributes:
-        labels: (N,), as ``Examples``.
-        own: The examples under the student's tokenizer.
-        others: The examples under other tokenizers, by the name of the teacher that uses it.
-    """
+    """N tokenised examples: ``labels`` as in ``Examples``, ``own`` and ``others`` as in ``example_batch``."""
 
     labels: Labels
     own: EncodedTexts
@@ -177,22 +165,13 @@ class Tokenised(Protocol):
 class ExampleStream:
     """The micro-batches of every optimizer step, reshuffled in each epoch.
 
-    In an epoch every example occurs once; the last step holds the remaining examples. A step's examples are
-    grouped by length, the longest first, into the same number of micro-batches on every rank. The groups
-    minimise the number of positions, with ``forward_cost`` added for each micro-batch.
+    In an epoch every example occurs once; the last step holds the remaining examples. A step's examples
+    (``effective_batch``, over all ranks) are grouped by length, the longest first, into the same number of
+    micro-batches on every rank, of at most ``micro_batch``. The groups minimise the number of positions, with
+    ``forward_cost`` added for each micro-batch.
 
     With ``pairs`` rows are sources of each other in interventions: neighbours by length, so of similar
     length, whatever the split. Both rows of a pair are in one micro-batch, unless micro-batches hold one row.
-
-    Args:
-        examples: At least one.
-        effective_batch: Examples of an optimizer step, over all ranks and micro-batches.
-        micro_batch: Maximum examples of one forward on one rank.
-        seed: Seed of the order, 0 or more.
-        rank: This process, of ``world_size``.
-        world_size: Processes that share the examples of a step.
-        forward_cost: Overhead of a forward and backward pass, in positions.
-        pairs: Whether a step's rows are sources of each other.
     """
 
     def __init__(
@@ -246,10 +225,7 @@ class ExampleStream:
 def example_evaluation_batches(
     examples: Tokenised, *, micro_batch: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[ExampleBatch]:
-    """Every example once, the longest first; the same number of batches on every rank.
-
-    Examples of equal length keep their order.
-    """
+    """Every example once, the longest first (ties in order); the same number of batches on every rank."""
     places = _longest_first(np.arange(len(examples)), examples.own.lengths())
     stride = micro_batch * world_size
     for begin in range(0, len(places), stride):

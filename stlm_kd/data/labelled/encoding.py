@@ -1,7 +1,4 @@
-"""Texts and pairs of texts under one tokenizer, tokenised once and padded per batch.
-
-Shapes: B rows, T positions.
-"""
+"""Texts and pairs of texts under one tokenizer, tokenised once and padded per batch (B rows, T positions)."""
 
 from __future__ import annotations
 
@@ -56,14 +53,9 @@ class Encoded:
 class EncodedTexts:
     """The concatenated tokens of all texts.
 
-    Attributes:
-        tokens: Token ids.
-        types: Token types; None where all are 0.
-        offsets: The begin of each text, and the end of the last.
-        context: Maximum tokens of a text.
-        padding: The padding id.
-        truncated: Number of texts that had more tokens than ``context``.
-        multiple: Rows are padded to a multiple of this many positions, at most to ``context``.
+    ``types`` are token types, None where all are 0; ``offsets`` the begin of each text, and the end of the
+    last; ``context`` the most tokens of a text, which ``truncated`` texts exceeded; ``padding`` the padding
+    id. Rows are padded to a ``multiple`` of positions, at most to ``context``.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -120,11 +112,7 @@ class EncodedTexts:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id that fills rows: the padding token, or else the end token of a document.
-
-    Raises:
-        ModelError: The tokenizer has neither.
-    """
+    """The id that fills rows: the padding token, or else the end of a document; ModelError without any."""
     padding = tokenizer.pad_token_id
     return document_ends(tokenizer)[1] if padding is None else int(padding)
 
@@ -140,16 +128,18 @@ def encode_texts(
 
     In a pair, the longer text is truncated first. If the tokenizer puts nothing between the texts of a pair,
     the end token of a document separates them. An empty text without special tokens is that token alone.
-
-    Raises:
-        ModelError: The tokenizer has neither a padding token nor an end token of a document.
+    Raises ModelError as ``padding_id``.
     """
     assert texts and context >= 4 and multiple >= 1
     separated = len(texts[0]) == 1 or separates(tokenizer)
     ids: list[npt.NDArray[np.int32]] = []
     types: list[npt.NDArray[np.int8]] = []
     truncated = 0
-    found = _encodings(texts, tokenizer, context) if separated else _joined(texts, tokenizer, context)
+    if separated:
+        own = encodings(texts, tokenizer, context)
+        found: Iterator[Reading] = ((one.ids, one.type_ids, bool(one.overflowing)) for one in own)
+    else:
+        found = _joined(texts, tokenizer, context)
     for own_ids, own_types, is_cut in found:
         ids.append(np.array(own_ids or [document_ends(tokenizer)[1]], np.int32))
         types.append(np.array(own_types or [0], np.int8))
@@ -174,13 +164,6 @@ def separates(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether the tokenizer separates the texts of a pair by special tokens."""
     alone, pair = (int(tokenizer.num_special_tokens_to_add(pair=pair)) for pair in (False, True))
     return pair > alone
-
-
-def _encodings(
-    texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerFast, context: int
-) -> Iterator[Reading]:
-    for encoding in encodings(texts, tokenizer, context):
-        yield encoding.ids, encoding.type_ids, bool(encoding.overflowing)
 
 
 def encodings(

@@ -36,12 +36,7 @@ _INTEGER = re.compile(r"-?\d+")
 
 @dataclass(frozen=True, init=False)
 class LabelledSource(NamedSource):
-    """A source of labelled examples.
-
-    Attributes:
-        text: The column of the text, or the two columns of a pair.
-        label: The column of the label.
-    """
+    """Labelled examples: the column of the text, or the two columns of a pair, and the label's column."""
 
     labelled = True
     text: tuple[str, ...] = DEFAULT_TEXT
@@ -64,14 +59,10 @@ class LabelledSource(NamedSource):
 class Examples:
     """N labelled examples in the order of their sources.
 
-    Attributes:
-        texts: One text or a pair for each.
-        labels: (N,): int64 indices into ``label_names``, or float32 numbers.
-        ids: Identifier in results: ``idx`` or ``id`` of the source if all are distinct, else the index, from
-            0.
-        label_names: The classes; empty for numbers.
-        sources: Origin of each example from a column ``source`` (in CoLA: the book or article); "" if it has
-            none. Empty if no example has one.
+    ``texts`` are one text or a pair for each; ``labels``, (N,), int64 indices into ``label_names``, or
+    float32 numbers, which have no names. ``ids`` identify examples in results: ``idx`` or ``id`` of the
+    source if all are distinct, else the index, from 0. ``sources`` are origins from a column ``source`` (in
+    CoLA: the book or article); "" for an example without one; empty if none has one.
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -106,20 +97,16 @@ class Examples:
 def read_examples(
     *sources: LabelledSource, labels: Sequence[str] = (), regression: bool = False, labels_of: str = ""
 ) -> Examples:
-    """Read all examples of one or several sources.
+    """Read all examples of one or several sources, all of single texts or all of pairs.
 
-    Args:
-        *sources: At least one; all of single texts, or all of pairs.
-        labels: The class names in order. A label is one of them, or an index counted from 0. By default the
-            distinct labels found, in numeric or else alphabetical order.
-        regression: Whether labels are numbers to predict rather than classes.
-        labels_of: Origin of ``labels``, if the user did not give them for these sources; a note then lists
-            how numeric labels were mapped to them.
+    ``labels`` are the class names in order. A label is one of them, or an index counted from 0; by default
+    they are the distinct labels found, in numeric or else alphabetical order. ``labels_of`` is their origin,
+    if the user did not give them for these sources; a note then lists how numeric labels were mapped to them.
+    With ``regression``, labels are numbers.
 
-    Raises:
-        MissingResourceError: Not found; or the Hub cannot be reached and its cache lacks the data set.
-        DataError: Malformed content, a missing column, a value that is not text, a label that is missing,
-            hidden (-1, as in GLUE's test sets) or not one of ``labels``, or no example at all.
+    Raises MissingResourceError if not found, or the Hub cannot be reached and its cache lacks the data set;
+    DataError for malformed content, a missing column, a value that is not text, a label that is missing,
+    hidden (-1, as in GLUE's test sets) or not one of ``labels``, or no example at all.
     """
     assert sources and not (labels and regression)
     if len(labels) == 1 or len(set(labels)) < len(labels):
@@ -141,11 +128,8 @@ def read_examples(
             origins.append(_origin(row, source))
         if len(texts) == before:
             raise DataError(f"{source.described()}: no example in it")
-    from_where = tuple(origins) if any(origins) else ()
-    if regression:
-        return Examples(tuple(texts), _numbers(found), _ids(own_ids), (), from_where)
-    values, names = _classes(found, labels, labels_of)
-    return Examples(tuple(texts), values, _ids(own_ids), names, from_where)
+    values, names = (_numbers(found), ()) if regression else _classes(found, labels, labels_of)
+    return Examples(tuple(texts), values, _ids(own_ids), names, tuple(origins) if any(origins) else ())
 
 
 @lru_cache(maxsize=4)
@@ -165,16 +149,8 @@ def draw_fraction(
 ) -> Examples:
     """A stratified random fraction of the examples, in their order: the same of each class, rounded.
 
-    With one seed, a smaller fraction is a subset of a larger one.
-
-    Args:
-        examples: All examples.
-        fraction: Above 0, at most 1.
-        seed: Seed of the draw.
-        place: The fraction's name in messages.
-
-    Raises:
-        DataError: A class, or the result, would have no example.
+    With one seed, a smaller fraction is a subset of a larger one. ``place`` is the fraction's name in
+    messages. Raises DataError if a class, or the result, would have no example.
     """
     assert 0 < fraction <= 1 and seed >= 0
     names = examples.label_names or ("",)
@@ -199,12 +175,7 @@ def _too_small(place: str, fraction: float, members: int, total: int, name: str)
 
 
 def fingerprint(source: LabelledSource) -> str:
-    """A hash (hex) of the source's content, as for text.
-
-    Raises:
-        MissingResourceError: As ``read_examples``.
-        DataError: As ``read_examples``, for faults that are visible without reading.
-    """
+    """A hash (hex) of the source's content, as for text; errors as ``read_examples``, if visible unread."""
     return hash_of(["examples", source.identity(), source.text, source.label])
 
 

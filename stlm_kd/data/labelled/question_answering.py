@@ -1,7 +1,4 @@
-"""Extractive question answering: answers are spans of passages, which are read in overlapping windows.
-
-Shapes: N windows, P positions of all windows together.
-"""
+"""Extractive question answering: answers are spans of passages, which are read in overlapping windows."""
 
 from __future__ import annotations
 
@@ -43,15 +40,9 @@ def read_questions(
 ) -> tuple[Question, ...]:
     """Read questions in the format of SQuAD v1.1: ``id``, ``context``, ``question``, ``answers``.
 
-    Args:
-        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or else
-        dataset: the id of a data set on the Hub.
-        split: The data set's split.
-
-    Raises:
-        MissingResourceError: Not found.
-        DataError: Malformed content, a question without answer or id, an answer that is not at its
-            ``answer_start``, duplicate ids, or no question at all.
+    ``path`` is a file for ``tables.read_rows``; or else ``dataset`` is on the Hub. Raises
+    MissingResourceError if it is not found; DataError for malformed content, a question without answer or id,
+    an answer that is not at its ``answer_start``, duplicate ids, or no question at all.
     """
     columns = ("id", "context", "question", "answers")
     rows = rows_of(path, dataset, split, columns=columns)
@@ -121,14 +112,11 @@ def digest(questions: Sequence[Question], *, in_order: bool = False) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWindows:
-    """Tokenised windows of all questions.
+    """Tokenised windows of all questions: N windows, of P positions together.
 
-    Attributes:
-        own: The windows' tokens.
-        labels: (N, 2) int64: the positions of the answer's first and last token; 0 and 0 if the window does
-            not contain the whole answer.
-        questions: (N,): the index of each window's question.
-        characters: (P, 2): begin and end of each token of the passage in its text; -1 for other tokens.
+    ``labels``, (N, 2) int64: the positions of the answer's first and last token; 0 and 0 if the window does
+    not contain the whole answer. ``questions``, (N,): the index of each window's question. ``characters``,
+    (P, 2): begin and end of each token of the passage in its text; -1 for other tokens.
     """
 
     own: EncodedTexts
@@ -144,30 +132,21 @@ class EncodedWindows:
         return example_batch(self.own, places, torch.from_numpy(self.labels[places]), of="span")
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """Special tokens before the question, before the passage, and after it; token type of the passage."""
+def _frame(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int], list[int], int]:
+    """Special tokens before the question, before the passage, and after it; token type of the passage.
 
-    before: tuple[int, ...]
-    middle: tuple[int, ...]
-    after: tuple[int, ...]
-    passage_type: int
-
-
-def _frame(tokenizer: PreTrainedTokenizerFast) -> _Frame:
-    """The tokenizer's own special tokens; if it has no separator, the end token of a document."""
+    They are the tokenizer's own; if it has no separator, the end token of a document.
+    """
     pair = separates(tokenizer)
     probe = next(encodings([("a", "a") if pair else ("a",)], tokenizer, LONGEST_QUESTION))
-    special = np.array(probe.special_tokens_mask, bool)
-    ids, own = np.array(probe.ids), np.flatnonzero(~special)
+    ids, special = probe.ids, probe.special_tokens_mask
+    own = [place for place, is_special in enumerate(special) if not is_special]
     before, after = ids[: own[0]], ids[own[-1] + 1 :]
     if not pair:
-        return _Frame(tuple(before.tolist()), (document_ends(tokenizer)[1],), tuple(after.tolist()), 0)
-    gap = next(place for place in range(int(own[0]), len(ids)) if special[place])
-    begin = next(int(place) for place in own if place > gap)
-    return _Frame(
-        tuple(before.tolist()), tuple(ids[gap:begin].tolist()), tuple(after.tolist()), probe.type_ids[begin]
-    )
+        return before, [document_ends(tokenizer)[1]], after, 0
+    gap = special.index(1, own[0])
+    begin = next(place for place in own if place > gap)
+    return before, ids[gap:begin], after, probe.type_ids[begin]
 
 
 def encode_windows(
@@ -178,19 +157,12 @@ def encode_windows(
     stride: int,
     multiple: int = MULTIPLE,
 ) -> EncodedWindows:
-    """Encode each question with its passage, in as many windows as the passage needs.
+    """Encode each question, at least one, with its passage, in as many windows as the passage needs.
 
-    Args:
-        questions: At least one.
-        tokenizer: Its special tokens surround question and passage.
-        context: Maximum tokens of a window.
-        stride: Tokens of the passage that neighbouring windows share.
-        multiple: Rows are padded to a multiple of this many positions.
-
-    Raises:
-        DataError: The room for the passage in a window does not exceed ``stride``.
+    A window has at most ``context`` tokens; neighbours share ``stride`` tokens of the passage. DataError if a
+    window's room for the passage does not exceed ``stride``.
     """
-    frame = _frame(tokenizer)
+    before, middle, after, passage_type = _frame(tokenizer)
     question_texts = encodings([(one.question,) for one in questions], tokenizer, None)
     passages = encodings([(one.passage,) for one in questions], tokenizer, None)
     ids: list[list[int]] = []
@@ -199,8 +171,8 @@ def encode_windows(
     numbers: list[int] = []
     characters: list[list[tuple[int, int]]] = []
     for number, (own, passage) in enumerate(zip(question_texts, passages, strict=True)):
-        head = [*frame.before, *own.ids[:LONGEST_QUESTION], *frame.middle]
-        room = context - len(head) - len(frame.after)
+        head = [*before, *own.ids[:LONGEST_QUESTION], *middle]
+        room = context - len(head) - len(after)
         if room <= stride and len(passage.ids) > room:
             raise DataError(
                 f"question {questions[number].id}: {room} of {context} tokens are left for the passage, but "
@@ -208,9 +180,9 @@ def encode_windows(
             )
         for begin, end in _bounds(len(passage.ids), room, stride):
             spans = passage.offsets[begin:end]
-            ids.append([*head, *passage.ids[begin:end], *frame.after])
-            types.append([0] * len(head) + [frame.passage_type] * (end - begin + len(frame.after)))
-            characters.append([(-1, -1)] * len(head) + spans + [(-1, -1)] * len(frame.after))
+            ids.append([*head, *passage.ids[begin:end], *after])
+            types.append([0] * len(head) + [passage_type] * (end - begin + len(after)))
+            characters.append([(-1, -1)] * len(head) + spans + [(-1, -1)] * len(after))
             labels.append(_span_of(questions[number], spans, len(head)))
             numbers.append(number)
     flat_types = np.array([kind for row in types for kind in row], np.int8)

@@ -1,7 +1,4 @@
-"""Sentences with one tag per word; after tokenisation a word's first token has its tag.
-
-Shapes: B rows, T positions, P positions of all sentences together.
-"""
+"""Sentences with one tag per word; after tokenisation a word's first token has its tag."""
 
 from __future__ import annotations
 
@@ -26,14 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sentences:
-    """N sentences.
-
-    Attributes:
-        words: The words of each sentence.
-        tags: For each sentence, an index into ``tag_names`` for every word.
-        ids: Identifier of each sentence in results.
-        tag_names: ``O``, ``B-PER`` and so on.
-    """
+    """N sentences of words, with an index into ``tag_names`` (``O``, ``B-PER``, …) for every word."""
 
     words: tuple[tuple[str, ...], ...]
     tags: tuple[tuple[int, ...], ...]
@@ -64,16 +54,9 @@ def read_sentences(
 ) -> Sentences:
     """Read sentences of a file or of a data set on the Hub, with columns ``tokens`` and ``ner_tags``.
 
-    Args:
-        tag_names: All tags in order; a tag is one of them, or an index counted from 0.
-        path: A file for ``stlm_kd.data.sources.tables.read_rows``; or else
-        dataset: the id of a data set on the Hub.
-        split: The data set's split.
-
-    Raises:
-        MissingResourceError: Not found.
-        DataError: Malformed content, an unknown tag, different numbers of tags and words, or no sentence at
-            all.
+    A tag is one of ``tag_names``, or an index counted from 0; ``path`` and ``dataset`` as for
+    ``read_questions``. Raises MissingResourceError if not found; DataError for malformed content, an unknown
+    tag, different numbers of tags and words, or no sentence at all.
     """
     columns = ("tokens", "ner_tags")
     rows = rows_of(path, dataset, split, columns=columns, optional=("id",))
@@ -121,13 +104,11 @@ def _tag(tag: object, place: str, names: Sequence[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWords:
-    """Tokenised sentences.
+    """Tokenised sentences, of P positions together.
 
-    Attributes:
-        own: The sentences' tokens.
-        labels: (P,) int64: at a word's first token its tag, elsewhere ``IGNORED``.
-        firsts: For each sentence, the position of each word's first token in its row; -1 for a word that was
-            truncated or has no token.
+    ``labels``, (P,) int64: at a word's first token its tag, elsewhere ``IGNORED``. ``firsts``: for each
+    sentence, the position of each word's first token in its row; -1 for a word that was truncated or has
+    none.
     """
 
     own: EncodedTexts

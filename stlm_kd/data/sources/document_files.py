@@ -34,11 +34,9 @@ _TITLE = re.compile(r"^ ?= [^=].* = ?$")
 def read(path: Path, *, column: str, documents: Documents) -> Iterator[str]:
     """Stream the documents of one file, none of them blank.
 
-    Documents of plain text are stripped of surrounding white space; a column's values are unchanged.
-
-    Raises:
-        DataError: Malformed or truncated content, not UTF-8, or a missing column; names the line.
-        MissingResourceError: The file cannot be opened.
+    Documents of plain text are stripped of surrounding white space; a column's values are unchanged. Raises
+    DataError, which names the line, for malformed or truncated content, not UTF-8, or a missing column;
+    MissingResourceError if the file cannot be opened.
     """
     if kind_of(path) == "text":
         return cut(lines_of(path), documents=documents, place=str(path))

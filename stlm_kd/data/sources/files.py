@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Annotated, cast
+from typing import IO, Annotated, Any
 
 from annotated_types import Ge, MinLen
 
@@ -46,25 +46,17 @@ TEXTS: Kinds = ((".txt", ".jsonl", ".ndjson", ".parquet"), (".csv", ".tsv", ".js
 ROWS: Kinds = ((".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"), (".json", ".arrow"))
 """Files of rows with named columns."""
 
-_OPENERS: dict[str, Callable[..., IO[str]]] = {
-    ".gz": cast("Callable[..., IO[str]]", gzip.open),
-    ".xz": cast("Callable[..., IO[str]]", lzma.open),
-}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def text_files(path: Path, *, kinds: Kinds = TEXTS) -> list[Path]:
     """The file itself, or all files of these kinds below a folder, sorted by name, without hidden ones.
 
-    Of a data set that the ``datasets`` library saved (``save_to_disk``), the files that hold its rows.
-
-    Raises:
-        MissingResourceError: No such file or folder.
-        DataError: A file of an unknown kind, a folder without files, or without one of a known kind.
+    Of a data set that the ``datasets`` library saved (``save_to_disk``), the files that hold its rows. Raises
+    MissingResourceError if nothing is there; DataError for a folder without files, or an unknown kind.
     """
-    try:
+    with read_errors(str(path)):
         exists = path.exists()
-    except OSError as error:
-        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not exists:
         raise MissingResourceError(_not_there(path))
     if path.is_file():
@@ -125,29 +117,17 @@ def _listed(kinds: Kinds) -> str:
 
 
 def file_facts(paths: Sequence[Path]) -> list[object]:
-    """The identity of files: their content, and their kind, which determines how they are read.
-
-    Raises:
-        MissingResourceError: A file cannot be read.
-    """
-    return ["files", [["".join(path.suffixes[-2:]).lower(), _file_hash(path)] for path in paths]]
-
-
-def _file_hash(path: Path) -> str:
-    try:
-        return known_sha256(path)
-    except OSError as error:
-        raise MissingResourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+    """The identity of files: their content, and their kind, which determines how they are read."""
+    facts = []
+    for path in paths:
+        with read_errors(str(path)):
+            facts.append(["".join(path.suffixes[-2:]).lower(), known_sha256(path)])
+    return ["files", facts]
 
 
 @contextmanager
 def read_errors(place: str) -> Iterator[None]:
-    """Raise errors of the system and of libraries that read data as ours, in one line.
-
-    Raises:
-        MissingResourceError: A system error.
-        DataError: Another error, of what was read.
-    """
+    """Raise system errors as MissingResourceError, and those of libraries that read data as DataError."""
     try:
         yield
     except OSError as error:
@@ -166,10 +146,8 @@ def first_line(error: Exception) -> str:
 def lines_of(path: Path, *, longest: int | None = None) -> Iterator[str]:
     """Stream the lines of a text file, decompressed, with line ends (as ``\\n``).
 
-    Raises:
-        DataError: Not UTF-8, corrupt, or with a line of more than ``longest`` characters (default:
-            ``MAX_CHARACTERS``).
-        MissingResourceError: The file cannot be read.
+    Raises DataError for not UTF-8, corrupt content, or a line of more than ``longest`` characters (default:
+    ``MAX_CHARACTERS``); MissingResourceError if the file cannot be read.
     """
     opener = _OPENERS.get(path.suffix.lower(), open)
     longest = MAX_CHARACTERS if longest is None else longest
@@ -215,11 +193,7 @@ def _read_through(path: Path, opener: Callable[..., IO[str]]) -> None:
 
 
 def expanded(path: str) -> Path:
-    """A path with ``~`` and ``$VARIABLES`` filled in, such as ``$STLM_KD_DATA/lm/train.txt.gz``.
-
-    Raises:
-        MissingResourceError: A variable is not set.
-    """
+    """A path with ``~`` and ``$VARIABLES`` filled in; MissingResourceError if a variable is not set."""
     if unset := unset_variables(path):
         names = ", ".join(unset)
         raise MissingResourceError(
@@ -235,11 +209,7 @@ def unset_variables(path: str) -> tuple[str, ...]:
 
 
 def require_path(path: str) -> None:
-    """Check that a file or folder is there.
-
-    Raises:
-        MissingResourceError: It is not, or one of its variables is not set.
-    """
+    """Raise MissingResourceError if a file or folder, or one of its path's variables, is missing."""
     if unset := unset_variables(path):
         raise MissingResourceError(not_set(unset))
     if not expanded(path).exists():

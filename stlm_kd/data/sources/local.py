@@ -49,10 +49,8 @@ def _identity(path: str, /, *, column: str | None = None, documents: Documents |
 def files(path: Text, /, *, column: Text = "text", documents: Documents = "article") -> Iterator[str]:
     """A file, or a folder, which is searched recursively and read in order of names.
 
-    Args:
-        path: ``~`` and ``$VARIABLES`` are expanded.
-        column: The column of tables that holds the text.
-        documents: How plain text is cut into documents (``stlm_kd.data.sources.document_files.cut``).
+    ``column`` is that of tables with the text; ``documents`` says how plain text is cut
+    (``document_files.cut``).
     """
     paths = _files(path, labelled=False)
     found = 0

@@ -2,9 +2,7 @@
 
 A source is one function decorated with ``register_data_source``: its first argument is the value of its key
 in recipes (``path: a.txt``), its keyword-only arguments are further keys beside it. A source of this package
-also has a line in ``MODULES``. ``Source`` holds the values; ``documents`` streams the texts, so a corpus of
-any size needs little memory. ``fingerprint`` is a hash of the content, which addresses all that is derived
-from it.
+also has a line in ``MODULES``. Texts are streamed, so a corpus of any size needs little memory.
 """
 
 from __future__ import annotations
@@ -111,12 +109,9 @@ def source_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True, init=False)
 class NamedSource:
-    """A data source with its value and options: ``path="a.txt", column="body"``.
+    """A data source with its value and all its options: ``path="a.txt", column="body"``.
 
-    Attributes:
-        name: The source's name.
-        value: What the source reads.
-        options: All its options; those that are None or not given have their defaults.
+    Options that are None or not given have their defaults.
     """
 
     labelled: ClassVar[bool]
@@ -166,12 +161,7 @@ class NamedSource:
 
 @dataclass(frozen=True, init=False)
 class Source(NamedSource):
-    """A source of text.
-
-    Attributes:
-        domain: A name for this kind of text, in reports.
-        weight: How often a row of this text occurs in an epoch (``stlm_kd.data.batches``).
-    """
+    """A source of text; ``weight`` is how often a row of it occurs in an epoch (``stlm_kd.data.batches``)."""
 
     labelled = False
     domain: str = "default"
@@ -188,9 +178,8 @@ class Source(NamedSource):
 def documents(source: Source) -> Iterator[str]:
     """Stream the documents of a source, none of them blank.
 
-    Raises:
-        MissingResourceError: Not found; or the Hub cannot be reached and its cache lacks the data set.
-        DataError: Malformed content, a missing column, or no text at all.
+    Raises MissingResourceError if it is not found, or the Hub cannot be reached and its cache lacks the data
+    set; DataError for malformed content, a missing column, or no text at all.
     """
     place, found = source.described(), False
     with read_errors(place):
@@ -209,10 +198,7 @@ def rows(
 ) -> Iterator[tuple[str, Row]]:
     """Stream the rows of a source of labelled examples, each with its place for messages; errors as there.
 
-    Args:
-        source: With labelled examples.
-        columns: Required in every row.
-        optional: Read if present.
+    ``columns`` are required in every row, ``optional`` ones are read if present.
     """
     assert source.entry.rows is not None
     with read_errors(source.described()):
@@ -222,12 +208,7 @@ def rows(
 
 
 def fingerprint(source: Source) -> str:
-    """A hash (hex) of a source's content, so a moved file keeps it; domain and weight are not included.
-
-    Raises:
-        MissingResourceError: As ``documents``.
-        DataError: As ``documents``, for faults that are visible without reading.
-    """
+    """A hash (hex) of a source's content, so a moved file keeps it; domain and weight are not included."""
     return hash_of(source.identity())
 
 

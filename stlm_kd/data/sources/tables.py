@@ -30,18 +30,11 @@ def read_rows(
 ) -> Iterator[tuple[str, Row]]:
     """Stream the rows of one table with their locations, for messages.
 
-    Other columns are allowed. The first line of a .csv or .tsv file names its columns. In a .csv file quoted
-    values may contain commas and line ends; in a .tsv file quotes have no meaning.
-
-    Args:
-        path: Of a kind in ``files.ROWS``.
-        columns: Required in every row.
-        optional: Read if present.
-
-    Raises:
-        DataError: Malformed or truncated content, not UTF-8, or a column that is missing or duplicate; names
-            the line.
-        MissingResourceError: The file cannot be opened.
+    ``columns`` are required in every row, ``optional`` ones are read if present, and others are allowed. The
+    first line of a .csv or .tsv file names its columns. In a .csv file quoted values may contain commas and
+    line ends; in a .tsv file quotes have no meaning. Raises DataError, which names the line, for malformed or
+    truncated content, not UTF-8, or a missing or duplicate column; MissingResourceError if the file cannot be
+    opened.
     """
     kind = kind_of(path)
     if kind == "json lines":
@@ -211,11 +204,7 @@ def dataset_rows(
 
 
 def require_columns(place: str, columns: Iterable[str], found: Collection[str]) -> None:
-    """Refuse a table that lacks one of these columns; the message lists those that it has.
-
-    Raises:
-        DataError: A column is missing.
-    """
+    """Refuse a table that lacks one of these columns (DataError, which lists those that it has)."""
     for column in columns:
         if column not in found:
             listed = ", ".join(sorted(found)) or "none"
@@ -223,21 +212,13 @@ def require_columns(place: str, columns: Iterable[str], found: Collection[str]) 
 
 
 def column_texts(rows: Iterable[tuple[str, Row]], column: str) -> Iterator[str]:
-    """The texts of one column of ``read_rows`` or ``hub.rows``, without blank ones.
-
-    Raises:
-        DataError: As ``text_value``.
-    """
+    """The texts of one column of rows, without blank ones; errors as ``text_value``."""
     for place, row in rows:
         yield from text_value(row[column], f"{place}, column {column}")
 
 
 def text_value(value: object, place: str) -> Iterator[str]:
-    """A column's text; yields nothing if it is blank.
-
-    Raises:
-        DataError: Null, not a text, or a text with a lone surrogate, which UTF-8 cannot encode.
-    """
+    """A column's text, nothing if blank; DataError for null, another type, or a lone surrogate."""
     if value is None:
         raise DataError(f"{place}: null found, expected text; fill it in or remove the row")
     if not isinstance(value, str):

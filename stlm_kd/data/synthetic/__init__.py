@@ -1,13 +1,6 @@
 """A small seeded generator of English-like text and minimal pairs, for offline tests.
 
 All its output is synthetic; reports of results on it must say so.
-
-* ``lexicon``: the stems, in eight classes of nouns with the verbs and adjectives that select them.
-* ``draw``: random choices that are the same in every version of Python.
-* ``grammar``: noun phrases, predicates and clauses, and agreement.
-* ``documents``: paragraphs with a few recurring entities, in two disjoint streams.
-* ``pairs``: minimal pairs, of which the grammar accepts one sentence.
-* ``tasks``: labelled sentences: acceptability and sentiment.
 """
 
 from stlm_kd.data.synthetic.documents import SPLITS, sample_documents

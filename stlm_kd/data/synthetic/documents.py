@@ -15,16 +15,10 @@ _LENGTHS = (4, 5, 6, 7, 8, 9)
 
 
 def sample_documents(split: str, *, size: int, seed: int = 0) -> Iterator[str]:
-    """Stream synthetic documents of four to nine sentences, up to ``size`` bytes in total.
+    """Stream synthetic documents of four to nine sentences, up to ``size`` bytes (all ASCII) in total.
 
-    The two splits have separate streams; a longer text of the same seed begins with the shorter one. A
-    character is a byte (all ASCII).
-
-    Raises:
-        DataError: An unknown split, or a size too small for one document.
-
-    >>> next(sample_documents("train", size=1000)).endswith(".")
-    True
+    The two splits have separate streams; a longer text of the same seed begins with the shorter one. Raises
+    DataError for an unknown split, or a size too small for one document.
     """
     if split not in SPLITS:
         raise DataError(f"sample text: {split} is not a split of it{did_you_mean(split, SPLITS)}")

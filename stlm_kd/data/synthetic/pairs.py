@@ -32,13 +32,7 @@ Maker = Callable[[Draws], tuple[Words, Words]]
 def minimal_pairs(count: int, *, seed: int = 0, phenomena: Sequence[str] = ()) -> list[MinimalPair]:
     """``count`` synthetic minimal pairs, cycling through the phenomena (by default all of them).
 
-    The pairs of one phenomenon do not depend on which others are requested.
-
-    Raises:
-        DataError: An unknown phenomenon.
-
-    >>> [pair.phenomenon for pair in minimal_pairs(2)]
-    ['agreement_across_attractor', 'anaphor_agreement']
+    The pairs of one phenomenon do not depend on which others are requested. DataError: an unknown one.
     """
     names = tuple(phenomena) or PHENOMENA
     for name in names:

@@ -37,13 +37,8 @@ Example = tuple[str, int]
 def sample_rows(task: str, split: str, *, count: int, seed: int = 0) -> list[dict[str, str | int]]:
     """Rows with ``idx``, ``sentence`` and ``label`` (1 acceptable or positive, 0 not), balanced over labels.
 
-    The splits share no sentence, whatever their sizes; a longer list begins with the shorter one.
-
-    Raises:
-        DataError: The grammar has fewer than ``count`` distinct sentences.
-
-    >>> sample_rows("sentiment", "train", count=2)[1]["idx"]
-    1
+    The splits share no sentence, whatever their sizes; a longer list begins with the shorter one. Raises
+    DataError if the grammar has fewer than ``count`` distinct sentences.
     """
     examples = _of_split(TASKS[task](seed), split, task)
     found = (next(examples) for _ in range(count))

@@ -9,14 +9,7 @@ from functools import cache
 from inspect import Parameter
 from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    ValidationInfo,
-    WrapValidator,
-    create_model,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, WrapValidator, create_model
 
 from stlm_kd.data.sources import document_files
 from stlm_kd.data.sources.document_files import CuttingRule, Documents

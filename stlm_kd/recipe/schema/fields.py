@@ -84,10 +84,7 @@ Text = Annotated[str, Field(min_length=1)]
 class Part(BaseModel):
     """A mapping of a recipe: frozen, without unknown keys, with readable faults and the nearest names.
 
-    Attributes:
-        called: The part's name in messages.
-        one_of: Keys of which exactly one is given.
-        one_of_optional: Whether all of them may be missing.
+    ``called`` is its name in messages; ``one_of`` are keys of which exactly one is given, or at most one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -31,7 +31,7 @@ Alignment: TypeAlias = str | LayerMap
 Alignments: TypeAlias = Alignment | dict[str, Alignment]
 
 
-def sources() -> Registry[Any]:
+def sources() -> Registry[CounterfactualSource]:
     """The counterfactual sources."""
     from stlm_kd.interventions import SOURCES
 
@@ -139,9 +139,7 @@ class Interchange(Objective):
     @property
     def source_entry(self) -> CounterfactualSource:
         """The source."""
-        name = self.source if isinstance(self.source, str) else self.source.name
-        found: CounterfactualSource = sources()[name]
-        return found
+        return sources()[self.source if isinstance(self.source, str) else self.source.name]
 
     @property
     def source_options(self) -> dict[str, Any]:

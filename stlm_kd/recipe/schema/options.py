@@ -88,11 +88,7 @@ def with_options(base: type[Chosen], name: str, table: Registry[Any]) -> type[Ch
 
 
 def known_name(value: object, names: Collection[str] | Registry[Any], kind: str = "") -> object:
-    """The same name, if it is one of these; ``kind`` is the noun for it, by default the registry's.
-
-    Raises:
-        PydanticCustomError: Unknown name; the message has the nearest.
-    """
+    """The same name; a fault, with the nearest, if it is none of these. ``kind`` is the noun for it."""
     if isinstance(value, str) and value not in names:
         raise fault(_unknown(value, names, kind or getattr(names, "kind", "")))
     return value

@@ -1,8 +1,7 @@
 """The schema of a recipe: one class for each mapping of the YAML file.
 
-The larger parts have their own modules: ``student``, ``data``, ``objective``, ``training``. Values are
-checked one part at a time; ``stlm_kd.recipe.validation`` checks the parts against one another. Names and
-options of losses, combiners and suites come from their registries, which are read at validation.
+Values are checked one part at a time; ``stlm_kd.recipe.validation`` checks the parts against one another.
+Names and options of losses, combiners and suites come from their registries, which are read at validation.
 """
 
 from __future__ import annotations

@@ -140,15 +140,12 @@ class Adapt(TrainingPart):
     ``objective``: what its new rows are trained on; one, or a weight for each. ``cross-entropy``: the text;
     ``self-distillation``: agreement with itself in its own vocabulary on how likely spans of the text are
     that both tokenizers end at the same byte (causal models). If not given, ``cross-entropy``; classifiers
-    keep their own probabilities.
-
-    ``old_rows_learning_rate``: of rows that are copies of the teacher's own, those of tokens that both
-    vocabularies have and of special tokens; 0 leaves them as they are, null is ``learning_rate``.
-
-    ``norms``: its norms are trained too. ``micro_batch``: as ``effective_batch`` where null. ``patience``:
-    validations without improvement, of the loss on held-out text, which for one vocabulary falls exactly when
-    bits per byte fall; null trains all ``tokens``. ``fraction``: the share of the training text that it sees;
-    as ``data.fraction`` where null.
+    keep their own probabilities. ``old_rows_learning_rate``: of rows that are copies of the teacher's own,
+    those of tokens that both vocabularies have and of special tokens; 0 leaves them as they are, null is
+    ``learning_rate``. ``norms``: its norms are trained too. ``micro_batch``: as ``effective_batch`` where
+    null. ``patience``: validations without improvement, of the loss on held-out text, which for one
+    vocabulary falls exactly when bits per byte fall; null trains all ``tokens``. ``fraction``: the share of
+    the training text that it sees; as ``data.fraction`` where null.
     """
 
     called: ClassVar[str] = "a key of adapt"

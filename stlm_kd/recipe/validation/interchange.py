@@ -29,7 +29,7 @@ def interchange_conflicts(place: Place, objective: Interchange, recipe: Recipe) 
     if objective.is_by_teacher:
         yield from _by_teacher(place, objective, names)
     else:
-        yield from _alignment(place, objective, names, recipe)
+        yield from layers_beyond((*place, "alignment"), [objective.alignment], names, recipe)
     if objective.source_entry.replaces == "states":
         yield from _aligned_layers_exist(place, objective, names, recipe)
 
@@ -59,11 +59,6 @@ def _by_teacher(place: Place, objective: Interchange, names: list[str]) -> Itera
     if unknown := [name for name in given if name not in names]:
         known = known_names(unknown[0], names)
         yield ((*place, "alignment"), ("teachers",)), f"{unknown[0]} is not a teacher of this loss{known}"
-
-
-def _alignment(place: Place, objective: Interchange, names: list[str], recipe: Recipe) -> Iterator[Conflict]:
-    layers = objective.alignment if isinstance(objective.alignment, dict) else {}
-    yield from layers_beyond((*place, "alignment"), [layers], names, recipe)
 
 
 def _aligned_layers_exist(

@@ -11,11 +11,7 @@ from stlm_kd.recipe.validation.conflict import Conflict, Place, within
 
 
 def trainings(recipe: Recipe, place: Place = (), teacher: str = "") -> Iterator[tuple[Place, str, Recipe]]:
-    """The recipe itself and all recipes that its teachers are trained by, and theirs.
-
-    Yields:
-        Where it stands, the teacher's name ("" for the recipe itself), and the recipe.
-    """
+    """The recipe and all that its teachers are trained by, each with its place and teacher's name or ""."""
     yield place, teacher, recipe
     for i, entry in enumerate(recipe.teachers):
         if entry.recipe is not None:

@@ -22,16 +22,9 @@ from stlm_kd.teachers import COMBINED
 
 def conflicts(recipe: Recipe) -> Iterator[Conflict]:
     """Every conflict within a recipe and within the recipes of its teachers."""
-    yield from _task(recipe)
-    yield from _student(recipe)
-    yield from _teachers(recipe)
-    yield from combination_conflicts(recipe)
-    yield from _data(recipe)
-    yield from _eval(recipe)
-    yield from objective_conflicts(recipe)
-    yield from cache_conflicts(recipe)
-    yield from _train(recipe)
-    yield from _controls(recipe)
+    own = (_task, _student, _teachers, combination_conflicts, _data, _eval)
+    for check in (*own, objective_conflicts, cache_conflicts, _train, _controls):
+        yield from check(recipe)
 
 
 def _task(recipe: Recipe) -> Iterator[Conflict]:
@@ -188,10 +181,8 @@ def _source(place: Place, source: Source, *, labelled: bool) -> Iterator[Conflic
     task: Place = ("task",)
     entry, value = source.entry, source.value
     if labelled:
-        defaults = {name: default for name, (_, default) in entry.options(labelled=False).items()}
-        defaults = {
-            name: default for name, default in defaults.items() if name not in entry.options(labelled=True)
-        }
+        own, of_text = entry.options(labelled=True), entry.options(labelled=False)
+        defaults = {name: default for name, (_, default) in of_text.items() if name not in own}
         for key, default in (*defaults.items(), ("domain", "default"), ("weight", 1.0)):
             if getattr(source, key) != default:
                 yield ((*place, key), task), "only for language models; labelled examples have text and label"
@@ -256,10 +247,8 @@ def _eval(recipe: Recipe) -> Iterator[Conflict]:
     for i, entry in enumerate(recipe.eval):
         suite = SUITES[entry.suite]
         if suite.reads_held_out(entry.options) and recipe.data.validation is None:
-            yield (
-                (("eval", i), ("data", "validation")),
-                f"{entry.suite} is measured on data.validation, which is not given; add it",
-            )
+            message = f"{entry.suite} is measured on data.validation, which is not given; add it"
+            yield (("eval", i), ("data", "validation")), message
         runnable = [teacher for teacher in recipe.teachers if not teacher.is_only_read]
         if suite.teachers and (recipe.adapts_only or not runnable):
             message = (
