@@ -38,8 +38,7 @@ def distill(
     rehearsal: options.Rehearsal = True,
     trust_remote_code: options.TrustRemoteCode = False,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show the plan and missing requirements."),
+        bool, typer.Option("--dry-run", help="Show the plan and missing requirements.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:

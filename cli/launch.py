@@ -34,13 +34,6 @@ def launch(words: Sequence[str], processes: int) -> int:
     Sets the same environment variables as torchrun, so that the same arguments work with torchrun. Prints the
     output of the main process, and the errors of the others. Forwards SIGINT and SIGTERM to all processes,
     which save and stop at the same step; on Linux they also do so if this process is killed.
-
-    Args:
-        words: The command line without the program's name and without ``--processes``.
-        processes: Number of processes.
-
-    Raises:
-        UsageError: A launcher started this process.
     """
     if "WORLD_SIZE" in os.environ:
         raise UsageError(
@@ -94,11 +87,8 @@ def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
 def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[int, str]:
     """The combined exit code of all processes, and a message, if any.
 
-    Processes that only lost a connection end with 1, so the largest code is the most specific.
-
-    Args:
-        codes: Exit codes by rank; negative if a signal killed the process, None if the launcher did.
-        received: The forwarded signals.
+    Processes that only lost a connection end with 1, so the largest code is the most specific. ``codes`` are
+    by rank: negative if a signal killed the process, None if the launcher did.
     """
     killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
     failed = max([code for code in codes if code is not None and code >= 0], default=0)

@@ -42,8 +42,7 @@ TextColumns = Annotated[
     ),
 ]
 LabelColumn = Annotated[
-    str | None,
-    typer.Option(help="Labelled examples: label column. Default: that of the run."),
+    str | None, typer.Option(help="Labelled examples: label column. Default: that of the run.")
 ]
 Teachers = Annotated[
     list[str] | None,
@@ -54,8 +53,7 @@ Teachers = Annotated[
     ),
 ]
 Tasks = Annotated[
-    str | None,
-    typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}."),
+    str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}.")
 ]
 
 

@@ -18,11 +18,7 @@ AGAIN = "the run's command rewrites it"
 
 
 def read_saved(path: Path, kind: TypeAdapter[Found], *, remedy: str) -> Found:
-    """Read and validate a JSON file; ``remedy`` tells in the message what to do about an invalid one.
-
-    Raises:
-        CheckpointError: The file cannot be read, or is invalid.
-    """
+    """Read and validate a JSON file; CheckpointError with the remedy if it cannot be read or is invalid."""
     try:
         return kind.validate_json(path.read_bytes())
     except OSError as error:

@@ -66,11 +66,8 @@ class Stages:
     def make(self, kind: str, key: Key, build: Callable[[Path], None], *, together: bool = False) -> Path:
         """Return the stage's folder, building it if necessary.
 
-        Args:
-            kind: One of ``FORMATS``.
-            key: Everything that determines the result.
-            build: Writes to the given folder, which may contain files of an interrupted build.
-            together: Whether all processes of the command call this and build together.
+        ``key`` is everything that determines the result. ``build`` writes to a folder, which may contain files
+        of an interrupted build; with ``together``, all processes of the command call this and build together.
 
         Raises:
             CheckpointError: The folder is not this stage, or was changed since its completion.
@@ -85,11 +82,7 @@ class Stages:
         return folder
 
     def holds(self, folder: Path, kind: str, key: Key) -> bool:
-        """Whether a folder is this stage or a copy of it, as recorded in its metadata.
-
-        Raises:
-            CheckpointError: It is this stage, but a file was changed.
-        """
+        """Whether a folder is this stage or a copy, by its metadata; CheckpointError if a file was changed."""
         try:
             found = json.loads((folder / STAGE).read_text(encoding="utf-8"))
             same = self._digest(found["kind"], found["key"]) == self._digest(kind, key)

@@ -21,10 +21,7 @@ from stlm_kd.pipeline.checks.overlap import recipe_notes
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import write_reports
 from stlm_kd.pipeline.stages.students import student_folder, variants
-from stlm_kd.pipeline.stages.teacher import (
-    PreparedTeacher,
-    copy_reports,
-)
+from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.recipe import Recipe

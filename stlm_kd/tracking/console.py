@@ -103,13 +103,7 @@ class LiveProgress(Tracker):
 
 
 class CacheProgress:
-    """Prints a line as soon as the speed is known, and then every ten seconds.
-
-    Args:
-        teacher: The teacher's name.
-        tokens: Approximate number of tokens to write.
-        say: Receives each line.
-    """
+    """Prints a line as soon as the speed is known, and then every ten seconds."""
 
     def __init__(self, teacher: str, tokens: int, *, say: Callable[[str], None]) -> None:
         self._teacher, self._tokens, self._say = teacher, max(tokens, 1), say
@@ -135,10 +129,7 @@ class CacheProgress:
 
 
 def open_progress(stream: TextIO | None = None, *, unit: str = PER_TOKEN) -> Tracker:
-    """A live table if the stream (default: stderr) is a terminal, otherwise plain lines.
-
-    ``unit`` is the unit of the loss on labels.
-    """
+    """A live table if the stream (default: stderr) is a terminal, otherwise plain lines."""
     stream = sys.stderr if stream is None else stream
     console = Console(file=stream)
     return (

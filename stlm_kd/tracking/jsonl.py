@@ -23,11 +23,8 @@ _LINES: TypeAdapter[Line] = TypeAdapter(dict[str, JsonValue])  # type: ignore[ar
 class JsonlTracker(Tracker):
     """Appends to a file. Each line has ``kind`` ("step", "validation" or "note") and ``stage``.
 
-    Args:
-        path: The file; lines of an earlier process remain until ``rewind``.
-
-    Raises:
-        CheckpointError: from any method, if the file cannot be written (such as on a full disk).
+    Lines of an earlier process remain until ``rewind``. Any method raises CheckpointError if the file cannot
+    be written (such as on a full disk).
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,11 +82,7 @@ class JsonlTracker(Tracker):
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """All complete lines of a metrics file; [] without a file.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-    """
+    """All complete lines of a metrics file; [] without a file, CheckpointError if it cannot be read."""
     try:
         return list(_lines(path)) if path.is_file() else []
     except OSError as error:

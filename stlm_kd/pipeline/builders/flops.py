@@ -51,14 +51,10 @@ class PassCost:
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """The size of an optimizer step.
+    """The average rows of an optimizer step, and positions per row.
 
-    Attributes:
-        rows: Average number of rows.
-        length: Average positions per row.
-        counted: The share of positions with a label, which the head processes.
-        run_again: For rows used as sources for each other, the share whose source is in another micro-batch
-            and needs an extra forward pass.
+    ``counted`` is the share of positions with a label, which the head processes. For rows used as sources for
+    each other, ``run_again`` is the share whose source is in another micro-batch and needs a forward pass.
     """
 
     rows: float
@@ -106,13 +102,8 @@ def training_flops(
 ) -> int | None:
     """The FLOPs of this many optimizer steps; None if a model's family is not in ``ARCHITECTURES``.
 
-    Args:
-        step: The student, its terms and its teachers.
-        reading: The size of a step.
-        steps: Completed optimizer steps.
-        planned: Total steps of the schedules, if larger.
-        frozen_body: Whether only the student's embedding and head are trained, so that the body needs no
-            weight gradients.
+    ``planned`` is the number of steps of the schedules, if larger. With ``frozen_body``, only the student's
+    embedding and head are trained, so that the body needs no weight gradients.
     """
     stored = [teacher for teacher in step.teachers.values() if isinstance(teacher, CachedTeacher)]
     others = [teacher for teacher in step.teachers.values() if not isinstance(teacher, CachedTeacher)]
@@ -225,12 +216,7 @@ def _intervention_passes(
 ) -> _InterventionPasses:
     """The shares of the blocks that are computed, averaged over the layers that may be drawn.
 
-    Args:
-        intervention: The intervention.
-        layers: For each layer that may be drawn, the layers overwritten in the model.
-        cost: The model's cost.
-        reading: Provides the share of sources that need an extra pass.
-        own: Whether the model is the student, whose passes may draw separate dropout masks.
+    ``layers`` are those overwritten for each of these; a student (``own``) may draw separate dropout masks.
     """
     source = SOURCES[intervention.source]
     if source.replaces == "tokens":

@@ -28,8 +28,7 @@ def terms_of(
 ) -> list[Term]:
     """The loss terms of the recipe's objectives, for a student and teachers of these configurations.
 
-    Raises:
-        ModelError: A model lacks one of the sites; ``feature_faults`` reports the place.
+    A missing site raises ModelError; ``feature_faults`` reports its place.
     """
     return [
         term
@@ -108,11 +107,7 @@ def teacher_of(entry: Feature | MapFeature, recipe: Recipe) -> str:
 def pairs_of(
     entry: Feature | MapFeature, student: PretrainedConfig, teacher: PretrainedConfig
 ) -> tuple[tuple[Site, Site], ...]:
-    """The pairs of sites that an objective compares.
-
-    Raises:
-        ModelError: A model lacks one of the sites.
-    """
+    """The pairs of sites that an objective compares; ModelError if a model lacks one."""
     choose = layer_pairs if isinstance(entry, MapFeature) else site_pairs
     return tuple(choose(site_choices(entry), num_layers(student), num_layers(teacher)))
 

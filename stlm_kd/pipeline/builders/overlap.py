@@ -20,13 +20,9 @@ HeldOut = list[str] | Examples
 
 
 def refuse_identical_files(recipe: Recipe) -> None:
-    """Raise an error if a validation file is identical to a training file, unless ``data.allow_overlap``.
+    """Raise DataError if a validation file equals a training file, unless ``data.allow_overlap``.
 
     Includes the training files of the teachers' recipes.
-
-    Raises:
-        DataError: Two files are identical; the message names both.
-        MissingResourceError: A file is missing or cannot be read.
     """
     if recipe.data.allow_overlap:
         return

@@ -63,13 +63,9 @@ Built = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A model that the run will save or score.
+    """A model that the run will score, and save if ``is_saved``; suites compare a student with teachers.
 
-    Attributes:
-        place: The model's place in the recipe.
-        build: Builds the model; returns None for a too large model or an unknown family.
-        is_saved: Whether the run saves the model.
-        is_student: Whether suites compare the model with teachers.
+    ``build`` returns None for a too large model or an unknown family.
     """
 
     place: str
@@ -81,13 +77,8 @@ class Part:
 def rehearse(setup: RecipeSetup, *, folder: Path, origin: str, only: Sequence[str] | None = None) -> None:
     """Check that the run's models can be saved, loaded and scored after training.
 
-    Removes everything that it writes, and restores the states of the random generators.
-
-    Args:
-        setup: A recipe that passed ``check_recipe``.
-        folder: The run folder, locked by this command.
-        origin: The recipe's name in messages.
-        only: Names of teachers to rehearse, without the student; None for the student and all teachers.
+    Removes all that it writes, and restores the states of the random generators. ``only`` names teachers to
+    rehearse without the student; None for the student and all teachers.
 
     Raises:
         StlmKdError: A model cannot be saved, differs after loading with plain transformers, or makes a suite
@@ -149,11 +140,7 @@ def _parts(setup: RecipeSetup, only: Sequence[str] | None) -> Iterator[Part]:
 
 
 def _rehearse(
-    part: Part,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    setup: RecipeSetup,
-    folder: Path,
+    part: Part, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, setup: RecipeSetup, folder: Path
 ) -> None:
     recipe, context = setup.recipe, setup.context
     saved = folder / "model"

@@ -52,9 +52,7 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 def check_recipe(setup: RecipeSetup, *, origin: str) -> None:
     """Validate that a recipe's parts fit together, and those of its teachers' recipes.
 
-    Args:
-        setup: The recipe; text tokenised here is cached for the run.
-        origin: The recipe's name in messages.
+    Text tokenised here is cached for the run.
 
     Raises:
         RecipeError: All faults at once: vocabularies that differ without ``adapt``, a model of another task,

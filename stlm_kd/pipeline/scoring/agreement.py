@@ -86,11 +86,7 @@ def _configs(options: Mapping[str, Any]) -> tuple[ReadConfig, AttributionConfig]
 
 
 def _require_same_classes(names: Sequence[str]) -> None:
-    """Check that all models have the same class names, so that class indices are comparable.
-
-    Raises:
-        DataError: Two models have different class names.
-    """
+    """Check that all models have the same class names, so that class indices are comparable."""
     classes = {name: class_names(load_config(model_of(name))) for name in names}
     first = next((name for name in names if not is_unnamed(classes[name])), names[0])
     for name, own in classes.items():

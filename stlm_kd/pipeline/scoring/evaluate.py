@@ -146,14 +146,9 @@ def _model(name: str, *, trust: bool) -> _Model:
 
 
 def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool, bool, str]]) -> None:
-    """Check that no option is given that no suite uses.
+    """Raise UsageError for the first option that no suite uses.
 
-    Args:
-        calls: The suites.
-        options: By name, whether it is given, whether a suite uses it, and what such a suite does.
-
-    Raises:
-        UsageError: An option is unused; the message names the first.
+    ``options`` tells by name whether it is given, whether a suite uses it, and what such a suite does.
     """
     suites = ", ".join(dict.fromkeys(call.suite for call in calls))
     for option, (is_given, is_read, reading) in options.items():
@@ -240,11 +235,7 @@ def read_held_out(
 
 
 def held_out_of_run(name: str) -> HeldOut:
-    """The validation text or examples of the run that a model belongs to.
-
-    Raises:
-        UsageError: The model belongs to no run with held-out data.
-    """
+    """The validation text or examples of the run that a model belongs to; UsageError without such a run."""
     run = _run_of(name)
     if run is not None:
         found = held_out_of_recipe(recipe_of(run))

@@ -12,11 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.adaptation.initialisers import VocabularyInit, new_rows
-from stlm_kd.adaptation.span_distillation import (
-    AlignedTokenisations,
-    SpanTeacher,
-    positions_of,
-)
+from stlm_kd.adaptation.span_distillation import AlignedTokenisations, SpanTeacher, positions_of
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
 from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
 from stlm_kd.data.token_store import joined
@@ -70,12 +66,7 @@ ORIGINAL = "original"
 def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, folder: Path) -> None:
     """Write ``model/`` (with the student's tokenizer), ``report.json`` and ``metrics.jsonl`` to a folder.
 
-    Args:
-        setup: Provides the text, its context and the student's tokenizer.
-        adapt: The recipe's settings for this teacher.
-        teacher: Folder or Hub id.
-        name: The teacher's name in the recipe.
-        folder: Output folder; also contains the checkpoints of an interrupted adaptation.
+    The folder also contains the checkpoints of an interrupted adaptation.
 
     Raises:
         ModelError: The teacher cannot process packed rows, or its vocabulary differs from its tokenizer's.
@@ -133,14 +124,7 @@ class _Work(RecipeSetup):
 
 @dataclass(frozen=True, slots=True)
 class _TrainingSetup:
-    """The training of a teacher with new rows.
-
-    Attributes:
-        training_data: The training data.
-        settings: Training settings, for old and new rows alike.
-        step: The model and its loss terms.
-        aligned: The share of positions in aligned spans, for the report.
-    """
+    """The training of a teacher with new rows; ``aligned`` is the share of positions in aligned spans."""
 
     training_data: TrainingData
     settings: TrainingConfig
@@ -294,14 +278,9 @@ def span_step(
     *,
     asked_often: bool,
 ) -> SpanStep:
-    """The training step of self-distillation on aligned spans.
+    """The training step of self-distillation on aligned spans of the text in both tokenizations.
 
-    Args:
-        model: The model with new rows.
-        original: The unadapted model.
-        text: The text in both tokenizations.
-        adapt: Provides the objective's weights, precision and batch sizes.
-        asked_often: Whether rows are read more than once, so that the teacher's outputs are precomputed.
+    If rows are read more than once (``asked_often``), the teacher's outputs are precomputed.
     """
     device = current_device()
     to_device(original, device)

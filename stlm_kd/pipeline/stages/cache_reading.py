@@ -21,10 +21,7 @@ from stlm_kd.teachers.cache.reader import TeacherCache
 def differences(order: CacheJob, manifest: Manifest, *, with_teacher: bool) -> Iterator[str]:
     """The differences between a given cache and the one that the recipe needs, in words.
 
-    Args:
-        order: The cache that the recipe needs.
-        manifest: The given cache's manifest.
-        with_teacher: Whether the teacher's model is available for comparison.
+    ``with_teacher``: whether the teacher's model is available for comparison.
     """
     expected = cached_rows_key(order)
     if with_teacher:
@@ -45,11 +42,7 @@ def _truncated(value: object) -> str:
 
 
 def opened(order: CacheJob) -> TeacherCache:
-    """Open the cache for a training: a stage, or the folder named in the recipe.
-
-    Raises:
-        CheckpointError: The named cache is damaged or does not match the recipe.
-    """
+    """Open the cache for a training: a stage, or the named folder; CheckpointError if it does not match."""
     path = order.options.path
     if path is None:
         return TeacherCache.open(order.ensure(), every_byte=False)  # the stage's files were just verified

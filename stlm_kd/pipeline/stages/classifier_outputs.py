@@ -36,17 +36,7 @@ def cached_outputs(
     trust: bool,
     like: ClassifierOutputs | None = None,
 ) -> ClassifierOutputs:
-    """Load a classifier and compute its outputs; see ``classifier_outputs``.
-
-    Args:
-        name: The model's name in results.
-        examples: Labelled examples.
-        reading: How to encode the examples.
-        explaining: Which attributions to compute.
-        model: A run, model folder or Hub id.
-        trust: Whether to run code shipped with the model.
-        like: A teacher's outputs.
-    """
+    """Load a classifier (run, folder or Hub id) and compute its outputs; see ``classifier_outputs``."""
     folder = model_of(model)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     loaded = load_classifier(folder, examples.label_names, tokenizer=tokenizer, trust_remote_code=trust)

@@ -52,12 +52,6 @@ def tuned_scores(
     There is one result per task, seed and scored part, and with several tasks an average per seed. All
     processes of a command must call this together.
 
-    Args:
-        suite: The suite's name.
-        options: The suite's options.
-        model: Folder or Hub id of a language model, or of a body without a head.
-        context: The run context.
-
     Raises:
         MissingResourceError, DataError: The data is missing or does not fit the task.
         ModelError: The model's family has no suitable head, or padding changes the model's outputs.

@@ -40,13 +40,7 @@ from stlm_kd.training.processes import current_device
 
 @dataclass(frozen=True, slots=True)
 class SuiteCall:
-    """A suite and its options.
-
-    Attributes:
-        suite: The suite's name.
-        options: The options as given.
-        window: The default window; None for suites without windows.
-    """
+    """A suite, its options as given, and its default window; None for suites without windows."""
 
     suite: str
     options: Mapping[str, Any]
@@ -107,12 +101,7 @@ def score(
 ) -> list[SuiteResult]:
     """Score a model with each suite, loading it once; a fine-tuning suite gives several results.
 
-    Args:
-        model: Folder or Hub id.
-        calls: Suites with their options.
-        held: Held-out text, or labelled examples for classifiers.
-        context: The run context, which caches fine-tunings and teachers' outputs.
-        beside: The teachers, for suites that need them.
+    ``beside`` are the teachers, for suites that need them.
     """
     names = held.label_names if isinstance(held, Examples) else None
     trust = context.trust_remote_code
@@ -128,12 +117,7 @@ def score(
 
 
 def check_rows(calls: Sequence[SuiteCall]) -> None:
-    """Check that the data of benchmarks and optional packages are available, before loading a model.
-
-    Raises:
-        UsageError: lm-eval does not know a task.
-        MissingResourceError, DataError: Data or a package is missing.
-    """
+    """Check that tasks exist, and data and optional packages are available, before loading a model."""
     for call in calls:
         SUITES[call.suite].check(call.options)
 
@@ -143,11 +127,7 @@ def kept_scores(
 ) -> list[SuiteResult]:
     """Score a model with the recipe's suites, each cached as a stage; loads the model only if needed.
 
-    Args:
-        recipe: Provides the suites and their data.
-        model: Folder or Hub id.
-        context: The run context.
-        beside: A student's teachers; None for a teacher, which skips suites that compare with teachers.
+    ``beside`` are a student's teachers; None for a teacher, which skips suites that compare with teachers.
     """
     calls = [call for call in suite_calls(recipe) if beside is not None or not SUITES[call.suite].teachers]
     trust = context.trust_remote_code
@@ -259,15 +239,7 @@ def score_models(
     context: RunContext,
     jobs: int,
 ) -> dict[str, tuple[SuiteResult, ...]]:
-    """Score several models in parallel jobs.
-
-    Args:
-        recipe: Provides the suites.
-        models: Folders or Hub ids.
-        teachers: By model, the teachers to compare a student with; None for a teacher.
-        context: The run context.
-        jobs: Number of parallel evaluations.
-    """
+    """Score models in parallel jobs; ``teachers`` are those to compare a student with, None for a teacher."""
     found = run_jobs(
         [
             Job(_score_model, (plain(recipe), model, context.named("eval", jobs), teachers[model]))

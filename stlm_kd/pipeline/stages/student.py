@@ -52,12 +52,9 @@ REMEMBERED_BYTES = 2**30
 
 
 def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
-    """Train a student and write ``model/``, ``report.json``, ``metrics.jsonl`` and checkpoints to a folder.
+    """Write ``model/``, ``report.json``, ``metrics.jsonl`` and checkpoints to a folder.
 
-    Args:
-        job: The student job.
-        folder: Output folder; an interrupted training resumes from its checkpoints.
-        label: The training's name in progress lines.
+    An interrupted training resumes from its checkpoints. ``label`` is its name in progress lines.
     """
     recipe, tokenizer, context = job.recipe, job.tokenizer, job.context
     student = initial_student(job)
@@ -110,11 +107,7 @@ def held_out_of(training_data: TrainingData, micro_batch: int) -> Callable[[], I
 
 
 def initial_student(job: StudentJob) -> PreTrainedModel:
-    """Build the student with its initial weights.
-
-    Raises:
-        ModelError: The student cannot be built, is too large, or cannot be trained on packed rows.
-    """
+    """The student with its initial weights; ModelError if it is too large or cannot read packed rows."""
     recipe = job.recipe
     student = _built(job)
     if recipe.student.dropout is not None:
@@ -240,15 +233,9 @@ def _ready(
     epochs: float,
     room: int,
 ) -> LiveTeacher | PrecomputedTeacher:
-    """Precompute the teacher's outputs if rows repeat and the outputs fit in memory.
+    """Precompute the teacher's outputs if rows repeat and the outputs fit in memory (``room``, in bytes).
 
-    Args:
-        live: The teacher.
-        needs: The outputs that the objectives need.
-        recipe: Provides batch sizes and precision.
-        training_data: The training data.
-        epochs: How often each row is read.
-        room: Available bytes.
+    ``epochs``: how often each row is read.
     """
     of_one_length = recipe.language_task is not None or not (needs.sites or needs.maps)
     if epochs <= 1 or not training_data.is_always_the_same or not of_one_length:

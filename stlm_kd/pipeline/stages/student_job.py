@@ -34,7 +34,6 @@ class StudentJob(RecipeSetup):
     """One student or control to train.
 
     Attributes:
-        variant: The student or a control.
         seed: Random seed of initial weights, data order, masks and dropout.
         teachers: By name, the folder of each prepared (if necessary adapted) teacher.
         flops: Compute budget in place of a number of steps; only for ``equal-compute``.

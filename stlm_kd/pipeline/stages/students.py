@@ -97,11 +97,7 @@ def _waves(wanted: Sequence[Variant]) -> list[list[Variant]]:
 
 
 def _flops_of_student(run: Path, seed: int) -> int:
-    """The training FLOPs of this seed's student and its teachers.
-
-    Raises:
-        CheckpointError: The FLOPs were not counted.
-    """
+    """The training FLOPs of this seed's student and its teachers."""
     folder = student_folder(run, "student", seed)
     flops = read_report(folder).flops
     if flops is None:

@@ -36,7 +36,6 @@ class PreparedTeacher:
     """A teacher that is ready for distillation.
 
     Attributes:
-        name: The teacher's name in the recipe.
         original: Folder or Hub id before adaptation.
         training: The folder of its training; None for an existing model.
         adaptation: The folder of its adaptation; None for a teacher with the student's vocabulary.

@@ -47,13 +47,7 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 @dataclass(frozen=True, slots=True)
 class CacheJob(RecipeSetup):
-    """A teacher cache that a recipe needs.
-
-    Attributes:
-        teacher: A teacher of the recipe, with ``cache``.
-        model: Folder or Hub id of the prepared teacher.
-        seed: The student's seed, which draws the examples.
-    """
+    """The cache of a prepared teacher (folder or Hub id); the student's seed draws the examples."""
 
     teacher: Teacher
     model: str
@@ -107,11 +101,7 @@ class CacheJob(RecipeSetup):
             if tokenizer_identity(own) != tokenizer_identity(self.tokenizer):
                 readers = {self.teacher.name: own}
         return build_training_data(
-            self,
-            fraction=None,
-            seed=self.seed,
-            readers=readers,
-            variants=mask_variants(self.recipe),
+            self, fraction=None, seed=self.seed, readers=readers, variants=mask_variants(self.recipe)
         )
 
 
