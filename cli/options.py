@@ -62,8 +62,6 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code shipped with a model. Read it first.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
-
-
 Rehearsal = Annotated[
     bool,
     typer.Option(
@@ -83,12 +81,9 @@ ResumeOption = Annotated[
     Resume,
     typer.Option("--resume", help="Resume unfinished trainings, or restart them; finished ones are reused."),
 ]
-
-
 Processes = Annotated[
     int, typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any.")
 ]
-
 Output = Annotated[
     Path | None, typer.Option(callback=file_to_write, help="Write all results to this JSON file.")
 ]

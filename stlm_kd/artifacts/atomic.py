@@ -89,10 +89,7 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def clear_unfinished_for(target: Path) -> None:
-    """Remove unfinished files of killed processes for a ``target`` that the caller has locked.
-
-    Other processes may write to neighbouring paths at the same time.
-    """
+    """Remove unfinished files of killed processes for a locked ``target``; its neighbours may be in use."""
     for left in [*target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}")]:
         remove(left)
 

@@ -10,11 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 from stlm_kd.errors import CheckpointError
 
 Found = TypeVar("Found")
-_SHOWN = 40
-"""Maximum characters of a found value in a message."""
+_SHOWN = 40  # maximum characters of a found value in a message
 
-AGAIN = "the run's command rewrites it"
-"""The remedy for most files of a run."""
+AGAIN = "the run's command rewrites it"  # the remedy for most files of a run
 
 
 def read_saved(path: Path, kind: TypeAdapter[Found], *, remedy: str) -> Found:

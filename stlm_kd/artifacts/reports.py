@@ -78,8 +78,7 @@ def read_adaptation(folder: Path) -> AdaptationReport:
     return read_saved(folder / REPORT, _ADAPTATIONS, remedy=AGAIN)
 
 
-REPORT = "report.json"
-"""The report's file name in the folder of a training or adaptation."""
+REPORT = "report.json"  # the report's file name in the folder of a training or adaptation
 
 
 @dataclass(frozen=True, slots=True)

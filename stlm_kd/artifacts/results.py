@@ -21,9 +21,7 @@ Count = Annotated[int, Ge(0), Le(10**30)]
 SIGNIFICANCE, POWER = 0.05, 0.8
 """Parameters of the two-sided paired test that defines ``Score.detectable``."""
 
-LARGEST = 1e150
-"""The largest number to compute with; its square fits into a float."""
-
+LARGEST = 1e150  # the largest number to compute with; its square fits into a float
 
 UNIFORM = "degenerate: gives every token the same probability"
 """The value of ``Score.degenerate`` for such a language model."""

@@ -40,11 +40,8 @@ class Plan:
     def require(self) -> None:
         """Raise MissingResourceError if something is missing, one per line."""
         if missing := self.missing:
-            lines = [
-                f"{self.name}: cannot run here: {len(missing)} missing",
-                *(f"  {one}" for one in missing),
-            ]
-            raise MissingResourceError("\n".join(lines))
+            headline = f"{self.name}: cannot run here: {len(missing)} missing"
+            raise MissingResourceError("\n  ".join([headline, *map(str, missing)]))
 
 
 def plan(

@@ -13,8 +13,7 @@ from rich.table import Table
 
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
-PER_TOKEN = "nats/tok"
-"""The unit of a language model's loss."""
+PER_TOKEN = "nats/tok"  # the unit of a language model's loss
 
 _CACHE_LINE_EVERY_S = 10.0
 
@@ -112,20 +111,16 @@ class CacheProgress:
         self._done = 0
 
     def done(self, tokens: int) -> None:
-        """Add completed tokens."""
         self._done += tokens
         now = time.monotonic()
         if self._last is None or now - self._last >= _CACHE_LINE_EVERY_S:
             self._last = now
-            self._say(self._line(now))
-
-    def _line(self, now: float) -> str:
-        speed = self._done / max(now - self._begin, 1e-6)
-        left = max(self._tokens - self._done, 0) / max(speed, 1e-6)
-        return (
-            f"cache of teacher {self._teacher}  {min(self._done / self._tokens, 1):.0%}  "
-            f"{short_number(speed)} tok/s  eta {duration(left)}"
-        )
+            speed = self._done / max(now - self._begin, 1e-6)
+            left = max(self._tokens - self._done, 0) / max(speed, 1e-6)
+            self._say(
+                f"cache of teacher {self._teacher}  {min(self._done / self._tokens, 1):.0%}  "
+                f"{short_number(speed)} tok/s  eta {duration(left)}"
+            )
 
 
 def open_progress(stream: TextIO | None = None, *, unit: str = PER_TOKEN) -> Tracker:

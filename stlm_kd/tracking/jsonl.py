@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeAlias
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.errors import CheckpointError
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
@@ -44,13 +44,8 @@ class JsonlTracker(Tracker):
         if not self.path.exists():
             return
         kept = [line for line in _lines(self.path) if not self._is_later(line, step)]
-        temporary = self.path.with_name(f".{self.path.name}.new")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 

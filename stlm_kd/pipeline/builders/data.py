@@ -100,7 +100,6 @@ class PackedText:
 
     @property
     def domains(self) -> Domains:
-        """The domains of the training rows."""
         return Domains(tuple(part.domain for part in self.parts), tuple(map(len, self.parts)))
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> BatchStream:
@@ -138,7 +137,6 @@ class PackedText:
         )
 
     def pool(self) -> TextPool:
-        """The pool of all training rows, to draw sources of interventions from."""
         return TextPool(self.parts, self.masking)
 
 
@@ -212,8 +210,7 @@ class LabelledData:
         return encode_texts(examples.texts, tokenizer, context=self.context, multiple=row_multiple())
 
 
-TrainingData = PackedText | LabelledData
-"""Training and held-out data of a student."""
+TrainingData = PackedText | LabelledData  # training and held-out data of a student
 
 
 def example_stream(examples: Tokenised, sizes: BatchSizes, *, seed: int) -> ExampleStream:
@@ -255,23 +252,13 @@ def build_training_data(
     refuse_identical_files(recipe)
     fraction = recipe.data.fraction if fraction is None else fraction
     if recipe.language_task is None:
-        return LabelledData(
-            training_examples(recipe, fraction, seed=seed),
-            held_out_examples(recipe),
-            setup.tokenizer,
-            readers,
-            recipe.data.context,
-        )
+        examples = training_examples(recipe, fraction, seed=seed)
+        context, unseen = recipe.data.context, held_out_examples(recipe)
+        return LabelledData(examples, unseen, setup.tokenizer, readers, context)
     parts = training_rows(setup, fraction=fraction)
     held = held_out_rows(setup)
-    return PackedText(
-        parts,
-        held,
-        training_masking(setup, parts),
-        held_out_masking(setup),
-        variants,
-        text_notes(parts, held),
-    )
+    masking, held_masking = training_masking(setup, parts), held_out_masking(setup)
+    return PackedText(parts, held, masking, held_masking, variants, text_notes(parts, held))
 
 
 def batch_sizes(config: TrainingConfig) -> BatchSizes:

@@ -80,8 +80,7 @@ def layers_of(
 ) -> dict[int, tuple[int, ...]]:
     """The student's layers that are aligned with the named teacher, each with the teacher's layers.
 
-    Raises:
-        ModelError: A model lacks one of the layers, or no layer is left.
+    ModelError if a model lacks one of the layers, or none is left.
     """
     own = num_layers(student)
     alignment = aligned(entry.alignment_of(name), own, num_layers(teacher))

@@ -106,8 +106,6 @@ def check_model(model: PreTrainedModel, recipe: Recipe, *, teacher: str | None, 
     Raises:
         ModelError: As ``check_forward``, ``check_classifier`` and ``require_paths``.
     """
-    if recipe.language_task is not None:
-        check_forward(model, context=recipe.data.context, name=name)
-    else:
-        check_classifier(model, context=recipe.data.context, name=name)
+    check = check_classifier if recipe.language_task is None else check_forward
+    check(model, context=recipe.data.context, name=name)
     require_paths(model, paths_into(recipe, teacher), name=name)

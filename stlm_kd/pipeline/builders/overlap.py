@@ -15,8 +15,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.validation.overlap import trainings
 
-HeldOut = list[str] | Examples
-"""Held-out documents, or labelled examples."""
+HeldOut = list[str] | Examples  # held-out documents, or labelled examples
 
 
 def refuse_identical_files(recipe: Recipe) -> None:

@@ -59,8 +59,7 @@ from stlm_kd.vocabulary.cooccurrence import Integers
 _DEFAULT_OBJECTIVES = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 """The default objectives, for language models (False) and classifiers (True)."""
 
-ORIGINAL = "original"
-"""The name of the unadapted classifier as teacher of its adapted copy."""
+ORIGINAL = "original"  # the name of the unadapted classifier as teacher of its adapted copy
 
 
 def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, folder: Path) -> None:
@@ -82,7 +81,8 @@ def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, fo
     try:
         measured = measurer(recipe)
         before = measured(model, own)
-        original = deepcopy(model) if _uses_original(recipe, adapt) else None
+        teaches_itself = recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
+        original = deepcopy(model) if teaches_itself else None
         made = _with_new_rows(work, model)
         initialised = measured(model, tokenizer)
         tracker.note(
@@ -172,7 +172,6 @@ def _report(
     initialised: Quality,
     trained: Quality,
 ) -> AdaptationReport:
-    """The report: quality before, after initialisation and after training, and training cost."""
     return AdaptationReport(
         teacher=work.teacher,
         task=work.recipe.task,
@@ -211,11 +210,6 @@ def _notes(training_data: TrainingData) -> tuple[str, ...]:
     bits = training_data.bits_of_a_nat if isinstance(training_data, PackedText) else None
     unit = () if bits is None else (f"validation: 1 nat per token is {bits:.3f} bits per byte",)
     return (*training_data.notes, *unit)
-
-
-def _uses_original(recipe: Recipe, adapt: Adapt) -> bool:
-    """Whether the outputs of the unadapted teacher are training targets."""
-    return recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
 
 
 def _joined_text(work: _Work) -> tuple[Integers, Integers]:

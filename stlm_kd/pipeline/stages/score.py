@@ -37,6 +37,8 @@ from stlm_kd.recipe.load import from_values, plain
 from stlm_kd.recipe.schema.root import Suite
 from stlm_kd.training.processes import current_device
 
+_RESULT = "result.json"
+
 
 @dataclass(frozen=True, slots=True)
 class SuiteCall:
@@ -142,7 +144,9 @@ def kept_scores(
             continue
 
         def build(folder: Path, call: SuiteCall = call) -> None:
-            _write(_run_suite(model, call, loaded(), held(), teachers_of), folder)
+            result = _run_suite(model, call, loaded(), held(), teachers_of)
+            write_json(folder / _RESULT, result.to_json())
+            write_reports([result], folder)
 
         key = score_key(call, recipe, model, trust=trust)
         if beside is not None and (form := SUITES[call.suite].teachers):
@@ -151,7 +155,9 @@ def kept_scores(
                 if form == "outputs"
                 else aligned_teachers_key(beside, model, trust=trust)
             )
-        results.append([_read(context.stages.make("eval", key, build))])
+        folder = context.stages.make("eval", key, build)
+        saved = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+        results.append([SuiteResult.from_json(saved)])
     return _with_labels(results, calls)
 
 
@@ -221,15 +227,6 @@ def _with_labels(results: Sequence[Sequence[SuiteResult]], calls: Sequence[Suite
         for found, label in zip(results, labels(calls), strict=True)
         for result in found
     ]
-
-
-def _write(result: SuiteResult, folder: Path) -> None:
-    write_json(folder / "result.json", result.to_json())
-    write_reports([result], folder)
-
-
-def _read(folder: Path) -> SuiteResult:
-    return SuiteResult.from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
 
 
 def score_models(

@@ -47,8 +47,7 @@ from stlm_kd.teachers.protocol import Teacher
 from stlm_kd.training.loop import fit
 from stlm_kd.training.processes import current_device
 
-REMEMBERED_BYTES = 2**30
-"""Memory for precomputed outputs of all teachers together."""
+REMEMBERED_BYTES = 2**30  # memory for precomputed outputs of all teachers together
 
 
 def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
@@ -121,29 +120,27 @@ def initial_student(job: StudentJob) -> PreTrainedModel:
 
 
 def _built(job: StudentJob) -> PreTrainedModel:
-    """The student from a teacher's layers, a checkpoint, or configuration fields."""
     recipe, seed, tokenizer = job.recipe, job.seed, job.tokenizer
     wanted, trust = recipe.student, job.context.trust_remote_code
     if wanted.init_from is not None:
         source = job.teachers[wanted.init_from.teacher]
         with error_context(teacher_place(recipe, wanted.init_from.teacher)):
             donor = load_model(source, recipe, tokenizer=None, trust_remote_code=trust)
-        student = student_from_layers(
+        return student_from_layers(
             donor,
             wanted.init_from.layers,
             model_type=wanted.init_from.model_type,
             place="student.init_from.layers",
         )
-    elif wanted.model is not None:
+    if wanted.model is not None:
         head_seed = seed if wanted.new_head else None
         with error_context("student.model"):
             student = load_model(
                 wanted.model, recipe, tokenizer=tokenizer, trust_remote_code=trust, head_seed=head_seed
             )
         check_size(student)
-    else:
-        student = model_from_recipe(job.fields, recipe, tokenizer, seed=seed)
-    return student
+        return student
+    return model_from_recipe(job.fields, recipe, tokenizer, seed=seed)
 
 
 def num_steps(train: Train, own: TrainingData, seed: int) -> int:
@@ -171,7 +168,12 @@ def step_of(
     """The training step: the student, its objectives, projections and teachers."""
     recipe = job.recipe
     names, cached = sorted(job.used_teachers), job.cached
-    models = {name: _teacher(job, name) for name in names if name not in cached}
+    trust = job.context.trust_remote_code
+    models = {
+        name: live_teacher(job.teachers[name], recipe, name=name, trust_remote_code=trust)
+        for name in names
+        if name not in cached
+    }
     configs = {
         name: models[name].model.config if name in models else job.configuration(name)
         for name in names
@@ -211,17 +213,10 @@ def step_of(
 def _gate(
     recipe: Recipe, student: PreTrainedModel, terms: Sequence[Term], teachers: Sequence[str]
 ) -> Gate | None:
-    """The trainable gate that weights the teachers, if the combination uses one."""
     needs = COMBINERS[recipe.combine.how].needs_with(recipe.combine.options)
     if "gate" not in needs or all(term.teacher != COMBINED for term in terms):
         return None
     return Gate(head_of(student).weight.shape[1], teachers)
-
-
-def _teacher(job: StudentJob, name: str) -> LiveTeacher:
-    """Load a teacher onto its device."""
-    trust = job.context.trust_remote_code
-    return live_teacher(job.teachers[name], job.recipe, name=name, trust_remote_code=trust)
 
 
 def _ready(

@@ -125,7 +125,6 @@ def cached_teacher(setup: RecipeSetup, teacher: Teacher, model: str) -> list[Pat
 
 
 def _train(recipe: Recipe, name: str, context: RunContext) -> Path:
-    """Train a teacher from its own recipe."""
     setup = setup_of(recipe, context)
     teachers = {teacher.name: prepare_teacher(setup, teacher).model for teacher in recipe.teachers}
     (seed,) = recipe.seeds

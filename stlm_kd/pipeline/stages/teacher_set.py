@@ -101,17 +101,10 @@ def teachers_of_run(run: Path) -> dict[str, str]:
     if not (run / TEACHERS).is_file():
         return {}
     saved = read_saved(run / TEACHERS, _TEACHERS, remedy=AGAIN)
-    folders = {name: run / model for name, model in saved.items()}
     return {
-        name: str(folder.resolve()) if _is_folder(folder) else saved[name] for name, folder in folders.items()
+        name: str((run / model).resolve()) if os.path.isdir(run / model) else model  # noqa: PTH112  # long names
+        for name, model in saved.items()
     }
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # the name is too long
-        return False
 
 
 def shared_tokenizer(names: Sequence[str], *, trust: bool) -> PreTrainedTokenizerFast:
