@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 def print_json(value: object) -> None:
     """Print a JSON document."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def deliver(value: object, *, output: Path | None, as_json: bool) -> bool:
+    """Write results to the file of ``--output``, print them with ``--json``; return whether printed."""
+    if output is not None:
+        from stlm_kd.artifacts.output import write_output
+
+        write_output(output, value)
+    if as_json:
+        print_json(value)
+    return as_json
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -38,8 +38,7 @@ def distill(
     rehearsal: options.Rehearsal = True,
     trust_remote_code: options.TrustRemoteCode = False,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show the plan and missing requirements."),
+        bool, typer.Option("--dry-run", help="Show the plan and missing requirements.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -88,7 +87,6 @@ def distill(
 
 
 def _print_side_by_side(runs: Sequence[Run], *, as_json: bool) -> None:
-    """Print a comparison of the students of several runs, and the run folders."""
     import stlm_kd
     from stlm_kd.reporting.tables.comparison import as_json as plain
 
@@ -101,7 +99,6 @@ def _print_side_by_side(runs: Sequence[Run], *, as_json: bool) -> None:
 
 
 def _print_what_next(run: Run, task: str) -> None:
-    """Print the locations of the outputs and next commands."""
     typer.echo(f"\nTable and results: {run.path}/table.txt, results.json\nLoss curves: {run.path}/curves.png")
     place = shlex.quote(str(run.path))
     typer.echo(f"Model: {run.model()}\nAll in one page: stlm-kd report {place} --html report.html")

@@ -38,7 +38,6 @@ class Commands(TyperGroup):
     """Runs a command; prints user errors to stderr as one message, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; ``ctx`` is the context of click, or of its copy in Typer."""
         try:
             return super().invoke(ctx)
         except RemoteProcessError as error:

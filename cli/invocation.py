@@ -23,12 +23,7 @@ def typed_command() -> str:
 
 
 def launched_again(processes: int, recipe: Recipe, *, origin: str, jobs: int = 1) -> bool:
-    """Run the command in several processes if requested; return whether it did.
-
-    Raises:
-        UsageError: ``--jobs`` is given as well.
-        RecipeError: The processes cannot share the batches of the recipe.
-    """
+    """Run the command in several processes if requested; return whether it did."""
     if processes == 1:
         return False
     import stlm_kd

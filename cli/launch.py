@@ -19,8 +19,7 @@ from stlm_kd.training.signals import handled
 
 PROGRAM: Sequence[str] = (sys.executable, "-m", "stlm_kd")
 
-GRACE_S = 30.0
-"""Seconds for the other processes to end after one has ended."""
+GRACE_S = 30.0  # seconds for the other processes to end after one has ended
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
@@ -34,13 +33,6 @@ def launch(words: Sequence[str], processes: int) -> int:
     Sets the same environment variables as torchrun, so that the same arguments work with torchrun. Prints the
     output of the main process, and the errors of the others. Forwards SIGINT and SIGTERM to all processes,
     which save and stop at the same step; on Linux they also do so if this process is killed.
-
-    Args:
-        words: The command line without the program's name and without ``--processes``.
-        processes: Number of processes.
-
-    Raises:
-        UsageError: A launcher started this process.
     """
     if "WORLD_SIZE" in os.environ:
         raise UsageError(
@@ -74,10 +66,7 @@ def command_lines(words: Sequence[str], processes: int, port: int) -> str:
 
 
 def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
-    """The environment variables of one process: rank and rendezvous, its share of the threads, no warnings.
-
-    Variables set by the user take precedence, except for rank and rendezvous.
-    """
+    """One process's rank, rendezvous, share of the threads and silence; the user may set the last two."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quiet = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return {
@@ -94,11 +83,8 @@ def rank_env(rank: int, processes: int, port: int) -> dict[str, str]:
 def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[int, str]:
     """The combined exit code of all processes, and a message, if any.
 
-    Processes that only lost a connection end with 1, so the largest code is the most specific.
-
-    Args:
-        codes: Exit codes by rank; negative if a signal killed the process, None if the launcher did.
-        received: The forwarded signals.
+    Processes that only lost a connection end with 1, so the largest code is the most specific. ``codes`` are
+    by rank: negative if a signal killed the process, None if the launcher did.
     """
     killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
     failed = max([code for code in codes if code is not None and code >= 0], default=0)
@@ -119,10 +105,7 @@ def exit_status(codes: Sequence[int | None], received: Sequence[int]) -> tuple[i
 
 
 def first_process_ends(patience_s: float) -> bool:
-    """Whether the main process has ended or ends within this many seconds.
-
-    It keeps the rendezvous port open as long as it runs.
-    """
+    """Whether the main process, which keeps the rendezvous port open, ends within this many seconds."""
     if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return False
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

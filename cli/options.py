@@ -21,22 +21,14 @@ _RECIPE = typer.Option(
 
 
 def file_to_write(option: typer.CallbackParam, path: Path | None) -> Path | None:
-    """Check the path of an output file before any work.
-
-    Raises:
-        UsageError: The path is a folder or a device.
-    """
+    """Raise UsageError if the path of an output file is a folder or a device, before any work."""
     if path is not None:
         refuse_no_file(path, option.opts[0])
     return path
 
 
 def one_value_each(changes: list[str] | None) -> list[str]:
-    """Check that no key is changed twice, since only the last change would count.
-
-    Raises:
-        UsageError: A key is changed twice, or a change is not of the form ``key.path=value``.
-    """
+    """Check that no key is changed twice, since only the last change would count."""
     if changes and len(changes) > 1:
         from stlm_kd.recipe.overrides import refuse_repeated
 
@@ -45,11 +37,7 @@ def one_value_each(changes: list[str] | None) -> list[str]:
 
 
 def read_settings(words: list[str] | None, **short: object) -> dict[str, Any]:
-    """The values of ``--set`` by option, and of options of their own, as ``--limit 5`` for ``limit=5``.
-
-    Raises:
-        UsageError: An option is given twice, or not as ``OPTION=VALUE``.
-    """
+    """The values of ``--set`` by option, and of options of their own, as ``--limit 5`` for ``limit=5``."""
     from stlm_kd.recipe.overrides import settings
 
     given = [f"{name}={value}" for name, value in short.items() if value is not None]
@@ -74,13 +62,10 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code shipped with a model. Read it first.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
-
-
 Rehearsal = Annotated[
     bool,
     typer.Option(
-        "--rehearsal/--no-rehearsal",
-        help="Save, load and score the untrained models once before training.",
+        "--rehearsal/--no-rehearsal", help="Save, load and score the untrained models once before training."
     ),
 ]
 
@@ -94,18 +79,11 @@ class Resume(str, Enum):
 
 ResumeOption = Annotated[
     Resume,
-    typer.Option(
-        "--resume",
-        help="Resume unfinished trainings, or restart them; finished ones are reused.",
-    ),
+    typer.Option("--resume", help="Resume unfinished trainings, or restart them; finished ones are reused."),
 ]
-
-
 Processes = Annotated[
-    int,
-    typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any."),
+    int, typer.Option(min=1, help="Number of training processes on this node; one per GPU, if any.")
 ]
-
 Output = Annotated[
     Path | None, typer.Option(callback=file_to_write, help="Write all results to this JSON file.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli import options
-from stlm_kd.cli.console import print_json, print_table
+from stlm_kd.cli.console import deliver, print_table
 from stlm_kd.errors import UsageError
 
 
@@ -51,7 +51,7 @@ def agreement(
     top is the number of words compared; context, batch_size and precision are those of the models.
     """
     import stlm_kd
-    from stlm_kd.artifacts.output import write_output, write_page
+    from stlm_kd.artifacts.output import write_page
     from stlm_kd.reporting.attribution_page import attribution_page
     from stlm_kd.reporting.tables.agreement import agreement_table, flip_lines
     from stlm_kd.reporting.tables.agreement import as_json as plain
@@ -69,12 +69,10 @@ def agreement(
         options=chosen,
         trust_remote_code=trust_remote_code,
     )
-    if output is not None:
-        write_output(output, plain(found))
+    printed = deliver(plain(found), output=output, as_json=as_json)
     if html is not None:
         write_page(html, attribution_page(found.answers, found.found, found.texts))
-    if as_json:
-        print_json(plain(found))
+    if printed:
         return
     print_table(agreement_table(found))
     for line in flip_lines(found):

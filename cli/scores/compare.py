@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stlm_kd.cli.console import print_comparison, print_json
+from stlm_kd.cli.console import deliver, print_comparison
 from stlm_kd.cli.options import AsJson, Baseline, Output, SmallestDifferences
 
 
@@ -42,7 +42,6 @@ def compare(
     comparisons. Equivalent: significantly no such difference. A single seed gives no verdict.
     """
     import stlm_kd
-    from stlm_kd.artifacts.output import write_output
     from stlm_kd.reporting.tables.comparison import as_json as plain
 
     comparison = stlm_kd.compare(
@@ -52,9 +51,5 @@ def compare(
         smallest=stlm_kd.Smallest.read(smallest or ()),
         lossy="allow" if allow_lossy else "refuse",
     )
-    if output is not None:
-        write_output(output, plain(comparison))
-    if as_json:
-        print_json(plain(comparison))
-    else:
+    if not deliver(plain(comparison), output=output, as_json=as_json):
         print_comparison(comparison)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli import options
-from stlm_kd.cli.console import print_json, print_table
+from stlm_kd.cli.console import deliver, print_table
 
 Models = Annotated[
     list[str],
@@ -42,8 +42,7 @@ TextColumns = Annotated[
     ),
 ]
 LabelColumn = Annotated[
-    str | None,
-    typer.Option(help="Labelled examples: label column. Default: that of the run."),
+    str | None, typer.Option(help="Labelled examples: label column. Default: that of the run.")
 ]
 Teachers = Annotated[
     list[str] | None,
@@ -54,8 +53,7 @@ Teachers = Annotated[
     ),
 ]
 Tasks = Annotated[
-    str | None,
-    typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}."),
+    str | None, typer.Option(metavar="A,B,…", help="Tasks of lm-eval or glue, short for {tasks: [A, B]}.")
 ]
 
 
@@ -80,7 +78,6 @@ def evaluate(
     Options (--set) apply to the suites that have them, such as seeds=5, fraction=.1 or preset=few-shot.
     """
     import stlm_kd
-    from stlm_kd.artifacts.output import write_output
     from stlm_kd.reporting.tables.scores import score_table
 
     listed = None if tasks is None else f"[{tasks}]"
@@ -97,9 +94,5 @@ def evaluate(
         resume=resume is options.Resume.auto,
     )
     plain = {model: [result.to_json() for result in scores] for model, scores in results.items()}
-    if output is not None:
-        write_output(output, plain)
-    if as_json:
-        print_json(plain)
-    else:
+    if not deliver(plain, output=output, as_json=as_json):
         print_table(score_table(results))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stlm_kd.cli import options
-from stlm_kd.cli.console import print_json, print_table
+from stlm_kd.cli.console import deliver, print_table
 
 
 def interchange(
@@ -32,7 +32,6 @@ def interchange(
     …), positions (consecutive, random), rows, context, seed.
     """
     import stlm_kd
-    from stlm_kd.artifacts.output import write_output
     from stlm_kd.reporting.tables.interchange import interchange_table
 
     found = stlm_kd.interchange(
@@ -42,9 +41,5 @@ def interchange(
         options=options.read_settings(settings),
         trust_remote_code=trust_remote_code,
     )
-    if output is not None:
-        write_output(output, found.to_json())
-    if as_json:
-        print_json(found.to_json())
-    else:
+    if not deliver(found.to_json(), output=output, as_json=as_json):
         print_table(interchange_table(found))

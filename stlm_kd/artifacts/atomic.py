@@ -26,10 +26,7 @@ _UNFINISHED = ".unfinished"
 def written_whole(target: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or folder, which replaces ``target`` if the block succeeds.
 
-    A file only replaces a file, and a folder only a folder.
-
-    Raises:
-        OSError: Writing failed; the temporary file is removed and ``target`` is unchanged.
+    A file only replaces a file, and a folder a folder. If writing fails, ``target`` is unchanged.
     """
     unfinished = unfinished_name(target)
     remove(unfinished)
@@ -73,11 +70,7 @@ def system_errors(place: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_as_error(place: Path) -> Iterator[None]:
-    """Turn errors of a full disk, or of an exhausted quota or limit, into one message.
-
-    Raises:
-        MissingResourceError: The disk is full; names ``place`` if the error names no file.
-    """
+    """Turn errors of a full disk, quota or limit into MissingResourceError, which names file or ``place``."""
     try:
         yield
     except OSError as error:
@@ -96,10 +89,7 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def clear_unfinished_for(target: Path) -> None:
-    """Remove unfinished files of killed processes for a ``target`` that the caller has locked.
-
-    Other processes may write to neighbouring paths at the same time.
-    """
+    """Remove unfinished files of killed processes for a locked ``target``; its neighbours may be in use."""
     for left in [*target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}")]:
         remove(left)
 

@@ -10,19 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from stlm_kd.errors import CheckpointError
 
 Found = TypeVar("Found")
-_SHOWN = 40
-"""Maximum characters of a found value in a message."""
+_SHOWN = 40  # maximum characters of a found value in a message
 
-AGAIN = "the run's command rewrites it"
-"""The remedy for most files of a run."""
+AGAIN = "the run's command rewrites it"  # the remedy for most files of a run
 
 
 def read_saved(path: Path, kind: TypeAdapter[Found], *, remedy: str) -> Found:
-    """Read and validate a JSON file; ``remedy`` tells in the message what to do about an invalid one.
-
-    Raises:
-        CheckpointError: The file cannot be read, or is invalid.
-    """
+    """Read and validate a JSON file; CheckpointError with the remedy if it cannot be read or is invalid."""
     try:
         return kind.validate_json(path.read_bytes())
     except OSError as error:

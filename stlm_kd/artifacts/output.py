@@ -18,8 +18,7 @@ def write_output(path: Path, value: object) -> None:
     """Write JSON atomically to the user's path, creating folders.
 
     Raises:
-        UsageError: The path exists and is not a file.
-        MissingResourceError: The file cannot be written.
+        UsageError, MissingResourceError: The path exists and is not a file, or cannot be written.
     """
     with _write_errors(path, "--output"):
         write_json(path.resolve(), value)
@@ -32,11 +31,7 @@ def write_page(path: Path, page: str) -> None:
 
 
 def refuse_no_file(path: Path, option: str) -> None:
-    """Raise an error if the path exists and is not a plain file.
-
-    Raises:
-        UsageError: The path is a folder or a device.
-    """
+    """Raise UsageError if the path is a folder or a device."""
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "not a plain file"
         example = "report.html" if option == "--html" else "scores.json"

@@ -30,25 +30,15 @@ def _measured_task(task: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AdaptationReport:
-    """The report of a vocabulary adaptation.
+    """The report of a vocabulary adaptation; ``old_vocabulary`` and ``new_vocabulary`` are sizes.
 
     Attributes:
-        teacher: Folder or Hub id of the original teacher.
-        task: The teacher's task, which determines the metric in ``MEASURES`` on held-out text or examples.
-            Bits per byte are comparable across vocabularies.
-        init: The initialiser.
-        old_vocabulary, new_vocabulary: Vocabulary sizes of the two tokenizers.
+        task: Determines the metric in ``MEASURES``; bits per byte are comparable across vocabularies.
         tokens_by_origin: Number of new tokens by origin of their row.
         before: Metric with the teacher's own vocabulary.
         initialised: Metric with the new rows, before training.
-        trained: Metric after training.
         held_out: Bytes or examples that the three metrics are measured on.
-        trained_parameters: Trained parameters: embedding and head, or a classifier's embedding; and norms if
-            these are trained.
-        tokens_seen: Training positions, repeats counted.
-        tokens_of_text: Positions of the training text, each counted once.
-        steps: Completed optimizer steps.
-        seconds: Training time.
+        tokens_seen: Training positions, repeats counted; in ``tokens_of_text`` each once.
         stopped: Why the training ended: ``done`` or ``early-stop``.
         objective: Training objectives with weights; {} from versions with a single objective.
         aligned: For self-distillation, the share of predicted tokens in spans that both tokenizers share, on
@@ -84,16 +74,11 @@ _ADAPTATIONS: TypeAdapter[AdaptationReport] = TypeAdapter(AdaptationReport)
 
 
 def read_adaptation(folder: Path) -> AdaptationReport:
-    """Read the report of an adaptation.
-
-    Raises:
-        CheckpointError: The report is damaged.
-    """
+    """Read the report of an adaptation."""
     return read_saved(folder / REPORT, _ADAPTATIONS, remedy=AGAIN)
 
 
-REPORT = "report.json"
-"""The report's file name in the folder of a training or adaptation."""
+REPORT = "report.json"  # the report's file name in the folder of a training or adaptation
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +86,9 @@ class TrainingReport:
     """The report of a training.
 
     Attributes:
-        parameters: Parameters of the model, shared ones counted once.
-        steps: Completed optimizer steps.
-        tokens_seen: Training positions, repeats counted.
-        tokens_of_text: Positions of the training text, each counted once.
+        tokens_seen: Training positions, repeats counted; in ``tokens_of_text`` each once.
         best_step: The step of the kept weights; None for the last.
         best_loss: Held-out loss at that step, nats per token of the student's vocabulary.
-        seconds: Training time.
-        stopped: Why the training ended.
         flops: Training FLOPs (``pipeline.builders.flops``); None if not counted.
     """
 
@@ -127,9 +107,5 @@ _TRAININGS: TypeAdapter[TrainingReport] = TypeAdapter(TrainingReport)
 
 
 def read_report(folder: Path) -> TrainingReport:
-    """Read the report of a finished training.
-
-    Raises:
-        CheckpointError: The report is damaged.
-    """
+    """Read the report of a finished training."""
     return read_saved(folder / REPORT, _TRAININGS, remedy=AGAIN)

@@ -21,9 +21,7 @@ Count = Annotated[int, Ge(0), Le(10**30)]
 SIGNIFICANCE, POWER = 0.05, 0.8
 """Parameters of the two-sided paired test that defines ``Score.detectable``."""
 
-LARGEST = 1e150
-"""The largest number to compute with; its square fits into a float."""
-
+LARGEST = 1e150  # the largest number to compute with; its square fits into a float
 
 UNIFORM = "degenerate: gives every token the same probability"
 """The value of ``Score.degenerate`` for such a language model."""
@@ -49,15 +47,11 @@ Measured = Annotated[float, AfterValidator(_computable)]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One metric of one task.
+    """One metric (such as ``acc`` or ``bits_per_byte``) of one task, over all examples.
 
     Attributes:
-        task: The task's name.
-        metric: The metric's name (``acc``, ``bits_per_byte``).
-        value: The metric over all examples.
         stderr: Its standard error; None where there is no estimate (as with a single example).
         examples: Number of examples.
-        higher_is_better: Whether higher values are better.
         choices: Number of choices, in most examples; None for tasks without choices.
         chance: The score of random guessing on these examples; None for tasks without choices.
         part_of: The task that this one is a part of; None for a requested task.
@@ -125,7 +119,6 @@ class SuiteResult:
     """The scores of one model in one suite.
 
     Attributes:
-        suite: The suite's name.
         scores: All scores; those with ``part_of`` None were requested.
         examples: Scores per example, for paired comparisons.
         notes: Notes for readers of the scores, one sentence each.
@@ -141,11 +134,7 @@ class SuiteResult:
     label: str = ""
 
     def score(self, task: str, metric: str) -> Score:
-        """The score of a task in a metric.
-
-        Raises:
-            KeyError: The suite has no such score.
-        """
+        """The score of a task in a metric; KeyError if there is none."""
         for score in self.scores:
             if (score.task, score.metric) == (task, metric):
                 return score
@@ -167,10 +156,7 @@ class SuiteResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Json]) -> SuiteResult:
-        """Parse the output of ``to_json``.
-
-        Raises:
-            pydantic.ValidationError: The content is invalid.
+        """Parse the output of ``to_json``; pydantic.ValidationError if it is invalid.
 
         >>> result = SuiteResult("toy", (Score("t", "acc", 0.5, None, 2),))
         >>> SuiteResult.from_json(result.to_json()) == result
@@ -187,18 +173,16 @@ class Row:
     """A table row: a teacher, a student or control with all its seeds, or a model scored by itself.
 
     Attributes:
-        name: The row's name in the table.
         kind: ``teacher``, ``adapted``, ``student``, ``control`` or ``model``.
-        parameters: Number of parameters; None for a model scored by itself.
-        tokens_of_text: Tokens of the training text in the model's vocabulary, each counted once; None for a
-            model trained elsewhere. Like tokens seen, steps and FLOPs, the maximum over seeds.
-        tokens_seen: Training tokens, repeats counted; None for a model trained elsewhere.
+        parameters: None for a model scored by itself.
+        tokens_of_text: Tokens of the training text in the model's vocabulary, each counted once; None (like
+            ``tokens_seen``, which counts repeats, and ``steps``) for a model trained elsewhere. Of all these
+            and FLOPs, the maximum over seeds.
         seeds: The seeds of a student or model; () for a teacher, or a single model without a seed.
         scores: The suites' results for each seed (one entry if there are no seeds). Several results of one
             suite and label are several fine-tunings of that seed's model.
         variant: The folder name of a student or control; otherwise None.
         teaches: Whether the student is distilled from this model.
-        steps: Optimizer steps; None for a model trained elsewhere.
         flops: Training FLOPs, including a student's teachers (``pipeline.builders.flops``); None if unknown.
         source: The run or file that it was read from, as given by the user.
         taught: Whether it was distilled from teachers; None if unknown.

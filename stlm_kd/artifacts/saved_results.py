@@ -18,13 +18,11 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The results of a run.
+    """The results of a run: rows with scores; for an adaptation run, reports and scores.
 
     Attributes:
-        rows: Teachers, students and controls with their scores; () for an adaptation run.
-        remarks: The notes below the table.
-        verdicts: The verdicts among the remarks.
-        adaptations: The reports of an adaptation run, by teacher.
+        remarks: The notes below the table; ``verdicts`` are those among them that are verdicts.
+        adaptations: The reports by teacher.
         suites: The scores of an adaptation run, by original and adapted teacher.
     """
 
@@ -39,11 +37,7 @@ _RESULTS: TypeAdapter[Results] = TypeAdapter(Results)
 
 
 def read_results(path: Path) -> Results:
-    """Read the results in a file.
-
-    Raises:
-        CheckpointError: The file is damaged or invalid.
-    """
+    """Read the results in a file; CheckpointError if it is damaged or invalid."""
     found = read_saved(path, _RESULTS, remedy=AGAIN)
     if not found.rows and not found.adaptations:
         raise CheckpointError(

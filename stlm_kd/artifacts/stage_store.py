@@ -2,8 +2,7 @@
 
 A stage's folder is ``<kind>-<hash of its key>``. It is built as ``<folder>.partial``, from which an
 interrupted build resumes, and renamed on completion, with the hashes of all its files. If several processes
-need the same stage, one builds it and the others wait. A build that ends before it writes a file leaves
-nothing.
+need a stage, one builds it and the others wait. A build that ends before it writes a file leaves nothing.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ FORMATS = {
 }
 """The format version of each kind; incremented when the same key gives a different result."""
 
-STAGE = "stage.json"
-"""File with the kind, key and file hashes of a stage."""
+STAGE = "stage.json"  # file with the kind, key and file hashes of a stage
 
 WEIGHTS = ".safetensors"
 _CHECKPOINTS = "checkpoints"
@@ -66,17 +64,15 @@ class Stages:
     def make(self, kind: str, key: Key, build: Callable[[Path], None], *, together: bool = False) -> Path:
         """Return the stage's folder, building it if necessary.
 
-        Args:
-            kind: One of ``FORMATS``.
-            key: Everything that determines the result.
-            build: Writes to the given folder, which may contain files of an interrupted build.
-            together: Whether all processes of the command call this and build together.
+        ``key`` is everything that determines the result. ``build`` writes to a folder, which may contain the
+        files of an interrupted build; with ``together``, all processes of the command call this and build.
 
         Raises:
             CheckpointError: The folder is not this stage, or was changed since its completion.
         """
         folder = self.path(kind, key)
-        first: Callable[[Callable[[], bool | None]], bool | None] = on_main_process if together else _here
+        first: Callable[[Callable[[], bool | None]], bool | None]
+        first = on_main_process if together else lambda work: work()
         with full_disk_as_error(folder), ExitStack() as held:
             if first(lambda: self._begin(folder, held)):
                 build(_partial(folder))
@@ -85,11 +81,7 @@ class Stages:
         return folder
 
     def holds(self, folder: Path, kind: str, key: Key) -> bool:
-        """Whether a folder is this stage or a copy of it, as recorded in its metadata.
-
-        Raises:
-            CheckpointError: It is this stage, but a file was changed.
-        """
+        """Whether a folder is this stage or a copy, by its metadata; CheckpointError if a file changed."""
         try:
             found = json.loads((folder / STAGE).read_text(encoding="utf-8"))
             same = self._digest(found["kind"], found["key"]) == self._digest(kind, key)
@@ -153,12 +145,7 @@ def _drop_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
 
 
-def _here(work: Callable[[], bool | None]) -> bool | None:
-    return work()
-
-
 def _hashes(folder: Path) -> dict[str, str]:
-    """The hash of each file by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / STAGE)
     names = {path.relative_to(folder): path for path in files}
     return {
@@ -178,10 +165,7 @@ def _check_files(folder: Path, kind: str, files: Mapping[str, str]) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a stage's files atomically; weights become read-only hard links where possible.
-
-    Replaces ``target``; leaves out checkpoints.
-    """
+    """Replace a folder by a copy of a stage without checkpoints; weights become read-only hard links."""
     left = shutil.ignore_patterns(_CHECKPOINTS)
     with written_whole(target) as unfinished:
         shutil.copytree(source, unfinished, copy_function=_copy, ignore=left)

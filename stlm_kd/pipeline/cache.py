@@ -29,7 +29,6 @@ from stlm_kd.pipeline.stages.teacher import cached_teacher, prepare_teacher
 from stlm_kd.pipeline.stages.teacher_cache import CacheJob, work_of
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, from_values, named_recipe, plain
-from stlm_kd.teachers.cache.format import Manifest
 from stlm_kd.teachers.cache.reader import TeacherCache, kept_positions
 from stlm_kd.teachers.cache.shards import Array, checksums
 from stlm_kd.teachers.cache.writer import columns_of
@@ -39,8 +38,7 @@ from stlm_kd.training.processes import current_device
 LARGEST_DIFFERENCE = 5e-3
 """Tolerance for a recomputed probability; half precision causes a tenth of it."""
 
-LEAST_AGREEMENT = 0.95
-"""Minimum share of equal top-k ids; equally likely tokens may swap places."""
+LEAST_AGREEMENT = 0.95  # minimum share of equal top-k ids; equally likely tokens may swap places
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +137,12 @@ def inspect_cache(folder: str | PathLike[str]) -> CacheSummary:
     """
     manifest = TeacherCache.open(Path(folder), every_byte=False).manifest
     layout = manifest.layout
+    names = manifest.source.get("names")
+    merged = f"{', '.join(map(str, names))} merged" if isinstance(names, list) else None
     kept = "all logits" if layout.logits else f"top-{layout.head} tokens and {layout.draws} tail samples"
     return CacheSummary(
         folder=str(folder),
-        teacher=_teacher_of(manifest),
+        teacher=merged or str(manifest.source.get("teacher")),
         rows=manifest.rows,
         variants=manifest.variants,
         tokens=manifest.tokens,
@@ -156,13 +156,6 @@ def inspect_cache(folder: str | PathLike[str]) -> CacheSummary:
         states=layout.states,
         made_of=manifest.made_of,
     )
-
-
-def _teacher_of(manifest: Manifest) -> str:
-    names = manifest.source.get("names")
-    if isinstance(names, list):
-        return f"{', '.join(map(str, names))} merged"
-    return str(manifest.source.get("teacher"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +286,6 @@ def _apart(stored: Array, made: Array) -> tuple[float, int]:
 
 
 def _order_of(cache: TeacherCache, output_dir: Path, trust_remote_code: bool) -> CacheJob:
-    """The job that wrote a cache, as recorded in its manifest."""
     source, folder = cache.manifest.source, cache.folder
     values, name, model, seed = (source.get(key) for key in ("recipe", "teacher", "model", "seed"))
     if not isinstance(values, dict) or not isinstance(model, str) or type(seed) is not int:

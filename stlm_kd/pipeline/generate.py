@@ -65,7 +65,6 @@ def generate(
 
 
 def _stop_ids(of_model: int | list[int] | None) -> list[int]:
-    """The end-of-sequence ids in the model's generation configuration."""
     if of_model is None:
         return []
     return [of_model] if isinstance(of_model, int) else list(of_model)

@@ -14,12 +14,7 @@ from stlm_kd.recipe.validation.recipe import uneven_batches
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What running a recipe means.
-
-    Attributes:
-        name: The name of its runs.
-        recipe: The recipe.
-    """
+    """What running a recipe means; ``name`` is that of its runs."""
 
     name: str
     recipe: Recipe
@@ -43,17 +38,10 @@ class Plan:
         return missing_here(self.recipe)
 
     def require(self) -> None:
-        """Check that nothing is missing.
-
-        Raises:
-            MissingResourceError: Something is; the message lists it, one per line.
-        """
+        """Raise MissingResourceError if something is missing, one per line."""
         if missing := self.missing:
-            lines = [
-                f"{self.name}: cannot run here: {len(missing)} missing",
-                *(f"  {one}" for one in missing),
-            ]
-            raise MissingResourceError("\n".join(lines))
+            headline = f"{self.name}: cannot run here: {len(missing)} missing"
+            raise MissingResourceError("\n  ".join([headline, *map(str, missing)]))
 
 
 def plan(

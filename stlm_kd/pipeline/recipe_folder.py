@@ -24,7 +24,6 @@ def create(recipe: Recipe, *, name: str, output_dir: Path, command: str) -> RunF
 
     Raises:
         CheckpointError: The folder belongs to another recipe; the message lists the differences.
-        MissingResourceError: The folder is not writable.
     """
     path = folder_of(recipe, name=name, output_dir=output_dir)
     if (path / RECORD).is_file():
@@ -41,8 +40,7 @@ def open_for(recipe: Recipe, path: Path) -> RunFolder:
     """Open the existing run folder of this recipe.
 
     Raises:
-        MissingResourceError: The folder does not exist.
-        CheckpointError: It belongs to another recipe or is damaged; the message lists the differences.
+        MissingResourceError, CheckpointError: It does not exist, is damaged or belongs to another recipe.
     """
     found = open_run(path)
     saved = _saved_recipe(path)

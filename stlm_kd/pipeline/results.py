@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from stlm_kd.artifacts.atomic import write_json, write_text
 from stlm_kd.artifacts.output import width_of
-from stlm_kd.artifacts.reports import read_adaptation, read_report
+from stlm_kd.artifacts.reports import AdaptationReport, TrainingReport, read_adaptation, read_report
 from stlm_kd.artifacts.results import Row, SuiteResult, Variant
 from stlm_kd.comparison.results_table import ResultsTable
 from stlm_kd.models.load import count_parameters
@@ -20,11 +21,7 @@ from stlm_kd.pipeline.builders.text import tokens_by_domain
 from stlm_kd.pipeline.checks.overlap import recipe_notes
 from stlm_kd.pipeline.context import RunContext
 from stlm_kd.pipeline.stages.score import write_reports
-from stlm_kd.pipeline.stages.students import student_folder, variants
-from stlm_kd.pipeline.stages.teacher import (
-    PreparedTeacher,
-    copy_reports,
-)
+from stlm_kd.pipeline.stages.teacher import PreparedTeacher, copy_reports
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.pipeline.summary import comparisons, selection_remark, text_remark, weak_teachers
 from stlm_kd.recipe import Recipe
@@ -70,7 +67,11 @@ def write_results(
         run / "curves.png",
         unit=UNITS[recipe.task],
     )
-    _write_cards(recipe, run, table, remarks)
+    for variant, folders in students.items():
+        for seed, folder in zip(recipe.seeds, folders, strict=True):
+            model, report = folder / "model", read_report(folder)
+            facts = CardFacts(run.name, recipe, variant, seed, report, table, remarks, family_of(model))
+            write_card(facts, model)
 
 
 def result_rows(
@@ -107,17 +108,13 @@ def result_rows(
 def _teacher_rows(
     teacher: PreparedTeacher, scores: Mapping[str, tuple[SuiteResult, ...]], trust: bool
 ) -> Iterator[Row]:
-    """The rows of a teacher: the original, and the one adapted to the student's vocabulary."""
     trained = read_report(teacher.training) if teacher.training is not None else None
     yield Row(
         name=f"teacher {teacher.name}",
         kind="teacher",
         teaches=teacher.adaptation is None,
         parameters=trained.parameters if trained else parameters_of(teacher.original, trust),
-        tokens_of_text=trained.tokens_of_text if trained else None,
-        tokens_seen=trained.tokens_seen if trained else None,
-        steps=trained.steps if trained else None,
-        flops=trained.flops if trained else None,
+        **_cost(trained),
         seeds=(),
         scores=(scores[teacher.original],),
     )
@@ -128,13 +125,15 @@ def _teacher_rows(
             kind="adapted",
             teaches=True,
             parameters=parameters_of(teacher.model, trust),
-            tokens_of_text=adapted.tokens_of_text,
-            tokens_seen=adapted.tokens_seen,
-            steps=adapted.steps,
-            flops=adapted.flops,
+            **_cost(adapted),
             seeds=(),
             scores=(scores[teacher.model],),
         )
+
+
+def _cost(report: TrainingReport | AdaptationReport | None) -> dict[str, Any]:
+    names = ("tokens_of_text", "tokens_seen", "steps", "flops")
+    return {name: getattr(report, name, None) for name in names}
 
 
 def _most(counts: Iterable[int | None]) -> int | None:
@@ -156,13 +155,3 @@ def _as_text(scores: ResultsTable, remarks: Sequence[str], *, title: str) -> str
     for remark in remarks:
         console.print(Text(remark), soft_wrap=True)
     return text.getvalue()
-
-
-def _write_cards(recipe: Recipe, run: Path, scores: ResultsTable, remarks: Sequence[str]) -> None:
-    """Write a model card next to the weights of each student and control."""
-    for variant in variants(recipe):
-        for seed in recipe.seeds:
-            folder = student_folder(run, variant, seed)
-            model, report = folder / "model", read_report(folder)
-            facts = CardFacts(run.name, recipe, variant, seed, report, scores, remarks, family_of(model))
-            write_card(facts, model)

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The folder of a distillation or an adaptation.
-
-    Attributes:
-        path: The run's folder.
-    """
+    """The folder of a distillation or an adaptation."""
 
     path: Path
 
@@ -64,11 +60,7 @@ class Run:
 
     @property
     def record(self) -> Record:
-        """Its command, status, times, hash of the recipe, and versions of packages.
-
-        Raises:
-            CheckpointError: The record is damaged.
-        """
+        """Its command, status, times, hash of the recipe, and versions; CheckpointError if damaged."""
         return show_run(self.path).record
 
     @property

@@ -29,19 +29,19 @@ def weak_teachers(table: ResultsTable) -> list[str]:
         for control in controls:
             for metric in metrics:
                 own, other = table.values(row, metric), table.values(control, metric)
-                if own and other and not _is_better(own[0], estimate(other).mean, metric):
+                if not own or not other:
+                    continue
+                value, mean = own[0], estimate(other).mean
+                if not (value > mean if metric.higher_is_better else value < mean):
                     lines.append(
-                        f"warning: {row.name} ({own[0]:.4f} {metric.name}) is not better than "
-                        f"{control.name} ({estimate(other).mean:.4f}); distillation is unlikely to help"
+                        f"warning: {row.name} ({value:.4f} {metric.name}) is not better than "
+                        f"{control.name} ({mean:.4f}); distillation is unlikely to help"
                     )
     return lines
 
 
 def comparisons(table: ResultsTable) -> tuple[list[str], list[str]]:
-    """The student against each control as in ``compare``, in words, and notes on these comparisons.
-
-    The multiple-testing correction covers all comparisons made here.
-    """
+    """The student against each control as in ``compare``, corrected for all of these, and notes on them."""
     students = [row for row in table.rows if row.kind == "student"]
     controls = [row for row in table.rows if row.kind == "control"]
     pairs = [
@@ -86,10 +86,6 @@ def _against(one: Compared, count: int) -> str:
         f"{text} (seeds: {one.seeds}; noise of {one.evidence.noise}; p {one.p:.3f}, corrected for {count} "
         f"comparisons): {one.words}"
     )
-
-
-def _is_better(value: float, other: float, metric: Metric) -> bool:
-    return value > other if metric.higher_is_better else value < other
 
 
 def _text_metrics(table: ResultsTable) -> list[Metric]:

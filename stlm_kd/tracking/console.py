@@ -13,8 +13,7 @@ from rich.table import Table
 
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
-PER_TOKEN = "nats/tok"
-"""The unit of a language model's loss."""
+PER_TOKEN = "nats/tok"  # the unit of a language model's loss
 
 _CACHE_LINE_EVERY_S = 10.0
 
@@ -103,13 +102,7 @@ class LiveProgress(Tracker):
 
 
 class CacheProgress:
-    """Prints a line as soon as the speed is known, and then every ten seconds.
-
-    Args:
-        teacher: The teacher's name.
-        tokens: Approximate number of tokens to write.
-        say: Receives each line.
-    """
+    """Prints a line as soon as the speed is known, and then every ten seconds."""
 
     def __init__(self, teacher: str, tokens: int, *, say: Callable[[str], None]) -> None:
         self._teacher, self._tokens, self._say = teacher, max(tokens, 1), say
@@ -118,27 +111,20 @@ class CacheProgress:
         self._done = 0
 
     def done(self, tokens: int) -> None:
-        """Add completed tokens."""
         self._done += tokens
         now = time.monotonic()
         if self._last is None or now - self._last >= _CACHE_LINE_EVERY_S:
             self._last = now
-            self._say(self._line(now))
-
-    def _line(self, now: float) -> str:
-        speed = self._done / max(now - self._begin, 1e-6)
-        left = max(self._tokens - self._done, 0) / max(speed, 1e-6)
-        return (
-            f"cache of teacher {self._teacher}  {min(self._done / self._tokens, 1):.0%}  "
-            f"{short_number(speed)} tok/s  eta {duration(left)}"
-        )
+            speed = self._done / max(now - self._begin, 1e-6)
+            left = max(self._tokens - self._done, 0) / max(speed, 1e-6)
+            self._say(
+                f"cache of teacher {self._teacher}  {min(self._done / self._tokens, 1):.0%}  "
+                f"{short_number(speed)} tok/s  eta {duration(left)}"
+            )
 
 
 def open_progress(stream: TextIO | None = None, *, unit: str = PER_TOKEN) -> Tracker:
-    """A live table if the stream (default: stderr) is a terminal, otherwise plain lines.
-
-    ``unit`` is the unit of the loss on labels.
-    """
+    """A live table if the stream (default: stderr) is a terminal, otherwise plain lines."""
     stream = sys.stderr if stream is None else stream
     console = Console(file=stream)
     return (

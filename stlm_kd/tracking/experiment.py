@@ -81,11 +81,7 @@ def tensorboard(folder: Path) -> ExperimentTracker:
 
 
 def require_wandb() -> None:
-    """Check that Weights & Biases can be used.
-
-    Raises:
-        MissingResourceError: The package ``wandb`` is not installed.
-    """
+    """Raise MissingResourceError if the package ``wandb`` is not installed."""
     try:
         importlib.import_module("wandb")
     except ImportError as error:
@@ -96,11 +92,7 @@ def require_wandb() -> None:
 
 
 def wandb(folder: Path, run_name: str) -> ExperimentTracker:
-    """One Weights & Biases run for each stage, in the group ``run_name``; a resumed stage is a new run.
-
-    Raises:
-        MissingResourceError: The package ``wandb`` is not installed.
-    """
+    """One Weights & Biases run for each stage, in the group ``run_name``; a resumed stage is a new run."""
     require_wandb()
 
     def create(stage: str, after: int) -> GeneralTracker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeAlias
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from stlm_kd.artifacts.atomic import write_text
 from stlm_kd.errors import CheckpointError
 from stlm_kd.tracking.metrics import StepMetrics, Tracker, ValidationMetrics
 
@@ -23,11 +23,8 @@ _LINES: TypeAdapter[Line] = TypeAdapter(dict[str, JsonValue])  # type: ignore[ar
 class JsonlTracker(Tracker):
     """Appends to a file. Each line has ``kind`` ("step", "validation" or "note") and ``stage``.
 
-    Args:
-        path: The file; lines of an earlier process remain until ``rewind``.
-
-    Raises:
-        CheckpointError: from any method, if the file cannot be written (such as on a full disk).
+    Lines of an earlier process remain until ``rewind``. Any method raises CheckpointError if the file cannot
+    be written (such as on a full disk).
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,13 +44,8 @@ class JsonlTracker(Tracker):
         if not self.path.exists():
             return
         kept = [line for line in _lines(self.path) if not self._is_later(line, step)]
-        temporary = self.path.with_name(f".{self.path.name}.new")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
@@ -85,11 +77,7 @@ class JsonlTracker(Tracker):
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """All complete lines of a metrics file; [] without a file.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-    """
+    """All complete lines of a metrics file; [] without a file, CheckpointError if it cannot be read."""
     try:
         return list(_lines(path)) if path.is_file() else []
     except OSError as error:

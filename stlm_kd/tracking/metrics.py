@@ -12,10 +12,8 @@ class StepMetrics:
 
     Attributes:
         step: Completed optimizer steps, counted from 1.
-        steps: Total optimizer steps.
         loss: The weighted sum of the losses, over all micro-batches and processes.
         losses: Each term by name, unweighted, per valid token (``labels`` in nats).
-        learning_rate: Learning rate of this step.
         grad_norm: Global gradient norm before clipping.
         tokens: Non-padding positions seen since step 1, over all processes.
         tokens_per_second: Non-padding positions per second of training since the last logged step.

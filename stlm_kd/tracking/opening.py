@@ -23,14 +23,8 @@ def open_tracker(
 ) -> Trackers:
     """Open progress on ``stream`` (default: stderr), ``folder/metrics.jsonl``, and the given backends.
 
-    Returns empty trackers on all but the main process (``RANK`` in the environment).
-
-    Args:
-        folder: Contains ``metrics.jsonl``, ``tensorboard/`` and ``wandb/``.
-        backends: Any of "tensorboard" and "wandb".
-        run_name: Group of the stages in Weights & Biases; defaults to the folder's name.
-        stream: Output stream of progress.
-        unit: Unit of the loss on labels.
+    The backends are "tensorboard" and "wandb", where ``run_name`` (default: the folder's name) groups the
+    stages. Returns empty trackers on all but the main process (``RANK`` in the environment).
 
     Raises:
         MissingResourceError: a backend's package is not installed.

@@ -45,12 +45,9 @@ ACCELERATOR_FORWARD_COST = 4000
 
 @dataclass(frozen=True, slots=True)
 class BatchSizes:
-    """Batch sizes of a training.
+    """Rows per optimizer step over all processes, and at most per forward pass and process.
 
-    Attributes:
-        effective: Rows per optimizer step over all processes.
-        micro: Maximum rows per forward pass and process.
-        pairs: Whether rows of a step are used as sources for each other in interventions.
+    ``pairs``: whether rows of a step are used as sources for each other in interventions.
     """
 
     effective: int
@@ -62,13 +59,7 @@ class BatchSizes:
 class PackedText:
     """Training and held-out data of a language model: packed rows of text, with masking for masked models.
 
-    Attributes:
-        parts: The training text.
-        held: The held-out text.
-        masking: Masking of the training text; None for causal models.
-        held_masking: Masking of the held-out text.
-        variants: Number of mask variants of each training row; None for new masks each time.
-        notes: Notes for the user.
+    ``variants`` is the number of mask variants of each training row; None for new masks each time.
     """
 
     parts: Sequence[PackedRows]
@@ -109,7 +100,6 @@ class PackedText:
 
     @property
     def domains(self) -> Domains:
-        """The domains of the training rows."""
         return Domains(tuple(part.domain for part in self.parts), tuple(map(len, self.parts)))
 
     def stream(self, sizes: BatchSizes, *, seed: int) -> BatchStream:
@@ -147,22 +137,14 @@ class PackedText:
         )
 
     def pool(self) -> TextPool:
-        """The pool of all training rows, to draw sources of interventions from."""
         return TextPool(self.parts, self.masking)
 
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Labelled examples, encoded with the student's tokenizer and with teachers' tokenizers that differ.
+    """Labelled examples, encoded with the student's tokenizer and with teachers' (``readers``) that differ.
 
     It has the same members as ``PackedText``, with the same meaning.
-
-    Attributes:
-        examples: Training examples.
-        held: Held-out examples.
-        tokenizer: The student's tokenizer.
-        readers: By teacher, a tokenizer that differs from the student's.
-        context: Maximum tokens per example.
     """
 
     examples: Examples
@@ -228,8 +210,7 @@ class LabelledData:
         return encode_texts(examples.texts, tokenizer, context=self.context, multiple=row_multiple())
 
 
-TrainingData = PackedText | LabelledData
-"""Training and held-out data of a student."""
+TrainingData = PackedText | LabelledData  # training and held-out data of a student
 
 
 def example_stream(examples: Tokenised, sizes: BatchSizes, *, seed: int) -> ExampleStream:
@@ -259,14 +240,10 @@ def build_training_data(
     readers: Mapping[str, PreTrainedTokenizerFast],
     variants: int | None = None,
 ) -> TrainingData:
-    """Build the training and held-out data of a recipe's student.
+    """The training and held-out data of a recipe's student.
 
-    Args:
-        setup: The recipe, the student's tokenizer, and the folder of tokenised text.
-        fraction: The fraction of the training data; ``data.fraction`` if None.
-        seed: Draws the fraction of labelled examples. The fraction of a text is the same for all seeds.
-        readers: By teacher, a tokenizer that differs from the student's.
-        variants: Number of mask variants of each training row; None for new masks each time.
+    ``fraction`` is ``data.fraction`` if None; the seed draws it of labelled examples, while that of a text is
+    the same for all seeds. ``readers`` and ``variants`` are those of ``LabelledData`` and ``PackedText``.
 
     Raises:
         DataError, MissingResourceError: Data is missing, too short, or both trained on and held out.
@@ -275,23 +252,13 @@ def build_training_data(
     refuse_identical_files(recipe)
     fraction = recipe.data.fraction if fraction is None else fraction
     if recipe.language_task is None:
-        return LabelledData(
-            training_examples(recipe, fraction, seed=seed),
-            held_out_examples(recipe),
-            setup.tokenizer,
-            readers,
-            recipe.data.context,
-        )
+        examples = training_examples(recipe, fraction, seed=seed)
+        context, unseen = recipe.data.context, held_out_examples(recipe)
+        return LabelledData(examples, unseen, setup.tokenizer, readers, context)
     parts = training_rows(setup, fraction=fraction)
     held = held_out_rows(setup)
-    return PackedText(
-        parts,
-        held,
-        training_masking(setup, parts),
-        held_out_masking(setup),
-        variants,
-        text_notes(parts, held),
-    )
+    masking, held_masking = training_masking(setup, parts), held_out_masking(setup)
+    return PackedText(parts, held, masking, held_masking, variants, text_notes(parts, held))
 
 
 def batch_sizes(config: TrainingConfig) -> BatchSizes:

@@ -32,21 +32,12 @@ def labelled_sources(entries: Sequence[Source]) -> tuple[LabelledSource, ...]:
 
 
 def all_examples(recipe: Recipe) -> Examples:
-    """All training examples, regardless of ``data.fraction``.
-
-    Raises:
-        MissingResourceError, DataError: As ``read_examples``; the message names ``data.train``.
-    """
+    """All training examples, regardless of ``data.fraction``; errors name ``data.train``."""
     return _read(recipe, recipe.data.train, recipe.data.labels or (), "data.train")
 
 
 def training_examples(recipe: Recipe, fraction: float, *, seed: int) -> Examples:
-    """A fraction of the training examples, drawn per class with the seed.
-
-    Raises:
-        MissingResourceError, DataError: As ``all_examples``, or the fraction leaves a class without
-            examples.
-    """
+    """A fraction of the training examples, drawn per class; DataError if it leaves a class without any."""
     found = all_examples(recipe)
     return found if fraction == 1.0 else draw_fraction(found, fraction, seed=seed)
 
@@ -59,11 +50,7 @@ def class_names_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def held_out_examples(recipe: Recipe) -> Examples | None:
-    """The validation examples, with the classes of the training examples; None without validation.
-
-    Raises:
-        MissingResourceError, DataError: As ``read_examples``; the message names ``data.validation``.
-    """
+    """The validation examples, with the classes of the training examples; None without validation."""
     if not recipe.data.validation:
         return None
     labels_of = "" if recipe.data.labels else "data.train"

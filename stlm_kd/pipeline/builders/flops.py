@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from stlm_kd.data.dealing import share_run_again
 from stlm_kd.distillation.step import DistillationStep, teacher_needs
-from stlm_kd.distillation.terms import Term
 from stlm_kd.distributed import launched_processes
 from stlm_kd.interventions import SOURCES
 from stlm_kd.interventions.spec import Intervention
@@ -36,8 +35,7 @@ from stlm_kd.teachers.live import LiveTeacher
 from stlm_kd.teachers.precomputed import PrecomputedTeacher
 from stlm_kd.teachers.protocol import Teacher
 
-LOOKS = 1000
-"""Maximum number of steps at which scheduled terms are evaluated over a training."""
+LOOKS = 1000  # maximum number of steps at which scheduled terms are evaluated over a training
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +49,10 @@ class PassCost:
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """The size of an optimizer step.
+    """The average rows of an optimizer step, and positions per row.
 
-    Attributes:
-        rows: Average number of rows.
-        length: Average positions per row.
-        counted: The share of positions with a label, which the head processes.
-        run_again: For rows used as sources for each other, the share whose source is in another micro-batch
-            and needs an extra forward pass.
+    ``counted`` is the share of positions with a label, which the head processes. For rows used as sources for
+    each other, ``run_again`` is the share whose source is in another micro-batch and needs a forward pass.
     """
 
     rows: float
@@ -106,13 +100,8 @@ def training_flops(
 ) -> int | None:
     """The FLOPs of this many optimizer steps; None if a model's family is not in ``ARCHITECTURES``.
 
-    Args:
-        step: The student, its terms and its teachers.
-        reading: The size of a step.
-        steps: Completed optimizer steps.
-        planned: Total steps of the schedules, if larger.
-        frozen_body: Whether only the student's embedding and head are trained, so that the body needs no
-            weight gradients.
+    ``planned`` is the number of steps of the schedules, if larger. With ``frozen_body``, only the student's
+    embedding and head are trained, so that the body needs no weight gradients.
     """
     stored = [teacher for teacher in step.teachers.values() if isinstance(teacher, CachedTeacher)]
     others = [teacher for teacher in step.teachers.values() if not isinstance(teacher, CachedTeacher)]
@@ -126,12 +115,15 @@ def training_flops(
         once += teacher.cache.manifest.flops
     student = pass_cost(step.student, reading.length)
     teachers = {name: _teacher_cost(teacher, reading) for name, teacher in step.teachers.items()}
+    ahead = {name: t.num_rows for name, t in step.teachers.items() if isinstance(t, PrecomputedTeacher)}
     looks = min(steps, LOOKS)
     rows = []
     for look in range(looks):
         step.begin(look * steps // looks, planned or steps)
-        rows.append(_row_flops(step, student, teachers, reading, frozen_body=frozen_body))
-    once += sum(known.rows * known.cost.body for known in teachers.values())
+        flops, depths = _row_flops(step, student, teachers, reading, frozen_body=frozen_body)
+        live = (teachers[name].body * depth for name, depth in depths.items() if not ahead.get(name))
+        rows.append(flops + sum(live))
+    once += sum(number * teachers[name].body for name, number in ahead.items())
     return round(steps * reading.rows * fmean(rows)) + once
 
 
@@ -142,20 +134,11 @@ def affordable_steps(step: DistillationStep, reading: StepShape, *, flops: int) 
     return max(1, flops // cost)
 
 
-@dataclass(frozen=True, slots=True)
-class _TeacherCost:
-    """A teacher's cost per pass, and the ``rows`` that it precomputes before the first step (0: live)."""
-
-    cost: PassCost
-    rows: int
-
-
-def _teacher_cost(teacher: Teacher, reading: StepShape) -> _TeacherCost:
-    """A teacher's cost and precomputed rows; a cached teacher costs nothing during training."""
+def _teacher_cost(teacher: Teacher, reading: StepShape) -> PassCost:
+    """A teacher's cost; a cached teacher costs nothing during training."""
     if isinstance(teacher, CachedTeacher):
-        return _TeacherCost(PassCost(0, 0, 1), 0)
-    rows = teacher.num_rows if isinstance(teacher, PrecomputedTeacher) else 0
-    return _TeacherCost(pass_cost(_model(teacher), reading.length), rows)
+        return PassCost(0, 0, 1)
+    return pass_cost(_model(teacher), reading.length)
 
 
 def _model(teacher: Teacher) -> PreTrainedModel:
@@ -166,12 +149,12 @@ def _model(teacher: Teacher) -> PreTrainedModel:
 def _row_flops(
     step: DistillationStep,
     student: PassCost,
-    teachers: Mapping[str, _TeacherCost],
+    teachers: Mapping[str, PassCost],
     reading: StepShape,
     *,
     frozen_body: bool,
-) -> float:
-    """The FLOPs of one row of the current step, forward and backward."""
+) -> tuple[float, dict[str, float]]:
+    """A step's FLOPs per row but for the teachers' bodies, and the share of each body that is computed."""
     terms, classes = step.terms, vocabulary_head(step.student) is None
     labels_alone = all(term.on == "labels" for term in terms)
     head = reading.counted if labels_alone else 1.0
@@ -179,40 +162,25 @@ def _row_flops(
     depths = dict.fromkeys(teachers, 0.0)
     mixed = step.mixed
     for name, needs in teacher_needs(terms, mixed, classes=classes).items():
-        depths[name] = _depth(needs, teachers[name].cost)
-        flops += head * teachers[name].cost.head if needs.head_input else 0
-    for intervention in _interventions(terms):
-        own = _intervention_passes(
-            intervention, [(layer,) for layer in intervention.student_layers], student, reading, own=True
-        )
-        flops += 3 * (student.body * own.after + head * student.head)
+        depths[name] = _depth(needs, teachers[name])
+        flops += head * teachers[name].head if needs.head_input else 0
+    named = {term.intervention.name: term.intervention for term in terms if term.intervention is not None}
+    for intervention in named.values():
+        layers: list[Sequence[int]] = [(layer,) for layer in intervention.student_layers]
+        _, after = _intervention_passes(intervention, layers, student, reading, own=True)
+        flops += 3 * (student.body * after + head * student.head)
         for name, needs in teacher_needs(terms, mixed, classes=classes, after=intervention.name).items():
-            cost = teachers[name].cost
+            cost = teachers[name]
             layers = [intervention.layers[name][layer] for layer in intervention.student_layers]
-            theirs = _intervention_passes(intervention, layers, cost, reading, own=False)
-            depths[name] = max(depths[name], theirs.base)
-            flops += cost.body * theirs.after + (head * cost.head if needs.head_input else 0)
-    return flops + sum(
-        teachers[name].cost.body * depth for name, depth in depths.items() if not teachers[name].rows
-    )
+            base, after = _intervention_passes(intervention, layers, cost, reading, own=False)
+            depths[name] = max(depths[name], base)
+            flops += cost.body * after + (head * cost.head if needs.head_input else 0)
+    return flops, depths
 
 
 def _depth(needs: OutputSpec, cost: PassCost) -> float:
     """The share of the blocks that are computed."""
     return 1.0 if needs.last_block is None else (needs.last_block + 1) / cost.num_layers
-
-
-def _interventions(terms: Sequence[Term]) -> list[Intervention]:
-    found = {term.intervention.name: term.intervention for term in terms if term.intervention is not None}
-    return list(found.values())
-
-
-@dataclass(frozen=True, slots=True)
-class _InterventionPasses:
-    """Body passes of an intervention: minimum depth of the base pass, and passes after it."""
-
-    base: float
-    after: float
 
 
 def _intervention_passes(
@@ -222,28 +190,20 @@ def _intervention_passes(
     reading: StepShape,
     *,
     own: bool,
-) -> _InterventionPasses:
-    """The shares of the blocks that are computed, averaged over the layers that may be drawn.
+) -> tuple[float, float]:
+    """The least depth of the base pass and the passes after it, as shares of the blocks.
 
-    Args:
-        intervention: The intervention.
-        layers: For each layer that may be drawn, the layers overwritten in the model.
-        cost: The model's cost.
-        reading: Provides the share of sources that need an extra pass.
-        own: Whether the model is the student, whose passes may draw separate dropout masks.
+    Both are averaged over the layers that may be drawn; ``layers`` are those overwritten for each of these. A
+    student (``own``) may draw separate dropout masks.
     """
     source = SOURCES[intervention.source]
     if source.replaces == "tokens":
-        return _InterventionPasses(0.0, 1.0)
+        return 0.0, 1.0
     first = fmean((min(chosen) + 1) / cost.num_layers for chosen in layers)
     last = fmean((max(chosen) + 1) / cost.num_layers for chosen in layers)
     fresh = own and intervention.exact_dropout
     later = 1.0 if fresh else 1.0 - first
     if not source.runs_source:
-        return _InterventionPasses(first, later)
+        return first, later
     is_read = source.pairs_rows(intervention.options) and not fresh and reading.run_again < 1
-    return (
-        _InterventionPasses(last, later + reading.run_again * last)
-        if is_read
-        else _InterventionPasses(first, later + last)
-    )
+    return (last, later + reading.run_again * last) if is_read else (first, later + last)

@@ -63,10 +63,7 @@ def interchange_terms(
 
 
 def _layers(
-    entry: Interchange,
-    recipe: Recipe,
-    student: PretrainedConfig,
-    teachers: Mapping[str, PretrainedConfig],
+    entry: Interchange, recipe: Recipe, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]
 ) -> dict[str, dict[int, tuple[int, ...]]]:
     """By teacher, the student's layers that may be drawn, each with its aligned teacher layers."""
     found = {
@@ -81,16 +78,9 @@ def _layers(
 def layers_of(
     entry: Interchange, name: str, student: PretrainedConfig, teacher: PretrainedConfig
 ) -> dict[int, tuple[int, ...]]:
-    """The student's layers that are aligned with a teacher, each with the teacher's layers.
+    """The student's layers that are aligned with the named teacher, each with the teacher's layers.
 
-    Args:
-        entry: The objective.
-        name: The teacher's name.
-        student: The student's configuration.
-        teacher: The teacher's configuration.
-
-    Raises:
-        ModelError: A model lacks one of the layers, or no layer is left.
+    ModelError if a model lacks one of the layers, or none is left.
     """
     own = num_layers(student)
     alignment = aligned(entry.alignment_of(name), own, num_layers(teacher))
@@ -130,11 +120,6 @@ def supplies_of(
 
 
 def check_sources(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Check that intervention sources are available.
-
-    Raises:
-        MissingResourceError: WordNet is required but not installed.
-        ModelError: No word of the vocabulary has the relation that a source requires.
-    """
+    """Check that WordNet is installed and the vocabulary has related words, if a source needs them."""
     for _, data in sources_with_data(recipe.objectives):
         data.check(WordTokens.of(read_vocabulary(tokenizer)))

@@ -31,18 +31,10 @@ def load_model(
     head_seed: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Load a model for the recipe's task, in evaluation mode.
+    """Load a model (folder or Hub id) for the recipe's task and classes, in evaluation mode.
 
-    Args:
-        name: Folder or Hub id.
-        recipe: Provides the task and classes.
-        tokenizer: A classifier's tokenizer; None for the model's own.
-        trust_remote_code: Whether to run code shipped with the model.
-        head_seed: Seed for a new head if the model has none; None raises an error in that case.
-        dtype: Data type of the weights.
-
-    Raises:
-        MissingResourceError, ModelError: As ``load_language_model`` and ``load_classifier``.
+    ``tokenizer`` is a classifier's; None for the model's own. ``head_seed`` initialises a missing head; None
+    makes that an error, as the others of ``load_language_model`` and ``load_classifier``.
     """
     if recipe.language_task is not None:
         return load_language_model(
@@ -59,14 +51,7 @@ def load_model(
 
 
 def live_teacher(place: str, recipe: Recipe, *, name: str, trust_remote_code: bool) -> LiveTeacher:
-    """Load a teacher, onto its device unless it is offloaded.
-
-    Args:
-        place: Folder or Hub id.
-        recipe: Provides task, classes, context and the teacher's precision.
-        name: The teacher's name.
-        trust_remote_code: Whether to run code shipped with the model.
-    """
+    """Load a teacher (folder or Hub id) in the recipe's precision, onto its device unless it is offloaded."""
     (entry,) = (teacher for teacher in recipe.teachers if teacher.name == name)
     dtype = torch.bfloat16 if entry.precision == "bf16" else torch.float32
     trust = trust_remote_code
@@ -104,11 +89,7 @@ def model_from_recipe(
     *,
     seed: int,
 ) -> PreTrainedModel:
-    """A randomly initialised model for the recipe's task.
-
-    Raises:
-        ModelError: As ``student_from_fields`` and ``classifier_from_fields``.
-    """
+    """A randomly initialised model for the recipe's task."""
     context = recipe.data.context
     if recipe.language_task is not None:
         return student_from_fields(fields, tokenizer, task=recipe.language_task, context=context, seed=seed)
@@ -120,17 +101,11 @@ def model_from_recipe(
 def check_model(model: PreTrainedModel, recipe: Recipe, *, teacher: str | None, name: str) -> None:
     """Check that a model processes the recipe's rows correctly and provides the outputs of its objectives.
 
-    Args:
-        model: The model.
-        recipe: The recipe.
-        teacher: The teacher's name in the recipe; None for the student.
-        name: The model's name in messages.
+    ``teacher`` is its name in the recipe, None for the student; ``name`` is the one in messages.
 
     Raises:
         ModelError: As ``check_forward``, ``check_classifier`` and ``require_paths``.
     """
-    if recipe.language_task is not None:
-        check_forward(model, context=recipe.data.context, name=name)
-    else:
-        check_classifier(model, context=recipe.data.context, name=name)
+    check = check_classifier if recipe.language_task is None else check_forward
+    check(model, context=recipe.data.context, name=name)
     require_paths(model, paths_into(recipe, teacher), name=name)

@@ -19,18 +19,14 @@ from stlm_kd.recipe import Recipe, term_names
 from stlm_kd.recipe.schema.interchange import Interchange
 from stlm_kd.recipe.schema.objective import Feature, MapFeature, Objective, Response
 from stlm_kd.recipe.validation.features import site_choices, unsupported_families, widths_differ
-from stlm_kd.schedules import Ramp, Steps, is_ever_above_zero
+from stlm_kd.schedules import is_ever_above_zero
 from stlm_kd.teachers import COMBINED
 
 
 def terms_of(
     recipe: Recipe, student: PretrainedConfig, teachers: Mapping[str, PretrainedConfig]
 ) -> list[Term]:
-    """The loss terms of the recipe's objectives, for a student and teachers of these configurations.
-
-    Raises:
-        ModelError: A model lacks one of the sites; ``feature_faults`` reports the place.
-    """
+    """The loss terms of the recipe's objectives for these configurations; ModelError if one lacks a site."""
     return [
         term
         for name, entry in active_objectives(recipe).items()
@@ -58,7 +54,7 @@ def _term(
     return Term(
         name=name,
         loss=entry.loss,
-        weight=weight_of(entry),
+        weight=number(entry.weight),
         on=entry.on,
         teacher=teacher,
         options={key: option(value) for key, value in entry.options.items()},
@@ -74,24 +70,20 @@ def active_objectives(recipe: Recipe) -> dict[str, Objective]:
 
 def feature_teachers(recipe: Recipe) -> set[str]:
     """The teachers whose hidden states or attention maps an objective uses."""
-    found: set[str] = set()
-    for entry in active_objectives(recipe).values():
-        if isinstance(entry, (Feature, MapFeature)):
-            found.add(teacher_of(entry, recipe))
-        elif isinstance(entry, Interchange):
-            found.update(interchange_teachers(entry, recipe))
-    return found
+    return {name for entry in active_objectives(recipe).values() for name in _looked_into(entry, recipe)}
+
+
+def _looked_into(entry: Objective, recipe: Recipe) -> list[str]:
+    if isinstance(entry, (Feature, MapFeature)):
+        return [teacher_of(entry, recipe)]
+    return interchange_teachers(entry, recipe) if isinstance(entry, Interchange) else []
 
 
 def paths_into(recipe: Recipe, teacher: str | None) -> set[Path]:
     """The internals of a teacher, or of the student (None), that the objectives use."""
     found: set[Path] = set()
     for entry in active_objectives(recipe).values():
-        used: list[str] = []
-        if isinstance(entry, (Feature, MapFeature)):
-            used = [teacher_of(entry, recipe)]
-        elif isinstance(entry, Interchange):
-            used = interchange_teachers(entry, recipe)
+        used = _looked_into(entry, recipe)
         if used and (teacher is None or teacher in used):
             found |= {"blocks", "maps"} if isinstance(entry, MapFeature) else {"blocks"}
     return found
@@ -108,11 +100,7 @@ def teacher_of(entry: Feature | MapFeature, recipe: Recipe) -> str:
 def pairs_of(
     entry: Feature | MapFeature, student: PretrainedConfig, teacher: PretrainedConfig
 ) -> tuple[tuple[Site, Site], ...]:
-    """The pairs of sites that an objective compares.
-
-    Raises:
-        ModelError: A model lacks one of the sites.
-    """
+    """The pairs of sites that an objective compares; ModelError if a model lacks one."""
     choose = layer_pairs if isinstance(entry, MapFeature) else site_pairs
     return tuple(choose(site_choices(entry), num_layers(student), num_layers(teacher)))
 
@@ -173,11 +161,6 @@ def feature_faults(
         own_width, other_width = width(student), width(teachers[name])
         if isinstance(entry, Feature) and entry.projection == "none" and own_width != other_width:
             yield RecipeFault(f"{place}.projection", widths_differ(name, own_width, other_width))
-
-
-def weight_of(entry: Objective) -> float | Ramp | Steps:
-    """An objective's weight, constant or scheduled."""
-    return number(entry.weight)
 
 
 def is_active(entry: Objective) -> bool:

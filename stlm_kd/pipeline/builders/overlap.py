@@ -15,18 +15,13 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.schema.data import Source
 from stlm_kd.recipe.validation.overlap import trainings
 
-HeldOut = list[str] | Examples
-"""Held-out documents, or labelled examples."""
+HeldOut = list[str] | Examples  # held-out documents, or labelled examples
 
 
 def refuse_identical_files(recipe: Recipe) -> None:
-    """Raise an error if a validation file is identical to a training file, unless ``data.allow_overlap``.
+    """Raise DataError if a validation file equals a training file, unless ``data.allow_overlap``.
 
     Includes the training files of the teachers' recipes.
-
-    Raises:
-        DataError: Two files are identical; the message names both.
-        MissingResourceError: A file is missing or cannot be read.
     """
     if recipe.data.allow_overlap:
         return

@@ -111,14 +111,7 @@ def held_out(recipe: Recipe, *, most_bytes: int | None = None) -> list[str]:
 
 def mask_variants(recipe: Recipe) -> int | None:
     """The number of mask variants per row for a masked language model with a cached teacher; else None."""
-    if recipe.task != "mlm":
+    cache = next((teacher.cache for teacher in recipe.teachers if teacher.cache is not None), None)
+    if recipe.task != "mlm" or cache is None:
         return None
-    for teacher in recipe.teachers:
-        if teacher.cache is not None:
-            path = teacher.cache.path
-            return (
-                (teacher.cache.variants or VARIANTS)
-                if path is None
-                else read_manifest(expanded(path)).variants
-            )
-    return None
+    return cache.variants or VARIANTS if cache.path is None else read_manifest(expanded(cache.path)).variants

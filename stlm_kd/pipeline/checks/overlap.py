@@ -55,13 +55,9 @@ def _most_rows(setup: RecipeSetup) -> tuple[PackedRows, ...]:
 
 
 def note_trained_on(name: str, recipe: Recipe, files: Sequence[str], held: HeldOut) -> None:
-    """Note that a model is scored on its own training data, detected by file content and example texts.
+    """Note that a model is scored on data that its recipe trained it on, by file content and example texts.
 
-    Args:
-        name: The model's name in the note.
-        recipe: The recipe that trained the model.
-        files: Paths of the evaluation data.
-        held: The content of these files.
+    ``held`` is the content of the evaluation files.
     """
     try:
         training = local_files(recipe.data.train, recipe)

@@ -1,8 +1,7 @@
 """Rehearsal: before training, save, load and score untrained models as the run would at its end.
 
 The student is rehearsed with its initial weights. A teacher is replaced by a stand-in of its family with two
-blocks, so that no large body is written: with its own vocabulary it is scored, with the student's it is also
-saved and loaded.
+blocks, as bodies are large: with its own vocabulary it is scored, with the student's also saved and loaded.
 """
 
 from __future__ import annotations
@@ -22,12 +21,7 @@ from stlm_kd.artifacts.atomic import clear_unfinished_for, is_full_disk, remove,
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.errors import ModelError, RecipeError, StlmKdError
 from stlm_kd.eval import SUITES
-from stlm_kd.eval.attribution.explain import (
-    AttributionConfig,
-    ClassifierOutputs,
-    ReadConfig,
-    classifier_outputs,
-)
+from stlm_kd.eval.attribution.explain import classifier_outputs
 from stlm_kd.eval.fine_tuning.base import tasks_of
 from stlm_kd.eval.interchange.suite import AlignedTeacher
 from stlm_kd.eval.runner import random_states_kept
@@ -42,11 +36,9 @@ from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.stages.score import SuiteCall, suite_calls
 from stlm_kd.training.processes import current_device
 
-_BYTES = 4_000
-"""Maximum bytes of held-out text to read."""
+_BYTES = 4_000  # maximum bytes of held-out text to read
 
-_CHARACTERS = 300
-"""Maximum characters of each of the two scored documents."""
+_CHARACTERS = 300  # maximum characters of each of the two scored documents
 
 _SAMPLE = ("The girl walks to the river.", "Her brother reads a long book.")
 """The scored documents of a recipe without held-out text."""
@@ -63,13 +55,9 @@ Built = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A model that the run will save or score.
+    """A model that the run will score, and save if ``is_saved``; suites compare a student with teachers.
 
-    Attributes:
-        place: The model's place in the recipe.
-        build: Builds the model; returns None for a too large model or an unknown family.
-        is_saved: Whether the run saves the model.
-        is_student: Whether suites compare the model with teachers.
+    ``build`` returns None for a too large model or an unknown family.
     """
 
     place: str
@@ -81,13 +69,8 @@ class Part:
 def rehearse(setup: RecipeSetup, *, folder: Path, origin: str, only: Sequence[str] | None = None) -> None:
     """Check that the run's models can be saved, loaded and scored after training.
 
-    Removes everything that it writes, and restores the states of the random generators.
-
-    Args:
-        setup: A recipe that passed ``check_recipe``.
-        folder: The run folder, locked by this command.
-        origin: The recipe's name in messages.
-        only: Names of teachers to rehearse, without the student; None for the student and all teachers.
+    Removes all that it writes, and restores the states of the random generators. ``only`` names teachers to
+    rehearse without the student; None for the student and all teachers.
 
     Raises:
         StlmKdError: A model cannot be saved, differs after loading with plain transformers, or makes a suite
@@ -125,11 +108,8 @@ def _failure_named(what: str, remedy: str = "", kind: type[StlmKdError] = StlmKd
     except Exception as error:
         if is_full_disk(error):
             raise
-        raise kind(f"{what}: {type(error).__name__}: {_first_lines(error)}{remedy}") from error
-
-
-def _first_lines(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+        lines = " ".join(str(error).split())[:500]
+        raise kind(f"{what}: {type(error).__name__}: {lines}{remedy}") from error
 
 
 def _parts(setup: RecipeSetup, only: Sequence[str] | None) -> Iterator[Part]:
@@ -149,11 +129,7 @@ def _parts(setup: RecipeSetup, only: Sequence[str] | None) -> Iterator[Part]:
 
 
 def _rehearse(
-    part: Part,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    setup: RecipeSetup,
-    folder: Path,
+    part: Part, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, setup: RecipeSetup, folder: Path
 ) -> None:
     recipe, context = setup.recipe, setup.context
     saved = folder / "model"
@@ -163,13 +139,14 @@ def _rehearse(
             save_model(model, tokenizer, saved)
         with _failure_named("was saved and loaded by plain transformers", kind=ModelError):
             check_reloaded(model, tokenizer, saved, trust_remote_code=context.trust_remote_code)
-    held = _few(held_out_of_recipe(recipe, most_bytes=_BYTES)) if recipe.eval else []
+    held = (_few(held_out_of_recipe(recipe, most_bytes=_BYTES)) if recipe.eval else []) or list(_SAMPLE)
     to_device(model, current_device())
     for number, call in enumerate(suite_calls(recipe)):
         with _failure_named(f"eval[{number}] ({call.suite})"):
             if not SUITES[call.suite].fine_tunes:
                 if part.is_student or not SUITES[call.suite].teachers:
-                    _score(call, model, tokenizer, held)
+                    others = (_itself(call, model, tokenizer, held),) if SUITES[call.suite].teachers else ()
+                    SUITES[call.suite](model, tokenizer, held, *others, **_reduced_options(call))
             elif part.is_saved:
                 _with_head(call, saved, tokenizer, trust=context.trust_remote_code)
 
@@ -182,15 +159,6 @@ def _few(held: HeldOut) -> HeldOut:
     different = np.unique(held.labels, return_index=True)[1]
     least = 4 if held.is_regression else 2  # correlations have no standard error with fewer examples
     return held.select(np.sort(different[: max(least, len(held.label_names))]).astype(np.int64))
-
-
-def _score(
-    call: SuiteCall, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held: HeldOut
-) -> None:
-    """Run a suite on a few examples."""
-    held = held or list(_SAMPLE)
-    teachers = (_itself(call, model, tokenizer, held),) if SUITES[call.suite].teachers else ()
-    SUITES[call.suite](model, tokenizer, held, *teachers, **_reduced_options(call))
 
 
 def _reduced_options(call: SuiteCall) -> dict[str, object]:
@@ -216,12 +184,7 @@ def _itself(
         layers = num_layers(model.config)
         return {"itself": AlignedTeacher(model, aligned("full", layers, layers))}
     assert isinstance(held, Examples)
-    examples = held
-
-    def answers(reading: ReadConfig, explaining: AttributionConfig) -> ClassifierOutputs:
-        return classifier_outputs("itself", model, tokenizer, examples, reading, explaining)
-
-    return {"itself": answers}
+    return {"itself": partial(classifier_outputs, "itself", model, tokenizer, held)}
 
 
 def _with_head(call: SuiteCall, saved: Path, tokenizer: PreTrainedTokenizerFast, *, trust: bool) -> None:

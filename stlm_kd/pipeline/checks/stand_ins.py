@@ -36,11 +36,9 @@ from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
-LAYERS = 2
-"""Blocks of a stand-in; two, since some families share weights between blocks."""
+LAYERS = 2  # blocks of a stand-in; two, since some families share weights between blocks
 
-LARGEST = 2**28
-"""Maximum parameters in a stand-in's embedding and head: 1 GiB."""
+LARGEST = 2**28  # maximum parameters in a stand-in's embedding and head: 1 GiB
 
 _FEW_ROWS = 16
 
@@ -62,7 +60,7 @@ def untrained_student(setup: RecipeSetup) -> PreTrainedModel:
 def stand_in(teacher: Teacher, setup: RecipeSetup) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
     """A stand-in for the unadapted teacher, and its tokenizer; None if too large or of an unknown family."""
     config = _truncate(teacher_config(teacher, setup.context))
-    if config is None or not _fits(config, int(config.get_text_config().vocab_size)):
+    if config is None:
         return None
     own = replace(setup, tokenizer=own_tokenizer(teacher, setup.context))
     return _build(config, own), own.tokenizer
@@ -72,8 +70,8 @@ def adapted_stand_in(
     teacher: Teacher, setup: RecipeSetup
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast] | None:
     """A stand-in for the adapted teacher, and the student's tokenizer; None if too large or unknown."""
-    config = _truncate(teacher_config(teacher, setup.context))
-    if config is None or not _fits(config, vocabulary_size(setup.tokenizer)):
+    config = _truncate(teacher_config(teacher, setup.context), rows=vocabulary_size(setup.tokenizer))
+    if config is None:
         return None
     model = _few_rows(config, setup)
     if teacher.model is not None and model.can_generate():
@@ -81,9 +79,12 @@ def adapted_stand_in(
     return _with_rows_for(setup.tokenizer, model), setup.tokenizer
 
 
-def _truncate(config: PretrainedConfig) -> PretrainedConfig | None:
-    """The configuration with fewer blocks; None for an unknown family."""
+def _truncate(config: PretrainedConfig, *, rows: int | None = None) -> PretrainedConfig | None:
+    """The configuration with fewer blocks; None for an unknown family, or if its vocabulary is too large."""
     if config.model_type not in ARCHITECTURES:
+        return None
+    rows = int(config.get_text_config().vocab_size) if rows is None else rows
+    if rows * width(config) * (1 if config.tie_word_embeddings else 2) > LARGEST:
         return None
     config = deepcopy(config)
     text, layers = config.get_text_config(), num_layers(config)
@@ -92,10 +93,6 @@ def _truncate(config: PretrainedConfig) -> PretrainedConfig | None:
         if "layer" in name and isinstance(value, list) and len(value) == layers:
             setattr(text, name, value[: text.num_hidden_layers])
     return config
-
-
-def _fits(config: PretrainedConfig, rows: int) -> bool:
-    return rows * width(config) * (1 if config.tie_word_embeddings else 2) <= LARGEST
 
 
 def _few_rows(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
@@ -117,7 +114,6 @@ def _build(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
 
 
 def _from_config(config: PretrainedConfig, setup: RecipeSetup) -> PreTrainedModel:
-    """A randomly initialised model for the recipe's task and classes."""
     kind: Any = AutoModelForSequenceClassification
     if setup.recipe.language_task is not None:
         kind = model_class(setup.recipe.language_task)

@@ -21,7 +21,6 @@ from stlm_kd.errors import (
     RecipeFault,
     error_context,
 )
-from stlm_kd.eval import SUITES
 from stlm_kd.models.architectures.distilbert import distilbert_config
 from stlm_kd.models.heads.class_names import check_classes, class_order
 from stlm_kd.models.heads.classifiers import class_names, kind_of, load_classifier
@@ -35,7 +34,7 @@ from stlm_kd.pipeline.builders.models import load_model, teacher_place
 from stlm_kd.pipeline.builders.objective import feature_faults, feature_teachers
 from stlm_kd.pipeline.context import RecipeSetup, RunContext
 from stlm_kd.pipeline.stages.cache_reading import cache_faults
-from stlm_kd.pipeline.stages.score import suite_calls
+from stlm_kd.pipeline.stages.score import check_rows, suite_calls
 from stlm_kd.pipeline.stages.student import initial_student
 from stlm_kd.pipeline.stages.student_job import StudentJob
 from stlm_kd.pipeline.stages.teacher import finished_teacher
@@ -52,9 +51,7 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 def check_recipe(setup: RecipeSetup, *, origin: str) -> None:
     """Validate that a recipe's parts fit together, and those of its teachers' recipes.
 
-    Args:
-        setup: The recipe; text tokenised here is cached for the run.
-        origin: The recipe's name in messages.
+    Text tokenised here is cached for the run.
 
     Raises:
         RecipeError: All faults at once: vocabularies that differ without ``adapt``, a model of another task,
@@ -74,7 +71,11 @@ def check_recipe(setup: RecipeSetup, *, origin: str) -> None:
         with error_context(f"{origin}: {place}"):
             faults += list(_teacher_faults(place, teacher, setup))
     faults += uneven_batches(recipe, launched_processes())
-    faults += _tokenizer_fault(tokenizer, recipe)
+    if recipe.task == "mlm" and tokenizer.mask_token_id is None:
+        message = (
+            "it has no mask token, which a masked language model needs; use the tokenizer of such a model"
+        )
+        faults.append(RecipeFault("student.tokenizer", message))
     with error_context(f"{origin}: student.model"):
         faults += _student_faults(setup)
     if faults:
@@ -90,11 +91,11 @@ def check_recipe(setup: RecipeSetup, *, origin: str) -> None:
 
 def _check_data(setup: RecipeSetup) -> None:
     """Read all data: tokenises the text, and draws examples with the first seed."""
-    place, seed = "data.train", setup.recipe.seeds[0]
+    seed = setup.recipe.seeds[0]
     found = build_training_data(setup, fraction=None, seed=seed, readers={}).num_rows
     if found < launched_processes():
         raise DataError(
-            f"{place}: {found} rows for {launched_processes()} processes, each of which needs one; "
+            f"data.train: {found} rows for {launched_processes()} processes, each of which needs one; "
             "use fewer processes, more text or a shorter data.context"
         )
 
@@ -137,10 +138,7 @@ def _cache_faults(place: str, teacher: Teacher, setup: RecipeSetup) -> Iterator[
 
 
 def _reads_as_the_student(teacher: Teacher, recipe: Recipe) -> bool:
-    """Whether the teacher must share the student's vocabulary: if it predicts tokens or its states are used.
-
-    A classifier whose logits alone are used may have its own tokenizer.
-    """
+    """Whether the teacher must share the student's vocabulary; a classifier used by logits alone need not."""
     if recipe.language_task is not None:
         return True
     init_from = recipe.student.init_from
@@ -197,14 +195,6 @@ def _classes_fault(
             check_classes(name, own, labels)
     except ModelError as error:
         yield RecipeFault(place, str(error))
-
-
-def _tokenizer_fault(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[RecipeFault]:
-    if recipe.task == "mlm" and tokenizer.mask_token_id is None:
-        message = (
-            "it has no mask token, which a masked language model needs; use the tokenizer of such a model"
-        )
-        yield RecipeFault("student.tokenizer", message)
 
 
 def _size_faults(
@@ -265,8 +255,7 @@ def _try_tools(recipe: Recipe) -> None:
     """Check the requirements of trackers and of the final evaluation: tasks and their data, packages."""
     if "wandb" in recipe.tracking:
         require_wandb()
-    for call in suite_calls(recipe):
-        SUITES[call.suite].check(call.options)
+    check_rows(suite_calls(recipe))
 
 
 def own_tokenizer(teacher: Teacher, context: RunContext) -> PreTrainedTokenizerFast:

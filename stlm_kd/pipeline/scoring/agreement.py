@@ -18,7 +18,7 @@ from stlm_kd.eval.classification.scoring import hash_of_texts
 from stlm_kd.models.heads.class_names import is_unnamed, same_classes
 from stlm_kd.models.heads.classifiers import class_names
 from stlm_kd.models.load import load_config
-from stlm_kd.pipeline.scoring.evaluate import held_out_of_run, read_held_out
+from stlm_kd.pipeline.scoring.evaluate import held_out_of_runs, read_held_out
 from stlm_kd.pipeline.stages.classifier_outputs import cached_outputs
 from stlm_kd.recipe.suites import suite_options
 from stlm_kd.reporting.tables.agreement import Agreements
@@ -75,7 +75,6 @@ def agreement(
 
 
 def _configs(options: Mapping[str, Any]) -> tuple[ReadConfig, AttributionConfig]:
-    """How to read examples, and which to explain, by the suite's options."""
     ids, classes = (tuple(map(str, options[name])) for name in ("ids", "classes"))
     sources, methods = tuple(options["sources"]), tuple(options["attributions"])
     choice = Choice(options["examples"], ids, options["which"], classes, sources, options["seed"])
@@ -86,11 +85,7 @@ def _configs(options: Mapping[str, Any]) -> tuple[ReadConfig, AttributionConfig]
 
 
 def _require_same_classes(names: Sequence[str]) -> None:
-    """Check that all models have the same class names, so that class indices are comparable.
-
-    Raises:
-        DataError: Two models have different class names.
-    """
+    """Check that all models have the same class names, so that class indices are comparable."""
     classes = {name: class_names(load_config(model_of(name))) for name in names}
     first = next((name for name in names if not is_unnamed(classes[name])), names[0])
     for name, own in classes.items():
@@ -114,7 +109,13 @@ def _of_data(
 
 def _of_runs(names: Sequence[str]) -> dict[str, Examples]:
     """Each model's validation examples; a model without a run uses those of the first with one."""
-    own = {name: found for name in names if (found := _of_run(name)) is not None}
+    own: dict[str, Examples] = {}
+    for name, found in held_out_of_runs(names).items():
+        if not isinstance(found, Examples) or found.is_regression:
+            raise UsageError(
+                f"{name}: its run has no examples with classes, which agreement needs; give --data FILE"
+            )
+        own[name] = found
     if not own:
         raise UsageError(
             f"{', '.join(names)}: none belongs to a run with labelled examples; give --data FILE"
@@ -127,15 +128,3 @@ def _of_runs(names: Sequence[str]) -> dict[str, Examples]:
                 "texts, or have other ids; score both on the same: --data FILE"
             )
     return {name: own.get(name, own[first]) for name in names}
-
-
-def _of_run(name: str) -> Examples | None:
-    try:
-        found = held_out_of_run(name)
-    except UsageError:  # the model belongs to no run
-        return None
-    if not isinstance(found, Examples) or found.is_regression:
-        raise UsageError(
-            f"{name}: its run has no examples with classes, which agreement needs; give --data FILE"
-        )
-    return found

@@ -33,8 +33,7 @@ from stlm_kd.recipe import Recipe
 from stlm_kd.recipe.load import recipe_of
 from stlm_kd.recipe.suites import suites as all_options
 
-LABELLED = {"classification", "regression"}
-"""The tasks of labelled examples."""
+LABELLED = {"classification", "regression"}  # the tasks of labelled examples
 
 
 def evaluate(
@@ -94,15 +93,15 @@ def evaluate(
     for model in scored:
         _check_kind(model.name, model.config, calls)
     compares = any(SUITES[call.suite].teachers for call in calls)
-    _refuse_unread(
-        calls,
-        {
-            "--data": (bool(files), bool(needed), "reads held-out data"),
-            "--text": (text is not None, bool(labelled), "reads labelled examples"),
-            "--label": (label is not None, bool(labelled), "reads labelled examples"),
-            "--teacher": (bool(others), compares, "compares with teachers"),
-        },
-    )
+    for option, is_given, is_read, reading in (
+        ("--data", bool(files), needed, "reads held-out data"),
+        ("--text", text is not None, labelled, "reads labelled examples"),
+        ("--label", label is not None, labelled, "reads labelled examples"),
+        ("--teacher", bool(others), compares, "compares with teachers"),
+    ):
+        if is_given and not is_read:
+            used = ", ".join(dict.fromkeys(call.suite for call in calls))
+            raise UsageError(f"{option}: nothing of {used} {reading}; leave it out, or add a suite that does")
     check_rows(calls)
     sizes = [model.longest_row for model in scored]
     calls = [replace(call, window=SUITES[call.suite].common_window(sizes)) for call in calls]
@@ -113,7 +112,13 @@ def evaluate(
         held: HeldOut = read_held_out(files, columns, model.name, labelled) if files else []
         if files and model.recipe is not None:
             note_trained_on(model.name, model.recipe, files, held)
-        held = held or (held_out_of_run(model.name) if needed else [])
+        if needed and not held:
+            held = held_out_of_runs([model.name]).get(model.name, [])
+            if not held:
+                raise UsageError(
+                    f"{model.name}: the suites need held-out data, but this is no run with some; "
+                    "give --data FILE"
+                )
         beside = _beside(model, others) if compares else None
         results[model.name] = score(model.folder, calls, held, context=context, beside=beside)
     return results
@@ -143,24 +148,6 @@ def _model(name: str, *, trust: bool) -> _Model:
     folder, run = model_of(name), _run_of(name)
     config = load_config(folder, trust_remote_code=trust)
     return _Model(name, folder, config, run, None if run is None else recipe_of(run))
-
-
-def _refuse_unread(calls: Sequence[SuiteCall], options: Mapping[str, tuple[bool, bool, str]]) -> None:
-    """Check that no option is given that no suite uses.
-
-    Args:
-        calls: The suites.
-        options: By name, whether it is given, whether a suite uses it, and what such a suite does.
-
-    Raises:
-        UsageError: An option is unused; the message names the first.
-    """
-    suites = ", ".join(dict.fromkeys(call.suite for call in calls))
-    for option, (is_given, is_read, reading) in options.items():
-        if is_given and not is_read:
-            raise UsageError(
-                f"{option}: nothing of {suites} {reading}; leave it out, or add a suite that does"
-            )
 
 
 def _beside(model: _Model, given: Sequence[str]) -> TeacherSet:
@@ -239,15 +226,7 @@ def read_held_out(
     return read_examples(*sources, labels=numbers if is_unnamed(names) else names, labels_of=model)
 
 
-def held_out_of_run(name: str) -> HeldOut:
-    """The validation text or examples of the run that a model belongs to.
-
-    Raises:
-        UsageError: The model belongs to no run with held-out data.
-    """
-    run = _run_of(name)
-    if run is not None:
-        found = held_out_of_recipe(recipe_of(run))
-        if found:
-            return found
-    raise UsageError(f"{name}: the suites need held-out data, but this is no run with some; give --data FILE")
+def held_out_of_runs(names: Sequence[str]) -> dict[str, HeldOut]:
+    """The validation text or examples of the runs that models belong to, of those that have any."""
+    runs = {name: run for name in names if (run := _run_of(name)) is not None}
+    return {name: found for name, run in runs.items() if (found := held_out_of_recipe(recipe_of(run)))}

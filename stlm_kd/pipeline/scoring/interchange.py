@@ -18,7 +18,7 @@ from stlm_kd.models.families import Task
 from stlm_kd.models.forward import task_of
 from stlm_kd.models.layer_alignment import Alignment, aligned
 from stlm_kd.pipeline.builders.numbers import num_layers
-from stlm_kd.pipeline.scoring.evaluate import held_out_of_run, read_held_out
+from stlm_kd.pipeline.scoring.evaluate import held_out_of_runs, read_held_out
 from stlm_kd.pipeline.stages.teacher_set import load_for_exchange, shared_tokenizer
 from stlm_kd.recipe.suites import suite_options
 from stlm_kd.reporting.tables.interchange import InterchangeScores
@@ -75,7 +75,6 @@ def interchange(
 
 
 def _task(models: Mapping[str, PreTrainedModel]) -> Task:
-    """The task that all models share."""
     tasks = {name: task_of(model) for name, model in models.items()}
     if len(set(tasks.values())) > 1:
         causal = [name for name, task in tasks.items() if task == "clm"]
@@ -97,7 +96,7 @@ def _alignment(choice: str, teacher: str, student: str, models: Mapping[str, Pre
 def _documents(names: Sequence[str], data: Sequence[str]) -> list[str]:
     if data:
         return _text(read_held_out(data, None, names[0], ()), "--data")
-    own = {name: found for name in names if (found := _of_run(name)) is not None}
+    own = {name: _text(found, name) for name, found in held_out_of_runs(names).items()}
     if not own:
         raise UsageError(f"{', '.join(names)}: none belongs to a run with held-out text; give --data FILE")
     first = next(iter(own))
@@ -108,14 +107,6 @@ def _documents(names: Sequence[str], data: Sequence[str]) -> list[str]:
                 "give one for both: --data FILE"
             )
     return own[first]
-
-
-def _of_run(name: str) -> list[str] | None:
-    try:
-        found = held_out_of_run(name)
-    except UsageError:  # the model belongs to no run
-        return None
-    return _text(found, name)
 
 
 def _text(found: list[str] | Examples, name: str) -> list[str]:

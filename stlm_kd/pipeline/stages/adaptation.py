@@ -12,11 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.adaptation.initialisers import VocabularyInit, new_rows
-from stlm_kd.adaptation.span_distillation import (
-    AlignedTokenisations,
-    SpanTeacher,
-    positions_of,
-)
+from stlm_kd.adaptation.span_distillation import AlignedTokenisations, SpanTeacher, positions_of
 from stlm_kd.adaptation.step import SPANS, AdaptationStep, SpanStep
 from stlm_kd.artifacts.reports import MEASURES, AdaptationReport
 from stlm_kd.data.token_store import joined
@@ -63,19 +59,13 @@ from stlm_kd.vocabulary.cooccurrence import Integers
 _DEFAULT_OBJECTIVES = {False: {CROSS_ENTROPY: 1.0}, True: {SELF_DISTILLATION: 1.0}}
 """The default objectives, for language models (False) and classifiers (True)."""
 
-ORIGINAL = "original"
-"""The name of the unadapted classifier as teacher of its adapted copy."""
+ORIGINAL = "original"  # the name of the unadapted classifier as teacher of its adapted copy
 
 
 def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, folder: Path) -> None:
     """Write ``model/`` (with the student's tokenizer), ``report.json`` and ``metrics.jsonl`` to a folder.
 
-    Args:
-        setup: Provides the text, its context and the student's tokenizer.
-        adapt: The recipe's settings for this teacher.
-        teacher: Folder or Hub id.
-        name: The teacher's name in the recipe.
-        folder: Output folder; also contains the checkpoints of an interrupted adaptation.
+    The folder also contains the checkpoints of an interrupted adaptation.
 
     Raises:
         ModelError: The teacher cannot process packed rows, or its vocabulary differs from its tokenizer's.
@@ -91,7 +81,8 @@ def adapt_model(setup: RecipeSetup, adapt: Adapt, teacher: str, *, name: str, fo
     try:
         measured = measurer(recipe)
         before = measured(model, own)
-        original = deepcopy(model) if _uses_original(recipe, adapt) else None
+        teaches_itself = recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
+        original = deepcopy(model) if teaches_itself else None
         made = _with_new_rows(work, model)
         initialised = measured(model, tokenizer)
         tracker.note(
@@ -133,14 +124,7 @@ class _Work(RecipeSetup):
 
 @dataclass(frozen=True, slots=True)
 class _TrainingSetup:
-    """The training of a teacher with new rows.
-
-    Attributes:
-        training_data: The training data.
-        settings: Training settings, for old and new rows alike.
-        step: The model and its loss terms.
-        aligned: The share of positions in aligned spans, for the report.
-    """
+    """The training of a teacher with new rows; ``aligned`` is the share of positions in aligned spans."""
 
     training_data: TrainingData
     settings: TrainingConfig
@@ -188,7 +172,6 @@ def _report(
     initialised: Quality,
     trained: Quality,
 ) -> AdaptationReport:
-    """The report: quality before, after initialisation and after training, and training cost."""
     return AdaptationReport(
         teacher=work.teacher,
         task=work.recipe.task,
@@ -227,11 +210,6 @@ def _notes(training_data: TrainingData) -> tuple[str, ...]:
     bits = training_data.bits_of_a_nat if isinstance(training_data, PackedText) else None
     unit = () if bits is None else (f"validation: 1 nat per token is {bits:.3f} bits per byte",)
     return (*training_data.notes, *unit)
-
-
-def _uses_original(recipe: Recipe, adapt: Adapt) -> bool:
-    """Whether the outputs of the unadapted teacher are training targets."""
-    return recipe.language_task is None or SELF_DISTILLATION in (adapt.objective or {})
 
 
 def _joined_text(work: _Work) -> tuple[Integers, Integers]:
@@ -294,14 +272,9 @@ def span_step(
     *,
     asked_often: bool,
 ) -> SpanStep:
-    """The training step of self-distillation on aligned spans.
+    """The training step of self-distillation on aligned spans of the text in both tokenizations.
 
-    Args:
-        model: The model with new rows.
-        original: The unadapted model.
-        text: The text in both tokenizations.
-        adapt: Provides the objective's weights, precision and batch sizes.
-        asked_often: Whether rows are read more than once, so that the teacher's outputs are precomputed.
+    If rows are read more than once (``asked_often``), the teacher's outputs are precomputed.
     """
     device = current_device()
     to_device(original, device)

@@ -18,16 +18,11 @@ from stlm_kd.teachers.cache.format import WORDS, Manifest
 from stlm_kd.teachers.cache.reader import TeacherCache
 
 
-def differences(order: CacheJob, manifest: Manifest, *, with_teacher: bool) -> Iterator[str]:
-    """The differences between a given cache and the one that the recipe needs, in words.
-
-    Args:
-        order: The cache that the recipe needs.
-        manifest: The given cache's manifest.
-        with_teacher: Whether the teacher's model is available for comparison.
-    """
+def cache_faults(order: CacheJob, manifest: Manifest) -> Iterator[str]:
+    """The differences between a given cache and the one that the recipe needs, in words."""
     expected = cached_rows_key(order)
-    if with_teacher:
+    named = order.teacher.model
+    if named is not None and expanded(named).is_dir() and any(expanded(named).glob("*.safetensors")):
         trust = order.context.trust_remote_code
         expected["teacher"] = model_identity(order.model, trust_remote_code=trust)
     found: Mapping[str, object] = manifest.made_of
@@ -45,11 +40,7 @@ def _truncated(value: object) -> str:
 
 
 def opened(order: CacheJob) -> TeacherCache:
-    """Open the cache for a training: a stage, or the folder named in the recipe.
-
-    Raises:
-        CheckpointError: The named cache is damaged or does not match the recipe.
-    """
+    """Open the cache for a training: a stage, or the named folder; CheckpointError if it does not match."""
     path = order.options.path
     if path is None:
         return TeacherCache.open(order.ensure(), every_byte=False)  # the stage's files were just verified
@@ -65,13 +56,6 @@ def _open_checked(order: CacheJob, folder: Path) -> TeacherCache:
     return cache
 
 
-def cache_faults(order: CacheJob, manifest: Manifest) -> list[str]:
-    """The reasons why a given cache cannot be used; empty if it can."""
-    named = order.teacher.model
-    there = named is not None and expanded(named).is_dir() and any(expanded(named).glob("*.safetensors"))
-    return list(differences(order, manifest, with_teacher=there))
-
-
 def unbiased_notes(recipe: Recipe, teacher: str) -> list[str]:
     """Notes on which losses are unbiased with a cached teacher, and which are biased."""
     entries = responses_of(recipe, teacher)
@@ -82,11 +66,8 @@ def unbiased_notes(recipe: Recipe, teacher: str) -> list[str]:
     notes = []
     if exact:
         note = f"teacher {teacher} is read from its cache: {', '.join(exact)} is unbiased with it"
-        if mixed:
-            note += (
-                "; for combined teachers its gradient is, and its value is the mean of the teachers' losses"
-            )
-        notes.append(note)
+        mean = "; for combined teachers its gradient is, and its value is the mean of the teachers' losses"
+        notes.append(note + mean if mixed else note)
     if other:
         notes.append(
             f"warning: teacher {teacher} is read from its cache, with which {', '.join(other)} is biased: "

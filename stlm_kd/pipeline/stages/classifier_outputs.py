@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from stlm_kd.artifacts.atomic import write_json
@@ -36,17 +37,7 @@ def cached_outputs(
     trust: bool,
     like: ClassifierOutputs | None = None,
 ) -> ClassifierOutputs:
-    """Load a classifier and compute its outputs; see ``classifier_outputs``.
-
-    Args:
-        name: The model's name in results.
-        examples: Labelled examples.
-        reading: How to encode the examples.
-        explaining: Which attributions to compute.
-        model: A run, model folder or Hub id.
-        trust: Whether to run code shipped with the model.
-        like: A teacher's outputs.
-    """
+    """Load a classifier (run, folder or Hub id) and compute its outputs; see ``classifier_outputs``."""
     folder = model_of(model)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     loaded = load_classifier(folder, examples.label_names, tokenizer=tokenizer, trust_remote_code=trust)
@@ -58,21 +49,23 @@ def teacher_outputs(
     teachers: Mapping[str, str], examples: Examples, context: RunContext
 ) -> dict[str, AnswersOf]:
     """By teacher name, a function that returns its outputs, which are cached between students."""
-    return {name: _kept(name, model, examples, context) for name, model in teachers.items()}
+    return {name: partial(_kept, name, model, examples, context) for name, model in teachers.items()}
 
 
-def _kept(name: str, model: str, examples: Examples, context: RunContext) -> AnswersOf:
+def _kept(
+    name: str,
+    model: str,
+    examples: Examples,
+    context: RunContext,
+    reading: ReadConfig,
+    explaining: AttributionConfig,
+) -> ClassifierOutputs:
     trust = context.trust_remote_code
 
-    def answers(reading: ReadConfig, explaining: AttributionConfig) -> ClassifierOutputs:
-        def build(folder: Path) -> None:
-            found = cached_outputs(name, examples, reading, explaining, model=model, trust=trust)
-            write_json(folder / _FILE, found.to_json())
+    def build(folder: Path) -> None:
+        found = cached_outputs(name, examples, reading, explaining, model=model, trust=trust)
+        write_json(folder / _FILE, found.to_json())
 
-        key = outputs_key(model, examples, reading, explaining, trust=trust)
-        folder = context.stages.make("answers", key, build)
-        return ClassifierOutputs.from_json(
-            json.loads((folder / _FILE).read_text(encoding="utf-8")), name=name
-        )
-
-    return answers
+    key = outputs_key(model, examples, reading, explaining, trust=trust)
+    folder = context.stages.make("answers", key, build)
+    return ClassifierOutputs.from_json(json.loads((folder / _FILE).read_text(encoding="utf-8")), name=name)

@@ -52,12 +52,6 @@ def tuned_scores(
     There is one result per task, seed and scored part, and with several tasks an average per seed. All
     processes of a command must call this together.
 
-    Args:
-        suite: The suite's name.
-        options: The suite's options.
-        model: Folder or Hub id of a language model, or of a body without a head.
-        context: The run context.
-
     Raises:
         MissingResourceError, DataError: The data is missing or does not fit the task.
         ModelError: The model's family has no suitable head, or padding changes the model's outputs.
@@ -75,7 +69,8 @@ def tuned_scores(
             _fine_tune(task, model, context, folder, fingerprint=hash_of(dict(key)))
 
         folder = context.stages.make(STAGE, key, build, together=True)
-        by_seed.setdefault(task.job.seed, []).extend(_read(folder))
+        saved = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
+        by_seed.setdefault(task.job.seed, []).extend(map(SuiteResult.from_json, saved))
     results = [result for found in by_seed.values() for result in found]
     if len({task.job.task for task in tasks}) > 1:
         means = [(seed, tasks[0].average(found)) for seed, found in by_seed.items()]
@@ -94,7 +89,6 @@ def _context(task: FineTuneTask[Any], model: str, context: RunContext) -> int:
 def _fine_tune(
     task: FineTuneTask[Any], name: str, context: RunContext, folder: Path, *, fingerprint: str
 ) -> None:
-    """Train a copy of the model and write its scores into the folder."""
     job, trust = task.job, context.trust_remote_code
     length = _context(task, name, context)
     positions = num_positions(load_config(name, trust_remote_code=trust))
@@ -132,7 +126,6 @@ def _fine_tune(
 
 
 def _settings(job: FineTuneJob, steps_per_epoch: int, *, zero: Zero) -> TrainingConfig:
-    """The job's settings for the training loop."""
     settings = job.settings
     assert settings.epochs is not None
     steps = settings.steps or settings.epochs * steps_per_epoch
@@ -147,7 +140,6 @@ def _settings(job: FineTuneJob, steps_per_epoch: int, *, zero: Zero) -> Training
 
 
 def _tracker(task: FineTuneTask[Any], context: RunContext, folder: Path) -> Trackers:
-    """Trackers for progress and ``metrics.jsonl``; only the main process writes."""
     job = task.job
     stream = PrefixedLines(context.quiet_name) if context.quiet_name else None
     tracker = open_tracker(folder, run_name=context.run_name, stream=stream, unit=task.unit)
@@ -173,12 +165,6 @@ def _facts(job: FineTuneJob, head: str, num_rows: int, trained: FitResult, conte
 def _with_notes(
     result: SuiteResult, task: FineTuneTask[Any], head: str, facts: dict[str, Fact], model: PreTrainedModel
 ) -> SuiteResult:
-    """The result with notes on the head and the data, and the fine-tuning's facts."""
     about = f"{result.suite}: fine-tuned with a fresh head on {head} ({model.config.model_type})"
     notes = (*result.notes, about, *task.notes)
     return replace(result, notes=notes, report={**result.report, "fine_tuning": facts})
-
-
-def _read(folder: Path) -> list[SuiteResult]:
-    content = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
-    return [SuiteResult.from_json(entry) for entry in content]

@@ -37,16 +37,12 @@ from stlm_kd.recipe.load import from_values, plain
 from stlm_kd.recipe.schema.root import Suite
 from stlm_kd.training.processes import current_device
 
+_RESULT = "result.json"
+
 
 @dataclass(frozen=True, slots=True)
 class SuiteCall:
-    """A suite and its options.
-
-    Attributes:
-        suite: The suite's name.
-        options: The options as given.
-        window: The default window; None for suites without windows.
-    """
+    """A suite, its options as given, and its default window; None for suites without windows."""
 
     suite: str
     options: Mapping[str, Any]
@@ -107,12 +103,7 @@ def score(
 ) -> list[SuiteResult]:
     """Score a model with each suite, loading it once; a fine-tuning suite gives several results.
 
-    Args:
-        model: Folder or Hub id.
-        calls: Suites with their options.
-        held: Held-out text, or labelled examples for classifiers.
-        context: The run context, which caches fine-tunings and teachers' outputs.
-        beside: The teachers, for suites that need them.
+    ``beside`` are the teachers, for suites that need them.
     """
     names = held.label_names if isinstance(held, Examples) else None
     trust = context.trust_remote_code
@@ -128,12 +119,7 @@ def score(
 
 
 def check_rows(calls: Sequence[SuiteCall]) -> None:
-    """Check that the data of benchmarks and optional packages are available, before loading a model.
-
-    Raises:
-        UsageError: lm-eval does not know a task.
-        MissingResourceError, DataError: Data or a package is missing.
-    """
+    """Check that tasks exist, and data and optional packages are available, before loading a model."""
     for call in calls:
         SUITES[call.suite].check(call.options)
 
@@ -143,11 +129,7 @@ def kept_scores(
 ) -> list[SuiteResult]:
     """Score a model with the recipe's suites, each cached as a stage; loads the model only if needed.
 
-    Args:
-        recipe: Provides the suites and their data.
-        model: Folder or Hub id.
-        context: The run context.
-        beside: A student's teachers; None for a teacher, which skips suites that compare with teachers.
+    ``beside`` are a student's teachers; None for a teacher, which skips suites that compare with teachers.
     """
     calls = [call for call in suite_calls(recipe) if beside is not None or not SUITES[call.suite].teachers]
     trust = context.trust_remote_code
@@ -162,7 +144,9 @@ def kept_scores(
             continue
 
         def build(folder: Path, call: SuiteCall = call) -> None:
-            _write(_run_suite(model, call, loaded(), held(), teachers_of), folder)
+            result = _run_suite(model, call, loaded(), held(), teachers_of)
+            write_json(folder / _RESULT, result.to_json())
+            write_reports([result], folder)
 
         key = score_key(call, recipe, model, trust=trust)
         if beside is not None and (form := SUITES[call.suite].teachers):
@@ -171,7 +155,9 @@ def kept_scores(
                 if form == "outputs"
                 else aligned_teachers_key(beside, model, trust=trust)
             )
-        results.append([_read(context.stages.make("eval", key, build))])
+        folder = context.stages.make("eval", key, build)
+        saved = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+        results.append([SuiteResult.from_json(saved)])
     return _with_labels(results, calls)
 
 
@@ -243,15 +229,6 @@ def _with_labels(results: Sequence[Sequence[SuiteResult]], calls: Sequence[Suite
     ]
 
 
-def _write(result: SuiteResult, folder: Path) -> None:
-    write_json(folder / "result.json", result.to_json())
-    write_reports([result], folder)
-
-
-def _read(folder: Path) -> SuiteResult:
-    return SuiteResult.from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-
-
 def score_models(
     recipe: Recipe,
     models: Sequence[str],
@@ -259,15 +236,7 @@ def score_models(
     context: RunContext,
     jobs: int,
 ) -> dict[str, tuple[SuiteResult, ...]]:
-    """Score several models in parallel jobs.
-
-    Args:
-        recipe: Provides the suites.
-        models: Folders or Hub ids.
-        teachers: By model, the teachers to compare a student with; None for a teacher.
-        context: The run context.
-        jobs: Number of parallel evaluations.
-    """
+    """Score models in parallel jobs; ``teachers`` are those to compare a student with, None for a teacher."""
     found = run_jobs(
         [
             Job(_score_model, (plain(recipe), model, context.named("eval", jobs), teachers[model]))

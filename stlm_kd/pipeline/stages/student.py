@@ -47,17 +47,13 @@ from stlm_kd.teachers.protocol import Teacher
 from stlm_kd.training.loop import fit
 from stlm_kd.training.processes import current_device
 
-REMEMBERED_BYTES = 2**30
-"""Memory for precomputed outputs of all teachers together."""
+REMEMBERED_BYTES = 2**30  # memory for precomputed outputs of all teachers together
 
 
 def train_student(job: StudentJob, folder: Path, *, label: str) -> None:
-    """Train a student and write ``model/``, ``report.json``, ``metrics.jsonl`` and checkpoints to a folder.
+    """Write ``model/``, ``report.json``, ``metrics.jsonl`` and checkpoints to a folder.
 
-    Args:
-        job: The student job.
-        folder: Output folder; an interrupted training resumes from its checkpoints.
-        label: The training's name in progress lines.
+    An interrupted training resumes from its checkpoints. ``label`` is its name in progress lines.
     """
     recipe, tokenizer, context = job.recipe, job.tokenizer, job.context
     student = initial_student(job)
@@ -110,11 +106,7 @@ def held_out_of(training_data: TrainingData, micro_batch: int) -> Callable[[], I
 
 
 def initial_student(job: StudentJob) -> PreTrainedModel:
-    """Build the student with its initial weights.
-
-    Raises:
-        ModelError: The student cannot be built, is too large, or cannot be trained on packed rows.
-    """
+    """The student with its initial weights; ModelError if it is too large or cannot read packed rows."""
     recipe = job.recipe
     student = _built(job)
     if recipe.student.dropout is not None:
@@ -128,29 +120,27 @@ def initial_student(job: StudentJob) -> PreTrainedModel:
 
 
 def _built(job: StudentJob) -> PreTrainedModel:
-    """The student from a teacher's layers, a checkpoint, or configuration fields."""
     recipe, seed, tokenizer = job.recipe, job.seed, job.tokenizer
     wanted, trust = recipe.student, job.context.trust_remote_code
     if wanted.init_from is not None:
         source = job.teachers[wanted.init_from.teacher]
         with error_context(teacher_place(recipe, wanted.init_from.teacher)):
             donor = load_model(source, recipe, tokenizer=None, trust_remote_code=trust)
-        student = student_from_layers(
+        return student_from_layers(
             donor,
             wanted.init_from.layers,
             model_type=wanted.init_from.model_type,
             place="student.init_from.layers",
         )
-    elif wanted.model is not None:
+    if wanted.model is not None:
         head_seed = seed if wanted.new_head else None
         with error_context("student.model"):
             student = load_model(
                 wanted.model, recipe, tokenizer=tokenizer, trust_remote_code=trust, head_seed=head_seed
             )
         check_size(student)
-    else:
-        student = model_from_recipe(job.fields, recipe, tokenizer, seed=seed)
-    return student
+        return student
+    return model_from_recipe(job.fields, recipe, tokenizer, seed=seed)
 
 
 def num_steps(train: Train, own: TrainingData, seed: int) -> int:
@@ -178,7 +168,12 @@ def step_of(
     """The training step: the student, its objectives, projections and teachers."""
     recipe = job.recipe
     names, cached = sorted(job.used_teachers), job.cached
-    models = {name: _teacher(job, name) for name in names if name not in cached}
+    trust = job.context.trust_remote_code
+    models = {
+        name: live_teacher(job.teachers[name], recipe, name=name, trust_remote_code=trust)
+        for name in names
+        if name not in cached
+    }
     configs = {
         name: models[name].model.config if name in models else job.configuration(name)
         for name in names
@@ -218,17 +213,10 @@ def step_of(
 def _gate(
     recipe: Recipe, student: PreTrainedModel, terms: Sequence[Term], teachers: Sequence[str]
 ) -> Gate | None:
-    """The trainable gate that weights the teachers, if the combination uses one."""
     needs = COMBINERS[recipe.combine.how].needs_with(recipe.combine.options)
     if "gate" not in needs or all(term.teacher != COMBINED for term in terms):
         return None
     return Gate(head_of(student).weight.shape[1], teachers)
-
-
-def _teacher(job: StudentJob, name: str) -> LiveTeacher:
-    """Load a teacher onto its device."""
-    trust = job.context.trust_remote_code
-    return live_teacher(job.teachers[name], job.recipe, name=name, trust_remote_code=trust)
 
 
 def _ready(
@@ -240,15 +228,9 @@ def _ready(
     epochs: float,
     room: int,
 ) -> LiveTeacher | PrecomputedTeacher:
-    """Precompute the teacher's outputs if rows repeat and the outputs fit in memory.
+    """Precompute the teacher's outputs if rows repeat and the outputs fit in memory (``room``, in bytes).
 
-    Args:
-        live: The teacher.
-        needs: The outputs that the objectives need.
-        recipe: Provides batch sizes and precision.
-        training_data: The training data.
-        epochs: How often each row is read.
-        room: Available bytes.
+    ``epochs``: how often each row is read.
     """
     of_one_length = recipe.language_task is not None or not (needs.sites or needs.maps)
     if epochs <= 1 or not training_data.is_always_the_same or not of_one_length:

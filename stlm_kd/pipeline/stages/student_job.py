@@ -34,7 +34,6 @@ class StudentJob(RecipeSetup):
     """One student or control to train.
 
     Attributes:
-        variant: The student or a control.
         seed: Random seed of initial weights, data order, masks and dropout.
         teachers: By name, the folder of each prepared (if necessary adapted) teacher.
         flops: Compute budget in place of a number of steps; only for ``equal-compute``.
@@ -54,7 +53,6 @@ class StudentJob(RecipeSetup):
         teachers: Mapping[str, str],
         flops: int | None = None,
     ) -> StudentJob:
-        """A training of the recipe."""
         return cls(setup.recipe, setup.tokenizer, setup.context, variant, seed, teachers, flops)
 
     def __post_init__(self) -> None:
@@ -78,7 +76,6 @@ class StudentJob(RecipeSetup):
         return [labels_term()] if self.variant != "student" else terms_of(self.recipe, student, teachers)
 
     def training_data(self, fraction: float) -> TrainingData:
-        """The training data for this fraction of the training text or examples."""
         return build_training_data(
             self,
             fraction=fraction,
@@ -101,12 +98,10 @@ class StudentJob(RecipeSetup):
         }
 
     def order(self, name: str) -> CacheJob:
-        """The cache job of a cached teacher."""
         model, teacher = self.teachers[name], self.cached[name]
         return CacheJob.of(self, teacher, model, self.seed)
 
     def configuration(self, name: str) -> PretrainedConfig:
-        """The model configuration of a cached teacher."""
         return load_config(self.teachers[name], trust_remote_code=self.context.trust_remote_code)
 
     @property
@@ -118,10 +113,7 @@ class StudentJob(RecipeSetup):
 
     @property
     def teacher_tokenizers(self) -> dict[str, PreTrainedTokenizerFast]:
-        """The tokenizers of teacher classifiers that differ from the student's.
-
-        Teachers whose hidden states are used share the student's tokenizer, so that positions match.
-        """
+        """The tokenizers of teacher classifiers that differ; a used hidden state needs the student's."""
         if self.recipe.language_task is not None:
             return {}
         trust, own = self.context.trust_remote_code, tokenizer_identity(self.tokenizer)

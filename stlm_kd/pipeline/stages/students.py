@@ -20,8 +20,7 @@ from stlm_kd.pipeline.stages.teacher import PreparedTeacher
 from stlm_kd.pipeline.stages.tokenizer import setup_of
 from stlm_kd.recipe import Recipe, from_values, plain
 
-Values = dict[str, Any]
-"""A recipe as plain values, picklable for other processes."""
+Values = dict[str, Any]  # a recipe as plain values, picklable for other processes
 
 
 def build_students(
@@ -29,7 +28,10 @@ def build_students(
 ) -> dict[Variant, list[Path]]:
     """Train every variant with every seed in parallel jobs; return the folders by variant, one per seed."""
     values = plain(recipe)
-    for wave in _waves(variants(recipe)):
+    everything = variants(recipe)
+    first = [variant for variant in everything if variant != "equal-compute"]
+    later = [variant for variant in everything if variant not in first]  # needs the students' FLOPs
+    for wave in (first, later):
         run_jobs(
             [
                 Job(
@@ -90,18 +92,7 @@ def _build_student(
     share_student(job, student_folder(run, variant, seed))
 
 
-def _waves(wanted: Sequence[Variant]) -> list[list[Variant]]:
-    """Independent variants first, then ``equal-compute``, which needs the students' FLOPs."""
-    later: list[Variant] = [variant for variant in wanted if variant == "equal-compute"]
-    return [[variant for variant in wanted if variant not in later], *([later] if later else [])]
-
-
 def _flops_of_student(run: Path, seed: int) -> int:
-    """The training FLOPs of this seed's student and its teachers.
-
-    Raises:
-        CheckpointError: The FLOPs were not counted.
-    """
     folder = student_folder(run, "student", seed)
     flops = read_report(folder).flops
     if flops is None:

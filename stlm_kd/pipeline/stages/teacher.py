@@ -36,7 +36,6 @@ class PreparedTeacher:
     """A teacher that is ready for distillation.
 
     Attributes:
-        name: The teacher's name in the recipe.
         original: Folder or Hub id before adaptation.
         training: The folder of its training; None for an existing model.
         adaptation: The folder of its adaptation; None for a teacher with the student's vocabulary.
@@ -126,7 +125,6 @@ def cached_teacher(setup: RecipeSetup, teacher: Teacher, model: str) -> list[Pat
 
 
 def _train(recipe: Recipe, name: str, context: RunContext) -> Path:
-    """Train a teacher from its own recipe."""
     setup = setup_of(recipe, context)
     teachers = {teacher.name: prepare_teacher(setup, teacher).model for teacher in recipe.teachers}
     (seed,) = recipe.seeds

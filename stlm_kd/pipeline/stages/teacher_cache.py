@@ -26,7 +26,7 @@ from stlm_kd.pipeline.builders.text import mask_variants
 from stlm_kd.pipeline.context import RecipeSetup
 from stlm_kd.pipeline.jobs import PrefixedLines
 from stlm_kd.pipeline.stage_keys import cache_key
-from stlm_kd.recipe import Recipe, plain
+from stlm_kd.recipe import plain
 from stlm_kd.recipe.schema.cache import Cache, positions_of, temperature_of
 from stlm_kd.recipe.schema.root import Teacher
 from stlm_kd.teachers.cache.format import Layout
@@ -47,13 +47,7 @@ from stlm_kd.vocabulary.token_bytes import vocabulary_size
 
 @dataclass(frozen=True, slots=True)
 class CacheJob(RecipeSetup):
-    """A teacher cache that a recipe needs.
-
-    Attributes:
-        teacher: A teacher of the recipe, with ``cache``.
-        model: Folder or Hub id of the prepared teacher.
-        seed: The student's seed, which draws the examples.
-    """
+    """The cache of a prepared teacher (folder or Hub id); the student's seed draws the examples."""
 
     teacher: Teacher
     model: str
@@ -61,12 +55,10 @@ class CacheJob(RecipeSetup):
 
     @classmethod
     def of(cls, setup: RecipeSetup, teacher: Teacher, model: str, seed: int) -> CacheJob:
-        """A cache that the recipe needs."""
         return cls(setup.recipe, setup.tokenizer, setup.context, teacher, model, seed)
 
     @property
     def options(self) -> Cache:
-        """The cache options."""
         assert self.teacher.cache is not None
         return self.teacher.cache
 
@@ -76,7 +68,6 @@ class CacheJob(RecipeSetup):
 
     @property
     def exists(self) -> bool:
-        """Whether the cache exists."""
         return self.context.stages.path("cache", cache_key(self)).is_dir()
 
     def _build(self, folder: Path) -> None:
@@ -107,11 +98,7 @@ class CacheJob(RecipeSetup):
             if tokenizer_identity(own) != tokenizer_identity(self.tokenizer):
                 readers = {self.teacher.name: own}
         return build_training_data(
-            self,
-            fraction=None,
-            seed=self.seed,
-            readers=readers,
-            variants=mask_variants(self.recipe),
+            self, fraction=None, seed=self.seed, readers=readers, variants=mask_variants(self.recipe)
         )
 
 
@@ -158,7 +145,6 @@ def _flops(order: CacheJob, work: Work, training_data: TrainingData) -> int | No
 
 
 def _say(order: CacheJob, line: str) -> None:
-    """Print a progress line, on the main process only."""
     if process_rank() == 0:
         name = order.context.quiet_name
         print(line, file=PrefixedLines(name) if name else sys.stderr, flush=True)
@@ -166,12 +152,10 @@ def _say(order: CacheJob, line: str) -> None:
 
 def cache_jobs(setup: RecipeSetup, teacher: Teacher, model: str) -> list[CacheJob]:
     """A prepared teacher's caches: one for each seed if each draws different examples, else one."""
-    seeds = setup.recipe.seeds if _draws_examples(setup.recipe) else setup.recipe.seeds[:1]
+    recipe = setup.recipe
+    draws_examples = recipe.language_task is None and recipe.data.fraction < 1
+    seeds = recipe.seeds if draws_examples else recipe.seeds[:1]
     return [CacheJob.of(setup, teacher, model, seed) for seed in seeds]
-
-
-def _draws_examples(recipe: Recipe) -> bool:
-    return recipe.language_task is None and recipe.data.fraction < 1
 
 
 def work_of(order: CacheJob, training_data: TrainingData) -> Work:

@@ -37,11 +37,9 @@ _TEACHERS: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 @dataclass(frozen=True, slots=True)
 class TeacherSet:
-    """The teachers that a student is compared with.
+    """The teachers that a student is compared with: folders or Hub ids by name.
 
-    Attributes:
-        teachers: By name, the folder or Hub id of a model with the student's vocabulary or classes.
-        recipe: The recipe whose objectives define the layer alignment; None for ``full``.
+    The layer alignment is that of the recipe's objectives; ``full`` without a recipe.
     """
 
     teachers: Mapping[str, str]
@@ -50,13 +48,7 @@ class TeacherSet:
     def taught(
         self, name: str, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, trust: bool
     ) -> dict[str, AlignedTeacher]:
-        """Load the teachers.
-
-        Args:
-            name: The student's name in messages.
-            student: The student model.
-            tokenizer: The student's tokenizer.
-            trust: Whether to run code shipped with a model.
+        """Load the teachers; ``name`` is the student's in messages.
 
         Raises:
             ModelError: Vocabulary, classes or task differ, or the model family is unknown.
@@ -105,33 +97,18 @@ def remember_teachers(run: Path, teachers: Mapping[str, str]) -> None:
 
 
 def teachers_of_run(run: Path) -> dict[str, str]:
-    """Read a run's saved teachers; empty if there are none.
-
-    Raises:
-        CheckpointError: The file is damaged.
-    """
+    """Read a run's saved teachers; empty if there are none."""
     if not (run / TEACHERS).is_file():
         return {}
     saved = read_saved(run / TEACHERS, _TEACHERS, remedy=AGAIN)
-    folders = {name: run / model for name, model in saved.items()}
     return {
-        name: str(folder.resolve()) if _is_folder(folder) else saved[name] for name, folder in folders.items()
+        name: str((run / model).resolve()) if os.path.isdir(run / model) else model  # noqa: PTH112  # long names
+        for name, model in saved.items()
     }
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # the name is too long
-        return False
-
-
 def shared_tokenizer(names: Sequence[str], *, trust: bool) -> PreTrainedTokenizerFast:
-    """The tokenizer that all models share.
-
-    Raises:
-        ModelError: The vocabularies differ.
-    """
+    """The tokenizer that all models share; ModelError if their vocabularies differ."""
     first, *others = names
     tokenizer = load_tokenizer(model_of(first), trust_remote_code=trust)
     for name in others:

@@ -34,11 +34,7 @@ def student_tokenizer(recipe: Recipe, context: RunContext) -> PreTrainedTokenize
     def build(folder: Path) -> None:
         own = _of_examples(recipe) if labelled else texts(sources(entries))
         made = train_tokenizer(
-            own,
-            wanted.train,
-            wanted.size,
-            masked=recipe.task != "clm",
-            place="student.tokenizer.size",
+            own, wanted.train, wanted.size, masked=recipe.task != "clm", place="student.tokenizer.size"
         )
         with system_errors(folder):
             made.save_pretrained(folder)

@@ -9,7 +9,7 @@ import pytest
 
 from stlm_kd.losses import MAP_LOSSES, STATE_LOSSES
 from stlm_kd.models.layer_alignment import ALIGNMENTS
-from stlm_kd.pipeline.builders.objective import weight_of
+from stlm_kd.pipeline.builders.numbers import number
 from stlm_kd.recipe import load, recipe_hash, resolved_yaml
 from stlm_kd.recipe.describe import describe
 from stlm_kd.recipe.locate import built_in_objectives
@@ -51,7 +51,7 @@ def file(tmp_path: Path) -> str:
 
 
 def weight(file: str, schedule: str) -> float | Ramp | Steps:
-    return weight_of(load(file, (f"objectives[0].weight={schedule}",)).objectives[0])
+    return number(load(file, (f"objectives[0].weight={schedule}",)).objectives[0].weight)
 
 
 def test_a_ramp_is_over_the_whole_training_where_nothing_else_is_said(file: str) -> None:
