@@ -126,7 +126,7 @@ class TeacherAgreement:
 def explained_in(
     result: SuiteResult, teacher: str, *, student: str
 ) -> tuple[TeacherAgreement, dict[str, tuple[str, ...]]]:
-    """The outputs and agreement for one of ``teachers_in``, and the texts of the explained examples by id.
+    """Outputs and agreement for one of ``teachers_in``, and the texts of the explained examples by id.
 
     ``student`` is the student's display name.
     """

@@ -36,14 +36,10 @@ class MeanOver:
 class Alike:
     """The attributions of two models for one example, compared.
 
-    Attributes:
-        id: The example.
-        correlation: Spearman's correlation of the words' weights; None below ``FEWEST_WORDS`` words, or if a
-            model gives all words the same weight.
-        overlap: The shared fraction of the top words; None if all words would be among them.
-        by_chance: The expected overlap of randomly drawn words.
-        teacher_again: LIME: the correlation of the teacher's weights with those of another draw.
-        student_again: The same for the student.
+    ``correlation`` is Spearman's of the words' weights: None below ``FEWEST_WORDS`` words, or if a model
+    gives all words the same weight. ``overlap`` is the shared fraction of the top words, ``by_chance`` that
+    of randomly drawn ones; None if all words would be among them. LIME: ``teacher_again`` and
+    ``student_again`` are the correlations of a model's weights with those of another draw.
     """
 
     id: str
@@ -56,19 +52,11 @@ class Alike:
 
 @dataclass(frozen=True, slots=True)
 class ExplanationAgreement:
-    """Agreement by one method; None for values with fewer than two usable examples.
+    """Agreement by one method: means over the examples; None with fewer than two usable ones.
 
-    Attributes:
-        method: ``lime`` or ``integrated-gradients``.
-        top: The number of top words that ``overlap`` compares.
-        correlation: The mean over examples.
-        overlap: The mean over examples.
-        by_chance: The expected overlap of randomly drawn words, on these examples.
-        teacher_again: LIME: the teacher's correlation with itself between draws, a ceiling for any student.
-        student_again: The student's correlation with itself.
-        teacher_missing: Integrated gradients: the mean absolute completeness error, in nats.
-        student_missing: The same for the student.
-        examples: Per example.
+    ``overlap`` compares the ``top`` words. The teacher's correlation with itself between draws of LIME is a
+    ceiling for any student. Integrated gradients: ``…_missing`` is the mean absolute completeness error, in
+    nats.
     """
 
     method: Method
@@ -92,15 +80,9 @@ class Compared:
 
 
 def compared(teacher: ClassifierOutputs, student: ClassifierOutputs, *, top: int) -> Compared:
-    """The agreement of predictions and of explanations.
+    """The agreement of predictions and of explanations, over the ``top`` words.
 
-    Args:
-        teacher: The teacher's outputs.
-        student: The student's outputs, computed with ``like`` set to the teacher's.
-        top: The number of top words to compare.
-
-    Raises:
-        DataError: See ``agreement``.
+    The student's outputs were computed with ``like`` set to the teacher's. For DataError see ``agreement``.
     """
     assert teacher.classes == student.classes and teacher.weights.keys() == student.weights.keys()
     return Compared(

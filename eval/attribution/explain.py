@@ -41,14 +41,10 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class AttributionConfig:
-    """Which attributions to compute.
+    """Which attributions to compute, for which examples.
 
-    Attributes:
-        methods: Attribution methods; () computes none.
-        choice: Which examples.
-        features: LIME: maximum words with a weight; None: all.
-        samples: LIME: perturbed texts, all distinct.
-        steps: Integrated gradients: points of the integral.
+    LIME: at most ``features`` words have a weight (None: all), from ``samples`` distinct perturbed texts.
+    Integrated gradients: ``steps`` points of the integral.
     """
 
     methods: tuple[Method, ...] = ()
@@ -60,12 +56,9 @@ class AttributionConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierOutputs:
-    """One model's predictions and attributions.
+    """One model's predictions for all examples, and attributions of some.
 
-    Attributes:
-        predictions: For all examples.
-        classes: For each explained example by id, the index of the explained class.
-        weights: By method, then by id.
+    ``classes`` is the index of each explained example's class, by id; ``weights`` are by method, then by id.
     """
 
     predictions: Predictions
@@ -112,21 +105,13 @@ def classifier_outputs(
     *,
     like: ClassifierOutputs | None = None,
 ) -> ClassifierOutputs:
-    """Compute a model's predictions and attributions.
+    """Compute a model's predictions for at least two examples, and attributions.
 
-    Args:
-        name: The model's display name.
-        model: A classifier of the examples' classes.
-        tokenizer: Its tokenizer.
-        examples: At least two.
-        reading: How the model reads them.
-        explaining: Which attributions to compute.
-        like: A teacher's outputs: explains the same examples and classes. Without it, examples are selected
-            by the config; with two classes the second is explained, with more the predicted one.
+    With ``like``, a teacher's outputs, it explains the same examples and classes. Without, examples are
+    selected by the config; with two classes the second is explained, with more the predicted one.
 
-    Raises:
-        DataError: A logit is not finite; or see ``select.chosen``.
-        MissingResourceError: A package that a method or a text needs is not installed.
+    Raises DataError if a logit is not finite, or as ``select.chosen``, and MissingResourceError if a package
+    that a method or a text needs is not installed.
     """
     logits_NC = logits_of(model, tokenizer, examples, **asdict(reading))
     labels_N = np.asarray(examples.labels, np.int64)

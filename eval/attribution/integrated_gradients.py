@@ -46,9 +46,6 @@ def integrated_gradients(
     The weights sum to the log-odds of the text minus those of the baseline, except for the error of the
     numerical integral over ``steps`` points (Gauss-Legendre). The model runs in its own precision. A word
     beyond ``context`` tokens has weight 0.
-
-    Raises:
-        MissingResourceError: The package ``captum`` is not installed.
     """
     row = encode_texts([texts], tokenizer, context=context, multiple=1).rows(np.zeros(1, np.int64))
     sources_T = token_sources(texts, tokenizer, context=context)
@@ -118,11 +115,7 @@ def _nothing_token(tokenizer: PreTrainedTokenizerFast) -> Tensor:
 
 
 def integrator() -> type[IntegratedGradients]:
-    """The class ``IntegratedGradients`` of ``captum``.
-
-    Raises:
-        MissingResourceError: The package is not installed.
-    """
+    """The class ``IntegratedGradients`` of ``captum``; MissingResourceError if it is not installed."""
     try:
         from captum.attr import IntegratedGradients
     except ModuleNotFoundError as error:

@@ -34,10 +34,7 @@ def classification_scores(
     The predicted class is the argmax of the logits (the first one if tied); labels count from 0. Macro F1
     skips classes that neither occur nor are predicted. F1 is 0 for a class without a correct prediction, and
     Matthews' correlation is 0 if all predictions are equal. Chance accuracy is the frequency of the most
-    frequent class.
-
-    Raises:
-        DataError: A logit is not finite.
+    frequent class. Raises DataError if a logit is not finite.
     """
     logits = _finite(logits_NC)
     labels = np.asarray(labels_N, np.int64)
@@ -84,10 +81,8 @@ def regression_scores(
 ) -> SuiteResult:
     """Pearson's and Spearman's correlation and the mean squared error.
 
-    A correlation with constant values is 0, and a note says so.
-
-    Raises:
-        DataError: A prediction is not finite.
+    A correlation with constant values is 0, and a note says so. Raises DataError if a prediction is not
+    finite.
     """
     predicted = _finite(predicted_N).reshape(-1)
     labels = np.asarray(labels_N, np.float64).reshape(-1)

@@ -117,17 +117,13 @@ def with_fine_tuning_options(
 
 @dataclass(frozen=True, slots=True)
 class FineTuneJob:
-    """One fine-tuning.
+    """One fine-tuning: the task of a suite, and how to train for it.
 
-    Attributes:
-        benchmark: The class of the suite's tasks.
-        task: The suite's name of the task.
-        seed: Seed of the new head, the drawn examples, their order and dropout.
-        fraction: The fraction of training examples to draw; for text classification, the same for each class.
-        context: Maximum tokens of an example; None: the suite's default, or the model's positions if fewer.
-        source: Source of the examples.
-        settings: How to train.
-        stride: Tokens shared by adjacent windows, for suites that read long texts in windows.
+    ``benchmark`` is the class of the suite's tasks. ``seed`` is that of the new head, the drawn examples,
+    their order and dropout. ``fraction`` of the training examples are drawn; for text classification, of each
+    class. ``context`` is the maximum tokens of an example; None: the suite's default, or the model's
+    positions if fewer. ``stride`` tokens are shared by adjacent windows, for suites that read long texts in
+    windows.
     """
 
     benchmark: type[FineTuneTask[Any]]
@@ -141,7 +137,6 @@ class FineTuneJob:
 
     @property
     def suite(self) -> str:
-        """The suite's name."""
         return self.benchmark.suite
 
     def reported_settings(self) -> dict[str, Any]:
@@ -153,9 +148,7 @@ class FineTuneJob:
 class FineTuneTask(ABC, Generic[Data]):
     """The task of a fine-tuning job: its examples, its model and its scores. One class for each benchmark.
 
-    Attributes:
-        job: The task's name, seed and settings.
-        found: The location of the splits; None for generated examples.
+    ``found`` is the location of the splits; None for generated examples.
     """
 
     job: FineTuneJob
@@ -203,9 +196,7 @@ class FineTuneTask(ABC, Generic[Data]):
     def check(self) -> None:
         """Read the examples and draw the fraction, to find faults before training.
 
-        Raises:
-            DataError: An example is malformed, or the fraction leaves too little.
-            MissingResourceError: A file is missing.
+        Raises DataError and MissingResourceError as ``read`` and ``drawn``.
         """
         self.drawn()
         for split in self.parts.values():
@@ -223,10 +214,7 @@ class FineTuneTask(ABC, Generic[Data]):
     ) -> tuple[Tokenised, tuple[str, ...]]:
         """The drawn training examples, tokenised, and notes for the user on them.
 
-        Args:
-            tokenizer: The model's tokenizer.
-            context: Maximum tokens of an example.
-            multiple: Rows are padded to a multiple of this many positions.
+        Rows are padded to a multiple of ``multiple`` positions; ``context`` is the maximum of an example.
         """
 
     @abstractmethod
@@ -252,34 +240,23 @@ class FineTuneTask(ABC, Generic[Data]):
         part: str,
         context: int,
     ) -> SuiteResult:
-        """Score the fine-tuned model on the examples of one part.
+        """Score the fine-tuned model on the examples of one part, which names the scores.
 
-        Args:
-            model: The fine-tuned model.
-            tokenizer: Its tokenizer.
-            data: At least one example.
-            part: The scored part of the task, which names the scores.
-            context: Maximum tokens of an example.
-
-        Raises:
-            DataError: A logit is not finite.
-            MissingResourceError: A package is missing.
+        Raises DataError if a logit is not finite, and MissingResourceError if a package is missing.
         """
 
     @abstractmethod
     def drawn(self) -> Data:
         """The fraction of the training examples, drawn with the seed.
 
-        Raises:
-            DataError: As ``read``, or the fraction leaves too little.
+        Raises DataError as ``read``, or if the fraction leaves too little.
         """
 
     def read(self, split: str) -> Data:
         """The examples of a split.
 
-        Raises:
-            DataError: An example is malformed; the message names the task.
-            MissingResourceError: A file or data set is missing.
+        Raises DataError, naming the task, if an example is malformed, and MissingResourceError if a file or
+        data set is missing.
         """
         try:
             return self.load(split)
@@ -294,8 +271,7 @@ class FineTuneTask(ABC, Generic[Data]):
 def tasks_of(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask[Any]]:
     """The task of each job of a suite, after locating the data of all tasks.
 
-    Raises:
-        MissingResourceError: Data is missing; the message lists the tasks and the searched locations.
+    Raises MissingResourceError, listing the tasks without data and the searched locations.
     """
     benchmark = jobs[0].benchmark
     wanted = [one for task in dict.fromkeys(job.task for job in jobs) if (one := benchmark.wanted(task))]

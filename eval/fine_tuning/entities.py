@@ -27,16 +27,10 @@ def entity_scores(
 ) -> SuiteResult:
     """Micro and macro F1 of entities and accuracy of words; standard errors by bootstrap over sentences.
 
-    An entity is correct if type, beginning and end are (Tjong Kim Sang and De Meulder, "Introduction to the
-    CoNLL-2003 Shared Task", 2003). Tags are read as by the task's own script, and by the package ``seqeval``
-    in its default mode; macro averages over the types that occur or are predicted.
-
-    Args:
-        predicted: For each sentence, a tag (``O``, ``B-PER``) for every word.
-        labels: The labels.
-        task: The task's name in the result.
-        ids: The sentence ids.
-        suite: The suite's name.
+    ``predicted`` and ``labels`` have a tag (``O``, ``B-PER``) for every word of each sentence. An entity is
+    correct if type, beginning and end are (Tjong Kim Sang and De Meulder, "Introduction to the CoNLL-2003
+    Shared Task", 2003). Tags are read as by the task's own script, and by the package ``seqeval`` in its
+    default mode; macro averages over the types that occur or are predicted.
     """
     by_kind = entities_by_kind(predicted, labels)
     counts_N3K = entity_counts(by_kind, kinds_in(by_kind))

@@ -80,10 +80,8 @@ def answer_scores(
 ) -> SuiteResult:
     """Exact match and F1, 0 to 1: the best over each question's answers, averaged over the questions.
 
-    Args:
-        told: The predicted answer to each question, by id.
-        questions: At least one.
-        one_span: Whether all predicted spans are at the same tokens of their windows.
+    ``told`` is the predicted answer to each question, by id; ``one_span``: all are at the same tokens of
+    their windows.
     """
     rows: list[ExampleScore] = []
     scores = []

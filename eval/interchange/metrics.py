@@ -47,10 +47,7 @@ Tops = tuple[set[int], set[int]]
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An intervention on a batch, without layers, which are added later.
-
-    All layers and students share the positions and sources.
-    """
+    """An intervention on a batch, shared by all layers and students; ``at`` adds the layers."""
 
     batch: AnyBatch
     plan: Plan
@@ -72,16 +69,9 @@ def draw_exchanges(
 ) -> list[Exchange]:
     """Draw an intervention for each batch from the seed in ``supplies``; see ``Intervention``.
 
-    Args:
-        batches: Held-out text or examples, in a fixed order.
-        source: Name in ``SOURCES``.
-        positions: Contiguous or random positions.
-        supplies: Seed, further rows, tokens.
-        causal: Whether the models attend only to the left.
-        fraction: Fraction of a document's positions.
-
-    Raises:
-        DataError: The source is another row, and there is none.
+    Batches are held-out text or examples, in a fixed order; ``causal`` models attend only to the left.
+    ``fraction`` is that of a document's positions. Raises DataError if the source is another row, and there
+    is none.
     """
     intervention = Intervention(
         SUITE, {TEACHER: {0: (0,)}}, source=source, positions=positions, fraction=fraction
@@ -106,13 +96,10 @@ def measure(
     standard errors over the rows. ``interchange_accuracy`` is omitted if no intervention changes the
     teacher's top-1 prediction.
 
-    Args:
-        teacher: A language model or classifier of a family listed in ``architectures.py``; its mode is
-            restored.
-        student: The same, with the same vocabulary or classes and task, on the same device.
-        exchanges: At least one, with rows that are not all padding.
-        alignment: Student layer → the aligned teacher layers.
-        vocabulary: The tokenizer's size; logits beyond it are padding.
+    Both are language models or classifiers of a family listed in ``architectures.py``, with the same
+    vocabulary or classes and task, on one device; their mode is restored. ``alignment``: student layer → the
+    aligned teacher layers; ``vocabulary``: the tokenizer's size, beyond which logits are padding. At least
+    one exchange, with rows that are not all padding.
     """
     assert alignment and exchanges
     of_tokens = any(isinstance(exchange.plan.source, Tokens) for exchange in exchanges)
@@ -235,8 +222,7 @@ def _answers(
 ) -> dict[int, list[dict[str, float]]]:
     """By layer, the sums of each row of a batch; adds to ``tops``.
 
-    Raises:
-        ModelError: A log-probability is NaN; -inf marks tokens that a padded head excludes.
+    Raises ModelError if a log-probability is NaN; -inf marks tokens that a padded head excludes.
     """
     device = student.device
     batch = exchange.batch.to(device)

@@ -36,8 +36,7 @@ ROWS_OF_A_BATCH = 32
 def row_length(models: Mapping[str, PreTrainedModel], wanted: int | None, *, place: str) -> int:
     """Positions of a row: ``wanted``, or 128 limited by the positions of all models.
 
-    Raises:
-        UsageError: A model has fewer positions than wanted; ``place`` is the prefix of the message.
+    Raises UsageError, at ``place``, if a model has fewer positions than wanted.
     """
     if wanted is None:
         limits = (num_positions(model.config) for model in models.values())
@@ -59,15 +58,9 @@ def draw_pairs(
 ) -> list[Exchange]:
     """Interventions on rows of held-out text, packed as in training, or on labelled examples.
 
-    Args:
-        held: The data.
-        tokenizer: The tokenizer of all models.
-        asked: Which interventions.
-        context: Maximum tokens of a row or example.
-        task: Of language models; None: classifiers.
-
-    Raises:
-        DataError: No text, or fewer than two rows of it if the source is another row.
+    ``context`` is the maximum tokens of a row or example; ``task`` that of language models, None for
+    classifiers. Raises DataError without text, or with fewer than two rows of it if the source is another
+    row.
     """
     if isinstance(held, Examples):
         encoded = EncodedExamples(held.labels, encode_texts(held.texts, tokenizer, context=context))

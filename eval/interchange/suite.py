@@ -27,11 +27,9 @@ JUDGED = ("interchange_accuracy", "agreement")
 
 @dataclass(frozen=True, slots=True)
 class AlignedTeacher:
-    """A teacher of a student.
+    """A teacher with the student's vocabulary, or classes, and task, on its device.
 
-    Attributes:
-        model: With the student's vocabulary, or classes, and task; on its device.
-        alignment: Student layer → the aligned teacher layers.
+    ``alignment``: student layer → the aligned teacher layers.
     """
 
     model: PreTrainedModel

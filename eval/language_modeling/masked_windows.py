@@ -41,11 +41,8 @@ if TYPE_CHECKING:
 class TextWindow:
     """``[start] tokens [end]``: a piece of one document.
 
-    Attributes:
-        ids: Including start and end.
-        bytes: UTF-8 bytes from the beginning of its first token (in a document's first window: from the
-            beginning of the document) to that of the next window's first token.
-        document: The index of its document.
+    ``bytes`` are the UTF-8 bytes from the beginning of its first token (in a document's first window: from
+    the beginning of the document) to that of the next window's first token. ``document`` is an index.
     """
 
     ids: tuple[int, ...]
@@ -60,16 +57,11 @@ class TextWindow:
 
 @dataclass(frozen=True, slots=True)
 class WindowedText:
-    """Documents split into windows.
+    """Documents that are not empty, split into windows of at most ``window`` positions, in text order.
 
-    Attributes:
-        windows: Of all documents, in text order; each token and each byte is in exactly one.
-        documents: The number of non-empty documents.
-        window: Maximum positions of a window.
-        mask_id: The mask token.
-        ends: The ids of start and end of each window.
-        unknown_id: The id of the unknown token; None if the tokenizer can encode everything.
-        bytes_kept: The fraction of the text's bytes that decoding restores.
+    Each token and each byte is in exactly one. ``ends`` are the ids of start and end of each window;
+    ``unknown_id`` is None if the tokenizer can encode everything; ``bytes_kept`` is the fraction of the
+    text's bytes that decoding restores.
     """
 
     windows: tuple[TextWindow, ...]
@@ -89,13 +81,7 @@ class WindowedText:
 
 @dataclass(frozen=True, slots=True)
 class MaskedRow:
-    """A model input and the tokens to predict.
-
-    Attributes:
-        ids: Including start and end.
-        places: The positions to predict.
-        targets: The token of each of these positions.
-    """
+    """A model input with start and end, the positions to predict, and the target token of each."""
 
     ids: Sequence[int]
     places: Sequence[int]
@@ -106,11 +92,8 @@ class MaskedRow:
 class Found:
     """A model's predictions for one row.
 
-    Attributes:
-        nats: The total loss of its targets.
-        right: The number of targets that are the top-1 prediction.
-        behind: The maximum gap in nats between the top-1 prediction and a target.
-        predicted: The top-1 predictions.
+    ``nats`` is the total loss of its targets, of which ``right`` are the top-1 prediction; ``behind`` is the
+    maximum gap in nats between the top-1 prediction and a target.
     """
 
     nats: float
@@ -150,10 +133,8 @@ def windowed_text(
 
     The default window is ``MASKED_WINDOW``, or the model's positions if fewer. Empty documents are skipped.
 
-    Raises:
-        DataError: No text, or no token in it.
-        ModelError: A causal model; a tokenizer without mask, start or end token, or with ids outside the
-            model's vocabulary; a window beyond the model's positions.
+    Raises DataError without text, or a token in it; and ModelError for a causal model, a tokenizer without
+    mask, start or end token, or with ids outside the model's vocabulary, or a window beyond its positions.
     """
     require_task(model, "mlm", suite=suite)
     mask_id = mask_id_of(tokenizer)

@@ -60,10 +60,8 @@ def piece_losses(
     """The loss of each piece, in order; the model's mode is restored.
 
     Pieces that differ only in their last id (single-token choices) share a row. Each piece has fewer scored
-    ids than ids. The body runs under autocast if the precision is ``bf16``.
-
-    Raises:
-        ModelError: A loss is not finite.
+    ids than ids. The body runs under autocast if the precision is ``bf16``. Raises ModelError if a loss is
+    not finite.
     """
     by_inputs: dict[tuple[int, ...], list[int]] = {}
     for index, piece in enumerate(pieces):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from stlm_kd.data.labelled.batches import AnyBatch
@@ -85,7 +85,7 @@ class LiveTeacher:
             buffer.data = buffer.data.to(device)
         try:
             for weight, resting in self._resting:
-                weight.data = _moved(resting, device)
+                weight.data = resting.to(device, non_blocking=True)
             yield
         finally:
             for weight, resting in self._resting:  # frozen, so nothing is copied back
@@ -99,13 +99,9 @@ class LiveTeacher:
     def after(
         self, batch: AnyBatch, base: TeacherOutput, part: InterventionPass, needs: OutputSpec
     ) -> TeacherOutput:
-        """Outputs on a batch after an intervention.
+        """Outputs on a batch after the intervention ``part``.
 
-        Args:
-            batch: The base batch.
-            base: Outputs on the base batch, including those that ``part`` needs.
-            part: Intervention pass from ``part``.
-            needs: Outputs to return.
+        ``base`` are the outputs on the base batch, including those that ``part`` needs.
         """
         with self._on(batch.input_ids.device):
             return self.output(part.after(batch, base.observed, needs))
@@ -122,7 +118,3 @@ def _outer(model: PreTrainedModel) -> list[nn.Module]:
     """The embedding and the head."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     return [layer for layer in layers if layer is not None]
-
-
-def _moved(weight: Tensor, device: torch.device) -> Tensor:
-    return weight.to(device, non_blocking=True)

@@ -22,12 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A distribution over the vocabulary at each token, as hidden states before the projection.
+    """A distribution over the vocabulary at each token, as hidden states before the projection by ``head``.
 
-    Attributes:
-        hidden: Hidden states before the head, (B, T, D), or (N, D) after tokens are selected.
-        head: Projection to the vocabulary.
-        vocabulary: The tokenizer's size; rows of the head beyond it are padding.
+    ``hidden`` is (B, T, D), or (N, D) after tokens are selected. ``vocabulary`` is the tokenizer's size; rows
+    of the head beyond it are padding.
     """
 
     hidden: Tensor

@@ -27,9 +27,8 @@ from stlm_kd.teachers.targets import Logits
 class Found:
     """Cached values of a batch's tokens.
 
-    Attributes:
-        kept: Mask of the cached tokens, (B, T) bool; of examples, (B,).
-        columns: By name, one entry per cached token, in order.
+    ``kept`` masks the cached tokens, (B, T) bool, or examples, (B,); ``columns`` have one entry for each of
+    these, in order.
     """
 
     kept: Tensor
@@ -38,13 +37,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Cached values of consecutive items.
-
-    Attributes:
-        lengths: Number of tokens of each item.
-        checks: Checksum of each item's token ids.
-        columns: By name, one entry per token.
-    """
+    """Cached values of consecutive items: tokens and checksum of each, and columns, one entry per token."""
 
     lengths: Array
     checks: Array
@@ -52,13 +45,7 @@ class Items:
 
 
 class TeacherCache:
-    """A cache's files, memory-mapped.
-
-    Args:
-        folder: The cache's folder.
-        manifest: Its manifest.
-        shards: Its opened shards.
-    """
+    """A cache's files, memory-mapped."""
 
     def __init__(self, folder: Path, manifest: Manifest, shards: list[Shard]) -> None:
         self.folder, self.manifest = folder, manifest
@@ -66,15 +53,10 @@ class TeacherCache:
 
     @classmethod
     def open(cls, folder: Path, *, every_byte: bool = True) -> TeacherCache:
-        """Open the cache in a folder.
+        """Open the cache in a folder, verifying the shards' sizes, and with ``every_byte`` their hashes.
 
-        Args:
-            folder: Folder of ``manifest.json`` and the shards.
-            every_byte: Whether to verify the shards' hashes, not only their sizes.
-
-        Raises:
-            MissingResourceError: The folder has no cache.
-            CheckpointError: A shard changed since the cache was completed.
+        Raises MissingResourceError without a cache, and CheckpointError if a shard changed since it was
+        completed.
         """
         manifest = read_manifest(folder)
         shards = []
@@ -97,7 +79,6 @@ class TeacherCache:
 
     @property
     def layout(self) -> Layout:
-        """The columns stored per token."""
         return self.manifest.layout
 
     def items(self, wanted: range) -> Items:
@@ -118,8 +99,7 @@ class TeacherCache:
     def find(self, batch: AnyBatch) -> Found:
         """Cached values of a batch on the CPU, for the variant of its masks.
 
-        Raises:
-            CheckpointError: A row is missing, or its tokens differ from those that were cached.
+        Raises CheckpointError if a row is missing, or its tokens differ from those that were cached.
         """
         kept = kept_positions(batch, self.layout)
         counts = kept.reshape(len(kept), -1).sum(1).tolist()

@@ -45,15 +45,11 @@ def head_and_tail(
 ) -> Mapping[str, Tensor]:
     """Compute a cache's columns: ``ids``, ``log_probs``, ``tail``, ``entropy``, ``label_log_probs``.
 
+    Logits are -inf for a token that the teacher rules out; the H tokens of the ``head`` are at most V. A
+    label below 0 is none, and its log-probability stored as 0.
+
     Stratified sampling: the m-th draw comes from the m-th of M equal parts of the tail. The expectation is
     that of independent draws, and the variance is never larger.
-
-    Args:
-        logits_nV: The teacher's logits; -inf for a token that it rules out.
-        label_n: Labels, or a negative number where there is none; 0 is stored there.
-        uniforms_nM: A uniform number for each draw.
-        head: Size H of the head, at most V.
-        temperature: Temperature of the distribution.
     """
     log_nV = (logits_nV.float() / temperature).log_softmax(-1)
     top = log_nV.topk(head, dim=-1)
@@ -76,10 +72,7 @@ def head_and_tail(
 def drawn(rest_nV: Tensor, tail_n1: Tensor, uniforms_nM: Tensor) -> Tensor:
     """Draw tokens in proportion to their tail probability, (n, M); arbitrary where the tail is empty.
 
-    Args:
-        rest_nV: Log-probabilities of the tail.
-        tail_n1: Log of their sum.
-        uniforms_nM: A uniform number for each draw.
+    ``rest_nV`` are log-probabilities, and ``tail_n1`` is the log of their sum.
     """
     draws = uniforms_nM.shape[-1]
     # float64, since rounding in sums over a large vocabulary biases draws; normalised to avoid underflow.

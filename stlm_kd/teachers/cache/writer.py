@@ -41,14 +41,9 @@ ITEM_INDEX_BYTES = 8
 class Work:
     """Specification of a cache to write.
 
-    Attributes:
-        layout: Columns stored per token.
-        rows: Number of training rows.
-        variants: Mask variants per row.
-        items_per_shard: Items of every shard except the last.
-        seed: Random seed of the draws.
-        micro_batch: Rows per forward pass of the teacher.
-        batch: Function from row numbers and their variants to a batch.
+    All shards have ``items_per_shard`` items, the last one fewer. ``seed`` is that of the draws,
+    ``micro_batch`` the rows per forward pass, and ``batch`` makes a batch of row numbers and their mask
+    variants.
     """
 
     layout: Layout
@@ -61,16 +56,13 @@ class Work:
 
     @property
     def items(self) -> int:
-        """Number of rows times variants."""
         return self.rows * self.variants
 
     @property
     def num_shards(self) -> int:
-        """Number of shard files."""
         return -(-self.items // self.items_per_shard)
 
     def items_of(self, shard: int) -> range:
-        """The items of a shard."""
         begin = shard * self.items_per_shard
         return range(begin, min(begin + self.items_per_shard, self.items))
 
@@ -97,11 +89,7 @@ def estimated_bytes(layout: Layout, tokens: int, items: int) -> int:
 
 
 def require_space(folder: Path, needed: int, *, why: str) -> None:
-    """Check for enough free disk space.
-
-    Raises:
-        MissingResourceError: Fewer bytes are free than needed.
-    """
+    """Raise MissingResourceError if fewer bytes are free than needed."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise MissingResourceError(
@@ -131,11 +119,7 @@ def _is_whole(folder: Path, work: Work, shard: int) -> bool:
 def write(
     folder: Path, work: Work, teacher: Teacher, shards: Sequence[int], *, done: Callable[[int], None]
 ) -> None:
-    """Write some shards; calls ``done`` with the number of tokens of each micro-batch.
-
-    Raises:
-        MissingResourceError: The disk is full.
-    """
+    """Write some shards; calls ``done`` with the number of tokens of each micro-batch."""
     for shard in shards:
         lengths: list[int] = []
         checks: list[int] = []
@@ -154,17 +138,9 @@ def write(
 def columns_of(
     teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
 ) -> Mapping[str, Array]:
-    """Compute the columns of a batch.
+    """The columns of a batch, for the tokens or examples in ``kept``.
 
-    Args:
-        teacher: Teacher to run.
-        batch: Rows of the training data.
-        kept: Mask of the tokens to store; of examples, of the rows.
-        items: Items of the rows.
-        work: Specification of the cache.
-
-    Raises:
-        ModelError: Hidden states exceed half precision, or probabilities are NaN.
+    Raises ModelError if hidden states exceed half precision, or probabilities are NaN.
     """
     columns = _teacher_outputs(teacher, batch, kept, items, work)
     _require_numbers(columns, kept, items, work)
@@ -211,13 +187,10 @@ def _sampled(
 
 
 def _require_numbers(columns: Mapping[str, Array], kept: Tensor, items: range, work: Work) -> None:
-    """Check that the columns are valid distributions.
+    """Raise ModelError, naming the first row, if a column has NaN or an infinity.
 
     Minus infinity is the log-probability or logit of a token that the teacher rules out; it cannot rule out
     all of them.
-
-    Raises:
-        ModelError: NaN or another infinity; names the first row.
     """
     for name, column in columns.items():
         values = column.reshape(len(column), -1)
@@ -237,11 +210,7 @@ def _require_numbers(columns: Mapping[str, Array], kept: Tensor, items: range, w
 
 
 def _half(state_nD: Tensor) -> Array:
-    """Hidden states in half precision.
-
-    Raises:
-        ModelError: Values exceed its range.
-    """
+    """Hidden states in half precision; ModelError if values exceed its range."""
     half = state_nD.half().cpu()
     if not bool(half.isfinite().all()):
         raise ModelError(

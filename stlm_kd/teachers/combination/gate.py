@@ -21,14 +21,7 @@ LEAST_LOG_PROB = -100.0
 
 
 class Gate(nn.Module):
-    """A linear layer from the student's hidden state before the head to a score per teacher.
-
-    Initialised to 0: equal weights.
-
-    Args:
-        width: Width of the hidden states.
-        teachers: Teacher names.
-    """
+    """A linear layer from the student's hidden state before the head to a score per teacher, at first 0."""
 
     def __init__(self, width: int, teachers: Sequence[str]) -> None:
         super().__init__()
@@ -38,11 +31,9 @@ class Gate(nn.Module):
         nn.init.zeros_(self.scores.bias)
 
     def forward(self, hidden_ND: Tensor, teachers: Sequence[str]) -> Tensor:
-        """Scores of the given teachers, (N, M); the softmax gives the weights.
+        """Scores of the given teachers, (N, M), in their order; the softmax gives the weights.
 
-        Args:
-            hidden_ND: Hidden states; detached, so the student gets no gradient.
-            teachers: Teacher names, in the order of the columns.
+        Hidden states are detached, so the student gets no gradient.
         """
         chosen = [self.teachers.index(name) for name in teachers]
         with torch.autocast(hidden_ND.device.type, enabled=False):
