@@ -54,7 +54,9 @@ def integrated_gradients(
     batch = ExampleBatch(row.input_ids, row.attention_mask, row.token_type_ids, nothing, nothing)
     embedded = _Embedded(model, inputs_of(batch.to(model.device), model), target)
     of_words_T = owners_T >= 0
-    hidden_ids_1T = torch.where(torch.from_numpy(of_words_T), _nothing_token(tokenizer), row.input_ids)
+    mask = tokenizer.mask_token_id
+    mask = padding_id(tokenizer) if mask is None else int(mask)
+    hidden_ids_1T = row.input_ids.masked_fill(torch.from_numpy(of_words_T), mask)
     with evaluating(model):
         text_1TD, baseline_1TD = (embedded.embed(ids) for ids in (row.input_ids, hidden_ids_1T))
         found_1TD, delta_1 = integrator()(embedded).attribute(
@@ -107,11 +109,6 @@ def _owner(source: Source | None, words: Sequence[Word]) -> int:
     shared = [min(end, w.end) - max(begin, w.begin) if w.side == side else 0 for w in words]
     best = max(range(len(words)), key=shared.__getitem__)
     return best if shared[best] > 0 else -1
-
-
-def _nothing_token(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    mask = tokenizer.mask_token_id
-    return torch.tensor(padding_id(tokenizer) if mask is None else int(mask))
 
 
 def integrator() -> type[IntegratedGradients]:

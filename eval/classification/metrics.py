@@ -57,16 +57,19 @@ def classification_scores(
     return SuiteResult(
         suite,
         (accuracy, *scores),
-        tuple(
-            ExampleScore(task, name, "accuracy", value)
-            for name, value in zip(ids, right.tolist(), strict=True)
-        ),
+        example_scores(task, "accuracy", ids, right),
         report={
             "task": task,
             "confusion": [[int(count) for count in row] for row in confusion_CC],
             "predictions": {name: int(found) for name, found in zip(ids, predicted, strict=True)},
         },
     )
+
+
+def example_scores(task: str, metric: str, ids: Sequence[str], values_N: Floats) -> tuple[ExampleScore, ...]:
+    """One metric of each example, by its id."""
+    pairs = zip(ids, values_N.tolist(), strict=True)
+    return tuple(ExampleScore(task, name, metric, value) for name, value in pairs)
 
 
 def one_class(labels_N: Integers, predicted_N: Integers) -> str | None:
@@ -107,10 +110,7 @@ def regression_scores(
     return SuiteResult(
         suite,
         (*scores, score("mean_squared_error", error, mean_stderr(squares), higher_is_better=False)),
-        tuple(
-            ExampleScore(task, name, "mean_squared_error", value)
-            for name, value in zip(ids, squares.tolist(), strict=True)
-        ),
+        example_scores(task, "mean_squared_error", ids, squares),
         notes,
         {"task": task, "predictions": dict(zip(ids, predicted.tolist(), strict=True))},
     )

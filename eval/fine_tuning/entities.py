@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
-from stlm_kd.eval.classification.metrics import RESAMPLES, deviation, mean_f1
+from stlm_kd.artifacts.results import Score, SuiteResult
+from stlm_kd.eval.classification.metrics import RESAMPLES, deviation, example_scores, mean_f1
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,10 +54,7 @@ def entity_scores(
             Score(task, name, float(values_R[0]), deviation(values_R[1:], size), size)
             for name, values_R in found.items()
         ),
-        tuple(
-            ExampleScore(task, name, "accuracy", share)
-            for name, share in zip(ids, (right_N / words_N).tolist(), strict=True)
-        ),
+        example_scores(task, "accuracy", ids, right_N / words_N),
         report={
             "task": task,
             "words": int(words_N.sum()),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -112,13 +113,9 @@ def measure(
         for exchange in exchanges:
             found = _answers(teacher, student, exchange, alignment, vocabulary, tops)
             filled = _filled(exchange.batch).tolist()
-            ids += [
-                number
-                for number, keep in zip(exchange.batch.example_ids.tolist(), filled, strict=True)
-                if keep
-            ]
+            ids += compress(exchange.batch.example_ids.tolist(), filled)
             for layer, sums in found.items():
-                rows[layer] += [row for row, keep in zip(sums, filled, strict=True) if keep]
+                rows[layer] += compress(sums, filled)
     together = [
         {name: math.fsum(row[name] for row in parts) for name in SUMS}
         for parts in zip(*rows.values(), strict=True)

@@ -21,13 +21,7 @@ from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval.language_modeling.round_trip import bytes_kept
 from stlm_kd.eval.language_modeling.token_losses import EQUAL
-from stlm_kd.eval.runner import (
-    MASKED_WINDOW,
-    checked_window,
-    require_finite,
-    require_task,
-    texts_to_score,
-)
+from stlm_kd.eval.runner import MASKED_WINDOW, checked_window, require_finite, require_task, texts_to_score
 from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head, autocast, bypassed_head, evaluating, head_of

@@ -167,8 +167,7 @@ class SpanTeacher:
 def _batches(stretches: Iterable[tuple[int, Spans]], *, positions: int) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of old tokens, longest segments first, with the span of each label."""
     left = sorted(
-        ((first, spans) for first, spans in stretches if spans.count),
-        key=lambda entry: -len(entry[1].of_old),
+        ((first, spans) for first, spans in stretches if spans.count), key=lambda entry: -len(entry[1].of_old)
     )
     while left:
         size = max(1, positions // len(left[0][1].of_old))

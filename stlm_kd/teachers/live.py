@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stlm_kd.data.labelled.batches import AnyBatch
@@ -50,12 +50,7 @@ class LiveTeacher:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        vocabulary: int | None = None,
-        *,
-        name: str = "",
-        offload: bool = False,
+        self, model: PreTrainedModel, vocabulary: int | None = None, *, name: str = "", offload: bool = False
     ) -> None:
         self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
@@ -85,7 +80,7 @@ class LiveTeacher:
             buffer.data = buffer.data.to(device)
         try:
             for weight, resting in self._resting:
-                weight.data = resting.to(device, non_blocking=True)
+                weight.data = _moved(resting, device)
             yield
         finally:
             for weight, resting in self._resting:  # frozen, so nothing is copied back
@@ -118,3 +113,7 @@ def _outer(model: PreTrainedModel) -> list[nn.Module]:
     """The embedding and the head."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     return [layer for layer in layers if layer is not None]
+
+
+def _moved(weight: Tensor, device: torch.device) -> Tensor:
+    return weight.to(device, non_blocking=True)

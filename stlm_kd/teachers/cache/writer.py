@@ -142,25 +142,21 @@ def columns_of(
 
     Raises ModelError if hidden states exceed half precision, or probabilities are NaN.
     """
-    columns = _teacher_outputs(teacher, batch, kept, items, work)
-    _require_numbers(columns, kept, items, work)
-    return columns
-
-
-def _teacher_outputs(
-    teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
-) -> Mapping[str, Array]:
     layout = work.layout
     sites = frozenset(layout.sites().values())
     needs = OutputSpec(head_input=not layout.logits, logits=layout.logits, sites=sites)
     output = teacher(batch, needs)
     assert output.distribution is not None and not isinstance(output.distribution, TopKTail)
     rows = output.distribution.rows(kept.to(_device(output.distribution)))
+    columns: dict[str, Array] = {}
     if layout.logits:
-        return {"logits": rows.logits(slice(None), layout.vocabulary).cpu().numpy()}
-    states = output.observed.states
-    halves = {f"state.{name}": _half(states[site].cpu()[kept]) for name, site in layout.sites().items()}
-    return {**_sampled(rows, batch.labels[kept], kept, items, work), **halves}
+        columns["logits"] = rows.logits(slice(None), layout.vocabulary).cpu().numpy()
+    else:
+        columns |= _sampled(rows, batch.labels[kept], kept, items, work)
+        for name, site in layout.sites().items():
+            columns[f"state.{name}"] = _half(output.observed.states[site].cpu()[kept])
+    _require_numbers(columns, kept, items, work)
+    return columns
 
 
 def _sampled(
@@ -176,7 +172,8 @@ def _sampled(
         for name, (dtype, width) in layout.columns().items()
         if not name.startswith("state.")
     }
-    for few in _chunks(len(places), layout.vocabulary, device):
+    elements = CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
+    for few in pieces(len(places), max(16, elements // layout.vocabulary)):
         logits_mV = rows.logits(few, layout.vocabulary)
         made = head_and_tail(
             logits_mV, label_n[few], uniforms_nM[few], head=layout.head, temperature=layout.temperature
@@ -222,11 +219,6 @@ def _half(state_nD: Tensor) -> Array:
 
 def _device(target: Dense | Logits) -> torch.device:
     return target.values.device if isinstance(target, Logits) else target.hidden.device
-
-
-def _chunks(tokens: int, outcomes: int, device: torch.device) -> Iterator[slice]:
-    elements = CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
-    return pieces(tokens, max(16, elements // outcomes))
 
 
 def complete(
