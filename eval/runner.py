@@ -62,10 +62,7 @@ def example_logits(
     precision: Precision,
     suite: str | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """The places of each batch of examples, and their logits (B, …); the model's mode is restored.
-
-    Raises ModelError if a logit is not finite.
-    """
+    """Each batch's places and logits (B, …); restores the model's mode. ModelError if one is not finite."""
     with torch.no_grad(), evaluating(model), autocast(model.device, precision):
         for batch in example_evaluation_batches(rows, micro_batch=batch_size):
             logits = model(**inputs_of(batch.to(model.device), model)).logits

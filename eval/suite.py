@@ -97,11 +97,7 @@ class Suite(Extension):
                 task.check()
 
     def fine_tune_tasks(self, options: Options) -> Sequence[FineTuneTask[Any]]:
-        """The tasks of a suite that fine-tunes, after locating their data.
-
-        Raises MissingResourceError, listing all missing data, or UsageError if a preset does not have these
-        settings.
-        """
+        """The tasks of a suite that fine-tunes, after locating their data; errors as ``check``."""
         from stlm_kd.eval.fine_tuning.base import tasks_of
 
         return tasks_of(self.function(**options))

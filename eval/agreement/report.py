@@ -1,8 +1,6 @@
 """Agreement of a teacher and a student classifier: in classes, errors and confidence.
 
-Examples are paired by id. Results that merely share an order are not accepted: if the orders differ, two
-classifiers agree only by chance, and κ is near 0.
-
+Examples are paired by id, since two classifiers agree only by chance where the orders differ, with κ near 0.
 Shapes: N examples, C classes.
 """
 
@@ -128,10 +126,7 @@ class Agreement:
 
 
 def agreement(teacher: Predictions, student: Predictions) -> Agreement:
-    """The agreement of two classifiers, whose examples are paired by id.
-
-    Raises DataError, saying how, if examples, labels or classes differ.
-    """
+    """The agreement of two classifiers by example id; DataError if examples, labels or classes differ."""
     require_same_examples(teacher, student)
     student = student.ordered(teacher.ids)
     same = teacher.predicted == student.predicted

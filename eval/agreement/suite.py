@@ -126,10 +126,7 @@ class TeacherAgreement:
 def explained_in(
     result: SuiteResult, teacher: str, *, student: str
 ) -> tuple[TeacherAgreement, dict[str, tuple[str, ...]]]:
-    """Outputs and agreement for one of ``teachers_in``, and the texts of the explained examples by id.
-
-    ``student`` is the student's display name.
-    """
+    """Outputs and agreement for one of ``teachers_in``, and each explained example's texts by id."""
     report: Any = result.report
     beside = report["beside"][teacher]
     theirs = ClassifierOutputs.from_json(beside["teacher_answers"], name=teacher)

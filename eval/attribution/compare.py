@@ -1,7 +1,4 @@
-"""Agreement of a teacher's and a student's word attributions: rank correlation and top-word overlap.
-
-Shapes: N examples, W words.
-"""
+"""Agreement of two models' word attributions: rank correlation and top-word overlap. Shapes: W words."""
 
 from __future__ import annotations
 
@@ -55,8 +52,7 @@ class ExplanationAgreement:
     """Agreement by one method: means over the examples; None with fewer than two usable ones.
 
     ``overlap`` compares the ``top`` words. The teacher's correlation with itself between draws of LIME is a
-    ceiling for any student. Integrated gradients: ``…_missing`` is the mean absolute completeness error, in
-    nats.
+    ceiling for any student. ``…_missing``: mean absolute completeness error of integrated gradients, nats.
     """
 
     method: Method
@@ -80,10 +76,7 @@ class Compared:
 
 
 def compared(teacher: ClassifierOutputs, student: ClassifierOutputs, *, top: int) -> Compared:
-    """The agreement of predictions and of explanations, over the ``top`` words.
-
-    The student's outputs were computed with ``like`` set to the teacher's. For DataError see ``agreement``.
-    """
+    """The agreement of a teacher and a student, whose outputs were computed with ``like`` the teacher's."""
     assert teacher.classes == student.classes and teacher.weights.keys() == student.weights.keys()
     return Compared(
         agreement(teacher.predictions, student.predictions),

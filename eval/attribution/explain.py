@@ -1,7 +1,4 @@
-"""Predictions of a classifier, and word attributions for some of the examples.
-
-Shapes: N examples, C classes, W words.
-"""
+"""Predictions of a classifier, and word attributions for some. Shapes: N examples, C classes, S texts."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ class ReadConfig:
 class AttributionConfig:
     """Which attributions to compute, for which examples.
 
-    LIME: at most ``features`` words have a weight (None: all), from ``samples`` distinct perturbed texts.
+    LIME: ``samples`` distinct perturbed texts, and at most ``features`` words with a weight (None: all).
     Integrated gradients: ``steps`` points of the integral.
     """
 
@@ -56,10 +53,7 @@ class AttributionConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierOutputs:
-    """One model's predictions for all examples, and attributions of some.
-
-    ``classes`` is the index of each explained example's class, by id; ``weights`` are by method, then by id.
-    """
+    """Predictions for all examples; the class explained for some, by id; weights by method, then by id."""
 
     predictions: Predictions
     classes: Mapping[str, int]

@@ -1,9 +1,8 @@
 """Integrated gradients: attributes a classifier's log-odds to words along a path from a masked baseline.
 
 Sundararajan, Taly and Yan, "Axiomatic attribution for deep networks", 2017, with the package ``captum``. The
-path in the word embedding space runs from a baseline to the text. In the baseline, every token of a word is
-the mask token, or padding if the tokenizer has no mask. Special tokens and punctuation between words are the
-same at both ends. The attributed output is the log-odds of a class.
+path in the word embedding space runs from a baseline, in which every token of a word is the mask token
+(padding without one), to the text. Special tokens and punctuation between words are the same at both ends.
 
 Shapes: B rows, T positions, D embedding width, C classes, W words.
 """

@@ -1,7 +1,4 @@
-"""Selects the examples to explain: by id, at random, or by the teacher's loss.
-
-Shapes: N examples, C classes.
-"""
+"""Selects the examples to explain: by id, at random, or by the teacher's loss. Shapes: N examples."""
 
 from __future__ import annotations
 

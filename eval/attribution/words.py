@@ -1,7 +1,4 @@
-"""Splits texts into words, removes words from texts, and holds a weight for each word.
-
-Shapes: W words.
-"""
+"""Splits texts into W words, removes words from texts, and holds a weight for each word."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ def regression_scores(
 ) -> SuiteResult:
     """Pearson's and Spearman's correlation and the mean squared error.
 
-    A correlation with constant values is 0, and a note says so. Raises DataError if a prediction is not
-    finite.
+    A correlation with constant values is 0, and a note says so. A prediction that is not finite is a
+    DataError.
     """
     predicted = _finite(predicted_N).reshape(-1)
     labels = np.asarray(labels_N, np.float64).reshape(-1)

@@ -95,10 +95,7 @@ class FineTuningOptions:
 def with_fine_tuning_options(
     suite: Callable[..., tuple[FineTuneJob, ...]],
 ) -> Callable[..., tuple[FineTuneJob, ...]]:
-    """Give a suite the fields of ``FineTuningOptions`` as keyword-only arguments, after its own.
-
-    The decorated function receives them together, as its first argument.
-    """
+    """Give a suite, whose first argument they are, ``FineTuningOptions``' fields as keyword arguments."""
     hints = get_type_hints(FineTuningOptions, include_extras=True)
 
     @wraps(suite)
@@ -146,10 +143,7 @@ class FineTuneJob:
 
 @dataclass(frozen=True)
 class FineTuneTask(ABC, Generic[Data]):
-    """The task of a fine-tuning job: its examples, its model and its scores. One class for each benchmark.
-
-    ``found`` is the location of the splits; None for generated examples.
-    """
+    """The task of a fine-tuning job, one class for each benchmark; ``found`` is None for generated data."""
 
     job: FineTuneJob
     found: Found | None
@@ -194,10 +188,7 @@ class FineTuneTask(ABC, Generic[Data]):
         """A key that identifies the training and scored examples."""
 
     def check(self) -> None:
-        """Read the examples and draw the fraction, to find faults before training.
-
-        Raises DataError and MissingResourceError as ``read`` and ``drawn``.
-        """
+        """Read and draw the examples, to find faults before training; errors as ``read`` and ``drawn``."""
         self.drawn()
         for split in self.parts.values():
             self.read(split)
@@ -212,10 +203,7 @@ class FineTuneTask(ABC, Generic[Data]):
     def encoded(
         self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
     ) -> tuple[Tokenised, tuple[str, ...]]:
-        """The drawn training examples, tokenised, and notes for the user on them.
-
-        Rows are padded to a multiple of ``multiple`` positions; ``context`` is the maximum of an example.
-        """
+        """The drawn training examples, rows padded to a multiple of ``multiple``, and notes on them."""
 
     @abstractmethod
     def head(self, model: PreTrainedModel) -> str:
@@ -240,24 +228,14 @@ class FineTuneTask(ABC, Generic[Data]):
         part: str,
         context: int,
     ) -> SuiteResult:
-        """Score the fine-tuned model on the examples of one part, which names the scores.
-
-        Raises DataError if a logit is not finite, and MissingResourceError if a package is missing.
-        """
+        """Score the model on one part, which names the scores; DataError if a logit is not finite."""
 
     @abstractmethod
     def drawn(self) -> Data:
-        """The fraction of the training examples, drawn with the seed.
-
-        Raises DataError as ``read``, or if the fraction leaves too little.
-        """
+        """The fraction of the training examples, drawn with the seed; DataError if it leaves too little."""
 
     def read(self, split: str) -> Data:
-        """The examples of a split.
-
-        Raises DataError, naming the task, if an example is malformed, and MissingResourceError if a file or
-        data set is missing.
-        """
+        """The examples of a split; DataError, naming the task, or MissingResourceError."""
         try:
             return self.load(split)
         except DataError as error:
@@ -269,10 +247,7 @@ class FineTuneTask(ABC, Generic[Data]):
 
 
 def tasks_of(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask[Any]]:
-    """The task of each job of a suite, after locating the data of all tasks.
-
-    Raises MissingResourceError, listing the tasks without data and the searched locations.
-    """
+    """The task of each job, after locating all data; a MissingResourceError lists all that is missing."""
     benchmark = jobs[0].benchmark
     wanted = [one for task in dict.fromkeys(job.task for job in jobs) if (one := benchmark.wanted(task))]
     found = locate(wanted, jobs[0].source) if wanted else {}

@@ -80,8 +80,7 @@ def answer_scores(
 ) -> SuiteResult:
     """Exact match and F1, 0 to 1: the best over each question's answers, averaged over the questions.
 
-    ``told`` is the predicted answer to each question, by id; ``one_span``: all are at the same tokens of
-    their windows.
+    ``told``: the predicted answers by id; ``one_span``: they are all at the same tokens of their windows.
     """
     rows: list[ExampleScore] = []
     scores = []

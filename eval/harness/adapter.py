@@ -126,11 +126,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return found
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """Generate with lm-eval's own method.
-
-        Raises MissingResourceError if this version of lm-eval encodes prompts with a method not overridden
-        here.
-        """
+        """Generate with lm-eval's own method; MissingResourceError if it bypasses ``tok_batch_encode``."""
         before = self._encoded_prompts
         found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         if requests and self._encoded_prompts == before:

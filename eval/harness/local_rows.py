@@ -33,8 +33,7 @@ def from_files(
 ) -> dict[str, Dataset]:
     """The rows of each split's JSON Lines file (optionally gzipped), or those with a value in a column.
 
-    Raises MissingResourceError for a missing file, and DataError if it has no such rows, or a line is not
-    JSON.
+    Raises MissingResourceError for a missing file, and DataError if it has no such rows, or is not JSON.
     """
     chosen = {}
     for split, file in splits.items():

@@ -1,10 +1,9 @@
 """Interchange intervention accuracy: student and teacher outputs when hidden states are swapped in both.
 
-A student that has learnt the teacher's causal structure has the teacher's outputs after the same
-intervention ("interchange intervention accuracy": Geiger et al., "Causal Abstractions of Neural Networks",
-2021; as a distillation objective: Wu et al., "Causal Distillation for Language Models", 2022). Only positions
-that an intervention can affect are counted: in a causal model, those of the document from the first swapped
-position on.
+A student that has learnt the teacher's causal structure has the teacher's outputs after the same intervention
+(Geiger et al., "Causal Abstractions of Neural Networks", 2021; as a distillation objective: Wu et al.,
+"Causal Distillation for Language Models", 2022). Only positions that an intervention can affect are counted:
+in a causal model, those of the document from the first swapped position on.
 
 Shapes: B rows, T positions, N counted positions, n of one chunk, D hidden width, V tokens.
 """
@@ -70,9 +69,8 @@ def draw_exchanges(
 ) -> list[Exchange]:
     """Draw an intervention for each batch from the seed in ``supplies``; see ``Intervention``.
 
-    Batches are held-out text or examples, in a fixed order; ``causal`` models attend only to the left.
-    ``fraction`` is that of a document's positions. Raises DataError if the source is another row, and there
-    is none.
+    Batches are held-out text or examples, in a fixed order; ``causal`` models attend only to the left. Raises
+    DataError if the source is another row, and there is none.
     """
     intervention = Intervention(
         SUITE, {TEACHER: {0: (0,)}}, source=source, positions=positions, fraction=fraction

@@ -152,10 +152,7 @@ def windowed_text(
 def split_document(
     text: str, tokenizer: PreTrainedTokenizerFast, *, ends: tuple[int, int], window: int
 ) -> Iterator[TextWindow]:
-    """A document's windows: as long as possible, consecutive, without overlap.
-
-    A document without tokens is one window of start and end.
-    """
+    """A document's windows: as long as possible, without overlap; one of start and end if it has no token."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoded["input_ids"]
     firsts = range(0, max(len(ids), 1), window - 2)
@@ -212,10 +209,7 @@ def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -
 
 
 def against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of each target, the top-1 token, and the gap in nats between the two.
-
-    Only one chunk of logits is in memory at a time.
-    """
+    """The loss of each target, the top-1 token, and the gap in nats; one chunk of logits in memory."""
     size = max(16, CHUNK_ELEMENTS // head.size)
     nats, top, behind = [], [], []
     for states_nD, target_n in zip(torch.split(states_ND, size), torch.split(target_N, size), strict=True):

@@ -153,10 +153,7 @@ class SpanTeacher:
         return found_S
 
     def remember(self, micro_batch: int) -> None:
-        """Precompute the log-probabilities of all rows, in data order.
-
-        The values then depend neither on the micro-batches of the training nor on a resume.
-        """
+        """Precompute all rows in data order: independent of the training's micro-batches and of a resume."""
         known: dict[int, Tensor] = {-1: torch.zeros(0)}
         for rows in torch.split(torch.arange(self._text.num_rows), micro_batch):
             counts = [self.spans(row[None]).count for row in rows]

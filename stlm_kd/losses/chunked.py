@@ -1,10 +1,8 @@
 """Losses over a vocabulary without logits for all tokens in memory.
 
 The projection to the vocabulary, the losses and their gradient are computed chunk by chunk during the forward
-pass, so at most one chunk of logits exists at a time. Only the gradients of the hidden states and of the head
-are kept for the backward pass; the head's is by far the largest tensor.
-
-Shapes: N tokens, n tokens of one chunk, D width, V vocabulary, K losses.
+pass. Only the gradients of the hidden states and of the head, by far the largest tensor, are kept for the
+backward pass. Shapes: N tokens, n of one chunk, D width, V vocabulary, K losses.
 """
 
 from __future__ import annotations

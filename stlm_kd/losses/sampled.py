@@ -1,9 +1,8 @@
 """Sparse targets: a top-k head with a sampled tail, and the losses on them.
 
 A plain top-k target is biased. Head and sampled tail together are an unbiased estimate of the distribution,
-so a loss that is linear in the teacher's probabilities has the correct expectation and gradient.
-
-Shapes: N tokens, H entries of the head, M draws from the tail, C classes.
+so a loss that is linear in the teacher's probabilities has the correct expectation and gradient. Shapes: N
+tokens, H entries of the head, M draws from the tail, C classes.
 """
 
 from __future__ import annotations

@@ -31,10 +31,7 @@ def span_agreement(student_S: Tensor, teacher_S: Tensor, /, *, temperature: floa
 
 
 def log_likelihoods(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor) -> Tensor:
-    """Differentiable log-probability of each label, (N,), with the logits of one chunk in memory at a time.
-
-    ``hidden_ND`` are the states before the head, and labels are below V.
-    """
+    """Differentiable log-probability of each label, (N,), with one chunk's logits in memory at a time."""
     compute = compute_dtype(weight_VD)
 
     def of_chunk(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_n: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""Live teachers: frozen models that compute distributions, hidden states and attention maps of a batch.
-
-Shapes: B rows, T positions, D the teacher's width.
-"""
+"""Live teachers: frozen models that compute distributions, hidden states and attention maps of a batch."""
 
 from __future__ import annotations
 
@@ -94,10 +91,7 @@ class LiveTeacher:
     def after(
         self, batch: AnyBatch, base: TeacherOutput, part: InterventionPass, needs: OutputSpec
     ) -> TeacherOutput:
-        """Outputs on a batch after the intervention ``part``.
-
-        ``base`` are the outputs on the base batch, including those that ``part`` needs.
-        """
+        """Outputs after an intervention on a batch, whose ``base`` outputs include those it needs."""
         with self._on(batch.input_ids.device):
             return self.output(part.after(batch, base.observed, needs))
 

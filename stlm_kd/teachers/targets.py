@@ -71,7 +71,7 @@ Distribution = Dense | Logits | TopKTail
 def joined_sparse(found: Sequence[TopKTail | int], *, like: TopKTail) -> TopKTail:
     """Concatenate sparse targets; a number of tokens in place of a target is filled with zeros.
 
-    A cached teacher has no outputs after an intervention; no term counts these tokens.
+    For cached teachers, without outputs after an intervention; no term counts these tokens.
     """
     parts: dict[str, Any] = {}
     for name in TENSORS:

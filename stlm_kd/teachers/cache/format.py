@@ -133,8 +133,8 @@ def shard_name(number: int) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """Read and validate the manifest in a folder.
 
-    Raises MissingResourceError if it is missing or unreadable, and CheckpointError if it has another format,
-    is damaged, or is inconsistent.
+    Raises MissingResourceError if it is missing or unreadable, CheckpointError if damaged or of another
+    format.
     """
     path = folder / MANIFEST
     if not path.is_file():

@@ -1,7 +1,4 @@
-"""Read a cache: look up the teacher's outputs of a batch by row number.
-
-Shapes: B rows, T positions, H tokens in the head, M draws, C classes.
-"""
+"""Read a cache: look up the teacher's outputs of a batch by row number. Shapes: B rows, T positions."""
 
 from __future__ import annotations
 
@@ -25,11 +22,7 @@ from stlm_kd.teachers.targets import Logits
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Cached values of a batch's tokens.
-
-    ``kept`` masks the cached tokens, (B, T) bool, or examples, (B,); ``columns`` have one entry for each of
-    these, in order.
-    """
+    """Cached values of a batch: the mask of its tokens (B, T), or examples (B,), and columns in order."""
 
     kept: Tensor
     columns: Mapping[str, Array]
@@ -55,8 +48,7 @@ class TeacherCache:
     def open(cls, folder: Path, *, every_byte: bool = True) -> TeacherCache:
         """Open the cache in a folder, verifying the shards' sizes, and with ``every_byte`` their hashes.
 
-        Raises MissingResourceError without a cache, and CheckpointError if a shard changed since it was
-        completed.
+        Raises MissingResourceError without a cache, and CheckpointError if a shard changed after completion.
         """
         manifest = read_manifest(folder)
         shards = []
@@ -97,10 +89,7 @@ class TeacherCache:
         return Items(np.concatenate(lengths), np.concatenate(checks), columns)
 
     def find(self, batch: AnyBatch) -> Found:
-        """Cached values of a batch on the CPU, for the variant of its masks.
-
-        Raises CheckpointError if a row is missing, or its tokens differ from those that were cached.
-        """
+        """Cached values of a batch on the CPU, for its masks; CheckpointError if other tokens were cached."""
         kept = kept_positions(batch, self.layout)
         counts = kept.reshape(len(kept), -1).sum(1).tolist()
         slices: list[tuple[Shard, slice]] = []

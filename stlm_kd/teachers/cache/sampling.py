@@ -1,9 +1,7 @@
-"""Top-k head and sampled tail of a distribution.
+"""Top-k head and sampled tail of a distribution. Shapes: n tokens, V vocabulary, H in the head, M draws.
 
 The random numbers are functions of seed, item, position and draw, so the content of a cache does not depend
 on the process that writes it or on the order.
-
-Shapes: n tokens, V tokens of the vocabulary, H in the head, M draws.
 """
 
 from __future__ import annotations
@@ -70,10 +68,7 @@ def head_and_tail(
 
 
 def drawn(rest_nV: Tensor, tail_n1: Tensor, uniforms_nM: Tensor) -> Tensor:
-    """Draw tokens in proportion to their tail probability, (n, M); arbitrary where the tail is empty.
-
-    ``rest_nV`` are log-probabilities, and ``tail_n1`` is the log of their sum.
-    """
+    """Draw tokens (n, M) by a tail's log-probabilities and the log of their sum; any where it is empty."""
     draws = uniforms_nM.shape[-1]
     # float64, since rounding in sums over a large vocabulary biases draws; normalised to avoid underflow.
     shares_nV = (rest_nV - tail_n1).nan_to_num_(nan=-torch.inf, neginf=-torch.inf).exp().double()

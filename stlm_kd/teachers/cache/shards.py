@@ -61,10 +61,7 @@ def checksums(batch: AnyBatch) -> list[int]:
 def write_shard(
     path: Path, layout: Layout, lengths: Array, checks: Array, columns: Mapping[str, Array]
 ) -> None:
-    """Write a shard atomically, in the layout's dtypes.
-
-    ``lengths`` and ``checks`` are tokens and checksum of each item; columns are (tokens, …) each.
-    """
+    """Write a shard atomically: lengths and checksums of its items, and columns, (tokens, …) each."""
     tensors = {
         name: np.ascontiguousarray(columns[name], dtype) for name, (dtype, _) in layout.columns().items()
     }
@@ -76,10 +73,7 @@ def write_shard(
 
 
 def open_shard(path: Path, layout: Layout, items: int) -> Shard:
-    """Open a shard with the given number of items.
-
-    Raises CheckpointError if it is missing, truncated, or does not match the layout.
-    """
+    """Open a shard of ``items`` items; CheckpointError if damaged or of another layout."""
     try:
         with safe_open(path, framework="numpy"):
             raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))

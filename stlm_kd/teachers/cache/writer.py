@@ -1,8 +1,6 @@
-"""Write a cache shard by shard; each shard is written atomically and reused when the work resumes.
+"""Write a cache shard by shard; each is written atomically and reused when the work resumes.
 
-A shard's content depends on its items alone, not on the number of processes or on interruptions.
-
-Shapes: B rows, T positions, n tokens, V tokens of the vocabulary.
+A shard depends on its items alone. Shapes: B rows, T positions, n tokens, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -39,11 +37,10 @@ ITEM_INDEX_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Specification of a cache to write.
+    """Specification of a cache to write; all shards have ``items_per_shard`` items, the last one fewer.
 
-    All shards have ``items_per_shard`` items, the last one fewer. ``seed`` is that of the draws,
-    ``micro_batch`` the rows per forward pass, and ``batch`` makes a batch of row numbers and their mask
-    variants.
+    ``seed`` is that of the draws, ``micro_batch`` the rows per forward pass, and ``batch`` makes a batch of
+    row numbers and their mask variants.
     """
 
     layout: Layout
@@ -138,10 +135,7 @@ def write(
 def columns_of(
     teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
 ) -> Mapping[str, Array]:
-    """The columns of a batch, for the tokens or examples in ``kept``.
-
-    Raises ModelError if hidden states exceed half precision, or probabilities are NaN.
-    """
+    """The columns of the ``kept`` tokens or examples; ModelError for NaN or states above half precision."""
     layout = work.layout
     sites = frozenset(layout.sites().values())
     needs = OutputSpec(head_input=not layout.logits, logits=layout.logits, sites=sites)

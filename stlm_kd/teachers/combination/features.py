@@ -1,7 +1,4 @@
-"""The features from which combiners compute teacher weights.
-
-Shapes: n tokens, M teachers, V tokens or classes.
-"""
+"""The features from which combiners compute weights. Shapes: n tokens, M teachers, V tokens or classes."""
 
 from __future__ import annotations
 

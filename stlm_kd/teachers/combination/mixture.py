@@ -1,7 +1,4 @@
-"""The mixture of several teachers at each token.
-
-Shapes: N tokens, n of these, M teachers, V tokens or classes.
-"""
+"""The mixture of M teachers at N tokens, n of these, over V tokens or classes."""
 
 from __future__ import annotations
 
@@ -53,10 +50,7 @@ class TeacherMixture:
         return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
 
     def weights(self, features: TeacherDistributions, label_n: Tensor, *, like: Tensor) -> Tensor:
-        """The teachers' weights at all tokens, (n, M), with the device and dtype of ``like``.
-
-        ``features`` are those of the teachers' distributions that ``needs`` names.
-        """
+        """The teachers' weights (n, M), as ``like`` in dtype and device, from the features in ``needs``."""
         evidence = WeightingFeatures(
             teachers=self.teachers,
             blank=like.new_zeros(len(label_n), len(self.teachers)),
@@ -86,10 +80,9 @@ def mixture(log_probs_nV: Mapping[str, Tensor], weights_nM: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """How several teachers are combined into one target, by a combiner with its options.
+    """How several teachers are combined: a combiner, its options, and the draws' seed.
 
-    ``teacher_dropout`` is the probability of dropping each teacher in an optimizer step; at least one
-    remains.
+    ``teacher_dropout`` is the probability of dropping each in an optimizer step; at least one remains.
     """
 
     how: str = "mean"
