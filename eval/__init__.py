@@ -1,10 +1,8 @@
 """Evaluation suites: score a model with its tokenizer on held-out data, with standard errors.
 
-* ``suite``: the registry of suites; the keyword-only arguments of a suite are its options in recipes.
-* ``runner``: task, mode, precision and window of a forward pass.
-
-One package for each kind: ``language_modeling``, ``harness`` (lm-evaluation-harness), ``classification``,
-``fine_tuning`` (GLUE, CoNLL-2003, SQuAD), ``interchange``, ``agreement``, ``attribution``.
+``suite`` is their registry, ``runner`` runs a forward pass; one package for each kind: ``language_modeling``,
+``harness`` (lm-evaluation-harness), ``classification``, ``fine_tuning`` (GLUE, CoNLL-2003, SQuAD),
+``interchange``, ``agreement``, ``attribution``.
 """
 
 from stlm_kd.eval.suite import SUITES, Suite, register_suite

@@ -25,11 +25,7 @@ Precision: TypeAlias = Literal["fp32", "bf16"]
 
 
 def require_task(model: PreTrainedModel, task: Task, *, suite: str) -> None:
-    """Refuse a model whose task the suite cannot score.
-
-    Raises:
-        ModelError: Another task; the message names suites that can score the model.
-    """
+    """Raise ModelError for a model whose task the suite cannot score, naming suites that can."""
     if task_of(model) == task:
         return
     family = model.config.model_type
@@ -50,11 +46,7 @@ def name_of(model: PreTrainedModel) -> str:
 
 
 def require_finite(model: PreTrainedModel, values: Tensor, *, suite: str | None = None) -> None:
-    """Refuse model outputs that are NaN or infinite.
-
-    Raises:
-        ModelError: A value is not finite; the message names the model.
-    """
+    """Raise ModelError, naming the model, if a value of its outputs is NaN or infinite."""
     if not bool(torch.isfinite(values).all()):
         raise ModelError(
             f"{f'{suite}: ' if suite else ''}{name_of(model)} gives predictions that are not finite; its "
@@ -70,11 +62,7 @@ def example_logits(
     precision: Precision,
     suite: str | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """The places of each batch of examples, and their logits (B, …); the model's mode is restored.
-
-    Raises:
-        ModelError: A logit is not finite.
-    """
+    """Each batch's places and logits (B, …); restores the model's mode. ModelError if one is not finite."""
     with torch.no_grad(), evaluating(model), autocast(model.device, precision):
         for batch in example_evaluation_batches(rows, micro_batch=batch_size):
             logits = model(**inputs_of(batch.to(model.device), model)).logits
@@ -102,11 +90,7 @@ Short because pseudo-perplexity needs one row for each token.
 
 
 def checked_window(config: PreTrainedConfig, window: int, *, suite: str) -> int:
-    """The window.
-
-    Raises:
-        ModelError: It is longer than the model's positions.
-    """
+    """The window; a ModelError if it is longer than the model's positions."""
     positions = num_positions(config)
     if positions is not None and window > positions:
         raise ModelError(
@@ -117,11 +101,7 @@ def checked_window(config: PreTrainedConfig, window: int, *, suite: str) -> int:
 
 
 def texts_to_score(documents: Sequence[str], *, suite: str) -> list[str]:
-    """The documents that are not empty.
-
-    Raises:
-        DataError: All are empty.
-    """
+    """The documents that are not empty; a DataError if all are."""
     texts = [text for text in documents if text]
     if not texts:
         raise DataError(f"{suite}: no text to score; give the recipe a data.validation that is not empty")

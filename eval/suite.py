@@ -66,13 +66,10 @@ class Suite(Extension):
         return next(iter(self.tasks)) if len(self.tasks) == 1 else None
 
     def common_window(self, sizes: Iterable[int | None]) -> int | None:
-        """The default window for all models of a table.
+        """The default window for all models of a table; None without windows, or if no size is known.
 
         Bits per byte depend on the context length, so all rows of a table use the same window: the smallest
         of the sizes (the recipe's context, or models' positions; None: any), and at most ``longest_window``.
-
-        Returns:
-            None if the suite does not use windows, or no size is known.
 
         >>> SUITES["perplexity"].common_window([512, None, 256])
         256
@@ -100,12 +97,7 @@ class Suite(Extension):
                 task.check()
 
     def fine_tune_tasks(self, options: Options) -> Sequence[FineTuneTask[Any]]:
-        """The tasks of a suite that fine-tunes, after locating their data.
-
-        Raises:
-            MissingResourceError: Data is missing; the message lists all of it.
-            UsageError: A preset does not have these settings.
-        """
+        """The tasks of a suite that fine-tunes, after locating their data; errors as ``check``."""
         from stlm_kd.eval.fine_tuning.base import tasks_of
 
         return tasks_of(self.function(**options))

@@ -1,7 +1,4 @@
-"""Metrics on classifier outputs: Cohen's κ, divergences of distributions, calibration.
-
-Shapes: N examples, C classes.
-"""
+"""Cohen's κ, divergences of distributions, and calibration of classifiers. Shapes: N examples, C classes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Agreement of a teacher and a student classifier: in classes, errors and confidence.
 
-Examples are paired by id. Results that merely share an order are not accepted: if the orders differ, two
-classifiers agree only by chance, and κ is near 0.
-
+Examples are paired by id, since two classifiers agree only by chance where the orders differ, with κ near 0.
 Shapes: N examples, C classes.
 """
 
@@ -31,15 +29,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """A classifier's outputs for N examples.
-
-    Attributes:
-        name: The model's name.
-        ids: The example ids; unique.
-        labels: The labels, (N,).
-        logits: (N, C), finite.
-        classes: The class names, C.
-    """
+    """A classifier's outputs for N examples: unique ids, labels (N,), finite logits (N, C), C class names."""
 
     name: str
     ids: tuple[str, ...]
@@ -58,16 +48,13 @@ class Predictions:
 
     @property
     def predicted(self) -> Integers:
-        """The predicted class of each example, (N,)."""
         return np.asarray(self.logits.argmax(1), np.int64)
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """Whether each prediction is correct, (N,)."""
         return np.asarray(self.predicted == self.labels)
 
     def ordered(self, ids: Sequence[str]) -> Predictions:
-        """The same examples in another order."""
         place = {name: index for index, name in enumerate(self.ids)}
         order = np.array([place[name] for name in ids])
         return Predictions(self.name, tuple(ids), self.labels[order], self.logits[order], self.classes)
@@ -83,17 +70,12 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """The overlap of two models' errors.
+    """The overlap of two models' errors: examples that both get wrong, or only one of them.
 
-    Attributes:
-        both: Examples that both get wrong.
-        same: Of these, the ones for which both predict the same class.
-        only_teacher: Examples that only the teacher gets wrong.
-        only_student: Examples that only the student gets wrong.
-        overlap: ``both`` divided by the examples that either gets wrong; None if neither errs.
-        by_chance: The expected overlap of independent errors at the same error rates.
-        consistency: κ of being right or wrong ("error consistency": Geirhos, Meding and Wichmann, "Beyond
-            accuracy", 2020).
+    ``same`` are those of ``both`` for which both predict the same class. ``overlap`` is ``both`` divided by
+    the examples that either gets wrong, None if neither errs; ``by_chance`` is that of independent errors at
+    the same rates. ``consistency`` is κ of being right or wrong ("error consistency": Geirhos, Meding and
+    Wichmann, "Beyond accuracy", 2020).
     """
 
     both: int
@@ -119,23 +101,10 @@ class Flip:
 class Agreement:
     """A student compared with its teacher on the same examples.
 
-    Attributes:
-        teacher: Its name.
-        student: Its name.
-        examples: N.
-        teacher_accuracy: With its standard error.
-        student_accuracy: With its standard error.
-        difference: The student's accuracy minus the teacher's, by the paired bootstrap.
-        test: McNemar's test of the student against the teacher.
-        top1: The fraction of examples with the same predicted class.
-        kappa: Of the two classifications.
-        kl: KL(teacher || student), in nats.
-        js: The Jensen-Shannon divergence, in nats.
-        teacher_calibration: Its expected calibration error.
-        student_calibration: Its expected calibration error.
-        errors: The overlap of their errors.
-        flips: The examples that they classify differently, in the teacher's order.
-        notes: Notes on how to read the numbers.
+    ``difference`` is the student's accuracy minus the teacher's, by the paired bootstrap, and ``test``
+    McNemar's; ``top1`` is the fraction of examples with the same predicted class; ``kl``, KL(teacher ||
+    student), and ``js``, Jensen-Shannon, are in nats. Calibration is the expected calibration error.
+    ``flips`` are the examples that they classify differently, in the teacher's order.
     """
 
     teacher: str
@@ -157,11 +126,7 @@ class Agreement:
 
 
 def agreement(teacher: Predictions, student: Predictions) -> Agreement:
-    """The agreement of two classifiers, whose examples are paired by id.
-
-    Raises:
-        DataError: Examples, labels or classes differ; the message says how.
-    """
+    """The agreement of two classifiers by example id; DataError if examples, labels or classes differ."""
     require_same_examples(teacher, student)
     student = student.ordered(teacher.ids)
     same = teacher.predicted == student.predicted
@@ -186,11 +151,7 @@ def agreement(teacher: Predictions, student: Predictions) -> Agreement:
 
 
 def require_same_examples(teacher: Predictions, student: Predictions) -> None:
-    """Refuse predictions that cannot be paired.
-
-    Raises:
-        DataError: Classes, ids or labels differ; the message says how.
-    """
+    """Raise DataError, saying how, if classes, ids or labels of two predictions differ."""
     between = f"{teacher.name} and {student.name} cannot be compared"
     if teacher.classes != student.classes:
         raise DataError(

@@ -24,7 +24,7 @@ from stlm_kd.eval.attribution.explain import (
 )
 from stlm_kd.eval.attribution.integrated_gradients import integrator
 from stlm_kd.eval.attribution.select import Choice, Which
-from stlm_kd.eval.classification.metrics import one_class
+from stlm_kd.eval.classification.metrics import example_scores, one_class
 from stlm_kd.eval.classification.scoring import hash_of_texts
 from stlm_kd.eval.runner import Precision
 from stlm_kd.eval.suite import Options, register_suite
@@ -126,10 +126,7 @@ class TeacherAgreement:
 def explained_in(
     result: SuiteResult, teacher: str, *, student: str
 ) -> tuple[TeacherAgreement, dict[str, tuple[str, ...]]]:
-    """The outputs and agreement for one of ``teachers_in``, and the texts of the explained examples by id.
-
-    ``student`` is the student's display name.
-    """
+    """Outputs and agreement for one of ``teachers_in``, and each explained example's texts by id."""
     report: Any = result.report
     beside = report["beside"][teacher]
     theirs = ClassifierOutputs.from_json(beside["teacher_answers"], name=teacher)
@@ -177,8 +174,7 @@ def _example_scores(teacher: str, one: TeacherAgreement) -> Iterator[ExampleScor
         "js": jensen_shannon(theirs.logits, own.logits),
     }
     for metric, values_N in of_all.items():
-        for name, value in zip(theirs.ids, values_N.tolist(), strict=True):
-            yield ExampleScore(teacher, name, metric, value)
+        yield from example_scores(teacher, metric, theirs.ids, values_N)
     for each in one.compared.explanations:
         for row in each.examples:
             for metric, value in (("correlation", row.correlation), ("overlap", row.overlap)):

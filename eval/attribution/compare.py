@@ -1,7 +1,4 @@
-"""Agreement of a teacher's and a student's word attributions: rank correlation and top-word overlap.
-
-Shapes: N examples, W words.
-"""
+"""Agreement of two models' word attributions: rank correlation and top-word overlap. Shapes: W words."""
 
 from __future__ import annotations
 
@@ -36,14 +33,10 @@ class MeanOver:
 class Alike:
     """The attributions of two models for one example, compared.
 
-    Attributes:
-        id: The example.
-        correlation: Spearman's correlation of the words' weights; None below ``FEWEST_WORDS`` words, or if a
-            model gives all words the same weight.
-        overlap: The shared fraction of the top words; None if all words would be among them.
-        by_chance: The expected overlap of randomly drawn words.
-        teacher_again: LIME: the correlation of the teacher's weights with those of another draw.
-        student_again: The same for the student.
+    ``correlation`` is Spearman's of the words' weights: None below ``FEWEST_WORDS`` words, or if a model
+    gives all words the same weight. ``overlap`` is the shared fraction of the top words, ``by_chance`` that
+    of randomly drawn ones; None if all words would be among them. LIME: ``teacher_again`` and
+    ``student_again`` are the correlations of a model's weights with those of another draw.
     """
 
     id: str
@@ -56,19 +49,10 @@ class Alike:
 
 @dataclass(frozen=True, slots=True)
 class ExplanationAgreement:
-    """Agreement by one method; None for values with fewer than two usable examples.
+    """Agreement by one method: means over the examples; None with fewer than two usable ones.
 
-    Attributes:
-        method: ``lime`` or ``integrated-gradients``.
-        top: The number of top words that ``overlap`` compares.
-        correlation: The mean over examples.
-        overlap: The mean over examples.
-        by_chance: The expected overlap of randomly drawn words, on these examples.
-        teacher_again: LIME: the teacher's correlation with itself between draws, a ceiling for any student.
-        student_again: The student's correlation with itself.
-        teacher_missing: Integrated gradients: the mean absolute completeness error, in nats.
-        student_missing: The same for the student.
-        examples: Per example.
+    ``overlap`` compares the ``top`` words. The teacher's correlation with itself between draws of LIME is a
+    ceiling for any student. ``…_missing``: mean absolute completeness error of integrated gradients, nats.
     """
 
     method: Method
@@ -92,16 +76,7 @@ class Compared:
 
 
 def compared(teacher: ClassifierOutputs, student: ClassifierOutputs, *, top: int) -> Compared:
-    """The agreement of predictions and of explanations.
-
-    Args:
-        teacher: The teacher's outputs.
-        student: The student's outputs, computed with ``like`` set to the teacher's.
-        top: The number of top words to compare.
-
-    Raises:
-        DataError: See ``agreement``.
-    """
+    """The agreement of a teacher and a student, whose outputs were computed with ``like`` the teacher's."""
     assert teacher.classes == student.classes and teacher.weights.keys() == student.weights.keys()
     return Compared(
         agreement(teacher.predictions, student.predictions),

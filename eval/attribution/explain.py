@@ -1,7 +1,4 @@
-"""Predictions of a classifier, and word attributions for some of the examples.
-
-Shapes: N examples, C classes, W words.
-"""
+"""Predictions of a classifier, and word attributions for some. Shapes: N examples, C classes, S texts."""
 
 from __future__ import annotations
 
@@ -41,14 +38,10 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class AttributionConfig:
-    """Which attributions to compute.
+    """Which attributions to compute, for which examples.
 
-    Attributes:
-        methods: Attribution methods; () computes none.
-        choice: Which examples.
-        features: LIME: maximum words with a weight; None: all.
-        samples: LIME: perturbed texts, all distinct.
-        steps: Integrated gradients: points of the integral.
+    LIME: ``samples`` distinct perturbed texts, and at most ``features`` words with a weight (None: all).
+    Integrated gradients: ``steps`` points of the integral.
     """
 
     methods: tuple[Method, ...] = ()
@@ -60,13 +53,7 @@ class AttributionConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierOutputs:
-    """One model's predictions and attributions.
-
-    Attributes:
-        predictions: For all examples.
-        classes: For each explained example by id, the index of the explained class.
-        weights: By method, then by id.
-    """
+    """Predictions for all examples; the class explained for some, by id; weights by method, then by id."""
 
     predictions: Predictions
     classes: Mapping[str, int]
@@ -112,21 +99,13 @@ def classifier_outputs(
     *,
     like: ClassifierOutputs | None = None,
 ) -> ClassifierOutputs:
-    """Compute a model's predictions and attributions.
+    """Compute a model's predictions for at least two examples, and attributions.
 
-    Args:
-        name: The model's display name.
-        model: A classifier of the examples' classes.
-        tokenizer: Its tokenizer.
-        examples: At least two.
-        reading: How the model reads them.
-        explaining: Which attributions to compute.
-        like: A teacher's outputs: explains the same examples and classes. Without it, examples are selected
-            by the config; with two classes the second is explained, with more the predicted one.
+    With ``like``, a teacher's outputs, it explains the same examples and classes. Without, examples are
+    selected by the config; with two classes the second is explained, with more the predicted one.
 
-    Raises:
-        DataError: A logit is not finite; or see ``select.chosen``.
-        MissingResourceError: A package that a method or a text needs is not installed.
+    Raises DataError if a logit is not finite, or as ``select.chosen``, and MissingResourceError if a package
+    that a method or a text needs is not installed.
     """
     logits_NC = logits_of(model, tokenizer, examples, **asdict(reading))
     labels_N = np.asarray(examples.labels, np.int64)

@@ -1,9 +1,8 @@
 """Integrated gradients: attributes a classifier's log-odds to words along a path from a masked baseline.
 
 Sundararajan, Taly and Yan, "Axiomatic attribution for deep networks", 2017, with the package ``captum``. The
-path in the word embedding space runs from a baseline to the text. In the baseline, every token of a word is
-the mask token, or padding if the tokenizer has no mask. Special tokens and punctuation between words are the
-same at both ends. The attributed output is the log-odds of a class.
+path in the word embedding space runs from a baseline, in which every token of a word is the mask token
+(padding without one), to the text. Special tokens and punctuation between words are the same at both ends.
 
 Shapes: B rows, T positions, D embedding width, C classes, W words.
 """
@@ -46,9 +45,6 @@ def integrated_gradients(
     The weights sum to the log-odds of the text minus those of the baseline, except for the error of the
     numerical integral over ``steps`` points (Gauss-Legendre). The model runs in its own precision. A word
     beyond ``context`` tokens has weight 0.
-
-    Raises:
-        MissingResourceError: The package ``captum`` is not installed.
     """
     row = encode_texts([texts], tokenizer, context=context, multiple=1).rows(np.zeros(1, np.int64))
     sources_T = token_sources(texts, tokenizer, context=context)
@@ -57,7 +53,9 @@ def integrated_gradients(
     batch = ExampleBatch(row.input_ids, row.attention_mask, row.token_type_ids, nothing, nothing)
     embedded = _Embedded(model, inputs_of(batch.to(model.device), model), target)
     of_words_T = owners_T >= 0
-    hidden_ids_1T = torch.where(torch.from_numpy(of_words_T), _nothing_token(tokenizer), row.input_ids)
+    mask = tokenizer.mask_token_id
+    mask = padding_id(tokenizer) if mask is None else int(mask)
+    hidden_ids_1T = row.input_ids.masked_fill(torch.from_numpy(of_words_T), mask)
     with evaluating(model):
         text_1TD, baseline_1TD = (embedded.embed(ids) for ids in (row.input_ids, hidden_ids_1T))
         found_1TD, delta_1 = integrator()(embedded).attribute(
@@ -112,17 +110,8 @@ def _owner(source: Source | None, words: Sequence[Word]) -> int:
     return best if shared[best] > 0 else -1
 
 
-def _nothing_token(tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    mask = tokenizer.mask_token_id
-    return torch.tensor(padding_id(tokenizer) if mask is None else int(mask))
-
-
 def integrator() -> type[IntegratedGradients]:
-    """The class ``IntegratedGradients`` of ``captum``.
-
-    Raises:
-        MissingResourceError: The package is not installed.
-    """
+    """The class ``IntegratedGradients`` of ``captum``; MissingResourceError if it is not installed."""
     try:
         from captum.attr import IntegratedGradients
     except ModuleNotFoundError as error:

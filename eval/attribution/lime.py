@@ -95,16 +95,10 @@ def lime_weights(
     features: int | None,
     seed: int,
 ) -> Floats:
-    """The weight of each word for a class's probability, (W,).
+    """The weight of each word of one or two texts for a class's probability, (W,).
 
-    Args:
-        predict: Called once, with all perturbed texts.
-        texts: One or two.
-        words: Words of the texts, at least one.
-        target: The class.
-        samples: Perturbed texts, all distinct, including the text itself.
-        features: Maximum words with a weight, the others get 0; None: all.
-        seed: Random seed.
+    ``predict`` is called once, with all ``samples`` perturbed texts: distinct, and including the text itself.
+    At most ``features`` words get a weight, the others 0; None: all.
     """
     kept_SW, counts_S = perturbations(len(words), samples=samples, seed=seed)
     probabilities_SC = predict([without(texts, words, kept_W) for kept_W in kept_SW])

@@ -1,7 +1,4 @@
-"""Selects the examples to explain: by id, at random, or by the teacher's loss.
-
-Shapes: N examples, C classes.
-"""
+"""Selects the examples to explain: by id, at random, or by the teacher's loss. Shapes: N examples."""
 
 from __future__ import annotations
 
@@ -25,18 +22,12 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The selection of examples.
+    """The selection of examples, at most ``examples``: with ``ids``, only these.
 
-    Attributes:
-        examples: Maximum number.
-        ids: If given, only these examples.
-        which: ``random``; ``easy`` or ``hard``: lowest or highest loss of the teacher; ``easy-and-hard``: the
-            same number for each class, half easy and half hard (the attention study selects its four
-            sentences so, by annotators' opinions).
-        classes: Only examples of these classes; (): all.
-        sources: Only examples whose column ``source`` has one of these values (CoLA's out-of-domain sentences
-            are clc95, c-05, j_71, s_97, swb04 and w_80); (): all.
-        seed: Random seed.
+    ``which``: ``random``; ``easy`` or ``hard``: lowest or highest loss of the teacher; ``easy-and-hard``: the
+    same number for each class, half easy and half hard (the attention study selects its four sentences so, by
+    annotators' opinions). Only examples of ``classes``, and whose column ``source`` has one of the values
+    ``sources`` (CoLA's out-of-domain sentences are clc95, c-05, j_71, s_97, swb04 and w_80); (): all.
     """
 
     examples: int = 100
@@ -50,10 +41,8 @@ class Choice:
 def chosen(teacher: Predictions, examples: Examples, choice: Choice) -> tuple[str, ...]:
     """The ids of the selected examples: random ones in their order, others easiest or hardest first.
 
-    Excludes examples without a word.
-
-    Raises:
-        DataError: An id, class or source does not exist, or fewer than two examples are left.
+    Excludes examples without a word. Raises DataError if an id, class or source does not exist, or fewer than
+    two examples are left.
     """
     if choice.ids:
         places = np.array(list(_named(choice.ids, examples)), np.int64)

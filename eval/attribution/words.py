@@ -1,7 +1,4 @@
-"""Splits texts into words, removes words from texts, and holds a weight for each word.
-
-Shapes: W words.
-"""
+"""Splits texts into W words, removes words from texts, and holds a weight for each word."""
 
 from __future__ import annotations
 
@@ -37,11 +34,9 @@ class Word:
 class Weights:
     """The attribution of each word of an example, for one class.
 
-    Attributes:
-        values: (W,).
-        again: LIME: the weights from another draw; equal to ``values`` if all perturbations are included.
-        missing: Integrated gradients: the completeness error in nats.
-        change: Integrated gradients: the sum that the weights should have.
+    LIME: ``again`` are the weights of another draw; equal to ``values`` if all perturbations are included.
+    Integrated gradients: ``missing`` is the completeness error in nats, and ``change`` the sum that the
+    weights should have.
     """
 
     values: tuple[float, ...]
@@ -54,11 +49,8 @@ def words_of(texts: Sequence[str]) -> tuple[Word, ...]:
     """Whitespace-separated words without surrounding punctuation; each occurrence is separate.
 
     Runs of Chinese, Japanese and Thai, which are written without spaces, are segmented by BudouX (its default
-    models; for Japanese, into phrases with their particles). In texts without any words, pieces of
-    punctuation count as words.
-
-    Raises:
-        MissingResourceError: A text has such a run, and the package ``budoux`` is not installed.
+    models; for Japanese, into phrases with their particles), or a MissingResourceError if it is not
+    installed. In texts without any words, pieces of punctuation count as words.
 
     >>> [word.text for word in words_of(["The cat's (old) mother-in-law, e.g., left -- twice."])]
     ['The', "cat's", 'old', 'mother-in-law', 'e.g', 'left', 'twice']

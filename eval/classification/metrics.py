@@ -34,10 +34,7 @@ def classification_scores(
     The predicted class is the argmax of the logits (the first one if tied); labels count from 0. Macro F1
     skips classes that neither occur nor are predicted. F1 is 0 for a class without a correct prediction, and
     Matthews' correlation is 0 if all predictions are equal. Chance accuracy is the frequency of the most
-    frequent class.
-
-    Raises:
-        DataError: A logit is not finite.
+    frequent class. Raises DataError if a logit is not finite.
     """
     logits = _finite(logits_NC)
     labels = np.asarray(labels_N, np.int64)
@@ -60,16 +57,19 @@ def classification_scores(
     return SuiteResult(
         suite,
         (accuracy, *scores),
-        tuple(
-            ExampleScore(task, name, "accuracy", value)
-            for name, value in zip(ids, right.tolist(), strict=True)
-        ),
+        example_scores(task, "accuracy", ids, right),
         report={
             "task": task,
             "confusion": [[int(count) for count in row] for row in confusion_CC],
             "predictions": {name: int(found) for name, found in zip(ids, predicted, strict=True)},
         },
     )
+
+
+def example_scores(task: str, metric: str, ids: Sequence[str], values_N: Floats) -> tuple[ExampleScore, ...]:
+    """One metric of each example, by its id."""
+    pairs = zip(ids, values_N.tolist(), strict=True)
+    return tuple(ExampleScore(task, name, metric, value) for name, value in pairs)
 
 
 def one_class(labels_N: Integers, predicted_N: Integers) -> str | None:
@@ -84,10 +84,8 @@ def regression_scores(
 ) -> SuiteResult:
     """Pearson's and Spearman's correlation and the mean squared error.
 
-    A correlation with constant values is 0, and a note says so.
-
-    Raises:
-        DataError: A prediction is not finite.
+    A correlation with constant values is 0, and a note says so. A prediction that is not finite is a
+    DataError.
     """
     predicted = _finite(predicted_N).reshape(-1)
     labels = np.asarray(labels_N, np.float64).reshape(-1)
@@ -112,10 +110,7 @@ def regression_scores(
     return SuiteResult(
         suite,
         (*scores, score("mean_squared_error", error, mean_stderr(squares), higher_is_better=False)),
-        tuple(
-            ExampleScore(task, name, "mean_squared_error", value)
-            for name, value in zip(ids, squares.tolist(), strict=True)
-        ),
+        example_scores(task, "mean_squared_error", ids, squares),
         notes,
         {"task": task, "predictions": dict(zip(ids, predicted.tolist(), strict=True))},
     )

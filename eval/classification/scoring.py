@@ -84,11 +84,7 @@ def logits_of(
     batch_size: int = 64,
     precision: Precision = "fp32",
 ) -> npt.NDArray[np.float64]:
-    """The model's logits for each example, (N, C), in order; see ``measure`` for the arguments.
-
-    Raises:
-        ModelError: A logit is not finite.
-    """
+    """The model's logits for each example, (N, C), in order; arguments and errors as for ``measure``."""
     encoded = encode_texts(examples.texts, tokenizer, context=longest_read(model, context))
     logits_NC = np.zeros((len(examples), int(model.config.num_labels or 1)))
     rows = EncodedExamples(examples.labels, encoded)

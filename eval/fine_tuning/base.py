@@ -95,10 +95,7 @@ class FineTuningOptions:
 def with_fine_tuning_options(
     suite: Callable[..., tuple[FineTuneJob, ...]],
 ) -> Callable[..., tuple[FineTuneJob, ...]]:
-    """Give a suite the fields of ``FineTuningOptions`` as keyword-only arguments, after its own.
-
-    The decorated function receives them together, as its first argument.
-    """
+    """Give a suite, whose first argument they are, ``FineTuningOptions``' fields as keyword arguments."""
     hints = get_type_hints(FineTuningOptions, include_extras=True)
 
     @wraps(suite)
@@ -117,17 +114,13 @@ def with_fine_tuning_options(
 
 @dataclass(frozen=True, slots=True)
 class FineTuneJob:
-    """One fine-tuning.
+    """One fine-tuning: the task of a suite, and how to train for it.
 
-    Attributes:
-        benchmark: The class of the suite's tasks.
-        task: The suite's name of the task.
-        seed: Seed of the new head, the drawn examples, their order and dropout.
-        fraction: The fraction of training examples to draw; for text classification, the same for each class.
-        context: Maximum tokens of an example; None: the suite's default, or the model's positions if fewer.
-        source: Source of the examples.
-        settings: How to train.
-        stride: Tokens shared by adjacent windows, for suites that read long texts in windows.
+    ``benchmark`` is the class of the suite's tasks. ``seed`` is that of the new head, the drawn examples,
+    their order and dropout. ``fraction`` of the training examples are drawn; for text classification, of each
+    class. ``context`` is the maximum tokens of an example; None: the suite's default, or the model's
+    positions if fewer. ``stride`` tokens are shared by adjacent windows, for suites that read long texts in
+    windows.
     """
 
     benchmark: type[FineTuneTask[Any]]
@@ -141,7 +134,6 @@ class FineTuneJob:
 
     @property
     def suite(self) -> str:
-        """The suite's name."""
         return self.benchmark.suite
 
     def reported_settings(self) -> dict[str, Any]:
@@ -151,12 +143,7 @@ class FineTuneJob:
 
 @dataclass(frozen=True)
 class FineTuneTask(ABC, Generic[Data]):
-    """The task of a fine-tuning job: its examples, its model and its scores. One class for each benchmark.
-
-    Attributes:
-        job: The task's name, seed and settings.
-        found: The location of the splits; None for generated examples.
-    """
+    """The task of a fine-tuning job, one class for each benchmark; ``found`` is None for generated data."""
 
     job: FineTuneJob
     found: Found | None
@@ -201,12 +188,7 @@ class FineTuneTask(ABC, Generic[Data]):
         """A key that identifies the training and scored examples."""
 
     def check(self) -> None:
-        """Read the examples and draw the fraction, to find faults before training.
-
-        Raises:
-            DataError: An example is malformed, or the fraction leaves too little.
-            MissingResourceError: A file is missing.
-        """
+        """Read and draw the examples, to find faults before training; errors as ``read`` and ``drawn``."""
         self.drawn()
         for split in self.parts.values():
             self.read(split)
@@ -221,13 +203,7 @@ class FineTuneTask(ABC, Generic[Data]):
     def encoded(
         self, tokenizer: PreTrainedTokenizerFast, *, context: int, multiple: int
     ) -> tuple[Tokenised, tuple[str, ...]]:
-        """The drawn training examples, tokenised, and notes for the user on them.
-
-        Args:
-            tokenizer: The model's tokenizer.
-            context: Maximum tokens of an example.
-            multiple: Rows are padded to a multiple of this many positions.
-        """
+        """The drawn training examples, rows padded to a multiple of ``multiple``, and notes on them."""
 
     @abstractmethod
     def head(self, model: PreTrainedModel) -> str:
@@ -252,35 +228,14 @@ class FineTuneTask(ABC, Generic[Data]):
         part: str,
         context: int,
     ) -> SuiteResult:
-        """Score the fine-tuned model on the examples of one part.
-
-        Args:
-            model: The fine-tuned model.
-            tokenizer: Its tokenizer.
-            data: At least one example.
-            part: The scored part of the task, which names the scores.
-            context: Maximum tokens of an example.
-
-        Raises:
-            DataError: A logit is not finite.
-            MissingResourceError: A package is missing.
-        """
+        """Score the model on one part, which names the scores; DataError if a logit is not finite."""
 
     @abstractmethod
     def drawn(self) -> Data:
-        """The fraction of the training examples, drawn with the seed.
-
-        Raises:
-            DataError: As ``read``, or the fraction leaves too little.
-        """
+        """The fraction of the training examples, drawn with the seed; DataError if it leaves too little."""
 
     def read(self, split: str) -> Data:
-        """The examples of a split.
-
-        Raises:
-            DataError: An example is malformed; the message names the task.
-            MissingResourceError: A file or data set is missing.
-        """
+        """The examples of a split; DataError, naming the task, or MissingResourceError."""
         try:
             return self.load(split)
         except DataError as error:
@@ -292,11 +247,7 @@ class FineTuneTask(ABC, Generic[Data]):
 
 
 def tasks_of(jobs: Sequence[FineTuneJob]) -> list[FineTuneTask[Any]]:
-    """The task of each job of a suite, after locating the data of all tasks.
-
-    Raises:
-        MissingResourceError: Data is missing; the message lists the tasks and the searched locations.
-    """
+    """The task of each job, after locating all data; a MissingResourceError lists all that is missing."""
     benchmark = jobs[0].benchmark
     wanted = [one for task in dict.fromkeys(job.task for job in jobs) if (one := benchmark.wanted(task))]
     found = locate(wanted, jobs[0].source) if wanted else {}

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from stlm_kd.artifacts.results import ExampleScore, Score, SuiteResult
-from stlm_kd.eval.classification.metrics import RESAMPLES, deviation, mean_f1
+from stlm_kd.artifacts.results import Score, SuiteResult
+from stlm_kd.eval.classification.metrics import RESAMPLES, deviation, example_scores, mean_f1
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,16 +27,10 @@ def entity_scores(
 ) -> SuiteResult:
     """Micro and macro F1 of entities and accuracy of words; standard errors by bootstrap over sentences.
 
-    An entity is correct if type, beginning and end are (Tjong Kim Sang and De Meulder, "Introduction to the
-    CoNLL-2003 Shared Task", 2003). Tags are read as by the task's own script, and by the package ``seqeval``
-    in its default mode; macro averages over the types that occur or are predicted.
-
-    Args:
-        predicted: For each sentence, a tag (``O``, ``B-PER``) for every word.
-        labels: The labels.
-        task: The task's name in the result.
-        ids: The sentence ids.
-        suite: The suite's name.
+    ``predicted`` and ``labels`` have a tag (``O``, ``B-PER``) for every word of each sentence. An entity is
+    correct if type, beginning and end are (Tjong Kim Sang and De Meulder, "Introduction to the CoNLL-2003
+    Shared Task", 2003). Tags are read as by the task's own script, and by the package ``seqeval`` in its
+    default mode; macro averages over the types that occur or are predicted.
     """
     by_kind = entities_by_kind(predicted, labels)
     counts_N3K = entity_counts(by_kind, kinds_in(by_kind))
@@ -60,10 +54,7 @@ def entity_scores(
             Score(task, name, float(values_R[0]), deviation(values_R[1:], size), size)
             for name, values_R in found.items()
         ),
-        tuple(
-            ExampleScore(task, name, "accuracy", share)
-            for name, share in zip(ids, (right_N / words_N).tolist(), strict=True)
-        ),
+        example_scores(task, "accuracy", ids, right_N / words_N),
         report={
             "task": task,
             "words": int(words_N.sum()),

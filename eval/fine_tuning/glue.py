@@ -47,15 +47,10 @@ Preset = Literal["study", "few-shot"]
 
 @dataclass(frozen=True, slots=True)
 class GlueTask:
-    """A task.
+    """A task: the columns of its text or pair, its class names in order, and GLUE's metrics for it.
 
-    Attributes:
-        text: The columns of a text, or of a pair.
-        labels: The class names in order; () for regression.
-        metrics: GLUE's metrics for it.
-        scored: The scored parts, each with its split.
-        sample: The corresponding task of the synthetic text generator; None for GLUE's own tasks.
-        numbers: For regression, the range of the labels.
+    ``labels`` is () for regression, where ``numbers`` is the range. ``scored`` are the scored parts, each
+    with its split. ``sample`` is the task of the synthetic text generator; None for GLUE's own tasks.
     """
 
     text: tuple[str, ...]
@@ -118,13 +113,8 @@ def settings_of(task: str, preset: Preset, *, has_length: bool) -> TrainingConfi
     Models", 2022, A.3); other settings are not published and follow transformers' example ``run_glue``.
     ``few-shot`` is table 2 of Starshak's study, BertAdam included.
 
-    Args:
-        task: The task's name.
-        preset: The study.
-        has_length: Whether epochs or steps are given, so that the study's epochs are not needed.
-
-    Raises:
-        UsageError: The study does not include the task, and its epochs are needed.
+    Raises UsageError if the study has no epochs for the task, unless epochs or steps are given
+    (``has_length``).
     """
     if preset == "study":
         return replace(FINE_TUNING, epochs=25 if task in ("rte", "cola") else 3)

@@ -28,7 +28,7 @@ from stlm_kd.data.labelled.question_answering import (
     encode_windows,
     read_questions,
 )
-from stlm_kd.eval.classification.metrics import mean_stderr
+from stlm_kd.eval.classification.metrics import example_scores, mean_stderr
 from stlm_kd.eval.fine_tuning.base import FINE_TUNING, FineTuneTask
 from stlm_kd.eval.fine_tuning.benchmark_data import TRAIN, VALIDATION
 from stlm_kd.eval.runner import example_logits
@@ -80,10 +80,7 @@ def answer_scores(
 ) -> SuiteResult:
     """Exact match and F1, 0 to 1: the best over each question's answers, averaged over the questions.
 
-    Args:
-        told: The predicted answer to each question, by id.
-        questions: At least one.
-        one_span: Whether all predicted spans are at the same tokens of their windows.
+    ``told``: the predicted answers by id; ``one_span``: they are all at the same tokens of their windows.
     """
     rows: list[ExampleScore] = []
     scores = []
@@ -92,10 +89,7 @@ def answer_scores(
             [max(metric(told[one.id], text) for text, _ in one.answers) for one in questions], np.float64
         )
         scores.append(Score(TASK, name, float(values.mean()), mean_stderr(values), len(values)))
-        rows += [
-            ExampleScore(TASK, one.id, name, value)
-            for one, value in zip(questions, values.tolist(), strict=True)
-        ]
+        rows += example_scores(TASK, name, [one.id for one in questions], values)
     degenerate = _degenerate(list(told.values()), one_span=one_span) if scores[0].value < 1 else None
     scores = [replace(score, degenerate=degenerate) for score in scores]
     report: dict[str, Json] = {"task": TASK, "told": dict(told), "texts": digest(questions)}

@@ -70,7 +70,6 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """The id of the end-of-document token."""
         return self._end
 
     def tok_encode(
@@ -106,18 +105,13 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> list[tuple[float, bool]]:
         """For each (context, continuation), the continuation's log-probability and whether it is greedy.
 
-        Raises:
-            ModelError: A log-probability is not finite, or a continuation has no token.
+        Raises ModelError if a log-probability is not finite, or a continuation has no token.
         """
         del disable_tqdm
         return self._log_likelihoods([self._encoded(*request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of each text, in lm-eval's windows.
-
-        Raises:
-            ModelError: A log-probability is not finite.
-        """
+        """The log-probability of each text, in lm-eval's windows; ModelError if one is not finite."""
         del disable_tqdm
         found = []
         for request in requests:
@@ -132,12 +126,7 @@ class DocumentLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return found
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """Generate with lm-eval's own method.
-
-        Raises:
-            MissingResourceError: This version of lm-eval encodes prompts with a method that is not overridden
-                here.
-        """
+        """Generate with lm-eval's own method; MissingResourceError if it bypasses ``tok_batch_encode``."""
         before = self._encoded_prompts
         found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         if requests and self._encoded_prompts == before:

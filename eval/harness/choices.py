@@ -27,13 +27,7 @@ _SURELY = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A model's choice in one example.
-
-    Attributes:
-        best: Indices of the most likely choices, several if tied.
-        choices: The number of choices.
-        right: Indices of the correct choices.
-    """
+    """A model's choice in one example: the indices of the most likely choices and of the correct ones."""
 
     best: tuple[int, ...]
     choices: int
@@ -85,11 +79,9 @@ def degenerate_choices(chosen: Sequence[Choice]) -> str | None:
 def ties_share_the_point(tasks: Mapping[str, Any]) -> Iterator[dict[str, list[Choice]]]:
     """Context in which these lm-eval tasks score choices with ``shared_point``.
 
-    Replaces the per-example metrics ``acc``, ``acc_norm`` (by characters of a choice), ``acc_bytes`` and
-    ``acc_mutual_info``; means, groups and standard errors stay lm-eval's.
-
-    Yields:
-        The choices by task, filled while lm-eval runs.
+    Yields the choices by task, filled while lm-eval runs. Replaces the per-example metrics ``acc``,
+    ``acc_norm`` (by characters of a choice), ``acc_bytes`` and ``acc_mutual_info``; means, groups and
+    standard errors stay lm-eval's.
     """
     chosen: dict[str, list[Choice]] = {}
     with ExitStack() as patches:

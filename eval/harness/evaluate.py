@@ -215,8 +215,5 @@ def _name(value: object) -> str:
 def _without_environment_info() -> AbstractContextManager[object]:
     """Skips lm-eval's slow queries of git, shell and driver, whose output is discarded here."""
     return mock.patch.multiple(
-        "lm_eval.evaluator",
-        get_git_commit_hash=lambda: None,
-        add_env_info=lambda storage: None,
-        create=True,
+        "lm_eval.evaluator", get_git_commit_hash=lambda: None, add_env_info=lambda storage: None, create=True
     )

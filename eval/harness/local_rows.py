@@ -31,17 +31,9 @@ _FRAGMENT = re.compile(r'(?<=[.!?]) +(?=[^.!?]+$)|(?<=[.!?]["\']) +(?=[^.!?]+$)'
 def from_files(
     *, splits: Mapping[str, str], column: str | None = None, value: str | None = None, **_metadata: object
 ) -> dict[str, Dataset]:
-    """The rows of each split, optionally filtered by the value of a column.
+    """The rows of each split's JSON Lines file (optionally gzipped), or those with a value in a column.
 
-    Args:
-        splits: Split → JSON Lines file, optionally gzipped.
-        column: The column that identifies the task, in files with several tasks.
-        value: The value of that column for this task.
-        **_metadata: The task's metadata from lm-eval, unused.
-
-    Raises:
-        MissingResourceError: A file is missing.
-        DataError: A file has no such rows, or a line is not JSON.
+    Raises MissingResourceError for a missing file, and DataError if it has no such rows, or is not JSON.
     """
     chosen = {}
     for split, file in splits.items():

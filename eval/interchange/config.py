@@ -32,14 +32,7 @@ HeldOutSource: TypeAlias = Annotated[str, BeforeValidator(_held_out_source)]
 
 @dataclass(frozen=True, slots=True)
 class PairConfig:
-    """The interventions to draw.
-
-    Attributes:
-        source: One of ``held_out_sources``.
-        positions: Contiguous or random positions.
-        rows: Maximum rows of held-out text, or examples, drawn by the seed.
-        seed: Random seed.
-    """
+    """The interventions to draw, by the seed, on at most ``rows`` rows of held-out text, or examples."""
 
     source: str = "other-example"
     positions: Literal["consecutive", "random"] = "consecutive"

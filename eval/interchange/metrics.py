@@ -1,10 +1,9 @@
 """Interchange intervention accuracy: student and teacher outputs when hidden states are swapped in both.
 
-A student that has learnt the teacher's causal structure has the teacher's outputs after the same
-intervention ("interchange intervention accuracy": Geiger et al., "Causal Abstractions of Neural Networks",
-2021; as a distillation objective: Wu et al., "Causal Distillation for Language Models", 2022). Only positions
-that an intervention can affect are counted: in a causal model, those of the document from the first swapped
-position on.
+A student that has learnt the teacher's causal structure has the teacher's outputs after the same intervention
+(Geiger et al., "Causal Abstractions of Neural Networks", 2021; as a distillation objective: Wu et al.,
+"Causal Distillation for Language Models", 2022). Only positions that an intervention can affect are counted:
+in a causal model, those of the document from the first swapped position on.
 
 Shapes: B rows, T positions, N counted positions, n of one chunk, D hidden width, V tokens.
 """
@@ -14,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -47,10 +47,7 @@ Tops = tuple[set[int], set[int]]
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An intervention on a batch, without layers, which are added later.
-
-    All layers and students share the positions and sources.
-    """
+    """An intervention on a batch, shared by all layers and students; ``at`` adds the layers."""
 
     batch: AnyBatch
     plan: Plan
@@ -72,16 +69,8 @@ def draw_exchanges(
 ) -> list[Exchange]:
     """Draw an intervention for each batch from the seed in ``supplies``; see ``Intervention``.
 
-    Args:
-        batches: Held-out text or examples, in a fixed order.
-        source: Name in ``SOURCES``.
-        positions: Contiguous or random positions.
-        supplies: Seed, further rows, tokens.
-        causal: Whether the models attend only to the left.
-        fraction: Fraction of a document's positions.
-
-    Raises:
-        DataError: The source is another row, and there is none.
+    Batches are held-out text or examples, in a fixed order; ``causal`` models attend only to the left. Raises
+    DataError if the source is another row, and there is none.
     """
     intervention = Intervention(
         SUITE, {TEACHER: {0: (0,)}}, source=source, positions=positions, fraction=fraction
@@ -106,13 +95,10 @@ def measure(
     standard errors over the rows. ``interchange_accuracy`` is omitted if no intervention changes the
     teacher's top-1 prediction.
 
-    Args:
-        teacher: A language model or classifier of a family listed in ``architectures.py``; its mode is
-            restored.
-        student: The same, with the same vocabulary or classes and task, on the same device.
-        exchanges: At least one, with rows that are not all padding.
-        alignment: Student layer → the aligned teacher layers.
-        vocabulary: The tokenizer's size; logits beyond it are padding.
+    Both are language models or classifiers of a family listed in ``architectures.py``, with the same
+    vocabulary or classes and task, on one device; their mode is restored. ``alignment``: student layer → the
+    aligned teacher layers; ``vocabulary``: the tokenizer's size, beyond which logits are padding. At least
+    one exchange, with rows that are not all padding.
     """
     assert alignment and exchanges
     of_tokens = any(isinstance(exchange.plan.source, Tokens) for exchange in exchanges)
@@ -125,13 +111,9 @@ def measure(
         for exchange in exchanges:
             found = _answers(teacher, student, exchange, alignment, vocabulary, tops)
             filled = _filled(exchange.batch).tolist()
-            ids += [
-                number
-                for number, keep in zip(exchange.batch.example_ids.tolist(), filled, strict=True)
-                if keep
-            ]
+            ids += compress(exchange.batch.example_ids.tolist(), filled)
             for layer, sums in found.items():
-                rows[layer] += [row for row, keep in zip(sums, filled, strict=True) if keep]
+                rows[layer] += compress(sums, filled)
     together = [
         {name: math.fsum(row[name] for row in parts) for name in SUMS}
         for parts in zip(*rows.values(), strict=True)
@@ -235,8 +217,7 @@ def _answers(
 ) -> dict[int, list[dict[str, float]]]:
     """By layer, the sums of each row of a batch; adds to ``tops``.
 
-    Raises:
-        ModelError: A log-probability is NaN; -inf marks tokens that a padded head excludes.
+    Raises ModelError if a log-probability is NaN; -inf marks tokens that a padded head excludes.
     """
     device = student.device
     batch = exchange.batch.to(device)

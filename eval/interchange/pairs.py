@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stlm_kd.data.batches import PackedRows, require_one_context
-from stlm_kd.data.labelled.batches import AnyBatch, EncodedExamples
+from stlm_kd.data.labelled.batches import EncodedExamples
 from stlm_kd.data.labelled.encoding import encode_texts
 from stlm_kd.data.labelled.examples import Examples
 from stlm_kd.data.masking import even_masking
@@ -34,11 +34,7 @@ ROWS_OF_A_BATCH = 32
 
 
 def row_length(models: Mapping[str, PreTrainedModel], wanted: int | None, *, place: str) -> int:
-    """Positions of a row: ``wanted``, or 128 limited by the positions of all models.
-
-    Raises:
-        UsageError: A model has fewer positions than wanted; ``place`` is the prefix of the message.
-    """
+    """``wanted``, or 128 limited by all models' positions; UsageError, at ``place``, if one has fewer."""
     if wanted is None:
         limits = (num_positions(model.config) for model in models.values())
         return min(MASKED_WINDOW, *(limit for limit in limits if limit is not None))
@@ -59,15 +55,9 @@ def draw_pairs(
 ) -> list[Exchange]:
     """Interventions on rows of held-out text, packed as in training, or on labelled examples.
 
-    Args:
-        held: The data.
-        tokenizer: The tokenizer of all models.
-        asked: Which interventions.
-        context: Maximum tokens of a row or example.
-        task: Of language models; None: classifiers.
-
-    Raises:
-        DataError: No text, or fewer than two rows of it if the source is another row.
+    ``context`` is the maximum tokens of a row or example; ``task`` that of language models, None for
+    classifiers. Raises DataError without text, or with fewer than two rows of it if the source is another
+    row.
     """
     if isinstance(held, Examples):
         encoded = EncodedExamples(held.labels, encode_texts(held.texts, tokenizer, context=context))
@@ -93,15 +83,12 @@ def _drawn(
     pool: SourcePool, tokenizer: PreTrainedTokenizerFast, asked: PairConfig, *, causal: bool
 ) -> list[Exchange]:
     order = named_generator(asked.seed, SUITE, "rows").permutation(len(pool))[: asked.rows]
-    pieces = np.array_split(order, -(-len(order) // ROWS_OF_A_BATCH))
+    pieces = [part.tolist() for part in np.array_split(order, -(-len(order) // ROWS_OF_A_BATCH))]
+    masks = ([named_generator(asked.seed, SUITE, "base masks", row) for row in piece] for piece in pieces)
     return draw_exchanges(
-        (_batch(pool, piece.tolist(), asked.seed) for piece in pieces),
+        map(pool.batch, pieces, masks),
         source=asked.source,
         positions=asked.positions,
         supplies=SourceInputs(asked.seed, pool, WordTokens.of(read_vocabulary(tokenizer))),
         causal=causal,
     )
-
-
-def _batch(pool: SourcePool, places: Sequence[int], seed: int) -> AnyBatch:
-    return pool.batch(places, [named_generator(seed, SUITE, "base masks", place) for place in places])

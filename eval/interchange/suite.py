@@ -27,12 +27,7 @@ JUDGED = ("interchange_accuracy", "agreement")
 
 @dataclass(frozen=True, slots=True)
 class AlignedTeacher:
-    """A teacher of a student.
-
-    Attributes:
-        model: With the student's vocabulary, or classes, and task; on its device.
-        alignment: Student layer → the aligned teacher layers.
-    """
+    """A teacher on the student's device, with its classes or vocabulary; student layer → aligned layers."""
 
     model: PreTrainedModel
     alignment: Alignment

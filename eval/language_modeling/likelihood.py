@@ -46,15 +46,9 @@ def likelihood_result(
 ) -> SuiteResult:
     """Bits per byte and perplexity over all pieces, with standard errors over the pieces.
 
-    Args:
-        suite: The suite's name.
-        pieces: By index in the text, treated as independent.
-        prefix: Prefix of the metric names.
-        unknown: The number of unknown tokens.
-        bytes_kept: The fraction of the text's bytes that decoding restores.
-        degenerate: Why the model distinguishes no tokens, if so.
-        notes: Further notes.
-        report: The suite's report.
+    Pieces are by index in the text, and treated as independent. Metric names begin with ``prefix``.
+    ``unknown`` is the number of unknown tokens, ``bytes_kept`` the fraction of the text's bytes that decoding
+    restores, and ``degenerate`` why the model distinguishes no tokens, if so.
     """
     scored = pieces.values()
     nats, tokens = math.fsum(piece.nats for piece in scored), sum(piece.tokens for piece in scored)

@@ -21,13 +21,7 @@ from stlm_kd.data.tokenizers import document_ends
 from stlm_kd.errors import DataError, ModelError
 from stlm_kd.eval.language_modeling.round_trip import bytes_kept
 from stlm_kd.eval.language_modeling.token_losses import EQUAL
-from stlm_kd.eval.runner import (
-    MASKED_WINDOW,
-    checked_window,
-    require_finite,
-    require_task,
-    texts_to_score,
-)
+from stlm_kd.eval.runner import MASKED_WINDOW, checked_window, require_finite, require_task, texts_to_score
 from stlm_kd.losses.chunked import CHUNK_ELEMENTS
 from stlm_kd.losses.precision import at_least_float32
 from stlm_kd.models.forward import Head, autocast, bypassed_head, evaluating, head_of
@@ -41,11 +35,8 @@ if TYPE_CHECKING:
 class TextWindow:
     """``[start] tokens [end]``: a piece of one document.
 
-    Attributes:
-        ids: Including start and end.
-        bytes: UTF-8 bytes from the beginning of its first token (in a document's first window: from the
-            beginning of the document) to that of the next window's first token.
-        document: The index of its document.
+    ``bytes`` are the UTF-8 bytes from the beginning of its first token (in a document's first window: from
+    the beginning of the document) to that of the next window's first token. ``document`` is an index.
     """
 
     ids: tuple[int, ...]
@@ -60,16 +51,11 @@ class TextWindow:
 
 @dataclass(frozen=True, slots=True)
 class WindowedText:
-    """Documents split into windows.
+    """Documents that are not empty, split into windows of at most ``window`` positions, in text order.
 
-    Attributes:
-        windows: Of all documents, in text order; each token and each byte is in exactly one.
-        documents: The number of non-empty documents.
-        window: Maximum positions of a window.
-        mask_id: The mask token.
-        ends: The ids of start and end of each window.
-        unknown_id: The id of the unknown token; None if the tokenizer can encode everything.
-        bytes_kept: The fraction of the text's bytes that decoding restores.
+    Each token and each byte is in exactly one. ``ends`` are the ids of start and end of each window;
+    ``unknown_id`` is None if the tokenizer can encode everything; ``bytes_kept`` is the fraction of the
+    text's bytes that decoding restores.
     """
 
     windows: tuple[TextWindow, ...]
@@ -89,13 +75,7 @@ class WindowedText:
 
 @dataclass(frozen=True, slots=True)
 class MaskedRow:
-    """A model input and the tokens to predict.
-
-    Attributes:
-        ids: Including start and end.
-        places: The positions to predict.
-        targets: The token of each of these positions.
-    """
+    """A model input with start and end, the positions to predict, and the target token of each."""
 
     ids: Sequence[int]
     places: Sequence[int]
@@ -106,11 +86,8 @@ class MaskedRow:
 class Found:
     """A model's predictions for one row.
 
-    Attributes:
-        nats: The total loss of its targets.
-        right: The number of targets that are the top-1 prediction.
-        behind: The maximum gap in nats between the top-1 prediction and a target.
-        predicted: The top-1 predictions.
+    ``nats`` is the total loss of its targets, of which ``right`` are the top-1 prediction; ``behind`` is the
+    maximum gap in nats between the top-1 prediction and a target.
     """
 
     nats: float
@@ -150,10 +127,8 @@ def windowed_text(
 
     The default window is ``MASKED_WINDOW``, or the model's positions if fewer. Empty documents are skipped.
 
-    Raises:
-        DataError: No text, or no token in it.
-        ModelError: A causal model; a tokenizer without mask, start or end token, or with ids outside the
-            model's vocabulary; a window beyond the model's positions.
+    Raises DataError without text, or a token in it; and ModelError for a causal model, a tokenizer without
+    mask, start or end token, or with ids outside the model's vocabulary, or a window beyond its positions.
     """
     require_task(model, "mlm", suite=suite)
     mask_id = mask_id_of(tokenizer)
@@ -177,10 +152,7 @@ def windowed_text(
 def split_document(
     text: str, tokenizer: PreTrainedTokenizerFast, *, ends: tuple[int, int], window: int
 ) -> Iterator[TextWindow]:
-    """A document's windows: as long as possible, consecutive, without overlap.
-
-    A document without tokens is one window of start and end.
-    """
+    """A document's windows: as long as possible, without overlap; one of start and end if it has no token."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoded["input_ids"]
     firsts = range(0, max(len(ids), 1), window - 2)
@@ -237,10 +209,7 @@ def _found(model: PreTrainedModel, batch: Sequence[MaskedRow], precision: str) -
 
 
 def against_vocabulary(states_ND: Tensor, target_N: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of each target, the top-1 token, and the gap in nats between the two.
-
-    Only one chunk of logits is in memory at a time.
-    """
+    """The loss of each target, the top-1 token, and the gap in nats; one chunk of logits in memory."""
     size = max(16, CHUNK_ELEMENTS // head.size)
     nats, top, behind = [], [], []
     for states_nD, target_n in zip(torch.split(states_ND, size), torch.split(target_N, size), strict=True):

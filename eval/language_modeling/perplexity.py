@@ -135,15 +135,10 @@ def text_result(
     degenerate: str | None = None,
     kept: float = 1.0,
 ) -> SuiteResult:
-    """Both metrics as scores, with the bits per byte of every document.
+    """Both metrics as scores, with the bits per byte of every document that is not empty, in order.
 
-    Args:
-        documents: The non-empty documents, in order; tokens do not include start and end.
-        unknown: The number of unknown tokens.
-        window: Maximum tokens in the model's context.
-        stride: Tokens by which the window moved.
-        degenerate: Why the model distinguishes no tokens, if so.
-        kept: The fraction of the text's bytes that decoding restores.
+    Tokens do not include start and end; ``unknown`` is the number of unknown ones. ``degenerate`` says why
+    the model distinguishes no tokens, if so; ``kept`` is the fraction of the bytes that decoding restores.
     """
     report: dict[str, Json] = {
         "nats": math.fsum(document.nats for document in documents),

@@ -8,7 +8,7 @@ these scores compare masked language models with each other, not with causal one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -88,7 +88,8 @@ def _result(
 ) -> SuiteResult:
     """Both scores, and the bits per byte of every scored window, by its index."""
     unknown = text.unknown(text.windows[index] for index in pieces)
-    tokens, scored_tokens = _tokens(text.windows), _tokens(pieces.values())
+    tokens = sum(piece.tokens for piece in text.windows)
+    scored_tokens = sum(piece.tokens for piece in pieces.values())
     notes = [f"{SUITE}: windows of {text.window} tokens"]
     if len(pieces) < len(text.windows):
         notes.insert(
@@ -152,7 +153,3 @@ def _masked_rows(window: TextWindow, mask_id: int) -> Iterator[MaskedRow]:
     for place in range(1, len(window.ids) - 1):
         seen = (*window.ids[:place], mask_id, *window.ids[place + 1 :])
         yield MaskedRow(seen, (place,), (window.ids[place],))
-
-
-def _tokens(pieces: Iterable[TextWindow | ScoredText]) -> int:
-    return sum(piece.tokens for piece in pieces)

@@ -38,13 +38,7 @@ def token_starts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 def text_blocks(
     text: str, starts: Sequence[int], nats_T: npt.ArrayLike, *, size: int = BLOCK_BYTES
 ) -> TextBlocks:
-    """The blocks of a text.
-
-    Args:
-        text: Not empty.
-        starts: The character at which each token begins.
-        nats_T: The loss of each token, (T,).
-        size: Bytes of a block.
+    """The blocks of a text that is not empty, from each token's first character and loss; ``size`` in bytes.
 
     >>> text_blocks("abcdé", [0, 2, 4], [1.0, 2.0, 4.0], size=3)
     TextBlocks(nats=(3.0, 4.0), bytes=(3, 3))

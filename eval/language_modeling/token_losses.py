@@ -1,9 +1,7 @@
-"""The loss of the last tokens of id sequences under a causal language model.
+"""The loss of the last tokens of id sequences under a causal language model, for all causal scoring.
 
-All causal scoring uses this module: bits per byte and lm-eval's log-likelihoods. The body runs in its own
-precision; log-softmax and sums use float32 or wider.
-
-Dimensions: B rows of a batch, T positions, N scored tokens of a batch, V ids of the vocabulary.
+The body runs in its own precision; log-softmax and sums use float32 or wider. Dimensions: B rows of a batch,
+T positions, N scored tokens of a batch, V ids of the vocabulary.
 """
 
 from __future__ import annotations
@@ -60,10 +58,7 @@ def piece_losses(
     """The loss of each piece, in order; the model's mode is restored.
 
     Pieces that differ only in their last id (single-token choices) share a row. Each piece has fewer scored
-    ids than ids. The body runs under autocast if the precision is ``bf16``.
-
-    Raises:
-        ModelError: A loss is not finite.
+    ids than ids; ``bf16`` runs the body under autocast. Raises ModelError if a loss is not finite.
     """
     by_inputs: dict[tuple[int, ...], list[int]] = {}
     for index, piece in enumerate(pieces):

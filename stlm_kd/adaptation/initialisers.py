@@ -129,14 +129,11 @@ def overlap(old_VD: Tensor, mapping: VocabularyMapping, aids: InitContext, /) ->
 
 @dataclass(frozen=True, slots=True)
 class VocabularyInit:
-    """Initial rows of a new vocabulary, in the teacher's dtype.
+    """Initial rows of a new vocabulary, in the teacher's dtype: embedding and head (V', D), bias (V',).
 
-    Attributes:
-        embedding: Input rows, (V', D).
-        head: Output rows, (V', D); None for a tied model and for a classifier.
-        head_bias: Output bias, (V',); None if the teacher has none.
-        counts: Number of tokens by kind of mapping: ``exact``, ``pieces``, ``role``, ``fallback``.
-        copied: Ids whose rows are copies of old rows, ascending.
+    ``head`` is None for a tied model and a classifier, ``head_bias`` if the teacher has none. ``counts`` are
+    the tokens by kind of mapping (``exact``, ``pieces``, ``role``, ``fallback``); ``copied`` are the ids
+    whose rows are copies of old rows, ascending.
     """
 
     embedding: Tensor
@@ -157,20 +154,15 @@ def new_rows(
 ) -> VocabularyInit:
     """Initialise the teacher's embedding and head for the student's vocabulary; the teacher is unchanged.
 
-    Special tokens get the teacher's rows of the same role with every initialiser. Embedding, head and bias
-    are computed in this order from one generator, so the result is deterministic.
+    The teacher is a classifier, or a model with a linear head over its own, possibly padded vocabulary.
+    Special tokens get its rows of the same role with every initialiser. Embedding, head and bias are computed
+    in this order from one generator, so the result is deterministic.
 
-    Args:
-        teacher: A classifier, or a model with a linear head over its own, possibly padded vocabulary.
-        teacher_tokenizer: The teacher's tokenizer.
-        student_tokenizer: Tokenizer of the new vocabulary.
-        init: Name in ``INITIALISERS``.
-        seed: Random seed of the initialiser.
-        text: For an initialiser with ``needs_text``: returns concatenated documents in the student's
-            vocabulary, and their start offsets with the end of the last.
+    An initialiser with ``needs_text`` calls ``text`` for concatenated documents in the student's vocabulary,
+    and their start offsets with the end of the last.
 
-    Raises:
-        ModelError: A vocabulary cannot be mapped, or the teacher has fewer rows than its tokenizer has ids.
+    Raises ModelError if a vocabulary cannot be mapped, or the teacher has fewer rows than its tokenizer has
+    ids.
     """
     initialise = INITIALISERS[init]
     is_classifier = teacher.get_output_embeddings() is None

@@ -34,12 +34,10 @@ _BATCHES = 1024
 
 @dataclass(frozen=True, slots=True)
 class BatchSpans:
-    """The spans of a batch of rows.
+    """The ``count`` spans of a batch of rows.
 
-    Attributes:
-        span_of_label: Span index of the label of each position, or ``NO_SPAN``, (B, T).
-        stretches: Segments in order, each with the index of its first span.
-        count: Number of spans S.
+    ``span_of_label`` is the span index of each position's label, or ``NO_SPAN``, (B, T); ``stretches`` are
+    the segments in order, each with the index of its first span.
     """
 
     span_of_label: Tensor
@@ -50,11 +48,8 @@ class BatchSpans:
 class AlignedTokenisations:
     """Packed rows of a text in the new vocabulary, and the same documents in the old one.
 
-    Args:
-        rows: Rows of each source in the new vocabulary, numbered consecutively.
-        stores: The same sources in the old vocabulary.
-        new, old: The tokenizers of the two vocabularies.
-        most_old: Maximum context of the model, in old tokens.
+    ``rows`` of all sources are numbered consecutively; ``stores`` are the same sources in the old vocabulary,
+    and ``most_old`` is the model's maximum context in old tokens.
     """
 
     def __init__(
@@ -76,7 +71,6 @@ class AlignedTokenisations:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows of all sources."""
         return self._starts[-1]
 
     def share_in_spans(self, *, rows: int = 256) -> float:
@@ -114,12 +108,7 @@ def positions_of(model: PreTrainedModel) -> int:
 
 
 class SpanTeacher:
-    """A frozen model that computes span log-likelihoods in its own vocabulary.
-
-    Args:
-        model: A causal language model.
-        text: The text in both vocabularies.
-    """
+    """A frozen causal language model that computes span log-likelihoods in its own vocabulary."""
 
     def __init__(self, model: PreTrainedModel, text: AlignedTokenisations) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -164,10 +153,7 @@ class SpanTeacher:
         return found_S
 
     def remember(self, micro_batch: int) -> None:
-        """Precompute the log-probabilities of all rows, in data order.
-
-        The values then depend neither on the micro-batches of the training nor on a resume.
-        """
+        """Precompute all rows in data order: independent of the training's micro-batches and of a resume."""
         known: dict[int, Tensor] = {-1: torch.zeros(0)}
         for rows in torch.split(torch.arange(self._text.num_rows), micro_batch):
             counts = [self.spans(row[None]).count for row in rows]
@@ -178,8 +164,7 @@ class SpanTeacher:
 def _batches(stretches: Iterable[tuple[int, Spans]], *, positions: int) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of old tokens, longest segments first, with the span of each label."""
     left = sorted(
-        ((first, spans) for first, spans in stretches if spans.count),
-        key=lambda entry: -len(entry[1].of_old),
+        ((first, spans) for first, spans in stretches if spans.count), key=lambda entry: -len(entry[1].of_old)
     )
     while left:
         size = max(1, positions // len(left[0][1].of_old))

@@ -38,12 +38,7 @@ class SpanStep(AdaptationStep):
     """Adds self-distillation of span likelihoods from the teacher with its original vocabulary.
 
     Both terms share one projection: ``labels`` is the negative log-likelihood of each token, and a span's
-    log-likelihood is the sum over its tokens.
-
-    Args:
-        model: The model with its new rows.
-        teacher: The original model on the same text.
-        weights: Weights of ``labels`` and ``SPANS``.
+    log-likelihood is the sum over its tokens. ``weights`` are those of ``labels`` and ``SPANS``.
     """
 
     def __init__(self, model: PreTrainedModel, teacher: SpanTeacher, weights: Mapping[str, float]) -> None:
@@ -68,12 +63,8 @@ class SpanStep(AdaptationStep):
             return super().forward(batch, denominators, plans)
         assert isinstance(batch, Batch) and denominators is not None
         sums = self._sums(batch)
-        loss = torch.stack(
-            [
-                self._weights.get(name, 0.0) / max(denominators[name], 1.0) * value
-                for name, value in sums.items()
-            ]
-        ).sum()
+        shares = {name: self._weights.get(name, 0.0) / max(denominators[name], 1.0) for name in sums}
+        loss = torch.stack([shares[name] * value for name, value in sums.items()]).sum()
         return StepOutput(loss, {name: value.detach().double() for name, value in sums.items()})
 
     def _sums(self, batch: Batch) -> dict[str, Tensor]:

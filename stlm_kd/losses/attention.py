@@ -1,9 +1,6 @@
-"""Losses between attention maps of student and teacher, per query.
+"""Losses between attention maps of student and teacher, per query. Shapes: N queries, K keys.
 
-A new loss is one function decorated with ``register_loss(…, compares="attention maps")``; its keyword-only
-arguments become its options in recipes. Maps are log-probabilities over the keys, -inf at masked keys.
-
-Shapes: N queries, K keys.
+Maps are log-probabilities over the keys, -inf at masked keys. For a new loss see ``register_loss``.
 """
 
 from __future__ import annotations

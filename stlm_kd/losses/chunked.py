@@ -1,10 +1,8 @@
 """Losses over a vocabulary without logits for all tokens in memory.
 
 The projection to the vocabulary, the losses and their gradient are computed chunk by chunk during the forward
-pass, so at most one chunk of logits exists at a time. Only the gradients of the hidden states and of the head
-are kept for the backward pass; the head's is by far the largest tensor.
-
-Shapes: N tokens, n tokens of one chunk, D width, V vocabulary, K losses.
+pass. Only the gradients of the hidden states and of the head, by far the largest tensor, are kept for the
+backward pass. Shapes: N tokens, n of one chunk, D width, V vocabulary, K losses.
 """
 
 from __future__ import annotations
@@ -39,12 +37,10 @@ class ChunkLosses(Protocol):
     def __call__(
         self, logits_nV: Tensor, chunk: slice, *, differentiate: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Each loss's sum over the tokens, (K,) in float64, and the gradient of their weighted total.
+        """Each loss's sum over the tokens, (K,) in float64, and the gradient of their weighted total, (n, V).
 
-        Args:
-            logits_nV: The student's logits, in float32 or better; may be overwritten, also by the gradient.
-            chunk: Slice of the tokens; as many as the logits' rows.
-            differentiate: Whether to return the gradient by the logits, (n, V); None stands for 0.
+        The logits are in float32 or better, one row for each token of the chunk, and may be overwritten, also
+        by the gradient. The gradient is None for 0, and unless ``differentiate``.
         """
         ...
 
@@ -60,13 +56,8 @@ def chunked_losses(
 ) -> tuple[Tensor, Tensor]:
     """The differentiable scalar Σ scales · sums, and the K detached sums in float64.
 
-    Args:
-        hidden_ND: Hidden states to project, (N, D).
-        weight_VD: The head's weight.
-        bias_V: The head's bias.
-        losses: Called once per chunk.
-        scales: K factors, equal to those in the total that ``losses`` differentiates.
-        share: Fraction of the default chunk size, for losses that hold more tensors of that size.
+    ``losses`` is called once per chunk; the K ``scales`` are those of the total that it differentiates.
+    ``share`` is the fraction of the default chunk size, for losses that hold more tensors of that size.
     """
     rows = chunk_rows(weight_VD, share)
     found: tuple[Tensor, Tensor] = _ChunkedLosses.apply(  # type: ignore[no-untyped-call]  # untyped in torch

@@ -30,13 +30,5 @@ def cross_entropy(student_NC: Tensor, label_N: Tensor, /) -> Tensor:
 
 
 def squared_error(student_N1: Tensor, label_N: Tensor, /) -> Tensor:
-    """Squared error of each prediction.
-
-    Args:
-        student_N1: The model's only output, shape (N, 1).
-        label_N: Target of each example, shape (N,).
-
-    Returns:
-        One value per example, shape (N,), not reduced.
-    """
+    """Squared error of the model's only output, (N, 1), for each example's target: (N,), not reduced."""
     return (at_least_float32(student_N1).squeeze(1) - label_N).square()

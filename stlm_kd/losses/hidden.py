@@ -1,10 +1,6 @@
-"""Losses between hidden states of student and teacher of equal width, per token.
+"""Losses between hidden states of equal width, per token. Shapes: N tokens, D width.
 
-A new loss is one function decorated with ``register_loss(…, compares="hidden states")``; its keyword-only
-arguments become its options in recipes. If the widths differ, the student's hidden states are projected
-first.
-
-Shapes: N tokens, D width.
+If the widths differ, the student's states are projected first. For a new loss see ``register_loss``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Sparse targets: a top-k head with a sampled tail, and the losses on them.
 
 A plain top-k target is biased. Head and sampled tail together are an unbiased estimate of the distribution,
-so a loss that is linear in the teacher's probabilities has the correct expectation and gradient.
-
-Shapes: N tokens, H entries of the head, M draws from the tail, C classes.
+so a loss that is linear in the teacher's probabilities has the correct expectation and gradient. Shapes: N
+tokens, H entries of the head, M draws from the tail, C classes.
 """
 
 from __future__ import annotations
@@ -87,11 +86,7 @@ class TopKTail:
         return log_NC.scatter_(-1, self.ids[:, :head], at_least_float32(self.log_probs))
 
     def check(self, temperature: float) -> None:
-        """Check that a temperature equals the target's.
-
-        Raises:
-            ValueError: It differs.
-        """
+        """Raise ValueError if a temperature is not the target's."""
         if temperature != self.temperature:
             raise ValueError(
                 f"a sparse target at temperature {self.temperature:g} cannot serve a loss at {temperature:g}"
@@ -190,10 +185,7 @@ def sparse_forward_kl(
     """Unbiased estimate of ``forward_kl`` at each token, (N,), in nats; single estimates may be negative.
 
     For a mixture, the gradient is that of KL(Σ w p || q) and the value is Σ w KL(p || q). The difference does
-    not depend on the student; see ``TargetMixture.entropy``.
-
-    Raises:
-        ValueError: The target has another temperature.
+    not depend on the student; see ``TargetMixture.entropy``. A target of another temperature is a ValueError.
     """
     target.check(temperature)
     log_NC = functional.log_softmax(at_least_float32(student_NC) / temperature, dim=-1)

@@ -15,36 +15,23 @@ from stlm_kd.losses.precision import at_least_float32, compute_dtype
 
 
 def span_agreement(student_S: Tensor, teacher_S: Tensor, /, *, temperature: float = 100.0) -> Tensor:
-    """Binary KL(teacher || student) of each span against all others, times the temperature, in nats.
+    """Binary KL(teacher || student) of each span against all others, times the temperature, in nats: (S,).
 
-    Span probabilities are raised to the power of 1 / temperature, since those of long spans are too small to
-    learn from. Minixhofer, Vulić and Ponti, "Universal Cross-Tokenizer Distillation via Approximate
-    Likelihood Matching", 2025, section 3, with temperature 100. For growing temperature, the value tends to
-    t log(t / s) - t + s for the surprisals t and s in nats.
-
-    Args:
-        student_S: Log-probability of each span under the student, (S,).
-        teacher_S: Log-probability under the teacher, (S,).
-        temperature: Above 0.
-
-    Returns:
-        One value per span, (S,), not reduced; 0 if both are equal.
+    Arguments are log-probabilities of the spans, (S,); equal ones give 0. Span probabilities are raised to
+    the power of 1 / temperature, since those of long spans are too small to learn from. Minixhofer, Vulić and
+    Ponti, "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching", 2025, section 3, with
+    temperature 100. For growing temperature, the value tends to t log(t / s) - t + s for the surprisals t and
+    s in nats.
     """
-    softened_S, target_S = (_below_one(values) / temperature for values in (student_S, teacher_S))
+    # below 0, so that the complement has a finite logarithm
+    softened_S, target_S = (values.clamp(max=-1e-6) / temperature for values in (student_S, teacher_S))
     other_S, other_target_S = (torch.log(-torch.expm1(values)) for values in (softened_S, target_S))
     follows_S = target_S.exp() * (target_S - softened_S)
     return temperature * (follows_S - torch.expm1(target_S) * (other_target_S - other_S))
 
 
 def log_likelihoods(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor) -> Tensor:
-    """Differentiable log-probability of each label, (N,), with the logits of one chunk in memory at a time.
-
-    Args:
-        hidden_ND: Hidden states before the head, (N, D).
-        weight_VD: The head's weight.
-        bias_V: The head's bias.
-        labels_N: Labels below V.
-    """
+    """Differentiable log-probability of each label, (N,), with one chunk's logits in memory at a time."""
     compute = compute_dtype(weight_VD)
 
     def of_chunk(hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_n: Tensor) -> Tensor:
@@ -65,8 +52,3 @@ def span_sums(values_N: Tensor, span_N: Tensor, count: int) -> Tensor:
     """The sum over the tokens of each span, (count,); tokens with a negative span index are ignored."""
     inside_N = span_N >= 0
     return values_N.new_zeros(count).index_add(0, span_N[inside_N], values_N[inside_N])
-
-
-def _below_one(values_S: Tensor) -> Tensor:
-    """Clamp log-probabilities below 0, so that the complement has a finite logarithm."""
-    return values_S.clamp(max=-1e-6)

@@ -1,7 +1,4 @@
-"""Logits with log-probabilities at several temperatures, shared between losses.
-
-Shapes: N tokens, C classes.
-"""
+"""Logits with log-probabilities at several temperatures, shared by losses. Shapes: N tokens, C classes."""
 
 from __future__ import annotations
 

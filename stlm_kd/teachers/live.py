@@ -1,7 +1,4 @@
-"""Live teachers: frozen models that compute distributions, hidden states and attention maps of a batch.
-
-Shapes: B rows, T positions, D the teacher's width.
-"""
+"""Live teachers: frozen models that compute distributions, hidden states and attention maps of a batch."""
 
 from __future__ import annotations
 
@@ -50,12 +47,7 @@ class LiveTeacher:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        vocabulary: int | None = None,
-        *,
-        name: str = "",
-        offload: bool = False,
+        self, model: PreTrainedModel, vocabulary: int | None = None, *, name: str = "", offload: bool = False
     ) -> None:
         self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.vocabulary = vocabulary
@@ -99,14 +91,7 @@ class LiveTeacher:
     def after(
         self, batch: AnyBatch, base: TeacherOutput, part: InterventionPass, needs: OutputSpec
     ) -> TeacherOutput:
-        """Outputs on a batch after an intervention.
-
-        Args:
-            batch: The base batch.
-            base: Outputs on the base batch, including those that ``part`` needs.
-            part: Intervention pass from ``part``.
-            needs: Outputs to return.
-        """
+        """Outputs after an intervention on a batch, whose ``base`` outputs include those it needs."""
         with self._on(batch.input_ids.device):
             return self.output(part.after(batch, base.observed, needs))
 

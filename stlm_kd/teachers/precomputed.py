@@ -15,16 +15,11 @@ from stlm_kd.teachers.protocol import TeacherOutput
 
 
 class PrecomputedTeacher:
-    """Precomputes the teacher's outputs for one data set and keeps them in memory.
+    """Precomputes the teacher's outputs for one data set, in the calling precision, and keeps them in memory.
 
     For data that is read many times and fits in memory. All rows are computed at the start and in data order,
-    so outputs depend neither on the training step nor on a resume.
-
-    Args:
-        teacher: Runs here, in the precision of the calling context.
-        batches: At least one batch; each row of the data in exactly one of them.
-        rows: Number of rows; ``example_ids`` are below it.
-        needs: All outputs that will be requested.
+    so outputs depend neither on the training step nor on a resume. Each of the ``rows`` is in exactly one
+    batch, and ``example_ids`` are below their number; ``needs`` are all outputs that will be requested.
     """
 
     def __init__(

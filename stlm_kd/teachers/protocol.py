@@ -14,9 +14,8 @@ from stlm_kd.teachers.targets import Distribution
 class TeacherOutput:
     """A teacher's outputs on a batch.
 
-    Attributes:
-        distribution: Output distribution at each token; None if it was not requested.
-        observed: Hidden states, attention maps, and the logits or head inputs behind the distribution.
+    ``distribution`` is that of each token, None if not requested; ``observed`` are hidden states, attention
+    maps, and the logits or head inputs behind the distribution.
     """
 
     distribution: Distribution | None

@@ -22,12 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A distribution over the vocabulary at each token, as hidden states before the projection.
+    """A distribution over the vocabulary at each token, as hidden states before the projection by ``head``.
 
-    Attributes:
-        hidden: Hidden states before the head, (B, T, D), or (N, D) after tokens are selected.
-        head: Projection to the vocabulary.
-        vocabulary: The tokenizer's size; rows of the head beyond it are padding.
+    ``hidden`` is (B, T, D), or (N, D) after tokens are selected. ``vocabulary`` is the tokenizer's size; rows
+    of the head beyond it are padding.
     """
 
     hidden: Tensor
@@ -73,7 +71,7 @@ Distribution = Dense | Logits | TopKTail
 def joined_sparse(found: Sequence[TopKTail | int], *, like: TopKTail) -> TopKTail:
     """Concatenate sparse targets; a number of tokens in place of a target is filled with zeros.
 
-    A cached teacher has no outputs after an intervention; no term counts these tokens.
+    For cached teachers, without outputs after an intervention; no term counts these tokens.
     """
     parts: dict[str, Any] = {}
     for name in TENSORS:

@@ -1,8 +1,7 @@
 """The format of a cache: columns per token, and the manifest.
 
 A folder contains ``manifest.json``, ``shard-00000.safetensors`` and so on. An *item* is one training row with
-one variant of its masks: item ``row * variants + variant``. All shards except the last have the same number
-of items.
+one variant of its masks: item ``row * variants + variant``.
 """
 
 from __future__ import annotations
@@ -35,14 +34,10 @@ Positions = Literal["labels", "attended"]
 class Layout:
     """The columns stored per token or example.
 
-    Attributes:
-        vocabulary: Number of tokens or classes; ids are below it.
-        head: Number of top-k entries, stored exactly; 0 if logits are stored.
-        draws: Number of samples from the tail.
-        temperature: Temperature of the teacher's distribution.
-        positions: Tokens that are stored: those with a label, or all that are not padding.
-        logits: Whether all logits are stored instead of head and draws, one row per example.
-        states: Layers of stored hidden states, with their width.
+    Ids of tokens or classes are below ``vocabulary``. Of each token's distribution at the ``temperature``,
+    the ``head`` largest entries are stored exactly, and ``draws`` samples of the tail; with ``logits``, all
+    logits of each example instead (``head`` 0). ``positions``: tokens with a label, or all but padding.
+    ``states``: the layers of stored hidden states, with their width.
     """
 
     vocabulary: int
@@ -91,19 +86,11 @@ class ShardRecord:
 class Manifest:
     """The content of a cache.
 
-    Attributes:
-        layout: Columns stored per token.
-        rows: Number of training rows.
-        variants: Mask variants per row; 1 without masking.
-        items_per_shard: Items of every shard except the last.
-        tokens: Number of stored tokens, over all items.
-        shards: Records of the shards, in order.
-        covered: Mean probability of the head; 1 for logits.
-        entropy: Mean entropy in nats; 0 for logits.
-        flops: FLOPs spent on building it; None if unknown.
-        made_of: Inputs that determine the content: fingerprints of teacher, tokenizer and data, and options.
-        source: Origin in terms of a recipe, to rebuild the cache.
-        format: Version of this format.
+    Shards have ``items_per_shard`` items, the last one fewer; without masking, ``variants`` is 1. ``tokens``
+    counts the stored tokens of all items. ``covered`` is the mean probability of the head (1 for logits),
+    ``entropy`` the mean in nats (0 for logits), ``flops`` those of building it (None: unknown). ``made_of``
+    determines the content: fingerprints of teacher, tokenizer and data, and options. ``source`` is the origin
+    in terms of a recipe, to rebuild the cache.
     """
 
     layout: Layout
@@ -121,12 +108,10 @@ class Manifest:
 
     @property
     def items(self) -> int:
-        """Number of rows times variants."""
         return self.rows * self.variants
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
@@ -148,9 +133,8 @@ def shard_name(number: int) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """Read and validate the manifest in a folder.
 
-    Raises:
-        MissingResourceError: It is missing or unreadable.
-        CheckpointError: It has another format, is damaged, or is inconsistent.
+    Raises MissingResourceError if it is missing or unreadable, CheckpointError if damaged or of another
+    format.
     """
     path = folder / MANIFEST
     if not path.is_file():

@@ -1,7 +1,4 @@
-"""Read a cache: look up the teacher's outputs of a batch by row number.
-
-Shapes: B rows, T positions, H tokens in the head, M draws, C classes.
-"""
+"""Read a cache: look up the teacher's outputs of a batch by row number. Shapes: B rows, T positions."""
 
 from __future__ import annotations
 
@@ -25,12 +22,7 @@ from stlm_kd.teachers.targets import Logits
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Cached values of a batch's tokens.
-
-    Attributes:
-        kept: Mask of the cached tokens, (B, T) bool; of examples, (B,).
-        columns: By name, one entry per cached token, in order.
-    """
+    """Cached values of a batch: the mask of its tokens (B, T), or examples (B,), and columns in order."""
 
     kept: Tensor
     columns: Mapping[str, Array]
@@ -38,13 +30,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Cached values of consecutive items.
-
-    Attributes:
-        lengths: Number of tokens of each item.
-        checks: Checksum of each item's token ids.
-        columns: By name, one entry per token.
-    """
+    """Cached values of consecutive items: tokens and checksum of each, and columns, one entry per token."""
 
     lengths: Array
     checks: Array
@@ -52,13 +38,7 @@ class Items:
 
 
 class TeacherCache:
-    """A cache's files, memory-mapped.
-
-    Args:
-        folder: The cache's folder.
-        manifest: Its manifest.
-        shards: Its opened shards.
-    """
+    """A cache's files, memory-mapped."""
 
     def __init__(self, folder: Path, manifest: Manifest, shards: list[Shard]) -> None:
         self.folder, self.manifest = folder, manifest
@@ -66,15 +46,9 @@ class TeacherCache:
 
     @classmethod
     def open(cls, folder: Path, *, every_byte: bool = True) -> TeacherCache:
-        """Open the cache in a folder.
+        """Open the cache in a folder, verifying the shards' sizes, and with ``every_byte`` their hashes.
 
-        Args:
-            folder: Folder of ``manifest.json`` and the shards.
-            every_byte: Whether to verify the shards' hashes, not only their sizes.
-
-        Raises:
-            MissingResourceError: The folder has no cache.
-            CheckpointError: A shard changed since the cache was completed.
+        Raises MissingResourceError without a cache, and CheckpointError if a shard changed after completion.
         """
         manifest = read_manifest(folder)
         shards = []
@@ -97,7 +71,6 @@ class TeacherCache:
 
     @property
     def layout(self) -> Layout:
-        """The columns stored per token."""
         return self.manifest.layout
 
     def items(self, wanted: range) -> Items:
@@ -116,11 +89,7 @@ class TeacherCache:
         return Items(np.concatenate(lengths), np.concatenate(checks), columns)
 
     def find(self, batch: AnyBatch) -> Found:
-        """Cached values of a batch on the CPU, for the variant of its masks.
-
-        Raises:
-            CheckpointError: A row is missing, or its tokens differ from those that were cached.
-        """
+        """Cached values of a batch on the CPU, for its masks; CheckpointError if other tokens were cached."""
         kept = kept_positions(batch, self.layout)
         counts = kept.reshape(len(kept), -1).sum(1).tolist()
         slices: list[tuple[Shard, slice]] = []

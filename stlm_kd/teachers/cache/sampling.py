@@ -1,9 +1,7 @@
-"""Top-k head and sampled tail of a distribution.
+"""Top-k head and sampled tail of a distribution. Shapes: n tokens, V vocabulary, H in the head, M draws.
 
 The random numbers are functions of seed, item, position and draw, so the content of a cache does not depend
 on the process that writes it or on the order.
-
-Shapes: n tokens, V tokens of the vocabulary, H in the head, M draws.
 """
 
 from __future__ import annotations
@@ -45,15 +43,11 @@ def head_and_tail(
 ) -> Mapping[str, Tensor]:
     """Compute a cache's columns: ``ids``, ``log_probs``, ``tail``, ``entropy``, ``label_log_probs``.
 
+    Logits are -inf for a token that the teacher rules out; the H tokens of the ``head`` are at most V. A
+    label below 0 is none, and its log-probability stored as 0.
+
     Stratified sampling: the m-th draw comes from the m-th of M equal parts of the tail. The expectation is
     that of independent draws, and the variance is never larger.
-
-    Args:
-        logits_nV: The teacher's logits; -inf for a token that it rules out.
-        label_n: Labels, or a negative number where there is none; 0 is stored there.
-        uniforms_nM: A uniform number for each draw.
-        head: Size H of the head, at most V.
-        temperature: Temperature of the distribution.
     """
     log_nV = (logits_nV.float() / temperature).log_softmax(-1)
     top = log_nV.topk(head, dim=-1)
@@ -74,13 +68,7 @@ def head_and_tail(
 
 
 def drawn(rest_nV: Tensor, tail_n1: Tensor, uniforms_nM: Tensor) -> Tensor:
-    """Draw tokens in proportion to their tail probability, (n, M); arbitrary where the tail is empty.
-
-    Args:
-        rest_nV: Log-probabilities of the tail.
-        tail_n1: Log of their sum.
-        uniforms_nM: A uniform number for each draw.
-    """
+    """Draw tokens (n, M) by a tail's log-probabilities and the log of their sum; any where it is empty."""
     draws = uniforms_nM.shape[-1]
     # float64, since rounding in sums over a large vocabulary biases draws; normalised to avoid underflow.
     shares_nV = (rest_nV - tail_n1).nan_to_num_(nan=-torch.inf, neginf=-torch.inf).exp().double()

@@ -35,10 +35,8 @@ _NAMES = {"<u2": "U16", "<u4": "U32", "<f2": "F16", "<f4": "F32"}
 class Shard:
     """Consecutive items, memory-mapped.
 
-    Attributes:
-        ends: End offsets of the items' tokens, (items + 1,), from 0.
-        checks: Checksum of each item's token ids, (items,).
-        columns: By name, (tokens, …) each.
+    ``ends`` are the items' token offsets from 0, (items + 1,), ``checks`` their checksums, (items,); columns
+    are (tokens, …) each.
     """
 
     ends: npt.NDArray[np.int64]
@@ -47,7 +45,6 @@ class Shard:
 
     @property
     def tokens(self) -> int:
-        """Number of cached tokens."""
         return int(self.ends[-1])
 
 
@@ -64,15 +61,7 @@ def checksums(batch: AnyBatch) -> list[int]:
 def write_shard(
     path: Path, layout: Layout, lengths: Array, checks: Array, columns: Mapping[str, Array]
 ) -> None:
-    """Write a shard atomically.
-
-    Args:
-        path: File to write.
-        layout: Defines the dtypes.
-        lengths: Number of tokens of each item.
-        checks: Checksums from ``checksums``.
-        columns: By name, (tokens, …) each.
-    """
+    """Write a shard atomically: lengths and checksums of its items, and columns, (tokens, …) each."""
     tensors = {
         name: np.ascontiguousarray(columns[name], dtype) for name, (dtype, _) in layout.columns().items()
     }
@@ -84,11 +73,7 @@ def write_shard(
 
 
 def open_shard(path: Path, layout: Layout, items: int) -> Shard:
-    """Open a shard with the given number of items.
-
-    Raises:
-        CheckpointError: It is missing, truncated, or does not match the layout.
-    """
+    """Open a shard of ``items`` items; CheckpointError if damaged or of another layout."""
     try:
         with safe_open(path, framework="numpy"):
             raw = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))

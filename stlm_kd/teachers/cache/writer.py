@@ -1,8 +1,6 @@
-"""Write a cache shard by shard; each shard is written atomically and reused when the work resumes.
+"""Write a cache shard by shard; each is written atomically and reused when the work resumes.
 
-A shard's content depends on its items alone, not on the number of processes or on interruptions.
-
-Shapes: B rows, T positions, n tokens, V tokens of the vocabulary.
+A shard depends on its items alone. Shapes: B rows, T positions, n tokens, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -39,16 +37,10 @@ ITEM_INDEX_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Specification of a cache to write.
+    """Specification of a cache to write; all shards have ``items_per_shard`` items, the last one fewer.
 
-    Attributes:
-        layout: Columns stored per token.
-        rows: Number of training rows.
-        variants: Mask variants per row.
-        items_per_shard: Items of every shard except the last.
-        seed: Random seed of the draws.
-        micro_batch: Rows per forward pass of the teacher.
-        batch: Function from row numbers and their variants to a batch.
+    ``seed`` is that of the draws, ``micro_batch`` the rows per forward pass, and ``batch`` makes a batch of
+    row numbers and their mask variants.
     """
 
     layout: Layout
@@ -61,16 +53,13 @@ class Work:
 
     @property
     def items(self) -> int:
-        """Number of rows times variants."""
         return self.rows * self.variants
 
     @property
     def num_shards(self) -> int:
-        """Number of shard files."""
         return -(-self.items // self.items_per_shard)
 
     def items_of(self, shard: int) -> range:
-        """The items of a shard."""
         begin = shard * self.items_per_shard
         return range(begin, min(begin + self.items_per_shard, self.items))
 
@@ -97,11 +86,7 @@ def estimated_bytes(layout: Layout, tokens: int, items: int) -> int:
 
 
 def require_space(folder: Path, needed: int, *, why: str) -> None:
-    """Check for enough free disk space.
-
-    Raises:
-        MissingResourceError: Fewer bytes are free than needed.
-    """
+    """Raise MissingResourceError if fewer bytes are free than needed."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise MissingResourceError(
@@ -131,11 +116,7 @@ def _is_whole(folder: Path, work: Work, shard: int) -> bool:
 def write(
     folder: Path, work: Work, teacher: Teacher, shards: Sequence[int], *, done: Callable[[int], None]
 ) -> None:
-    """Write some shards; calls ``done`` with the number of tokens of each micro-batch.
-
-    Raises:
-        MissingResourceError: The disk is full.
-    """
+    """Write some shards; calls ``done`` with the number of tokens of each micro-batch."""
     for shard in shards:
         lengths: list[int] = []
         checks: list[int] = []
@@ -154,37 +135,22 @@ def write(
 def columns_of(
     teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
 ) -> Mapping[str, Array]:
-    """Compute the columns of a batch.
-
-    Args:
-        teacher: Teacher to run.
-        batch: Rows of the training data.
-        kept: Mask of the tokens to store; of examples, of the rows.
-        items: Items of the rows.
-        work: Specification of the cache.
-
-    Raises:
-        ModelError: Hidden states exceed half precision, or probabilities are NaN.
-    """
-    columns = _teacher_outputs(teacher, batch, kept, items, work)
-    _require_numbers(columns, kept, items, work)
-    return columns
-
-
-def _teacher_outputs(
-    teacher: Teacher, batch: AnyBatch, kept: Tensor, items: range, work: Work
-) -> Mapping[str, Array]:
+    """The columns of the ``kept`` tokens or examples; ModelError for NaN or states above half precision."""
     layout = work.layout
     sites = frozenset(layout.sites().values())
     needs = OutputSpec(head_input=not layout.logits, logits=layout.logits, sites=sites)
     output = teacher(batch, needs)
     assert output.distribution is not None and not isinstance(output.distribution, TopKTail)
     rows = output.distribution.rows(kept.to(_device(output.distribution)))
+    columns: dict[str, Array] = {}
     if layout.logits:
-        return {"logits": rows.logits(slice(None), layout.vocabulary).cpu().numpy()}
-    states = output.observed.states
-    halves = {f"state.{name}": _half(states[site].cpu()[kept]) for name, site in layout.sites().items()}
-    return {**_sampled(rows, batch.labels[kept], kept, items, work), **halves}
+        columns["logits"] = rows.logits(slice(None), layout.vocabulary).cpu().numpy()
+    else:
+        columns |= _sampled(rows, batch.labels[kept], kept, items, work)
+        for name, site in layout.sites().items():
+            columns[f"state.{name}"] = _half(output.observed.states[site].cpu()[kept])
+    _require_numbers(columns, kept, items, work)
+    return columns
 
 
 def _sampled(
@@ -200,7 +166,8 @@ def _sampled(
         for name, (dtype, width) in layout.columns().items()
         if not name.startswith("state.")
     }
-    for few in _chunks(len(places), layout.vocabulary, device):
+    elements = CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
+    for few in pieces(len(places), max(16, elements // layout.vocabulary)):
         logits_mV = rows.logits(few, layout.vocabulary)
         made = head_and_tail(
             logits_mV, label_n[few], uniforms_nM[few], head=layout.head, temperature=layout.temperature
@@ -211,13 +178,10 @@ def _sampled(
 
 
 def _require_numbers(columns: Mapping[str, Array], kept: Tensor, items: range, work: Work) -> None:
-    """Check that the columns are valid distributions.
+    """Raise ModelError, naming the first row, if a column has NaN or an infinity.
 
     Minus infinity is the log-probability or logit of a token that the teacher rules out; it cannot rule out
     all of them.
-
-    Raises:
-        ModelError: NaN or another infinity; names the first row.
     """
     for name, column in columns.items():
         values = column.reshape(len(column), -1)
@@ -237,11 +201,7 @@ def _require_numbers(columns: Mapping[str, Array], kept: Tensor, items: range, w
 
 
 def _half(state_nD: Tensor) -> Array:
-    """Hidden states in half precision.
-
-    Raises:
-        ModelError: Values exceed its range.
-    """
+    """Hidden states in half precision; ModelError if values exceed its range."""
     half = state_nD.half().cpu()
     if not bool(half.isfinite().all()):
         raise ModelError(
@@ -253,11 +213,6 @@ def _half(state_nD: Tensor) -> Array:
 
 def _device(target: Dense | Logits) -> torch.device:
     return target.values.device if isinstance(target, Logits) else target.hidden.device
-
-
-def _chunks(tokens: int, outcomes: int, device: torch.device) -> Iterator[slice]:
-    elements = CHUNK_ELEMENTS if device.type == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
-    return pieces(tokens, max(16, elements // outcomes))
 
 
 def complete(

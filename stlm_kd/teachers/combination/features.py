@@ -1,7 +1,4 @@
-"""The features from which combiners compute teacher weights.
-
-Shapes: n tokens, M teachers, V tokens or classes.
-"""
+"""The features from which combiners compute weights. Shapes: n tokens, M teachers, V tokens or classes."""
 
 from __future__ import annotations
 
@@ -65,12 +62,10 @@ class TeacherDistributions:
     label_log_prob: Tensor | None = None
 
     def rows(self, chosen: Tensor | slice) -> TeacherDistributions:
-        """Select tokens by mask, indices or slice."""
         return TeacherDistributions(*(None if part is None else part[chosen] for part in self._parts()))
 
     @classmethod
     def concatenate(cls, columns: Sequence[TeacherDistributions]) -> TeacherDistributions:
-        """Concatenate the features of several teachers."""
         parts = zip(*(column._parts() for column in columns), strict=True)
         return cls(*(None if each[0] is None else torch.cat([*each], dim=-1) for each in parts))
 
@@ -82,11 +77,8 @@ class TeacherDistributions:
 class Domains:
     """The domain of each data source; rows are numbered consecutively, source by source.
 
-    A row contains documents of one source only, so all its tokens have the same domain.
-
-    Attributes:
-        names: Domain of each source; sources may share a domain.
-        rows: Number of rows of each source.
+    A row contains documents of one source only, so all its tokens have the same domain. ``names`` and
+    ``rows`` are each source's domain, which sources may share, and number of rows.
 
     >>> Domains(("news", "prose"), (2, 3)).of(torch.tensor([0, 4, 2, -1])).tolist()
     [0, 1, 1, 0]
@@ -108,18 +100,12 @@ def weighting_features(
     needs: Collection[Need],
     temperature: float,
 ) -> TeacherDistributions:
-    """Compute features of the teachers' distributions at n tokens, after temperature scaling.
+    """Compute features of the M teachers' distributions at n tokens, after temperature scaling.
 
-    The scaled distributions are the ones that are mixed, and the only ones known for a sparse target.
+    The scaled distributions are the ones that are mixed, and the only ones known for a sparse target. Labels
+    are ``IGNORED`` where there is none.
 
-    Args:
-        teachers: Distributions of the M teachers.
-        label_n: Labels; ``IGNORED`` where there is none.
-        needs: Features to compute.
-        temperature: Temperature; must equal that of sparse targets.
-
-    Raises:
-        ValueError: A sparse target has another temperature, or no label log-probabilities.
+    Raises ValueError for a sparse target of another temperature, or without label log-probabilities.
     """
     places_n1 = label_n.masked_fill(label_n == IGNORED, 0)[:, None]
     columns: dict[str, list[Tensor]] = {name: [] for name in OF_DISTRIBUTIONS if name in needs}

@@ -1,9 +1,8 @@
 """A gating layer that learns teacher weights per token from the student's hidden states.
 
 It is trained only on the likelihood of the labels under the mixture: a divergence would favour the teacher
-that is closest to the student already. Its loss does not reach the student.
-
-Shapes: N tokens, D width of the student, M teachers.
+that is closest to the student already. Its loss does not reach the student. Shapes: N tokens, D width of the
+student, M teachers.
 """
 
 from __future__ import annotations
@@ -21,14 +20,7 @@ LEAST_LOG_PROB = -100.0
 
 
 class Gate(nn.Module):
-    """A linear layer from the student's hidden state before the head to a score per teacher.
-
-    Initialised to 0: equal weights.
-
-    Args:
-        width: Width of the hidden states.
-        teachers: Teacher names.
-    """
+    """A linear layer from the student's hidden state before the head to a score per teacher, at first 0."""
 
     def __init__(self, width: int, teachers: Sequence[str]) -> None:
         super().__init__()
@@ -38,12 +30,7 @@ class Gate(nn.Module):
         nn.init.zeros_(self.scores.bias)
 
     def forward(self, hidden_ND: Tensor, teachers: Sequence[str]) -> Tensor:
-        """Scores of the given teachers, (N, M); the softmax gives the weights.
-
-        Args:
-            hidden_ND: Hidden states; detached, so the student gets no gradient.
-            teachers: Teacher names, in the order of the columns.
-        """
+        """Scores of the given teachers, (N, M), before the softmax; no gradient reaches the hidden states."""
         chosen = [self.teachers.index(name) for name in teachers]
         with torch.autocast(hidden_ND.device.type, enabled=False):
             found_NM: Tensor = self.scores(hidden_ND.detach().to(self.scores.weight.dtype))

@@ -1,7 +1,4 @@
-"""The mixture of several teachers at each token.
-
-Shapes: N tokens, n of these, M teachers, V tokens or classes.
-"""
+"""The mixture of M teachers at N tokens, n of these, over V tokens or classes."""
 
 from __future__ import annotations
 
@@ -26,14 +23,8 @@ from stlm_kd.teachers.combination.weighting import COMBINERS
 class TeacherMixture:
     """The combination of teachers at N tokens, with the features that do not depend on their outputs.
 
-    Attributes:
-        combination: Combination method.
-        teachers: Teachers in the mixture, in this order.
-        progress: Training progress, 0 to 1.
-        domains: Domain names.
-        domain: As in ``WeightingFeatures``, (N,).
-        drawn: As in ``WeightingFeatures``, (N,).
-        gate: As in ``WeightingFeatures``, (N, M), with the gradient that trains the gate.
+    ``domains``, ``domain``, ``drawn`` and ``gate`` are as in ``WeightingFeatures``; the gate's scores have
+    the gradient that trains it. ``progress`` is that of the training, 0 to 1.
     """
 
     combination: Combination
@@ -46,7 +37,6 @@ class TeacherMixture:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The features that the combiner needs."""
         return COMBINERS[self.combination.how].needs_with(self.combination.options)
 
     @property
@@ -60,13 +50,7 @@ class TeacherMixture:
         return replace(self, **{name: part[chosen] for name, part in parts.items() if part is not None})
 
     def weights(self, features: TeacherDistributions, label_n: Tensor, *, like: Tensor) -> Tensor:
-        """The teachers' weights at all tokens, (n, M).
-
-        Args:
-            features: Features of the teachers' distributions that ``needs`` names.
-            label_n: Labels.
-            like: Tensor with the device and dtype of the weights.
-        """
+        """The teachers' weights (n, M), as ``like`` in dtype and device, from the features in ``needs``."""
         evidence = WeightingFeatures(
             teachers=self.teachers,
             blank=like.new_zeros(len(label_n), len(self.teachers)),
@@ -85,12 +69,7 @@ class TeacherMixture:
 
 
 def mixture(log_probs_nV: Mapping[str, Tensor], weights_nM: Tensor) -> Tensor:
-    """Log of the mixture Σ w p, (n, V), computed in log space.
-
-    Args:
-        log_probs_nV: Log-probabilities of the M teachers.
-        weights_nM: Weights in the same order.
-    """
+    """Log of the mixture Σ w p, (n, V), computed in log space; weights are in the teachers' order."""
     mixed_nV: Tensor | None = None
     for log_nV, log_weight_n in zip(log_probs_nV.values(), weights_nM.log().unbind(-1), strict=True):
         shifted_nV = log_nV + log_weight_n.to(log_nV.dtype)[:, None]
@@ -101,13 +80,9 @@ def mixture(log_probs_nV: Mapping[str, Tensor], weights_nM: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """Configuration of the combination of several teachers into one target.
+    """How several teachers are combined: a combiner, its options, and the draws' seed.
 
-    Attributes:
-        how: Name in ``COMBINERS``.
-        options: Keyword arguments of the combiner.
-        teacher_dropout: Probability of dropping each teacher in an optimizer step; at least one remains.
-        seed: Random seed of the draws.
+    ``teacher_dropout`` is the probability of dropping each in an optimizer step; at least one remains.
     """
 
     how: str = "mean"

@@ -20,14 +20,7 @@ from stlm_kd.teachers.combination.weighting import COMBINERS
 def active_teachers(
     combination: Combination, teachers: Sequence[str], *, index: int, progress: float
 ) -> tuple[str, ...]:
-    """The teachers with nonzero weight in a step after teacher dropout; at least one.
-
-    Args:
-        combination: Combination method and dropout probability.
-        teachers: All teachers.
-        index: Optimizer step.
-        progress: Training progress, 0 to 1.
-    """
+    """The teachers with nonzero weight in step ``index`` after teacher dropout, in order; at least one."""
     weighing = _weighing(combination, tuple(teachers), index, progress)
     if not combination.teacher_dropout:
         return weighing

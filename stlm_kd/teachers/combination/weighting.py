@@ -160,11 +160,7 @@ def annealed(
     return shares(evidence.blank + evidence.blank.new_tensor(row))
 
 
-def _draw_of(options: Options) -> list[Need]:
-    return ["row_draw"] if options.get("per") == "sequence" else ["step_draw"]
-
-
-@register_combiner("random", _draw_of)
+@register_combiner("random", lambda given: ["row_draw" if given.get("per") == "sequence" else "step_draw"])
 def random(evidence: WeightingFeatures, /, *, per: Literal["batch", "sequence"] = "batch") -> Tensor:
     """One teacher at a time, drawn uniformly.
 
