@@ -28,8 +28,7 @@ class Architecture:
         task: Task of its language models.
         blocks: Path of the ModuleList of transformer blocks.
         positions: First absolute position: 0, or the padding id + 1.
-        body: Path of the module whose output has ``last_hidden_state``, if a head does not call the base
-            model.
+        body: Path of the module that returns ``last_hidden_state``, if a head does not call the base model.
     """
 
     task: Task

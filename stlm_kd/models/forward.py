@@ -114,15 +114,11 @@ def bypassed_head(model: PreTrainedModel) -> Iterator[None]:
     The model's own code runs all operations between the last block and the head.
     """
     head: nn.Module = model.get_output_embeddings()
-    head.forward = _identity
+    head.forward = nn.Identity().forward
     try:
         yield
     finally:
         del head.forward
-
-
-def _identity(hidden: Tensor) -> Tensor:
-    return hidden
 
 
 def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
@@ -139,7 +135,5 @@ def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
     allowed = allowed_BTT[:, None]
     if model.config._attn_implementation != "eager":
         return allowed
-    forbidden = torch.finfo(model.dtype).min
-    return torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device).masked_fill(
-        ~allowed, forbidden
-    )
+    open_mask = torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device)
+    return open_mask.masked_fill(~allowed, torch.finfo(model.dtype).min)

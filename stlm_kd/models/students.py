@@ -67,19 +67,7 @@ def model_from_fields(
     seed: int,
     id2label: Mapping[int, str] | None = None,
 ) -> PreTrainedModel:
-    """As ``student_from_fields``, for any kind of model.
-
-    Args:
-        fields: As in ``student_from_fields``.
-        tokenizer: As in ``student_from_fields``.
-        kind: The transformers class that builds it.
-        context: As in ``student_from_fields``.
-        seed: As in ``student_from_fields``.
-        id2label: Class names of a classifier.
-
-    Raises:
-        ModelError: As in ``student_from_fields``.
-    """
+    """As ``student_from_fields``, for any kind of model; ``id2label`` names the classes of a classifier."""
     known = _configuration(fields)
     model_type = known.model_type
     given = {name: value for name, value in fields.items() if name != "model_type"}
@@ -197,11 +185,7 @@ def student_from_layers(
 
 
 def check_family(own: str, wanted: str, *, place: str) -> None:
-    """Check that a student of the wanted family can be built from layers of this family.
-
-    Raises:
-        ModelError: It cannot; the message lists the possible families.
-    """
+    """Raise ``ModelError``, with the possible families, if layers of ``own`` make no ``wanted`` student."""
     possible = (own, "distilbert") if own == "bert" else (own,)
     if wanted not in possible:
         raise ModelError(
@@ -257,11 +241,7 @@ def choose_layers(num_layers: int, layers: LayerChoice, *, place: str) -> list[i
 
 
 def check_size(model: PreTrainedModel) -> None:
-    """Refuse a student with too many parameters.
-
-    Raises:
-        ModelError: More than ``LARGEST_STUDENT``.
-    """
+    """Raise ``ModelError`` for a student of more than ``LARGEST_STUDENT`` parameters."""
     size = count_parameters(model)
     if size > LARGEST_STUDENT:
         raise ModelError(

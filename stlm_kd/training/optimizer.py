@@ -21,8 +21,7 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 def decayed_names(module: nn.Module) -> set[str]:
     """The trainable parameters with weight decay: two or more dimensions, and neither norm weight nor bias.
 
-    Norms are recognised by class name (LayerNorm, LlamaRMSNorm, …), including those with two-dimensional
-    weights.
+    Norms are recognised by class name (LayerNorm, LlamaRMSNorm, …), whatever their dimensions.
     """
     norms = {
         id(weight)
@@ -141,8 +140,7 @@ def load_optimizer_tensors(
 ) -> None:
     """Load the state from ``optimizer_tensors``, by name and independent of the order of the groups.
 
-    Raises:
-        CheckpointError: a tensor belongs to no trainable parameter, or the shapes differ.
+    Raises ``CheckpointError`` as ``check_optimizer_tensors``.
     """
     check_optimizer_tensors(module, tensors)
     names = {id(weight): name for name, weight in trainable_parameters(module).items()}
@@ -156,11 +154,7 @@ def load_optimizer_tensors(
 
 
 def check_optimizer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Check that each tensor of ``optimizer_tensors`` belongs to a parameter of the module.
-
-    Raises:
-        CheckpointError: a tensor belongs to no trainable parameter, or the shapes differ.
-    """
+    """Raise ``CheckpointError`` if a tensor has no trainable parameter, or one of another shape."""
     shapes = {name: weight.shape for name, weight in trainable_parameters(module).items()}
     for full_name, tensor in tensors.items():
         name = full_name.rpartition("/")[0]

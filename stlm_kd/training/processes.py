@@ -32,13 +32,8 @@ class Processes:
     """Accelerate, configured to leave scaling, casting and accumulation to the training loop.
 
     Mixed precision is an ``autocast`` context, so that trainings of different precision can run in one
-    process: Accelerate's state is global and does not allow a change of precision.
-
-    Args:
-        accelerator: Prepares the module and reduces tensors.
-
-    Raises:
-        MissingResourceError: more processes were launched than Accelerate detects.
+    process: Accelerate's state is global and does not allow a change of precision. Raises
+    ``MissingResourceError`` if more processes were launched than Accelerate detects.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -80,11 +75,7 @@ class Processes:
         return sorted(set(gather_object(list(names)) if self.count > 1 else names))
 
     def check_same(self, tensors: Mapping[str, Tensor]) -> None:
-        """Check that tensors are bitwise equal in all processes.
-
-        Raises:
-            DivergedError: some differ; the message names them.
-        """
+        """Raise ``DivergedError``, which names them, if tensors are not bitwise equal in all processes."""
         if self.count == 1 or not tensors:
             return
         found = [float(_checksum(tensor)) for tensor in tensors.values()]
@@ -122,10 +113,9 @@ def plain_accelerator() -> Accelerator:
 
 
 def forget_deepspeed() -> None:
-    """Reset Accelerate after a DeepSpeed training, so that the next one can use any engine.
+    """Reset Accelerate's global state after a DeepSpeed training, so that the next one can use any engine.
 
-    Accelerate keeps global state in class attributes and in the environment and does not allow changes. Its
-    own tests reset it in this way.
+    Its own tests reset it in this way.
     """
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", None) is not None:
         AcceleratorState._reset_state(reset_partial_state=True)

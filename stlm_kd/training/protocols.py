@@ -119,8 +119,7 @@ class FitResult:
     Attributes:
         steps: Completed optimizer steps; fewer than configured after an early stop.
         tokens: Non-padding positions seen, over all processes.
-        best_step: The step with the lowest validation loss, 0 for the initial weights; None without
-            validation.
+        best_step: That of the lowest validation loss: 0 for the initial weights, None without validation.
         best_loss: The lowest validation loss, "labels" in nats per token.
         validation_history: All validations.
         seconds: Total training time, without the time between interruption and resumption.

@@ -47,8 +47,7 @@ _HEAD = {
 def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
     """A DistilBERT configuration with the teacher's sizes and the given number of layers.
 
-    Raises:
-        ModelError: The epsilon of the teacher's norms differs from DistilBERT's.
+    Raises ``ModelError`` if the epsilon of the teacher's norms differs from DistilBERT's.
     """
     if teacher.layer_norm_eps != _NORM_EPSILON:
         raise ModelError(

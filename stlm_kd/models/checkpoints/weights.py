@@ -16,17 +16,11 @@ _REAL_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 def check_weights(name: str, model: PreTrainedModel) -> None:
-    """Check that a model's weights are finite floating-point numbers.
+    """Check that the weights of a model, loaded from folder or Hub id ``name``, are finite real numbers.
 
     Dtypes are read from the file headers: transformers converts them silently, and integer or 8-bit values
-    are meaningless without their scales. Buffers, such as masks and positions, may have any dtype.
-
-    Args:
-        name: Folder or Hub id.
-        model: Model loaded from it.
-
-    Raises:
-        ModelError: The check fails; the message names the file and the tensor.
+    are meaningless without their scales. Buffers, such as masks and positions, may have any dtype. Raises
+    ``ModelError``, which names the file and the tensor.
     """
     parameters = dict(model.named_parameters())
     prefix = f"{model.base_model_prefix}."

@@ -71,12 +71,8 @@ def load_classifier(
         dtype=dtype,
         seed=head_seed,
     )
-    check_shapes(
-        name,
-        model.config,
-        info,
-        replaced=_replaced_head_weights(name, model, info, is_new=head_seed is not None),
-    )
+    replaced = _replaced_head_weights(name, model, info, is_new=head_seed is not None)
+    check_shapes(name, model.config, info, replaced=replaced)
     set_padding(model, tokenizer)
     model.eval()
     return model
@@ -122,12 +118,8 @@ def _check_family(config: PretrainedConfig, *, place: str) -> None:
 
 
 def _check_labels(name: str, config: PretrainedConfig, labels: Sequence[str] | None) -> None:
-    """Check a classifier's classes; see ``check_classes``.
-
-    Raises:
-        ModelError: They differ, or the model is multi-label.
-    """
-    if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
+    """Check a classifier's classes, as ``check_classes``, and that it is not multi-label."""
+    if kind_of(config) is None:
         return  # reported with the missing weights
     if config.problem_type == _MULTIPLE_CLASSES:
         raise ModelError(f"{name}: multi-label classification is not supported; use a single-label model")
@@ -150,16 +142,9 @@ def class_names(config: PretrainedConfig) -> tuple[str, ...]:
 
 @torch.no_grad()
 def rename_classes(model: PreTrainedModel, order: Sequence[int], labels: Sequence[str], *, name: str) -> None:
-    """Rename and reorder a classifier's classes in place.
+    """Rename and reorder a classifier's classes in place: class ``order[i]`` becomes ``labels[i]``.
 
-    Args:
-        model: Model whose head's rows are reordered.
-        order: For each name, the index of its class, as from ``class_order``.
-        labels: The new names.
-        name: Name of the model in messages.
-
-    Raises:
-        ModelError: The order changes, but the model's logits are not those of one linear layer.
+    Raises ``ModelError`` if the order changes, but the logits are not those of one linear layer.
     """
     if [*order] != sorted(order):
         text = _random_text(model, 5)
@@ -202,17 +187,10 @@ def classifier_from_fields(
     context: int,
     seed: int,
 ) -> PreTrainedModel:
-    """A freshly initialised classifier over the tokenizer's vocabulary.
+    """A freshly initialised classifier over the tokenizer's vocabulary; no ``labels`` means regression.
 
-    Args:
-        fields: As in ``stlm_kd.models.students.student_from_fields``.
-        tokenizer: As there.
-        labels: Class names; empty for regression.
-        context: As there.
-        seed: As there.
-
-    Raises:
-        ModelError: As there, or the family has no classifier.
+    Other arguments are as in ``student_from_fields``. Raises ``ModelError`` as there, or if the family has no
+    classifier.
     """
     model = model_from_fields(
         fields,
@@ -229,15 +207,9 @@ def classifier_from_fields(
 
 @torch.no_grad()
 def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None:
-    """Check that a classifier accepts texts of this length and that padding does not change its logits.
+    """Check that a classifier reads ``context`` tokens and that padding does not change its logits.
 
-    Args:
-        model: As loaded or built.
-        context: Maximum tokens per text.
-        name: Name of the model in messages.
-
-    Raises:
-        ModelError: The check fails.
+    Raises ``ModelError``, with the model's ``name``, if not.
     """
     longest = num_positions(model.config)
     if longest is not None and longest < context:

@@ -33,8 +33,7 @@ LARGEST_BUCKET = 2**27
 def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelerator:
     """An accelerator that creates DeepSpeed engines for ``step``.
 
-    Raises:
-        MissingResourceError: DeepSpeed is not installed, or does not support this device.
+    Raises ``MissingResourceError`` if DeepSpeed is not installed, or does not support this device.
     """
     device = current_device()
     if device.type == "mps":
