@@ -89,14 +89,7 @@ def difference_between(
     fine-tunings are averaged within seeds. If both are single models, uses the paired bootstrap over
     examples, and for a right/wrong metric the larger of its p and McNemar's. Unpaired examples use the
     standard errors of both scores as if independent, which overestimates the variance if the models err on
-    the same examples.
-
-    Args:
-        first: One row's values, over seeds or for a single model.
-        second: The other row's; for the same seeds if paired.
-        joined: Their examples.
-        are_paired: Whether both have the same seeds, in the same order.
-        smallest: The smallest difference that matters.
+    the same examples. ``are_paired``: whether both have the same seeds, in the same order.
     """
     mean = fmean(first.values) - fmean(second.values)
     if isinstance(joined, PairedExamples):

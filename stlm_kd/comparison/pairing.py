@@ -85,12 +85,9 @@ _PER_TOKEN = {"masked_loss", "masked_accuracy"}
 
 @dataclass(frozen=True, slots=True)
 class PairedExamples:
-    """A per-example metric of two rows' models on the same examples.
+    """A per-example metric on the same examples, (M, N): of the first row's models, and of the second's.
 
-    Attributes:
-        first: For each model of the first row, (M, N).
-        second: For each model of the second row, in the same order of examples.
-        is_mean: Whether a model's score is the mean over these examples.
+    ``is_mean``: whether a model's score is the mean over these examples.
     """
 
     first: Floats
@@ -161,11 +158,7 @@ def _are_places(ids: set[str]) -> bool:
 def pair(table: ResultsTable, first: pd.DataFrame, second: pd.DataFrame, metric: Metric) -> Pairing:
     """Pair the examples of two rows for which ``faults_of`` found no difference.
 
-    Args:
-        table: The scores of both rows.
-        first: The metric's lines of the first row, one for each model.
-        second: The same of the other row.
-        metric: The metric to compare.
+    ``first`` and ``second`` are the metric's lines in the table, one for each model of a row.
     """
     results, count = pd.concat([first, second]), len(first)
     reports = [*results["report"]]

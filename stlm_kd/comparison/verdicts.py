@@ -23,13 +23,11 @@ class Compared:
     Attributes:
         name: The row's name.
         baseline: The name of the baseline row.
-        metric: The metric.
         seeds: The number of seeds, and whether they are paired.
         evidence: The row minus the baseline, before correction.
         smallest: The smallest difference that matters.
         scope: Restrictions of the verdict: two single models, or few documents.
-        repeats: An earlier row with identical results in this metric, for example if runs share a teacher;
-            usually "".
+        repeats: An earlier row with identical results in this metric, as of a shared teacher; usually "".
         corrected_p: The p-value of no difference, corrected for all distinct comparisons of the table; None
             if no claim is made because the noise of seeds or of examples is unknown.
         equivalence_p: The p-value of a difference of ``smallest`` or more, corrected likewise.
@@ -85,13 +83,8 @@ def verdict_of(
     no                  either         no            within noise
     ==================  =============  ============  ====================================================
 
-    Args:
-        difference: With its interval, before correction.
-        corrected_p: The p-value of no difference.
-        equivalence_p: The p-value of a difference of ``smallest`` or more in either direction, corrected;
-            None if unknown.
-        smallest: The smallest difference that matters, above 0.
-        higher_is_better: The direction of the metric.
+    The p-values are corrected (``equivalence_p``: of a difference of ``smallest``, above 0, or more in either
+    direction; None if unknown); the interval of the difference is not.
     """
     level = 1 - CONFIDENCE
     is_equivalent = equivalence_p is not None and equivalence_p < level

@@ -67,13 +67,10 @@ class ForwardOutputs:
 
 @dataclass(frozen=True, slots=True)
 class InterventionOutputs:
-    """Outputs of student and teachers on a batch after an intervention.
+    """As ``ForwardOutputs``, after an intervention.
 
-    Attributes:
-        student: As in ``ForwardOutputs``.
-        teachers: As in ``ForwardOutputs``.
-        touched: Mask of what the intervention may have changed: (B, T) bool, or (B,) for examples. Elsewhere
-            the outputs equal those without it.
+    ``touched`` is the mask of what it may have changed: (B, T) bool, or (B,) for examples. Elsewhere the
+    outputs equal those without it.
     """
 
     student: ModelOutputs
@@ -88,18 +85,12 @@ def reduce_terms(
     *,
     method: Literal["chunked", "dense"] = "chunked",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute every term's sum over the batch, and the differentiable weighted total.
+    """The weighted total of all terms over the batch, a scalar, and each term's detached sum in float64.
 
-    Args:
-        terms: Terms with schedules resolved; one of weight 0 is measured and does not enter the total.
-        outputs: Outputs of student and teachers.
-        denominators: By term, the number of tokens that it counts in the whole optimizer step.
-        method: Whether logits are computed chunk by chunk or for all tokens at once.
-
-    Returns:
-        The total Σ weight · sum / denominator, a scalar, differentiable with respect to the student's
-        outputs, its head and the projections; and each term's detached sum over its tokens in float64, in the
-        order of the terms.
+    The total is Σ weight · sum / denominator, differentiable with respect to the student's outputs, its head
+    and the projections. Schedules are resolved; a term of weight 0 is measured and does not enter the total.
+    A denominator is the number of tokens that the term counts in the whole optimizer step. ``method`` is as
+    in ``projected_losses``.
     """
     scales = {term.name: term.factor / max(denominators[term.name], 1.0) for term in terms}
     on_logits = [term for term in terms if term.loss in LOSSES or term.loss == GATE]
@@ -178,14 +169,10 @@ def _token_table(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The tokens of one forward pass: the base, or after an intervention.
+    """The tokens of one forward pass, the base or after an intervention.
 
-    Attributes:
-        student: The student's outputs.
-        teachers: The teachers' outputs.
-        masks: By term, the mask of the tokens that it counts here.
-        needed: Mask of the tokens that some term counts here.
-        order: Permutation of these tokens; None for batch order.
+    ``masks`` are those of the tokens that each term counts here, ``needed`` that of the tokens which some
+    term counts; ``order`` permutes these (None: batch order).
     """
 
     student: ModelOutputs

@@ -15,13 +15,9 @@ PAGE = "attributions"
 
 
 def write_explanations(rows: Sequence[Row], folder: Path) -> None:
-    """Write one page for each teacher and each configured suite with explanations.
+    """Write one page for each teacher and each configured suite with explanations, into the run's folder.
 
     Shows the first seed of the student and of each control.
-
-    Args:
-        rows: All rows of the run.
-        folder: The run's folder.
     """
     students = {_called(row): row.scores[0] for row in rows if row.variant is not None}
     explained = [

@@ -43,17 +43,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """The contents of a card.
+    """The contents of the card of one of a run's students, for one of its seeds.
 
-    Attributes:
-        run: The run's name.
-        recipe: The run's recipe.
-        variant: Which of its students.
-        seed: Which of its seeds.
-        report: The training report.
-        scores: The scores of the run.
-        remarks: The notes below the run's table.
-        family: The model family in the model's configuration.
+    ``remarks`` are the notes below the run's table; ``family`` is that of the model's configuration.
     """
 
     run: str

@@ -145,10 +145,7 @@ def _beside_teacher(one: Agreement) -> dict[str, str]:
 class Agreements:
     """A teacher and its students, with the examples.
 
-    Attributes:
-        found: One for each student.
-        answers: The teacher's outputs, then each student's.
-        texts: The one or two texts of each example, by id.
+    ``answers`` are the outputs of the teacher, then of each student; ``texts`` has the one or two of each id.
     """
 
     found: tuple[Compared, ...]

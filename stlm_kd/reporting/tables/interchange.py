@@ -17,14 +17,7 @@ from stlm_kd.reporting.format import UNKNOWN, noted_table
 
 @dataclass(frozen=True, slots=True)
 class InterchangeScores:
-    """Scores of students after the same interventions in them and in their teacher.
-
-    Attributes:
-        teacher: The teacher's name as given.
-        alignment: Which layers are exchanged.
-        pairs: The interventions.
-        students: The scores by student name as given.
-    """
+    """Scores of students, by name as given, after the same interventions in them and in their teacher."""
 
     teacher: str
     alignment: str

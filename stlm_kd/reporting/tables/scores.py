@@ -19,10 +19,6 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
 
     If models were scored on different numbers of examples, shows their range. Arrows give the direction of a
     metric. Below the table are the suites' notes, shared ones once, and the detectable differences.
-
-    Args:
-        results: Name of a model → its results.
-        parts: Whether to include the tasks of a group.
     """
     suites = ResultsTable(scored_model(name, [found]) for name, found in results.items()).suites
     rows: dict[tuple[str, str, str, str], dict[str, Score]] = {}
