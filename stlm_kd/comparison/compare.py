@@ -264,13 +264,7 @@ def _compared(
 
 
 def _notes(
-    table: ResultsTable,
-    other: Row,
-    base: Row,
-    metric: Metric,
-    joined: Pairing,
-    *,
-    paired: int | None,
+    table: ResultsTable, other: Row, base: Row, metric: Metric, joined: Pairing, *, paired: int | None
 ) -> Iterator[str]:
     """Notes on how to read this comparison; ``paired``: the number of shared seeds."""
     label = metric.name

@@ -76,12 +76,7 @@ def sample_of(table: ResultsTable, row: Row, metric: Metric, seeds: Sequence[int
 
 
 def difference_between(
-    first: Sample,
-    second: Sample,
-    joined: Pairing,
-    *,
-    are_paired: bool,
-    smallest: float,
+    first: Sample, second: Sample, joined: Pairing, *, are_paired: bool, smallest: float
 ) -> DifferenceEstimate:
     """The first minus the second, with all known sources of variance.
 
@@ -150,10 +145,7 @@ def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
 
 
 def _stderr(first: Sample, second: Sample, joined: Pairing) -> float | None:
-    """Standard error of the difference over examples; from independent scores if they are not paired.
-
-    None if one of the scores has no standard error, or it is 0, which is uninformative.
-    """
+    """Standard error over examples, as if independent where they are not paired; None if unknown or 0."""
     if isinstance(joined, PairedExamples):
         return _stderr_of_examples(joined)
     if isinstance(joined, ResampledDifference):

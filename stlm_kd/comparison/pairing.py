@@ -85,10 +85,7 @@ _PER_TOKEN = {"masked_loss", "masked_accuracy"}
 
 @dataclass(frozen=True, slots=True)
 class PairedExamples:
-    """A per-example metric on the same examples, (M, N): of the first row's models, and of the second's.
-
-    ``is_mean``: whether a model's score is the mean over these examples.
-    """
+    """A metric of both rows' models on the same examples, (M, N); ``is_mean``: scores are means of these."""
 
     first: Floats
     second: Floats
@@ -156,10 +153,7 @@ def _are_places(ids: set[str]) -> bool:
 
 
 def pair(table: ResultsTable, first: pd.DataFrame, second: pd.DataFrame, metric: Metric) -> Pairing:
-    """Pair the examples of two rows for which ``faults_of`` found no difference.
-
-    ``first`` and ``second`` are the metric's lines in the table, one for each model of a row.
-    """
+    """Pair the examples of two rows without ``faults_of``, given each one's lines of the metric."""
     results, count = pd.concat([first, second]), len(first)
     reports = [*results["report"]]
     if not all(_reads_alike(reports[0], other, metric.suite) for other in reports):

@@ -55,10 +55,7 @@ def resampled(
 def resampled_entities(
     metric: str, counts_MN: Sequence[Sequence[Mapping[str, Sequence[float]]]]
 ) -> tuple[Floats, Floats]:
-    """As ``resampled``, for sentences with entities and a key of ``OF_ENTITIES``.
-
-    ``counts_MN`` has correct, predicted and labelled entities by type, for each model and sentence.
-    """
+    """As ``resampled``, for a key of ``OF_ENTITIES``: correct, predicted and labelled entities by type."""
     size, kinds = len(counts_MN[0]), entities.kinds_in(chain(*counts_MN))
     drawn_RN = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
     weights_RN = np.vstack([np.ones(size), drawn_RN])

@@ -83,10 +83,7 @@ class Projections(nn.ModuleDict):
         return projections
 
     def nothing(self, terms: Collection[str]) -> Tensor | float:
-        """A zero that depends on all projections of these terms, with gradient 0.
-
-        Used in steps where a term is inactive: engines expect a gradient for every parameter.
-        """
+        """A zero that gives the projections of inactive terms the gradient 0, which engines expect."""
         names = {_module_name(term) for term in terms} & set(self)
         return sum((p.flatten()[:0].sum() for name in names for p in self[name].parameters()), 0.0)
 

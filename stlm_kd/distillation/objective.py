@@ -94,28 +94,19 @@ def reduce_terms(
     """
     scales = {term.name: term.factor / max(denominators[term.name], 1.0) for term in terms}
     on_logits = [term for term in terms if term.loss in LOSSES or term.loss == GATE]
-    loss, found = _logit_losses(on_logits, outputs, scales, method)
+    rows, student = _token_table(on_logits, outputs, _parts(on_logits, outputs))
+    weights = [scales[term.name] for term in on_logits]
+    if outputs.head is None:
+        loss, sums = direct_losses(rows, student, weights)
+    else:
+        loss, sums = projected_losses(rows, student, outputs.head, weights, method=method)
+    found = {term.name: sums[i] for i, term in enumerate(on_logits)}
     for term in terms:
         if term.name not in found:
             value = _hidden_loss(term, outputs)
             found[term.name] = value.detach().double()
             loss = loss + scales[term.name] * value
     return loss, {term.name: found[term.name] for term in terms}
-
-
-def _logit_losses(
-    terms: Sequence[Term],
-    outputs: ForwardOutputs,
-    scales: Mapping[str, float],
-    method: Literal["chunked", "dense"],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    rows, student = _token_table(terms, outputs, _parts(terms, outputs))
-    weights = [scales[term.name] for term in terms]
-    if outputs.head is None:
-        loss, sums = direct_losses(rows, student, weights)
-    else:
-        loss, sums = projected_losses(rows, student, outputs.head, weights, method=method)
-    return loss, {term.name: sums[i] for i, term in enumerate(terms)}
 
 
 def paired_targets(term: Term, outputs: ForwardOutputs) -> tuple[TokenTable, Dense | Logits]:
@@ -257,10 +248,7 @@ def _base_distributions(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[
 
 
 def _outcomes(student: ModelOutputs, outputs: ForwardOutputs) -> Tensor:
-    """A classifier's logits, or the hidden states before a language model's head.
-
-    For spans, logits over the row's positions for both endpoints, (B, 2, T), with padding masked out.
-    """
+    """A classifier's logits, or the head's input; for spans, logits (B, 2, T) with padding masked out."""
     batch = outputs.batch
     found = student.logits if outputs.head is None else student.head_input
     assert found is not None
@@ -270,10 +258,7 @@ def _outcomes(student: ModelOutputs, outputs: ForwardOutputs) -> Tensor:
 
 
 def _teacher_distributions(parts: Sequence[_Part]) -> dict[str, Distribution]:
-    """Each teacher's distribution at the needed tokens of all parts.
-
-    Parts in which a teacher did not run are filled with zeros; no term counts them.
-    """
+    """Each teacher's distribution at the tokens of all parts; uncounted zeros where it did not run."""
     names = dict.fromkeys(
         name for part in parts for name, said in part.teachers.items() if said.distribution is not None
     )

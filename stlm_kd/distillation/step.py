@@ -273,9 +273,8 @@ class DistillationStep(nn.Module):
             return 0.0
         running = {term.name for term in terms}
         gate = 0.0 if self.gate is None or GATE in running else self.gate.nothing()
-        return gate + self.projections.nothing(
-            [term.name for term in self.all_terms if term.name not in running]
-        )
+        idle = [term.name for term in self.all_terms if term.name not in running]
+        return gate + self.projections.nothing(idle)
 
 
 def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> OutputSpec:

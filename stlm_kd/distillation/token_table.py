@@ -154,21 +154,16 @@ class TermGroup:
     def _teacher_targets(self) -> dict[str, Tensor | TopKTail]:
         """Outputs of the teachers that the group's terms use: logits (m, V), or sparse targets."""
         used = {term.teacher for term in self._terms} | set(self.rows.mixing.teachers if self._mixes else ())
-        said: dict[str, Tensor | TopKTail] = {}
-        for name, one in self.rows.teachers.items():
-            if name in used:
-                if isinstance(one, TopKTail):
-                    said[name] = one.rows(self.chosen)
-                else:
-                    said[name] = one.logits(self.chosen, self.rows.outcomes)
-        return said
+        chosen, outcomes = self.chosen, self.rows.outcomes
+        return {
+            name: one.rows(chosen) if isinstance(one, TopKTail) else one.logits(chosen, outcomes)
+            for name, one in self.rows.teachers.items()
+            if name in used
+        }
 
     @torch.no_grad()
     def _weighting_distributions(self) -> dict[float, TeacherDistributions]:
-        """By temperature, the weighting features of the teachers' distributions before an intervention.
-
-        Projects one teacher at a time and keeps only these features.
-        """
+        """By temperature, the teachers' features before an intervention; projects one teacher at a time."""
         mixing, targets = self.rows.mixing, self.rows.weighting_targets
         if targets is None or not self._mixes or not mixing.weighs_distributions:
             return {}

@@ -151,8 +151,13 @@ def _try_maps(model: PreTrainedModel, inputs: Inputs) -> None:
     layers = range(len(prepare(model, inputs).blocks))
     with _own_attention_afterwards(model, layers), kept_maps(model, layers) as maps:
         call(model, inputs)
-    with _eager(model):
+    own = model.config._attn_implementation
+    assert own is not None
+    model.set_attn_implementation("eager")
+    try:
         expected = call(model, _few_tokens(model), output_attentions=True)["attentions"]
+    finally:
+        model.set_attn_implementation(own)
     for layer in layers:
         if layer not in maps:
             raise _Differs(f"layer {layer} does not use the registered attention function")
@@ -184,18 +189,6 @@ def _loud_head(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del head.forward
-
-
-@contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Use transformers' eager attention within the context."""
-    own = model.config._attn_implementation
-    assert own is not None
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(own)
 
 
 @contextmanager

@@ -1,7 +1,4 @@
-"""Supported model families: task and module paths, one entry each.
-
-Properties that transformers provides (embeddings, head, base model, configuration aliases) are omitted.
-"""
+"""Supported model families, one entry each: what transformers does not provide by itself."""
 
 from __future__ import annotations
 

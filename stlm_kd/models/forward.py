@@ -78,10 +78,7 @@ def model_inputs(batch: Batch, model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def inputs_of(batch: AnyBatch, model: PreTrainedModel, *, reader: str = "") -> dict[str, Tensor]:
-    """Keyword arguments of a model: ``model_inputs``, or examples encoded by the reader's tokenizer.
-
-    Token types are omitted if the model has none.
-    """
+    """Keyword arguments of a model; examples as encoded for ``reader``, with token types if it has any."""
     if isinstance(batch, Batch):
         return model_inputs(batch, model)
     encoded = batch.reading(reader)

@@ -6,7 +6,7 @@ Shapes: B rows, T positions, D width, H heads, V tokens or classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -131,15 +131,12 @@ def _end(
 
     row = ARCHITECTURES.get(model.config.model_type)
     body = model.base_model.get_submodule("" if row is None else row.body)
-    hooks = [body.register_forward_hook(note_last)]
-    if needs.head_input:
-        hooks.append(model.get_output_embeddings().register_forward_pre_hook(note_head_input))
-    try:
-        with nullcontext() if needs.logits else bypassed_head(model):
-            output = run(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with body.register_forward_hook(note_last), ExitStack() as stack:
+        if needs.head_input:
+            stack.enter_context(model.get_output_embeddings().register_forward_pre_hook(note_head_input))
+        if not needs.logits:
+            stack.enter_context(bypassed_head(model))
+        output = run(model)
     if "last" in needs.sites and "last" not in noted:
         raise ModelError(f"{type(model).__name__}: it does not run its {type(body).__name__} as a whole")
     return ModelOutputs(

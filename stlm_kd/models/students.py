@@ -41,18 +41,11 @@ def student_from_fields(
     context: int,
     seed: int,
 ) -> PreTrainedModel:
-    """A freshly initialised language model over the tokenizer's vocabulary.
+    """A newly initialised language model over the tokenizer's vocabulary, with ``context`` positions or more.
 
-    Args:
-        fields: ``model_type`` and fields of its configuration (a preset or a recipe's ``architecture``).
-        tokenizer: Determines the vocabulary's size and the special ids.
-        task: Task of the model.
-        context: Minimum number of positions.
-        seed: Random seed of the initial weights.
-
-    Raises:
-        ModelError: Unknown type or field, a type of another task, an invalid configuration, or too many
-            parameters.
+    ``fields`` are ``model_type`` and fields of its configuration (a preset or a recipe's ``architecture``).
+    Raises ``ModelError`` for an unknown type or field, a type of another task, an invalid configuration, or
+    too many parameters.
     """
     check_task(_configuration(fields), task, place="student.architecture")
     return model_from_fields(fields, tokenizer, kind=model_class(task), context=context, seed=seed)
@@ -156,16 +149,10 @@ def student_from_layers(
 ) -> PreTrainedModel:
     """A copy of the teacher with only the chosen blocks, in ascending order; all other parts are copied.
 
-    Args:
-        teacher: Language model or classifier of a family in ``ARCHITECTURES``; not modified.
-        layers: ``every-other`` (0, 2, 4, …), ``first`` and ``last`` (half of them), ``spread`` (half of them,
-            evenly, both ends included), or explicit 0-based indices.
-        place: Recipe key for messages.
-        model_type: The student's family: by default the teacher's; distilbert for a bert.
-
-    Raises:
-        ModelError: The family is unsupported or cannot be converted, a layer does not exist, or too many
-            parameters remain.
+    ``layers`` are ``every-other`` (0, 2, 4, …), ``first`` and ``last`` (half of them), ``spread`` (half of
+    them, evenly, both ends included), or 0-based indices. ``model_type`` is the student's family: by default
+    the teacher's; distilbert for a bert. Raises ``ModelError``, which begins with ``place``, if the family is
+    not in ``ARCHITECTURES`` or cannot be converted, a layer does not exist, or too many parameters remain.
     """
     own = str(teacher.config.model_type)
     if own not in ARCHITECTURES:

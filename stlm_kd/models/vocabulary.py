@@ -135,10 +135,7 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 
 def vocabulary_layers(model: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
-    """The model's embedding and head.
-
-    Raises ``ModelError`` if they are not plain layers (a scaled embedding, an adaptive or missing head).
-    """
+    """The model's embedding and head; ``ModelError`` if one is not plain (scaled, adaptive, missing)."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
         raise ModelError(

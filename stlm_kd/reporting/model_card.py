@@ -43,10 +43,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """The contents of the card of one of a run's students, for one of its seeds.
-
-    ``remarks`` are the notes below the run's table; ``family`` is that of the model's configuration.
-    """
+    """The contents of the card of one seed of a run's student; ``remarks`` are the notes below its table."""
 
     run: str
     recipe: Recipe

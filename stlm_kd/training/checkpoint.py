@@ -102,10 +102,7 @@ class CheckpointStore:
     def save(
         self, state: TrainingState, *, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
     ) -> None:
-        """Write a checkpoint, then delete those no longer needed.
-
-        Raises ``CheckpointError`` if it cannot be written (such as on a full disk); earlier ones stay intact.
-        """
+        """Write a checkpoint and prune old ones; a ``CheckpointError`` leaves earlier ones intact."""
         target = self.path(state.step)
         temporary = self.folder / f".new-{target.name}"
         try:
@@ -126,10 +123,7 @@ class CheckpointStore:
         self._prune(state.step)
 
     def newest(self) -> Found:
-        """The newest checkpoint with matching checksums.
-
-        Raises ``CheckpointError`` if it has another fingerprint, or all checkpoints are damaged.
-        """
+        """The newest whole one; ``CheckpointError`` if all are damaged, or it has another fingerprint."""
         self._recover()
         notes: list[str] = []
         for step in reversed(self.steps()):
@@ -144,10 +138,7 @@ class CheckpointStore:
         return Found(None)
 
     def verified_state(self, step: int) -> TrainingState:
-        """Verify a checkpoint's checksums and read its state.
-
-        Raises ``CheckpointError`` if it is damaged, or has another fingerprint or format.
-        """
+        """Verify the checksums, then ``read_state``; ``CheckpointError`` also if a file is damaged."""
         path = self.path(step)
         with _reading(path):
             checksums = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
@@ -157,10 +148,7 @@ class CheckpointStore:
         return self.read_state(step)
 
     def read_state(self, step: int) -> TrainingState:
-        """Read the state of a checkpoint whose checksums were already verified, possibly by another process.
-
-        Raises ``CheckpointError`` if it cannot be read, or has another fingerprint or format.
-        """
+        """Read the state, verified before; ``CheckpointError`` if it has another fingerprint or format."""
         path = self.path(step)
         with _reading(path):
             raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
@@ -258,10 +246,7 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> None:
-    """Copy tensors into the module's own, which preserves ties and the optimizer's references.
-
-    Raises ``CheckpointError``, with ``place``, if names or shapes differ from the module's.
-    """
+    """Copy into the module's tensors, which keeps ties; ``CheckpointError`` if names or shapes differ."""
     own = model_tensors(module)
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     differing = sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)

@@ -202,10 +202,8 @@ class _Training:
             return False
         if self.state.step == 0:  # a candidate for the best weights
             return self.settings.keep == "best"
-        every = self.settings.validate_every
-        return self.state.step == self.settings.num_steps or (
-            every is not None and self.state.step % every == 0
-        )
+        step, every = self.state.step, self.settings.validate_every
+        return step == self.settings.num_steps or (every is not None and step % every == 0)
 
     def _validate(self) -> bool:
         assert self.validation is not None
@@ -227,10 +225,8 @@ class _Training:
         return True
 
     def _report_validation(self, result: Validation) -> None:
-        is_best = self.state.best_step == result.step
-        self.tracker.validation(
-            ValidationMetrics(result.step, self.settings.num_steps, result.losses, is_best)
-        )
+        is_best, steps = self.state.best_step == result.step, self.settings.num_steps
+        self.tracker.validation(ValidationMetrics(result.step, steps, result.losses, is_best))
 
     def _ended(self) -> Literal["done", "early-stop"] | None:
         if self.state.step >= self.settings.num_steps:

@@ -22,10 +22,7 @@ from stlm_kd.training.signals import StopFlags
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """The results of one optimizer step, over all processes.
-
-    ``losses`` are per valid token; ``measures`` are means, without metrics that have no values.
-    """
+    """Results of one step, over all processes: ``losses`` per valid token, ``measures`` as means."""
 
     loss: float
     losses: Mapping[str, float]
@@ -46,10 +43,7 @@ class Updater:
     engine: Engine
 
     def update(self, index: int, batches: Sequence[AnyBatch], stop: StopFlags) -> UpdateReport:
-        """Perform optimizer step ``index``, counted from 0.
-
-        Raises ``NonFiniteError`` if a loss or gradient is NaN or infinite; the weights are then unchanged.
-        """
+        """Perform step ``index`` (from 0); on a ``NonFiniteError`` the weights are unchanged."""
         self.step.begin(index, self.settings.num_steps, is_logged=self.settings.is_logged(index + 1))
         measured = self.step.measures
         counts, tokens = self._counts(batches)

@@ -65,10 +65,8 @@ class Processes:
         """The sums of numbers over all processes, exact for integers."""
         if self.count == 1:
             return [float(value) for value in values]
-        total: list[float] = self.sum(
-            torch.tensor(list(values), dtype=self.float_type, device=self.device)
-        ).tolist()
-        return total
+        total = self.sum(torch.tensor([*values], dtype=self.float_type, device=self.device))
+        return [float(value) for value in total.tolist()]
 
     def all_names(self, names: Sequence[str]) -> list[str]:
         """The union of the names of all processes, sorted."""
@@ -113,10 +111,7 @@ def plain_accelerator() -> Accelerator:
 
 
 def forget_deepspeed() -> None:
-    """Reset Accelerate's global state after a DeepSpeed training, so that the next one can use any engine.
-
-    Its own tests reset it in this way.
-    """
+    """Reset Accelerate's global state, as its own tests do, so that the next training can use any engine."""
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", None) is not None:
         AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -45,10 +45,7 @@ _HEAD = {
 
 
 def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
-    """A DistilBERT configuration with the teacher's sizes and the given number of layers.
-
-    Raises ``ModelError`` if the epsilon of the teacher's norms differs from DistilBERT's.
-    """
+    """A DistilBERT configuration with the teacher's sizes; ``ModelError`` if the norms' epsilons differ."""
     if teacher.layer_norm_eps != _NORM_EPSILON:
         raise ModelError(
             f"student.init_from.model_type: the teacher's layer_norm_eps is {teacher.layer_norm_eps:g}, "

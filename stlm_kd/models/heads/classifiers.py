@@ -1,7 +1,4 @@
-"""Load, build and check text classification and regression models.
-
-``stlm_kd.models.students.student_from_layers`` builds a classifier from layers of another.
-"""
+"""Load, build and check text classification and regression models (from layers: ``models.students``)."""
 
 from __future__ import annotations
 
@@ -207,10 +204,7 @@ def classifier_from_fields(
 
 @torch.no_grad()
 def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None:
-    """Check that a classifier reads ``context`` tokens and that padding does not change its logits.
-
-    Raises ``ModelError``, with the model's ``name``, if not.
-    """
+    """Raise ``ModelError`` if a classifier cannot read ``context`` tokens or padding changes its logits."""
     longest = num_positions(model.config)
     if longest is not None and longest < context:
         raise ModelError(
@@ -236,10 +230,7 @@ def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None
 
 
 def head_place(model: PreTrainedModel) -> Literal["first", "last", "several"]:
-    """Token whose last hidden state a classifier's head reads, determined by the gradient on a random text.
-
-    transformers' encoders use the first token (BERT through a pooler), decoders the last.
-    """
+    """Token that a classifier's head reads, by its gradient: the first in encoders, the last in decoders."""
     kept: list[Tensor] = []
 
     def keep(_body: nn.Module, _args: object, output: ModelOutput) -> None:

@@ -32,10 +32,7 @@ def load_token_classifier(
     """Load a language model or body with a new head from safetensors, in fp32 and evaluation mode.
 
     ``labels`` names the head's outputs, ``head_seed`` seeds it; the tokenizer determines the padding token.
-
-    Raises:
-        MissingResourceError: As ``stlm_kd.models.heads.classifiers.load_classifier``.
-        ModelError: Likewise, or transformers has no token classifier of the family.
+    Raises as ``load_classifier``, and ``ModelError`` if transformers has no token classifier of the family.
     """
     name, config = config_to_load(name, trust_remote_code=trust_remote_code)
     if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
