@@ -1,9 +1,8 @@
 """Pairs the examples of two models by id, and refuses results on different examples.
 
-Other recorded facts are checked too: the bytes of a text, the number of documents, labels, a hash of all
-texts, the shots and version of a task. Two data sets whose examples are both numbered from 0 are therefore
-not mistaken for one. Rows without ids are identified by their index, which pairs rows of the same file; it
-pairs nothing if one result does not record its texts.
+Other recorded facts are checked too (bytes of a text, number of documents, labels, a hash of all texts, shots
+and version of a task), so that two data sets numbered from 0 are not mistaken for one. Rows without ids are
+identified by their index, which pairs rows of the same file; it pairs nothing if texts are not recorded.
 
 Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
 """

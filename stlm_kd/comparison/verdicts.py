@@ -103,17 +103,13 @@ def scope_of(other: Row, base: Row, reports: Iterable[Report], joined: Pairing) 
     """Restrictions of a verdict that does not generalise to other trainings or texts."""
     if not other.seeds and not base.seeds:
         yield "of these two models"
-    documents = _few_documents(reports, joined)
-    if documents:
-        yield "on these documents" if documents > 1 else "on this document"
-
-
-def _few_documents(reports: Iterable[Report], joined: Pairing) -> int:
-    """The number of documents if the example noise is only within them; 0 if it is between documents."""
     if isinstance(joined, ResampledDifference):
-        return joined.within
-    found = [count for report in reports if isinstance(count := report.get("documents"), int)]
-    return min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
+        documents = joined.within
+    else:
+        found = [count for report in reports if isinstance(count := report.get("documents"), int)]
+        documents = min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
+    if documents:  # so few that the noise of examples is only within them
+        yield "on these documents" if documents > 1 else "on this document"
 
 
 def unknown_noise(sides: Sequence[tuple[Row, Sample]], evidence: DifferenceEstimate) -> str:

@@ -1,7 +1,6 @@
 """Loss terms on hidden states and attention maps, each reduced to one sum.
 
-The mask is applied before the loss is computed. Masked positions, such as padding, affect neither the value
-nor the gradient.
+The mask is applied first: masked positions, such as padding, affect neither the value nor the gradient.
 
 Shapes: B rows, T positions, N unmasked positions, D width, H heads, K keys.
 """

@@ -1,8 +1,8 @@
 """Alignment of student and teacher layers, and the pairs of hidden states to compare.
 
 Layers are blocks, counted from 0. The names are those of causal distillation (Wu et al., "Causal Distillation
-for Language Models", 2022, section 3), where the hidden states after a student block correspond to those
-after all teacher blocks aligned with it.
+for Language Models", 2022, section 3): hidden states after a student block correspond to those after all
+teacher blocks aligned with it.
 """
 
 from __future__ import annotations
@@ -100,9 +100,6 @@ def site_pairs(
 
     >>> site_pairs(["embeddings", "middle", "last"], 4, 12)
     (('embeddings', 'embeddings'), (2, 6), ('last', 'last'))
-
-    Raises:
-        ModelError: As ``aligned``.
     """
     pairs: dict[tuple[Site, Site], None] = {}
     for choice in _several(choices):

@@ -1,9 +1,7 @@
-"""Run a model up to a block or from a block on, and read or change the hidden states between blocks.
+"""Run a model up to a block or from a block on, and read or change the hidden states (B, T, D) in between.
 
 The model's own forward computes embeddings, masks and rotary tables once, while placeholders instead of its
 blocks record the arguments of each block. A plain loop then calls the real blocks with these arguments.
-
-Shapes: B rows, T positions, D width.
 """
 
 from __future__ import annotations

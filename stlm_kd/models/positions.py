@@ -1,8 +1,6 @@
-"""First position and maximum document length of a model.
+"""First position and maximum document length of a model (P rows of position embeddings, D width).
 
 RoBERTa's first position is its padding id + 1; lower positions are not used for text.
-
-Shapes: P rows of position embeddings, D width.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Curves and intervals, drawn with matplotlib: a PNG beside a run's results, and SVG within HTML pages.
 
 Pages get plain values, which their templates write and escape: positions, texts, and classes in place of
-colours and fonts, so that the style sheet draws for light and dark screens. The names in a run do not pass
-through matplotlib on their way into a page.
+colours and fonts, so that the style sheet draws for light and dark screens.
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ def _front(facts: CardFacts) -> dict[str, object]:
         "library_name": "transformers",
         "pipeline_tag": PIPELINES[recipe.task],
         "license": "unknown",
-        "base_model": list(dict.fromkeys(name for name in bases if _is_on_the_hub(name))),
+        "base_model": [
+            name for name in dict.fromkeys(bases) if _HUB_ID.fullmatch(name) and not expanded(name).exists()
+        ],
         "datasets": list(dict.fromkeys(source.value for source in sources if source.kind == "hub")),
         "tags": [
             "stlm-kd",
@@ -120,10 +122,6 @@ def _front(facts: CardFacts) -> dict[str, object]:
         ],
     }
     return {key: value for key, value in found.items() if value}
-
-
-def _is_on_the_hub(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None and not expanded(name).exists()
 
 
 def _origin(facts: CardFacts) -> str:

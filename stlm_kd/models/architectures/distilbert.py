@@ -1,9 +1,8 @@
-"""Convert a BERT into a DistilBERT: the mapping of tensors, and parts of the teacher without a counterpart.
+"""Convert a BERT into a DistilBERT, as in Sanh et al., "DistilBERT, a distilled version of BERT", 2019.
 
-The mapping is that of Sanh et al., "DistilBERT, a distilled version of BERT", 2019. DistilBERT has no token
-types: the embedding of type 0 is added to the position embeddings, so that word embeddings and a tied head
-stay unchanged. Its norms have a fixed epsilon of 1e-12, as in published BERTs. In a classifier, the pooler
-becomes the layer before the classifier, with ReLU instead of tanh.
+DistilBERT has no token types: the embedding of type 0 is added to the position embeddings, so that word
+embeddings and a tied head stay unchanged. Its norms have a fixed epsilon of 1e-12, as in published BERTs. In
+a classifier, the pooler becomes the layer before the classifier, with ReLU instead of tanh.
 """
 
 from __future__ import annotations
