@@ -21,8 +21,6 @@ class Compared:
     """One row against the baseline in one metric.
 
     Attributes:
-        name: The row's name.
-        baseline: The name of the baseline row.
         seeds: The number of seeds, and whether they are paired.
         evidence: The row minus the baseline, before correction.
         smallest: The smallest difference that matters.
@@ -31,8 +29,7 @@ class Compared:
         corrected_p: The p-value of no difference, corrected for all distinct comparisons of the table; None
             if no claim is made because the noise of seeds or of examples is unknown.
         equivalence_p: The p-value of a difference of ``smallest`` or more, corrected likewise.
-        verdict: See ``verdict_of``; ``not known`` if ``corrected_p`` is None.
-        limit: What limits the verdict, or why there is none; usually "".
+        limit: What limits the verdict, or why there is none ("not known"); usually "".
     """
 
     name: str

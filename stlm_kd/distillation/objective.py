@@ -45,12 +45,10 @@ class ForwardOutputs:
     """Outputs of student and teachers on a batch, and what the terms read beside them.
 
     Attributes:
-        batch: Labels and masks.
         mixing: Mixture for terms whose teacher is ``COMBINED``; its tensors are per row, (B,).
         student: Outputs with the hidden states before the head, or a classifier's logits.
         head: The student's language-model head; None for a classifier.
         teachers: Outputs by name, of the teachers that some term uses.
-        projections: Projections from the student's widths to the teachers'.
         after: Outputs after each intervention, by its name.
         gate: Learned gate that weights combined teachers.
     """

@@ -39,14 +39,9 @@ def load_classifier(
 ) -> PreTrainedModel:
     """Load a sequence classification model from safetensors, in evaluation mode, with sdpa attention.
 
-    Args:
-        name: Folder or Hub id of a classifier, or with ``head_seed`` of any model of a family that has one.
-        labels: Class names, in order; empty for regression; None accepts the model's own.
-        tokenizer: The model's tokenizer; determines the padding token.
-        trust_remote_code: Whether to run the model's custom code.
-        dtype: Dtype of the weights.
-        head_seed: Random seed of a new head, for a body, a language model, or a head for another number of
-            classes. None requires a matching head.
+    ``labels`` are class names in order, empty for regression; None accepts the model's own. The tokenizer
+    determines the padding token. ``head_seed`` seeds a new head, for a body, a language model, or a head for
+    another number of classes; None requires a matching head.
 
     Raises:
         MissingResourceError: It is neither a folder nor available from the Hub or its cache.
