@@ -124,12 +124,7 @@ def compare_with(
     smallest: Smallest = DEFAULT_SMALLEST,
     lossy: Lossy = "leave out",
 ) -> Comparison:
-    """Compare rows that were already read; see ``compare``.
-
-    Raises:
-        UsageError: No row has such a metric.
-        DataError: See ``compare``.
-    """
+    """Compare rows that were already read; see ``compare``, also for the errors."""
     table = ResultsTable(rows)
     smallest.require_known(_names(table.metrics))
     metrics = _chosen(table.metrics, only)
@@ -160,11 +155,8 @@ def compare_pairs(
 ) -> tuple[tuple[Compared, ...], tuple[str, ...]]:
     """Compare the two rows of each pair, corrected for all pairs; also returns notes.
 
-    Both rows were scored on the same examples. A metric that is not comparable within a pair is skipped,
-    with a note.
-
-    Raises:
-        DataError: A tokenizer is lossy and ``lossy`` is "refuse".
+    Both rows were scored on the same examples. A metric that is not comparable within a pair is skipped, with
+    a note. Raises ``DataError`` if a tokenizer is lossy and ``lossy`` is "refuse".
     """
     if lossy == "refuse":
         require_lossless(table, pairs)
@@ -272,13 +264,7 @@ def _compared(
 
 
 def _notes(
-    table: ResultsTable,
-    other: Row,
-    base: Row,
-    metric: Metric,
-    joined: Pairing,
-    *,
-    paired: int | None,
+    table: ResultsTable, other: Row, base: Row, metric: Metric, joined: Pairing, *, paired: int | None
 ) -> Iterator[str]:
     """Notes on how to read this comparison; ``paired``: the number of shared seeds."""
     label = metric.name

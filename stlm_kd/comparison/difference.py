@@ -76,12 +76,7 @@ def sample_of(table: ResultsTable, row: Row, metric: Metric, seeds: Sequence[int
 
 
 def difference_between(
-    first: Sample,
-    second: Sample,
-    joined: Pairing,
-    *,
-    are_paired: bool,
-    smallest: float,
+    first: Sample, second: Sample, joined: Pairing, *, are_paired: bool, smallest: float
 ) -> DifferenceEstimate:
     """The first minus the second, with all known sources of variance.
 
@@ -89,14 +84,7 @@ def difference_between(
     fine-tunings are averaged within seeds. If both are single models, uses the paired bootstrap over
     examples, and for a right/wrong metric the larger of its p and McNemar's. Unpaired examples use the
     standard errors of both scores as if independent, which overestimates the variance if the models err on
-    the same examples.
-
-    Args:
-        first: One row's values, over seeds or for a single model.
-        second: The other row's; for the same seeds if paired.
-        joined: Their examples.
-        are_paired: Whether both have the same seeds, in the same order.
-        smallest: The smallest difference that matters.
+    the same examples. ``are_paired``: whether both have the same seeds, in the same order.
     """
     mean = fmean(first.values) - fmean(second.values)
     if isinstance(joined, PairedExamples):
@@ -157,10 +145,7 @@ def _of_joined(mean: float, joined: PairedExamples) -> DifferenceEstimate:
 
 
 def _stderr(first: Sample, second: Sample, joined: Pairing) -> float | None:
-    """Standard error of the difference over examples; from independent scores if they are not paired.
-
-    None if one of the scores has no standard error, or it is 0, which is uninformative.
-    """
+    """Standard error over examples, as if independent where they are not paired; None if unknown or 0."""
     if isinstance(joined, PairedExamples):
         return _stderr_of_examples(joined)
     if isinstance(joined, ResampledDifference):

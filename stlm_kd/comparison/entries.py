@@ -23,12 +23,9 @@ _OF_A_SEED = re.compile(r"(?P<name>.+?)[/\\]seed-(?P<seed>\d+)(?:[/\\]model)?[/\
 
 
 def read_rows(sources: Sequence[str]) -> list[Row]:
-    """Read all rows of runs, and all models of score files, with unique names.
+    """Read all rows of runs, and all models of score files from ``stlm-kd eval --output``, with unique names.
 
     In a file, models whose names end in ``seed-1``, ``seed-2`` and so on are the seeds of one model.
-
-    Args:
-        sources: Run folders, or JSON files written by ``stlm-kd eval --output``.
 
     Raises:
         UsageError: A source is given twice.

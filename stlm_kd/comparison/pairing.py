@@ -1,9 +1,8 @@
 """Pairs the examples of two models by id, and refuses results on different examples.
 
-Other recorded facts are checked too: the bytes of a text, the number of documents, labels, a hash of all
-texts, the shots and version of a task. Two data sets whose examples are both numbered from 0 are therefore
-not mistaken for one. Rows without ids are identified by their index, which pairs rows of the same file; it
-pairs nothing if one result does not record its texts.
+Other recorded facts are checked too (bytes of a text, number of documents, labels, a hash of all texts, shots
+and version of a task), so that two data sets numbered from 0 are not mistaken for one. Rows without ids are
+identified by their index, which pairs rows of the same file; it pairs nothing if texts are not recorded.
 
 Shapes: M models (one for each seed and fine-tuning), N examples, R resamples.
 """
@@ -85,13 +84,7 @@ _PER_TOKEN = {"masked_loss", "masked_accuracy"}
 
 @dataclass(frozen=True, slots=True)
 class PairedExamples:
-    """A per-example metric of two rows' models on the same examples.
-
-    Attributes:
-        first: For each model of the first row, (M, N).
-        second: For each model of the second row, in the same order of examples.
-        is_mean: Whether a model's score is the mean over these examples.
-    """
+    """A metric of both rows' models on the same examples, (M, N); ``is_mean``: scores are means of these."""
 
     first: Floats
     second: Floats
@@ -159,14 +152,7 @@ def _are_places(ids: set[str]) -> bool:
 
 
 def pair(table: ResultsTable, first: pd.DataFrame, second: pd.DataFrame, metric: Metric) -> Pairing:
-    """Pair the examples of two rows for which ``faults_of`` found no difference.
-
-    Args:
-        table: The scores of both rows.
-        first: The metric's lines of the first row, one for each model.
-        second: The same of the other row.
-        metric: The metric to compare.
-    """
+    """Pair the examples of two rows without ``faults_of``, given each one's lines of the metric."""
     results, count = pd.concat([first, second]), len(first)
     reports = [*results["report"]]
     if not all(_reads_alike(reports[0], other, metric.suite) for other in reports):

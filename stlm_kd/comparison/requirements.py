@@ -19,11 +19,7 @@ _BETWEEN_TOKENIZERS = ". Between tokenizers, bits per byte compare (--suite perp
 
 
 def require_shared_tasks(table: ResultsTable, base: Row, sharing: Collection[str]) -> None:
-    """Refuse a run or file if none of its rows shares a metric with the baseline.
-
-    Raises:
-        DataError: No shared metric; the message lists the metrics of each.
-    """
+    """Raise ``DataError``, with all metrics, if no row of a run or file shares one with the baseline."""
     others: dict[str, list[Row]] = {}
     for row in table.rows:
         if row is not base and row.source not in sharing:
@@ -41,11 +37,7 @@ def _format_metrics(table: ResultsTable, rows: Sequence[Row]) -> str:
 
 
 def require_same_examples(table: ResultsTable, pairs: Sequence[tuple[Row, Metric]], base: Row) -> None:
-    """Refuse results on different examples.
-
-    Raises:
-        DataError: The examples differ; one message names all pairs.
-    """
+    """Raise ``DataError``, which names all pairs, for results on different examples."""
     faults: dict[tuple[str, str], list[str]] = {}
     for other, metric in pairs:
         own, others = (table.results_of(row, metric) for row in (base, other))
@@ -62,11 +54,7 @@ def require_same_examples(table: ResultsTable, pairs: Sequence[tuple[Row, Metric
 
 
 def require_lossless(table: ResultsTable, pairs: Sequence[tuple[Row, Row, Metric]]) -> None:
-    """Refuse bits per byte of a lossy tokenizer.
-
-    Raises:
-        DataError: A tokenizer is lossy; the message names all pairs.
-    """
+    """Raise ``DataError``, which names all pairs, for bits per byte of a lossy tokenizer."""
     faults = [
         f"  {metric.name}: {fault}"
         for other, base, metric in pairs

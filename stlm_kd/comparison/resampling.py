@@ -42,13 +42,8 @@ def resampled(
 ) -> tuple[Floats, Floats]:
     """A metric of each model on the original examples, (M,), and on resamples, (M, R).
 
-    All models share the resamples, which are the same on every call.
-
-    Args:
-        metric: A key of ``OF_CLASSES`` or ``OF_NUMBERS``.
-        predicted_MN: Each model's predicted class or value for each example, (M, N).
-        labels_N: The labels.
-        resamples: R.
+    All models share the resamples, which are the same on every call. ``metric`` is a key of ``OF_CLASSES`` or
+    ``OF_NUMBERS``; predictions (M, N) are classes or numbers.
     """
     if metric in OF_CLASSES:
         columns = np.vstack([np.asarray(labels_N, np.int64), np.asarray(predicted_MN, np.int64)])
@@ -60,12 +55,7 @@ def resampled(
 def resampled_entities(
     metric: str, counts_MN: Sequence[Sequence[Mapping[str, Sequence[float]]]]
 ) -> tuple[Floats, Floats]:
-    """As ``resampled``, for sentences with entities.
-
-    Args:
-        metric: A key of ``OF_ENTITIES``.
-        counts_MN: For each model and sentence, by entity type: correct, predicted and labelled entities.
-    """
+    """As ``resampled``, for a key of ``OF_ENTITIES``: correct, predicted and labelled entities by type."""
     size, kinds = len(counts_MN[0]), entities.kinds_in(chain(*counts_MN))
     drawn_RN = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
     weights_RN = np.vstack([np.ones(size), drawn_RN])
@@ -80,7 +70,8 @@ def resampled_blocks(
     """A ratio of sums over a text's blocks, on resamples, (R,); None for a single block.
 
     Also returns the effective number of units, and the number of documents within which blocks were drawn (0
-    if documents were drawn).
+    if documents were drawn). By document, ``values_DB`` has each block's numerator, such as a difference of
+    nats, and ``sizes_DB`` its denominator, such as bytes.
 
     With ``ENOUGH_DOCUMENTS`` documents or more, documents are resampled, and the ratio generalises to similar
     documents. With fewer, it applies to these documents: runs of consecutive blocks are resampled within each
@@ -90,11 +81,6 @@ def resampled_blocks(
     each document (Rao and Wu, "Resampling inference with complex survey data", 1988), beyond what
     ``statistics.from_resamples`` corrects. Blocks that were sampled at random from a document also form a
     series, in their order, with less similar neighbours.
-
-    Args:
-        values_DB: For each document, the numerator of each block, such as a difference of nats.
-        sizes_DB: The denominator, such as bytes.
-        resamples: R.
     """
     totals = np.array(
         [[values.sum(), sizes.sum()] for values, sizes in zip(values_DB, sizes_DB, strict=True)]

@@ -84,10 +84,7 @@ class ResultsTable:
 
     @cached_property
     def samples(self) -> Mapping[tuple[str, Metric], pd.DataFrame]:
-        """The requested scores by model and metric: lines in the order of seeds, then of fine-tunings.
-
-        Parts of groups, and perplexities per token, are left out.
-        """
+        """Lines by model and metric, in order of seeds, then fine-tunings; no parts, no ``PER_TOKEN``."""
         requested = self.scores[self.scores["part_of"].isna() & ~self.scores["metric"].isin(PER_TOKEN)]
         grouped = requested.groupby(["model", *_METRIC], sort=False)
         return {(model, Metric(*key)): found for (model, *key), found in grouped}

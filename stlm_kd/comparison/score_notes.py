@@ -10,8 +10,7 @@ from stlm_kd.artifacts.results import Score
 def warning_notes(scores: Iterable[Score]) -> list[str]:
     """Notes on degenerate predictions, by task, and on metrics that are not better than chance.
 
-    Args:
-        scores: Of one model, or of all seeds of a training, in which case all seeds must be at chance.
+    Of several seeds of a training, all must be at chance.
 
     >>> warning_notes([Score("t", "acc", value, 0.1, 25, chance=0.5) for value in (0.6, 0.4)])
     ['t acc: not better than chance (0.500) within the 95% interval']

@@ -49,11 +49,7 @@ class Smallest:
         return max(DEFAULTS.get(metric.metric, 0.0) if given is None else given, SHOWN)
 
     def require_known(self, names: Collection[str]) -> None:
-        """Refuse a metric that no result has.
-
-        Raises:
-            UsageError: A metric is unknown.
-        """
+        """Raise ``UsageError`` for a metric that no result has."""
         for name in self.by_name:
             if name not in names:
                 raise UsageError(f"--smallest {name}=…: no run or file has it{did_you_mean(name, names)}")
@@ -62,8 +58,7 @@ class Smallest:
     def read(cls, values: Sequence[str]) -> Smallest:
         """Parse ``METRIC=NUMBER`` for one metric, or ``NUMBER`` for all metrics that are not named.
 
-        Raises:
-            UsageError: A value is neither, or a metric is given twice.
+        Raises ``UsageError`` if a value is neither, or a metric is given twice.
 
         >>> Smallest.read(["accuracy=.02", "0.1"])
         Smallest(by_name={'accuracy': 0.02}, every=0.1)

@@ -21,20 +21,15 @@ class Compared:
     """One row against the baseline in one metric.
 
     Attributes:
-        name: The row's name.
-        baseline: The name of the baseline row.
-        metric: The metric.
         seeds: The number of seeds, and whether they are paired.
         evidence: The row minus the baseline, before correction.
         smallest: The smallest difference that matters.
         scope: Restrictions of the verdict: two single models, or few documents.
-        repeats: An earlier row with identical results in this metric, for example if runs share a teacher;
-            usually "".
+        repeats: An earlier row with identical results in this metric, as of a shared teacher; usually "".
         corrected_p: The p-value of no difference, corrected for all distinct comparisons of the table; None
             if no claim is made because the noise of seeds or of examples is unknown.
         equivalence_p: The p-value of a difference of ``smallest`` or more, corrected likewise.
-        verdict: See ``verdict_of``; ``not known`` if ``corrected_p`` is None.
-        limit: What limits the verdict, or why there is none; usually "".
+        limit: What limits the verdict, or why there is none ("not known"); usually "".
     """
 
     name: str
@@ -85,13 +80,8 @@ def verdict_of(
     no                  either         no            within noise
     ==================  =============  ============  ====================================================
 
-    Args:
-        difference: With its interval, before correction.
-        corrected_p: The p-value of no difference.
-        equivalence_p: The p-value of a difference of ``smallest`` or more in either direction, corrected;
-            None if unknown.
-        smallest: The smallest difference that matters, above 0.
-        higher_is_better: The direction of the metric.
+    The p-values are corrected (``equivalence_p``: of a difference of ``smallest``, above 0, or more in either
+    direction; None if unknown); the interval of the difference is not.
     """
     level = 1 - CONFIDENCE
     is_equivalent = equivalence_p is not None and equivalence_p < level
@@ -110,17 +100,13 @@ def scope_of(other: Row, base: Row, reports: Iterable[Report], joined: Pairing) 
     """Restrictions of a verdict that does not generalise to other trainings or texts."""
     if not other.seeds and not base.seeds:
         yield "of these two models"
-    documents = _few_documents(reports, joined)
-    if documents:
-        yield "on these documents" if documents > 1 else "on this document"
-
-
-def _few_documents(reports: Iterable[Report], joined: Pairing) -> int:
-    """The number of documents if the example noise is only within them; 0 if it is between documents."""
     if isinstance(joined, ResampledDifference):
-        return joined.within
-    found = [count for report in reports if isinstance(count := report.get("documents"), int)]
-    return min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
+        documents = joined.within
+    else:
+        found = [count for report in reports if isinstance(count := report.get("documents"), int)]
+        documents = min((count for count in found if count < ENOUGH_DOCUMENTS), default=0)
+    if documents:  # so few that the noise of examples is only within them
+        yield "on these documents" if documents > 1 else "on this document"
 
 
 def unknown_noise(sides: Sequence[tuple[Row, Sample]], evidence: DifferenceEstimate) -> str:

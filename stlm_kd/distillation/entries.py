@@ -45,11 +45,9 @@ def objective_terms(
 ) -> tuple[list[Term], Projections]:
     """The terms of an objective, and the projections of its losses on hidden states.
 
-    If there is a mapping, the student and the teachers are checked as for a recipe.
-
-    Raises:
-        RecipeError: Unknown keys, losses, options or teachers, and values out of bounds: all of them.
-        ModelError: A model's logits are not those of its head, or its layers cannot be read or aligned.
+    If there is a mapping, the student and the teachers are checked as for a recipe. Raises ``RecipeError``
+    with all faults of the mappings, and ``ModelError`` if a model's logits are not those of its head, or its
+    layers cannot be read or aligned.
     """
     if all(isinstance(entry, Term) for entry in objective):
         return [entry for entry in objective if isinstance(entry, Term)], Projections()
@@ -196,15 +194,10 @@ def _width(config: PretrainedConfig) -> int:
 def batch_of(inputs: AnyBatch | Mapping[str, Tensor], student: PreTrainedModel) -> AnyBatch:
     """A batch from the output of a transformers tokenizer or collator; a batch is returned as it is.
 
-    Args:
-        inputs: ``input_ids`` (B, T), and optionally ``attention_mask`` (B, T), 0 on padding; ``labels``,
-            ``IGNORED`` where there is none: (B, T) as for transformers' models, not shifted (default: the ids
-            of a causal model's text), or (B,) for a classifier; and ``token_type_ids`` (B, T). One document
-            per row.
-        student: Determines the task.
-
-    Raises:
-        ModelError: A masked language model or a classifier without labels.
+    The mapping has ``input_ids`` (B, T), and optionally ``attention_mask`` (B, T), 0 on padding; ``labels``,
+    ``IGNORED`` where there is none: (B, T) as for transformers' models, not shifted (default: the ids of a
+    causal model's text), or (B,) for a classifier; and ``token_type_ids`` (B, T). One document per row.
+    Raises ``ModelError`` if a masked language model or a classifier has no labels.
     """
     if isinstance(inputs, (Batch, ExampleBatch)):
         return inputs

@@ -1,7 +1,6 @@
 """Loss terms on hidden states and attention maps, each reduced to one sum.
 
-The mask is applied before the loss is computed. Masked positions, such as padding, affect neither the value
-nor the gradient.
+The mask is applied first: masked positions, such as padding, affect neither the value nor the gradient.
 
 Shapes: B rows, T positions, N unmasked positions, D width, H heads, K keys.
 """
@@ -29,16 +28,9 @@ Projected = Literal["auto", "linear", "none"]
 class TermProjections(nn.ModuleDict):
     """Learned projections of one term from the student's width to the teacher's, one per pair of layers.
 
-    Args:
-        pairs: The term's aligned layers. Checkpoints name a projection after its pair.
-        student_width: Width of the student's hidden states.
-        teacher_width: Width of the teacher's hidden states.
-        how: ``auto`` creates no projection if the widths are equal.
-        term: The term's name. It seeds the initialisation, which is therefore independent of other terms.
-        seed: Random seed of the training.
-
-    Raises:
-        ModelError: ``how`` is ``none`` and the widths differ.
+    Checkpoints name a projection after its pair. The term's name and the training's seed determine the
+    initialisation, which is therefore independent of other terms. ``auto`` creates none for equal widths;
+    ``none`` raises ``ModelError`` if the widths differ.
     """
 
     def __init__(
@@ -90,10 +82,7 @@ class Projections(nn.ModuleDict):
         return projections
 
     def nothing(self, terms: Collection[str]) -> Tensor | float:
-        """A zero that depends on all projections of these terms, with gradient 0.
-
-        Used in steps where a term is inactive: engines expect a gradient for every parameter.
-        """
+        """A zero that gives the projections of inactive terms the gradient 0, which engines expect."""
         names = {_module_name(term) for term in terms} & set(self)
         return sum((p.flatten()[:0].sum() for name in names for p in self[name].parameters()), 0.0)
 
@@ -147,20 +136,12 @@ def _heads_averaged(log_NHK: Tensor) -> Tensor:
 
 
 def _pair_name(pair: tuple[Site, Site]) -> str:
-    """Name of a pair's projection in checkpoints.
-
-    >>> _pair_name((3, 11)), _pair_name(("last", "last"))
-    ('layer3_to_layer11', 'last_to_last')
-    """
+    """Name of a pair's projection in checkpoints, such as ``layer3_to_layer11`` or ``last_to_last``."""
     return "_to_".join(site if isinstance(site, str) else f"layer{site}" for site in pair)
 
 
 def _module_name(term: str) -> str:
-    """Module name of a term: dots, which module names cannot contain, become ``~``, unused in teacher names.
-
-    >>> _module_name("hint@large.v2")
-    'hint@large~v2'
-    """
+    """Module name of a term: a dot, which module names lack, becomes ``~``, which teacher names lack."""
     return term.replace(".", "~")
 
 

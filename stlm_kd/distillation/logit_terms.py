@@ -34,15 +34,12 @@ def projected_losses(
     """The differentiable total Σ scales · sums, a scalar; and each term's detached sum in float64, (terms,).
 
     A gate's term contributes to the gradient of the total but not to its value: it is not a loss of the
-    student, and the value stays comparable between objectives with and without a gate.
+    student, and the value stays comparable between objectives with and without a gate. A term of scale 0 is
+    measured only. A token that no term counts has no effect, even if it holds NaN.
 
-    Args:
-        rows: Targets, labels and masks. A token that no term counts has no effect, even if it holds NaN.
-        hidden_ND: The student's hidden states before its head.
-        head: The student's head.
-        scales: A factor per term; a term of factor 0 is measured only.
-        method: ``chunked`` projects student and teachers to the vocabulary chunk by chunk and computes the
-            gradient in the forward pass. ``dense`` projects all tokens at once and uses autograd.
+    ``hidden_ND`` is the input of the student's head. ``chunked`` projects student and teachers to the
+    vocabulary chunk by chunk and computes the gradient in the forward pass; ``dense`` projects all tokens at
+    once and uses autograd.
     """
     counted_N = torch.stack([*rows.masks]).any(0)
     if not bool(counted_N.all()):
@@ -93,12 +90,9 @@ def direct_losses(rows: TokenTable, logits_NC: Tensor, scales: Sequence[float]) 
 
 @torch.no_grad()
 def target_log_probs(rows: TokenTable, logits_nC: Tensor, chunk: slice) -> Tensor:
-    """Log-probabilities (n, C) of the single term's target at temperature 1.
+    """Log-probabilities (n, C), at temperature 1, of the target of the only term, which counts all tokens.
 
-    Args:
-        rows: Table of one term, which counts all tokens; its target is a teacher or the teachers' mixture.
-        logits_nC: The student's logits of the chunk; they may be overwritten.
-        chunk: Tokens to compute.
+    The target is a teacher or the teachers' mixture. The student's logits may be overwritten.
     """
     (term,) = rows.terms
     plain = replace(term, options={**term.options, "temperature": 1.0})
@@ -110,9 +104,8 @@ def target_log_probs(rows: TokenTable, logits_nC: Tensor, chunk: slice) -> Tenso
 class _ChunkTerms:
     """The terms' sums over a chunk and the gradient of their weighted total: ``ChunkLosses``.
 
-    Attributes:
-        label_log_probs: For a gate, each teacher's log-probability of the label, (N, M); 0 at tokens that
-            the gate does not count.
+    ``label_log_probs`` are, for a gate, those of each teacher, (N, M); 0 at tokens that the gate does not
+    count.
     """
 
     def __init__(self, rows: TokenTable, scales: Sequence[float]) -> None:

@@ -34,10 +34,7 @@ OF_TEACHER_PAIRS = ("teachers_agree/top-1", "teachers_differ/jensen_shannon")
 
 
 def intervention_metric_names(terms: Sequence[Term], *, seed: int, index: int, steps: int) -> list[str]:
-    """Names of the intervention metrics of optimizer step ``index`` (from 0), as ``name.metric/layer``.
-
-    ``seed`` determines the drawn layers.
-    """
+    """Names, as ``name.metric/layer``, in step ``index`` (from 0); ``seed`` determines the drawn layers."""
     found = []
     for _, intervention in _intervention_terms(terms):
         layer = layer_at(intervention, seed, index=index, steps=steps)

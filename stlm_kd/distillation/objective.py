@@ -45,12 +45,10 @@ class ForwardOutputs:
     """Outputs of student and teachers on a batch, and what the terms read beside them.
 
     Attributes:
-        batch: Labels and masks.
         mixing: Mixture for terms whose teacher is ``COMBINED``; its tensors are per row, (B,).
         student: Outputs with the hidden states before the head, or a classifier's logits.
         head: The student's language-model head; None for a classifier.
         teachers: Outputs by name, of the teachers that some term uses.
-        projections: Projections from the student's widths to the teachers'.
         after: Outputs after each intervention, by its name.
         gate: Learned gate that weights combined teachers.
     """
@@ -67,13 +65,10 @@ class ForwardOutputs:
 
 @dataclass(frozen=True, slots=True)
 class InterventionOutputs:
-    """Outputs of student and teachers on a batch after an intervention.
+    """As ``ForwardOutputs``, after an intervention.
 
-    Attributes:
-        student: As in ``ForwardOutputs``.
-        teachers: As in ``ForwardOutputs``.
-        touched: Mask of what the intervention may have changed: (B, T) bool, or (B,) for examples. Elsewhere
-            the outputs equal those without it.
+    ``touched`` is the mask of what it may have changed: (B, T) bool, or (B,) for examples. Elsewhere the
+    outputs equal those without it.
     """
 
     student: ModelOutputs
@@ -88,43 +83,28 @@ def reduce_terms(
     *,
     method: Literal["chunked", "dense"] = "chunked",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute every term's sum over the batch, and the differentiable weighted total.
+    """The weighted total of all terms over the batch, a scalar, and each term's detached sum in float64.
 
-    Args:
-        terms: Terms with schedules resolved; one of weight 0 is measured and does not enter the total.
-        outputs: Outputs of student and teachers.
-        denominators: By term, the number of tokens that it counts in the whole optimizer step.
-        method: Whether logits are computed chunk by chunk or for all tokens at once.
-
-    Returns:
-        The total Σ weight · sum / denominator, a scalar, differentiable with respect to the student's
-        outputs, its head and the projections; and each term's detached sum over its tokens in float64, in the
-        order of the terms.
+    The total is Σ weight · sum / denominator, differentiable with respect to the student's outputs, its head
+    and the projections. Schedules are resolved; a term of weight 0 is measured and does not enter the total.
+    A denominator is the number of tokens that the term counts in the whole optimizer step. ``method`` is as
+    in ``projected_losses``.
     """
     scales = {term.name: term.factor / max(denominators[term.name], 1.0) for term in terms}
     on_logits = [term for term in terms if term.loss in LOSSES or term.loss == GATE]
-    loss, found = _logit_losses(on_logits, outputs, scales, method)
+    rows, student = _token_table(on_logits, outputs, _parts(on_logits, outputs))
+    weights = [scales[term.name] for term in on_logits]
+    if outputs.head is None:
+        loss, sums = direct_losses(rows, student, weights)
+    else:
+        loss, sums = projected_losses(rows, student, outputs.head, weights, method=method)
+    found = {term.name: sums[i] for i, term in enumerate(on_logits)}
     for term in terms:
         if term.name not in found:
             value = _hidden_loss(term, outputs)
             found[term.name] = value.detach().double()
             loss = loss + scales[term.name] * value
     return loss, {term.name: found[term.name] for term in terms}
-
-
-def _logit_losses(
-    terms: Sequence[Term],
-    outputs: ForwardOutputs,
-    scales: Mapping[str, float],
-    method: Literal["chunked", "dense"],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    rows, student = _token_table(terms, outputs, _parts(terms, outputs))
-    weights = [scales[term.name] for term in terms]
-    if outputs.head is None:
-        loss, sums = direct_losses(rows, student, weights)
-    else:
-        loss, sums = projected_losses(rows, student, outputs.head, weights, method=method)
-    return loss, {term.name: sums[i] for i, term in enumerate(terms)}
 
 
 def paired_targets(term: Term, outputs: ForwardOutputs) -> tuple[TokenTable, Dense | Logits]:
@@ -178,14 +158,10 @@ def _token_table(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The tokens of one forward pass: the base, or after an intervention.
+    """The tokens of one forward pass, the base or after an intervention.
 
-    Attributes:
-        student: The student's outputs.
-        teachers: The teachers' outputs.
-        masks: By term, the mask of the tokens that it counts here.
-        needed: Mask of the tokens that some term counts here.
-        order: Permutation of these tokens; None for batch order.
+    ``masks`` are those of the tokens that each term counts here, ``needed`` that of the tokens which some
+    term counts; ``order`` permutes these (None: batch order).
     """
 
     student: ModelOutputs
@@ -270,10 +246,7 @@ def _base_distributions(parts: Sequence[_Part], mixing: TeacherMixture) -> dict[
 
 
 def _outcomes(student: ModelOutputs, outputs: ForwardOutputs) -> Tensor:
-    """A classifier's logits, or the hidden states before a language model's head.
-
-    For spans, logits over the row's positions for both endpoints, (B, 2, T), with padding masked out.
-    """
+    """A classifier's logits, or the head's input; for spans, logits (B, 2, T) with padding masked out."""
     batch = outputs.batch
     found = student.logits if outputs.head is None else student.head_input
     assert found is not None
@@ -283,10 +256,7 @@ def _outcomes(student: ModelOutputs, outputs: ForwardOutputs) -> Tensor:
 
 
 def _teacher_distributions(parts: Sequence[_Part]) -> dict[str, Distribution]:
-    """Each teacher's distribution at the needed tokens of all parts.
-
-    Parts in which a teacher did not run are filled with zeros; no term counts them.
-    """
+    """Each teacher's distribution at the tokens of all parts; uncounted zeros where it did not run."""
     names = dict.fromkeys(
         name for part in parts for name, said in part.teachers.items() if said.distribution is not None
     )

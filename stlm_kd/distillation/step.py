@@ -273,18 +273,14 @@ class DistillationStep(nn.Module):
             return 0.0
         running = {term.name for term in terms}
         gate = 0.0 if self.gate is None or GATE in running else self.gate.nothing()
-        return gate + self.projections.nothing(
-            [term.name for term in self.all_terms if term.name not in running]
-        )
+        idle = [term.name for term in self.all_terms if term.name not in running]
+        return gate + self.projections.nothing(idle)
 
 
 def student_needs(terms: Sequence[Term], *, classes: bool, after: str | None = None) -> OutputSpec:
-    """The student's outputs that the terms need; its predictions are always included.
+    """The student's outputs that the terms need after an intervention, or without one (None).
 
-    Args:
-        terms: Terms, with schedules resolved or not.
-        classes: Whether the student predicts classes of an example instead of tokens.
-        after: Intervention whose terms are considered; None for the terms without one.
+    Its predictions are always included. ``classes``: whether it predicts classes of an example, not tokens.
     """
     needs = OutputSpec(head_input=not classes, logits=classes)
     for term in terms:
@@ -304,14 +300,9 @@ def teacher_needs(
 ) -> dict[str, OutputSpec]:
     """The outputs that the terms need from each teacher; teachers that no term uses are omitted.
 
-    Args:
-        terms: As in ``student_needs``.
-        teachers: Names of the combined teachers.
-        classes: As in ``student_needs``.
-        after: As in ``student_needs``, but None also lists the teachers of terms with an intervention.
-        base: Whether terms with an intervention also need the predictions without it, such as for positions
-            that it leaves untouched.
-        weighs: The same for combined teachers only, which are weighted by their outputs without it.
+    As ``student_needs``, but without ``after`` the teachers of terms with an intervention are listed too.
+    ``base``: whether these terms also need the predictions without it, such as for positions that it leaves
+    untouched; ``weighs``: the same only for the combined ``teachers``, which are weighted by these.
     """
     found: dict[str, OutputSpec] = {}
     for term in terms:

@@ -72,12 +72,8 @@ def diito(template: Term, cosine_teacher: str, cosine_weight: Number, /) -> list
     """KL(teacher || student) of the output distributions, and cosine distance of the last hidden states.
 
     From distillation with interchange interventions (Wu et al., "Causal Distillation for Language Models",
-    2022, section 3): student and teacher should agree after the same intervention.
-
-    Args:
-        template: Term with name, weight, teacher, temperature and intervention.
-        cosine_teacher: Teacher whose last hidden states are compared.
-        cosine_weight: Weight of the cosine distance; 0 omits it.
+    2022, section 3): student and teacher should agree after the same intervention. The cosine distance is to
+    the states of ``cosine_teacher``; weight 0 omits it.
     """
     kl = replace(template, loss="forward_kl")
     if cosine_weight == 0:

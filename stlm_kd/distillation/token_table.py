@@ -44,8 +44,8 @@ class TokenTable:
         masks: For each term, the mask of the tokens that it counts, (N,) bool.
         teachers: Each teacher's distribution at the N tokens.
         outcomes: Size of the student's head, padding entries included.
-        weighting_targets: Distributions that weight the teachers of the mixture: those before an
-            intervention. None if ``teachers`` holds them.
+        weighting_targets: Distributions before an intervention, which weight the mixture's teachers; None if
+            these are ``teachers``.
     """
 
     terms: Sequence[Term]
@@ -88,11 +88,7 @@ def _chosen_rows(said: Mapping[str, Distribution], chosen: Tensor | slice) -> di
 class TermGroup:
     """The tokens of a chunk that a group of terms counts. Other tokens are never read: they may hold NaN.
 
-    Args:
-        rows: Table of all tokens.
-        own: Indices of the group's terms.
-        chunk: Slice of all tokens, clipped to their number.
-        logits_nV: The student's logits of the chunk.
+    ``own`` are the indices of the group's terms; ``chunk`` slices all N tokens, clipped to their number.
     """
 
     def __init__(self, rows: TokenTable, own: Sequence[int], chunk: slice, logits_nV: Tensor) -> None:
@@ -158,21 +154,16 @@ class TermGroup:
     def _teacher_targets(self) -> dict[str, Tensor | TopKTail]:
         """Outputs of the teachers that the group's terms use: logits (m, V), or sparse targets."""
         used = {term.teacher for term in self._terms} | set(self.rows.mixing.teachers if self._mixes else ())
-        said: dict[str, Tensor | TopKTail] = {}
-        for name, one in self.rows.teachers.items():
-            if name in used:
-                if isinstance(one, TopKTail):
-                    said[name] = one.rows(self.chosen)
-                else:
-                    said[name] = one.logits(self.chosen, self.rows.outcomes)
-        return said
+        chosen, outcomes = self.chosen, self.rows.outcomes
+        return {
+            name: one.rows(chosen) if isinstance(one, TopKTail) else one.logits(chosen, outcomes)
+            for name, one in self.rows.teachers.items()
+            if name in used
+        }
 
     @torch.no_grad()
     def _weighting_distributions(self) -> dict[float, TeacherDistributions]:
-        """By temperature, the weighting features of the teachers' distributions before an intervention.
-
-        Projects one teacher at a time and keeps only these features.
-        """
+        """By temperature, the teachers' features before an intervention; projects one teacher at a time."""
         mixing, targets = self.rows.mixing, self.rows.weighting_targets
         if targets is None or not self._mixes or not mixing.weighs_distributions:
             return {}
@@ -195,11 +186,10 @@ class TokenBlock:
     """A block of tokens, all counted by the same terms, and the results that these terms share.
 
     Attributes:
-        rows: Table of all tokens.
-        label_m: Labels of the block, (m,).
+        label_m: Labels, (m,).
         mixing: Mixture at the block's tokens.
         student: The student's logits of the block.
-        said: By teacher, logits (m, V) or sparse targets of the block.
+        said: By teacher, logits (m, V) or sparse targets.
         features: By temperature, features that weight the teachers; empty if ``said`` determines them.
         targets: Targets computed so far, by teacher (None for the mixture) and temperature.
     """

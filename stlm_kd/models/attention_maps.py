@@ -47,16 +47,10 @@ A backward pass that recomputes blocks runs outside of it and collects nothing.
 
 
 def install_maps(model: PreTrainedModel, layers: Iterable[int]) -> None:
-    """Permanently switch these layers to the attention function that can return maps.
+    """Permanently switch these layers, of a model with any head, to the attention that can return maps.
 
-    Idempotent. The model's outputs change only by rounding.
-
-    Args:
-        model: Model of a family in ``ARCHITECTURES``, with any head.
-        layers: Indices of blocks, from 0.
-
-    Raises:
-        ModelError: The layer's attention maps cannot be extracted.
+    Idempotent. The model's outputs change only by rounding. Raises ``ModelError`` if a layer's attention maps
+    cannot be extracted.
     """
     for layer in layers:
         module = attention_module(model, layer)
@@ -80,10 +74,7 @@ def kept_maps(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[
 
     The dictionary receives the log-probabilities (B, H, T, K) of each layer that runs: after rotary
     embeddings and the model's mask, before dropout, per query head, in float32 or better; -inf at masked
-    keys, and at all keys of a fully masked query.
-
-    Raises:
-        ModelError: The attention maps of one of them cannot be extracted.
+    keys, and at all keys of a fully masked query. Raises ``ModelError`` as ``install_maps``.
     """
     install_maps(model, layers)
     reading = _Reading({attention_module(model, layer): layer for layer in layers}, {})
@@ -97,8 +88,7 @@ def kept_maps(model: PreTrainedModel, layers: Collection[int]) -> Iterator[dict[
 def attention_module(model: PreTrainedModel, layer: int) -> nn.Module:
     """The layer's self-attention module, identified by its ``is_causal`` and ``config`` attributes.
 
-    Raises:
-        ModelError: The family is unsupported, or not exactly one module is found.
+    Raises ``ModelError`` if the family is unsupported, or not exactly one module is found.
     """
     family = model.config.model_type
     if family not in ARCHITECTURES:
@@ -131,7 +121,8 @@ def attention_with_maps(
     """Attention outputs (B, T, H, E) and probabilities; registered as an attention function."""
     _check(module, attention_mask, unused)
     heads = query_BHTE.shape[1]
-    key_BHKE, value_BHKE = (_for_each_query_head(x, heads) for x in (key_BGKE, value_BGKE))
+    # Several query heads may share a key head.
+    key_BHKE, value_BHKE = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key_BGKE, value_BGKE))
     scale = query_BHTE.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast(query_BHTE.device.type, enabled=False):
         scores_BHTK = at_least_float32(query_BHTE) @ at_least_float32(key_BHKE).transpose(2, 3) * scale
@@ -164,11 +155,6 @@ def _log_probabilities(scores_BHTK: Tensor, mask: Tensor | None, *, causal: bool
     lowest = torch.finfo(scores_BHTK.dtype).min
     log_BHTK = functional.log_softmax(scores_BHTK.masked_fill(~allowed, lowest), dim=-1)
     return log_BHTK.masked_fill(~allowed, float("-inf"))
-
-
-def _for_each_query_head(shared_BGKE: Tensor, heads: int) -> Tensor:
-    """Repeat each key head for the query heads that share it."""
-    return shared_BGKE.repeat_interleave(heads // shared_BGKE.shape[1], dim=1)
 
 
 def _check(module: nn.Module, mask: Tensor | None, given: dict[str, object]) -> None:

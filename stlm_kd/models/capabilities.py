@@ -38,15 +38,8 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
     """Check that a language model can be run up to its head, and on rows of several packed documents.
 
     Rejects models with capped logits, causal models with bidirectional attention or a sliding window below
-    ``context``, and models that carry a state over to the next document or ignore its position ids.
-
-    Args:
-        model: As loaded or built.
-        context: Positions per row of the data.
-        name: Name of the model in messages.
-
-    Raises:
-        ModelError: The check fails.
+    ``context`` (the positions per row), and models that carry a state over to the next document or ignore its
+    position ids: a ``ModelError``, which begins with ``name``.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
@@ -90,15 +83,8 @@ def check_forward(model: PreTrainedModel, *, context: int, name: str) -> None:
 def require_paths(model: PreTrainedModel, paths: Collection[Path], *, name: str) -> None:
     """Check that the given paths reproduce the model's regular outputs.
 
-    Results are cached in this process by the model's class, attention implementation and release.
-
-    Args:
-        model: Model of a family in ``ARCHITECTURES``, with any head.
-        paths: Paths that the objectives use.
-        name: Name of the model in messages.
-
-    Raises:
-        ModelError: A path fails; the message has the family, the release, the reason and what to do.
+    Results are cached in this process by the model's class, attention implementation and release. Raises
+    ``ModelError``, which begins with ``name`` and has the family, the release, the reason and what to do.
     """
     implementation = str(model.config._attn_implementation)
     for path in sorted(paths):
@@ -165,8 +151,13 @@ def _try_maps(model: PreTrainedModel, inputs: Inputs) -> None:
     layers = range(len(prepare(model, inputs).blocks))
     with _own_attention_afterwards(model, layers), kept_maps(model, layers) as maps:
         call(model, inputs)
-    with _eager(model):
+    own = model.config._attn_implementation
+    assert own is not None
+    model.set_attn_implementation("eager")
+    try:
         expected = call(model, _few_tokens(model), output_attentions=True)["attentions"]
+    finally:
+        model.set_attn_implementation(own)
     for layer in layers:
         if layer not in maps:
             raise _Differs(f"layer {layer} does not use the registered attention function")
@@ -198,18 +189,6 @@ def _loud_head(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del head.forward
-
-
-@contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Use transformers' eager attention within the context."""
-    own = model.config._attn_implementation
-    assert own is not None
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(own)
 
 
 @contextmanager

@@ -11,13 +11,9 @@ _ENDINGS = ("dropout", "pdrop", "dropout_prob")
 def set_dropout(model: PreTrainedModel, probability: float) -> None:
     """Set every dropout probability of a model, of hidden states and of attention, in place.
 
-    Also updates the configuration, and so the saved model. Unset fields (a classifier's own, which defaults
-    to that of the hidden states) stay unset.
-
-    Args:
-        model: A transformers model, with probabilities in ``Dropout`` modules or in attributes such as
-            ``attention_dropout``.
-        probability: Probability of zeroing an element in training.
+    They are in ``Dropout`` modules or in attributes such as ``attention_dropout``. Also updates the
+    configuration, and so the saved model. Unset fields (a classifier's own, which defaults to that of the
+    hidden states) stay unset.
     """
     for name, value in model.config.to_dict().items():
         if _is_dropout(name, value):

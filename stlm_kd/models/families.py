@@ -1,7 +1,4 @@
-"""Supported model families: task and module paths, one entry each.
-
-Properties that transformers provides (embeddings, head, base model, configuration aliases) are omitted.
-"""
+"""Supported model families, one entry each: what transformers does not provide by itself."""
 
 from __future__ import annotations
 
@@ -28,8 +25,7 @@ class Architecture:
         task: Task of its language models.
         blocks: Path of the ModuleList of transformer blocks.
         positions: First absolute position: 0, or the padding id + 1.
-        body: Path of the module whose output has ``last_hidden_state``, if a head does not call the base
-            model.
+        body: Path of the module that returns ``last_hidden_state``, if a head does not call the base model.
     """
 
     task: Task

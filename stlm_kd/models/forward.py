@@ -78,10 +78,7 @@ def model_inputs(batch: Batch, model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def inputs_of(batch: AnyBatch, model: PreTrainedModel, *, reader: str = "") -> dict[str, Tensor]:
-    """Keyword arguments of a model: ``model_inputs``, or examples encoded by the reader's tokenizer.
-
-    Token types are omitted if the model has none.
-    """
+    """Keyword arguments of a model; examples as encoded for ``reader``, with token types if it has any."""
     if isinstance(batch, Batch):
         return model_inputs(batch, model)
     encoded = batch.reading(reader)
@@ -114,15 +111,11 @@ def bypassed_head(model: PreTrainedModel) -> Iterator[None]:
     The model's own code runs all operations between the last block and the head.
     """
     head: nn.Module = model.get_output_embeddings()
-    head.forward = _identity
+    head.forward = nn.Identity().forward
     try:
         yield
     finally:
         del head.forward
-
-
-def _identity(hidden: Tensor) -> Tensor:
-    return hidden
 
 
 def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
@@ -139,7 +132,5 @@ def attention_mask(batch: Batch, model: PreTrainedModel) -> Tensor:
     allowed = allowed_BTT[:, None]
     if model.config._attn_implementation != "eager":
         return allowed
-    forbidden = torch.finfo(model.dtype).min
-    return torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device).masked_fill(
-        ~allowed, forbidden
-    )
+    open_mask = torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device)
+    return open_mask.masked_fill(~allowed, torch.finfo(model.dtype).min)

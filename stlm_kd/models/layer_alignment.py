@@ -1,8 +1,8 @@
 """Alignment of student and teacher layers, and the pairs of hidden states to compare.
 
 Layers are blocks, counted from 0. The names are those of causal distillation (Wu et al., "Causal Distillation
-for Language Models", 2022, section 3), where the hidden states after a student block correspond to those
-after all teacher blocks aligned with it.
+for Language Models", 2022, section 3): hidden states after a student block correspond to those after all
+teacher blocks aligned with it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def aligned(choice: Choice, student_layers: int, teacher_layers: int) -> dict[in
     - ``late``: the two layers below the last of each model.
     - ``first``, ``last``: the first or last layer of each model.
 
-    >>> aligned("full", 3, 6)
-    {0: (0, 1), 1: (2, 3), 2: (4, 5)}
+    Explicit layers must be monotonic in both models. Raises ``ModelError`` if the name is unknown, a layer
+    does not exist, or the alignment crosses.
+
     >>> aligned("full", 3, 7)
     {0: (0, 1), 1: (2, 3), 2: (4, 5, 6)}
     >>> aligned("full", 5, 2)
@@ -51,19 +52,13 @@ def aligned(choice: Choice, student_layers: int, teacher_layers: int) -> dict[in
     {3: (9,), 4: (10,)}
     >>> aligned({4: [9, 10], 2: 5}, 6, 12)
     {2: (5,), 4: (9, 10)}
-
-    Args:
-        choice: A name, or explicit layers, which must be monotonic in both models.
-        student_layers: Number of student layers.
-        teacher_layers: Number of teacher layers.
-
-    Raises:
-        ModelError: The name is unknown, a layer does not exist, or the alignment crosses.
     """
     if not isinstance(choice, str):
         return _explicit(choice, student_layers, teacher_layers)
     if choice == "full":
-        return _full(student_layers, teacher_layers)
+        if student_layers > teacher_layers:
+            return {run[-1]: (layer,) for layer, run in enumerate(_runs(student_layers, teacher_layers))}
+        return dict(enumerate(_runs(teacher_layers, student_layers)))
     if choice == "middle":
         return {student_layers // 2: (teacher_layers // 2,)}
     if choice == "late":
@@ -81,15 +76,10 @@ def layer_pairs(
     """Pairs of student and teacher blocks, such as those whose attention maps are compared.
 
     A student layer is paired with the top one of its aligned teacher layers, so that the teacher's top layer
-    is included. Pairs are unique.
+    is included. Pairs are unique. Raises ``ModelError`` as ``aligned``, and for ``embeddings``, no layer.
 
-    >>> layer_pairs("full", 2, 6)
-    ((0, 2), (1, 5))
     >>> layer_pairs(["last", "full"], 2, 6)
     ((1, 5), (0, 2))
-
-    Raises:
-        ModelError: As ``aligned``; or the choice is ``embeddings``, which are not a layer.
     """
     pairs: dict[tuple[int, int], None] = {}
     for choice in _several(choices):
@@ -110,9 +100,6 @@ def site_pairs(
 
     >>> site_pairs(["embeddings", "middle", "last"], 4, 12)
     (('embeddings', 'embeddings'), (2, 6), ('last', 'last'))
-
-    Raises:
-        ModelError: As ``aligned``.
     """
     pairs: dict[tuple[Site, Site], None] = {}
     for choice in _several(choices):
@@ -126,15 +113,7 @@ def site_pairs(
 
 
 def _several(choices: Choice | Sequence[Choice]) -> Sequence[Choice]:
-    if isinstance(choices, (str, Mapping)):
-        return [choices]
-    return choices
-
-
-def _full(student_layers: int, teacher_layers: int) -> dict[int, tuple[int, ...]]:
-    if student_layers > teacher_layers:
-        return {run[-1]: (layer,) for layer, run in enumerate(_runs(student_layers, teacher_layers))}
-    return dict(enumerate(_runs(teacher_layers, student_layers)))
+    return [choices] if isinstance(choices, (str, Mapping)) else choices
 
 
 def _runs(layers: int, count: int) -> list[tuple[int, ...]]:
@@ -160,8 +139,7 @@ def _explicit(choice: Explicit, student_layers: int, teacher_layers: int) -> dic
         alignment[layer] = (teachers,) if isinstance(teachers, int) else tuple(teachers)
         _check_layers("student", [layer], student_layers)
         _check_layers("teacher", alignment[layer], teacher_layers)
-    rows = list(alignment.items())
-    for (lower, below), (upper, above) in pairwise(rows):
+    for (lower, below), (upper, above) in pairwise(alignment.items()):
         if above[0] < below[-1]:
             raise ModelError(
                 f"student layer {lower} has teacher layer {below[-1]}, and student layer {upper}, "

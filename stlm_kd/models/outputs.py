@@ -6,7 +6,7 @@ Shapes: B rows, T positions, D width, H heads, V tokens or classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -27,8 +27,8 @@ class OutputSpec:
     """The outputs to extract from a model; ``|`` joins specifications.
 
     Attributes:
-        head_input: Whether to return the hidden states before a language model's head.
-        logits: Whether to return the logits of the model's head.
+        head_input: The hidden states before a language model's head.
+        logits: The logits of the model's head.
         sites: Layers whose hidden states to return.
         maps: Layers whose attention maps to return.
         resume: Block after which the model will be run again; None if it will not.
@@ -78,19 +78,12 @@ class ModelOutputs:
 
 
 def forward_with_outputs(model: PreTrainedModel, inputs: Inputs, needs: OutputSpec) -> ModelOutputs:
-    """Run the model once and extract the requested outputs.
+    """Run the model, with any head, once and extract the requested outputs, of layers that it has.
 
     A run that needs neither the head nor the last hidden state stops after the deepest block needed. Dropout,
     gradients and gradient checkpointing are as in the model's own forward. Under an engine that wraps the
-    model, call this within its forward.
-
-    Args:
-        model: Model of a family in ``ARCHITECTURES``, with any head; ``head_input`` needs a language model.
-        inputs: Keyword arguments of the model.
-        needs: Outputs to extract, of layers that the model has.
-
-    Raises:
-        ModelError: The family is unsupported, or its attention maps cannot be extracted.
+    model, call this within its forward. ``head_input`` needs a language model. Raises ``ModelError`` if the
+    family is not in ``ARCHITECTURES``, or its attention maps cannot be extracted.
     """
     if needs.last_block is not None or needs.maps or needs.sites - {"last"} or needs.resume is not None:
         return _in_parts(model, inputs, needs)
@@ -138,15 +131,12 @@ def _end(
 
     row = ARCHITECTURES.get(model.config.model_type)
     body = model.base_model.get_submodule("" if row is None else row.body)
-    hooks = [body.register_forward_hook(note_last)]
-    if needs.head_input:
-        hooks.append(model.get_output_embeddings().register_forward_pre_hook(note_head_input))
-    try:
-        with nullcontext() if needs.logits else bypassed_head(model):
-            output = run(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with body.register_forward_hook(note_last), ExitStack() as stack:
+        if needs.head_input:
+            stack.enter_context(model.get_output_embeddings().register_forward_pre_hook(note_head_input))
+        if not needs.logits:
+            stack.enter_context(bypassed_head(model))
+        output = run(model)
     if "last" in needs.sites and "last" not in noted:
         raise ModelError(f"{type(model).__name__}: it does not run its {type(body).__name__} as a whole")
     return ModelOutputs(

@@ -1,9 +1,7 @@
-"""Run a model up to a block or from a block on, and read or change the hidden states between blocks.
+"""Run a model up to a block or from a block on, and read or change the hidden states (B, T, D) in between.
 
 The model's own forward computes embeddings, masks and rotary tables once, while placeholders instead of its
 blocks record the arguments of each block. A plain loop then calls the real blocks with these arguments.
-
-Shapes: B rows, T positions, D width.
 """
 
 from __future__ import annotations
@@ -67,15 +65,9 @@ class PartialForward:
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Run blocks; returns the hidden states after block ``stop - 1`` and those of ``keep``, (B, T, D).
 
-        Blocks count from 0. Under an engine that wraps the model, call ``prepare`` and all runs within its
-        forward.
-
-        Args:
-            hidden: Input of block ``start``; None for the embedded input.
-            start: First block to run.
-            stop: Block before which to stop; None to run all.
-            overwrite: By block, a function applied to its output before the next block.
-            keep: Blocks whose outputs to return, after ``overwrite``.
+        Blocks count from 0. ``hidden`` is the input of block ``start``, by default the embedded input.
+        Functions of ``overwrite`` change a block's output before it is kept and passed to the next block.
+        Under an engine that wraps the model, call ``prepare`` and all runs within its forward.
         """
         hidden = self.embedded if hidden is None else hidden
         states: dict[int, Tensor] = {}
@@ -94,15 +86,10 @@ class PartialForward:
 
 
 def call(model: PreTrainedModel, inputs: Inputs, **options: bool) -> ModelOutput:
-    """The model's own output, without a KV cache.
+    """The own output of a model with or without a head, without a KV cache.
 
-    Args:
-        model: Model with or without a head.
-        inputs: Its keyword arguments.
-        options: Flags of its forward, such as ``output_attentions``.
-
-    Raises:
-        ModelError: It has no argument of an input's name and would silently ignore it.
+    ``options`` are flags of its forward, such as ``output_attentions``. Raises ``ModelError`` if the model
+    has no argument of an input's name and would silently ignore it.
     """
     import transformers  # slow import; checking recipes does not need it
 
@@ -123,14 +110,9 @@ def call(model: PreTrainedModel, inputs: Inputs, **options: bool) -> ModelOutput
 def prepare(model: PreTrainedModel, inputs: Inputs) -> PartialForward:
     """Embed the input and compute the arguments of all blocks, without running a block or using a KV cache.
 
-    Not thread-safe: it temporarily replaces the model's list of blocks.
-
-    Args:
-        model: Model of a family in ``ARCHITECTURES``, with any head.
-        inputs: Keyword arguments of its body: ``input_ids``, ``attention_mask``, ``position_ids`` …
-
-    Raises:
-        ModelError: The family is unsupported, or does not accept such an input.
+    ``inputs`` are keyword arguments of its body: ``input_ids``, ``attention_mask``, ``position_ids`` … Not
+    thread-safe: it temporarily replaces the model's list of blocks. Raises ``ModelError`` if the family is
+    not in ``ARCHITECTURES``, or does not accept such an input.
     """
     from transformers import PreTrainedModel
 
@@ -148,10 +130,7 @@ def finish(model: PreTrainedModel, hidden: Tensor, inputs: Inputs) -> ModelOutpu
     """The model's own output (``logits`` …) for the hidden states after its last block, (B, T, D).
 
     Calls the whole model without its blocks, so that the final norm and any head are its own. Within
-    ``bypassed_head`` the logits are the hidden states before the head.
-
-    Raises:
-        ModelError: The family is unsupported.
+    ``bypassed_head`` the logits are the hidden states before the head. Raises ``ModelError`` as ``prepare``.
     """
     site = _site(model)
     stand_ins = [_StandIn() for _ in site.blocks]

@@ -1,8 +1,6 @@
-"""First position and maximum document length of a model.
+"""First position and maximum document length of a model (P rows of position embeddings, D width).
 
 RoBERTa's first position is its padding id + 1; lower positions are not used for text.
-
-Shapes: P rows of position embeddings, D width.
 """
 
 from __future__ import annotations
@@ -38,10 +36,8 @@ def num_positions(config: PretrainedConfig) -> int | None:
 def count_from_padding(model: PreTrainedModel, padding: int) -> None:
     """Shift the position embeddings of a model that counts positions from its padding id to a new padding id.
 
-    Each text position and padding keep their rows; the table grows or shrinks by the difference.
-
-    Raises:
-        ModelError: The embeddings lack an attribute that depends on the padding id.
+    Each text position and padding keep their rows; the table grows or shrinks by the difference. Raises
+    ``ModelError`` if the embeddings lack an attribute that depends on the padding id.
     """
     import transformers  # slow import; checking recipes does not need it
 

@@ -41,18 +41,11 @@ def student_from_fields(
     context: int,
     seed: int,
 ) -> PreTrainedModel:
-    """A freshly initialised language model over the tokenizer's vocabulary.
+    """A newly initialised language model over the tokenizer's vocabulary, with ``context`` positions or more.
 
-    Args:
-        fields: ``model_type`` and fields of its configuration (a preset or a recipe's ``architecture``).
-        tokenizer: Determines the vocabulary's size and the special ids.
-        task: Task of the model.
-        context: Minimum number of positions.
-        seed: Random seed of the initial weights.
-
-    Raises:
-        ModelError: Unknown type or field, a type of another task, an invalid configuration, or too many
-            parameters.
+    ``fields`` are ``model_type`` and fields of its configuration (a preset or a recipe's ``architecture``).
+    Raises ``ModelError`` for an unknown type or field, a type of another task, an invalid configuration, or
+    too many parameters.
     """
     check_task(_configuration(fields), task, place="student.architecture")
     return model_from_fields(fields, tokenizer, kind=model_class(task), context=context, seed=seed)
@@ -67,19 +60,7 @@ def model_from_fields(
     seed: int,
     id2label: Mapping[int, str] | None = None,
 ) -> PreTrainedModel:
-    """As ``student_from_fields``, for any kind of model.
-
-    Args:
-        fields: As in ``student_from_fields``.
-        tokenizer: As in ``student_from_fields``.
-        kind: The transformers class that builds it.
-        context: As in ``student_from_fields``.
-        seed: As in ``student_from_fields``.
-        id2label: Class names of a classifier.
-
-    Raises:
-        ModelError: As in ``student_from_fields``.
-    """
+    """As ``student_from_fields``, for any kind of model; ``id2label`` names the classes of a classifier."""
     known = _configuration(fields)
     model_type = known.model_type
     given = {name: value for name, value in fields.items() if name != "model_type"}
@@ -168,16 +149,10 @@ def student_from_layers(
 ) -> PreTrainedModel:
     """A copy of the teacher with only the chosen blocks, in ascending order; all other parts are copied.
 
-    Args:
-        teacher: Language model or classifier of a family in ``ARCHITECTURES``; not modified.
-        layers: ``every-other`` (0, 2, 4, …), ``first`` and ``last`` (half of them), ``spread`` (half of them,
-            evenly, both ends included), or explicit 0-based indices.
-        place: Recipe key for messages.
-        model_type: The student's family: by default the teacher's; distilbert for a bert.
-
-    Raises:
-        ModelError: The family is unsupported or cannot be converted, a layer does not exist, or too many
-            parameters remain.
+    ``layers`` are ``every-other`` (0, 2, 4, …), ``first`` and ``last`` (half of them), ``spread`` (half of
+    them, evenly, both ends included), or 0-based indices. ``model_type`` is the student's family: by default
+    the teacher's; distilbert for a bert. Raises ``ModelError``, which begins with ``place``, if the family is
+    not in ``ARCHITECTURES`` or cannot be converted, a layer does not exist, or too many parameters remain.
     """
     own = str(teacher.config.model_type)
     if own not in ARCHITECTURES:
@@ -197,11 +172,7 @@ def student_from_layers(
 
 
 def check_family(own: str, wanted: str, *, place: str) -> None:
-    """Check that a student of the wanted family can be built from layers of this family.
-
-    Raises:
-        ModelError: It cannot; the message lists the possible families.
-    """
+    """Raise ``ModelError``, with the possible families, if layers of ``own`` make no ``wanted`` student."""
     possible = (own, "distilbert") if own == "bert" else (own,)
     if wanted not in possible:
         raise ModelError(
@@ -257,11 +228,7 @@ def choose_layers(num_layers: int, layers: LayerChoice, *, place: str) -> list[i
 
 
 def check_size(model: PreTrainedModel) -> None:
-    """Refuse a student with too many parameters.
-
-    Raises:
-        ModelError: More than ``LARGEST_STUDENT``.
-    """
+    """Raise ``ModelError`` for a student of more than ``LARGEST_STUDENT`` parameters."""
     size = count_parameters(model)
     if size > LARGEST_STUDENT:
         raise ModelError(

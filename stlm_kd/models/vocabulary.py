@@ -50,16 +50,9 @@ def replace_vocabulary(
     transform) are unchanged. If positions are counted from the padding id (RoBERTa), their embeddings are
     shifted so that the positions of a text keep theirs.
 
-    Args:
-        model: A language model with a plain embedding and a linear head.
-        embedding_VD: Input rows, (V', D).
-        head_VD: Output rows, (V', D); None if and only if the model is tied.
-        head_bias_V: Output bias, (V',), if the head has one.
-        tokenizer: Tokenizer of the new vocabulary.
-
-    Raises:
-        ModelError: The embedding or head is of another kind, or positions are counted from a dedicated
-            padding token, which the tokenizer lacks.
+    ``embedding_VD`` and ``head_VD`` are (V', D); the latter is None if and only if the model is tied.
+    ``head_bias_V`` is (V',) if and only if the head has a bias. Raises ``ModelError`` if embedding or head
+    are of another kind, or positions are counted from a padding token of its own, which the tokenizer lacks.
     """
     old_embedding, old_head = vocabulary_layers(model)
     size, width = embedding_VD.shape
@@ -85,19 +78,10 @@ def replace_vocabulary(
 def replace_embedding(
     model: PreTrainedModel, embedding_VD: Tensor, *, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Replace a classifier's embedding by new rows, and its special ids by the tokenizer's.
+    """Replace a classifier's embedding by new rows (V', D), and its special ids by the tokenizer's.
 
     The rows are copied. Positions that are counted from padding are shifted as in ``replace_vocabulary``; the
-    padding token is set as by ``set_padding``.
-
-    Args:
-        model: A model with a plain embedding and without a vocabulary head.
-        embedding_VD: Input rows, (V', D).
-        tokenizer: Tokenizer of the new vocabulary.
-
-    Raises:
-        ModelError: The embedding is of another kind, or positions are counted from a padding token that the
-            tokenizer lacks.
+    padding token is set as by ``set_padding``. Raises ``ModelError`` as ``replace_vocabulary``.
     """
     assert model.get_output_embeddings() is None, "a language model's head changes with its embedding"
     old = plain_embedding(model)
@@ -116,11 +100,7 @@ def freeze_all_but_embedding(model: PreTrainedModel) -> None:
 
 
 def plain_embedding(model: PreTrainedModel) -> nn.Embedding:
-    """A model's token embedding.
-
-    Raises:
-        ModelError: It is not a plain ``Embedding`` (a scaled one, for instance).
-    """
+    """A model's token embedding; a ``ModelError`` if it is not a plain ``Embedding`` (a scaled one, say)."""
     embedding = model.get_input_embeddings()
     if type(embedding) is not nn.Embedding:
         raise ModelError(
@@ -134,11 +114,8 @@ def set_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> N
     """Set a classifier's padding token, from which a decoder determines the last real token.
 
     If the padding token is an alias of another token, its embedding is still trained, which transformers
-    would not do.
-
-    Raises:
-        ModelError: Positions are counted from another padding token, or the tokenizer has neither padding nor
-            end token.
+    would not do. Raises ``ModelError`` if positions are counted from another padding token, or the tokenizer
+    has neither padding nor end token.
     """
     filling = padding_id(tokenizer)
     config = model.config.get_text_config()
@@ -158,11 +135,7 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 
 def vocabulary_layers(model: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
-    """The model's embedding and head.
-
-    Raises:
-        ModelError: They are not plain layers (a scaled embedding, an adaptive or missing head).
-    """
+    """The model's embedding and head; ``ModelError`` if one is not plain (scaled, adaptive, missing)."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(embedding) is not nn.Embedding or type(head) is not nn.Linear:
         raise ModelError(
@@ -175,9 +148,7 @@ def vocabulary_layers(model: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
 def vocabulary_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """Embedding and head: two parameters, one if they are tied, one more if the head has a bias."""
     embedding, head = vocabulary_layers(model)
-    weights = [embedding.weight] if head.weight is embedding.weight else [embedding.weight, head.weight]
-    found = weights if head.bias is None else [*weights, head.bias]
-    return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
+    return list(dict.fromkeys([*embedding.parameters(), *head.parameters()]))
 
 
 def freeze_body(model: PreTrainedModel) -> None:
@@ -203,11 +174,7 @@ def own_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def required_padding(model_type: str, tokenizer: PreTrainedTokenizerBase, *, place: str) -> int | None:
-    """``own_padding``, required if the family counts positions from it.
-
-    Raises:
-        ModelError: It is required but missing; ``place`` begins the message.
-    """
+    """``own_padding``; raises ``ModelError`` with ``place`` if the family needs it and it is missing."""
     padding = own_padding(tokenizer)
     if padding is None and _counts_from_padding(model_type):
         raise ModelError(
@@ -251,17 +218,13 @@ def _parameter(rows: Tensor, like: Tensor) -> nn.Parameter:
 def _set_size_and_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, size: int, padding: int | None
 ) -> None:
-    _set_size(model, size)
-    if _counts_from_padding(model.config.model_type) and padding is not None:
-        count_from_padding(model, padding)  # needs the old padding id of the configuration
-    _set_special_ids(model, tokenizer)
-
-
-def _set_size(model: PreTrainedModel, size: int) -> None:
     model.config.get_text_config().vocab_size = size
     for module in (model, model.base_model):
         if isinstance(getattr(module, "vocab_size", None), int):
             setattr(module, "vocab_size", size)  # noqa: B010 (typed as a submodule otherwise)
+    if _counts_from_padding(model.config.model_type) and padding is not None:
+        count_from_padding(model, padding)  # needs the old padding id of the configuration
+    _set_special_ids(model, tokenizer)
 
 
 def _set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

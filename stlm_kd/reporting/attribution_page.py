@@ -43,10 +43,8 @@ def attribution_page(
 ) -> str:
     """Render the page.
 
-    Args:
-        answers: The teacher's outputs, with explained examples, followed by each student's.
-        found: Each student's agreement with the teacher.
-        texts: The texts of each explained example, by id.
+    ``answers`` are the teacher's outputs, with explained examples, followed by each student's, and ``found``
+    each student's agreement with the teacher; ``texts`` has those of each explained example, by id.
     """
     teacher = answers[0].predictions
     classes, students = teacher.classes, len(answers) - 1

@@ -12,10 +12,7 @@ _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 def made_of_rows(made_of: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Name and value of each input of a cache, without unused ones.
-
-    Hashes are shortened to twelve digits.
-    """
+    """Name and value of each used input of a cache, with hashes shortened to twelve digits."""
     for name, value in made_of.items():
         if value not in (None, [], {}):
             yield WORDS.get(name, name), _HASH.sub(r"\1…", _describe(name, value))

@@ -15,14 +15,7 @@ PAGE = "attributions"
 
 
 def write_explanations(rows: Sequence[Row], folder: Path) -> None:
-    """Write one page for each teacher and each configured suite with explanations.
-
-    Shows the first seed of the student and of each control.
-
-    Args:
-        rows: All rows of the run.
-        folder: The run's folder.
-    """
+    """Write a page for each teacher and suite with explanations, of the first seeds of all students."""
     students = {_called(row): row.scores[0] for row in rows if row.variant is not None}
     explained = [
         (result.label, teacher)

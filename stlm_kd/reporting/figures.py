@@ -1,8 +1,7 @@
 """Curves and intervals, drawn with matplotlib: a PNG beside a run's results, and SVG within HTML pages.
 
 Pages get plain values, which their templates write and escape: positions, texts, and classes in place of
-colours and fonts, so that the style sheet draws for light and dark screens. The names in a run do not pass
-through matplotlib on their way into a page.
+colours and fonts, so that the style sheet draws for light and dark screens.
 """
 
 from __future__ import annotations
@@ -48,14 +47,7 @@ KINDS = {"student": 0, "control": 1, "adapted": 2, "teacher": 2}
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A curve, or the bar of an interval.
-
-    Attributes:
-        colour: A class of the style sheet.
-        name: The tooltip.
-        path: The corners.
-        points: The values, each with a tooltip.
-    """
+    """A curve, or the bar of an interval: its CSS class, tooltip, corners, and values with tooltips."""
 
     colour: str
     name: str
@@ -69,11 +61,9 @@ class Drawing:
 
     Attributes:
         kind: "curves" over steps, or "bars", one below the other.
-        title: What is drawn.
         height: Of the SVG; all are ``WIDTH`` wide.
         box: Left, top, right and bottom of the axes.
-        x_ticks: Positions and numbers.
-        y_ticks: The same.
+        x_ticks, y_ticks: Positions and numbers.
         curves: In the order of drawing.
         legend: By label, the colour of its curves.
         seeds: The seeds of the curves.
@@ -94,13 +84,9 @@ class Drawing:
 def draw_curves(trainings: Trainings, target: Path, *, unit: str) -> None:
     """Draw a PNG with panels over steps: the loss on the labels, the losses by term, and groups of metrics.
 
-    The first panel shows the held-out loss, or the training loss if no training has one. The second is
-    omitted if the labels are the only term. One colour for each name, one line for each seed.
-
-    Args:
-        trainings: What to draw.
-        target: The output file.
-        unit: Unit of the loss.
+    The first panel shows the held-out loss, or the training loss if no training has one; ``unit`` is that of
+    the loss. The second is omitted if the labels are the only term. One colour for each name, one line per
+    seed.
     """
     metrics = [
         Told(name, str(number), read_metrics(folder / "metrics.jsonl"))
@@ -124,12 +110,7 @@ def draw_curves(trainings: Trainings, target: Path, *, unit: str) -> None:
 
 
 def panel_drawing(panel: Panel, order: Sequence[str] = ()) -> Drawing:
-    """A panel for a page.
-
-    Args:
-        panel: The panel to draw.
-        order: Labels with the same style in all panels; ignored for panels with other labels.
-    """
+    """A panel for a page; labels have the same style in all panels whose labels ``order`` contains."""
     own = list(dict.fromkeys(line.label for line in panel.lines))
     labels = order if set(own) <= set(order) else own
     colours = {label: f"c{labels.index(label) % NUM_COLOURS}" for label in own}

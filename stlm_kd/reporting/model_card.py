@@ -43,18 +43,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """The contents of a card.
-
-    Attributes:
-        run: The run's name.
-        recipe: The run's recipe.
-        variant: Which of its students.
-        seed: Which of its seeds.
-        report: The training report.
-        scores: The scores of the run.
-        remarks: The notes below the run's table.
-        family: The model family in the model's configuration.
-    """
+    """The contents of the card of one seed of a run's student; ``remarks`` are the notes below its table."""
 
     run: str
     recipe: Recipe
@@ -122,7 +111,9 @@ def _front(facts: CardFacts) -> dict[str, object]:
         "library_name": "transformers",
         "pipeline_tag": PIPELINES[recipe.task],
         "license": "unknown",
-        "base_model": list(dict.fromkeys(name for name in bases if _is_on_the_hub(name))),
+        "base_model": [
+            name for name in dict.fromkeys(bases) if _HUB_ID.fullmatch(name) and not expanded(name).exists()
+        ],
         "datasets": list(dict.fromkeys(source.value for source in sources if source.kind == "hub")),
         "tags": [
             "stlm-kd",
@@ -131,10 +122,6 @@ def _front(facts: CardFacts) -> dict[str, object]:
         ],
     }
     return {key: value for key, value in found.items() if value}
-
-
-def _is_on_the_hub(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None and not expanded(name).exists()
 
 
 def _origin(facts: CardFacts) -> str:

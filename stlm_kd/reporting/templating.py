@@ -13,14 +13,7 @@ from rich.text import Text
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """A table as text.
-
-    Attributes:
-        head: The headings.
-        rows: The cells of each row.
-        classes: The class of each column, "" for the default.
-        notes: The lines of its caption.
-    """
+    """A table as text: headings, rows, each column's class ("" for the default), and the caption's lines."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]

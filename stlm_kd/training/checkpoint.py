@@ -8,8 +8,7 @@
     ├── state.json               TrainingState
     └── checksums.json           SHA-256 of the three
 
-A folder is written under a temporary name, flushed to disk and renamed. The last two checkpoints are kept,
-and the best checkpoint of each.
+Folders are written under a temporary name, flushed and renamed. The last two are kept, and the best of each.
 """
 
 from __future__ import annotations
@@ -51,18 +50,10 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """The state of a training run, apart from its tensors.
+    """The state of a training run, apart from its tensors: steps, non-padding positions and seconds so far.
 
     Random generators need no state: they are seeded with the seed and the step index at each step.
-
-    Attributes:
-        step: Completed optimizer steps.
-        tokens: Non-padding positions seen so far, over all processes.
-        seconds: Training time so far.
-        best_step: The step with the lowest validation loss, 0 for the initial weights; None before the first
-            validation.
-        best_loss: The lowest validation loss.
-        history: All validations so far.
+    ``best_step`` has the lowest validation loss; it is 0 for the initial weights, None before a validation.
     """
 
     step: int = 0
@@ -84,17 +75,15 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
 class CheckpointStore:
-    """The checkpoints of one training run.
+    """The checkpoints of one training, one folder each in ``folder``, which need not exist.
 
-    Args:
-        folder: Contains one folder per checkpoint; need not exist.
-        fingerprint: Identifies model, data and settings; checkpoints with another one raise an error.
+    The fingerprint identifies model, data and settings; checkpoints with another one raise an error.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder = folder
-        self.fingerprint = fingerprint
+    folder: Path
+    fingerprint: str
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint after ``step`` optimizer steps."""
@@ -113,11 +102,7 @@ class CheckpointStore:
     def save(
         self, state: TrainingState, *, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
     ) -> None:
-        """Write a checkpoint, then delete those no longer needed.
-
-        Raises:
-            CheckpointError: it could not be written (such as on a full disk); earlier ones are intact.
-        """
+        """Write a checkpoint and prune old ones; a ``CheckpointError`` leaves earlier ones intact."""
         target = self.path(state.step)
         temporary = self.folder / f".new-{target.name}"
         try:
@@ -138,11 +123,7 @@ class CheckpointStore:
         self._prune(state.step)
 
     def newest(self) -> Found:
-        """The newest checkpoint with matching checksums.
-
-        Raises:
-            CheckpointError: it has another fingerprint, or all checkpoints are damaged.
-        """
+        """The newest whole one; ``CheckpointError`` if all are damaged, or it has another fingerprint."""
         self._recover()
         notes: list[str] = []
         for step in reversed(self.steps()):
@@ -157,11 +138,7 @@ class CheckpointStore:
         return Found(None)
 
     def verified_state(self, step: int) -> TrainingState:
-        """Verify a checkpoint's checksums and read its state.
-
-        Raises:
-            CheckpointError: it is damaged, or has another fingerprint or format.
-        """
+        """Verify the checksums, then ``read_state``; ``CheckpointError`` also if a file is damaged."""
         path = self.path(step)
         with _reading(path):
             checksums = json.loads((path / _CHECKSUMS).read_text(encoding="utf-8"))
@@ -171,11 +148,7 @@ class CheckpointStore:
         return self.read_state(step)
 
     def read_state(self, step: int) -> TrainingState:
-        """Read the state of a checkpoint whose checksums were already verified, possibly by another process.
-
-        Raises:
-            CheckpointError: it cannot be read, or has another fingerprint or format.
-        """
+        """Read the state, verified before; ``CheckpointError`` if it has another fingerprint or format."""
         path = self.path(step)
         with _reading(path):
             raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
@@ -188,11 +161,7 @@ class CheckpointStore:
             return _STATES.validate_python(raw)
 
     def tensors(self, step: int, name: str) -> dict[str, Tensor]:
-        """The tensors of one file ("model" or "optimizer"), on the CPU.
-
-        Raises:
-            CheckpointError: the file is missing or cannot be read.
-        """
+        """The tensors of "model" or "optimizer", on the CPU; a ``CheckpointError`` if they cannot be read."""
         path = self.path(step) / f"{name}.safetensors"
         try:
             return load_file(path)
@@ -277,11 +246,7 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_model_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, place: Path) -> None:
-    """Copy tensors into the module's own, which preserves ties and the optimizer's references.
-
-    Raises:
-        CheckpointError: names or shapes differ from the module's; the message contains ``place``.
-    """
+    """Copy into the module's tensors, which keeps ties; ``CheckpointError`` if names or shapes differ."""
     own = model_tensors(module)
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     differing = sorted(n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape)

@@ -13,13 +13,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, slots=True)
 class RowScale:
-    """Rows of a weight and the multiplier of their learning rate.
-
-    Attributes:
-        weight: The weight's name in the step module.
-        rows: Indices into its first dimension.
-        pace: The multiplier; 0 leaves the rows unchanged, bit for bit.
-    """
+    """Rows of a weight of the step module, and the multiplier of their learning rate; 0 leaves them as is."""
 
     weight: str
     rows: tuple[int, ...]

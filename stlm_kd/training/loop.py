@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -45,22 +45,16 @@ def fit(
 ) -> FitResult:
     """Train the parameters of ``step`` with ``requires_grad``; leaves the best or last weights in the module.
 
-    With ``keep="best"`` the initial weights are validated as well and may be the best.
+    The step is moved to ``current_device``; its frozen parameters are neither changed nor saved. ``batches``
+    and ``validation`` give this process's share; with ``keep="best"`` the initial weights are validated too
+    and may be the best. Checkpoints go to ``folder / "checkpoints"``, on a file system shared by all
+    processes; without ``resume`` existing ones are deleted. ``fingerprint`` identifies model, data and
+    settings, but not ``zero`` and the number of processes: a checkpoint of any engine can be resumed with any
+    other. The ``tracker`` is empty on all but the main process.
 
     On a CPU with the same engine and number of threads and processes, a resumed run ends bit for bit like an
     uninterrupted one. Any split of a step's batches into micro-batches and processes gives the same gradient,
     except for dropout, which each process draws separately.
-
-    Args:
-        step: The step module; moved to ``current_device``. Frozen parameters are neither changed nor saved.
-        batches: This process's share of the training batches.
-        settings: Training settings.
-        folder: Contains ``checkpoints/``; on a file system shared by all processes.
-        validation: Returns a new iterator over this process's share of the held-out batches.
-        tracker: Receives each logged step and each validation; empty on all but the main process.
-        resume: Whether to resume from the newest intact checkpoint, if any. False deletes existing ones.
-        fingerprint: Identifies the model, the data and the settings, but not ``zero`` and the number of
-            processes: a checkpoint of any engine can be resumed with any other.
 
     Raises:
         StlmKdError: one of several processes calls it within ``on_main_process``.
@@ -70,8 +64,7 @@ def fit(
         CheckpointError: a checkpoint cannot be written or read, or has another fingerprint.
         RemoteProcessError: in the other processes, after a ``CheckpointError`` in the main process.
         DataError: the validation data has no labelled token.
-        Interrupted: SIGINT was received; a checkpoint was saved, except after three SIGINTs.
-        Preempted: SIGTERM was received; a checkpoint was saved.
+        Interrupted, Preempted: SIGINT or SIGTERM; a checkpoint was saved, except after three SIGINTs.
     """
     assert isinstance(step, nn.Module)
     require_all_processes("fit")
@@ -80,7 +73,9 @@ def fit(
     was_training = step.training
     with StopSignals() as signals, open_engine(step, settings) as (processes, engine):
         store = CheckpointStore(folder / "checkpoints", fingerprint)
-        training = _Training(step, batches, settings, validation, tracker, processes, engine, signals, store)
+        training = _Training(
+            step, step, batches, settings, validation, tracker, processes, engine, signals, store
+        )
         try:
             return training.run(resume)
         except KeyboardInterrupt as error:
@@ -90,42 +85,52 @@ def fit(
             step.train(was_training)
 
 
+@dataclass
+class _Pace:
+    """Training throughput, without validation and checkpoints."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    recent_tokens: int = 0
+    recent_seconds: float = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        self.recent_tokens += tokens
+        self.recent_seconds += seconds
+
+    def read(self) -> tuple[float, float]:
+        """Tokens per second since the last call, and seconds per step since the beginning."""
+        tokens_per_second = self.recent_tokens / max(self.recent_seconds, 1e-9)
+        self.recent_tokens, self.recent_seconds = 0, 0.0
+        return tokens_per_second, self.seconds / max(self.steps, 1)
+
+
+@dataclass
 class _Training:
     """One call of ``fit``: ``run`` alternates optimizer steps with due validations and checkpoints."""
 
-    def __init__(
-        self,
-        step: TrainStep,
-        batches: BatchSource,
-        settings: TrainingConfig,
-        validation: Batches | None,
-        tracker: Tracker,
-        processes: Processes,
-        engine: Engine,
-        signals: StopSignals,
-        store: CheckpointStore,
-    ) -> None:
-        assert isinstance(step, nn.Module)
-        self.step = step
-        self.batches = batches
-        self.settings = settings
-        self.validation = validation
-        self.tracker = tracker
-        self.processes = processes
-        self.signals = signals
-        self.store = store
-        self.engine = engine
-        self.steps = settings.num_steps
-        self.updater = Updater(step, settings, processes, engine)
-        self.state = TrainingState()
-        self.saved_step: int | None = None
-        self.pace = _Pace()
-        self.started = time.monotonic()
+    step: TrainStep
+    module: nn.Module  # the step itself
+    batches: BatchSource
+    settings: TrainingConfig
+    validation: Batches | None
+    tracker: Tracker
+    processes: Processes
+    engine: Engine
+    signals: StopSignals
+    store: CheckpointStore
+    state: TrainingState = field(default_factory=TrainingState)
+    saved_step: int | None = None
+    pace: _Pace = field(default_factory=_Pace)
+    started: float = field(default_factory=time.monotonic)
 
     def run(self, resume: bool) -> FitResult:
         """Train from the newest checkpoint, or from the beginning."""
         self._begin(resume)
-        self.step.train()
+        self.module.train()
+        updater = Updater(self.step, self.settings, self.processes, self.engine)
         while True:
             validated = self._validation_is_due() and self._validate()
             ended = self._ended()
@@ -133,7 +138,7 @@ class _Training:
                 self._save()
             if ended is not None:
                 return self._finish(ended)
-            self._train_step()
+            self._train_step(updater)
 
     def _begin(self, resume: bool) -> None:
         step = on_main_process(lambda: self._find(resume))
@@ -149,7 +154,7 @@ class _Training:
             self._report_validation(self.state.history[-1])
 
     def _load_weights(self, step: int) -> None:
-        load_model_tensors(self.step, self.store.tensors(step, "model"), place=self.store.path(step))
+        load_model_tensors(self.module, self.store.tensors(step, "model"), place=self.store.path(step))
         self.engine.weights_were_loaded()
 
     def _find(self, resume: bool) -> int | None:
@@ -162,11 +167,9 @@ class _Training:
             self.tracker.note(note)
         return found.state.step if found.state is not None else None
 
-    def _train_step(self) -> None:
+    def _train_step(self, updater: Updater) -> None:
         began = time.monotonic()
-        report = self.updater.update(
-            self.state.step, self.batches.step(self.state.step), stop=self.signals.flags
-        )
+        report = updater.update(self.state.step, self.batches.step(self.state.step), self.signals.flags)
         self.state = replace(self.state, step=self.state.step + 1, tokens=self.state.tokens + report.tokens)
         self.pace.add(report.tokens, time.monotonic() - began)
         if self.settings.is_logged(self.state.step):
@@ -179,7 +182,7 @@ class _Training:
         self.tracker.step(
             StepMetrics(
                 step=self.state.step,
-                steps=self.steps,
+                steps=self.settings.num_steps,
                 loss=report.loss,
                 losses=report.losses,
                 measures=report.measures,
@@ -188,7 +191,7 @@ class _Training:
                 tokens=self.state.tokens,
                 tokens_per_second=tokens_per_second,
                 seconds=time.monotonic() - self.started,
-                seconds_left=seconds_per_step * (self.steps - self.state.step),
+                seconds_left=seconds_per_step * (self.settings.num_steps - self.state.step),
             )
         )
 
@@ -199,8 +202,8 @@ class _Training:
             return False
         if self.state.step == 0:  # a candidate for the best weights
             return self.settings.keep == "best"
-        every = self.settings.validate_every
-        return self.state.step == self.steps or (every is not None and self.state.step % every == 0)
+        step, every = self.state.step, self.settings.validate_every
+        return step == self.settings.num_steps or (every is not None and step % every == 0)
 
     def _validate(self) -> bool:
         assert self.validation is not None
@@ -222,11 +225,11 @@ class _Training:
         return True
 
     def _report_validation(self, result: Validation) -> None:
-        is_best = self.state.best_step == result.step
-        self.tracker.validation(ValidationMetrics(result.step, self.steps, result.losses, is_best))
+        is_best, steps = self.state.best_step == result.step, self.settings.num_steps
+        self.tracker.validation(ValidationMetrics(result.step, steps, result.losses, is_best))
 
     def _ended(self) -> Literal["done", "early-stop"] | None:
-        if self.state.step >= self.steps:
+        if self.state.step >= self.settings.num_steps:
             return "done"
         since_best = sum(result.step > (self.state.best_step or 0) for result in self.state.history)
         patience = self.settings.patience
@@ -241,11 +244,10 @@ class _Training:
 
     def _save(self) -> None:
         self.state = replace(self.state, seconds=time.monotonic() - self.started)
-        self.processes.check_same(trainable_parameters(self.step))
+        self.processes.check_same(trainable_parameters(self.module))
         optimizer = self.engine.optimizer_tensors()
-        on_main_process(
-            lambda: self.store.save(self.state, model=model_tensors(self.step), optimizer=optimizer)
-        )
+        model = model_tensors(self.module)
+        on_main_process(lambda: self.store.save(self.state, model=model, optimizer=optimizer))
         self.saved_step = self.state.step
 
     def _stop(self, flags: StopFlags) -> NoReturn:
@@ -269,26 +271,3 @@ class _Training:
             seconds=self.state.seconds,
             stopped=why,
         )
-
-
-class _Pace:
-    """Training throughput, without validation and checkpoints."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.seconds = 0.0
-        self.recent_tokens = 0
-        self.recent_seconds = 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        """Add an optimizer step."""
-        self.steps += 1
-        self.seconds += seconds
-        self.recent_tokens += tokens
-        self.recent_seconds += seconds
-
-    def read(self) -> tuple[float, float]:
-        """Tokens per second since the last call, and seconds per step since the beginning."""
-        tokens_per_second = self.recent_tokens / max(self.recent_seconds, 1e-9)
-        self.recent_tokens, self.recent_seconds = 0, 0.0
-        return tokens_per_second, self.seconds / max(self.steps, 1)

@@ -19,11 +19,7 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def decayed_names(module: nn.Module) -> set[str]:
-    """The trainable parameters with weight decay: two or more dimensions, and neither norm weight nor bias.
-
-    Norms are recognised by class name (LayerNorm, LlamaRMSNorm, …), including those with two-dimensional
-    weights.
-    """
+    """Weights with weight decay: of two or more dimensions, no bias, and not of a class named ``…Norm…``."""
     norms = {
         id(weight)
         for part in module.modules()
@@ -125,10 +121,7 @@ class Pacing:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as ``parameter name/key`` → tensor (``lm_head.weight/exp_avg``).
-
-    Parameters that never had a gradient have no state and are absent.
-    """
+    """The optimizer's state, where there is any, as ``name/key`` → tensor (``lm_head.weight/exp_avg``)."""
     return {
         f"{name}/{key}": value
         for name, weight in trainable_parameters(module).items()
@@ -139,15 +132,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Load the state from ``optimizer_tensors``, by name and independent of the order of the groups.
-
-    Raises:
-        CheckpointError: a tensor belongs to no trainable parameter, or the shapes differ.
-    """
+    """Load ``optimizer_tensors`` by name; raises ``CheckpointError`` as ``check_optimizer_tensors``."""
     check_optimizer_tensors(module, tensors)
     names = {id(weight): name for name, weight in trainable_parameters(module).items()}
-    ordered = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
-    index = {name: position for position, name in enumerate(ordered)}
+    ordered = [weight for group in optimizer.param_groups for weight in group["params"]]
+    index = {names[id(weight)]: position for position, weight in enumerate(ordered)}
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
@@ -156,11 +145,7 @@ def load_optimizer_tensors(
 
 
 def check_optimizer_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Check that each tensor of ``optimizer_tensors`` belongs to a parameter of the module.
-
-    Raises:
-        CheckpointError: a tensor belongs to no trainable parameter, or the shapes differ.
-    """
+    """Raise ``CheckpointError`` if a tensor has no trainable parameter, or one of another shape."""
     shapes = {name: weight.shape for name, weight in trainable_parameters(module).items()}
     for full_name, tensor in tensors.items():
         name = full_name.rpartition("/")[0]

@@ -22,10 +22,7 @@ from stlm_kd.training.signals import StopFlags
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """The results of one optimizer step, over all processes.
-
-    ``losses`` are per valid token; ``measures`` are means, without metrics that have no values.
-    """
+    """Results of one step, over all processes: ``losses`` per valid token, ``measures`` as means."""
 
     loss: float
     losses: Mapping[str, float]
@@ -46,11 +43,7 @@ class Updater:
     engine: Engine
 
     def update(self, index: int, batches: Sequence[AnyBatch], stop: StopFlags) -> UpdateReport:
-        """Perform optimizer step ``index``, counted from 0.
-
-        Raises:
-            NonFiniteError: a loss or gradient is NaN or infinite; the weights are unchanged.
-        """
+        """Perform step ``index`` (from 0); on a ``NonFiniteError`` the weights are unchanged."""
         self.step.begin(index, self.settings.num_steps, is_logged=self.settings.is_logged(index + 1))
         measured = self.step.measures
         counts, tokens = self._counts(batches)
@@ -59,9 +52,7 @@ class Updater:
         denominators = {name: float(max(count, 1)) for name, count in counts.items()}
         sums = self._backward(batches, denominators, measured, stop)
         norm = self.engine.gradient_norm()
-        values = torch.cat(
-            [sums, norm.to(sums).reshape(1)]
-        ).tolist()  # the only synchronisation with the device
+        values = torch.cat([sums, norm.to(sums).reshape(1)]).tolist()  # the only device synchronisation
         loss, interrupts, preemptions, *totals, grad_norm = values
         found = iter(totals)
         losses = {name: next(found) / denominators[name] for name in counts}
@@ -90,10 +81,10 @@ class Updater:
         measured: Sequence[str],
         stop: StopFlags,
     ) -> Tensor:
-        """Accumulate the gradients; return loss, stop flags, term sums and metric parts.
+        """Accumulate the gradients; return loss, stop flags, term sums and metric parts, over all processes.
 
-        The result is summed over all processes and on the device. Denominators are global, so gradients are
-        simply added. The metric parts have the same length in all processes.
+        Denominators are global, so gradients are simply added. The result stays on the device, and its metric
+        parts have the same length in all processes.
         """
         device, float_type = self.processes.device, self.processes.float_type
         size = len(denominators) + 2 * len(measured)

@@ -32,13 +32,8 @@ class Processes:
     """Accelerate, configured to leave scaling, casting and accumulation to the training loop.
 
     Mixed precision is an ``autocast`` context, so that trainings of different precision can run in one
-    process: Accelerate's state is global and does not allow a change of precision.
-
-    Args:
-        accelerator: Prepares the module and reduces tensors.
-
-    Raises:
-        MissingResourceError: more processes were launched than Accelerate detects.
+    process: Accelerate's state is global and does not allow a change of precision. Raises
+    ``MissingResourceError`` if more processes were launched than Accelerate detects.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -70,21 +65,15 @@ class Processes:
         """The sums of numbers over all processes, exact for integers."""
         if self.count == 1:
             return [float(value) for value in values]
-        total: list[float] = self.sum(
-            torch.tensor(list(values), dtype=self.float_type, device=self.device)
-        ).tolist()
-        return total
+        total = self.sum(torch.tensor([*values], dtype=self.float_type, device=self.device))
+        return [float(value) for value in total.tolist()]
 
     def all_names(self, names: Sequence[str]) -> list[str]:
         """The union of the names of all processes, sorted."""
         return sorted(set(gather_object(list(names)) if self.count > 1 else names))
 
     def check_same(self, tensors: Mapping[str, Tensor]) -> None:
-        """Check that tensors are bitwise equal in all processes.
-
-        Raises:
-            DivergedError: some differ; the message names them.
-        """
+        """Raise ``DivergedError``, which names them, if tensors are not bitwise equal in all processes."""
         if self.count == 1 or not tensors:
             return
         found = [float(_checksum(tensor)) for tensor in tensors.values()]
@@ -122,11 +111,7 @@ def plain_accelerator() -> Accelerator:
 
 
 def forget_deepspeed() -> None:
-    """Reset Accelerate after a DeepSpeed training, so that the next one can use any engine.
-
-    Accelerate keeps global state in class attributes and in the environment and does not allow changes. Its
-    own tests reset it in this way.
-    """
+    """Reset Accelerate's global state, as its own tests do, so that the next training can use any engine."""
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", None) is not None:
         AcceleratorState._reset_state(reset_partial_state=True)
 

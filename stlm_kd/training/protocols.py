@@ -51,10 +51,7 @@ class TrainStep(Protocol):
     """
 
     def begin(self, index: int, steps: int, *, is_logged: bool) -> None:
-        """Prepare optimizer step ``index`` (from 0) of ``steps``, which determines scheduled values.
-
-        Additional metrics are computed on logged steps only.
-        """
+        """Prepare step ``index`` (from 0) of ``steps``; only logged steps compute additional metrics."""
 
     @property
     def measures(self) -> Sequence[str]:
@@ -85,10 +82,7 @@ class Engine(Protocol):
         """Reset the gradients."""
 
     def accumulate(self, batch: AnyBatch, denominators: dict[str, float], *, is_last: bool) -> PlainOutput:
-        """One forward and backward pass; the batch is on the device.
-
-        After the last micro-batch the gradients are summed over all micro-batches and processes.
-        """
+        """Forward and backward on the device; after the last, gradients are summed over all processes."""
 
     def gradient_norm(self) -> Tensor:
         """The global Euclidean norm of the gradients, a scalar on the device; NaN or infinite propagate."""
@@ -119,8 +113,7 @@ class FitResult:
     Attributes:
         steps: Completed optimizer steps; fewer than configured after an early stop.
         tokens: Non-padding positions seen, over all processes.
-        best_step: The step with the lowest validation loss, 0 for the initial weights; None without
-            validation.
+        best_step: That of the lowest validation loss: 0 for the initial weights, None without validation.
         best_loss: The lowest validation loss, "labels" in nats per token.
         validation_history: All validations.
         seconds: Total training time, without the time between interruption and resumption.

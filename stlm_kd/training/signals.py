@@ -68,11 +68,7 @@ class StopSignals:
 
 
 def is_third_interrupt(received: Sequence[int]) -> bool:
-    """Whether SIGINT was received three times, to stop without saving; the second time prints a hint.
-
-    Args:
-        received: The received signals; the last is a SIGINT.
-    """
+    """Whether the last signal is the third SIGINT, to stop without saving; the second prints a hint."""
     count = received.count(signal.SIGINT)
     if count == 2 and process_rank() == 0:
         os.write(2, b"saving, then stopping; press Ctrl-C a third time to stop without saving\n")

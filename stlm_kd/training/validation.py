@@ -29,10 +29,7 @@ def validate(
 
     ``batches`` is this process's share. Processes may have different numbers of batches, even none: they
     communicate only at the end. ``step_number`` is the number of completed optimizer steps, for messages.
-
-    Raises:
-        DataError: no token is labelled.
-        NonFiniteError: a term is NaN or infinite.
+    Raises ``DataError`` if no token is labelled, ``NonFiniteError`` if a term is NaN or infinite.
     """
     assert isinstance(step, nn.Module)
     was_training = step.training

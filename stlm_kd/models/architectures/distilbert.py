@@ -1,9 +1,8 @@
-"""Convert a BERT into a DistilBERT: the mapping of tensors, and parts of the teacher without a counterpart.
+"""Convert a BERT into a DistilBERT, as in Sanh et al., "DistilBERT, a distilled version of BERT", 2019.
 
-The mapping is that of Sanh et al., "DistilBERT, a distilled version of BERT", 2019. DistilBERT has no token
-types: the embedding of type 0 is added to the position embeddings, so that word embeddings and a tied head
-stay unchanged. Its norms have a fixed epsilon of 1e-12, as in published BERTs. In a classifier, the pooler
-becomes the layer before the classifier, with ReLU instead of tanh.
+DistilBERT has no token types: the embedding of type 0 is added to the position embeddings, so that word
+embeddings and a tied head stay unchanged. Its norms have a fixed epsilon of 1e-12, as in published BERTs. In
+a classifier, the pooler becomes the layer before the classifier, with ReLU instead of tanh.
 """
 
 from __future__ import annotations
@@ -45,11 +44,7 @@ _HEAD = {
 
 
 def distilbert_config(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
-    """A DistilBERT configuration with the teacher's sizes and the given number of layers.
-
-    Raises:
-        ModelError: The epsilon of the teacher's norms differs from DistilBERT's.
-    """
+    """A DistilBERT configuration with the teacher's sizes; ``ModelError`` if the norms' epsilons differ."""
     if teacher.layer_norm_eps != _NORM_EPSILON:
         raise ModelError(
             f"student.init_from.model_type: the teacher's layer_norm_eps is {teacher.layer_norm_eps:g}, "

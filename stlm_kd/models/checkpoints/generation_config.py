@@ -16,11 +16,8 @@ def mend_generation_config(model: PreTrainedModel, *, place: str) -> None:
     """Drop settings with which transformers would refuse to save the model, with a note that names them.
 
     transformers validates strictly after any change, such as of special ids: a temperature without
-    ``do_sample: true``, as in many published checkpoints, would fail after the training.
-
-    Args:
-        model: Model to change in place.
-        place: The model's folder or Hub id, for the note.
+    ``do_sample: true``, as in many published checkpoints, would fail after the training. ``place`` is the
+    model's folder or Hub id.
     """
     if not model.can_generate():
         return
@@ -46,11 +43,7 @@ def mend_generation_config(model: PreTrainedModel, *, place: str) -> None:
 
 
 def refuse_unreadable_generation_config(name: str) -> None:
-    """Check that transformers can read a model's generation settings.
-
-    Raises:
-        ModelError: It cannot; the message names the file.
-    """
+    """Raise ``ModelError``, naming the file, if transformers cannot read a model's generation settings."""
     try:
         GenerationConfig.from_pretrained(name)
     except OSError:

@@ -37,17 +37,9 @@ def check_reloaded(
 ) -> None:
     """Load a folder by the Auto classes and compare token ids and logits with the model in memory.
 
-    Adds a note if ``AutoTokenizer`` deviates from the folder's ``tokenizer.json``: it chooses the tokenizer
-    class by the model's family.
-
-    Args:
-        model: The saved model, in evaluation mode on the CPU.
-        tokenizer: The tokenizer saved with it.
-        folder: Folder of both.
-        trust_remote_code: Whether to run the model's custom code.
-
-    Raises:
-        ModelError: Token ids or logits differ.
+    The model is in evaluation mode on the CPU, and saved in the folder with its tokenizer. Adds a note if
+    ``AutoTokenizer``, which chooses its class by the model's family, deviates from the folder's
+    ``tokenizer.json``. Raises ``ModelError`` if token ids or logits differ.
     """
     _check_ids(tokenizer, load_tokenizer(str(folder), trust_remote_code=trust_remote_code))
     plain = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -16,22 +16,17 @@ _REAL_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 def check_weights(name: str, model: PreTrainedModel) -> None:
-    """Check that a model's weights are finite floating-point numbers.
+    """Check that the weights of a model, loaded from folder or Hub id ``name``, are finite real numbers.
 
     Dtypes are read from the file headers: transformers converts them silently, and integer or 8-bit values
-    are meaningless without their scales. Buffers, such as masks and positions, may have any dtype.
-
-    Args:
-        name: Folder or Hub id.
-        model: Model loaded from it.
-
-    Raises:
-        ModelError: The check fails; the message names the file and the tensor.
+    are meaningless without their scales. Buffers, such as masks and positions, may have any dtype. Raises
+    ``ModelError``, which names the file and the tensor.
     """
     parameters = dict(model.named_parameters())
     prefix = f"{model.base_model_prefix}."
     files: dict[str, Path] = {}
-    for path in map(Path, _weight_files(name)):
+    single = local_file(name, SAFE_WEIGHTS_NAME)
+    for path in map(Path, weight_files(name) if single is None else [single]):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 own = _own_name(key, parameters, prefix)
@@ -57,12 +52,6 @@ def _own_name(key: str, parameters: dict[str, torch.nn.Parameter], prefix: str) 
     """The model's parameter name of a file's tensor, with or without the body's prefix; None for a buffer."""
     names = (key, f"{prefix}{key}", key.removeprefix(prefix))
     return next((own for own in names if own in parameters), None)
-
-
-def _weight_files(name: str) -> list[str]:
-    """The safetensors files that a model was loaded from."""
-    single = local_file(name, SAFE_WEIGHTS_NAME)
-    return weight_files(name) if single is None else [single]
 
 
 def _is_finite(values: torch.Tensor) -> bool:

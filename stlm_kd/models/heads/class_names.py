@@ -10,18 +10,11 @@ from stlm_kd.notes import note
 
 
 def check_classes(name: str, own: Sequence[str], labels: Sequence[str]) -> None:
-    """Check that a model's classes equal those of the data, in the same order.
+    """Check that a model's classes equal those of the data (none for regression), in the same order.
 
     Case, spaces, dashes and underscores are ignored. Numbered names from 0, such as ``LABEL_0`` or ``0``, are
-    matched by index, with a note that lists the pairs.
-
-    Args:
-        name: Name of the model in messages.
-        own: Its class names in order.
-        labels: Class names of the data; empty for regression.
-
-    Raises:
-        ModelError: They differ in number, names or order; the message has both lists.
+    matched by index, with a note that lists the pairs. Raises ``ModelError``, with both lists, if they differ
+    in number, names or order.
     """
     if len(own) != max(1, len(labels)):
         raise ModelError(
@@ -51,19 +44,12 @@ def check_classes(name: str, own: Sequence[str], labels: Sequence[str]) -> None:
 def class_order(
     name: str, own: Sequence[str], labels: Sequence[str], classes: Mapping[str, str]
 ) -> tuple[int, ...]:
-    """For each class of the data, the index of the model's class that is mapped to it.
+    """For each class of the data, the index of the model's class that ``classes`` maps to it.
+
+    Raises ``ModelError``, with both lists, if the mapping is not one to one.
 
     >>> class_order("m", ("POS", "NEG"), ("negative", "positive"), {"POS": "positive", "NEG": "negative"})
     (1, 0)
-
-    Args:
-        name: Name of the model in messages.
-        own: Its class names in order.
-        labels: Class names of the data, in order.
-        classes: The model's class names → the data's.
-
-    Raises:
-        ModelError: The mapping is not one to one; the message has both lists.
     """
     ours = {_folded(label): place for place, label in enumerate(own)}
     theirs = {_folded(label): place for place, label in enumerate(labels)}

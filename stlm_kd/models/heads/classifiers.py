@@ -1,7 +1,4 @@
-"""Load, build and check text classification and regression models.
-
-``stlm_kd.models.students.student_from_layers`` builds a classifier from layers of another.
-"""
+"""Load, build and check text classification and regression models (from layers: ``models.students``)."""
 
 from __future__ import annotations
 
@@ -42,14 +39,9 @@ def load_classifier(
 ) -> PreTrainedModel:
     """Load a sequence classification model from safetensors, in evaluation mode, with sdpa attention.
 
-    Args:
-        name: Folder or Hub id of a classifier, or with ``head_seed`` of any model of a family that has one.
-        labels: Class names, in order; empty for regression; None accepts the model's own.
-        tokenizer: The model's tokenizer; determines the padding token.
-        trust_remote_code: Whether to run the model's custom code.
-        dtype: Dtype of the weights.
-        head_seed: Random seed of a new head, for a body, a language model, or a head for another number of
-            classes. None requires a matching head.
+    ``labels`` are class names in order, empty for regression; None accepts the model's own. The tokenizer
+    determines the padding token. ``head_seed`` seeds a new head, for a body, a language model, or a head for
+    another number of classes; None requires a matching head.
 
     Raises:
         MissingResourceError: It is neither a folder nor available from the Hub or its cache.
@@ -71,12 +63,8 @@ def load_classifier(
         dtype=dtype,
         seed=head_seed,
     )
-    check_shapes(
-        name,
-        model.config,
-        info,
-        replaced=_replaced_head_weights(name, model, info, is_new=head_seed is not None),
-    )
+    replaced = _replaced_head_weights(name, model, info, is_new=head_seed is not None)
+    check_shapes(name, model.config, info, replaced=replaced)
     set_padding(model, tokenizer)
     model.eval()
     return model
@@ -122,12 +110,8 @@ def _check_family(config: PretrainedConfig, *, place: str) -> None:
 
 
 def _check_labels(name: str, config: PretrainedConfig, labels: Sequence[str] | None) -> None:
-    """Check a classifier's classes; see ``check_classes``.
-
-    Raises:
-        ModelError: They differ, or the model is multi-label.
-    """
-    if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ()):
+    """Check a classifier's classes, as ``check_classes``, and that it is not multi-label."""
+    if kind_of(config) is None:
         return  # reported with the missing weights
     if config.problem_type == _MULTIPLE_CLASSES:
         raise ModelError(f"{name}: multi-label classification is not supported; use a single-label model")
@@ -150,16 +134,9 @@ def class_names(config: PretrainedConfig) -> tuple[str, ...]:
 
 @torch.no_grad()
 def rename_classes(model: PreTrainedModel, order: Sequence[int], labels: Sequence[str], *, name: str) -> None:
-    """Rename and reorder a classifier's classes in place.
+    """Rename and reorder a classifier's classes in place: class ``order[i]`` becomes ``labels[i]``.
 
-    Args:
-        model: Model whose head's rows are reordered.
-        order: For each name, the index of its class, as from ``class_order``.
-        labels: The new names.
-        name: Name of the model in messages.
-
-    Raises:
-        ModelError: The order changes, but the model's logits are not those of one linear layer.
+    Raises ``ModelError`` if the order changes, but the logits are not those of one linear layer.
     """
     if [*order] != sorted(order):
         text = _random_text(model, 5)
@@ -202,17 +179,10 @@ def classifier_from_fields(
     context: int,
     seed: int,
 ) -> PreTrainedModel:
-    """A freshly initialised classifier over the tokenizer's vocabulary.
+    """A freshly initialised classifier over the tokenizer's vocabulary; no ``labels`` means regression.
 
-    Args:
-        fields: As in ``stlm_kd.models.students.student_from_fields``.
-        tokenizer: As there.
-        labels: Class names; empty for regression.
-        context: As there.
-        seed: As there.
-
-    Raises:
-        ModelError: As there, or the family has no classifier.
+    Other arguments are as in ``student_from_fields``. Raises ``ModelError`` as there, or if the family has no
+    classifier.
     """
     model = model_from_fields(
         fields,
@@ -229,16 +199,7 @@ def classifier_from_fields(
 
 @torch.no_grad()
 def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None:
-    """Check that a classifier accepts texts of this length and that padding does not change its logits.
-
-    Args:
-        model: As loaded or built.
-        context: Maximum tokens per text.
-        name: Name of the model in messages.
-
-    Raises:
-        ModelError: The check fails.
-    """
+    """Raise ``ModelError`` if a classifier cannot read ``context`` tokens or padding changes its logits."""
     longest = num_positions(model.config)
     if longest is not None and longest < context:
         raise ModelError(
@@ -264,10 +225,7 @@ def check_classifier(model: PreTrainedModel, *, context: int, name: str) -> None
 
 
 def head_place(model: PreTrainedModel) -> Literal["first", "last", "several"]:
-    """Token whose last hidden state a classifier's head reads, determined by the gradient on a random text.
-
-    transformers' encoders use the first token (BERT through a pooler), decoders the last.
-    """
+    """Token that a classifier's head reads, by its gradient: the first in encoders, the last in decoders."""
     kept: list[Tensor] = []
 
     def keep(_body: nn.Module, _args: object, output: ModelOutput) -> None:

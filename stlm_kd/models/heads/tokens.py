@@ -29,18 +29,10 @@ def load_token_classifier(
     trust_remote_code: bool,
     head_seed: int,
 ) -> PreTrainedModel:
-    """Load a model with a new head from safetensors, in fp32 and evaluation mode.
+    """Load a language model or body with a new head from safetensors, in fp32 and evaluation mode.
 
-    Args:
-        name: Folder or Hub id of a language model or body.
-        labels: Names of the head's outputs.
-        tokenizer: Determines the padding token.
-        trust_remote_code: Whether to run the model's custom code.
-        head_seed: Random seed of the head.
-
-    Raises:
-        MissingResourceError: As ``stlm_kd.models.heads.classifiers.load_classifier``.
-        ModelError: Likewise, or transformers has no token classifier of the family.
+    ``labels`` names the head's outputs, ``head_seed`` seeds it; the tokenizer determines the padding token.
+    Raises as ``load_classifier``, and ``ModelError`` if transformers has no token classifier of the family.
     """
     name, config = config_to_load(name, trust_remote_code=trust_remote_code)
     if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
@@ -58,9 +50,8 @@ def load_token_classifier(
         seed=head_seed,
     )
     body = f"{model.base_model_prefix}."
-    require_all(
-        name, model.config, sorted(key for key in info["missing_keys"] if key.startswith(body)), what="model"
-    )
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(body))
+    require_all(name, model.config, missing, what="model")
     replaced = sorted(row[0] for row in info["mismatched_keys"] if not row[0].startswith(body))
     check_shapes(name, model.config, info, replaced=replaced)
     set_padding(model, tokenizer)

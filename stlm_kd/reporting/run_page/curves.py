@@ -34,12 +34,7 @@ class Told:
 
 
 def panels_of(trainings: Sequence[Told], *, unit: str) -> tuple[Panel, ...]:
-    """All panels of some trainings, by group, without invalid numbers.
-
-    Args:
-        trainings: Trainings with the lines of their metrics.
-        unit: Unit of the loss on the labels.
-    """
+    """All panels of some trainings, by group, without invalid numbers; ``unit``: of the labels' loss."""
     found = _lines(trainings)
 
     def plain(group: str, titles: Mapping[str, str]) -> list[Panel]:

@@ -32,7 +32,6 @@ class Panel:
 
     Attributes:
         group: The heading under which the panel is shown.
-        title: What is drawn.
         unit: The unit of its values, if known.
         lines: At least one, with at least one point each.
         is_measured: Whether a label names a metric, not a training.
@@ -59,10 +58,8 @@ class RunFacts:
     """The contents of one run.
 
     Attributes:
-        details: Its folder, record and resolved recipe.
         recipe: The recipe; None if this version cannot read it.
         results: Its results; the scores of its teachers if it only adapts.
-        scores: The scores of its rows.
         trained: The trainings of the teachers that it trained, and of its students.
         adaptations: By teacher.
         attributions: The attribution pages of its models, by file name.
@@ -81,10 +78,9 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReportFacts:
-    """All runs of a report.
+    """All runs of a report, at least one.
 
     Attributes:
-        runs: At least one.
         panels: Curves of the students of all runs.
         teacher_panels: Curves of the trainings and adaptations of their teachers.
         not_drawn: Messages on numbers that no curve shows, one for each training.

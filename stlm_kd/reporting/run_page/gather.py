@@ -34,12 +34,7 @@ METRICS = "metrics.jsonl"
 def gather(
     runs: Sequence[str], *, baseline: str | None = None, smallest: Smallest = DEFAULT_SMALLEST
 ) -> ReportFacts:
-    """Collect the data of some runs.
-
-    Args:
-        runs: Run folders; different ones.
-        baseline: The row that the others are compared with; see ``compare``.
-        smallest: The smallest difference that matters in each metric.
+    """Collect the data of some runs; ``baseline`` and ``smallest`` are as in ``compare``.
 
     Raises:
         UsageError: A run is given twice, or a baseline or metric does not exist.
@@ -152,11 +147,7 @@ def _made(path: Path, kind: str) -> list[tuple[str, Path]]:
 
 
 def _page(path: Path) -> str:
-    """The text of a page.
-
-    Raises:
-        CheckpointError: It is not text.
-    """
+    """The text of a page; a ``CheckpointError`` if it is not text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

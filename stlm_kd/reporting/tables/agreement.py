@@ -33,10 +33,14 @@ def agreement_table(found: Agreements) -> Table:
     """One column for each model, the teacher first, with notes below."""
     agreements = [one.agreement for one in found.found]
     notes = dict.fromkeys(note for one in agreements for note in one.notes)
-    first = agreements[0]
+    first, count = agreements[0], len(found.answers[0].classes)
+    explained = (
+        f"predictions explained on {count} of them; rank correlation: Spearman's, of word weights; "
+        "self-correlation: between two draws, a ceiling for any student"
+    )
     lines = [
         f"{first.examples:,} examples; ±: standard error; […]: 95 % interval; divergences in nats",
-        *_explained(found),
+        *([explained] if count else ()),
         *notes,
     ]
     headings = (f"teacher {first.teacher}", *(one.student for one in agreements))
@@ -61,16 +65,6 @@ def flip_lines(found: Agreements) -> list[str]:
             for flip in one.flips[:SHOWN_FLIPS]
         ]
     return lines
-
-
-def _explained(found: Agreements) -> list[str]:
-    count = len(found.answers[0].classes)
-    if not count:
-        return []
-    return [
-        f"predictions explained on {count} of them; rank correlation: Spearman's, of word weights; "
-        "self-correlation: between two draws, a ceiling for any student"
-    ]
 
 
 def _of_teacher(one: Compared) -> dict[str, str]:
@@ -143,13 +137,7 @@ def _beside_teacher(one: Agreement) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Agreements:
-    """A teacher and its students, with the examples.
-
-    Attributes:
-        found: One for each student.
-        answers: The teacher's outputs, then each student's.
-        texts: The one or two texts of each example, by id.
-    """
+    """A teacher and its students; ``answers`` begin with the teacher's, ``texts`` has one or two by id."""
 
     found: tuple[Compared, ...]
     answers: tuple[ClassifierOutputs, ...]

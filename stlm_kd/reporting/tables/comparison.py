@@ -37,6 +37,7 @@ def means_table(comparison: Comparison) -> Table:
 
 def differences_table(comparison: Comparison) -> Table:
     """The distinct comparisons with the baseline and their verdicts, with notes below."""
+    smallest = {one.metric.name: f"{one.smallest:g}" for one in comparison.differences}
     num_compared = sum(one.corrected_p is not None and not one.repeats for one in comparison.differences)
     repeats = {one.name: one.repeats for one in comparison.differences if one.repeats}
     hidden = _shared_teachers(comparison)
@@ -44,7 +45,7 @@ def differences_table(comparison: Comparison) -> Table:
         f"[…]: {CONFIDENCE:.0%} interval, before correction; corrected p: of the verdict's claim, for "
         f"{num_compared} comparisons (Holm, Shaffer S2), significant below {1 - CONFIDENCE:.2f}",
         "better, worse: by at least the smallest difference that matters; equivalent: by less (two one-sided "
-        f"tests); smallest (--smallest): {_smallest(comparison)}",
+        f"tests); smallest (--smallest): {', '.join(map(' '.join, smallest.items()))}",
         "p: uncorrected, including the noise listed; McNemar p: mid-p, range over seeds",
         *(
             f"{name}: the same results as {other}, and {'shown and ' if name in hidden else ''}counted once"
@@ -65,11 +66,6 @@ def differences_table(comparison: Comparison) -> Table:
             if one.metric == metric and one.name not in hidden:
                 table.add_row(*map(Text, _row(one)))
     return table
-
-
-def _smallest(comparison: Comparison) -> str:
-    found = {one.metric.name: one.smallest for one in comparison.differences}
-    return ", ".join(f"{label} {size:g}" for label, size in found.items())
 
 
 def _shared_teachers(comparison: Comparison) -> set[str]:

@@ -9,22 +9,16 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stlm_kd.artifacts.results import Score, SuiteResult
+from stlm_kd.artifacts.results import SuiteResult
+from stlm_kd.comparison.results_table import alone
 from stlm_kd.eval.interchange.config import ALL, PairConfig
 from stlm_kd.interventions.metrics import RATIOS
-from stlm_kd.reporting.format import UNKNOWN, noted_table
+from stlm_kd.reporting.format import UNKNOWN, noted_table, numbers, words
 
 
 @dataclass(frozen=True, slots=True)
 class InterchangeScores:
-    """Scores of students after the same interventions in them and in their teacher.
-
-    Attributes:
-        teacher: The teacher's name as given.
-        alignment: Which layers are exchanged.
-        pairs: The interventions.
-        students: The scores by student name as given.
-    """
+    """Scores of students, by name as given, after the same interventions in them and in their teacher."""
 
     teacher: str
     alignment: str
@@ -50,15 +44,12 @@ def interchange_table(found: InterchangeScores) -> Table:
     notes = [f"{', '.join(names)}: {note}" for note, names in names_of_note.items()]
     rows = next(iter(found.students.values())).score(ALL, "agreement").examples
     facts = f"teacher {found.teacher}; {rows} rows; ±: standard error over rows"
-    table = noted_table([f"{facts}; effect: KL(after || before) in nats", *notes])
-    table.add_column("student")
-    table.add_column("exchanged")
-    for title in TITLES.values():
-        table.add_column(title, justify="right")
+    lines = [f"{facts}; effect: KL(after || before) in nats", *notes]
+    table = noted_table(lines, *words("student", "exchanged"), *numbers(*TITLES.values()))
     for name, result in found.students.items():
         scores = {(score.task, score.metric): score for score in result.scores}
         for task in dict.fromkeys(score.task for score in result.scores):
-            cells = [_format_score(scores.get((task, metric))) for metric in TITLES]
+            cells = [str(alone(scores.get((task, metric))) or UNKNOWN) for metric in TITLES]
             table.add_row(Text(name), _exchanged(task, result), *cells)
     return table
 
@@ -79,9 +70,3 @@ def _exchanged(task: str, result: SuiteResult) -> str:
     assert isinstance(alignment, Mapping)
     layers = alignment.get(task.removeprefix("layer "))
     return f"{task} ↔ {', '.join(map(str, layers))}" if isinstance(layers, list) else task
-
-
-def _format_score(score: Score | None) -> str:
-    if score is None:
-        return UNKNOWN
-    return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")

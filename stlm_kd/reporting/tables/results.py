@@ -18,10 +18,7 @@ from stlm_kd.statistics import CONFIDENCE
 
 
 def result_table(scores: ResultsTable, title: str) -> Table:
-    """All rows: means over seeds with intervals, single models' scores with standard errors.
-
-    The suites' notes follow below the table.
-    """
+    """All rows: means over seeds with intervals, single models with standard errors; suites' notes below."""
     rows, metrics = scores.rows, scores.metrics
     seeds = max((len(row.seeds) for row in rows), default=0)
     over_seeds = f"means over {seeds} seeds ± {CONFIDENCE:.0%} interval (Student's t); " if seeds > 1 else ""
@@ -51,6 +48,9 @@ def notes_of(scores: ResultsTable, rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys([*notes, *reading_notes(shown)]))
 
 
+_FACTS = ("name", "kind", "variant", "parameters", "tokens_of_text", "tokens_seen", "steps", "flops")
+
+
 def as_json(
     scores: ResultsTable,
     remarks: Sequence[str],
@@ -62,14 +62,7 @@ def as_json(
     return {
         "rows": [
             {
-                "name": row.name,
-                "kind": row.kind,
-                "variant": row.variant,
-                "parameters": row.parameters,
-                "tokens_of_text": row.tokens_of_text,
-                "tokens_seen": row.tokens_seen,
-                "steps": row.steps,
-                "flops": row.flops,
+                **{name: getattr(row, name) for name in _FACTS},
                 "seeds": list(row.seeds),
                 "estimates": _estimates(scores, row),
                 "suites": [[suite.to_json() for suite in suites] for suites in row.scores],

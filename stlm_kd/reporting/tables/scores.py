@@ -14,20 +14,16 @@ from stlm_kd.comparison.score_notes import addition, reading_notes, warning_note
 from stlm_kd.reporting.format import noted_table, numbers, words
 
 
-def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = False) -> Table:
+def score_table(results: Mapping[str, Sequence[SuiteResult]]) -> Table:
     """One row per task and metric, one column per model, and the chance level of choices.
 
     If models were scored on different numbers of examples, shows their range. Arrows give the direction of a
     metric. Below the table are the suites' notes, shared ones once, and the detectable differences.
-
-    Args:
-        results: Name of a model → its results.
-        parts: Whether to include the tasks of a group.
     """
     suites = ResultsTable(scored_model(name, [found]) for name, found in results.items()).suites
     rows: dict[tuple[str, str, str, str], dict[str, Score]] = {}
     for suite in suites:
-        for score in suite.scores if parts else suite.requested:
+        for score in suite.requested:
             rows.setdefault((suite.suite, suite.label, score.task, score.metric), {})[suite.model] = score
     scores = [score for row in rows.values() for score in row.values()]
     chosen = any(score.choices or score.chance is not None for score in scores)
@@ -42,7 +38,7 @@ def score_table(results: Mapping[str, Sequence[SuiteResult]], *, parts: bool = F
             "" if first.chance is None else f"{first.chance:.3f}",
         )
         table.add_row(
-            Text(f"  {first.task}" if first.part_of else first.task),
+            Text(first.task),
             Text(f"{first.metric}{f' ({label})' if label else ''} {'↑' if first.higher_is_better else '↓'}"),
             " to ".join(f"{count:,}" for count in dict.fromkeys([examples[0], examples[-1]])),
             *(guessing if chosen else ()),

@@ -48,9 +48,8 @@ class DeepSpeedEngine:
         self.attributes = {name: set(vars(weight)) for name, weight in self.weights.items()}
         optimizer = make_optimizer(step, settings)
         self.wrapped = optimizer
-        indices = {
-            id(w): index for index, group in enumerate(optimizer.param_groups) for w in group["params"]
-        }
+        groups = enumerate(optimizer.param_groups)
+        indices = {id(weight): index for index, group in groups for weight in group["params"]}
         self.group_of = {name: indices[id(weight)] for name, weight in self.weights.items()}
         local_rank = os.environ.get("LOCAL_RANK", "0")  # DeepSpeed requires it even for a single process
         with patch_environment(LOCAL_RANK=local_rank), redirect_stdout(sys.stderr), deprecations_ignored():
@@ -134,15 +133,9 @@ class DeepSpeedEngine:
             return
         check_optimizer_tensors(self.step, tensors)
         self.moves = {n.removesuffix("/step"): int(t) for n, t in tensors.items() if n.endswith("/step")}
-        self.wrapped.load_state_dict(
-            {
-                "state": {
-                    index: self._divided_state(index, tensors)
-                    for index in range(len(self.wrapped.param_groups))
-                },
-                "param_groups": self.wrapped.state_dict()["param_groups"],
-            }
-        )
+        groups = self.wrapped.state_dict()["param_groups"]
+        state = {index: self._divided_state(index, tensors) for index in range(len(groups))}
+        self.wrapped.load_state_dict({"state": state, "param_groups": groups})
 
     @torch.no_grad()
     def weights_were_loaded(self) -> None:

@@ -31,11 +31,7 @@ LARGEST_BUCKET = 2**27
 
 
 def deepspeed_accelerator(step: nn.Module, settings: TrainingConfig) -> Accelerator:
-    """An accelerator that creates DeepSpeed engines for ``step``.
-
-    Raises:
-        MissingResourceError: DeepSpeed is not installed, or does not support this device.
-    """
+    """An accelerator for DeepSpeed; ``MissingResourceError`` without it or on an unsupported device."""
     device = current_device()
     if device.type == "mps":
         raise MissingResourceError("zero: DeepSpeed does not train on MPS; leave zero out")
@@ -59,10 +55,7 @@ def deepspeed_config(step: nn.Module, settings: TrainingConfig) -> dict[str, obj
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip or 0.0,  # the default would be 1.0
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": settings.zero,
-            "reduce_bucket_size": min(elements, LARGEST_BUCKET),
-        },
+        "zero_optimization": {"stage": settings.zero, "reduce_bucket_size": min(elements, LARGEST_BUCKET)},
     }
 
 
