@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from stlm_kd.artifacts.run_dir import RECIPE
@@ -22,7 +21,7 @@ from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place
 from stlm_kd.recipe.validation.overlap import overlaps
 from stlm_kd.recipe.validation.recipe import conflicts
-from stlm_kd.recipe.yaml import Node, Plain, scalar
+from stlm_kd.recipe.yaml import Node, Plain, dump
 from stlm_kd.teachers import COMBINED
 
 Found: TypeAlias = tuple[Place, str, str]
@@ -104,7 +103,7 @@ def plain(part: BaseModel) -> dict[str, Plain]:
 
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe with all defaults and its teachers' recipes inlined, as YAML."""
-    return yaml.dump(plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return dump(plain(recipe))
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -126,25 +125,6 @@ def term_names(recipe: Recipe) -> tuple[str, ...]:
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         names.append(next(one for one in itertools.chain([name], numbered) if one not in names))
     return tuple(names)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes YAML that ``stlm_kd.recipe.yaml.parse`` reads back as the same values."""
-
-
-def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    mantissa, e, exponent = repr(value).partition("e")
-    point = "" if "." in mantissa or not e else ".0"
-    return dumper.represent_scalar("tag:yaml.org,2002:float", f"{mantissa}{point}{e}{exponent}")
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = None if scalar(value) == value else "'"
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-_Dumper.add_representer(float, _float)
-_Dumper.add_representer(str, _text)
 
 
 def _plain(value: object) -> Plain:
