@@ -50,9 +50,11 @@ def check_fetched(folder: Path, file: Path) -> None:
         RecipeError: The recipe is not plain YAML, the lock is invalid, or it states other results.
     """
     try:
-        parse(_text(file))
+        root = parse(_text(file))
     except YamlError as error:
         raise RecipeError(file.name, error.faults) from error
+    if not isinstance(root.value, dict):
+        raise RecipeError(file.name, [RecipeFault("", "not a mapping, so not a recipe")])
     lock, results = file.with_name(LOCK_FILE), file.with_name("results.json")
     if results.is_file():
         try:

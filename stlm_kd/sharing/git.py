@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
@@ -114,17 +115,17 @@ def _git(arguments: Sequence[str], *, url: str, local: bool = False, limit: int 
         )
         timer = threading.Timer(_DEADLINE, _kill, [process])
         timer.start()
-        try:
-            assert process.stdout is not None, "a pipe"
-            output = process.stdout.read(limit + 1)
-            if len(output) > limit:
-                raise RecipeError(
-                    f"git+{url}", [RecipeFault("", f"more than {limit:,} bytes from git {arguments[0]}")]
-                )
-            code = process.wait()
-        finally:
-            timer.cancel()
-            _kill(process)
+        with process:
+            try:
+                assert process.stdout is not None, "a pipe"
+                output = process.stdout.read(limit + 1)
+                if len(output) > limit:
+                    message = f"more than {limit:,} bytes from git {arguments[1]}"
+                    raise RecipeError(f"git+{url}", [RecipeFault("", message)])
+                code = process.wait()
+            finally:
+                timer.cancel()
+                _kill(process)
         errors.seek(0)
         lines = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
     if code != 0:
@@ -150,7 +151,7 @@ def _environment(local: bool) -> dict[str, str]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End git and the programs that it started."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """End git, if it is not known to have ended, and the programs that it started."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault
+from stlm_kd.sharing.limits import shown
 
 _SILENCE, _DEADLINE = 10.0, 60.0
 """Seconds without a byte, and for the whole file."""
@@ -43,8 +44,10 @@ def read(url: str, *, limit: int, local: bool = False) -> bytes:
                 if time.monotonic() > end:
                     raise TimeoutError(f"not complete after {_DEADLINE:.0f} s")
     except (OSError, HTTPException, ValueError) as error:
-        reason = f"status {error.code}" if isinstance(error, HTTPError) else str(error)
-        raise MissingResourceError(f"{url}: cannot be fetched ({reason}); check the address") from error
+        reason = f"status {error.code}, {error.msg}" if isinstance(error, HTTPError) else str(error)
+        raise MissingResourceError(
+            f"{url}: cannot be fetched ({shown(reason)}); check the address"
+        ) from error
     if stated.isdecimal() and len(content) < int(stated):
         raise MissingResourceError(
             f"{url}: broke off after {len(content):,} of {stated} bytes; fetch it again"
@@ -71,5 +74,5 @@ def _refuse_other_schemes(url: str, origin: str, local: bool) -> None:
     parts = urlsplit(url)
     if parts.scheme == "https" or (local and parts.scheme == "http" and parts.hostname in _LOOPBACK):
         return
-    message = f"a redirect to {ascii(url)[1:-1]}" if url != origin else f"{parts.scheme}:// found"
+    message = f"a redirect to {shown(url)}" if url != origin else f"{parts.scheme}:// found"
     raise RecipeError(origin, [RecipeFault("", f"{message}; expected https://")])
