@@ -85,7 +85,7 @@ def difference(
 
 
 def _walk(place: str, before: Plain, after: Plain) -> list[tuple[str, Plain, Plain]]:
-    if before == after and type(before) is type(after):
+    if json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True):
         return []
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
