@@ -80,9 +80,10 @@ def _walk(node: Node, place: str, key: str) -> Iterator[RecipeFault]:
     if isinstance(node.value, dict):
         for name, inner in node.value.items():
             where = f"{place}.{shown(name)}" if place else shown(name)
-            if key not in _FREE_TEXT and is_foreign(inner) and (message := _key_fault(name)):
+            last = re.sub(r"\[\d+\]", "", name).rpartition(".")[2]  # of a dotted key in a sweep
+            if key not in _FREE_TEXT and is_foreign(inner) and (message := _key_fault(last)):
                 yield _fault(inner, where, message)
-            yield from _walk(inner, where, key if key in _FREE_TEXT else name)
+            yield from _walk(inner, where, key if key in _FREE_TEXT else last)
     elif isinstance(node.value, list):
         for index, inner in enumerate(node.value):
             yield from _walk(inner, f"{place}[{index}]", key)

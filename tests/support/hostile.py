@@ -225,6 +225,17 @@ def _foreign() -> list[tuple[str, dict[str, bytes], str]]:
         ("teacher within a teacher", teacher("recipe: {teachers: [{name: u, model: ~/m}]}"), "inside"),
         ("extends a file", _with("extends: /etc/passwd"), "inside the recipe's folder"),
         ("tracking", _with("tracking: [wandb]"), "send data to a service"),
+        (
+            "sweep over paths",
+            _with("sweep: {x: [{data.train.path: ~/a}, {seeds: [1]}]}"),
+            "inside the recipe",
+        ),
+        ("sweep over services", _with("sweep: {x: [{'tracking': [wandb]}, {seeds: [1]}]}"), "to a service"),
+        (
+            "sweep over data sets",
+            _with("sweep: {x: [{'data.train[0].hub': csv}, {seeds: [1]}]}"),
+            "USER/NAME",
+        ),
         ("homoglyph key", _with("t\u0435achers: []"), "beyond ASCII"),
         ("tasks of lm-eval", _with("eval: [{suite: lm-eval, tasks: [../../tasks]}]"), "leaves the recipe's"),
     ]
