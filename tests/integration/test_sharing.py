@@ -364,3 +364,36 @@ print(json.dumps([len(tokenizer), model.num_parameters()]))
     assert [request for request in world.requests if "/api/models/" in request] == [
         "GET /api/models/org/stories?blobs=true 200"
     ]
+
+
+def test_default_pins_of_suites_are_refreshed_and_followed(world: World) -> None:
+    code = """
+import json
+from pathlib import Path
+from stlm_kd.eval import pins
+here = Path("pins.json")
+unpinned = pins.benchmark("nyu-mll/blimp").commit
+changes = pins.refresh_pins(here)
+pins.FILE = here
+given = pins.benchmark("nyu-mll/blimp", revision="v1").commit
+print(json.dumps([unpinned, pins.benchmark("nyu-mll/blimp").commit, given, pins.refresh_pins(here), changes]))
+"""
+    names = json.loads((ROOT / "eval/pins.json").read_text())
+    commits = {name: world.hub.add("dataset", name, {"README.md": name}, tag="v1") for name in names}
+    new = world.hub.add("dataset", "nyu-mll/blimp", {"README.md": "2"})
+    unpinned, pinned, given, again, changes = world.python(code)
+    assert (unpinned, pinned, given) == (new, new, commits["nyu-mll/blimp"])
+    assert not again
+    assert changes == {name: [None, commit] for name, commit in (commits | {"nyu-mll/blimp": new}).items()}
+    assert "nyu-mll/blimp: unpinned" in world.stderr
+
+
+def test_every_built_in_suite_has_an_entry_and_none_is_invented() -> None:
+    from stlm_kd.eval.fine_tuning import conll2003, glue, squad
+    from stlm_kd.eval.harness.task_data import LOCAL
+    from stlm_kd.eval.language_modeling import wikitext
+    from stlm_kd.eval.pins import default_pins
+
+    named = {glue.HUB, conll2003.HUB, squad.HUB, wikitext.HUB[0], *(row.hub[0] for row in LOCAL.values())}
+    assert default_pins().keys() == named
+    assert all(commit is None or len(commit) == 40 for commit in default_pins().values())

@@ -36,7 +36,23 @@ def test_names_on_the_hub(
 
 @pytest.mark.parametrize(
     "text",
-    "./a/b ../b /a/b ~/a ~a/b $DATA/model ${DATA}/x a/b/c a/b/ . -x a/- org/name.git a--b/c a..b C:\\x ü/x".split(),
+    [
+        *(
+            "./a/b",
+            "../b",
+            "/a/b",
+            "~/a",
+            "~a/b",
+            "$DATA/model",
+            "${DATA}/x",
+            "a/b/c",
+            "a/b/",
+            ".",
+            "-x",
+            "a/-",
+        ),
+        *("org/name.git", "a--b/c", "a..b", "C:\\models", "ü/x", "", "a b"),
+    ],
 )
 def test_paths(text: str) -> None:
     assert hub_name_or_path(text) is None
