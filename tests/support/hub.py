@@ -25,6 +25,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -205,7 +206,7 @@ class Hub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
-        """``METHOD path status`` of each request, in order."""
+        """``METHOD path status`` of each request, in order; without status while it is not answered."""
         self._uploads: dict[str, bytes] = {}
         self._port = 0
         self._loop = asyncio.new_event_loop()
@@ -300,6 +301,8 @@ class Hub:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         place = f"{request.method} {unquote(request.raw_path)}"
         fault = next((one for one in self.faults if one.times != 0 and re.search(one.pattern, place)), None)
+        number = len(self.requests)
+        self.requests.append(place)
         if fault is not None:
             fault.times = None if fault.times is None else fault.times - 1
             await asyncio.sleep(fault.wait)
@@ -312,7 +315,7 @@ class Hub:
             response = await self._route(request)
         except _Refused as refused:
             response = refused.response
-        self.requests.append(f"{place} {response.status}")
+        self.requests[number] += f" {response.status}"
         return response if fault is None else await self._spoil(request, response, fault)
 
     async def _spoil(self, request: web.Request, response: web.Response, fault: Fault) -> web.StreamResponse:
@@ -322,11 +325,12 @@ class Hub:
             body[len(body) // 2] ^= 0xFF
         stream = web.StreamResponse(status=response.status, headers=response.headers)
         stream.content_length = len(body)
-        await stream.prepare(request)
-        if request.method != "HEAD":
-            await stream.write(bytes(body[: fault.cut]))
-            if fault.cut is not None and fault.cut < len(body) and request.transport is not None:
-                request.transport.close()
+        with suppress(ConnectionResetError):  # the client no longer waits
+            await stream.prepare(request)
+            if request.method != "HEAD":
+                await stream.write(bytes(body[: fault.cut]))
+                if fault.cut is not None and fault.cut < len(body) and request.transport is not None:
+                    request.transport.close()
         return stream
 
     async def _route(self, request: web.Request) -> web.Response:
