@@ -87,9 +87,7 @@ def _faults(entry: Node, place: str) -> Iterator[RecipeFault]:
         try:
             split(f"{key}=0")
         except UsageError:
-            yield RecipeFault(
-                place, f"{key!a}: expected a key of the recipe such as train.steps", node.line
-            )
+            yield RecipeFault(place, f"{key!a}: expected a key of the recipe such as train.steps", node.line)
 
 
 def _variant(entry: Node, number: str) -> Variant:

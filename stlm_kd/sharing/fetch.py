@@ -6,7 +6,7 @@ What is kept lies in a folder named by its commit or hash, and never changes. No
 from __future__ import annotations
 
 import hashlib
-import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from stlm_kd.artifacts.atomic import clear_unfinished, remove, write_json, written_whole
-from stlm_kd.artifacts.hashing import sha256
+from stlm_kd.artifacts.hashing import cache_folder, sha256
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, UsageError
-from stlm_kd.sharing import git, hub_files, web
+from stlm_kd.sharing import git, snapshot, web
 from stlm_kd.sharing.address import RECIPE, GitAddress, HubAddress, RemoteAddress, WebAddress
-from stlm_kd.sharing.limits import FOLDER, MAX_YAML, check_contents
+from stlm_kd.sharing.hub import info
+from stlm_kd.sharing.limits import FOLDER, MAX_YAML, Entry, check_contents, checked_listing
+from stlm_kd.sharing.names import HubName
 
 _MANIFEST, _FILES = "manifest.json", "files"
 _PATIENCE = 600.0
@@ -66,11 +68,6 @@ class _Manifest:
 _MANIFESTS: TypeAdapter[_Manifest] = TypeAdapter(_Manifest)
 
 
-def default_cache() -> Path:
-    """The folder of fetched recipes: ``stlm-kd/recipes`` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stlm-kd" / "recipes"
-
-
 def fetch(
     address: RemoteAddress,
     *,
@@ -84,7 +81,7 @@ def fetch(
 
     Args:
         address: The address.
-        cache: The folder of fetched recipes; None for ``default_cache``.
+        cache: The folder of fetched recipes; None for ``recipes`` in ``cache_folder``.
         permissions: What the user allows.
         check: Called with the folder and the recipe before they are kept; what it raises keeps them out.
 
@@ -93,7 +90,7 @@ def fetch(
         RecipeError: It is refused: names, sizes, contents, or not the stated hash.
         UsageError: It needs a permission.
     """
-    root = default_cache() if cache is None else cache
+    root = cache_folder() / "recipes" if cache is None else cache
     pinned = _pinned(address, permissions)
     place = _place(root, pinned)
     with _held(root):
@@ -135,7 +132,8 @@ def _pinned(address: RemoteAddress, permissions: Permissions) -> RemoteAddress:
         revision = git.commit_of(address.url, address.revision, local=permissions.local_servers)
         return replace(address, revision=revision)
     if isinstance(address, HubAddress):
-        return replace(address, revision=hub_files.commit_of(address))
+        name = HubName(address.kind, address.repo, address.revision)
+        return address if name.is_commit else replace(address, revision=info(name).commit)
     if address.sha256 is None:
         content = web.read(address.url, limit=MAX_YAML, local=permissions.local_servers)
         address = replace(address, sha256=hashlib.sha256(content).hexdigest())
@@ -198,8 +196,19 @@ def _download(address: RemoteAddress, folder: Path, permissions: Permissions) ->
             raise RecipeError(address.url, [RecipeFault("", message)])
         (folder / _web_name(address)).write_bytes(content)
     elif isinstance(address, HubAddress):
-        hub_files.download(address, folder)
+        _download_from_hub(address, folder)
     else:
         assert address.revision is not None, "pinned"
         local = permissions.local_servers
         git.download(address.url, address.revision, folder, origin=str(address), local=local)
+
+
+def _download_from_hub(address: HubAddress, folder: Path) -> None:
+    found = info(HubName(address.kind, address.repo, address.revision))
+    listed = (
+        Entry(path, file.size, f"{file.algorithm}:{file.hash}") for path, file in (found.files or {}).items()
+    )
+    names = [entry.path for entry in checked_listing(listed, str(address))]
+    for name, file in zip(names, snapshot.fetch(found, names), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)

@@ -7,7 +7,6 @@ filter, submodule, LFS pointer or link of the repository has any effect. Git may
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from subprocess import DEVNULL, PIPE
 
 from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault
 from stlm_kd.sharing.limits import MAX_BYTES, MB, Entry, checked_listing, shown
+from stlm_kd.sharing.names import is_commit
 
 _DEADLINE = 120.0
 """Seconds for one call of git."""
@@ -34,12 +34,6 @@ _SETTINGS = {
     "maintenance.auto": "false",
     "submodule.recurse": "false",
 }
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def is_commit(revision: str) -> bool:
-    """Whether a revision is a commit's full name."""
-    return _COMMIT.fullmatch(revision) is not None
 
 
 def commit_of(url: str, revision: str | None, *, local: bool = False) -> str:
