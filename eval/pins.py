@@ -1,7 +1,7 @@
 """The commits at which the built-in suites read their data sets, so that users' scores are comparable.
 
-``pins.json`` holds a commit that was read from the Hub for each data set, or null: such a data set is unpinned,
-and is read at the commit of its main branch. ``refresh_pins`` asks the Hub for all of them.
+``pins.json`` holds a commit that was read from the Hub for each data set, or null: such a data set is
+unpinned and read at the commit of its main branch. ``refresh_pins`` asks the Hub for all of them.
 """
 
 from __future__ import annotations
@@ -35,18 +35,16 @@ def benchmark(dataset: str, *, revision: str | None = None) -> RepoInfo:
     default = default_pins().get(dataset)
     found = pins.current().resolve(HubName("dataset", dataset, revision or default))
     if revision is None and default is None:
-        note(
-            f"{dataset}: unpinned (eval/pins.json has no commit of it); read at {found.commit[:7]}, now its main"
-        )
+        note(f"{dataset}: unpinned (no commit in eval/pins.json); read at {found.commit[:7]}, now its main")
     return found
 
 
 def refresh_pins(file: Path = FILE) -> dict[str, tuple[str | None, str]]:
-    """Write the commits that the data sets' main branches have now; return those that changed, old and new.
+    """Write the commits that the data sets' main branches have now; return the changes, old and new.
 
     Raises:
-        MissingResourceError: A data set is missing or the Hub cannot be reached; or the file cannot be written.
-            The file is unchanged then.
+        MissingResourceError: A data set is missing, the Hub cannot be reached, or the file cannot be written;
+            it is unchanged then.
     """
     before: dict[str, str | None] = json.loads(FILE.read_text(encoding="utf-8"))
     after = {dataset: info(HubName("dataset", dataset)).commit for dataset in sorted(before)}
