@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from os import PathLike, fspath
 
 from stlm_kd.artifacts.results import Row, measurable
 from stlm_kd.comparison.difference import Sample, difference_between, sample_of
@@ -39,7 +40,7 @@ class Comparison:
 
 
 def compare(
-    sources: Sequence[str],
+    sources: Sequence[str | PathLike[str]],
     *,
     baseline: str | None = None,
     only: Collection[str] = (),
@@ -49,7 +50,7 @@ def compare(
     """Compare all rows of runs and score files with a baseline.
 
     Args:
-        sources: Run folders, or JSON files written by ``stlm-kd eval --output``.
+        sources: Runs, their folders, or JSON files written by ``stlm-kd eval --output``.
         baseline: Name of a row, or a variant that only one row has. Default: the first run's control
             (``no-teacher`` if there is one), or its student if that has no teachers; then the same for the
             next run; then the first student or model.
@@ -64,10 +65,11 @@ def compare(
         DataError: The examples differ, no metric is comparable, or a tokenizer is lossy; the message says
             what differs.
     """
-    rows = read_rows(sources)
+    names = [fspath(source) for source in sources]
+    rows = read_rows(names)
     if len(rows) < 2:
         found = f"one row ({rows[0].name})" if rows else "nothing"
-        raise UsageError(f"{', '.join(sources) or 'compare'}: {found}; name a second to compare")
+        raise UsageError(f"{', '.join(names) or 'compare'}: {found}; name a second to compare")
     return compare_with(_baseline(rows, baseline), rows, only=only, smallest=smallest, lossy=lossy)
 
 

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stlm_kd.artifacts.record import Record
 from stlm_kd.artifacts.run_dir import open_run as open_folder
 from stlm_kd.artifacts.run_dir import show_run
 from stlm_kd.errors import CheckpointError, MissingResourceError
@@ -46,6 +47,15 @@ class Run:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file}: damaged ({error})") from error
         return found
+
+    @property
+    def record(self) -> Record:
+        """Its command, status, times, hash of the recipe, and versions of packages.
+
+        Raises:
+            CheckpointError: The record is damaged.
+        """
+        return show_run(self.path).record
 
     @property
     def table(self) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from stlm_kd.data.batch import Batch
 from stlm_kd.errors import CheckpointError, UsageError
 from stlm_kd.losses.sampled import TopKTail
-from stlm_kd.pipeline.cache import summary
+from stlm_kd.pipeline.cache import inspect_cache
 from stlm_kd.teachers.cache import merge
 from stlm_kd.teachers.cache.format import Json, Layout, read_manifest, shard_name
 from stlm_kd.teachers.cache.merge import merge_caches, mixed, names_of
@@ -113,7 +113,7 @@ def test_teachers_keep_their_names_and_numbers_stand_for_them_too(tmp_path: Path
     manifests = [read_manifest(folder) for folder in made]
     assert manifests[0].fingerprint == manifests[1].fingerprint
     assert manifests[1].source["names"] == ["gpt2", "llama"]
-    assert summary(made[1]).teacher == "gpt2, llama merged"
+    assert inspect_cache(made[1]).teacher == "gpt2, llama merged"
     probs = said(made[1]).label_log_probs
     assert probs is not None
     expected = 0.75 * logits(1).softmax(-1)[:, 5] + 0.25 * logits(2).softmax(-1)[:, 5]

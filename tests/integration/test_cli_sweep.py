@@ -12,7 +12,7 @@ import stlm_kd.pipeline.distill
 import stlm_kd.pipeline.sweep
 from stlm_kd.cli.main import app
 from stlm_kd.pipeline.run import Run
-from stlm_kd.pipeline.sweep import _value_name, swept
+from stlm_kd.pipeline.sweep import _value_name, sweep_recipes
 from stlm_kd.recipe import Recipe
 from tests.support.compared import run_folder, seeds_of
 
@@ -139,7 +139,7 @@ def test_what_may_be_repeated_may_be_repeated(done: dict[str, Recipe]) -> None:
     ],
 )
 def test_names_that_collide_are_counted_up_until_free(values: list[str], names: list[str]) -> None:
-    runs = swept("sample-two-teachers", [], [f"data.train.domain={json.dumps(values)}"])
+    runs = sweep_recipes("sample-two-teachers", [], [f"data.train.domain={json.dumps(values)}"])
     assert [*runs] == [f"sample-two-teachers-{name}" for name in names]
     assert [recipe.data.train[0].domain for recipe in runs.values()] == values
 

@@ -262,7 +262,18 @@ def test_the_command_asks_all_students_the_same(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(models)
-    words = ["interchange", "teacher", "near", "far", "--data", "text.txt", "--rows", "12", "--context", "16"]
+    words = [
+        "interchange",
+        "teacher",
+        "near",
+        "far",
+        "--data",
+        "text.txt",
+        "--set",
+        "rows=12",
+        "--set",
+        "context=16",
+    ]
     found = done(*words, "--output", str(tmp_path / "out.json"))
     assert found == json.loads((tmp_path / "out.json").read_text())
     near, far = found["students"]["near"], found["students"]["far"]
@@ -271,7 +282,7 @@ def test_the_command_asks_all_students_the_same(
     assert near["report"]["positions"] == far["report"]["positions"] > 0
     alone = done("interchange", "teacher", "far", *words[4:])
     assert alone["students"]["far"] == far
-    other = done(*words, "--seed", "1")
+    other = done(*words, "--set", "seed=1")
     assert other["students"]["far"]["scores"] != far["scores"]
     shown = stlm_kd(*words).stdout
     assert "layer 0 ↔ 0, 1" in shown and "interchange accuracy" in shown and "12 rows" in shown
@@ -283,8 +294,8 @@ def test_a_model_beside_its_copy_agrees_everywhere(
     names: tuple[str, str], source: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(models)
-    words = ["--data", "text.txt", "--rows", "6", "--context", "24", "--source", source]
-    (result,) = done("interchange", *names, *words, "--positions", "random")["students"].values()
+    words = ["--data", "text.txt", "--set", "rows=6", "--set", "context=24", "--set", f"source={source}"]
+    (result,) = done("interchange", *names, *words, "--set", "positions=random")["students"].values()
     told = {score["metric"]: score["value"] for score in result["scores"] if score["task"] == ALL}
     assert told["agreement"] == told["interchange_accuracy"] == told["base_agreement"] == 1
     assert told["teacher_effect"] == told["student_effect"] and math.isfinite(told["teacher_effect"])
@@ -308,7 +319,7 @@ def test_the_text_is_that_of_the_models_runs_if_it_is_one(
     monkeypatch.chdir(models)
     text = models / "text.txt"
     near, far = run_of("near", tmp_path / "a", str(text)), run_of("far", tmp_path / "b", str(text))
-    few = ["--rows", "6", "--context", "16"]
+    few = ["--set", "rows=6", "--set", "context=16"]
     found = done("interchange", "teacher", near, far, *few)["students"]
     given = done("interchange", "teacher", near, far, *few, "--data", "text.txt")["students"]
     assert found == given
@@ -324,13 +335,17 @@ def test_the_text_is_that_of_the_models_runs_if_it_is_one(
         (["teacher", "foreign", "--data", "text.txt"], 3, "teacher and foreign have different vocabularies"),
         (["teacher", "near", "near", "--data", "text.txt"], 2, "near: given twice"),
         (["teacher", "near"], 2, "give --data FILE"),
-        (["masked", "student", "--data", "text.txt", "--alignment", "late"], 3, "--alignment: late means"),
         (
-            ["teacher", "near", "--data", "text.txt", "--context", "65"],
-            2,
-            "--context: 65 tokens, but teacher has 64 positions",
+            ["masked", "student", "--data", "text.txt", "--set", "alignment=late"],
+            3,
+            ": alignment: late means",
         ),
-        (["teacher", "near", "--data", "text.txt", "--source", "synonim"], 2, "synonim"),
+        (
+            ["teacher", "near", "--data", "text.txt", "--set", "context=65"],
+            2,
+            "context: 65 tokens, but teacher has 64 positions",
+        ),
+        (["teacher", "near", "--data", "text.txt", "--set", "source=synonim"], 2, "synonim"),
     ],
 )
 def test_the_command_says_what_is_wrong(

@@ -16,7 +16,7 @@ from stlm_kd.artifacts.results import ExampleScore, Json, Score, SuiteResult
 from stlm_kd.comparison.compare import compare
 from stlm_kd.comparison.metrics import Metric
 from stlm_kd.comparison.resampling import resampled_blocks
-from stlm_kd.comparison.smallest import DEFAULTS, Smallest, read_smallest
+from stlm_kd.comparison.smallest import DEFAULTS, Smallest
 from stlm_kd.comparison.verdicts import Compared, verdict_of
 from stlm_kd.errors import DataError, UsageError
 from stlm_kd.eval.language_modeling.likelihood import ScoredText
@@ -76,14 +76,14 @@ def test_a_difference_that_four_decimals_do_not_show_is_never_better() -> None:
 def test_the_smallest_difference_is_asked_for_by_name_or_for_all() -> None:
     bits = Metric("perplexity", "", "text", "bits_per_byte", False)
     assert (Smallest().of(ACCURACY), Smallest().of(bits)) == (0.01, 0.01)
-    asked = read_smallest(["accuracy=.05", ".002"])
+    asked = Smallest.read(["accuracy=.05", ".002"])
     assert (asked.of(ACCURACY), asked.of(bits)) == (0.05, 0.002)
-    assert read_smallest([]) == Smallest() and all(0 < size <= 0.02 for size in DEFAULTS.values())
+    assert Smallest.read([]) == Smallest() and all(0 < size <= 0.02 for size in DEFAULTS.values())
     for wrong in ("accuracy", "accuracy=-1", "nan", "accuracy=inf", "=", "x=y=1,5"):
         with pytest.raises(UsageError, match=r"expected METRIC=NUMBER or NUMBER, at least 0"):
-            read_smallest([wrong])
+            Smallest.read([wrong])
     with pytest.raises(UsageError, match="given twice"):
-        read_smallest(["a=1", "a=2"])
+        Smallest.read(["a=1", "a=2"])
 
 
 def test_the_smallest_difference_decides_what_is_better(tmp_path: Path) -> None:

@@ -37,17 +37,6 @@ def missing_here(recipe: Recipe, *, prefix: str = "") -> list[RecipeFault]:
     return [RecipeFault(", ".join(places), message) for message, places in found.items()]
 
 
-def refuse_what_cannot_run(recipe: Recipe, *, origin: str) -> None:
-    """Raise an error if the recipe cannot run on this machine.
-
-    Raises:
-        MissingResourceError: Requirements are missing; the message lists them, one per line.
-    """
-    if missing := missing_here(recipe):
-        lines = [f"{origin}: cannot run here: {len(missing)} missing", *(f"  {fault}" for fault in missing)]
-        raise MissingResourceError("\n".join(lines))
-
-
 def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
     student, data = recipe.student, recipe.data
     if isinstance(student.tokenizer, str):
@@ -66,9 +55,7 @@ def _missing(recipe: Recipe, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_teacher(place: str, teacher: Teacher) -> Iterator[tuple[str, str]]:
-    cached = teacher.cache is not None and teacher.cache.path is not None
-    if cached:
-        assert teacher.cache is not None and teacher.cache.path is not None
+    if teacher.cache is not None and teacher.cache.path is not None:
         yield from _of_path(f"{place}.cache", teacher.cache.path)
     elif teacher.recipe is not None:
         yield from _missing(teacher.recipe, f"{place}.recipe.")

@@ -14,7 +14,7 @@ from stlm_kd.recipe.schema.student import CROSS_ENTROPY, SELF_DISTILLATION, Adap
 from stlm_kd.recipe.schema.training import Engine, Train
 from stlm_kd.recipe.validation.cache import cache_conflicts
 from stlm_kd.recipe.validation.combination import combination_conflicts
-from stlm_kd.recipe.validation.conflict import Conflict, Place, not_a_teacher, within
+from stlm_kd.recipe.validation.conflict import Conflict, Place, not_a_teacher, repeated, within
 from stlm_kd.recipe.validation.features import config_fields
 from stlm_kd.recipe.validation.objectives import objective_conflicts
 from stlm_kd.teachers import COMBINED
@@ -261,9 +261,7 @@ def _labels(recipe: Recipe, labels: tuple[str, ...]) -> Iterator[Conflict]:
         yield (place, ("task",)), f"only for classification, but the task is {recipe.task}"
     elif len(labels) < 2:
         yield (place,), f"{len(labels)} class found; expected at least two"
-    for i, label in enumerate(labels):
-        if labels.index(label) != i:
-            yield ((*place, i),), f"{label} given twice"
+    yield from repeated(place, labels)
 
 
 def _eval(recipe: Recipe) -> Iterator[Conflict]:
@@ -324,16 +322,9 @@ def uneven_batches(recipe: Recipe, processes: int) -> Iterator[RecipeFault]:
 
 
 def _controls(recipe: Recipe) -> Iterator[Conflict]:
-    for i, control in enumerate(recipe.controls):
-        place: Place = ("controls", i)
-        if recipe.controls.index(control) != i:
-            yield (place,), f"{control} given twice"
-        if not recipe.teachers:
-            message = f"{control} is a control for a student with teachers, but the recipe has none"
-            yield (place, ("teachers",)), message
-    for i, seed in enumerate(recipe.seeds):
-        if recipe.seeds.index(seed) != i:
-            yield (("seeds", i),), f"{seed} given twice; two runs with one seed are identical"
-    for i, tracker in enumerate(recipe.tracking):
-        if recipe.tracking.index(tracker) != i:
-            yield (("tracking", i),), f"{tracker} given twice"
+    yield from repeated(("controls",), recipe.controls)
+    yield from repeated(("seeds",), recipe.seeds, "{} given twice; two runs with one seed are identical")
+    yield from repeated(("tracking",), recipe.tracking)
+    for i, control in enumerate(() if recipe.teachers else recipe.controls):
+        message = f"{control} is a control for a student with teachers, but the recipe has none"
+        yield (("controls", i), ("teachers",)), message
