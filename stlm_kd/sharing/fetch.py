@@ -30,19 +30,6 @@ _PATIENCE = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Permissions:
-    """What the user allows beside the defaults, on the command line and never in a recipe.
-
-    Attributes:
-        any_url: An https address without a hash.
-        local_servers: http and git+file on this machine, for tests.
-    """
-
-    any_url: bool = False
-    local_servers: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Fetched:
     """A recipe's folder in the cache.
 
@@ -72,7 +59,7 @@ def fetch(
     address: RemoteAddress,
     *,
     cache: Path | None = None,
-    permissions: Permissions = Permissions(),
+    local_servers: bool = False,
     check: Callable[[Path, Path], None] = lambda folder, file: None,
 ) -> Fetched:
     """Fetch what an address names, or find it in the cache.
@@ -82,16 +69,16 @@ def fetch(
     Args:
         address: The address.
         cache: The folder of fetched recipes; None for ``recipes`` in ``cache_folder``.
-        permissions: What the user allows.
+        local_servers: Whether http and git+file on this machine are allowed, for tests.
         check: Called with the folder and the recipe before they are kept; what it raises keeps them out.
 
     Raises:
         MissingResourceError: It cannot be reached, or there is no such file or commit.
         RecipeError: It is refused: names, sizes, contents, or not the stated hash.
-        UsageError: It needs a permission.
+        UsageError: An https address without a hash; the message gives it.
     """
     root = cache_folder() / "recipes" if cache is None else cache
-    pinned = _pinned(address, permissions)
+    pinned = _pinned(address, local=local_servers)
     place = _place(root, pinned)
     with _held(root):
         hashes = _kept(place, pinned)
@@ -101,7 +88,7 @@ def fetch(
             with written_whole(place) as unfinished:
                 folder = unfinished / _FILES
                 folder.mkdir(parents=True)
-                _download(pinned, folder, permissions)
+                _download(pinned, folder, local=local_servers)
                 check_contents(folder, str(pinned))
                 check(folder, _recipe_in(folder, pinned))
                 hashes = _hashes(folder)
@@ -126,22 +113,18 @@ def _held(root: Path) -> Iterator[None]:
         ) from error
 
 
-def _pinned(address: RemoteAddress, permissions: Permissions) -> RemoteAddress:
+def _pinned(address: RemoteAddress, *, local: bool) -> RemoteAddress:
     """The address with its commit or hash, which the network tells if the address does not."""
     if isinstance(address, GitAddress):
-        revision = git.commit_of(address.url, address.revision, local=permissions.local_servers)
+        revision = git.commit_of(address.url, address.revision, local=local)
         return replace(address, revision=revision)
     if isinstance(address, HubAddress):
         name = HubName(address.kind, address.repo, address.revision)
         return address if name.is_commit else replace(address, revision=info(name).commit)
     if address.sha256 is None:
-        content = web.read(address.url, limit=MAX_YAML, local=permissions.local_servers)
-        address = replace(address, sha256=hashlib.sha256(content).hexdigest())
-        if not permissions.any_url:
-            raise UsageError(
-                f"{address.url}: may change at any time; to take what is there now, give {address}, or allow "
-                "any content with --trust-url"
-            )
+        content = web.read(address.url, limit=MAX_YAML, local=local)
+        hashed = WebAddress(address.url, hashlib.sha256(content).hexdigest())
+        raise UsageError(f"{address}: may change at any time; to take what is there now, give {hashed}")
     return address
 
 
@@ -187,9 +170,9 @@ def _web_name(address: WebAddress) -> str:
     return name if name.replace("-", "").replace("_", "").replace(".", "").isalnum() else RECIPE
 
 
-def _download(address: RemoteAddress, folder: Path, permissions: Permissions) -> None:
+def _download(address: RemoteAddress, folder: Path, *, local: bool) -> None:
     if isinstance(address, WebAddress):
-        content = web.read(address.url, limit=MAX_YAML, local=permissions.local_servers)
+        content = web.read(address.url, limit=MAX_YAML, local=local)
         found = hashlib.sha256(content).hexdigest()
         if found != address.sha256:
             message = f"sha256 {found} found; expected {address.sha256}"
@@ -199,7 +182,6 @@ def _download(address: RemoteAddress, folder: Path, permissions: Permissions) ->
         _download_from_hub(address, folder)
     else:
         assert address.revision is not None, "pinned"
-        local = permissions.local_servers
         git.download(address.url, address.revision, folder, origin=str(address), local=local)
 
 

@@ -16,10 +16,9 @@ import pytest
 from stlm_kd.errors import MissingResourceError, RecipeError, UsageError
 from stlm_kd.sharing import git, web
 from stlm_kd.sharing.address import GitAddress, WebAddress, parse_address
-from stlm_kd.sharing.fetch import Fetched, Permissions, fetch
+from stlm_kd.sharing.fetch import Fetched, fetch
 from tests.support.hostile import FOLDER, GOOD
 
-LOCAL = Permissions(local_servers=True)
 Tree = list[tuple[str, str, bytes]]
 """Mode, name and content: a blob's bytes, or the object's name."""
 
@@ -86,7 +85,7 @@ def test_a_git_repository_is_fetched_by_branch_tag_and_commit(bare: Bare, tmp_pa
     second = bare.add({**FOLDER, "data/train.txt": b"Others.\n"}, "refs/heads/feature/x")
     cache = tmp_path / "cache"
     by_name = {
-        name: fetch(GitAddress(bare.address.url, name), cache=cache, permissions=LOCAL)
+        name: fetch(GitAddress(bare.address.url, name), cache=cache, local_servers=True)
         for name in (None, "main", "v1", "v2", "feature/x", second)
     }
     commits = {name: found.origin.revision for name, found in by_name.items() if found.origin is not None}  # type: ignore[union-attr]
@@ -110,7 +109,7 @@ def test_a_commit_in_the_cache_needs_no_repository_and_a_changed_file_is_fetched
 ) -> None:
     commit = bare.add(FOLDER)
     address = GitAddress(bare.address.url, commit)
-    again = partial(fetch, address, cache=tmp_path / "cache", permissions=LOCAL)
+    again = partial(fetch, address, cache=tmp_path / "cache", local_servers=True)
     first: Fetched = again()
     moved = bare.path.rename(tmp_path / "elsewhere")
     assert again() == first
@@ -138,7 +137,7 @@ def test_hooks_filters_submodules_and_links_of_a_repository_have_no_effect(
         ("100755", "run.sh", b"#!/bin/sh\n"),
     ]
     bare.add({**FOLDER, "data/big.txt": pointer, "data/id.txt": b"$Id$ $Format:%H$\n"}, extra=extra)
-    found = fetch(bare.address, cache=tmp_path / "cache", permissions=LOCAL)
+    found = fetch(bare.address, cache=tmp_path / "cache", local_servers=True)
     assert set(found.hashes) == {*FOLDER, "data/big.txt", "data/id.txt"}
     assert (found.folder / "data/id.txt").read_text() == "$Id$ $Format:%H$\n"
     assert not (tmp_path / "ran").exists()
@@ -171,7 +170,7 @@ def test_a_malicious_tree_is_refused(says: str, extra: object, bare: Bare, tmp_p
     assert callable(extra)
     bare.add(FOLDER, extra=extra(bare))
     with pytest.raises(RecipeError, match=says):
-        fetch(bare.address, cache=tmp_path / "cache", permissions=LOCAL)
+        fetch(bare.address, cache=tmp_path / "cache", local_servers=True)
     assert kept(tmp_path / "cache") == []
 
 
@@ -180,7 +179,7 @@ def test_a_tree_that_git_forbids_is_refused_by_git_itself(name: str, bare: Bare,
     inner = bare.tree([("100644", "config", b"x")])
     bare.add(FOLDER, extra=[("40000", name, inner.encode())])
     with pytest.raises((MissingResourceError, RecipeError)):
-        fetch(bare.address, cache=tmp_path / "cache", permissions=LOCAL)
+        fetch(bare.address, cache=tmp_path / "cache", local_servers=True)
     assert kept(tmp_path / "cache") == []
 
 
@@ -194,11 +193,11 @@ def test_a_repository_may_name_no_other_program_and_this_disk_only_with_permissi
     with pytest.raises(MissingResourceError, match="not allowed"):
         git.commit_of("ext::sh -c touch% ran", "main", local=True)
     with pytest.raises(MissingResourceError, match="no branch or tag nothing there"):
-        fetch(GitAddress(bare.address.url, "nothing"), cache=tmp_path / "cache", permissions=LOCAL)
+        fetch(GitAddress(bare.address.url, "nothing"), cache=tmp_path / "cache", local_servers=True)
     with pytest.raises(MissingResourceError, match=r"no other\.yaml there; found recipe\.yaml"):
-        fetch(GitAddress(bare.address.url, None, "other.yaml"), cache=tmp_path / "cache", permissions=LOCAL)
+        fetch(GitAddress(bare.address.url, None, "other.yaml"), cache=tmp_path / "cache", local_servers=True)
     assert kept(tmp_path / "cache") == []
-    assert fetch(bare.address, cache=tmp_path / "cache", permissions=LOCAL).file.is_file()
+    assert fetch(bare.address, cache=tmp_path / "cache", local_servers=True).file.is_file()
 
 
 class _Site(BaseHTTPRequestHandler):
@@ -251,13 +250,12 @@ def test_a_web_address_needs_the_hash_of_its_content(site: str, tmp_path: Path) 
     hashed = hashlib.sha256(GOOD.encode()).hexdigest()
     url = f"{site}/tiny.yaml"
     with pytest.raises(UsageError, match=f"give {url}#sha256={hashed}"):
-        fetch(WebAddress(url), cache=tmp_path, permissions=LOCAL)
+        fetch(WebAddress(url), cache=tmp_path, local_servers=True)
     with pytest.raises(RecipeError, match=f"sha256 {hashed} found; expected {'0' * 64}"):
-        fetch(WebAddress(url, "0" * 64), cache=tmp_path, permissions=LOCAL)
+        fetch(WebAddress(url, "0" * 64), cache=tmp_path, local_servers=True)
     assert kept(tmp_path) == []
-    found = fetch(WebAddress(url, hashed), cache=tmp_path, permissions=LOCAL)
+    found = fetch(WebAddress(url, hashed), cache=tmp_path, local_servers=True)
     assert (found.file.name, found.file.read_text()) == ("tiny.yaml", GOOD)
-    assert fetch(WebAddress(url), cache=tmp_path, permissions=Permissions(True, True)) == found
 
 
 @pytest.mark.parametrize(
@@ -280,7 +278,7 @@ def test_a_web_address_that_misbehaves_is_refused(
     monkeypatch.setattr(web, "_DEADLINE", 0.5)
     monkeypatch.setattr(web, "_SILENCE", 0.5)
     with pytest.raises(error, match=says):
-        fetch(WebAddress(f"{site}/{name}.yaml", "0" * 64), cache=tmp_path, permissions=LOCAL)
+        fetch(WebAddress(f"{site}/{name}.yaml", "0" * 64), cache=tmp_path, local_servers=True)
     assert kept(tmp_path) == []
 
 
