@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.extensions import load_extensions
-from stlm_kd.recipe.locate import Document, document, read
+from stlm_kd.recipe.locate import Document, document, read, run_name
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place
@@ -32,7 +32,7 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
     """Load and validate a recipe, with everything resolved that needs no model.
 
     Args:
-        name: A file, or a built-in name with or without ``.yaml``.
+        name: An address, a file, a folder with ``recipe.yaml``, or a built-in name.
         overrides: ``key.path=value``, applied in order.
         is_stored: Whether the recipe is that of a finished run and is only read; overlap of training and
             validation data is then not a fault.
@@ -55,7 +55,7 @@ def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | Non
         RecipeError, MissingResourceError: As ``load``.
     """
     if not isinstance(recipe, Recipe):
-        return load(recipe, overrides), name or Path(recipe).stem
+        return load(recipe, overrides), name or run_name(recipe)
     if overrides:
         raise UsageError("overrides change a recipe that is given by name; pass them to load_recipe instead")
     return recipe, name or "recipe"
