@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.scoring.evaluate import evaluate
     from stlm_kd.pipeline.scoring.interchange import interchange
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
+    from stlm_kd.publishing.diff import compare_recipes
+    from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
@@ -58,6 +60,8 @@ _PLACES = {
     "interchange": "stlm_kd.pipeline.scoring.interchange:interchange",
     "compare_students": "stlm_kd.pipeline.sweep:compare_students",
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
+    "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
+    "pull_recipe": "stlm_kd.publishing.pull:pull",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
@@ -78,6 +82,7 @@ __all__ = [
     "agreement",
     "build_cache",
     "compare",
+    "compare_recipes",
     "compare_students",
     "copy_recipe",
     "distill",
@@ -93,6 +98,7 @@ __all__ = [
     "merge_caches",
     "open_run",
     "plan",
+    "pull_recipe",
     "report",
     "show_recipe",
     "sweep_recipes",

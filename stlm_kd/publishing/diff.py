@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from stlm_kd.recipe.load import load, plain
+from stlm_kd.recipe.locate import find, lock_beside
 from stlm_kd.recipe.lock import Lock, drift
 from stlm_kd.recipe.yaml import Plain
 from stlm_kd.teachers import COMBINED
@@ -57,6 +59,22 @@ class Difference:
     def as_json(self) -> list[dict[str, Plain]]:
         """Plain values, in the same order."""
         return [asdict(change) for change in self.changes]
+
+
+def compare_recipes(before: str, after: str) -> Difference:
+    """The differences between two recipes, and between the locks that lie beside both.
+
+    Args:
+        before: An address, file, folder or built-in name, also a run's folder.
+        after: Another.
+
+    Raises:
+        MissingResourceError: There is no such recipe.
+        RecipeError: A recipe or a lock is invalid.
+    """
+    first, second = find(before), find(after)
+    recipes = load(before, is_stored=True), load(after, is_stored=True)
+    return difference(plain(recipes[0]), plain(recipes[1]), (lock_beside(first), lock_beside(second)))
 
 
 def difference(

@@ -12,6 +12,7 @@ from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, Usage
 from stlm_kd.recipe import overrides as dotted
 from stlm_kd.recipe.extends import extended
 from stlm_kd.recipe.foreign import check_fetched, foreign_faults
+from stlm_kd.recipe.lock import LOCK_FILE, Lock, read_lock
 from stlm_kd.recipe.sweep import Variant, variants, without_sweep
 from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
 from stlm_kd.sharing.address import RECIPE as RECIPE_FILE
@@ -144,6 +145,16 @@ def find(name: str, *, beside: Source | None = None) -> Source:
 def locate(name: str) -> Path:
     """The file of a recipe; name and errors as ``find``."""
     return find(name).path
+
+
+def lock_beside(source: Source) -> Lock | None:
+    """The lock in the folder of a recipe; None if there is none.
+
+    Raises:
+        RecipeError: It is invalid.
+    """
+    path = source.path.with_name(LOCK_FILE)
+    return read_lock(text_of(path), origin=_display_path(path)) if path.is_file() else None
 
 
 def run_name(recipe: str) -> str:
