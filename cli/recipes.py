@@ -84,6 +84,24 @@ def pull(
 
 
 @app.command(cls=Command)
+def lock(
+    recipe: Name,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="By default recipe.lock beside the recipe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what the names in a recipe stand for now, and tell what has moved. Downloads nothing."""
+    import stlm_kd
+
+    target, moved = stlm_kd.lock_recipe(recipe, output)
+    if as_json:
+        print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
+        return
+    typer.echo("\n".join([*map(str, moved), str(target), f"Use it: stlm-kd distill -r {recipe} --locked"]))
+
+
+@app.command(cls=Command)
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="A recipe or an address.")],
     after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.cache import CacheSummary, build_cache, inspect_cache, verify_cache
     from stlm_kd.pipeline.distill import distill
     from stlm_kd.pipeline.generate import generate
+    from stlm_kd.pipeline.locking import lock_recipe, require_lock
     from stlm_kd.pipeline.plan import plan
     from stlm_kd.pipeline.run import Run, open_run
     from stlm_kd.pipeline.scoring.agreement import agreement
@@ -61,6 +62,8 @@ _PLACES = {
     "compare_students": "stlm_kd.pipeline.sweep:compare_students",
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
     "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
+    "lock_recipe": "stlm_kd.pipeline.locking:lock_recipe",
+    "require_lock": "stlm_kd.pipeline.locking:require_lock",
     "pull_recipe": "stlm_kd.publishing.pull:pull",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
@@ -94,12 +97,14 @@ __all__ = [
     "list_recipes",
     "list_runs",
     "load_recipe",
+    "lock_recipe",
     "losses",
     "merge_caches",
     "open_run",
     "plan",
     "pull_recipe",
     "report",
+    "require_lock",
     "show_recipe",
     "sweep_recipes",
     "verify_cache",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,8 @@ TEACHER = "extends: t/base.yaml\nteachers: [{name: t, recipe: t/base.yaml}]\n"
 REMOTE = "extends: hf://alice/base@v1\ntrain: {steps: 30}\n"
 BROKEN = "extends: hf://alice/base@v1\ntrain: {steps: 30}\nobjectives: [{loss: nothing}]\n"
 
+LOCKED = BASE.replace("{train: bpe, size: 500}", "org/tok").replace("{sample: train, size: 20k}", "data.txt")
+
 RUNNER = """
 import json, sys
 from typer.testing import CliRunner
@@ -45,6 +48,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
     (home / "base" / "recipe.yaml").write_text(BASE)
     (home / "mine.yaml").write_text(REMOTE)
     (home / "broken.yaml").write_text(BROKEN)
+    (home / "data.txt").write_text("One two three.\n")
+    (home / "locked.yaml").write_text(LOCKED)
     show = ["recipe", "show", "--resolved"]
     commands = {
         "folder": [*show, "base"],
@@ -65,6 +70,15 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
         "diff": ["recipe", "diff", "hf://alice/base@v1", "copy/child.yaml"],
         "sweep": ["distill", "-r", "hf://alice/base@v1", "--sweep", "length", "--dry-run"],
         "no sweep": ["distill", "-r", "hf://alice/base@v1", "--sweep", "lenght", "--dry-run"],
+        "lock": ["recipe", "lock", "locked.yaml", "-o", "recipe.lock"],
+        "locked": ["distill", "-r", "locked.yaml", "--locked", "--dry-run"],
+        "changed": ["distill", "-r", "locked.yaml", "--locked", "--dry-run", "train.steps=11"],
+        "unlocked": ["distill", "-r", "base", "--locked", "--dry-run"],
+    }
+    later = {
+        "moved": ["distill", "-r", "locked.yaml", "--locked", "--dry-run"],
+        "relock": ["recipe", "lock", "locked.yaml"],
+        "relocked": ["distill", "-r", "locked.yaml", "--locked", "--dry-run"],
     }
     with Hub() as hub:
         hub.add("model", "alice/base", {"recipe.yaml": BASE}, tag="v1")
@@ -72,15 +86,23 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
         hub.add("model", "alice/base", {**files, "recipe.yaml": CHILD}, tag="v2")
         bad = BASE.replace("{sample: train, size: 20k}", "~/secret.txt") + "tracking: [wandb]\n"
         hub.add("model", "mallory/bad", {"recipe.yaml": bad})
-        ended = subprocess.run(
-            [sys.executable, "-c", RUNNER],
-            input=json.dumps([*commands.values()]),
-            cwd=home,
-            env=hub.environment(home, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="0"),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        hub.add("model", "org/tok", {"tokenizer.json": "{}"})
+        first = _run(hub, home, commands)
+        hub.add("model", "org/tok", {"tokenizer.json": "{} "})
+        return first | _run(hub, home, later)
+
+
+def _run(hub: Hub, home: Path, commands: dict[str, list[str]]) -> dict[str, tuple[int, str]]:
+    """Exit code and output of each command."""
+    ended = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps([*commands.values()]),
+        cwd=home,
+        env=hub.environment(home, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="0"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ended.returncode == 0, ended.stderr
     return dict(zip(commands, map(tuple, json.loads(ended.stdout)), strict=True))
 
@@ -133,3 +155,17 @@ def test_recipes_are_compared_across_addresses(told: dict[str, tuple[int, str]])
         1,
         "how\n  train.steps: 10 → 20\n  train.clip: 2.0 → 1.0\n  seeds: [1, 2] → [3]\n",
     )
+
+
+def test_a_locked_recipe_runs_only_as_long_as_its_names_mean_the_same(
+    told: dict[str, tuple[int, str]],
+) -> None:
+    assert told["lock"][0] == told["locked"][0] == 0, (told["lock"], told["locked"])
+    code, text = told["changed"]
+    assert code == 3 and "recipe: sha256:" in text
+    code, text = told["unlocked"]
+    assert code == 5 and "no recipe.lock beside it" in text
+    code, text = told["moved"]
+    assert code == 3 and "1 fault" not in text and "models.student.tokenizer.commit: " in text
+    assert told["relock"][0] == 0 and "models.student.tokenizer.commit: " in told["relock"][1]
+    assert told["relocked"][0] == 0, told["relocked"]
