@@ -104,7 +104,7 @@ def test_a_source_in_another_micro_batch_costs_the_blocks_before_the_exchange_ag
     (intervention,) = {t.intervention.name: t.intervention for t in step.terms if t.intervention}.values()
     layer = layer_at(intervention, 0, index=0, steps=8)
     fixed = replace(intervention, layers={"t": {layer: intervention.layers["t"][layer]}})
-    step._all = [replace(term, intervention=term.intervention and fixed) for term in step._all]
+    step.all_terms = [replace(term, intervention=term.intervention and fixed) for term in step.all_terms]
     whole, again = (
         training_flops(step, StepShape(effective, CONTEXT, 1.0, share), steps=3) for share in (0.0, run_again)
     )

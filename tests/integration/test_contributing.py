@@ -29,6 +29,7 @@ SHOWN = {
     "first_piece": '"labels"',
     "top_k": '"labels"',
     "stablelm": '"hint@a"',
+    "sums": '"labels"',
 }
 """By module, a part of the metrics that shows it."""
 

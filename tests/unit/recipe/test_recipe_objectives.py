@@ -243,8 +243,8 @@ def test_a_layer_beyond_the_last_is_refused_without_a_model(
             "objectives[1].projection: none, but the student's hidden size is 16 and that of teacher a",
         ),
         (
-            ["teachers[0].recipe.student.architecture.model_type=opt", "objectives=[{loss: attention_mse}]"],
-            "objectives[0].loss: attention_mse does not support these models: teacher a is a opt; ",
+            ["teachers[0].recipe.student.architecture.model_type=phi", "objectives=[{loss: attention_mse}]"],
+            "objectives[0].loss: attention_mse does not support these models: teacher a is a phi; ",
         ),
     ],
 )
