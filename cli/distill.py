@@ -31,14 +31,17 @@ def distill(
         list[str] | None,
         typer.Option(
             metavar="KEY.PATH=[V,V,…]",
-            help="One run per value, with a final table of all students. May be repeated: one run per "
-            "combination.",
+            help="One run per value, with a final table of all students; or the name of a list under the "
+            "recipe's sweep. May be repeated: one run per combination.",
         ),
     ] = None,
     rehearsal: options.Rehearsal = True,
     trust_remote_code: options.TrustRemoteCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and missing requirements.")
+    ] = False,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Refuse a recipe whose names moved since its recipe.lock.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -53,6 +56,9 @@ def distill(
     loaded = next(iter(recipes.values()))
     if loaded.adapts_only:
         raise UsageError(f"{recipe}: trains no student; run stlm-kd adapt-teacher -r {shlex.quote(recipe)}")
+    if locked:
+        for one in recipes.values():
+            stlm_kd.require_lock(recipe, one)
     if dry_run:
         if as_json:
             raise UsageError("--json: a plan is text; leave out --json, or see recipe show --resolved")

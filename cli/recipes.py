@@ -1,4 +1,4 @@
-"""``stlm-kd recipe``: list, show, copy and validate recipes."""
+"""``stlm-kd recipe``: list, show, copy, pull, compare and validate recipes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from stlm_kd.cli.group import Command
 from stlm_kd.cli.options import AsJson, Overrides
 from stlm_kd.errors import MissingResourceError, RecipeError
 
-app = typer.Typer(no_args_is_help=True, help="List, show, copy and validate recipes.", rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True, help="List, show, copy, compare and validate recipes.", rich_markup_mode=None
+)
 
-Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file or a built-in name.")]
+Name = Annotated[str, typer.Argument(metavar="RECIPE", help="A file, folder, address or built-in name.")]
 
 
 @app.command("list", cls=Command)
@@ -58,6 +60,63 @@ def copy(
 
     target = stlm_kd.copy_recipe(recipe, destination, overwrite=force)
     typer.echo(f"{target}\nTry it: stlm-kd recipe validate {target}")
+
+
+@app.command(cls=Command)
+def pull(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="hf://, https:// or git+https://.")],
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="[DEST]", help="A new folder; by default named by the address.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a recipe's folder from an address. Nothing of it is run."""
+    import stlm_kd
+
+    found = stlm_kd.pull_recipe(address, destination, overwrite=force)
+    if as_json:
+        print_json({**asdict(found), "folder": str(found.folder), "recipe": str(found.recipe)})
+        return
+    typer.echo(f"{found.origin}\n")
+    print_rows(("FILE", "BYTES"), [(name, f"{size:,}") for name, size in found.sizes.items()])
+    typer.echo(f"\n{found.folder}\nRead it: stlm-kd distill -r {found.recipe} --dry-run")
+
+
+@app.command(cls=Command)
+def lock(
+    recipe: Name,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="By default recipe.lock beside the recipe.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what the names in a recipe stand for now, and tell what has moved. Downloads nothing."""
+    import stlm_kd
+
+    target, moved = stlm_kd.lock_recipe(recipe, output)
+    if as_json:
+        print_json({"lock": str(target), "moved": [asdict(one) for one in moved]})
+        return
+    typer.echo("\n".join([*map(str, moved), str(target), f"Use it: stlm-kd distill -r {recipe} --locked"]))
+
+
+@app.command(cls=Command)
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="A recipe or an address.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two recipes by meaning, and their locks. Exit code 1: they differ."""
+    import stlm_kd
+
+    found = stlm_kd.compare_recipes(before, after)
+    if as_json:
+        print_json({"before": before, "after": after, "changes": found.as_json()})
+    else:
+        typer.echo(found.as_text())
+    if found.changes:
+        raise typer.Exit(1)
 
 
 @app.command(cls=Command)

@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from stlm_kd.pipeline.cache import CacheSummary, build_cache, inspect_cache, verify_cache
     from stlm_kd.pipeline.distill import distill
     from stlm_kd.pipeline.generate import generate
+    from stlm_kd.pipeline.locking import lock_recipe, require_lock
     from stlm_kd.pipeline.plan import plan
     from stlm_kd.pipeline.run import Run, open_run
     from stlm_kd.pipeline.scoring.agreement import agreement
     from stlm_kd.pipeline.scoring.evaluate import evaluate
     from stlm_kd.pipeline.scoring.interchange import interchange
     from stlm_kd.pipeline.sweep import compare_students, sweep_recipes
+    from stlm_kd.publishing.diff import compare_recipes
     from stlm_kd.publishing.export import export
+    from stlm_kd.publishing.pull import pull as pull_recipe
     from stlm_kd.recipe import Recipe
     from stlm_kd.recipe.catalogue import copy_recipe, list_recipes, show_recipe
     from stlm_kd.recipe.load import load as load_recipe
@@ -71,6 +74,10 @@ _PLACES = {
     "interchange": "stlm_kd.pipeline.scoring.interchange:interchange",
     "compare_students": "stlm_kd.pipeline.sweep:compare_students",
     "sweep_recipes": "stlm_kd.pipeline.sweep:sweep_recipes",
+    "compare_recipes": "stlm_kd.publishing.diff:compare_recipes",
+    "lock_recipe": "stlm_kd.pipeline.locking:lock_recipe",
+    "require_lock": "stlm_kd.pipeline.locking:require_lock",
+    "pull_recipe": "stlm_kd.publishing.pull:pull",
     "copy_recipe": "stlm_kd.recipe.catalogue:copy_recipe",
     "list_recipes": "stlm_kd.recipe.catalogue:list_recipes",
     "show_recipe": "stlm_kd.recipe.catalogue:show_recipe",
@@ -110,6 +117,7 @@ __all__ = [
     "agreement",
     "build_cache",
     "compare",
+    "compare_recipes",
     "compare_students",
     "copy_recipe",
     "distill",
@@ -122,10 +130,12 @@ __all__ = [
     "list_recipes",
     "list_runs",
     "load_recipe",
+    "lock_recipe",
     "losses",
     "merge_caches",
     "open_run",
     "plan",
+    "pull_recipe",
     "register_combiner",
     "register_data_source",
     "register_family",
@@ -134,6 +144,7 @@ __all__ = [
     "register_source",
     "register_suite",
     "report",
+    "require_lock",
     "show_recipe",
     "sweep_recipes",
     "train",

@@ -1,10 +1,33 @@
-"""SHA-256 of files."""
+"""Hashes of files, remembered between commands while the files are unchanged.
+
+``known_hash`` reads a file once: hash, size, inode and times are appended to one store in the user's cache
+folder. A file that was replaced or written to has another inode or change time, which programs cannot set
+back, so it is read again. A lost or damaged store costs reading, never a wrong hash: lines have checksums.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+import json
+import os
+import time
+import zlib
 from pathlib import Path
+from typing import Literal
+
+Algorithm = Literal["sha256", "git"]
+"""SHA-256 of the bytes, or the SHA-1 by which git names the file's content."""
+
+CACHE = "STLM_KD_CACHE"
+"""The environment variable with the folder of what commands remember; it may be deleted at any time."""
+
+_MAX_LINES = 20_000
+_SETTLED_NS = 2_000_000_000
+"""A younger file may change again within the resolution of its times, so its hash is not stored."""
+
+_Stamp = tuple[int, int, int, int]
+_known: dict[tuple[str, Algorithm], tuple[_Stamp, str]] = {}
+_loaded: set[Path] = set()
 
 
 def sha256(path: Path) -> str:
@@ -13,19 +36,92 @@ def sha256(path: Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    digest = hashlib.sha256()
+    return _read(path, "sha256")
+
+
+def known_sha256(path: Path) -> str:
+    """Like ``sha256``, remembered while the file is unchanged."""
+    return known_hash(path, "sha256")
+
+
+def known_hash(path: Path, algorithm: Algorithm) -> str:
+    """A file's hash in hexadecimal, remembered while the file is unchanged.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    path = path.absolute()
+    _load()
+    stamp = _stamp(path)
+    key = str(path), algorithm
+    if key in _known and _known[key][0] == stamp:
+        return _known[key][1]
+    digest = _read(path, algorithm)
+    if _stamp(path) == stamp:  # it did not change while it was read
+        _known[key] = stamp, digest
+        if time.time_ns() - max(stamp[2:]) > _SETTLED_NS:
+            _append(key, stamp, digest)
+    return digest
+
+
+def cache_folder() -> Path:
+    """The folder of what commands remember: ``$STLM_KD_CACHE``, or ``stlm-kd`` in the user's cache folder."""
+    own, general = os.environ.get(CACHE), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(general) if general else Path.home() / ".cache") / "stlm-kd"
+
+
+def _read(path: Path, algorithm: Algorithm) -> str:
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha256() if algorithm == "sha256" else hashlib.sha1(b"blob %d\0" % size)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def known_sha256(path: Path) -> str:
-    """Like ``sha256``, cached within the process while the file is unchanged."""
+def _stamp(path: Path) -> _Stamp:
     state = path.stat()
-    return _of_state(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns
 
 
-@lru_cache(maxsize=4096)
-def _of_state(path: Path, *_state: int) -> str:
-    return sha256(path)
+def _store() -> Path:
+    return cache_folder() / "hashes.jsonl"
+
+
+def _load() -> None:
+    """Read the store once per process, and shorten it if it is long; damaged lines are ignored."""
+    store = _store()
+    if store in _loaded:
+        return
+    _loaded.add(store)
+    try:
+        lines = store.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines[-_MAX_LINES:]:
+        checksum, _, text = line.partition(b" ")
+        if checksum == _checksum(text):
+            path, algorithm, stamp, digest = json.loads(text)
+            _known[path, algorithm] = tuple(stamp), digest
+    if len(lines) > _MAX_LINES:
+        shorter = store.with_name(f".{store.name}.{os.getpid()}")
+        try:
+            shorter.write_bytes(b"\n".join(lines[-_MAX_LINES // 2 :]))
+            shorter.replace(store)
+        except OSError:
+            return
+
+
+def _append(key: tuple[str, Algorithm], stamp: _Stamp, digest: str) -> None:
+    """Add a line to the store in one write, which other processes cannot interrupt; no error if it fails."""
+    text = json.dumps([*key, stamp, digest]).encode()
+    try:
+        _store().parent.mkdir(parents=True, exist_ok=True)
+        with _store().open("ab", buffering=0) as file:
+            file.write(b"\n%s %s" % (_checksum(text), text))  # begins a line even after a cut one
+    except OSError:
+        return
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)

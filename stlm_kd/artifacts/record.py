@@ -80,7 +80,7 @@ def new_record(name: str, digest: str, command: str) -> Record:
         command=command,
         status="running",
         started=now(),
-        versions=_versions(),
+        versions=versions(),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         hardware=hardware(),
@@ -100,7 +100,8 @@ def hardware() -> str:
     return ", ".join([*parts, *(f"{count} x {name}" for name, count in counted.items())])
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of ``PACKAGES`` that are installed."""
     found = {}
     for package in PACKAGES:
         try:

@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Sequence
 from os import PathLike, fspath
-from pathlib import Path
 
 from stlm_kd.comparison.compare import Comparison, compare_with
 from stlm_kd.comparison.entries import read_rows
 from stlm_kd.errors import UsageError
 from stlm_kd.recipe import Recipe, load
+from stlm_kd.recipe.locate import run_name, sweep_list
 from stlm_kd.recipe.overrides import refuse_repeated, split
+from stlm_kd.recipe.sweep import Variant
 
 
 def sweep_recipes(recipe: str, overrides: Sequence[str], sweeps: Sequence[str]) -> dict[str, Recipe]:
@@ -26,36 +27,39 @@ def sweep_recipes(recipe: str, overrides: Sequence[str], sweeps: Sequence[str]) 
     Args:
         recipe: A file or a built-in name.
         overrides: Changes ``key.path=value`` common to all runs.
-        sweeps: ``key.path=[value, value, …]``, one per key; without any, there is one recipe, of its own
-            name.
+        sweeps: ``key.path=[value, value, …]``, one per key, or the name of a list under the recipe's
+            ``sweep``; without any, there is one recipe, of its own name.
 
     Raises:
         UsageError: A sweep is malformed, a key is given twice, or the recipe has no eval.
         RecipeError: The recipe is invalid with one of the combinations.
     """
-    refuse_repeated([*overrides, *sweeps])
+    refuse_repeated([*overrides, *(sweep for sweep in sweeps if "=" in sweep)])
     if not sweeps:
-        return {Path(recipe).stem: load(recipe, overrides)}
+        return {run_name(recipe): load(recipe, overrides)}
+    axes = [_axis(sweep) if "=" in sweep else sweep_list(recipe, sweep) for sweep in sweeps]
     found: dict[str, Recipe] = {}
-    for values in itertools.product(*map(_overrides, sweeps)):
-        loaded = load(recipe, [*overrides, *values])
+    for variants in itertools.product(*axes):
+        changes = [override for variant in variants for override in variant.overrides]
+        loaded = load(recipe, [*overrides, *changes])
         if not loaded.eval:
             raise UsageError(f"--sweep: {recipe} has no eval, so there are no scores to put side by side")
-        name = "-".join([Path(recipe).stem, *map(_value_name, values)])
+        name = "-".join([run_name(recipe), *(variant.name for variant in variants)])
         numbered = (f"{name}-{number}" for number in itertools.count(2))
         found[next(free for free in itertools.chain([name], numbered) if free not in found)] = loaded
     return found
 
 
-def _overrides(sweep: str) -> list[str]:
-    """One override per value of ``key.path=[value, value, …]``."""
+def _axis(sweep: str) -> list[Variant]:
+    """One variant per value of ``key.path=[value, value, …]``."""
     values, key = split(sweep)[1].plain(), sweep.partition("=")[0]
     written = [json.dumps(value) for value in values] if isinstance(values, list) else []
     if not 2 <= len(written) == len(set(written)):
         raise UsageError(
             f"--sweep {sweep}: expected a list of different values, for instance train.steps=[100, 200]"
         )
-    return [f"{key}={value}" for value in written]
+    overrides = [f"{key}={value}" for value in written]
+    return [Variant(_value_name(override), (override,)) for override in overrides]
 
 
 def _value_name(override: str) -> str:

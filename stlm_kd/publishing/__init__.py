@@ -1,1 +1,1 @@
-"""What leaves the tool: models in other programs' formats."""
+"""What leaves the tool, and comes to it: recipes and their differences; models in other programs' formats."""

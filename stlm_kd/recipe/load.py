@@ -10,19 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from stlm_kd.artifacts.run_dir import RECIPE
 from stlm_kd.errors import RecipeError, RecipeFault, UsageError
 from stlm_kd.extensions import load_extensions
-from stlm_kd.recipe.locate import Document, document, read
+from stlm_kd.recipe.locate import Document, document, read, run_name
 from stlm_kd.recipe.schema.fields import LENIENT, UNKNOWN_KEY
 from stlm_kd.recipe.schema.root import Recipe
 from stlm_kd.recipe.validation.conflict import Conflict, Place
 from stlm_kd.recipe.validation.overlap import overlaps
 from stlm_kd.recipe.validation.recipe import conflicts
-from stlm_kd.recipe.yaml import Node, Plain, scalar
+from stlm_kd.recipe.yaml import Node, Plain, dump
 from stlm_kd.teachers import COMBINED
 
 Found: TypeAlias = tuple[Place, str, str]
@@ -33,7 +32,7 @@ def load(name: str, overrides: Sequence[str] = (), *, is_stored: bool = False) -
     """Load and validate a recipe, with everything resolved that needs no model.
 
     Args:
-        name: A file, or a built-in name with or without ``.yaml``.
+        name: An address, a file, a folder with ``recipe.yaml``, or a built-in name.
         overrides: ``key.path=value``, applied in order.
         is_stored: Whether the recipe is that of a finished run and is only read; overlap of training and
             validation data is then not a fault.
@@ -52,7 +51,7 @@ def named_recipe(recipe: Recipe | str, overrides: Sequence[str], name: str | Non
     Raises UsageError for overrides of a recipe that is loaded already; others as ``load``.
     """
     if not isinstance(recipe, Recipe):
-        return load(recipe, overrides), name or Path(recipe).stem
+        return load(recipe, overrides), name or run_name(recipe)
     if overrides:
         raise UsageError("overrides change a recipe that is given by name; pass them to load_recipe instead")
     return recipe, name or "recipe"
@@ -102,7 +101,7 @@ def plain(part: BaseModel) -> dict[str, Plain]:
 
 def resolved_yaml(recipe: Recipe) -> str:
     """The recipe with all defaults and its teachers' recipes inlined, as YAML."""
-    return yaml.dump(plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return dump(plain(recipe))
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -124,25 +123,6 @@ def term_names(recipe: Recipe) -> tuple[str, ...]:
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         names.append(next(one for one in itertools.chain([name], numbered) if one not in names))
     return tuple(names)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes YAML that ``stlm_kd.recipe.yaml.parse`` reads back as the same values."""
-
-
-def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    mantissa, e, exponent = repr(value).partition("e")
-    point = "" if "." in mantissa or not e else ".0"
-    return dumper.represent_scalar("tag:yaml.org,2002:float", f"{mantissa}{point}{e}{exponent}")
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = None if scalar(value) == value else "'"
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-_Dumper.add_representer(float, _float)
-_Dumper.add_representer(str, _text)
 
 
 def _plain(value: object) -> Plain:

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, did_you_mean
+from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault, UsageError, did_you_mean
 from stlm_kd.recipe import overrides as dotted
+from stlm_kd.recipe.extends import extended
+from stlm_kd.recipe.foreign import check_fetched, foreign_faults
+from stlm_kd.recipe.lock import LOCK_FILE, Lock, read_lock
+from stlm_kd.recipe.sweep import Variant, variants, without_sweep
 from stlm_kd.recipe.yaml import LARGEST, Node, YamlError, parse
+from stlm_kd.sharing.address import RECIPE as RECIPE_FILE
+from stlm_kd.sharing.address import HubAddress, WebAddress, parse_address
 
 MOST_RECIPES = 32
 """Maximum number of recipes that one recipe may include for its teachers."""
@@ -64,48 +70,145 @@ def purpose(path: Path) -> str:
     return first.lstrip("# ").removeprefix("Purpose:").strip() if first.startswith("#") else ""
 
 
-def locate(name: str, *, beside: Path | None = None) -> Path:
-    """The file of a recipe: an existing file, else a built-in name with or without ``.yaml``.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file of a recipe.
 
-    A built-in name may have the prefix ``recipes/``; paths are relative to ``beside``, by default the current
-    folder. Raises MissingResourceError, which names the nearest, if there is none.
+    Attributes:
+        path: Where it lies.
+        origin: Its name in messages: a path, or the address that it was fetched from, with commit or hash.
+        folder: Contains all that a fetched recipe may name; None for recipes of this machine.
     """
-    path = Path(name).expanduser()
-    path = path if beside is None or path.is_absolute() else beside / path
-    if path.is_file():
-        return path
+
+    path: Path
+    origin: str
+    folder: Path | None = None
+
+
+def find(name: str, *, beside: Source | None = None) -> Source:
+    """The recipe of a name: an address, a file, a folder with ``recipe.yaml``, or a built-in name.
+
+    Args:
+        name: The name; a built-in name may have the prefix ``recipes/`` and the suffix ``.yaml``.
+        beside: The recipe that names it, in whose folder relative paths start; None: the current folder. A
+            fetched recipe cannot name other files of this machine.
+
+    Raises:
+        MissingResourceError: No such recipe; the message names the nearest. Or it cannot be reached.
+        RecipeError: A fetched recipe is refused.
+        UsageError: A malformed address.
+    """
+    address = parse_address(name)
+    if address is not None:
+        from stlm_kd.sharing.fetch import fetch
+
+        found = fetch(address, check=check_fetched)
+        return Source(found.file, str(found.origin), found.folder)
+    is_plain = not name.startswith(("/", "~")) and ".." not in Path(name).parts
+    if beside is None or beside.folder is None:
+        path = Path(name).expanduser()
+        path = path if beside is None or path.is_absolute() else beside.path.parent / path
+    elif is_plain:
+        path = beside.path.parent / name
+    else:
+        raise MissingResourceError(f"{name}: outside the folder of {beside.origin}")
+    inside = path / RECIPE_FILE if (path / RECIPE_FILE).is_file() else path
+    if inside.is_file():
+        if beside is None or beside.folder is None:
+            return Source(inside, _display_path(inside))
+        return Source(
+            inside, f"{beside.origin} {inside.relative_to(beside.folder).as_posix()}", beside.folder
+        )
     known = {recipe.name: recipe.path for recipe in built_in()}
     bare = name.removeprefix("recipes/").removesuffix(".yaml")
     if bare in known:
-        return known[bare]
+        return Source(known[bare], _display_path(known[bare]))
     if path.is_dir():
         raise MissingResourceError(
-            f"{name}: a folder; expected a recipe file or the name of a built-in recipe (stlm-kd recipe list)"
+            f"{name}: a folder; expected a recipe file or the name of a built-in recipe (stlm-kd recipe "
+            f"list), or a folder with {RECIPE_FILE}"
         )
     raise MissingResourceError(f"{name}: neither a file nor a built-in recipe{did_you_mean(bare, known)}")
 
 
+def locate(name: str) -> Path:
+    """The file of a recipe; name and errors as ``find``."""
+    return find(name).path
+
+
+def lock_beside(source: Source) -> Lock | None:
+    """The lock in the folder of a recipe; None if there is none.
+
+    Raises:
+        RecipeError: It is invalid.
+    """
+    path = source.path.with_name(LOCK_FILE)
+    return read_lock(text_of(path), origin=_display_path(path)) if path.is_file() else None
+
+
+def run_name(recipe: str) -> str:
+    """The default name of the runs of a recipe: of its file or, for ``recipe.yaml``, of what contains it.
+
+    >>> [run_name(name) for name in ("r/tiny.yaml", "hf://alice/tiny@v1", "git+https://h.org/b.git#t.yaml")]
+    ['tiny', 'tiny', 't']
+    """
+    address = parse_address(recipe)
+    if address is None:
+        path = Path(recipe)
+    elif isinstance(address, WebAddress):
+        path = Path(address.url)
+    else:
+        container = address.repo if isinstance(address, HubAddress) else address.url
+        path = Path(container.removesuffix(".git"), address.file)
+    return path.parent.name if path.name == RECIPE_FILE and path.parent.name else path.stem
+
+
 def read(name: str, overrides: Sequence[str] = ()) -> Document:
-    """Read a recipe as written, with overrides applied in order.
+    """Read a recipe as written, with all that it extends, and overrides applied in order.
 
     Raises MissingResourceError if there is none; RecipeError if it is not plain YAML; UsageError as
     ``document``.
     """
-    path = locate(name)
-    try:
-        root = parse(text_of(path))
-    except YamlError as error:
-        raise RecipeError(_display_path(path), error.faults) from error
-    return document(root, overrides, origin=_display_path(path), chain=(path,))
-
-
-def document(root: Node, overrides: Sequence[str], *, origin: str, chain: tuple[Path, ...] = ()) -> Document:
-    """A recipe's tree, changed in place, with overrides applied in order, and all that it names read.
-
-    ``origin`` is its name in messages; ``chain`` the file that it is from, if any. UsageError for an override
-    that is not ``key.path=value``.
-    """
+    source = find(name)
     reader = _Reader()
+    return document(reader.tree(source), overrides, origin=source.origin, chain=(source,), reader=reader)
+
+
+def sweep_list(name: str, sweep: str) -> tuple[Variant, ...]:
+    """The changes of a list in a recipe's ``sweep``.
+
+    Raises:
+        UsageError: The recipe has no such list.
+        MissingResourceError, RecipeError: As ``read``; or the list is malformed.
+    """
+    source = find(name)
+    root = _Reader().tree(source)
+    if faults := foreign_faults(root):
+        raise RecipeError(source.origin, faults)
+    return variants(root, sweep, origin=source.origin)
+
+
+def document(
+    root: Node,
+    overrides: Sequence[str],
+    *,
+    origin: str,
+    chain: tuple[Source, ...] = (),
+    reader: _Reader | None = None,
+) -> Document:
+    """A recipe's tree with overrides applied in order, and all that it names read.
+
+    Args:
+        root: The tree; changed in place.
+        overrides: ``key.path=value``.
+        origin: The recipe's name in messages.
+        chain: The file that the tree is from, if any.
+        reader: What read the tree, if anything.
+
+    Raises:
+        UsageError: An override is not of this form.
+    """
+    reader = reader or _Reader()
     for override in overrides:
         _expand_objectives(root)
         found = dotted.apply(root, override, lambda node: reader.expand(node, "teachers[].recipe", chain))
@@ -113,7 +216,7 @@ def document(root: Node, overrides: Sequence[str], *, origin: str, chain: tuple[
             reader.faults.append(found)
     reader.expand_all(root, chain)
     once = {(found.message, found.line): found for found in reader.faults}  # a recipe may be read twice
-    return Document(origin, root, tuple(once.values()))
+    return Document(origin, without_sweep(root), (*once.values(), *foreign_faults(root)))
 
 
 def text_of(path: Path) -> str:
@@ -157,8 +260,31 @@ class _Reader:
     def __init__(self) -> None:
         self.faults: list[RecipeFault] = []
         self.num_read = 0
+        self.sources: dict[str, Source] = {}
 
-    def expand_all(self, node: Node, chain: tuple[Path, ...], place: str = "") -> None:
+    def tree(self, source: Source, *, is_named: bool = False) -> Node:
+        """The tree of a recipe laid over what it extends; ``is_named``: by another recipe.
+
+        Raises:
+            RecipeError: Not plain YAML, or a fault of ``extends``.
+            MissingResourceError, UsageError: What it extends cannot be found.
+        """
+        root = self._parsed(source, is_named=is_named)
+        return extended(root, source, self._ancestor)
+
+    def _ancestor(self, name: str, beside: Source) -> tuple[Node, Source]:
+        source = find(name, beside=beside)
+        return self._parsed(source, is_named=True), source
+
+    def _parsed(self, source: Source, *, is_named: bool) -> Node:
+        self.sources[source.origin] = source
+        is_shown = is_named or source.folder is not None  # faults of the recipe itself name lines alone
+        try:
+            return parse(text_of(source.path), origin=source.origin if is_shown else "")
+        except YamlError as error:
+            raise RecipeError(source.origin, error.faults) from error
+
+    def expand_all(self, node: Node, chain: tuple[Source, ...], place: str = "") -> None:
         """Read all that a recipe and its teachers' recipes name; unreadable ones keep their names."""
         _expand_objectives(node)
         teachers = node.value.get("teachers") if isinstance(node.value, dict) else None
@@ -168,23 +294,24 @@ class _Reader:
             if named is not None:
                 self.expand(named, f"{place}teachers[{i}].recipe", chain)
 
-    def expand(self, node: Node, place: str, chain: tuple[Path, ...]) -> None:
+    def expand(self, node: Node, place: str, chain: tuple[Source, ...]) -> None:
         """Read the recipe that a node of a teacher names, and all that it names."""
         if not isinstance(node.value, str):  # written inline, or inlined before
             self.expand_all(node, chain, f"{place}.")
             return
         try:
-            path = locate(node.value, beside=None if node.line is None else chain[-1].parent)
+            beside = None if node.line is None else self.sources.get(node.origin, chain[-1])
+            source = find(node.value, beside=beside)
             self.num_read += 1
-            if path.resolve() in [outer.resolve() for outer in chain]:
+            if source.path.resolve() in [outer.path.resolve() for outer in chain]:
                 self.faults.append(RecipeFault(place, f"{node.value} includes itself", node.line))
             elif self.num_read > MOST_RECIPES:
                 message = f"{node.value} is one too many; expected at most {MOST_RECIPES} recipes"
                 self.faults.append(RecipeFault(place, message, node.line))
             else:
-                node.value = parse(text_of(path), origin=_display_path(path)).value
-                self.expand_all(node, (*chain, path), f"{place}.")
-        except MissingResourceError as error:
+                node.value = without_sweep(self.tree(source, is_named=True)).value
+                self.expand_all(node, (*chain, source), f"{place}.")
+        except (MissingResourceError, UsageError) as error:
             self.faults.append(RecipeFault(place, str(error), node.line))
-        except (YamlError, RecipeError) as error:
+        except RecipeError as error:
             self.faults += [RecipeFault(place, f"{node.value}: {found}", node.line) for found in error.faults]

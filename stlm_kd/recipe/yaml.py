@@ -1,4 +1,4 @@
-"""Parse YAML into a tree whose nodes record their origin; only plain data is accepted.
+"""Parse YAML into a tree whose nodes record their origin, and write it; only plain data is accepted.
 
 Keys and scalars follow YAML 1.2's core schema: ``on`` and ``no`` are text, ``3e-4`` is a number. Tags,
 anchors, aliases and duplicate keys are refused, and so is text that is too large or nested too deeply.
@@ -60,13 +60,15 @@ class YamlError(Exception):
         super().__init__("; ".join(map(str, faults)))
 
 
-def parse(text: str, *, origin: str = "", lines: bool = True) -> Node:
-    """Parse one YAML document into a tree whose nodes have this origin, and their lines if ``lines``.
+def parse(text: str, *, origin: str = "", lines: bool = True, largest: int = LARGEST) -> Node:
+    """Parse one YAML document of at most ``largest`` characters.
+
+    Nodes have this origin, and their lines if ``lines``.
 
     Raises YamlError for invalid syntax, or anything but plain data; it holds every duplicate key found.
     """
-    if len(text) > LARGEST:
-        raise YamlError([RecipeFault("", f"{len(text):,} characters found; expected at most {LARGEST:,}")])
+    if len(text) > largest:
+        raise YamlError([RecipeFault("", f"{len(text):,} characters found; expected at most {largest:,}")])
     try:
         return _Builder(text, origin, lines=lines).document()
     except yaml.MarkedYAMLError as error:
@@ -88,6 +90,30 @@ def scalar(text: str) -> Scalar:
     if _INT.fullmatch(text) and len(text) < 40:
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def dump(values: Plain) -> str:
+    """Plain values as YAML that ``parse`` reads back as the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be read as something else, and writes floats with a point."""
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    mantissa, e, exponent = repr(value).partition("e")
+    point = "" if "." in mantissa or not e else ".0"
+    return dumper.represent_scalar("tag:yaml.org,2002:float", f"{mantissa}{point}{e}{exponent}")
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = None if scalar(value) == value else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(float, _float)
+_Dumper.add_representer(str, _text)
 
 
 class _Builder:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,11 +14,10 @@ from stlm_kd.eval import SUITES
 from stlm_kd.interventions import SOURCES
 from stlm_kd.losses import LOSSES, MAP_LOSSES, STATE_LOSSES
 from stlm_kd.recipe import Recipe, from_values, load, plain, recipe_hash, resolved_yaml, term_names
-from stlm_kd.recipe.load import _Dumper
 from stlm_kd.recipe.schema import cache, data, interchange, objective, root, student, training
 from stlm_kd.recipe.schema.fields import Part
 from stlm_kd.recipe.schema.options import with_options
-from stlm_kd.recipe.yaml import parse
+from stlm_kd.recipe.yaml import dump, parse
 from stlm_kd.teachers.combination import COMBINERS
 from tests.support.field_effects import BASES, EFFECTS, ONE_VALUE_SO_FAR, Change
 
@@ -162,5 +160,5 @@ scalars = (
     st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text("abc", min_size=1), inner))
 )
 def test_whatever_is_written_is_read_back_as_the_same_values(value: object) -> None:
-    text = yaml.dump({"key": value}, Dumper=_Dumper, allow_unicode=True)
+    text = dump({"key": value})
     assert parse(text).plain() == {"key": value}

@@ -1,0 +1,150 @@
+"""The differences between two recipes by meaning, and between their locks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from stlm_kd.recipe.load import load, plain
+from stlm_kd.recipe.locate import find, lock_beside
+from stlm_kd.recipe.lock import Lock, drift
+from stlm_kd.recipe.yaml import Plain
+from stlm_kd.teachers import COMBINED
+
+Group = Literal["what is trained", "on what", "how", "scored by", "pins"]
+
+_GROUPS: Mapping[str, Group] = {"task": "what is trained", "student": "what is trained", "data": "on what"}
+_PINS = ("revision",)
+_NAMES = {"teachers": "name", "objectives": "loss", "eval": "suite"}
+"""The key that names an entry of a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference.
+
+    Attributes:
+        group: The part of the recipe's meaning.
+        place: Dotted; entries of lists that have names by name, as in ``teachers[qwen].model``.
+        before: The value of the first; None if it has none.
+        after: The value of the second; None if it has none.
+    """
+
+    group: Group
+    place: str
+    before: Plain
+    after: Plain
+
+    def __str__(self) -> str:
+        return f"{self.place}: {_words(self.before)} \N{RIGHTWARDS ARROW} {_words(self.after)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """All differences, in the order of the groups."""
+
+    changes: tuple[Change, ...]
+
+    def as_text(self) -> str:
+        """One line a change, under the names of the groups; "no difference" if there is none."""
+        lines = []
+        for group in get_args(Group):
+            inside = [f"  {change}" for change in self.changes if change.group == group]
+            lines += [group, *inside] if inside else []
+        return "\n".join(lines) or "no difference"
+
+    def as_json(self) -> list[dict[str, Plain]]:
+        """Plain values, in the same order."""
+        return [asdict(change) for change in self.changes]
+
+
+def compare_recipes(before: str, after: str) -> Difference:
+    """The differences between two recipes, and between the locks that lie beside both.
+
+    Args:
+        before: An address, file, folder or built-in name, also a run's folder.
+        after: Another.
+
+    Raises:
+        MissingResourceError: There is no such recipe.
+        RecipeError: A recipe or a lock is invalid.
+    """
+    first, second = find(before), find(after)
+    recipes = load(before, is_stored=True), load(after, is_stored=True)
+    return difference(plain(recipes[0]), plain(recipes[1]), (lock_beside(first), lock_beside(second)))
+
+
+def difference(
+    before: Mapping[str, Plain],
+    after: Mapping[str, Plain],
+    locks: tuple[Lock | None, Lock | None] = (None, None),
+) -> Difference:
+    """The differences between two resolved recipes, as ``stlm_kd.recipe.plain`` gives them.
+
+    Entries of lists are matched by their names, so an entry that is added does not change the others; entries
+    that only change places are one change of the list.
+
+    Args:
+        before: The first recipe, with defaults.
+        after: The second.
+        locks: Their locks, which are compared if both have one.
+    """
+    found = [Change(_group(place), place, *values) for place, *values in _walk("", dict(before), dict(after))]
+    first, second = locks
+    if first is not None and second is not None:
+        forth = {one.place: (one.locked, one.found) for one in drift(first, second)}
+        back = {one.place: (one.found, one.locked) for one in drift(second, first)}
+        found += [Change("pins", place, *values) for place, values in sorted((back | forth).items())]
+    groups = get_args(Group)
+    return Difference(tuple(sorted(found, key=lambda change: groups.index(change.group))))
+
+
+def _walk(place: str, before: Plain, after: Plain) -> list[tuple[str, Plain, Plain]]:
+    if json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True):
+        return []
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        inner = [(f"{place}.{key}" if place else key, before.get(key), after.get(key)) for key in keys]
+        return [change for here, one, other in inner for change in _walk(here, one, other)]
+    if isinstance(before, list) and isinstance(after, list):
+        ours, theirs = _named(place, before), _named(place, after)
+        if ours is None or theirs is None:
+            return [(place, before, after)]
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        inner = [(f"{place}[{key}]", ours.get(key), theirs.get(key)) for key in keys]
+        return [one for values in inner for one in _walk(*values)] or [
+            (f"{place} (order)", [*ours], [*theirs])
+        ]
+    return [(place, before, after)]
+
+
+def _named(place: str, entries: Sequence[Plain]) -> dict[str, Plain] | None:
+    """The mappings of a list by name or index, repeated names numbered; None for a list of other things."""
+    key = _NAMES.get(place.rpartition(".")[2])
+    found: dict[str, Plain] = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            return None
+        name = str(index if key is None else entry.get(key, index))
+        if key == "loss" and entry.get("teacher", COMBINED) != COMBINED:
+            name += f"@{entry['teacher']}"
+        numbered = (f"{name} {number}" for number in itertools.count(2))
+        found[next(free for free in itertools.chain([name], numbered) if free not in found)] = entry
+    return found
+
+
+def _group(place: str) -> Group:
+    top = place.replace("[", ".").partition(".")[0]
+    if place.rpartition(".")[2] in _PINS:
+        return "pins"
+    return "scored by" if top == "eval" else _GROUPS.get(top, "how")
+
+
+def _words(value: Plain) -> str:
+    if value is None:
+        return "not given"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:79]}\N{HORIZONTAL ELLIPSIS}"

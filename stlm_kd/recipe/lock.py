@@ -1,0 +1,320 @@
+"""``recipe.lock``: what the names in a recipe stood for, and how that differs from what they stand for now.
+
+The recipe is the wish, the lock the fact. Only the program writes locks: as YAML with a fact a line, in a
+fixed order, so that two locks can be compared line by line.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from stlm_kd.errors import RecipeError, RecipeFault
+from stlm_kd.recipe.yaml import Plain, YamlError, dump, parse
+
+LOCK_FILE = "recipe.lock"
+FORMAT: Literal[1] = 1
+MAX_LOCK = 2 * 1024**2
+"""Maximum number of characters of a lock."""
+
+Level = Literal["content", "code", "note"]
+"""``content``: other data, models or settings; ``code``: other versions of this program or its libraries;
+``note``: other machines and names, which are told and never refused."""
+
+Kind = Literal["model", "dataset"]
+Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Hash = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40})$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+Hashes = Annotated[dict[Text, Hash], Field(max_length=1000)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """Base of the parts of a lock: strict, without unknown keys."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Made(_Facts):
+    """Who wrote the lock: the program with its version, the code's commit, and the day."""
+
+    by: Text
+    code: Text | None = None
+    on: Text | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockedFile(_Facts):
+    """A recipe that the recipe names: its hash, and its commit if it came from a repository."""
+
+    sha256: Hash
+    commit: Commit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockedModel(_Facts):
+    """A model or tokenizer: of the Hub by commit, or a local one by its identity alone.
+
+    Attributes:
+        id: The Hub id; None for a folder.
+        asked: The revision that the recipe names, such as ``main``.
+        commit: What it stood for.
+        identity: Hash of a folder's files, or of a tokenizer.
+        license: As its card states.
+        remote_code: Whether its own code was run.
+        files: Hash of each file that was read.
+    """
+
+    id: Text | None = None
+    asked: Text | None = None
+    commit: Commit | None = None
+    identity: Text | None = None
+    license: Text | None = None
+    remote_code: bool | None = None
+    files: Hashes = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LockedData(_Facts):
+    """A source of text or examples: of the Hub by commit, or a file by its hash.
+
+    Attributes:
+        hub: The Hub id; None for files and generated text.
+        path: As the recipe says; only compared, never opened.
+        name: Configuration.
+        split: Split.
+        asked: The revision that the recipe names.
+        commit: Commit of the data set.
+        files: Hash of each file that was read.
+        sha256: Of a local file.
+        text: Of the text as the tokenizer receives it.
+        documents: Their number.
+        bytes: Of the text as UTF-8.
+        license: As its card states.
+    """
+
+    hub: Text | None = None
+    path: Text | None = None
+    name: Text | None = None
+    split: Text | None = None
+    asked: Text | None = None
+    commit: Commit | None = None
+    files: Hashes = field(default_factory=dict)
+    sha256: Hash | None = None
+    text: Hash | None = None
+    documents: Number | None = None
+    bytes: Number | None = None
+    license: Text | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockedSuite(_Facts):
+    """A suite: versions of its task and library, commits of its data, hash of what it asked."""
+
+    version: Text | None = None
+    library: Text | None = None
+    data: dict[Text, Commit] = field(default_factory=dict)
+    requests: Hash | None = None
+    examples: Hash | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lock(_Facts):
+    """The content of ``recipe.lock``; parts are keyed by their place in the recipe (``teachers.qwen``).
+
+    Attributes:
+        recipe: Hash of the resolved recipe.
+        made: Who wrote it.
+        files: Recipes that the recipe names, by address.
+        models: Models and tokenizers.
+        data: Sources.
+        eval: Suites, such as ``lm-eval:blimp``.
+        seeds: Of the students.
+        packages: Versions.
+        environment: Python, platform, hardware.
+        stages: Digest of each stage of a run.
+        outputs: Hash of each file of a run that others may compare.
+        results: Hash of results.json.
+        format: Version of this format.
+    """
+
+    recipe: Hash
+    made: Made
+    files: dict[Text, LockedFile] = field(default_factory=dict)
+    models: dict[Text, LockedModel] = field(default_factory=dict)
+    data: dict[Text, LockedData] = field(default_factory=dict)
+    eval: dict[Text, LockedSuite] = field(default_factory=dict)
+    seeds: tuple[Number, ...] = ()
+    packages: dict[Text, Text] = field(default_factory=dict)
+    environment: dict[Text, Text] = field(default_factory=dict)
+    stages: dict[Text, Digest] = field(default_factory=dict)
+    outputs: dict[Text, Hash] = field(default_factory=dict)
+    results: Hash | None = None
+    format: Literal[1] = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A fact that is not as locked.
+
+    Attributes:
+        place: Dotted, as in ``models.teachers.qwen.commit``.
+        locked: The locked value; None if the lock has no such entry.
+        found: The value now; None if there is no such entry.
+        level: How much it matters.
+    """
+
+    place: str
+    locked: str | None
+    found: str | None
+    level: Level
+
+    @property
+    def refuses(self) -> bool:
+        """Whether ``--locked`` stops for it: other content, or code that makes other stages of it."""
+        return self.level == "content" or self.place.startswith("stages.")
+
+    def __str__(self) -> str:
+        locked, found = self.locked or "not in the lock", self.found or "nothing"
+        return f"{self.place}: {found} found; locked: {locked}"
+
+
+_LOCKS: TypeAdapter[Lock] = TypeAdapter(Lock)
+_MAX_FAULTS = 20
+_NOTES = {"made", "environment"}
+_NOTED_KEYS = {"asked", "license", "path"}
+_CODE = {"packages", "stages"}
+_COMPARED = (
+    "recipe",
+    "files",
+    "models",
+    "data",
+    "eval",
+    "seeds",
+    "stages",
+    "packages",
+    "made",
+    "environment",
+)
+
+
+def read_lock(text: str, *, origin: str = LOCK_FILE) -> Lock:
+    """The lock in a text.
+
+    Raises:
+        RecipeError: Not plain YAML, another format, or invalid; holds all faults, up to 20.
+    """
+    try:
+        values = parse(text, origin=origin, largest=MAX_LOCK).plain()
+    except YamlError as error:
+        raise RecipeError(origin, error.faults) from error
+    if isinstance(values, dict) and values.get("format") != FORMAT:
+        found = ascii(values.get("format"))[:40]
+        message = f"{found} found; this version reads format {FORMAT}; make the lock again: recipe lock"
+        raise RecipeError(origin, [RecipeFault("format", message)])
+    try:
+        return _LOCKS.validate_json(json.dumps(values))
+    except ValidationError as error:
+        faults = error.errors(include_url=False)[:_MAX_FAULTS]
+        raise RecipeError(origin, [_readable(fault) for fault in faults]) from error
+
+
+def lock_yaml(lock: Lock) -> str:
+    """The lock as YAML that ``read_lock`` reads: a fixed order of parts, sorted entries, nothing unknown."""
+    values = _plain(lock)
+    assert isinstance(values, dict), "a lock is a mapping"
+    return dump({"format": values.pop("format"), **values})
+
+
+def drift(lock: Lock, facts: Lock) -> list[Drift]:
+    """The differences between a lock and the facts of now, the most serious ones first.
+
+    The lock must state all that the facts state. What the facts do not state is unknown, not different: facts
+    that were found without reading data lack some. Hashes of files at a commit are compared where both state
+    them. ``outputs`` and ``results`` are claims of a run and are not compared.
+    """
+    parts = (_differences(part, getattr(lock, part), getattr(facts, part)) for part in _COMPARED)
+    order: tuple[Level, ...] = ("content", "code", "note")
+    return sorted(itertools.chain.from_iterable(parts), key=lambda one: order.index(one.level))
+
+
+def pinned(lock: Lock) -> dict[tuple[Kind, str, str | None], str]:
+    """The commit of each name on the Hub, by kind, id and the revision that was asked for (None: main)."""
+    found: dict[tuple[Kind, str, str | None], str] = {}
+    for suite in lock.eval.values():
+        found |= {("dataset", name, None): commit for name, commit in suite.data.items()}
+    for source in lock.data.values():
+        if source.hub is not None and source.commit is not None:
+            found["dataset", source.hub, source.asked] = source.commit
+    for model in lock.models.values():
+        if model.id is not None and model.commit is not None:
+            found["model", model.id, model.asked] = model.commit
+    return found
+
+
+def _differences(place: str, locked: Any, found: Any) -> Iterator[Drift]:
+    if is_dataclass(locked) and is_dataclass(found):
+        for row in fields(locked):
+            one, other = getattr(locked, row.name), getattr(found, row.name)
+            if row.name == "files" and getattr(locked, "commit", None) is not None:
+                other = {name: other[name] for name in other if name in one}
+                one = {name: one[name] for name in other}
+            yield from _differences(f"{place}.{row.name}", one, other)
+    elif isinstance(found, Mapping):
+        for key in sorted({*locked, *found} if found else ()):
+            here, one, other = f"{place}.{key}", locked.get(key), found.get(key)
+            if one is not None and other is not None:
+                yield from _differences(here, one, other)
+            else:
+                yield Drift(here, _words(one), _words(other), _level(here))
+    elif locked != found and found is not None and found != ():
+        yield Drift(place, _words(locked), _words(found), _level(place))
+
+
+def _level(place: str) -> Level:
+    part, key = place.partition(".")[0], place.rpartition(".")[2]
+    if part in _NOTES or key in _NOTED_KEYS:
+        return "note"
+    return "code" if part in _CODE or key == "library" else "content"
+
+
+def _words(value: object) -> str | None:
+    """A value in a message: an entry by its commit, hash or identity; None for no value."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or None
+    if not is_dataclass(value):
+        return None if value is None else str(value)
+    names = ("commit", "sha256", "identity", "version")
+    known = [getattr(value, name, None) for name in names]
+    return next((str(one) for one in known if one is not None), "there")
+
+
+def _plain(value: Any) -> Plain:
+    if is_dataclass(value):
+        given = {row.name: getattr(value, row.name) for row in fields(value)}
+        return {key: _plain(one) for key, one in given.items() if one is not None and one not in ({}, ())}
+    if isinstance(value, Mapping):
+        return {key: _plain(value[key]) for key in sorted(value)}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    assert isinstance(value, (bool, int, str)), f"{value!r} is not a fact of a lock"
+    return value
+
+
+def _readable(fault: Any) -> RecipeFault:
+    place = ascii(".".join(map(str, fault["loc"])))[1:-1]
+    if fault["type"] == "missing":
+        return RecipeFault(place, "is missing; make the lock again: recipe lock")
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return RecipeFault(place, "not a key of a lock")
+    found = ascii(fault["input"])
+    expected = fault["msg"].replace("Input should be ", "expected ").replace("String should ", "expected to ")
+    return RecipeFault(place, f"{found if len(found) <= 60 else f'{found[:57]}...'} found; {expected}")

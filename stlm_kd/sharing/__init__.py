@@ -1,0 +1,1 @@
+"""Outside names (models, tokenizers, data sets), pinned to commits, fetched and checked."""

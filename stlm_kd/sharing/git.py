@@ -1,0 +1,151 @@
+"""Read files of one commit of a git repository, without a checkout.
+
+The ``git`` program fetches one commit into a bare repository; the files are then read as objects. So no hook,
+filter, submodule, LFS pointer or link of the repository has any effect. Git may not ask for a password.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+
+from stlm_kd.errors import MissingResourceError, RecipeError, RecipeFault
+from stlm_kd.sharing.limits import MAX_BYTES, MB, Entry, checked_listing, shown
+from stlm_kd.sharing.names import is_commit
+
+_DEADLINE = 120.0
+"""Seconds for one call of git."""
+
+_MAX_LISTING = 4 * MB
+_SETTINGS = {
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "core.bigFileThreshold": "16m",  # larger objects are not held in memory
+    "fetch.fsckObjects": "true",
+    "fetch.unpackLimit": "1",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "submodule.recurse": "false",
+}
+
+
+def commit_of(url: str, revision: str | None, *, local: bool = False) -> str:
+    """The commit that a branch or tag names (None: HEAD).
+
+    Raises:
+        MissingResourceError: Git or the repository cannot be reached, or has no such branch or tag.
+    """
+    if revision is not None and is_commit(revision):
+        return revision
+    names = ["HEAD"] if revision is None else [f"refs/{kind}/{revision}" for kind in ("heads", "tags")]
+    asked = [*names, *(f"{name}^{{}}" for name in names)]
+    lines = (
+        _git(["ls-remote", "--", url, *asked], url=url, local=local).decode("ascii", "replace").split("\n")
+    )
+    found = {name: commit for commit, _, name in (line.partition("\t") for line in lines) if name}
+    commit = next((found[name] for name in reversed(asked) if name in found), None)
+    if commit is None or not is_commit(commit):
+        raise MissingResourceError(
+            f"git+{url}: no branch or tag {revision or 'HEAD'} there; expected one, or a commit of 40 digits"
+        )
+    return commit
+
+
+def download(url: str, commit: str, folder: Path, *, origin: str, local: bool = False) -> None:
+    """Write the files of a recipe at a commit into a folder.
+
+    Raises:
+        MissingResourceError: Git, the repository or the commit cannot be reached.
+        RecipeError: Names, numbers or sizes beyond the limits.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        repository = f"--git-dir={temporary}"
+        _git(["init", "--quiet", "--bare", "--template=", temporary], url=url)
+        fetched = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--", url, commit]
+        _git([repository, *fetched], url=url, local=local)
+        listing = _git([repository, "ls-tree", "-r", "-z", "-l", "--full-tree", commit], url=url)
+        rows = listing.split(b"\0")[:-1]
+        for entry in checked_listing(map(_entry, rows), origin):
+            assert entry.size is not None, "checked"
+            target = folder / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            name = entry.hashed.removeprefix("git:")
+            limit = entry.size
+            target.write_bytes(_git([repository, "cat-file", "blob", name], url=url, limit=limit))
+
+
+def _entry(row: bytes) -> Entry:
+    """An entry of ``ls-tree -l``: mode, type, object, size, tab, path."""
+    facts, _, path = row.partition(b"\t")
+    mode, _, name, size = facts.decode("ascii").split()
+    is_file = mode in ("100644", "100755")
+    return Entry(
+        path.decode("utf-8", "surrogateescape"),
+        int(size) if size.isdecimal() else None,
+        f"git:{name}",
+        is_file,
+    )
+
+
+def _git(arguments: Sequence[str], *, url: str, local: bool = False, limit: int = _MAX_LISTING) -> bytes:
+    """The output of git, which may write files of at most ``MAX_BYTES`` and may not talk to the user."""
+    settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+    bounded = ["/bin/sh", "-c", 'ulimit -f "$0" && exec git "$@"', str(MAX_BYTES // 512)]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [*bounded, *settings, *arguments],
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=errors,
+            env=_environment(local),
+            start_new_session=True,
+        )
+        timer = threading.Timer(_DEADLINE, _kill, [process])
+        timer.start()
+        with process:
+            try:
+                assert process.stdout is not None, "a pipe"
+                output = process.stdout.read(limit + 1)
+                if len(output) > limit:
+                    message = f"more than {limit:,} bytes from git {arguments[1]}"
+                    raise RecipeError(f"git+{url}", [RecipeFault("", message)])
+                code = process.wait()
+            finally:
+                timer.cancel()
+                _kill(process)
+        errors.seek(0)
+        lines = errors.read(4096).decode("utf-8", "replace").strip().splitlines()
+    if code != 0:
+        killed = f"git ended with {code}, or took more than {_DEADLINE:.0f} s"
+        reason = shown(lines[-1]) if lines else killed
+        raise MissingResourceError(f"git+{url}: cannot be fetched ({reason}); check the address")
+    return output
+
+
+def _environment(local: bool) -> dict[str, str]:
+    """The environment without variables that redirect git, and with those that silence it."""
+    redirecting = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_EXTERNAL_DIFF")
+    kept = {name: value for name, value in os.environ.items() if name not in redirecting}
+    return kept | {
+        "GIT_ALLOW_PROTOCOL": "https:ssh:file" if local else "https:ssh",
+        "GIT_ASKPASS": "false",
+        "SSH_ASKPASS": "false",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o ConnectTimeout=10",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "LC_ALL": "C",
+    }
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End git, if it is not known to have ended, and the programs that it started."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,116 @@
+"""Names of repositories on the Hugging Face Hub, told from paths.
+
+==========================  =================================================================
+``hub:org/name[@rev]``      the Hub
+``./x``, ``/x``, ``~/x``,   a path: what starts with ``.``, ``/``, ``~`` or ``$``, has two
+``$X/x``, ``a/b/c``         slashes or more, or cannot be a Hub id
+``org/name[@rev]``, ``x``   the Hub, unless a file or folder of this name exists here: then
+                            the path, and one line says so
+==========================  =================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from stlm_kd.errors import MissingResourceError
+from stlm_kd.notes import note
+
+Kind = Literal["model", "dataset"]
+
+PREFIX = "hub:"
+_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,200}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """A repository, and the branch, tag or commit of it (None: its main branch).
+
+    >>> str(HubName("model", "org/name", "v1"))
+    'org/name@v1'
+    """
+
+    kind: Kind
+    id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.revision}" if self.revision else self.id
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether the revision is a commit, which never means anything else."""
+        return self.revision is not None and is_commit(self.revision)
+
+    def at(self, revision: str) -> HubName:
+        """The same repository at another revision."""
+        return replace(self, revision=revision)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit's full name."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def hub_name(text: str, kind: Kind = "model", *, revision: str | None = None) -> HubName:
+    """A repository's name where only the Hub can be meant; folders are not looked at.
+
+    Args:
+        text: ``[hub:]org/name[@revision]``.
+        kind: Kind of repository.
+        revision: The revision, if it is given beside the name.
+
+    >>> hub_name("org/name@v1", "dataset")
+    HubName(kind='dataset', id='org/name', revision='v1')
+
+    Raises:
+        MissingResourceError: No Hub id, no revision, two revisions, or a pull request's branch.
+    """
+    name, at, asked = text.removeprefix(PREFIX).partition("@")
+    if not _is_id(name):
+        raise MissingResourceError(f"{text}: found {name!r}; expected an id on the Hub, such as org/name")
+    if at and revision is not None and asked != revision:
+        raise MissingResourceError(f"{text}: two revisions found, {asked} and {revision}; give one")
+    asked = asked if at else revision or ""
+    if (at or asked) and (not _REVISION.fullmatch(asked) or ".." in asked):
+        raise MissingResourceError(
+            f"{text}: revision {asked!r} found; expected a branch, a tag or a commit, as in {name}@main"
+        )
+    if asked.startswith("refs/pr/"):
+        raise MissingResourceError(
+            f"{text}: a pull request's branch, which its author can change; give the commit that you reviewed"
+        )
+    return HubName(kind, name, asked or None)
+
+
+def hub_name_or_path(text: str, kind: Kind = "model") -> HubName | None:
+    """A repository's name, or None if the text is a path by the rule of this module.
+
+    >>> hub_name_or_path("./org/name") is None, hub_name_or_path("runs/a/model") is None
+    (True, True)
+    >>> hub_name_or_path("org/name")
+    HubName(kind='model', id='org/name', revision=None)
+
+    Raises:
+        MissingResourceError: As ``hub_name``, for names that can only be on the Hub.
+    """
+    if text.startswith(PREFIX):
+        return hub_name(text, kind)
+    name = text.partition("@")[0]
+    if not _is_id(name):
+        return None
+    if not Path(text).exists():
+        return hub_name(text, kind)
+    if "/" in name:
+        note(f"{text}: read as the path here; write ./{text} for it, or {PREFIX}{text} for the Hub")
+    return None
+
+
+def _is_id(name: str) -> bool:
+    """Whether the Hub accepts a name as an id."""
+    return _ID.fullmatch(name) is not None and not re.search(r"--|\.\.|[.-]$|\.git$", name)

@@ -1,0 +1,130 @@
+"""Hashes are remembered between processes for unchanged files, and never for changed ones."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from stlm_kd.artifacts import hashing
+
+OLD_S = 10
+"""Age of a file whose times can no longer hide a change."""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store, with files that look old enough to be stored."""
+    monkeypatch.setenv(hashing.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing.time, "time_ns", lambda real=time.time_ns: real() + OLD_S * 10**9)
+    forget()
+    return tmp_path / "cache/hashes.jsonl"
+
+
+def forget() -> None:
+    """What a new process knows."""
+    hashing._known.clear()
+    hashing._loaded.clear()
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are read from now on."""
+    found: list[Path] = []
+    real = hashing._read
+    monkeypatch.setattr(hashing, "_read", lambda path, kind: found.append(path) or real(path, kind))
+    return found
+
+
+def test_both_hashes_are_right(tmp_path: Path, store: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"what is up, doc?")
+    assert (
+        hashing.known_hash(file, "git") == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
+    )  # the Pro Git book's example
+    assert (
+        hashing.known_sha256(file) == hashing.sha256(file) == hashlib.sha256(b"what is up, doc?").hexdigest()
+    )
+
+
+def test_a_file_is_read_once_by_all_processes(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, read = tmp_path / "a", reads(monkeypatch)
+    file.write_bytes(b"1")
+    digests = []
+    for _ in range(3):
+        digests += [hashing.known_sha256(file), hashing.known_sha256(file)]
+        forget()
+    assert len(read) == 1
+    assert {*digests} == {hashlib.sha256(b"1").hexdigest()}
+
+
+@pytest.mark.parametrize("how", ["written in place", "replaced", "written with its old time"])
+def test_a_changed_file_is_read_again(tmp_path: Path, store: Path, how: str) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"1")
+    hashing.known_sha256(file)
+    before = file.stat()
+    time.sleep(0.02)
+    if how == "replaced":
+        (tmp_path / "b").write_bytes(b"2")
+        (tmp_path / "b").replace(file)
+    else:
+        file.write_bytes(b"2")
+    if how == "written with its old time":
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):
+        assert hashing.known_sha256(file) == hashlib.sha256(b"2").hexdigest()
+        forget()
+
+
+def test_a_young_file_is_not_stored(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv(hashing.CACHE, str(store.parent))
+    (tmp_path / "a").write_bytes(b"1")
+    hashing.known_sha256(tmp_path / "a")
+    assert not store.exists()
+
+
+def test_damage_to_the_store_costs_reading_only(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / str(number) for number in range(4)]
+    for file in files:
+        file.write_text(file.name)
+        hashing.known_sha256(file)
+    content = bytearray(store.read_bytes())
+    lines = content.split(b"\n")
+    content[content.index(lines[1]) + 40] ^= 1
+    store.write_bytes(bytes(content[:-10]) + b"\n\xff\xfe not a line")
+    forget()
+    read = reads(monkeypatch)
+    for file in files:
+        assert hashing.known_sha256(file) == hashlib.sha256(file.name.encode()).hexdigest()
+    assert [path.name for path in read] == ["0", "3"], "the damaged line and the cut one"
+
+
+def test_the_store_is_bounded_and_keeps_the_newest(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "_MAX_LINES", 20)
+    files = [tmp_path / str(number) for number in range(30)]
+    for file in files:
+        file.touch()
+        hashing.known_sha256(file)
+    forget()
+    read = reads(monkeypatch)
+    hashing.known_sha256(files[-1])
+    assert not read
+    assert len(store.read_bytes().splitlines()) <= 20
+
+
+def test_a_store_that_cannot_be_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Path
+) -> None:
+    (tmp_path / "cache").touch()
+    (tmp_path / "a").write_bytes(b"1")
+    assert hashing.known_sha256(tmp_path / "a") == hashlib.sha256(b"1").hexdigest()
