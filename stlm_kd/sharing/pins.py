@@ -62,7 +62,7 @@ class Pins:
             MissingResourceError: As ``stlm_kd.sharing.hub.info``; or without the Hub, the revision was never
                 fetched.
         """
-        key = name.kind, name.id, name.revision
+        key = name.kind, name.id, None if name.revision == "main" else name.revision
         with self._lock:
             if key in self._resolved:
                 return self._resolved[key]
@@ -225,7 +225,7 @@ def mirror_of(folder: Path) -> HubName | None:
 
 
 def _key(one: RepoInfo) -> _Key:
-    return one.kind, one.id, one.asked
+    return one.kind, one.id, None if one.asked == "main" else one.asked
 
 
 def _commit_key(one: RepoInfo) -> _Key:
