@@ -22,7 +22,7 @@ def test_pins_survive_json() -> None:
     found = pins.from_json(text, "x")
     assert found.resolve(HubName("model", "org/name", "v1")) == INFO
     assert found.resolve(HubName("model", "org/name", COMMIT)) == INFO, "as pin() names it"
-    assert found.resolve(HubName("dataset", "org/name")).commit == OTHER
+    assert {found.resolve(HubName("dataset", "org/name", main)).commit for main in (None, "main")} == {OTHER}
     assert [one.kind for one in found.records()] == ["dataset", "model"]
     assert found.pin("org/name@v1") == f"org/name@{COMMIT}"
     assert found.pin("./org/name") == "./org/name"
