@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlm_kd.errors import DataError, MissingResourceError
-from stlm_kd.sharing import blobs
+from stlm_kd.sharing import blobs, pins
 from stlm_kd.sharing.failures import HubUnreachable, first_line, hub_errors
-from stlm_kd.sharing.hub import RepoInfo, is_offline, remember_fetched, snapshots
+from stlm_kd.sharing.hub import RepoInfo, ask, is_offline, remember_fetched, snapshots
+from stlm_kd.sharing.names import HubName
 from stlm_kd.sharing.snapshot import fetch
 
 if TYPE_CHECKING:
@@ -57,6 +58,21 @@ def read_splits(info: RepoInfo, configuration: str | None, *, offline: bool = Fa
         splits: dict[str, Dataset] = found.as_dataset()
     remember_fetched(info)
     return splits
+
+
+def is_available(name: HubName, configuration: str | None) -> bool:
+    """Whether a data set can be read: it is prepared in the cache, or the Hub answers for it."""
+    here = pins.current()
+    try:
+        info = here.resolve(name)
+        if _prepared(info, configuration) is not None:
+            return True
+        if not here.failure and not is_offline():
+            ask(info.pinned)  # what is known of a commit does not show that the Hub answers
+            return True
+    except MissingResourceError:
+        pass
+    return False
 
 
 def builder(info: RepoInfo, configuration: str | None, *, offline: bool = False) -> DatasetBuilder:

@@ -83,8 +83,7 @@ def info(name: HubName) -> RepoInfo:
         return replace(known, asked=name.revision)
     for attempt in range(_ATTEMPTS):
         try:
-            with hub_errors(name):
-                return _ask(name)
+            return ask(name)
         except HubUnreachable as error:
             if (
                 is_offline()
@@ -97,12 +96,24 @@ def info(name: HubName) -> RepoInfo:
     raise AssertionError("unreachable")
 
 
-def _ask(name: HubName) -> RepoInfo:
+def ask(name: HubName) -> RepoInfo:
+    """Like ``info``, but always by a request, and once.
+
+    Raises:
+        MissingResourceError: As ``info``.
+    """
+    with hub_errors(name):
+        found = _asked(name)
+    _store(found)
+    return found
+
+
+def _asked(name: HubName) -> RepoInfo:
     from huggingface_hub import HfApi, constants
 
     api = HfApi()
-    ask = api.model_info if name.kind == "model" else api.dataset_info
-    answer: ModelInfo | DatasetInfo = ask(
+    information = api.model_info if name.kind == "model" else api.dataset_info
+    answer: ModelInfo | DatasetInfo = information(
         name.id, revision=name.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
     if not is_commit(answer.sha or ""):
@@ -111,7 +122,7 @@ def _ask(name: HubName) -> RepoInfo:
         note(f"{name.id}: now {answer.id} on the Hub; write that name")
     card: Any = answer.card_data
     licence = card.get("license") if card is not None else None
-    found = RepoInfo(
+    return RepoInfo(
         name.kind,
         name.id,
         name.revision,
@@ -125,8 +136,6 @@ def _ask(name: HubName) -> RepoInfo:
             for file in answer.siblings or ()
         },
     )
-    _store(found)
-    return found
 
 
 def info_from_cache(name: HubName, failure: HubUnreachable) -> RepoInfo:

@@ -91,6 +91,23 @@ def test_a_commit_is_read_whatever_else_is_cached(world: World) -> None:
     assert world.stderr.count("\n") == 1
 
 
+def test_what_can_be_read_is_known_before_it_is_read(world: World) -> None:
+    code = """
+import json, sys
+from stlm_kd.sharing.data_sets import is_available
+from stlm_kd.sharing.names import hub_name
+rows = (row.split(",") for row in sys.argv[1:])
+print(json.dumps([is_available(hub_name(name, "dataset"), configuration) for name, configuration in rows]))
+"""
+    commit = world.hub.add("dataset", "org/data", {"train.parquet": table("a")})
+    rows = ("org/data,default", f"org/data@{commit},other", "org/absent,default")
+    assert world.python(code, *rows) == [True, True, False]
+    read(world, "org/data,,train")
+    assert world.python(code, *rows, HF_HUB_OFFLINE="1") == [True, False, False]
+    world.hub.fault(".*", status=503)
+    assert world.python(code, *rows[::-1]) == [False, False, True]
+
+
 def test_faults_of_data_are_named(world: World) -> None:
     files = {"README.md": CARD, "raw/train-0.parquet": table("a"), "raw/test-0.parquet": table("b")}
     commit = world.hub.add("dataset", "org/data", files | {"other/x.parquet": table("c")})
