@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from stlm_kd.errors import MissingResourceError
@@ -23,7 +23,7 @@ Kind = Literal["model", "dataset"]
 
 PREFIX = "hub:"
 _ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
-_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,150}", re.ASCII)  # with an id below 255 characters
+_REVISION = re.compile(r"[A-Za-z0-9_][\w./+-]{0,150}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -104,11 +104,18 @@ def hub_name_or_path(text: str, kind: Kind = "model") -> HubName | None:
     name = text.partition("@")[0]
     if not _is_id(name):
         return None
-    if not os.path.exists(text):  # False for what is too long for a file
+    if not _exists(text):
         return hub_name(text, kind)
     if "/" in name:
         note(f"{text}: read as the path here; write ./{text} for it, or {PREFIX}{text} for the Hub")
     return None
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for the name of a file
+        return False
 
 
 def _is_id(name: str) -> bool:

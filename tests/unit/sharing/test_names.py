@@ -67,7 +67,7 @@ def test_paths(text: str) -> None:
         ("org/name@../../x", "expected a branch, a tag or a commit"),
         ("org/name@v 1", "expected a branch, a tag or a commit"),
         ("org/name@v1@v2", "expected a branch, a tag or a commit"),
-        (f"org/{'n' * 90}@{'v' * 151}", "expected a branch, a tag or a commit"),
+        (f"org/{'n' * 90}@{'v' * 300}", "expected a branch, a tag or a commit"),
         ("org/name@refs/pr/7", "a pull request's branch"),
     ],
 )
